@@ -1,0 +1,97 @@
+"""What stores a namespace's bytes: the contract between a namespace and its storage.
+
+A backend works in bytes and knows nothing of NVMe. Ranges have been checked by its one caller
+(`nvmeof.target.namespace`), which also turns every `OSError` into a status. An operation either completes at once, or
+gives back an awaitable; buffers that were passed in are borrowed until that is done.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+BLOCK_BYTES_CHOICES = (512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do, apart from how it does it."""
+
+    size_bytes: int
+    block_bytes: int = 512  # the logical block size that it is presented with
+    can_write: bool = True
+    can_deallocate: bool = False
+    can_write_zeroes: bool = False  # faster than writing zeroes
+    can_fua: bool = True
+    volatile_cache: bool = False  # what was written may be lost at a power failure before `flush`
+    deallocated_reads_zero: bool = True
+    preferred_bytes: int = 4096  # writes and deallocations of this granularity and alignment are cheap
+
+
+class Lease:
+    """Bytes that a reader may look at until it calls `release`.
+
+    `stable` False: the memory is shared with writers and may change; read it (and compute digests over it) in the same
+    synchronous step in which it goes to the socket, and copy what was not taken.
+    """
+
+    __slots__ = ("_release", "stable", "view")
+
+    def __init__(self, view: memoryview, *, stable: bool, release: Callable[[], None] | None = None) -> None:
+        self.view = view
+        self.stable = stable
+        self._release = release
+
+    def release(self) -> None:
+        """Give the memory back. Calling it again does nothing."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+
+class Backend(ABC):
+    """Storage of `capabilities.size_bytes` bytes. `offset` and `length` are bytes."""
+
+    memory: memoryview | None = None
+    """The whole content, writable, for a backend that is plain memory; a hot path slices it directly."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What it can do now; the size changes with `resize`."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """A few words for a log line."""
+
+    async def open(self) -> None:  # noqa: B027 - optional for a backend
+        """Make it ready. Raises `OSError` or `ConfigurationError`; calling it twice is harmless."""
+
+    async def close(self) -> None:  # noqa: B027 - optional for a backend
+        """Let everything go, after what was begun has ended. Calling it twice is harmless."""
+
+    @abstractmethod
+    def acquire_read(self, offset: int, length: int) -> Lease | Awaitable[Lease]:
+        """The bytes of a range, to be released by the caller."""
+
+    @abstractmethod
+    def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
+        """Write a range. `fua`: done only when the bytes are on non-volatile media."""
+
+    @abstractmethod
+    def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None] | None:
+        """Make a range read as zeroes; `deallocate` says that its space need not stay reserved."""
+
+    @abstractmethod
+    def deallocate(self, offset: int, length: int) -> Awaitable[None] | None:
+        """Give the space of a range back; it reads as zeroes when the capability says so."""
+
+    @abstractmethod
+    def flush(self) -> Awaitable[None] | None:
+        """Done when everything that was completed before is on non-volatile media."""
+
+    @abstractmethod
+    def resize(self, size_bytes: int) -> None:
+        """Change the size; bytes beyond the old one read as zeroes. Raises `OSError`."""

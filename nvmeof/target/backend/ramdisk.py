@@ -1,0 +1,108 @@
+"""A namespace in memory: one anonymous private mapping, sparse, whose deallocated pages go back to the system."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from dataclasses import replace
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease
+from nvmeof.target.sizes import format_size, parse_size
+
+_PAGE = mmap.PAGESIZE
+# Zeroes are copied from one small block that stays in cache, not made anew per request.
+_ZEROES = bytes(1 << 16)
+
+
+class Ramdisk(Backend):
+    """`size`: bytes, or text such as `1G`; a whole number of blocks of `block_bytes`."""
+
+    memory: memoryview
+
+    def __init__(self, size: str | int, *, block_bytes: int = 512) -> None:
+        size_bytes = parse_size(size)
+        if block_bytes not in BLOCK_BYTES_CHOICES:
+            raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")
+        if size_bytes % block_bytes:
+            raise ConfigurationError(f"a ramdisk of {size} is not a whole number of {block_bytes}-byte blocks")
+        self._capabilities = Capabilities(
+            size_bytes=size_bytes,
+            block_bytes=block_bytes,
+            can_deallocate=True,
+            can_write_zeroes=True,
+            preferred_bytes=_PAGE,
+        )
+        self._map = self._new_map(size_bytes)
+        self.memory = memoryview(self._map)[:size_bytes]
+
+    @staticmethod
+    def _new_map(size_bytes: int) -> mmap.mmap:
+        try:
+            # NORESERVE: a sparse disk may be larger than memory, as a sparse file may be larger than its file system.
+            return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+        except (OSError, OverflowError, ValueError) as error:
+            raise ConfigurationError(f"cannot map a ramdisk of {format_size(size_bytes)}: {error}") from error
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    @property
+    def description(self) -> str:
+        return f"ramdisk {format_size(self._capabilities.size_bytes)}"
+
+    def acquire_read(self, offset: int, length: int) -> Lease:
+        return Lease(self.memory[offset : offset + length], stable=False)
+
+    def write(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
+        self.memory[offset : offset + len(data)] = data
+
+    def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> None:
+        if deallocate:
+            self.deallocate(offset, length)
+        else:
+            self._fill(offset, offset + length)
+
+    def deallocate(self, offset: int, length: int) -> None:
+        end = offset + length
+        first = -(-offset // _PAGE) * _PAGE
+        # The last page of the disk is ours whole, also when the disk ends inside it.
+        last = end if end == self._capabilities.size_bytes else end // _PAGE * _PAGE
+        if last <= first:
+            self._fill(offset, end)
+            return
+        self._fill(offset, first)
+        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        self._fill(last, end)
+
+    def _fill(self, start: int, end: int) -> None:
+        memory = self.memory
+        while start < end:
+            part = min(end - start, len(_ZEROES))
+            memory[start : start + part] = _ZEROES[:part]
+            start += part
+
+    def flush(self) -> None:
+        return None
+
+    def resize(self, size_bytes: int) -> None:
+        """Moves to a new mapping: views handed out before keep showing the old content."""
+        block = self._capabilities.block_bytes
+        if size_bytes <= 0 or size_bytes % block:
+            raise OSError(errno.EINVAL, f"{size_bytes} bytes is not a whole number of {block}-byte blocks")
+        new = self._new_map(size_bytes)
+        memory = memoryview(new)
+        keep = min(size_bytes, self._capabilities.size_bytes)
+        for start in range(0, keep, len(_ZEROES)):
+            part = self.memory[start : min(start + len(_ZEROES), keep)]
+            # Only what holds data is copied, so that a sparse disk stays sparse.
+            if part != _ZEROES[: len(part)]:
+                memory[start : start + len(part)] = part
+        self._map, self.memory = new, memory
+        self._capabilities = replace(self._capabilities, size_bytes=size_bytes)
+
+    async def close(self) -> None:
+        """The mapping goes when the last view of it has gone; its pages go now."""
+        if not self._map.closed and self._capabilities.size_bytes:
+            self._map.madvise(mmap.MADV_DONTNEED)

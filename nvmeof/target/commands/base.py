@@ -1,0 +1,107 @@
+"""The shape of a command's table row: everything that the target knows of a command stands in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum, IntFlag
+from typing import TypeAlias
+
+from nvmeof.spec.sqe import Sqe
+from nvmeof.target.completion import Completion
+from nvmeof.target.context import QueueContext
+from nvmeof.target.states import READY_ONLY, ControllerState
+
+
+class Direction(Enum):
+    """Where a command's data goes; the value is the opcode's bits 1:0 (NVMe Base, Opcode format)."""
+
+    NONE = 0
+    HOST_TO_CONTROLLER = 1
+    CONTROLLER_TO_HOST = 2
+
+
+class NsidRule(Enum):
+    """What a command's NSID must be."""
+
+    UNUSED = "not used"
+    ACTIVE = "an active namespace"
+    ACTIVE_OR_ALL = "an active namespace, or FFFFFFFFh for all"
+    HANDLER = "depends on the command's other fields"
+
+
+class Effects(IntFlag):
+    """A command's line in the Commands Supported and Effects log (NVMe Base, Log Page 05h)."""
+
+    CSUPP = 1 << 0  # supported
+    LBCC = 1 << 1  # may change logical block content
+    NCC = 1 << 2  # may change a namespace's capabilities
+    NIC = 1 << 3  # may change the namespace inventory
+    CCC = 1 << 4  # may change the controller's capabilities
+    CSE_NAMESPACE = 1 << 16  # no other command for the same namespace at the same time
+    CSE_ALL = 2 << 16
+    USS = 1 << 19  # UUID selection is supported
+    SCOPE_NAMESPACE = 1 << 20
+    SCOPE_CONTROLLER = 1 << 21
+
+
+Handler: TypeAlias = Callable[[QueueContext, Sqe, memoryview | None], Completion | Awaitable[Completion]]
+Check: TypeAlias = Callable[[QueueContext, Sqe], None]
+TransferBytes: TypeAlias = Callable[[QueueContext, Sqe], int]
+
+
+def no_data(ctx: QueueContext, sqe: Sqe) -> int:
+    """The length rule of a command without data."""
+    return 0
+
+
+def no_check(ctx: QueueContext, sqe: Sqe) -> None:
+    """For a command whose fields are looked at by its handler, or whose fields are all legal."""
+
+
+def fixed(length: int) -> TransferBytes:
+    """The length rule of a command that always moves `length` bytes."""
+
+    def transfer_bytes(ctx: QueueContext, sqe: Sqe) -> int:
+        return length
+
+    return transfer_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """A row: opcode, handler, data, NSID and state rules, effects.
+
+    `transfer_bytes` gives how many bytes the command moves. With `longer_sgl_bytes` the SGL may describe more than
+    that, up to so many bytes (Dataset Management: hosts send a whole page whatever the number of ranges); otherwise it
+    must describe exactly that many. `check` runs before any data moves and raises `CommandError`.
+    The handler's `data` is complete host data (digest checked) and valid only until the completion is given.
+    """
+
+    opcode: int
+    name: str
+    handler: Handler
+    direction: Direction = Direction.NONE
+    transfer_bytes: TransferBytes = no_data
+    check: Check = no_check
+    nsid: NsidRule = NsidRule.UNUSED
+    states: frozenset[ControllerState] = READY_ONLY
+    effects: Effects = Effects.CSUPP
+    longer_sgl_bytes: int = 0
+    oncs: int = 0  # its bit in Identify Controller's ONCS
+    oacs: int = 0  # and in OACS
+
+
+__all__ = [
+    "Check",
+    "CommandSpec",
+    "Completion",
+    "Direction",
+    "Effects",
+    "Handler",
+    "NsidRule",
+    "TransferBytes",
+    "fixed",
+    "no_check",
+    "no_data",
+]

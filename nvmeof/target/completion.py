@@ -1,0 +1,27 @@
+"""The outcome of a command, before a queue turns it into a CQE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nvmeof.wire import Buffer
+
+
+@dataclass(slots=True)
+class Completion:
+    """Status, result dwords and, for a controller-to-host transfer, the data.
+
+    `status` is a `Status` value (SCT << 8 | SC). `data` stays valid until `release` is called (when there is one);
+    whoever takes the completion calls it exactly once.
+    """
+
+    status: int = 0
+    dnr: bool = False
+    dw0: int = 0
+    dw1: int = 0
+    data: Buffer | None = None
+    release: Callable[[], None] | None = None
+
+
+__all__ = ["Completion"]

@@ -1,0 +1,205 @@
+"""A namespace: logical blocks over a backend, with the identifiers that a host knows it by.
+
+Every call of a backend goes through here: ranges are checked and errors become statuses in this one place.
+"""
+
+from __future__ import annotations
+
+import errno
+import uuid as uuid_module
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.spec.sqe import SQE
+from nvmeof.spec.status import Status
+from nvmeof.target.backend.base import Backend, Lease
+
+T = TypeVar("T")
+
+_IDENTIFIER_SPACE = uuid_module.uuid5(uuid_module.NAMESPACE_URL, "urn:nvmeof:namespace")
+_WRITE_REFUSED = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_THERE = frozenset({errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN})
+_PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM, errno.EBUSY})
+
+
+@dataclass(slots=True)
+class NamespaceCounters:
+    """What was done since the start; plain numbers that a hot path adds to."""
+
+    reads: int = 0
+    writes: int = 0
+    blocks_read: int = 0
+    blocks_written: int = 0
+    media_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceIdentifiers:
+    """NGUID (16 bytes), UUID and EUI-64 (8 bytes; zero: none)."""
+
+    nguid: bytes
+    uuid: uuid_module.UUID
+    eui64: bytes = bytes(8)
+
+    @classmethod
+    def derive(cls, subnqn: str, nsid: int) -> NamespaceIdentifiers:
+        """The same for the same subsystem NQN and NSID, after every restart and on every machine."""
+        named = uuid_module.uuid5(_IDENTIFIER_SPACE, f"{subnqn}/{nsid}")
+        nguid = uuid_module.uuid5(_IDENTIFIER_SPACE, f"{subnqn}/{nsid}/nguid").bytes
+        return cls(nguid=nguid, uuid=named)
+
+
+def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
+    """The NVMe status and DNR for what a backend's operation failed with."""
+    code = error.errno
+    if code in _NO_ROOM:
+        return Status.CAPACITY_EXCEEDED, True
+    if code in _WRITE_REFUSED and writing:
+        return Status.NAMESPACE_WRITE_PROTECTED, True
+    if code in _NOT_THERE:
+        return Status.NAMESPACE_NOT_READY, False
+    if code == errno.EIO:
+        return (Status.WRITE_FAULT if writing else Status.UNRECOVERED_READ_ERROR), True
+    return Status.INTERNAL_ERROR, code not in _PASSING
+
+
+class Namespace:
+    """One namespace of a subsystem. Addresses are logical blocks of `block_bytes`."""
+
+    __slots__ = (
+        "anagrpid",
+        "backend",
+        "block_bytes",
+        "block_shift",
+        "counters",
+        "identifiers",
+        "memory",
+        "nsid",
+        "read_only",
+        "size_blocks",
+    )
+
+    def __init__(
+        self,
+        nsid: int,
+        backend: Backend,
+        identifiers: NamespaceIdentifiers,
+        *,
+        read_only: bool = False,
+        anagrpid: int = 1,
+    ) -> None:
+        if not 1 <= nsid <= 0xFFFFFFFE:
+            raise ConfigurationError(f"an NSID is 1 to FFFFFFFEh, not {nsid:X}h")
+        self.nsid = nsid
+        self.backend = backend
+        self.identifiers = identifiers
+        self.read_only = read_only or not backend.capabilities.can_write
+        self.anagrpid = anagrpid
+        self.counters = NamespaceCounters()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take size, block size and memory over from the backend (at the start and after a resize)."""
+        capabilities = self.backend.capabilities
+        self.block_bytes = capabilities.block_bytes
+        self.block_shift = self.block_bytes.bit_length() - 1
+        self.size_blocks = capabilities.size_bytes >> self.block_shift
+        self.memory: memoryview | None = self.backend.memory
+
+    @property
+    def nguid(self) -> bytes:
+        return self.identifiers.nguid
+
+    @property
+    def uuid(self) -> uuid_module.UUID:
+        return self.identifiers.uuid
+
+    @property
+    def eui64(self) -> bytes:
+        return self.identifiers.eui64
+
+    def check_range(self, slba: int, nlb: int) -> None:
+        """Raise LBA Out of Range unless `nlb` blocks from `slba` are inside (`nlb` is the real count)."""
+        if slba + nlb > self.size_blocks:
+            raise CommandError(
+                Status.LBA_OUT_OF_RANGE,
+                SQE.error_location("cdw10"),
+                message=f"blocks {slba}..{slba + nlb - 1} of namespace {self.nsid}, which has {self.size_blocks}",
+            )
+
+    def check_writable(self) -> None:
+        """Raise Namespace is Write Protected unless it may be written."""
+        if self.read_only:
+            raise CommandError(
+                Status.NAMESPACE_WRITE_PROTECTED,
+                SQE.error_location("nsid"),
+                message=f"namespace {self.nsid} is read-only",
+            )
+
+    def read(self, slba: int, nlb: int) -> Lease | Awaitable[Lease]:
+        """The data of `nlb` blocks; release the lease when it has been sent."""
+        self.check_range(slba, nlb)
+        shift = self.block_shift
+        self.counters.reads += 1
+        self.counters.blocks_read += nlb
+        return self._call(lambda: self.backend.acquire_read(slba << shift, nlb << shift), writing=False)
+
+    def write(self, slba: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
+        """Write whole blocks. `data` is borrowed until the result is there."""
+        nlb = len(data) >> self.block_shift
+        self.check_range(slba, nlb)
+        self.check_writable()
+        self.counters.writes += 1
+        self.counters.blocks_written += nlb
+        return self._call(lambda: self.backend.write(slba << self.block_shift, data, fua=fua), writing=True)
+
+    def write_zeroes(self, slba: int, nlb: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None] | None:
+        """Make blocks read as zeroes."""
+        self.check_range(slba, nlb)
+        self.check_writable()
+        shift = self.block_shift
+        return self._call(
+            lambda: self.backend.write_zeroes(slba << shift, nlb << shift, deallocate=deallocate, fua=fua), writing=True
+        )
+
+    def deallocate(self, slba: int, nlb: int) -> Awaitable[None] | None:
+        """Give the space of blocks back; without the capability this does nothing, as the hint allows."""
+        self.check_range(slba, nlb)
+        self.check_writable()
+        if not self.backend.capabilities.can_deallocate or nlb == 0:
+            return None
+        shift = self.block_shift
+        return self._call(lambda: self.backend.deallocate(slba << shift, nlb << shift), writing=True)
+
+    def flush(self) -> Awaitable[None] | None:
+        """Done when all completed writes are on non-volatile media."""
+        return self._call(self.backend.flush, writing=True)
+
+    def _call(self, operation: Callable[[], T | Awaitable[T]], *, writing: bool) -> T | Awaitable[T]:
+        try:
+            result = operation()
+        except OSError as error:
+            raise self._command_error(error, writing) from error
+        if isinstance(result, Awaitable):
+            return self._finish(result, writing)
+        return result
+
+    async def _finish(self, pending: Awaitable[T], writing: bool) -> T:
+        try:
+            return await pending
+        except OSError as error:
+            raise self._command_error(error, writing) from error
+
+    def _command_error(self, error: OSError, writing: bool) -> CommandError:
+        status, dnr = status_of_os_error(error, writing=writing)
+        if status >> 8 == 2:
+            self.counters.media_errors += 1
+        what = "writing to" if writing else "reading from"
+        return CommandError(
+            status,
+            dnr=dnr,
+            message=f"{what} namespace {self.nsid} ({self.backend.description}) failed: {error.strerror}",
+        )

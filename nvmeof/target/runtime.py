@@ -1,0 +1,38 @@
+"""What the target's logic needs of the world that runs it: futures, timers and the time.
+
+The layer that owns an event loop passes an object of this shape in; nothing below it imports asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+ResultT = TypeVar("ResultT", contravariant=True)
+
+
+class Future(Awaitable[T], Protocol[T]):
+    """A result that comes later; `asyncio.Future` has this shape."""
+
+    def set_result(self, result: T, /) -> None: ...
+
+    def done(self) -> bool: ...
+
+    def cancel(self) -> bool: ...
+
+
+class TimerHandle(Protocol):
+    """A timer that was started; `asyncio.TimerHandle` has this shape."""
+
+    def cancel(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """Futures, timers and a monotonic clock in seconds."""
+
+    def create_future(self) -> Future[object]: ...
+
+    def call_later(self, seconds: float, callback: Callable[[], object], /) -> TimerHandle: ...
+
+    def now(self) -> float: ...
