@@ -1,0 +1,106 @@
+"""The exceptions of this package; each carries what goes on the wire.
+
+::
+
+    NvmeofError
+    ├── LocalProtocolError          our own caller misused the API
+    ├── PduError                    the peer broke the transport protocol: becomes a TermReq
+    ├── RemoteTermination           the peer sent a TermReq
+    ├── CommandError                a command is refused: becomes a CQE, and an Error log entry
+    ├── NvmeStatusError             host: a command completed with a status other than success
+    ├── TransportError              a connection could not be made, or was lost
+    │   ├── ConnectTimeout
+    │   └── ConnectionLost
+    └── ConfigurationError          a bad option (also a ValueError)
+
+Messages are one sentence for a person. FES and FEI are those of the NVMe/TCP Transport specification (H2CTermReq and
+C2HTermReq); status values are ``SCT << 8 | SC``, as in :class:`nvmeof.spec.status.Status`.
+"""
+
+from __future__ import annotations
+
+NO_ERROR_LOCATION = 0xFFFF
+"""Parameter Error Location of an error that belongs to no field (NVMe Base, Error Information log)."""
+
+
+class NvmeofError(Exception):
+    """The root of all errors of this package."""
+
+
+class LocalProtocolError(NvmeofError):
+    """The caller did what the state does not allow, or gave a value that cannot be encoded: a bug on our side."""
+
+
+class PduError(NvmeofError):
+    """The peer broke the transport protocol.
+
+    ``fes``: fatal error status. ``fei``: fatal error information, the byte offset of the bad field for an invalid
+    header field, the digest received for a header digest error.
+    """
+
+    def __init__(self, fes: int, fei: int = 0, message: str = "") -> None:
+        super().__init__(message or f"fatal transport error {fes:#04x} (information {fei:#x})")
+        self.fes = fes
+        self.fei = fei
+
+
+class RemoteTermination(NvmeofError):
+    """The peer ended the connection with a TermReq that carried this ``fes`` and ``fei``."""
+
+    def __init__(self, fes: int, fei: int = 0, message: str = "") -> None:
+        super().__init__(message or f"the peer terminated the connection: fatal error status {fes:#04x}, {fei:#x}")
+        self.fes = fes
+        self.fei = fei
+
+
+class CommandError(NvmeofError):
+    """A command that a controller refuses.
+
+    ``status``: SCT << 8 | SC. ``error_location``: byte | bit << 8 of the field at fault, 0xFFFF for none.
+    ``dnr``: a retry would fail too. ``dw0``: completion dword 0 (Connect's IPO and IATTR).
+    """
+
+    def __init__(
+        self,
+        status: int,
+        error_location: int = NO_ERROR_LOCATION,
+        *,
+        dnr: bool = True,
+        message: str = "",
+        dw0: int = 0,
+    ) -> None:
+        super().__init__(message or f"status {int(status):#05x}")
+        self.status = status
+        self.error_location = error_location
+        self.dnr = dnr
+        self.dw0 = dw0
+
+
+class NvmeStatusError(NvmeofError):
+    """A command completed with a status other than success.
+
+    ``status``: SCT << 8 | SC. ``dnr``: the controller says that a retry would fail. ``dw0``: completion dword 0.
+    Made by :func:`nvmeof.spec.status.status_error`, which fills in the status' name.
+    """
+
+    def __init__(self, status: int, message: str = "", *, dnr: bool = False, dw0: int = 0) -> None:
+        super().__init__(message or f"the command failed with status {int(status):#05x}")
+        self.status = status
+        self.dnr = dnr
+        self.dw0 = dw0
+
+
+class TransportError(NvmeofError):
+    """A connection or listener could not be made, or was lost; the message says which address and why."""
+
+
+class ConnectTimeout(TransportError):
+    """The peer did not answer in time."""
+
+
+class ConnectionLost(TransportError):
+    """An established connection ended without our doing."""
+
+
+class ConfigurationError(NvmeofError, ValueError):
+    """An option or configuration value that cannot be used."""

@@ -1,0 +1,116 @@
+"""The submission queue entry, 64 bytes (NVMe Base, Common Command Format; Fabrics capsules use SGL1 for data)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import construct as c
+
+from nvmeof.wire import U8, U16, U32, U64, Record
+
+
+@dataclass(slots=True)
+class Sqe:
+    """One command. Values are raw, 0's-based ones too; the properties give converted units.
+
+    ``flags``: FUSE in bits 1:0, PSDT in bits 7:6. ``sgl_*``: SGL1; ``sgl_type`` as in :class:`nvmeof.spec.sgl.SglType`.
+    """
+
+    opcode: int = 0
+    flags: int = 0
+    cid: int = 0
+    nsid: int = 0
+    cdw2: int = 0
+    cdw3: int = 0
+    mptr: int = 0
+    sgl_address: int = 0
+    sgl_length: int = 0
+    sgl_type: int = 0
+    cdw10: int = 0
+    cdw11: int = 0
+    cdw12: int = 0
+    cdw13: int = 0
+    cdw14: int = 0
+    cdw15: int = 0
+
+    @property
+    def fuse(self) -> int:
+        """0 normal, 1 first, 2 second command of a fused operation."""
+        return self.flags & 3
+
+    @property
+    def psdt(self) -> int:
+        """PRP or SGL for Data Transfer, see :class:`nvmeof.spec.sgl.Psdt`."""
+        return self.flags >> 6
+
+    @property
+    def fctype(self) -> int:
+        """The Fabrics command type, where the opcode is 7Fh: byte 4."""
+        return self.nsid & 0xFF
+
+    @property
+    def slba(self) -> int:
+        """First logical block of an NVM command: CDW10 and CDW11."""
+        return self.cdw10 | self.cdw11 << 32
+
+    @property
+    def transfer_blocks(self) -> int:
+        """How many logical blocks an NVM command is about: NLB, 0's-based in CDW12 bits 15:0."""
+        return (self.cdw12 & 0xFFFF) + 1
+
+
+SQE: Record[Sqe] = Record(
+    c.Struct(
+        "opcode" / U8,
+        "flags" / U8,
+        "cid" / U16,
+        "nsid" / U32,
+        "cdw2" / U32,
+        "cdw3" / U32,
+        "mptr" / U64,
+        "sgl_address" / U64,
+        "sgl_length" / U32,
+        c.Padding(3),
+        "sgl_type" / U8,
+        "cdw10" / U32,
+        "cdw11" / U32,
+        "cdw12" / U32,
+        "cdw13" / U32,
+        "cdw14" / U32,
+        "cdw15" / U32,
+    ),
+    Sqe,
+)
+SQE_BYTES = 64
+
+
+# Bits of CDW12 of Read, Write, Compare, Write Zeroes (NVM Command Set, the figures of each command)
+CDW12_LIMITED_RETRY = 1 << 31
+CDW12_FUA = 1 << 30
+CDW12_PRINFO_SHIFT = 26
+CDW12_PRINFO_MASK = 0xF << 26
+CDW12_DEALLOCATE = 1 << 25
+"""Write Zeroes: DEAC, deallocate where that leaves zeroes."""
+CDW12_STORAGE_TAG_CHECK = 1 << 24
+
+# Bits of CDW11 of Dataset Management
+DSM_INTEGRAL_READ = 1 << 0
+DSM_INTEGRAL_WRITE = 1 << 1
+DSM_DEALLOCATE = 1 << 2
+DSM_RANGE_BYTES = 16
+DSM_MAX_RANGES = 256
+
+
+@dataclass(slots=True)
+class DsmRange:
+    """One range of Dataset Management: context attributes, length in logical blocks (1-based), first block."""
+
+    attributes: int = 0
+    length_blocks: int = 0
+    slba: int = 0
+
+
+DSM_RANGE: Record[DsmRange] = Record(
+    c.Struct("attributes" / U32, "length_blocks" / U32, "slba" / U64),
+    DsmRange,
+)
