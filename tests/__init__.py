@@ -1,0 +1,1 @@
+"""The tests, mirroring the package; `traces`, `interop`, `conformance` and `fuzz` go across it."""
