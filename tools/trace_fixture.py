@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Turn a capture of NVMe/TCP into a fixture for the tests (the format is described in tests/traces/__init__.py).
 
     python -m tools.trace_fixture CAPTURE.pcap NAME --source "Linux 6.12 initiator and target, digests on"

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """Captures of TCP connections: reading them back into byte streams, and writing byte streams as packets.
 
 Nothing here knows this project's parser or any library: it is the part that turns packets into what a peer's

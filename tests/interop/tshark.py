@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """tshark as an independent reader: what does a dissector that nobody here wrote make of these bytes?
 
 `read(capture, port)` runs tshark over a capture and returns what it saw; `Reading.complaints()` names everything that
@@ -136,6 +135,8 @@ def read(capture: Path, port: int = 4420) -> Reading:
             if number not in PDU_NAMES:
                 reading.problems.append(f"frame {row['frame'][0]}: PDU type {number}")
             reading.pdus[PDU_NAMES.get(number, str(number))] += 1
+        if (unpaired := sum(int(code, 0) == 5 for code in row["pdu"]) - len(row["cqe_cid"])) > 0:
+            reading.problems.append(f"frame {row['frame'][0]}: {unpaired} completions without a command")
         stream = int(row["stream"][0])
         cids = [int(cid, 0) for cid in row["cid"]]
         for cid, opcode in zip(cids, row["opcode"], strict=False):

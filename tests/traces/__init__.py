@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: Apache-2.0
 """What a Linux kernel's initiator and target said to each other, as fixtures.
 
 Each `NAME.trace.xz` is one capture, cut by `tools/trace_fixture.py`. Uncompressed, it is one line of JSON and then the
