@@ -1,0 +1,354 @@
+"""What every transport has in common: addresses, options, endpoints, listeners, figures, and the registry.
+
+An endpoint is a non-blocking byte stream that this package owns: `recv_into` and `sendmsg` go straight to the
+kernel and tell how much it took; readiness comes through `set_reader` and `set_writer` on the running loop.
+Nothing here knows what the bytes mean, and nothing above may assume a file descriptor: `fileno()` is -1 where
+there is none.
+
+The registry follows the kernel's own (`nvmet_register_transport`): a transport has a name and a TRTYPE code and
+knows how to listen and to connect. Third parties add theirs through the entry-point group `nvmeof.transports`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from nvmeof.errors import ConfigurationError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""What can be sent without a copy of our own."""
+
+ENTRY_POINT_GROUP = "nvmeof.transports"
+
+log = logging.getLogger("nvmeof.transport")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A transport address: `host` (numeric, a name, or a label for memory) and `port` 0..65535."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, default_port: int = 4420) -> Address:
+        """Read `1.2.3.4:4420`, `[::1]:4420`, `::1`, `name`, `:4420`. Raises ConfigurationError with a sentence."""
+        host, port_text = text.strip(), ""
+        if host.startswith("["):
+            host, bracket, rest = host[1:].partition("]")
+            if not bracket or (rest and not rest.startswith(":")):
+                raise ConfigurationError(f"{text!r} is not an address: an IPv6 address is written [ADDRESS]:PORT")
+            port_text = rest[1:]
+            if rest and not port_text:
+                raise ConfigurationError(f"{text!r} has no port after the colon")
+        elif host.count(":") == 1:
+            host, _, port_text = host.partition(":")
+            if not port_text:
+                raise ConfigurationError(f"{text!r} has no port after the colon")
+        if not port_text:
+            return cls(host, default_port)
+        if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+            raise ConfigurationError(f"{port_text!r} in {text!r} is not a port: give a number from 0 to 65535")
+        return cls(host, int(port_text))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketOptions:
+    """How sockets are set up; what is None is left as the system has it. TCP_NODELAY is always on."""
+
+    host_traddr: str | None = None
+    """Local address to connect from."""
+    host_iface: str | None = None
+    """Network interface to bind to (SO_BINDTODEVICE), for connecting and for listening."""
+    tos: int | None = None
+    """Type of service, 0..255: IP_TOS, and IPV6_TCLASS on IPv6."""
+    priority: int | None = None
+    """SO_PRIORITY; values above 6 need CAP_NET_ADMIN."""
+    congestion: str | None = None
+    """Name of a congestion control that the kernel offers, for instance 'cubic'."""
+    sndbuf_bytes: int | None = None
+    """SO_SNDBUF; memory: how many bytes this end may have under way."""
+    rcvbuf_bytes: int | None = None
+    """SO_RCVBUF, set before connecting or listening so that the window can follow."""
+    connect_timeout_seconds: float = 10.0
+    """For all addresses of a name together."""
+    backlog: int = 1024
+    """Connections that may wait to be accepted (the kernel caps it at net.core.somaxconn)."""
+
+    def __post_init__(self) -> None:
+        if self.tos is not None and not 0 <= self.tos <= 255:
+            raise ConfigurationError(f"the type of service {self.tos} is not between 0 and 255")
+        if self.priority is not None and self.priority < 0:
+            raise ConfigurationError(f"the socket priority {self.priority} is negative")
+        for name in ("sndbuf_bytes", "rcvbuf_bytes"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 0x3FFFFFFF:
+                raise ConfigurationError(f"{name} {value} is not between 1 and {0x3FFFFFFF}")
+        if not self.connect_timeout_seconds > 0:
+            raise ConfigurationError(f"a connect timeout of {self.connect_timeout_seconds} s leaves no time to connect")
+        if self.backlog < 1:
+            raise ConfigurationError(f"a backlog of {self.backlog} would accept no connection")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubflowInfo:
+    """One TCP flow of a connection: the only one of plain TCP, one of several of MPTCP. None: not known here.
+
+    Figures are those of the kernel's `struct tcp_info` (include/uapi/linux/tcp.h), in the units of the names.
+    """
+
+    id: int | None = None
+    """The kernel's number of the subflow in its connection (MPTCP_FULL_INFO), None where it does not say."""
+    local: Address
+    peer: Address
+    state: str = "UNKNOWN"
+    """TCP state: ESTABLISHED, CLOSE_WAIT, ..."""
+    bytes_sent: int | None = None
+    """Payload with retransmissions."""
+    bytes_acked: int | None = None
+    bytes_received: int | None = None
+    bytes_retransmitted: int | None = None
+    retransmits: int | None = None
+    """Segments sent again in the life of the flow."""
+    lost_segments: int | None = None
+    unacked_segments: int | None = None
+    rtt_us: int | None = None
+    rttvar_us: int | None = None
+    min_rtt_us: int | None = None
+    cwnd_segments: int | None = None
+    mss_bytes: int | None = None
+    delivery_rate_bytes_per_second: int | None = None
+    last_data_sent_ms: int | None = None
+    last_data_received_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionInfo:
+    """The truth about one connection, as the kernel told it when `describe()` was called."""
+
+    transport: str
+    """What was asked for: 'tcp', 'mptcp', 'memory', ..."""
+    protocol: str
+    """What is in use now: 'mptcp', 'tcp', 'memory', ... A connection can fall back in mid-life."""
+    fallback: bool = False
+    """True where `protocol` is less than what `transport` asked for."""
+    fallback_reason: str | None = None
+    local: Address
+    peer: Address
+    closed: bool = False
+    """True: closed by us; the figures are those last read, if any."""
+    congestion: str | None = None
+    nodelay: bool | None = None
+    token: int | None = None
+    """MPTCP's local token of the connection."""
+    subflows: tuple[SubflowInfo, ...] = ()
+    bytes_sent: int | None = None
+    """Payload bytes that went out, each counted once: without retransmissions, whatever the number of subflows."""
+    bytes_received: int | None = None
+    retransmits: int | None = None
+    """TCP segments sent again, all subflows together."""
+    mptcp_retransmits: int | None = None
+    """MPTCP-level retransmissions: data given to another subflow."""
+    rtt_us: int | None = None
+    """Smoothed round-trip time; with several subflows that of the fastest."""
+    sndbuf_bytes: int | None = None
+    rcvbuf_bytes: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, for JSON; addresses as text."""
+        result: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "subflows":
+                value = [
+                    {f.name: _plain(getattr(subflow, f.name)) for f in dataclasses.fields(subflow)} for subflow in value
+                ]
+            result[field.name] = _plain(value)
+        return result
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Address) else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerInfo:
+    """What a listener does, as `Listener.describe()` tells it."""
+
+    transport: str
+    protocol: str
+    fallback: bool = False
+    fallback_reason: str | None = None
+    address: Address
+    accepted: int = 0
+    """Connections accepted so far."""
+    paused: bool = False
+    """True: not accepting for a moment, for want of descriptors or memory."""
+    closed: bool = False
+
+
+class Endpoint(ABC):
+    """A non-blocking byte stream with one peer. Not thread-safe: it belongs to the loop it is used on.
+
+    `recv_into(buffer) -> int` and `sendmsg(buffers) -> int` are attributes, so that a socket's own methods can
+    stand there with nothing in between. `recv_into` gives 0 at the end of the stream. `sendmsg` tells how many
+    bytes were taken, in the order given, perhaps fewer than there are; of a longer list only the first IOV_MAX
+    buffers are offered. Both raise BlockingIOError when they would have to wait, and OSError for a broken
+    connection (mostly a ConnectionError; also TimeoutError and EHOSTUNREACH). After `close` or `abort` they raise
+    ConnectionAbortedError.
+    """
+
+    recv_into: Callable[[memoryview | bytearray], int]
+    sendmsg: Callable[[Sequence[Buffer]], int]
+    local_address: Address
+    peer_address: Address
+    transport_name: str
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """The file descriptor, or -1 where there is none (memory, closed)."""
+
+    @abstractmethod
+    def set_reader(self, callback: Callable[[], object] | None) -> None:
+        """Call back on the running loop whenever there is something to read (also EOF or an error); None: stop."""
+
+    @abstractmethod
+    def set_writer(self, callback: Callable[[], object] | None) -> None:
+        """Call back on the running loop whenever something can be written (also after an error); None: stop."""
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Send no more: the peer sees the end of the stream after what was sent. Reading goes on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close in order: what `sendmsg` took is still delivered, then the peer sees the end. Idempotent."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop the connection at once (a reset for the peer). Idempotent."""
+
+    @abstractmethod
+    def describe(self) -> ConnectionInfo:
+        """Figures and facts, read anew each time."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """True after `close` or `abort`."""
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else ""
+        return f"<{type(self).__name__} {self.transport_name} {self.local_address} peer {self.peer_address}{state}>"
+
+
+class Listener(ABC):
+    """One listening address; `address` has the real port."""
+
+    address: Address
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop listening; connections already accepted live on. Idempotent."""
+
+    @abstractmethod
+    def describe(self) -> ListenerInfo:
+        """What this listener does."""
+
+
+class Transport(ABC):
+    """A way to carry a queue's bytes. `trtype` is the code of Discovery log entries (NVMe Base, TRTYPE)."""
+
+    name: str
+    trtype: int
+
+    @abstractmethod
+    async def listen(
+        self, host: str, port: int, options: SocketOptions, accepted: Callable[[Endpoint], None]
+    ) -> list[Listener]:
+        """Listen on every address of `host`; port 0 picks one, the same for all of them.
+
+        `accepted` is called on the running loop for each connection. Raises TransportError with a sentence.
+        """
+
+    @abstractmethod
+    async def connect(self, host: str, port: int, options: SocketOptions) -> Endpoint:
+        """Connect to the first address of `host` that answers. Raises TransportError with a sentence."""
+
+
+_transports: dict[str, Transport] = {}
+_plugins_loaded = False
+
+
+def register(transport: Transport) -> None:
+    """Add a transport. Raises ConfigurationError when its name or TRTYPE code is taken."""
+    if transport.name in _transports:
+        raise ConfigurationError(f"a transport named {transport.name!r} is registered already")
+    _check_code(transport.name, transport.trtype)
+    _transports[transport.name] = transport
+
+
+def get(name: str | int) -> Transport:
+    """The transport of that name or TRTYPE code. Raises ConfigurationError that lists the known ones."""
+    found = _find(name)
+    if found is None:
+        _load_plugins()
+        found = _find(name)
+    if found is None:
+        what = f"transport type {name}" if isinstance(name, int) else f"transport {name!r}"
+        known = ", ".join(f"{each} ({_transports[each].trtype})" for each in names())
+        raise ConfigurationError(f"unknown {what}: known are {known}")
+    return found
+
+
+def names() -> list[str]:
+    """The names of all transports, sorted, those of plug-ins included."""
+    _load_plugins()
+    return sorted(_transports)
+
+
+def set_trtype_code(name: str, code: int) -> None:
+    """Give a transport another TRTYPE code (mptcp's 4 is provisional). Raises ConfigurationError when it is taken."""
+    transport = get(name)
+    _check_code(name, code)
+    transport.trtype = code
+
+
+def _find(name: str | int) -> Transport | None:
+    if isinstance(name, str):
+        return _transports.get(name)
+    return next((each for each in _transports.values() if each.trtype == name), None)
+
+
+def _check_code(name: str, code: int) -> None:
+    if not 1 <= code <= 255:
+        raise ConfigurationError(f"the transport type {code} of {name!r} is not between 1 and 255")
+    other = next((each for each in _transports.values() if each.trtype == code and each.name != name), None)
+    if other is not None:
+        raise ConfigurationError(f"the transport type {code} of {name!r} is taken by {other.name!r}")
+
+
+def _load_plugins() -> None:
+    """Load what other packages offer, once; a broken one costs a log line and nothing else."""
+    global _plugins_loaded
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            loaded = entry.load()
+            transport = loaded() if callable(loaded) else loaded
+            if not isinstance(transport, Transport):
+                raise TypeError(f"{entry.value} gives no Transport")
+            register(transport)
+        except Exception as error:  # a plug-in's fault, whatever it is, must not stop the others
+            log.warning("transport plug-in %r was skipped: %s: %s", entry.name, type(error).__name__, error)

@@ -1,0 +1,233 @@
+"""Setting up sockets, finding addresses, and saying in one sentence why something did not work."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from nvmeof.errors import ConfigurationError, ConnectTimeout, TransportError
+from nvmeof.transport.base import Address, SocketOptions, log
+
+SockAddr: TypeAlias = tuple[Any, ...]
+Resolved: TypeAlias = tuple[socket.AddressFamily, SockAddr]
+
+WILDCARD_HOSTS: Final = ("", "*")
+"""Listen on every address of both families."""
+
+_said: set[str] = set()
+
+
+def warn_once(sentence: str) -> None:
+    """Log a sentence the first time it comes up in this process."""
+    if sentence not in _said:
+        _said.add(sentence)
+        log.warning("%s", sentence)
+
+
+def strip_brackets(host: str) -> str:
+    """`[::1]` and `::1` are the same host."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+async def resolve(host: str, port: int, *, passive: bool = False) -> list[Resolved]:
+    """All stream addresses of a host, in the system's order of preference, each once.
+
+    Names are looked up in an executor; numeric addresses are not looked up at all. With `passive`, '' and '*' stand
+    for every address of both families. Raises TransportError with a sentence.
+    """
+    host = strip_brackets(host)
+    if not 0 <= port <= 65535:
+        raise TransportError(f"{port} is not a port: give a number from 0 to 65535")
+    if host in WILDCARD_HOSTS:
+        if not passive:
+            raise TransportError("no address to connect to was given")
+        return [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0))]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        try:
+            loop = asyncio.get_running_loop()
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
+            raise TransportError(f"cannot find the address of {host!r}: {reason}") from None
+    addresses: dict[Resolved, None] = {}
+    for family, _, _, _, sockaddr in found:
+        if family in (socket.AF_INET, socket.AF_INET6):
+            addresses[socket.AddressFamily(family), sockaddr] = None
+    if not addresses:
+        raise TransportError(f"{host!r} has no IPv4 or IPv6 address")
+    return list(addresses)
+
+
+def to_address(sockaddr: SockAddr) -> Address:
+    """The Address of a socket address of the socket module (a scope id stays in the host part)."""
+    return Address(str(sockaddr[0]), int(sockaddr[1]))
+
+
+def apply(sock: socket.socket, options: SocketOptions) -> None:
+    """Set what the options ask for, and TCP_NODELAY, on a socket that is not connected yet, or was just accepted.
+
+    Raises ConfigurationError for a value that the kernel refuses, TransportError when a privilege is missing.
+    """
+    set_nodelay(sock)
+    if options.sndbuf_bytes is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.sndbuf_bytes)
+    if options.rcvbuf_bytes is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.rcvbuf_bytes)
+    if options.priority is not None:
+        set_priority(sock, options.priority)
+    if options.tos is not None:
+        set_tos(sock, options.tos)
+    if options.congestion is not None:
+        set_congestion(sock, options.congestion)
+
+
+def set_nodelay(sock: socket.socket) -> None:
+    """No Nagle. asyncio does it for protocol 6 only, so that an MPTCP socket would go without."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOPROTOOPT):
+            raise
+        warn_once("this kernel (before Linux 5.17) has no TCP_NODELAY for MPTCP: expect delays at low queue depths")
+
+
+def set_priority(sock: socket.socket, priority: int) -> None:
+    """SO_PRIORITY. Raises TransportError where the privilege is missing."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
+    except PermissionError:
+        raise TransportError(f"socket priority {priority} needs CAP_NET_ADMIN: 0 to 6 need no privilege") from None
+
+
+def set_tos(sock: socket.socket, tos: int) -> None:
+    """IP_TOS, and IPV6_TCLASS on IPv6. A kernel that refuses one on this kind of socket costs a log line only."""
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+    if sock.family == socket.AF_INET6:
+        try:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOPROTOOPT):
+                raise
+            warn_once("this kernel takes no traffic class for MPTCP over IPv6: it is left at the default")
+
+
+def set_congestion(sock: socket.socket, name: str) -> None:
+    """TCP_CONGESTION. Raises ConfigurationError or TransportError that lists what this kernel offers."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    except PermissionError:
+        raise TransportError(
+            f"congestion control {name!r} is reserved to administrators here; allowed are"
+            f" {_congestion_controls('tcp_allowed_congestion_control')}"
+        ) from None
+    except (OSError, ValueError):
+        raise ConfigurationError(
+            f"congestion control {name!r} is not there: this kernel offers"
+            f" {_congestion_controls('tcp_available_congestion_control')}"
+        ) from None
+
+
+def _congestion_controls(file: str) -> str:
+    try:
+        return ", ".join(sorted(Path("/proc/sys/net/ipv4", file).read_text().split())) or "none"
+    except OSError:
+        return "an unknown list"
+
+
+def bind_to_interface(sock: socket.socket, interface: str) -> None:
+    """SO_BINDTODEVICE, before connecting or listening. Raises ConfigurationError or TransportError."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
+    except PermissionError:
+        raise TransportError(f"binding to the interface {interface!r} needs the privilege CAP_NET_RAW") from None
+    except OSError:
+        known = ", ".join(sorted(name for _, name in socket.if_nameindex()))
+        raise ConfigurationError(f"there is no network interface {interface!r}: this machine has {known}") from None
+
+
+def congestion_of(sock: socket.socket) -> str | None:
+    """The congestion control in use, None where the kernel does not tell."""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).split(b"\0")[0].decode("ascii", "replace")
+    except OSError:
+        return None
+
+
+def integer_option(sock: socket.socket, level: int, option: int) -> int | None:
+    """The value of an integer option, None where there is none."""
+    try:
+        return sock.getsockopt(level, option)
+    except OSError:
+        return None
+
+
+def connect_error(error: OSError, where: Address, options: SocketOptions) -> TransportError:
+    """Why a connection to `where` did not come about."""
+    code = error.errno
+    if code == errno.ECONNREFUSED:
+        return TransportError(f"connection refused by {where}: is a target listening there?")
+    if code == errno.ETIMEDOUT or isinstance(error, TimeoutError):
+        return connect_timeout(where, options)
+    if code in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return TransportError(f"no route to {where}: is the address right, and the network up?")
+    if code == errno.ECONNRESET:
+        return TransportError(f"{where} dropped the connection while it was being made")
+    if code == errno.EADDRNOTAVAIL:
+        if options.host_traddr:
+            return TransportError(f"cannot connect from {options.host_traddr}: no interface here has that address")
+        return TransportError(f"cannot connect to {where}: no local address or port is free for it")
+    if code in (errno.EPERM, errno.EACCES):
+        return TransportError(f"not permitted to connect to {where}: a firewall or a policy of this machine forbids it")
+    if code == errno.EAFNOSUPPORT:
+        return TransportError(f"cannot connect to {where}: this machine has no {_family_name(where)}")
+    if code in (errno.EMFILE, errno.ENFILE):
+        return TransportError(f"cannot connect to {where}: too many open files (see `ulimit -n`)")
+    return TransportError(f"cannot connect to {where}: {_reason(error)}")
+
+
+def connect_timeout(where: Address, options: SocketOptions) -> ConnectTimeout:
+    """Nobody answered."""
+    return ConnectTimeout(
+        f"no answer from {where} within {options.connect_timeout_seconds:g} s: is the machine up, and the port open?"
+    )
+
+
+def listen_error(error: OSError, where: Address) -> TransportError:
+    """Why listening on `where` is not possible."""
+    code = error.errno
+    if code == errno.EADDRINUSE:
+        return TransportError(f"cannot listen on {where}: the port is in use by another program")
+    if code == errno.EADDRNOTAVAIL:
+        return TransportError(f"cannot listen on {where}: no interface of this machine has that address")
+    if code in (errno.EPERM, errno.EACCES):
+        return TransportError(f"not permitted to listen on {where}: ports below 1024 may need administrator rights")
+    if code == errno.EAFNOSUPPORT:
+        return TransportError(f"cannot listen on {where}: this machine has no {_family_name(where)}")
+    if code in (errno.EMFILE, errno.ENFILE):
+        return TransportError(f"cannot listen on {where}: too many open files (see `ulimit -n`)")
+    return TransportError(f"cannot listen on {where}: {_reason(error)}")
+
+
+def several_errors(host: str, port: int, errors: Sequence[TransportError]) -> TransportError:
+    """One error for all the addresses of a name that were tried; the only one itself."""
+    if len(errors) == 1:
+        return errors[0]
+    kind = ConnectTimeout if all(isinstance(error, ConnectTimeout) for error in errors) else TransportError
+    reasons = "; ".join(str(error).partition(": is ")[0] for error in errors)
+    return kind(f"none of the {len(errors)} addresses of {Address(host, port)} could be used: {reasons}")
+
+
+def _family_name(where: Address) -> str:
+    return "IPv6" if ":" in where.host else "IPv4"
+
+
+def _reason(error: OSError) -> str:
+    text = error.strerror or (os.strerror(error.errno) if error.errno else str(error))
+    return text[:1].lower() + text[1:]
