@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import construct as c
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-Declaration: TypeAlias = "c.Struct[Any, Any]"
+Declaration: TypeAlias = c.Struct
 """A fixed-size construct Struct."""
 
 T = TypeVar("T")
@@ -252,3 +252,45 @@ def layout(declaration: Declaration) -> dict[str, tuple[int, int]]:
 def offset_of(declaration: Declaration, field: str) -> int:
     """The byte offset of a field: for an error location in command data (Connect's IPO). ``KeyError`` if unknown."""
     return layout(declaration)[field][0]
+
+
+class Bits:
+    """The bit fields of one little-endian integer (a property, a feature's dword), declared once with construct.
+
+    Fields are given from bit 0 up, as name and width in bits; a name that starts with ``_`` is reserved (zero when
+    encoded, ignored when decoded). Shifts and masks are derived from the construct declaration.
+    """
+
+    __slots__ = ("declaration", "fields", "size")
+
+    def __init__(self, size: int, /, **widths: int) -> None:
+        if sum(widths.values()) != 8 * size:
+            raise DeclarationError(f"the bit fields fill {sum(widths.values())} of {8 * size} bits")
+        # construct counts from the most significant bit of a big-endian integer
+        declared = [
+            c.Padding(width) if name.startswith("_") else name / c.BitsInteger(width)
+            for name, width in reversed(widths.items())
+        ]
+        self.declaration = c.ByteSwapped(c.BitStruct(*declared))
+        self.size = size
+        self.fields: dict[str, tuple[int, int]] = {}
+        """Shift and (unshifted) mask of each field."""
+        position = 8 * size
+        for subcon in declared:
+            position -= subcon.sizeof()
+            if subcon.name is not None:
+                self.fields[subcon.name] = position, (1 << subcon.sizeof()) - 1
+
+    def decode(self, value: int) -> dict[str, int]:
+        """All fields of an integer, raw."""
+        return {name: value >> shift & mask for name, (shift, mask) in self.fields.items()}
+
+    def encode(self, **values: int) -> int:
+        """The integer with these fields. ``KeyError`` for an unknown name, ``ValueError`` for a value too large."""
+        result = 0
+        for name, value in values.items():
+            shift, mask = self.fields[name]
+            if not 0 <= value <= mask:
+                raise ValueError(f"{name} takes 0 to {mask}, not {value}")
+            result |= int(value) << shift
+        return result

@@ -36,7 +36,7 @@ class Status(IntEnum):
 
     description: str
 
-    def __new__(cls, value: int, description: str) -> Status:
+    def __new__(cls, value: int, description: str = "") -> Status:
         member = int.__new__(cls, value)
         member._value_ = value
         member.description = description
