@@ -1,0 +1,1 @@
+"""Benchmarks that stay: run ``python -m benchmarks --help``; README.md says what each number means."""
