@@ -285,6 +285,12 @@ class Transport(ABC):
         """Connect to the first address of `host` that answers. Raises TransportError with a sentence."""
 
 
+def say_dropped(peer: Address, error: Exception) -> None:
+    """Log that whoever a new connection was handed to failed; the listener goes on."""
+    log.error("a new connection from %s was dropped: %s: %s", peer, type(error).__name__, error)
+    log.debug("where that happened", exc_info=error)
+
+
 _transports: dict[str, Transport] = {}
 _plugins_loaded = False
 

@@ -25,7 +25,7 @@ from nvmeof.transport.base import (
     ListenerInfo,
     SocketOptions,
     Transport,
-    log,
+    say_dropped,
 )
 
 DEFAULT_CAPACITY_BYTES = 1 << 20
@@ -270,8 +270,8 @@ class MemoryListener(Listener):
         self._count += 1
         try:
             self._accepted(endpoint)
-        except Exception:
-            log.exception("a new connection from %s was dropped", endpoint.peer_address)
+        except Exception as error:
+            say_dropped(endpoint.peer_address, error)
             endpoint.abort()
 
     def close(self) -> None:

@@ -49,11 +49,11 @@ async def resolve(host: str, port: int, *, passive: bool = False) -> list[Resolv
         return [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0))]
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except (socket.gaierror, UnicodeError):
+    except (socket.gaierror, ValueError):
         try:
             loop = asyncio.get_running_loop()
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as error:
+        except (socket.gaierror, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
             raise TransportError(f"cannot find the address of {host!r}: {reason}") from None
     addresses: dict[Resolved, None] = {}
@@ -80,10 +80,11 @@ def apply(sock: socket.socket, options: SocketOptions) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.sndbuf_bytes)
     if options.rcvbuf_bytes is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.rcvbuf_bytes)
-    if options.priority is not None:
-        set_priority(sock, options.priority)
     if options.tos is not None:
         set_tos(sock, options.tos)
+    # after the type of service, of which the kernel derives a priority
+    if options.priority is not None:
+        set_priority(sock, options.priority)
     if options.congestion is not None:
         set_congestion(sock, options.congestion)
 
@@ -168,13 +169,13 @@ def integer_option(sock: socket.socket, level: int, option: int) -> int | None:
         return None
 
 
-def connect_error(error: OSError, where: Address, options: SocketOptions) -> TransportError:
-    """Why a connection to `where` did not come about."""
+def connect_error(error: OSError, where: Address, options: SocketOptions, seconds: float) -> TransportError:
+    """Why a connection to `where` did not come about; `seconds`: how long it was given."""
     code = error.errno
     if code == errno.ECONNREFUSED:
         return TransportError(f"connection refused by {where}: is a target listening there?")
     if code == errno.ETIMEDOUT or isinstance(error, TimeoutError):
-        return connect_timeout(where, options)
+        return connect_timeout(where, seconds)
     if code in (errno.ENETUNREACH, errno.EHOSTUNREACH):
         return TransportError(f"no route to {where}: is the address right, and the network up?")
     if code == errno.ECONNRESET:
@@ -192,11 +193,9 @@ def connect_error(error: OSError, where: Address, options: SocketOptions) -> Tra
     return TransportError(f"cannot connect to {where}: {_reason(error)}")
 
 
-def connect_timeout(where: Address, options: SocketOptions) -> ConnectTimeout:
+def connect_timeout(where: Address, seconds: float) -> ConnectTimeout:
     """Nobody answered."""
-    return ConnectTimeout(
-        f"no answer from {where} within {options.connect_timeout_seconds:g} s: is the machine up, and the port open?"
-    )
+    return ConnectTimeout(f"no answer from {where} within {seconds:.3g} s: is the machine up, and the port open?")
 
 
 def listen_error(error: OSError, where: Address) -> TransportError:

@@ -28,6 +28,7 @@ from nvmeof.transport.base import (
     SocketOptions,
     Transport,
     log,
+    say_dropped,
 )
 from nvmeof.transport.options import Resolved, SockAddr
 
@@ -230,8 +231,8 @@ class SocketListener(Listener):
             self._accepted(endpoint)
         except (OSError, TransportError) as error:
             log.info("a connection from %s ended before it began: %s", setup.to_address(peer), error)
-        except Exception:
-            log.exception("a new connection from %s was dropped", setup.to_address(peer))
+        except Exception as error:
+            say_dropped(setup.to_address(peer), error)
         else:
             return
         if endpoint is not None:
@@ -361,7 +362,7 @@ class SocketTransport(Transport):
                 addresses = await setup.resolve(host, port)
                 sources = await self._sources(options)
         except TimeoutError:
-            raise setup.connect_timeout(Address(host, port), options) from None
+            raise setup.connect_timeout(Address(host, port), options.connect_timeout_seconds) from None
         errors: list[TransportError] = []
         for index, (family, sockaddr) in enumerate(addresses):
             source = sources.get(family)
@@ -373,9 +374,9 @@ class SocketTransport(Transport):
                 async with asyncio.timeout(share):
                     return await self._connect_one(family, sockaddr, source, options)
             except TimeoutError:
-                errors.append(setup.connect_timeout(setup.to_address(sockaddr), options))
+                errors.append(setup.connect_timeout(setup.to_address(sockaddr), share))
             except OSError as error:
-                errors.append(setup.connect_error(error, setup.to_address(sockaddr), options))
+                errors.append(setup.connect_error(error, setup.to_address(sockaddr), options, share))
         if not errors:
             raise TransportError(
                 f"{Address(host, port)} and the local address {options.host_traddr} are of different families"
