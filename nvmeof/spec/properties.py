@@ -281,9 +281,7 @@ class Csts:
 
     def encode(self) -> int:
         """The 32-bit property."""
-        return self.BITS.encode(
-            rdy=self.rdy, cfs=self.cfs, shst=self.shst, nssro=self.nssro, pp=self.pp, st=self.st
-        )
+        return self.BITS.encode(rdy=self.rdy, cfs=self.cfs, shst=self.shst, nssro=self.nssro, pp=self.pp, st=self.st)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,9 +297,7 @@ class Crto:
     def decode(cls, value: int) -> Crto:
         """From the 32-bit property."""
         raw = cls.BITS.decode(value)
-        return cls(
-            crwmt_seconds=raw["crwmt"] * TIMEOUT_UNIT_SECONDS, crimt_seconds=raw["crimt"] * TIMEOUT_UNIT_SECONDS
-        )
+        return cls(crwmt_seconds=raw["crwmt"] * TIMEOUT_UNIT_SECONDS, crimt_seconds=raw["crimt"] * TIMEOUT_UNIT_SECONDS)
 
     def encode(self) -> int:
         """The 32-bit property; rounded up."""
