@@ -75,7 +75,7 @@ CHANGED_NAMESPACES = c.Struct("nsids" / U32[CHANGED_NAMESPACES_MAX])
 """Log page 04h, 4096 bytes: ascending, zero ends the list; FFFFFFFFh alone when there are more than 1024."""
 
 COMMANDS_SUPPORTED_AND_EFFECTS = c.Struct("acs" / U32[256], "iocs" / U32[256], c.Padding(2048))
-"""Log page 05h, 4096 bytes: :class:`~nvmeof.spec.enums.CommandEffects` per admin and per I/O opcode."""
+"""Log page 05h, 4096 bytes: :class:`~nvmeof.spec.flags.CommandEffects` per admin and per I/O opcode."""
 
 SELF_TEST_RESULT = c.Struct(
     "status" / U8,
@@ -103,7 +103,7 @@ ANA_LSP_GROUPS_ONLY = 1
 """LSP bit 0 (RGO): descriptors without their NSIDs."""
 
 FEATURES_SUPPORTED_AND_EFFECTS = c.Struct("fids" / U32[256])
-"""Log page 12h, 1024 bytes: :class:`~nvmeof.spec.enums.CommandEffects` per feature identifier."""
+"""Log page 12h, 1024 bytes: :class:`~nvmeof.spec.flags.CommandEffects` per feature identifier."""
 
 RESERVATION_NOTIFICATION = c.Struct(
     "log_page_count" / U64,
