@@ -1,11 +1,24 @@
 """Opcodes, identifiers and other numbers of NVMe Base 2.x, NVM Command Set 1.x and NVMe over Fabrics.
 
-Only numbers and their names: no structure, no behaviour. Bit masks are in :mod:`nvmeof.spec.flags`. Members may be compared with the raw integers of a command.
+Only numbers and their names: no structure, no behaviour. Members may be compared with the raw integers of a command.
+The bit masks of :mod:`nvmeof.spec.flags` are here by name too.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+
+from nvmeof.spec.flags import Cmic as Cmic
+from nvmeof.spec.flags import CommandEffects as CommandEffects
+from nvmeof.spec.flags import Ctratt as Ctratt
+from nvmeof.spec.flags import Lpa as Lpa
+from nvmeof.spec.flags import Nmic as Nmic
+from nvmeof.spec.flags import Nsattr as Nsattr
+from nvmeof.spec.flags import Nsfeat as Nsfeat
+from nvmeof.spec.flags import Oacs as Oacs
+from nvmeof.spec.flags import Oaes as Oaes
+from nvmeof.spec.flags import Oncs as Oncs
+from nvmeof.spec.flags import Sgls as Sgls
 
 NSID_ALL = 0xFFFFFFFF
 """The broadcast NSID."""

@@ -127,7 +127,9 @@ class Nsfeat(IntFlag):
     DEALLOCATED_ERROR = 1 << 2
     UID_REUSE = 1 << 3
     OPTIMAL_PERFORMANCE = 1 << 4
-    MULTIPLE_ATOMICITY_MODE = 1 << 5
+    OPTIMAL_PERFORMANCE_LARGE = 1 << 5
+    MULTIPLE_ATOMICITY_MODE = 1 << 6
+    OPTIMAL_READ_PERFORMANCE = 1 << 7
 
 
 class Nmic(IntFlag):
