@@ -123,6 +123,9 @@ def set_congestion(sock: socket.socket, name: str) -> None:
     """TCP_CONGESTION. Raises ConfigurationError or TransportError that lists what this kernel offers."""
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+        # an MPTCP socket without subflows takes any name without a word, and ignores a wrong one
+        if congestion_of(sock) != name:
+            raise OSError(errno.ENOENT, "")
     except PermissionError:
         raise TransportError(
             f"congestion control {name!r} is reserved to administrators here; allowed are"
