@@ -79,7 +79,11 @@ class Goal:
 
 GOALS = (
     Goal(
-        Case("read", 4 * KIB, 32), "target_user_us", 1.2, True, "4 KiB random read, depth 32: user CPU per I/O <= 1.2 us"
+        Case("read", 4 * KIB, 32),
+        "target_user_us",
+        1.2,
+        True,
+        "4 KiB random read, depth 32: user CPU per I/O <= 1.2 us",
     ),
     Goal(Case("read", 4 * KIB, 32), "iops_ratio", 0.45, False, "4 KiB random read, depth 32: >= 0.45 of the floor"),
     Goal(Case("read", 128 * KIB, 8), "iops_ratio", 0.8, False, "128 KiB read, depth 8: >= 0.8 of the floor"),

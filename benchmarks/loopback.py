@@ -72,7 +72,7 @@ def summarize_side(side: Side) -> dict[str, Any]:
     ios = sum(s["ios"] for s in samples) or 1
 
     def median(key: str) -> float:
-        return statistics.median(s[key] for s in samples)
+        return float(statistics.median(s[key] for s in samples))
 
     def per_io(who: str, what: str) -> float:
         return float(sum(s[who][what] for s in samples) / ios * 1e6)

@@ -51,7 +51,8 @@ def _pinned(argv: Sequence[str], cpu: int | None, **kwargs: Any) -> subprocess.P
     def place() -> None:
         procstat.pin(cpu)
 
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)}
+    search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
     return subprocess.Popen(list(argv), preexec_fn=place, text=True, env=environment, **kwargs)
 
 
@@ -134,7 +135,9 @@ def running_floor(mptcp: bool, size_bytes: int, cpu: int | None, *, congestion: 
             process.stdout.close()
 
 
-def generate(server: Server, cpu: int | None, arguments: Sequence[str], timeout_seconds: float = 180.0) -> dict[str, Any]:
+def generate(
+    server: Server, cpu: int | None, arguments: Sequence[str], timeout_seconds: float = 180.0
+) -> dict[str, Any]:
     """One generator run against ``server``; its figures. Raises `BenchmarkError` with the generator's sentence."""
     argv = [sys.executable, "-m", "benchmarks.generator", "--port", str(server.port), "--watch", str(server.pid)]
     argv += ["--floor"] if server.name == "floor" else ["--subnqn", SUBNQN]

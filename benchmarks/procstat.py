@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
@@ -28,7 +29,7 @@ class CpuReading:
 class CpuUse:
     """What a process used between two readings, in seconds.
 
-    The kernel splits user from system by sampling at its tick, so the split of a short window is coarse; the sum is not.
+    The kernel splits user from system by sampling at its tick: over a short window the split is coarse, the sum is not.
     """
 
     wall: float
@@ -68,9 +69,7 @@ def cpu_between(before: CpuReading, after: CpuReading) -> CpuUse:
         user, system = run * user / (user + system), run * system / (user + system)
     elif run > 0:
         system = run
-    return CpuUse(
-        after.wall_seconds - before.wall_seconds, user, system, after.wait_seconds - before.wait_seconds
-    )
+    return CpuUse(after.wall_seconds - before.wall_seconds, user, system, after.wait_seconds - before.wait_seconds)
 
 
 def cpu_model() -> str:
@@ -89,11 +88,9 @@ def steal_seconds() -> float:
 
 def loop_name() -> str:
     """The event loop that the target picks by default on this machine."""
-    try:
-        import uvloop
-    except ImportError:
-        return "asyncio"
-    return f"uvloop {uvloop.__version__}"
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return f"uvloop {metadata.version('uvloop')}"
+    return "asyncio"
 
 
 def environment() -> dict[str, object]:

@@ -172,9 +172,7 @@ class Queue:
         self.expect(f"Property Set of {offset:#x}", sqe + struct.pack("<B3xIQ8x", 0, offset, value))
 
     def identify(self, cns: int, nsid: int) -> bytearray:
-        sqe = w.SQE.pack(
-            w.IDENTIFY, w.PSDT_SGL, 0, nsid, 0, 0, 0, 0, 4096, w.TRANSPORT_SGL, cns, 0, 0, 0, 0, 0
-        )
+        sqe = w.SQE.pack(w.IDENTIFY, w.PSDT_SGL, 0, nsid, 0, 0, 0, 0, 4096, w.TRANSPORT_SGL, cns, 0, 0, 0, 0, 0)
         data = self.expect(f"Identify (CNS {cns})", sqe).data
         if len(data) != 4096:
             raise BenchmarkError(f"Identify (CNS {cns}) returned {len(data)} bytes")

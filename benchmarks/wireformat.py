@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 try:
-    from crc32c import crc32c as _crc32c
+    from crc32c import crc32c as _fast_crc32c
+
+    crc32c: Callable[[bytes | bytearray | memoryview], int] = _fast_crc32c
 except ImportError:  # the table is slow, but only prepared bytes and single checks pass through it
 
     def _make_table() -> list[int]:
@@ -25,14 +27,13 @@ except ImportError:  # the table is slow, but only prepared bytes and single che
 
     _TABLE = _make_table()
 
-    def _crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
-        value ^= 0xFFFFFFFF
+    def _table_crc32c(data: bytes | bytearray | memoryview) -> int:
+        value = 0xFFFFFFFF
         for byte in data:
             value = _TABLE[(value ^ byte) & 0xFF] ^ value >> 8
         return value ^ 0xFFFFFFFF
 
-
-crc32c: Callable[[bytes | bytearray | memoryview], int] = _crc32c
+    crc32c = _table_crc32c
 
 ICREQ, ICRESP, H2C_TERM, C2H_TERM, CAPSULE_CMD, CAPSULE_RESP, H2C_DATA, C2H_DATA, R2T = 0, 1, 2, 3, 4, 5, 6, 7, 9
 HDGSTF, DDGSTF, LAST_PDU, SUCCESS = 1, 2, 4, 8

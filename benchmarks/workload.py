@@ -106,10 +106,11 @@ def _in_pieces(payload: bytes, piece: int, framing: w.Framing) -> bytes:
 def floor_hello(shape: Shape, workload: Workload) -> dict[str, object]:
     """What the floor server has to know to move the same bytes: sizes and fixed replies, as JSON values."""
     templates = w.reply_templates(shape.framing, shape.block_size_bytes, shape.success)
+    inline_bytes = workload.payload_stride if shape.in_capsule and shape.op == "write" else 0
     data_pdu = workload.framing.data_offset(w.RESPONSE_BYTES) + workload.payload_stride if workload.r2t else 0
     return {
         "mode": "read" if shape.op == "read" else "r2t" if workload.r2t else "write",
-        "request_bytes": workload.head_bytes + (workload.payload_stride if shape.in_capsule and shape.op == "write" else 0),
+        "request_bytes": workload.head_bytes + inline_bytes,
         "data_pdu_bytes": data_pdu,
         "payload_bytes": shape.block_size_bytes,
         "depth": shape.depth,

@@ -1,0 +1,141 @@
+"""The queue connection without sockets: batches of Read capsules in, data PDUs out, nanoseconds per command.
+
+What no socket costs is left out on purpose: this is the protocol's own time. Payload bytes are never copied.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import wireformat as w
+from benchmarks.timing import nanoseconds
+from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.protocol.events import CommandBatch
+from nvmeof.spec.sqe import SQE
+from nvmeof.wire import Buffer
+
+BATCH = 32
+BLOCK_BYTES = 4096
+MEMORY_BYTES = 1 << 24
+LBA_BYTES = 512
+ENTRIES = 128
+NOW = 0.0
+
+Answer = Callable[[Connection, list[Any]], None]
+
+
+def ready_connection(*, digests: bool = False, flow_control: bool = False) -> Connection:
+    """A target's connection after its handshake, with queue 1 connected."""
+    connection = Connection(Role.TARGET, ConnectionConfig(header_digest=digests, data_digest=digests))
+    request = w.COMMON_HEADER.pack(w.ICREQ, 0, 128, 0, 128) + w.INITIALIZE.pack(0, 0, 3 if digests else 0, 0)
+    connection.next_buffer()[: len(request)] = request
+    connection.bytes_received(len(request), NOW)
+    connection.bytes_sent(sum(map(len, connection.data_to_send())))
+    connection.set_queue(1, ENTRIES, flow_control=flow_control)
+    return connection
+
+
+def capsules(*, digests: bool = False, count: int = BATCH, seed: int = 1) -> bytes:
+    """``count`` Reads of 4 KiB at random places of the memory."""
+    framing = w.Framing(digests, digests)
+    rng = random.Random(seed)
+    blocks = BLOCK_BYTES // LBA_BYTES
+    out = b""
+    for cid in range(count):
+        slba = rng.randrange(MEMORY_BYTES // BLOCK_BYTES) * blocks
+        sqe = w.rw_sqe(w.READ, cid, 1, slba, blocks, BLOCK_BYTES, w.TRANSPORT_SGL)
+        out += framing.head(w.CAPSULE_CMD, sqe)
+    return out
+
+
+def _parse_only(connection: Connection, events: list[Any]) -> None:
+    """Receive the batch and forget it: the commands' count is given back by hand."""
+    for event in events:
+        connection.in_flight -= event.count
+
+
+def _slices(memory: memoryview) -> Answer:
+    """The least that can stand behind a connection: CID and SLBA picked, a slice of memory answered."""
+    header = w.CAPSULE_BYTES - w.SQE.size
+
+    def answer(connection: Connection, events: list[Any]) -> None:
+        for event in events:
+            if not isinstance(event, CommandBatch):
+                raise AssertionError(f"unexpected event {event!r}")
+            for at in range(header, event.count * event.stride, event.stride):
+                fields = w.SQE.unpack_from(event.view, at)
+                start = fields[10] * LBA_BYTES
+                connection.send_read(fields[2], memory[start : start + BLOCK_BYTES])
+
+    return answer
+
+
+def _gathered(memory: memoryview) -> Answer:
+    """As `_slices`, with a batch picked and answered in one go, the way that a queue does it."""
+    header = w.CAPSULE_BYTES - w.SQE.size
+    strides = (w.CAPSULE_BYTES, w.CAPSULE_BYTES + 4)
+    pick = {stride: SQE.select("cid", "cdw10", before=header, size=stride) for stride in strides}
+
+    def answer(connection: Connection, events: list[Any]) -> None:
+        for event in events:
+            cids: list[int] = []
+            views: list[Buffer] = []
+            for cid, slba in pick[event.stride].iter_unpack(event.view):
+                cids.append(cid)
+                views.append(memory[slba * LBA_BYTES : slba * LBA_BYTES + BLOCK_BYTES])
+            connection.send_reads(cids, views, BLOCK_BYTES)
+
+    return answer
+
+
+def _round(connection: Connection, batch: bytes, answer: Answer) -> Callable[[], int]:
+    size = len(batch)
+
+    def once() -> int:
+        connection.next_buffer()[:size] = batch
+        answer(connection, connection.bytes_received(size, NOW))
+        sent = sum(map(len, connection.data_to_send()))
+        if sent:
+            connection.bytes_sent(sent)
+        return sent
+
+    return once
+
+
+def _variants() -> list[tuple[str, bool, Callable[[], int]]]:
+    memory = memoryview(bytearray(MEMORY_BYTES))
+    variants: list[tuple[str, bool, Callable[[], int]]] = []
+    for digests in (False, True):
+        suffix = ", digests" if digests else ""
+        batch = capsules(digests=digests)
+        once = _round(ready_connection(digests=digests), batch, _parse_only)
+        variants.append((f"commands in{suffix}", digests, once))
+        once = _round(ready_connection(digests=digests), batch, _slices(memory))
+        variants.append((f"commands in, data out one by one{suffix}", digests, once))
+        once = _round(ready_connection(digests=digests), batch, _gathered(memory))
+        variants.append((f"commands in, data out in batches{suffix}", digests, once))
+        once = _round(ready_connection(digests=digests, flow_control=True), batch, _gathered(memory))
+        variants.append((f"commands in, data and responses out in batches{suffix}", digests, once))
+    return variants
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """One result per variant: nanoseconds per command, and the bytes that a batch sends."""
+    seconds, repeats = (0.005, 3) if quick else (0.05, 7)
+    variants = _variants()
+    results: list[dict[str, Any]] = []
+    figures = nanoseconds([once for _, _, once in variants], seconds=seconds, repeats=repeats)
+    for (name, digests, once), figure in zip(variants, figures, strict=True):
+        results.append(
+            {
+                "name": name,
+                "batch": BATCH,
+                "digests": digests,
+                "best_ns": figure["best_ns"] / BATCH,
+                "median_ns": figure["median_ns"] / BATCH,
+                "sent_bytes_per_batch": once(),
+            }
+        )
+    return results
