@@ -1,0 +1,62 @@
+"""NVMe over TCP and MPTCP in pure Python: a target, a host, and the protocol between them.
+
+The names here are the public ones; each is imported when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nvmeof.errors import (
+        ConfigurationError,
+        ConnectionLost,
+        ConnectTimeout,
+        NvmeofError,
+        NvmeStatusError,
+        TransportError,
+    )
+    from nvmeof.host.client import HostController, connect, discover
+    from nvmeof.host.namespace import Namespace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConfigurationError": "nvmeof.errors",
+    "ConnectTimeout": "nvmeof.errors",
+    "ConnectionLost": "nvmeof.errors",
+    "HostController": "nvmeof.host.client",
+    "Namespace": "nvmeof.host.namespace",
+    "NvmeStatusError": "nvmeof.errors",
+    "NvmeofError": "nvmeof.errors",
+    "TransportError": "nvmeof.errors",
+    "connect": "nvmeof.host.client",
+    "discover": "nvmeof.host.client",
+}
+
+__all__ = [
+    "ConfigurationError",
+    "ConnectTimeout",
+    "ConnectionLost",
+    "HostController",
+    "Namespace",
+    "NvmeStatusError",
+    "NvmeofError",
+    "TransportError",
+    "connect",
+    "discover",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'nvmeof' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,146 @@
+"""Admin and property commands as methods: what they send, how long their data is, and what comes back decoded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from nvmeof.errors import LocalProtocolError
+from nvmeof.host import commands
+from nvmeof.spec.enums import IDENTIFY_BYTES, NSID_ALL, Cns, FeatureId, LogPageId
+from nvmeof.spec.identify import (
+    IDENTIFY_CONTROLLER,
+    IDENTIFY_CONTROLLER_NVM,
+    NAMESPACE_LIST_MAX,
+    NamespaceDescriptor,
+    parse_namespace_descriptors,
+    parse_namespace_list,
+    valid_namespace_list_start,
+)
+from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
+from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY, SMART_HEALTH
+from nvmeof.wire import Buffer
+
+LOG_CHUNK_BYTES = 4096
+"""Longest piece of a log page that is asked for at once: what the smallest MDTS allows."""
+
+
+class AdminCommands(ABC):
+    """The commands of an admin queue; :meth:`admin` carries them."""
+
+    @abstractmethod
+    async def admin(
+        self,
+        sqe: bytes,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        timeout: float | None = None,
+        priority: bool = False,
+    ) -> int:
+        """Send one admin command; DW0 | DW1 << 32 of its completion. Raises :class:`NvmeStatusError` and others."""
+
+    async def property_get(self, offset: int, size: int = 4) -> int:
+        """A controller property of 4 or 8 bytes."""
+        value = await self.admin(commands.property_get(offset, size))
+        return value if size == 8 else value & 0xFFFFFFFF
+
+    async def property_set(self, offset: int, value: int, size: int = 4) -> None:
+        """Set a controller property of 4 or 8 bytes."""
+        await self.admin(commands.property_set(offset, size, value))
+
+    async def identify_raw(self, cns: int, nsid: int = 0, cntid: int = 0, csi: int = 0) -> bytes:
+        """Any Identify data structure: 4,096 bytes."""
+        data = bytearray(IDENTIFY_BYTES)
+        await self.admin(commands.identify(cns, nsid, cntid, csi), data_in=memoryview(data))
+        return bytes(data)
+
+    async def identify(self) -> Any:
+        """Identify Controller (CNS 01h), decoded: a mapping with the specification's field names."""
+        return IDENTIFY_CONTROLLER.parse(await self.identify_raw(Cns.CONTROLLER))
+
+    async def identify_namespace(self, nsid: int) -> Any:
+        """Identify Namespace (CNS 00h), decoded. All zero for a namespace that is not active."""
+        return IDENTIFY_NAMESPACE.parse(await self.identify_raw(Cns.NAMESPACE, nsid))
+
+    async def active_namespaces(self) -> list[int]:
+        """NSIDs of the active namespaces, ascending (CNS 02h, as many lists as it takes)."""
+        found: list[int] = []
+        while True:
+            raw = await self.identify_raw(Cns.ACTIVE_NAMESPACES, found[-1] if found else 0)
+            page = parse_namespace_list(raw)
+            for nsid in page:
+                # a list that does not ascend would never end
+                if (found and nsid <= found[-1]) or not valid_namespace_list_start(nsid):
+                    return found
+                found.append(nsid)
+            if len(page) < NAMESPACE_LIST_MAX:
+                return found
+
+    async def namespace_descriptors(self, nsid: int) -> list[NamespaceDescriptor]:
+        """Identifiers of a namespace (CNS 03h): EUI64, NGUID, UUID, command set."""
+        return parse_namespace_descriptors(await self.identify_raw(Cns.NAMESPACE_DESCRIPTORS, nsid))
+
+    async def identify_nvm_limits(self) -> Any:
+        """Limits of the NVM command set (CNS 06h), decoded: VSL, WZSL, DMRL and so on."""
+        return IDENTIFY_CONTROLLER_NVM.parse(await self.identify_raw(Cns.CSI_CONTROLLER))
+
+    async def get_log(
+        self,
+        page: int,
+        length_bytes: int,
+        offset: int = 0,
+        *,
+        nsid: int = NSID_ALL,
+        lsp: int = 0,
+        rae: bool = False,
+        chunk_bytes: int = LOG_CHUNK_BYTES,
+    ) -> bytes:
+        """``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of ``chunk_bytes``.
+
+        ``rae`` retains the asynchronous event that the page belongs to; a page that takes several pieces retains it
+        until the last.
+        """
+        if length_bytes <= 0 or length_bytes % 4 or offset < 0 or offset % 4:
+            raise LocalProtocolError(f"a log page is read in multiples of 4 bytes, not {length_bytes} from {offset}")
+        data = memoryview(bytearray(length_bytes))
+        for start in range(0, length_bytes, chunk_bytes):
+            piece = data[start : start + chunk_bytes]
+            keep = rae or start + len(piece) < length_bytes
+            sqe = commands.get_log_page(page, len(piece), offset + start, nsid=nsid, lsp=lsp, rae=keep)
+            await self.admin(sqe, data_in=piece)
+        return bytes(data)
+
+    async def smart_log(self, nsid: int = NSID_ALL) -> Any:
+        """The SMART / Health Information log page, decoded."""
+        return SMART_HEALTH.parse(await self.get_log(LogPageId.SMART_HEALTH, SMART_HEALTH.sizeof(), nsid=nsid))
+
+    async def error_log(self, entries: int = 1) -> list[Any]:
+        """The newest ``entries`` of the Error Information log page, decoded; entries never used are left out."""
+        size = ERROR_INFORMATION_ENTRY.sizeof()
+        raw = await self.get_log(LogPageId.ERROR_INFORMATION, entries * size)
+        parsed = [ERROR_INFORMATION_ENTRY.parse(raw[start : start + size]) for start in range(0, len(raw), size)]
+        return [entry for entry in parsed if entry.error_count]
+
+    async def get_feature(
+        self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int = 0
+    ) -> Any:
+        """A feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
+        sqe = commands.get_features(fid, select, nsid=nsid, cdw11=cdw11)
+        if not data_bytes:
+            return await self.admin(sqe) & 0xFFFFFFFF
+        data = bytearray(data_bytes)
+        value = await self.admin(sqe, data_in=memoryview(data))
+        return value & 0xFFFFFFFF, bytes(data)
+
+    async def set_feature(
+        self, fid: int, value: int, *, save: bool = False, nsid: int = 0, cdw12: int = 0, data: Buffer | None = None
+    ) -> int:
+        """Set a feature (``value`` is CDW11); DW0 of the completion."""
+        sqe = commands.set_features(fid, value, save=save, nsid=nsid, cdw12=cdw12)
+        return await self.admin(sqe, data_out=data) & 0xFFFFFFFF
+
+    async def set_number_of_queues(self, queues: int) -> int:
+        """Ask for ``queues`` I/O queue pairs; how many there may be."""
+        value = await self.set_feature(FeatureId.NUMBER_OF_QUEUES, (queues - 1) | (queues - 1) << 16)
+        return min((value & 0xFFFF) + 1, (value >> 16) + 1)

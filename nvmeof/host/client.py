@@ -1,0 +1,230 @@
+"""The host for asyncio programs: :func:`discover` and :func:`connect`.
+
+::
+
+    async with await nvmeof.connect("192.0.2.1", 4420, subnqn="nqn.2026-01.org.example:disk") as controller:
+        namespace = controller.namespace(1)
+        await namespace.write(0, bytes(4096))
+        data = await namespace.read(0, 8)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
+from nvmeof.host import tcp_queue  # noqa: F401  (registers the software device)
+from nvmeof.host.controller import Controller
+from nvmeof.host.discovery import DiscoveryEntry, read_discovery_log
+from nvmeof.host.identity import host_identity
+from nvmeof.host.namespace import Namespace
+from nvmeof.host.options import ConnectOptions
+from nvmeof.host.queue import DeviceRegistry, devices
+from nvmeof.spec.enums import DISCOVERY_NQN, DISCOVERY_PORT, NVME_PORT, DataTransfer, LogPageId
+from nvmeof.spec.nqn import validate_nqn
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.wire import Buffer
+
+__all__ = ["AsyncioRuntime", "HostController", "PassthruResult", "connect", "discover", "reachable_address"]
+
+log = logging.getLogger("nvmeof.host")
+
+DEFAULT_TRANSPORT = "mptcp"
+"""MPTCP falls back to TCP by itself wherever the kernel or the peer lacks it."""
+
+
+class AsyncioRuntime:
+    """Futures, timers and the clock of the running event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self.create_future = self._loop.create_future
+        self.call_later = self._loop.call_later
+        self.now = self._loop.time
+
+    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        """Run in the background; an exception goes to the log."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a background operation failed: %s", task.exception())
+
+    async def stop(self) -> None:
+        """Cancel what is still in the background."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PassthruResult:
+    """What a raw command gave: DW0 and DW1 as one number, and its data."""
+
+    result: int
+    data: bytes
+
+
+class HostController(Controller):
+    """A connected controller: :class:`Controller` for asyncio programs. Ends with its ``async with`` block.
+
+    The commands raise :class:`NvmeStatusError` when they complete with another status than success,
+    :class:`ConnectionLost` when a queue died.
+    """
+
+    runtime: AsyncioRuntime
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Shut the controller down in order and close all connections. Safe to call twice."""
+        await self.shutdown()
+        await self.runtime.stop()
+
+    async def namespaces(self) -> list[Namespace]:
+        """The active namespaces, identified; one that vanishes meanwhile is left out."""
+        found: list[Namespace] = []
+        for nsid in await self.active_namespaces():
+            namespace = self.namespace(nsid)
+            try:
+                await namespace.refresh()
+            except NvmeStatusError as error:
+                log.info("namespace %d is listed, but cannot be identified: %s", nsid, error)
+                continue
+            found.append(namespace)
+        return found
+
+    async def discovery_log(self) -> list[DiscoveryEntry]:
+        """The Discovery log page of a discovery controller."""
+
+        async def read(length_bytes: int, offset: int) -> bytes:
+            return await self.get_log(LogPageId.DISCOVERY, length_bytes, offset, nsid=0)
+
+        return await read_discovery_log(read)
+
+    async def admin_passthru(
+        self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int
+    ) -> PassthruResult:
+        """A raw admin command; ``dwords``: cdw2, cdw3, cdw10 to cdw15, flags. See :meth:`io_passthru`."""
+        sqe, data_in = _raw(opcode, nsid, data, data_bytes, dwords)
+        result = await self.admin(sqe, data_out=data, data_in=data_in)
+        return PassthruResult(result, bytes(data_in) if data_in is not None else b"")
+
+    async def io_passthru(
+        self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int
+    ) -> PassthruResult:
+        """A raw I/O command. ``data`` is sent; ``data_bytes`` are received. Bits 1:0 of the opcode say which it takes.
+
+        Raises :class:`ConfigurationError` where these disagree.
+        """
+        sqe, data_in = _raw(opcode, nsid, data, data_bytes, dwords)
+        result = await self.io(sqe, data_out=data, data_in=data_in)
+        return PassthruResult(result, bytes(data_in) if data_in is not None else b"")
+
+
+def _raw(
+    opcode: int, nsid: int, data: Buffer | None, data_bytes: int, dwords: dict[str, int]
+) -> tuple[bytes, memoryview | None]:
+    direction = opcode & 3
+    if data is not None and direction == DataTransfer.CONTROLLER_TO_HOST:
+        raise ConfigurationError(f"opcode {opcode:#04x} brings data from the controller, so none can be sent with it")
+    if data_bytes and direction in (DataTransfer.NONE, DataTransfer.HOST_TO_CONTROLLER):
+        raise ConfigurationError(f"opcode {opcode:#04x} brings no data from the controller")
+    try:
+        sqe = SQE.pack(Sqe(opcode=opcode, nsid=nsid, **dwords))
+    except TypeError:
+        raise ConfigurationError(f"unknown command dword among {', '.join(dwords)}") from None
+    return sqe, memoryview(bytearray(data_bytes)) if data_bytes else None
+
+
+async def connect(
+    traddr: str,
+    trsvcid: int = NVME_PORT,
+    *,
+    subnqn: str,
+    transport: str = DEFAULT_TRANSPORT,
+    hostnqn: str | None = None,
+    hostid: str | uuid.UUID | None = None,
+    registry: DeviceRegistry = devices,
+    **options: Any,
+) -> HostController:
+    """Connect to the controller of ``subnqn``: admin queue, I/O queues, keep-alive.
+
+    ``options``: the other fields of :class:`ConnectOptions` (``nr_io_queues``, ``queue_size``, ``keep_alive_tmo``,
+    ``hdr_digest``, ``data_digest``, ``disable_sqflow``, ``host_traddr``, ``host_iface``, ``tos``, ...). Raises
+    :class:`TransportError`, :class:`NvmeStatusError`, :class:`ConfigurationError`.
+    """
+    validate_nqn(subnqn, "the subsystem NQN")
+    hostnqn, identifier = host_identity(hostnqn, hostid)
+    try:
+        chosen = ConnectOptions(
+            traddr=traddr,
+            trsvcid=trsvcid,
+            transport=transport,
+            subnqn=subnqn,
+            hostnqn=hostnqn,
+            hostid=identifier,
+            **options,
+        )
+    except TypeError as error:
+        raise ConfigurationError(f"unknown connect option: {str(error).rpartition(' ')[2]}") from None
+    controller = HostController(registry.claim(chosen), chosen, AsyncioRuntime())
+    try:
+        await controller.connect()
+    except BaseException:
+        await controller.runtime.stop()
+        raise
+    return controller
+
+
+async def discover(
+    traddr: str, trsvcid: int | None = None, *, transport: str = DEFAULT_TRANSPORT, **options: Any
+) -> list[DiscoveryEntry]:
+    """The Discovery log of the discovery service at that address.
+
+    Without ``trsvcid`` the discovery port (8009) is tried first, then 4420, where most targets answer too. Raises as
+    :func:`connect` does.
+    """
+    options = {"subnqn": DISCOVERY_NQN, "keep_alive_tmo": 0, "nr_io_queues": 0, **options, "discovery": True}
+    if trsvcid is not None:
+        return await _discover(traddr, trsvcid, transport, options)
+    try:
+        return await _discover(traddr, DISCOVERY_PORT, transport, options)
+    except TransportError as first:
+        try:
+            return await _discover(traddr, NVME_PORT, transport, options)
+        except TransportError as second:
+            raise second from first
+
+
+async def _discover(traddr: str, trsvcid: int, transport: str, options: dict[str, Any]) -> list[DiscoveryEntry]:
+    async with await connect(traddr, trsvcid, transport=transport, **options) as controller:
+        return await controller.discovery_log()
+
+
+def reachable_address(entry: DiscoveryEntry, asked: str) -> str:
+    """The entry's address, or the one that discovery was asked at where the entry gives a wildcard."""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(entry.traddr).is_unspecified:
+            return asked
+    return entry.traddr or asked

@@ -1,0 +1,124 @@
+"""The submission queue entries that a host sends, packed from the SQE's own declaration.
+
+CID, PSDT and SGL1 stay zero: the queue device fills them in. All numbers that a caller gives are counts and bytes;
+the 0's-based values of the wire are made here.
+"""
+
+from __future__ import annotations
+
+from nvmeof.spec.connect import (
+    CONNECT,
+    DISCONNECT,
+    PROPERTY_GET,
+    PROPERTY_SET,
+    Cattr,
+    Connect,
+    Disconnect,
+    PropertyGet,
+    PropertySet,
+)
+from nvmeof.spec.enums import AdminOpcode, NvmOpcode
+from nvmeof.spec.sqe import CDW12_DEALLOCATE, CDW12_FUA, DSM_DEALLOCATE, SQE, SQE_BYTES, Sqe
+
+_IO = SQE.select("opcode", "nsid", "cdw10", "cdw11", "cdw12", size=SQE_BYTES)
+_pack_io = _IO.pack
+
+READ = int(NvmOpcode.READ)
+WRITE = int(NvmOpcode.WRITE)
+
+
+def read(nsid: int, lba: int, blocks: int) -> bytes:
+    """Read ``blocks`` logical blocks."""
+    return _pack_io(READ, nsid, lba & 0xFFFFFFFF, lba >> 32, blocks - 1)
+
+
+def write(nsid: int, lba: int, blocks: int, *, fua: bool = False) -> bytes:
+    """Write ``blocks`` logical blocks; ``fua``: to the medium before the completion."""
+    return _pack_io(WRITE, nsid, lba & 0xFFFFFFFF, lba >> 32, blocks - 1 | (CDW12_FUA if fua else 0))
+
+
+def write_zeroes(nsid: int, lba: int, blocks: int, *, deallocate: bool = False) -> bytes:
+    """Zero ``blocks`` logical blocks; ``deallocate``: by deallocation where that reads as zeroes."""
+    cdw12 = blocks - 1 | (CDW12_DEALLOCATE if deallocate else 0)
+    return _pack_io(NvmOpcode.WRITE_ZEROES, nsid, lba & 0xFFFFFFFF, lba >> 32, cdw12)
+
+
+def flush(nsid: int) -> bytes:
+    """Commit what was written before."""
+    return _pack_io(NvmOpcode.FLUSH, nsid, 0, 0, 0)
+
+
+def dataset_management(nsid: int, ranges: int, attributes: int = DSM_DEALLOCATE) -> bytes:
+    """Dataset Management over ``ranges`` ranges, which travel as data."""
+    return _pack_io(NvmOpcode.DATASET_MANAGEMENT, nsid, ranges - 1, attributes, 0)
+
+
+def identify(cns: int, nsid: int = 0, cntid: int = 0, csi: int = 0) -> bytes:
+    """Identify: 4,096 bytes of data."""
+    return _sqe(opcode=AdminOpcode.IDENTIFY, nsid=nsid, cdw10=cns | cntid << 16, cdw11=csi << 24)
+
+
+def get_log_page(
+    page: int, length_bytes: int, offset: int = 0, *, nsid: int = 0, lsp: int = 0, rae: bool = False, uuid: int = 0
+) -> bytes:
+    """Get Log Page: ``length_bytes``, a multiple of 4, from byte ``offset``. ``rae`` retains the asynchronous event."""
+    dwords = length_bytes // 4 - 1
+    return _sqe(
+        opcode=AdminOpcode.GET_LOG_PAGE,
+        nsid=nsid,
+        cdw10=page | lsp << 8 | rae << 15 | (dwords & 0xFFFF) << 16,
+        cdw11=dwords >> 16,
+        cdw12=offset & 0xFFFFFFFF,
+        cdw13=offset >> 32,
+        cdw14=uuid,
+    )
+
+
+def get_features(fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0) -> bytes:
+    """Get Features; ``select``: current, default, saved value or capabilities."""
+    return _sqe(opcode=AdminOpcode.GET_FEATURES, nsid=nsid, cdw10=fid | select << 8, cdw11=cdw11)
+
+
+def set_features(fid: int, value: int, *, save: bool = False, nsid: int = 0, cdw12: int = 0) -> bytes:
+    """Set Features: ``value`` is CDW11."""
+    return _sqe(opcode=AdminOpcode.SET_FEATURES, nsid=nsid, cdw10=fid | save << 31, cdw11=value, cdw12=cdw12)
+
+
+def abort(sqid: int, cid: int) -> bytes:
+    """Abort the command ``cid`` of queue ``sqid``."""
+    return _sqe(opcode=AdminOpcode.ABORT, cdw10=sqid | cid << 16)
+
+
+def async_event_request() -> bytes:
+    """Asynchronous Event Request: completes when there is something to tell."""
+    return _sqe(opcode=AdminOpcode.ASYNC_EVENT_REQUEST)
+
+
+def keep_alive() -> bytes:
+    """Keep Alive."""
+    return _sqe(opcode=AdminOpcode.KEEP_ALIVE)
+
+
+def connect(qid: int, entries: int, *, kato_ms: int = 0, disable_sqflow: bool = False) -> bytes:
+    """Fabrics Connect for queue ``qid`` with ``entries`` SQ entries; its 1,024 bytes of data go along in capsule."""
+    cattr = Cattr.DISABLE_SQ_FLOW_CONTROL if disable_sqflow else 0
+    return CONNECT.pack(Connect(qid=qid, sqsize=entries - 1, kato=kato_ms, cattr=cattr))
+
+
+def property_get(offset: int, size: int) -> bytes:
+    """Property Get of a 4- or 8-byte property."""
+    return PROPERTY_GET.pack(PropertyGet(attrib=int(size == 8), ofst=offset))
+
+
+def property_set(offset: int, size: int, value: int) -> bytes:
+    """Property Set of a 4- or 8-byte property."""
+    return PROPERTY_SET.pack(PropertySet(attrib=int(size == 8), ofst=offset, value=value))
+
+
+def disconnect() -> bytes:
+    """Fabrics Disconnect: deletes the I/O queue that it is sent on."""
+    return DISCONNECT.pack(Disconnect())
+
+
+def _sqe(**fields: int) -> bytes:
+    return SQE.pack(Sqe(**fields))

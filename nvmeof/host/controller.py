@@ -1,0 +1,538 @@
+"""A controller as its host sees it: the association's whole life over any queue device.
+
+Connect, enable, identify, I/O queues, asynchronous events, keep-alive, command timeouts with Abort, shutdown. Commands
+go through :class:`nvmeof.host.queue.Queue`; waiting goes through the injected runtime; there is no socket, no asyncio
+and no clock here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from nvmeof.errors import ConnectionLost, LocalProtocolError, NvmeofError, NvmeStatusError, TransportError
+from nvmeof.host import commands
+from nvmeof.host.admin import AdminCommands
+from nvmeof.host.deadlines import Deadlines
+from nvmeof.host.namespace import Namespace
+from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, ConnectOptions
+from nvmeof.host.queue import Queue, QueueDevice, Request
+from nvmeof.host.requests import Command, execute, run_transfer
+from nvmeof.host.runtime import Runtime, Timer, sleep
+from nvmeof.spec.connect import CONNECT_DATA, describe_connect_invalid
+from nvmeof.spec.enums import (
+    CNTLID_DYNAMIC,
+    NSID_ALL,
+    ControllerType,
+    Ctratt,
+    FeatureId,
+    LogPageId,
+    Oaes,
+)
+from nvmeof.spec.identify import mdts_bytes, parse_namespace_list
+from nvmeof.spec.properties import (
+    CAP_OFFSET,
+    CC_OFFSET,
+    CSTS_OFFSET,
+    VS_OFFSET,
+    Cap,
+    CapCss,
+    Cc,
+    CcCss,
+    Csts,
+    Shn,
+    Shst,
+    Vs,
+)
+from nvmeof.spec.sqe import DSM_MAX_RANGES
+from nvmeof.spec.status import Status
+from nvmeof.wire import Buffer, build
+
+log = logging.getLogger("nvmeof.host")
+
+OFCS_DISCONNECT = 1 << 0
+"""OFCS of Identify Controller: the Disconnect command is supported."""
+EVENTS_WANTED = Oaes.NAMESPACE_ATTRIBUTE | Oaes.ANA_CHANGE
+PRIORITY_COMMANDS = 4
+"""Identifiers of an admin queue that only keep-alive and Abort may use."""
+UNLIMITED_TRANSFER_BYTES = 4 << 20
+"""Largest single transfer where neither the controller nor the device sets a limit."""
+READY_POLL_SECONDS = 0.002
+SHUTDOWN_SECONDS = 5.0
+"""How long a shutdown may take where the controller does not say (RTD3E 0)."""
+
+
+class HostState(Enum):
+    """Where an association is."""
+
+    NEW = "new"
+    CONNECTING = "connecting"
+    LIVE = "live"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncEvent:
+    """What a controller told through an Asynchronous Event Request: type, information, and the log page to read."""
+
+    type: int
+    info: int
+    log_page: int
+
+    @classmethod
+    def decode(cls, dw0: int) -> AsyncEvent:
+        """From DW0 of the completion."""
+        return cls(dw0 & 7, dw0 >> 8 & 0xFF, dw0 >> 16 & 0xFF)
+
+
+@dataclass(frozen=True, slots=True)
+class NvmLimits:
+    """Limits of Write Zeroes and Dataset Management; 0 for none."""
+
+    write_zeroes_bytes: int = 0
+    dsm_ranges: int = DSM_MAX_RANGES
+    dsm_range_blocks: int = 0xFFFFFFFF
+
+
+class _EventRequest(Request):
+    """The outstanding Asynchronous Event Request."""
+
+    __slots__ = ("controller",)
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__(commands.async_event_request())
+        self.controller = controller
+        self.timeout = 0.0
+
+    def completed(self, result: int, status: int) -> None:
+        self.controller._event_completed(result & 0xFFFFFFFF, status)
+
+    def failed(self, error: NvmeofError) -> None:
+        """The queue is gone: nobody waits for an event."""
+
+
+class Controller(AdminCommands):
+    """One association with a controller, over queues of ``device``."""
+
+    def __init__(self, device: QueueDevice, options: ConnectOptions, runtime: Runtime) -> None:
+        self.device = device
+        self.options = options
+        self.runtime = runtime
+        self.state = HostState.NEW
+        self.error: NvmeofError | None = None
+        self.cntlid = CNTLID_DYNAMIC
+        self.version = Vs()
+        self.cap = Cap()
+        self._cc = Cc()
+        self.info: Any = None
+        """Identify Controller as read when connecting."""
+        self.max_transfer_bytes = UNLIMITED_TRANSFER_BYTES
+        self.admin_queue: Queue | None = None
+        self.io_queues: list[Queue] = []
+        self.on_event: list[Callable[[AsyncEvent], object]] = []
+        self.on_lost: list[Callable[[NvmeofError], object]] = []
+        self._limits: NvmLimits | None = None
+        self.deadlines: Deadlines | None = None
+        self._namespaces: dict[int, Namespace] = {}
+        self._next_queue = 0
+        self._timer: Timer | None = None
+
+    def __repr__(self) -> str:
+        return f"<Controller {self.cntlid} of {self.options.subnqn}: {self.state.value}>"
+
+    # -- setting up
+
+    async def connect(self) -> None:
+        """Connect all queues and bring the controller to where I/O can start.
+
+        Raises :class:`TransportError`, :class:`NvmeStatusError` or :class:`ConfigurationError`; everything that was
+        made is freed then.
+        """
+        if self.state is not HostState.NEW:
+            raise LocalProtocolError(f"a controller connects once; this one is {self.state.value}")
+        self.state = HostState.CONNECTING
+        await self.device.setup_ctrl(self.options)
+        try:
+            await self._connect_admin_queue()
+            await self._enable()
+            await self._learn()
+            if not self.is_discovery and self.options.nr_io_queues:
+                await self._connect_io_queues()
+            await self._listen_for_events()
+        except BaseException as error:
+            reason = error if isinstance(error, NvmeofError) else ConnectionLost("the connection was given up")
+            await self._free(reason)
+            raise
+        self.state = HostState.LIVE
+
+    @property
+    def is_discovery(self) -> bool:
+        """A discovery controller: no I/O queues."""
+        return self.options.discovery or (self.info is not None and self.info.cntrltype == ControllerType.DISCOVERY)
+
+    async def _connect_admin_queue(self) -> None:
+        options = self.options
+        queue = Queue(
+            self.device,
+            options,
+            0,
+            ADMIN_QUEUE_ENTRIES,
+            reserved=PRIORITY_COMMANDS,
+            timeout=options.admin_timeout,
+        )
+        self.admin_queue = queue
+        await self._create(queue)
+        self.deadlines = Deadlines(queue, self.queues, self._queue_error)
+        self._on_timer()
+        kato_ms = round(options.keep_alive_tmo * 1000)
+        self.cntlid = await self._fabrics_connect(queue, CNTLID_DYNAMIC, kato_ms)
+        if kato_ms:
+            # until CTRATT is known: without traffic-based keep-alive
+            self.deadlines.set_keep_alive(self.runtime.now(), kato_ms / 1000, traffic_based=False)
+
+    async def _create(self, queue: Queue) -> None:
+        queue.epoch = self.runtime.now()
+        queue.on_error = self._queue_error
+        await self.device.create_queue(queue)
+
+    async def _fabrics_connect(self, queue: Queue, cntlid: int, kato_ms: int = 0) -> int:
+        options = self.options
+        data = build(
+            CONNECT_DATA,
+            hostid=options.hostid.bytes,
+            cntlid=cntlid,
+            subnqn=options.subnqn,
+            hostnqn=options.hostnqn,
+        )
+        sqe = commands.connect(queue.qid, queue.entries, kato_ms=kato_ms, disable_sqflow=options.disable_sqflow)
+        try:
+            result = await self._execute(queue, sqe, data_out=data, timeout=options.connect_timeout)
+        except NvmeStatusError as error:
+            raise _connect_refused(error, queue.qid, options) from None
+        granted, authentication = result & 0xFFFF, result >> 16 & 0xFFFF
+        if authentication:
+            raise TransportError(f"{options.subnqn} wants in-band authentication, which this host does not offer")
+        if cntlid != CNTLID_DYNAMIC and granted != cntlid:
+            raise TransportError(
+                f"I/O queue {queue.qid} was connected to controller {granted:#x} in place of {cntlid:#x}: not our peer"
+            )
+        self.device.queue_connected(queue)
+        return granted
+
+    async def _enable(self) -> None:
+        self.cap = Cap.decode(await self.property_get(CAP_OFFSET, 8))
+        csts = Csts.decode(await self.property_get(CSTS_OFFSET))
+        cc = Cc(css=CcCss.ALL_SUPPORTED if self.cap.css & CapCss.IO_COMMAND_SETS else CcCss.NVM)
+        if csts.rdy:
+            await self.property_set(CC_OFFSET, cc.encode())
+            await self._wait_csts("stop", lambda status: not status.rdy, self.cap.timeout_seconds)
+        cc = replace(cc, en=True)
+        await self.property_set(CC_OFFSET, cc.encode())
+        await self._wait_csts("become ready", lambda status: status.rdy, self.cap.timeout_seconds)
+        self._cc = cc
+        self.version = Vs.decode(await self.property_get(VS_OFFSET))
+
+    async def _wait_csts(self, what: str, reached: Callable[[Csts], bool], seconds: float) -> None:
+        deadline = self.runtime.now() + max(seconds, 0.5)
+        pause = READY_POLL_SECONDS
+        while True:
+            status = Csts.decode(await self.property_get(CSTS_OFFSET))
+            if reached(status):
+                return
+            if status.cfs:
+                raise TransportError(f"the controller of {self.options.subnqn} reports a fatal error (CSTS.CFS)")
+            if self.runtime.now() >= deadline:
+                raise TransportError(f"the controller of {self.options.subnqn} did not {what} within {seconds:g} s")
+            await sleep(self.runtime, pause)
+            pause = min(pause * 2, 0.1)
+
+    async def _learn(self) -> None:
+        info = self.info = await self.identify()
+        if info.cntlid != self.cntlid:
+            raise TransportError(
+                f"{self.options.subnqn} gave controller {self.cntlid:#x} on Connect and {info.cntlid:#x} on Identify"
+            )
+        self.max_transfer_bytes = min(
+            mdts_bytes(info.mdts, self.cap.mpsmin_bytes) or UNLIMITED_TRANSFER_BYTES,
+            self.device.max_hw_sectors or UNLIMITED_TRANSFER_BYTES,
+            UNLIMITED_TRANSFER_BYTES,
+        )
+        assert self.deadlines is not None
+        self.deadlines.set_abort_limit(info.acl + 1)
+        if self.is_discovery:
+            return
+        if info.icdoff:
+            raise TransportError(f"{self.options.subnqn} puts in-capsule data at an offset (ICDOFF {info.icdoff})")
+        if self.options.keep_alive_tmo:
+            self.deadlines.set_keep_alive(
+                self.runtime.now(),
+                self.options.keep_alive_tmo,
+                traffic_based=bool(info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE),
+            )
+
+    async def _connect_io_queues(self) -> None:
+        options = self.options
+        wanted = options.nr_io_queues
+        granted = await self.set_number_of_queues(wanted)
+        if granted < wanted:
+            log.info("%s grants %d I/O queues, %d were asked for", options.subnqn, granted, wanted)
+        entries = min(options.queue_size, self.cap.mqes_entries)
+        for qid in range(1, min(wanted, granted) + 1):
+            queue = Queue(
+                self.device,
+                options,
+                qid,
+                entries,
+                timeout=options.io_timeout,
+                capsule_bytes=max(self.info.ioccsz * 16, 64),
+            )
+            self.io_queues.append(queue)
+            await self._create(queue)
+        for queue in self.io_queues:
+            await self._fabrics_connect(queue, self.cntlid)
+
+    async def nvm_limits(self) -> NvmLimits:
+        """What Identify CNS 06h says about Write Zeroes and Dataset Management; read once, when first needed."""
+        if self._limits is None:
+            try:
+                raw = await self.identify_nvm_limits()
+                self._limits = NvmLimits(
+                    mdts_bytes(raw.wzsl, self.cap.mpsmin_bytes) or 0,
+                    min(raw.dmrl, DSM_MAX_RANGES) or DSM_MAX_RANGES,
+                    raw.dmrsl or 0xFFFFFFFF,
+                )
+            except NvmeStatusError:
+                # the data structure is younger than many a controller
+                self._limits = NvmLimits()
+        return self._limits
+
+    # -- asynchronous events
+
+    async def _listen_for_events(self) -> None:
+        wanted = self.info.oaes & (Oaes.DISCOVERY_LOG if self.is_discovery else EVENTS_WANTED)
+        if wanted:
+            try:
+                await self.set_feature(FeatureId.ASYNC_EVENT_CONFIGURATION, int(wanted))
+            except NvmeStatusError as error:
+                log.info("%s does not take the asynchronous event configuration: %s", self.options.subnqn, error)
+        self._admin.submit(_EventRequest(self))
+
+    def _event_completed(self, dw0: int, status: int) -> None:
+        if status >= 2:
+            # Asynchronous Event Request Limit Exceeded, or aborted by a shutdown: asking again would loop
+            return
+        event = AsyncEvent.decode(dw0)
+        self.runtime.spawn(self._handle_event(event))
+
+    async def _handle_event(self, event: AsyncEvent) -> None:
+        try:
+            if event.log_page:
+                await self._clear_event(event)
+        except NvmeStatusError as error:
+            log.info("the log page %#04x of an event could not be read: %s", event.log_page, error)
+        except NvmeofError:
+            return
+        for callback in list(self.on_event):
+            callback(event)
+        if self.state in (HostState.LIVE, HostState.CONNECTING) and self._admin.error is None:
+            self._admin.submit(_EventRequest(self))
+
+    async def _clear_event(self, event: AsyncEvent) -> None:
+        """Read the event's log page, which lets the controller report the next event of that kind."""
+        if event.log_page == LogPageId.CHANGED_NAMESPACES:
+            raw = await self.get_log(LogPageId.CHANGED_NAMESPACES, 4096)
+            changed = parse_namespace_list(raw)
+            everything = changed[:1] == [NSID_ALL]
+            for namespace in list(self._namespaces.values()):
+                if everything or namespace.nsid in changed:
+                    await namespace.refresh()
+        elif event.log_page in (LogPageId.DISCOVERY, LogPageId.ANA):
+            await self.get_log(event.log_page, 16, nsid=0)
+        else:
+            await self.get_log(event.log_page, 512)
+
+    # -- commands
+
+    @property
+    def _admin(self) -> Queue:
+        if self.admin_queue is None:
+            raise LocalProtocolError("the controller is not connected")
+        return self.admin_queue
+
+    def queues(self) -> Iterator[Queue]:
+        """All queues, the admin queue first."""
+        if self.admin_queue is not None:
+            yield self.admin_queue
+        yield from self.io_queues
+
+    async def admin(
+        self,
+        sqe: bytes,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        timeout: float | None = None,
+        priority: bool = False,
+    ) -> int:
+        return await self._execute(
+            self._admin, sqe, data_out=data_out, data_in=data_in, timeout=timeout, priority=priority
+        )
+
+    async def io(
+        self,
+        sqe: bytes,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        timeout: float | None = None,
+        hold: bool = True,
+    ) -> int:
+        """Send one I/O command on the next queue; DW0 | DW1 << 32 of its completion."""
+        command = Command(self.runtime.create_future(), sqe, data_out, data_in)
+        if timeout is not None:
+            command.timeout = timeout
+        return await execute(self.runtime, self.pick_queue(), command, self.abort, hold=hold)
+
+    async def _execute(
+        self,
+        queue: Queue,
+        sqe: bytes,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        timeout: float | None = None,
+        priority: bool = False,
+    ) -> int:
+        command = Command(self.runtime.create_future(), sqe, data_out, data_in)
+        command.priority = priority
+        if timeout is not None:
+            command.timeout = timeout
+        return await execute(self.runtime, queue, command, self.abort)
+
+    async def io_transfer(self, parts: Iterator[Any], *, hold: bool = True) -> int:
+        """Many I/O commands as one operation: ``parts`` yields ``(sqe, data_out, data_in)``."""
+        return await run_transfer(self.runtime, self.pick_queue, parts, self.abort, hold=hold)
+
+    def pick_queue(self) -> Queue:
+        """The I/O queue for the next command: they take turns."""
+        queues = self.io_queues
+        if len(queues) == 1:
+            return queues[0]
+        if not queues:
+            raise self.error or LocalProtocolError("this controller has no I/O queues")
+        index = self._next_queue = (self._next_queue + 1) % len(queues)
+        return queues[index]
+
+    def abort(self, request: Request) -> None:
+        """Send an Abort for an outstanding request."""
+        if self.deadlines is not None:
+            self.deadlines.abort(request)
+
+    def namespace(self, nsid: int) -> Namespace:
+        """The namespace ``nsid``, identified on first use by its own methods."""
+        namespace = self._namespaces.get(nsid)
+        if namespace is None:
+            namespace = self._namespaces[nsid] = Namespace(self, nsid)
+        return namespace
+
+    # -- deadlines
+
+    def _on_timer(self) -> None:
+        """Call :meth:`Deadlines.check`, and come back when it wants to be called again."""
+        deadlines = self.deadlines
+        if deadlines is None or self.state in (HostState.CLOSED, HostState.FAILED):
+            return
+        now = self.runtime.now()
+        deadlines.check(now)
+        self._timer = self.runtime.call_later(max(deadlines.next_deadline - now, 0.001), self._on_timer)
+
+    # -- the end
+
+    def _queue_error(self, queue: Queue, error: NvmeofError) -> None:
+        """A queue is broken: the association ends, since a controller outlives none of its queues here."""
+        if self.state in (HostState.FAILED, HostState.CLOSED):
+            return
+        was, self.state = self.state, HostState.FAILED
+        self.error = error
+        if was is HostState.LIVE:
+            log.warning("lost the controller %#x of %s: %s", self.cntlid, self.options.subnqn, error)
+        self._close_queues(error)
+        if was in (HostState.LIVE, HostState.CLOSING):
+            for callback in list(self.on_lost):
+                callback(error)
+
+    def _close_queues(self, error: NvmeofError) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        queues = list(self.queues())
+        for queue in queues:
+            queue.fail(error)
+        for queue in reversed(queues):
+            self.device.destroy_queue(queue)
+
+    async def _free(self, error: NvmeofError) -> None:
+        if self.state is not HostState.FAILED:
+            self._close_queues(error)
+            self.state = HostState.CLOSED
+            self.error = self.error or error
+        await self.device.release_ctrl(self.options)
+
+    async def shutdown(self) -> None:
+        """End the association in order: delete the I/O queues, shut the controller down, close. Never raises for what
+        the controller does; safe to call again, and after a loss."""
+        if self.state is HostState.CLOSED:
+            return
+        if self.state is HostState.LIVE:
+            self.state = HostState.CLOSING
+            assert self.deadlines is not None
+            self.deadlines.stop_keep_alive()
+            try:
+                await self._disconnect_io_queues()
+                await self._shut_down()
+            except NvmeofError as error:
+                log.info("%s did not shut down in order: %s", self.options.subnqn, error)
+        await self._free(ConnectionLost("the host disconnected"))
+        self.state = HostState.CLOSED
+
+    async def _disconnect_io_queues(self) -> None:
+        if not self.info.ofcs & OFCS_DISCONNECT:
+            return
+        for queue in self.io_queues:
+            try:
+                await self._execute(queue, commands.disconnect(), timeout=SHUTDOWN_SECONDS)
+            except NvmeStatusError as error:
+                log.info("I/O queue %d: %s", queue.qid, error)
+
+    async def _shut_down(self) -> None:
+        await self.property_set(CC_OFFSET, replace(self._cc, shn=Shn.NORMAL).encode())
+        seconds = min(self.info.rtd3e / 1e6, 60.0) or SHUTDOWN_SECONDS
+        await self._wait_csts("shut down", lambda status: status.shst == Shst.COMPLETE, seconds)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One mapping per queue, the admin queue first: ``qid``, entries, load, and what the device says now."""
+        return [
+            {
+                "qid": queue.qid,
+                "entries": queue.entries,
+                "outstanding": len(queue.requests),
+                "completed": queue.completed,
+                **self.device.describe(queue),
+            }
+            for queue in self.queues()
+        ]
+
+
+def _connect_refused(error: NvmeStatusError, qid: int, options: ConnectOptions) -> NvmeofError:
+    """The refusal of a Connect, with the parameter that it names (DW0: IPO, and IATTR in bit 16)."""
+    invalid = error.status == Status.CONNECT_INVALID_PARAMETERS
+    where = f" (it names {describe_connect_invalid(error.dw0)})" if invalid else ""
+    queue = "the controller" if qid == 0 else f"I/O queue {qid}"
+    return NvmeStatusError(
+        error.status, f"{options.subnqn} refused {queue}: {error}{where}", dnr=error.dnr, dw0=error.dw0
+    )

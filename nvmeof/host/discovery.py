@@ -1,0 +1,108 @@
+"""Reading a Discovery log: header first, entries in pieces, over again when the generation changes meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nvmeof.errors import NvmeofError
+from nvmeof.spec.discovery import (
+    DISCOVERY_LOG_HEADER,
+    ENTRY_BYTES,
+    HEADER_BYTES,
+    parse_discovery_entries,
+)
+from nvmeof.spec.enums import Adrfam, SubType, Trtype
+
+MAX_ENTRIES = 65536
+"""More than this is taken for nonsense: 64 MiB of log."""
+ATTEMPTS = 10
+ENTRIES_PER_READ = 4
+
+ReadLog = Callable[[int, int], Coroutine[Any, Any, bytes]]
+"""``(length_bytes, offset) -> bytes`` of the Discovery log page."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryEntry:
+    """One way to reach a subsystem. Numbers as in the log; ``transport``, ``family`` and ``kind`` are their names."""
+
+    trtype: int
+    adrfam: int
+    subtype: int
+    treq: int
+    portid: int
+    cntlid: int
+    asqsz: int
+    trsvcid: str
+    subnqn: str
+    traddr: str
+    eflags: int
+    sectype: int
+
+    @property
+    def transport(self) -> str:
+        """``tcp``, ``mptcp``, ``rdma``; the number where the type is unknown."""
+        return _name(Trtype, self.trtype)
+
+    @property
+    def family(self) -> str:
+        """``ipv4``, ``ipv6``, ..."""
+        return _name(Adrfam, self.adrfam)
+
+    @property
+    def kind(self) -> str:
+        """``nvm``, ``referral``, ``current_discovery``."""
+        return _name(SubType, self.subtype)
+
+    @property
+    def is_nvm(self) -> bool:
+        """An NVM subsystem, not another discovery service."""
+        return self.subtype == SubType.NVM
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the fields, with the names beside the numbers."""
+        return {**asdict(self), "transport": self.transport, "family": self.family, "kind": self.kind}
+
+
+def _name(names: type[Trtype] | type[Adrfam] | type[SubType], value: int) -> str:
+    try:
+        return names(value).name.lower()
+    except ValueError:
+        return str(value)
+
+
+async def read_discovery_log(read: ReadLog) -> list[DiscoveryEntry]:
+    """All entries, of one generation. Raises :class:`NvmeofError` when the log makes no sense or never rests."""
+    for _ in range(ATTEMPTS):
+        header = DISCOVERY_LOG_HEADER.parse(await read(HEADER_BYTES, 0))
+        if header.recfmt != 0:
+            raise NvmeofError(f"the discovery log has record format {header.recfmt}, which is unknown")
+        if header.numrec > MAX_ENTRIES:
+            raise NvmeofError(f"the discovery log claims {header.numrec} entries")
+        raw = bytearray()
+        for first in range(0, header.numrec, ENTRIES_PER_READ):
+            count = min(ENTRIES_PER_READ, header.numrec - first)
+            raw += await read(count * ENTRY_BYTES, HEADER_BYTES + first * ENTRY_BYTES)
+        again = DISCOVERY_LOG_HEADER.parse(await read(HEADER_BYTES, 0))
+        if (again.genctr, again.numrec) == (header.genctr, header.numrec):
+            return [_entry(parsed) for parsed in parse_discovery_entries(raw)]
+    raise NvmeofError(f"the discovery log changed {ATTEMPTS} times while it was read")
+
+
+def _entry(parsed: Any) -> DiscoveryEntry:
+    return DiscoveryEntry(
+        trtype=parsed.trtype,
+        adrfam=parsed.adrfam,
+        subtype=parsed.subtype,
+        treq=parsed.treq,
+        portid=parsed.portid,
+        cntlid=parsed.cntlid,
+        asqsz=parsed.asqsz,
+        trsvcid=parsed.trsvcid.strip(),
+        subnqn=parsed.subnqn,
+        traddr=parsed.traddr.strip(),
+        eflags=parsed.eflags,
+        sectype=parsed.tsas[0],
+    )

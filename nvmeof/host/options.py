@@ -1,0 +1,80 @@
+"""What a host can ask for when it connects: one frozen dataclass, named after nvme-cli's options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from uuid import UUID
+
+from nvmeof.errors import ConfigurationError
+
+QUEUE_SIZE_MIN = 2
+QUEUE_SIZE_MAX = 4096
+ADMIN_QUEUE_ENTRIES = 32
+"""Entries of an admin queue over fabrics: what the specification sets as the minimum, and what hosts use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectOptions:
+    """One association, and the transport options of its queues.
+
+    Raises :class:`ConfigurationError`, one sentence, for a value that cannot be used.
+    """
+
+    traddr: str
+    """IP address or host name."""
+    trsvcid: int = 4420
+    transport: str = "tcp"
+    subnqn: str
+    hostnqn: str
+    hostid: UUID
+    nr_io_queues: int = 1
+    queue_size: int = 128
+    """Entries per I/O queue; one entry less can be outstanding."""
+    keep_alive_tmo: float = 5.0
+    """KATO in seconds; 0 switches keep-alive off."""
+    hdr_digest: bool = False
+    data_digest: bool = False
+    disable_sqflow: bool = False
+    """Ask for queues without SQ flow control, which lets a controller leave out completions of good reads."""
+    host_traddr: str | None = None
+    host_iface: str | None = None
+    tos: int | None = None
+    congestion: str | None = None
+    """TCP congestion control of the queues' sockets."""
+    discovery: bool = field(default=False)
+    """A connection to a discovery subsystem: no I/O queues, and no keep-alive unless it is persistent."""
+    io_timeout: float = 30.0
+    """Seconds that an I/O command may take; then it is aborted, and after as much again the queue is torn down."""
+    admin_timeout: float = 30.0
+    connect_timeout: float = 10.0
+    """Seconds for a connection, its handshake and its Connect command."""
+    hpda_bytes: int = 4
+    """Alignment that the host asks for in C2HData payloads."""
+    maxr2t: int = 1
+    """R2Ts that a controller may have outstanding per command."""
+
+    def __post_init__(self) -> None:
+        if not self.traddr:
+            raise ConfigurationError("an address is needed")
+        _within("port", self.trsvcid, 1, 65535)
+        _within("number of I/O queues", self.nr_io_queues, 0 if self.discovery else 1, 65535)
+        _within("queue size", self.queue_size, QUEUE_SIZE_MIN, QUEUE_SIZE_MAX)
+        _within("keep-alive timeout", self.keep_alive_tmo, 0, 0xFFFFFFFF // 1000)
+        for name in ("io_timeout", "admin_timeout", "connect_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
+        if self.tos is not None:
+            _within("type of service", self.tos, 0, 255)
+
+    def given(self) -> frozenset[str]:
+        """Names of the options that differ from their defaults (for a device's required and allowed options)."""
+        return frozenset(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+
+    def with_changes(self, **changes: object) -> ConnectOptions:
+        """A copy with some options changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _within(what: str, value: float, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigurationError(f"the {what} must be between {low} and {high}, not {value}")

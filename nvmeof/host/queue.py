@@ -1,0 +1,352 @@
+"""The host's I/O queue contract: the level that the Linux series "NVMeTCP Offload ULP" cuts at.
+
+The controller above gives whole commands to a :class:`QueueDevice` and gets whole completions back; connections,
+PDUs, digests and sockets are the device's affair. The software device (:mod:`nvmeof.host.tcp_queue`) is one of them;
+an offload engine, or a test's in-memory controller, is another. The eight operations and the device's limits carry
+the series' names:
+
+====================  ================================================================================================
+``claim_dev``         can this device reach that address? The first registered device that says yes is used
+``setup_ctrl``        a controller is about to be created on the device
+``release_ctrl``      it is gone, after all its queues
+``create_queue``      connect, and do the transport's handshake (ICReq, ICResp); Fabrics Connect comes as a request
+``send_req``          take one command; ``more`` says that another follows at once, so that a doorbell may wait
+``poll_queue``        reap completions now, without waiting for an event
+``drain_queue``       stop: afterwards no completion of this queue comes up any more, and no buffer is touched
+``destroy_queue``     free it
+====================  ================================================================================================
+
+Upcalls: :meth:`Request.done` with ``(result, status)``, exactly once per request unless the queue is drained first, and
+:meth:`Queue.report_err`. A request's buffers belong to the device from ``send_req`` until one of these two ends.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from nvmeof.errors import ConfigurationError, LocalProtocolError, NvmeofError
+from nvmeof.host.options import ConnectOptions
+from nvmeof.wire import Buffer
+
+QUEUE_OPS = (
+    "claim_dev",
+    "setup_ctrl",
+    "release_ctrl",
+    "create_queue",
+    "send_req",
+    "poll_queue",
+    "drain_queue",
+    "destroy_queue",
+)
+
+GENERIC_OPTS = frozenset(
+    {
+        "traddr",
+        "trsvcid",
+        "transport",
+        "subnqn",
+        "hostnqn",
+        "hostid",
+        "nr_io_queues",
+        "queue_size",
+        "keep_alive_tmo",
+        "disable_sqflow",
+        "discovery",
+        "io_timeout",
+        "admin_timeout",
+        "connect_timeout",
+    }
+)
+"""Options that concern the controller only, and that every device takes therefore."""
+
+
+class Request:
+    """One command on its way: 64 bytes of SQE and at most one data buffer.
+
+    CID, PSDT and SGL1 of ``sqe`` are filled in by the device. ``data_out`` goes to the controller; ``data_in`` is
+    where the controller's data is to land. A subclass says in :meth:`completed` and :meth:`failed` what comes next.
+    """
+
+    __slots__ = ("aborted", "cid", "data_in", "data_out", "epoch", "priority", "queue", "sqe", "timeout")
+
+    queue: Queue
+
+    def __init__(self, sqe: bytes, data_out: Buffer | None = None, data_in: memoryview | None = None) -> None:
+        self.sqe = sqe
+        self.data_out = data_out
+        self.data_in = data_in
+        self.cid = -1
+        self.priority = False
+        self.aborted = False
+        self.epoch = 0.0
+        self.timeout = -1.0
+        """Seconds, 0 for never (an asynchronous event request); negative: the queue's own."""
+
+    def done(self, result: int, status: int) -> None:
+        """Upcall of the device. ``result``: DW0 | DW1 << 32. ``status``: the CQE's status word, 0 for success."""
+        self.queue._finished(self)
+        self.completed(result, status)
+
+    def completed(self, result: int, status: int) -> None:
+        """The completion is there; a ``status`` below 2 means success (bit 0 is the phase: no meaning over fabrics)."""
+        raise NotImplementedError
+
+    def failed(self, error: NvmeofError) -> None:
+        """The queue is gone, or the request was taken back before it went out; the buffers are the caller's again."""
+        raise NotImplementedError
+
+
+class Queue:
+    """One queue pair as the controller sees it: command identifiers, what is outstanding, and what has to wait.
+
+    ``entries`` are the queue's SQ entries, of which one always stays free. ``reserved`` of the remaining identifiers
+    are kept for priority requests (keep-alive, Abort). ``private`` is the device's own.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_free",
+        "_reserved",
+        "_reserved_from",
+        "_urgent",
+        "capsule_bytes",
+        "completed",
+        "device",
+        "entries",
+        "epoch",
+        "error",
+        "flow_control",
+        "on_error",
+        "options",
+        "private",
+        "qid",
+        "requests",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        device: QueueDevice,
+        options: ConnectOptions,
+        qid: int,
+        entries: int,
+        *,
+        reserved: int = 0,
+        timeout: float = 30.0,
+        capsule_bytes: int = 64 + 8192,
+    ) -> None:
+        self.device = device
+        self.options = options
+        self.qid = qid
+        self.entries = entries
+        self.flow_control = not options.disable_sqflow
+        self.capsule_bytes = capsule_bytes
+        """Largest command capsule that the controller takes: IOCCSZ * 16; 8 KiB of data on an admin queue."""
+        self.timeout = timeout
+        self.epoch = 0.0
+        """The time of the last look at the clock: stamps requests without reading it for each."""
+        self.completed = 0
+        self.error: NvmeofError | None = None
+        self.on_error: Callable[[Queue, NvmeofError], None] | None = None
+        self.private: Any = None
+        self.requests: dict[int, Request] = {}
+        """Outstanding requests by CID; the device takes them from here."""
+        # first in, first out: a CID rests as long as possible, so that a completion sent twice finds nobody
+        self._reserved_from = entries - 1 - reserved
+        self._free: deque[int] = deque(range(self._reserved_from))
+        self._reserved: deque[int] = deque(range(self._reserved_from, entries - 1))
+        self._backlog: deque[Request] = deque()
+        self._urgent: deque[Request] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.qid}: {len(self.requests)} of {self.entries - 1} outstanding>"
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a command identifier."""
+        return len(self._backlog) + len(self._urgent)
+
+    @property
+    def room(self) -> int:
+        """How many requests would go out at once."""
+        return len(self._free)
+
+    @property
+    def load(self) -> int:
+        """Requests outstanding and waiting."""
+        return len(self.requests) + len(self._backlog)
+
+    def submit(self, request: Request, more: bool = False) -> None:
+        """Send a request, or queue it until an identifier is free. Raises the error of a queue that is gone."""
+        if self.error is not None:
+            raise self.error
+        request.queue = self
+        if request.priority:
+            identifiers, backlog = self._reserved or self._free, self._urgent
+        else:
+            identifiers, backlog = self._free, self._backlog
+        if not identifiers:
+            backlog.append(request)
+            return
+        self._send(request, identifiers.popleft(), more)
+
+    def _send(self, request: Request, cid: int, more: bool) -> None:
+        request.cid = cid
+        request.epoch = self.epoch
+        self.requests[cid] = request
+        self.device.send_req(request, more)
+
+    def _finished(self, request: Request) -> None:
+        cid = request.cid
+        if self.requests.pop(cid, None) is None:
+            raise LocalProtocolError(f"a request on queue {self.qid} was completed twice")
+        request.cid = -1
+        self.completed += 1
+        if self._urgent:
+            self._send(self._urgent.popleft(), cid, False)
+        elif cid >= self._reserved_from:
+            self._reserved.append(cid)
+        elif self._backlog:
+            self._send(self._backlog.popleft(), cid, False)
+        else:
+            self._free.append(cid)
+
+    def withdraw(self, request: Request) -> bool:
+        """Take back a request that has not gone out yet; False when it has."""
+        for backlog in (self._backlog, self._urgent):
+            if request in backlog:
+                backlog.remove(request)
+                return True
+        return False
+
+    def expired(self, now: float) -> Iterator[Request]:
+        """Outstanding requests whose time is up, oldest first."""
+        for request in list(self.requests.values()):
+            timeout = self.timeout if request.timeout < 0 else request.timeout
+            if timeout and now - request.epoch >= timeout:
+                yield request
+
+    def report_err(self, error: NvmeofError) -> None:
+        """Upcall of the device: the queue is broken. The controller starts its recovery; later reports are dropped."""
+        if self.error is None and self.on_error is not None:
+            self.on_error(self, error)
+
+    def fail(self, error: NvmeofError) -> None:
+        """Drain the queue, and fail all that is outstanding or waiting with ``error``. Further requests get it too."""
+        if self.error is not None:
+            return
+        self.error = error
+        self.device.drain_queue(self)
+        orphans = [*self.requests.values(), *self._urgent, *self._backlog]
+        self.requests.clear()
+        self._urgent.clear()
+        self._backlog.clear()
+        for request in orphans:
+            request.cid = -1
+            request.failed(error)
+
+
+class QueueDevice(ABC):
+    """Something that carries NVMe commands to a controller: the operations are described in the module's docstring."""
+
+    name: str
+    required_opts: frozenset[str] = frozenset()
+    """Options that must be given for this device."""
+    allowed_opts: frozenset[str] = frozenset()
+    """Options that it takes, beside :data:`GENERIC_OPTS` and the required ones."""
+    max_hw_sectors: int = 0
+    """Largest transfer of one request in **bytes** (the kernel counts 512-byte sectors); 0 for no limit."""
+    max_segments: int = 1
+    """Separate buffers that one request may have; requests have one."""
+
+    @abstractmethod
+    def claim_dev(self, options: ConnectOptions) -> bool:
+        """Whether the device reaches that address over that transport."""
+
+    @abstractmethod
+    async def setup_ctrl(self, options: ConnectOptions) -> None:
+        """Prepare for a controller. Raises :class:`NvmeofError` when that cannot be."""
+
+    @abstractmethod
+    async def release_ctrl(self, options: ConnectOptions) -> None:
+        """Free what ``setup_ctrl`` took; all queues are destroyed already."""
+
+    @abstractmethod
+    async def create_queue(self, queue: Queue) -> None:
+        """Connect and shake hands within ``options.connect_timeout``. Raises :class:`TransportError` and its kin."""
+
+    @abstractmethod
+    def send_req(self, request: Request, more: bool) -> None:
+        """Take ``request`` (its ``cid`` is set); errors come through ``report_err``. Must not call ``done`` at once."""
+
+    @abstractmethod
+    def poll_queue(self, queue: Queue) -> int:
+        """Reap completions; returns how many there were."""
+
+    @abstractmethod
+    def drain_queue(self, queue: Queue) -> None:
+        """Stop the queue: no upcall comes after this, and no buffer of a request is read or written any more."""
+
+    @abstractmethod
+    def destroy_queue(self, queue: Queue) -> None:
+        """Free the queue: drained before."""
+
+    def queue_connected(self, queue: Queue) -> None:  # noqa: B027  (optional)
+        """The Connect command on ``queue`` succeeded: ``entries`` and ``flow_control`` are in force."""
+
+    def describe(self, queue: Queue) -> dict[str, object]:
+        """Facts about the queue's connection as they are now, for people and JSON."""
+        return {"transport": self.name}
+
+
+class DeviceRegistry:
+    """The devices that a controller may be created on, in order of registration."""
+
+    def __init__(self) -> None:
+        self._devices: list[QueueDevice] = []
+
+    def register(self, device: QueueDevice) -> None:
+        """Add a device. Raises :class:`ConfigurationError` when an operation or a limit is missing, or it is there."""
+        missing = [op for op in QUEUE_OPS if not callable(getattr(device, op, None))]
+        limits = ("required_opts", "allowed_opts", "max_hw_sectors", "max_segments", "name")
+        missing += [name for name in limits if getattr(device, name, None) is None]
+        if missing:
+            raise ConfigurationError(f"the queue device {device!r} lacks {', '.join(missing)}")
+        if device in self._devices:
+            raise ConfigurationError(f"the queue device {device.name} is registered already")
+        self._devices.append(device)
+
+    def unregister(self, device: QueueDevice) -> None:
+        """Take a device out again. Raises :class:`ConfigurationError` when it is not there."""
+        if device not in self._devices:
+            raise ConfigurationError(f"the queue device {device.name} is not registered")
+        self._devices.remove(device)
+
+    def claim(self, options: ConnectOptions) -> QueueDevice:
+        """The first device that claims the route; its options are checked. Raises :class:`ConfigurationError`."""
+        for device in self._devices:
+            if device.claim_dev(options):
+                check_options(device, options)
+                return device
+        raise ConfigurationError(
+            f"no queue device reaches {options.traddr} over {options.transport}; "
+            f"there are: {', '.join(device.name for device in self._devices) or 'none'}"
+        )
+
+
+def check_options(device: QueueDevice, options: ConnectOptions) -> None:
+    """Raise :class:`ConfigurationError` for an option that ``device`` needs and lacks, or has and does not take."""
+    given = options.given()
+    missing = device.required_opts - given
+    if missing:
+        raise ConfigurationError(f"the queue device {device.name} needs the option {sorted(missing)[0]}")
+    surplus = given - device.required_opts - device.allowed_opts - GENERIC_OPTS
+    if surplus:
+        raise ConfigurationError(f"the queue device {device.name} does not take the option {sorted(surplus)[0]}")
+
+
+devices = DeviceRegistry()
+"""The default registry; :mod:`nvmeof.host.tcp_queue` adds the software device."""

@@ -1,0 +1,214 @@
+"""The two kinds of requests that callers wait for: one command with a future, and a transfer of many commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from nvmeof.errors import LocalProtocolError, NvmeofError
+from nvmeof.host.queue import Queue, Request
+from nvmeof.host.runtime import Future, Runtime
+from nvmeof.spec.enums import FABRICS_OPCODE, AdminOpcode, FabricsType, NvmOpcode
+from nvmeof.spec.status import status_error
+from nvmeof.wire import Buffer
+
+TRANSFER_WINDOW = 32
+"""Commands of one large transfer that are submitted at a time; the others follow as these complete."""
+
+AbortFunction = Callable[[Request], None]
+"""Sends an Abort for an outstanding request."""
+
+
+def error_of(request: Request, status: int, result: int) -> NvmeofError:
+    """The error for a completion that is no success: its sentence begins with the command's name."""
+    opcode = request.sqe[0]
+    fabrics = opcode == FABRICS_OPCODE
+    names: type[AdminOpcode | NvmOpcode | FabricsType]
+    if fabrics:
+        names, opcode = FabricsType, request.sqe[4]
+    else:
+        names = NvmOpcode if request.queue.qid else AdminOpcode
+    try:
+        name = names(opcode).name.replace("_", " ").title().replace("Io ", "I/O ")
+    except ValueError:
+        name = f"Command {opcode:#04x}"
+    return status_error(status, name, dw0=result & 0xFFFFFFFF, fabrics=fabrics)
+
+
+class Command(Request):
+    """One command; ``future`` gets DW0 | DW1 << 32, or the error."""
+
+    __slots__ = ("future", "released")
+
+    def __init__(
+        self, future: Future[int], sqe: bytes, data_out: Buffer | None = None, data_in: memoryview | None = None
+    ) -> None:
+        super().__init__(sqe, data_out, data_in)
+        self.future = future
+        self.released: Future[None] | None = None
+
+    def completed(self, result: int, status: int) -> None:
+        future = self.future
+        if not future.done():
+            if status < 2:
+                future.set_result(result)
+            else:
+                future.set_exception(error_of(self, status, result))
+        if self.released is not None:
+            _release(self.released)
+
+    def failed(self, error: NvmeofError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+        if self.released is not None:
+            _release(self.released)
+
+
+def _release(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def execute(runtime: Runtime, queue: Queue, command: Command, abort: AbortFunction, *, hold: bool = True) -> int:
+    """Submit ``command`` and wait for DW0 | DW1 << 32. Raises what the command or its queue failed with.
+
+    When the caller is cancelled, the command is aborted; with ``hold`` the cancellation waits until its buffers are
+    the caller's own again (its completion, or the end of the queue).
+    """
+    queue.submit(command)
+    try:
+        return await command.future
+    except NvmeofError:
+        raise
+    except BaseException:
+        if command.cid < 0:
+            queue.withdraw(command)
+        else:
+            abort(command)
+            if hold:
+                command.released = runtime.create_future()
+                await _wait_released(runtime, command)
+        raise
+
+
+async def _wait_released(runtime: Runtime, command: Command) -> None:
+    """Wait until the command is over, through further cancellations: the first one is raised by the caller anyway."""
+    while command.cid >= 0:
+        try:
+            assert command.released is not None
+            await command.released
+        except BaseException:
+            if command.cid < 0:
+                return
+            command.released = runtime.create_future()
+
+
+class Transfer:
+    """A large operation as many commands, a window of them at a time, over one queue or several.
+
+    ``parts`` yields ``(sqe, data_out, data_in)``. After the first error no further part goes out; ``future`` is done
+    when all that did go out has ended, so that the buffers are free then.
+    """
+
+    __slots__ = ("_error", "_outstanding", "_parts", "_pick", "future", "result")
+
+    def __init__(self, runtime: Runtime, pick: Callable[[], Queue], parts: Iterator[Any]) -> None:
+        self.future: Future[int] = runtime.create_future()
+        self._parts = parts
+        self._pick = pick
+        self._outstanding: set[Part] = set()
+        self._error: BaseException | None = None
+        self.result = 0
+
+    def start(self) -> None:
+        """Submit the first window; an error, that of a queue that is gone too, ends up in ``future``."""
+        window = [(self._pick(), part) for part in islice(self._parts, TRANSFER_WINDOW)]
+        for index, (queue, part) in enumerate(window):
+            # a device may hold its doorbell back only where the next request surely reaches it
+            more = index + 1 < len(window) and window[index + 1][0] is queue and queue.room > 1
+            if not self._submit(queue, part, more):
+                break
+        self._finish()
+
+    def _submit(self, queue: Queue, part: Any, more: bool) -> bool:
+        request = Part(self, *part)
+        self._outstanding.add(request)
+        try:
+            queue.submit(request, more)
+        except NvmeofError as error:
+            self._outstanding.discard(request)
+            self._error = self._error or error
+            return False
+        return True
+
+    def part_done(self, part: Part, error: NvmeofError | None, result: int) -> None:
+        """One part has ended."""
+        self._outstanding.discard(part)
+        if error is not None:
+            self._error = self._error or error
+        self.result |= result
+        if self._error is None:
+            following = next(self._parts, None)
+            if following is not None and self._submit(self._pick(), following, False):
+                return
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._outstanding or self.future.done():
+            return
+        if self._error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self._error)
+
+    def stop(self, abort: AbortFunction) -> None:
+        """Cancel: send nothing more, take back what waits, abort what is out."""
+        self._error = self._error or LocalProtocolError("the transfer was cancelled")
+        for part in list(self._outstanding):
+            if part.cid >= 0:
+                abort(part)
+            elif part.queue.withdraw(part):
+                self._outstanding.discard(part)
+
+    @property
+    def idle(self) -> bool:
+        """No part is outstanding: the buffers are free."""
+        return not self._outstanding
+
+
+class Part(Request):
+    """One command of a :class:`Transfer`."""
+
+    __slots__ = ("transfer",)
+
+    def __init__(self, transfer: Transfer, sqe: bytes, data_out: Buffer | None, data_in: memoryview | None) -> None:
+        super().__init__(sqe, data_out, data_in)
+        self.transfer = transfer
+
+    def completed(self, result: int, status: int) -> None:
+        self.transfer.part_done(self, error_of(self, status, result) if status >= 2 else None, result)
+
+    def failed(self, error: NvmeofError) -> None:
+        self.transfer.part_done(self, error, 0)
+
+
+async def run_transfer(
+    runtime: Runtime, pick: Callable[[], Queue], parts: Iterator[Any], abort: AbortFunction, *, hold: bool = True
+) -> int:
+    """Run all ``parts``; the first error is raised when all others have ended. Cancelling works as in `execute`."""
+    transfer = Transfer(runtime, pick, parts)
+    transfer.start()
+    try:
+        return await transfer.future
+    except NvmeofError:
+        raise
+    except BaseException:
+        transfer.stop(abort)
+        while hold and not transfer.idle:
+            transfer.future = runtime.create_future()
+            try:
+                await transfer.future
+            except BaseException:
+                continue
+        raise
