@@ -13,7 +13,8 @@ class Completion:
     """Status, result dwords and, for a controller-to-host transfer, the data.
 
     `status` is a `Status` value (SCT << 8 | SC). `data` stays valid until `release` is called (when there is one);
-    whoever takes the completion calls it exactly once.
+    whoever takes the completion calls it exactly once. `stable` False: the data may still change, see `Lease`. `more`: the Error Information log tells more.
+    `disconnect`: the queue ends once this completion has been sent.
     """
 
     status: int = 0
@@ -22,6 +23,9 @@ class Completion:
     dw1: int = 0
     data: Buffer | None = None
     release: Callable[[], None] | None = None
+    stable: bool = True
+    more: bool = False
+    disconnect: bool = False
 
 
 __all__ = ["Completion"]

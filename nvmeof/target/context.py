@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import FABRICS_OPCODE
+from nvmeof.spec.sqe import Sqe
+from nvmeof.spec.status import status_field
+from nvmeof.target.completion import Completion
 from nvmeof.target.controller import Controller
 from nvmeof.target.inventory import Inventory, PortInfo
 from nvmeof.target.namespace import Namespace
@@ -85,6 +90,23 @@ class QueueContext:
         controller = self.controller
         if controller is not None:
             controller.touch(now)
+
+    def refuse(self, sqe: Sqe, error: CommandError) -> Completion:
+        """The completion of a refused command; an entry of the Error Information log goes with it."""
+        self.counters.errors += 1
+        controller = self.controller
+        if controller is not None:
+            controller.error_log.add(
+                sqid=self.qid,
+                cid=sqe.cid,
+                status_field=status_field(error.status, error.dnr, True),
+                error_location=error.error_location,
+                lba=sqe.slba if self.qid and sqe.opcode != FABRICS_OPCODE else 0,
+                nsid=0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid,
+                trtype=self.port.trtype,
+                opcode=sqe.opcode,
+            )
+        return Completion(error.status, error.dnr, error.dw0, more=controller is not None)
 
     def detach(self, reason: str) -> None:
         """The queue has gone: forget it; with the admin queue the whole association ends. Harmless when repeated."""

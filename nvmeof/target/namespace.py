@@ -70,6 +70,7 @@ class Namespace:
     """One namespace of a subsystem. Addresses are logical blocks of `block_bytes`."""
 
     __slots__ = (
+        "accessible",
         "anagrpid",
         "backend",
         "block_bytes",
@@ -99,15 +100,24 @@ class Namespace:
         self.read_only = read_only or not backend.capabilities.can_write
         self.anagrpid = anagrpid
         self.counters = NamespaceCounters()
+        self.accessible = True
         self.refresh()
 
     def refresh(self) -> None:
-        """Take size, block size and memory over from the backend (at the start and after a resize)."""
+        """Take size, block size and memory over from the backend (at the start and after a resize).
+
+        `memory` is None as well while the ANA state forbids access, so that who goes by it needs no other check.
+        """
         capabilities = self.backend.capabilities
         self.block_bytes = capabilities.block_bytes
         self.block_shift = self.block_bytes.bit_length() - 1
         self.size_blocks = capabilities.size_bytes >> self.block_shift
-        self.memory: memoryview | None = self.backend.memory
+        self.memory: memoryview | None = self.backend.memory if self.accessible else None
+
+    def set_accessible(self, accessible: bool) -> None:
+        """Whether the ANA state allows reading and writing."""
+        self.accessible = accessible
+        self.refresh()
 
     @property
     def nguid(self) -> bytes:

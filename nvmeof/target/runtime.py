@@ -6,10 +6,9 @@ The layer that owns an event loop passes an object of this shape in; nothing bel
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
-ResultT = TypeVar("ResultT", contravariant=True)
 
 
 class Future(Awaitable[T], Protocol[T]):
@@ -31,7 +30,7 @@ class TimerHandle(Protocol):
 class Runtime(Protocol):
     """Futures, timers and a monotonic clock in seconds."""
 
-    def create_future(self) -> Future[object]: ...
+    def create_future(self) -> Future[Any]: ...
 
     def call_later(self, seconds: float, callback: Callable[[], object], /) -> TimerHandle: ...
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from enum import Enum, IntFlag
+from enum import Enum
 from typing import TypeAlias
 
+from nvmeof.spec.enums import CommandEffects
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.completion import Completion
 from nvmeof.target.context import QueueContext
@@ -28,21 +29,6 @@ class NsidRule(Enum):
     ACTIVE = "an active namespace"
     ACTIVE_OR_ALL = "an active namespace, or FFFFFFFFh for all"
     HANDLER = "depends on the command's other fields"
-
-
-class Effects(IntFlag):
-    """A command's line in the Commands Supported and Effects log (NVMe Base, Log Page 05h)."""
-
-    CSUPP = 1 << 0  # supported
-    LBCC = 1 << 1  # may change logical block content
-    NCC = 1 << 2  # may change a namespace's capabilities
-    NIC = 1 << 3  # may change the namespace inventory
-    CCC = 1 << 4  # may change the controller's capabilities
-    CSE_NAMESPACE = 1 << 16  # no other command for the same namespace at the same time
-    CSE_ALL = 2 << 16
-    USS = 1 << 19  # UUID selection is supported
-    SCOPE_NAMESPACE = 1 << 20
-    SCOPE_CONTROLLER = 1 << 21
 
 
 Handler: TypeAlias = Callable[[QueueContext, Sqe, memoryview | None], Completion | Awaitable[Completion]]
@@ -86,7 +72,7 @@ class CommandSpec:
     check: Check = no_check
     nsid: NsidRule = NsidRule.UNUSED
     states: frozenset[ControllerState] = READY_ONLY
-    effects: Effects = Effects.CSUPP
+    effects: CommandEffects = CommandEffects.SUPPORTED
     longer_sgl_bytes: int = 0
     oncs: int = 0  # its bit in Identify Controller's ONCS
     oacs: int = 0  # and in OACS
@@ -97,7 +83,6 @@ __all__ = [
     "CommandSpec",
     "Completion",
     "Direction",
-    "Effects",
     "Handler",
     "NsidRule",
     "TransferBytes",

@@ -1,0 +1,68 @@
+"""System calls on files that the standard library lacks: fallocate with a mode, and block device ioctls."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import fcntl
+import os
+import struct
+
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_ZERO_RANGE = 0x10
+_BLKDISCARD = 0x1277
+_BLKZEROOUT = 0x127F
+_BLKGETSIZE64 = 0x80081272
+_BLKROGET = 0x125E
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = getattr(_libc, "fallocate64", None) or getattr(_libc, "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    _fallocate.restype = ctypes.c_int
+
+UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL})
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2); raises `OSError`, EOPNOTSUPP also where libc has no such function."""
+    if _fallocate is None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    while _fallocate(fd, mode, offset, length) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the space of a range back; it reads as zeroes."""
+    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def zero_range(fd: int, offset: int, length: int) -> None:
+    """Make a range read as zeroes, its space kept."""
+    fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def discard_device(fd: int, offset: int, length: int) -> None:
+    """BLKDISCARD on a block device."""
+    fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", offset, length))
+
+
+def zero_device(fd: int, offset: int, length: int) -> None:
+    """BLKZEROOUT on a block device."""
+    fcntl.ioctl(fd, _BLKZEROOUT, struct.pack("=QQ", offset, length))
+
+
+def device_size(fd: int) -> int:
+    """Bytes of a block device."""
+    (size,) = struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))
+    return int(size)
+
+
+def device_read_only(fd: int) -> bool:
+    """Whether a block device is set read-only."""
+    (flag,) = struct.unpack("=i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
+    return bool(flag)

@@ -1,0 +1,239 @@
+"""Fabrics commands: Connect, Property Get and Set, Disconnect (NVMe Base, Fabrics Command Set)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.connect import (
+    CONNECT,
+    CONNECT_DATA,
+    CONNECT_DATA_BYTES,
+    DISCONNECT,
+    PROPERTY_GET,
+    PROPERTY_SET,
+    RECORD_FORMAT,
+    Cattr,
+    connect_invalid_dw0,
+)
+from nvmeof.spec.enums import CNTLID_DYNAMIC, FabricsType
+from nvmeof.spec.nqn import terminated_nqn
+from nvmeof.spec.properties import CAP_OFFSET, CC_OFFSET, CRTO_OFFSET, CSTS_OFFSET, PROPERTIES, VS_OFFSET
+from nvmeof.spec.sqe import Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.base import CommandSpec, Completion, Direction, fixed
+from nvmeof.target.commands.nvm import run_all
+from nvmeof.target.context import QueueContext
+from nvmeof.target.controller import VERSION, Controller
+from nvmeof.target.states import CONNECTED_STATES, UNCONNECTED_ONLY, ControllerState
+from nvmeof.target.subsystem import Subsystem
+from nvmeof.wire import layout
+
+_MAX_ADMIN_ENTRIES = 4096
+_DATA_LAYOUT = layout(CONNECT_DATA)
+
+
+def _invalid(field: str, message: str) -> CommandError:
+    """Connect Invalid Parameters, with IPO and IATTR of the field at fault."""
+    location = CONNECT.offsets.get(field, 0xFFFF)
+    return CommandError(Status.CONNECT_INVALID_PARAMETERS, location, message=message, dw0=connect_invalid_dw0(field))
+
+
+def _connect_fields(sqe: Sqe) -> tuple[int, int, int, int, int]:
+    """RECFMT, QID, SQSIZE (0's-based), CATTR, KATO."""
+    return sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 0xFFFF, sqe.cdw11 >> 16 & 0xFF, sqe.cdw12
+
+
+def check_connect(ctx: QueueContext, sqe: Sqe) -> None:
+    """What can be refused before the Connect data has been looked at."""
+    recfmt, qid, sqsize, _, _ = _connect_fields(sqe)
+    if recfmt != RECORD_FORMAT:
+        raise CommandError(
+            Status.CONNECT_INCOMPATIBLE_FORMAT,
+            CONNECT.error_location("recfmt"),
+            message=f"Connect record format {recfmt} is not known",
+        )
+    if sqsize == 0:
+        raise _invalid("sqsize", "Connect asks for a queue of one entry (SQSIZE 0)")
+    if qid == 0 and sqsize >= _MAX_ADMIN_ENTRIES:
+        raise _invalid("sqsize", f"an admin queue of {sqsize + 1} entries is larger than {_MAX_ADMIN_ENTRIES}")
+
+
+def connect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Make this queue the admin queue of a new controller, or an I/O queue of an existing one. DW0: CNTLID."""
+    assert data is not None
+    raw = bytes(data)
+    for name in ("subnqn", "hostnqn"):
+        start, width = _DATA_LAYOUT[name]
+        if not terminated_nqn(raw[start : start + width]):
+            raise _invalid(name, f"the Connect data's {name.upper()} is empty or not terminated")
+    fields = CONNECT_DATA.parse(raw)
+    subsystem = ctx.inventory.find(fields.subnqn, ctx.port)
+    if subsystem is None:
+        raise _invalid("subnqn", f"there is no subsystem {fields.subnqn!r} here (host {fields.hostnqn!r})")
+    if not subsystem.host_allowed(fields.hostnqn):
+        raise CommandError(
+            Status.CONNECT_INVALID_HOST,
+            message=f"host {fields.hostnqn!r} is not allowed to use {subsystem.nqn}",
+            dw0=connect_invalid_dw0("hostnqn"),
+        )
+    _, qid, sqsize, cattr, kato_ms = _connect_fields(sqe)
+    if qid == 0:
+        controller = _new_association(ctx, subsystem, fields.cntlid, fields.hostnqn, fields.hostid, kato_ms)
+    else:
+        controller = _join_association(subsystem, qid, sqsize, fields.cntlid, fields.hostnqn, fields.hostid)
+    controller.attach_queue(qid, ctx.queue)
+    ctx.controller = controller
+    ctx.subsystem = subsystem
+    ctx.qid = qid
+    ctx.entries = sqsize + 1
+    ctx.flow_control = not cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
+    ctx.host_nqn = fields.hostnqn
+    ctx.hostid = fields.hostid
+    ctx.namespaces = subsystem.namespaces
+    return Completion(dw0=controller.cntlid)
+
+
+def _new_association(
+    ctx: QueueContext, subsystem: Subsystem, cntlid: int, host_nqn: str, hostid: bytes, kato_ms: int
+) -> Controller:
+    if cntlid != CNTLID_DYNAMIC:
+        raise _invalid("cntlid", f"controllers are allocated dynamically; CNTLID {cntlid:#06x} cannot be asked for")
+    return Controller(
+        ctx.runtime,
+        subsystem,
+        subsystem.allocate_cntlid(),
+        host_nqn=host_nqn,
+        hostid=hostid,
+        port=ctx.port,
+        kato_ms=kato_ms,
+    )
+
+
+def _join_association(
+    subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, host_nqn: str, hostid: bytes
+) -> Controller:
+    config = subsystem.config
+    if subsystem.discovery:
+        raise _invalid("qid", "a discovery controller has no I/O queues")
+    if qid > config.max_io_queues:
+        raise _invalid("qid", f"queue {qid} is beyond the {config.max_io_queues} I/O queues of a controller")
+    controller = subsystem.controllers.get(cntlid)
+    if not isinstance(controller, Controller):
+        raise _invalid("cntlid", f"{subsystem.nqn} has no controller {cntlid}")
+    if controller.host_nqn != host_nqn:
+        raise _invalid("hostnqn", f"host {host_nqn!r} is not the one of controller {cntlid} ({controller.host_nqn!r})")
+    if controller.hostid != hostid:
+        raise _invalid("hostid", f"HOSTID {hostid.hex()} is not the one of controller {cntlid}")
+    if controller.state is not ControllerState.READY:
+        raise CommandError(
+            Status.COMMAND_SEQUENCE_ERROR,
+            CONNECT.error_location("qid"),
+            message=f"I/O queue {qid} before controller {cntlid} is ready ({controller.state.value})",
+        )
+    if sqsize >= config.max_queue_entries:
+        raise _invalid("sqsize", f"a queue of {sqsize + 1} entries is larger than {config.max_queue_entries}")
+    controller.check_qid_free(qid, CONNECT.error_location("qid"))
+    return controller
+
+
+_READ_PROPERTY = {
+    CAP_OFFSET: lambda controller: controller.cap,
+    VS_OFFSET: lambda controller: VERSION.encode(),
+    CC_OFFSET: lambda controller: controller.cc,
+    CSTS_OFFSET: lambda controller: controller.csts,
+    CRTO_OFFSET: lambda controller: controller.crto,
+}
+_WRITABLE_PROPERTIES = frozenset({CC_OFFSET})
+SUPPORTED_PROPERTIES = frozenset(_READ_PROPERTY)
+
+
+def _property(sqe: Sqe, record_offsets: dict[str, int], known: frozenset[int]) -> int:
+    """The property's offset, after its size was checked."""
+    attrib, offset = sqe.cdw10 & 7, sqe.cdw11
+    if offset not in known:
+        raise CommandError(
+            Status.INVALID_FIELD, record_offsets["ofst"], message=f"there is no such property at offset {offset:#x}"
+        )
+    if attrib > 1 or PROPERTIES[offset].size != (8 if attrib else 4):
+        raise CommandError(
+            Status.INVALID_FIELD,
+            record_offsets["attrib"],
+            message=f"{PROPERTIES[offset].name} has {PROPERTIES[offset].size} bytes",
+        )
+    return offset
+
+
+def property_get(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Property Get: the value in DW0 and DW1."""
+    offset = _property(sqe, PROPERTY_GET.offsets, SUPPORTED_PROPERTIES)
+    value = _READ_PROPERTY[offset](ctx.controller)
+    return Completion(dw0=value & 0xFFFFFFFF, dw1=value >> 32)
+
+
+def property_set(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Property Set of CC. The completion of a shutdown waits until everything is flushed."""
+    _property(sqe, PROPERTY_SET.offsets, _WRITABLE_PROPERTIES)
+    controller = ctx.controller
+    assert controller is not None
+    if controller.write_cc(sqe.cdw12):
+        return _shut_down(ctx, controller)
+    return Completion()
+
+
+def _shut_down(ctx: QueueContext, controller: Controller) -> Completion | Awaitable[Completion]:
+    token = controller.shutdown_token
+    try:
+        flushed = run_all(namespace.flush for namespace in ctx.namespaces.values())
+    except CommandError:
+        flushed = Completion()  # what cannot be flushed cannot keep the controller from shutting down either
+    if isinstance(flushed, Completion):
+        controller.shutdown_complete(token)
+        return Completion()
+    return _finish_shutdown(controller, token, flushed)
+
+
+async def _finish_shutdown(controller: Controller, token: int, flushed: Awaitable[Completion]) -> Completion:
+    try:
+        await flushed
+    except CommandError:
+        pass
+    controller.shutdown_complete(token)
+    return Completion()
+
+
+def disconnect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Disconnect: this I/O queue ends once the completion is sent."""
+    if sqe.cdw10 & 0xFFFF != RECORD_FORMAT:
+        raise CommandError(Status.CONNECT_INCOMPATIBLE_FORMAT, DISCONNECT.error_location("recfmt"))
+    if ctx.qid == 0:
+        raise CommandError(
+            Status.DISCONNECT_INVALID_QUEUE_TYPE, message="an admin queue cannot be disconnected by a command"
+        )
+    return Completion(disconnect=True)
+
+
+_CONNECT = CommandSpec(
+    opcode=FabricsType.CONNECT,
+    name="Connect",
+    handler=connect,
+    direction=Direction.HOST_TO_CONTROLLER,
+    transfer_bytes=fixed(CONNECT_DATA_BYTES),
+    check=check_connect,
+    states=UNCONNECTED_ONLY,
+)
+_DISCONNECT = CommandSpec(opcode=FabricsType.DISCONNECT, name="Disconnect", handler=disconnect, states=CONNECTED_STATES)
+FABRICS_ADMIN: dict[int, CommandSpec] = {
+    spec.opcode: spec
+    for spec in (
+        CommandSpec(
+            opcode=FabricsType.PROPERTY_SET, name="Property Set", handler=property_set, states=CONNECTED_STATES
+        ),
+        _CONNECT,
+        CommandSpec(
+            opcode=FabricsType.PROPERTY_GET, name="Property Get", handler=property_get, states=CONNECTED_STATES
+        ),
+        _DISCONNECT,
+    )
+}
+FABRICS_IO: dict[int, CommandSpec] = {spec.opcode: spec for spec in (_CONNECT, _DISCONNECT)}

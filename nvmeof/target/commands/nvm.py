@@ -1,0 +1,246 @@
+"""I/O commands of the NVM Command Set: Read, Write, Flush, Write Zeroes, Dataset Management.
+
+This is the complete path of every one of them; a queue may serve plain Reads of `Namespace.memory` by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, CommandEffects, NvmOpcode, Oncs
+from nvmeof.spec.sqe import (
+    CDW12_DEALLOCATE,
+    CDW12_FUA,
+    CDW12_PRINFO_MASK,
+    CDW12_PRINFO_SHIFT,
+    CDW12_STORAGE_TAG_CHECK,
+    DSM_DEALLOCATE,
+    DSM_MAX_RANGES,
+    DSM_RANGE,
+    DSM_RANGE_BYTES,
+    SQE,
+    Sqe,
+)
+from nvmeof.spec.status import Status
+from nvmeof.target.backend.base import Lease
+from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.context import QueueContext
+from nvmeof.target.namespace import Namespace
+
+_DTYPE_MASK = 0xF << 20
+
+
+def _namespace(ctx: QueueContext, sqe: Sqe) -> Namespace:
+    try:
+        return ctx.namespaces[sqe.nsid]
+    except KeyError:  # it went while the command's data was on its way
+        raise CommandError(Status.INVALID_NAMESPACE, SQE.error_location("nsid")) from None
+
+
+def _done(result: Awaitable[None] | None) -> Completion | Awaitable[Completion]:
+    return Completion() if result is None else _later(result)
+
+
+async def _later(pending: Awaitable[None]) -> Completion:
+    await pending
+    return Completion()
+
+
+def block_bytes(ctx: QueueContext, sqe: Sqe) -> int:
+    """Length rule of Read and Write: NLB blocks."""
+    return sqe.transfer_blocks << _namespace(ctx, sqe).block_shift
+
+
+def _check_protection(sqe: Sqe) -> None:
+    if sqe.cdw12 & CDW12_PRINFO_MASK:
+        raise CommandError(
+            Status.INVALID_FIELD,
+            SQE.error_location("cdw12", CDW12_PRINFO_SHIFT),
+            message="protection information is not supported (PRINFO)",
+        )
+    if sqe.cdw12 & CDW12_STORAGE_TAG_CHECK:
+        raise CommandError(
+            Status.INVALID_FIELD, SQE.error_location("cdw12", 24), message="storage tags are not supported (STC)"
+        )
+
+
+def check_transfer(ctx: QueueContext, sqe: Sqe) -> None:
+    """Read and Write: within MDTS and the namespace, without protection information. LR and DSM hints are free."""
+    namespace = _namespace(ctx, sqe)
+    _check_protection(sqe)
+    length = sqe.transfer_blocks << namespace.block_shift
+    assert ctx.subsystem is not None
+    limit = ctx.subsystem.config.max_transfer_bytes
+    if length > limit:
+        raise CommandError(
+            Status.INVALID_FIELD,
+            SQE.error_location("cdw12"),
+            message=f"a transfer of {length} bytes is larger than MDTS ({limit} bytes)",
+        )
+    namespace.check_range(sqe.slba, sqe.transfer_blocks)
+
+
+def check_write(ctx: QueueContext, sqe: Sqe) -> None:
+    """Write: as a Read, to a namespace that may be written, without a directive."""
+    check_transfer(ctx, sqe)
+    if sqe.cdw12 & _DTYPE_MASK:
+        raise CommandError(
+            Status.INVALID_FIELD, SQE.error_location("cdw12", 20), message="directives are not supported (DTYPE)"
+        )
+    _namespace(ctx, sqe).check_writable()
+
+
+def read(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Read. Force Unit Access asks for nothing more: nothing is cached here that is not in the backend."""
+    result = _namespace(ctx, sqe).read(sqe.slba, sqe.transfer_blocks)
+    return _leased(result) if isinstance(result, Lease) else _read_later(result)
+
+
+def _leased(lease: Lease) -> Completion:
+    return Completion(data=lease.view, release=lease.release, stable=lease.stable)
+
+
+async def _read_later(pending: Awaitable[Lease]) -> Completion:
+    return _leased(await pending)
+
+
+def _through(ctx: QueueContext, sqe: Sqe) -> bool:
+    """Whether a write must reach the media before it completes: FUA, or the host switched the write cache off."""
+    assert ctx.controller is not None
+    return bool(sqe.cdw12 & CDW12_FUA) or not ctx.controller.write_cache_enabled
+
+
+def write(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Write."""
+    assert data is not None
+    return _done(_namespace(ctx, sqe).write(sqe.slba, data, fua=_through(ctx, sqe)))
+
+
+def check_write_zeroes(ctx: QueueContext, sqe: Sqe) -> None:
+    """Write Zeroes moves no data: MDTS does not apply."""
+    namespace = _namespace(ctx, sqe)
+    _check_protection(sqe)
+    namespace.check_range(sqe.slba, sqe.transfer_blocks)
+    namespace.check_writable()
+
+
+def write_zeroes(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Write Zeroes; with DEAC the space is given back."""
+    deallocate = bool(sqe.cdw12 & CDW12_DEALLOCATE)
+    namespace = _namespace(ctx, sqe)
+    return _done(namespace.write_zeroes(sqe.slba, sqe.transfer_blocks, deallocate=deallocate, fua=_through(ctx, sqe)))
+
+
+def flush(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Flush one namespace, or all with FFFFFFFFh."""
+    if sqe.nsid != NSID_ALL:
+        return _done(_namespace(ctx, sqe).flush())
+    return run_all(namespace.flush for namespace in ctx.namespaces.values())
+
+
+def run_all(operations: Iterable[Callable[[], Awaitable[None] | None]]) -> Completion | Awaitable[Completion]:
+    """Do all of them, also when one fails; the (last) failure is the command's."""
+    pending: list[Awaitable[None]] = []
+    failure: CommandError | None = None
+    for operation in operations:
+        try:
+            result = operation()
+        except CommandError as error:
+            failure = error
+        else:
+            if result is not None:
+                pending.append(result)
+    if pending:
+        return _finish_all(pending, failure)
+    if failure is not None:
+        raise failure
+    return Completion()
+
+
+async def _finish_all(pending: list[Awaitable[None]], failure: CommandError | None) -> Completion:
+    for result in pending:
+        try:
+            await result
+        except CommandError as error:
+            failure = error
+    if failure is not None:
+        raise failure
+    return Completion()
+
+
+def _dsm_bytes(ctx: QueueContext, sqe: Sqe) -> int:
+    """Length rule of Dataset Management: NR (0's-based) ranges of 16 bytes."""
+    return ((sqe.cdw10 & 0xFF) + 1) * DSM_RANGE_BYTES
+
+
+def check_dataset_management(ctx: QueueContext, sqe: Sqe) -> None:
+    """A read-only namespace can't be deallocated; the other attributes are hints."""
+    if sqe.cdw11 & DSM_DEALLOCATE:
+        _namespace(ctx, sqe).check_writable()
+
+
+def dataset_management(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Deallocate up to 256 ranges; all are checked before the first is touched."""
+    assert data is not None
+    namespace = _namespace(ctx, sqe)
+    ranges = [DSM_RANGE.unpack_from(data, offset) for offset in range(0, _dsm_bytes(ctx, sqe), DSM_RANGE_BYTES)]
+    for item in ranges:
+        if item.slba + item.length_blocks > namespace.size_blocks:
+            raise CommandError(
+                Status.LBA_OUT_OF_RANGE,
+                message=f"a range to deallocate ends at block {item.slba + item.length_blocks}, "
+                f"namespace {namespace.nsid} has {namespace.size_blocks}",
+            )
+    if not sqe.cdw11 & DSM_DEALLOCATE:
+        return Completion()
+    return run_all(partial(namespace.deallocate, item.slba, item.length_blocks) for item in ranges)
+
+
+NVM: dict[int, CommandSpec] = {
+    spec.opcode: spec
+    for spec in (
+        CommandSpec(opcode=NvmOpcode.FLUSH, name="Flush", handler=flush, nsid=NsidRule.ACTIVE_OR_ALL),
+        CommandSpec(
+            opcode=NvmOpcode.WRITE,
+            name="Write",
+            handler=write,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=block_bytes,
+            check=check_write,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+        ),
+        CommandSpec(
+            opcode=NvmOpcode.READ,
+            name="Read",
+            handler=read,
+            direction=Direction.CONTROLLER_TO_HOST,
+            transfer_bytes=block_bytes,
+            check=check_transfer,
+            nsid=NsidRule.ACTIVE,
+        ),
+        CommandSpec(
+            opcode=NvmOpcode.WRITE_ZEROES,
+            name="Write Zeroes",
+            handler=write_zeroes,
+            check=check_write_zeroes,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            oncs=Oncs.WRITE_ZEROES,
+        ),
+        CommandSpec(
+            opcode=NvmOpcode.DATASET_MANAGEMENT,
+            name="Dataset Management",
+            handler=dataset_management,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=_dsm_bytes,
+            check=check_dataset_management,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            longer_sgl_bytes=DSM_MAX_RANGES * DSM_RANGE_BYTES,
+            oncs=Oncs.DATASET_MANAGEMENT,
+        ),
+    )
+}

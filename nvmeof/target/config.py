@@ -1,0 +1,145 @@
+"""What a target is made of, before it runs: frozen dataclasses, checked when they are made.
+
+Sizes are bytes and times are seconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid as uuid_module
+from dataclasses import dataclass, field
+from importlib import metadata
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.spec.nqn import validate_nqn
+from nvmeof.target.backend.base import Backend
+
+MAX_QUEUE_ENTRIES = 1024
+MAX_IO_QUEUES = 128
+WILDCARDS = frozenset({"0.0.0.0", "::", ""})
+
+
+def derive_serial(subnqn: str) -> str:
+    """A serial number (20 hexadecimal digits) that is the same for the same subsystem NQN."""
+    return hashlib.sha256(f"nvmeof serial {subnqn}".encode()).hexdigest()[:20]
+
+
+def firmware_revision() -> str:
+    """This package's version, as the eight characters of FR."""
+    try:
+        return metadata.version("nvmeof")[:8]
+    except metadata.PackageNotFoundError:
+        return "0"
+
+
+def _printable(text: str, limit: int, what: str) -> None:
+    if len(text) > limit or not all(" " <= character <= "~" for character in text):
+        raise ConfigurationError(f"{what} must be at most {limit} printable ASCII characters, not {text!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceConfig:
+    """A namespace. Identifiers that are not given are derived from the subsystem's NQN and the NSID."""
+
+    backend: Backend
+    nsid: int | None = None  # None: the lowest free one
+    nguid: bytes | None = None
+    uuid: uuid_module.UUID | None = None
+    eui64: bytes | None = None
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nsid is not None and not 1 <= self.nsid <= 0xFFFFFFFE:
+            raise ConfigurationError(f"an NSID is 1 to 4294967294, not {self.nsid}")
+        if self.nguid is not None and len(self.nguid) != 16:
+            raise ConfigurationError(f"an NGUID has 16 bytes, not {len(self.nguid)}")
+        if self.eui64 is not None and len(self.eui64) != 8:
+            raise ConfigurationError(f"an EUI-64 has 8 bytes, not {len(self.eui64)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsystemConfig:
+    """An NVM subsystem and the limits of its controllers."""
+
+    nqn: str
+    serial: str = ""  # derived from the NQN when empty
+    model: str = "nvmeof"
+    firmware: str = field(default_factory=firmware_revision)
+    allowed_hosts: frozenset[str] | None = None  # host NQNs; None: any host
+    namespaces: tuple[NamespaceConfig, ...] = ()
+    max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
+    max_io_queues: int = MAX_IO_QUEUES
+    max_transfer_bytes: int = 1 << 20  # MDTS: a power of two times 4096
+    incapsule_bytes: int = 8192  # data in an I/O command capsule (IOCCSZ)
+    max_async_events: int = 4  # Asynchronous Event Requests held per controller (AERL + 1)
+    max_namespaces: int = 1024  # NN and MNAN
+    ready_timeout_seconds: float = 7.5  # CAP.TO
+    any_keep_alive_seconds: float = 0.0  # used for an I/O controller whose Connect asks for no keep alive; 0: none
+
+    def __post_init__(self) -> None:
+        validate_nqn(self.nqn)
+        for host in self.allowed_hosts or ():
+            validate_nqn(host)
+        _printable(self.serial, 20, "a serial number")
+        _printable(self.model, 40, "a model number")
+        _printable(self.firmware, 8, "a firmware revision")
+        if not 2 <= self.max_queue_entries <= 65536:
+            raise ConfigurationError(f"a queue has 2 to 65536 entries, not {self.max_queue_entries}")
+        if not 1 <= self.max_io_queues <= 65534:
+            raise ConfigurationError(f"a controller has 1 to 65534 I/O queues, not {self.max_io_queues}")
+        size = self.max_transfer_bytes
+        if size < 4096 or size & (size - 1) or size > 1 << 30:
+            raise ConfigurationError(f"the largest transfer is a power of two from 4096 bytes to 1 GiB, not {size}")
+        if self.incapsule_bytes % 16 or not 0 <= self.incapsule_bytes <= 1 << 20:
+            raise ConfigurationError(f"in-capsule data is a multiple of 16 up to 1 MiB, not {self.incapsule_bytes}")
+        if not 1 <= self.max_async_events <= 256:
+            raise ConfigurationError(f"1 to 256 Asynchronous Event Requests can be held, not {self.max_async_events}")
+        if not 1 <= self.max_namespaces <= 0xFFFFFFFE:
+            raise ConfigurationError(f"a subsystem has 1 to 4294967294 namespaces, not {self.max_namespaces}")
+        if not 0.5 <= self.ready_timeout_seconds <= 127.5:
+            raise ConfigurationError(f"the ready timeout is 0.5 to 127.5 s, not {self.ready_timeout_seconds}")
+
+    @property
+    def serial_number(self) -> str:
+        return self.serial or derive_serial(self.nqn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortConfig:
+    """An address that is listened on. `advertise` replaces the address (and port) in Discovery log entries."""
+
+    transport: str = "tcp"  # the registered transport's name
+    host: str = "0.0.0.0"
+    port: int = 4420
+    advertise_host: str | None = None
+    advertise_port: int | None = None
+    discovery_only: bool = False
+
+    def __post_init__(self) -> None:
+        for port in (self.port, self.advertise_port or 0):
+            if not 0 <= port <= 65535:
+                raise ConfigurationError(f"a port is 0 to 65535, not {port}")
+        for host in (self.host, self.advertise_host or ""):
+            if len(host) > 255:
+                raise ConfigurationError("an address has at most 255 characters")
+
+    @property
+    def wildcard(self) -> bool:
+        return self.host in WILDCARDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetConfig:
+    """Everything that one target process offers."""
+
+    subsystems: tuple[SubsystemConfig, ...]
+    ports: tuple[PortConfig, ...] = (PortConfig(),)
+    staging_bytes: int = 256 << 20  # memory for data on its way, of all queues together
+
+    def __post_init__(self) -> None:
+        nqns = [subsystem.nqn for subsystem in self.subsystems]
+        for nqn in nqns:
+            if nqns.count(nqn) > 1:
+                raise ConfigurationError(f"the subsystem {nqn} is configured twice")
+        if self.staging_bytes < 4 << 20:
+            raise ConfigurationError(f"staging memory must be 4 MiB or more, not {self.staging_bytes} bytes")

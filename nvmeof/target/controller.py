@@ -1,0 +1,277 @@
+"""A controller: one association between a host and a subsystem, from its Connect to its end.
+
+Properties (CC, CSTS), the keep-alive timer, features, asynchronous events and the Error Information log live here; the
+queues are only known by what can be done to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.properties import Cap, CapCss, Cc, CcCss, Crms, Crto, Csts, Shst, Vs
+from nvmeof.spec.status import Status
+from nvmeof.target.error_log import ErrorLog
+from nvmeof.target.events import (
+    ANA_CHANGE,
+    DISCOVERY_EVENTS,
+    DISCOVERY_LOG_CHANGE,
+    IO_EVENTS,
+    NAMESPACE_ATTRIBUTE_CHANGED,
+    AsyncEvents,
+)
+from nvmeof.target.inventory import PortInfo
+from nvmeof.target.runtime import Runtime
+from nvmeof.target.states import ControllerState
+from nvmeof.target.subsystem import Subsystem
+
+VERSION = Vs(2, 0)
+KEEP_ALIVE_GRANULARITY_SECONDS = 0.1  # KAS = 1
+DISCOVERY_IDLE_SECONDS = 120.0
+
+_CAPABLE_COMMAND_SETS = (CcCss.NVM, CcCss.ALL_SUPPORTED)
+_SQE_BYTES = 64
+_CQE_BYTES = 16
+
+
+def usable(configuration: Cc, *, discovery: bool) -> bool:
+    """Whether a controller can be enabled with it; a discovery controller has no I/O queue entry sizes."""
+    if configuration.css not in _CAPABLE_COMMAND_SETS or configuration.mps_bytes != 4096:
+        return False
+    if configuration.ams or configuration.crime:
+        return False
+    return discovery or (configuration.iosqes_bytes == _SQE_BYTES and configuration.iocqes_bytes == _CQE_BYTES)
+
+
+class Queue(Protocol):
+    """What a controller may do to one of its queues."""
+
+    def close(self, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class FeatureValues:
+    """What Set Features changed: dwords by feature identifier, and what does not fit into one."""
+
+    dwords: dict[int, int] = field(default_factory=dict)
+    thresholds: dict[int, int] = field(default_factory=dict)  # temperature thresholds by CDW11 bits 21:16
+    behavior: bytes = bytes(512)
+    timestamp_ms: int = 0
+    timestamp_set_at: float = 0.0
+    timestamp_origin: int = 0
+
+
+class Controller:
+    """Created by an admin queue's Connect; `destroy` ends it.
+
+    `kato_ms`: the keep alive timeout that the host asked for, 0 for none (a discovery controller then goes after two
+    minutes without a command). Times are seconds on the runtime's clock.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        subsystem: Subsystem,
+        cntlid: int,
+        *,
+        host_nqn: str,
+        hostid: bytes,
+        port: PortInfo,
+        kato_ms: int,
+    ) -> None:
+        self.runtime = runtime
+        self.subsystem = subsystem
+        self.cntlid = cntlid
+        self.host_nqn = host_nqn
+        self.hostid = hostid
+        self.port = port
+        self.discovery = subsystem.discovery
+        self.cc = 0
+        self.ready = False
+        self.failed = False
+        self.shutdown_status = Shst.NORMAL
+        self.gone = False
+        self.end_reason = ""
+        self.features = FeatureValues()
+        self.error_log = ErrorLog()
+        self.events = AsyncEvents(
+            runtime, subsystem.config.max_async_events, DISCOVERY_EVENTS if self.discovery else IO_EVENTS
+        )
+        self.changed_namespaces: set[int] = set()  # since log page 04h was last read
+        self.queues: dict[int, Queue] = {}
+        self.kato_ms = 0
+        self._shutdowns = 0
+        self._last_traffic = runtime.now()
+        self.set_kato(kato_ms)
+        self.state = ControllerState.DISABLED
+        subsystem.controllers[cntlid] = self
+
+    # Properties
+
+    @property
+    def csts(self) -> int:
+        """Controller Status: RDY, CFS, SHST."""
+        return Csts(rdy=self.ready, cfs=self.failed, shst=self.shutdown_status).encode()
+
+    @property
+    def cap(self) -> int:
+        """Controller Capabilities, 64 bits."""
+        config = self.subsystem.config
+        return Cap(
+            mqes_entries=config.max_queue_entries,
+            cqr=True,
+            timeout_seconds=config.ready_timeout_seconds,
+            css=CapCss.NVM | CapCss.IO_COMMAND_SETS,
+            crms=Crms.WITH_MEDIA,
+        ).encode()
+
+    @property
+    def crto(self) -> int:
+        """Controller Ready Timeouts."""
+        return Crto(crwmt_seconds=self.subsystem.config.ready_timeout_seconds).encode()
+
+    def write_cc(self, value: int) -> bool:
+        """Property Set of CC. True when a shutdown began: flush, then call `shutdown_complete`."""
+        old, new = Cc.decode(self.cc), Cc.decode(value)
+        self.cc = value
+        if new.en and not old.en:
+            self._enable(new)
+        elif old.en and not new.en:
+            self._reset()
+        began = False
+        if new.shn and not old.shn:
+            self._shutdowns += 1
+            self.shutdown_status = Shst.OCCURRING
+            began = True
+        elif old.shn and not new.shn:
+            self._shutdowns += 1
+            self.shutdown_status = Shst.NORMAL
+        self._update_state()
+        return began
+
+    @property
+    def shutdown_token(self) -> int:
+        """Names the shutdown in progress, for `shutdown_complete`."""
+        return self._shutdowns
+
+    def shutdown_complete(self, token: int) -> None:
+        """What the shutdown had to flush is flushed; ignored when another shutdown or a reset came in between."""
+        if token == self._shutdowns and self.shutdown_status is Shst.OCCURRING:
+            self.shutdown_status = Shst.COMPLETE
+            self._update_state()
+
+    def _enable(self, configuration: Cc) -> None:
+        if usable(configuration, discovery=self.discovery):
+            self.ready = True
+            self._last_traffic = self.runtime.now()
+        else:
+            self.failed = True
+
+    def _reset(self) -> None:
+        """Controller Reset: I/O queues end, features and events go back to their defaults; the admin queue stays."""
+        self.ready = self.failed = False
+        self._close_queues("the controller was reset", [qid for qid in self.queues if qid])
+        now = self.runtime.now()
+        self.features = FeatureValues(timestamp_set_at=now)
+        self.changed_namespaces.clear()
+        self.events.reset()
+
+    def _update_state(self) -> None:
+        if self.gone:
+            self.state = ControllerState.GONE
+        elif self.failed:
+            self.state = ControllerState.FAILED
+        elif self.shutdown_status is not Shst.NORMAL:
+            self.state = ControllerState.SHUTDOWN
+        else:
+            self.state = ControllerState.READY if self.ready else ControllerState.DISABLED
+
+    # Queues
+
+    def attach_queue(self, qid: int, queue: Queue) -> None:
+        """A queue's Connect was accepted."""
+        self.queues[qid] = queue
+
+    def detach_queue(self, qid: int, reason: str = "the queue was closed") -> None:
+        """A queue has gone; without its admin queue the controller ends."""
+        self.queues.pop(qid, None)
+        if qid == 0:
+            self.destroy(reason)
+
+    def destroy(self, reason: str) -> None:
+        """End the association: all its queues are closed. Harmless when repeated."""
+        if self.gone:
+            return
+        self.gone = True
+        self.end_reason = reason
+        self.ready = False
+        self._update_state()
+        self.subsystem.controllers.pop(self.cntlid, None)
+        self.events.abort_all(Status.ABORTED_SQ_DELETION)
+        # I/O queues first: the admin queue is what the host watches.
+        self._close_queues(reason, sorted(self.queues, reverse=True))
+
+    def _close_queues(self, reason: str, qids: list[int]) -> None:
+        for qid in qids:
+            queue = self.queues.pop(qid, None)
+            if queue is not None:
+                queue.close(reason)
+
+    # Keep alive
+
+    def set_kato(self, kato_ms: int) -> None:
+        """Take a keep alive timeout (milliseconds, rounded up to the granularity); the timer starts anew."""
+        step = int(KEEP_ALIVE_GRANULARITY_SECONDS * 1000)
+        self.kato_ms = -(-kato_ms // step) * step
+        self._last_traffic = self.runtime.now()
+
+    @property
+    def keep_alive_seconds(self) -> float:
+        """After how much silence the association ends; 0: never."""
+        if self.kato_ms:
+            return self.kato_ms / 1000
+        return DISCOVERY_IDLE_SECONDS if self.discovery else self.subsystem.config.any_keep_alive_seconds
+
+    def touch(self, now: float) -> None:
+        """Commands arrived on one of the queues (traffic based keep alive)."""
+        self._last_traffic = now
+
+    def next_deadline(self) -> float | None:
+        """When `check_deadline` should be called next; None: never."""
+        timeout = self.keep_alive_seconds
+        return self._last_traffic + timeout if timeout and not self.gone else None
+
+    def check_deadline(self, now: float) -> bool:
+        """End the association when its host has been silent for too long; True when that happened."""
+        deadline = self.next_deadline()
+        if deadline is None or now < deadline:
+            return False
+        self.destroy(f"keep alive timeout: no command for {self.keep_alive_seconds:g} s")
+        return True
+
+    # Events
+
+    def namespace_changed(self, nsid: int) -> None:
+        """A namespace came, went or changed its attributes."""
+        if self.discovery:
+            return
+        self.changed_namespaces.add(nsid)
+        self.events.report(NAMESPACE_ATTRIBUTE_CHANGED)
+
+    def ana_changed(self) -> None:
+        """The ANA log changed."""
+        if not self.discovery:
+            self.events.report(ANA_CHANGE)
+
+    def discovery_changed(self) -> None:
+        """The Discovery log changed."""
+        if self.discovery:
+            self.events.report(DISCOVERY_LOG_CHANGE)
+
+    # Checks
+
+    def check_qid_free(self, qid: int, error_location: int) -> None:
+        """Raise Command Sequence Error for a queue that exists already."""
+        if qid in self.queues:
+            raise CommandError(Status.COMMAND_SEQUENCE_ERROR, error_location, message=f"queue {qid} exists already")

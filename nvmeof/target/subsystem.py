@@ -1,0 +1,164 @@
+"""An NVM subsystem: namespaces, the hosts that may use it, and the controllers that are alive."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.spec.enums import CNTLID_MAX, AnaState
+from nvmeof.spec.status import Status
+from nvmeof.target.backend.base import Backend
+from nvmeof.target.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
+
+FIRST_CNTLID = 1
+ANA_GROUP = 1
+
+
+class Association(Protocol):
+    """What a subsystem knows of its controllers."""
+
+    cntlid: int
+    host_nqn: str
+    hostid: bytes
+
+    def namespace_changed(self, nsid: int) -> None: ...
+
+    def ana_changed(self) -> None: ...
+
+    def discovery_changed(self) -> None: ...
+
+    def destroy(self, reason: str) -> None: ...
+
+
+class Subsystem:
+    """`namespaces` is the live table NSID -> Namespace; `epoch` changes with it."""
+
+    def __init__(self, config: SubsystemConfig, *, discovery: bool = False) -> None:
+        self.config = config
+        self.nqn = config.nqn
+        self.discovery = discovery
+        self.namespaces: dict[int, Namespace] = {}
+        self.controllers: dict[int, Association] = {}
+        self.epoch = 0
+        self.ana_change_count = 0
+        self.ana_state = AnaState.OPTIMIZED
+        self._allowed_hosts = config.allowed_hosts
+        self._last_cntlid = FIRST_CNTLID - 1
+        for namespace in config.namespaces:
+            self.add_namespace(namespace)
+
+    # Hosts
+
+    def host_allowed(self, host_nqn: str) -> bool:
+        """Whether that host may connect and sees the subsystem in Discovery."""
+        return self.discovery or self._allowed_hosts is None or host_nqn in self._allowed_hosts
+
+    @property
+    def any_host(self) -> bool:
+        return self._allowed_hosts is None
+
+    def set_allowed_hosts(self, hosts: frozenset[str] | None) -> None:
+        """Change who may connect (None: any host). Associations of hosts that may not any more are ended."""
+        self._allowed_hosts = hosts
+        for controller in list(self.controllers.values()):
+            if not self.host_allowed(controller.host_nqn):
+                controller.destroy("the host is not allowed any more")
+
+    # Namespaces
+
+    def add_namespace(self, config: NamespaceConfig) -> Namespace:
+        """Make a namespace active. Raises `ConfigurationError` for an NSID that is taken."""
+        nsid = config.nsid if config.nsid is not None else self._free_nsid()
+        if nsid in self.namespaces:
+            raise ConfigurationError(f"namespace {nsid} of {self.nqn} exists already")
+        if nsid > self.config.max_namespaces:
+            raise ConfigurationError(f"namespace {nsid} is beyond the limit of {self.config.max_namespaces}")
+        derived = NamespaceIdentifiers.derive(self.nqn, nsid)
+        identifiers = NamespaceIdentifiers(
+            nguid=config.nguid or derived.nguid, uuid=config.uuid or derived.uuid, eui64=config.eui64 or derived.eui64
+        )
+        namespace = Namespace(nsid, config.backend, identifiers, read_only=config.read_only, anagrpid=ANA_GROUP)
+        namespace.set_accessible(self.accessible)
+        self.namespaces[nsid] = namespace
+        # Kept in the order of NSIDs: lists of active namespaces are made from it.
+        ordered = sorted(self.namespaces.items())
+        self.namespaces.clear()
+        self.namespaces.update(ordered)
+        self._namespace_changed(nsid)
+        return namespace
+
+    def remove_namespace(self, nsid: int) -> Namespace:
+        """Make a namespace inactive; commands in progress finish on its backend, which the caller closes."""
+        try:
+            namespace = self.namespaces.pop(nsid)
+        except KeyError:
+            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}") from None
+        self._namespace_changed(nsid)
+        return namespace
+
+    def resize_namespace(self, nsid: int, size_bytes: int) -> None:
+        """Change a namespace's size. Raises `OSError` when the backend can't."""
+        if nsid not in self.namespaces:
+            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
+        namespace = self.namespaces[nsid]
+        namespace.backend.resize(size_bytes)
+        namespace.refresh()
+        self._namespace_changed(nsid)
+
+    def _free_nsid(self) -> int:
+        nsid = 1
+        while nsid in self.namespaces:
+            nsid += 1
+        return nsid
+
+    def _namespace_changed(self, nsid: int) -> None:
+        self.epoch += 1
+        for controller in list(self.controllers.values()):
+            controller.namespace_changed(nsid)
+
+    @property
+    def backends(self) -> list[Backend]:
+        return [namespace.backend for namespace in self.namespaces.values()]
+
+    @property
+    def volatile_cache(self) -> bool:
+        """Whether any namespace may lose completed writes at a power failure before a Flush."""
+        return any(backend.capabilities.volatile_cache for backend in self.backends)
+
+    # Asymmetric namespace access: one group, whose state can be changed
+
+    @property
+    def accessible(self) -> bool:
+        return self.ana_state in (AnaState.OPTIMIZED, AnaState.NON_OPTIMIZED)
+
+    def set_ana_state(self, state: AnaState) -> None:
+        """Change the state of the one ANA group on all paths to this target."""
+        if state == self.ana_state:
+            return
+        self.ana_state = state
+        self.ana_change_count += 1
+        for namespace in self.namespaces.values():
+            namespace.set_accessible(self.accessible)
+        for controller in list(self.controllers.values()):
+            controller.ana_changed()
+
+    def check_access(self) -> None:
+        """Raise the path related status that fits the ANA state, unless data may be accessed."""
+        if not self.accessible:
+            status = {
+                AnaState.PERSISTENT_LOSS: Status.ANA_PERSISTENT_LOSS,
+                AnaState.CHANGE: Status.ANA_TRANSITION,
+            }.get(self.ana_state, Status.ANA_INACCESSIBLE)
+            raise CommandError(status, dnr=False, message=f"the namespaces' ANA state is {self.ana_state.name.lower()}")
+
+    # Controllers
+
+    def allocate_cntlid(self) -> int:
+        """The controller ID that was free for longest. Raises Connect's Controller Busy when none is left."""
+        for step in range(1, CNTLID_MAX - FIRST_CNTLID + 2):
+            cntlid = FIRST_CNTLID + (self._last_cntlid - FIRST_CNTLID + step) % (CNTLID_MAX - FIRST_CNTLID + 1)
+            if cntlid not in self.controllers:
+                self._last_cntlid = cntlid
+                return cntlid
+        raise CommandError(Status.CONNECT_CONTROLLER_BUSY, dnr=False, message="all controller IDs are in use")
