@@ -16,6 +16,7 @@ try:
 except ImportError:
     uvloop = None
 
+
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run each asynchronous test once per loop; without uvloop only on asyncio's own."""
     factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.SelectorEventLoop}
