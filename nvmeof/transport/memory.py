@@ -259,6 +259,11 @@ class MemoryListener(Listener):
         """How much an accepted endpoint may have under way."""
         return self._options.sndbuf_bytes or self._transport.capacity_bytes
 
+    @property
+    def orphaned(self) -> bool:
+        """True: its loop was closed and it was not; nobody will accept here any more."""
+        return self._loop.is_closed()
+
     def deliver(self, endpoint: MemoryEndpoint) -> None:
         """Hand over a new connection, in a turn of the loop of its own."""
         self._loop.call_soon(self._deliver, endpoint)
@@ -305,7 +310,8 @@ class MemoryTransport(Transport):
         if not port:
             port = next(free for free in self._ports if (host, free) not in self._listeners)
         address = Address(host, port)
-        if (host, port) in self._listeners:
+        present = self._listeners.get((host, port))
+        if present is not None and not present.orphaned:
             raise TransportError(f"cannot listen on {address}: the address is in use")
         listener = MemoryListener(self, address, options, accepted, asyncio.get_running_loop())
         self._listeners[host, port] = listener
@@ -314,7 +320,7 @@ class MemoryTransport(Transport):
     async def connect(self, host: str, port: int, options: SocketOptions) -> Endpoint:
         address = Address(host, port)
         listener = self._listeners.get((host, port))
-        if listener is None:
+        if listener is None or listener.orphaned:
             raise TransportError(f"connection refused by {address}: is a target listening there?")
         near, far = memory_pair(
             options.sndbuf_bytes or self.capacity_bytes,
@@ -328,4 +334,6 @@ class MemoryTransport(Transport):
 
     def forget(self, listener: MemoryListener) -> None:
         """Take a listener out of the table; `MemoryListener.close` calls it."""
-        self._listeners.pop((listener.address.host, listener.address.port), None)
+        key = (listener.address.host, listener.address.port)
+        if self._listeners.get(key) is listener:
+            del self._listeners[key]

@@ -72,7 +72,7 @@ async def as_target(loop: str, count: int) -> dict[str, Any]:
     (listener,) = await get("mptcp").listen("0.0.0.0", 0, SocketOptions(congestion="cubic"), accepted.append)
     command = [sys.executable, __file__, "host", loop, str(listener.address.port), str(count)]
     host = await asyncio.create_subprocess_exec("ip", "netns", "exec", "host", *command, stdout=subprocess.PIPE)
-    while not accepted:
+    while not accepted:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await move(accepted[0], count, sending=False)
     accepted[0].sendmsg([b"."])

@@ -277,7 +277,10 @@ async def test_survives_a_real_lack_of_descriptors(name: str, caplog: pytest.Log
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         used = max(int(each) for each in os.listdir("/proc/self/fd"))  # noqa: PTH208
         spare = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
-        spare = [each for each in spare if each <= used + 4 or os.close(each)]
+        for each in spare:
+            if each > used + 4:
+                os.close(each)
+        spare = [each for each in spare if each <= used + 4]
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1, hard))
             for sock in raw:

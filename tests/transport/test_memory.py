@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvmeof.errors import TransportError
-from nvmeof.transport import Address, Endpoint, MemoryTransport, SocketOptions, memory_pair
+from nvmeof.transport import Address, Endpoint, Listener, MemoryTransport, SocketOptions, memory_pair
 
 from .conftest import receive, send, wait_for
 
@@ -239,3 +239,20 @@ async def test_a_failing_accept_costs_only_its_connection(caplog: pytest.LogCapt
     assert second.sendmsg([b"abc"]) == 2
     assert await receive(accepted[1], 2) == b"ab"
     assert "was dropped: RuntimeError: no room" in caplog.text
+
+
+def test_a_listener_of_a_loop_that_is_gone_counts_for_nothing() -> None:
+    transport = MemoryTransport()
+
+    async def listen() -> Listener:
+        return (await transport.listen("a", 1, SocketOptions(), lambda endpoint: None))[0]
+
+    async def connect() -> None:
+        with pytest.raises(TransportError, match="refused"):
+            await transport.connect("a", 1, SocketOptions())
+        await listen()
+        left_over.close()
+        (await transport.connect("a", 1, SocketOptions())).close()
+
+    left_over = asyncio.run(listen())
+    asyncio.run(connect())
