@@ -76,7 +76,7 @@ class Status(IntEnum):
     ATOMIC_WRITE_UNIT_EXCEEDED = 0x014, "the length is larger than the atomic write unit"
     OPERATION_DENIED = 0x015, "the command lacks access rights"
     SGL_OFFSET_INVALID = 0x016, "an SGL descriptor's offset is invalid"
-    HOST_ID_INCONSISTENT_FORMAT = 0x018, "64-bit and 128-bit host identifiers are mixed"
+    HOST_ID_INCONSISTENT_FORMAT = 0x018, "host identifiers of 64 and of 128 bits are mixed"
     KEEP_ALIVE_EXPIRED = 0x019, "the keep-alive timer expired"
     KEEP_ALIVE_INVALID = 0x01A, "the keep-alive timeout is invalid"
     ABORTED_PREEMPT = 0x01B, "aborted by a reservation's Preempt and Abort"
