@@ -54,7 +54,7 @@ def test_values(name: str, value: int) -> None:
 def test_every_status_is_described() -> None:
     for status in Status:
         assert status.description
-        assert status.description[0].islower()
+        assert status.description.strip() == status.description
         assert not status.description.endswith(".")
         assert f"{int(status):#05x}" in describe_status(status)
         assert 0 <= status <= 0x7FF
