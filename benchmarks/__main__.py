@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from benchmarks import codec, connection, loopback, procstat, profiling, report
+from benchmarks import codec, compare, connection, loopback, procstat, profiling, report
 from benchmarks.cases import Case, full_grid, quick_grid
 from benchmarks.processes import choose_cores, mptcp_available
 from benchmarks.session import BenchmarkError
@@ -35,7 +36,7 @@ def _cases(quick: bool, match: str | None, transport: str | None, file: bool, co
     if file:
         plain = [c for c in cases if not (c.digests or c.flow_control)]
         cases += [replace(case, storage="file") for case in plain]
-    return [case for case in cases if match is None or match in case.name]
+    return [case for case in cases if match is None or fnmatch(case.name, match)]
 
 
 def _plan(
@@ -62,7 +63,7 @@ def _plan(
 @click.group(invoke_without_command=True)
 @click.option("--quick", is_flag=True, help="A short form: fewer cases, short samples, about half a minute.")
 @click.option("--only", "only", multiple=True, type=click.Choice(PARTS), help="Run only this part (repeatable).")
-@click.option("--case", "match", help="Loopback: only cases whose name contains this, e.g. 'tcp-read-4k-d32'.")
+@click.option("--case", "match", help="Loopback: only cases with this name or pattern, e.g. 'tcp-read-4k-*'.")
 @click.option("--transport", type=click.Choice(["tcp", "mptcp"]), help="Loopback: only this transport.")
 @click.option("--file", "file", is_flag=True, help="Loopback: measure a file namespace too (in TMPDIR).")
 @click.option("--seconds", type=click.FloatRange(0.05, 60), help="Loopback: length of a sample.")
@@ -156,6 +157,19 @@ def profile(name: str, seconds: float, lines: int, cprofile: bool) -> None:
         click.echo(profiling.run(case, seconds, lines, cprofile=cprofile))
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command("compare")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+def compare_files(before: Path, after: Path) -> None:
+    """Two result files side by side, each figure with its quotient."""
+    try:
+        found = compare.compare(before, after, _console())
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from error
+    if not found:
+        raise click.ClickException("the two files have no figure in common")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -18,10 +19,9 @@ from typing import Any
 
 from benchmarks import procstat
 from benchmarks import wireformat as w
-from benchmarks.engines import Counts, make_engine
+from benchmarks.engines import Counts, Engine, make_engine
 from benchmarks.session import (
     BenchmarkError,
-    Queue,
     Session,
     SessionOptions,
     open_session,
@@ -78,21 +78,23 @@ def _check(session: Session, shape: Shape) -> tuple[bool, int]:
     return reply.success_flag, reply.wire_bytes
 
 
-def _target_shape(options: argparse.Namespace) -> tuple[socket.socket, Shape, dict[str, Any], Session]:
-    session = open_session(
-        SessionOptions(
-            host=options.host,
-            port=options.port,
-            subnqn=options.subnqn,
-            mptcp=options.mptcp,
-            congestion=options.congestion,
-            header_digest=options.header_digest,
-            data_digest=options.data_digest,
-            flow_control=options.flow_control,
-            depth=options.depth,
-            nsid=options.nsid,
-        )
+def _session_options(options: argparse.Namespace) -> SessionOptions:
+    return SessionOptions(
+        host=options.host,
+        port=options.port,
+        subnqn=options.subnqn,
+        mptcp=options.mptcp,
+        congestion=options.congestion,
+        header_digest=options.header_digest,
+        data_digest=options.data_digest,
+        flow_control=options.flow_control,
+        depth=options.depth,
+        nsid=options.nsid,
     )
+
+
+def _target_shape(session: Session, options: argparse.Namespace) -> Shape:
+    """What this target takes of the case that was asked for."""
     if options.bs > session.mdts_bytes or options.bs % session.block_bytes:
         raise BenchmarkError(
             f"commands of {options.bs} bytes do not fit the target: MDTS {session.mdts_bytes}, "
@@ -110,18 +112,15 @@ def _target_shape(options: argparse.Namespace) -> tuple[socket.socket, Shape, di
         span_bytes=min(options.span_bytes, session.size_bytes),
     )
     success, wire_bytes = _check(session, shape)
-    shape = replace(shape, success=success)
-    expected = prepare(replace(shape, op="read", limit=1)).unit_bytes
+    templates = w.reply_templates(shape.framing, options.bs, success)
+    expected = len(templates["data_head"]) + options.bs + len(templates["data_tail"])
     if wire_bytes != expected:
         raise BenchmarkError(f"a read of {options.bs} bytes came in {wire_bytes} bytes, {expected} were expected")
-    return session.io.sock, shape, {"entries": session.entries, "target_mdts_bytes": session.mdts_bytes}, session
+    return replace(shape, success=success)
 
 
-def _floor_shape(options: argparse.Namespace) -> tuple[socket.socket, Shape]:
-    sock = open_socket(
-        options.host, options.port, mptcp=options.mptcp, congestion=options.congestion, timeout_seconds=10.0
-    )
-    shape = Shape(
+def _floor_shape(options: argparse.Namespace) -> Shape:
+    return Shape(
         op=options.op,
         block_size_bytes=options.bs,
         depth=options.depth,
@@ -130,7 +129,6 @@ def _floor_shape(options: argparse.Namespace) -> tuple[socket.socket, Shape]:
         in_capsule=options.bs <= 8192 and not options.no_in_capsule,
         span_bytes=options.span_bytes,
     )
-    return sock, shape
 
 
 def _measure(options: argparse.Namespace, sock: socket.socket, shape: Shape) -> dict[str, Any]:
@@ -145,7 +143,16 @@ def _measure(options: argparse.Namespace, sock: socket.socket, shape: Shape) -> 
     engine, note = make_engine(options.engine, sock, load, spin=options.wait == "spin")
     if options.fill:
         engine.run(120.0)
+        engine.close()
         return {"filled_bytes": engine.counts().done * shape.block_size_bytes}
+    try:
+        return _window(options, engine, shape) | {"engine": engine.name, "engine_note": note}
+    finally:
+        engine.close()
+
+
+def _window(options: argparse.Namespace, engine: Engine, shape: Shape) -> dict[str, Any]:
+    """Warm up, then measure for ``options.seconds``: counts and CPU of both sides are read at both ends."""
     engine.run(options.warmup)
     engine.take_latencies_ns()
     watched = options.watch
@@ -163,7 +170,6 @@ def _measure(options: argparse.Namespace, sock: socket.socket, shape: Shape) -> 
     latencies = sorted(engine.take_latencies_ns())
     if not options.floor:  # the floor counts on new commands to know what comes
         engine.drain(DRAIN_SECONDS)
-    engine.close()
     result = _figures(before, after, elapsed, shape.block_size_bytes)
     result |= {
         "p50_us": _percentile(latencies, 0.5),
@@ -174,8 +180,6 @@ def _measure(options: argparse.Namespace, sock: socket.socket, shape: Shape) -> 
         "generator_cpu": asdict(own_use) | {"busy": own_use.busy, "got": own_use.got},
         "server_cpu": asdict(server) | {"busy": server.busy, "got": server.got} if server else None,
         "steal_seconds": steal,
-        "engine": engine.name,
-        "engine_note": note,
         "drained": engine.counts().done == engine.counts().sent if not options.floor else None,
     }
     return result
@@ -197,30 +201,32 @@ def _figures(before: Counts, after: Counts, elapsed: float, size: int) -> dict[s
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """One measurement (or one fill), from connect to close."""
     procstat.pin(options.cpu)
-    session: Session | None = None
     extra: dict[str, Any] = {}
-    if options.floor:
-        sock, shape = _floor_shape(options)
-    else:
-        sock, shape, extra, session = _target_shape(options)
-    try:
+    with contextlib.ExitStack() as stack:
+        if options.floor:
+            dialled = open_socket(options.host, options.port, mptcp=options.mptcp, congestion=options.congestion)
+            sock, shape = stack.enter_context(dialled), _floor_shape(options)
+        else:
+            session = open_session(_session_options(options))
+            stack.callback(session.close)
+            sock, shape = session.io.sock, _target_shape(session, options)
+            extra = {"entries": session.entries, "target_mdts_bytes": session.mdts_bytes}
         result = _measure(options, sock, shape)
-        result |= extra | {
-            "op": shape.op,
-            "block_size_bytes": shape.block_size_bytes,
-            "depth": shape.depth,
-            "success_flag": shape.success if shape.op == "read" else None,
-            "in_capsule": shape.in_capsule if shape.op == "write" else None,
-            "header_digest": options.header_digest,
-            "data_digest": options.data_digest,
-            "protocol": protocol_in_use(sock),
-            "wait": options.wait,
-        }
-    finally:
-        sock.close()
-        if session:
-            session.close()
-    return result
+        return (
+            result
+            | extra
+            | {
+                "op": shape.op,
+                "block_size_bytes": shape.block_size_bytes,
+                "depth": shape.depth,
+                "success_flag": shape.success if shape.op == "read" else None,
+                "in_capsule": shape.in_capsule if shape.op == "write" else None,
+                "header_digest": options.header_digest,
+                "data_digest": options.data_digest,
+                "protocol": protocol_in_use(sock),
+                "wait": options.wait,
+            }
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,8 +240,6 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.write(json.dumps(result) + "\n")
     return 1 if "error" in result else 0
 
-
-__all__ = ["Queue", "main", "run"]
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -137,8 +137,8 @@ def print_loopback(console: Console, results: Sequence[dict[str, Any]]) -> None:
     for engine, note, wait in sorted(engines):
         reason = f" ({note})" if note else ""
         console.print(
-            f"Load generator: {engine}{reason}, waits by {wait}ing. Busy: share of its core that the server used; "
-            "well below 1, the generator or the wake-ups were the limit, and the CPU ratio says more than the IOPS ratio.",
+            f"Load generator: {engine}{reason}, waiting: {wait}. Busy: the share of its core that the server used; "
+            "well below 1, the generator or the wake-ups were the limit, and the CPU ratio tells more than IOPS.",
             markup=False,
         )
     if any(r.get("noisy") for r in results):

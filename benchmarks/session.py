@@ -24,17 +24,23 @@ class BenchmarkError(Exception):
     """Something that makes a measurement impossible, in one sentence for the user."""
 
 
-def open_socket(host: str, port: int, *, mptcp: bool, congestion: str | None, timeout_seconds: float) -> socket.socket:
+def open_socket(
+    host: str, port: int, *, mptcp: bool, congestion: str | None, timeout_seconds: float = 10.0
+) -> socket.socket:
     """Connect with NODELAY on; raises `BenchmarkError` with the cause."""
+    kind = "mptcp" if mptcp else "tcp"
     try:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP if mptcp else 0)
+    except OSError as error:
+        raise BenchmarkError(f"this kernel gives no {kind} socket: {error.strerror or error}") from error
+    try:
         if congestion:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
         sock.settimeout(timeout_seconds)
         sock.connect((host, port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
-        kind = "mptcp" if mptcp else "tcp"
+        sock.close()
         raise BenchmarkError(f"cannot connect to {host}:{port} over {kind}: {error.strerror or error}") from error
     return sock
 
@@ -214,15 +220,22 @@ class SessionOptions:
 
 def open_session(options: SessionOptions) -> Session:
     """Connect, enable the controller, identify namespace ``nsid``, connect I/O queue 1."""
+    with contextlib.ExitStack() as sockets:
+        session = _bring_up(options, sockets)
+        sockets.pop_all()  # from here on they are the session's to close
+    return session
 
+
+def _bring_up(options: SessionOptions, sockets: contextlib.ExitStack) -> Session:
     def dial() -> socket.socket:
-        return open_socket(
+        sock = open_socket(
             options.host,
             options.port,
             mptcp=options.mptcp,
             congestion=options.congestion,
             timeout_seconds=options.timeout_seconds,
         )
+        return sockets.enter_context(sock)
 
     admin = Queue(dial())
     cntlid = admin.connect(options.subnqn, 0, 31, 0, DYNAMIC_CNTLID)
