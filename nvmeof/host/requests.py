@@ -166,10 +166,11 @@ class Transfer:
         """Cancel: send nothing more, take back what waits, abort what is out."""
         self._error = self._error or LocalProtocolError("the transfer was cancelled")
         for part in list(self._outstanding):
-            if part.cid >= 0:
-                abort(part)
-            elif part.queue.withdraw(part):
+            # first what waits: the slots that Aborts free must not send it
+            if part.cid < 0 and part.queue.withdraw(part):
                 self._outstanding.discard(part)
+        for part in list(self._outstanding):
+            abort(part)
 
     @property
     def idle(self) -> bool:

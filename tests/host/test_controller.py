@@ -1,0 +1,247 @@
+"""The controller's life over the in-memory device: no socket is involved anywhere here."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from nvmeof.errors import ConfigurationError, ConnectionLost, NvmeStatusError, TransportError
+from nvmeof.host.controller import AsyncEvent, HostState
+from nvmeof.host.queue import Request
+from nvmeof.spec.connect import connect_invalid_dw0
+from nvmeof.spec.enums import AdminOpcode, FeatureId, NvmOpcode
+from nvmeof.spec.properties import Csts
+from nvmeof.spec.sqe import Sqe
+from nvmeof.spec.status import Status
+
+from .conftest import HOSTNQN, Connect
+from .fake_device import SUBNQN, FakeDevice
+
+FABRICS = 0x7F
+
+
+async def test_connecting(device: FakeDevice, connected: Connect) -> None:
+    controller = await connected(nr_io_queues=2, queue_size=100, keep_alive_tmo=7, disable_sqflow=True)
+    assert controller.state is HostState.LIVE
+    assert controller.cntlid == 7
+    assert str(controller.version) == "2.0"
+    assert controller.max_transfer_bytes == 4096 << 5
+    assert device.calls == ["setup_ctrl", "create_queue 0", "create_queue 1", "create_queue 2"]
+    connects = [(qid, sqe) for qid, sqe in device.log if sqe.opcode == FABRICS and sqe.fctype == 1]
+    assert [qid for qid, _ in connects] == [0, 1, 2]
+    admin, io = connects[0][1], connects[1][1]
+    # CDW10: RECFMT, QID; CDW11: SQSIZE 0's-based, CATTR; CDW12: KATO in ms
+    assert (admin.cdw10, admin.cdw11, admin.cdw12) == (0, 31 | 4 << 16, 7000)
+    assert (io.cdw10, io.cdw11 & 0xFFFF, io.cdw12) == (1 << 16, 63, 0)  # the controller's MQES, not ours
+    assert device.connect_data.cntlid == 7
+    assert device.connect_data.subnqn == SUBNQN
+    assert device.connect_data.hostnqn == HOSTNQN
+    assert device.features[FeatureId.NUMBER_OF_QUEUES] == 0x0001_0001
+    assert device.features[FeatureId.ASYNC_EVENT_CONFIGURATION] == 1 << 8
+    assert len(device.events) == 1
+    assert device.queues[1].capsule_bytes == 64 + 8192
+    facts = controller.describe()
+    assert [each["qid"] for each in facts] == [0, 1, 2]
+    assert facts[1]["transport"] == "fake"
+
+
+async def test_disconnecting(device: FakeDevice, connected: Connect) -> None:
+    controller = await connected()
+    device.calls.clear()
+    device.log.clear()
+    await controller.disconnect()
+    kinds = [(qid, sqe.fctype) for qid, sqe in device.log if sqe.opcode == FABRICS]
+    # Disconnect on the I/O queue, CC.SHN, then CSTS until the shutdown is complete
+    assert kinds[:2] == [(1, 8), (0, 0)]
+    assert set(kinds[2:]) == {(0, 4)}
+    assert device.cc.shn == 1
+    assert device.cc.en
+    assert device.calls == ["drain_queue 0", "drain_queue 1", "destroy_queue 1", "destroy_queue 0", "release_ctrl"]
+    await controller.disconnect()
+    assert device.calls.count("release_ctrl") == 1
+    with pytest.raises(ConnectionLost, match="disconnected"):
+        await controller.namespace(1).read(0)
+
+
+async def test_without_disconnect_support_queues_just_close(device: FakeDevice, connected: Connect) -> None:
+    device.identify["ofcs"] = 0
+    controller = await connected()
+    await controller.disconnect()
+    assert not [sqe for sqe in device.sent(FABRICS) if sqe.fctype == 8]
+
+
+async def test_fewer_queues_than_asked_for(device: FakeDevice, connected: Connect) -> None:
+    def one_queue(request: Request, sqe: Sqe) -> Any:
+        return (0, 0) if sqe.opcode == AdminOpcode.SET_FEATURES else "default"
+
+    device.intercept = one_queue
+    controller = await connected(nr_io_queues=8)
+    assert len(controller.io_queues) == 1
+
+
+@pytest.mark.parametrize(
+    ("setup", "words", "kind"),
+    [
+        (lambda d: d.identify.update(cntlid=8), "gave controller 0x7 on Connect and 0x8 on Identify", TransportError),
+        (lambda d: setattr(d, "connect_result", lambda qid: (7 + qid, 0)), "in place of 0x7", TransportError),
+        (lambda d: setattr(d, "connect_result", lambda qid: (7 | 1 << 17, 0)), "in-band auth", TransportError),
+        (lambda d: setattr(d, "csts", Csts(cfs=True)), "fatal error", TransportError),
+        (lambda d: setattr(d, "ready_polls", 10**9), "did not become ready within 1 s", TransportError),
+        (lambda d: d.identify.update(icdoff=1), "ICDOFF", TransportError),
+        (lambda d: setattr(d, "refuse_queue", 0), "refuses this queue", TransportError),
+        (lambda d: setattr(d, "refuse_queue", 1), "refuses this queue", TransportError),
+        (
+            lambda d: setattr(
+                d, "connect_result", lambda qid: (connect_invalid_dw0("subnqn"), Status.CONNECT_INVALID_PARAMETERS)
+            ),
+            "it names subnqn in the Connect data",
+            NvmeStatusError,
+        ),
+        (
+            lambda d: setattr(d, "connect_result", lambda qid: (0, Status.CONNECT_INVALID_HOST) if qid else (7, 0)),
+            "refused I/O queue 1",
+            NvmeStatusError,
+        ),
+    ],
+)
+async def test_a_connect_that_fails_frees_everything(
+    device: FakeDevice, connected: Connect, setup: Any, words: str, kind: type[Exception]
+) -> None:
+    setup(device)
+    with pytest.raises(kind, match=words):
+        await connected()
+    created = [call for call in device.calls if call.startswith("create_queue")]
+    destroyed = [call for call in device.calls if call.startswith("destroy_queue")]
+    assert len(created) == len(destroyed)
+    assert device.calls[-1] == "release_ctrl"
+
+
+async def test_a_cancelled_connect_frees_everything(device: FakeDevice, connected: Connect) -> None:
+    device.ready_polls = 10**9
+    task = asyncio.create_task(connected())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert device.calls[-2:] == ["destroy_queue 0", "release_ctrl"]
+
+
+async def test_unknown_options(connected: Connect) -> None:
+    with pytest.raises(ConfigurationError, match="number_of_wheels"):
+        await connected(number_of_wheels=4)
+    with pytest.raises(ConfigurationError, match="subsystem NQN"):
+        await connected(subnqn="disk")
+
+
+async def test_a_status_becomes_an_error_with_its_name(device: FakeDevice, connected: Connect) -> None:
+    controller = await connected()
+    with pytest.raises(NvmeStatusError, match=r"Security Receive failed: Invalid.* Opcode") as caught:
+        await controller.admin_passthru(AdminOpcode.SECURITY_RECEIVE, data_bytes=16)
+    assert caught.value.status == Status.INVALID_OPCODE
+
+
+async def test_passthru(device: FakeDevice, connected: Connect) -> None:
+    controller = await connected()
+    await controller.namespace(1).write(3, b"\x5a" * 512)
+    answer = await controller.io_passthru(NvmOpcode.READ, nsid=1, data_bytes=512, cdw10=3)
+    assert answer.data == b"\x5a" * 512
+    await controller.set_feature(FeatureId.ARBITRATION, 5)
+    assert await controller.get_feature(FeatureId.ARBITRATION) == 5
+    with pytest.raises(ConfigurationError, match="brings no data"):
+        await controller.io_passthru(NvmOpcode.WRITE, nsid=1, data_bytes=512)
+    with pytest.raises(ConfigurationError, match="none can be sent"):
+        await controller.io_passthru(NvmOpcode.READ, nsid=1, data=bytes(512))
+    with pytest.raises(ConfigurationError, match="cdw99"):
+        await controller.admin_passthru(AdminOpcode.IDENTIFY, cdw99=1)
+
+
+async def test_namespaces_over_several_lists(device: FakeDevice, connected: Connect) -> None:
+    device.active = list(range(1, 2100))
+    controller = await connected()
+    assert await controller.active_namespaces() == device.active
+
+
+@pytest.mark.parametrize("raw", [[5, 3], [5, 5], [0xFFFFFFFF], [7] * 1024])
+async def test_nonsense_in_a_namespace_list_ends_it(device: FakeDevice, connected: Connect, raw: list[int]) -> None:
+    def nonsense(request: Request, sqe: Sqe) -> Any:
+        if sqe.opcode == AdminOpcode.IDENTIFY and sqe.cdw10 == 2 and request.data_in is not None:
+            data = b"".join(nsid.to_bytes(4, "little") for nsid in raw)
+            request.data_in[:] = data.ljust(4096, b"\0")
+            return 0, 0
+        return "default"
+
+    controller = await connected()
+    device.intercept = nonsense
+    assert await controller.active_namespaces() == [nsid for nsid in raw[:1] if nsid != 0xFFFFFFFF]
+
+
+async def test_a_namespace_that_vanishes_is_left_out(device: FakeDevice, connected: Connect) -> None:
+    device.active = [1, 2]
+
+    def gone(request: Request, sqe: Sqe) -> Any:
+        if sqe.opcode == AdminOpcode.IDENTIFY and sqe.cdw10 == 0 and sqe.nsid == 2:
+            return 0, Status.INVALID_NAMESPACE
+        return "default"
+
+    controller = await connected()
+    device.intercept = gone
+    assert [each.nsid for each in await controller.namespaces()] == [1]
+
+
+async def test_asynchronous_events(device: FakeDevice, connected: Connect) -> None:
+    controller = await connected()
+    seen: list[AsyncEvent] = []
+    controller.on_event.append(seen.append)
+    (namespace,) = await controller.namespaces()
+    device.namespace["nsze"] = 8192
+    device.raise_event(2, 0, 0x04)
+    await asyncio.sleep(0.05)
+    assert seen == [AsyncEvent(2, 0, 0x04)]
+    assert namespace.size_blocks == 8192
+    assert len(device.events) == 1  # asked again
+    # the log page is read without retaining the event, which lets the next one come
+    assert not device.sent(AdminOpcode.GET_LOG_PAGE)[-1].cdw10 & 1 << 15
+
+
+async def test_refused_events_are_not_asked_for_again(device: FakeDevice, connected: Connect) -> None:
+    controller = await connected()
+    device.complete(device.events.pop(), 0, 0x105)
+    await asyncio.sleep(0.02)
+    assert len(device.sent(AdminOpcode.ASYNC_EVENT_REQUEST)) == 1
+    assert controller.state is HostState.LIVE
+
+
+async def test_a_broken_queue_ends_the_association(device: FakeDevice, connected: Connect) -> None:
+    controller = await connected(nr_io_queues=2)
+    lost: list[Exception] = []
+    controller.on_lost.append(lost.append)
+    namespace = controller.namespace(1)
+    await namespace.refresh()
+    device.hold(NvmOpcode.READ)
+    reads = [asyncio.create_task(namespace.read(lba)) for lba in range(4)]
+    await asyncio.sleep(0.01)
+    device.break_queue(2)
+    results = await asyncio.gather(*reads, return_exceptions=True)
+    assert all(isinstance(result, ConnectionLost) and "broke queue 2" in str(result) for result in results)
+    assert controller.state is HostState.FAILED
+    assert len(lost) == 1
+    assert [call for call in device.calls if call.startswith("drain")] == [f"drain_queue {qid}" for qid in range(3)]
+    with pytest.raises(ConnectionLost):
+        await namespace.read(0)
+    with pytest.raises(ConnectionLost):
+        await controller.identify()
+    await controller.disconnect()
+    assert device.calls[-1] == "release_ctrl"
+
+
+async def test_get_log_in_pieces(device: FakeDevice, connected: Connect) -> None:
+    controller = await connected()
+    device.log.clear()
+    assert len(await controller.get_log(0x05, 10000)) == 10000
+    sent = device.sent(AdminOpcode.GET_LOG_PAGE)
+    assert [sqe.cdw12 for sqe in sent] == [0, 4096, 8192]
+    assert [bool(sqe.cdw10 & 1 << 15) for sqe in sent] == [True, True, False]
+    assert (await controller.smart_log()).composite_temperature == 300
+    assert await controller.error_log(3) == []

@@ -1,0 +1,159 @@
+"""Keep-alive, timeouts and Aborts, with a clock of the test's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nvmeof.errors import NvmeofError
+from nvmeof.host.deadlines import Deadlines
+from nvmeof.host.queue import Queue, Request
+from nvmeof.spec.enums import AdminOpcode
+from nvmeof.spec.status import Status, status_field
+
+from .test_queue import Noted, Recorder, options
+
+
+class Bench:
+    """An admin queue and one I/O queue over a device that takes notes."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.device = Recorder()
+        chosen = options(**changes)
+        self.admin = Queue(self.device, chosen, 0, 8, reserved=2, timeout=chosen.admin_timeout)
+        self.io = Queue(self.device, chosen, 1, 16, timeout=chosen.io_timeout)
+        self.lost: list[tuple[int, NvmeofError]] = []
+        self.deadlines = Deadlines(self.admin, lambda: (self.admin, self.io), self._lost)
+
+    def _lost(self, queue: Queue, error: NvmeofError) -> None:
+        self.lost.append((queue.qid, error))
+        for each in (self.admin, self.io):
+            each.fail(error)
+
+    def sent(self, opcode: int) -> list[Request]:
+        return [each for each in self.device.sent_requests if each.sqe[0] == opcode and each.queue.qid == 0]
+
+    def run(self, start: float, end: float, step: float = 0.25) -> None:
+        now = start
+        while now <= end:
+            self.deadlines.check(now)
+            now += step
+
+    def answer(self, request: Request, result: int = 0, status: int = 0) -> None:
+        request.done(result, status_field(status))
+
+
+def test_keep_alive_fires_twice_within_kato() -> None:
+    bench = Bench()
+    bench.deadlines.set_keep_alive(0.0, 8.0, traffic_based=False)
+    assert bench.deadlines.next_deadline <= 4.0
+    for now in (3.9, 4.0):
+        bench.deadlines.check(now)
+    (first,) = bench.sent(AdminOpcode.KEEP_ALIVE)
+    bench.answer(first)
+    bench.deadlines.check(8.0)
+    assert len(bench.sent(AdminOpcode.KEEP_ALIVE)) == 2
+
+
+def test_traffic_takes_the_place_of_keep_alive_only_where_agreed() -> None:
+    for traffic_based, expected in ((True, 0), (False, 1)):
+        bench = Bench()
+        bench.deadlines.set_keep_alive(0.0, 8.0, traffic_based=traffic_based)
+        for now in (1.0, 2.0, 3.0, 4.0):
+            request = Noted()
+            bench.io.submit(request)
+            bench.answer(request)
+            bench.deadlines.check(now)
+        assert len(bench.sent(AdminOpcode.KEEP_ALIVE)) == expected
+    bench = Bench()
+    bench.deadlines.set_keep_alive(0.0, 8.0, traffic_based=True)
+    bench.deadlines.check(2.0)
+    assert len(bench.sent(AdminOpcode.KEEP_ALIVE)) == 1  # no traffic
+
+
+def test_a_keep_alive_without_answer_ends_the_association() -> None:
+    bench = Bench()
+    bench.deadlines.set_keep_alive(0.0, 4.0, traffic_based=False)
+    bench.run(0.0, 5.0)
+    assert not bench.lost
+    bench.run(5.25, 9.0)
+    assert [qid for qid, _ in bench.lost] == [0]
+    assert "was not answered in time" in str(bench.lost[0][1])
+    assert len(bench.sent(AdminOpcode.KEEP_ALIVE)) == 1  # never two at a time
+
+
+def test_a_refused_keep_alive_ends_the_association() -> None:
+    bench = Bench()
+    bench.deadlines.set_keep_alive(0.0, 4.0, traffic_based=False)
+    bench.deadlines.check(2.0)
+    bench.answer(bench.sent(AdminOpcode.KEEP_ALIVE)[0], status=Status.INVALID_FIELD)
+    assert "refused Keep Alive" in str(bench.lost[0][1])
+
+
+def test_stopping_keep_alive() -> None:
+    bench = Bench()
+    bench.deadlines.set_keep_alive(0.0, 4.0, traffic_based=False)
+    bench.deadlines.stop_keep_alive()
+    bench.run(0.0, 20.0)
+    assert not bench.sent(AdminOpcode.KEEP_ALIVE)
+
+
+def test_a_timeout_first_aborts_and_then_ends_the_association() -> None:
+    bench = Bench(io_timeout=4.0)
+    bench.deadlines.check(100.0)
+    stuck, fine = Noted(), Noted()
+    bench.io.submit(stuck)
+    bench.io.submit(fine)
+    bench.answer(fine)
+    bench.run(100.25, 103.75)
+    assert not bench.sent(AdminOpcode.ABORT)
+    bench.run(104.0, 105.5)
+    (abort,) = bench.sent(AdminOpcode.ABORT)
+    assert int.from_bytes(abort.sqe[40:44], "little") == 1 | stuck.cid << 16
+    bench.answer(abort, result=1)  # not aborted
+    bench.run(105.75, 108.0)
+    assert not bench.lost
+    bench.run(108.25, 110.5)
+    assert [qid for qid, _ in bench.lost] == [1]
+    assert stuck.outcome == [bench.lost[0][1]]
+
+
+def test_a_timeout_whose_abort_works_costs_only_the_command() -> None:
+    bench = Bench(io_timeout=4.0)
+    stuck = Noted()
+    bench.deadlines.check(0.0)
+    bench.io.submit(stuck)
+    bench.run(0.25, 6.0)
+    bench.answer(stuck, status=Status.ABORTED_BY_REQUEST)
+    bench.answer(bench.sent(AdminOpcode.ABORT)[0])
+    bench.run(6.25, 30.0)
+    assert not bench.lost
+    assert stuck.outcome == [(0, status_field(Status.ABORTED_BY_REQUEST))]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_no_more_aborts_at_a_time_than_the_controller_takes(limit: int) -> None:
+    bench = Bench()
+    bench.deadlines.set_abort_limit(limit)
+    requests = [Noted() for _ in range(5)]
+    for request in requests:
+        bench.io.submit(request)
+    for request in requests:
+        bench.deadlines.abort(request)
+        bench.deadlines.abort(request)  # asking twice changes nothing
+    assert bench.deadlines.aborts == limit
+    bench.answer(requests[4])  # over before its turn: needs no Abort
+    for _ in range(5):
+        for abort in [each for each in bench.sent(AdminOpcode.ABORT) if each.cid >= 0]:
+            bench.answer(abort)
+    assert bench.deadlines.aborts == (5 if limit > 4 else 4)
+
+
+def test_a_request_that_is_over_is_not_aborted() -> None:
+    bench = Bench()
+    request = Noted()
+    bench.io.submit(request)
+    bench.answer(request)
+    bench.deadlines.abort(request)
+    assert bench.deadlines.aborts == 0

@@ -1,0 +1,101 @@
+"""Reading Discovery logs, honest and dishonest ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from nvmeof.errors import NvmeofError
+from nvmeof.host.client import reachable_address
+from nvmeof.host.discovery import DiscoveryEntry, read_discovery_log
+from nvmeof.spec.discovery import DISCOVERY_LOG_HEADER, build_discovery_entry, build_discovery_log
+from nvmeof.spec.enums import DISCOVERY_NQN
+from nvmeof.wire import build
+
+from .conftest import Connect
+from .fake_device import SUBNQN, FakeDevice
+
+
+def entries(count: int) -> list[bytes]:
+    return [
+        build_discovery_entry(
+            trtype=4 if index % 2 else 3,
+            adrfam=1,
+            subtype=2,
+            trsvcid="4420 ",
+            subnqn=f"{SUBNQN}{index}",
+            traddr="192.0.2.1",
+        )
+        for index in range(count)
+    ]
+
+
+class Log:
+    def __init__(self, *versions: bytes) -> None:
+        self.versions = list(versions)
+        self.reads: list[tuple[int, int]] = []
+
+    async def __call__(self, length_bytes: int, offset: int) -> bytes:
+        self.reads.append((length_bytes, offset))
+        if offset == 0 and len(self.reads) > 1 and len(self.versions) > 1:
+            self.versions.pop(0)
+        return self.versions[0][offset : offset + length_bytes].ljust(length_bytes, b"\0")
+
+
+async def test_all_entries() -> None:
+    log = Log(build_discovery_log(3, entries(10)))
+    found = await read_discovery_log(log)
+    assert [entry.subnqn for entry in found] == [f"{SUBNQN}{index}" for index in range(10)]
+    assert [entry.transport for entry in found[:2]] == ["tcp", "mptcp"]
+    assert found[0].trsvcid == "4420"
+    assert found[0].is_nvm
+    assert found[0].as_dict()["family"] == "ipv4"
+    assert log.reads == [(1024, 0), (4096, 1024), (4096, 5120), (2048, 9216), (1024, 0)]
+
+
+async def test_an_empty_log() -> None:
+    assert await read_discovery_log(Log(build_discovery_log(1, []))) == []
+
+
+async def test_a_log_that_changes_is_read_again() -> None:
+    found = await read_discovery_log(Log(build_discovery_log(1, entries(3)), build_discovery_log(2, entries(5))))
+    assert len(found) == 5
+
+
+async def test_a_log_that_never_rests() -> None:
+    versions = [build_discovery_log(index, entries(1)) for index in range(100)]
+    with pytest.raises(NvmeofError, match="changed 10 times"):
+        await read_discovery_log(Log(*versions))
+
+
+async def test_nonsense_headers() -> None:
+    with pytest.raises(NvmeofError, match="claims 18446744073709551615 entries"):
+        await read_discovery_log(Log(build(DISCOVERY_LOG_HEADER, numrec=(1 << 64) - 1)))
+    with pytest.raises(NvmeofError, match="record format 7"):
+        await read_discovery_log(Log(build(DISCOVERY_LOG_HEADER, recfmt=7)))
+
+
+def entry(**changes: object) -> DiscoveryEntry:
+    base = {
+        "trtype": 77, "adrfam": 99, "subtype": 2, "treq": 0, "portid": 1, "cntlid": 0xFFFF, "asqsz": 32,
+        "trsvcid": "4420", "subnqn": SUBNQN, "traddr": "0.0.0.0", "eflags": 0, "sectype": 0,
+    }  # fmt: skip
+    return DiscoveryEntry(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def test_unknown_numbers_are_shown_as_such() -> None:
+    assert (entry().transport, entry().family, entry().kind) == ("77", "99", "nvm")
+
+
+def test_wildcards_mean_the_address_that_was_asked() -> None:
+    assert reachable_address(entry(), "192.0.2.7") == "192.0.2.7"
+    assert reachable_address(entry(traddr="::"), "2001:db8::1") == "2001:db8::1"
+    assert reachable_address(entry(traddr=""), "192.0.2.7") == "192.0.2.7"
+    assert reachable_address(entry(traddr="192.0.2.8"), "192.0.2.7") == "192.0.2.8"
+    assert reachable_address(entry(traddr="storage.example.org"), "192.0.2.7") == "storage.example.org"
+
+
+async def test_a_discovery_controller(device: FakeDevice, connected: Connect) -> None:
+    device.identify.update(cntrltype=2, oaes=0, ioccsz=0, ofcs=0)
+    controller = await connected(subnqn=DISCOVERY_NQN, discovery=True, nr_io_queues=0, keep_alive_tmo=0)
+    assert not controller.io_queues
+    assert [each.subnqn for each in await controller.discovery_log()] == [SUBNQN]
