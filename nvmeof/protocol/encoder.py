@@ -1,0 +1,129 @@
+"""PDU headers as bytes. A connection's encoder can be replaced: that is where faults and odd peers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import Final
+
+from ..pdu.capsule import CAPSULE_CMD_BYTES, CAPSULE_RESP, CAPSULE_RESP_BYTES
+from ..pdu.digest import digest_bytes
+from ..pdu.header import DIGEST_BYTES, Flags, PduType, align
+from ..pdu.transfer import C2H_DATA, H2C_DATA, R2T_PDU, TRANSFER_BYTES
+from ..wire import Buffer
+
+PSDT_SGL: Final = 0x40
+"""PSDT 01b in the SQE's flags: SGLs, and what Linux sends always."""
+
+# CH; opcode, flags, CID; NSID to MPTR; SGL1 (address, length, type); CDW10 to CDW15
+_COMMAND: Final = Struct("<BBBBI BBH 20s QI3xB 24s")
+_PREFIXED: Final = Struct("<8sH14s")
+
+
+class Encoder:
+    """Encodes what one connection sends, under what its handshake settled.
+
+    ``pda_bytes`` is the alignment of data that the peer asked for.
+    """
+
+    __slots__ = (
+        "_command_end",
+        "_command_flags",
+        "_data_end",
+        "_data_flags",
+        "_r2t_plen",
+        "_response_plen",
+        "_success_headers",
+        "data_digest",
+        "header_digest",
+    )
+
+    def __init__(self, header_digest: bool = False, data_digest: bool = False, pda_bytes: int = 4) -> None:
+        self.header_digest = header_digest
+        self.data_digest = data_digest
+        digest = DIGEST_BYTES if header_digest else 0
+        self._command_flags = int(Flags.HDGSTF) if header_digest else 0
+        self._data_flags = self._command_flags | (Flags.DDGSTF if data_digest else 0)
+        self._command_end = align(CAPSULE_CMD_BYTES + digest, pda_bytes)
+        self._data_end = align(TRANSFER_BYTES + digest, pda_bytes)
+        self._response_plen = CAPSULE_RESP_BYTES + digest
+        self._r2t_plen = TRANSFER_BYTES + digest
+        self._success_headers: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+
+    def _seal(self, header: bytes, end: int) -> bytes:
+        """Add the header digest, and padding up to ``end`` where data begins there."""
+        if self.header_digest:
+            header += digest_bytes(header)
+        return header.ljust(end, b"\0")
+
+    def command(self, cid: int, sqe: Buffer, sgl: tuple[int, int, int], data_bytes: int) -> bytes:
+        """A CapsuleCmd up to its data. ``sgl`` is SGL1's (address, length, type); ``data_bytes`` is what follows."""
+        flags, pdo, plen = self._command_flags, 0, CAPSULE_CMD_BYTES + (DIGEST_BYTES if self.header_digest else 0)
+        end = 0
+        if data_bytes:
+            flags, pdo = self._data_flags, self._command_end
+            plen = pdo + data_bytes + (DIGEST_BYTES if self.data_digest else 0)
+            end = pdo
+        header = _COMMAND.pack(
+            PduType.CAPSULE_CMD, flags, CAPSULE_CMD_BYTES, pdo, plen,
+            sqe[0], sqe[1] & 0x3F | PSDT_SGL, cid, bytes(sqe[4:24]), *sgl, bytes(sqe[40:64]),
+        )  # fmt: skip
+        return self._seal(header, end)
+
+    def response(self, cid: int, status_field: int, dw0: int, dw1: int, sqhd: int, sqid: int) -> bytes:
+        """A whole CapsuleResp."""
+        header = CAPSULE_RESP.pack(
+            PduType.CAPSULE_RESP, self._command_flags, CAPSULE_RESP_BYTES, 0, self._response_plen,
+            dw0, dw1, sqhd, sqid, cid, status_field,
+        )  # fmt: skip
+        return self._seal(header, 0) if self.header_digest else header
+
+    def _data_plen(self, datal: int) -> int:
+        return self._data_end + datal + (DIGEST_BYTES if self.data_digest else 0)
+
+    def c2h_data(self, cid: int, datao: int, datal: int, flags: int) -> bytes:
+        """A C2HData up to its data; ``flags`` are LAST_PDU and SUCCESS."""
+        header = C2H_DATA.struct.pack(
+            PduType.C2H_DATA, self._data_flags | flags, TRANSFER_BYTES, self._data_end, self._data_plen(datal),
+            cid, datao, datal,
+        )  # fmt: skip
+        return self._seal(header, self._data_end)
+
+    def c2h_headers(self, cids: Sequence[int], datal: int, flags: int) -> list[bytes]:
+        """One C2HData header each for commands whose data has the same length, whole in one PDU."""
+        if self.header_digest:
+            return [self.c2h_data(cid, 0, datal, flags) for cid in cids]
+        parts = self._success_headers.get((datal, flags))
+        if parts is None:
+            whole = self.c2h_data(0, 0, datal, flags)
+            parts = self._success_headers[datal, flags] = (whole[:8], whole[10:24])
+            if len(self._success_headers) > 64:  # lengths in use are few; a peer that tries all must not fill memory
+                self._success_headers.clear()
+        before, after = parts
+        pack = _PREFIXED.pack
+        if self._data_end == TRANSFER_BYTES:
+            return [pack(before, cid, after) for cid in cids]
+        padding = bytes(self._data_end - TRANSFER_BYTES)
+        return [pack(before, cid, after) + padding for cid in cids]
+
+    def responses(self, cids: Sequence[int], sqhd: int, sqid: int) -> list[bytes]:
+        """A successful CapsuleResp each."""
+        if self.header_digest:
+            return [self.response(cid, 0, 0, 0, sqhd, sqid) for cid in cids]
+        pack, plen = CAPSULE_RESP.pack, self._response_plen
+        return [pack(5, 0, CAPSULE_RESP_BYTES, 0, plen, 0, 0, sqhd, sqid, cid, 0) for cid in cids]
+
+    def h2c_data(self, cid: int, ttag: int, datao: int, datal: int, last: bool) -> bytes:
+        """An H2CData up to its data."""
+        flags = self._data_flags | (Flags.LAST_PDU if last else 0)
+        header = H2C_DATA.struct.pack(
+            PduType.H2C_DATA, flags, TRANSFER_BYTES, self._data_end, self._data_plen(datal), cid, ttag, datao, datal
+        )
+        return self._seal(header, self._data_end)
+
+    def r2t(self, cid: int, ttag: int, r2to: int, r2tl: int) -> bytes:
+        """A whole R2T."""
+        header = R2T_PDU.struct.pack(
+            PduType.R2T, self._command_flags, TRANSFER_BYTES, 0, self._r2t_plen, cid, ttag, r2to, r2tl
+        )
+        return self._seal(header, 0)

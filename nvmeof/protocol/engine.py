@@ -1,0 +1,355 @@
+"""The part of a queue connection that both roles share: the receive buffer, framing, handshake, ending."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from ..errors import LocalProtocolError, PduError
+from ..pdu.digest import crc32c
+from ..pdu.framer import Framing, check_header, rule_of
+from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, PDA_MAX_BYTES, PDA_UNIT_BYTES, PduType
+from ..pdu.termination import TERM_REQ, TERM_REQ_BYTES, Fes, term_req
+from ..wire import Buffer
+from .encoder import Encoder
+from .events import Event, Negotiated, PeerClosed, ProtocolFailure, Terminated
+from .output import Output
+from .states import READY, RECEIVED, TRANSITIONS, Effect, Input, State
+
+LARGE_BYTES: Final = 32 * 1024
+"""Payloads from here on are received in place; while one is expected, the receive window is small."""
+SMALL_WINDOW_BYTES: Final = 4096
+BACKLOG_BYTES: Final = 8 << 20
+BACKLOG_BUFFERS: Final = 4096
+
+
+class Role(Enum):
+    """Which end of the queue this is."""
+
+    HOST = "host"
+    TARGET = "target"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionConfig:
+    """What this end asks for and allows. All sizes in bytes."""
+
+    header_digest: bool = False
+    """Host: ask for header digests. Target: grant them when asked."""
+    data_digest: bool = False
+    """The same for data digests."""
+    pda_bytes: int = 4
+    """Alignment that we ask of the data that arrives (HPDA or CPDA): a multiple of 4, at most 128."""
+    maxr2t: int = 1
+    """Host: how many R2Ts one command may have outstanding."""
+    maxh2cdata_bytes: int = 1 << 20
+    """Target: the most data that one H2CData may bring (at least 4,096)."""
+    r2t_bytes: int | None = None
+    """Target: the most data that one R2T asks for; None asks for all at once."""
+    incapsule_bytes: int = 8192
+    """The most data in a command capsule, until ``set_incapsule`` says otherwise."""
+    receive_buffer_bytes: int = 32 * 1024
+
+    def __post_init__(self) -> None:
+        if self.pda_bytes % PDA_UNIT_BYTES or not PDA_UNIT_BYTES <= self.pda_bytes <= PDA_MAX_BYTES:
+            raise LocalProtocolError(f"data alignment of {self.pda_bytes} bytes: it must be a multiple of 4 up to 128")
+        if self.maxr2t < 1 or self.maxh2cdata_bytes < 4096:
+            raise LocalProtocolError("MAXR2T must be at least 1 and MAXH2CDATA at least 4096 bytes")
+
+
+class Tap:
+    """Sees all bytes of a connection as they pass; both methods are called with views that hold only for the call."""
+
+    def received(self, data: memoryview) -> None:
+        """Bytes from the peer, before they are understood."""
+
+    def sent(self, data: Buffer) -> None:
+        """Bytes that the socket has taken."""
+
+
+class Engine:
+    """Base of :class:`~nvmeof.protocol.connection.Connection`; not used by itself."""
+
+    def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
+        self.role = role
+        self.config = config
+        self.state = State.HOST_NEW if role is Role.HOST else State.TARGET_WAIT_ICREQ
+        self.parameters: Negotiated | None = None
+        self.encoder = Encoder()
+        self.tap: Tap | None = None
+        self.qid = 0
+        self.incapsule_bytes = config.incapsule_bytes
+        self._out = Output()
+        self._framing = Framing(max_data_bytes=self.incapsule_bytes)
+        # A whole capsule must fit, with its digests, its padding and the longest alignment.
+        size = max(config.receive_buffer_bytes, self.incapsule_bytes + 512, 1024)
+        buffer = bytearray(-(-size // 8) * 8) if receive_buffer is None else receive_buffer
+        self._buffer = memoryview(buffer)
+        self._start = 0
+        self._end = 0
+        self._pdu_start = 0
+        self._large_expected = 0
+        # The payload that is being received in place, and what it belongs to.
+        self._payload: memoryview | None = None
+        self._payload_position = 0
+        self._payload_owner: Any = None
+        self._payload_crc = 0
+        self._trailer_due = False
+        self._eof = False
+
+    # -- bytes in ------------------------------------------------------------------------------------------------
+
+    def next_buffer(self) -> memoryview:
+        """Where the next received bytes go: the receive buffer, or the rest of a payload's own buffer."""
+        if self._payload is not None:
+            return self._payload[self._payload_position :]
+        start, end = self._start, self._end
+        if start == end:
+            self._start = self._end = 0
+            if self._large_expected:
+                return self._buffer[:SMALL_WINDOW_BYTES]
+            return self._buffer
+        if start:
+            # The rest of a PDU (or several) moves to the front, so that it can always be completed.
+            rest = end - start
+            self._buffer[:rest] = bytes(self._buffer[start:end])
+            self._start, self._end = 0, rest
+            end = rest
+        return self._buffer[end:]
+
+    def bytes_received(self, n: int, now: float) -> list[Event]:
+        """``n`` bytes have been put into ``next_buffer()``. Never raises for what the peer did."""
+        events: list[Event] = []
+        payload = self._payload
+        if payload is not None:
+            position = self._payload_position
+            if self.tap is not None:
+                self.tap.received(payload[position : position + n])
+            self._payload_advance(payload[position : position + n], events)
+            return events
+        if self.tap is not None:
+            self.tap.received(self._buffer[self._end : self._end + n])
+        self._end += n
+        self._parse(events)
+        return events
+
+    def eof_received(self) -> list[Event]:
+        """The peer has closed its side."""
+        self._eof = True
+        return self._apply(Input.EOF, [])
+
+    def _parse(self, events: list[Event]) -> None:
+        while self._start < self._end:
+            if self.state is State.TERMINATING or self.state is State.CLOSED:
+                self._start = self._end
+                return
+            try:
+                if not self._parse_one(events):
+                    return
+            except PduError as error:
+                self._fail(error, events)
+
+    def _parse_one(self, events: list[Event]) -> bool:
+        """Take one PDU (or a run of them, or what there is of a payload); False when more bytes are needed."""
+        start = self._pdu_start = self._start
+        available = self._end - start
+        if self._trailer_due:
+            if available < DIGEST_BYTES:
+                return False
+            self._start = start + DIGEST_BYTES
+            self._trailer_due = False
+            digest = int.from_bytes(self._buffer[start : start + DIGEST_BYTES], "little")
+            self._payload_done(self._payload_owner, digest == self._payload_crc, events)
+            return True
+        if available < CH_BYTES:
+            return False
+        if self.state in READY and self._take_run(events):
+            return True
+        header = CH.struct.unpack_from(self._buffer, start)
+        pdu_type, flags, hlen, pdo, plen = header
+        happened = RECEIVED.get(pdu_type)
+        if happened is None:
+            rule_of(pdu_type)
+        transition = TRANSITIONS[self.state].get(happened) if happened is not None else None
+        if transition is None:
+            raise PduError(Fes.PDU_SEQUENCE_ERROR, 0, f"{PduType(pdu_type).name} received in state {self.state.value}")
+        data_offset, data_length = check_header(pdu_type, flags, hlen, pdo, plen, self._framing)
+        effect = transition[0]
+        in_place = effect is Effect.RECEIVE_DATA
+        needed = data_offset if in_place else plen
+        if available < needed:
+            return False
+        if self._framing.header_digest and pdu_type > PduType.C2H_TERM_REQ:
+            self._check_header_digest(start, hlen)
+        self._start = start + needed
+        pdu = self._buffer[start : start + needed]
+        if in_place:
+            owner, destination = self._receive_data(pdu, data_length)
+            self._payload_begin(owner, destination, events)
+            return True
+        self.state = transition[1]
+        self._receive(effect, pdu, data_offset, data_length, events)
+        return True
+
+    def _check_header_digest(self, start: int, hlen: int) -> None:
+        header = self._buffer[start : start + hlen]
+        received = int.from_bytes(self._buffer[start + hlen : start + hlen + DIGEST_BYTES], "little")
+        if crc32c(header, 0) != received:
+            raise PduError(Fes.HEADER_DIGEST_ERROR, received, "the header digest is not that of the header")
+
+    # -- payloads ------------------------------------------------------------------------------------------------
+
+    def _payload_begin(self, owner: Any, destination: memoryview, events: list[Event]) -> None:
+        self._payload_owner = owner
+        self._payload = destination
+        self._payload_position = 0
+        self._payload_crc = 0
+        here = min(len(destination), self._end - self._start)
+        if here:
+            data = self._buffer[self._start : self._start + here]
+            destination[:here] = data
+            self._start += here
+            self._payload_advance(destination[:here], events)
+
+    def _payload_advance(self, data: memoryview, events: list[Event]) -> None:
+        """``data``, the next part of the payload, is in its place."""
+        payload = self._payload
+        assert payload is not None
+        if self._framing.data_digest:
+            self._payload_crc = crc32c(data, self._payload_crc)
+        self._payload_position += len(data)
+        if self._payload_position < len(payload):
+            return
+        self._payload = None
+        if self._framing.data_digest:
+            self._trailer_due = True
+        else:
+            self._payload_done(self._payload_owner, True, events)
+
+    # -- what the roles do ---------------------------------------------------------------------------------------
+
+    def _take_run(self, events: list[Event]) -> bool:
+        """Take a run of the role's most frequent PDU at once; False when there is none at the front."""
+        raise LocalProtocolError("the role decides")
+
+    def _receive_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
+        """Check a data PDU's header; returns its owner and where its payload goes."""
+        raise LocalProtocolError("the role decides")
+
+    def _payload_done(self, owner: Any, ok: bool, events: list[Event]) -> None:
+        raise LocalProtocolError("the role decides")
+
+    def _receive(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
+        """Do a transition's effect for a PDU that is whole in the receive buffer."""
+        if effect is Effect.RECEIVE_TERM_REQ:
+            request = TERM_REQ.unpack_from(pdu)
+            events.append(Terminated(request.fes, request.fei, bytes(pdu[TERM_REQ_BYTES:])))
+            self._out.drop()
+        elif effect is not Effect.NOTHING:
+            raise LocalProtocolError(f"no effect {effect.value} in role {self.role.value}")
+
+    def _settle(self, parameters: Negotiated) -> None:
+        """The handshake is done: from here on PDUs have the digests and alignments of ``parameters``."""
+        self.parameters = parameters
+        self.encoder = Encoder(parameters.header_digest, parameters.data_digest, parameters.send_pda_bytes)
+        self._out.data_digest = parameters.data_digest
+        self._reframe()
+
+    def _reframe(self) -> None:
+        p = self.parameters
+        if p is None:
+            self._framing = Framing(max_data_bytes=self.incapsule_bytes)
+        else:
+            self._framing = Framing(p.header_digest, p.data_digest, p.receive_pda_bytes, self.incapsule_bytes)
+
+    def set_incapsule(self, incapsule_bytes: int) -> None:
+        """Change the most data that a command capsule may bring (ioccsz is known only after Identify)."""
+        if self.role is Role.TARGET and incapsule_bytes + 512 > len(self._buffer):
+            raise LocalProtocolError(f"{incapsule_bytes} bytes in a capsule do not fit the receive buffer")
+        self.incapsule_bytes = incapsule_bytes
+        self._reframe()
+
+    # -- endings -------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: PduError, events: list[Event]) -> None:
+        header = self._buffer[self._pdu_start : self._end]
+        size = header[2] if len(header) > 2 else len(header)
+        self._apply(Input.PEER_ERROR, events)
+        self._queue_term_req(error.fes, error.fei, bytes(header[: max(size, CH_BYTES)]))
+        events.append(ProtocolFailure(error))
+
+    def _apply(self, happened: Input, events: list[Event]) -> list[Event]:
+        transition = TRANSITIONS[self.state].get(happened)
+        if transition is None:
+            raise LocalProtocolError(f"{happened.value} in state {self.state.value}")
+        effect, self.state = transition
+        if effect is Effect.REPORT_EOF:
+            events.append(PeerClosed())
+        if self.state is State.CLOSED:
+            self._payload = None
+            self._payload_owner = None
+            self._out.drop()
+        return events
+
+    def _queue_term_req(self, fes: int, fei: int, header: Buffer) -> None:
+        kind = PduType.H2C_TERM_REQ if self.role is Role.HOST else PduType.C2H_TERM_REQ
+        self._out.data_digest = False
+        self._payload = None
+        self._out.add_last(term_req(kind, fes, fei, header))
+
+    def terminate(self, fes: int, fei: int = 0, header: Buffer = b"") -> None:
+        """End the connection with a TermReq; only what is queued is still sent."""
+        self._apply(Input.PEER_ERROR, [])
+        self._queue_term_req(fes, fei, header)
+
+    def close(self) -> None:
+        """Forget everything; buffers and leases are free again."""
+        self._apply(Input.CLOSE, [])
+
+    # -- bytes out -----------------------------------------------------------------------------------------------
+
+    def send_raw(self, data: Buffer) -> None:
+        """Queue bytes that nobody checks: for faults and misbehaving peers."""
+        self._out.add(bytes(data))
+
+    def data_to_send(self) -> list[Buffer]:
+        """The buffers for one ``sendmsg``, which must follow at once; then ``bytes_sent`` with what it took."""
+        return self._out.take()
+
+    def bytes_sent(self, n: int) -> None:
+        """The socket took ``n`` bytes of what ``data_to_send`` gave."""
+        if self.tap is not None:
+            self._tap_sent(n)
+        self._out.taken(n)
+        if self.state is State.TERMINATING and not self._out.pending_bytes:
+            self._apply(Input.FLUSHED, [])
+
+    def _tap_sent(self, n: int) -> None:
+        assert self.tap is not None
+        for buffer in self._out.ready:
+            if n <= 0:
+                break
+            self.tap.sent(memoryview(buffer)[:n])
+            n -= len(buffer)
+
+    @property
+    def want_write(self) -> bool:
+        """Whether there is something to send."""
+        return self._out.pending_bytes > 0
+
+    @property
+    def want_read(self) -> bool:
+        """False while the peer takes nothing of what it asked for, and at the end."""
+        out = self._out
+        return (
+            out.pending_bytes <= BACKLOG_BYTES
+            and len(out.ready) <= BACKLOG_BUFFERS
+            and not self._eof
+            and self.state is not State.CLOSED
+        )
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much is queued and not yet taken by the socket."""
+        return self._out.pending_bytes

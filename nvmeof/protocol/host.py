@@ -1,0 +1,234 @@
+"""The host's side of a queue connection: commands and their data out, data and completions in."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Any, Final
+
+from ..errors import LocalProtocolError, PduError
+from ..pdu.capsule import CAPSULE_RESP, CAPSULE_RESP_BYTES
+from ..pdu.handshake import (
+    IC_BYTES,
+    ICREQ,
+    ICRESP,
+    MAX_PDA,
+    MIN_MAXH2CDATA_BYTES,
+    PFV_1_0,
+    Dgst,
+    IcReq,
+    pda_from_bytes,
+    pda_to_bytes,
+)
+from ..pdu.header import DIGEST_BYTES, Flags, PduType
+from ..pdu.termination import Fes
+from ..pdu.transfer import C2H_DATA, CCCID_OFFSET, R2T_PDU
+from ..spec.sgl import SglType
+from ..spec.status import Status
+from ..wire import Buffer
+from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
+from .events import Completions, Event, Negotiated, Ready
+from .states import Input, State
+from .transfers import Request
+
+_WORD: Final = Struct("<Q")
+_RESP_CID_OFFSET: Final = 20
+_COMPLETION: Final = Struct("<8xIIHHHH")
+_NO_SGL: Final = (0, 0, int(SglType.TRANSPORT_DATA_BLOCK))
+_SQE_BYTES: Final = 64
+
+
+class HostSide(Engine):
+    """What a connection does as a host; part of :class:`~nvmeof.protocol.connection.Connection`."""
+
+    def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
+        super().__init__(role, config, receive_buffer)
+        self.sqhd = 0
+        """The last SQ head pointer that the controller told."""
+        self._requests: dict[int, Request] = {}
+        self._response_word = 0
+        self._response_stride = CAPSULE_RESP_BYTES
+
+    def start(self) -> None:
+        """Queue the ICReq."""
+        self._apply(Input.START, [])
+        config = self.config
+        dgst = (Dgst.HDGST_ENABLE if config.header_digest else 0) | (Dgst.DDGST_ENABLE if config.data_digest else 0)
+        hpda = pda_from_bytes(config.pda_bytes)
+        request = IcReq(PduType.ICREQ, 0, IC_BYTES, 0, IC_BYTES, PFV_1_0, hpda, dgst, config.maxr2t - 1)
+        self._out.add(ICREQ.pack(request))
+
+    @property
+    def outstanding(self) -> int:
+        """Commands that have been sent and have no completion."""
+        return len(self._requests)
+
+    # -- bytes in ------------------------------------------------------------------------------------------------
+
+    def _accept_icresp(self, pdu: memoryview, events: list[Event]) -> None:
+        response = ICRESP.unpack_from(pdu)
+        offsets = ICRESP.offsets
+        config = self.config
+        wanted = (Dgst.HDGST_ENABLE if config.header_digest else 0) | (Dgst.DDGST_ENABLE if config.data_digest else 0)
+        if response.pfv != PFV_1_0:
+            raise PduError(Fes.UNSUPPORTED_PARAMETER, offsets["pfv"], f"PFV {response.pfv:#x} is not supported")
+        if response.cpda > MAX_PDA:
+            raise PduError(Fes.INVALID_HEADER_FIELD, offsets["cpda"], f"CPDA {response.cpda} is above {MAX_PDA}")
+        if response.dgst & ~wanted & 3:
+            raise PduError(Fes.INVALID_HEADER_FIELD, offsets["dgst"], "digests that were not asked for")
+        if response.maxh2cdata < MIN_MAXH2CDATA_BYTES:
+            raise PduError(
+                Fes.INVALID_HEADER_FIELD, offsets["maxh2cdata"], f"MAXH2CDATA {response.maxh2cdata} is below 4096"
+            )
+        parameters = Negotiated(
+            header_digest=bool(response.dgst & Dgst.HDGST_ENABLE),
+            data_digest=bool(response.dgst & Dgst.DDGST_ENABLE),
+            send_pda_bytes=pda_to_bytes(response.cpda),
+            receive_pda_bytes=config.pda_bytes,
+            maxr2t=config.maxr2t,
+            maxh2cdata_bytes=response.maxh2cdata,
+        )
+        self._settle(parameters)
+        self._response_stride = CAPSULE_RESP_BYTES + (DIGEST_BYTES if parameters.header_digest else 0)
+        flags = int(Flags.HDGSTF) if parameters.header_digest else 0
+        header = CAPSULE_RESP.pack(
+            PduType.CAPSULE_RESP, flags, CAPSULE_RESP_BYTES, 0, self._response_stride, 0, 0, 0, 0, 0, 0
+        )
+        self._response_word = _WORD.unpack_from(header)[0]
+        events.append(Ready(parameters))
+
+    def _take_responses(self, events: list[Event]) -> bool:
+        """A run of CapsuleResps."""
+        unpack, word, stride, buffer = _WORD.unpack_from, self._response_word, self._response_stride, self._buffer
+        start, end = self._start, self._end
+        if end - start < stride or unpack(buffer, start)[0] != word:
+            return False
+        entries: list[tuple[int, int, int, int]] = []
+        try:
+            while end - start >= stride and unpack(buffer, start)[0] == word:
+                self._pdu_start = start
+                if stride != CAPSULE_RESP_BYTES:
+                    self._check_header_digest(start, CAPSULE_RESP_BYTES)
+                dw0, dw1, self.sqhd, _, cid, status_field = _COMPLETION.unpack_from(buffer, start)
+                entries.append(self._complete(cid, status_field, dw0, dw1))
+                start += stride
+        finally:
+            self._start = start
+            if entries:
+                events.append(Completions(entries))
+        return True
+
+    def _receive_response(self, pdu: memoryview, events: list[Event]) -> None:
+        dw0, dw1, self.sqhd, _, cid, status_field = _COMPLETION.unpack_from(pdu)
+        events.append(Completions([self._complete(cid, status_field, dw0, dw1)]))
+
+    def _complete(self, cid: int, status_field: int, dw0: int, dw1: int) -> tuple[int, int, int, int]:
+        request = self._requests.pop(cid, None)
+        if request is None:
+            raise PduError(
+                Fes.INVALID_HEADER_FIELD, _RESP_CID_OFFSET, f"a completion for CID {cid:#x}, which is not in use"
+            )
+        status_field &= 0xFFFE
+        data_in = request.data_in
+        if data_in is not None:
+            if len(data_in) >= LARGE_BYTES:
+                self._large_expected -= 1
+            if not request.digest_ok:
+                status_field = Status.TRANSIENT_TRANSPORT_ERROR << 1
+            elif not status_field and request.received != len(data_in):
+                # Success without all of the data would pass off old bytes of the caller's buffer as read.
+                status_field = Status.DATA_TRANSFER_ERROR << 1
+        return cid, status_field, dw0, dw1
+
+    def _receive_c2h_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
+        header = C2H_DATA.unpack_from(pdu)
+        if header.datal != length:
+            raise PduError(
+                Fes.INVALID_HEADER_FIELD, C2H_DATA.offsets["datal"], f"DATAL is {header.datal}, PLEN leaves {length}"
+            )
+        request = self._requests.get(header.cccid)
+        if request is None:
+            raise PduError(
+                Fes.INVALID_HEADER_FIELD, CCCID_OFFSET, f"C2HData for CID {header.cccid:#x}, which is not in use"
+            )
+        destination = request.accept_data(header.datao, length, header.flags)
+        return (request, bool(header.flags & Flags.SUCCESS)), destination
+
+    def _c2h_data_done(self, owner: tuple[Request, bool], ok: bool, events: list[Event]) -> None:
+        request, success = owner
+        request.digest_ok = request.digest_ok and ok
+        if not success:
+            return
+        entry = self._complete(request.cid, 0, 0, 0)
+        last = events[-1] if events else None
+        if isinstance(last, Completions):
+            last.entries.append(entry)
+        else:
+            events.append(Completions([entry]))
+
+    def _receive_r2t(self, pdu: memoryview) -> None:
+        header = R2T_PDU.unpack_from(pdu)
+        request = self._requests.get(header.cccid)
+        if request is None:
+            raise PduError(
+                Fes.INVALID_HEADER_FIELD, CCCID_OFFSET, f"R2T for CID {header.cccid:#x}, which is not in use"
+            )
+        parameters = self.parameters
+        assert parameters is not None
+        out = self._out
+        data = request.accept_r2t(header.r2to, header.r2tl, parameters.maxr2t, out.sent_bytes)
+        step, size = parameters.maxh2cdata_bytes, len(data)
+        for offset in range(0, size, step):
+            part = data[offset : offset + step]
+            last = offset + len(part) == size
+            out.add_data(self.encoder.h2c_data(header.cccid, header.ttag, header.r2to + offset, len(part), last), part)
+        request.r2t_ends.append(out.end_position)
+
+    # -- bytes out -----------------------------------------------------------------------------------------------
+
+    def send_command(
+        self,
+        cid: int,
+        sqe: Buffer,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        *,
+        in_capsule: bool | None = None,
+    ) -> None:
+        """Queue a command. CID, PSDT and SGL1 of the 64-byte ``sqe`` are filled in here.
+
+        ``data_out`` goes in the capsule when it fits and ``in_capsule`` is not False, else as the controller asks
+        for it. ``data_in`` is where the controller's data lands, in place. Both buffers belong to the connection
+        until the completion, or until it is closed. Raises LocalProtocolError for a CID in use, an SQE that is not
+        64 bytes, or a connection that is not ready.
+        """
+        if self.state is not State.HOST_READY:
+            raise LocalProtocolError(f"a command in state {self.state.value}")
+        if cid in self._requests:
+            raise LocalProtocolError(f"CID {cid:#x} is in use")
+        if len(sqe) != _SQE_BYTES:
+            raise LocalProtocolError(f"an SQE of {len(sqe)} bytes")
+        size = 0 if data_out is None else len(data_out)
+        stable = None if data_out is None else memoryview(data_out).toreadonly()
+        request = Request(cid, stable, data_in)
+        if size:
+            fits = size <= self.incapsule_bytes
+            if in_capsule and not fits:
+                raise LocalProtocolError(f"{size} bytes do not fit a capsule of {self.incapsule_bytes}")
+            if stable is not None and fits and in_capsule is not False:
+                self._send_in_capsule(cid, sqe, stable)
+                request.data_out = None
+            else:
+                sgl = (0, size, int(SglType.TRANSPORT_DATA_BLOCK))
+                self._out.add(self.encoder.command(cid, sqe, sgl, 0))
+        elif data_in is not None:
+            if len(data_in) >= LARGE_BYTES:
+                self._large_expected += 1
+            sgl = (0, len(data_in), int(SglType.TRANSPORT_DATA_BLOCK))
+            self._out.add(self.encoder.command(cid, sqe, sgl, 0))
+        else:
+            self._out.add(self.encoder.command(cid, sqe, _NO_SGL, 0))
+        self._requests[cid] = request
+
+    def _send_in_capsule(self, cid: int, sqe: Buffer, data: memoryview) -> None:
+        sgl = (0, len(data), int(SglType.DATA_BLOCK_IN_CAPSULE))
+        self._out.add_data(self.encoder.command(cid, sqe, sgl, len(data)), data)

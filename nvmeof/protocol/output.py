@@ -1,0 +1,133 @@
+"""What waits to be sent, as buffers for one ``sendmsg``, and who may touch them until when.
+
+A payload that the kernel has taken is copied and free. What it has not taken may still change (a namespace's memory
+is *live*), so of a PDU that was taken in part the rest is copied there and then, and with data digests the digest is
+computed in the step that sends. A read-only view is held to be stable: its owner promises not to change it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from ..pdu.digest import digest_bytes
+from ..pdu.header import DIGEST_BYTES
+from ..wire import Buffer
+
+SEND_WINDOW_BYTES: Final = 512 * 1024
+"""With data digests: how much is digested at a time, and so copied at the most when the kernel takes only a part."""
+
+
+def _stable(buffer: Buffer) -> Buffer:
+    if isinstance(buffer, memoryview) and not buffer.readonly:
+        return memoryview(bytes(buffer))
+    return buffer
+
+
+class Output:
+    """The send queue of one connection. Read ``ready`` and ``pending_bytes``, don't change them."""
+
+    __slots__ = ("_releases", "_waiting", "data_digest", "pending_bytes", "ready", "sent_bytes")
+
+    def __init__(self) -> None:
+        self.ready: list[Buffer] = []
+        self.data_digest = False
+        self.pending_bytes = 0
+        self.sent_bytes = 0
+        self._waiting: deque[Buffer | tuple[bytes, Buffer]] = deque()
+        self._releases: deque[tuple[int, Callable[[], None]]] = deque()
+
+    @property
+    def end_position(self) -> int:
+        """The position in the stream at which the next PDU will begin, in bytes since the start."""
+        return self.sent_bytes + self.pending_bytes
+
+    def add(self, buffer: Buffer) -> None:
+        """Queue bytes as they are."""
+        self.pending_bytes += len(buffer)
+        if self.data_digest:
+            self._waiting.append(buffer)
+        else:
+            self.ready.append(buffer)
+
+    def add_data(self, header: bytes, data: Buffer, release: Callable[[], None] | None = None) -> None:
+        """Queue a header and its data; ``release`` is called once the kernel has taken all of it."""
+        self.pending_bytes += len(header) + len(data)
+        if self.data_digest:
+            self.pending_bytes += DIGEST_BYTES
+            self._waiting.append((header, data))
+        else:
+            ready = self.ready
+            ready.append(header)
+            ready.append(data)
+        if release is not None:
+            self._releases.append((self.sent_bytes + self.pending_bytes, release))
+
+    def add_many(self, buffers: list[Buffer], size_bytes: int) -> None:
+        """Queue prepared buffers of ``size_bytes`` in all; only without data digests."""
+        self.ready += buffers
+        self.pending_bytes += size_bytes
+
+    def take(self) -> list[Buffer]:
+        """The buffers for one ``sendmsg``. What is live is read in that same step."""
+        if self.data_digest and not self.ready:
+            self._digest_some()
+        return self.ready
+
+    def _digest_some(self) -> None:
+        ready, waiting, size = self.ready, self._waiting, 0
+        while waiting and size < SEND_WINDOW_BYTES:
+            item = waiting.popleft()
+            if isinstance(item, tuple):
+                header, data = item
+                ready += (header, data, digest_bytes(data))
+                size += len(data)
+            else:
+                ready.append(item)
+                size += len(item)
+
+    def taken(self, n: int) -> None:
+        """The kernel took ``n`` bytes of what ``take`` gave."""
+        self.sent_bytes += n
+        self.pending_bytes -= n
+        if not self.pending_bytes:
+            self.ready.clear()
+        else:
+            self._keep_rest(n)
+        releases = self._releases
+        while releases and releases[0][0] <= self.sent_bytes:
+            releases.popleft()[1]()
+
+    def _keep_rest(self, n: int) -> None:
+        ready = self.ready
+        whole = 0
+        for buffer in ready:
+            if n < len(buffer):
+                break
+            n -= len(buffer)
+            whole += 1
+        del ready[:whole]
+        if n:
+            ready[0] = _stable(ready[0][n:])
+        if self.data_digest:  # the digests are computed: what they were computed over must stay
+            ready[:] = [_stable(buffer) for buffer in ready]
+
+    def add_last(self, buffer: Buffer) -> None:
+        """Queue the connection's last PDU: what has not been begun yet is dropped in its favour.
+
+        Data digests end here: of a PDU that was taken in part the rest, digest included, is still in ``ready``.
+        """
+        self._waiting.clear()
+        self.data_digest = False
+        self.ready.append(buffer)
+        self.pending_bytes = sum(map(len, self.ready))
+
+    def drop(self) -> None:
+        """Forget what is queued and release what it held."""
+        self.ready.clear()
+        self._waiting.clear()
+        self.pending_bytes = 0
+        releases, self._releases = self._releases, deque()
+        for _, release in releases:
+            release()

@@ -1,0 +1,272 @@
+"""The target's side of a queue connection: commands in, R2Ts, data and completions out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import Any, Final
+
+from ..errors import LocalProtocolError, PduError
+from ..pdu.capsule import CAPSULE_CMD_BYTES, command_header
+from ..pdu.digest import crc32c
+from ..pdu.handshake import IC_BYTES, ICREQ, ICRESP, MAX_PDA, PFV_1_0, Dgst, IcResp, pda_from_bytes, pda_to_bytes
+from ..pdu.header import CH_BYTES, DIGEST_BYTES, Flags, PduType
+from ..pdu.termination import Fes
+from ..pdu.transfer import H2C_DATA
+from ..wire import Buffer
+from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
+from .events import CommandBatch, CommandData, Event, Negotiated, Ready, TransferDone
+from .states import State
+from .transfers import Grant, R2tTable, R2tWindow
+
+_WORD: Final = Struct("<Q")
+_WORD_BYTES: Final = 8
+_FAST_RUN: Final = 4
+DEFAULT_ENTRIES: Final = 32
+SQHD_DISABLED: Final = 0xFFFF
+
+
+class TargetSide(Engine):
+    """What a connection does as a target; part of :class:`~nvmeof.protocol.connection.Connection`."""
+
+    def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
+        super().__init__(role, config, receive_buffer)
+        self.entries = DEFAULT_ENTRIES
+        self.flow_control = True
+        self.in_flight = 0
+        """Commands that have arrived and have no completion queued."""
+        self._fetched = 0
+        self._announce_disabled = False
+        self._r2ts = R2tTable()
+        self._stride = CAPSULE_CMD_BYTES
+        self._command_word = 0
+        self._words = self._buffer.cast("Q")
+        self._success_flags = int(Flags.LAST_PDU)
+        self._set_stride(False)
+
+    def _set_stride(self, header_digest: bool) -> None:
+        self._stride = CAPSULE_CMD_BYTES + (DIGEST_BYTES if header_digest else 0)
+        flags = int(Flags.HDGSTF) if header_digest else 0
+        self._command_word = _WORD.unpack(command_header(flags, 0, self._stride))[0]
+
+    def set_queue(self, qid: int, entries: int, *, flow_control: bool = True) -> None:
+        """Connect has succeeded: the queue's identifier, its size, and whether SQHD counts.
+
+        Without flow control the completion of Connect says FFFFh, and successful reads end with the SUCCESS flag.
+        """
+        self.qid = qid
+        self.entries = entries
+        self._fetched %= entries
+        self.flow_control = flow_control
+        if self.role is Role.TARGET and not flow_control:
+            self._announce_disabled = True
+            self._success_flags = int(Flags.LAST_PDU | Flags.SUCCESS)
+
+    # -- bytes in ------------------------------------------------------------------------------------------------
+
+    def _accept_icreq(self, pdu: memoryview, events: list[Event]) -> None:
+        request = ICREQ.unpack_from(pdu)
+        if request.pfv != PFV_1_0:
+            raise PduError(Fes.UNSUPPORTED_PARAMETER, ICREQ.offsets["pfv"], f"PFV {request.pfv:#x} is not supported")
+        if request.hpda > MAX_PDA:
+            raise PduError(Fes.INVALID_HEADER_FIELD, ICREQ.offsets["hpda"], f"HPDA {request.hpda} is above {MAX_PDA}")
+        config = self.config
+        parameters = Negotiated(
+            header_digest=config.header_digest and bool(request.dgst & Dgst.HDGST_ENABLE),
+            data_digest=config.data_digest and bool(request.dgst & Dgst.DDGST_ENABLE),
+            send_pda_bytes=pda_to_bytes(request.hpda),
+            receive_pda_bytes=config.pda_bytes,
+            maxr2t=request.maxr2t + 1,
+            maxh2cdata_bytes=config.maxh2cdata_bytes,
+        )
+        dgst = (Dgst.HDGST_ENABLE if parameters.header_digest else 0) | (
+            Dgst.DDGST_ENABLE if parameters.data_digest else 0
+        )
+        cpda = pda_from_bytes(config.pda_bytes)
+        response = IcResp(PduType.ICRESP, 0, IC_BYTES, 0, IC_BYTES, PFV_1_0, cpda, dgst, config.maxh2cdata_bytes)
+        self._out.add(ICRESP.pack(response))
+        self._settle(parameters)
+        self._set_stride(parameters.header_digest)
+        events.append(Ready(parameters))
+
+    def _take_commands(self, events: list[Event]) -> bool:
+        """A run of capsules without data, all with the header that nearly all hosts send."""
+        start = self._start
+        word = self._command_word
+        if _WORD.unpack_from(self._buffer, start)[0] != word:
+            return False
+        stride = self._stride
+        count = most = (self._end - start) // stride
+        if not most:
+            return False
+        if most >= _FAST_RUN and stride == CAPSULE_CMD_BYTES and not start % _WORD_BYTES:
+            step = CAPSULE_CMD_BYTES // _WORD_BYTES
+            first = start // _WORD_BYTES
+            words = self._words[first : first + most * step : step].tolist()
+            if words.count(word) != most:
+                count = next(i for i, found in enumerate(words) if found != word)
+        else:
+            unpack = _WORD.unpack_from
+            buffer = self._buffer
+            for count in range(1, most + 1):
+                if count < most and unpack(buffer, start + count * stride)[0] != word:
+                    break
+        if self._framing.header_digest:
+            count = self._check_digests(start, count)
+        self._count_commands(count)
+        self._start = start + count * stride
+        events.append(CommandBatch(self._buffer[start : self._start], count, stride))
+        return True
+
+    def _check_digests(self, start: int, count: int) -> int:
+        """How many capsules of a run come before one with a wrong header digest; raises when it is the first."""
+        buffer, stride = self._buffer, self._stride
+        for i in range(count):
+            at = start + i * stride
+            end = at + CAPSULE_CMD_BYTES
+            if crc32c(buffer[at:end], 0) != int.from_bytes(buffer[end : end + DIGEST_BYTES], "little"):
+                if i:
+                    return i
+                self._check_header_digest(at, CAPSULE_CMD_BYTES)
+        return count
+
+    def _count_commands(self, count: int) -> None:
+        if self.in_flight + count > self.entries:
+            raise PduError(
+                Fes.PDU_SEQUENCE_ERROR, 0, f"more than the {self.entries} commands that the submission queue holds"
+            )
+        self.in_flight += count
+        self._fetched = (self._fetched + count) % self.entries
+
+    def _receive_command(self, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
+        self._count_commands(1)
+        if not length:
+            events.append(CommandBatch(pdu, 1, self._stride))
+            return
+        data = pdu[offset : offset + length]
+        ok = True
+        if self._framing.data_digest:
+            end = offset + length
+            ok = crc32c(data, 0) == int.from_bytes(pdu[end : end + DIGEST_BYTES], "little")
+        events.append(CommandData(pdu[CH_BYTES:CAPSULE_CMD_BYTES], data, ok))
+
+    def _receive_h2c_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
+        header = H2C_DATA.unpack_from(pdu)
+        if header.datal != length:
+            raise PduError(
+                Fes.INVALID_HEADER_FIELD, H2C_DATA.offsets["datal"], f"DATAL is {header.datal}, PLEN leaves {length}"
+            )
+        window = self._r2ts.accept(
+            header.cccid, header.ttag, header.datao, length, header.flags, self.config.maxh2cdata_bytes
+        )
+        return window, window.grant.buffer[header.datao : header.datao + length]
+
+    def _h2c_data_done(self, window: R2tWindow, ok: bool, events: list[Event]) -> None:
+        grant = window.grant
+        grant.ok = grant.ok and ok
+        if window.next_offset != window.end:
+            return
+        self._r2ts.close(window)
+        grant.received += window.length
+        if grant.received == len(grant.buffer):
+            if grant.received >= LARGE_BYTES:
+                self._large_expected -= 1
+            events.append(TransferDone(grant.cid, grant.context, grant.ok))
+        else:
+            self._ask(grant)
+
+    # -- bytes out -----------------------------------------------------------------------------------------------
+
+    def request_data(self, cid: int, buffer: memoryview, context: object) -> None:
+        """Ask for a command's data, which is received into ``buffer``; ``TransferDone`` tells when it is all there."""
+        if self.state is not State.TARGET_READY or not len(buffer):
+            raise LocalProtocolError("data can be asked for only of a ready connection, and not of no length")
+        grant = Grant(cid, buffer, context)
+        if len(buffer) >= LARGE_BYTES:
+            self._large_expected += 1
+        assert self.parameters is not None
+        for _ in range(self.parameters.maxr2t if self.config.r2t_bytes else 1):
+            self._ask(grant)
+
+    def _ask(self, grant: Grant) -> None:
+        rest = len(grant.buffer) - grant.asked
+        if not rest:
+            return
+        length = min(rest, self.config.r2t_bytes or rest)
+        offset = grant.asked
+        window = self._r2ts.open(grant, length)
+        self._out.add(self.encoder.r2t(grant.cid, window.ttag, offset, length))
+
+    @property
+    def granted_bytes(self) -> int:
+        """Bytes asked for with R2Ts that have not all arrived."""
+        return self._r2ts.granted_bytes
+
+    def send_completion(self, cid: int, status_field: int = 0, dw0: int = 0, dw1: int = 0) -> None:
+        """Queue a command's completion; SQHD and SQID are ours to know."""
+        self.in_flight -= 1
+        self._out.add(self.encoder.response(cid, status_field, dw0, dw1, self._sqhd(), self.qid))
+
+    def _sqhd(self) -> int:
+        if self.flow_control:
+            return self._fetched
+        if self._announce_disabled:
+            self._announce_disabled = False
+            return SQHD_DISABLED
+        return 0
+
+    def send_read(
+        self,
+        cid: int,
+        data: Buffer,
+        status_field: int = 0,
+        dw0: int = 0,
+        dw1: int = 0,
+        *,
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        """Queue a command's data and its completion.
+
+        With ``release`` the data is taken as stable until it is called, once the socket has taken the data; without
+        it a writable view is read in the step that sends.
+        """
+        if not len(data):
+            if release is not None:
+                release()
+            self.send_completion(cid, status_field, dw0, dw1)
+            return
+        if release is not None and isinstance(data, memoryview):
+            data = data.toreadonly()
+        plain = not (status_field or dw0 or dw1)
+        flags = self._success_flags if plain else int(Flags.LAST_PDU)
+        self._out.add_data(self.encoder.c2h_data(cid, 0, len(data), flags), data, release)
+        if flags & Flags.SUCCESS:
+            self.in_flight -= 1
+        else:
+            self.send_completion(cid, status_field, dw0, dw1)
+
+    def send_reads(self, cids: Sequence[int], data: list[Buffer], length: int) -> None:
+        """Queue the data, ``length`` bytes each, and the successful completion of several commands."""
+        count = len(cids)
+        flags = self._success_flags
+        encoder, out = self.encoder, self._out
+        if out.data_digest:
+            for cid, view in zip(cids, data, strict=True):
+                self.send_read(cid, view)
+            return
+        headers = encoder.c2h_headers(cids, length, flags)
+        size = count * (len(headers[0]) + length)
+        buffers: list[Buffer]
+        if flags & Flags.SUCCESS:
+            buffers = [b""] * (2 * count)
+            buffers[::2] = headers
+            buffers[1::2] = data
+        else:
+            responses = encoder.responses(cids, self._sqhd(), self.qid)
+            size += count * len(responses[0])
+            buffers = [b""] * (3 * count)
+            buffers[::3] = headers
+            buffers[1::3] = data
+            buffers[2::3] = responses
+        self.in_flight -= count
+        out.add_many(buffers, size)

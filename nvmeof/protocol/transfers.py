@@ -1,0 +1,134 @@
+"""Accounting of data in flight: a target's grants and R2Ts, a host's requests."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from ..errors import PduError
+from ..pdu.header import FLAGS_OFFSET, Flags
+from ..pdu.termination import Fes
+from ..pdu.transfer import CCCID_OFFSET, DATAL_OFFSET, TTAG_OFFSET
+
+MAX_TTAG: Final = 0xFFFF
+
+
+class Grant:
+    """Target: one command's data, asked for by R2Ts into ``buffer`` (the granted buffer, received in place)."""
+
+    __slots__ = ("asked", "buffer", "cid", "context", "ok", "received")
+
+    def __init__(self, cid: int, buffer: memoryview, context: object) -> None:
+        self.cid = cid
+        self.buffer = buffer
+        self.context = context
+        self.asked = 0
+        self.received = 0
+        self.ok = True
+
+
+class R2tWindow:
+    """Target: one R2T that has been sent; ``next_offset`` is where its next H2CData must begin."""
+
+    __slots__ = ("end", "grant", "length", "next_offset", "ttag")
+
+    def __init__(self, ttag: int, grant: Grant, start: int, length: int) -> None:
+        self.ttag = ttag
+        self.grant = grant
+        self.next_offset = start
+        self.length = length
+        self.end = start + length
+
+
+class R2tTable:
+    """The R2Ts of one connection, by TTAG."""
+
+    __slots__ = ("_last", "granted_bytes", "windows")
+
+    def __init__(self) -> None:
+        self.windows: dict[int, R2tWindow] = {}
+        self.granted_bytes = 0
+        self._last = MAX_TTAG
+
+    def open(self, grant: Grant, length: int) -> R2tWindow:
+        """A window of ``length`` more bytes of the grant, under a TTAG that is not in use."""
+        ttag = self._last
+        while True:
+            ttag = (ttag + 1) & MAX_TTAG
+            if ttag not in self.windows:
+                break
+        self._last = ttag
+        window = self.windows[ttag] = R2tWindow(ttag, grant, grant.asked, length)
+        grant.asked += length
+        self.granted_bytes += length
+        return window
+
+    def accept(self, cccid: int, ttag: int, datao: int, datal: int, flags: int, limit_bytes: int) -> R2tWindow:
+        """The window that an H2CData belongs to; raises PduError when it does not fit it."""
+        window = self.windows.get(ttag)
+        if window is None:
+            raise PduError(Fes.INVALID_HEADER_FIELD, TTAG_OFFSET, f"H2CData for TTAG {ttag:#x}, which is not in use")
+        if cccid != window.grant.cid:
+            raise PduError(
+                Fes.INVALID_HEADER_FIELD, CCCID_OFFSET, f"H2CData for CID {cccid:#x} under another command's TTAG"
+            )
+        if datal > limit_bytes:
+            raise PduError(Fes.LIMIT_EXCEEDED, 0, f"H2CData of {datal} bytes, MAXH2CDATA is {limit_bytes}")
+        if datao + datal > window.end:
+            raise PduError(Fes.DATA_OUT_OF_RANGE, 0, f"H2CData {datao}+{datal} goes beyond its R2T, end {window.end}")
+        if datao != window.next_offset:
+            raise PduError(Fes.PDU_SEQUENCE_ERROR, 0, f"H2CData at {datao}, expected {window.next_offset}")
+        if bool(flags & Flags.LAST_PDU) != (datao + datal == window.end):
+            raise PduError(Fes.INVALID_HEADER_FIELD, FLAGS_OFFSET, "LAST_PDU is not on the last H2CData of its R2T")
+        window.next_offset += datal
+        return window
+
+    def close(self, window: R2tWindow) -> None:
+        """The window's data has all arrived."""
+        del self.windows[window.ttag]
+        self.granted_bytes -= window.length
+
+
+class Request:
+    """Host: one command that has been sent. Its buffers belong to it until its completion or the queue's end."""
+
+    __slots__ = ("asked", "cid", "data_in", "data_out", "digest_ok", "ended", "r2t_ends", "received")
+
+    def __init__(self, cid: int, data_out: memoryview | None, data_in: memoryview | None) -> None:
+        self.cid = cid
+        self.data_out = data_out
+        self.data_in = data_in
+        self.received = 0
+        self.asked = 0
+        self.digest_ok = True
+        self.ended = False
+        self.r2t_ends: deque[int] = deque()  # stream positions at which the answers to R2Ts end
+
+    def accept_data(self, datao: int, datal: int, flags: int) -> memoryview:
+        """Where a C2HData goes; raises PduError when it does not fit what was asked for."""
+        size = 0 if self.data_in is None else len(self.data_in)
+        if self.data_in is None or datao + datal > size:
+            raise PduError(Fes.DATA_OUT_OF_RANGE, 0, f"C2HData {datao}+{datal} for a command that asked for {size}")
+        if self.ended or datao != self.received:
+            raise PduError(Fes.PDU_SEQUENCE_ERROR, 0, f"C2HData at {datao}, expected {self.received}")
+        if flags & Flags.SUCCESS and not flags & Flags.LAST_PDU:
+            raise PduError(Fes.INVALID_HEADER_FIELD, FLAGS_OFFSET, "SUCCESS without LAST_PDU")
+        self.received += datal
+        self.ended = bool(flags & Flags.LAST_PDU)
+        return self.data_in[datao : datao + datal]
+
+    def accept_r2t(self, r2to: int, r2tl: int, maxr2t: int, sent_bytes: int) -> memoryview:
+        """The data that an R2T asks for; raises PduError when it must not ask for it."""
+        size = 0 if self.data_out is None else len(self.data_out)
+        if r2tl == 0:
+            raise PduError(Fes.INVALID_HEADER_FIELD, DATAL_OFFSET, "R2T of no bytes")
+        if self.data_out is None or r2to + r2tl > size:
+            raise PduError(Fes.DATA_OUT_OF_RANGE, 0, f"R2T {r2to}+{r2tl} for a command that has {size} bytes")
+        if r2to != self.asked:
+            raise PduError(Fes.PDU_SEQUENCE_ERROR, 0, f"R2T at {r2to}, expected {self.asked}")
+        while self.r2t_ends and self.r2t_ends[0] <= sent_bytes:
+            self.r2t_ends.popleft()
+        if len(self.r2t_ends) >= maxr2t:
+            raise PduError(Fes.LIMIT_EXCEEDED, 0, f"more than {maxr2t} R2Ts for one command")
+        self.asked += r2tl
+        return self.data_out[r2to : r2to + r2tl]
