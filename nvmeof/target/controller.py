@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nvmeof.errors import CommandError
+from nvmeof.spec.enums import FeatureId
 from nvmeof.spec.properties import Cap, CapCss, Cc, CcCss, Crms, Crto, Csts, Shst, Vs
 from nvmeof.spec.status import Status
 from nvmeof.target.error_log import ErrorLog
@@ -55,7 +56,7 @@ class FeatureValues:
     """What Set Features changed: dwords by feature identifier, and what does not fit into one."""
 
     dwords: dict[int, int] = field(default_factory=dict)
-    thresholds: dict[int, int] = field(default_factory=dict)  # temperature thresholds by CDW11 bits 21:16
+    thresholds: dict[int, int] = field(default_factory=dict)  # kelvin, by THSEL (0 over, 1 under)
     behavior: bytes = bytes(512)
     timestamp_ms: int = 0
     timestamp_set_at: float = 0.0
@@ -186,6 +187,11 @@ class Controller:
             self.state = ControllerState.SHUTDOWN
         else:
             self.state = ControllerState.READY if self.ready else ControllerState.DISABLED
+
+    @property
+    def write_cache_enabled(self) -> bool:
+        """Feature 06h: whether a write may complete before it is on non-volatile media."""
+        return bool(self.features.dwords.get(FeatureId.VOLATILE_WRITE_CACHE, 1))
 
     # Queues
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import AsyncEventType, AsyncNoticeInfo, LogPageId, Oaes
+from nvmeof.spec.enums import AsyncEventType, AsyncNoticeInfo, AsyncSmartInfo, LogPageId, Oaes
 from nvmeof.spec.status import Status
 from nvmeof.target.completion import Completion
 from nvmeof.target.runtime import Future, Runtime
@@ -44,6 +44,7 @@ ANA_CHANGE = Event(AsyncEventType.NOTICE, AsyncNoticeInfo.ANA_CHANGE, LogPageId.
 DISCOVERY_LOG_CHANGE = Event(
     AsyncEventType.NOTICE, AsyncNoticeInfo.DISCOVERY_LOG_CHANGE, LogPageId.DISCOVERY, Oaes.DISCOVERY_LOG
 )
+TEMPERATURE = Event(AsyncEventType.SMART_HEALTH, AsyncSmartInfo.TEMPERATURE_THRESHOLD, LogPageId.SMART_HEALTH, 1 << 1)
 IO_EVENTS = (NAMESPACE_ATTRIBUTE_CHANGED, ANA_CHANGE)
 DISCOVERY_EVENTS = (DISCOVERY_LOG_CHANGE,)
 

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, replace
 
 from nvmeof.errors import ConfigurationError
-from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam
+from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
 from nvmeof.target.config import WILDCARDS, SubsystemConfig
 from nvmeof.target.subsystem import Subsystem
 
@@ -23,8 +23,8 @@ def address_family(address: str) -> Adrfam:
 class PortInfo:
     """A port as one host sees it: `traddr` and `trsvcid` are those that the host connected to.
 
-    In `Inventory.ports`, `traddr` is what is listened on, possibly a wildcard. `tsas` is the Transport Specific
-    Address Subtype of Discovery entries (256 bytes; for TCP, its first byte is SECTYPE).
+    In `Inventory.ports`, `traddr` is what is listened on, possibly a wildcard. `sectype` is what TSAS
+    says of TLS.
     """
 
     portid: int
@@ -35,7 +35,7 @@ class PortInfo:
     advertise_host: str | None = None
     advertise_port: int | None = None
     discovery_only: bool = False
-    tsas: bytes = b""
+    sectype: SecType = SecType.NONE
 
     @property
     def adrfam(self) -> Adrfam:

@@ -11,6 +11,8 @@ from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Backend, Capabilitie
 from nvmeof.target.sizes import format_size, parse_size
 
 _PAGE = mmap.PAGESIZE
+# Not in the mmap module before Python 3.13.
+_MAP_NORESERVE = 0x4000
 # Zeroes are copied from one small block that stays in cache, not made anew per request.
 _ZEROES = bytes(1 << 16)
 
@@ -40,7 +42,7 @@ class Ramdisk(Backend):
     def _new_map(size_bytes: int) -> mmap.mmap:
         try:
             # NORESERVE: a sparse disk may be larger than memory, as a sparse file may be larger than its file system.
-            return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+            return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         except (OSError, OverflowError, ValueError) as error:
             raise ConfigurationError(f"cannot map a ramdisk of {format_size(size_bytes)}: {error}") from error
 

@@ -20,7 +20,7 @@ def _nothing(delivered: bool) -> None:
 
 
 class ThreadBatches:
-    """Runs callables in at most `workers` threads; what is submitted in one step of the loop is handed over together."""
+    """Runs callables in at most `workers` threads; what is submitted in one step is handed over together."""
 
     def __init__(self, workers: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=name)

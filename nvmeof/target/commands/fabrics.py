@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.connect import (
@@ -23,6 +23,7 @@ from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, fixed
 from nvmeof.target.commands.nvm import run_all
+from nvmeof.target.commands.registry import FABRICS_ADMIN, FABRICS_IO, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import VERSION, Controller
 from nvmeof.target.states import CONNECTED_STATES, UNCONNECTED_ONLY, ControllerState
@@ -137,7 +138,7 @@ def _join_association(
     return controller
 
 
-_READ_PROPERTY = {
+_READ_PROPERTY: dict[int, Callable[[Controller], int]] = {
     CAP_OFFSET: lambda controller: controller.cap,
     VS_OFFSET: lambda controller: VERSION.encode(),
     CC_OFFSET: lambda controller: controller.cc,
@@ -167,6 +168,7 @@ def _property(sqe: Sqe, record_offsets: dict[str, int], known: frozenset[int]) -
 def property_get(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Property Get: the value in DW0 and DW1."""
     offset = _property(sqe, PROPERTY_GET.offsets, SUPPORTED_PROPERTIES)
+    assert ctx.controller is not None
     value = _READ_PROPERTY[offset](ctx.controller)
     return Completion(dw0=value & 0xFFFFFFFF, dw1=value >> 32)
 
@@ -223,9 +225,9 @@ _CONNECT = CommandSpec(
     states=UNCONNECTED_ONLY,
 )
 _DISCONNECT = CommandSpec(opcode=FabricsType.DISCONNECT, name="Disconnect", handler=disconnect, states=CONNECTED_STATES)
-FABRICS_ADMIN: dict[int, CommandSpec] = {
-    spec.opcode: spec
-    for spec in (
+register(
+    FABRICS_ADMIN,
+    (
         CommandSpec(
             opcode=FabricsType.PROPERTY_SET, name="Property Set", handler=property_set, states=CONNECTED_STATES
         ),
@@ -234,6 +236,6 @@ FABRICS_ADMIN: dict[int, CommandSpec] = {
             opcode=FabricsType.PROPERTY_GET, name="Property Get", handler=property_get, states=CONNECTED_STATES
         ),
         _DISCONNECT,
-    )
-}
-FABRICS_IO: dict[int, CommandSpec] = {spec.opcode: spec for spec in (_CONNECT, _DISCONNECT)}
+    ),
+)
+register(FABRICS_IO, (_CONNECT, _DISCONNECT))

@@ -26,6 +26,7 @@ from nvmeof.spec.sqe import (
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Lease
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
 
@@ -198,9 +199,9 @@ def dataset_management(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> 
     return run_all(partial(namespace.deallocate, item.slba, item.length_blocks) for item in ranges)
 
 
-NVM: dict[int, CommandSpec] = {
-    spec.opcode: spec
-    for spec in (
+register(
+    NVM,
+    (
         CommandSpec(opcode=NvmOpcode.FLUSH, name="Flush", handler=flush, nsid=NsidRule.ACTIVE_OR_ALL),
         CommandSpec(
             opcode=NvmOpcode.WRITE,
@@ -242,5 +243,5 @@ NVM: dict[int, CommandSpec] = {
             longer_sgl_bytes=DSM_MAX_RANGES * DSM_RANGE_BYTES,
             oncs=Oncs.DATASET_MANAGEMENT,
         ),
-    )
-}
+    ),
+)

@@ -1,0 +1,91 @@
+"""Admin commands: their table rows, and the handlers that are too short for a module of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from nvmeof.spec.enums import IDENTIFY_BYTES, AdminOpcode
+from nvmeof.spec.sqe import Sqe
+from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, fixed
+from nvmeof.target.commands.features import check_set_features, get_bytes, get_features, set_bytes, set_features
+from nvmeof.target.commands.identify import check_identify, identify
+from nvmeof.target.commands.log_pages import check_get_log_page, get_log_page, log_bytes
+from nvmeof.target.commands.registry import ADMIN, DISCOVERY, register
+from nvmeof.target.context import QueueContext
+
+_NOT_ABORTED = 1
+
+
+def abort(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Abort. Only Asynchronous Event Requests wait long enough to be aborted; for others DW0 bit 0 says: not done."""
+    sqid, cid = sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16
+    assert ctx.controller is not None
+    if sqid == 0 and ctx.controller.events.abort(cid):
+        return Completion()
+    return Completion(dw0=_NOT_ABORTED)
+
+
+def async_event_request(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Held until something happens."""
+    assert ctx.controller is not None
+    return ctx.controller.events.request(sqe.cid)
+
+
+def keep_alive(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Its arrival has restarted the timer already, like that of every command."""
+    return Completion()
+
+
+_IDENTIFY = CommandSpec(
+    opcode=AdminOpcode.IDENTIFY,
+    name="Identify",
+    handler=identify,
+    direction=Direction.CONTROLLER_TO_HOST,
+    transfer_bytes=fixed(IDENTIFY_BYTES),
+    check=check_identify,
+    nsid=NsidRule.HANDLER,
+)
+_GET_LOG_PAGE = CommandSpec(
+    opcode=AdminOpcode.GET_LOG_PAGE,
+    name="Get Log Page",
+    handler=get_log_page,
+    direction=Direction.CONTROLLER_TO_HOST,
+    transfer_bytes=log_bytes,
+    check=check_get_log_page,
+    nsid=NsidRule.HANDLER,
+)
+_ABORT = CommandSpec(opcode=AdminOpcode.ABORT, name="Abort", handler=abort)
+_SET_FEATURES = CommandSpec(
+    opcode=AdminOpcode.SET_FEATURES,
+    name="Set Features",
+    handler=set_features,
+    direction=Direction.HOST_TO_CONTROLLER,
+    transfer_bytes=set_bytes,
+    check=check_set_features,
+    nsid=NsidRule.HANDLER,
+)
+_GET_FEATURES = CommandSpec(
+    opcode=AdminOpcode.GET_FEATURES,
+    name="Get Features",
+    handler=get_features,
+    direction=Direction.CONTROLLER_TO_HOST,
+    transfer_bytes=get_bytes,
+    nsid=NsidRule.HANDLER,
+)
+_ASYNC_EVENT_REQUEST = CommandSpec(
+    opcode=AdminOpcode.ASYNC_EVENT_REQUEST, name="Asynchronous Event Request", handler=async_event_request
+)
+_KEEP_ALIVE = CommandSpec(opcode=AdminOpcode.KEEP_ALIVE, name="Keep Alive", handler=keep_alive)
+
+_ROWS = (
+    _GET_LOG_PAGE,
+    _IDENTIFY,
+    _ABORT,
+    _SET_FEATURES,
+    _GET_FEATURES,
+    _ASYNC_EVENT_REQUEST,
+    _KEEP_ALIVE,
+)
+register(ADMIN, _ROWS)
+# A discovery controller has the same commands; its rows of Identify, log pages and features are fewer.
+register(DISCOVERY, _ROWS)

@@ -1,0 +1,160 @@
+"""The command tables, and the way of a command through its row: look up, check, execute.
+
+A queue calls `prepare` for every command before any data moves, and `execute` when the data (if any) is there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.connect import CONNECT
+from nvmeof.spec.enums import FABRICS_OPCODE, NSID_ALL
+from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, TRANSPORT_DATA_BLOCK, Psdt
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands import admin, fabrics, nvm
+from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, NVM
+from nvmeof.target.context import QueueContext
+
+ADMIN_INCAPSULE_BYTES = 8192
+"""What an admin capsule may carry: fixed by the NVMe/TCP transport."""
+
+logger = logging.getLogger(__name__)
+_OPCODE = SQE.error_location("opcode")
+_FCTYPE = CONNECT.error_location("fctype")
+_NSID = SQE.error_location("nsid")
+_SGL = SQE.error_location("sgl_address")
+_SGL_LENGTH = SQE.error_location("sgl_length")
+_SGL_TYPE = SQE.error_location("sgl_type")
+
+
+def lookup(ctx: QueueContext, sqe: Sqe) -> CommandSpec:
+    """The row of a command on this queue. Raises Invalid Opcode, or Command Sequence Error before Connect."""
+    opcode = sqe.opcode
+    if opcode == FABRICS_OPCODE:
+        spec = (FABRICS_IO if ctx.qid else FABRICS_ADMIN).get(sqe.fctype)
+        if spec is None:
+            raise CommandError(
+                Status.INVALID_OPCODE, _FCTYPE, message=f"fabrics command {sqe.fctype:02X}h is not supported here"
+            )
+        return spec
+    controller = ctx.controller
+    if controller is None:
+        raise CommandError(Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"command {opcode:02X}h before Connect")
+    table = NVM if ctx.qid else DISCOVERY if controller.discovery else ADMIN
+    spec = table.get(opcode)
+    if spec is None:
+        kind = "I/O" if ctx.qid else "admin"
+        raise CommandError(Status.INVALID_OPCODE, _OPCODE, message=f"{kind} command {opcode:02X}h is not supported")
+    return spec
+
+
+def _check_namespace(ctx: QueueContext, sqe: Sqe, rule: NsidRule) -> None:
+    if rule is NsidRule.ACTIVE_OR_ALL and sqe.nsid == NSID_ALL:
+        return
+    namespace = ctx.namespaces.get(sqe.nsid)
+    if namespace is None:
+        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {sqe.nsid:#x} is not active")
+    if not namespace.accessible and ctx.subsystem is not None:
+        ctx.subsystem.check_access()
+
+
+def _check_sgl(ctx: QueueContext, sqe: Sqe, spec: CommandSpec, expected: int) -> int:
+    """How many bytes move. SGL1 must be of a kind that this direction has, and describe what the command needs."""
+    length = sqe.sgl_length
+    if sqe.sgl_type == DATA_BLOCK_IN_CAPSULE and spec.direction is Direction.HOST_TO_CONTROLLER:
+        limit = ADMIN_INCAPSULE_BYTES
+        if ctx.qid and ctx.subsystem is not None:
+            limit = ctx.subsystem.config.incapsule_bytes
+        if sqe.sgl_address or length > limit:
+            raise CommandError(
+                Status.SGL_OFFSET_INVALID,
+                _SGL,
+                message=f"in-capsule data of {length} bytes at offset {sqe.sgl_address}; up to {limit} at 0 are taken",
+            )
+    elif sqe.sgl_type != TRANSPORT_DATA_BLOCK:
+        raise CommandError(
+            Status.SGL_DESCRIPTOR_TYPE_INVALID,
+            _SGL_TYPE,
+            message=f"SGL descriptor type {sqe.sgl_type:02X}h cannot be used for {spec.name}",
+        )
+    if length != expected and not expected <= length <= spec.longer_sgl_bytes:
+        raise CommandError(
+            Status.DATA_SGL_LENGTH_INVALID,
+            _SGL_LENGTH,
+            message=f"{spec.name} moves {expected} bytes, its SGL describes {length}",
+        )
+    return length
+
+
+def prepare(ctx: QueueContext, sqe: Sqe) -> tuple[CommandSpec, int]:
+    """All checks that come before data: the row, and how many bytes of data move (0: none).
+
+    Raises `CommandError`; its completion is made by `ctx.refuse(sqe, error)`.
+    """
+    spec = lookup(ctx, sqe)
+    state = ctx.state
+    if state not in spec.states:
+        raise CommandError(
+            Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {state.value}"
+        )
+    if sqe.fuse:
+        raise CommandError(
+            Status.INVALID_FIELD, SQE.error_location("flags"), message="fused operations are not supported"
+        )
+    if sqe.opcode != FABRICS_OPCODE:
+        if sqe.psdt != Psdt.SGL_CONTIGUOUS_METADATA:
+            raise CommandError(
+                Status.INVALID_FIELD,
+                SQE.error_location("flags", 6),
+                message="data over fabrics is described by SGLs (PSDT 01b)",
+            )
+        if spec.nsid is NsidRule.ACTIVE or spec.nsid is NsidRule.ACTIVE_OR_ALL:
+            _check_namespace(ctx, sqe, spec.nsid)
+    spec.check(ctx, sqe)
+    expected = spec.transfer_bytes(ctx, sqe)
+    if expected == 0:
+        return spec, 0
+    return spec, _check_sgl(ctx, sqe, spec, expected)
+
+
+def execute(
+    ctx: QueueContext, spec: CommandSpec, sqe: Sqe, data: memoryview | None = None
+) -> Completion | Awaitable[Completion]:
+    """Run a prepared command. Never raises: errors are completions, also those that come later.
+
+    An awaitable must be awaited to its end, and not be cancelled while `data` could still be used.
+    """
+    ctx.counters.commands += 1
+    try:
+        result = spec.handler(ctx, sqe, data)
+    except CommandError as error:
+        return ctx.refuse(sqe, error)
+    except Exception as error:
+        return _failed(ctx, spec, sqe, error)
+    if isinstance(result, Completion):
+        return result
+    return _finish(ctx, spec, sqe, result)
+
+
+async def _finish(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, pending: Awaitable[Completion]) -> Completion:
+    try:
+        return await pending
+    except CommandError as error:
+        return ctx.refuse(sqe, error)
+    except Exception as error:
+        return _failed(ctx, spec, sqe, error)
+
+
+def _failed(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, error: Exception) -> Completion:
+    """A defect of ours: one command fails, and says so in the log; the others go on."""
+    logger.error("%s failed on queue %d: %s: %s", spec.name, ctx.qid, type(error).__name__, error)
+    logger.debug("%s", spec.name, exc_info=error)
+    return ctx.refuse(sqe, CommandError(Status.INTERNAL_ERROR, message=str(error)))
+
+
+ROW_MODULES = (admin, fabrics, nvm)
+"""The modules whose rows are in the tables once this module is imported."""

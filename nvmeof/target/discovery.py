@@ -1,0 +1,71 @@
+"""The Discovery log page: what a host may connect to, in the addresses that it can use."""
+
+from __future__ import annotations
+
+from nvmeof.spec.discovery import Eflags, build_discovery_entry, build_discovery_log
+from nvmeof.spec.enums import CNTLID_DYNAMIC, DISCOVERY_NQN, SubType, Treq
+from nvmeof.target.inventory import Inventory, PortInfo, address_family
+
+ADMIN_QUEUE_ENTRIES = 128
+"""ASQSZ of the entries."""
+
+
+def address_for(port: PortInfo, seen: PortInfo) -> tuple[str, str] | None:
+    """TRADDR and TRSVCID of a port for a host that came to `seen`; None when it cannot be told.
+
+    A wildcard listener is reached at the address that the host used, if that is of its family. What the
+    administrator advertises comes before anything else.
+    """
+    if port.portid == seen.portid:
+        traddr, trsvcid = seen.traddr, seen.trsvcid
+    else:
+        traddr, trsvcid = port.traddr, port.trsvcid
+        if port.wildcard:
+            if port.adrfam != seen.adrfam:
+                return None
+            traddr = seen.traddr
+    if port.advertise_host is not None:
+        traddr = port.advertise_host
+    if port.advertise_port is not None:
+        trsvcid = str(port.advertise_port)
+    return traddr, trsvcid
+
+
+def _entry(port: PortInfo, address: tuple[str, str], subnqn: str, subtype: SubType) -> bytes:
+    traddr, trsvcid = address
+    # Explicit persistent connections: a discovery controller stays as long as its KATO is kept.
+    eflags = Eflags.EXPLICIT_PERSISTENT_CONNECTION if subtype is SubType.CURRENT_DISCOVERY else Eflags(0)
+    return build_discovery_entry(
+        trtype=port.trtype,
+        adrfam=address_family(traddr),
+        subtype=subtype,
+        treq=Treq.NOT_SPECIFIED | Treq.DISABLE_SQ_FLOW_CONTROL,
+        portid=port.portid,
+        cntlid=CNTLID_DYNAMIC,
+        asqsz=ADMIN_QUEUE_ENTRIES,
+        eflags=eflags,
+        trsvcid=trsvcid,
+        subnqn=subnqn,
+        traddr=traddr,
+        sectype=port.sectype,
+    )
+
+
+def discovery_log(inventory: Inventory, seen: PortInfo, host_nqn: str) -> bytes:
+    """The whole log page for a host that came to the port `seen`: this discovery service, then each subsystem that the
+    host may use on each port.
+    """
+    entries: list[bytes] = []
+    own = address_for(inventory.ports.get(seen.portid, seen), seen)
+    if own is not None:
+        entries.append(_entry(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY))
+    for port in inventory.ports.values():
+        address = address_for(port, seen)
+        if port.discovery_only or address is None:
+            continue
+        entries.extend(
+            _entry(port, address, subsystem.nqn, SubType.NVM)
+            for subsystem in inventory.subsystems.values()
+            if subsystem.host_allowed(host_nqn)
+        )
+    return build_discovery_log(inventory.generation, entries)
