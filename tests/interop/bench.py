@@ -1,0 +1,159 @@
+"""What a check is, and what it is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .guest import Command, CommandFailed, Guest, GuestError
+from .peers import KernelTarget, Layout, OurTarget, Peer, PeerError
+
+PeerKind = Literal["ours", "nvmet"]
+
+_SUSPICIOUS = re.compile(
+    r"nvme|BUG|WARNING:|Call Trace|I/O error|EXT4-fs|XFS|blk_update_request|hung|soft lockup|Oops", re.IGNORECASE
+)
+_HARMLESS = (
+    r"using unregistered|EXT4-fs .*(mounted|unmounting) filesystem|XFS .*(Mounting|Ending|Unmounting)",
+    r"Removing ctrl|creating \d+ I/O queues|mapped \d+/\d+/\d+|new ctrl|Please enable CONFIG_NVME_MULTIPATH",
+    r"adding nsid|creating (nvm|discovery) controller",
+    r"XFS .*(V4|deprecated|EXPERIMENTAL)",
+)
+
+
+class CheckFailed(Exception):
+    """A check's own verdict."""
+
+
+class Skipped(Exception):
+    """A check that cannot run here, with the reason."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """One check's surroundings: a booted guest, a place for logs, and targets to start."""
+
+    guest: Guest
+    peer_kind: PeerKind
+    layout: Layout
+    directory: Path
+    log: Path
+    allow: Sequence[str] = ()
+    peer: Peer | None = None
+    note: str = ""
+    """A few words for the table."""
+    _commands: list[Command] = field(default_factory=list)
+
+    @property
+    def kernel(self) -> str:
+        """The guest's kernel, "6.12" for instance."""
+        return self.guest.kernel
+
+    @property
+    def kernel_version(self) -> tuple[int, ...]:
+        """The same as numbers."""
+        return tuple(int(part) for part in self.kernel.split("."))
+
+    def say(self, text: str) -> None:
+        """A line for the check's log."""
+        with self.log.open("a") as log:
+            log.write(f"# {text}\n")
+
+    @contextmanager
+    def target(self) -> Iterator[Peer]:
+        """A target with the check's layout; its orderly end is part of the check."""
+        peer: Peer
+        if self.peer_kind == "ours":
+            peer = OurTarget(self.layout, self.directory, self.log.with_suffix(".target.log"))
+        else:
+            peer = KernelTarget(self.layout, self.guest, self.log)
+        self.peer = peer
+        try:
+            peer.start()
+            yield peer
+        except BaseException:
+            self.clean_up()
+            peer.kill()
+            with_what_it_says(peer)
+            raise
+        peer.stop()
+        self.peer = None
+
+    def run(self, script: str, timeout_seconds: float = 90) -> str:
+        """Bash in the guest with the functions of guest.sh; raises CheckFailed when its status is not 0."""
+        command = self.start(script)
+        try:
+            return command.wait(timeout_seconds)
+        except CommandFailed as error:
+            raise CheckFailed(str(error)) from None
+
+    def start(self, script: str) -> Command:
+        """The same without waiting."""
+        environment = self.peer.environment() if self.peer else {}
+        command = self.guest.start(f". /host/guest.sh\n{script}", self.log, environment)
+        self._commands.append(command)
+        return command
+
+    def clean_up(self) -> None:
+        """Leave the guest as it was: nothing mounted, nothing connected. Raises GuestError when that fails."""
+        for command in self._commands:
+            command.kill()
+        script = "cd /; umount -f /mnt 2>/dev/null; nvme disconnect-all; ! ls /sys/class/nvme/nvme* >/dev/null 2>&1"
+        try:
+            self.guest.run(script, self.log, timeout_seconds=30)
+        except CommandFailed as error:
+            raise GuestError(f"the guest cannot be cleaned up: {error}") from None
+
+    def kernel_messages(self) -> list[str]:
+        """Warnings and worse from the guest's kernel since the last call, without harmless and allowed ones."""
+        levels = "emerg,alert,crit,err,warn"
+        lines = self.guest.run(f"dmesg --level={levels}; dmesg -C", self.log.with_suffix(".dmesg.log")).splitlines()
+        known = [re.compile(pattern) for pattern in (*_HARMLESS, *self.allow)]
+        return [line for line in lines if _SUSPICIOUS.search(line) and not any(k.search(line) for k in known)]
+
+
+def with_what_it_says(peer: Peer) -> None:
+    """A killed peer of the kernel's kind must also be taken down."""
+    if isinstance(peer, KernelTarget):
+        peer.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    run: Callable[[Bench], None]
+    layout: Layout
+    quick: bool = False
+    allow: tuple[str, ...] = ()
+    """Kernel messages that are part of what it does, as regular expressions."""
+    only_ours: bool = False
+    """It makes no sense with the kernel's own target."""
+
+
+CHECKS: list[Check] = []
+
+
+def check(
+    *layouts: Layout, quick: bool | int = False, allow: Sequence[str] = (), only_ours: bool = False
+) -> Callable[[Callable[[Bench], None]], Callable[[Bench], None]]:
+    """Make a function a check, or one per layout. `quick`: part of the short form; an int: only its first layouts."""
+
+    def register(function: Callable[[Bench], None]) -> Callable[[Bench], None]:
+        name = function.__name__.strip("_").replace("_", "-")
+        chosen = layouts or (Layout(),)
+        short = len(chosen) if quick is True else int(quick)
+        for index, layout in enumerate(chosen):
+            full_name = name if len(chosen) == 1 else f"{name}/{layout}"
+            CHECKS.append(Check(full_name, function, layout, index < short, tuple(allow), only_ours))
+        return function
+
+    return register
+
+
+__all__ = ["CHECKS", "Bench", "Check", "CheckFailed", "PeerError", "Skipped", "check"]
