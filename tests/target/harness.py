@@ -1,0 +1,253 @@
+"""A target without sockets or an event loop: commands go straight through the tables."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, cast
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.connect import CONNECT_DATA
+from nvmeof.spec.enums import DISCOVERY_NQN, FABRICS_OPCODE, FabricsType
+from nvmeof.spec.properties import CC_OFFSET, CSTS_OFFSET
+from nvmeof.spec.sqe import Sqe
+from nvmeof.target.backend.base import Backend
+from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.commands.table import execute, prepare
+from nvmeof.target.completion import Completion
+from nvmeof.target.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.context import QueueContext
+from nvmeof.target.inventory import Inventory, PortInfo
+from nvmeof.target.subsystem import Subsystem
+from nvmeof.wire import build
+
+NQN = "nqn.2026-01.org.example:disk"
+HOST = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
+HOSTID = bytes(range(16))
+CC_ENABLE = 0x460061
+CC_DISABLED = 0x460060
+IN_CAPSULE = 0x01
+TRANSPORT = 0x5A
+
+
+class FakeFuture:
+    """Resolved by hand; awaiting an unresolved one is an error of the test."""
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self._done = False
+
+    def set_result(self, result: Any) -> None:
+        assert not self._done
+        self.result, self._done = result, True
+
+    def done(self) -> bool:
+        return self._done
+
+    def cancel(self) -> bool:
+        self._done = True
+        return True
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        while not self._done:
+            yield self
+        return self.result
+
+
+class FakeTimer:
+    def cancel(self) -> None: ...
+
+
+class FakeRuntime:
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def create_future(self) -> FakeFuture:
+        return FakeFuture()
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> FakeTimer:
+        return FakeTimer()
+
+    def now(self) -> float:
+        return self.time
+
+
+class FakeQueue:
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def close(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+class Pending:
+    """A command that did not complete at once, driven by hand."""
+
+    def __init__(self, awaitable: Awaitable[Completion]) -> None:
+        assert inspect.iscoroutine(awaitable)
+        self._coroutine = awaitable
+        self.completion: Completion | None = None
+        self.step()
+
+    def step(self) -> Completion | None:
+        if self.completion is None:
+            try:
+                self._coroutine.send(None)
+            except StopIteration as stop:
+                self.completion = stop.value
+        return self.completion
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+
+class Target:
+    """An inventory with one subsystem and one port."""
+
+    def __init__(self, *backends: Backend, **options: Any) -> None:
+        self.runtime = FakeRuntime()
+        self.inventory = Inventory()
+        namespaces = tuple(NamespaceConfig(backend=backend) for backend in backends or (Ramdisk("1M"),))
+        self.subsystem = Subsystem(SubsystemConfig(nqn=NQN, namespaces=namespaces, **options))
+        self.inventory.add_subsystem(self.subsystem)
+        self.port = PortInfo(portid=1, transport="tcp", trtype=3, traddr="0.0.0.0", trsvcid="4420")
+        self.inventory.add_port(self.port)
+
+    def queue(self, port: PortInfo | None = None) -> TestQueue:
+        seen = port or self.port.seen_at("192.0.2.1", 4420)
+        return TestQueue(QueueContext(self.runtime, self.inventory, seen, FakeQueue()))
+
+    def admin(self, **connect: Any) -> TestQueue:
+        """A connected and enabled admin queue."""
+        queue = self.queue()
+        queue.connect(**connect)
+        queue.set_property(CC_OFFSET, CC_ENABLE)
+        return queue
+
+    def discovery(self, **connect: Any) -> TestQueue:
+        return self.admin(subnqn=DISCOVERY_NQN, **connect)
+
+    def io(self, admin: TestQueue, qid: int = 1, **connect: Any) -> TestQueue:
+        queue = self.queue()
+        assert admin.ctx.controller is not None
+        queue.connect(**{"qid": qid, "cntlid": admin.ctx.controller.cntlid, **connect})
+        return queue
+
+
+class TestQueue:
+    __test__ = False
+
+    def __init__(self, ctx: QueueContext) -> None:
+        self.ctx = ctx
+        self.cid = 0
+
+    @property
+    def closed(self) -> list[str]:
+        return cast(FakeQueue, self.ctx.queue).reasons
+
+    def submit(self, sqe: Sqe, data: bytes | None = None) -> Completion | Pending:
+        self.cid += 1
+        sqe.cid = self.cid
+        self.ctx.on_command(self.ctx.runtime.now())
+        try:
+            spec, length = prepare(self.ctx, sqe)
+        except CommandError as error:
+            return self.ctx.refuse(sqe, error)
+        buffer = None
+        if data is not None and length:
+            assert len(data) == length, "the queue receives what the SGL describes"
+            buffer = memoryview(bytearray(data))
+        result = execute(self.ctx, spec, sqe, buffer)
+        return result if isinstance(result, Completion) else Pending(result)
+
+    def run(self, sqe: Sqe, data: bytes | None = None) -> Completion:
+        """A command that completes at once. Fills in the SGL unless it is given."""
+        result = self.submit(sqe, data)
+        if isinstance(result, Pending):
+            assert result.completion is not None, "the command is still pending"
+            result = result.completion
+        return result
+
+    def command(self, opcode: int, data: bytes | None = None, *, length: int | None = None, **fields: Any) -> Completion:
+        return self.run(self.sqe(opcode, data, length=length, **fields), data)
+
+    def sqe(self, opcode: int, data: bytes | None = None, *, length: int | None = None, **fields: Any) -> Sqe:
+        if length is None:
+            length = len(data) if data is not None else 0
+        defaults = {"flags": 0x40, "sgl_type": TRANSPORT, "sgl_length": length}
+        return Sqe(opcode=opcode, **{**defaults, **fields})
+
+    def read_bytes(self, completion: Completion) -> bytes:
+        assert completion.status == 0, hex(completion.status)
+        assert completion.data is not None
+        data = bytes(completion.data)
+        if completion.release is not None:
+            completion.release()
+        return data
+
+    def try_connect(
+        self,
+        *,
+        subnqn: str | bytes = NQN,
+        hostnqn: str | bytes = HOST,
+        hostid: bytes = HOSTID,
+        cntlid: int = 0xFFFF,
+        qid: int = 0,
+        sqsize: int = 31,
+        recfmt: int = 0,
+        cattr: int = 0,
+        kato: int = 5000,
+    ) -> Completion:
+        data = build(CONNECT_DATA, hostid=hostid, cntlid=cntlid, subnqn=subnqn, hostnqn=hostnqn)
+        return self.command(
+            FABRICS_OPCODE,
+            data,
+            nsid=FabricsType.CONNECT,
+            sgl_type=IN_CAPSULE,
+            cdw10=recfmt | qid << 16,
+            cdw11=sqsize | cattr << 16,
+            cdw12=kato,
+        )
+
+    def connect(self, **fields: Any) -> int:
+        completion = self.try_connect(**fields)
+        assert completion.status == 0, hex(completion.status)
+        return completion.dw0
+
+    def set_property(self, offset: int, value: int, attrib: int = 0) -> Completion:
+        return self.command(
+            FABRICS_OPCODE, nsid=FabricsType.PROPERTY_SET, cdw10=attrib, cdw11=offset, cdw12=value & 0xFFFFFFFF
+        )
+
+    def get_property(self, offset: int, attrib: int = 0) -> Completion:
+        return self.command(FABRICS_OPCODE, nsid=FabricsType.PROPERTY_GET, cdw10=attrib, cdw11=offset)
+
+    @property
+    def csts(self) -> int:
+        return self.get_property(CSTS_OFFSET).dw0
+
+    def identify(self, cns: int, nsid: int = 0, *, cntid: int = 0, csi: int = 0) -> Completion:
+        return self.command(0x06, length=4096, nsid=nsid, cdw10=cns | cntid << 16, cdw11=csi << 24)
+
+    def log_page(
+        self, lid: int, length: int, offset: int = 0, *, nsid: int = 0, rae: bool = False, lsp: int = 0, **fields: Any
+    ) -> Completion:
+        numd = length // 4 - 1
+        return self.command(
+            0x02,
+            length=length,
+            nsid=nsid,
+            cdw10=lid | lsp << 8 | rae << 15 | (numd & 0xFFFF) << 16,
+            cdw11=numd >> 16,
+            cdw12=offset & 0xFFFFFFFF,
+            cdw13=offset >> 32,
+            **fields,
+        )
+
+    def get_feature(self, fid: int, sel: int = 0, *, cdw11: int = 0, length: int = 0) -> Completion:
+        return self.command(0x0A, length=length, cdw10=fid | sel << 8, cdw11=cdw11)
+
+    def set_feature(
+        self, fid: int, value: int = 0, *, data: bytes | None = None, save: bool = False, nsid: int = 0
+    ) -> Completion:
+        return self.command(0x09, data, nsid=nsid, cdw10=fid | save << 31, cdw11=value)
