@@ -1,0 +1,257 @@
+"""``bench``: load on a namespace, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import cycle
+from typing import Any
+
+import click
+
+from nvmeof.errors import ConfigurationError, NvmeofError
+from nvmeof.host import commands
+from nvmeof.host.cli import options as opt
+from nvmeof.host.cli import output as out
+from nvmeof.host.client import HostController
+from nvmeof.host.namespace import Namespace
+from nvmeof.host.queue import Queue, Request
+from nvmeof.host.requests import error_of
+
+PATTERNS = ("randread", "read", "randwrite", "write")
+ADDRESSES = 65536
+"""Start blocks that are drawn beforehand and then used in turn."""
+WARM_UP_SECONDS = 0.25
+
+
+@dataclass(slots=True)
+class BenchResult:
+    """Figures of one run; latencies in microseconds, CPU in microseconds of this process per I/O."""
+
+    pattern: str
+    block_bytes: int
+    depth: int
+    queues: int
+    seconds: float
+    ios: int
+    iops: float
+    megabytes_per_second: float
+    latency_p50_us: float
+    latency_p99_us: float
+    latency_p999_us: float
+    latency_max_us: float
+    cpu_user_us_per_io: float
+    cpu_system_us_per_io: float
+    success_flag_possible: bool
+    connections: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Load:
+    """``depth`` requests per queue that are sent again as soon as they complete, until :meth:`stop`.
+
+    They use the queues directly, one step below :class:`Namespace`: what is measured is the protocol and the device,
+    not futures and tasks.
+    """
+
+    def __init__(self, controller: HostController, namespace: Namespace, pattern: str, size: int, depth: int) -> None:
+        self.latencies = array("q")
+        self.running = True
+        self.error: NvmeofError | None = None
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.active = 0
+        self._queues = controller.io_queues
+        self._depth = depth
+        self._size = size
+        self._write = pattern.endswith("write")
+        self.next_sqe = _sqes(namespace, pattern, size // namespace.block_bytes)
+
+    def start(self) -> None:
+        """Submit the first requests."""
+        data = os.urandom(self._size) if self._write else None
+        for queue in self._queues:
+            for index in range(self._depth):
+                into = None if self._write else memoryview(bytearray(self._size))
+                request = LoadRequest(self, data, into)
+                self.active += 1
+                request.send(queue, index + 1 < self._depth and queue.room > 1)
+
+    def stop(self) -> None:
+        """Send nothing more; ``finished`` is done when all have completed."""
+        self.running = False
+
+    def ended(self, error: NvmeofError | None) -> None:
+        """One request is over for good."""
+        self.active -= 1
+        if error is not None:
+            self.error = self.error or error
+            self.running = False
+        if not self.active and not self.finished.done():
+            self.finished.set_result(None)
+
+
+class LoadRequest(Request):
+    """One of the requests that are always under way."""
+
+    __slots__ = ("load", "started_ns")
+
+    def __init__(self, load: Load, data_out: bytes | None, data_in: memoryview | None) -> None:
+        super().__init__(b"", data_out, data_in)
+        self.load = load
+        self.started_ns = 0
+
+    def send(self, queue: Queue, more: bool = False) -> None:
+        """Submit with the next address."""
+        self.sqe = self.load.next_sqe()
+        self.started_ns = time.perf_counter_ns()
+        queue.submit(self, more)
+
+    def completed(self, result: int, status: int) -> None:
+        load = self.load
+        load.latencies.append(time.perf_counter_ns() - self.started_ns)
+        if status >= 2:
+            load.ended(error_of(self, status, result))
+        elif load.running:
+            self.send(self.queue)
+        else:
+            load.ended(None)
+
+    def failed(self, error: NvmeofError) -> None:
+        self.load.ended(error)
+
+
+def _sqes(namespace: Namespace, pattern: str, blocks: int) -> Callable[[], bytes]:
+    """A function that gives one command after the other."""
+    slots = namespace.size_blocks // blocks
+    if pattern.startswith("rand"):
+        starts = [random.randrange(slots) * blocks for _ in range(min(ADDRESSES, slots * 4))]
+    else:
+        starts = [slot * blocks for slot in range(min(ADDRESSES, slots))]
+    make = commands.write if pattern.endswith("write") else commands.read
+    return cycle([make(namespace.nsid, start, blocks) for start in starts]).__next__
+
+
+async def run_bench(
+    controller: HostController, namespace: Namespace, *, pattern: str, block_bytes: int, depth: int, seconds: float
+) -> BenchResult:
+    """Put load on ``namespace`` for ``seconds`` after a short warm-up. Raises what a command failed with."""
+    if block_bytes % namespace.block_bytes or block_bytes < namespace.block_bytes:
+        raise ConfigurationError(f"{block_bytes} bytes are no multiple of the block size, {namespace.block_bytes}")
+    if block_bytes > min(controller.max_transfer_bytes, namespace.size_bytes):
+        raise ConfigurationError(f"{block_bytes} bytes are more than one command or the namespace takes")
+    load = Load(controller, namespace, pattern, block_bytes, depth)
+    load.start()
+    try:
+        await asyncio.wait([load.finished], timeout=WARM_UP_SECONDS)
+        load.latencies = array("q")
+        before, began = os.times(), time.perf_counter()
+        await asyncio.wait([load.finished], timeout=seconds)
+        elapsed, after, latencies = time.perf_counter() - began, os.times(), load.latencies
+        connections = controller.describe()[1:]
+    finally:
+        load.latencies = array("q")
+        load.stop()
+        await load.finished
+    if load.error is not None:
+        raise load.error
+    ordered, ios = sorted(latencies), max(len(latencies), 1)
+
+    def percentile(share: float) -> float:
+        return ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1000 if ordered else 0.0
+
+    return BenchResult(
+        pattern=pattern,
+        block_bytes=block_bytes,
+        depth=depth,
+        queues=len(controller.io_queues),
+        seconds=elapsed,
+        ios=len(latencies),
+        iops=len(latencies) / elapsed,
+        megabytes_per_second=len(latencies) * block_bytes / elapsed / 1e6,
+        latency_p50_us=percentile(0.5),
+        latency_p99_us=percentile(0.99),
+        latency_p999_us=percentile(0.999),
+        latency_max_us=percentile(1.0),
+        cpu_user_us_per_io=(after.user - before.user) / ios * 1e6,
+        cpu_system_us_per_io=(after.system - before.system) / ios * 1e6,
+        success_flag_possible=controller.options.disable_sqflow,
+        connections=connections,
+    )
+
+
+@click.command("bench")
+@opt.controller_options
+@opt.namespace_option
+@click.option("--rw", type=click.Choice(PATTERNS), default="randread", show_default=True)
+@click.option("-b", "--block-size", type=opt.BYTES, default=4096, show_default="4k", help="Bytes of one command.")
+@click.option("-d", "--depth", type=click.IntRange(1, 4095), default=32, show_default=True, help="Commands per queue.")
+@click.option("--runtime", type=click.FloatRange(0.01), default=5.0, show_default=True, metavar="SECONDS")
+@click.option("--write-anyway", is_flag=True, help="Yes, overwrite what is on the namespace.")
+@opt.output_option
+@opt.coroutine
+async def bench_command(
+    nsid: int | None,
+    rw: str,
+    block_size: int,
+    depth: int,
+    runtime: float,
+    write_anyway: bool,
+    output: str,
+    **options: Any,
+) -> None:
+    """Measure IOPS, throughput, latency and CPU time. Writing destroys data and needs --write-anyway."""
+    if rw.endswith("write") and not write_anyway:
+        raise ConfigurationError(f"{rw} overwrites what is on the namespace: say --write-anyway if that may be")
+    options["queue_size"] = max(options["queue_size"], depth + 1)
+    async with await opt.open_controller(options) as controller:
+        namespace = await opt.open_namespace(controller, nsid)
+        result = await run_bench(
+            controller, namespace, pattern=rw, block_bytes=block_size, depth=depth, seconds=runtime
+        )
+    if output == "json":
+        out.print_json(asdict(result))
+        return
+    print_result(result)
+
+
+def print_result(result: BenchResult) -> None:
+    """The figures for a person."""
+    out.print_fields(
+        (
+            ("load", f"{result.pattern}, {out.block_size(result.block_bytes)}, depth {result.depth} x {result.queues}"),
+            ("IOPS", f"{result.iops:,.0f}"),
+            ("throughput", f"{result.megabytes_per_second:,.1f} MB/s"),
+            (
+                "latency",
+                (
+                    f"p50 {result.latency_p50_us:.1f} us, p99 {result.latency_p99_us:.1f} us, "
+                    f"p99.9 {result.latency_p999_us:.1f} us, max {result.latency_max_us:.1f} us"
+                ),
+            ),
+            (
+                "host CPU per I/O",
+                f"{result.cpu_user_us_per_io:.2f} us user, {result.cpu_system_us_per_io:.2f} us system",
+            ),
+        )
+    )
+    for each in result.connections:
+        parts = [out.transport_in_use(each)]
+        if each.get("congestion"):
+            parts.append(str(each["congestion"]))
+        if each.get("retransmits") is not None:
+            parts.append(f"{each['retransmits']} retransmissions")
+        if each.get("rtt_us") is not None:
+            parts.append(f"RTT {each['rtt_us']} us")
+        for subflow in each.get("subflows") or ():
+            if len(each["subflows"]) > 1:
+                parts.append(
+                    f"{subflow['local']} - {subflow['peer']} {out.size(subflow.get('bytes_received') or 0)} in"
+                )
+        print(f"queue {each['qid']} : {', '.join(parts)}")
+
+
+COMMANDS = (bench_command,)

@@ -1,0 +1,196 @@
+"""Options that the commands share, under nvme-cli's names, and connecting with them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from nvmeof.errors import ConfigurationError, NvmeofError
+from nvmeof.host.client import HostController, connect, discover, reachable_address
+from nvmeof.host.discovery import DiscoveryEntry
+from nvmeof.host.namespace import Namespace
+from nvmeof.spec.enums import DISCOVERY_NQN, NVME_PORT
+from nvmeof.transport.runloop import run
+
+if TYPE_CHECKING:
+    IntegerType = click.ParamType[int]
+else:
+    IntegerType = click.ParamType  # generic for type checkers only, until click 8.2
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CONNECTION = (
+    click.option("-t", "--transport", default="mptcp", show_default=True, help="tcp, mptcp (falls back to tcp), ..."),
+    click.option("-a", "--traddr", required=True, metavar="ADDR", help="Address or name of the target."),
+    click.option("-s", "--trsvcid", type=int, metavar="PORT", help="TCP port.  [default: 4420; discovery 8009, 4420]"),
+    click.option("-w", "--host-traddr", metavar="ADDR", help="Local address to connect from."),
+    click.option("-f", "--host-iface", metavar="IFACE", help="Local network interface to connect from."),
+    click.option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme/hostnqn, or our own]"),
+    click.option("-I", "--hostid", metavar="UUID", help="Host identifier, a UUID."),
+    click.option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
+    click.option("-G", "--data-digest", is_flag=True, help="Data digests."),
+    click.option("-T", "--tos", type=int, metavar="TOS", help="IP type of service, 0 to 255."),
+    click.option("--congestion", metavar="NAME", help="TCP congestion control of the sockets."),
+    click.option("--connect-timeout", type=float, default=10.0, show_default=True, metavar="SECONDS"),
+    click.option("-k", "--keep-alive-tmo", type=float, default=5.0, show_default=True, metavar="SECONDS"),
+)
+_CONTROLLER = (
+    click.option("-n", "--nqn", metavar="NQN", help="Subsystem NQN.  [default: the only one that discovery names]"),
+    click.option("-i", "--nr-io-queues", type=int, default=1, show_default=True, metavar="N", help="I/O queues."),
+    click.option("-Q", "--queue-size", type=int, default=128, show_default=True, metavar="N", help="Entries of each."),
+    click.option("--disable-sqflow", is_flag=True, help="Without SQ flow control."),
+    click.option("--timeout", type=float, default=30.0, show_default=True, metavar="SECONDS", help="For a command."),
+)
+_FORMAT = click.option(
+    "-o", "--output-format", "output", type=click.Choice(["normal", "json"]), default="normal", show_default=True
+)
+_NAMESPACE = click.option("-N", "--namespace-id", "nsid", type=int, metavar="NSID", help="[default: the only one]")
+
+
+def _apply(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def connection_options(command: F) -> F:
+    """Where to connect, and from where; for discovery too."""
+    return _apply(command, _CONNECTION)
+
+
+def controller_options(command: F) -> F:
+    """Connecting to a subsystem's controller."""
+    return _apply(command, (*_CONNECTION, *_CONTROLLER))
+
+
+def output_option(command: F) -> F:
+    """``-o normal|json``."""
+    return _FORMAT(command)
+
+
+def namespace_option(command: F) -> F:
+    """``-N NSID``."""
+    return _NAMESPACE(command)
+
+
+def coroutine(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Make a coroutine function a command's callback; it runs on uvloop where that is installed."""
+
+    @functools.wraps(command)
+    def callback(*args: Any, **kwargs: Any) -> None:
+        run(command(*args, **kwargs))
+
+    return callback
+
+
+CONNECTION_NAMES = (
+    "transport", "traddr", "trsvcid", "host_traddr", "host_iface", "hostnqn", "hostid", "hdr_digest", "data_digest",
+    "tos", "congestion", "connect_timeout", "keep_alive_tmo",
+)  # fmt: skip
+CONTROLLER_NAMES = ("nr_io_queues", "queue_size", "disable_sqflow")
+
+
+def split_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The connection's options out of a command's; those not given are left out."""
+    names = (*CONNECTION_NAMES, *CONTROLLER_NAMES)
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+async def open_controller(options: dict[str, Any], **changes: Any) -> HostController:
+    """Connect as the options say; without ``--nqn`` to the only subsystem that discovery names."""
+    chosen = {**split_options(options), **changes}
+    timeout = options.get("timeout")
+    if timeout is not None:
+        chosen["io_timeout"] = chosen["admin_timeout"] = timeout
+    nqn = options.get("nqn")
+    if nqn is None:
+        entry = await _only_subsystem(options)
+        nqn = entry.subnqn
+        if options.get("trsvcid") is None:
+            chosen["traddr"] = reachable_address(entry, options["traddr"])
+            chosen["trsvcid"] = entry_port(entry)
+    if nqn == DISCOVERY_NQN:
+        chosen.update(discovery=True, nr_io_queues=0)
+    chosen.setdefault("trsvcid", NVME_PORT)
+    return await connect(subnqn=nqn, **chosen)
+
+
+def discovery_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that discovery takes."""
+    chosen = split_options(options)
+    for name in (*CONTROLLER_NAMES, "keep_alive_tmo"):
+        chosen.pop(name, None)
+    return chosen
+
+
+async def _only_subsystem(options: dict[str, Any]) -> DiscoveryEntry:
+    entries = [entry for entry in await discover(**discovery_options(options)) if entry.is_nvm]
+    names = sorted({entry.subnqn for entry in entries})
+    if not names:
+        raise NvmeofError(f"the discovery service at {options['traddr']} names no NVM subsystem")
+    if len(names) > 1:
+        raise ConfigurationError(f"which subsystem? Give one with --nqn: {', '.join(names)}")
+    return entries[0]
+
+
+def entry_port(entry: DiscoveryEntry) -> int:
+    """The entry's port. Raises :class:`NvmeofError` where that is no number."""
+    if not (entry.trsvcid.isascii() and entry.trsvcid.isdigit()):
+        raise NvmeofError(f"the discovery entry of {entry.subnqn} has no port number: {entry.trsvcid!r}")
+    return int(entry.trsvcid)
+
+
+async def open_namespace(controller: HostController, nsid: int | None) -> Namespace:
+    """The namespace ``nsid``, or the only one. Raises :class:`ConfigurationError` where there are several."""
+    if nsid is None:
+        active = await controller.active_namespaces()
+        if not active:
+            raise NvmeofError(f"{controller.options.subnqn} has no active namespace")
+        if len(active) > 1:
+            raise ConfigurationError(f"which namespace? Give one with -N: {', '.join(map(str, active[:32]))}")
+        nsid = active[0]
+    namespace = controller.namespace(nsid)
+    await namespace.refresh()
+    return namespace
+
+
+class Bytes(IntegerType):
+    """A size: ``4096``, ``4k``, ``1M`` (binary units)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = value.strip().lower().removesuffix("b").removesuffix("i")
+        shift = {"k": 10, "m": 20, "g": 30, "t": 40}.get(text[-1:], 0)
+        digits = text[:-1] if shift else text
+        if not (digits.isascii() and digits.isdigit()):
+            self.fail(f"{value!r} is not a size: give bytes, or 4k, 1M, 2G", param, ctx)
+        return int(digits) << shift
+
+
+BYTES = Bytes()
+
+
+class Number(IntegerType):
+    """An integer, decimal or hexadecimal with 0x."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            number = int(value, 0)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if number < 0:
+            self.fail(f"{value} is negative", param, ctx)
+        return number
+
+
+NUMBER = Number()

@@ -1,0 +1,113 @@
+"""What the commands print: tables, key-value lines and JSON on stdout, progress and remarks on stderr.
+
+Strings that a controller sends are never trusted: control characters and markup do not reach the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+PIPE_COLUMNS = 240
+"""Width assumed where stdout is no terminal: wide enough that no table line is folded."""
+
+
+def clean(value: object) -> str:
+    """``value`` as text without control characters (an escape sequence in a serial number, say)."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(value))
+
+
+def console() -> Console:
+    """Stdout."""
+    terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, width=None if terminal else PIPE_COLUMNS, highlight=False, markup=False)
+
+
+def remark(text: str) -> None:
+    """One line on stderr."""
+    print(f"nvmeof-host: {clean(text)}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout; bytes as hex."""
+    print(json.dumps(plain_json(value), indent=2, ensure_ascii=True))
+
+
+def plain_json(value: Any) -> Any:
+    """``value`` in types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items() if key != "_io"}
+    if isinstance(value, bytes | bytearray):
+        return value.hex()
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    return value
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
+    """An aligned table without frame; the columns in ``right`` are right-aligned."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    console().print(table)
+
+
+def print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """``name : value`` lines."""
+    shown = [(name, clean(value)) for name, value in fields]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        print(f"{name:<{width}} : {value}")
+
+
+def hexdump(data: bytes) -> Iterator[str]:
+    """Sixteen bytes per line: offset, hex, printable characters."""
+    for start in range(0, len(data), 16):
+        piece = data[start : start + 16]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in piece)
+        yield f"{start:04x}: {piece.hex(' '):<47}  {text}"
+
+
+def size(value_bytes: float) -> str:
+    """Bytes for a person, decimal units as disks have them: ``1.07 GB``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value_bytes) < 1000:
+            return f"{value_bytes:.0f} {unit}" if unit == "B" else f"{value_bytes:.2f} {unit}"
+        value_bytes /= 1000
+    return f"{value_bytes:.2f} PB"
+
+
+def block_size(value_bytes: int) -> str:
+    """A block size: ``512 B``, ``4 KiB``."""
+    return f"{value_bytes >> 10} KiB" if value_bytes >= 1024 and value_bytes % 1024 == 0 else f"{value_bytes} B"
+
+
+def transport_in_use(facts: Mapping[str, Any]) -> str:
+    """The transport of a queue as it is now: ``mptcp (4 subflows)``, ``tcp (asked for mptcp)``."""
+    asked, actual = facts.get("transport", "?"), facts.get("protocol")
+    if actual is None or actual == asked:
+        subflows = len(facts.get("subflows") or ())
+        return f"{asked} ({subflows} subflow{'s' if subflows != 1 else ''})" if asked == "mptcp" else str(asked)
+    return f"{actual} (asked for {asked})"
+
+
+@contextmanager
+def progress(what: str, total_bytes: int) -> Iterator[Any]:
+    """A callable that takes how many bytes more are done; draws a bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda more: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total_bytes)
+        yield lambda more: bar.advance(task, more)

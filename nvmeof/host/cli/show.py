@@ -1,0 +1,384 @@
+"""Commands that show something: discover, list, id-ctrl, id-ns, the logs, features, connect."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import uuid
+from typing import Any
+
+import click
+
+from nvmeof.errors import NvmeofError
+from nvmeof.host.cli import options as opt
+from nvmeof.host.cli import output as out
+from nvmeof.host.client import HostController, connect, discover, reachable_address
+from nvmeof.host.controller import AsyncEvent
+from nvmeof.host.discovery import DiscoveryEntry
+from nvmeof.host.namespace import Namespace
+from nvmeof.spec.enums import NSID_ALL
+from nvmeof.spec.identify_namespace import format_index
+from nvmeof.spec.log_pages import DATA_UNIT_BYTES
+from nvmeof.spec.nqn import uuid_nqn
+from nvmeof.spec.properties import Vs
+from nvmeof.spec.status import describe_status, split_status
+from nvmeof.transport import Address
+from nvmeof.wire import plain
+
+KELVIN = 273
+
+
+@click.command("discover")
+@opt.connection_options
+@opt.output_option
+@opt.coroutine
+async def discover_command(output: str, **options: Any) -> None:
+    """Show what a discovery service knows."""
+    entries = await discover(**opt.discovery_options(options))
+    if output == "json":
+        out.print_json({"records": [_entry_json(entry) for entry in entries]})
+        return
+    rows = [
+        (entry.transport, Address(entry.traddr, _port(entry)), entry.family, entry.kind, entry.subnqn)
+        for entry in entries
+    ]
+    out.print_table(("Transport", "Address", "Family", "Type", "Subsystem NQN"), rows)
+
+
+def _port(entry: DiscoveryEntry) -> int:
+    return int(entry.trsvcid) if entry.trsvcid.isascii() and entry.trsvcid.isdigit() else 0
+
+
+def _entry_json(entry: DiscoveryEntry) -> dict[str, Any]:
+    kinds = {"nvm": "nvme subsystem", "referral": "discovery subsystem referral"}
+    return {
+        "trtype": entry.transport,
+        "adrfam": entry.family,
+        "subtype": kinds.get(entry.kind, entry.kind.replace("_", " ") + " subsystem"),
+        "treq": entry.treq,
+        "portid": entry.portid,
+        "trsvcid": entry.trsvcid,
+        "subnqn": entry.subnqn,
+        "traddr": entry.traddr,
+        "cntlid": entry.cntlid,
+        "eflags": entry.eflags,
+        "sectype": entry.sectype,
+    }
+
+
+@click.command("list")
+@opt.controller_options
+@opt.output_option
+@opt.coroutine
+async def list_command(output: str, **options: Any) -> None:
+    """Show the namespaces of a subsystem, or of all that discovery names."""
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for index, place in enumerate(await _subsystems(options)):
+        chosen = {**opt.split_options(options), **place, "nr_io_queues": 1}
+        try:
+            async with await connect(**chosen) as controller:
+                rows += [_row(index, controller, namespace) for namespace in await controller.namespaces()]
+        except NvmeofError as error:
+            failures.append(f"{place['subnqn']}: {error}")
+    if output == "json":
+        out.print_json({"Devices": rows})
+    else:
+        headings = ("Node", "Subsystem NQN", "Serial", "Model", "NSID", "Usage", "Format", "Transport")
+        out.print_table(headings, [_shown(row) for row in rows], ("NSID",))
+    for failure in failures:
+        out.remark(failure)
+    if failures and not rows:
+        sys.exit(1)
+
+
+async def _subsystems(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where to connect: one place for each subsystem, the first that the log gives and our transport reaches."""
+    if options.get("nqn"):
+        return [{"subnqn": options["nqn"], "trsvcid": options.get("trsvcid") or 4420}]
+    places: dict[str, dict[str, Any]] = {}
+    for entry in await discover(**opt.discovery_options(options)):
+        if entry.is_nvm and entry.transport in ("tcp", "mptcp", options["transport"]):
+            address = reachable_address(entry, options["traddr"])
+            places.setdefault(
+                entry.subnqn, {"subnqn": entry.subnqn, "traddr": address, "trsvcid": opt.entry_port(entry)}
+            )
+    return list(places.values())
+
+
+def _row(index: int, controller: HostController, namespace: Namespace) -> dict[str, Any]:
+    info, nsid = controller.info, namespace.nsid
+    facts = controller.describe()[0]
+    return {
+        "NameSpace": nsid,
+        "DevicePath": f"nvme{index}n{nsid}",
+        "SubsystemNQN": controller.options.subnqn,
+        "Firmware": info.fr,
+        "ModelNumber": info.mn,
+        "SerialNumber": info.sn,
+        "UsedBytes": namespace.info.nuse * namespace.block_bytes,
+        "MaximumLBA": namespace.size_blocks,
+        "PhysicalSize": namespace.size_bytes,
+        "SectorSize": namespace.block_bytes,
+        "Transport": facts.get("transport"),
+        "Protocol": facts.get("protocol"),
+        "Address": str(Address(controller.options.traddr, controller.options.trsvcid)),
+        "TransportInUse": out.transport_in_use(facts),
+    }
+
+
+def _shown(row: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        row["DevicePath"],
+        row["SubsystemNQN"],
+        row["SerialNumber"],
+        row["ModelNumber"],
+        row["NameSpace"],
+        f"{out.size(row['UsedBytes'])} / {out.size(row['PhysicalSize'])}",
+        out.block_size(row["SectorSize"]),
+        row["TransportInUse"],
+    )
+
+
+@click.command("id-ctrl")
+@opt.controller_options
+@opt.output_option
+@opt.coroutine
+async def id_ctrl_command(output: str, **options: Any) -> None:
+    """Identify Controller."""
+    async with await opt.open_controller(options) as controller:
+        info = plain(await controller.identify())
+    if output == "json":
+        out.print_json(info)
+        return
+    shown = {
+        name: f"{value:#x}" if name in _HEXADECIMAL else _field(value)
+        for name, value in info.items()
+        if name not in ("psd", "vs")
+    }
+    shown["ver"] = f"{shown['ver']} ({Vs.decode(info['ver'])})"
+    if info["mdts"]:
+        shown["mdts"] = f"{info['mdts']} ({out.block_size(controller.cap.mpsmin_bytes << info['mdts'])})"
+    shown["ioccsz"] = f"{info['ioccsz']} ({info['ioccsz'] * 16} bytes)"
+    out.print_fields(shown.items())
+
+
+_HEXADECIMAL = frozenset(
+    {"vid", "ssvid", "cntlid", "ver", "oaes", "ctratt", "oacs", "frmw", "lpa", "sqes", "cqes", "oncs", "fuses", "fna",
+     "vwc", "sgls", "fcatt", "ofcs", "cmic"}
+)  # fmt: skip
+
+
+def _field(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+@click.command("id-ns")
+@opt.controller_options
+@opt.namespace_option
+@opt.output_option
+@opt.coroutine
+async def id_ns_command(output: str, nsid: int | None, **options: Any) -> None:
+    """Identify Namespace."""
+    async with await opt.open_controller(options) as controller:
+        namespace = await opt.open_namespace(controller, nsid)
+        info = plain(namespace.info)
+    if output == "json":
+        info["lbafs"] = info.pop("lbaf")[: info["nlbaf"] + 1]
+        out.print_json({"nsid": namespace.nsid, **info})
+        return
+    formats, in_use = info.pop("lbaf"), format_index(info["flbas"])
+    out.print_fields((name, _field(value)) for name, value in info.items() if name != "vs")
+    for index, each in enumerate(formats[: info["nlbaf"] + 1]):
+        mark = " (in use)" if index == in_use else ""
+        print(
+            f"lbaf {index:2} : ms {each['ms']}  lbads {each['lbads']} ({1 << each['lbads']} B)  rp {each['rp']}{mark}"
+        )
+    print(f"size    : {out.size(namespace.size_bytes)} ({namespace.size_bytes} bytes)")
+
+
+@click.command("smart-log")
+@opt.controller_options
+@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=NSID_ALL, help="[default: the controller]")
+@opt.output_option
+@opt.coroutine
+async def smart_log_command(output: str, nsid: int, **options: Any) -> None:
+    """SMART / Health Information log page."""
+    async with await opt.open_controller(options) as controller:
+        log = plain(await controller.smart_log(nsid))
+    if output == "json":
+        out.print_json(log)
+        return
+    shown = {name: _field(value) for name, value in log.items()}
+    shown["composite_temperature"] = f"{log['composite_temperature'] - KELVIN} °C"
+    for name in ("data_units_read", "data_units_written"):
+        shown[name] = f"{log[name]} ({out.size(log[name] * DATA_UNIT_BYTES)})"
+    out.print_fields(shown.items())
+
+
+@click.command("error-log")
+@opt.controller_options
+@click.option("-e", "--log-entries", type=click.IntRange(1, 256), default=64, show_default=True)
+@opt.output_option
+@opt.coroutine
+async def error_log_command(output: str, log_entries: int, **options: Any) -> None:
+    """Error Information log page, newest entry first."""
+    async with await opt.open_controller(options) as controller:
+        count = min(log_entries, controller.info.elpe + 1)
+        entries = [plain(entry) for entry in await controller.error_log(count)]
+    if output == "json":
+        out.print_json({"errors": entries})
+        return
+    rows = [
+        (
+            entry["error_count"],
+            entry["sqid"],
+            f"{entry['cid']:#06x}",
+            describe_status(split_status(entry["status"])[0]),
+            "-" if entry["parameter_error_location"] == 0xFFFF else f"{entry['parameter_error_location']:#06x}",
+            entry["lba"],
+            entry["nsid"],
+        )
+        for entry in entries
+    ]
+    out.print_table(("Count", "SQID", "CID", "Status", "Location", "LBA", "NSID"), rows)
+
+
+@click.command("get-log")
+@opt.controller_options
+@click.option("--log-id", type=opt.NUMBER, required=True, help="Log page identifier.")
+@click.option("-l", "--log-len", type=opt.BYTES, required=True, help="Bytes to read, a multiple of 4.")
+@click.option("--offset", type=opt.BYTES, default=0, help="Byte offset, a multiple of 4.")
+@click.option("--lsp", type=opt.NUMBER, default=0)
+@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=NSID_ALL)
+@click.option("--rae", is_flag=True, help="Retain the asynchronous event.")
+@click.option("-b", "--raw-binary", is_flag=True, help="The bytes themselves.")
+@opt.coroutine
+async def get_log_command(
+    log_id: int, log_len: int, offset: int, lsp: int, nsid: int, rae: bool, raw_binary: bool, **options: Any
+) -> None:
+    """Any log page, as a hex dump or raw."""
+    async with await opt.open_controller(options) as controller:
+        data = await controller.get_log(log_id, log_len, offset, nsid=nsid, lsp=lsp, rae=rae)
+    if raw_binary:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    for line in out.hexdump(data):
+        print(line)
+
+
+@click.command("get-feature")
+@opt.controller_options
+@click.option("--feature-id", type=opt.NUMBER, required=True, help="Feature identifier.")
+@click.option("--sel", type=click.IntRange(0, 3), default=0, help="0 current, 1 default, 2 saved, 3 capabilities.")
+@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=0)
+@click.option("-l", "--data-len", type=opt.BYTES, default=0, help="Bytes of data that come with the value.")
+@opt.output_option
+@opt.coroutine
+async def get_feature_command(feature_id: int, sel: int, nsid: int, data_len: int, output: str, **options: Any) -> None:
+    """A feature's value."""
+    async with await opt.open_controller(options) as controller:
+        value: Any = await controller.get_feature(feature_id, sel, nsid=nsid, data_bytes=data_len)
+    number, data = value if data_len else (value, b"")
+    if output == "json":
+        out.print_json({"feature": feature_id, "value": number, "data": data})
+        return
+    print(f"get-feature:{feature_id:#04x}, value:{number:#010x}")
+    for line in out.hexdump(data):
+        print(line)
+
+
+@click.command("connect")
+@opt.controller_options
+@opt.output_option
+@opt.coroutine
+async def connect_command(output: str, **options: Any) -> None:
+    """Connect, show what came of it, and hold the connection until Ctrl-C."""
+    async with await opt.open_controller(options) as controller:
+        namespaces = await controller.namespaces()
+        _print_connection(controller, namespaces, output)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        lost: list[NvmeofError] = []
+
+        def on_lost(error: NvmeofError) -> None:
+            lost.append(error)
+            stop.set()
+
+        controller.on_lost.append(on_lost)
+        controller.on_event.append(_print_event)
+        await stop.wait()
+        if lost:
+            raise lost[0]
+    if output == "normal":
+        print("disconnected")
+
+
+def _print_event(event: AsyncEvent) -> None:
+    out.remark(f"event: type {event.type}, information {event.info:#04x}, log page {event.log_page:#04x}")
+
+
+def _print_connection(controller: HostController, namespaces: list[Namespace], output: str) -> None:
+    queues = controller.describe()
+    if output == "json":
+        spaces = [
+            {"nsid": each.nsid, "blocks": each.size_blocks, "block_bytes": each.block_bytes} for each in namespaces
+        ]
+        out.print_json(
+            {
+                "subnqn": controller.options.subnqn,
+                "cntlid": controller.cntlid,
+                "namespaces": spaces,
+                "queues": queues,
+            }
+        )
+        sys.stdout.flush()
+        return
+    info = controller.info
+    out.print_fields(
+        (
+            ("subsystem", controller.options.subnqn),
+            ("controller", f"{controller.cntlid:#x}, NVMe {controller.version}, {info.mn}, serial {info.sn}"),
+            ("transfer", f"{out.block_size(controller.max_transfer_bytes)} at most"),
+            *((f"namespace {each.nsid}", _namespace_text(each)) for each in namespaces),
+            *((f"queue {each['qid']}", _queue_text(each)) for each in queues),
+        )
+    )
+    print("connected; Ctrl-C disconnects", flush=True)
+
+
+def _namespace_text(namespace: Namespace) -> str:
+    nguid = uuid.UUID(bytes=bytes(namespace.info.nguid))
+    return f"{out.size(namespace.size_bytes)}, blocks of {out.block_size(namespace.block_bytes)}, NGUID {nguid}"
+
+
+def _queue_text(facts: dict[str, Any]) -> str:
+    text = f"{out.transport_in_use(facts)} {facts.get('local', '')} - {facts.get('peer', '')}"
+    paths = facts.get("subflows") or ()
+    if len(paths) > 1:
+        text += "; " + ", ".join(f"{each['local']} - {each['peer']}" for each in paths)
+    return f"{text}, {facts['entries']} entries"
+
+
+@click.command("gen-hostnqn")
+def gen_hostnqn_command() -> None:
+    """A new host NQN."""
+    print(uuid_nqn())
+
+
+COMMANDS = (
+    discover_command,
+    list_command,
+    id_ctrl_command,
+    id_ns_command,
+    smart_log_command,
+    error_log_command,
+    get_log_command,
+    get_feature_command,
+    connect_command,
+    gen_hostnqn_command,
+)
