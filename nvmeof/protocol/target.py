@@ -224,18 +224,19 @@ class TargetSide(Engine):
         dw1: int = 0,
         *,
         release: Callable[[], None] | None = None,
+        stable: bool = False,
     ) -> None:
         """Queue a command's data and its completion.
 
-        With ``release`` the data is taken as stable until it is called, once the socket has taken the data; without
-        it a writable view is read in the step that sends.
+        ``release`` is called once the socket has taken the data (or the connection has ended). Unless the data is
+        ``stable`` until then, a writable view is read in the step that sends.
         """
         if not len(data):
             if release is not None:
                 release()
             self.send_completion(cid, status_field, dw0, dw1)
             return
-        if release is not None and isinstance(data, memoryview):
+        if stable and isinstance(data, memoryview):
             data = data.toreadonly()
         plain = not (status_field or dw0 or dw1)
         flags = self._success_flags if plain else int(Flags.LAST_PDU)

@@ -1,0 +1,294 @@
+"""Joins one socket, one queue connection and one queue of a target, on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
+from nvmeof.target.completion import Completion
+from nvmeof.target.context import QueueContext
+from nvmeof.target.inventory import Inventory, PortInfo
+from nvmeof.target.pool import BufferPool
+from nvmeof.target.queue import Orphans, TargetQueue
+from nvmeof.target.runtime import Runtime
+from nvmeof.transport.base import Endpoint
+
+logger = logging.getLogger("nvmeof.target")
+
+READS_AT_A_TIME: Final = 16
+"""How often a socket is read before the others get their turn."""
+LINGER_SECONDS: Final = 2.0
+"""How long a connection that ends waits for the peer to take what is queued, and to close."""
+
+
+class Owner(Protocol):
+    """What a driver needs of its server."""
+
+    loop: asyncio.AbstractEventLoop
+    runtime: Runtime
+    inventory: Inventory
+    pool: BufferPool
+    orphans: Orphans
+    tasks: set[asyncio.Task[Any]]
+
+    def ended(self, driver: QueueDriver) -> None: ...
+
+
+class QueueDriver:
+    """Owns an endpoint from its acceptance to its end. Implements :class:`nvmeof.target.queue.Driver`."""
+
+    __slots__ = (
+        "_blocked",
+        "_closed",
+        "_draining",
+        "_finishing",
+        "_linger",
+        "_owner",
+        "_reading",
+        "_said",
+        "_woken",
+        "connection",
+        "endpoint",
+        "opened_at",
+        "queue",
+        "reason",
+    )
+
+    def __init__(self, owner: Owner, endpoint: Endpoint, port: PortInfo, config: ConnectionConfig) -> None:
+        self._owner = owner
+        self.endpoint = endpoint
+        self.connection = Connection(Role.TARGET, config)
+        self.queue = TargetQueue(self.connection, owner.pool, owner.orphans, self)
+        peer = str(endpoint.peer_address)
+        self.queue.ctx = QueueContext(owner.runtime, owner.inventory, port, self.queue, peer=peer)
+        self.opened_at = owner.loop.time()
+        self.reason = ""
+        self._blocked = False  # the socket takes nothing: wait for it
+        self._reading = True
+        self._finishing = False
+        self._draining = False
+        self._closed = False
+        self._said = False
+        self._woken = False
+        self._linger: asyncio.TimerHandle | None = None
+        endpoint.set_reader(self._readable)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a Connect has succeeded."""
+        return self._said
+
+    # -- the socket ----------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        if self._finishing:
+            self._discard()
+            return
+        connection, receive = self.connection, self.endpoint.recv_into
+        now = self._owner.loop.time()
+        for _ in range(READS_AT_A_TIME):
+            buffer = connection.next_buffer()
+            try:
+                n = receive(buffer)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self.queue.lost(f"connection lost: {error.strerror or error}")
+                return
+            events = connection.bytes_received(n, now) if n else connection.eof_received()
+            if events:
+                self.queue.handle(events, now)
+                if not self._said:
+                    self._say_connected()
+            if connection.want_write:
+                self._flush()
+            if n < len(buffer) or not n or self._finishing or not connection.want_read:
+                break
+        self._update_reader()
+
+    def _update_reader(self) -> None:
+        wanted = (self._finishing or (self.connection.want_read and not self._draining)) and not self._closed
+        if wanted is not self._reading:
+            self._reading = wanted
+            self.endpoint.set_reader(self._readable if wanted else None)
+
+    def _flush(self) -> None:
+        if self._blocked or self._closed:
+            return
+        connection, send = self.connection, self.endpoint.sendmsg
+        while connection.want_write:
+            try:
+                n = send(connection.data_to_send())
+            except (BlockingIOError, InterruptedError):
+                connection.bytes_sent(0)
+                self._blocked = True
+                self.endpoint.set_writer(self._writable)
+                return
+            except OSError as error:
+                connection.bytes_sent(0)
+                if self._finishing:
+                    self._close()
+                else:
+                    self.queue.lost(f"connection lost: {error.strerror or error}")
+                return
+            connection.bytes_sent(n)
+
+    def _writable(self) -> None:
+        self._blocked = False
+        self.endpoint.set_writer(None)
+        self._flush()
+        if self._closed or self._blocked:
+            return
+        if self._finishing:
+            self._flushed()
+        else:
+            self._update_reader()
+
+    def wake(self) -> None:
+        """Something was queued outside of a read: send it with whatever else comes in this turn of the loop."""
+        if not self._woken and not self._closed:
+            self._woken = True
+            self._owner.loop.call_soon(self._send_woken)
+
+    def _send_woken(self) -> None:
+        self._woken = False
+        if not self._closed:
+            self._flush()
+            self._update_reader()
+
+    # -- commands that take their time ---------------------------------------------------------------------------
+
+    def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
+        """Wait for a command in a task of its own, to its end."""
+        tasks = self._owner.tasks
+        task = asyncio.ensure_future(pending, loop=self._owner.loop)
+
+        def ended(future: asyncio.Future[Completion]) -> None:
+            tasks.discard(task)
+            if not future.cancelled():
+                done(future.result())
+
+        if isinstance(task, asyncio.Task):
+            tasks.add(task)
+        task.add_done_callback(ended)
+
+    # -- endings -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> bool:
+        """Take no new commands from an I/O queue any more; True when nothing of it is in progress."""
+        queue = self.queue
+        if not queue.ctx.qid or self._finishing:
+            return True
+        if queue.receiving:
+            return False
+        self._draining = True
+        self._update_reader()
+        return not queue.pending and not self.connection.want_write
+
+    def finish(self, reason: str) -> None:
+        """The queue has ended: send what is queued, wait a little for the peer to close, close."""
+        if self._finishing:
+            return
+        self._finishing = True
+        self.reason = reason
+        self._say_ended()
+        terminating = self.connection.state is State.TERMINATING
+        if self.connection.want_write:
+            self._linger = self._owner.loop.call_later(LINGER_SECONDS, self._close)
+            self._flush()
+            if self._blocked or self._closed:
+                return
+        if terminating:
+            self._flushed()
+        else:
+            self._close()
+
+    def _flushed(self) -> None:
+        """Everything is with the kernel. A socket closed with bytes unread would take a TermReq along."""
+        if self._linger is None:
+            self._close()
+            return
+        self.endpoint.shutdown()
+        self._update_reader()
+
+    def _discard(self) -> None:
+        """Read what still comes until the peer closes."""
+        scratch = memoryview(bytearray(65536))
+        for _ in range(READS_AT_A_TIME):
+            try:
+                n = self.endpoint.recv_into(scratch)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                n = 0
+            if not n:
+                self._close()
+                return
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._linger is not None:
+            self._linger.cancel()
+        self.connection.close()
+        self.queue.release_staging()
+        self.endpoint.set_reader(None)
+        self.endpoint.set_writer(None)
+        self.endpoint.close()
+        self._owner.ended(self)
+
+    def abort(self, reason: str) -> None:
+        """End at once, without sending what is queued."""
+        self.queue.lost(reason)
+        self._close()
+
+    def finish_unconnected(self, seconds: float) -> None:
+        """The host has made no Connect in time."""
+        self.queue.lost(f"no Connect within {seconds:g} s")
+
+    # -- what is said --------------------------------------------------------------------------------------------
+
+    def _say_connected(self) -> None:
+        ctx = self.queue.ctx
+        controller = ctx.controller
+        if controller is None:
+            return
+        self._said = True
+        info = self.endpoint.describe()
+        transport = info.protocol
+        if info.fallback:
+            transport += f", fallback from {info.transport}"
+        parameters = self.connection.parameters
+        digests = ""
+        if parameters is not None and (parameters.header_digest or parameters.data_digest):
+            names = [n for n, on in (("header", parameters.header_digest), ("data", parameters.data_digest)) if on]
+            digests = f", {' and '.join(names)} digests"
+        logger.info(
+            "%s: queue %d of controller %d connected (%s%s), %d entries, subsystem %s, host %s",
+            ctx.peer,
+            ctx.qid,
+            controller.cntlid,
+            transport,
+            digests,
+            ctx.entries,
+            controller.subsystem.nqn,
+            ctx.host_nqn,
+        )
+
+    def _say_ended(self) -> None:
+        ctx = self.queue.ctx
+        if self._said:
+            logger.info(
+                "%s: queue %d ended: %s (%d commands, %d refused)",
+                ctx.peer,
+                ctx.qid,
+                self.reason,
+                ctx.counters.commands,
+                ctx.counters.errors,
+            )
+        else:
+            logger.info("%s: connection ended before Connect: %s", ctx.peer, self.reason)

@@ -1,0 +1,501 @@
+"""One queue of a target: what its connection tells becomes commands, and their outcomes become completions.
+
+Every command takes the way of its table row (:mod:`nvmeof.target.commands.table`). Plain Reads and in-capsule Writes
+of a namespace that is memory take a short cut: the first of a kind goes the whole way, and those that differ from it
+only in their address and identifier are served straight from the receive buffer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final, Protocol
+
+from nvmeof.errors import CommandError
+from nvmeof.pdu.capsule import CAPSULE_CMD_BYTES
+from nvmeof.pdu.header import CH_BYTES
+from nvmeof.pdu.termination import fes_text
+from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.events import (
+    CommandBatch,
+    CommandData,
+    Event,
+    PeerClosed,
+    ProtocolFailure,
+    Ready,
+    Terminated,
+    TransferDone,
+)
+from nvmeof.spec.connect import CONNECT_DATA
+from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
+from nvmeof.spec.nqn import terminated_nqn
+from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE
+from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
+from nvmeof.spec.status import Status, status_field
+from nvmeof.target.commands.base import CommandSpec, Completion, Direction
+from nvmeof.target.commands.table import execute, prepare
+from nvmeof.target.context import QueueContext
+from nvmeof.target.namespace import Namespace
+from nvmeof.target.pool import BufferPool
+from nvmeof.target.states import ControllerState
+from nvmeof.wire import Buffer, layout
+
+logger = logging.getLogger(__name__)
+
+# What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12.
+_FIELDS: Final = "HHI24xQQI12x"
+_SHORT: Final = Struct("<" + _FIELDS)
+_STRIDES: Final = {
+    CAPSULE_CMD_BYTES: Struct(f"<{CH_BYTES}x{_FIELDS}"),
+    CAPSULE_CMD_BYTES + 4: Struct(f"<{CH_BYTES}x{_FIELDS}4x"),
+}
+assert _SHORT.size == SQE_BYTES
+assert [SQE.offsets[name] for name in ("opcode", "cid", "nsid", "sgl_length", "cdw10", "cdw12")] == [
+    0,
+    2,
+    4,
+    32,
+    40,
+    48,
+]
+_HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
+
+
+class Driver(Protocol):
+    """What a queue needs of whoever owns its socket and the event loop."""
+
+    def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
+        """Wait for ``pending`` (to its end, whatever happens to the queue), then call ``done``."""
+        ...
+
+    def wake(self) -> None:
+        """There is something to send that was not asked for by what was just received."""
+        ...
+
+    def finish(self, reason: str) -> None:
+        """The queue has come to its end: send what is queued, then close the socket."""
+        ...
+
+
+class Orphans:
+    """Commands that outlived their connection, by host.
+
+    A host that comes back must not be overtaken by its own old writes: its new association waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._waiting: dict[str, list[Callable[[], None]]] = {}
+
+    def add(self, host_nqn: str) -> None:
+        """A command of this host goes on without a connection."""
+        self._counts[host_nqn] = self._counts.get(host_nqn, 0) + 1
+
+    def done(self, host_nqn: str) -> None:
+        """One of them has ended."""
+        left = self._counts.pop(host_nqn) - 1
+        if left:
+            self._counts[host_nqn] = left
+            return
+        for resume in self._waiting.pop(host_nqn, ()):
+            resume()
+
+    def wait(self, host_nqn: str, resume: Callable[[], None]) -> bool:
+        """Whether there are any; then ``resume`` is called when the last has ended."""
+        if host_nqn not in self._counts:
+            return False
+        self._waiting.setdefault(host_nqn, []).append(resume)
+        return True
+
+
+@dataclass(slots=True)
+class _Pattern:
+    """A command that went the whole way, and what the short cut may change of it: CID and SLBA."""
+
+    word: int
+    nsid: int
+    sgl: int
+    cdw12: int
+    namespace: Namespace
+    memory: memoryview | None
+    epoch: int
+    length: int
+    shift: int
+    max_slba: int
+
+
+class _Staging:
+    """Data of one command on its way from the host: where it goes, and what to do when it is there."""
+
+    __slots__ = ("buffer", "pool", "spec", "sqe")
+
+    def __init__(self, pool: BufferPool, buffer: memoryview, spec: CommandSpec, sqe: Sqe) -> None:
+        self.pool = pool
+        self.buffer = buffer
+        self.spec = spec
+        self.sqe = sqe
+
+
+class TargetQueue:
+    """Serves one connection. ``close`` ends it from the controller's side; the driver calls ``lost``."""
+
+    def __init__(self, connection: Connection, pool: BufferPool, orphans: Orphans, driver: Driver) -> None:
+        self.connection = connection
+        self.pool = pool
+        self.orphans = orphans
+        self.driver = driver
+        self.ctx: QueueContext
+        self.closed = False
+        self._busy: set[int] = set()  # CIDs of commands that did not complete at once
+        self._staged: dict[int, _Staging] = {}
+        self._waiting: deque[tuple[CommandSpec, Sqe, int]] = deque()  # for staging memory
+        self.pending = 0
+        """Commands that are being worked on, Asynchronous Event Requests included."""
+        self._read: _Pattern | None = None
+        self._write: _Pattern | None = None
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def handle(self, events: list[Event], now: float) -> None:
+        """What the connection told, in order."""
+        for event in events:
+            if self.closed:
+                return
+            if isinstance(event, CommandBatch):
+                self.ctx.on_command(now)
+                self._batch(event)
+            elif isinstance(event, CommandData):
+                self.ctx.on_command(now)
+                self._command_data(event)
+            elif isinstance(event, TransferDone):
+                self._transfer_done(event)
+            elif isinstance(event, Ready):
+                pass
+            elif isinstance(event, ProtocolFailure):
+                self._end(f"protocol error: {event.error}")
+            elif isinstance(event, Terminated):
+                self._end(f"the host terminated the connection: {fes_text(event.fes)} (FEI {event.fei:#x})")
+            elif isinstance(event, PeerClosed):
+                self._end("closed by the host")
+
+    def _batch(self, batch: CommandBatch) -> None:
+        view, stride = batch.view, batch.stride
+        pattern = self._read if self._usable(self._read) else None
+        if pattern is None and batch.count == 1:
+            self._command(view[CH_BYTES : CH_BYTES + SQE_BYTES], None)
+            return
+        cids: list[int] = []
+        data: list[Buffer] = []
+        done = 0
+        for word, cid, nsid, sgl, slba, cdw12 in _STRIDES[stride].iter_unpack(view):
+            if (
+                pattern is not None
+                and slba <= pattern.max_slba
+                and word == pattern.word
+                and nsid == pattern.nsid
+                and sgl == pattern.sgl
+                and cdw12 == pattern.cdw12
+            ):
+                assert pattern.memory is not None
+                offset = slba << pattern.shift
+                data.append(pattern.memory[offset : offset + pattern.length])
+                cids.append(cid)
+                continue
+            if cids:
+                assert pattern is not None
+                self._send_reads(pattern, cids, data)
+                done += len(cids)
+                cids, data = [], []
+            start = done * stride + CH_BYTES
+            self._command(view[start : start + SQE_BYTES], None)
+            if self.closed:
+                return
+            done += 1
+            pattern = self._read if self._usable(self._read) else None
+        if cids:
+            assert pattern is not None
+            self._send_reads(pattern, cids, data)
+
+    def _send_reads(self, pattern: _Pattern, cids: list[int], data: list[Buffer]) -> None:
+        if self._busy and not self._busy.isdisjoint(cids):
+            for cid, view in zip(cids, data, strict=True):
+                if cid in self._busy:
+                    self.connection.send_completion(cid, status_field(Status.COMMAND_ID_CONFLICT, True))
+                else:
+                    self.connection.send_read(cid, view)
+            return
+        count = len(cids)
+        counters = pattern.namespace.counters
+        counters.reads += count
+        counters.blocks_read += count * (pattern.length >> pattern.shift)
+        self.ctx.counters.commands += count
+        self.connection.send_reads(cids, data, pattern.length)
+
+    def _usable(self, pattern: _Pattern | None) -> bool:
+        """Whether what was found out for the pattern's command still holds."""
+        if pattern is None:
+            return False
+        ctx = self.ctx
+        return (
+            ctx.state is ControllerState.READY
+            and pattern.epoch == ctx.epoch
+            and pattern.memory is pattern.namespace.memory
+        )
+
+    def _pattern(self, view: Buffer, sqe: Sqe, length: int) -> _Pattern | None:
+        """The pattern of a command that `prepare` has let pass; None when its namespace is not memory."""
+        namespace = self.ctx.namespaces[sqe.nsid]
+        if namespace.memory is None:
+            return None
+        word, _, nsid, sgl, _, cdw12 = _SHORT.unpack_from(view)
+        shift = namespace.block_shift
+        max_slba = namespace.size_blocks - (length >> shift)
+        return _Pattern(word, nsid, sgl, cdw12, namespace, namespace.memory, self.ctx.epoch, length, shift, max_slba)
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    def _command_data(self, event: CommandData) -> None:
+        pattern = self._write
+        if pattern is not None and event.digest_ok and self._usable(pattern):
+            word, cid, nsid, sgl, slba, cdw12 = _SHORT.unpack_from(event.sqe)
+            if (
+                word == pattern.word
+                and nsid == pattern.nsid
+                and sgl == pattern.sgl
+                and cdw12 == pattern.cdw12
+                and slba <= pattern.max_slba
+                and cid not in self._busy
+                and len(event.data) == pattern.length
+            ):
+                counters = pattern.namespace.counters
+                counters.writes += 1
+                counters.blocks_written += pattern.length >> pattern.shift
+                self.ctx.counters.commands += 1
+                # Memory completes at once, and never fails: that is what the pattern stands for.
+                pattern.namespace.backend.write(slba << pattern.shift, event.data)
+                self.connection.send_completion(cid)
+                return
+        self._command(event.sqe, event)
+
+    def _command(self, view: memoryview, capsule: CommandData | None) -> None:
+        """One command, the whole way."""
+        ctx = self.ctx
+        sqe = SQE.unpack_from(view)
+        if sqe.cid in self._busy:
+            error = CommandError(Status.COMMAND_ID_CONFLICT, SQE.error_location("cid"), message="the CID is in use")
+            self._complete(sqe, ctx.refuse(sqe, error))
+            return
+        try:
+            spec, length = prepare(ctx, sqe)
+            data = self._capsule_data(sqe, length, capsule)
+        except CommandError as error:
+            self._log_refused(sqe, error)
+            self._complete(sqe, ctx.refuse(sqe, error))
+            return
+        if spec.direction is Direction.HOST_TO_CONTROLLER and length and data is None:
+            self._busy.add(sqe.cid)
+            self._stage(spec, sqe, length)
+            return
+        if ctx.qid and sqe.opcode == NvmOpcode.READ:
+            self._read = self._pattern(view, sqe, length)
+        elif ctx.qid and sqe.opcode == NvmOpcode.WRITE:
+            self._write = self._pattern(view, sqe, length)
+        if data is None or (ctx.qid and self._write is not None and sqe.opcode == NvmOpcode.WRITE):
+            self._run(spec, sqe, data, None)
+        else:
+            self._run_copied(spec, sqe, data)
+
+    def _capsule_data(self, sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
+        """A command's in-capsule data; raises when SGL1 and the capsule tell different things."""
+        location = SQE.error_location("sgl_length")
+        in_capsule = sqe.sgl_type == DATA_BLOCK_IN_CAPSULE and length > 0
+        if capsule is None:
+            if in_capsule:
+                raise CommandError(
+                    Status.DATA_SGL_LENGTH_INVALID, location, message=f"{length} bytes should be in the capsule"
+                )
+            return None
+        if not in_capsule or len(capsule.data) < length:
+            raise CommandError(
+                Status.DATA_SGL_LENGTH_INVALID,
+                location,
+                message=f"{len(capsule.data)} bytes are in a capsule whose SGL says {length if in_capsule else 'none'}",
+            )
+        if not capsule.digest_ok:
+            raise CommandError(
+                Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="the digest of in-capsule data is wrong"
+            )
+        return capsule.data[:length]
+
+    def _run_copied(self, spec: CommandSpec, sqe: Sqe, data: memoryview) -> None:
+        """Run a command that may keep its data for longer than the receive buffer does."""
+        buffer = self.pool.take(len(data))
+        if buffer is None:
+            own = memoryview(bytearray(data))
+            self._run(spec, sqe, own, None)
+            return
+        buffer[:] = data
+        self._run(spec, sqe, buffer, buffer)
+
+    def _stage(self, spec: CommandSpec, sqe: Sqe, length: int) -> None:
+        """Ask the host for a command's data, or wait for memory to put it into."""
+        buffer = None if self._waiting else self.pool.take(length)
+        if buffer is None:
+            if not self._waiting:
+                self.pool.when_free(self._retry)
+            self._waiting.append((spec, sqe, length))
+            return
+        staging = _Staging(self.pool, buffer, spec, sqe)
+        self._staged[sqe.cid] = staging
+        self.connection.request_data(sqe.cid, buffer, staging)
+
+    def _retry(self) -> None:
+        """Some staging memory has become free."""
+        while self._waiting:
+            spec, sqe, length = self._waiting[0]
+            buffer = self.pool.take(length)
+            if buffer is None:
+                self.pool.when_free(self._retry)
+                break
+            self._waiting.popleft()
+            staging = _Staging(self.pool, buffer, spec, sqe)
+            self._staged[sqe.cid] = staging
+            self.connection.request_data(sqe.cid, buffer, staging)
+        self.driver.wake()
+
+    def _transfer_done(self, event: TransferDone) -> None:
+        staging = event.context
+        assert isinstance(staging, _Staging)
+        del self._staged[event.cid]
+        sqe = staging.sqe
+        if not event.ok:
+            error = CommandError(Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="a data digest is wrong")
+            self._log_refused(sqe, error)
+            staging.pool.give(staging.buffer)
+            self._complete(sqe, self.ctx.refuse(sqe, error))
+            return
+        self._run(staging.spec, sqe, staging.buffer, staging.buffer)
+
+    def _run(self, spec: CommandSpec, sqe: Sqe, data: memoryview | None, lent: memoryview | None) -> None:
+        """Execute a command; ``lent`` is the pool's memory that it uses until it has ended."""
+        ctx = self.ctx
+        connecting = ctx.controller is None
+        if connecting and data is not None and self._wait_for_orphans(spec, sqe, data, lent):
+            return
+        result = execute(ctx, spec, sqe, data)
+        if isinstance(result, Completion):
+            if lent is not None:
+                self.pool.give(lent)
+            if connecting and ctx.controller is not None:
+                self._connected()
+            self._complete(sqe, result)
+            return
+        self._busy.add(sqe.cid)
+        host = ctx.host_nqn
+
+        def ended(completion: Completion) -> None:
+            if lent is not None:
+                self.pool.give(lent)
+            if self.closed:
+                if completion.release is not None:
+                    completion.release()
+                self.orphans.done(host)
+                return
+            self.pending -= 1
+            self._complete(sqe, completion)
+            self.driver.wake()
+
+        self.pending += 1
+        self.driver.spawn(result, ended)
+
+    def _wait_for_orphans(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> bool:
+        """Whether an admin Connect has to wait until its host's old commands have ended; it is then resumed."""
+        if sqe.opcode != FABRICS_OPCODE or sqe.fctype != FabricsType.CONNECT:
+            return False
+        name = bytes(data[_HOSTNQN_OFFSET : _HOSTNQN_OFFSET + _HOSTNQN_BYTES])
+        if not terminated_nqn(name):
+            return False
+
+        def resume() -> None:
+            self._busy.discard(sqe.cid)
+            if self.closed:
+                if lent is not None:
+                    self.pool.give(lent)
+                return
+            self._run(spec, sqe, data, lent)
+            self.driver.wake()
+
+        if not self.orphans.wait(name.split(b"\0", 1)[0].decode(errors="backslashreplace"), resume):
+            return False
+        self._busy.add(sqe.cid)
+        return True
+
+    def _connected(self) -> None:
+        ctx = self.ctx
+        self.connection.set_queue(ctx.qid, ctx.entries, flow_control=ctx.flow_control)
+        if ctx.qid and ctx.subsystem is not None:
+            self.connection.set_incapsule(ctx.subsystem.config.incapsule_bytes)
+
+    def _complete(self, sqe: Sqe, completion: Completion) -> None:
+        cid = sqe.cid
+        if completion.status != Status.COMMAND_ID_CONFLICT:
+            self._busy.discard(cid)
+        field = 0
+        if completion.status:
+            field = status_field(completion.status, completion.dnr, completion.more)
+        if completion.data is None:
+            self.connection.send_completion(cid, field, completion.dw0, completion.dw1)
+            if completion.release is not None:
+                completion.release()
+        else:
+            self.connection.send_read(
+                cid,
+                completion.data,
+                field,
+                completion.dw0,
+                completion.dw1,
+                release=completion.release,
+                stable=completion.stable,
+            )
+        if completion.disconnect:
+            self._end("disconnected by the host")
+
+    def _log_refused(self, sqe: Sqe, error: CommandError) -> None:
+        level = logging.WARNING if sqe.opcode == FABRICS_OPCODE and self.ctx.controller is None else logging.DEBUG
+        logger.log(level, "%s: command refused: %s", self.ctx.peer, error)
+
+    # -- endings -------------------------------------------------------------------------------------------------
+
+    def close(self, reason: str) -> None:
+        """The controller ends this queue."""
+        self._end(reason)
+
+    def lost(self, reason: str) -> None:
+        """The socket has gone."""
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.pool.forget(self._retry)
+        self._waiting.clear()
+        host = self.ctx.host_nqn
+        for _ in range(self.pending):
+            self.orphans.add(host)
+        self.ctx.detach(reason)
+        self.driver.finish(reason)
+
+    @property
+    def receiving(self) -> bool:
+        """Whether data that was asked for is still to come."""
+        return bool(self._staged)
+
+    def release_staging(self) -> None:
+        """Give back the memory of transfers that will never be completed; only after the connection was closed."""
+        staged, self._staged = self._staged, {}
+        for staging in staged.values():
+            staging.pool.give(staging.buffer)

@@ -1,0 +1,284 @@
+"""A target on an event loop: listeners, connections, keep-alive, and its start and stop.
+
+>>> async with Target(namespaces=[Ramdisk("1G")]) as target:
+...     print(target.address, target.subnqn)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Final
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.target.backend.base import Backend
+from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.controller import Controller
+from nvmeof.target.driver import QueueDriver
+from nvmeof.target.inventory import Inventory, PortInfo
+from nvmeof.target.pool import BufferPool
+from nvmeof.target.queue import Orphans
+from nvmeof.target.runtime import Runtime
+from nvmeof.target.subsystem import Subsystem
+from nvmeof.transport import base
+from nvmeof.transport.base import Address, Endpoint, Listener, SocketOptions
+
+logger = logging.getLogger("nvmeof.target")
+
+DEFAULT_SUBNQN: Final = "nqn.2026-01.io.nvmeof:target"
+CONNECT_SECONDS: Final = 10.0
+"""A connection that has not made a Connect by then is closed."""
+DRAIN_SECONDS: Final = 10.0
+_TICK_SECONDS: Final = 1.0
+_SHORTEST_TICK_SECONDS: Final = 0.02
+
+
+class _LoopRuntime:
+    """:class:`nvmeof.target.runtime.Runtime` on an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.create_future: Callable[[], asyncio.Future[Any]] = loop.create_future
+        self.call_later: Callable[[float, Callable[[], object]], asyncio.TimerHandle] = loop.call_later
+        self.now = loop.time
+
+
+class Target:
+    """Serves subsystems to NVMe/TCP and NVMe-over-MPTCP hosts.
+
+    Either a whole ``config``, or the parts of a simple one: ``namespaces`` (backends or NamespaceConfig) of one
+    subsystem ``subnqn``, offered by transport ``trtype`` on the addresses ``listen`` (``host:port``, port 0 for any
+    free one) to ``allowed_hosts`` (None: to any host).
+
+    ``digests``: grant header and data digests to hosts that ask. ``options``: socket options of all listeners.
+    ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
+
+    Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
+    :class:`~nvmeof.errors.TransportError` for an address that cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        config: TargetConfig | None = None,
+        *,
+        namespaces: Iterable[Backend | NamespaceConfig] = (),
+        subnqn: str = DEFAULT_SUBNQN,
+        trtype: str = "mptcp",
+        listen: str | Sequence[str] = "127.0.0.1:0",
+        allowed_hosts: Iterable[str] | None = None,
+        digests: bool = True,
+        options: SocketOptions | None = None,
+        connection: ConnectionConfig | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
+    ) -> None:
+        if config is None:
+            config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts)
+        self.config = config
+        self.options = options or SocketOptions()
+        self.connect_seconds = connect_seconds
+        largest = max((s.incapsule_bytes for s in config.subsystems), default=0)
+        self._connection_config = replace(
+            connection or ConnectionConfig(header_digest=digests, data_digest=digests),
+            incapsule_bytes=max(8192, largest),
+        )
+        self.inventory = Inventory()
+        self.pool = BufferPool(config.staging_bytes)
+        self.orphans = Orphans()
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.drivers: set[QueueDriver] = set()
+        self.listeners: list[Listener] = []
+        self.loop: asyncio.AbstractEventLoop
+        self.runtime: Runtime
+        self._backends: list[Backend] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle: asyncio.Event | None = None
+        self._running = False
+
+    # -- what a user looks at ------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> Address:
+        """The first address that is listened on, with its real port."""
+        return self.listeners[0].address
+
+    @property
+    def addresses(self) -> list[Address]:
+        """All addresses that are listened on."""
+        return [listener.address for listener in self.listeners]
+
+    @property
+    def subnqn(self) -> str:
+        """The NQN of the first subsystem."""
+        return self.config.subsystems[0].nqn
+
+    @property
+    def subsystems(self) -> dict[str, Subsystem]:
+        """The subsystems by NQN."""
+        return self.inventory.subsystems
+
+    # -- start and stop ------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the namespaces and listen. What was opened is closed again when this fails."""
+        self.loop = asyncio.get_running_loop()
+        self.runtime = _LoopRuntime(self.loop)
+        self._idle = asyncio.Event()
+        self.inventory.started_at = self.loop.time()
+        try:
+            for subsystem_config in self.config.subsystems:
+                for namespace in subsystem_config.namespaces:
+                    await namespace.backend.open()
+                    self._backends.append(namespace.backend)
+                self.inventory.add_subsystem(Subsystem(subsystem_config))
+            for portid, port in enumerate(self.config.ports, 1):
+                await self._listen(portid, port)
+        except BaseException:
+            await self.stop()
+            raise
+        self._running = True
+        self._tick()
+
+    async def _listen(self, portid: int, port: PortConfig) -> None:
+        transport = base.get(port.transport)
+        info = PortInfo(
+            portid=portid,
+            transport=port.transport,
+            trtype=transport.trtype,
+            traddr=port.host,
+            trsvcid=str(port.port),
+            advertise_host=port.advertise_host,
+            advertise_port=port.advertise_port,
+            discovery_only=port.discovery_only,
+        )
+
+        def accepted(endpoint: Endpoint) -> None:
+            local = endpoint.local_address
+            self.drivers.add(QueueDriver(self, endpoint, info.seen_at(local.host, local.port), self._connection_config))
+
+        listeners = await transport.listen(port.host, port.port, self.options, accepted)
+        self.listeners += listeners
+        info = replace(info, trsvcid=str(listeners[0].address.port))
+        self.inventory.add_port(info)
+
+    async def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:
+        """Stop listening, let commands in progress end, end all associations, flush and close the namespaces."""
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for listener in self.listeners:
+            listener.close()
+        deadline = self.loop.time() + drain_seconds
+        while not all([driver.drain() for driver in self.drivers]) and self.loop.time() < deadline:
+            await asyncio.sleep(0.005)
+        self.inventory.end_all("the target is stopping")
+        for driver in list(self.drivers):
+            driver.queue.lost("the target is stopping")
+        while (self.drivers or self.tasks) and self.loop.time() < deadline:
+            await self._wait_idle(deadline - self.loop.time())
+        for driver in list(self.drivers):
+            driver.abort("the target is stopping")
+        await self._close_backends()
+
+    def _draining(self) -> bool:
+        """Whether commands are in progress; all queues take no more of them from now on."""
+        return sum(not driver.drain() for driver in self.drivers) > 0
+
+    async def _wait_idle(self, seconds: float) -> None:
+        assert self._idle is not None
+        self._idle.clear()
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+            return
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    async def _close_backends(self) -> None:
+        backends, self._backends = self._backends, []
+        for backend in backends:
+            try:
+                pending = backend.flush() if backend.capabilities.can_write else None
+                if pending is not None:
+                    await pending
+            except OSError as error:
+                logger.error("%s: flush failed: %s", backend.description, error.strerror or error)
+            await backend.close()
+
+    async def __aenter__(self) -> Target:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # -- while it runs -------------------------------------------------------------------------------------------
+
+    def ended(self, driver: QueueDriver) -> None:
+        """A connection has gone."""
+        self.drivers.discard(driver)
+        if self._idle is not None:
+            self._idle.set()
+
+    async def add_namespace(self, namespace: Backend | NamespaceConfig, *, subnqn: str | None = None) -> int:
+        """Open a backend and offer it; returns its NSID. Hosts are told by an asynchronous event."""
+        config = namespace if isinstance(namespace, NamespaceConfig) else NamespaceConfig(backend=namespace)
+        await config.backend.open()
+        try:
+            added = self.subsystems[subnqn or self.subnqn].add_namespace(config)
+        except ConfigurationError:
+            await config.backend.close()
+            raise
+        self._backends.append(config.backend)
+        return added.nsid
+
+    async def remove_namespace(self, nsid: int, *, subnqn: str | None = None) -> None:
+        """Withdraw a namespace and close its backend."""
+        namespace = self.subsystems[subnqn or self.subnqn].remove_namespace(nsid)
+        self._backends.remove(namespace.backend)
+        await namespace.backend.close()
+
+    def _tick(self) -> None:
+        """End what has been silent for too long, then sleep until the next deadline."""
+        now = self.loop.time()
+        following = now + _TICK_SECONDS
+        for subsystem in (*self.subsystems.values(), self.inventory.discovery):
+            for controller in list(subsystem.controllers.values()):
+                if not isinstance(controller, Controller):
+                    continue
+                controller.check_deadline(now)
+                deadline = controller.next_deadline()
+                if deadline is not None:
+                    following = min(following, deadline)
+        for driver in list(self.drivers):
+            if not driver.connected and now - driver.opened_at > self.connect_seconds:
+                driver.finish_unconnected(self.connect_seconds)
+        self._timer = self.loop.call_at(max(following, now + _SHORTEST_TICK_SECONDS), self._tick)
+
+
+def simple_config(
+    namespaces: Iterable[Backend | NamespaceConfig],
+    subnqn: str,
+    trtype: str,
+    listen: str | Sequence[str],
+    allowed_hosts: Iterable[str] | None,
+) -> TargetConfig:
+    """The configuration of one subsystem on one transport."""
+    configs = tuple(n if isinstance(n, NamespaceConfig) else NamespaceConfig(backend=n) for n in namespaces)
+    subsystem = SubsystemConfig(
+        nqn=subnqn,
+        namespaces=configs,
+        allowed_hosts=None if allowed_hosts is None else frozenset(allowed_hosts),
+    )
+    addresses = [Address.parse(text) for text in ([listen] if isinstance(listen, str) else listen)]
+    if not addresses:
+        raise ConfigurationError("a target needs at least one address to listen on")
+    ports = tuple(PortConfig(transport=trtype, host=address.host, port=address.port) for address in addresses)
+    return TargetConfig(subsystems=(subsystem,), ports=ports)
