@@ -112,7 +112,7 @@ class QueueContext:
         """The queue has gone: forget it; with the admin queue the whole association ends. Harmless when repeated."""
         controller, self.controller = self.controller, None
         if controller is not None:
-            controller.detach_queue(self.qid, reason)
+            controller.detach_queue(self.qid, self.queue, reason)
 
 
 __all__ = ["Future", "PortInfo", "QueueContext", "QueueCounters", "QueueHandle", "Runtime", "TimerHandle"]

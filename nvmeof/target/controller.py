@@ -199,9 +199,11 @@ class Controller:
         """A queue's Connect was accepted."""
         self.queues[qid] = queue
 
-    def detach_queue(self, qid: int, reason: str = "the queue was closed") -> None:
-        """A queue has gone; without its admin queue the controller ends."""
-        self.queues.pop(qid, None)
+    def detach_queue(self, qid: int, queue: Queue, reason: str = "the queue was closed") -> None:
+        """A queue has gone; without its admin queue the controller ends. A queue that was replaced is no loss."""
+        if self.queues.get(qid) is not queue:
+            return
+        del self.queues[qid]
         if qid == 0:
             self.destroy(reason)
 

@@ -55,7 +55,7 @@ class NamespaceIdentifiers:
 def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
     """The NVMe status and DNR for what a backend's operation failed with."""
     code = error.errno
-    if code in _NO_ROOM:
+    if code in _NO_ROOM and writing:
         return Status.CAPACITY_EXCEEDED, True
     if code in _WRITE_REFUSED and writing:
         return Status.NAMESPACE_WRITE_PROTECTED, True

@@ -172,7 +172,7 @@ class Target:
         for listener in self.listeners:
             listener.close()
         deadline = self.loop.time() + drain_seconds
-        while not all([driver.drain() for driver in self.drivers]) and self.loop.time() < deadline:
+        while self._busy_queues() and self.loop.time() < deadline:  # noqa: ASYNC110 - only while stopping
             await asyncio.sleep(0.005)
         self.inventory.end_all("the target is stopping")
         for driver in list(self.drivers):
@@ -186,6 +186,10 @@ class Target:
     def _draining(self) -> bool:
         """Whether commands are in progress; all queues take no more of them from now on."""
         return sum(not driver.drain() for driver in self.drivers) > 0
+
+    def _busy_queues(self) -> int:
+        """How many queues have commands in progress; none of them takes new ones from now on."""
+        return sum(not driver.drain() for driver in self.drivers)
 
     async def _wait_idle(self, seconds: float) -> None:
         assert self._idle is not None

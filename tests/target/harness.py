@@ -168,7 +168,9 @@ class TestQueue:
             result = result.completion
         return result
 
-    def command(self, opcode: int, data: bytes | None = None, *, length: int | None = None, **fields: Any) -> Completion:
+    def command(
+        self, opcode: int, data: bytes | None = None, *, length: int | None = None, **fields: Any
+    ) -> Completion:
         return self.run(self.sqe(opcode, data, length=length, **fields), data)
 
     def sqe(self, opcode: int, data: bytes | None = None, *, length: int | None = None, **fields: Any) -> Sqe:

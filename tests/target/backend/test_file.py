@@ -1,0 +1,345 @@
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.target.backend import syscalls
+from nvmeof.target.backend.base import Lease
+from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.pool import BufferPool
+from tests.target.backend_tools import read, settled
+
+
+@pytest.fixture
+async def disk(tmp_path):
+    backend = FileBackend(tmp_path / "disk", size="1M")
+    await backend.open()
+    yield backend
+    await backend.close()
+
+
+async def test_write_then_read(disk):
+    data = os.urandom(8192)
+    await disk.write(4096, memoryview(data))
+    assert await read(disk, 4096, 8192) == data
+    assert await read(disk, 0, 4096) == bytes(4096)
+    assert (disk.path.read_bytes())[4096:12288] == data
+
+
+async def test_reads_of_cached_pages_need_no_thread(disk, monkeypatch):
+    await disk.write(0, memoryview(os.urandom(65536)))
+    lease = disk.acquire_read(0, 65536)
+    if not isinstance(lease, Lease):
+        (await lease).release()
+        pytest.skip("no RWF_NOWAIT for reads on this file system")
+    assert lease.stable
+    lease.release()
+    lease.release()
+    assert disk._pool.used_bytes == 0
+
+
+async def test_unsupported_nowait_is_remembered_and_eagain_is_not(disk, monkeypatch):
+    calls: list[int] = []
+    failure = [errno.EAGAIN]
+    real = os.preadv
+
+    def preadv(fd, buffers, offset, flags=0):
+        calls.append(flags)
+        if flags & os.RWF_NOWAIT:
+            raise OSError(failure[0], "refused")
+        return real(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    await read(disk, 0, 512)
+    await read(disk, 0, 512)
+    assert calls == [os.RWF_NOWAIT, 0, os.RWF_NOWAIT, 0]
+    failure[0] = errno.EOPNOTSUPP
+    calls.clear()
+    await read(disk, 0, 512)
+    await read(disk, 0, 512)
+    assert calls == [os.RWF_NOWAIT, 0, 0]
+
+
+async def test_partial_reads_and_writes_are_continued(disk, monkeypatch):
+    real_read, real_write = os.preadv, os.pwritev
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, offset, flags=0: real_read(fd, [buffers[0][:700]], offset, flags)
+    )
+    monkeypatch.setattr(
+        os, "pwritev", lambda fd, buffers, offset, flags=0: real_write(fd, [buffers[0][:1000]], offset, flags)
+    )
+    data = os.urandom(4096)
+    await disk.write(512, memoryview(data))
+    assert await read(disk, 512, 4096) == data
+    await disk.write(512, memoryview(data[::-1]), fua=True)
+    assert await read(disk, 512, 4096) == data[::-1]
+
+
+async def test_force_unit_access_uses_dsync_or_falls_back(disk, monkeypatch):
+    calls: list[str] = []
+    supported = [True]
+    real_write, real_sync = os.pwritev, os.fdatasync
+
+    def pwritev(fd, buffers, offset, flags=0):
+        calls.append("dsync" if flags & os.RWF_DSYNC else "write")
+        if flags and not supported[0]:
+            raise OSError(errno.EOPNOTSUPP, "refused")
+        return real_write(fd, buffers, offset, flags)
+
+    def fdatasync(fd):
+        calls.append("sync")
+        real_sync(fd)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    await disk.write(0, memoryview(bytes(512)))
+    await disk.write(0, memoryview(bytes(512)), fua=True)
+    assert calls == ["write", "dsync"]
+    supported[0] = False
+    calls.clear()
+    await disk.write(0, memoryview(bytes(512)), fua=True)
+    await disk.write(0, memoryview(bytes(512)), fua=True)
+    assert calls == ["dsync", "write", "sync", "write", "sync"]
+    calls.clear()
+    await disk.flush()
+    await disk.write_zeroes(0, 512, deallocate=False, fua=True)
+    assert calls[0] == "sync" and calls[-1] == "sync"
+
+
+@pytest.mark.parametrize("deallocate", [True, False])
+@pytest.mark.parametrize("fallocate_works", [True, False])
+async def test_write_zeroes(disk, monkeypatch, deallocate, fallocate_works):
+    if not fallocate_works:
+
+        def refuse(fd, offset, length):
+            raise OSError(errno.EOPNOTSUPP, "refused")
+
+        monkeypatch.setattr(syscalls, "zero_range", refuse)
+        monkeypatch.setattr(syscalls, "punch_hole", refuse)
+    await disk.write(0, memoryview(b"\xff" * 65536))
+    await disk.write_zeroes(512, 60000 // 512 * 512, deallocate=deallocate)
+    data = await read(disk, 0, 65536)
+    assert data[:512] == b"\xff" * 512 and data[512 + 59904 :] == b"\xff" * (65536 - 512 - 59904)
+    assert not any(data[512 : 512 + 59904])
+
+
+async def test_deallocate_gives_space_back(disk):
+    await disk.write(0, memoryview(b"\xff" * (1 << 20)))
+    await disk.flush()
+    before = os.stat(disk.path).st_blocks
+    await disk.deallocate(0, 1 << 19)
+    assert os.stat(disk.path).st_blocks < before
+    assert await read(disk, 0, 1 << 19) == bytes(1 << 19)
+
+
+async def test_deallocate_that_the_file_system_lacks_is_a_hint_ignored(disk, monkeypatch):
+    def refuse(fd, offset, length):
+        raise OSError(errno.EOPNOTSUPP, "refused")
+
+    monkeypatch.setattr(syscalls, "punch_hole", refuse)
+    await disk.write(0, memoryview(b"\xff" * 512))
+    assert disk.capabilities.can_deallocate
+    await disk.deallocate(0, 512)
+    assert not disk.capabilities.can_deallocate
+    assert await read(disk, 0, 512) == b"\xff" * 512
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+async def test_errors_come_out_as_they_are_and_free_everything(disk, monkeypatch, code):
+    def fail(*args):
+        raise OSError(code, "broken")
+
+    monkeypatch.setattr(os, "pwritev", fail)
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(OSError) as caught:
+        await disk.write(0, memoryview(bytes(512)))
+    assert caught.value.errno == code
+    with pytest.raises(OSError):
+        await settled(disk.acquire_read(0, 512))
+    disk._read_nowait = False
+    with pytest.raises(OSError):
+        await settled(disk.acquire_read(0, 512))
+    assert disk._pool.used_bytes == 0 and len(disk._ranges) == 0
+
+
+async def test_a_file_that_was_cut_fails_reads_with_eio(disk):
+    os.truncate(disk.path, 4096)
+    with pytest.raises(OSError) as caught:
+        await read(disk, 0, 8192)
+    assert caught.value.errno == errno.EIO
+
+
+async def test_a_reader_never_sees_half_a_write(disk):
+    size = 65536
+    patterns = [bytes([value]) * size for value in range(1, 9)]
+    await disk.write(0, memoryview(patterns[0]))
+    writes = [disk.write(0, memoryview(pattern)) for pattern in patterns]
+    reads = [asyncio.ensure_future(read(disk, 0, size)) for _ in range(8)]
+    for data in await asyncio.gather(*reads):
+        assert len(set(data)) == 1
+    await asyncio.gather(*writes)
+    assert await read(disk, 0, size) == patterns[-1], "overlapping writes keep their order"
+
+
+async def test_many_disjoint_operations_at_once(disk):
+    data = os.urandom(1 << 20)
+    await asyncio.gather(*(disk.write(i, memoryview(data)[i : i + 4096]) for i in range(0, 1 << 20, 4096)))
+    parts = await asyncio.gather(*(read(disk, i, 8192) for i in range(0, 1 << 20, 8192)))
+    assert b"".join(parts) == data
+    assert len(disk._ranges) == 0 and disk._pool.used_bytes == 0
+
+
+async def test_reads_wait_for_memory(tmp_path):
+    pool = BufferPool(8192)
+    backend = FileBackend(tmp_path / "disk", size="1M", pool=pool)
+    await backend.open()
+    leases = [await settled(backend.acquire_read(0, 4096)) for _ in range(2)]
+    waiting = [asyncio.ensure_future(backend.acquire_read(0, 4096)) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    assert not any(item.done() for item in waiting)
+    leases[0].release()
+    first = await asyncio.wait_for(waiting[0], 5)
+    assert not waiting[1].done()
+    first.release()
+    (await asyncio.wait_for(waiting[1], 5)).release()
+    leases[1].release()
+    assert pool.used_bytes == 0
+    await backend.close()
+
+
+async def test_cancelling_frees_buffers_and_ranges_only_when_the_thread_is_done(disk, monkeypatch):
+    import threading
+
+    proceed, entered = threading.Event(), threading.Event()
+    real = os.preadv
+
+    def preadv(fd, buffers, offset, flags=0):
+        if flags:
+            raise OSError(errno.EAGAIN, "not cached")
+        entered.set()
+        proceed.wait(5)
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    pending = disk.acquire_read(0, 4096)
+    await asyncio.to_thread(entered.wait, 5)
+    pending.cancel()
+    await asyncio.sleep(0)
+    assert disk._pool.used_bytes == 4096 and len(disk._ranges) == 1
+    proceed.set()
+    await disk.flush()
+    await asyncio.sleep(0.05)
+    assert disk._pool.used_bytes == 0 and len(disk._ranges) == 0
+
+
+# Opening
+
+
+async def opened(path: Path, **options) -> FileBackend:
+    backend = FileBackend(path, **options)
+    await backend.open()
+    return backend
+
+
+async def test_sizes(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(10_000))
+    backend = await opened(path, block_bytes=4096)
+    assert backend.capabilities.size_bytes == 8192
+    assert backend.capabilities.volatile_cache and backend.capabilities.can_write
+    await backend.close()
+    backend = await opened(path, size="1M")
+    assert backend.capabilities.size_bytes == 1 << 20 == path.stat().st_size
+    assert path.stat().st_blocks * 512 < 1 << 20, "extended sparse"
+    await backend.open()
+    backend.resize(2 << 20)
+    assert path.stat().st_size == 2 << 20 == backend.capabilities.size_bytes
+    with pytest.raises(OSError):
+        backend.resize(100)
+    await backend.close()
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "text"),
+    [
+        (lambda path: None, {}, "does not exist"),
+        (lambda path: path.mkdir(), {"read_only": True}, "neither a regular file nor a block device"),
+        (lambda path: path.write_bytes(b""), {}, "smaller than one block"),
+        (lambda path: path.write_bytes(bytes(512)), {"block_bytes": 4096}, "smaller than one block"),
+        (lambda path: path.write_bytes(bytes(512)), {"size": "1M", "read_only": True}, "is read-only"),
+        (lambda path: path.mkdir(), {}, "cannot open"),
+    ],
+)
+async def test_files_that_cannot_be_served(tmp_path, make, options, text):
+    path = tmp_path / "disk"
+    make(path)
+    with pytest.raises(ConfigurationError, match=text):
+        await opened(path, **options)
+
+
+def test_capabilities_before_opening(tmp_path):
+    with pytest.raises(ConfigurationError, match="not been opened"):
+        _ = FileBackend(tmp_path / "disk").capabilities
+    with pytest.raises(ConfigurationError, match="block size"):
+        FileBackend(tmp_path / "disk", block_bytes=100)
+
+
+LOCKER = """
+import asyncio, sys
+from nvmeof.errors import ConfigurationError
+from nvmeof.target.backend.file import FileBackend
+async def main():
+    backend = FileBackend(sys.argv[1], read_only="ro" in sys.argv, shared="shared" in sys.argv)
+    try:
+        await backend.open()
+    except ConfigurationError as error:
+        print(error)
+    else:
+        print("opened")
+        await backend.close()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "allowed"),
+    [({}, [], False), ({}, ["ro"], False), ({"read_only": True}, ["ro"], True), ({}, ["shared"], True)],
+)
+async def test_two_targets_and_one_file(tmp_path, ours, theirs, allowed):
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    backend = await opened(path, **ours)
+    output = subprocess.run(
+        [sys.executable, "-c", LOCKER, str(path), *theirs], capture_output=True, text=True, check=True
+    ).stdout
+    assert output.strip() == ("opened" if allowed else f"{path} is in use by another process")
+    await backend.close()
+
+
+async def test_read_only_file(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(os.urandom(4096))
+    path.chmod(0o444)
+    backend = await opened(path, read_only=True)
+    capabilities = backend.capabilities
+    assert not (capabilities.can_write or capabilities.can_deallocate or capabilities.volatile_cache)
+    assert backend.flush() is None
+    assert await read(backend, 0, 4096) == path.read_bytes()
+    await backend.close()
+
+
+async def test_operations_after_closing(disk):
+    await disk.close()
+    for call in (lambda: disk.write(0, memoryview(bytes(512))), disk.flush):
+        with pytest.raises(OSError) as caught:
+            await settled(call())
+        assert caught.value.errno == errno.EBADF
+    with pytest.raises(OSError):
+        await settled(disk.acquire_read(0, 512))
+    assert disk._pool.used_bytes == 0

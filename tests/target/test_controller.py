@@ -1,0 +1,340 @@
+import itertools
+
+import pytest
+
+from nvmeof.spec.enums import AnaState
+from nvmeof.spec.properties import CC_OFFSET, CSTS_OFFSET
+from nvmeof.spec.status import Status
+from nvmeof.target.backend.base import Backend, Capabilities
+from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.config import NamespaceConfig
+from nvmeof.target.states import ControllerState
+from tests.target.harness import CC_DISABLED, CC_ENABLE, FakeFuture, Pending, Target, TestQueue
+
+SHN_NORMAL, SHN_ABRUPT = 1 << 14, 2 << 14
+RDY, CFS, SHST_COMPLETE = 1, 2, 2 << 2
+BAD = CC_ENABLE | 1 << 7  # MPS of 8 KiB, which CAP does not have
+
+
+def in_state(state: ControllerState) -> TestQueue:
+    queue = Target().queue()
+    queue.connect()
+    if state is ControllerState.READY:
+        queue.set_property(CC_OFFSET, CC_ENABLE)
+    elif state is ControllerState.SHUTDOWN:
+        queue.set_property(CC_OFFSET, CC_ENABLE)
+        queue.set_property(CC_OFFSET, CC_ENABLE | SHN_NORMAL)
+    elif state is ControllerState.FAILED:
+        queue.set_property(CC_OFFSET, BAD)
+    assert queue.ctx.state is state
+    return queue
+
+
+# What CC is written, and the state and CSTS that follow: every state with every kind of write.
+DISABLED, READY = ControllerState.DISABLED, ControllerState.READY
+SHUTDOWN, FAILED = ControllerState.SHUTDOWN, ControllerState.FAILED
+WRITES = {
+    "disable": CC_DISABLED,
+    "enable": CC_ENABLE,
+    "enable badly": BAD,
+    "enabled, shut down": CC_ENABLE | SHN_NORMAL,
+    "enabled, shut down abruptly": CC_ENABLE | SHN_ABRUPT,
+    "disabled, shut down": CC_DISABLED | SHN_NORMAL,
+}
+OUTCOMES = {
+    (DISABLED, "disable"): (DISABLED, 0),
+    (DISABLED, "enable"): (READY, RDY),
+    (DISABLED, "enable badly"): (FAILED, CFS),
+    (DISABLED, "enabled, shut down"): (SHUTDOWN, RDY | SHST_COMPLETE),
+    (DISABLED, "enabled, shut down abruptly"): (SHUTDOWN, RDY | SHST_COMPLETE),
+    (DISABLED, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
+    (READY, "disable"): (DISABLED, 0),
+    (READY, "enable"): (READY, RDY),
+    (READY, "enable badly"): (READY, RDY),  # fields other than EN and SHN count when EN becomes 1
+    (READY, "enabled, shut down"): (SHUTDOWN, RDY | SHST_COMPLETE),
+    (READY, "enabled, shut down abruptly"): (SHUTDOWN, RDY | SHST_COMPLETE),
+    (READY, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
+    (SHUTDOWN, "disable"): (DISABLED, 0),
+    (SHUTDOWN, "enable"): (READY, RDY),
+    (SHUTDOWN, "enable badly"): (READY, RDY),
+    (SHUTDOWN, "enabled, shut down"): (SHUTDOWN, RDY | SHST_COMPLETE),
+    (SHUTDOWN, "enabled, shut down abruptly"): (SHUTDOWN, RDY | SHST_COMPLETE),
+    (SHUTDOWN, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
+    (FAILED, "disable"): (DISABLED, 0),
+    (FAILED, "enable"): (FAILED, CFS),
+    (FAILED, "enable badly"): (FAILED, CFS),
+    (FAILED, "enabled, shut down"): (FAILED, CFS | SHST_COMPLETE),
+    (FAILED, "enabled, shut down abruptly"): (FAILED, CFS | SHST_COMPLETE),
+    (FAILED, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "write"), list(itertools.product((DISABLED, READY, SHUTDOWN, FAILED), WRITES)), ids=str
+)
+def test_every_state_and_cc_write(state, write):
+    queue = in_state(state)
+    assert queue.set_property(CC_OFFSET, WRITES[write]).status == 0
+    assert (queue.ctx.state, queue.csts) == OUTCOMES[state, write]
+    assert queue.get_property(CC_OFFSET).dw0 == WRITES[write]
+    assert not queue.closed, "the admin queue stays"
+
+
+@pytest.mark.parametrize("state", [DISABLED, SHUTDOWN, FAILED])
+@pytest.mark.parametrize("opcode", [0x02, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x18])
+def test_admin_commands_need_a_ready_controller(state, opcode):
+    assert in_state(state).command(opcode, length=4096).status == Status.COMMAND_SEQUENCE_ERROR
+
+
+@pytest.mark.parametrize("state", [DISABLED, READY, SHUTDOWN, FAILED])
+def test_properties_are_read_in_every_state(state):
+    assert in_state(state).get_property(CSTS_OFFSET).status == 0
+
+
+@pytest.mark.parametrize(
+    "cc",
+    [
+        CC_ENABLE | 1 << 7,  # MPS 8 KiB
+        CC_ENABLE | 1 << 11,  # AMS weighted round robin
+        CC_ENABLE & ~(7 << 4) | 7 << 4,  # CSS: no I/O command set
+        CC_ENABLE & ~(7 << 4) | 1 << 4,  # CSS reserved
+        CC_ENABLE & ~(15 << 16) | 7 << 16,  # IOSQES 128
+        CC_ENABLE & ~(15 << 20) | 5 << 20,  # IOCQES 32
+        CC_ENABLE & ~(0xFF << 16),  # no entry sizes
+        CC_ENABLE | 1 << 24,  # CRIME
+    ],
+)
+def test_configurations_that_cannot_be_enabled(cc):
+    queue = Target().queue()
+    queue.connect()
+    queue.set_property(CC_OFFSET, cc)
+    assert queue.csts == CFS and queue.ctx.state is FAILED
+    queue.set_property(CC_OFFSET, 0)
+    queue.set_property(CC_OFFSET, CC_ENABLE)
+    assert queue.csts == RDY, "a reset gets the controller out of it"
+
+
+@pytest.mark.parametrize("cc", [CC_ENABLE, CC_ENABLE & ~(7 << 4)])
+def test_both_command_set_selections_work(cc):
+    queue = Target().queue()
+    queue.connect()
+    queue.set_property(CC_OFFSET, cc)
+    assert queue.csts == RDY
+
+
+def test_discovery_controller_needs_no_entry_sizes():
+    queue = Target().queue()
+    queue.connect(subnqn="nqn.2014-08.org.nvmexpress.discovery")
+    queue.set_property(CC_OFFSET, 1)
+    assert queue.csts == RDY
+
+
+def test_reset_closes_io_queues_and_forgets_features_and_requests():
+    target = Target()
+    admin = target.admin()
+    first, second = target.io(admin, 1), target.io(admin, 2)
+    admin.set_feature(0x0B, 0x900)
+    request = admin.submit(admin.sqe(0x0C))
+    admin.set_property(CC_OFFSET, CC_DISABLED)
+    assert first.closed == second.closed == ["the controller was reset"]
+    assert request.step().status == Status.ABORTED_BY_REQUEST
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+    assert admin.get_feature(0x0B).dw0 == 0
+    assert target.io(admin, 1).ctx.controller is admin.ctx.controller
+
+
+def test_late_detach_of_a_closed_queue_does_not_remove_its_successor():
+    target = Target()
+    admin = target.admin()
+    old = target.io(admin, 1)
+    admin.set_property(CC_OFFSET, CC_DISABLED)
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+    new = target.io(admin, 1)
+    old.ctx.detach("its connection went later")
+    assert admin.ctx.controller.queues[1] is new.ctx.queue
+
+
+class SlowFlush(Backend):
+    """A backend whose flush is finished by hand."""
+
+    def __init__(self) -> None:
+        self.flushes: list[FakeFuture] = []
+
+    capabilities = Capabilities(size_bytes=1 << 20, volatile_cache=True)
+    description = "slow"
+
+    def acquire_read(self, offset, length):
+        raise NotImplementedError
+
+    write = write_zeroes = deallocate = resize = acquire_read
+
+    def flush(self):
+        self.flushes.append(FakeFuture())
+        return self.flushes[-1]
+
+
+def test_shutdown_completes_after_the_flush():
+    backend = SlowFlush()
+    admin = Target(backend).admin()
+    write = admin.submit(admin.sqe(0x7F, nsid=0, cdw11=CC_OFFSET, cdw12=CC_ENABLE | SHN_NORMAL))
+    assert isinstance(write, Pending) and write.completion is None
+    assert admin.csts == RDY | 1 << 2
+    backend.flushes[0].set_result(None)
+    assert write.step().status == 0
+    assert admin.csts == RDY | SHST_COMPLETE
+
+
+def test_shutdown_overtaken_by_a_reset_does_not_complete_the_next():
+    backend = SlowFlush()
+    admin = Target(backend).admin()
+    first = admin.submit(admin.sqe(0x7F, nsid=0, cdw11=CC_OFFSET, cdw12=CC_ENABLE | SHN_NORMAL))
+    admin.set_property(CC_OFFSET, CC_DISABLED)
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+    backend.flushes[0].set_result(None)
+    assert first.step().status == 0
+    assert admin.csts == RDY
+
+
+# Keep alive
+
+
+def test_keep_alive_timeout_ends_the_association():
+    target = Target()
+    admin = target.admin(kato=5000)
+    io = target.io(admin)
+    controller = admin.ctx.controller
+    start = target.runtime.time
+    assert controller.next_deadline() == start + 5
+    assert not controller.check_deadline(start + 4.99)
+    assert controller.check_deadline(start + 5)
+    assert admin.closed == io.closed == ["keep alive timeout: no command for 5 s"]
+    assert controller.next_deadline() is None and not controller.check_deadline(start + 50)
+    assert not target.subsystem.controllers
+
+
+def test_traffic_on_any_queue_counts_as_keep_alive():
+    target = Target()
+    admin = target.admin(kato=5000)
+    io = target.io(admin)
+    target.runtime.time += 4
+    io.command(0x00, nsid=1)
+    assert admin.ctx.controller.next_deadline() == target.runtime.time + 5
+
+
+def test_no_keep_alive_for_an_io_controller_that_asks_for_none():
+    assert Target().admin(kato=0).ctx.controller.next_deadline() is None
+
+
+def test_default_keep_alive_can_be_configured():
+    target = Target(any_keep_alive_seconds=30)
+    assert target.admin(kato=0).ctx.controller.next_deadline() == target.runtime.time + 30
+
+
+def test_discovery_controller_goes_after_two_idle_minutes():
+    target = Target()
+    controller = target.discovery(kato=0).ctx.controller
+    assert controller.next_deadline() == target.runtime.time + 120
+    assert target.discovery(kato=30000).ctx.controller.next_deadline() == target.runtime.time + 30
+
+
+def test_keep_alive_is_rounded_up_to_its_granularity():
+    admin = Target().admin(kato=1234)
+    assert admin.get_feature(0x0F).dw0 == 1300
+    admin.set_feature(0x0F, 1)
+    assert admin.get_feature(0x0F).dw0 == 100
+    admin.set_feature(0x0F, 0)
+    assert admin.ctx.controller.next_deadline() is None
+    assert admin.command(0x18).status == 0
+
+
+# Asynchronous events
+
+NAMESPACE_EVENT = 0x040002
+ANA_EVENT = 0x0C0302
+DISCOVERY_EVENT = 0x70F002
+
+
+def request(queue: TestQueue) -> Pending:
+    result = queue.submit(queue.sqe(0x0C))
+    assert isinstance(result, Pending)
+    return result
+
+
+def test_a_namespace_change_is_reported_once_until_its_log_is_read():
+    target = Target()
+    admin = target.admin()
+    admin.set_feature(0x0B, 0x900)
+    first, second = request(admin), request(admin)
+    target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M")))
+    assert first.step().dw0 == NAMESPACE_EVENT
+    target.subsystem.resize_namespace(2, 2 << 20)
+    assert second.step() is None, "masked"
+    assert admin.log_page(0x04, 4096, rae=True).status == 0
+    target.subsystem.remove_namespace(2)
+    assert second.step() is None, "RAE keeps the mask"
+    page = admin.read_bytes(admin.log_page(0x04, 4096))
+    assert page[:8] == b"\2\0\0\0\0\0\0\0"
+    assert not any(admin.read_bytes(admin.log_page(0x04, 4096)))
+    target.subsystem.resize_namespace(1, 2 << 20)
+    assert second.step().dw0 == NAMESPACE_EVENT
+
+
+def test_an_event_waits_for_a_request():
+    target = Target()
+    admin = target.admin()
+    admin.set_feature(0x0B, 0x900)
+    target.subsystem.set_ana_state(AnaState.INACCESSIBLE)
+    target.subsystem.set_ana_state(AnaState.INACCESSIBLE)
+    assert admin.command(0x0C).dw0 == ANA_EVENT
+    assert request(admin).step() is None
+
+
+def test_events_that_were_not_asked_for_are_not_sent():
+    target = Target()
+    admin = target.admin()
+    pending = request(admin)
+    target.subsystem.resize_namespace(1, 2 << 20)
+    assert pending.step() is None
+
+
+def test_discovery_log_change():
+    target = Target()
+    queue = target.discovery()
+    assert queue.set_feature(0x0B, 1 << 31).status == 0
+    pending = request(queue)
+    target.inventory.remove_port(1)
+    assert pending.step().dw0 == DISCOVERY_EVENT
+
+
+def test_too_many_async_event_requests():
+    admin = Target(max_async_events=2).admin()
+    held = [request(admin), request(admin)]
+    assert admin.command(0x0C).status == Status.ASYNC_EVENT_LIMIT_EXCEEDED
+    assert all(item.step() is None for item in held)
+
+
+def test_requests_end_with_the_admin_queue():
+    admin = Target().admin()
+    pending = request(admin)
+    admin.ctx.detach("gone")
+    assert pending.step().status == Status.ABORTED_SQ_DELETION
+
+
+def test_abort_of_a_held_request_and_of_anything_else():
+    admin = Target().admin()
+    sqe = admin.sqe(0x0C)
+    pending = admin.submit(sqe)
+    assert admin.command(0x08, cdw10=1 | sqe.cid << 16).dw0 == 1, "not on that queue"
+    assert admin.command(0x08, cdw10=sqe.cid << 16).dw0 == 0
+    assert pending.step().status == Status.ABORTED_BY_REQUEST
+    assert admin.command(0x08, cdw10=sqe.cid << 16).dw0 == 1, "it has gone"
+
+
+def test_temperature_event():
+    admin = Target().admin()
+    admin.set_feature(0x0B, 0x02)
+    pending = request(admin)
+    admin.set_feature(0x04, 300)
+    assert pending.step().dw0 == 0x020101
+    smart = admin.read_bytes(admin.log_page(0x02, 512))
+    assert smart[0] == 2 and int.from_bytes(smart[1:3], "little") == 310
