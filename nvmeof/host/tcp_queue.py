@@ -12,7 +12,7 @@ from collections.abc import Callable
 from nvmeof.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, NvmeofError, TransportError
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request, devices
-from nvmeof.pdu.termination import Fes
+from nvmeof.pdu.termination import fes_text
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State, Tap
 from nvmeof.protocol.events import Completions, Event, PeerClosed, ProtocolFailure, Ready, Terminated
 from nvmeof.spec.sqe import SQE_BYTES
@@ -183,10 +183,7 @@ class TcpQueue:
             self.ready.set_result(None)
 
     def _on_terminated(self, event: Terminated) -> None:
-        try:
-            reason = Fes(event.fes).name.lower().replace("_", " ")
-        except ValueError:
-            reason = f"fatal error status {event.fes:#04x}"
+        reason = fes_text(event.fes)
         self._lost(
             ConnectionLost(f"{self._peer} terminated queue {self.queue.qid}: {reason} (information {event.fei:#x})")
         )
