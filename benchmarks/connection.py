@@ -5,10 +5,12 @@ What no socket costs is left out on purpose: this is the protocol's own time. Pa
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import inprocess
 from benchmarks import wireformat as w
 from benchmarks.timing import nanoseconds
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
@@ -118,6 +120,11 @@ def _variants() -> list[tuple[str, bool, Callable[[], int]]]:
         variants.append((f"commands in, data out in batches{suffix}", digests, once))
         once = _round(ready_connection(digests=digests, flow_control=True), batch, _gathered(memory))
         variants.append((f"commands in, data and responses out in batches{suffix}", digests, once))
+        for flow_control in (False, True):
+            queue = inprocess.open_queue(MEMORY_BYTES, digests=digests, flow_control=flow_control)
+            responses = " and responses" if flow_control else ""
+            once = functools.partial(queue.exchange, batch)
+            variants.append((f"the target's queue behind it, data{responses} out{suffix}", digests, once))
     return variants
 
 

@@ -73,7 +73,8 @@ class NativeEngine:
         state.heads, state.ring, state.head_bytes = load.heads, load.ring, load.head_bytes
         state.payloads, state.payload_bytes = load.payloads, load.payload_bytes
         state.payload_stride, state.payload_count = load.payload_stride, load.payload_count
-        state.r2t, state.depth, state.unit_bytes = load.r2t, load.depth, load.unit_bytes
+        state.r2t, state.unit_bytes = load.r2t, load.unit_bytes
+        state.depth, state.batch = load.depth, load.batch
         state.check_head, state.check_plen = struct.unpack("<II", load.check)
         state.hdgst_bytes, state.ddgst_bytes = load.framing.hdgst_bytes, load.framing.ddgst_bytes
         state.data_offset, state.piece_bytes = load.framing.data_offset(w.RESPONSE_BYTES), load.piece_bytes
@@ -151,6 +152,8 @@ class PythonEngine:
     def _refill(self, now: int) -> None:
         load, before = self._load, self._sent
         room = load.depth - (self._sent - self._done)
+        if room < load.batch:
+            return
         if load.limit:
             room = min(room, load.limit - self._sent)
         inline = load.payload_bytes and not load.r2t

@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--op", choices=["read", "write"], default="read")
     parser.add_argument("--bs", type=int, default=4096, help="bytes per command")
     parser.add_argument("--depth", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="new commands leave so many at a time [a quarter of the depth]")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--warmup", type=float, default=0.2)
     parser.add_argument("--span-bytes", type=int, default=1 << 30, help="reach of the random offsets")
@@ -78,6 +79,10 @@ def _check(session: Session, shape: Shape) -> tuple[bool, int]:
     return reply.success_flag, reply.wire_bytes
 
 
+def _batch(options: argparse.Namespace) -> int:
+    return int(options.batch or max(1, options.depth // 4))
+
+
 def _session_options(options: argparse.Namespace) -> SessionOptions:
     return SessionOptions(
         host=options.host,
@@ -110,6 +115,7 @@ def _target_shape(session: Session, options: argparse.Namespace) -> Shape:
         nsid=options.nsid,
         lba_bytes=session.block_bytes,
         span_bytes=min(options.span_bytes, session.size_bytes),
+        batch=_batch(options),
     )
     success, wire_bytes = _check(session, shape)
     templates = w.reply_templates(shape.framing, options.bs, success)
@@ -128,6 +134,7 @@ def _floor_shape(options: argparse.Namespace) -> Shape:
         success=not (options.flow_control or options.no_success),
         in_capsule=options.bs <= 8192 and not options.no_in_capsule,
         span_bytes=options.span_bytes,
+        batch=_batch(options),
     )
 
 
@@ -195,6 +202,7 @@ def _figures(before: Counts, after: Counts, elapsed: float, size: int) -> dict[s
         "rx_bytes": after.rx_bytes - before.rx_bytes,
         "tx_bytes": after.tx_bytes - before.tx_bytes,
         "ios_per_recv": ios / max(1, after.recv_calls - before.recv_calls),
+        "ios_per_send": ios / max(1, after.send_calls - before.send_calls),
     }
 
 
@@ -209,6 +217,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         else:
             session = open_session(_session_options(options))
             stack.callback(session.close)
+            assert isinstance(session.io.sock, socket.socket)
             sock, shape = session.io.sock, _target_shape(session, options)
             extra = {"entries": session.entries, "target_mdts_bytes": session.mdts_bytes}
         result = _measure(options, sock, shape)

@@ -31,6 +31,7 @@ struct loadgen {
     uint32_t check_head;     /* first u32 of a reply and its PLEN must be these */
     uint32_t check_plen;
     uint32_t depth;
+    uint32_t batch;          /* new commands are sent when at least so many can be */
     uint32_t hdgst_bytes, ddgst_bytes, data_offset; /* of H2CData */
     uint32_t piece_bytes;    /* largest H2CData payload */
     int32_t payload_fd;      /* r2t: the payloads as a file, sent without copying them; -1: none */
@@ -91,6 +92,7 @@ static int push_command(struct loadgen *g) {
 /* Commands up to the queue depth; the last one of a batch carries the latency tag when none is under way. */
 static int refill(struct loadgen *g, uint64_t t) {
     uint64_t before = g->sent;
+    if (g->sent - g->done + g->batch > g->depth) return OK;
     while (g->sent - g->done < g->depth && (!g->limit || g->sent < g->limit)) {
         int rc = push_command(g);
         if (rc) return rc;

@@ -36,6 +36,7 @@ class LoadgenStruct(ctypes.Structure):
                 "check_head",
                 "check_plen",
                 "depth",
+                "batch",
                 "hdgst_bytes",
                 "ddgst_bytes",
                 "data_offset",

@@ -6,7 +6,9 @@ import contextlib
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from benchmarks import wireformat as w
 
@@ -69,10 +71,18 @@ class Reply:
     success_flag: bool = False
 
 
+class Stream(Protocol):
+    """What a queue needs of its socket."""
+
+    def sendall(self, data: bytes, /) -> None: ...
+    def recv_into(self, buffer: memoryview, /) -> int: ...
+    def close(self) -> None: ...
+
+
 class Queue:
     """One connection: handshake, then one command at a time."""
 
-    def __init__(self, sock: socket.socket, *, header_digest: bool = False, data_digest: bool = False) -> None:
+    def __init__(self, sock: Stream, *, header_digest: bool = False, data_digest: bool = False) -> None:
         self.sock = sock
         self.cid = 0
         self.framing = w.Framing()
@@ -221,22 +231,24 @@ class SessionOptions:
 def open_session(options: SessionOptions) -> Session:
     """Connect, enable the controller, identify namespace ``nsid``, connect I/O queue 1."""
     with contextlib.ExitStack() as sockets:
-        session = _bring_up(options, sockets)
+
+        def dial() -> socket.socket:
+            sock = open_socket(
+                options.host,
+                options.port,
+                mptcp=options.mptcp,
+                congestion=options.congestion,
+                timeout_seconds=options.timeout_seconds,
+            )
+            return sockets.enter_context(sock)
+
+        session = bring_up(options, dial)
         sockets.pop_all()  # from here on they are the session's to close
     return session
 
 
-def _bring_up(options: SessionOptions, sockets: contextlib.ExitStack) -> Session:
-    def dial() -> socket.socket:
-        sock = open_socket(
-            options.host,
-            options.port,
-            mptcp=options.mptcp,
-            congestion=options.congestion,
-            timeout_seconds=options.timeout_seconds,
-        )
-        return sockets.enter_context(sock)
-
+def bring_up(options: SessionOptions, dial: Callable[[], Stream]) -> Session:
+    """As `open_session`, over streams of any kind: `dial` is called for the admin queue and then for the I/O queue."""
     admin = Queue(dial())
     cntlid = admin.connect(options.subnqn, 0, 31, 0, DYNAMIC_CNTLID)
     cap = admin.property_get(0, 8)

@@ -30,6 +30,7 @@ class Workload:
     r2t: bool
     unit_bytes: int  # of all replies to one command; with R2T, of one reply
     check: bytes  # the first eight bytes of a reply
+    batch: int = 1  # new commands are sent when at least so many can be
     limit: int = 0
 
     @property
@@ -50,6 +51,7 @@ class Shape:
     nsid: int = 1
     lba_bytes: int = 512
     span_bytes: int = 1 << 30
+    batch: int = 1
     sequential: bool = False
     limit: int = 0
 
@@ -94,6 +96,7 @@ def prepare(shape: Shape) -> Workload:
         r2t=write and not inline,
         unit_bytes=len(response) if write else len(templates["data_head"]) + size + len(templates["data_tail"]),
         check=(response if write else templates["data_head"])[:8],
+        batch=1 if write and not inline else min(shape.batch, shape.depth),
         limit=shape.limit,
     )
 

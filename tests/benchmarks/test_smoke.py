@@ -150,7 +150,7 @@ def test_loopback_against_the_target(tmp_path: Path) -> None:
         assert figures["mb_per_s"] == pytest.approx(figures["iops"] * 4096 / 1e6, rel=0.01)
         assert figures["p99_us"] >= figures["p50_us"] > 0
         assert figures["cpu_us"] == pytest.approx(figures["user_us"] + figures["system_us"])
-        assert figures["samples"] == len(case["samples"][side])
+        assert figures["samples"] + figures["dropped"] == len(case["samples"][side])
     assert case["iops_ratio"] == pytest.approx(case["target"]["iops"] / case["floor"]["iops"])
     assert {goal["goal"][:23] for goal in report["goals"]} == {"4 KiB random read, dept"}
 
@@ -163,9 +163,16 @@ def test_goals_are_cases_of_both_grids() -> None:
     assert len({case.name for case in full}) == len(full)
 
 
-def sample(got: float = 1.0, steal: float = 0.0) -> dict[str, Any]:
-    cpu = {"got": got}
-    return {"server_cpu": cpu, "generator_cpu": {"got": 1.0}, "steal_seconds": steal, "elapsed_seconds": 1.0}
+def sample(got: float = 1.0, steal: float = 0.0, ios: int = 1000) -> dict[str, Any]:
+    cpu = {"got": got, "user": 0.5, "system": 0.5}
+    generator_cpu = {"got": 1.0}
+    return {
+        "server_cpu": cpu,
+        "generator_cpu": generator_cpu,
+        "steal_seconds": steal,
+        "elapsed_seconds": 1.0,
+        "ios": ios,
+    }
 
 
 def test_noisy_samples_are_dropped() -> None:
@@ -174,9 +181,13 @@ def test_noisy_samples_are_dropped() -> None:
     assert not is_quiet(sample(steal=0.2))
     side = Side()
     side.add(sample(got=0.5))
-    assert side.usable == side.dropped, "without a quiet one, all that there is"
+    assert side.usable == side.samples, "without a quiet one, all that there is"
     side.add(sample())
-    assert side.usable == side.kept == [sample()]
+    assert side.usable == side.quiet == [sample()]
+    side.add(sample(ios=700))
+    assert side.usable == [sample()], "the same work cost much more CPU time: the machine was slow"
+    side.add(sample(ios=900))
+    assert len(side.usable) == 2
 
 
 def test_cpu_share() -> None:

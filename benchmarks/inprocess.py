@@ -1,0 +1,114 @@
+"""A target's queue in this process, without sockets or an event loop: bytes in, bytes out, by function call."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from benchmarks.session import HOST_NQN, BenchmarkError, SessionOptions, Stream, bring_up
+from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.completion import Completion
+from nvmeof.target.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.context import QueueContext
+from nvmeof.target.inventory import Inventory, PortInfo
+from nvmeof.target.pool import BufferPool
+from nvmeof.target.queue import Orphans, TargetQueue
+from nvmeof.target.subsystem import Subsystem
+from nvmeof.wire import Buffer
+
+SUBNQN = "nqn.2026-01.io.nvmeof:inprocess"
+NOW = 0.0
+
+
+class _NoTimer:
+    def cancel(self) -> None:
+        """There is nothing to stop."""
+
+
+class _Runtime:
+    """Time stands still, and nothing may wait: a ramdisk completes at once."""
+
+    def create_future(self) -> Any:
+        raise BenchmarkError("a command wants to wait, and nothing here can")
+
+    def call_later(self, seconds: float, callback: Callable[[], object], /) -> _NoTimer:
+        return _NoTimer()
+
+    def now(self) -> float:
+        return NOW
+
+
+class InProcessQueue(Stream):
+    """One connection and its `TargetQueue`; to `benchmarks.session` it looks like a connected socket."""
+
+    def __init__(self, inventory: Inventory, port: PortInfo, pool: BufferPool, digests: bool) -> None:
+        config = ConnectionConfig(header_digest=digests, data_digest=digests)
+        self.connection = Connection(Role.TARGET, config)
+        self.queue = TargetQueue(self.connection, pool, Orphans(), self)
+        self.queue.ctx = QueueContext(_Runtime(), inventory, port, self.queue, peer=HOST_NQN)
+        self._out = bytearray()
+
+    # what the queue asks of its driver
+    def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
+        raise BenchmarkError("a command did not complete at once")
+
+    def wake(self) -> None:
+        """Output is taken after every input anyway."""
+
+    def finish(self, reason: str) -> None:
+        """The connection has no socket to close."""
+
+    # what a session asks of its socket
+    def sendall(self, data: Buffer, /) -> None:
+        view = memoryview(data)
+        while view:
+            buffer = self.connection.next_buffer()
+            count = min(len(buffer), len(view))
+            buffer[:count] = view[:count]
+            view = view[count:]
+            self.queue.handle(self.connection.bytes_received(count, NOW), NOW)
+        for part in self.connection.data_to_send():
+            self._out += part
+        self.connection.bytes_sent(self.connection.backlog_bytes)
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        count = min(len(buffer), len(self._out))
+        buffer[:count] = self._out[:count]
+        del self._out[:count]
+        return count
+
+    def close(self) -> None:
+        self.queue.lost("closed")
+        self.connection.close()
+
+    def exchange(self, batch: bytes) -> int:
+        """Put a batch of capsules in and take the answers out, uncopied; returns their size in bytes."""
+        connection = self.connection
+        size = len(batch)
+        connection.next_buffer()[:size] = batch
+        self.queue.handle(connection.bytes_received(size, NOW), NOW)
+        sent = sum(map(len, connection.data_to_send()))
+        connection.bytes_sent(sent)
+        return sent
+
+
+def open_queue(size_bytes: int, *, digests: bool = False, flow_control: bool = False) -> InProcessQueue:
+    """An I/O queue of an enabled controller whose namespace 1 is a ramdisk, ready for commands."""
+    inventory = Inventory()
+    namespaces = (NamespaceConfig(backend=Ramdisk(size_bytes)),)
+    inventory.add_subsystem(Subsystem(SubsystemConfig(nqn=SUBNQN, namespaces=namespaces)))
+    port = PortInfo(portid=1, transport="tcp", trtype=3, traddr="127.0.0.1", trsvcid="4420")
+    inventory.add_port(port)
+    pool = BufferPool()
+    queues: list[InProcessQueue] = []
+
+    def dial() -> InProcessQueue:
+        queues.append(InProcessQueue(inventory, port, pool, digests))
+        return queues[-1]
+
+    options = SessionOptions(
+        "memory", 0, SUBNQN, header_digest=digests, data_digest=digests, flow_control=flow_control, depth=127
+    )
+    bring_up(options, dial)
+    return queues[-1]
