@@ -1,0 +1,391 @@
+"""``python -m nvmeof.target``: serve ramdisks and files to NVMe/TCP and NVMe-over-MPTCP hosts.
+
+Exit codes: 0 stopped by SIGINT or SIGTERM, 1 something could not be done (an address in use, a file that can't be
+opened), 2 asked for wrongly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from nvmeof.errors import ConfigurationError, NvmeofError
+from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.spec.enums import DISCOVERY_PORT, NVME_PORT
+from nvmeof.target.backend.base import Backend
+from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.server import DEFAULT_SUBNQN, Target
+from nvmeof.target.sizes import format_size, parse_size
+from nvmeof.transport import base
+from nvmeof.transport.base import Address, SocketOptions
+from nvmeof.transport.runloop import loop_name, run
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+DEFAULT_RAMDISK: Final = "1G"
+_FILES_WANTED: Final = 65536
+
+logger = logging.getLogger("nvmeof.target")
+
+
+@dataclass(slots=True)
+class Options:
+    """The command line, as given."""
+
+    trtype: str = "mptcp"
+    trtype_code: int | None = None
+    listen: tuple[str, ...] = ()
+    discovery: tuple[str, ...] = ()
+    advertise: str | None = None
+    ramdisk: tuple[str, ...] = ()
+    file: tuple[str, ...] = ()
+    size: str | None = None
+    block_size: int = 512
+    read_only: bool = False
+    shared: bool = False
+    subnqn: str = DEFAULT_SUBNQN
+    serial: str = ""
+    model: str = "nvmeof"
+    allow_host: tuple[str, ...] = ()
+    max_queues: int = 128
+    queue_size: int = 1024
+    mdts: str = "1M"
+    in_capsule: str = "8K"
+    digests: bool = True
+    congestion: str | None = None
+    tos: int | None = None
+    keep_alive: float = 0.0
+    uvloop: bool | None = None
+    output: str = "normal"
+
+
+def _remark(text: str) -> None:
+    click.echo(f"nvmeof-target: {text}", err=True)
+
+
+def _backends(options: Options) -> list[NamespaceConfig]:
+    ramdisks = options.ramdisk or (() if options.file else (DEFAULT_RAMDISK,))
+    backends: list[Backend] = [Ramdisk(size, block_bytes=options.block_size) for size in ramdisks]
+    backends += [
+        FileBackend(
+            path,
+            size=options.size,
+            block_bytes=options.block_size,
+            read_only=options.read_only,
+            shared=options.shared,
+        )
+        for path in options.file
+    ]
+    return [NamespaceConfig(backend=backend, read_only=options.read_only) for backend in backends]
+
+
+def _ports(options: Options) -> list[PortConfig]:
+    advertised = None if options.advertise is None else Address.parse(options.advertise, default_port=0)
+    ports = []
+    given = [(text, NVME_PORT, False) for text in options.listen or ("0.0.0.0",)]
+    given += [(text, DISCOVERY_PORT, True) for text in options.discovery]
+    for text, default_port, discovery_only in given:
+        address = Address.parse(text, default_port=default_port)
+        ports.append(
+            PortConfig(
+                transport=options.trtype,
+                host=address.host,
+                port=address.port,
+                advertise_host=advertised.host if advertised else None,
+                advertise_port=(advertised.port or None) if advertised else None,
+                discovery_only=discovery_only,
+            )
+        )
+    return ports
+
+
+def make_target(options: Options) -> Target:
+    """The target that a command line asks for. Raises ConfigurationError."""
+    if options.trtype_code is not None:
+        base.set_trtype_code(options.trtype, options.trtype_code)
+    base.get(options.trtype)
+    subsystem = SubsystemConfig(
+        nqn=options.subnqn,
+        serial=options.serial,
+        model=options.model,
+        allowed_hosts=frozenset(options.allow_host) or None,
+        namespaces=tuple(_backends(options)),
+        max_io_queues=options.max_queues,
+        max_queue_entries=options.queue_size,
+        max_transfer_bytes=parse_size(options.mdts),
+        incapsule_bytes=parse_size(options.in_capsule),
+        any_keep_alive_seconds=options.keep_alive,
+    )
+    return Target(
+        TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options))),
+        options=SocketOptions(congestion=options.congestion, tos=options.tos),
+        connection=ConnectionConfig(header_digest=options.digests, data_digest=options.digests),
+    )
+
+
+# -- what is said at the start ---------------------------------------------------------------------------------------
+
+
+def _reachable(host: str) -> str:
+    """An address that a host on this machine can use."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def facts(target: Target, options: Options) -> dict[str, Any]:
+    """What the target offers, for a person or a program."""
+    subsystem = target.subsystems[target.subnqn]
+    listeners = [listener.describe() for listener in target.listeners]
+    return {
+        "subnqn": target.subnqn,
+        "serial": subsystem.config.serial_number,
+        "transport": options.trtype,
+        "trtype": base.get(options.trtype).trtype,
+        "loop": loop_name(),
+        "allowed_hosts": sorted(options.allow_host) or None,
+        "listeners": [
+            {
+                "address": info.address.host,
+                "port": info.address.port,
+                "protocol": info.protocol,
+                "fallback": info.fallback_reason or None,
+            }
+            for info in listeners
+        ],
+        "namespaces": [
+            {
+                "nsid": namespace.nsid,
+                "backend": namespace.backend.description,
+                "size_bytes": namespace.size_blocks * namespace.block_bytes,
+                "block_bytes": namespace.block_bytes,
+                "read_only": namespace.read_only,
+                "uuid": str(namespace.uuid),
+            }
+            for namespace in subsystem.namespaces.values()
+        ],
+    }
+
+
+def _say(told: dict[str, Any]) -> None:
+    click.echo(f"subsystem  {told['subnqn']}  (serial {told['serial']})")
+    for namespace in told["namespaces"]:
+        access = ", read-only" if namespace["read_only"] else ""
+        click.echo(
+            f"namespace  {namespace['nsid']}: {namespace['backend']}, {format_size(namespace['size_bytes'])} "
+            f"in blocks of {namespace['block_bytes']} bytes{access}"
+        )
+    for listener in told["listeners"]:
+        address = Address(listener["address"], listener["port"])
+        protocol = listener["protocol"]
+        if listener["fallback"]:
+            protocol += f" (asked for {told['transport']}; {listener['fallback']})"
+        click.echo(f"listening  {address} over {protocol}, trtype {told['trtype']}, loop {told['loop']}")
+    first = told["listeners"][0]
+    host = _reachable(first["address"])
+    click.echo("connect with")
+    click.echo(f"  nvme connect -t tcp -a {host} -s {first['port']} -n {told['subnqn']}")
+    click.echo(
+        f"  python -m nvmeof.host connect -t {told['transport']} -a {host} -s {first['port']} -n {told['subnqn']}"
+    )
+
+
+def _warn(told: dict[str, Any]) -> None:
+    if told["allowed_hosts"]:
+        return
+    public = [
+        str(Address(listener["address"], listener["port"]))
+        for listener in told["listeners"]
+        if not _loopback(listener["address"])
+    ]
+    if public:
+        _remark(
+            f"warning: any host that reaches {', '.join(public)} may read and write; "
+            "--allow-host NQN or --listen 127.0.0.1 restricts that"
+        )
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+async def serve(options: Options) -> None:
+    """Start, say so, and stop on SIGINT or SIGTERM (a second one stops at once)."""
+    target = make_target(options)
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    signals = 0
+
+    def stop(number: signal.Signals) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            for driver in list(target.drivers):
+                driver.abort(f"{number.name} again")
+        else:
+            logger.info("%s: stopping", number.name)
+            stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await target.start()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise NvmeofError(f"{where}{error.strerror or error}") from error
+    told = facts(target, options)
+    if options.output == "json":
+        click.echo(json.dumps(told))
+    else:
+        _say(told)
+    _warn(told)
+    sys.stdout.flush()
+    await stopping.wait()
+    await target.stop()
+
+
+def _raise_file_limit() -> None:
+    """Each connection is a file: take as many as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_WANTED if hard == resource.RLIM_INFINITY else min(_FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("-t", "--trtype", default="mptcp", show_default=True, help="Transport: mptcp (falls back to tcp) or tcp.")
+@click.option("--trtype-code", type=click.IntRange(0, 255), help="TRTYPE told in Discovery (mptcp: 4, provisionally).")
+@click.option(
+    "-l",
+    "--listen",
+    multiple=True,
+    metavar="ADDR[:PORT]",
+    help="Address to serve on; repeatable.  [default: 0.0.0.0:4420]",
+)
+@click.option(
+    "--discovery", multiple=True, metavar="ADDR[:PORT]", help="A discovery-only port (8009 unless given); repeatable."
+)
+@click.option("--advertise", metavar="ADDR[:PORT]", help="Address that Discovery tells hosts, behind NAT or a proxy.")
+@click.option(
+    "--ramdisk",
+    multiple=True,
+    metavar="SIZE",
+    help="A namespace in memory, such as 256M or 2T; repeatable.  [default: one of 1G]",
+)
+@click.option(
+    "--file",
+    multiple=True,
+    metavar="PATH",
+    help="A namespace in a file or block device; repeatable; numbered after the ramdisks.",
+)
+@click.option("--size", metavar="SIZE", help="Create the --file, or extend it, to this size.")
+@click.option(
+    "--block-size",
+    type=click.Choice(["512", "4096"]),
+    default="512",
+    show_default=True,
+    help="Logical block size in bytes.",
+)
+@click.option("--read-only", is_flag=True, help="Refuse writes.")
+@click.option("--shared", is_flag=True, help="Serve a --file that another process has locked.")
+@click.option(
+    "-n",
+    "--subnqn",
+    default=DEFAULT_SUBNQN,
+    show_default=True,
+    help="The subsystem's NQN; serial, NGUID and UUID derive from it.",
+)
+@click.option("--serial", default="", help="Serial number.")
+@click.option("--model", default="nvmeof", show_default=True, help="Model number.")
+@click.option(
+    "--allow-host", multiple=True, metavar="NQN", help="Only this host may connect; repeatable.  [default: any host]"
+)
+@click.option("--max-queues", type=int, default=128, show_default=True, help="I/O queues per controller.")
+@click.option("--queue-size", type=int, default=1024, show_default=True, help="Entries per I/O queue at the most.")
+@click.option("--mdts", default="1M", show_default=True, metavar="SIZE", help="Largest transfer of one command.")
+@click.option(
+    "--in-capsule",
+    default="8K",
+    show_default=True,
+    metavar="SIZE",
+    help="Largest data within an I/O command's capsule.",
+)
+@click.option(
+    "--digests/--no-digests", default=True, show_default=True, help="Grant header and data digests to hosts that ask."
+)
+@click.option(
+    "--keep-alive",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="End silent hosts that ask for no keep alive; 0: never.",
+)
+@click.option("--congestion", metavar="NAME", help="TCP congestion control of all connections.")
+@click.option("--tos", type=click.IntRange(0, 255), help="Type of service of all connections.")
+@click.option("--uvloop/--no-uvloop", default=None, help="Event loop.  [default: uvloop where installed]")
+@click.option(
+    "-o",
+    "--output-format",
+    "output",
+    type=click.Choice(["normal", "json"]),
+    default="normal",
+    show_default=True,
+    help="Form of what is said at the start.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log refused commands too.")
+@click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
+@click.version_option(package_name="nvmeof", prog_name="nvmeof-target")
+def cli(verbose: bool, quiet: bool, block_size: str, **given: Any) -> None:
+    """Serve namespaces to NVMe/TCP and NVMe-over-MPTCP hosts, until SIGINT or SIGTERM.
+
+    Without options: a ramdisk of 1 GiB on 0.0.0.0:4420 over MPTCP; plain TCP hosts can connect as well.
+    """
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    options = Options(block_size=int(block_size), **given)
+    _raise_file_limit()
+    run(serve(options), uvloop=options.uvloop)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. One sentence on stderr for whatever goes wrong."""
+    try:
+        cli.main(
+            args=list(arguments) if arguments is not None else None, prog_name="nvmeof-target", standalone_mode=False
+        )
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.UsageError as error:
+        _remark(error.format_message().rstrip(".") + " (see --help)")
+        return EXIT_USAGE
+    except ConfigurationError as error:
+        _remark(str(error))
+        return EXIT_USAGE
+    except (NvmeofError, OSError) as error:
+        _remark(str(error))
+        return EXIT_FAILED
+    except (KeyboardInterrupt, click.Abort):
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
