@@ -28,6 +28,9 @@ def cli(verbose: int) -> None:
     """Discover, connect to and use NVMe/TCP and NVMe-over-MPTCP subsystems."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="nvmeof-host: %(message)s", stream=sys.stderr)
+    if not verbose:
+        # what it warns of comes as the command's own sentence too
+        logging.getLogger("nvmeof.host").setLevel(logging.ERROR)
 
 
 for _command in (*show.COMMANDS, *data.COMMANDS, *bench.COMMANDS):

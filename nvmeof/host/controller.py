@@ -8,20 +8,18 @@ and no clock here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any
 
 from nvmeof.errors import ConnectionLost, LocalProtocolError, NvmeofError, NvmeStatusError, TransportError
 from nvmeof.host import commands
-from nvmeof.host.admin import AdminCommands
+from nvmeof.host.association import Association, HostState
 from nvmeof.host.deadlines import Deadlines
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
-from nvmeof.host.requests import Command, execute, run_transfer
-from nvmeof.host.runtime import Runtime, Timer, sleep
+from nvmeof.host.runtime import Runtime, sleep
 from nvmeof.spec.connect import CONNECT_DATA, describe_connect_invalid
 from nvmeof.spec.enums import (
     CNTLID_DYNAMIC,
@@ -49,7 +47,7 @@ from nvmeof.spec.properties import (
 )
 from nvmeof.spec.sqe import DSM_MAX_RANGES
 from nvmeof.spec.status import Status
-from nvmeof.wire import Buffer, build
+from nvmeof.wire import build
 
 log = logging.getLogger("nvmeof.host")
 
@@ -61,19 +59,9 @@ PRIORITY_COMMANDS = 4
 UNLIMITED_TRANSFER_BYTES = 4 << 20
 """Largest single transfer where neither the controller nor the device sets a limit."""
 READY_POLL_SECONDS = 0.002
+SHUTDOWN_MAX_SECONDS = 60.0
 SHUTDOWN_SECONDS = 5.0
 """How long a shutdown may take where the controller does not say (RTD3E 0)."""
-
-
-class HostState(Enum):
-    """Where an association is."""
-
-    NEW = "new"
-    CONNECTING = "connecting"
-    LIVE = "live"
-    CLOSING = "closing"
-    CLOSED = "closed"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,34 +104,28 @@ class _EventRequest(Request):
         """The queue is gone: nobody waits for an event."""
 
 
-class Controller(AdminCommands):
+class Controller(Association):
     """One association with a controller, over queues of ``device``."""
 
     def __init__(self, device: QueueDevice, options: ConnectOptions, runtime: Runtime) -> None:
-        self.device = device
-        self.options = options
-        self.runtime = runtime
-        self.state = HostState.NEW
-        self.error: NvmeofError | None = None
-        self.cntlid = CNTLID_DYNAMIC
+        super().__init__(device, options, runtime)
         self.version = Vs()
         self.cap = Cap()
         self._cc = Cc()
         self.info: Any = None
         """Identify Controller as read when connecting."""
         self.max_transfer_bytes = UNLIMITED_TRANSFER_BYTES
-        self.admin_queue: Queue | None = None
-        self.io_queues: list[Queue] = []
         self.on_event: list[Callable[[AsyncEvent], object]] = []
-        self.on_lost: list[Callable[[NvmeofError], object]] = []
+        """Called with each asynchronous event, after its log page was read."""
         self._limits: NvmLimits | None = None
-        self.deadlines: Deadlines | None = None
         self._namespaces: dict[int, Namespace] = {}
-        self._next_queue = 0
-        self._timer: Timer | None = None
 
-    def __repr__(self) -> str:
-        return f"<Controller {self.cntlid} of {self.options.subnqn}: {self.state.value}>"
+    def namespace(self, nsid: int) -> Namespace:
+        """The namespace ``nsid``, identified on first use by its own methods."""
+        namespace = self._namespaces.get(nsid)
+        if namespace is None:
+            namespace = self._namespaces[nsid] = Namespace(self, nsid)
+        return namespace
 
     # -- setting up
 
@@ -195,11 +177,6 @@ class Controller(AdminCommands):
             # until CTRATT is known: without traffic-based keep-alive
             self.deadlines.set_keep_alive(self.runtime.now(), kato_ms / 1000, traffic_based=False)
 
-    async def _create(self, queue: Queue) -> None:
-        queue.epoch = self.runtime.now()
-        queue.on_error = self._queue_error
-        await self.device.create_queue(queue)
-
     async def _fabrics_connect(self, queue: Queue, cntlid: int, kato_ms: int = 0) -> int:
         options = self.options
         data = build(
@@ -211,7 +188,7 @@ class Controller(AdminCommands):
         )
         sqe = commands.connect(queue.qid, queue.entries, kato_ms=kato_ms, disable_sqflow=options.disable_sqflow)
         try:
-            result = await self._execute(queue, sqe, data_out=data, timeout=options.connect_timeout)
+            result = await self._execute(queue, sqe, data_out=data, timeout=options.connect_timeout, abortable=False)
         except NvmeStatusError as error:
             raise _connect_refused(error, queue.qid, options) from None
         granted, authentication = result & 0xFFFF, result >> 16 & 0xFFFF
@@ -356,133 +333,6 @@ class Controller(AdminCommands):
         else:
             await self.get_log(event.log_page, 512)
 
-    # -- commands
-
-    @property
-    def _admin(self) -> Queue:
-        if self.admin_queue is None:
-            raise LocalProtocolError("the controller is not connected")
-        return self.admin_queue
-
-    def queues(self) -> Iterator[Queue]:
-        """All queues, the admin queue first."""
-        if self.admin_queue is not None:
-            yield self.admin_queue
-        yield from self.io_queues
-
-    async def admin(
-        self,
-        sqe: bytes,
-        *,
-        data_out: Buffer | None = None,
-        data_in: memoryview | None = None,
-        timeout: float | None = None,
-        priority: bool = False,
-    ) -> int:
-        return await self._execute(
-            self._admin, sqe, data_out=data_out, data_in=data_in, timeout=timeout, priority=priority
-        )
-
-    async def io(
-        self,
-        sqe: bytes,
-        *,
-        data_out: Buffer | None = None,
-        data_in: memoryview | None = None,
-        timeout: float | None = None,
-        hold: bool = True,
-    ) -> int:
-        """Send one I/O command on the next queue; DW0 | DW1 << 32 of its completion."""
-        command = Command(self.runtime.create_future(), sqe, data_out, data_in)
-        if timeout is not None:
-            command.timeout = timeout
-        return await execute(self.runtime, self.pick_queue(), command, self.abort, hold=hold)
-
-    async def _execute(
-        self,
-        queue: Queue,
-        sqe: bytes,
-        *,
-        data_out: Buffer | None = None,
-        data_in: memoryview | None = None,
-        timeout: float | None = None,
-        priority: bool = False,
-    ) -> int:
-        command = Command(self.runtime.create_future(), sqe, data_out, data_in)
-        command.priority = priority
-        if timeout is not None:
-            command.timeout = timeout
-        return await execute(self.runtime, queue, command, self.abort)
-
-    async def io_transfer(self, parts: Iterator[Any], *, hold: bool = True) -> int:
-        """Many I/O commands as one operation: ``parts`` yields ``(sqe, data_out, data_in)``."""
-        return await run_transfer(self.runtime, self.pick_queue, parts, self.abort, hold=hold)
-
-    def pick_queue(self) -> Queue:
-        """The I/O queue for the next command: they take turns."""
-        queues = self.io_queues
-        if len(queues) == 1:
-            return queues[0]
-        if not queues:
-            raise self.error or LocalProtocolError("this controller has no I/O queues")
-        index = self._next_queue = (self._next_queue + 1) % len(queues)
-        return queues[index]
-
-    def abort(self, request: Request) -> None:
-        """Send an Abort for an outstanding request."""
-        if self.deadlines is not None:
-            self.deadlines.abort(request)
-
-    def namespace(self, nsid: int) -> Namespace:
-        """The namespace ``nsid``, identified on first use by its own methods."""
-        namespace = self._namespaces.get(nsid)
-        if namespace is None:
-            namespace = self._namespaces[nsid] = Namespace(self, nsid)
-        return namespace
-
-    # -- deadlines
-
-    def _on_timer(self) -> None:
-        """Call :meth:`Deadlines.check`, and come back when it wants to be called again."""
-        deadlines = self.deadlines
-        if deadlines is None or self.state in (HostState.CLOSED, HostState.FAILED):
-            return
-        now = self.runtime.now()
-        deadlines.check(now)
-        self._timer = self.runtime.call_later(max(deadlines.next_deadline - now, 0.001), self._on_timer)
-
-    # -- the end
-
-    def _queue_error(self, queue: Queue, error: NvmeofError) -> None:
-        """A queue is broken: the association ends, since a controller outlives none of its queues here."""
-        if self.state in (HostState.FAILED, HostState.CLOSED):
-            return
-        was, self.state = self.state, HostState.FAILED
-        self.error = error
-        if was is HostState.LIVE:
-            log.warning("lost the controller %#x of %s: %s", self.cntlid, self.options.subnqn, error)
-        self._close_queues(error)
-        if was in (HostState.LIVE, HostState.CLOSING):
-            for callback in list(self.on_lost):
-                callback(error)
-
-    def _close_queues(self, error: NvmeofError) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        queues = list(self.queues())
-        for queue in queues:
-            queue.fail(error)
-        for queue in reversed(queues):
-            self.device.destroy_queue(queue)
-
-    async def _free(self, error: NvmeofError) -> None:
-        if self.state is not HostState.FAILED:
-            self._close_queues(error)
-            self.state = HostState.CLOSED
-            self.error = self.error or error
-        await self.device.release_ctrl(self.options)
-
     async def shutdown(self) -> None:
         """End the association in order: delete the I/O queues, shut the controller down, close. Never raises for what
         the controller does; safe to call again, and after a loss."""
@@ -492,11 +342,16 @@ class Controller(AdminCommands):
             self.state = HostState.CLOSING
             assert self.deadlines is not None
             self.deadlines.stop_keep_alive()
+            seconds = min(self.info.rtd3e / 1e6, SHUTDOWN_MAX_SECONDS) or SHUTDOWN_SECONDS
+            late = ConnectionLost(f"{self.options.subnqn} did not shut down within {seconds:g} s")
+            guard = self.runtime.call_later(seconds, lambda: self._queue_error(self._admin, late))
             try:
                 await self._disconnect_io_queues()
-                await self._shut_down()
+                await self._shut_down(seconds)
             except NvmeofError as error:
                 log.info("%s did not shut down in order: %s", self.options.subnqn, error)
+            finally:
+                guard.cancel()
         await self._free(ConnectionLost("the host disconnected"))
         self.state = HostState.CLOSED
 
@@ -505,27 +360,13 @@ class Controller(AdminCommands):
             return
         for queue in self.io_queues:
             try:
-                await self._execute(queue, commands.disconnect(), timeout=SHUTDOWN_SECONDS)
+                await self._execute(queue, commands.disconnect(), abortable=False)
             except NvmeStatusError as error:
                 log.info("I/O queue %d: %s", queue.qid, error)
 
-    async def _shut_down(self) -> None:
+    async def _shut_down(self, seconds: float) -> None:
         await self.property_set(CC_OFFSET, replace(self._cc, shn=Shn.NORMAL).encode())
-        seconds = min(self.info.rtd3e / 1e6, 60.0) or SHUTDOWN_SECONDS
         await self._wait_csts("shut down", lambda status: status.shst == Shst.COMPLETE, seconds)
-
-    def describe(self) -> list[dict[str, Any]]:
-        """One mapping per queue, the admin queue first: ``qid``, entries, load, and what the device says now."""
-        return [
-            {
-                "qid": queue.qid,
-                "entries": queue.entries,
-                "outstanding": len(queue.requests),
-                "completed": queue.completed,
-                **self.device.describe(queue),
-            }
-            for queue in self.queues()
-        ]
 
 
 def _connect_refused(error: NvmeStatusError, qid: int, options: ConnectOptions) -> NvmeofError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.nqn import nqn_uuid, uuid_nqn, validate_nqn
 
-log = logging.getLogger("nvmeof.host")
+log = logging.getLogger("nvmeof.identity")
 
 SYSTEM_DIRECTORY = Path("/etc/nvme")
 

@@ -220,7 +220,7 @@ async def test_a_term_req_names_the_reason(start: Start, device: FakeDevice) -> 
         await asyncio.sleep(0.05)
         target.links[1].connection.terminate(Fes.PDU_SEQUENCE_ERROR, 0, bytes(24))
         target.links[1].flush()
-        with pytest.raises(ConnectionLost, match="terminated queue 1: pdu sequence error"):
+        with pytest.raises(ConnectionLost, match="terminated queue 1: PDU Sequence Error"):
             await reading
 
 
