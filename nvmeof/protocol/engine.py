@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -9,17 +10,21 @@ from typing import Any, Final
 from ..errors import LocalProtocolError, PduError
 from ..pdu.digest import crc32c
 from ..pdu.framer import Framing, check_header, rule_of
-from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, PDA_MAX_BYTES, PDA_UNIT_BYTES, PduType
+from ..pdu.handshake import MIN_MAXH2CDATA_BYTES
+from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, PDA_MAX_BYTES, PDA_UNIT_BYTES, Flags, PduType
 from ..pdu.termination import TERM_REQ, TERM_REQ_BYTES, Fes, term_req
 from ..wire import Buffer
 from .encoder import Encoder
 from .events import Event, Negotiated, PeerClosed, ProtocolFailure, Terminated
 from .output import Output
-from .states import READY, RECEIVED, TRANSITIONS, Effect, Input, State
+from .states import ENDED, READY, RECEIVED, TRANSITIONS, Effect, Input, State
 
 LARGE_BYTES: Final = 32 * 1024
-"""Payloads from here on are received in place; while one is expected, the receive window is small."""
+"""A command with this much data or more is expected to fill several receives. While there is one, payloads are received
+in place and the receive window is small; else the receive buffer takes several PDUs at once, and a copy is cheaper."""
 SMALL_WINDOW_BYTES: Final = 4096
+CAPSULE_OVERHEAD_BYTES: Final = 512
+"""Room for a capsule's header, its padding and its digests, beside its data."""
 BACKLOG_BYTES: Final = 8 << 20
 BACKLOG_BUFFERS: Final = 4096
 
@@ -54,8 +59,14 @@ class ConnectionConfig:
     def __post_init__(self) -> None:
         if self.pda_bytes % PDA_UNIT_BYTES or not PDA_UNIT_BYTES <= self.pda_bytes <= PDA_MAX_BYTES:
             raise LocalProtocolError(f"data alignment of {self.pda_bytes} bytes: it must be a multiple of 4 up to 128")
-        if self.maxr2t < 1 or self.maxh2cdata_bytes < 4096:
-            raise LocalProtocolError("MAXR2T must be at least 1 and MAXH2CDATA at least 4096 bytes")
+        if not 1 <= self.maxr2t <= 1 << 32:
+            raise LocalProtocolError(f"MAXR2T of {self.maxr2t}: it must be at least 1 and fit 32 bits")
+        if self.maxh2cdata_bytes % 4 or not MIN_MAXH2CDATA_BYTES <= self.maxh2cdata_bytes < 1 << 32:
+            raise LocalProtocolError(
+                f"MAXH2CDATA of {self.maxh2cdata_bytes} bytes: not a multiple of 4 from {MIN_MAXH2CDATA_BYTES} on"
+            )
+        if self.r2t_bytes is not None and (self.r2t_bytes % 4 or self.r2t_bytes < 4):
+            raise LocalProtocolError(f"R2Ts of {self.r2t_bytes} bytes: it must be a positive multiple of 4")
 
 
 class Tap:
@@ -76,34 +87,38 @@ class Engine:
         self.config = config
         self.state = State.HOST_NEW if role is Role.HOST else State.TARGET_WAIT_ICREQ
         self.parameters: Negotiated | None = None
+        self.make_encoder: Callable[[bool, bool, int], Encoder] = Encoder
+        """Makes the encoder once the handshake has settled header digest, data digest and alignment (bytes)."""
         self.encoder = Encoder()
         self.tap: Tap | None = None
         self.qid = 0
         self.incapsule_bytes = config.incapsule_bytes
         self._out = Output()
         self._framing = Framing(max_data_bytes=self.incapsule_bytes)
-        # A whole capsule must fit, with its digests, its padding and the longest alignment.
-        size = max(config.receive_buffer_bytes, self.incapsule_bytes + 512, 1024)
+        size = max(config.receive_buffer_bytes, self.incapsule_bytes + CAPSULE_OVERHEAD_BYTES, 1024)
         buffer = bytearray(-(-size // 8) * 8) if receive_buffer is None else receive_buffer
+        if len(buffer) % 8 or len(buffer) < max(self.incapsule_bytes + CAPSULE_OVERHEAD_BYTES, 1024):
+            raise LocalProtocolError(f"a receive buffer of {len(buffer)} bytes: not a multiple of 8, or too small")
         self._buffer = memoryview(buffer)
         self._start = 0
         self._end = 0
         self._pdu_start = 0
         self._large_expected = 0
-        # The payload that is being received in place, and what it belongs to.
+        # The payload that is being received, and what it belongs to. Owner without payload: its digest is due.
         self._payload: memoryview | None = None
         self._payload_position = 0
         self._payload_owner: Any = None
         self._payload_crc = 0
-        self._trailer_due = False
-        self._eof = False
+        self._in_place = False
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
     def next_buffer(self) -> memoryview:
         """Where the next received bytes go: the receive buffer, or the rest of a payload's own buffer."""
-        if self._payload is not None:
+        if self._payload is not None and self._large_expected:
+            self._in_place = True
             return self._payload[self._payload_position :]
+        self._in_place = False
         start, end = self._start, self._end
         if start == end:
             self._start = self._end = 0
@@ -121,12 +136,13 @@ class Engine:
     def bytes_received(self, n: int, now: float) -> list[Event]:
         """``n`` bytes have been put into ``next_buffer()``. Never raises for what the peer did."""
         events: list[Event] = []
-        payload = self._payload
-        if payload is not None:
-            position = self._payload_position
-            if self.tap is not None:
-                self.tap.received(payload[position : position + n])
-            self._payload_advance(payload[position : position + n], events)
+        if self._in_place:
+            self._in_place = False
+            if self._payload is not None:  # else the connection was terminated in between
+                data = self._payload[self._payload_position : self._payload_position + n]
+                if self.tap is not None:
+                    self.tap.received(data)
+                self._payload_advance(data, events)
             return events
         if self.tap is not None:
             self.tap.received(self._buffer[self._end : self._end + n])
@@ -136,12 +152,14 @@ class Engine:
 
     def eof_received(self) -> list[Event]:
         """The peer has closed its side."""
-        self._eof = True
-        return self._apply(Input.EOF, [])
+        events: list[Event] = []
+        if self._apply(Input.EOF) is Effect.REPORT_EOF:
+            events.append(PeerClosed())
+        return events
 
     def _parse(self, events: list[Event]) -> None:
         while self._start < self._end:
-            if self.state is State.TERMINATING or self.state is State.CLOSED:
+            if self.state in ENDED:
                 self._start = self._end
                 return
             try:
@@ -154,14 +172,8 @@ class Engine:
         """Take one PDU (or a run of them, or what there is of a payload); False when more bytes are needed."""
         start = self._pdu_start = self._start
         available = self._end - start
-        if self._trailer_due:
-            if available < DIGEST_BYTES:
-                return False
-            self._start = start + DIGEST_BYTES
-            self._trailer_due = False
-            digest = int.from_bytes(self._buffer[start : start + DIGEST_BYTES], "little")
-            self._payload_done(self._payload_owner, digest == self._payload_crc, events)
-            return True
+        if self._payload_owner is not None:
+            return self._parse_payload(start, available, events)
         if available < CH_BYTES:
             return False
         if self.state in READY and self._take_run(events):
@@ -174,22 +186,30 @@ class Engine:
         transition = TRANSITIONS[self.state].get(happened) if happened is not None else None
         if transition is None:
             raise PduError(Fes.PDU_SEQUENCE_ERROR, 0, f"{PduType(pdu_type).name} received in state {self.state.value}")
+        if self._framing.header_digest and flags & Flags.HDGSTF and pdu_type > PduType.C2H_TERM_REQ:
+            # First of all: what a broken header says is not to be believed. Its length is the type's.
+            true_hlen = rule_of(pdu_type).hlen
+            if available < true_hlen + DIGEST_BYTES:
+                return False
+            self._check_header_digest(start, true_hlen)
         data_offset, data_length = check_header(pdu_type, flags, hlen, pdo, plen, self._framing)
         effect = transition[0]
         in_place = effect is Effect.RECEIVE_DATA
         needed = data_offset if in_place else plen
         if available < needed:
             return False
-        if self._framing.header_digest and pdu_type > PduType.C2H_TERM_REQ:
-            self._check_header_digest(start, hlen)
         self._start = start + needed
         pdu = self._buffer[start : start + needed]
         if in_place:
-            owner, destination = self._receive_data(pdu, data_length)
-            self._payload_begin(owner, destination, events)
+            self._payload_owner, self._payload = self._receive_data(pdu, data_length)
+            self._payload_position = 0
+            self._payload_crc = 0
             return True
-        self.state = transition[1]
+        # An effect that finds the PDU wrong raises, and then the state stays.
         self._receive(effect, pdu, data_offset, data_length, events)
+        self.state = transition[1]
+        if self.state is State.CLOSED:
+            self._forget()
         return True
 
     def _check_header_digest(self, start: int, hlen: int) -> None:
@@ -200,17 +220,23 @@ class Engine:
 
     # -- payloads ------------------------------------------------------------------------------------------------
 
-    def _payload_begin(self, owner: Any, destination: memoryview, events: list[Event]) -> None:
-        self._payload_owner = owner
-        self._payload = destination
-        self._payload_position = 0
-        self._payload_crc = 0
-        here = min(len(destination), self._end - self._start)
-        if here:
-            data = self._buffer[self._start : self._start + here]
-            destination[:here] = data
-            self._start += here
-            self._payload_advance(destination[:here], events)
+    def _parse_payload(self, start: int, available: int, events: list[Event]) -> bool:
+        """Take what there is of the payload, or its digest; False when more bytes are needed."""
+        payload = self._payload
+        if payload is not None:
+            position = self._payload_position
+            here = min(len(payload) - position, available)
+            data = payload[position : position + here]
+            data[:] = self._buffer[start : start + here]
+            self._start = start + here
+            self._payload_advance(data, events)
+            return True
+        if available < DIGEST_BYTES:
+            return False
+        self._start = start + DIGEST_BYTES
+        digest = int.from_bytes(self._buffer[start : start + DIGEST_BYTES], "little")
+        self._payload_end(digest == self._payload_crc, events)
+        return True
 
     def _payload_advance(self, data: memoryview, events: list[Event]) -> None:
         """``data``, the next part of the payload, is in its place."""
@@ -222,10 +248,12 @@ class Engine:
         if self._payload_position < len(payload):
             return
         self._payload = None
-        if self._framing.data_digest:
-            self._trailer_due = True
-        else:
-            self._payload_done(self._payload_owner, True, events)
+        if not self._framing.data_digest:
+            self._payload_end(True, events)
+
+    def _payload_end(self, ok: bool, events: list[Event]) -> None:
+        owner, self._payload_owner = self._payload_owner, None
+        self._payload_done(owner, ok, events)
 
     # -- what the roles do ---------------------------------------------------------------------------------------
 
@@ -245,14 +273,13 @@ class Engine:
         if effect is Effect.RECEIVE_TERM_REQ:
             request = TERM_REQ.unpack_from(pdu)
             events.append(Terminated(request.fes, request.fei, bytes(pdu[TERM_REQ_BYTES:])))
-            self._out.drop()
         elif effect is not Effect.NOTHING:
             raise LocalProtocolError(f"no effect {effect.value} in role {self.role.value}")
 
     def _settle(self, parameters: Negotiated) -> None:
         """The handshake is done: from here on PDUs have the digests and alignments of ``parameters``."""
         self.parameters = parameters
-        self.encoder = Encoder(parameters.header_digest, parameters.data_digest, parameters.send_pda_bytes)
+        self.encoder = self.make_encoder(parameters.header_digest, parameters.data_digest, parameters.send_pda_bytes)
         self._out.data_digest = parameters.data_digest
         self._reframe()
 
@@ -265,7 +292,7 @@ class Engine:
 
     def set_incapsule(self, incapsule_bytes: int) -> None:
         """Change the most data that a command capsule may bring (ioccsz is known only after Identify)."""
-        if self.role is Role.TARGET and incapsule_bytes + 512 > len(self._buffer):
+        if self.role is Role.TARGET and incapsule_bytes + CAPSULE_OVERHEAD_BYTES > len(self._buffer):
             raise LocalProtocolError(f"{incapsule_bytes} bytes in a capsule do not fit the receive buffer")
         self.incapsule_bytes = incapsule_bytes
         self._reframe()
@@ -274,43 +301,50 @@ class Engine:
 
     def _fail(self, error: PduError, events: list[Event]) -> None:
         header = self._buffer[self._pdu_start : self._end]
-        size = header[2] if len(header) > 2 else len(header)
-        self._apply(Input.PEER_ERROR, events)
-        self._queue_term_req(error.fes, error.fei, bytes(header[: max(size, CH_BYTES)]))
+        size = max(header[2], CH_BYTES)
+        self._apply(Input.PEER_ERROR)
+        self._queue_term_req(error.fes, error.fei, bytes(header[:size]))
         events.append(ProtocolFailure(error))
 
-    def _apply(self, happened: Input, events: list[Event]) -> list[Event]:
+    def _apply(self, happened: Input) -> Effect:
+        """Go on to the next state; returns the effect, which the caller has to see to."""
         transition = TRANSITIONS[self.state].get(happened)
         if transition is None:
             raise LocalProtocolError(f"{happened.value} in state {self.state.value}")
         effect, self.state = transition
-        if effect is Effect.REPORT_EOF:
-            events.append(PeerClosed())
         if self.state is State.CLOSED:
-            self._payload = None
-            self._payload_owner = None
-            self._out.drop()
-        return events
+            self._forget()
+        return effect
+
+    def _forget(self) -> None:
+        """The end: no buffer of anybody is touched any more."""
+        self._payload = None
+        self._payload_owner = None
+        self._large_expected = 0
+        self._out.drop()
 
     def _queue_term_req(self, fes: int, fei: int, header: Buffer) -> None:
         kind = PduType.H2C_TERM_REQ if self.role is Role.HOST else PduType.C2H_TERM_REQ
-        self._out.data_digest = False
         self._payload = None
+        self._payload_owner = None
         self._out.add_last(term_req(kind, fes, fei, header))
 
     def terminate(self, fes: int, fei: int = 0, header: Buffer = b"") -> None:
-        """End the connection with a TermReq; only what is queued is still sent."""
-        self._apply(Input.PEER_ERROR, [])
-        self._queue_term_req(fes, fei, header)
+        """End the connection with a TermReq, after what is queued; nothing else is sent after it.
+
+        Nothing happens when one is queued already. Raises LocalProtocolError when the connection is closed.
+        """
+        if self._apply(Input.TERMINATE) is Effect.SEND_TERM_REQ:
+            self._queue_term_req(fes, fei, header)
 
     def close(self) -> None:
         """Forget everything; buffers and leases are free again."""
-        self._apply(Input.CLOSE, [])
+        self._apply(Input.CLOSE)
 
     # -- bytes out -----------------------------------------------------------------------------------------------
 
     def send_raw(self, data: Buffer) -> None:
-        """Queue bytes that nobody checks: for faults and misbehaving peers."""
+        """Queue bytes that nobody checks, for faults and misbehaving peers; dropped after a TermReq."""
         self._out.add(bytes(data))
 
     def data_to_send(self) -> list[Buffer]:
@@ -323,7 +357,7 @@ class Engine:
             self._tap_sent(n)
         self._out.taken(n)
         if self.state is State.TERMINATING and not self._out.pending_bytes:
-            self._apply(Input.FLUSHED, [])
+            self._apply(Input.FLUSHED)
 
     def _tap_sent(self, n: int) -> None:
         assert self.tap is not None
@@ -340,14 +374,15 @@ class Engine:
 
     @property
     def want_read(self) -> bool:
-        """False while the peer takes nothing of what it asked for, and at the end."""
+        """False at the end; for a target also while the host takes nothing of what it asked for.
+
+        A host goes on reading: what it queues is bounded by its own commands, and two ends that both wait for the
+        other to read would wait for ever.
+        """
+        if self.state is State.CLOSED:
+            return False
         out = self._out
-        return (
-            out.pending_bytes <= BACKLOG_BYTES
-            and len(out.ready) <= BACKLOG_BUFFERS
-            and not self._eof
-            and self.state is not State.CLOSED
-        )
+        return self.role is Role.HOST or (out.pending_bytes <= BACKLOG_BYTES and len(out.ready) <= BACKLOG_BUFFERS)
 
     @property
     def backlog_bytes(self) -> int:

@@ -30,7 +30,7 @@ from .events import Completions, Event, Negotiated, Ready
 from .states import Input, State
 from .transfers import Request
 
-_WORD: Final = Struct("<Q")
+_WORD: Final = Struct("=Q")  # in the machine's order: it is only compared
 _RESP_CID_OFFSET: Final = 20
 _COMPLETION: Final = Struct("<8xIIHHHH")
 _NO_SGL: Final = (0, 0, int(SglType.TRANSPORT_DATA_BLOCK))
@@ -50,7 +50,7 @@ class HostSide(Engine):
 
     def start(self) -> None:
         """Queue the ICReq."""
-        self._apply(Input.START, [])
+        self._apply(Input.START)
         config = self.config
         dgst = (Dgst.HDGST_ENABLE if config.header_digest else 0) | (Dgst.DDGST_ENABLE if config.data_digest else 0)
         hpda = pda_from_bytes(config.pda_bytes)
@@ -75,9 +75,11 @@ class HostSide(Engine):
             raise PduError(Fes.INVALID_HEADER_FIELD, offsets["cpda"], f"CPDA {response.cpda} is above {MAX_PDA}")
         if response.dgst & ~wanted & 3:
             raise PduError(Fes.INVALID_HEADER_FIELD, offsets["dgst"], "digests that were not asked for")
-        if response.maxh2cdata < MIN_MAXH2CDATA_BYTES:
+        if response.maxh2cdata < MIN_MAXH2CDATA_BYTES or response.maxh2cdata % 4:
             raise PduError(
-                Fes.INVALID_HEADER_FIELD, offsets["maxh2cdata"], f"MAXH2CDATA {response.maxh2cdata} is below 4096"
+                Fes.INVALID_HEADER_FIELD,
+                offsets["maxh2cdata"],
+                f"MAXH2CDATA {response.maxh2cdata} is not a multiple of 4 from {MIN_MAXH2CDATA_BYTES} on",
             )
         parameters = Negotiated(
             header_digest=bool(response.dgst & Dgst.HDGST_ENABLE),
@@ -128,6 +130,9 @@ class HostSide(Engine):
                 Fes.INVALID_HEADER_FIELD, _RESP_CID_OFFSET, f"a completion for CID {cid:#x}, which is not in use"
             )
         status_field &= 0xFFFE
+        if request.r2t_ends and request.r2t_ends[-1] > self._out.sent_bytes and request.data_out is not None:
+            # The controller did not wait for all of the data; the caller has its buffer back from here on.
+            self._out.keep(request.data_out.obj)
         data_in = request.data_in
         if data_in is not None:
             if len(data_in) >= LARGE_BYTES:
@@ -183,6 +188,10 @@ class HostSide(Engine):
             out.add_data(self.encoder.h2c_data(header.cccid, header.ttag, header.r2to + offset, len(part), last), part)
         request.r2t_ends.append(out.end_position)
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._requests.clear()
+
     # -- bytes out -----------------------------------------------------------------------------------------------
 
     def send_command(
@@ -199,16 +208,22 @@ class HostSide(Engine):
         ``data_out`` goes in the capsule when it fits and ``in_capsule`` is not False, else as the controller asks
         for it. ``data_in`` is where the controller's data lands, in place. Both buffers belong to the connection
         until the completion, or until it is closed. Raises LocalProtocolError for a CID in use, an SQE that is not
-        64 bytes, or a connection that is not ready.
+        64 bytes, buffers that are not plain bytes (or data in both directions), and a connection that is not ready.
         """
         if self.state is not State.HOST_READY:
             raise LocalProtocolError(f"a command in state {self.state.value}")
+        if not 0 <= cid <= 0xFFFF:
+            raise LocalProtocolError(f"CID {cid:#x} does not fit 16 bits")
         if cid in self._requests:
             raise LocalProtocolError(f"CID {cid:#x} is in use")
         if len(sqe) != _SQE_BYTES:
             raise LocalProtocolError(f"an SQE of {len(sqe)} bytes")
-        size = 0 if data_out is None else len(data_out)
         stable = None if data_out is None else memoryview(data_out).toreadonly()
+        size = 0 if stable is None else len(stable)
+        if stable is not None and (data_in is not None or stable.format != "B" or not stable.c_contiguous):
+            raise LocalProtocolError("data goes out as bytes, and then none comes in")
+        if data_in is not None and (data_in.readonly or data_in.format != "B" or not data_in.c_contiguous):
+            raise LocalProtocolError("data comes into one writable buffer of bytes")
         request = Request(cid, stable, data_in)
         if size:
             fits = size <= self.incapsule_bytes

@@ -3,6 +3,7 @@
 A payload that the kernel has taken is copied and free. What it has not taken may still change (a namespace's memory
 is *live*), so of a PDU that was taken in part the rest is copied there and then, and with data digests the digest is
 computed in the step that sends. A read-only view is held to be stable: its owner promises not to change it.
+Buffers of which nothing was taken stay live, their header's bytes gone or not.
 """
 
 from __future__ import annotations
@@ -20,21 +21,27 @@ SEND_WINDOW_BYTES: Final = 512 * 1024
 
 
 def _stable(buffer: Buffer) -> Buffer:
-    if isinstance(buffer, memoryview) and not buffer.readonly:
-        return memoryview(bytes(buffer))
-    return buffer
+    if isinstance(buffer, bytes) or (isinstance(buffer, memoryview) and buffer.readonly):
+        return buffer
+    return bytes(buffer)
+
+
+def _part_of(buffer: Buffer, owner: object) -> bool:
+    return isinstance(buffer, memoryview) and buffer.obj is owner
 
 
 class Output:
     """The send queue of one connection. Read ``ready`` and ``pending_bytes``, don't change them."""
 
-    __slots__ = ("_releases", "_waiting", "data_digest", "pending_bytes", "ready", "sent_bytes")
+    __slots__ = ("_releases", "_waiting", "data_digest", "ended", "pending_bytes", "ready", "sent_bytes")
 
     def __init__(self) -> None:
         self.ready: list[Buffer] = []
         self.data_digest = False
         self.pending_bytes = 0
         self.sent_bytes = 0
+        self.ended = False
+        """Nothing more is taken: what would be queued is dropped, and released at once."""
         self._waiting: deque[Buffer | tuple[bytes, Buffer]] = deque()
         self._releases: deque[tuple[int, Callable[[], None]]] = deque()
 
@@ -45,6 +52,8 @@ class Output:
 
     def add(self, buffer: Buffer) -> None:
         """Queue bytes as they are."""
+        if self.ended:
+            return
         self.pending_bytes += len(buffer)
         if self.data_digest:
             self._waiting.append(buffer)
@@ -53,6 +62,10 @@ class Output:
 
     def add_data(self, header: bytes, data: Buffer, release: Callable[[], None] | None = None) -> None:
         """Queue a header and its data; ``release`` is called once the kernel has taken all of it."""
+        if self.ended:
+            if release is not None:
+                release()
+            return
         self.pending_bytes += len(header) + len(data)
         if self.data_digest:
             self.pending_bytes += DIGEST_BYTES
@@ -66,6 +79,8 @@ class Output:
 
     def add_many(self, buffers: list[Buffer], size_bytes: int) -> None:
         """Queue prepared buffers of ``size_bytes`` in all; only without data digests."""
+        if self.ended:
+            return
         self.ready += buffers
         self.pending_bytes += size_bytes
 
@@ -113,21 +128,24 @@ class Output:
         if self.data_digest:  # the digests are computed: what they were computed over must stay
             ready[:] = [_stable(buffer) for buffer in ready]
 
-    def add_last(self, buffer: Buffer) -> None:
-        """Queue the connection's last PDU: what has not been begun yet is dropped in its favour.
+    def keep(self, owner: object) -> None:
+        """Copy what is queued of the object ``owner``, which is about to be given back to whoever it belongs to."""
+        self.ready[:] = [bytes(buffer) if _part_of(buffer, owner) else buffer for buffer in self.ready]
+        for index, item in enumerate(self._waiting):
+            if isinstance(item, tuple) and _part_of(item[1], owner):
+                self._waiting[index] = (item[0], bytes(item[1]))
 
-        Data digests end here: of a PDU that was taken in part the rest, digest included, is still in ``ready``.
-        """
-        self._waiting.clear()
-        self.data_digest = False
-        self.ready.append(buffer)
-        self.pending_bytes = sum(map(len, self.ready))
+    def add_last(self, buffer: Buffer) -> None:
+        """Queue the connection's last PDU, after what is queued."""
+        self.add(buffer)
+        self.ended = True
 
     def drop(self) -> None:
-        """Forget what is queued and release what it held."""
+        """Forget what is queued, release what it held, and take nothing more."""
+        self.ended = True
         self.ready.clear()
         self._waiting.clear()
         self.pending_bytes = 0
-        releases, self._releases = self._releases, deque()
-        for _, release in releases:
-            release()
+        releases = self._releases
+        while releases:
+            releases.popleft()[1]()

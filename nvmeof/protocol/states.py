@@ -41,12 +41,13 @@ class Input(Enum):
     C2H_TERM_REQ = "C2HTermReq received"
     PEER_ERROR = "peer broke a rule"
     EOF = "end of stream"
+    TERMINATE = "terminate"
     FLUSHED = "TermReq taken by the socket"
     CLOSE = "close"
 
 
 class Effect(Enum):
-    """What the connection does on a transition; each is one method of it."""
+    """What the connection does on a transition."""
 
     SEND_ICREQ = "send_icreq"
     ACCEPT_ICREQ = "accept_icreq"
@@ -65,6 +66,7 @@ Transition = tuple[Effect, State]
 
 _ENDINGS: Final[dict[Input, Transition]] = {
     Input.PEER_ERROR: (Effect.SEND_TERM_REQ, State.TERMINATING),
+    Input.TERMINATE: (Effect.SEND_TERM_REQ, State.TERMINATING),
     Input.EOF: (Effect.REPORT_EOF, State.CLOSED),
     Input.CLOSE: (Effect.NOTHING, State.CLOSED),
 }
@@ -111,15 +113,19 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition]]] = {
     },
     State.TERMINATING: {
         # What the peer still sends is of no interest any more.
-        **dict.fromkeys((*RECEIVED.values(), Input.PEER_ERROR), (Effect.NOTHING, State.TERMINATING)),
+        **dict.fromkeys((*RECEIVED.values(), Input.TERMINATE), (Effect.NOTHING, State.TERMINATING)),
         Input.FLUSHED: (Effect.NOTHING, State.CLOSED),
         Input.EOF: (Effect.REPORT_EOF, State.CLOSED),
         Input.CLOSE: (Effect.NOTHING, State.CLOSED),
     },
-    State.CLOSED: {Input.EOF: (Effect.NOTHING, State.CLOSED), Input.CLOSE: (Effect.NOTHING, State.CLOSED)},
+    State.CLOSED: {
+        **dict.fromkeys((*RECEIVED.values(), Input.EOF, Input.CLOSE), (Effect.NOTHING, State.CLOSED)),
+    },
 }
 
 READY: Final = frozenset({State.HOST_READY, State.TARGET_READY})
+ENDED: Final = frozenset({State.TERMINATING, State.CLOSED})
+"""What arrives is discarded, and nothing more is queued."""
 
 
 def diagram() -> str:

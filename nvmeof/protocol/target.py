@@ -16,10 +16,10 @@ from ..pdu.transfer import H2C_DATA
 from ..wire import Buffer
 from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
 from .events import CommandBatch, CommandData, Event, Negotiated, Ready, TransferDone
-from .states import State
+from .states import ENDED, State
 from .transfers import Grant, R2tTable, R2tWindow
 
-_WORD: Final = Struct("<Q")
+_WORD: Final = Struct("=Q")  # in the machine's order, as the receive buffer's cast; it is only compared
 _WORD_BYTES: Final = 8
 _FAST_RUN: Final = 4
 DEFAULT_ENTRIES: Final = 32
@@ -113,7 +113,7 @@ class TargetSide(Engine):
                     break
         if self._framing.header_digest:
             count = self._check_digests(start, count)
-        self._count_commands(count)
+        count = self._count_commands(count)
         self._start = start + count * stride
         events.append(CommandBatch(self._buffer[start : self._start], count, stride))
         return True
@@ -130,13 +130,18 @@ class TargetSide(Engine):
                 self._check_header_digest(at, CAPSULE_CMD_BYTES)
         return count
 
-    def _count_commands(self, count: int) -> None:
-        if self.in_flight + count > self.entries:
-            raise PduError(
-                Fes.PDU_SEQUENCE_ERROR, 0, f"more than the {self.entries} commands that the submission queue holds"
-            )
+    def _count_commands(self, count: int) -> int:
+        """Count arrived commands; how many of them the queue holds. Raises when it does not hold the first."""
+        room = self.entries - self.in_flight
+        if count > room:
+            if room <= 0:
+                raise PduError(
+                    Fes.PDU_SEQUENCE_ERROR, 0, f"more than the {self.entries} commands that the submission queue holds"
+                )
+            count = room
         self.in_flight += count
         self._fetched = (self._fetched + count) % self.entries
+        return count
 
     def _receive_command(self, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
         self._count_commands(1)
@@ -175,20 +180,36 @@ class TargetSide(Engine):
         else:
             self._ask(grant)
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._r2ts.clear()
+
     # -- bytes out -----------------------------------------------------------------------------------------------
 
     def request_data(self, cid: int, buffer: memoryview, context: object) -> None:
-        """Ask for a command's data, which is received into ``buffer``; ``TransferDone`` tells when it is all there."""
-        if self.state is not State.TARGET_READY or not len(buffer):
-            raise LocalProtocolError("data can be asked for only of a ready connection, and not of no length")
+        """Ask for a command's data, which is received into ``buffer``; ``TransferDone`` tells when it is all there.
+
+        On a connection that has ended since the command arrived nothing happens: the data will never come. Raises
+        LocalProtocolError for a buffer that cannot take it, before the handshake, and when no TTAG is left.
+        """
+        if self.state in ENDED:
+            return
+        if self.state is not State.TARGET_READY or not len(buffer) or buffer.readonly or buffer.format != "B":
+            raise LocalProtocolError("data is asked for on a ready connection, into a writable buffer of bytes")
+        if self._r2ts.full:
+            raise LocalProtocolError("no TTAG is left")
         grant = Grant(cid, buffer, context)
-        if len(buffer) >= LARGE_BYTES:
+        size = len(buffer)
+        if size >= LARGE_BYTES:
             self._large_expected += 1
         assert self.parameters is not None
-        for _ in range(self.parameters.maxr2t if self.config.r2t_bytes else 1):
+        outstanding = 0
+        while grant.asked < size and outstanding < self.parameters.maxr2t and not self._r2ts.full:
             self._ask(grant)
+            outstanding += 1
 
     def _ask(self, grant: Grant) -> None:
+        """One more R2T, when there is something left to ask for."""
         rest = len(grant.buffer) - grant.asked
         if not rest:
             return

@@ -51,7 +51,7 @@ class R2tTable:
         self._last = MAX_TTAG
 
     def open(self, grant: Grant, length: int) -> R2tWindow:
-        """A window of ``length`` more bytes of the grant, under a TTAG that is not in use."""
+        """A window of ``length`` more bytes of the grant, under a TTAG that is not in use (see ``full``)."""
         ttag = self._last
         while True:
             ttag = (ttag + 1) & MAX_TTAG
@@ -62,6 +62,16 @@ class R2tTable:
         grant.asked += length
         self.granted_bytes += length
         return window
+
+    @property
+    def full(self) -> bool:
+        """Whether every TTAG is in use."""
+        return len(self.windows) > MAX_TTAG
+
+    def clear(self) -> None:
+        """Forget all windows."""
+        self.windows.clear()
+        self.granted_bytes = 0
 
     def accept(self, cccid: int, ttag: int, datao: int, datal: int, flags: int, limit_bytes: int) -> R2tWindow:
         """The window that an H2CData belongs to; raises PduError when it does not fit it."""
