@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from . import tshark
 from .guest import Command, CommandFailed, Guest, GuestError
 from .peers import KernelTarget, Layout, OurTarget, Peer, PeerError
 
@@ -66,22 +68,72 @@ class Bench:
     @contextmanager
     def target(self) -> Iterator[Peer]:
         """A target with the check's layout; its orderly end is part of the check."""
-        peer: Peer
         if self.peer_kind == "ours":
-            peer = OurTarget(self.layout, self.directory, self.log.with_suffix(".target.log"))
+            with self._serving(OurTarget(self.layout, self.directory, self.log.with_suffix(".target.log"))) as peer:
+                yield peer
         else:
-            peer = KernelTarget(self.layout, self.guest, self.log)
+            with self._serving(KernelTarget(self.layout, self.guest, self.log)) as peer:
+                yield peer
+
+    @contextmanager
+    def nvmet(self) -> Iterator[Peer]:
+        """The guest kernel's target, for our host on this machine: 127.0.0.1, port `guest.nvmet_port`."""
+        with self._serving(KernelTarget(self.layout, self.guest, self.log, everywhere=True)) as peer:
+            yield peer
+
+    @contextmanager
+    def _serving(self, peer: Peer) -> Iterator[Peer]:
         self.peer = peer
         try:
             peer.start()
             yield peer
         except BaseException:
             self.clean_up()
-            peer.kill()
-            with_what_it_says(peer)
+            peer.abandon()
             raise
         peer.stop()
         self.peer = None
+
+    @contextmanager
+    def capture(self, device: str) -> Iterator[tshark.Reading]:
+        """tcpdump in the guest on the target's port; at the end tshark has read it into the given reading.
+
+        Raises CheckFailed for anything that tshark complains of.
+        """
+        if not tshark.available():
+            raise Skipped("tshark is not installed")
+        assert self.peer is not None
+        dump = self.start(
+            f"""
+            tcpdump -Z root -i {device} -s 0 -B 131072 -w /tmp/wire.pcap tcp port $GUEST_PORT \
+              2>/tmp/tcpdump.log & tcpdump=$!
+            trap 'kill $tcpdump 2>/dev/null || true' EXIT
+            for _ in $(seq 200); do grep -q listening /tmp/tcpdump.log && break; sleep 0.05; done
+            echo listening; rm -f /tmp/stop
+            until [ -e /tmp/stop ]; do sleep 0.1; done
+            sleep 1; kill $tcpdump; wait $tcpdump || true
+            cat /tmp/tcpdump.log
+            grep -q '^0 packets dropped' /tmp/tcpdump.log || die "the capture is not complete"
+            cp /tmp/wire.pcap /host/wire.pcap"""
+        )
+        deadline = time.monotonic() + 20
+        while "listening" not in dump.output and dump.running and time.monotonic() < deadline:
+            time.sleep(0.05)
+        reading = tshark.Reading()
+        yield reading
+        self.run("touch /tmp/stop")
+        try:
+            dump.wait(60)
+        except CommandFailed as error:
+            raise CheckFailed(str(error)) from None
+        kept = self.log.with_suffix(".pcap")
+        (self.guest.share / "wire.pcap").replace(kept)
+        tshark.read(kept, self.peer.guest_port, reading)
+        self.note = reading.summary()
+        self.say(self.note)
+        complaints = reading.complaints()
+        if complaints:
+            raise CheckFailed("tshark: " + "; ".join(complaints[:12]))
 
     def run(self, script: str, timeout_seconds: float = 90) -> str:
         """Bash in the guest with the functions of guest.sh; raises CheckFailed when its status is not 0."""
@@ -114,12 +166,6 @@ class Bench:
         lines = self.guest.run(f"dmesg --level={levels}; dmesg -C", self.log.with_suffix(".dmesg.log")).splitlines()
         known = [re.compile(pattern) for pattern in (*_HARMLESS, *self.allow)]
         return [line for line in lines if _SUSPICIOUS.search(line) and not any(k.search(line) for k in known)]
-
-
-def with_what_it_says(peer: Peer) -> None:
-    """A killed peer of the kernel's kind must also be taken down."""
-    if isinstance(peer, KernelTarget):
-        peer.stop()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import time
 
-from . import tshark
-from .bench import Bench, CheckFailed, Skipped, check
+from .bench import Bench, CheckFailed, check
 from .peers import Layout
 
 TCP_RAM = Layout("tcp", "ramdisk", 512)
@@ -235,16 +234,9 @@ def restart_under_load(bench: Bench) -> None:
 @check(TCP_RAM, TCP_FILE_4K, quick=1)
 def wire(bench: Bench) -> None:
     """tcpdump in the guest, tshark here: well-formed PDUs, right digests, commands and completions paired."""
-    if not tshark.available():
-        raise Skipped("tshark is not installed")
-    device = "eth0" if bench.peer_kind == "ours" else "lo"
-    with bench.target() as peer:
+    with bench.target(), bench.capture("eth0" if bench.peer_kind == "ours" else "lo") as reading:
         bench.run(
-            f"""
-            tcpdump -Z root -i {device} -s 0 -B 16384 --immediate-mode -U -w /tmp/wire.pcap tcp port $PORT \
-              2>/tmp/tcpdump.log & tcpdump=$!
-            trap 'kill $tcpdump 2>/dev/null || true' EXIT
-            for _ in $(seq 200); do grep -q listening /tmp/tcpdump.log && break; sleep 0.05; done
+            """
             modprobe nvme-tcp; nvme discover -t tcp -a $ADDR -s $PORT >/dev/null
             for options in "" "-g -G" "--disable-sqflow"; do
               connect -i 2 -k 5 $options
@@ -253,21 +245,9 @@ def wire(bench: Bench) -> None:
               nvme smart-log /dev/$CTRL >/dev/null; nvme flush $DEV
               sleep 3
               disconnect
-            done
-            sleep 1; kill $tcpdump; wait $tcpdump || true
-            cat /tmp/tcpdump.log
-            grep -q '^0 packets dropped' /tmp/tcpdump.log || die "the capture is not complete"
-            cp /tmp/wire.pcap /host/wire.pcap""",
+            done""",
             120,
         )
-        capture = bench.guest.share / "wire.pcap"
-        kept = bench.log.with_suffix(".pcap")
-        capture.replace(kept)
-        reading = tshark.read(kept, peer.port)
-        bench.note = reading.summary()
-        bench.say(reading.summary())
-        complaints = reading.complaints()
-        expect(not complaints, "tshark: " + "; ".join(complaints[:12]))
-        for kind in ("ICReq", "ICResp", "CapsuleCmd", "CapsuleResp", "H2CData", "C2HData", "R2T"):
-            expect(reading.pdus[kind], f"the capture has no {kind}")
-        expect(reading.good_digests > 50, f"only {reading.good_digests} digests were checked")
+    for kind in ("ICReq", "ICResp", "CapsuleCmd", "CapsuleResp", "H2CData", "C2HData", "R2T"):
+        expect(reading.pdus[kind], f"the capture has no {kind}")
+    expect(reading.good_digests > 50, f"only {reading.good_digests} digests were checked")

@@ -118,9 +118,11 @@ class Guest:
         self.kernel = kernel
         self.share = share
         self.port = free_port()
+        self.nvmet_port = free_port()
+        """Port of this machine's 127.0.0.1 that leads to the guest's port 4420."""
         self.started = time.monotonic()
         command = [str(LAB / "guest"), "-k", kernel, "-s", str(share), "-t", str(lifetime)]
-        command += ["-f", f"{self.port}:{AGENT_PORT}", *options]
+        command += ["-f", f"{self.port}:{AGENT_PORT}", "-f", f"{self.nvmet_port}:4420", *options]
         command += ["-c", f"exec python3 -u /job/agent.py {AGENT_PORT}"]
         with log.open("a") as out:
             self._process = subprocess.Popen(

@@ -48,8 +48,6 @@ class Peer(ABC):
     address: str
     port: int
     nqn = NQN
-    serial: str | None = None
-    """The serial number it must show, None where anything will do."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -59,6 +57,7 @@ class Peer(ABC):
         return {
             "ADDR": self.address,
             "PORT": str(self.port),
+            "GUEST_PORT": str(self.guest_port),
             "NQN": self.nqn,
             "BLOCK": str(self.layout.block_bytes),
             "SIZE_MIB": str(self.layout.size_mib),
@@ -71,6 +70,15 @@ class Peer(ABC):
     @abstractmethod
     def kill(self) -> None:
         """Go away without a word, as in a crash."""
+
+    @property
+    def guest_port(self) -> int:
+        """The target's port as a capture in the guest shows it."""
+        return self.port
+
+    def abandon(self) -> None:
+        """End it somehow, after a check has failed."""
+        self.kill()
 
     @abstractmethod
     def stop(self) -> None:
@@ -189,6 +197,9 @@ class KernelTarget(Peer):
 
     def kill(self) -> None:
         self._run('rm "$CF/ports/$PORT/subsystems/$NQN"')
+
+    def abandon(self) -> None:
+        self.stop()
 
     def stop(self) -> None:
         if self._up:

@@ -125,9 +125,9 @@ def _look_for_problems(reading: Reading, row: dict[str, list[str]]) -> None:
             reading.problems.append(f"frame {frame}: bad {kind.replace('_', ' ')}")
 
 
-def read(capture: Path, port: int = 4420) -> Reading:
-    """Have tshark read the capture. Raises TsharkMissing when it cannot be run."""
-    reading = Reading()
+def read(capture: Path, port: int = 4420, reading: Reading | None = None) -> Reading:
+    """Have tshark read the capture (into `reading`, when given). Raises TsharkMissing when it cannot be run."""
+    reading = reading or Reading()
     for row in _rows(capture, port):
         _look_for_problems(reading, row)
         for code in row["pdu"]:
