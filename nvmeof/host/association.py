@@ -159,6 +159,10 @@ class Association(AdminCommands):
         """A queue is broken: the association ends, since a controller outlives none of its queues here."""
         if self.state in (HostState.FAILED, HostState.CLOSED):
             return
+        if self.state is HostState.CLOSING and queue.qid:
+            # deleted by our Disconnect: the controller may close the connection before we do
+            self._close_queue(queue, error)
+            return
         was, self.state = self.state, HostState.FAILED
         self.error = error
         if was is HostState.LIVE:
@@ -172,10 +176,15 @@ class Association(AdminCommands):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        queues = list(self.queues())
+        queues = [queue for queue in self.queues() if queue.error is None]
         for queue in queues:
             queue.fail(error)
         for queue in reversed(queues):
+            self.device.destroy_queue(queue)
+
+    def _close_queue(self, queue: Queue, error: NvmeofError) -> None:
+        if queue.error is None:
+            queue.fail(error)
             self.device.destroy_queue(queue)
 
     async def _free(self, error: NvmeofError) -> None:

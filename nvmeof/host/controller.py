@@ -356,6 +356,7 @@ class Controller(Association):
         self.state = HostState.CLOSED
 
     async def _disconnect_io_queues(self) -> None:
+        """Delete the I/O queues by command where that is supported; their connections are closed then."""
         if not self.info.ofcs & OFCS_DISCONNECT:
             return
         for queue in self.io_queues:
@@ -363,6 +364,11 @@ class Controller(Association):
                 await self._execute(queue, commands.disconnect(), abortable=False)
             except NvmeStatusError as error:
                 log.info("I/O queue %d: %s", queue.qid, error)
+            except ConnectionLost:
+                if self.error is not None:
+                    raise
+            else:
+                self._close_queue(queue, ConnectionLost("the queue was deleted"))
 
     async def _shut_down(self, seconds: float) -> None:
         await self.property_set(CC_OFFSET, replace(self._cc, shn=Shn.NORMAL).encode())

@@ -58,11 +58,40 @@ async def test_disconnecting(device: FakeDevice, connected: Connect) -> None:
     assert set(kinds[2:]) == {(0, 4)}
     assert device.cc.shn == 1
     assert device.cc.en
-    assert device.calls == ["drain_queue 0", "drain_queue 1", "destroy_queue 1", "destroy_queue 0", "release_ctrl"]
+    assert device.calls == ["drain_queue 1", "destroy_queue 1", "drain_queue 0", "destroy_queue 0", "release_ctrl"]
     await controller.disconnect()
     assert device.calls.count("release_ctrl") == 1
     with pytest.raises(ConnectionLost, match="disconnected"):
         await controller.namespace(1).read(0)
+
+
+async def test_a_controller_that_closes_a_deleted_queue_first(device: FakeDevice, connected: Connect) -> None:
+    def close(request: Request, sqe: Sqe) -> Any:
+        if sqe.opcode == FABRICS and sqe.fctype == 8:
+            asyncio.get_running_loop().call_soon(device.break_queue, request.queue.qid)
+            return None
+        return "default"
+
+    controller = await connected(nr_io_queues=3)
+    device.intercept = close
+    lost: list[Exception] = []
+    controller.on_lost.append(lost.append)
+    await controller.disconnect()
+    assert len([sqe for sqe in device.sent(FABRICS) if sqe.fctype == 8]) == 3
+    assert device.cc.shn == 1
+    assert controller.state is HostState.CLOSED
+    assert not lost
+
+
+async def test_a_controller_that_does_not_shut_down(
+    device: FakeDevice, connected: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nvmeof.host.controller.SHUTDOWN_SECONDS", 0.1)
+    controller = await connected()
+    device.shutdown_polls = 10**9
+    await controller.disconnect()
+    assert "did not shut down within 0.1 s" in str(controller.error)
+    assert device.calls[-1] == "release_ctrl"
 
 
 async def test_without_disconnect_support_queues_just_close(device: FakeDevice, connected: Connect) -> None:

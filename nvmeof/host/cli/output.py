@@ -59,7 +59,14 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], right
         table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
-    console().print(table)
+    target = console()
+    if target.is_terminal:
+        target.print(table)
+        return
+    with target.capture() as captured:
+        target.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:

@@ -40,7 +40,7 @@ async def discover_command(output: str, **options: Any) -> None:
         out.print_json({"records": [_entry_json(entry) for entry in entries]})
         return
     rows = [
-        (entry.transport, Address(entry.traddr, _port(entry)), entry.family, entry.kind, entry.subnqn)
+        (entry.transport, Address(entry.traddr, _port(entry)), entry.family, entry.kind.replace("_", " "), entry.subnqn)
         for entry in entries
     ]
     out.print_table(("Transport", "Address", "Family", "Type", "Subsystem NQN"), rows)
