@@ -69,12 +69,12 @@ class SubsystemConfig:
     namespaces: tuple[NamespaceConfig, ...] = ()
     max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
     max_io_queues: int = MAX_IO_QUEUES
-    max_transfer_bytes: int = 1 << 20  # MDTS: a power of two times 4096
+    max_transfer_bytes: int = 1 << 20  # MDTS: a power of two
     incapsule_bytes: int = 8192  # data in an I/O command capsule (IOCCSZ)
     max_async_events: int = 4  # Asynchronous Event Requests held per controller (AERL + 1)
     max_namespaces: int = 1024  # NN and MNAN
     ready_timeout_seconds: float = 7.5  # CAP.TO
-    any_keep_alive_seconds: float = 0.0  # used for an I/O controller whose Connect asks for no keep alive; 0: none
+    any_keep_alive_seconds: float = 0.0  # of an I/O controller whose host asks for no keep alive; 0: none
 
     def __post_init__(self) -> None:
         validate_nqn(self.nqn)
@@ -88,14 +88,16 @@ class SubsystemConfig:
         if not 1 <= self.max_io_queues <= 65534:
             raise ConfigurationError(f"a controller has 1 to 65534 I/O queues, not {self.max_io_queues}")
         size = self.max_transfer_bytes
-        if size < 4096 or size & (size - 1) or size > 1 << 30:
-            raise ConfigurationError(f"the largest transfer is a power of two from 4096 bytes to 1 GiB, not {size}")
+        if size < 8192 or size & (size - 1) or size > 1 << 30:
+            raise ConfigurationError(f"the largest transfer is a power of two from 8192 bytes to 1 GiB, not {size}")
         if self.incapsule_bytes % 16 or not 0 <= self.incapsule_bytes <= 1 << 20:
             raise ConfigurationError(f"in-capsule data is a multiple of 16 up to 1 MiB, not {self.incapsule_bytes}")
         if not 1 <= self.max_async_events <= 256:
             raise ConfigurationError(f"1 to 256 Asynchronous Event Requests can be held, not {self.max_async_events}")
         if not 1 <= self.max_namespaces <= 0xFFFFFFFE:
             raise ConfigurationError(f"a subsystem has 1 to 4294967294 namespaces, not {self.max_namespaces}")
+        if self.any_keep_alive_seconds < 0:
+            raise ConfigurationError(f"a keep alive timeout is not negative: {self.any_keep_alive_seconds}")
         if not 0.5 <= self.ready_timeout_seconds <= 127.5:
             raise ConfigurationError(f"the ready timeout is 0.5 to 127.5 s, not {self.ready_timeout_seconds}")
 

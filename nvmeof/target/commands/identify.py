@@ -104,7 +104,7 @@ def _controller(ctx: QueueContext, controller: Controller, command: IdentifyComm
         "fr": config.firmware,
         "cntlid": controller.cntlid,
         "ver": VERSION.encode(),
-        "mdts": mdts_field(config.max_transfer_bytes) if config.max_transfer_bytes >= 8192 else 1,
+        "mdts": mdts_field(config.max_transfer_bytes),
         "oaes": controller.events.supported_bits,
         "aerl": config.max_async_events - 1,
         "acl": ABORT_LIMIT - 1,

@@ -1,5 +1,6 @@
 import mmap
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ PAGE = mmap.PAGESIZE
 
 
 def resident_pages() -> int:
-    with open("/proc/self/statm") as file:
+    with Path("/proc/self/statm").open() as file:
         return int(file.read().split()[1])
 
 

@@ -1,0 +1,426 @@
+import pytest
+
+from nvmeof.spec.enums import AnaState
+from nvmeof.spec.identify import (
+    IDENTIFY_CONTROLLER,
+    mdts_bytes,
+    parse_controller_list,
+    parse_namespace_descriptors,
+    parse_namespace_list,
+)
+from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE, IDENTIFY_NAMESPACE_INDEPENDENT
+from nvmeof.spec.log_pages import (
+    COMMANDS_SUPPORTED_AND_EFFECTS,
+    ERROR_INFORMATION_ENTRY,
+    FIRMWARE_SLOT,
+    SMART_HEALTH,
+    SUPPORTED_LOG_PAGES,
+    parse_ana_log,
+)
+from nvmeof.spec.properties import CC_OFFSET
+from nvmeof.spec.status import Status, split_status
+from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.commands.registry import ADMIN, NVM
+from nvmeof.target.config import NamespaceConfig
+from tests.target.harness import CC_ENABLE, HOSTID, NQN, Target, TestQueue
+
+
+def identify(queue: TestQueue, cns: int, nsid: int = 0, **fields) -> bytes:
+    data = queue.read_bytes(queue.identify(cns, nsid, **fields))
+    assert len(data) == 4096
+    return data
+
+
+def last_location(queue: TestQueue) -> int:
+    return queue.ctx.controller.error_log.newest()[0].error_location
+
+
+# Identify
+
+
+def test_identify_controller():
+    target = Target(model="a model", firmware="1.2", incapsule_bytes=4096, max_transfer_bytes=1 << 18)
+    queue = target.admin()
+    data = IDENTIFY_CONTROLLER.parse(identify(queue, 1))
+    assert (data.mn, data.fr, data.subnqn) == ("a model", "1.2", NQN)
+    assert data.sn == target.subsystem.config.serial_number and len(data.sn) == 20
+    assert data.cntlid == queue.ctx.controller.cntlid
+    assert data.ver == 0x20000 and data.cntrltype == 1
+    assert mdts_bytes(data.mdts) == 1 << 18
+    assert data.cmic == 0b1011 and data.oaes == 0x900
+    assert data.ctratt == 0x41 and data.kas == 1
+    assert (data.aerl, data.acl, data.elpe) == (3, 3, 63)
+    assert (data.sqes, data.cqes, data.maxcmd) == (0x66, 0x44, 1024)
+    assert data.nn == data.mnan == 1024
+    assert data.oncs == 0x04 | 0x08 | 0x10 | 0x40 and data.oacs == 0
+    assert data.sgls == 1 | 1 << 20
+    assert (data.ioccsz, data.iorcsz, data.icdoff, data.msdbd) == ((64 + 4096) // 16, 1, 0, 1)
+    assert data.vwc == 0b110 and data.ofcs == 1
+    assert data.anacap == 0x5F and data.nanagrpid == data.anagrpmax == 1 and data.anatt > 0
+    assert data.lpa & 0b111 == 0b111 and data.wctemp and data.cctemp > data.wctemp
+
+
+def test_identify_discovery_controller():
+    data = IDENTIFY_CONTROLLER.parse(identify(Target().discovery(), 1))
+    assert data.cntrltype == 2 and data.dctype == 1 and data.oaes == 1 << 31
+    assert data.subnqn == "nqn.2014-08.org.nvmexpress.discovery"
+    assert data.nn == 0 and data.oncs == 0 and data.sqes == 0
+
+
+async def test_a_file_has_a_volatile_write_cache(tmp_path):
+    backend = FileBackend(tmp_path / "disk", size="1M")
+    await backend.open()
+    queue = Target(backend, Ramdisk("1M")).admin()
+    assert IDENTIFY_CONTROLLER.parse(identify(queue, 1)).vwc == 0b111
+    assert IDENTIFY_NAMESPACE_INDEPENDENT.parse(identify(queue, 8, 1)).nsfeat == 0
+    assert IDENTIFY_NAMESPACE_INDEPENDENT.parse(identify(queue, 8, 2)).nsfeat == 1 << 5
+    await backend.close()
+
+
+@pytest.mark.parametrize(("block_bytes", "lbads"), [(512, 9), (4096, 12)])
+@pytest.mark.parametrize("cns", [0x00, 0x11])
+def test_identify_namespace(block_bytes, lbads, cns):
+    target = Target(Ramdisk("1M", block_bytes=block_bytes))
+    queue = target.admin()
+    data = IDENTIFY_NAMESPACE.parse(identify(queue, cns, 1))
+    blocks = (1 << 20) // block_bytes
+    assert data.nsze == data.ncap == data.nuse == blocks
+    assert data.nlbaf == data.flbas == 0 and data.lbaf[0].lbads == lbads and data.lbaf[0].ms == 0
+    assert data.dlfeat == 0b1001 and data.nmic == 1 and data.anagrpid == 1 and data.nsattr == 0
+    assert data.npdg == data.npwg == 4096 // block_bytes - 1
+    assert data.nguid == target.subsystem.namespaces[1].nguid and data.nvmcap == 1 << 20
+
+
+def test_read_only_namespaces_say_so():
+    target = Target()
+    target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), read_only=True))
+    queue = target.admin()
+    assert IDENTIFY_NAMESPACE.parse(identify(queue, 0, 2)).nsattr == 1
+    assert IDENTIFY_NAMESPACE_INDEPENDENT.parse(identify(queue, 8, 2)).nsattr == 1
+
+
+@pytest.mark.parametrize("cns", [0x00, 0x05, 0x08, 0x11])
+def test_inactive_namespaces_are_zero_and_impossible_ones_invalid(cns):
+    queue = Target().admin()
+    assert not any(identify(queue, cns, 2))
+    for nsid in (0, 1025, 0xFFFFFFFE, 0xFFFFFFFF):
+        assert queue.identify(cns, nsid).status == Status.INVALID_NAMESPACE
+        assert last_location(queue) == 4
+
+
+def test_descriptors():
+    target = Target()
+    target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), eui64=b"12345678"))
+    queue = target.admin()
+    first = parse_namespace_descriptors(identify(queue, 3, 1))
+    assert [item.nidt for item in first] == [2, 3, 4]
+    assert first[1].nid == target.subsystem.namespaces[1].uuid.bytes and first[2].nid == b"\0"
+    assert parse_namespace_descriptors(identify(queue, 3, 2))[0].nid == b"12345678"
+    assert queue.identify(3, 3).status == Status.INVALID_NAMESPACE
+
+
+@pytest.mark.parametrize("cns", [0x02, 0x07, 0x10])
+def test_namespace_lists(cns):
+    target = Target(Ramdisk("1M"), Ramdisk("1M"))
+    target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), nsid=9))
+    queue = target.admin()
+    assert parse_namespace_list(identify(queue, cns)) == [1, 2, 9]
+    assert parse_namespace_list(identify(queue, cns, 2)) == [9]
+    assert parse_namespace_list(identify(queue, cns, 0xFFFFFFFD)) == []
+    assert queue.identify(cns, 0xFFFFFFFE).status == Status.INVALID_NAMESPACE
+
+
+def test_controller_lists():
+    target = Target()
+    queue, _, _ = (target.admin() for _ in range(3))
+    assert parse_controller_list(identify(queue, 0x13)) == [1, 2, 3]
+    assert parse_controller_list(identify(queue, 0x13, cntid=2)) == [2, 3]
+    assert parse_controller_list(identify(queue, 0x12, 1)) == [1, 2, 3]
+    assert parse_controller_list(identify(queue, 0x12, 5)) == []
+
+
+def test_command_set_structures():
+    queue = Target().admin()
+    assert not any(identify(queue, 6))
+    assert identify(queue, 0x1C)[:16] == b"\1" + bytes(15)
+    for cns in (5, 6, 7):
+        assert queue.identify(cns, 1, csi=2).status == Status.INVALID_FIELD
+        assert last_location(queue) == 47
+
+
+@pytest.mark.parametrize("cns", [0x04, 0x14, 0x17, 0x1F, 0x80, 0xFF])
+def test_unknown_structures(cns):
+    queue = Target().admin()
+    assert queue.identify(cns).status == Status.INVALID_FIELD
+    assert last_location(queue) == 40
+
+
+@pytest.mark.parametrize("cns", [0, 2, 3, 6])
+def test_discovery_controllers_have_no_namespaces_to_identify(cns):
+    assert Target().discovery().identify(cns, 1).status == Status.INVALID_FIELD
+
+
+def test_identify_of_a_wrong_length():
+    assert Target().admin().command(0x06, length=4092, cdw10=1).status == Status.DATA_SGL_LENGTH_INVALID
+
+
+# Log pages
+
+
+def test_supported_log_pages_say_what_works():
+    target = Target()
+    for queue, expected in (
+        (target.admin(), {0, 1, 2, 3, 4, 5, 0x0C, 0x12}),
+        (target.discovery(), {0, 1, 0x70}),
+    ):
+        lids = SUPPORTED_LOG_PAGES.parse(queue.read_bytes(queue.log_page(0, 1024))).lids
+        assert {lid for lid, value in enumerate(lids) if value & 1} == expected
+        for lid in range(256):
+            status = queue.log_page(lid, 16).status
+            assert status == (0 if lid in expected else Status.INVALID_LOG_PAGE)
+
+
+def test_error_log_has_the_last_errors_newest_first():
+    target = Target()
+    admin = target.admin()
+    queue = target.io(admin, 2)
+    queue.command(0x02, length=512, nsid=1, cdw10=0x12345)
+    admin.identify(0xFF)
+    data = admin.read_bytes(admin.log_page(1, 64 * 64))
+    entries = [ERROR_INFORMATION_ENTRY.parse(data[start : start + 64]) for start in range(0, 4096, 64)]
+    first, second = entries[:2]
+    assert (first.error_count, first.sqid, first.parameter_error_location, first.opcode) == (2, 0, 40, 6)
+    assert (second.error_count, second.sqid, second.cid, second.lba, second.nsid) == (1, 2, queue.cid, 0x12345, 1)
+    assert split_status(second.status) == (Status.LBA_OUT_OF_RANGE, True, True) and second.trtype == 3
+    assert entries[2].error_count == 0
+
+
+def test_error_log_is_a_ring():
+    admin = Target().admin()
+    for _ in range(70):
+        admin.identify(0xFF)
+    data = admin.read_bytes(admin.log_page(1, 4096))
+    counts = [ERROR_INFORMATION_ENTRY.parse(data[start : start + 64]).error_count for start in range(0, 4096, 64)]
+    assert counts == list(range(70, 6, -1))
+
+
+def test_smart_counts_what_was_done():
+    target = Target(Ramdisk("16M"), Ramdisk("1M"))
+    target.inventory.started_at = target.runtime.time - 7300
+    admin = target.admin()
+    queue = target.io(admin)
+    for _ in range(3):
+        queue.command(0x02, length=1 << 20, nsid=1, cdw12=2047)
+    queue.command(0x01, bytes(512), nsid=2)
+    admin.identify(0xFF)
+    data = SMART_HEALTH.parse(admin.read_bytes(admin.log_page(2, 512, nsid=0xFFFFFFFF)))
+    assert (data.host_read_commands, data.data_units_read) == (3, 7)
+    assert (data.host_write_commands, data.data_units_written) == (1, 1)
+    assert data.error_log_entries == 1 and data.power_on_hours == 2 and data.critical_warning == 0
+    assert 273 < data.composite_temperature < 343 and data.available_spare == 100
+    second = SMART_HEALTH.parse(admin.read_bytes(admin.log_page(2, 512, nsid=2)))
+    assert (second.host_read_commands, second.host_write_commands) == (0, 1)
+    assert admin.log_page(2, 512, nsid=7).status == Status.INVALID_NAMESPACE
+
+
+def test_firmware_slot():
+    admin = Target(firmware="9.9").admin()
+    data = FIRMWARE_SLOT.parse(admin.read_bytes(admin.log_page(3, 512)))
+    assert data.afi == 1 and data.frs[0] == "9.9" and data.frs[1] == ""
+
+
+def test_effects_log_has_every_command_that_works_and_no_other():
+    target = Target()
+    admin = target.admin()
+    io = target.io(admin)
+    data = COMMANDS_SUPPORTED_AND_EFFECTS.parse(admin.read_bytes(admin.log_page(5, 4096)))
+    for opcode in range(256):
+        assert bool(data.acs[opcode] & 1) == (opcode in ADMIN)
+        assert bool(data.iocs[opcode] & 1) == (opcode in NVM)
+        if opcode != 0x7F:
+            status = io.command(opcode, length=0, nsid=1).status
+            assert (status == Status.INVALID_OPCODE) == (opcode not in NVM)
+    assert data.iocs[0x01] & 2 and not data.iocs[0x02] & 2
+    completion = admin.log_page(5, 4096, cdw14=1 << 24)
+    assert completion.status == Status.INVALID_FIELD and last_location(admin) == 59
+
+
+def test_ana_log():
+    target = Target(Ramdisk("1M"), Ramdisk("1M"))
+    admin = target.admin()
+    chgcnt, groups = parse_ana_log(admin.read_bytes(admin.log_page(0x0C, 8208, nsid=0xFFFFFFFF)))
+    assert chgcnt == 0 and len(groups) == 1
+    assert (groups[0].grpid, groups[0].state, groups[0].nsids) == (1, 1, (1, 2))
+    target.subsystem.set_ana_state(AnaState.CHANGE)
+    chgcnt, groups = parse_ana_log(admin.read_bytes(admin.log_page(0x0C, 48, lsp=1)))
+    assert chgcnt == 1 and groups[0].state == 15 and groups[0].nsids == ()
+
+
+def test_parts_of_log_pages():
+    admin = Target().admin()
+    whole = admin.read_bytes(admin.log_page(5, 4096))
+    assert admin.read_bytes(admin.log_page(5, 16, 20)) == whole[20:36]
+    assert admin.read_bytes(admin.log_page(5, 8192)) == whole + bytes(4096), "beyond the end: zeroes"
+    assert admin.read_bytes(admin.log_page(5, 4, 4096)) == bytes(4)
+    assert admin.log_page(5, 4, 4100).status == Status.INVALID_FIELD
+    assert admin.log_page(5, 4, 1 << 40).status == Status.INVALID_FIELD
+    assert last_location(admin) == 48
+    assert admin.log_page(5, 4, 2).status == Status.INVALID_FIELD
+    assert admin.log_page(5, 4, cdw14=1 << 23).status == Status.INVALID_FIELD
+
+
+def test_log_pages_keep_to_mdts():
+    admin = Target(max_transfer_bytes=8192).admin()
+    assert admin.log_page(5, 8192).status == 0
+    assert admin.log_page(5, 8196).status == Status.INVALID_FIELD
+
+
+# Features
+
+
+def test_features_log_says_what_works():
+    admin = Target().admin()
+    data = admin.read_bytes(admin.log_page(0x12, 1024))
+    supported = {fid for fid in range(256) if data[4 * fid] & 1}
+    assert supported == {1, 2, 4, 5, 7, 0x0A, 0x0B, 0x0E, 0x0F, 0x16, 0x19, 0x81}
+    for fid in range(256):
+        status = admin.get_feature(fid, 3).status
+        assert status == (0 if fid in supported else Status.INVALID_FIELD)
+
+
+@pytest.mark.parametrize(
+    ("fid", "default", "new"),
+    [(0x01, 0x07, 0x01020303), (0x02, 0, 0x20), (0x05, 0, 100), (0x0A, 0, 1), (0x0B, 0, 0x902), (0x0F, 5000, 7000)],
+)
+def test_simple_features(fid, default, new):
+    admin = Target().admin(kato=5000)
+    assert admin.get_feature(fid).dw0 == default
+    assert admin.set_feature(fid, new, nsid=0xFFFFFFFF).status == 0
+    assert admin.get_feature(fid).dw0 == new
+    declared = 0 if fid == 0x0F else default
+    assert admin.get_feature(fid, 1).dw0 == admin.get_feature(fid, 2).dw0 == declared
+    assert admin.get_feature(fid, 3).dw0 == 0b100
+    admin.set_property(CC_OFFSET, 0)
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+    assert admin.get_feature(fid).dw0 == (new if fid == 0x0F else default)
+
+
+@pytest.mark.parametrize(
+    ("fid", "value"),
+    [
+        (0x01, 0x08),
+        (0x02, 1),
+        (0x04, 1 << 16),
+        (0x04, 2 << 20),
+        (0x05, 1 << 16),
+        (0x07, 0xFFFF),
+        (0x07, 0xFFFF0000),
+        (0x0A, 2),
+        (0x0B, 1 << 9),
+        (0x0B, 1 << 31),
+    ],
+)
+def test_values_that_features_refuse(fid, value):
+    admin = Target().admin()
+    assert admin.set_feature(fid, value).status == Status.INVALID_FIELD
+    assert last_location(admin) == 44
+
+
+def test_number_of_queues():
+    target = Target(max_io_queues=8)
+    admin = target.admin()
+    assert admin.get_feature(7).dw0 == 0x70007
+    assert admin.set_feature(7, 0x30001).dw0 == 0x30001
+    assert admin.get_feature(7).dw0 == 0x30001 and admin.get_feature(7, 1).dw0 == 0x70007
+    assert admin.set_feature(7, 0xFF00FF).dw0 == 0x70007
+    target.io(admin)
+    assert admin.set_feature(7, 1).status == Status.COMMAND_SEQUENCE_ERROR
+
+
+def test_temperature_thresholds():
+    admin = Target().admin()
+    assert admin.get_feature(4).dw0 == 343 and admin.get_feature(4, cdw11=1 << 20).dw0 == 0
+    admin.set_feature(4, 1 << 20 | 280)
+    admin.set_feature(4, 0xF << 16 | 350)
+    assert admin.get_feature(4, cdw11=1 << 20).dw0 == 280 and admin.get_feature(4).dw0 == 350
+    assert admin.get_feature(4, 1).dw0 == 343
+    assert admin.get_feature(4, cdw11=3 << 16).status == Status.INVALID_FIELD
+
+
+def test_timestamp():
+    target = Target()
+    admin = target.admin()
+    target.runtime.time += 1.5
+    admin.set_property(CC_OFFSET, 0)
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+    target.runtime.time += 2.5
+    assert admin.read_bytes(admin.get_feature(0x0E, length=8)) == (2500).to_bytes(6, "little") + b"\0\0"
+    stamp = 1_700_000_000_123
+    assert admin.set_feature(0x0E, data=stamp.to_bytes(8, "little")).status == 0
+    target.runtime.time += 0.5
+    data = admin.read_bytes(admin.get_feature(0x0E, length=8))
+    assert abs(int.from_bytes(data[:6], "little") - stamp - 500) <= 1 and data[6] == 1 << 1
+    assert admin.set_feature(0x0E).status == Status.DATA_SGL_LENGTH_INVALID
+
+
+def test_host_behavior_support():
+    admin = Target().admin()
+    assert admin.read_bytes(admin.get_feature(0x16, length=512)) == bytes(512)
+    assert admin.set_feature(0x16, data=b"\1".ljust(512, b"\0")).status == 0
+    assert admin.read_bytes(admin.get_feature(0x16, length=512))[0] == 1
+    for wrong in (b"\2", b"\0\1", b"\0\0\2", b"\0\0\0\1", b"\0\0\0\0\4"):
+        assert admin.set_feature(0x16, data=wrong.ljust(512, b"\0")).status == Status.INVALID_FIELD
+
+
+def test_host_identifier_is_connects():
+    admin = Target().admin()
+    assert admin.read_bytes(admin.get_feature(0x81, cdw11=1, length=16)) == HOSTID
+    assert admin.get_feature(0x81, cdw11=0, length=16).status == Status.INVALID_FIELD
+    assert admin.set_feature(0x81, 1, data=bytes(16)).status == Status.COMMAND_SEQUENCE_ERROR
+    assert admin.get_feature(0x81, 3).dw0 == 0
+
+
+def test_command_set_profile():
+    admin = Target().admin()
+    assert admin.set_feature(0x19, 0).status == 0 and admin.get_feature(0x19).dw0 == 0
+    assert admin.set_feature(0x19, 1).status == Status.IO_COMMAND_SET_COMBINATION_REJECTED
+
+
+def test_write_cache_exists_only_where_something_is_cached():
+    admin = Target().admin()
+    assert admin.get_feature(6).status == Status.INVALID_FIELD
+    assert admin.set_feature(6, 1).status == Status.INVALID_FIELD
+
+
+def test_what_no_feature_can_do():
+    admin = Target().admin()
+    assert admin.set_feature(0x0B, 0, save=True).status == Status.FEATURE_NOT_SAVEABLE
+    assert last_location(admin) == 43 | 7 << 8
+    assert admin.set_feature(0x0B, 0, nsid=1).status == Status.FEATURE_NOT_NAMESPACE_SPECIFIC
+    assert admin.get_feature(0x0B, 4).status == Status.INVALID_FIELD
+    assert admin.set_feature(0x08, 1).status == Status.INVALID_FIELD
+    assert last_location(admin) == 40
+
+
+def test_features_of_a_discovery_controller():
+    queue = Target().discovery()
+    assert queue.set_feature(0x0F, 30000).status == 0
+    assert queue.get_feature(0x0F).dw0 == 30000
+    assert queue.get_feature(0x07).status == Status.INVALID_FIELD
+    assert queue.set_feature(0x0B, 0x100).status == Status.INVALID_FIELD
+
+
+# The rest
+
+
+@pytest.mark.parametrize("opcode", [0x00, 0x01, 0x04, 0x05, 0x0D, 0x10, 0x11, 0x14, 0x15, 0x19, 0x80, 0x84, 0xC1])
+def test_unknown_admin_commands(opcode):
+    target = Target()
+    for queue in (target.admin(), target.discovery()):
+        assert queue.command(opcode).status == Status.INVALID_OPCODE
+
+
+def test_keep_alive():
+    admin = Target().admin()
+    assert admin.command(0x18).status == 0

@@ -1,0 +1,123 @@
+from dataclasses import replace
+
+import pytest
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.spec.discovery import DISCOVERY_LOG_HEADER, parse_discovery_entries
+from nvmeof.spec.enums import DISCOVERY_NQN
+from nvmeof.target.config import SubsystemConfig
+from nvmeof.target.discovery import discovery_log
+from nvmeof.target.inventory import PortInfo
+from nvmeof.target.subsystem import Subsystem
+from tests.target.harness import HOST, NQN, Target
+
+OTHER = "nqn.2026-01.org.example:other"
+
+
+def log(target: Target, seen: PortInfo | None = None, host: str = HOST):
+    data = discovery_log(target.inventory, seen or target.port.seen_at("192.0.2.1", 4420), host)
+    header = DISCOVERY_LOG_HEADER.parse(data)
+    entries = parse_discovery_entries(data[1024:])
+    assert header.numrec == len(entries) and header.recfmt == 0
+    return header.genctr, entries
+
+
+def port(portid: int, traddr: str, trsvcid: str = "4420", **fields) -> PortInfo:
+    return PortInfo(portid=portid, transport="tcp", trtype=3, traddr=traddr, trsvcid=trsvcid, **fields)
+
+
+def test_a_wildcard_listener_answers_with_the_address_that_was_used():
+    _, entries = log(Target())
+    current, subsystem = entries
+    assert (current.subtype, current.subnqn, current.eflags) == (3, DISCOVERY_NQN, 2)
+    assert (subsystem.subtype, subsystem.subnqn) == (2, NQN)
+    for entry in entries:
+        assert (entry.traddr, entry.trsvcid) == ("192.0.2.1", "4420")
+        assert (entry.trtype, entry.adrfam, entry.treq, entry.portid, entry.cntlid) == (3, 1, 4, 1, 0xFFFF)
+        assert entry.asqsz >= 32 and entry.tsas[0] == 0
+
+
+def test_linux_reads_it_in_three_parts():
+    queue = Target().discovery()
+    header = queue.read_bytes(queue.log_page(0x70, 20))
+    assert int.from_bytes(header[8:16], "little") == 2
+    entries = parse_discovery_entries(queue.read_bytes(queue.log_page(0x70, 2048, 1024)))
+    assert [entry.subnqn for entry in entries] == [DISCOVERY_NQN, NQN]
+    assert queue.read_bytes(queue.log_page(0x70, 20)) == header
+
+
+def test_ports_and_families():
+    target = Target()
+    target.inventory.add_port(port(2, "::", "4421"))
+    target.inventory.add_port(port(3, "198.51.100.7", "4422"))
+    target.inventory.add_port(port(4, "0.0.0.0", "8009", discovery_only=True))
+    _, entries = log(target)
+    assert [(entry.portid, entry.traddr) for entry in entries[1:]] == [(1, "192.0.2.1"), (3, "198.51.100.7")]
+    _, entries = log(target, target.inventory.ports[2].seen_at("2001:db8::1", 4421))
+    assert [(entry.portid, entry.traddr, entry.adrfam) for entry in entries[1:]] == [
+        (2, "2001:db8::1", 2),
+        (3, "198.51.100.7", 1),
+    ]
+    _, entries = log(target, target.inventory.ports[4].seen_at("192.0.2.9", 8009))
+    assert entries[0].trsvcid == "8009" and [entry.traddr for entry in entries[1:]] == ["192.0.2.9", "198.51.100.7"]
+
+
+def test_what_is_advertised_comes_first():
+    target = Target()
+    target.inventory.remove_port(1)
+    public = port(1, "0.0.0.0", advertise_host="203.0.113.5", advertise_port=4444)
+    target.inventory.add_port(public)
+    _, entries = log(target, public.seen_at("10.0.0.1", 4420))
+    assert {(entry.traddr, entry.trsvcid) for entry in entries} == {("203.0.113.5", "4444")}
+
+
+def test_transport_numbers_are_the_ports():
+    target = Target()
+    target.inventory.add_port(replace(port(7, "192.0.2.7"), transport="mptcp", trtype=4))
+    _, entries = log(target)
+    assert [entry.trtype for entry in entries] == [3, 3, 4]
+
+
+def test_a_host_sees_only_what_it_may_use():
+    target = Target()
+    target.inventory.add_subsystem(Subsystem(SubsystemConfig(nqn=OTHER, allowed_hosts=frozenset({HOST}))))
+    assert [entry.subnqn for entry in log(target)[1]] == [DISCOVERY_NQN, NQN, OTHER]
+    assert [entry.subnqn for entry in log(target, host=OTHER)[1]] == [DISCOVERY_NQN, NQN]
+
+
+def test_the_generation_counter_counts_every_change():
+    target = Target()
+    generations = [log(target)[0]]
+    for change in (
+        lambda: target.inventory.add_port(port(2, "192.0.2.2")),
+        lambda: target.inventory.add_subsystem(Subsystem(SubsystemConfig(nqn=OTHER))),
+        lambda: target.inventory.set_allowed_hosts(OTHER, frozenset()),
+        lambda: target.inventory.remove_subsystem(OTHER),
+        lambda: target.inventory.remove_port(2),
+    ):
+        change()
+        generations.append(log(target)[0])
+    assert generations == sorted(set(generations))
+    target.inventory.remove_port(2)
+    assert log(target)[0] == generations[-1], "nothing changed"
+
+
+def test_the_inventory_refuses_what_makes_no_sense():
+    target = Target()
+    for call in (
+        lambda: target.inventory.add_subsystem(target.subsystem),
+        lambda: target.inventory.remove_subsystem(OTHER),
+        lambda: target.inventory.add_port(target.port),
+    ):
+        with pytest.raises(ConfigurationError):
+            call()
+
+
+def test_removing_a_subsystem_ends_its_associations():
+    target = Target()
+    admin = target.admin()
+    target.inventory.remove_subsystem(NQN)
+    assert admin.closed == ["the subsystem was removed"]
+    discovery = target.discovery()
+    target.inventory.end_all("the target stops")
+    assert discovery.closed == ["the target stops"]

@@ -1,0 +1,140 @@
+"""A namespace against a bytearray: random commands, on memory and on a file."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.spec.status import Status
+from nvmeof.target.backend.base import Backend
+from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
+from tests.target.backend_tools import settled
+
+NQN = "nqn.2026-01.org.example:disk"
+BLOCK = 512
+BLOCKS = 64
+ranges = st.tuples(st.integers(0, BLOCKS + 2), st.integers(1, BLOCKS))
+
+
+class NamespaceModel(RuleBasedStateMachine):
+    def make(self) -> Backend:
+        raise NotImplementedError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.backend = self.make()
+        self.wait(self.backend.open())
+        self.namespace = Namespace(1, self.backend, NamespaceIdentifiers.derive(NQN, 1))
+        self.model = bytearray(BLOCKS * BLOCK)
+
+    def wait(self, result):
+        async def run():
+            return await settled(result)
+
+        return self.loop.run_until_complete(run())
+
+    def call(self, operation, slba: int, nlb: int):
+        """The operation's result, or None after the right refusal of a range beyond the end."""
+
+        async def run():
+            return await settled(operation())
+
+        try:
+            result = self.loop.run_until_complete(run())
+        except CommandError as error:
+            assert slba + nlb > BLOCKS and error.status == Status.LBA_OUT_OF_RANGE
+            return False, None
+        assert slba + nlb <= BLOCKS
+        return True, result
+
+    @rule(at=ranges, seed=st.binary(min_size=1, max_size=7), fua=st.booleans())
+    def write(self, at, seed, fua):
+        slba, nlb = at
+        data = (seed * (nlb * BLOCK))[: nlb * BLOCK]
+        done, _ = self.call(lambda: self.namespace.write(slba, memoryview(data), fua=fua), slba, nlb)
+        if done:
+            self.model[slba * BLOCK : (slba + nlb) * BLOCK] = data
+
+    @rule(at=ranges)
+    def read(self, at):
+        slba, nlb = at
+        done, lease = self.call(lambda: self.namespace.read(slba, nlb), slba, nlb)
+        if done:
+            assert bytes(lease.view) == self.model[slba * BLOCK : (slba + nlb) * BLOCK]
+            lease.release()
+
+    @rule(at=ranges, deallocate=st.booleans(), fua=st.booleans())
+    def write_zeroes(self, at, deallocate, fua):
+        slba, nlb = at
+        operation = lambda: self.namespace.write_zeroes(slba, nlb, deallocate=deallocate, fua=fua)  # noqa: E731
+        done, _ = self.call(operation, slba, nlb)
+        if done:
+            self.model[slba * BLOCK : (slba + nlb) * BLOCK] = bytes(nlb * BLOCK)
+
+    @rule(at=ranges)
+    def deallocate(self, at):
+        slba, nlb = at
+        done, _ = self.call(lambda: self.namespace.deallocate(slba, nlb), slba, nlb)
+        if done:
+            self.model[slba * BLOCK : (slba + nlb) * BLOCK] = bytes(nlb * BLOCK)
+
+    @rule()
+    def flush(self):
+        self.call(self.namespace.flush, 0, 0)
+
+    @invariant()
+    def whole_content(self):
+        if not hasattr(self, "model"):
+            return
+        done, lease = self.call(lambda: self.namespace.read(0, BLOCKS), 0, BLOCKS)
+        assert done and bytes(lease.view) == self.model
+        lease.release()
+
+    def teardown(self):
+        self.wait(self.backend.close())
+        self.loop.close()
+
+
+class RamdiskModel(NamespaceModel):
+    def make(self) -> Backend:
+        return Ramdisk(BLOCKS * BLOCK)
+
+
+class FileModel(NamespaceModel):
+    def make(self) -> Backend:
+        self.directory = tempfile.TemporaryDirectory()
+        return FileBackend(Path(self.directory.name) / "disk", size=BLOCKS * BLOCK, workers=2)
+
+    def teardown(self):
+        super().teardown()
+        assert self.backend._pool.used_bytes == 0 and len(self.backend._ranges) == 0
+        self.directory.cleanup()
+
+
+RamdiskModel.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+FileModel.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestRamdisk = RamdiskModel.TestCase
+TestFile = FileModel.TestCase
+
+
+def test_identifiers_are_stable_and_distinct():
+    first = NamespaceIdentifiers.derive(NQN, 1)
+    assert first == NamespaceIdentifiers.derive(NQN, 1)
+    assert str(first.uuid) == "0adbafd8-f289-5017-9fdf-913f20a830eb", "must not change between releases"
+    others = [NamespaceIdentifiers.derive(NQN, 2), NamespaceIdentifiers.derive(NQN + "x", 1)]
+    assert len({item.uuid for item in (first, *others)}) == len({item.nguid for item in (first, *others)}) == 3
+    assert len(first.nguid) == 16 and first.nguid != first.uuid.bytes
+
+
+@pytest.mark.parametrize("nsid", [0, 0xFFFFFFFF, -1])
+def test_namespace_ids(nsid):
+    with pytest.raises(ConfigurationError):
+        Namespace(nsid, Ramdisk("1M"), NamespaceIdentifiers.derive(NQN, 1))
