@@ -145,7 +145,7 @@ _READ_PROPERTY: dict[int, Callable[[Controller], int]] = {
     CSTS_OFFSET: lambda controller: controller.csts,
     CRTO_OFFSET: lambda controller: controller.crto,
 }
-_WRITABLE_PROPERTIES = frozenset({CC_OFFSET})
+WRITABLE_PROPERTIES = frozenset({CC_OFFSET})
 SUPPORTED_PROPERTIES = frozenset(_READ_PROPERTY)
 
 
@@ -175,7 +175,7 @@ def property_get(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Comple
 
 def property_set(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Property Set of CC. The completion of a shutdown waits until everything is flushed."""
-    _property(sqe, PROPERTY_SET.offsets, _WRITABLE_PROPERTIES)
+    _property(sqe, PROPERTY_SET.offsets, WRITABLE_PROPERTIES)
     controller = ctx.controller
     assert controller is not None
     if controller.write_cc(sqe.cdw12):

@@ -26,7 +26,7 @@ from nvmeof.target.commands.base import Completion
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 from nvmeof.target.events import SMART_CRITICAL_WARNINGS
-from nvmeof.target.health import CRITICAL_KELVIN, WARNING_KELVIN, report_temperature
+from nvmeof.target.health import WARNING_KELVIN, report_temperature
 from nvmeof.wire import build
 
 _CDW10 = SQE.error_location("cdw10")
@@ -59,6 +59,7 @@ class FeatureSpec:
     apply: Apply | None = None
     discovery: bool = False  # also on discovery controllers
     supported: Callable[[Controller], bool] = lambda controller: True
+    condition: str = ""  # `supported` in words
     refusal: Status = Status.FEATURE_NOT_CHANGEABLE
 
     @property
@@ -249,6 +250,7 @@ FEATURES: dict[int, FeatureSpec] = {
             _constant(1),
             _cache_apply,
             supported=_has_cache,
+            condition="where a namespace has a volatile write cache",
         ),
         FeatureSpec(
             FeatureId.NUMBER_OF_QUEUES,
@@ -301,8 +303,6 @@ FEATURES: dict[int, FeatureSpec] = {
         ),
     )
 }
-
-assert CRITICAL_KELVIN > WARNING_KELVIN
 
 
 def _row(ctx: QueueContext, sqe: Sqe) -> FeatureSpec:

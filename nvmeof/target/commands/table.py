@@ -156,5 +156,7 @@ def _failed(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, error: Exception) ->
     return ctx.refuse(sqe, CommandError(Status.INTERNAL_ERROR, message=str(error)))
 
 
-ROW_MODULES = (admin, fabrics, nvm)
-"""The modules whose rows are in the tables once this module is imported."""
+# The modules are imported for the rows that they register.
+_ROW_MODULES = (admin, fabrics, nvm)
+
+__all__ = ["ADMIN", "DISCOVERY", "FABRICS_ADMIN", "FABRICS_IO", "NVM", "execute", "lookup", "prepare"]

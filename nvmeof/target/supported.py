@@ -1,0 +1,290 @@
+"""docs/supported.md, made from the very tables that commands go through.
+
+`python -m nvmeof.target.supported` prints it; a test compares it with the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from enum import IntEnum
+
+from nvmeof.spec.enums import AdminOpcode, Cns, FabricsType, FeatureId, LogPageId, NvmOpcode
+from nvmeof.spec.properties import PROPERTIES
+from nvmeof.target.commands.base import CommandSpec, Direction, NsidRule
+from nvmeof.target.commands.fabrics import SUPPORTED_PROPERTIES, WRITABLE_PROPERTIES
+from nvmeof.target.commands.features import FEATURES
+from nvmeof.target.commands.identify import IDENTIFY
+from nvmeof.target.commands.log_pages import LOG_PAGES
+from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
+
+_PCIE = "for PCI Express only"
+_SINGLE = "one fixed set of namespaces per subsystem: configured, not managed by a host"
+_LATER = "not there yet"
+_NO_SETS = "no NVM sets, endurance groups or domains"
+_NO_FDP = "no Flexible Data Placement"
+_NO_RESERVATIONS = "reservations are not there yet"
+_NO_SANITIZE = "sanitize is not there yet"
+_NO_HARDWARE = "says something of hardware that a program does not have"
+_NO_ZONES = "of another I/O command set"
+_NO_CENTRAL = "for centralized discovery controllers"
+_NO_MIGRATION = "no live migration of controllers"
+_NO_MI = "no management interface (NVMe-MI)"
+_NO_TELEMETRY = "no telemetry"
+_NO_LOCKDOWN = "no lockdown"
+_NO_EXPORT = "no exported NVM subsystems managed by a host"
+
+_WHY_ADMIN: dict[int, str] = {
+    AdminOpcode.DELETE_IO_SQ: _PCIE,
+    AdminOpcode.CREATE_IO_SQ: _PCIE,
+    AdminOpcode.DELETE_IO_CQ: _PCIE,
+    AdminOpcode.CREATE_IO_CQ: _PCIE,
+    AdminOpcode.NAMESPACE_MANAGEMENT: _SINGLE,
+    AdminOpcode.NAMESPACE_ATTACHMENT: _SINGLE,
+    AdminOpcode.FIRMWARE_COMMIT: _NO_HARDWARE,
+    AdminOpcode.FIRMWARE_IMAGE_DOWNLOAD: _NO_HARDWARE,
+    AdminOpcode.DEVICE_SELF_TEST: _NO_HARDWARE,
+    AdminOpcode.DIRECTIVE_SEND: "no directives",
+    AdminOpcode.DIRECTIVE_RECEIVE: "no directives",
+    AdminOpcode.VIRTUALIZATION_MANAGEMENT: _PCIE,
+    AdminOpcode.NVME_MI_SEND: _NO_MI,
+    AdminOpcode.NVME_MI_RECEIVE: _NO_MI,
+    AdminOpcode.CAPACITY_MANAGEMENT: _NO_SETS,
+    AdminOpcode.DISCOVERY_INFORMATION_MANAGEMENT: _NO_CENTRAL,
+    AdminOpcode.FABRIC_ZONING_RECEIVE: _NO_CENTRAL,
+    AdminOpcode.FABRIC_ZONING_LOOKUP: _NO_CENTRAL,
+    AdminOpcode.FABRIC_ZONING_SEND: _NO_CENTRAL,
+    AdminOpcode.SEND_DISCOVERY_LOG_PAGE: _NO_CENTRAL,
+    AdminOpcode.LOCKDOWN: _NO_LOCKDOWN,
+    AdminOpcode.CLEAR_EXPORTED_NVM_RESOURCE_CONFIGURATION: _NO_EXPORT,
+    AdminOpcode.CREATE_EXPORTED_NVM_SUBSYSTEM: _NO_EXPORT,
+    AdminOpcode.MANAGE_EXPORTED_NVM_SUBSYSTEM: _NO_EXPORT,
+    AdminOpcode.MANAGE_EXPORTED_NAMESPACE: _NO_EXPORT,
+    AdminOpcode.MANAGE_EXPORTED_PORT: _NO_EXPORT,
+    AdminOpcode.TRACK_SEND: _NO_MIGRATION,
+    AdminOpcode.TRACK_RECEIVE: _NO_MIGRATION,
+    AdminOpcode.MIGRATION_SEND: _NO_MIGRATION,
+    AdminOpcode.MIGRATION_RECEIVE: _NO_MIGRATION,
+    AdminOpcode.CONTROLLER_DATA_QUEUE: _NO_MIGRATION,
+    AdminOpcode.DOORBELL_BUFFER_CONFIG: _PCIE,
+    AdminOpcode.SECURITY_SEND: "no security protocols besides those of Fabrics",
+    AdminOpcode.SECURITY_RECEIVE: "no security protocols besides those of Fabrics",
+    AdminOpcode.SANITIZE: _NO_SANITIZE,
+}
+_WHY_NVM: dict[int, str] = {
+    NvmOpcode.RESERVATION_REGISTER: _NO_RESERVATIONS,
+    NvmOpcode.RESERVATION_REPORT: _NO_RESERVATIONS,
+    NvmOpcode.RESERVATION_ACQUIRE: _NO_RESERVATIONS,
+    NvmOpcode.RESERVATION_RELEASE: _NO_RESERVATIONS,
+    NvmOpcode.IO_MANAGEMENT_RECEIVE: _NO_FDP,
+    NvmOpcode.IO_MANAGEMENT_SEND: _NO_FDP,
+    NvmOpcode.ZONE_MANAGEMENT_SEND: _NO_ZONES,
+    NvmOpcode.ZONE_MANAGEMENT_RECEIVE: _NO_ZONES,
+    NvmOpcode.ZONE_APPEND: _NO_ZONES,
+}
+_WHY_FABRICS: dict[int, str] = {
+    FabricsType.AUTH_SEND: "in-band authentication is not there yet",
+    FabricsType.AUTH_RECEIVE: "in-band authentication is not there yet",
+}
+_WHY_IDENTIFY: dict[int, str] = {
+    Cns.NVM_SETS: _NO_SETS,
+    Cns.FORMAT_NAMESPACE: "one LBA format per namespace: CNS 00h says it",
+    Cns.CSI_FORMAT_NAMESPACE: "one LBA format per namespace: CNS 05h says it",
+    Cns.PRIMARY_CONTROLLER_CAPABILITIES: _PCIE,
+    Cns.SECONDARY_CONTROLLERS: _PCIE,
+    Cns.NAMESPACE_GRANULARITY: _SINGLE,
+    Cns.UUIDS: "no vendor specific information to select",
+    Cns.DOMAINS: _NO_SETS,
+    Cns.ENDURANCE_GROUPS: _NO_SETS,
+    Cns.CSI_ALLOCATED_NAMESPACES: _SINGLE,
+    Cns.CSI_ALLOCATED_NAMESPACE: _SINGLE,
+    Cns.INDEPENDENT_ALLOCATED_NAMESPACE: _SINGLE,
+    Cns.UNDERLYING_NAMESPACES: _NO_EXPORT,
+    Cns.PORTS: _NO_EXPORT,
+    Cns.SUPPORTED_CONTROLLER_STATE_FORMATS: _NO_MIGRATION,
+}
+_WHY_LOG: dict[int, str] = {
+    LogPageId.DEVICE_SELF_TEST: _NO_HARDWARE,
+    LogPageId.TELEMETRY_HOST: _NO_TELEMETRY,
+    LogPageId.TELEMETRY_CONTROLLER: _NO_TELEMETRY,
+    LogPageId.ENDURANCE_GROUP: _NO_SETS,
+    LogPageId.PREDICTABLE_LATENCY_PER_NVM_SET: _NO_SETS,
+    LogPageId.PREDICTABLE_LATENCY_EVENTS: _NO_SETS,
+    LogPageId.ENDURANCE_GROUP_EVENTS: _NO_SETS,
+    LogPageId.MEDIA_UNIT_STATUS: _NO_SETS,
+    LogPageId.SUPPORTED_CAPACITY_CONFIGURATIONS: _NO_SETS,
+    LogPageId.NVME_MI_COMMANDS_SUPPORTED_AND_EFFECTS: _NO_MI,
+    LogPageId.COMMAND_AND_FEATURE_LOCKDOWN: _NO_LOCKDOWN,
+    LogPageId.BOOT_PARTITION: _NO_HARDWARE,
+    LogPageId.ROTATIONAL_MEDIA: _NO_HARDWARE,
+    LogPageId.PHY_RX_EYE_MEASUREMENT: _NO_HARDWARE,
+    LogPageId.DISPERSED_NAMESPACE_NVM_SUBSYSTEMS: "no dispersed namespaces",
+    LogPageId.MANAGEMENT_ADDRESS_LIST: _NO_MI,
+    LogPageId.REACHABILITY_GROUPS: _NO_EXPORT,
+    LogPageId.REACHABILITY_ASSOCIATIONS: _NO_EXPORT,
+    LogPageId.CHANGED_ALLOCATED_NAMESPACES: _SINGLE,
+    LogPageId.FDP_CONFIGURATIONS: _NO_FDP,
+    LogPageId.RECLAIM_UNIT_HANDLE_USAGE: _NO_FDP,
+    LogPageId.FDP_STATISTICS: _NO_FDP,
+    LogPageId.FDP_EVENTS: _NO_FDP,
+    LogPageId.HOST_DISCOVERY: _NO_CENTRAL,
+    LogPageId.AVE_DISCOVERY: _NO_CENTRAL,
+    LogPageId.PULL_MODEL_DDC_REQUEST: _NO_CENTRAL,
+    LogPageId.RESERVATION_NOTIFICATION: _NO_RESERVATIONS,
+    LogPageId.SANITIZE_STATUS: _NO_SANITIZE,
+    LogPageId.CHANGED_ZONES: _NO_ZONES,
+}
+_WHY_FEATURE: dict[int, str] = {
+    FeatureId.LBA_RANGE_TYPE: "nothing would use it",
+    FeatureId.INTERRUPT_COALESCING: _PCIE,
+    FeatureId.INTERRUPT_VECTOR_CONFIGURATION: _PCIE,
+    FeatureId.AUTONOMOUS_POWER_STATE_TRANSITION: _NO_HARDWARE,
+    FeatureId.HOST_MEMORY_BUFFER: _PCIE,
+    FeatureId.HOST_CONTROLLED_THERMAL_MANAGEMENT: _NO_HARDWARE,
+    FeatureId.NON_OPERATIONAL_POWER_STATE_CONFIG: _NO_HARDWARE,
+    FeatureId.READ_RECOVERY_LEVEL_CONFIG: _NO_SETS,
+    FeatureId.PREDICTABLE_LATENCY_MODE_CONFIG: _NO_SETS,
+    FeatureId.PREDICTABLE_LATENCY_MODE_WINDOW: _NO_SETS,
+    FeatureId.LBA_STATUS_REPORT_INTERVAL: "LBA status is not there yet",
+    FeatureId.SANITIZE_CONFIG: _NO_SANITIZE,
+    FeatureId.ENDURANCE_GROUP_EVENT_CONFIGURATION: _NO_SETS,
+    FeatureId.SPINUP_CONTROL: _NO_HARDWARE,
+    FeatureId.POWER_LOSS_SIGNALING_CONFIG: _NO_HARDWARE,
+    FeatureId.PERFORMANCE_CHARACTERISTICS: _NO_HARDWARE,
+    FeatureId.FLEXIBLE_DATA_PLACEMENT: _NO_FDP,
+    FeatureId.FLEXIBLE_DATA_PLACEMENT_EVENTS: _NO_FDP,
+    FeatureId.CONTROLLER_DATA_QUEUE: _NO_MIGRATION,
+    FeatureId.EMBEDDED_MANAGEMENT_CONTROLLER_ADDRESS: _NO_MI,
+    FeatureId.HOST_MANAGEMENT_AGENT_ADDRESS: _NO_MI,
+    FeatureId.ENHANCED_CONTROLLER_METADATA: _NO_MI,
+    FeatureId.CONTROLLER_METADATA: _NO_MI,
+    FeatureId.NAMESPACE_METADATA: _NO_MI,
+    FeatureId.RESERVATION_NOTIFICATION_MASK: _NO_RESERVATIONS,
+    FeatureId.RESERVATION_PERSISTENCE: _NO_RESERVATIONS,
+    FeatureId.BOOT_PARTITION_WRITE_PROTECTION_CONFIG: _NO_HARDWARE,
+}
+_NSID_WORDS = {
+    NsidRule.UNUSED: "",
+    NsidRule.ACTIVE: "NSID: an active namespace",
+    NsidRule.ACTIVE_OR_ALL: "NSID: an active namespace, or FFFFFFFFh for all",
+    NsidRule.HANDLER: "",
+}
+_DIRECTION_WORDS = {
+    Direction.NONE: "no data",
+    Direction.HOST_TO_CONTROLLER: "data to the controller",
+    Direction.CONTROLLER_TO_HOST: "data to the host",
+}
+
+_ACRONYMS = frozenset(
+    {"ANA", "AVE", "CSI", "DDC", "FDP", "IO", "LBA", "NVM", "NVME", "PHY", "SQ", "CQ", "MI", "RX", "ID"}
+)
+
+_INTRODUCTION = """# What the target supports
+
+Made from the target's tables by `python -m nvmeof.target.supported`; a test keeps this page equal to them. What is
+marked "no" is refused with Invalid Command Opcode, Invalid Field in Command or Invalid Log Page. "io" and "discovery"
+name the kind of controller.
+"""
+
+
+def _title(member: IntEnum) -> str:
+    words = member.name.split("_")
+    return " ".join(word if word in _ACRONYMS else word.capitalize() for word in words).replace("IO", "I/O")
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    head = list(head)
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + " --- |" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def _command_remark(spec: CommandSpec) -> str:
+    parts = [_DIRECTION_WORDS[spec.direction], _NSID_WORDS[spec.nsid]]
+    return "; ".join(part for part in parts if part)
+
+
+def _commands(kind: type[IntEnum], table: Mapping[int, CommandSpec], why: Mapping[int, str]) -> Iterator[str]:
+    rows = []
+    for member in kind:
+        if member.name == "FABRICS":
+            continue
+        spec = table.get(member)
+        if spec is None:
+            rows.append((f"{member:02X}h", _title(member), "no", why.get(member, _LATER)))
+        else:
+            rows.append((f"{member:02X}h", spec.name, "yes", _command_remark(spec)))
+    return _table(("opcode", "command", "", "remark"), rows)
+
+
+def _where(io: bool, discovery: bool) -> str:
+    return ", ".join(name for name, there in (("io", io), ("discovery", discovery)) if there)
+
+
+def _identify() -> Iterator[str]:
+    rows = []
+    for member in Cns:
+        row = IDENTIFY.get(member)
+        if row is None:
+            rows.append((f"{member:02X}h", _title(member), "no", _WHY_IDENTIFY.get(member, _LATER)))
+        else:
+            remark = _where(True, row.discovery) + ("; CSI 00h, the NVM Command Set" if row.csi else "")
+            rows.append((f"{member:02X}h", row.name, "yes", remark))
+    return _table(("CNS", "structure", "", "remark"), rows)
+
+
+def _log_pages() -> Iterator[str]:
+    rows = []
+    for member in LogPageId:
+        row = LOG_PAGES.get(member)
+        if row is None:
+            rows.append((f"{member:02X}h", _title(member), "no", _WHY_LOG.get(member, _LATER)))
+        else:
+            remark = _where(row.io, row.discovery) + ("; also per namespace" if row.per_namespace else "")
+            rows.append((f"{member:02X}h", row.name, "yes", remark))
+    return _table(("LID", "log page", "", "remark"), rows)
+
+
+def _features() -> Iterator[str]:
+    rows = []
+    for member in FeatureId:
+        row = FEATURES.get(member)
+        if row is None:
+            rows.append((f"{member:02X}h", _title(member), "no", _WHY_FEATURE.get(member, _LATER)))
+        else:
+            remark = _where(True, row.discovery) + "; " + ("changeable" if row.apply is not None else "not changeable")
+            remark += f"; {row.condition}" if row.condition else ""
+            rows.append((f"{member:02X}h", row.name, "yes", remark))
+    return _table(("FID", "feature", "", "remark"), rows)
+
+
+def _properties() -> Iterator[str]:
+    rows = []
+    for offset, info in PROPERTIES.items():
+        if offset in SUPPORTED_PROPERTIES:
+            access = "read and write" if offset in WRITABLE_PROPERTIES else "read"
+            rows.append((f"{offset:02X}h", info.name, "yes", f"{info.size} bytes, {access}"))
+        else:
+            rows.append((f"{offset:02X}h", info.name, "no", "CAP does not offer it"))
+    return _table(("offset", "property", "", "remark"), rows)
+
+
+def render() -> str:
+    """The whole page, ending with a newline."""
+    sections = (
+        ("Fabrics commands", _commands(FabricsType, {**FABRICS_ADMIN, **FABRICS_IO}, _WHY_FABRICS)),
+        ("Properties", _properties()),
+        ("Admin commands", _commands(AdminOpcode, ADMIN, _WHY_ADMIN)),
+        ("I/O commands (NVM Command Set)", _commands(NvmOpcode, NVM, _WHY_NVM)),
+        ("Identify data structures", _identify()),
+        ("Log pages", _log_pages()),
+        ("Features", _features()),
+    )
+    parts = [_INTRODUCTION]
+    for title, lines in sections:
+        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(render(), end="")

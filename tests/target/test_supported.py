@@ -1,0 +1,33 @@
+from pathlib import Path
+
+from nvmeof.spec.enums import AdminOpcode, NvmOpcode
+from nvmeof.target import supported
+from nvmeof.target.commands.features import FEATURES
+from nvmeof.target.commands.log_pages import LOG_PAGES
+from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
+
+PAGE = Path(__file__).parents[2] / "docs" / "supported.md"
+
+
+def test_the_page_says_what_the_tables_say():
+    assert PAGE.read_text() == supported.render(), "run: python -m nvmeof.target.supported > docs/supported.md"
+
+
+def test_reasons_are_for_what_is_not_there():
+    for why, table in (
+        (supported._WHY_ADMIN, ADMIN),
+        (supported._WHY_NVM, NVM),
+        (supported._WHY_FABRICS, {**FABRICS_ADMIN, **FABRICS_IO}),
+        (supported._WHY_FEATURE, FEATURES),
+        (supported._WHY_LOG, LOG_PAGES),
+    ):
+        assert not set(why) & set(table)
+
+
+def test_opcodes_agree_with_their_data_direction():
+    for table in (ADMIN, NVM, FABRICS_ADMIN, FABRICS_IO):
+        for opcode, spec in table.items():
+            assert spec.opcode == opcode
+            moves = spec.direction.value
+            assert moves in (0, opcode & 3) if table in (ADMIN, NVM) else moves in (0, opcode & 3, 1)
+    assert ADMIN[AdminOpcode.GET_FEATURES].direction.value == 2 and NVM[NvmOpcode.WRITE].direction.value == 1
