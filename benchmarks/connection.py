@@ -52,6 +52,20 @@ def capsules(*, digests: bool = False, count: int = BATCH, seed: int = 1) -> byt
     return out
 
 
+def writes(*, digests: bool = False, count: int = BATCH, seed: int = 1) -> bytes:
+    """As `capsules`, but Writes with their 4 KiB in the capsule."""
+    framing = w.Framing(digests, digests)
+    rng = random.Random(seed)
+    blocks = BLOCK_BYTES // LBA_BYTES
+    out = b""
+    for cid in range(count):
+        slba = rng.randrange(MEMORY_BYTES // BLOCK_BYTES) * blocks
+        payload = rng.randbytes(BLOCK_BYTES)
+        sqe = w.rw_sqe(w.WRITE, cid, 1, slba, blocks, BLOCK_BYTES, w.IN_CAPSULE)
+        out += framing.head(w.CAPSULE_CMD, sqe, BLOCK_BYTES) + payload + framing.tail(payload)
+    return out
+
+
 def _parse_only(connection: Connection, events: list[Any]) -> None:
     """Receive the batch and forget it: the commands' count is given back by hand."""
     for event in events:
@@ -125,6 +139,8 @@ def _variants() -> list[tuple[str, bool, Callable[[], int]]]:
             responses = " and responses" if flow_control else ""
             once = functools.partial(queue.exchange, batch)
             variants.append((f"the target's queue behind it, data{responses} out{suffix}", digests, once))
+        once = functools.partial(inprocess.open_queue(MEMORY_BYTES, digests=digests).exchange, writes(digests=digests))
+        variants.append((f"the target's queue behind it, in-capsule writes{suffix}", digests, once))
     return variants
 
 

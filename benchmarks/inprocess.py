@@ -84,10 +84,13 @@ class InProcessQueue(Stream):
 
     def exchange(self, batch: bytes) -> int:
         """Put a batch of capsules in and take the answers out, uncopied; returns their size in bytes."""
-        connection = self.connection
-        size = len(batch)
-        connection.next_buffer()[:size] = batch
-        self.queue.handle(connection.bytes_received(size, NOW), NOW)
+        connection, at, size = self.connection, 0, len(batch)
+        while at < size:
+            buffer = connection.next_buffer()
+            count = min(len(buffer), size - at)
+            buffer[:count] = batch[at : at + count]
+            at += count
+            self.queue.handle(connection.bytes_received(count, NOW), NOW)
         sent = sum(map(len, connection.data_to_send()))
         connection.bytes_sent(sent)
         return sent

@@ -1,8 +1,10 @@
 """Where the target's time goes: a sampling profile by line, or cProfile by function, of the real process under load.
 
 This module is both sides of it: `run` starts the target through ``python -m benchmarks.profiling OUTPUT ...``, which
-installs the sampler (a CPU-time interval timer) or cProfile and then runs ``nvmeof.target`` as ``__main__``.
-A sample taken during a system call is booked on the line that made it.
+holds the sampler (a CPU-time interval timer) or cProfile ready and runs ``nvmeof.target`` as ``__main__``; SIGUSR2,
+sent when the namespace has been filled, starts the profile.
+CPython looks at signals only when a function begins or a call returns: a system call is booked on the line that makes
+it, but copying by slice assignment on the function that is called next.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import cProfile
 import json
 import linecache
+import os
 import pstats
 import runpy
 import signal
@@ -19,14 +22,14 @@ from collections import Counter
 from io import StringIO
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from benchmarks import loopback
 from benchmarks.cases import Case
 from benchmarks.processes import ROOT, choose_cores, generate, running_target
 
 INTERVAL_SECONDS = 0.001  # the kernel rounds it up to its tick
-SIZE_BYTES = 1 << 28
+SIZE_BYTES = 1 << 26
+START_SIGNAL = signal.SIGUSR2
 
 
 def run(case: Case, seconds: float, lines: int, *, cprofile: bool = False) -> str:
@@ -40,6 +43,7 @@ def run(case: Case, seconds: float, lines: int, *, cprofile: bool = False) -> st
         storage = ["--ramdisk", str(SIZE_BYTES)]
         with running_target(case.transport, storage, cores.server, launcher=launcher) as target:
             loopback.fill(target, cores, plan, case.transport)
+            os.kill(target.pid, START_SIGNAL)
             figures = generate(target, cores.generator, [*case.arguments(), *plan.arguments()])
         if not output.exists():
             return "The target wrote no profile: it did not end by itself."
@@ -90,7 +94,7 @@ class _Sampler:
             code = frame.f_code
             self.counts[code.co_filename, frame.f_lineno, code.co_name] += 1
 
-    def start(self) -> None:
+    def start(self, _signum: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGPROF, self)
         signal.setitimer(signal.ITIMER_PROF, INTERVAL_SECONDS, INTERVAL_SECONDS)
 
@@ -99,19 +103,21 @@ class _Sampler:
         output.write_text(json.dumps([(list(where), n) for where, n in self.counts.items()]))
 
 
-def main(arguments: list[str]) -> Any:
+def main(arguments: list[str]) -> None:
     """``sample|cprofile OUTPUT TARGET-ARGUMENTS...``; the profile is written when the target ends."""
     mode, output = arguments[0], Path(arguments[1])
     sys.argv = ["nvmeof.target", *arguments[2:]]
     if mode == "cprofile":
         profiler = cProfile.Profile()
+        signal.signal(START_SIGNAL, lambda *_: profiler.enable())
         try:
-            profiler.runcall(runpy.run_module, "nvmeof.target", run_name="__main__", alter_sys=True)
+            runpy.run_module("nvmeof.target", run_name="__main__", alter_sys=True)
         finally:
+            profiler.disable()
             profiler.dump_stats(str(output))
         return
     sampler = _Sampler()
-    sampler.start()
+    signal.signal(START_SIGNAL, sampler.start)
     try:
         runpy.run_module("nvmeof.target", run_name="__main__", alter_sys=True)
     finally:

@@ -59,7 +59,7 @@ def print_codec(console: Console, results: Sequence[dict[str, Any]]) -> None:
 
 
 def print_connection(console: Console, results: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="Connection without sockets, 4 KiB reads in batches of 32", title_justify="left")
+    table = Table(title="Connection without sockets, batches of 32 commands of 4 KiB", title_justify="left")
     table.add_column("what")
     for column in ("ns per command", "median"):
         table.add_column(column, justify="right")

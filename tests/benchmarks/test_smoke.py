@@ -36,6 +36,9 @@ def test_connection() -> None:
     assert results["commands in, data out in batches"]["sent_bytes_per_batch"] == 32 * (24 + 4096)
     assert results["commands in, data and responses out in batches"]["sent_bytes_per_batch"] == 32 * (48 + 4096)
     assert results["commands in, data out one by one, digests"]["sent_bytes_per_batch"] == 32 * (28 + 4096 + 4)
+    assert results["the target's queue behind it, data out"]["sent_bytes_per_batch"] == 32 * (24 + 4096)
+    assert results["the target's queue behind it, in-capsule writes"]["sent_bytes_per_batch"] == 32 * 24
+    assert results["the target's queue behind it, in-capsule writes, digests"]["sent_bytes_per_batch"] == 32 * 28
     assert all(r["best_ns"] > 0 for r in results.values())
 
 
@@ -153,6 +156,16 @@ def test_loopback_against_the_target(tmp_path: Path) -> None:
         assert figures["samples"] + figures["dropped"] == len(case["samples"][side])
     assert case["iops_ratio"] == pytest.approx(case["target"]["iops"] / case["floor"]["iops"])
     assert {goal["goal"][:23] for goal in report["goals"]} == {"4 KiB random read, dept"}
+
+
+def test_profile() -> None:
+    outcome = CliRunner().invoke(main, ["profile", "--seconds", "0.5", "--lines", "5"])
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.output.startswith("tcp-read-4k-d32: ")
+    assert "samples; share, place, line:" in outcome.output
+    outcome = CliRunner().invoke(main, ["profile", "--case", "nonsense"])
+    assert outcome.exit_code == 1
+    assert "there is no case 'nonsense'" in outcome.output
 
 
 def test_goals_are_cases_of_both_grids() -> None:
