@@ -1,0 +1,47 @@
+"""CRC32C against the vectors of RFC 3720, appendix B.4."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvmeof.pdu import digest
+
+VECTORS = {
+    "zeros": (bytes(32), 0x8A9136AA),
+    "ones": (b"\xff" * 32, 0x62A8AB43),
+    "ascending": (bytes(range(32)), 0x46DD794E),
+    "descending": (bytes(range(31, -1, -1)), 0x113FDB5C),
+    "nine digits": (b"123456789", 0xE3069283),
+    "nothing": (b"", 0),
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_known_answers(name: str) -> None:
+    data, expected = VECTORS[name]
+    assert digest.crc32c(data, 0) == expected
+    assert digest.crc32c_table(data) == expected
+
+
+def test_on_the_wire_the_digest_is_little_endian() -> None:
+    assert digest.digest_bytes(bytes(32)).hex() == "aa36918a"
+
+
+@pytest.mark.skipif(not digest.FAST, reason="the crc32c package is not installed")
+@given(st.binary(max_size=300), st.integers(0, 2**32 - 1))
+def test_the_table_is_as_right_as_the_fast_one(data: bytes, value: int) -> None:
+    assert digest.crc32c_table(data, value) == digest.crc32c(data, value)
+
+
+@given(st.binary(max_size=100), st.integers(0, 100))
+@pytest.mark.parametrize("function", [digest.crc32c, digest.crc32c_table])
+def test_goes_on_from_a_former_value(function: digest.Callable[..., int], data: bytes, cut: int) -> None:
+    assert function(data[cut:], function(data[:cut], 0)) == function(data, 0)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, lambda b: memoryview(bytearray(b)), memoryview])
+@pytest.mark.parametrize("function", [digest.crc32c, digest.crc32c_table])
+def test_takes_every_buffer(function: digest.Callable[..., int], kind: digest.Callable[[bytes], bytes]) -> None:
+    assert function(kind(b"123456789"), 0) == 0xE3069283
