@@ -424,3 +424,13 @@ def test_unknown_admin_commands(opcode):
 def test_keep_alive():
     admin = Target().admin()
     assert admin.command(0x18).status == 0
+
+
+def test_a_feature_that_cannot_be_changed(monkeypatch):
+    from nvmeof.target.commands.features import FEATURES, FeatureSpec, Value
+
+    row = FeatureSpec(0x06, "fixed", lambda controller, sqe: Value(3), lambda controller, sqe: Value(3))
+    monkeypatch.setitem(FEATURES, 0x06, row)
+    admin = Target().admin()
+    assert admin.get_feature(6).dw0 == 3 and admin.get_feature(6, 3).dw0 == 0
+    assert admin.set_feature(6, 1).status == Status.FEATURE_NOT_CHANGEABLE

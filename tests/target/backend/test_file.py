@@ -343,3 +343,33 @@ async def test_operations_after_closing(disk):
     with pytest.raises(OSError):
         await settled(disk.acquire_read(0, 512))
     assert disk._pool.used_bytes == 0
+
+
+FULL = """
+import asyncio, errno, resource, sys
+from nvmeof.errors import CommandError
+from nvmeof.spec.status import Status
+from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
+async def main():
+    backend = FileBackend(sys.argv[1], size="1M")
+    await backend.open()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+    namespace = Namespace(1, backend, NamespaceIdentifiers.derive("nqn.2026-01.org.example:disk", 1))
+    await namespace.write(0, memoryview(bytes(65536)))
+    try:
+        await namespace.write(127, memoryview(bytes(8192)))
+    except CommandError as error:
+        print(Status(error.status).name, error)
+    await backend.close()
+asyncio.run(main())
+"""
+
+
+async def test_a_real_shortage_of_space_is_capacity_exceeded(tmp_path):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FULL, str(tmp_path / "disk"), stdout=subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    assert output.decode().startswith("CAPACITY_EXCEEDED writing to namespace 1")
