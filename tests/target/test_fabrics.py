@@ -39,6 +39,7 @@ def test_io_queue_joins_its_controller():
         ({"subnqn": "nqn.2026-01.org.example:other"}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 256),
         ({"subnqn": b""}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 256),
         ({"subnqn": b"x" * 256}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 256),
+        ({"hostnqn": "nqn.2026-01.org.example:a\nb"}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 512),
         ({"hostnqn": b""}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 512),
         ({"cntlid": 1}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 16),
         ({"cntlid": 0xFFFE}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 16),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ from nvmeof.target.backend.threads import ThreadBatches
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.sizes import format_size, parse_size
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _ZEROES = bytes(1 << 20)
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
@@ -64,6 +66,8 @@ class FileBackend(Backend):
         self._read_nowait = True
         self._write_dsync = True
         self._zero_range = True
+        self._flushing = False
+        self._flush_waiters: list[asyncio.Future[None]] = []
 
     @property
     def capabilities(self) -> Capabilities:
@@ -159,13 +163,19 @@ class FileBackend(Backend):
         return wanted
 
     async def close(self) -> None:
-        threads, self._threads = self._threads, None
+        """Wait for what was begun, flush, close. What cannot be flushed is logged."""
+        threads = self._threads
         if threads is None:
             return
         try:
-            if self.capabilities.can_write:
-                await threads.submit(self._flush_now)
+            pending = self.flush()
+            self._threads = None
+            if pending is not None:
+                await pending
+        except OSError as error:
+            logger.error("%s: flush failed: %s", self.description, error.strerror or error)
         finally:
+            self._threads = None
             await threads.close()
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -231,27 +241,54 @@ class FileBackend(Backend):
         self._locked(offset, len(view), False, read, future, free)
 
     def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None]:
-        return self._exclusive(offset, len(data), lambda: self._write_fully(data, offset, fua))
+        return self._exclusive(offset, len(data), lambda: self._write_fully(data, offset, fua), slow=fua)
 
     def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None]:
-        return self._exclusive(offset, length, lambda: self._zero(offset, length, deallocate, fua))
+        return self._exclusive(offset, length, lambda: self._zero(offset, length, deallocate, fua), slow=True)
 
     def deallocate(self, offset: int, length: int) -> Awaitable[None]:
-        return self._exclusive(offset, length, lambda: self._deallocate_now(offset, length))
+        return self._exclusive(offset, length, lambda: self._deallocate_now(offset, length), slow=True)
 
     def flush(self) -> Awaitable[None] | None:
         if not self.capabilities.can_write:
             return None
-        return self._submit(self._flush_now)
+        threads = self._open_threads()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._flush_waiters.append(future)
+        if not self._flushing:
+            self._start_flush(threads)
+        return future
 
-    def _submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
+    def _start_flush(self, threads: ThreadBatches) -> None:
+        # One at a time, for all who asked before it began: more would only keep threads from reading.
+        waiters, self._flush_waiters = self._flush_waiters, []
+        self._flushing = True
+        flushed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(result: asyncio.Future[None]) -> None:
+            self._flushing = False
+            error = result.exception()
+            for waiter in waiters:
+                if waiter.done():
+                    continue
+                if error is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(error)
+            if self._flush_waiters:
+                self._start_flush(threads)
+
+        flushed.add_done_callback(done)
+        threads.run(self._flush_now, flushed, slow=True)
+
+    def _open_threads(self) -> ThreadBatches:
         if self._threads is None:
             raise OSError(errno.EBADF, f"{self.path} is closed")
-        return self._threads.submit(call)
+        return self._threads
 
-    def _exclusive(self, offset: int, length: int, call: Callable[[], None]) -> asyncio.Future[None]:
+    def _exclusive(self, offset: int, length: int, call: Callable[[], None], *, slow: bool) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._locked(offset, length, True, call, future, None)
+        self._locked(offset, length, True, call, future, None, slow=slow)
         return future
 
     def _locked(
@@ -262,12 +299,15 @@ class FileBackend(Backend):
         call: Callable[[], T],
         future: asyncio.Future[T],
         after: Callable[[bool], None] | None,
+        *,
+        slow: bool = False,
     ) -> None:
-        threads = self._threads
-        if threads is None:
+        try:
+            threads = self._open_threads()
+        except OSError:
             if after is not None:
                 after(False)
-            raise OSError(errno.EBADF, f"{self.path} is closed")
+            raise
         lock = self._ranges.acquire(offset, offset + length, exclusive=exclusive)
 
         def finished(delivered: bool) -> None:
@@ -277,7 +317,7 @@ class FileBackend(Backend):
                 after(delivered)
 
         def start() -> None:
-            threads.run(call, future, finished)
+            threads.run(call, future, finished, slow=slow)
 
         if lock.granted:
             start()

@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar, cast
 
 T = TypeVar("T")
 After: TypeAlias = Callable[[bool], None]
-_Item: TypeAlias = "tuple[Callable[[], object], asyncio.Future[object], After]"
+_Item: TypeAlias = "tuple[Callable[[], object], asyncio.Future[object], After, bool]"
 _Result: TypeAlias = "tuple[asyncio.Future[object], After, object, Exception | None]"
 _BATCH = 32
 
@@ -36,14 +36,16 @@ class ThreadBatches:
         self.run(call, future)
         return future
 
-    def run(self, call: Callable[[], T], future: asyncio.Future[T], after: After = _nothing) -> None:
-        """The same for a future of the caller's.
+    def run(
+        self, call: Callable[[], T], future: asyncio.Future[T], after: After = _nothing, *, slow: bool = False
+    ) -> None:
+        """The same for a future of the caller's. A `slow` call is handed over alone: nothing waits behind it.
 
         `after(delivered)` is called on the loop once the thread is done with it, also when the future was cancelled
         meanwhile (`delivered` False, as for an exception): what the thread used may only be freed there.
         """
         loop = asyncio.get_running_loop()
-        self._queue.append((call, cast("asyncio.Future[object]", future), after))
+        self._queue.append((call, cast("asyncio.Future[object]", future), after, slow))
         if not self._scheduled and self._busy < self._workers:
             self._scheduled = True
             loop.call_soon(self._dispatch, loop)
@@ -52,14 +54,16 @@ class ThreadBatches:
         self._scheduled = False
         while self._queue and self._busy < self._workers:
             share = min(_BATCH, -(-len(self._queue) // (self._workers - self._busy)))
-            batch = [self._queue.popleft() for _ in range(share)]
+            batch = [self._queue.popleft()]
+            while len(batch) < share and not batch[0][3] and not self._queue[0][3]:
+                batch.append(self._queue.popleft())
             self._busy += 1
             self._pool.submit(self._run, loop, batch)
 
     def _run(self, loop: asyncio.AbstractEventLoop, batch: list[_Item]) -> None:
         """In a thread."""
         results: list[_Result] = []
-        for call, future, after in batch:
+        for call, future, after, _ in batch:
             try:
                 results.append((future, after, call(), None))
             except Exception as error:

@@ -69,6 +69,9 @@ def connect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
         if not terminated_nqn(raw[start : start + width]):
             raise _invalid(name, f"the Connect data's {name.upper()} is empty or not terminated")
     fields = CONNECT_DATA.parse(raw)
+    if not fields.hostnqn.isprintable():
+        # It goes into log lines.
+        raise _invalid("hostnqn", "the Connect data's HOSTNQN contains characters that cannot be printed")
     subsystem = ctx.inventory.find(fields.subnqn, ctx.port)
     if subsystem is None:
         raise _invalid("subnqn", f"there is no subsystem {fields.subnqn!r} here (host {fields.hostnqn!r})")

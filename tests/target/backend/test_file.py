@@ -237,6 +237,41 @@ async def test_cancelling_frees_buffers_and_ranges_only_when_the_thread_is_done(
     assert disk._pool.used_bytes == 0 and len(disk._ranges) == 0
 
 
+async def test_flushes_that_wait_share_the_next_one(disk, monkeypatch):
+    import threading
+
+    calls: list[int] = []
+    proceed, entered = threading.Event(), threading.Event()
+    real = os.fdatasync
+
+    def fdatasync(fd):
+        calls.append(fd)
+        entered.set()
+        proceed.wait(5)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    first = disk.flush()
+    await asyncio.to_thread(entered.wait, 5)
+    others = [disk.flush() for _ in range(10)]
+    await asyncio.wait_for(disk.write(0, memoryview(bytes(512))), 5)
+    assert not first.done() and not any(item.done() for item in others)
+    proceed.set()
+    await asyncio.gather(first, *others)
+    assert len(calls) == 2, "those who came after the first had begun need one more"
+
+
+async def test_a_flush_that_fails_fails_for_all_who_wait(disk, monkeypatch, caplog):
+    def fail(fd):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    results = await asyncio.gather(*(disk.flush() for _ in range(3)), return_exceptions=True)
+    assert [result.errno for result in results] == [errno.EIO] * 3
+    await disk.close()
+    assert "flush failed: broken" in caplog.text
+
+
 # Opening
 
 
