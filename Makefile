@@ -1,0 +1,56 @@
+# Everything sets itself up: a virtual environment in .venv, made by the first target that needs it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+QUICK ?=
+KERNELS ?= 6.12 6.1 7.2
+PYTEST_ARGS ?=
+
+.PHONY: run test lint bench interop lab supported clean help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "nvmeof needs Python 3.11 or newer; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast,test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast,test,lint]'
+	@touch $@
+
+run: $(VENV)/.run   ## the main job from end to end, in seconds
+	@$(BIN)/python -m nvmeof
+
+test: $(VENV)/.test  ## the everyday test suite
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.test ## benchmarks beside their floors; QUICK=1 for half a minute
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+interop: $(VENV)/.test ## Linux kernels in QEMU against target and host; QUICK=1 for one kernel in short
+	$(BIN)/python -m tests.interop $(if $(QUICK),--quick,$(foreach k,$(KERNELS),--kernel $(k)))
+
+lab:             ## fetch and build what `make interop` boots (as root, Debian)
+	tools/lab/prepare
+
+supported: $(VENV)/.run ## derive docs/supported.md from the code's tables
+	$(BIN)/python -m nvmeof.target.supported > docs/supported.md
+
+clean:           ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
