@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     )
     from nvmeof.host.client import HostController, connect, discover
     from nvmeof.host.namespace import Namespace
+    from nvmeof.target.backend.file import FileBackend
+    from nvmeof.target.backend.ramdisk import Ramdisk
+    from nvmeof.target.server import Target
 
 __version__ = "0.1.0"
 
@@ -26,10 +29,13 @@ _HOMES = {
     "ConfigurationError": "nvmeof.errors",
     "ConnectTimeout": "nvmeof.errors",
     "ConnectionLost": "nvmeof.errors",
+    "FileBackend": "nvmeof.target.backend.file",
     "HostController": "nvmeof.host.client",
     "Namespace": "nvmeof.host.namespace",
     "NvmeStatusError": "nvmeof.errors",
     "NvmeofError": "nvmeof.errors",
+    "Ramdisk": "nvmeof.target.backend.ramdisk",
+    "Target": "nvmeof.target.server",
     "TransportError": "nvmeof.errors",
     "connect": "nvmeof.host.client",
     "discover": "nvmeof.host.client",
@@ -39,10 +45,13 @@ __all__ = [
     "ConfigurationError",
     "ConnectTimeout",
     "ConnectionLost",
+    "FileBackend",
     "HostController",
     "Namespace",
     "NvmeStatusError",
     "NvmeofError",
+    "Ramdisk",
+    "Target",
     "TransportError",
     "connect",
     "discover",

@@ -142,6 +142,13 @@ class Association(AdminCommands):
 
     # -- deadlines
 
+    def _keep_alive(self, traffic_based: bool) -> None:
+        """Start keep-alive, and the timer anew: it may have been set for later."""
+        assert self.deadlines is not None
+        if self.options.keep_alive_tmo:
+            self.deadlines.set_keep_alive(self.runtime.now(), self.options.keep_alive_tmo, traffic_based=traffic_based)
+            self._on_timer()
+
     def _on_timer(self) -> None:
         """Call :meth:`Deadlines.check`, and come back when it wants to be called again."""
         deadlines = self.deadlines
@@ -151,6 +158,8 @@ class Association(AdminCommands):
         deadlines.check(now)
         if self.error is not None:
             return
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self.runtime.call_later(max(deadlines.next_deadline - now, 0.001), self._on_timer)
 
     # -- the end

@@ -173,9 +173,7 @@ class Controller(Association):
         self._on_timer()
         kato_ms = round(options.keep_alive_tmo * 1000)
         self.cntlid = await self._fabrics_connect(queue, CNTLID_DYNAMIC, kato_ms)
-        if kato_ms:
-            # until CTRATT is known: without traffic-based keep-alive
-            self.deadlines.set_keep_alive(self.runtime.now(), kato_ms / 1000, traffic_based=False)
+        self._keep_alive(traffic_based=False)  # until CTRATT is known
 
     async def _fabrics_connect(self, queue: Queue, cntlid: int, kato_ms: int = 0) -> int:
         options = self.options
@@ -245,12 +243,7 @@ class Controller(Association):
             return
         if info.icdoff:
             raise TransportError(f"{self.options.subnqn} puts in-capsule data at an offset (ICDOFF {info.icdoff})")
-        if self.options.keep_alive_tmo:
-            self.deadlines.set_keep_alive(
-                self.runtime.now(),
-                self.options.keep_alive_tmo,
-                traffic_based=bool(info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE),
-            )
+        self._keep_alive(bool(info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE))
 
     async def _connect_io_queues(self) -> None:
         options = self.options

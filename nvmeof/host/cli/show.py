@@ -298,7 +298,6 @@ async def connect_command(output: str, **options: Any) -> None:
     """Connect, show what came of it, and hold the connection until Ctrl-C."""
     async with await opt.open_controller(options) as controller:
         namespaces = await controller.namespaces()
-        _print_connection(controller, namespaces, output)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -311,6 +310,7 @@ async def connect_command(output: str, **options: Any) -> None:
 
         controller.on_lost.append(on_lost)
         controller.on_event.append(_print_event)
+        _print_connection(controller, namespaces, output)
         await stop.wait()
         if lost:
             raise lost[0]
