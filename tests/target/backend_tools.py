@@ -23,3 +23,7 @@ async def read(backend: Backend, offset: int, length: int) -> bytes:
         return bytes(lease.view)
     finally:
         lease.release()
+
+
+async def write(backend: Backend, offset: int, data: memoryview, *, fua: bool = False) -> None:
+    await settled(backend.write(offset, data, fua=fua))

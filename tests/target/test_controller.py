@@ -91,6 +91,38 @@ def test_properties_are_read_in_every_state(state):
     assert in_state(state).get_property(CSTS_OFFSET).status == 0
 
 
+# What every property answers does not depend on the state.
+PROPERTY_ANSWERS = [
+    # offset, size attribute, Property Get, Property Set
+    (0x00, 1, 0, Status.INVALID_FIELD),
+    (0x00, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x08, 0, 0, Status.INVALID_FIELD),
+    (0x08, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x0C, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x14, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x14, 0, 0, 0),
+    (0x1C, 0, 0, Status.INVALID_FIELD),
+    (0x1C, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x20, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x24, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x28, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x64, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x68, 0, 0, Status.INVALID_FIELD),
+    (0x15, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x1000, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
+]
+
+
+@pytest.mark.parametrize("state", [DISABLED, READY, SHUTDOWN, FAILED])
+@pytest.mark.parametrize(("offset", "attrib", "on_get", "on_set"), PROPERTY_ANSWERS)
+def test_every_state_and_property(state, offset, attrib, on_get, on_set):
+    queue = in_state(state)
+    cc = queue.get_property(CC_OFFSET).dw0
+    assert queue.get_property(offset, attrib).status == on_get
+    assert queue.set_property(offset, cc, attrib).status == on_set
+    assert queue.ctx.state is state
+
+
 @pytest.mark.parametrize(
     "cc",
     [

@@ -63,7 +63,7 @@ class FileBackend(Backend):
         self._capabilities: Capabilities | None = None
         self._threads: ThreadBatches | None = None  # None: closed
         self._ranges = RangeLocks()
-        self._read_nowait = True
+        self._read_nowait = self._write_nowait = True
         self._write_dsync = True
         self._zero_range = True
         self._flushing = False
@@ -240,8 +240,21 @@ class FileBackend(Backend):
 
         self._locked(offset, len(view), False, read, future, free)
 
-    def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None]:
-        return self._exclusive(offset, len(data), lambda: self._write_fully(data, offset, fua), slow=fua)
+    def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
+        done = 0
+        if self._write_nowait and not fua and not self._ranges.busy(offset, offset + len(data), exclusive=True):
+            try:
+                done = os.pwritev(self._fd, [data], offset, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno in _NOT_SUPPORTED:
+                    self._write_nowait = False
+                elif error.errno not in _WOULD_WAIT:
+                    raise
+            if done == len(data):
+                return None
+        rest, start = data[done:], offset + done
+        # The whole range is locked, also when a part of it is written already: nobody sees the halves.
+        return self._exclusive(offset, len(data), lambda: self._write_fully(rest, start, fua), slow=fua)
 
     def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None]:
         return self._exclusive(offset, length, lambda: self._zero(offset, length, deallocate, fua), slow=True)

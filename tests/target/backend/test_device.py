@@ -8,7 +8,7 @@ import pytest
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend.file import FileBackend
-from tests.target.backend_tools import read
+from tests.target.backend_tools import read, write
 
 SIZE = 8 << 20
 
@@ -36,8 +36,8 @@ async def test_everything_on_a_block_device(device):
     assert capabilities.size_bytes == SIZE and capabilities.can_write and not capabilities.deallocated_reads_zero
     assert backend.description == f"device {name}"
     data = os.urandom(1 << 20)
-    await backend.write(4096, memoryview(data))
-    await backend.write(0, memoryview(data[:4096]), fua=True)
+    await write(backend, 4096, memoryview(data))
+    await write(backend, 0, memoryview(data[:4096]), fua=True)
     assert await read(backend, 4096, 1 << 20) == data
     await backend.write_zeroes(8192, 8192, deallocate=False)
     await backend.write_zeroes(512, 1024, deallocate=True, fua=True)

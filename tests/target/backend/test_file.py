@@ -12,7 +12,7 @@ from nvmeof.target.backend import syscalls
 from nvmeof.target.backend.base import Lease
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.pool import BufferPool
-from tests.target.backend_tools import read, settled
+from tests.target.backend_tools import read, settled, write
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ async def disk(tmp_path):
 
 async def test_write_then_read(disk):
     data = os.urandom(8192)
-    await disk.write(4096, memoryview(data))
+    await write(disk, 4096, memoryview(data))
     assert await read(disk, 4096, 8192) == data
     assert await read(disk, 0, 4096) == bytes(4096)
     assert (disk.path.read_bytes())[4096:12288] == data
 
 
 async def test_reads_of_cached_pages_need_no_thread(disk, monkeypatch):
-    await disk.write(0, memoryview(os.urandom(65536)))
+    await write(disk, 0, memoryview(os.urandom(65536)))
     lease = disk.acquire_read(0, 65536)
     if not isinstance(lease, Lease):
         (await lease).release()
@@ -65,6 +65,32 @@ async def test_unsupported_nowait_is_remembered_and_eagain_is_not(disk, monkeypa
     assert calls == [os.RWF_NOWAIT, 0, 0]
 
 
+@pytest.mark.parametrize("taken", [4096, 1000, 0])
+async def test_writes_without_a_thread_where_the_file_system_can(disk, monkeypatch, taken):
+    """ext4 refuses RWF_NOWAIT for writes; others take all, a part, or say EAGAIN."""
+    calls: list[int] = []
+    real = os.pwritev
+
+    def pwritev(fd, buffers, offset, flags=0):
+        calls.append(flags)
+        if not flags:
+            return real(fd, buffers, offset)
+        if not taken:
+            raise OSError(errno.EAGAIN, "would block")
+        return real(fd, [buffers[0][:taken]], offset)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    data = os.urandom(4096)
+    result = disk.write(512, memoryview(data))
+    assert (result is None) == (taken == 4096)
+    await settled(result)
+    assert await read(disk, 512, 4096) == data
+    assert calls == ([os.RWF_NOWAIT] if taken == 4096 else [os.RWF_NOWAIT, 0])
+    calls.clear()
+    await write(disk, 0, memoryview(bytes(512)))
+    assert calls[0] == os.RWF_NOWAIT, "still tried"
+
+
 async def test_partial_reads_and_writes_are_continued(disk, monkeypatch):
     real_read, real_write = os.preadv, os.pwritev
     monkeypatch.setattr(
@@ -74,9 +100,9 @@ async def test_partial_reads_and_writes_are_continued(disk, monkeypatch):
         os, "pwritev", lambda fd, buffers, offset, flags=0: real_write(fd, [buffers[0][:1000]], offset, flags)
     )
     data = os.urandom(4096)
-    await disk.write(512, memoryview(data))
+    await write(disk, 512, memoryview(data))
     assert await read(disk, 512, 4096) == data
-    await disk.write(512, memoryview(data[::-1]), fua=True)
+    await write(disk, 512, memoryview(data[::-1]), fua=True)
     assert await read(disk, 512, 4096) == data[::-1]
 
 
@@ -97,13 +123,14 @@ async def test_force_unit_access_uses_dsync_or_falls_back(disk, monkeypatch):
 
     monkeypatch.setattr(os, "pwritev", pwritev)
     monkeypatch.setattr(os, "fdatasync", fdatasync)
-    await disk.write(0, memoryview(bytes(512)))
-    await disk.write(0, memoryview(bytes(512)), fua=True)
+    disk._write_nowait = False
+    await write(disk, 0, memoryview(bytes(512)))
+    await write(disk, 0, memoryview(bytes(512)), fua=True)
     assert calls == ["write", "dsync"]
     supported[0] = False
     calls.clear()
-    await disk.write(0, memoryview(bytes(512)), fua=True)
-    await disk.write(0, memoryview(bytes(512)), fua=True)
+    await write(disk, 0, memoryview(bytes(512)), fua=True)
+    await write(disk, 0, memoryview(bytes(512)), fua=True)
     assert calls == ["dsync", "write", "sync", "write", "sync"]
     calls.clear()
     await disk.flush()
@@ -121,7 +148,7 @@ async def test_write_zeroes(disk, monkeypatch, deallocate, fallocate_works):
 
         monkeypatch.setattr(syscalls, "zero_range", refuse)
         monkeypatch.setattr(syscalls, "punch_hole", refuse)
-    await disk.write(0, memoryview(b"\xff" * 65536))
+    await write(disk, 0, memoryview(b"\xff" * 65536))
     await disk.write_zeroes(512, 60000 // 512 * 512, deallocate=deallocate)
     data = await read(disk, 0, 65536)
     assert data[:512] == b"\xff" * 512 and data[512 + 59904 :] == b"\xff" * (65536 - 512 - 59904)
@@ -129,7 +156,7 @@ async def test_write_zeroes(disk, monkeypatch, deallocate, fallocate_works):
 
 
 async def test_deallocate_gives_space_back(disk):
-    await disk.write(0, memoryview(b"\xff" * (1 << 20)))
+    await write(disk, 0, memoryview(b"\xff" * (1 << 20)))
     await disk.flush()
     before = disk.path.stat().st_blocks
     await disk.deallocate(0, 1 << 19)
@@ -142,7 +169,7 @@ async def test_deallocate_that_the_file_system_lacks_is_a_hint_ignored(disk, mon
         raise OSError(errno.EOPNOTSUPP, "refused")
 
     monkeypatch.setattr(syscalls, "punch_hole", refuse)
-    await disk.write(0, memoryview(b"\xff" * 512))
+    await write(disk, 0, memoryview(b"\xff" * 512))
     assert disk.capabilities.can_deallocate
     await disk.deallocate(0, 512)
     assert not disk.capabilities.can_deallocate
@@ -157,7 +184,7 @@ async def test_errors_come_out_as_they_are_and_free_everything(disk, monkeypatch
     monkeypatch.setattr(os, "pwritev", fail)
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(OSError) as caught:
-        await disk.write(0, memoryview(bytes(512)))
+        await write(disk, 0, memoryview(bytes(512)))
     assert caught.value.errno == code
     with pytest.raises(OSError):
         await settled(disk.acquire_read(0, 512))
@@ -177,18 +204,18 @@ async def test_a_file_that_was_cut_fails_reads_with_eio(disk):
 async def test_a_reader_never_sees_half_a_write(disk):
     size = 65536
     patterns = [bytes([value]) * size for value in range(1, 9)]
-    await disk.write(0, memoryview(patterns[0]))
+    await write(disk, 0, memoryview(patterns[0]))
     writes = [disk.write(0, memoryview(pattern)) for pattern in patterns]
     reads = [asyncio.ensure_future(read(disk, 0, size)) for _ in range(8)]
     for data in await asyncio.gather(*reads):
         assert len(set(data)) == 1
-    await asyncio.gather(*writes)
+    await asyncio.gather(*(item for item in writes if item is not None))
     assert await read(disk, 0, size) == patterns[-1], "overlapping writes keep their order"
 
 
 async def test_many_disjoint_operations_at_once(disk):
     data = os.urandom(1 << 20)
-    await asyncio.gather(*(disk.write(i, memoryview(data)[i : i + 4096]) for i in range(0, 1 << 20, 4096)))
+    await asyncio.gather(*(write(disk, i, memoryview(data)[i : i + 4096]) for i in range(0, 1 << 20, 4096)))
     parts = await asyncio.gather(*(read(disk, i, 8192) for i in range(0, 1 << 20, 8192)))
     assert b"".join(parts) == data
     assert len(disk._ranges) == 0 and disk._pool.used_bytes == 0
@@ -254,7 +281,7 @@ async def test_flushes_that_wait_share_the_next_one(disk, monkeypatch):
     first = disk.flush()
     await asyncio.to_thread(entered.wait, 5)
     others = [disk.flush() for _ in range(10)]
-    await asyncio.wait_for(disk.write(0, memoryview(bytes(512))), 5)
+    await asyncio.wait_for(write(disk, 0, memoryview(bytes(512))), 5)
     assert not first.done() and not any(item.done() for item in others)
     proceed.set()
     await asyncio.gather(first, *others)
