@@ -1,0 +1,475 @@
+"""The target's role against a hand-written host: commands, R2Ts, data, completions, and everything that is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from nvmeof.errors import LocalProtocolError
+from nvmeof.protocol.connection import Connection, State
+from nvmeof.protocol.events import CommandBatch, CommandData, ProtocolFailure, TransferDone
+
+from .wire import (
+    DDGSTF,
+    HDGSTF,
+    LAST,
+    READ,
+    SUCCESS,
+    WRITE,
+    Framing,
+    commands,
+    crc,
+    failure,
+    feed,
+    ready_target,
+    sent,
+    split,
+    term_req,
+)
+
+FRAMINGS = [Framing(h, d, pda) for h in (False, True) for d in (False, True) for pda in (4, 12, 128)]
+PLAIN, BOTH = Framing(), Framing(True, True)
+
+
+# -- commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_batch(framing: Framing) -> None:
+    t = ready_target(framing)
+    [event] = feed(t, b"".join(framing.command(cid, READ, 4096) for cid in range(20)))
+    assert isinstance(event, CommandBatch)
+    assert (event.count, event.stride) == (20, 76 if framing.header_digest else 72)
+    assert commands([event]) == list(range(20))
+    assert t.in_flight == 20
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_in_capsule_data_ends_a_batch(framing: Framing) -> None:
+    t = ready_target(framing)
+    stream = [framing.command(0), framing.command(1), framing.command(2, WRITE, data=b"abc" * 1000), framing.command(3)]
+    a, b, c = feed(t, b"".join(stream))
+    assert commands([a, b, c]) == [0, 1, 2, 3]
+    assert isinstance(b, CommandData)
+    assert (bytes(b.data), b.digest_ok) == (b"abc" * 1000, True)
+    assert b.sqe[0] == WRITE
+
+
+def test_runs_of_every_length_and_alignment() -> None:
+    """The batch is found by words of eight bytes when it lies so, one by one else."""
+    for before in (b"", Framing().command(100, WRITE, data=b"x"), Framing().command(100, WRITE, data=b"x" * 8)):
+        for count in range(1, 12):
+            t = ready_target(entries=64)
+            odd = Framing().command(count, WRITE, data=b"y")
+            events = feed(t, before + b"".join(Framing().command(cid) for cid in range(count)) + odd)
+            assert commands(events) == ([100] if before else []) + [*range(count), count]
+            assert sum(isinstance(event, CommandBatch) for event in events) == 1
+
+
+def test_pdo_of_a_capsule_without_data_is_ignored() -> None:
+    t = ready_target()
+    command = bytearray(PLAIN.command(5))
+    command[3] = 72
+    [event] = feed(t, bytes(command) + PLAIN.command(6))[:1]
+    assert isinstance(event, CommandBatch)
+    assert commands([event])[0] == 5
+
+
+@pytest.mark.parametrize("entries", [2, 32, 65536])
+def test_as_many_commands_as_the_queue_holds(entries: int) -> None:
+    count = min(entries, 100)
+    t = ready_target(entries=entries)
+    t.in_flight = entries - count
+    events = feed(t, b"".join(PLAIN.command(cid) for cid in range(count)))
+    assert len(commands(events)) == count
+    assert failure(feed(t, PLAIN.command(count))) == (2, 0)
+
+
+@pytest.mark.parametrize("framing", [PLAIN, BOTH])
+def test_overflow_in_the_middle_of_a_batch(framing: Framing) -> None:
+    """What the queue holds is served, the first command beyond it ends the connection."""
+    t = ready_target(framing, entries=4)
+    batch, end = feed(t, b"".join(framing.command(cid) for cid in range(9)))
+    assert commands([batch]) == [0, 1, 2, 3]
+    assert isinstance(end, ProtocolFailure)
+    assert sent(t) == term_req(3, 2, 0, framing.command(4)[:72])
+
+
+def test_overflow_by_in_capsule_data() -> None:
+    t = ready_target(entries=1)
+    events = feed(t, PLAIN.command(0, WRITE, data=b"x" * 512) * 2)
+    assert commands(events) == [0]
+    assert failure(events) == (2, 0)
+
+
+def test_a_completion_makes_room() -> None:
+    t = ready_target(entries=2)
+    for cid in range(10):
+        assert commands(feed(t, PLAIN.command(cid))) == [cid]
+        t.send_completion(cid)
+    assert t.in_flight == 0
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_in_capsule_data_up_to_the_limit(framing: Framing) -> None:
+    t = ready_target(framing, incapsule_bytes=16384)
+    [event] = feed(t, framing.command(1, WRITE, data=bytes(16384)))
+    assert isinstance(event, CommandData)
+    assert failure(feed(t, framing.command(2, WRITE, data=bytes(16385)))) == (1, 4)
+
+
+def test_in_capsule_limit_can_change() -> None:
+    t = ready_target()
+    t.set_incapsule(0)
+    assert failure(feed(t, PLAIN.command(2, WRITE, data=b"x"))) == (1, 4)
+    with pytest.raises(LocalProtocolError):
+        t.set_incapsule(1 << 20)
+
+
+# -- digests ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [0, 1, 5, 19])
+def test_header_digest_of_a_command(bad: int) -> None:
+    """Commands before the broken one are served. FEI is the digest that was received."""
+    framing = Framing(True)
+    t = ready_target(framing)
+    stream = bytearray(b"".join(framing.command(cid) for cid in range(20)))
+    stream[bad * 76 + 72 : bad * 76 + 76] = b"\x01\x02\x03\x04"
+    events = feed(t, bytes(stream))
+    assert commands(events) == list(range(bad))
+    assert failure(events) == (3, 0x04030201)
+    assert sent(t) == term_req(3, 3, 0x04030201, framing.command(bad)[:72])
+
+
+@pytest.mark.parametrize("position", [p for p in range(76) if p not in (0, 1)])
+def test_a_broken_header_is_a_digest_error_wherever_it_is_broken(position: int) -> None:
+    t = ready_target(BOTH)
+    pdu = bytearray(BOTH.command(1, WRITE, data=bytes(512)))
+    digest = int.from_bytes(pdu[72:76], "little")
+    pdu[position] ^= 0x10
+    received = int.from_bytes(pdu[72:76], "little")
+    assert failure(feed(t, bytes(pdu))) == (3, received)
+    assert (received == digest) == (position < 72)
+
+
+def test_header_digest_of_h2c_data() -> None:
+    t = ready_target(BOTH)
+    feed(t, BOTH.command(1, WRITE, 8))
+    t.request_data(1, memoryview(bytearray(8)), None)
+    pdu = bytearray(BOTH.h2c(1, 0, 0, bytes(8)))
+    pdu[24] ^= 1
+    assert failure(feed(t, bytes(pdu))) == (3, int.from_bytes(pdu[24:28], "little"))
+
+
+def test_data_digest_of_a_capsule_is_the_commands_matter() -> None:
+    t = ready_target(BOTH)
+    pdu = bytearray(BOTH.command(1, WRITE, data=bytes(512)))
+    pdu[-1] ^= 1
+    events = feed(t, bytes(pdu) + BOTH.command(2, WRITE, data=bytes(512)))
+    assert [event.digest_ok for event in events if isinstance(event, CommandData)] == [False, True]
+    assert t.state is State.TARGET_READY
+
+
+@pytest.mark.parametrize("broken", range(3))
+@pytest.mark.parametrize("size", [12, 3 * 40000])
+def test_data_digest_of_any_h2c_data_spoils_the_transfer(broken: int, size: int) -> None:
+    t = ready_target(BOTH)
+    feed(t, BOTH.command(1, WRITE, size))
+    t.request_data(1, memoryview(bytearray(size)), "context")
+    third = size // 3
+    events = []
+    for i in range(3):
+        pdu = bytearray(BOTH.h2c(1, 0, i * third, b"\xaa" * third, last=i == 2))
+        if i == broken:
+            pdu[-1] ^= 0x80
+        events += feed(t, bytes(pdu))
+    assert events == [TransferDone(1, "context", False)]
+    assert t.state is State.TARGET_READY
+
+
+# -- R2T and H2CData ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("size", [1, 512, 4096, 32767, 32768, 100_000])
+def test_write(framing: Framing, size: int) -> None:
+    t = ready_target(framing)
+    feed(t, framing.command(7, WRITE, size))
+    buffer = bytearray(size)
+    t.request_data(7, memoryview(buffer), "context")
+    assert sent(t) == framing.r2t(7, 0, 0, size)
+    assert t.granted_bytes == size
+    data = bytes(i * 7 & 0xFF for i in range(size))
+    assert feed(t, framing.h2c(7, 0, 0, data), 5000) == [TransferDone(7, "context", True)]
+    assert buffer == data
+    assert t.granted_bytes == 0
+
+
+def test_large_payload_goes_to_its_buffer_and_nothing_else_does() -> None:
+    t = ready_target()
+    size = 65536
+    feed(t, PLAIN.command(7, WRITE, size))
+    buffer = memoryview(bytearray(size))
+    t.request_data(7, buffer, None)
+    assert len(t.next_buffer()) == 4096
+    feed(t, PLAIN.h2c(7, 0, 0, bytes(size))[:1000])
+    rest = t.next_buffer()
+    assert rest.obj is buffer.obj
+    assert len(rest) == size - 1000 + 24
+    feed(t, bytes(len(rest)))
+    assert t.next_buffer().obj is not buffer.obj
+    assert len(t.next_buffer()) == 32768
+
+
+def test_several_h2c_data_per_r2t() -> None:
+    t = ready_target()
+    feed(t, PLAIN.command(7, WRITE, 10_000))
+    buffer = bytearray(10_000)
+    t.request_data(7, memoryview(buffer), None)
+    data = bytes(range(250)) * 40
+    cuts = [0, 1, 4, 5000, 9999, 10_000]
+    stream = b"".join(PLAIN.h2c(7, 0, a, data[a:b], last=b == 10_000) for a, b in zip(cuts, cuts[1:], strict=False))
+    assert feed(t, stream) == [TransferDone(7, None, True)]
+    assert buffer == data
+
+
+@pytest.mark.parametrize(("maxr2t", "outstanding"), [(1, 1), (2, 2), (3, 3), (4, 4), (9, 4), (1 << 32, 4)])
+def test_maxr2t(maxr2t: int, outstanding: int) -> None:
+    t = ready_target(maxr2t=maxr2t, r2t_bytes=1000)
+    feed(t, PLAIN.command(7, WRITE, 3500))
+    buffer = bytearray(3500)
+    t.request_data(7, memoryview(buffer), None)
+    first = [PLAIN.r2t(7, i, i * 1000, min(1000, 3500 - i * 1000)) for i in range(4)]
+    assert sent(t) == b"".join(first[:outstanding])
+    assert t.granted_bytes == (3500 if outstanding == 4 else outstanding * 1000)
+    for i in range(4):
+        length = min(1000, 3500 - i * 1000)
+        events = feed(t, PLAIN.h2c(7, i, i * 1000, bytes([i + 1]) * length))
+        assert events == ([TransferDone(7, None, True)] if i == 3 else [])
+        assert sent(t) == (first[i + outstanding] if i + outstanding < 4 else b"")
+    assert buffer == b"\1" * 1000 + b"\2" * 1000 + b"\3" * 1000 + b"\4" * 500
+
+
+def test_outstanding_r2ts_may_be_answered_in_any_order() -> None:
+    t = ready_target(maxr2t=2, r2t_bytes=4)
+    feed(t, PLAIN.command(7, WRITE, 8))
+    buffer = bytearray(8)
+    t.request_data(7, memoryview(buffer), None)
+    events = feed(t, PLAIN.h2c(7, 1, 4, b"wxyz") + PLAIN.h2c(7, 0, 0, b"abcd"))
+    assert events == [TransferDone(7, None, True)]
+    assert buffer == b"abcdwxyz"
+
+
+def asked(size: int = 100, **config: int) -> Connection:
+    """A target that has asked for ``size`` bytes of command 7 under TTAG 0."""
+    t = ready_target(**config)  # type: ignore[arg-type]
+    feed(t, PLAIN.command(7, WRITE, size))
+    t.request_data(7, memoryview(bytearray(size)), None)
+    sent(t)
+    return t
+
+
+@pytest.mark.parametrize(
+    ("name", "pdu", "expected"),
+    [
+        ("unknown TTAG", PLAIN.h2c(7, 1, 0, bytes(100)), (1, 10)),
+        ("unknown TTAG, highest", PLAIN.h2c(7, 0xFFFF, 0, bytes(100)), (1, 10)),
+        ("another command's TTAG", PLAIN.h2c(8, 0, 0, bytes(100)), (1, 8)),
+        ("beyond the R2T", PLAIN.h2c(7, 0, 0, bytes(101)), (4, 0)),
+        ("far beyond", PLAIN.h2c(7, 0, 0xFFFFFFFF, bytes(100)), (4, 0)),
+        ("begins in the middle", PLAIN.h2c(7, 0, 50, bytes(50)), (2, 0)),
+        ("LAST_PDU early", PLAIN.h2c(7, 0, 0, bytes(50), last=True), (1, 1)),
+        ("LAST_PDU missing", PLAIN.h2c(7, 0, 0, bytes(100), last=False), (1, 1)),
+        ("DATAL below what follows", PLAIN.h2c(7, 0, 0, bytes(100))[:16] + b"\x10" + bytes(107), (1, 16)),
+        ("DATAL above what follows", PLAIN.h2c(7, 0, 0, bytes(100))[:16] + b"\xff" + bytes(107), (1, 16)),
+        ("PLEN huge", PLAIN.h2c(7, 0, 0, bytes(100))[:4] + b"\xff" * 4 + bytes(100), (1, 16)),
+        ("no data", PLAIN.pdu(6, LAST, PLAIN.h2c(7, 0, 0, b"x")[8:24]), (1, 4)),
+        ("data digest that was not settled", PLAIN.pdu(6, LAST | DDGSTF, PLAIN.h2c(7, 0, 0, b"x")[8:24], b"x"), (1, 1)),
+        ("header digest that was not settled", PLAIN.pdu(6, LAST | HDGSTF, bytes(16), b"x"), (1, 1)),
+    ],
+)
+def test_wrong_h2c_data(name: str, pdu: bytes, expected: tuple[int, int]) -> None:
+    t = asked()
+    assert failure(feed(t, pdu)) == expected
+    assert sent(t)[:14] == term_req(3, *expected, data=pdu[:24])[:14]
+    assert t.state is State.CLOSED
+    assert t.granted_bytes == 0
+
+
+def test_out_of_order_within_an_r2t() -> None:
+    t = asked()
+    feed(t, PLAIN.h2c(7, 0, 0, bytes(40), last=False))
+    assert failure(feed(t, PLAIN.h2c(7, 0, 0, bytes(40), last=False))) == (2, 0)
+
+
+def test_a_ttag_ends_with_its_data() -> None:
+    t = asked()
+    assert len(feed(t, PLAIN.h2c(7, 0, 0, bytes(100)))) == 1
+    assert failure(feed(t, PLAIN.h2c(7, 0, 0, bytes(100)))) == (1, 10)
+
+
+def test_more_than_maxh2cdata() -> None:
+    t = asked(9000, maxh2cdata_bytes=4096)
+    feed(t, PLAIN.h2c(7, 0, 0, bytes(4096), last=False))
+    assert failure(feed(t, PLAIN.h2c(7, 0, 4096, bytes(4100), last=False))) == (5, 0)
+
+
+def test_offset_that_overflows_32_bits() -> None:
+    t = asked()
+    pdu = PLAIN.h2c(7, 0, 0xFFFFFFFF, b"x")
+    assert failure(feed(t, pdu)) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [memoryview(b"readonly"), memoryview(bytearray()), memoryview(bytearray(8)).cast("I")],
+    ids=["readonly", "empty", "words"],
+)
+def test_buffers_that_cannot_take_data(buffer: memoryview) -> None:
+    t = ready_target()
+    feed(t, PLAIN.command(7, WRITE, 8))
+    with pytest.raises(LocalProtocolError):
+        t.request_data(7, buffer, None)
+
+
+# -- completions and data out -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_completion(framing: Framing) -> None:
+    t = ready_target(framing, qid=9, entries=4)
+    feed(t, framing.command(3))
+    t.send_completion(3, 0x4002, 0xA1A2A3A4, 0xB1B2B3B4)
+    assert sent(t) == framing.response(3, 0x4002, sqhd=1, sqid=9, dw0=0xA1A2A3A4, dw1=0xB1B2B3B4)
+    assert t.in_flight == 0
+
+
+def test_sqhd_wraps_at_the_queues_size() -> None:
+    t = ready_target(entries=3)
+    heads = []
+    for cid in range(7):
+        feed(t, PLAIN.command(cid))
+        t.send_completion(cid)
+        heads.append(int.from_bytes(sent(t)[16:18], "little"))
+    assert heads == [1, 2, 0, 1, 2, 0, 1]
+
+
+def test_sqhd_of_the_largest_queue() -> None:
+    t = ready_target(entries=65536)
+    t._fetched = 65534
+    feed(t, PLAIN.command(0) + PLAIN.command(1))
+    t.send_completion(0)
+    t.send_completion(1)
+    assert [int.from_bytes(pdu[16:18], "little") for pdu in split(sent(t))] == [0, 0]
+
+
+def test_sqhd_counts_connect() -> None:
+    t = ready_target()
+    t.set_queue(0, 32)
+    feed(t, PLAIN.command(0))
+    t.set_queue(5, 2)
+    t.send_completion(0)
+    assert sent(t) == PLAIN.response(0, sqhd=1, sqid=5)
+
+
+def test_without_flow_control_connects_completion_says_so_and_the_others_say_nothing() -> None:
+    t = ready_target()
+    feed(t, PLAIN.command(0) + PLAIN.command(1))
+    t.set_queue(1, 32, flow_control=False)
+    t.send_completion(0)
+    t.send_completion(1)
+    assert sent(t) == PLAIN.response(0, sqhd=0xFFFF) + PLAIN.response(1, sqhd=0)
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("flow_control", [True, False])
+@pytest.mark.parametrize("hpda", [0, 2, 31])
+def test_read(framing: Framing, flow_control: bool, hpda: int) -> None:
+    t = ready_target(framing, flow_control=flow_control, hpda=hpda)
+    t._announce_disabled = False
+    feed(t, framing.command(3))
+    out = Framing(framing.header_digest, framing.data_digest, 4 * (hpda + 1))
+    data = bytes(range(256)) * 2
+    t.send_read(3, data)
+    if flow_control:
+        assert sent(t) == out.c2h(3, 0, data, LAST) + out.response(3, sqhd=1)
+    else:
+        assert sent(t) == out.c2h(3, 0, data, LAST | SUCCESS)
+    assert t.in_flight == 0
+
+
+@pytest.mark.parametrize("answer", [(0x4002, 0, 0), (0, 5, 0), (0, 0, 5)])
+def test_success_flag_only_for_plain_success(answer: tuple[int, int, int]) -> None:
+    t = ready_target(flow_control=False)
+    t._announce_disabled = False
+    feed(t, PLAIN.command(3))
+    t.send_read(3, b"data", *answer)
+    assert sent(t) == PLAIN.c2h(3, 0, b"data", LAST) + PLAIN.response(3, answer[0], dw0=answer[1], dw1=answer[2])
+    assert t.in_flight == 0
+
+
+def test_read_of_nothing_is_a_completion() -> None:
+    t = ready_target(flow_control=False)
+    t._announce_disabled = False
+    feed(t, PLAIN.command(3))
+    released = []
+    t.send_read(3, b"", release=lambda: released.append(1))
+    assert sent(t) == PLAIN.response(3)
+    assert released == [1]
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("flow_control", [True, False])
+@pytest.mark.parametrize("hpda", [0, 31])
+def test_reads_in_one_go_are_reads_one_by_one(framing: Framing, flow_control: bool, hpda: int) -> None:
+    memory = bytes(range(256)) * 64
+    views = [memory[i * 512 : i * 512 + 512] for i in range(8)]
+    streams = []
+    for at_once in (False, True):
+        t = ready_target(framing, flow_control=flow_control, hpda=hpda)
+        t._announce_disabled = False
+        feed(t, b"".join(framing.command(cid) for cid in range(8)))
+        if at_once:
+            t.send_reads(range(8), list(views), 512)
+        else:
+            for cid, view in enumerate(views):
+                t.send_read(cid, view)
+        assert t.in_flight == 0
+        total = t.backlog_bytes
+        streams.append(sent(t))
+        assert len(streams[-1]) == total
+    assert streams[0] == streams[1]
+
+
+def test_lengths_without_number_do_not_fill_memory() -> None:
+    t = ready_target(entries=65536)
+    t.in_flight = 500
+    for length in range(1, 500):
+        t.send_reads([length], [bytes(length)], length)
+        assert sent(t)[:24] == PLAIN.c2h(length, 0, bytes(length))[:24]
+    assert len(t.encoder._success_headers) <= 65
+
+
+def test_data_digest_is_that_of_the_data() -> None:
+    t = ready_target(Framing(False, True))
+    feed(t, PLAIN.command(3))
+    t.send_read(3, b"123456789")
+    assert sent(t)[24 : 24 + 13] == b"123456789" + crc(b"123456789")
+
+
+def test_backlog_stops_reading_until_it_is_taken() -> None:
+    t = ready_target(entries=1024)
+    t.in_flight = 1024
+    block = bytes(1 << 20)
+    for cid in range(8):
+        t.send_read(cid, block)
+        assert t.want_read == (cid < 7), cid
+    assert t.backlog_bytes > 8 << 20
+    sent(t, 1 << 20)
+    assert t.want_read
+    sent(t)
+    for cid in range(5000):
+        t.send_completion(cid)
+    assert not t.want_read
+    sent(t)
+    assert t.want_read
