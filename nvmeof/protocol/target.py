@@ -10,7 +10,7 @@ from ..errors import LocalProtocolError, PduError
 from ..pdu.capsule import CAPSULE_CMD_BYTES, command_header
 from ..pdu.digest import crc32c
 from ..pdu.handshake import IC_BYTES, ICREQ, ICRESP, MAX_PDA, PFV_1_0, Dgst, IcResp, pda_from_bytes, pda_to_bytes
-from ..pdu.header import CH_BYTES, DIGEST_BYTES, Flags, PduType
+from ..pdu.header import CH_BYTES, DIGEST_BYTES, Flags, PduType, align
 from ..pdu.termination import Fes
 from ..pdu.transfer import H2C_DATA
 from ..wire import Buffer
@@ -22,6 +22,7 @@ from .transfers import Grant, R2tTable, R2tWindow
 _WORD: Final = Struct("=Q")  # in the machine's order, as the receive buffer's cast; it is only compared
 _WORD_BYTES: Final = 8
 _FAST_RUN: Final = 4
+_LOW_HALF: Final = 0xFFFFFFFF
 DEFAULT_ENTRIES: Final = 32
 SQHD_DISABLED: Final = 0xFFFF
 
@@ -40,14 +41,21 @@ class TargetSide(Engine):
         self._r2ts = R2tTable()
         self._stride = CAPSULE_CMD_BYTES
         self._command_word = 0
+        self._command_pdo = 0
+        self._data_word = 0
         self._words = self._buffer.cast("Q")
         self._success_flags = int(Flags.LAST_PDU)
-        self._set_stride(False)
+        self._set_stride(False, False)
 
-    def _set_stride(self, header_digest: bool) -> None:
-        self._stride = CAPSULE_CMD_BYTES + (DIGEST_BYTES if header_digest else 0)
+    def _set_stride(self, header_digest: bool, data_digest: bool) -> None:
+        """What the headers of command capsules look like under these digests."""
+        digest = DIGEST_BYTES if header_digest else 0
         flags = int(Flags.HDGSTF) if header_digest else 0
+        self._stride = CAPSULE_CMD_BYTES + digest
         self._command_word = _WORD.unpack(command_header(flags, 0, self._stride))[0]
+        self._command_pdo = align(self._stride, self.config.pda_bytes)
+        flags |= Flags.DDGSTF if data_digest else 0
+        self._data_word = _WORD.unpack(command_header(flags, self._command_pdo, 0))[0]
 
     def set_queue(self, qid: int, entries: int, *, flow_control: bool = True) -> None:
         """Connect has succeeded: the queue's identifier, its size, and whether SQHD counts.
@@ -86,15 +94,16 @@ class TargetSide(Engine):
         response = IcResp(PduType.ICRESP, 0, IC_BYTES, 0, IC_BYTES, PFV_1_0, cpda, dgst, config.maxh2cdata_bytes)
         self._out.add(ICRESP.pack(response))
         self._settle(parameters)
-        self._set_stride(parameters.header_digest)
+        self._set_stride(parameters.header_digest, parameters.data_digest)
         events.append(Ready(parameters))
 
     def _take_commands(self, events: list[Event]) -> bool:
         """A run of capsules without data, all with the header that nearly all hosts send."""
         start = self._start
         word = self._command_word
-        if _WORD.unpack_from(self._buffer, start)[0] != word:
-            return False
+        found = _WORD.unpack_from(self._buffer, start)[0]
+        if found != word:
+            return found & _LOW_HALF == self._data_word and self._take_data_commands(found >> 32, events)
         stride = self._stride
         count = most = (self._end - start) // stride
         if not most:
@@ -117,6 +126,32 @@ class TargetSide(Engine):
         self._start = start + count * stride
         events.append(CommandBatch(self._buffer[start : self._start], count, stride))
         return True
+
+    def _take_data_commands(self, plen: int, events: list[Event]) -> bool:
+        """A run of capsules with data, their headers but for PLEN as nearly all hosts send them."""
+        buffer, start, end = self._buffer, self._start, self._end
+        pdo, trailer = self._command_pdo, DIGEST_BYTES if self._framing.data_digest else 0
+        overhead = pdo + trailer
+        unpack, most = _WORD.unpack_from, self.incapsule_bytes
+        taken = False
+        while end - start >= plen and 0 < plen - overhead <= most:
+            self._pdu_start = start
+            if self._framing.header_digest:
+                self._check_header_digest(start, CAPSULE_CMD_BYTES)
+            self._count_commands(1)
+            data_end = start + plen - trailer
+            data = buffer[start + pdo : data_end]
+            ok = not trailer or crc32c(data, 0) == int.from_bytes(buffer[data_end : start + plen], "little")
+            events.append(CommandData(buffer[start + CH_BYTES : start + CAPSULE_CMD_BYTES], data, ok))
+            self._start = start = start + plen
+            taken = True
+            if end - start < CH_BYTES:
+                break
+            found = unpack(buffer, start)[0]
+            if found & _LOW_HALF != self._data_word:
+                break
+            plen = found >> 32
+        return taken
 
     def _check_digests(self, start: int, count: int) -> int:
         """How many capsules of a run come before one with a wrong header digest; raises when it is the first."""
@@ -227,6 +262,16 @@ class TargetSide(Engine):
         """Queue a command's completion; SQHD and SQID are ours to know."""
         self.in_flight -= 1
         self._out.add(self.encoder.response(cid, status_field, dw0, dw1, self._sqhd(), self.qid))
+
+    def send_completions(self, cids: Sequence[int]) -> None:
+        """Queue the successful completions of several commands that have no data to send."""
+        if self._announce_disabled or self._out.data_digest:
+            for cid in cids:
+                self.send_completion(cid)
+            return
+        self.in_flight -= len(cids)
+        responses: list[Buffer] = [b"".join(self.encoder.responses(cids, self._sqhd(), self.qid))]
+        self._out.add_many(responses, len(responses[0]))
 
     def _sqhd(self) -> int:
         if self.flow_control:

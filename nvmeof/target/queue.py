@@ -25,7 +25,6 @@ from nvmeof.protocol.events import (
     Event,
     PeerClosed,
     ProtocolFailure,
-    Ready,
     Terminated,
     TransferDone,
 )
@@ -161,19 +160,17 @@ class TargetQueue:
 
     def handle(self, events: list[Event], now: float) -> None:
         """What the connection told, in order."""
-        for event in events:
-            if self.closed:
-                return
+        self.ctx.on_command(now)
+        position = 0
+        while position < len(events) and not self.closed:
+            event = events[position]
+            position += 1
             if isinstance(event, CommandBatch):
-                self.ctx.on_command(now)
                 self._batch(event)
             elif isinstance(event, CommandData):
-                self.ctx.on_command(now)
-                self._command_data(event)
+                position = self._data_run(events, position - 1)
             elif isinstance(event, TransferDone):
                 self._transfer_done(event)
-            elif isinstance(event, Ready):
-                pass
             elif isinstance(event, ProtocolFailure):
                 self._end(f"protocol error: {event.error}")
             elif isinstance(event, Terminated):
@@ -257,28 +254,49 @@ class TargetQueue:
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    def _command_data(self, event: CommandData) -> None:
-        pattern = self._write
-        if pattern is not None and event.digest_ok and self._usable(pattern):
-            word, cid, nsid, sgl, slba, cdw12 = _SHORT.unpack_from(event.sqe)
-            if (
-                word == pattern.word
-                and nsid == pattern.nsid
-                and sgl == pattern.sgl
-                and cdw12 == pattern.cdw12
-                and slba <= pattern.max_slba
-                and cid not in self._busy
-                and len(event.data) == pattern.length
-            ):
-                counters = pattern.namespace.counters
-                counters.writes += 1
-                counters.blocks_written += pattern.length >> pattern.shift
-                self.ctx.counters.commands += 1
-                # Memory completes at once, and never fails: that is what the pattern stands for.
-                pattern.namespace.backend.write(slba << pattern.shift, event.data)
-                self.connection.send_completion(cid)
-                return
-        self._command(event.sqe, event)
+    def _data_run(self, events: list[Event], position: int) -> int:
+        """Commands with data in their capsules, from ``position`` on; returns where the run ends."""
+        pattern = self._write if self._usable(self._write) else None
+        done: list[int] = []
+        unpack = _SHORT.unpack_from
+        for event in events[position:]:
+            if not isinstance(event, CommandData):
+                break
+            position += 1
+            if pattern is not None and event.digest_ok:
+                word, cid, nsid, sgl, slba, cdw12 = unpack(event.sqe)
+                if (
+                    slba <= pattern.max_slba
+                    and word == pattern.word
+                    and nsid == pattern.nsid
+                    and sgl == pattern.sgl
+                    and cdw12 == pattern.cdw12
+                    and cid not in self._busy
+                    and len(event.data) == pattern.length
+                ):
+                    # Memory completes at once, and never fails: that is what the pattern stands for.
+                    pattern.namespace.backend.write(slba << pattern.shift, event.data)
+                    done.append(cid)
+                    continue
+            if done:
+                self._wrote(pattern, done)
+                done = []
+            self._command(event.sqe, event)
+            if self.closed:
+                return position
+            pattern = self._write if self._usable(self._write) else None
+        if done:
+            self._wrote(pattern, done)
+        return position
+
+    def _wrote(self, pattern: _Pattern | None, cids: list[int]) -> None:
+        assert pattern is not None
+        count = len(cids)
+        counters = pattern.namespace.counters
+        counters.writes += count
+        counters.blocks_written += count * (pattern.length >> pattern.shift)
+        self.ctx.counters.commands += count
+        self.connection.send_completions(cids)
 
     def _command(self, view: memoryview, capsule: CommandData | None) -> None:
         """One command, the whole way."""
