@@ -7,7 +7,7 @@ from struct import Struct
 from typing import Final
 
 from ..pdu.capsule import CAPSULE_CMD_BYTES, CAPSULE_RESP, CAPSULE_RESP_BYTES
-from ..pdu.digest import digest_bytes
+from ..pdu.digest import crc32c, digest_bytes
 from ..pdu.header import DIGEST_BYTES, Flags, PduType, align
 from ..pdu.transfer import C2H_DATA, H2C_DATA, R2T_PDU, TRANSFER_BYTES
 from ..wire import Buffer
@@ -91,27 +91,30 @@ class Encoder:
 
     def c2h_headers(self, cids: Sequence[int], datal: int, flags: int) -> list[bytes]:
         """One C2HData header each for commands whose data has the same length, whole in one PDU."""
-        if self.header_digest:
-            return [self.c2h_data(cid, 0, datal, flags) for cid in cids]
         parts = self._success_headers.get((datal, flags))
         if parts is None:
             whole = self.c2h_data(0, 0, datal, flags)
-            parts = self._success_headers[datal, flags] = (whole[:8], whole[10:24])
-            if len(self._success_headers) > 64:  # lengths in use are few; a peer that tries all must not fill memory
+            if len(self._success_headers) >= 64:  # lengths in use are few; a peer that tries all must not fill memory
                 self._success_headers.clear()
+            parts = self._success_headers[datal, flags] = (whole[:8], whole[10:TRANSFER_BYTES])
         before, after = parts
         pack = _PREFIXED.pack
+        headers = [pack(before, cid, after) for cid in cids]
+        if self.header_digest:
+            padding = bytes(self._data_end - TRANSFER_BYTES - DIGEST_BYTES)
+            return [header + crc32c(header, 0).to_bytes(DIGEST_BYTES, "little") + padding for header in headers]
         if self._data_end == TRANSFER_BYTES:
-            return [pack(before, cid, after) for cid in cids]
+            return headers
         padding = bytes(self._data_end - TRANSFER_BYTES)
-        return [pack(before, cid, after) + padding for cid in cids]
+        return [header + padding for header in headers]
 
     def responses(self, cids: Sequence[int], sqhd: int, sqid: int) -> list[bytes]:
         """A successful CapsuleResp each."""
+        pack, flags, plen = CAPSULE_RESP.pack, self._command_flags, self._response_plen
+        whole = [pack(5, flags, CAPSULE_RESP_BYTES, 0, plen, 0, 0, sqhd, sqid, cid, 0) for cid in cids]
         if self.header_digest:
-            return [self.response(cid, 0, 0, 0, sqhd, sqid) for cid in cids]
-        pack, plen = CAPSULE_RESP.pack, self._response_plen
-        return [pack(5, 0, CAPSULE_RESP_BYTES, 0, plen, 0, 0, sqhd, sqid, cid, 0) for cid in cids]
+            return [header + crc32c(header, 0).to_bytes(DIGEST_BYTES, "little") for header in whole]
+        return whole
 
     def h2c_data(self, cid: int, ttag: int, datao: int, datal: int, last: bool) -> bytes:
         """An H2CData up to its data."""

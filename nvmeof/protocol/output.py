@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from ..pdu.digest import digest_bytes
+from ..pdu.digest import crc32c
 from ..pdu.header import DIGEST_BYTES
 from ..wire import Buffer
 
@@ -84,6 +84,20 @@ class Output:
         self.ready += buffers
         self.pending_bytes += size_bytes
 
+    def add_many_data(self, headers: list[bytes], data: list[Buffer], responses: list[bytes], length: int) -> None:
+        """Queue headers, their data of ``length`` bytes each and, when there are any, the responses behind them."""
+        if self.ended:
+            return
+        waiting, count = self._waiting, len(headers)
+        self.pending_bytes += count * (len(headers[0]) + length + DIGEST_BYTES)
+        if responses:
+            self.pending_bytes += count * len(responses[0])
+            for header, view, response in zip(headers, data, responses, strict=True):
+                waiting.append((header, view))
+                waiting.append(response)
+        else:
+            waiting.extend(zip(headers, data, strict=True))
+
     def take(self) -> list[Buffer]:
         """The buffers for one ``sendmsg``. What is live is read in that same step."""
         if self.data_digest and not self.ready:
@@ -96,7 +110,7 @@ class Output:
             item = waiting.popleft()
             if isinstance(item, tuple):
                 header, data = item
-                ready += (header, data, digest_bytes(data))
+                ready += (header, data, crc32c(data, 0).to_bytes(DIGEST_BYTES, "little"))
                 size += len(data)
             else:
                 ready.append(item)

@@ -317,11 +317,12 @@ class TargetSide(Engine):
         count = len(cids)
         flags = self._success_flags
         encoder, out = self.encoder, self._out
-        if out.data_digest:
-            for cid, view in zip(cids, data, strict=True):
-                self.send_read(cid, view)
-            return
         headers = encoder.c2h_headers(cids, length, flags)
+        if out.data_digest:
+            responses = [] if flags & Flags.SUCCESS else encoder.responses(cids, self._sqhd(), self.qid)
+            self.in_flight -= count
+            out.add_many_data(headers, data, responses, length)
+            return
         size = count * (len(headers[0]) + length)
         buffers: list[Buffer]
         if flags & Flags.SUCCESS:
