@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
+import re
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease
@@ -13,6 +17,9 @@ from nvmeof.target.sizes import format_size, parse_size
 _PAGE = mmap.PAGESIZE
 # Not in the mmap module before Python 3.13.
 _MAP_NORESERVE = 0x4000
+_PAGEMAP_CHUNK = 128 << 20
+# The top byte of a pagemap entry: bit 7 present, bit 6 swapped.
+_PRESENT = re.compile(rb"[\x40-\xff]+", re.DOTALL)
 # Zeroes are copied from one small block that stays in cache, not made anew per request.
 _ZEROES = bytes(1 << 16)
 
@@ -95,15 +102,30 @@ class Ramdisk(Backend):
         if size_bytes <= 0 or size_bytes % block:
             raise OSError(errno.EINVAL, f"{size_bytes} bytes is not a whole number of {block}-byte blocks")
         new = self._new_map(size_bytes)
-        memory = memoryview(new)
+        memory = memoryview(new)[:size_bytes]
         keep = min(size_bytes, self._capabilities.size_bytes)
-        for start in range(0, keep, len(_ZEROES)):
-            part = self.memory[start : min(start + len(_ZEROES), keep)]
-            # Only what holds data is copied, so that a sparse disk stays sparse.
-            if part != _ZEROES[: len(part)]:
-                memory[start : start + len(part)] = part
+        for first, end in self._populated(keep):
+            for start in range(first, end, len(_ZEROES)):
+                part = self.memory[start : min(start + len(_ZEROES), end)]
+                # Pages that were only read hold zeroes: a sparse disk stays sparse.
+                if part != _ZEROES[: len(part)]:
+                    memory[start : start + len(part)] = part
         self._map, self.memory = new, memory
         self._capabilities = replace(self._capabilities, size_bytes=size_bytes)
+
+    def _populated(self, size_bytes: int) -> Iterator[tuple[int, int]]:
+        """The ranges below `size_bytes` that have pages, in memory or swapped out (proc(5), pagemap)."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        try:
+            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+                for chunk in range(0, size_bytes, _PAGEMAP_CHUNK):
+                    pages = -(-min(_PAGEMAP_CHUNK, size_bytes - chunk) // _PAGE)
+                    pagemap.seek((address + chunk) // _PAGE * 8)
+                    flags = pagemap.read(pages * 8)[7::8]
+                    for run in _PRESENT.finditer(flags):
+                        yield chunk + run.start() * _PAGE, min(chunk + run.end() * _PAGE, size_bytes)
+        except OSError:
+            yield 0, size_bytes
 
     async def close(self) -> None:
         """The mapping goes when the last view of it has gone; its pages go now."""

@@ -1,5 +1,6 @@
 import mmap
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,36 @@ def test_resize_keeps_content_and_old_views():
     assert len(disk.memory) == 512 and bytes(old.view) == b"e" * 512
     with pytest.raises(OSError):
         disk.resize(513)
+
+
+@pytest.mark.parametrize("pagemap", [True, False])
+def test_resize_keeps_everything_and_stays_sparse(monkeypatch, pagemap):
+    size = 64 << 20
+    disk = Ramdisk(size + 512)
+    written = {0: b"a", PAGE: b"b", 5 * PAGE - 512: b"c", size // 2 + 512: b"d", size: b"e"}
+    for offset, value in written.items():
+        disk.write(offset, memoryview(value * 512))
+    assert not any(disk.acquire_read(size // 4, 1 << 20).view), "pages that were only read"
+    if not pagemap:
+        monkeypatch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    disk.resize(size * 2)
+    monkeypatch.undo()
+    before = resident_pages()
+    disk.resize(size * 4)
+    assert resident_pages() - before < 1000
+    for offset, value in written.items():
+        assert bytes(disk.memory[offset : offset + 512]) == value * 512
+    assert not any(disk.memory[size + 512 : size + (1 << 20)])
+    assert sum(any(disk.memory[at : at + 512]) for at in range(0, 8 * PAGE, 512)) == 3
+
+
+def test_resizing_a_huge_disk_is_quick():
+    disk = Ramdisk("128G")
+    disk.write(1 << 36, memoryview(b"x" * 512))
+    started = time.monotonic()
+    disk.resize(3 << 36)
+    assert time.monotonic() - started < 10
+    assert disk.memory[(1 << 36) + 511] == ord("x")
 
 
 @pytest.mark.parametrize(
