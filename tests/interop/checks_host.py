@@ -78,8 +78,8 @@ def _library(bench: Bench, transport: str, **options: object) -> None:
         seen = bench.run(
             f"""
             for r in {ranges}; do
-              dd if=$(</tmp/backing) iflag=direct,skip_bytes,count_bytes skip=${{r%,*}} count=${{r#*,}} bs=1M status=none |
-                sha256sum
+              dd if=$(</tmp/backing) iflag=direct,skip_bytes,count_bytes skip=${{r%,*}} count=${{r#*,}} \\
+                bs=1M status=none | sha256sum
             done"""
         ).split()[::2]
         wanted = [hashlib.sha256(data).hexdigest() for data in expected.values()]

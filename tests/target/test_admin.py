@@ -242,7 +242,9 @@ def test_effects_log_has_every_command_that_works_and_no_other():
             status = io.command(opcode, length=0, nsid=1).status
             assert (status == Status.INVALID_OPCODE) == (opcode not in NVM)
     assert data.iocs[0x01] & 2 and not data.iocs[0x02] & 2
-    completion = admin.log_page(5, 4096, cdw14=1 << 24)
+    zoned = COMMANDS_SUPPORTED_AND_EFFECTS.parse(admin.read_bytes(admin.log_page(5, 4096, cdw14=2 << 24)))
+    assert zoned.acs == data.acs and not any(zoned.iocs)  # the command set exists, but not here
+    completion = admin.log_page(5, 4096, cdw14=9 << 24)
     assert completion.status == Status.INVALID_FIELD and last_location(admin) == 59
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, CommandEffects, LogPageId
+from nvmeof.spec.enums import NSID_ALL, CommandEffects, Csi, LogPageId
 from nvmeof.spec.log_pages import (
     ANA_LSP_GROUPS_ONLY,
     DATA_UNIT_BYTES,
@@ -114,14 +114,17 @@ def _changed(ctx: QueueContext, controller: Controller, command: GetLogPage, nsi
 
 
 def _effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    if command.csi:
+    if command.csi not in list(Csi):
         raise CommandError(
             Status.INVALID_FIELD,
             SQE.error_location("cdw14", 24),
-            message=f"I/O command set {command.csi} is not supported",
+            message=f"I/O command set {command.csi} does not exist",
         )
+    # nvme-cli asks for zoned namespaces whenever CAP.CSS shows that command sets can be chosen: a set that exists
+    # and is not here has no commands.
+    io = NVM if command.csi == Csi.NVM else {}
     return build_effects(
-        {opcode: spec.effects for opcode, spec in ADMIN.items()}, {opcode: spec.effects for opcode, spec in NVM.items()}
+        {opcode: spec.effects for opcode, spec in ADMIN.items()}, {opcode: spec.effects for opcode, spec in io.items()}
     )
 
 
