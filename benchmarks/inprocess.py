@@ -12,8 +12,9 @@ from nvmeof.target.completion import Completion
 from nvmeof.target.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.context import QueueContext
 from nvmeof.target.inventory import Inventory, PortInfo
+from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
-from nvmeof.target.queue import Orphans, TargetQueue
+from nvmeof.target.queue import TargetQueue
 from nvmeof.target.subsystem import Subsystem
 from nvmeof.wire import Buffer
 
@@ -56,7 +57,7 @@ class InProcessQueue(Stream):
     def wake(self) -> None:
         """Output is taken after every input anyway."""
 
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: str, *, fault: bool = False) -> None:
         """The connection has no socket to close."""
 
     # what a session asks of its socket

@@ -104,7 +104,8 @@ def _ports(options: Options) -> list[PortConfig]:
                 host=address.host,
                 port=address.port,
                 advertise_host=advertised.host if advertised else None,
-                advertise_port=(advertised.port or None) if advertised else None,
+                # The port that is advertised is the subsystem's, not that of the discovery service beside it.
+                advertise_port=(advertised.port or None) if advertised and not discovery_only else None,
                 discovery_only=discovery_only,
             )
         )
@@ -236,8 +237,8 @@ async def serve(options: Options) -> None:
         nonlocal signals
         signals += 1
         if signals > 1:
-            for driver in list(target.drivers):
-                driver.abort(f"{number.name} again")
+            logger.warning("%s again: stopping at once", number.name)
+            target.hurry()
         else:
             logger.info("%s: stopping", number.name)
             stopping.set()
@@ -249,15 +250,17 @@ async def serve(options: Options) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise NvmeofError(f"{where}{error.strerror or error}") from error
-    told = facts(target, options)
-    if options.output == "json":
-        click.echo(json.dumps(told))
-    else:
-        _say(told)
-    _warn(told)
-    sys.stdout.flush()
-    await stopping.wait()
-    await target.stop()
+    try:
+        told = facts(target, options)
+        if options.output == "json":
+            click.echo(json.dumps(told))
+        else:
+            _say(told)
+        _warn(told)
+        sys.stdout.flush()
+        await stopping.wait()
+    finally:
+        await target.stop()
 
 
 def _raise_file_limit() -> None:

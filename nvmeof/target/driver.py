@@ -11,8 +11,9 @@ from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
 from nvmeof.target.completion import Completion
 from nvmeof.target.context import QueueContext
 from nvmeof.target.inventory import Inventory, PortInfo
+from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
-from nvmeof.target.queue import Orphans, TargetQueue
+from nvmeof.target.queue import TargetQueue
 from nvmeof.target.runtime import Runtime
 from nvmeof.transport.base import Endpoint
 
@@ -22,6 +23,11 @@ READS_AT_A_TIME: Final = 16
 """How often a socket is read before the others get their turn."""
 LINGER_SECONDS: Final = 2.0
 """How long a connection that ends waits for the peer to take what is queued, and to close."""
+
+
+def printable(text: str) -> str:
+    """What a host sent, fit for a line of the log."""
+    return text if text.isprintable() else repr(text)
 
 
 class Owner(Protocol):
@@ -78,12 +84,18 @@ class QueueDriver:
 
     @property
     def connected(self) -> bool:
-        """Whether a Connect has succeeded."""
-        return self._said
+        """Whether a Connect has succeeded, or would have but for commands that its host left behind."""
+        return self._said or self.queue.connecting
 
     # -- the socket ----------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
+        try:
+            self._receive()
+        except Exception as error:
+            self._broken(error)
+
+    def _receive(self) -> None:
         if self._finishing:
             self._discard()
             return
@@ -139,13 +151,16 @@ class QueueDriver:
     def _writable(self) -> None:
         self._blocked = False
         self.endpoint.set_writer(None)
-        self._flush()
-        if self._closed or self._blocked:
-            return
-        if self._finishing:
-            self._flushed()
-        else:
-            self._update_reader()
+        try:
+            self._flush()
+            if self._closed or self._blocked:
+                return
+            if self._finishing:
+                self._flushed()
+            else:
+                self._update_reader()
+        except Exception as error:
+            self._broken(error)
 
     def wake(self) -> None:
         """Something was queued outside of a read: send it with whatever else comes in this turn of the loop."""
@@ -155,9 +170,15 @@ class QueueDriver:
 
     def _send_woken(self) -> None:
         self._woken = False
-        if not self._closed:
+        if self._closed:
+            return
+        try:
+            if not self._said:
+                self._say_connected()
             self._flush()
             self._update_reader()
+        except Exception as error:
+            self._broken(error)
 
     # -- commands that take their time ---------------------------------------------------------------------------
 
@@ -168,8 +189,12 @@ class QueueDriver:
 
         def ended(future: asyncio.Future[Completion]) -> None:
             tasks.discard(task)
-            if not future.cancelled():
+            if future.cancelled():
+                return
+            try:
                 done(future.result())
+            except Exception as error:
+                self._broken(error)
 
         if isinstance(task, asyncio.Task):
             tasks.add(task)
@@ -177,24 +202,26 @@ class QueueDriver:
 
     # -- endings -------------------------------------------------------------------------------------------------
 
-    def drain(self) -> bool:
-        """Take no new commands from an I/O queue any more; True when nothing of it is in progress."""
+    def drain(self, *, receive: bool) -> bool:
+        """Begin no command of an I/O queue any more; True when nothing of it is in progress.
+
+        ``receive``: data that the host was asked for is still waited for.
+        """
         queue = self.queue
         if not queue.ctx.qid or self._finishing:
             return True
-        if queue.receiving:
-            return False
-        self._draining = True
+        idle = queue.drain()
+        self._draining = not (receive and queue.receiving)
         self._update_reader()
-        return not queue.pending and not self.connection.want_write
+        return (idle or (self._draining and not queue.pending)) and not self.connection.want_write
 
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: str, *, fault: bool = False) -> None:
         """The queue has ended: send what is queued, wait a little for the peer to close, close."""
         if self._finishing:
             return
         self._finishing = True
         self.reason = reason
-        self._say_ended()
+        self._say_ended(logging.WARNING if fault else logging.INFO)
         terminating = self.connection.state is State.TERMINATING
         if self.connection.want_write:
             self._linger = self._owner.loop.call_later(LINGER_SECONDS, self._close)
@@ -241,10 +268,15 @@ class QueueDriver:
         self.endpoint.close()
         self._owner.ended(self)
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, *, fault: bool = False) -> None:
         """End at once, without sending what is queued."""
-        self.queue.lost(reason)
+        self.queue.lost(reason, fault=fault)
         self._close()
+
+    def _broken(self, error: Exception) -> None:
+        """A defect of ours: this connection ends and says why; the others go on."""
+        logger.debug("%s", self.queue.ctx.peer, exc_info=error)
+        self.abort(f"internal error: {type(error).__name__}: {error}", fault=True)
 
     def finish_unconnected(self, seconds: float) -> None:
         """The host has made no Connect in time."""
@@ -276,13 +308,14 @@ class QueueDriver:
             digests,
             ctx.entries,
             controller.subsystem.nqn,
-            ctx.host_nqn,
+            printable(ctx.host_nqn),
         )
 
-    def _say_ended(self) -> None:
+    def _say_ended(self, level: int) -> None:
         ctx = self.queue.ctx
         if self._said:
-            logger.info(
+            logger.log(
+                level,
                 "%s: queue %d ended: %s (%d commands, %d refused)",
                 ctx.peer,
                 ctx.qid,
@@ -291,4 +324,4 @@ class QueueDriver:
                 ctx.counters.errors,
             )
         else:
-            logger.info("%s: connection ended before Connect: %s", ctx.peer, self.reason)
+            logger.log(level, "%s: connection ended before Connect: %s", ctx.peer, self.reason)

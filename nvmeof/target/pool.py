@@ -43,15 +43,21 @@ class BufferPool:
         return memoryview(bytearray(size))[:length]
 
     def give(self, view: memoryview) -> None:
-        """Take a view of `take` back. Nobody may use it any more; the first of those who wait is called."""
+        """Take a view of `take` back. Nobody may use it any more.
+
+        Of those who wait, the first that can use what is free now is called (and those before it, in vain).
+        """
         whole = memoryview(view.obj)
         size = len(whole)
         self.used_bytes -= size
         if self.used_bytes + self.idle_bytes + size <= self.limit_bytes:
             self.idle_bytes += size
             self._idle.setdefault(size, []).append(whole)
-        if self._waiters:
+        for _ in range(len(self._waiters)):
+            used_bytes = self.used_bytes
             self._waiters.popleft()()
+            if self.used_bytes > used_bytes:
+                break
 
     def when_free(self, callback: Callable[[], object]) -> None:
         """Call once, after the next `give`, the ones who asked first first."""

@@ -38,19 +38,24 @@ from nvmeof.target.commands.base import CommandSpec, Completion, Direction
 from nvmeof.target.commands.table import execute, prepare
 from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
+from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.states import ControllerState
 from nvmeof.wire import Buffer, layout
 
 logger = logging.getLogger(__name__)
 
-# What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12.
+# What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write also
+# SGL1's address, which is the offset of in-capsule data.
 _FIELDS: Final = "HHI24xQQI12x"
-_SHORT: Final = Struct("<" + _FIELDS)
+_SHORT: Final = Struct("<HHI16xQQQI12x")
 _STRIDES: Final = {
     CAPSULE_CMD_BYTES: Struct(f"<{CH_BYTES}x{_FIELDS}"),
     CAPSULE_CMD_BYTES + 4: Struct(f"<{CH_BYTES}x{_FIELDS}4x"),
 }
+STAGING_SHARES: Final = 4
+"""One queue stages at most this fraction of the pool for data that its host has yet to send: one that has stopped
+sending must not keep all the others from writing."""
 assert _SHORT.size == SQE_BYTES
 assert [SQE.offsets[name] for name in ("opcode", "cid", "nsid", "sgl_length", "cdw10", "cdw12")] == [
     0,
@@ -74,40 +79,9 @@ class Driver(Protocol):
         """There is something to send that was not asked for by what was just received."""
         ...
 
-    def finish(self, reason: str) -> None:
-        """The queue has come to its end: send what is queued, then close the socket."""
+    def finish(self, reason: str, *, fault: bool = False) -> None:
+        """The queue has come to its end: send what is queued, then close the socket. ``fault``: somebody did wrong."""
         ...
-
-
-class Orphans:
-    """Commands that outlived their connection, by host.
-
-    A host that comes back must not be overtaken by its own old writes: its new association waits for them.
-    """
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._waiting: dict[str, list[Callable[[], None]]] = {}
-
-    def add(self, host_nqn: str) -> None:
-        """A command of this host goes on without a connection."""
-        self._counts[host_nqn] = self._counts.get(host_nqn, 0) + 1
-
-    def done(self, host_nqn: str) -> None:
-        """One of them has ended."""
-        left = self._counts.pop(host_nqn) - 1
-        if left:
-            self._counts[host_nqn] = left
-            return
-        for resume in self._waiting.pop(host_nqn, ()):
-            resume()
-
-    def wait(self, host_nqn: str, resume: Callable[[], None]) -> bool:
-        """Whether there are any; then ``resume`` is called when the last has ended."""
-        if host_nqn not in self._counts:
-            return False
-        self._waiting.setdefault(host_nqn, []).append(resume)
-        return True
 
 
 @dataclass(slots=True)
@@ -150,7 +124,11 @@ class TargetQueue:
         self.closed = False
         self._busy: set[int] = set()  # CIDs of commands that did not complete at once
         self._staged: dict[int, _Staging] = {}
+        self._staged_bytes = 0
         self._waiting: deque[tuple[CommandSpec, Sqe, int]] = deque()  # for staging memory
+        self._draining = False
+        self.connecting = False
+        """A Connect waits for commands that its host left behind."""
         self.pending = 0
         """Commands that are being worked on, Asynchronous Event Requests included."""
         self._read: _Pattern | None = None
@@ -165,6 +143,8 @@ class TargetQueue:
         while position < len(events) and not self.closed:
             event = events[position]
             position += 1
+            if self._draining and isinstance(event, CommandBatch | CommandData):
+                continue  # not begun, and so left without an answer: the host sends it again elsewhere
             if isinstance(event, CommandBatch):
                 self._batch(event)
             elif isinstance(event, CommandData):
@@ -172,9 +152,9 @@ class TargetQueue:
             elif isinstance(event, TransferDone):
                 self._transfer_done(event)
             elif isinstance(event, ProtocolFailure):
-                self._end(f"protocol error: {event.error}")
+                self._end(f"protocol error: {event.error}", fault=True)
             elif isinstance(event, Terminated):
-                self._end(f"the host terminated the connection: {fes_text(event.fes)} (FEI {event.fei:#x})")
+                self._end(f"the host terminated the connection: {fes_text(event.fes)} (FEI {event.fei:#x})", fault=True)
             elif isinstance(event, PeerClosed):
                 self._end("closed by the host")
 
@@ -218,12 +198,12 @@ class TargetQueue:
 
     def _send_reads(self, pattern: _Pattern, cids: list[int], data: list[Buffer]) -> None:
         if self._busy and not self._busy.isdisjoint(cids):
-            for cid, view in zip(cids, data, strict=True):
+            pairs = list(zip(cids, data, strict=True))
+            for cid, _ in pairs:
                 if cid in self._busy:
-                    self.connection.send_completion(cid, status_field(Status.COMMAND_ID_CONFLICT, True))
-                else:
-                    self.connection.send_read(cid, view)
-            return
+                    self._conflict(Sqe(opcode=pattern.word & 0xFF, cid=cid, nsid=pattern.nsid))
+            cids = [cid for cid, _ in pairs if cid not in self._busy]
+            data = [view for cid, view in pairs if cid not in self._busy]
         count = len(cids)
         counters = pattern.namespace.counters
         counters.reads += count
@@ -247,7 +227,7 @@ class TargetQueue:
         namespace = self.ctx.namespaces[sqe.nsid]
         if namespace.memory is None:
             return None
-        word, _, nsid, sgl, _, cdw12 = _SHORT.unpack_from(view)
+        word, _, nsid, _, sgl, _, cdw12 = _SHORT.unpack_from(view)
         shift = namespace.block_shift
         max_slba = namespace.size_blocks - (length >> shift)
         return _Pattern(word, nsid, sgl, cdw12, namespace, namespace.memory, self.ctx.epoch, length, shift, max_slba)
@@ -264,9 +244,10 @@ class TargetQueue:
                 break
             position += 1
             if pattern is not None and event.digest_ok:
-                word, cid, nsid, sgl, slba, cdw12 = unpack(event.sqe)
+                word, cid, nsid, sgl_address, sgl, slba, cdw12 = unpack(event.sqe)
                 if (
                     slba <= pattern.max_slba
+                    and not sgl_address
                     and word == pattern.word
                     and nsid == pattern.nsid
                     and sgl == pattern.sgl
@@ -303,8 +284,7 @@ class TargetQueue:
         ctx = self.ctx
         sqe = SQE.unpack_from(view)
         if sqe.cid in self._busy:
-            error = CommandError(Status.COMMAND_ID_CONFLICT, SQE.error_location("cid"), message="the CID is in use")
-            self._complete(sqe, ctx.refuse(sqe, error))
+            self._conflict(sqe)
             return
         try:
             spec, length = prepare(ctx, sqe)
@@ -325,6 +305,12 @@ class TargetQueue:
             self._run(spec, sqe, data, None)
         else:
             self._run_copied(spec, sqe, data)
+
+    def _conflict(self, sqe: Sqe) -> None:
+        """Refuse a command whose CID is in use; the one that uses it goes on."""
+        error = CommandError(Status.COMMAND_ID_CONFLICT, SQE.error_location("cid"), message="the CID is in use")
+        self._log_refused(sqe, error)
+        self._complete(sqe, self.ctx.refuse(sqe, error))
 
     def _capsule_data(self, sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
         """A command's in-capsule data; raises when SGL1 and the capsule tell different things."""
@@ -360,42 +346,64 @@ class TargetQueue:
 
     def _stage(self, spec: CommandSpec, sqe: Sqe, length: int) -> None:
         """Ask the host for a command's data, or wait for memory to put it into."""
-        buffer = None if self._waiting else self.pool.take(length)
-        if buffer is None:
-            if not self._waiting:
-                self.pool.when_free(self._retry)
+        if self._waiting:
             self._waiting.append((spec, sqe, length))
-            return
+        elif not self._request(spec, sqe, length):
+            self._waiting.append((spec, sqe, length))
+            self.pool.when_free(self._retry)
+
+    def _request(self, spec: CommandSpec, sqe: Sqe, length: int) -> bool:
+        """Take memory for a command's data and ask the host for it; False when there is none now."""
+        if self._staged and self._staged_bytes + length > self.pool.limit_bytes // STAGING_SHARES:
+            return False
+        buffer = self.pool.take(length)
+        if buffer is None:
+            return False
         staging = _Staging(self.pool, buffer, spec, sqe)
         self._staged[sqe.cid] = staging
+        self._staged_bytes += length
         self.connection.request_data(sqe.cid, buffer, staging)
+        return True
 
     def _retry(self) -> None:
         """Some staging memory has become free."""
-        while self._waiting:
-            spec, sqe, length = self._waiting[0]
-            buffer = self.pool.take(length)
-            if buffer is None:
-                self.pool.when_free(self._retry)
-                break
+        asked = False
+        while self._waiting and self._request(*self._waiting[0]):
             self._waiting.popleft()
-            staging = _Staging(self.pool, buffer, spec, sqe)
-            self._staged[sqe.cid] = staging
-            self.connection.request_data(sqe.cid, buffer, staging)
-        self.driver.wake()
+            asked = True
+        if self._waiting:
+            self.pool.when_free(self._retry)
+        if asked:
+            self.driver.wake()
 
     def _transfer_done(self, event: TransferDone) -> None:
         staging = event.context
         assert isinstance(staging, _Staging)
         del self._staged[event.cid]
-        sqe = staging.sqe
-        if not event.ok:
-            error = CommandError(Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="a data digest is wrong")
-            self._log_refused(sqe, error)
-            staging.pool.give(staging.buffer)
-            self._complete(sqe, self.ctx.refuse(sqe, error))
+        self._staged_bytes -= len(staging.buffer)
+        if event.ok:
+            self._run_late(staging.spec, staging.sqe, staging.buffer, staging.buffer)
             return
-        self._run(staging.spec, sqe, staging.buffer, staging.buffer)
+        error = CommandError(Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="a data digest is wrong")
+        self._refuse_late(staging.sqe, error, staging.buffer)
+
+    def _run_late(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> None:
+        """Execute a command some time after it was found legal: another may have come in between."""
+        if self.ctx.state in spec.states:
+            self._run(spec, sqe, data, lent)
+            return
+        error = CommandError(
+            Status.COMMAND_SEQUENCE_ERROR,
+            SQE.error_location("opcode"),
+            message=f"{spec.name} while the controller is {self.ctx.state.value}",
+        )
+        self._refuse_late(sqe, error, lent)
+
+    def _refuse_late(self, sqe: Sqe, error: CommandError, lent: memoryview | None) -> None:
+        self._log_refused(sqe, error)
+        if lent is not None:
+            self.pool.give(lent)
+        self._complete(sqe, self.ctx.refuse(sqe, error))
 
     def _run(self, spec: CommandSpec, sqe: Sqe, data: memoryview | None, lent: memoryview | None) -> None:
         """Execute a command; ``lent`` is the pool's memory that it uses until it has ended."""
@@ -438,17 +446,18 @@ class TargetQueue:
             return False
 
         def resume() -> None:
-            self._busy.discard(sqe.cid)
+            self.connecting = False
             if self.closed:
                 if lent is not None:
                     self.pool.give(lent)
                 return
-            self._run(spec, sqe, data, lent)
+            self._run_late(spec, sqe, data, lent)
             self.driver.wake()
 
         if not self.orphans.wait(name.split(b"\0", 1)[0].decode(errors="backslashreplace"), resume):
             return False
         self._busy.add(sqe.cid)
+        self.connecting = True
         return True
 
     def _connected(self) -> None:
@@ -491,11 +500,18 @@ class TargetQueue:
         """The controller ends this queue."""
         self._end(reason)
 
-    def lost(self, reason: str) -> None:
+    def lost(self, reason: str, *, fault: bool = False) -> None:
         """The socket has gone."""
-        self._end(reason)
+        self._end(reason, fault=fault)
 
-    def _end(self, reason: str) -> None:
+    def drain(self) -> bool:
+        """Begin no command any more; True when none is in progress."""
+        self._draining = True
+        self.pool.forget(self._retry)
+        self._waiting.clear()
+        return not self.pending and not self._staged
+
+    def _end(self, reason: str, *, fault: bool = False) -> None:
         if self.closed:
             return
         self.closed = True
@@ -505,7 +521,7 @@ class TargetQueue:
         for _ in range(self.pending):
             self.orphans.add(host)
         self.ctx.detach(reason)
-        self.driver.finish(reason)
+        self.driver.finish(reason, fault=fault)
 
     @property
     def receiving(self) -> bool:
@@ -515,5 +531,6 @@ class TargetQueue:
     def release_staging(self) -> None:
         """Give back the memory of transfers that will never be completed; only after the connection was closed."""
         staged, self._staged = self._staged, {}
+        self._staged_bytes = 0
         for staging in staged.values():
             staging.pool.give(staging.buffer)

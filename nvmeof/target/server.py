@@ -20,8 +20,8 @@ from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, T
 from nvmeof.target.controller import Controller
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.inventory import Inventory, PortInfo
+from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
-from nvmeof.target.queue import Orphans
 from nvmeof.target.runtime import Runtime
 from nvmeof.target.subsystem import Subsystem
 from nvmeof.transport import base
@@ -33,8 +33,12 @@ DEFAULT_SUBNQN: Final = "nqn.2026-01.io.nvmeof:target"
 CONNECT_SECONDS: Final = 10.0
 """A connection that has not made a Connect by then is closed."""
 DRAIN_SECONDS: Final = 10.0
+"""How long a stop waits for commands in progress."""
+RECEIVE_SECONDS: Final = 2.0
+"""How long of that it waits for data that hosts were asked for."""
 _TICK_SECONDS: Final = 1.0
 _SHORTEST_TICK_SECONDS: Final = 0.02
+_STOP_POLL_SECONDS: Final = 0.005
 
 
 class _LoopRuntime:
@@ -94,8 +98,7 @@ class Target:
         self.runtime: Runtime
         self._backends: list[Backend] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._idle: asyncio.Event | None = None
-        self._running = False
+        self._stop_by: float | None = None
 
     # -- what a user looks at ------------------------------------------------------------------------------------
 
@@ -125,7 +128,6 @@ class Target:
         """Open the namespaces and listen. What was opened is closed again when this fails."""
         self.loop = asyncio.get_running_loop()
         self.runtime = _LoopRuntime(self.loop)
-        self._idle = asyncio.Event()
         self.inventory.started_at = self.loop.time()
         try:
             for subsystem_config in self.config.subsystems:
@@ -138,7 +140,6 @@ class Target:
         except BaseException:
             await self.stop()
             raise
-        self._running = True
         self._tick()
 
     async def _listen(self, portid: int, port: PortConfig) -> None:
@@ -165,43 +166,48 @@ class Target:
 
     async def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Stop listening, let commands in progress end, end all associations, flush and close the namespaces."""
-        self._running = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for listener in self.listeners:
             listener.close()
-        deadline = self.loop.time() + drain_seconds
-        while self._busy_queues() and self.loop.time() < deadline:  # noqa: ASYNC110 - only while stopping
-            await asyncio.sleep(0.005)
+        receive_by = self.loop.time() + RECEIVE_SECONDS
+        if self._stop_by is None:
+            self._stop_by = self.loop.time() + drain_seconds
+        while self._busy_queues(receive=self.loop.time() < receive_by):
+            if self.loop.time() >= self._stop_by:
+                break
+            await asyncio.sleep(_STOP_POLL_SECONDS)
         self.inventory.end_all("the target is stopping")
         for driver in list(self.drivers):
             driver.queue.lost("the target is stopping")
-        while (self.drivers or self.tasks) and self.loop.time() < deadline:
-            await self._wait_idle(deadline - self.loop.time())
+        while (self.drivers or self.tasks) and self.loop.time() < self._stop_by:  # noqa: ASYNC110
+            await asyncio.sleep(_STOP_POLL_SECONDS)
         for driver in list(self.drivers):
             driver.abort("the target is stopping")
+        await self._give_up_tasks()
         await self._close_backends()
 
-    def _draining(self) -> bool:
-        """Whether commands are in progress; all queues take no more of them from now on."""
-        return sum(not driver.drain() for driver in self.drivers) > 0
+    def hurry(self) -> None:
+        """Make a `stop` that is under way wait for nothing any more but the flush."""
+        self._stop_by = self.loop.time()
+        for driver in list(self.drivers):
+            driver.abort("the target is stopping at once")
 
-    def _busy_queues(self) -> int:
-        """How many queues have commands in progress; none of them takes new ones from now on."""
-        return sum(not driver.drain() for driver in self.drivers)
+    def _busy_queues(self, *, receive: bool) -> int:
+        """How many queues have commands in progress; none of them begins another from now on."""
+        return sum(not driver.drain(receive=receive) for driver in self.drivers)
 
-    async def _wait_idle(self, seconds: float) -> None:
-        assert self._idle is not None
-        self._idle.clear()
-        if self.tasks:
-            await asyncio.wait(self.tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(0)
+    async def _give_up_tasks(self) -> None:
+        """What has not ended by now is cancelled; its memory stays with it."""
+        await asyncio.sleep(0)
+        left = [task for task in self.tasks if not task.done()]
+        if not left:
             return
-        try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
-        except TimeoutError:
-            pass
+        logger.warning("%d commands were still in progress and are given up", len(left))
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_TICK_SECONDS)
 
     async def _close_backends(self) -> None:
         backends, self._backends = self._backends, []
@@ -228,8 +234,6 @@ class Target:
     def ended(self, driver: QueueDriver) -> None:
         """A connection has gone."""
         self.drivers.discard(driver)
-        if self._idle is not None:
-            self._idle.set()
 
     async def add_namespace(self, namespace: Backend | NamespaceConfig, *, subnqn: str | None = None) -> int:
         """Open a backend and offer it; returns its NSID. Hosts are told by an asynchronous event."""
@@ -262,8 +266,12 @@ class Target:
                 if deadline is not None:
                     following = min(following, deadline)
         for driver in list(self.drivers):
-            if not driver.connected and now - driver.opened_at > self.connect_seconds:
+            if driver.connected:
+                continue
+            if now >= driver.opened_at + self.connect_seconds:
                 driver.finish_unconnected(self.connect_seconds)
+            else:
+                following = min(following, driver.opened_at + self.connect_seconds)
         self._timer = self.loop.call_at(max(following, now + _SHORTEST_TICK_SECONDS), self._tick)
 
 

@@ -39,18 +39,27 @@ def test_one_buffer_beyond_the_limit_when_nothing_is_out():
     assert pool.used_bytes == 0 and pool.idle_bytes == 0 and pool.take(1) is not None
 
 
-def test_waiters_are_called_in_order_one_per_buffer():
-    pool, called = BufferPool(4096), []
-    held = pool.take(4096)
-    callbacks = [lambda name=name: called.append(name) for name in "abc"]
+def test_waiters_are_called_in_order_until_one_takes_what_is_free():
+    pool, called = BufferPool(8192), []
+    held = [pool.take(4096), pool.take(4096)]
+
+    def waiter(name, length):
+        def callback():
+            called.append(name)
+            if pool.take(length) is None:
+                pool.when_free(callback)
+
+        return callback
+
+    callbacks = [waiter("large", 8192), waiter("forgotten", 1), waiter("first", 1), waiter("second", 1)]
     for callback in callbacks:
         pool.when_free(callback)
     pool.forget(callbacks[1])
     pool.forget(callbacks[1])
-    pool.give(held)
-    assert called == ["a"]
-    pool.give(pool.take(1))
-    assert called == ["a", "c"]
+    pool.give(held.pop())
+    assert called == ["large", "first"]
+    pool.give(held.pop())
+    assert called == ["large", "first", "second"]
 
 
 def test_a_pool_must_hold_a_buffer():
