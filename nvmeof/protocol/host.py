@@ -30,7 +30,7 @@ from .events import Completions, Event, Negotiated, Ready
 from .states import Input, State
 from .transfers import Request
 
-_WORD: Final = Struct("=Q")  # in the machine's order: it is only compared
+_WORD: Final = Struct("<Q")
 _RESP_CID_OFFSET: Final = 20
 _COMPLETION: Final = Struct("<8xIIHHHH")
 _TRANSFER: Final = Struct("<8xH2xII4x")
@@ -103,7 +103,8 @@ class HostSide(Engine):
             PduType.CAPSULE_RESP, flags, CAPSULE_RESP_BYTES, 0, self._response_stride, 0, 0, 0, 0, 0, 0
         )
         self._response_word = _WORD.unpack_from(header)[0]
-        self._whole_data = {} if parameters.header_digest or parameters.data_digest else _WHOLE_DATA
+        plain = not (parameters.header_digest or parameters.data_digest or TRANSFER_BYTES % config.pda_bytes)
+        self._whole_data = _WHOLE_DATA if plain else {}
         events.append(Ready(parameters))
 
     def _take_responses(self, events: list[Event]) -> bool:

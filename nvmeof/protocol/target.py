@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, Final
@@ -19,9 +20,10 @@ from .events import CommandBatch, CommandData, Event, Negotiated, Ready, Transfe
 from .states import ENDED, State
 from .transfers import Grant, R2tTable, R2tWindow
 
-_WORD: Final = Struct("=Q")  # in the machine's order, as the receive buffer's cast; it is only compared
+_WORD: Final = Struct("<Q")
 _WORD_BYTES: Final = 8
-_FAST_RUN: Final = 4
+# From how many capsules on a run's words are compared at once, through a cast of the buffer in the machine's order.
+_FAST_RUN: Final = 4 if sys.byteorder == "little" else 1 << 32
 _LOW_HALF: Final = 0xFFFFFFFF
 DEFAULT_ENTRIES: Final = 32
 SQHD_DISABLED: Final = 0xFFFF

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from nvmeof.errors import LocalProtocolError
@@ -228,7 +230,7 @@ def test_several_h2c_data_per_r2t() -> None:
     t.request_data(7, memoryview(buffer), None)
     data = bytes(range(250)) * 40
     cuts = [0, 1, 4, 5000, 9999, 10_000]
-    stream = b"".join(PLAIN.h2c(7, 0, a, data[a:b], last=b == 10_000) for a, b in zip(cuts, cuts[1:], strict=False))
+    stream = b"".join(PLAIN.h2c(7, 0, a, data[a:b], last=b == 10_000) for a, b in pairwise(cuts))
     assert feed(t, stream) == [TransferDone(7, None, True)]
     assert buffer == data
 

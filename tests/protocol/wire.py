@@ -1,4 +1,4 @@
-"""An independent writer of PDUs, and connections to write them to: bare ``struct``, nothing of the package's encoder."""
+"""An independent writer of PDUs, and connections to write them to: bare ``struct``, not the package's encoder."""
 
 from __future__ import annotations
 
