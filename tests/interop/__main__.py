@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from . import checks, checks_host  # noqa: F401  (register themselves)
+from . import checks, checks_host, checks_mptcp  # noqa: F401  (register themselves)
 from .bench import CHECKS, Check
 from .guest import LAB, REPOSITORY, kernels
 from .runner import Result, Runner

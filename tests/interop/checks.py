@@ -116,11 +116,13 @@ def questions(bench: Bench) -> None:
         bench.run(
             """
             connect
-            c=/dev/$CTRL
+            c=/dev/$CTRL; set -x
             nvme list -v; nvme list -o json >/dev/null; nvme list-subsys
             nvme id-ctrl $c -H; nvme id-ns $DEV -H; nvme ns-descs $DEV; nvme list-ns $c; nvme show-regs $c || true
             nvme smart-log $c; nvme error-log $c; nvme effects-log $c
-            for f in 6 7 0xb 0xf; do nvme get-feature $c -f $f -H; done
+            for f in 7 0xb 0xf; do nvme get-feature $c -f $f -H; done
+            if [ $(($(nvme id-ctrl $c -o json | jq .vwc) & 1)) = 1 ]; then nvme get-feature $c -f 6 -H
+            else ! nvme get-feature $c -f 6 || die "a volatile write cache that Identify denies"; fi
             if [ $(($(nvme id-ctrl $c -o json | jq .cmic) & 8)) != 0 ]; then nvme ana-log $c; fi
             nvme get-ns-id $DEV; nvme flush $DEV""",
             180,

@@ -1,0 +1,90 @@
+"""MPTCP end to end: our host in the guest's user space, our target on this machine, two links between them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from .bench import Bench, CheckFailed, Skipped, check
+from .checks import expect
+from .guest import LAB, REPOSITORY
+from .peers import NQN, Layout
+
+MEBIBYTES = 32
+RATE = "100mbit"
+LINK_SHARE = 0.2
+"""Each of two equal links must carry at least this part of the bytes."""
+
+_TARGET = """
+ip mptcp limits set subflow 4 add_addr_accepted 4
+ip mptcp endpoint add 10.77.2.1 dev tap2 signal
+for d in tap1 tap2; do tc qdisc add dev $d root tbf rate {rate} burst 64k latency 50ms; done
+cd {repository} && exec {python} -m nvmeof.target --trtype mptcp --listen 0.0.0.0:4420 --subnqn {nqn} --ramdisk 64M
+"""
+_GUEST = """
+set -e
+ip mptcp limits set subflow 4 add_addr_accepted 4
+ip mptcp endpoint add 10.77.2.2 dev eth2 subflow
+modprobe sch_tbf
+for d in eth1 eth2; do tc qdisc add dev $d root tbf rate {rate} burst 64k latency 50ms; done
+cp -r /host/python /tmp/python
+for _ in $(seq 100); do nc -z 10.77.1.1 4420 && break; sleep 0.2; done
+PYTHONPATH=/tmp/python python3 /host/taps_host.py 10.77.1.1 4420 {nqn} {mebibytes}
+nstat -az MPTcpExtMPJoinSynAckRx MPTcpExtMPFastcloseRx 2>/dev/null || true
+"""
+
+
+def _python_share(directory: Path) -> None:
+    """Our package and what its library needs, where the guest's own Python finds it."""
+    python = directory / "python"
+    python.mkdir(parents=True)
+    construct = importlib.util.find_spec("construct")
+    assert construct is not None and construct.origin is not None
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(construct.origin).parent, python / "construct", ignore=ignore)
+    shutil.copytree(REPOSITORY / "nvmeof", python / "nvmeof", ignore=ignore)
+    shutil.copy(Path(__file__).with_name("taps_host.py"), directory)
+
+
+@check(Layout("mptcp", "ramdisk", 512), only_ours=True)
+def mptcp_two_links(bench: Bench) -> None:
+    """Two subflows on two links: interface counters, the kernel's own count of joins, and describe() agree."""
+    if os.geteuid():
+        raise Skipped("tap interfaces need root")
+    share = bench.directory / "taps"
+    shutil.rmtree(share, ignore_errors=True)
+    _python_share(share)
+    settings = {
+        "rate": RATE, "repository": shlex.quote(str(REPOSITORY)), "python": shlex.quote(sys.executable), "nqn": NQN,
+        "mebibytes": MEBIBYTES,
+    }  # fmt: skip
+    command = [str(LAB / "guest"), "-k", bench.kernel, "-s", str(share), "-n", "2", "-m", "1024", "-t", "150"]
+    command += ["-w", _TARGET.format(**settings), "-c", _GUEST.format(**settings)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    bench.say(f"target and lab:\n{done.stderr}\nguest:\n{done.stdout}")
+    expect(not done.returncode, f"exit status {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    expect(found["equal"], "what was read is not what was written")
+    for what in ("written", "read"):
+        shares = found[what]
+        expect(len(shares) == 2, f"links: {shares}")
+        expect(min(shares.values()) >= LINK_SHARE * (MEBIBYTES << 20), f"one link did little: {what} {shares}")
+    queue = next((q for q in found["queues"] if q["qid"] == 1), None)
+    if queue is None:
+        raise CheckFailed(f"no I/O queue in {found['queues']}")
+    expect(queue["protocol"] == "mptcp" and not queue["fallback"], f"describe(): {queue}")
+    carried: Counter[str] = Counter()
+    for flow in queue["subflows"]:
+        carried[flow["local"].split(":")[0]] += flow["bytes_sent"] + flow["bytes_received"]
+    expect(carried.keys() == {"10.77.1.2", "10.77.2.2"}, f"subflows: {queue['subflows']}")
+    expect(min(carried.values()) >= 2 * LINK_SHARE * (MEBIBYTES << 20), f"bytes by describe(): {dict(carried)}")
+    joins = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("MPTcpExtMPJoinSynAckRx")]
+    expect(joins and int(joins[0]) >= 1, f"the guest's kernel counted no join: {joins}")
+    bench.note = ", ".join(f"{what} {sorted(found[what].values())}" for what in ("written", "read"))
