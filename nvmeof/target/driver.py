@@ -262,7 +262,6 @@ class QueueDriver:
         if self._linger is not None:
             self._linger.cancel()
         self.connection.close()
-        self.queue.release_staging()
         self.endpoint.set_reader(None)
         self.endpoint.set_writer(None)
         self.endpoint.close()

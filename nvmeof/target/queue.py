@@ -103,10 +103,9 @@ class _Pattern:
 class _Staging:
     """Data of one command on its way from the host: where it goes, and what to do when it is there."""
 
-    __slots__ = ("buffer", "pool", "spec", "sqe")
+    __slots__ = ("buffer", "spec", "sqe")
 
-    def __init__(self, pool: BufferPool, buffer: memoryview, spec: CommandSpec, sqe: Sqe) -> None:
-        self.pool = pool
+    def __init__(self, buffer: memoryview, spec: CommandSpec, sqe: Sqe) -> None:
         self.buffer = buffer
         self.spec = spec
         self.sqe = sqe
@@ -359,7 +358,7 @@ class TargetQueue:
         buffer = self.pool.take(length)
         if buffer is None:
             return False
-        staging = _Staging(self.pool, buffer, spec, sqe)
+        staging = _Staging(buffer, spec, sqe)
         self._staged[sqe.cid] = staging
         self._staged_bytes += length
         self.connection.request_data(sqe.cid, buffer, staging)
@@ -522,15 +521,13 @@ class TargetQueue:
             self.orphans.add(host)
         self.ctx.detach(reason)
         self.driver.finish(reason, fault=fault)
+        # A queue that has ended is fed no more: nobody writes to what was granted.
+        staged, self._staged = self._staged, {}
+        self._staged_bytes = 0
+        for staging in staged.values():
+            self.pool.give(staging.buffer)
 
     @property
     def receiving(self) -> bool:
         """Whether data that was asked for is still to come."""
         return bool(self._staged)
-
-    def release_staging(self) -> None:
-        """Give back the memory of transfers that will never be completed; only after the connection was closed."""
-        staged, self._staged = self._staged, {}
-        self._staged_bytes = 0
-        for staging in staged.values():
-            staging.pool.give(staging.buffer)
