@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,11 +39,11 @@ def test_the_table_is_as_right_as_the_fast_one(data: bytes, value: int) -> None:
 
 @given(st.binary(max_size=100), st.integers(0, 100))
 @pytest.mark.parametrize("function", [digest.crc32c, digest.crc32c_table])
-def test_goes_on_from_a_former_value(function: digest.Callable[..., int], data: bytes, cut: int) -> None:
+def test_goes_on_from_a_former_value(function: Callable[..., int], data: bytes, cut: int) -> None:
     assert function(data[cut:], function(data[:cut], 0)) == function(data, 0)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, lambda b: memoryview(bytearray(b)), memoryview])
 @pytest.mark.parametrize("function", [digest.crc32c, digest.crc32c_table])
-def test_takes_every_buffer(function: digest.Callable[..., int], kind: digest.Callable[[bytes], bytes]) -> None:
+def test_takes_every_buffer(function: Callable[..., int], kind: Callable[[bytes], bytes]) -> None:
     assert function(kind(b"123456789"), 0) == 0xE3069283

@@ -473,5 +473,41 @@ def test_backlog_stops_reading_until_it_is_taken() -> None:
     for cid in range(5000):
         t.send_completion(cid)
     assert not t.want_read
-    sent(t)
+    sent(t)  # type: ignore[unreachable]
     assert t.want_read
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("flow_control", [True, False])
+@pytest.mark.parametrize("announce", [True, False])
+def test_completions_in_one_go_are_completions_one_by_one(framing: Framing, flow_control: bool, announce: bool) -> None:
+    streams = []
+    for at_once in (False, True):
+        t = ready_target(framing, flow_control=flow_control)
+        t._announce_disabled = announce and not flow_control
+        feed(t, b"".join(framing.command(cid) for cid in range(8)))
+        if at_once:
+            t.send_completions(range(8))
+        else:
+            for cid in range(8):
+                t.send_completion(cid)
+        assert t.in_flight == 0
+        streams.append(sent(t))
+    assert streams[0] == streams[1]
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_runs_of_in_capsule_data(framing: Framing) -> None:
+    """Lengths differ, one has a wrong digest where there are digests, one comes with more padding than needed."""
+    t = ready_target(framing)
+    data = [b"a" * 512, b"b" * 4096, b"c" * 8192, b"d", b"e" * 512]
+    capsules = [framing.command(cid, WRITE, data=part) for cid, part in enumerate(data)]
+    if framing.data_digest:
+        capsules[1] = capsules[1][:-1] + bytes([capsules[1][-1] ^ 1])
+    capsules[3] = Framing(framing.header_digest, framing.data_digest, 96 if framing.pda < 96 else 128).command(
+        3, WRITE, data=data[3]
+    )
+    events = feed(t, b"".join(capsules))
+    assert [bytes(event.data) for event in events] == data
+    assert [event.digest_ok for event in events] == [cid != 1 or not framing.data_digest for cid in range(5)]
+    assert t.in_flight == 5

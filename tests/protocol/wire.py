@@ -9,7 +9,7 @@ from typing import Any
 
 from nvmeof.pdu.digest import crc32c_table
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
-from nvmeof.protocol.events import Event, ProtocolFailure, Ready
+from nvmeof.protocol.events import ProtocolFailure, Ready
 
 HDGSTF, DDGSTF, LAST, SUCCESS = 1, 2, 4, 8
 READ, WRITE = 2, 1
@@ -76,9 +76,9 @@ def term_req(kind: int, fes: int, fei: int = 0, data: bytes = b"") -> bytes:
     return struct.pack("<BBBBIHI10x", kind, 0, 24, 0, 24 + len(data), fes, fei) + data
 
 
-def feed(connection: Connection, data: bytes, step: int = 1 << 30) -> list[Event]:
+def feed(connection: Connection, data: bytes, step: int = 1 << 30) -> list[Any]:
     """Receive ``data``, at most ``step`` bytes at a time; all events."""
-    events: list[Event] = []
+    events: list[Any] = []
     position = 0
     while position < len(data):
         buffer = connection.next_buffer()
@@ -164,14 +164,14 @@ def sqe(opcode: int = READ) -> bytes:
     return bytes([opcode]) + bytes(63)
 
 
-def failure(events: list[Event]) -> tuple[int, int]:
+def failure(events: list[Any]) -> tuple[int, int]:
     """FES and FEI of the ProtocolFailure that the events end with."""
     event = events[-1]
     assert isinstance(event, ProtocolFailure), events
     return event.error.fes, event.error.fei
 
 
-def commands(events: list[Event]) -> list[int]:
+def commands(events: list[Any]) -> list[int]:
     """The CIDs of all commands."""
     cids: list[int] = []
     for event in events:
