@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
 from nvmeof.host import tcp_queue  # noqa: F401  (registers the software device)
@@ -26,7 +26,7 @@ from nvmeof.host.controller import Controller
 from nvmeof.host.discovery import DiscoveryEntry, read_discovery_log
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
-from nvmeof.host.options import ConnectOptions
+from nvmeof.host.options import ConnectKeywords, ConnectOptions
 from nvmeof.host.queue import DeviceRegistry, devices
 from nvmeof.spec.enums import DISCOVERY_NQN, DISCOVERY_PORT, NVME_PORT, DataTransfer, LogPageId
 from nvmeof.spec.nqn import validate_nqn
@@ -166,7 +166,7 @@ async def connect(
     hostnqn: str | None = None,
     hostid: str | uuid.UUID | None = None,
     registry: DeviceRegistry = devices,
-    **options: Any,
+    **options: Unpack[ConnectKeywords],
 ) -> HostController:
     """Connect to the controller of ``subnqn``: admin queue, I/O queues, keep-alive.
 

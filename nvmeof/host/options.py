@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import TypedDict
 from uuid import UUID
 
 from nvmeof.errors import ConfigurationError
@@ -11,6 +12,27 @@ QUEUE_SIZE_MIN = 2
 QUEUE_SIZE_MAX = 4096
 ADMIN_QUEUE_ENTRIES = 32
 """Entries of an admin queue over fabrics: what the specification sets as the minimum, and what hosts use."""
+
+
+class ConnectKeywords(TypedDict, total=False):
+    """The keyword arguments of :func:`nvmeof.connect` beyond address, name and identity; see ConnectOptions."""
+
+    nr_io_queues: int
+    queue_size: int
+    keep_alive_tmo: float
+    hdr_digest: bool
+    data_digest: bool
+    disable_sqflow: bool
+    host_traddr: str | None
+    host_iface: str | None
+    tos: int | None
+    congestion: str | None
+    discovery: bool
+    io_timeout: float
+    admin_timeout: float
+    connect_timeout: float
+    hpda_bytes: int
+    maxr2t: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +63,7 @@ class ConnectOptions:
     tos: int | None = None
     congestion: str | None = None
     """TCP congestion control of the queues' sockets."""
-    discovery: bool = field(default=False)
+    discovery: bool = False
     """A connection to a discovery subsystem: no I/O queues, and no keep-alive unless it is persistent."""
     io_timeout: float = 30.0
     """Seconds that an I/O command may take; then it is aborted, and after as much again the queue is torn down."""

@@ -94,6 +94,18 @@ async def test_a_controller_that_does_not_shut_down(
     assert device.calls[-1] == "release_ctrl"
 
 
+async def test_a_cancelled_disconnect_closes_at_once(device: FakeDevice, connected: Connect) -> None:
+    controller = await connected()
+    device.shutdown_polls = 10**9
+    task = asyncio.create_task(controller.disconnect())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert controller.state is HostState.CLOSED
+    assert device.calls[-2:] == ["destroy_queue 0", "release_ctrl"]
+
+
 async def test_without_disconnect_support_queues_just_close(device: FakeDevice, connected: Connect) -> None:
     device.identify["ofcs"] = 0
     controller = await connected()

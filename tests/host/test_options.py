@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from nvmeof.errors import ConfigurationError
 from nvmeof.host import identity
 from nvmeof.host.identity import host_identity
+from nvmeof.host.options import ConnectKeywords, ConnectOptions
 
 from .test_queue import options
 
@@ -40,6 +42,11 @@ def test_given_options_and_changes() -> None:
     assert {"queue_size", "tos"} <= options(queue_size=8, tos=4).given()
     changed = options(queue_size=8).with_changes(queue_size=9)
     assert changed.queue_size == 9
+
+
+def test_the_keywords_of_connect_are_the_options() -> None:
+    named = {"traddr", "trsvcid", "transport", "subnqn", "hostnqn", "hostid"}
+    assert {each.name for each in fields(ConnectOptions)} == named | set(ConnectKeywords.__annotations__)
 
 
 @pytest.fixture

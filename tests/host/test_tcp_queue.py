@@ -265,6 +265,19 @@ async def test_a_peer_that_stops_in_the_middle_of_a_pdu(start: Start, device: Fa
         assert into[100:] == bytes(412)
 
 
+async def test_a_peer_that_stops_reading(start: Start, device: FakeDevice) -> None:
+    target = await start()
+    async with host(target, io_timeout=0.4, admin_timeout=0.4) as controller:
+        namespace = controller.namespace(1)
+        await namespace.refresh()
+        target.links[1].endpoint.set_reader(None)
+        data = bytearray(4096 * BLOCK_BYTES)
+        with pytest.raises(ConnectionLost, match="was not answered in time"):
+            await asyncio.gather(*(namespace.write(0, data) for _ in range(20)))
+        assert controller.state is HostState.FAILED
+        assert controller.io_queues[0].load == 0
+
+
 async def test_a_bad_data_digest_costs_only_the_command(start: Start, device: FakeDevice) -> None:
     target = await start(header_digest=True, data_digest=True)
     async with host(target, hdr_digest=True, data_digest=True) as controller:

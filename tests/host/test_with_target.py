@@ -98,6 +98,20 @@ async def test_discovery() -> None:
         assert (entry.subnqn, entry.traddr, entry.trsvcid) == (target.subnqn, "127.0.0.1", str(target.address.port))
 
 
+async def test_ipv6() -> None:
+    try:
+        target = Target(namespaces=[Ramdisk("1M")], trtype="mptcp", listen="[::1]:0")
+        await target.start()
+    except nvmeof.TransportError as error:
+        pytest.skip(str(error))
+    try:
+        async with await connect("::1", target.address.port, subnqn=target.subnqn, hostnqn=HOSTNQN) as controller:
+            assert await controller.namespace(1).read(0) == bytes(512)
+            assert str(controller.describe()[1]["peer"]).startswith("[::1]:")
+    finally:
+        await target.stop()
+
+
 async def test_status_errors_leave_the_association_alone() -> None:
     async with pair() as (_, controller):
         namespace = controller.namespace(1)

@@ -16,6 +16,8 @@ from nvmeof.host.namespace import Namespace
 
 CHUNK_BYTES = 8 << 20
 """How much is in memory at a time; one chunk is read while the one before is written."""
+SHOWN_BYTES = 64 << 10
+"""Up to this, what goes to a terminal is shown as a hex dump."""
 
 _start = click.option("--start-block", type=opt.NUMBER, default=0, show_default=True, help="First logical block.")
 _count = click.option("-c", "--block-count", type=opt.NUMBER, help="Number of blocks, 0's-based as nvme-cli has it.")
@@ -70,11 +72,15 @@ async def read_command(
     path: str | None,
     **options: Any,
 ) -> None:
-    """Read logical blocks to a file or stdout (one block unless told otherwise)."""
+    """Read logical blocks to a file or stdout, one block unless told otherwise; a hex dump on a terminal."""
     async with await opt.open_controller(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
         count = _range_blocks(namespace, block_count, blocks, data_size) or 1
         length = count * namespace.block_bytes if data_size is None else data_size
+        if path is None and sys.stdout.isatty() and count * namespace.block_bytes <= SHOWN_BYTES:
+            for line in out.hexdump((await namespace.read(start_block, count))[:length]):
+                print(line)
+            return
         with _opened(path, "wb") as file, out.progress("read", length) as advance:
             await _read_to(namespace, start_block, count, length, file, advance)
     out.remark(f"read {length} bytes from block {start_block} of namespace {namespace.nsid}")
