@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 import construct as c
@@ -25,13 +25,13 @@ class PduType(IntEnum):
     R2T = 0x09
 
 
-class Flags(IntFlag):
-    """The FLAGS field."""
+class Flags:
+    """The FLAGS field. Plain numbers: an enum's operators would cost more than all the rest of a header's check."""
 
-    HDGSTF = 0x01
-    DDGSTF = 0x02
-    LAST_PDU = 0x04
-    SUCCESS = 0x08
+    HDGSTF: Final = 0x01
+    DDGSTF: Final = 0x02
+    LAST_PDU: Final = 0x04
+    SUCCESS: Final = 0x08
 
 
 CH_BYTES: Final = 8

@@ -42,7 +42,7 @@ class Encoder:
         self.header_digest = header_digest
         self.data_digest = data_digest
         digest = DIGEST_BYTES if header_digest else 0
-        self._command_flags = int(Flags.HDGSTF) if header_digest else 0
+        self._command_flags = Flags.HDGSTF if header_digest else 0
         self._data_flags = self._command_flags | (Flags.DDGSTF if data_digest else 0)
         self._command_end = align(CAPSULE_CMD_BYTES + digest, pda_bytes)
         self._data_end = align(TRANSFER_BYTES + digest, pda_bytes)

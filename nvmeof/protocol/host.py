@@ -37,9 +37,12 @@ _TRANSFER: Final = Struct("<8xH2xII4x")
 # Common headers, without PLEN, of C2HData that end their command's data; whether they stand for its completion too.
 _WHOLE_DATA: Final = {
     int.from_bytes(bytes((PduType.C2H_DATA, flags, TRANSFER_BYTES, TRANSFER_BYTES)), "little"): success
-    for flags, success in ((int(Flags.LAST_PDU), False), (int(Flags.LAST_PDU | Flags.SUCCESS), True))
+    for flags, success in ((Flags.LAST_PDU, False), (Flags.LAST_PDU | Flags.SUCCESS, True))
 }
-_NO_SGL: Final = (0, 0, int(SglType.TRANSPORT_DATA_BLOCK))
+# Enumeration members are slow to convert: plain integers where every command passes.
+_SGL_TRANSPORT: Final = int(SglType.TRANSPORT_DATA_BLOCK)
+_SGL_IN_CAPSULE: Final = int(SglType.DATA_BLOCK_IN_CAPSULE)
+_NO_SGL: Final = (0, 0, _SGL_TRANSPORT)
 _SQE_BYTES: Final = 64
 
 
@@ -98,7 +101,7 @@ class HostSide(Engine):
         )
         self._settle(parameters)
         self._response_stride = CAPSULE_RESP_BYTES + (DIGEST_BYTES if parameters.header_digest else 0)
-        flags = int(Flags.HDGSTF) if parameters.header_digest else 0
+        flags = Flags.HDGSTF if parameters.header_digest else 0
         header = CAPSULE_RESP.pack(
             PduType.CAPSULE_RESP, flags, CAPSULE_RESP_BYTES, 0, self._response_stride, 0, 0, 0, 0, 0, 0
         )
@@ -264,17 +267,17 @@ class HostSide(Engine):
                 self._send_in_capsule(cid, sqe, stable)
                 request.data_out = None
             else:
-                sgl = (0, size, int(SglType.TRANSPORT_DATA_BLOCK))
+                sgl = (0, size, _SGL_TRANSPORT)
                 self._out.add(self.encoder.command(cid, sqe, sgl, 0))
         elif data_in is not None:
             if len(data_in) >= LARGE_BYTES:
                 self._large_expected += 1
-            sgl = (0, len(data_in), int(SglType.TRANSPORT_DATA_BLOCK))
+            sgl = (0, len(data_in), _SGL_TRANSPORT)
             self._out.add(self.encoder.command(cid, sqe, sgl, 0))
         else:
             self._out.add(self.encoder.command(cid, sqe, _NO_SGL, 0))
         self._requests[cid] = request
 
     def _send_in_capsule(self, cid: int, sqe: Buffer, data: memoryview) -> None:
-        sgl = (0, len(data), int(SglType.DATA_BLOCK_IN_CAPSULE))
+        sgl = (0, len(data), _SGL_IN_CAPSULE)
         self._out.add_data(self.encoder.command(cid, sqe, sgl, len(data)), data)

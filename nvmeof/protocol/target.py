@@ -46,13 +46,13 @@ class TargetSide(Engine):
         self._command_pdo = 0
         self._data_word = 0
         self._words = self._buffer.cast("Q")
-        self._success_flags = int(Flags.LAST_PDU)
+        self._success_flags = Flags.LAST_PDU
         self._set_stride(False, False)
 
     def _set_stride(self, header_digest: bool, data_digest: bool) -> None:
         """What the headers of command capsules look like under these digests."""
         digest = DIGEST_BYTES if header_digest else 0
-        flags = int(Flags.HDGSTF) if header_digest else 0
+        flags = Flags.HDGSTF if header_digest else 0
         self._stride = CAPSULE_CMD_BYTES + digest
         self._command_word = _WORD.unpack(command_header(flags, 0, self._stride))[0]
         self._command_pdo = align(self._stride, self.config.pda_bytes)
@@ -70,7 +70,7 @@ class TargetSide(Engine):
         self.flow_control = flow_control
         if self.role is Role.TARGET and not flow_control:
             self._announce_disabled = True
-            self._success_flags = int(Flags.LAST_PDU | Flags.SUCCESS)
+            self._success_flags = Flags.LAST_PDU | Flags.SUCCESS
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
@@ -307,7 +307,7 @@ class TargetSide(Engine):
         if stable and isinstance(data, memoryview):
             data = data.toreadonly()
         plain = not (status_field or dw0 or dw1)
-        flags = self._success_flags if plain else int(Flags.LAST_PDU)
+        flags = self._success_flags if plain else Flags.LAST_PDU
         self._out.add_data(self.encoder.c2h_data(cid, 0, len(data), flags), data, release)
         if flags & Flags.SUCCESS:
             self.in_flight -= 1
