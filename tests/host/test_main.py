@@ -249,6 +249,23 @@ def test_which_subsystem(run: Run, device: FakeDevice, target: FakeTarget, capsy
     assert "names no NVM subsystem" in capsys.readouterr().err
 
 
+def test_entries_of_other_transports_and_ports(
+    run: Run, device: FakeDevice, target: FakeTarget, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rdma = build_discovery_entry(trtype=1, adrfam=1, subtype=2, trsvcid="1", subnqn=SUBNQN + "r", traddr="127.0.0.1")
+    away = build_discovery_entry(trtype=3, adrfam=1, subtype=2, trsvcid="1", subnqn=SUBNQN, traddr="127.0.0.1")
+    here = log(target.port, SUBNQN)[1024:]
+    device.discovery_log = build_discovery_log(1, [rdma, away, here])
+    assert run("id-ns", nqn=None) == 0  # the port that was asked is in the log
+    device.discovery_log = build_discovery_log(1, [rdma, away])
+    assert run("id-ns", nqn=None) == 1
+    assert "127.0.0.1:1" in capsys.readouterr().err
+    nameless = build_discovery_entry(trtype=3, adrfam=1, subtype=2, trsvcid="x", subnqn=SUBNQN, traddr="127.0.0.1")
+    device.discovery_log = build_discovery_log(1, [nameless])
+    assert run("id-ns", nqn=None) == 1
+    assert "no port number: 'x'" in capsys.readouterr().err
+
+
 def test_which_namespace(run: Run, device: FakeDevice, capsys: pytest.CaptureFixture[str]) -> None:
     device.active = [1, 5]
     assert run("flush") == 2

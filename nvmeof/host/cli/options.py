@@ -13,6 +13,7 @@ from nvmeof.host.client import HostController, connect, discover, reachable_addr
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.namespace import Namespace
 from nvmeof.spec.enums import DISCOVERY_NQN, NVME_PORT
+from nvmeof.transport import get
 from nvmeof.transport.runloop import run
 
 if TYPE_CHECKING:
@@ -109,9 +110,8 @@ async def open_controller(options: dict[str, Any], **changes: Any) -> HostContro
     if nqn is None:
         entry = await _only_subsystem(options)
         nqn = entry.subnqn
-        if options.get("trsvcid") is None:
-            chosen["traddr"] = reachable_address(entry, options["traddr"])
-            chosen["trsvcid"] = entry_port(entry)
+        chosen["traddr"] = reachable_address(entry, options["traddr"])
+        chosen["trsvcid"] = entry_port(entry)
     if nqn == DISCOVERY_NQN:
         chosen.update(discovery=True, nr_io_queues=0)
     chosen.setdefault("trsvcid", NVME_PORT)
@@ -127,13 +127,24 @@ def discovery_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _only_subsystem(options: dict[str, Any]) -> DiscoveryEntry:
-    entries = [entry for entry in await discover(**discovery_options(options)) if entry.is_nvm]
+    entries = [entry for entry in await discover(**discovery_options(options)) if usable(entry)]
+    # the port that was asked, where the log has it
+    entries.sort(key=lambda entry: entry.trsvcid != str(options.get("trsvcid")))
     names = sorted({entry.subnqn for entry in entries})
     if not names:
         raise NvmeofError(f"the discovery service at {options['traddr']} names no NVM subsystem")
     if len(names) > 1:
         raise ConfigurationError(f"which subsystem? Give one with --nqn: {', '.join(names)}")
     return entries[0]
+
+
+def usable(entry: DiscoveryEntry) -> bool:
+    """An NVM subsystem behind a transport that this package has."""
+    try:
+        get(entry.trtype)
+    except ConfigurationError:
+        return False
+    return entry.is_nvm
 
 
 def entry_port(entry: DiscoveryEntry) -> int:

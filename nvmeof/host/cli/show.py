@@ -99,7 +99,7 @@ async def _subsystems(options: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"subnqn": options["nqn"], "trsvcid": options.get("trsvcid") or 4420}]
     places: dict[str, dict[str, Any]] = {}
     for entry in await discover(**opt.discovery_options(options)):
-        if entry.is_nvm and entry.transport in ("tcp", "mptcp", options["transport"]):
+        if opt.usable(entry):
             address = reachable_address(entry, options["traddr"])
             places.setdefault(
                 entry.subnqn, {"subnqn": entry.subnqn, "traddr": address, "trsvcid": opt.entry_port(entry)}
