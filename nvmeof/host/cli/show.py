@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import uuid
 from typing import Any
 
 import click
@@ -352,7 +351,7 @@ def _print_connection(controller: HostController, namespaces: list[Namespace], o
 
 
 def _namespace_text(namespace: Namespace) -> str:
-    nguid = uuid.UUID(bytes=bytes(namespace.info.nguid))
+    nguid = bytes(namespace.info.nguid).hex()
     return f"{out.size(namespace.size_bytes)}, blocks of {out.block_size(namespace.block_bytes)}, NGUID {nguid}"
 
 
