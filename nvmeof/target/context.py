@@ -6,6 +6,7 @@ is in its controller.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from nvmeof.target.namespace import Namespace
 from nvmeof.target.runtime import Future, Runtime, TimerHandle
 from nvmeof.target.states import ControllerState
 from nvmeof.target.subsystem import Subsystem
+
+logger = logging.getLogger(__name__)
 
 
 class QueueHandle(Protocol):
@@ -92,9 +95,15 @@ class QueueContext:
             controller.touch(now)
 
     def refuse(self, sqe: Sqe, error: CommandError) -> Completion:
-        """The completion of a refused command; an entry of the Error Information log goes with it."""
+        """The completion of a refused command; an entry of the Error Information log goes with it, and a log line.
+
+        What is refused before Connect keeps a host from working at all: that is a warning.
+        """
         self.counters.errors += 1
         controller = self.controller
+        logger.log(
+            logging.WARNING if controller is None else logging.DEBUG, "%s: command refused: %s", self.peer, error
+        )
         if controller is not None:
             controller.error_log.add(
                 sqid=self.qid,

@@ -7,7 +7,6 @@ only in their address and identifier are served straight from the receive buffer
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -42,8 +41,6 @@ from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.states import ControllerState
 from nvmeof.wire import Buffer, layout
-
-logger = logging.getLogger(__name__)
 
 # What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write also
 # SGL1's address, which is the offset of in-capsule data.
@@ -289,7 +286,6 @@ class TargetQueue:
             spec, length = prepare(ctx, sqe)
             data = self._capsule_data(sqe, length, capsule)
         except CommandError as error:
-            self._log_refused(sqe, error)
             self._complete(sqe, ctx.refuse(sqe, error))
             return
         if spec.direction is Direction.HOST_TO_CONTROLLER and length and data is None:
@@ -308,7 +304,6 @@ class TargetQueue:
     def _conflict(self, sqe: Sqe) -> None:
         """Refuse a command whose CID is in use; the one that uses it goes on."""
         error = CommandError(Status.COMMAND_ID_CONFLICT, SQE.error_location("cid"), message="the CID is in use")
-        self._log_refused(sqe, error)
         self._complete(sqe, self.ctx.refuse(sqe, error))
 
     def _capsule_data(self, sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
@@ -399,7 +394,6 @@ class TargetQueue:
         self._refuse_late(sqe, error, lent)
 
     def _refuse_late(self, sqe: Sqe, error: CommandError, lent: memoryview | None) -> None:
-        self._log_refused(sqe, error)
         if lent is not None:
             self.pool.give(lent)
         self._complete(sqe, self.ctx.refuse(sqe, error))
@@ -488,10 +482,6 @@ class TargetQueue:
             )
         if completion.disconnect:
             self._end("disconnected by the host")
-
-    def _log_refused(self, sqe: Sqe, error: CommandError) -> None:
-        level = logging.WARNING if sqe.opcode == FABRICS_OPCODE and self.ctx.controller is None else logging.DEBUG
-        logger.log(level, "%s: command refused: %s", self.ctx.peer, error)
 
     # -- endings -------------------------------------------------------------------------------------------------
 

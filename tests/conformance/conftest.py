@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from nvmeof.transport import base
+from tests.conformance.rawhost import RawHost
 
 
 @pytest.fixture(params=["memory", "tcp", "mptcp"])
@@ -19,3 +20,12 @@ def log(caplog):
     """What the target says, from INFO on."""
     caplog.set_level(logging.INFO, "nvmeof")
     return caplog
+
+
+@pytest.fixture(autouse=True)
+async def left_open():
+    """Hosts that a test did not close."""
+    yield
+    for host in RawHost.opened:
+        host.close()
+    RawHost.opened.clear()

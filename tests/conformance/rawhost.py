@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nvmeof.pdu.digest import crc32c_table
 from nvmeof.target.backend.ramdisk import Ramdisk
@@ -46,7 +46,7 @@ def make_sqe(
     )
 
 
-def io_sqe(cid: int, opcode: int, slba: int, nlb: int, *, nsid: int = 1, block_bytes: int = 512, **fields: Any) -> bytes:
+def io_sqe(cid: int, opcode: int, slba: int, nlb: int, *, nsid: int = 1, block_bytes: int = 512, **fields: Any):
     values = {"length": nlb * block_bytes, "cdw12": nlb - 1, **fields}
     return make_sqe(cid, opcode, nsid=nsid, cdw10=slba & 0xFFFFFFFF, cdw11=slba >> 32, **values)
 
@@ -85,7 +85,10 @@ class Cqe:
 class RawHost:
     """One connection. `endpoint` is there for tests that want to be rude."""
 
+    opened: ClassVar[list[RawHost]] = []  # closed by a fixture, whatever became of the test
+
     def __init__(self, endpoint: Endpoint, subnqn: str) -> None:
+        self.opened.append(self)
         self.endpoint = endpoint
         self.subnqn = subnqn
         self.header_digest = self.data_digest = False
@@ -335,7 +338,7 @@ def open_files() -> set[str]:
 async def until(condition: Any, seconds: float = SECONDS) -> None:
     """Wait until something has become true."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
 
