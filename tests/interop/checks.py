@@ -199,7 +199,9 @@ def discard(bench: Bench) -> None:
         after = peer.allocated_bytes()
         if before is not None and after is not None:
             bench.say(f"allocated: {before} bytes before, {after} after")
-            expect(before - after >= 15 << 20, f"the file shrank by {before - after} bytes only")
+            # Hole punching becomes Write Zeroes, in which Linux 6.1 does not set DEAC yet.
+            least = 15 << 20 if bench.kernel_version >= (6, 2) else 7 << 20
+            expect(before - after >= least, f"the file shrank by {before - after} bytes only")
 
 
 @check(
