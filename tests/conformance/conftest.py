@@ -26,6 +26,4 @@ def log(caplog):
 async def left_open():
     """Hosts that a test did not close."""
     yield
-    for host in RawHost.opened:
-        host.close()
-    RawHost.opened.clear()
+    RawHost.close_all()
