@@ -17,7 +17,7 @@ from ..wire import Buffer
 from .encoder import Encoder
 from .events import Event, Negotiated, PeerClosed, ProtocolFailure, Terminated
 from .output import Output
-from .states import ENDED, READY, RECEIVED, TRANSITIONS, Effect, Input, State
+from .states import ENDED, RECEIVED, TRANSITIONS, Effect, Input, State
 
 LARGE_BYTES: Final = 32 * 1024
 """A command with this much data or more is expected to fill several receives. While there is one, payloads are received
@@ -176,7 +176,7 @@ class Engine:
             return self._parse_payload(start, available, events)
         if available < CH_BYTES:
             return False
-        if self.state in READY and self._take_run(events):
+        if (self.state is State.TARGET_READY or self.state is State.HOST_READY) and self._take_run(events):
             return True
         header = CH.struct.unpack_from(self._buffer, start)
         pdu_type, flags, hlen, pdo, plen = header
@@ -366,6 +366,11 @@ class Engine:
                 break
             self.tap.sent(memoryview(buffer)[:n])
             n -= len(buffer)
+
+    @property
+    def mid_payload(self) -> bool:
+        """Whether a payload has begun to arrive and has not ended."""
+        return self._payload is not None
 
     @property
     def want_write(self) -> bool:

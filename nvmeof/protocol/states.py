@@ -17,6 +17,11 @@ from ..pdu.header import PduType
 class State(Enum):
     """Where a connection stands."""
 
+    __hash__ = object.__hash__  # as Enum compares; its own hash is a call into Python, and states are looked up often
+
+    # Members are looked up in tables for every PDU; Enum's own hash is a Python function.
+    __hash__ = object.__hash__
+
     HOST_NEW = "host: not started"
     HOST_WAIT_ICRESP = "host: ICReq sent"
     HOST_READY = "host: ready"
@@ -28,6 +33,11 @@ class State(Enum):
 
 class Input(Enum):
     """What can happen to a connection."""
+
+    __hash__ = object.__hash__
+
+    # Members are looked up in tables for every PDU; Enum's own hash is a Python function.
+    __hash__ = object.__hash__
 
     START = "start"
     ICREQ = "ICReq received"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Any, Final
@@ -11,9 +10,9 @@ from ..errors import LocalProtocolError, PduError
 from ..pdu.capsule import CAPSULE_CMD_BYTES, command_header
 from ..pdu.digest import crc32c
 from ..pdu.handshake import IC_BYTES, ICREQ, ICRESP, MAX_PDA, PFV_1_0, Dgst, IcResp, pda_from_bytes, pda_to_bytes
-from ..pdu.header import CH_BYTES, DIGEST_BYTES, Flags, PduType, align
+from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, Flags, PduType, align
 from ..pdu.termination import Fes
-from ..pdu.transfer import H2C_DATA
+from ..pdu.transfer import H2C_DATA, TRANSFER_BYTES
 from ..wire import Buffer
 from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
 from .events import CommandBatch, CommandData, Event, Negotiated, Ready, TransferDone
@@ -22,9 +21,12 @@ from .transfers import Grant, R2tTable, R2tWindow
 
 _WORD: Final = Struct("<Q")
 _WORD_BYTES: Final = 8
-# From how many capsules on a run's words are compared at once, through a cast of the buffer in the machine's order.
-_FAST_RUN: Final = 4 if sys.byteorder == "little" else 1 << 32
+# From so many capsules on, the first words of a run are compared with these, all at once.
+_FAST_RUN: Final = 4
+_LONGEST_RUN: Final = 512
+_PLAIN_WORDS: Final = memoryview(command_header(0, 0, CAPSULE_CMD_BYTES) * _LONGEST_RUN).cast("Q")
 _LOW_HALF: Final = 0xFFFFFFFF
+_H2C_FIELDS: Final = H2C_DATA.select("cccid", "ttag", "datao", "datal")
 DEFAULT_ENTRIES: Final = 32
 SQHD_DISABLED: Final = 0xFFFF
 
@@ -45,6 +47,7 @@ class TargetSide(Engine):
         self._command_word = 0
         self._command_pdo = 0
         self._data_word = 0
+        self._h2c_word = -1
         self._words = self._buffer.cast("Q")
         self._success_flags = Flags.LAST_PDU
         self._set_stride(False, False)
@@ -58,6 +61,10 @@ class TargetSide(Engine):
         self._command_pdo = align(self._stride, self.config.pda_bytes)
         flags |= Flags.DDGSTF if data_digest else 0
         self._data_word = _WORD.unpack(command_header(flags, self._command_pdo, 0))[0]
+        if not header_digest and self.config.pda_bytes <= TRANSFER_BYTES and not TRANSFER_BYTES % self.config.pda_bytes:
+            flags |= Flags.LAST_PDU
+            header = CH.struct.pack(PduType.H2C_DATA, flags, TRANSFER_BYTES, TRANSFER_BYTES, 0)
+            self._h2c_word = _WORD.unpack(header)[0]
 
     def set_queue(self, qid: int, entries: int, *, flow_control: bool = True) -> None:
         """Connect has succeeded: the queue's identifier, its size, and whether SQHD counts.
@@ -105,7 +112,10 @@ class TargetSide(Engine):
         word = self._command_word
         found = _WORD.unpack_from(self._buffer, start)[0]
         if found != word:
-            return found & _LOW_HALF == self._data_word and self._take_data_commands(found >> 32, events)
+            low = found & _LOW_HALF
+            if low == self._h2c_word:
+                return self._take_h2c_data(found >> 32)
+            return low == self._data_word and self._take_data_commands(found >> 32, events)
         stride = self._stride
         count = most = (self._end - start) // stride
         if not most:
@@ -113,9 +123,10 @@ class TargetSide(Engine):
         if most >= _FAST_RUN and stride == CAPSULE_CMD_BYTES and not start % _WORD_BYTES:
             step = CAPSULE_CMD_BYTES // _WORD_BYTES
             first = start // _WORD_BYTES
-            words = self._words[first : first + most * step : step].tolist()
-            if words.count(word) != most:
-                count = next(i for i, found in enumerate(words) if found != word)
+            count = most = min(most, _LONGEST_RUN)
+            words = self._words[first : first + most * step : step]
+            if words != _PLAIN_WORDS[:most]:
+                count = next(i for i, found in enumerate(words.tolist()) if found != _PLAIN_WORDS[0])
         else:
             unpack = _WORD.unpack_from
             buffer = self._buffer
@@ -154,6 +165,27 @@ class TargetSide(Engine):
                 break
             plen = found >> 32
         return taken
+
+    def _take_h2c_data(self, plen: int) -> bool:
+        """The header of an H2CData that is the whole of its R2T; False leaves it, and all faults, to the long way."""
+        start = self._start
+        if self._end - start < TRANSFER_BYTES:
+            return False
+        cccid, ttag, datao, datal = _H2C_FIELDS.unpack_from(self._buffer, start)
+        window = self._r2ts.windows.get(ttag)
+        if window is None or window.next_offset != datao or window.end != datao + datal or window.grant.cid != cccid:
+            return False
+        trailer = DIGEST_BYTES if self._framing.data_digest else 0
+        if plen != TRANSFER_BYTES + datal + trailer or datal > self.config.maxh2cdata_bytes:
+            return False
+        window.next_offset = window.end
+        self._start = start + TRANSFER_BYTES
+        buffer = window.grant.buffer
+        self._payload = buffer if datal == len(buffer) else buffer[datao : datao + datal]
+        self._payload_owner = window
+        self._payload_position = 0
+        self._payload_crc = 0
+        return True
 
     def _check_digests(self, start: int, count: int) -> int:
         """How many capsules of a run come before one with a wrong header digest; raises when it is the first."""
