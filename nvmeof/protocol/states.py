@@ -17,10 +17,8 @@ from ..pdu.header import PduType
 class State(Enum):
     """Where a connection stands."""
 
-    __hash__ = object.__hash__  # as Enum compares; its own hash is a call into Python, and states are looked up often
-
     # Members are looked up in tables for every PDU; Enum's own hash is a Python function.
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # noqa: PIE794, PIE796
 
     HOST_NEW = "host: not started"
     HOST_WAIT_ICRESP = "host: ICReq sent"
@@ -34,10 +32,8 @@ class State(Enum):
 class Input(Enum):
     """What can happen to a connection."""
 
-    __hash__ = object.__hash__
-
     # Members are looked up in tables for every PDU; Enum's own hash is a Python function.
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # noqa: PIE794, PIE796
 
     START = "start"
     ICREQ = "ICReq received"

@@ -65,6 +65,8 @@ class TargetSide(Engine):
             flags |= Flags.LAST_PDU
             header = CH.struct.pack(PduType.H2C_DATA, flags, TRANSFER_BYTES, TRANSFER_BYTES, 0)
             self._h2c_word = _WORD.unpack(header)[0]
+        else:
+            self._h2c_word = -1
 
     def set_queue(self, qid: int, entries: int, *, flow_control: bool = True) -> None:
         """Connect has succeeded: the queue's identifier, its size, and whether SQHD counts.

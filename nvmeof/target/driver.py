@@ -115,10 +115,12 @@ class QueueDriver:
                 self.queue.handle(events, now)
                 if not self._said:
                     self._say_connected()
-            if connection.want_write:
-                self._flush()
+            if connection.want_write and not connection.mid_payload:
+                self._flush()  # in the middle of a payload more is surely there: what it completes goes out with this
             if n < len(buffer) or not n or self._finishing or not connection.want_read:
                 break
+        if connection.want_write:
+            self._flush()
         self._update_reader()
 
     def _update_reader(self) -> None:

@@ -193,9 +193,10 @@ class Namespace:
             result = operation()
         except OSError as error:
             raise self._command_error(error, writing) from error
-        if isinstance(result, Awaitable):
-            return self._finish(result, writing)
-        return result
+        # What completed at once is told apart by its own type: asking for Awaitable costs as much as the operation.
+        if result is None or type(result) is Lease or not isinstance(result, Awaitable):
+            return result
+        return self._finish(result, writing)
 
     async def _finish(self, pending: Awaitable[T], writing: bool) -> T:
         try:

@@ -62,6 +62,7 @@ assert [SQE.offsets[name] for name in ("opcode", "cid", "nsid", "sgl_length", "c
     40,
     48,
 ]
+_NO_BUFFER: Final = memoryview(b"")
 _HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
 
 
@@ -95,17 +96,33 @@ class _Pattern:
     length: int
     shift: int
     max_slba: int
+    spec: CommandSpec
 
 
 class _Staging:
-    """Data of one command on its way from the host: where it goes, and what to do when it is there."""
+    """Data of one command on its way from the host: where it goes, and what to do when it is there.
 
-    __slots__ = ("buffer", "spec", "sqe")
+    ``pattern`` and ``slba`` are those of a Write that took the short cut; its SQE is taken apart only when needed.
+    """
 
-    def __init__(self, buffer: memoryview, spec: CommandSpec, sqe: Sqe) -> None:
+    __slots__ = ("_sqe", "buffer", "pattern", "raw", "slba", "spec")
+
+    def __init__(
+        self, buffer: memoryview, spec: CommandSpec, raw: Buffer, pattern: _Pattern | None = None, slba: int = 0
+    ) -> None:
         self.buffer = buffer
         self.spec = spec
-        self.sqe = sqe
+        self.raw = raw
+        self.pattern = pattern
+        self.slba = slba
+        self._sqe: Sqe | None = None
+
+    @property
+    def sqe(self) -> Sqe:
+        """The command."""
+        if self._sqe is None:
+            self._sqe = SQE.unpack_from(self.raw)
+        return self._sqe
 
 
 class TargetQueue:
@@ -121,7 +138,7 @@ class TargetQueue:
         self._busy: set[int] = set()  # CIDs of commands that did not complete at once
         self._staged: dict[int, _Staging] = {}
         self._staged_bytes = 0
-        self._waiting: deque[tuple[CommandSpec, Sqe, int]] = deque()  # for staging memory
+        self._waiting: deque[tuple[_Staging, int, int]] = deque()  # for staging memory
         self._draining = False
         self.connecting = False
         """A Connect waits for commands that its host left behind."""
@@ -129,6 +146,7 @@ class TargetQueue:
         """Commands that are being worked on, Asynchronous Event Requests included."""
         self._read: _Pattern | None = None
         self._write: _Pattern | None = None
+        self._granted: _Pattern | None = None  # a Write whose data was asked for
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -157,9 +175,7 @@ class TargetQueue:
     def _batch(self, batch: CommandBatch) -> None:
         view, stride = batch.view, batch.stride
         pattern = self._read if self._usable(self._read) else None
-        if pattern is None and batch.count == 1:
-            self._command(view[CH_BYTES : CH_BYTES + SQE_BYTES], None)
-            return
+        granted = self._granted if self._usable(self._granted) else None
         cids: list[int] = []
         data: list[Buffer] = []
         done = 0
@@ -183,11 +199,23 @@ class TargetQueue:
                 done += len(cids)
                 cids, data = [], []
             start = done * stride + CH_BYTES
-            self._command(view[start : start + SQE_BYTES], None)
+            done += 1
+            sqe = view[start : start + SQE_BYTES]
+            if (
+                granted is not None
+                and slba <= granted.max_slba
+                and word == granted.word
+                and nsid == granted.nsid
+                and sgl == granted.sgl
+                and cdw12 == granted.cdw12
+                and self._ask_for(granted, sqe, cid, slba)
+            ):
+                continue
+            self._command(sqe, None)
             if self.closed:
                 return
-            done += 1
             pattern = self._read if self._usable(self._read) else None
+            granted = self._granted if self._usable(self._granted) else None
         if cids:
             assert pattern is not None
             self._send_reads(pattern, cids, data)
@@ -218,7 +246,7 @@ class TargetQueue:
             and pattern.memory is pattern.namespace.memory
         )
 
-    def _pattern(self, view: Buffer, sqe: Sqe, length: int) -> _Pattern | None:
+    def _pattern(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> _Pattern | None:
         """The pattern of a command that `prepare` has let pass; None when its namespace is not memory."""
         namespace = self.ctx.namespaces[sqe.nsid]
         if namespace.memory is None:
@@ -226,7 +254,8 @@ class TargetQueue:
         word, _, nsid, _, sgl, _, cdw12 = _SHORT.unpack_from(view)
         shift = namespace.block_shift
         max_slba = namespace.size_blocks - (length >> shift)
-        return _Pattern(word, nsid, sgl, cdw12, namespace, namespace.memory, self.ctx.epoch, length, shift, max_slba)
+        memory, epoch = namespace.memory, self.ctx.epoch
+        return _Pattern(word, nsid, sgl, cdw12, namespace, memory, epoch, length, shift, max_slba, spec)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -289,13 +318,15 @@ class TargetQueue:
             self._complete(sqe, ctx.refuse(sqe, error))
             return
         if spec.direction is Direction.HOST_TO_CONTROLLER and length and data is None:
+            if ctx.qid and sqe.opcode == NvmOpcode.WRITE:
+                self._granted = self._pattern(spec, view, sqe, length)
             self._busy.add(sqe.cid)
-            self._stage(spec, sqe, length)
+            self._stage(spec, bytes(view), sqe.cid, length)
             return
         if ctx.qid and sqe.opcode == NvmOpcode.READ:
-            self._read = self._pattern(view, sqe, length)
+            self._read = self._pattern(spec, view, sqe, length)
         elif ctx.qid and sqe.opcode == NvmOpcode.WRITE:
-            self._write = self._pattern(view, sqe, length)
+            self._write = self._pattern(spec, view, sqe, length)
         if data is None or (ctx.qid and self._write is not None and sqe.opcode == NvmOpcode.WRITE):
             self._run(spec, sqe, data, None)
         else:
@@ -338,25 +369,35 @@ class TargetQueue:
         buffer[:] = data
         self._run(spec, sqe, buffer, buffer)
 
-    def _stage(self, spec: CommandSpec, sqe: Sqe, length: int) -> None:
+    def _ask_for(self, pattern: _Pattern, view: memoryview, cid: int, slba: int) -> bool:
+        """Ask for the data of a Write that is like the pattern's; False when it has to go the whole way."""
+        if cid in self._busy or self._waiting:
+            return False
+        if not self._request(_Staging(_NO_BUFFER, pattern.spec, bytes(view), pattern, slba), cid, pattern.length):
+            return False
+        self._busy.add(cid)
+        return True
+
+    def _stage(self, spec: CommandSpec, raw: bytes, cid: int, length: int) -> None:
         """Ask the host for a command's data, or wait for memory to put it into."""
+        staging = _Staging(_NO_BUFFER, spec, raw)
         if self._waiting:
-            self._waiting.append((spec, sqe, length))
-        elif not self._request(spec, sqe, length):
-            self._waiting.append((spec, sqe, length))
+            self._waiting.append((staging, cid, length))
+        elif not self._request(staging, cid, length):
+            self._waiting.append((staging, cid, length))
             self.pool.when_free(self._retry)
 
-    def _request(self, spec: CommandSpec, sqe: Sqe, length: int) -> bool:
+    def _request(self, staging: _Staging, cid: int, length: int) -> bool:
         """Take memory for a command's data and ask the host for it; False when there is none now."""
         if self._staged and self._staged_bytes + length > self.pool.limit_bytes // STAGING_SHARES:
             return False
         buffer = self.pool.take(length)
         if buffer is None:
             return False
-        staging = _Staging(buffer, spec, sqe)
-        self._staged[sqe.cid] = staging
+        staging.buffer = buffer
+        self._staged[cid] = staging
         self._staged_bytes += length
-        self.connection.request_data(sqe.cid, buffer, staging)
+        self.connection.request_data(cid, buffer, staging)
         return True
 
     def _retry(self) -> None:
@@ -373,8 +414,15 @@ class TargetQueue:
     def _transfer_done(self, event: TransferDone) -> None:
         staging = event.context
         assert isinstance(staging, _Staging)
-        del self._staged[event.cid]
-        self._staged_bytes -= len(staging.buffer)
+        cid, buffer, pattern = event.cid, staging.buffer, staging.pattern
+        del self._staged[cid]
+        self._staged_bytes -= len(buffer)
+        if pattern is not None and event.ok and self._usable(pattern):
+            pattern.namespace.backend.write(staging.slba << pattern.shift, buffer)
+            self.pool.give(buffer)
+            self._busy.discard(cid)
+            self._wrote(pattern, [cid])
+            return
         if event.ok:
             self._run_late(staging.spec, staging.sqe, staging.buffer, staging.buffer)
             return

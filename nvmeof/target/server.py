@@ -256,7 +256,7 @@ class Target:
     def _tick(self) -> None:
         """End what has been silent for too long, then sleep until the next deadline."""
         now = self.loop.time()
-        following = now + _TICK_SECONDS
+        following = now + min(_TICK_SECONDS, self.connect_seconds)
         for subsystem in (*self.subsystems.values(), self.inventory.discovery):
             for controller in list(subsystem.controllers.values()):
                 if not isinstance(controller, Controller):

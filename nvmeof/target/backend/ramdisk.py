@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import contextlib
 import errno
 import mmap
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +17,7 @@ from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Backend, Capabilitie
 from nvmeof.target.sizes import format_size, parse_size
 
 _PAGE = mmap.PAGESIZE
+_PHYSICAL_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 # Not in the mmap module before Python 3.13.
 _MAP_NORESERVE = 0x4000
 _PAGEMAP_CHUNK = 128 << 20
@@ -49,9 +52,15 @@ class Ramdisk(Backend):
     def _new_map(size_bytes: int) -> mmap.mmap:
         try:
             # NORESERVE: a sparse disk may be larger than memory, as a sparse file may be larger than its file system.
-            return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         except (OSError, OverflowError, ValueError) as error:
             raise ConfigurationError(f"cannot map a ramdisk of {format_size(size_bytes)}: {error}") from error
+        # Huge pages make random access to much memory cheaper. On a disk larger than the memory they would use up in
+        # 2 MiB pieces what is written in small ones.
+        if size_bytes <= _PHYSICAL_BYTES // 2:
+            with contextlib.suppress(OSError):  # a kernel without them
+                mapping.madvise(mmap.MADV_HUGEPAGE)
+        return mapping
 
     @property
     def capabilities(self) -> Capabilities:
