@@ -163,6 +163,23 @@ def test_header_digest_of_h2c_data() -> None:
     assert failure(feed(t, bytes(pdu))) == (3, int.from_bytes(pdu[24:28], "little"))
 
 
+@pytest.mark.parametrize("framing", [Framing(h, d) for h in (False, True) for d in (False, True)])
+@pytest.mark.parametrize("other", [Framing(h, d) for h in (False, True) for d in (False, True)])
+def test_digests_that_were_not_settled(framing: Framing, other: Framing) -> None:
+    """In whatever PDU they come or are missing, short cuts or not."""
+    if framing == other:
+        return
+    for i in range(3):
+        t = ready_target(framing)
+        feed(t, framing.command(1, WRITE, 8))
+        t.request_data(1, memoryview(bytearray(8)), None)
+        pdu = [other.command(2), other.command(2, WRITE, data=b"12345678"), other.h2c(1, 0, 0, bytes(8))][i]
+        if i == 0 and framing.header_digest == other.header_digest:
+            assert commands(feed(t, pdu)) == [2]
+        else:
+            assert failure(feed(t, pdu)) == (1, 1)
+
+
 def test_data_digest_of_a_capsule_is_the_commands_matter() -> None:
     t = ready_target(BOTH)
     pdu = bytearray(BOTH.command(1, WRITE, data=bytes(512)))
