@@ -1,0 +1,200 @@
+"""The host's side of an experiment, in a process of its own: takes one JSON order, prints one JSON answer.
+
+    python -m benchmarks.mptcp.worker '{"task": "phases", "addresses": ["10.1.1.1"], ...}'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.mptcp.load import Load, Verifier
+from nvmeof import connect
+from nvmeof.errors import NvmeofError
+from nvmeof.host.client import HostController
+from nvmeof.host.namespace import Namespace
+
+Order = Mapping[str, Any]
+SUBFLOW_SECONDS = 3.0
+COPY_BYTES = 512 * 1024
+KATO_SECONDS = 30.0
+
+
+async def open_controllers(order: Order, stack: contextlib.AsyncExitStack) -> list[HostController]:
+    """One controller per address, connected, with the subflows that were asked for (or what came within 3 s)."""
+    controllers = []
+    for address in order["addresses"]:
+        controller = await connect(
+            address,
+            order.get("port", 4420),
+            subnqn=order["subnqn"],
+            transport=order["transport"],
+            nr_io_queues=order.get("queues", 1),
+            queue_size=max(32, order.get("depth", 32) + 1),
+            congestion=order.get("congestion"),
+            keep_alive_tmo=order.get("keep_alive_seconds", KATO_SECONDS),
+            io_timeout=60.0,
+            **order.get("options", {}),
+        )
+        controllers.append(await stack.enter_async_context(controller))
+    deadline = time.monotonic() + SUBFLOW_SECONDS
+    while time.monotonic() < deadline and order["transport"] == "mptcp":
+        if all(len(queue.get("subflows", ())) >= order.get("subflows", 1) for queue in io_queues(controllers)):
+            break
+        await asyncio.sleep(0.05)
+    return controllers
+
+
+def io_queues(controllers: list[HostController]) -> list[dict[str, Any]]:
+    """What is known of the I/O queues' connections."""
+    return [queue for controller in controllers for queue in controller.describe() if queue.get("qid")]
+
+
+def connection_facts(controllers: list[HostController]) -> dict[str, Any]:
+    """What the experiments' reports say of the connections."""
+    queues = io_queues(controllers)
+    return {
+        "protocols": sorted({str(queue.get("protocol")) for queue in queues}),
+        "fallback": any(queue.get("fallback") for queue in queues),
+        "congestion": sorted({str(queue.get("congestion")) for queue in queues}),
+        "subflows": [len(queue.get("subflows") or ()) for queue in queues],
+        "retransmits": sum(queue.get("retransmits") or 0 for queue in queues),
+        "mptcp_retransmits": sum(queue.get("mptcp_retransmits") or 0 for queue in queues),
+    }
+
+
+async def _namespace(controller: HostController) -> Namespace:
+    namespace = controller.namespace(1)
+    await namespace.refresh()
+    return namespace
+
+
+async def phases(order: Order) -> dict[str, Any]:
+    """Load in phases (``randread``, ``randwrite``, ``read``, ``write``, ``flush``) over all controllers in turn."""
+    async with contextlib.AsyncExitStack() as stack:
+        controllers = await open_controllers(order, stack)
+        namespace = await _namespace(controllers[0])
+        queues = [controller.io_queues[i] for i in range(order.get("queues", 1)) for controller in controllers]
+        results = []
+        for pattern in order["phases"]:
+            if pattern == "flush":
+                began = time.perf_counter()
+                await namespace.flush()
+                results.append({"pattern": pattern, "seconds": time.perf_counter() - began})
+                continue
+            load = Load(namespace, queues, pattern, order["block_bytes"], order["depth"])
+            load.start()
+            await _window([load], order)
+            results.append({"pattern": pattern, **load.close_window()})
+            facts = connection_facts(controllers)
+            await load.stop()
+        return {"phases": results, "connections": facts}
+
+
+async def _window(loads: list[Load], order: Order) -> None:
+    await asyncio.sleep(order["warmup_seconds"])
+    for load in loads:
+        load.open_window()
+    await asyncio.sleep(order["seconds"])
+
+
+async def latency(order: Order) -> dict[str, Any]:
+    """Small reads one at a time, alone and beside streams of large ones; on the streams' queue or on one of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+        controllers = await open_controllers(order, stack)
+        namespace = await _namespace(controllers[0])
+        queues = controllers[0].io_queues
+        small = Load(namespace, queues[-1:], "randread", 4096, 1)
+        small.start()
+        await _window([small], order)
+        alone = small.close_window()
+        await small.stop()
+        streams = queues[:-1] if len(queues) > 1 else queues
+        stream = Load(namespace, streams, order["stream"], order["block_bytes"], order["depth"] // len(streams))
+        stream.start()
+        small = Load(namespace, queues[-1:], "randread", 4096, 1)
+        small.start()
+        await _window([stream, small], order)
+        beside, streamed = small.close_window(), stream.close_window()
+        facts = connection_facts(controllers)
+        await asyncio.gather(stream.stop(), small.stop())
+        return {"alone": alone, "beside": beside, "stream": streamed, "connections": facts}
+
+
+async def copy(order: Order) -> dict[str, Any]:
+    """Copy a file to the namespace, ``depth`` pieces under way; the digest of what was read from the file."""
+    async with contextlib.AsyncExitStack() as stack:
+        controllers = await open_controllers(order, stack)
+        namespace = await _namespace(controllers[0])
+        digest = hashlib.sha256()
+        offset = 0
+        pieces = asyncio.Semaphore(order["depth"])
+
+        async def write(block: int, data: bytes) -> None:
+            try:
+                await namespace.write(block, data)
+            finally:
+                pieces.release()
+
+        began = time.perf_counter()
+        with Path(order["path"]).open("rb") as source:
+            async with asyncio.TaskGroup() as group:
+                while data := source.read(COPY_BYTES):
+                    digest.update(data)
+                    await pieces.acquire()
+                    group.create_task(write(offset // namespace.block_bytes, data))
+                    offset += len(data)
+        await namespace.flush()
+        seconds = time.perf_counter() - began
+        return {
+            "bytes": offset,
+            "seconds": seconds,
+            "mb_per_s": offset / seconds / 1e6,
+            "sha256": digest.hexdigest(),
+            "connections": connection_facts(controllers),
+        }
+
+
+async def verify(order: Order) -> dict[str, Any]:
+    """The verifying load. Prints a line when it runs; its answer has the time of each completion."""
+    async with contextlib.AsyncExitStack() as stack:
+        controllers = await open_controllers(order, stack)
+        namespace = await _namespace(controllers[0])
+        verifier = Verifier(namespace, order["block_bytes"], order["depth"], order.get("slots_each", 8))
+        print(json.dumps({"running": time.monotonic(), "connections": connection_facts(controllers)}), flush=True)
+        await verifier.run(order["seconds"])
+        return {
+            "times": verifier.times,
+            "block_bytes": order["block_bytes"],
+            "errors": verifier.errors,
+            "lost_bytes": verifier.lost_bytes,
+            "connections": connection_facts(controllers),
+        }
+
+
+TASKS = {"phases": phases, "latency": latency, "copy": copy, "verify": verify}
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    runner: Any = asyncio.run
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        runner = uvloop.run
+    try:
+        answer = runner(TASKS[order["task"]](order))
+    except* (NvmeofError, OSError, TimeoutError) as group:
+        answer = {"error": str(group.exceptions[0]) or type(group.exceptions[0]).__name__}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
