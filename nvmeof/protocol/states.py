@@ -18,7 +18,7 @@ class State(Enum):
     """Where a connection stands."""
 
     # Members are looked up in tables for every PDU; Enum's own hash is a Python function.
-    __hash__ = object.__hash__  # noqa: PIE794, PIE796
+    __hash__ = object.__hash__
 
     HOST_NEW = "host: not started"
     HOST_WAIT_ICRESP = "host: ICReq sent"
@@ -33,7 +33,7 @@ class Input(Enum):
     """What can happen to a connection."""
 
     # Members are looked up in tables for every PDU; Enum's own hash is a Python function.
-    __hash__ = object.__hash__  # noqa: PIE794, PIE796
+    __hash__ = object.__hash__
 
     START = "start"
     ICREQ = "ICReq received"

@@ -9,7 +9,7 @@ class ControllerState(Enum):
     """Where a queue's controller stands, as a command sees it (NVMe Base, CC and CSTS)."""
 
     # Members are looked up in tables for every command; Enum's own hash is a Python function.
-    __hash__ = object.__hash__  # noqa: PIE794, PIE796
+    __hash__ = object.__hash__
 
     UNCONNECTED = "unconnected"  # no Connect has succeeded on this queue yet
     DISABLED = "disabled"  # CC.EN = 0
