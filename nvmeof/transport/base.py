@@ -128,7 +128,16 @@ class SubflowInfo:
     mss_bytes: int | None = None
     delivery_rate_bytes_per_second: int | None = None
     last_data_sent_ms: int | None = None
+    """Milliseconds since data went out last; since the flow began when none did."""
     last_data_received_ms: int | None = None
+    last_ack_received_ms: int | None = None
+    """Milliseconds since the peer last acknowledged something: what tells a dead path."""
+    timeouts: int | None = None
+    """Retransmission timeouts in a row that nothing has answered yet."""
+    backup: bool | None = None
+    """MPTCP: used only where no regular subflow is left. Read by `paths.diag.with_diag` only, as `congestion` is."""
+    congestion: str | None = None
+    """Congestion control of this flow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

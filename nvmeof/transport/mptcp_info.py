@@ -49,6 +49,9 @@ MPTCP_INFO_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "mptcpi_bytes_received": (64, "Q"),
     "mptcpi_bytes_acked": (72, "Q"),
     "mptcpi_subflows_total": (80, "B"),
+    "mptcpi_last_data_sent": (84, "I"),
+    "mptcpi_last_data_recv": (88, "I"),
+    "mptcpi_last_ack_recv": (92, "I"),
 }
 """Field of `struct mptcp_info`: (offset, struct format)."""
 

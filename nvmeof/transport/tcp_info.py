@@ -30,11 +30,13 @@ TCP_STATES: Final = (
 
 TCP_INFO_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "tcpi_state": (0, "B"),
+    "tcpi_retransmits": (2, "B"),
     "tcpi_snd_mss": (16, "I"),
     "tcpi_unacked": (24, "I"),
     "tcpi_lost": (32, "I"),
     "tcpi_last_data_sent": (44, "I"),
     "tcpi_last_data_recv": (52, "I"),
+    "tcpi_last_ack_recv": (56, "I"),
     "tcpi_rtt": (68, "I"),
     "tcpi_rttvar": (72, "I"),
     "tcpi_snd_cwnd": (80, "I"),
@@ -92,5 +94,7 @@ def subflow_info(data: Buffer, local: Address, peer: Address, subflow_id: int | 
         "delivery_rate_bytes_per_second": raw["tcpi_delivery_rate"],
         "last_data_sent_ms": raw["tcpi_last_data_sent"],
         "last_data_received_ms": raw["tcpi_last_data_recv"],
+        "last_ack_received_ms": raw["tcpi_last_ack_recv"],
+        "timeouts": raw["tcpi_retransmits"],
     }
     return SubflowInfo(id=subflow_id, local=local, peer=peer, **values)

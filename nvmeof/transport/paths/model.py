@@ -1,0 +1,169 @@
+"""What path management talks about: paths, their flags, limits, and what is missing to manage them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, IntFlag
+from typing import Final
+
+from nvmeof.errors import ConfigurationError, TransportError
+
+INSTALL_HINT = "path management needs pyroute2: pip install 'nvmeof[mptcp]'"
+
+SUBFLOWS_MAX = 8
+"""The most extra subflows, and the most endpoints, that Linux has (MPTCP_PM_ADDR_MAX)."""
+
+
+class PathFlag(IntFlag):
+    """Flags of an endpoint (MPTCP_PM_ADDR_FLAG_*, include/uapi/linux/mptcp_pm.h)."""
+
+    SIGNAL = 1
+    """Announced to peers, which may connect to it."""
+    SUBFLOW = 2
+    """Connected from, to the peer's first address."""
+    BACKUP = 4
+    """Used only where no path without this flag is left."""
+    FULLMESH = 8
+    """With SUBFLOW: connected from to every address of the peer."""
+    IMPLICIT = 16
+    """Made by the kernel for an address that a subflow happens to use."""
+    LAMINAR = 32
+    """Used for connections to announced addresses (Linux 6.18)."""
+
+    @property
+    def words(self) -> str:
+        """As `ip mptcp` writes them: 'subflow backup'."""
+        return " ".join(flag.name.lower() for flag in type(self) if flag & self and flag.name)
+
+
+NO_FLAGS: Final = PathFlag(0)
+
+
+class PathRole(Enum):
+    """What a path of ours is for."""
+
+    SIGNAL = "signal"
+    """A target's address, announced."""
+    SUBFLOW = "subflow"
+    """A host's address, connected from."""
+
+    @property
+    def flag(self) -> PathFlag:
+        return PathFlag.SIGNAL if self is PathRole.SIGNAL else PathFlag.SUBFLOW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathEndpoint:
+    """An address that the in-kernel path manager of this network namespace uses."""
+
+    address: str
+    """IPv4 or IPv6, numeric."""
+    device: str | None = None
+    """The network interface; without it the routing table chooses."""
+    port: int | None = None
+    """A port of its own, which only a signalled address may have."""
+    flags: PathFlag = NO_FLAGS
+    id: int | None = None
+    """The kernel's number of it, 1 to 255; 0 stands for a connection's first address."""
+
+    @property
+    def backup(self) -> bool:
+        return bool(self.flags & PathFlag.BACKUP)
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """What the kernel tells endpoints apart by."""
+        return self.address, self.port
+
+    def command(self) -> str:
+        """The line with which an administrator adds it."""
+        device = f" dev {self.device}" if self.device else ""
+        port = f" port {self.port}" if self.port else ""
+        return f"ip mptcp endpoint add {self.address}{device}{port} {self.flags.words}".rstrip()
+
+    def __str__(self) -> str:
+        return f"{self.address}%{self.device}" if self.device else self.address
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many extra subflows a connection may have, and how many announced addresses it may take up."""
+
+    subflows: int
+    add_addr_accepted: int
+
+    def __post_init__(self) -> None:
+        for value in (self.subflows, self.add_addr_accepted):
+            if not 0 <= value <= SUBFLOWS_MAX:
+                raise ConfigurationError(f"the limits of MPTCP are 0 to {SUBFLOWS_MAX}, not {value}")
+
+    def command(self) -> str:
+        """The line with which an administrator sets them."""
+        return f"ip mptcp limits set subflows {self.subflows} add_addr_accepted {self.add_addr_accepted}"
+
+    def at_least(self, other: Limits) -> Limits:
+        """The larger of both, each for itself."""
+        return Limits(
+            max(self.subflows, other.subflows),
+            max(self.add_addr_accepted, other.add_addr_accepted),
+        )
+
+
+ALL_PATHS: Final = Limits(SUBFLOWS_MAX, SUBFLOWS_MAX)
+"""As many paths as the kernel takes."""
+
+
+class PathPrivilegeError(TransportError):
+    """CAP_NET_ADMIN is missing. `commands`: what an administrator would run to the same effect."""
+
+    def __init__(self, what: str, commands: Iterable[str]) -> None:
+        self.commands = tuple(commands)
+        lines = "; ".join(self.commands)
+        super().__init__(f"{what} needs the privilege CAP_NET_ADMIN: an administrator would run `{lines}`")
+
+
+class PathsUnavailable(TransportError):
+    """This kernel, or this installation, has no means to manage paths; the sentence says which is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathSpec:
+    """A path as it was asked for: an address, and an interface where one was given."""
+
+    address: str
+    device: str | None = None
+    backup: bool = False
+    fullmesh: bool = False
+
+    def endpoint(self, role: PathRole) -> PathEndpoint:
+        """The kernel's form. Raises ConfigurationError for flags that exclude each other."""
+        flags = role.flag
+        if self.backup:
+            flags |= PathFlag.BACKUP
+        if self.fullmesh:
+            if role is PathRole.SIGNAL:
+                raise ConfigurationError("fullmesh is for the addresses that a host connects from, not for a target's")
+            flags |= PathFlag.FULLMESH
+        return PathEndpoint(address=self.address, device=self.device, flags=flags)
+
+
+def parse_path(text: str, *, fullmesh: bool = False) -> PathSpec:
+    """Read `ADDR[%dev][,backup][,fullmesh]`. Raises ConfigurationError with a sentence."""
+    where, *words = text.strip().split(",")
+    unknown = sorted(set(words) - {"backup", "fullmesh"})
+    if unknown:
+        raise ConfigurationError(f"{unknown[0]!r} in {text!r} is no flag of a path: there are backup and fullmesh")
+    address, percent, device = where.partition("%")
+    if percent and not device:
+        raise ConfigurationError(f"{text!r} names no interface after the %")
+    try:
+        parsed = ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        raise ConfigurationError(
+            f"{address!r} is not an IP address: a path is ADDR, ADDR%INTERFACE or 'auto', with ,backup as a flag"
+        ) from None
+    if parsed.is_unspecified or parsed.is_multicast:
+        raise ConfigurationError(f"{address} is not an address of one interface")
+    return PathSpec(str(parsed), device or None, "backup" in words, fullmesh or "fullmesh" in words)
