@@ -15,7 +15,7 @@ import contextlib
 import ipaddress
 import logging
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -31,6 +31,9 @@ from nvmeof.host.queue import DeviceRegistry, devices
 from nvmeof.spec.enums import DISCOVERY_NQN, DISCOVERY_PORT, NVME_PORT, DataTransfer, LogPageId
 from nvmeof.spec.nqn import validate_nqn
 from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.transport.base import Address, Endpoint
+from nvmeof.transport.paths.model import PathRole
+from nvmeof.transport.paths.session import PathOptions, PathSession
 from nvmeof.wire import Buffer
 
 __all__ = ["AsyncioRuntime", "HostController", "PassthruResult", "connect", "discover", "reachable_address"]
@@ -87,6 +90,26 @@ class HostController(Controller):
     """
 
     runtime: AsyncioRuntime
+    paths: PathSession | None = None
+    """MPTCP paths beyond what the system has by itself, where :func:`connect` was asked for them."""
+
+    def endpoints(self) -> Iterator[Endpoint]:
+        """The open connections of all queues."""
+        for queue in self.queues():
+            endpoint = getattr(queue.private, "endpoint", None)
+            if isinstance(endpoint, Endpoint) and not endpoint.closed:
+                yield endpoint
+
+    async def start_paths(self, options: PathOptions) -> None:
+        """Manage MPTCP paths for this association. What cannot be had is said in the log, in one sentence."""
+        self.stop_paths()
+        self.paths = PathSession(PathRole.SUBFLOW, options, self.endpoints, what="host")
+        await self.paths.start([Address(self.options.traddr, self.options.trsvcid)])
+
+    def stop_paths(self) -> None:
+        """Take back the paths that were added. Safe to call twice."""
+        if self.paths is not None:
+            self.paths.stop()
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,8 +121,11 @@ class HostController(Controller):
 
     async def disconnect(self) -> None:
         """Shut the controller down in order and close all connections. Safe to call twice."""
-        await self.shutdown()
-        await self.runtime.stop()
+        try:
+            await self.shutdown()
+            await self.runtime.stop()
+        finally:
+            self.stop_paths()
 
     async def namespaces(self) -> list[Namespace]:
         """The active namespaces, identified; one that vanishes meanwhile is left out."""
@@ -166,10 +192,12 @@ async def connect(
     hostnqn: str | None = None,
     hostid: str | uuid.UUID | None = None,
     registry: DeviceRegistry = devices,
+    paths: PathOptions | None = None,
     **options: Unpack[ConnectKeywords],
 ) -> HostController:
     """Connect to the controller of ``subnqn``: admin queue, I/O queues, keep-alive.
 
+    ``paths``: the local addresses that MPTCP connects from (`PathOptions(paths=("auto",))`), and how.
     ``options``: the other fields of :class:`ConnectOptions` (``nr_io_queues``, ``queue_size``, ``keep_alive_tmo``,
     ``hdr_digest``, ``data_digest``, ``disable_sqflow``, ``host_traddr``, ``host_iface``, ``tos``, ...). Raises
     :class:`TransportError`, :class:`NvmeStatusError`, :class:`ConfigurationError`.
@@ -190,9 +218,14 @@ async def connect(
         raise ConfigurationError(f"unknown connect option: {str(error).rpartition(' ')[2]}") from None
     controller = HostController(registry.claim(chosen), chosen, AsyncioRuntime())
     try:
+        if paths is not None and paths.wanted:
+            if transport != "mptcp":
+                raise ConfigurationError(f"extra paths need the transport mptcp, not {transport}")
+            await controller.start_paths(paths)
         await controller.connect()
     except BaseException:
         await controller.runtime.stop()
+        controller.stop_paths()
         raise
     return controller
 

@@ -30,6 +30,8 @@ from nvmeof.target.server import DEFAULT_SUBNQN, Target
 from nvmeof.target.sizes import format_size, parse_size
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, SocketOptions
+from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
+from nvmeof.transport.paths.session import PathOptions
 from nvmeof.transport.runloop import loop_name, run
 
 EXIT_FAILED: Final = 1
@@ -67,6 +69,9 @@ class Options:
     congestion: str | None = None
     tos: int | None = None
     keep_alive: float = 0.0
+    mptcp_signal: tuple[str, ...] = ()
+    mptcp_limits: str | None = None
+    path_manager: str | None = None
     uvloop: bool | None = None
     output: str = "normal"
 
@@ -133,6 +138,11 @@ def make_target(options: Options) -> Target:
         TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options))),
         options=SocketOptions(congestion=options.congestion, tos=options.tos),
         connection=ConnectionConfig(header_digest=options.digests, data_digest=options.digests),
+        paths=PathOptions(
+            paths=options.mptcp_signal,
+            limits=parse_limits(options.mptcp_limits) if options.mptcp_limits else ALL_PATHS,
+            path_manager=options.path_manager,
+        ),
     )
 
 
@@ -171,6 +181,7 @@ def facts(target: Target, options: Options) -> dict[str, Any]:
             }
             for info in listeners
         ],
+        "paths": target.paths.list() if target.paths else [],
         "namespaces": [
             {
                 "nsid": namespace.nsid,
@@ -199,6 +210,8 @@ def _say(told: dict[str, Any]) -> None:
         if listener["fallback"]:
             protocol += f" (asked for {told['transport']}; {listener['fallback']})"
         click.echo(f"listening  {address} over {protocol}, trtype {told['trtype']}, loop {told['loop']}")
+    for path in told["paths"]:
+        click.echo(f"announced  {path['address']} on {path['device']} ({path['flags']})")
     first = told["listeners"][0]
     host = _reachable(first["address"])
     click.echo("connect with")
@@ -341,6 +354,14 @@ def _raise_file_limit() -> None:
     help="End silent hosts that ask for no keep alive; 0: never.",
 )
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of all connections.")
+@click.option(
+    "--mptcp-signal",
+    multiple=True,
+    metavar="ADDR[%DEV][,backup]|auto",
+    help="Announce this address to MPTCP hosts; repeatable. auto: one of every interface that is up.",
+)
+@click.option("--mptcp-limits", metavar="SUBFLOWS,ADDRESSES", help="At least these limits.  [default: 8,8]")
+@click.option("--path-manager", metavar="NAME", help="kernel or userspace, for the whole network namespace.")
 @click.option("--tos", type=click.IntRange(0, 255), help="Type of service of all connections.")
 @click.option("--uvloop/--no-uvloop", default=None, help="Event loop.  [default: uvloop where installed]")
 @click.option(

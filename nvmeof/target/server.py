@@ -26,6 +26,9 @@ from nvmeof.target.runtime import Runtime
 from nvmeof.target.subsystem import Subsystem
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, Endpoint, Listener, SocketOptions
+from nvmeof.transport.paths.interfaces import covered
+from nvmeof.transport.paths.model import PathEndpoint, PathRole, parse_path
+from nvmeof.transport.paths.session import PathOptions, PathSession
 
 logger = logging.getLogger("nvmeof.target")
 
@@ -58,6 +61,7 @@ class Target:
     free one) to ``allowed_hosts`` (None: to any host).
 
     ``digests``: grant header and data digests to hosts that ask. ``options``: socket options of all listeners.
+    ``paths``: the addresses that MPTCP announces to hosts.
     ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
@@ -77,6 +81,7 @@ class Target:
         options: SocketOptions | None = None,
         connection: ConnectionConfig | None = None,
         connect_seconds: float = CONNECT_SECONDS,
+        paths: PathOptions | None = None,
     ) -> None:
         if config is None:
             config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts)
@@ -96,6 +101,9 @@ class Target:
         self.listeners: list[Listener] = []
         self.loop: asyncio.AbstractEventLoop
         self.runtime: Runtime
+        self.paths: PathSession | None = None
+        self._path_options = paths
+        self._acceptors: list[tuple[PortConfig, Callable[[Endpoint], None]]] = []
         self._backends: list[Backend] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stop_by: float | None = None
@@ -137,6 +145,8 @@ class Target:
                 self.inventory.add_subsystem(Subsystem(subsystem_config))
             for portid, port in enumerate(self.config.ports, 1):
                 await self._listen(portid, port)
+            if self._path_options is not None and self._path_options.wanted:
+                await self._start_paths(self._path_options)
         except BaseException:
             await self.stop()
             raise
@@ -161,8 +171,41 @@ class Target:
 
         listeners = await transport.listen(port.host, port.port, self.options, accepted)
         self.listeners += listeners
+        self._acceptors.append((replace(port, port=listeners[0].address.port), accepted))
         info = replace(info, trsvcid=str(listeners[0].address.port))
         self.inventory.add_port(info)
+
+    async def _start_paths(self, options: PathOptions) -> None:
+        addresses = [listener.address for listener in self._mptcp_listeners()]
+        if not addresses:
+            raise ConfigurationError("announcing addresses needs a port of the transport mptcp")
+        self.paths = PathSession(PathRole.SIGNAL, options, self._endpoints, what="target")
+        await self.paths.start(addresses, self._cover)
+
+    def _mptcp_listeners(self) -> list[Listener]:
+        return [listener for listener in self.listeners if listener.describe().transport == "mptcp"]
+
+    def _endpoints(self) -> list[Endpoint]:
+        return [driver.endpoint for driver in self.drivers]
+
+    async def _cover(self, address: str) -> None:
+        """Listen on an announced address too where no listener takes its connections: joins would be refused."""
+        for port, accepted in self._acceptors:
+            if port.transport != "mptcp":
+                continue
+            same_port = [each.address for each in self._mptcp_listeners() if each.address.port == port.port]
+            if not covered(address, same_port):
+                found = await base.get(port.transport).listen(address, port.port, self.options, accepted)
+                logger.info("listening on %s too, which is announced", found[0].address)
+                self.listeners += found
+
+    async def add_path(self, path: str) -> PathEndpoint:
+        """Announce one more address, in the connections that are open too: `ADDR[%dev][,backup]`."""
+        if self.paths is None:
+            self.paths = PathSession(PathRole.SIGNAL, PathOptions(), self._endpoints, what="target")
+            await self.paths.start([])
+        await self._cover(parse_path(path).address)
+        return self.paths.add_path(path)
 
     async def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Stop listening, let commands in progress end, end all associations, flush and close the namespaces."""
@@ -186,6 +229,8 @@ class Target:
         for driver in list(self.drivers):
             driver.abort("the target is stopping")
         await self._give_up_tasks()
+        if self.paths is not None:
+            self.paths.stop()
         await self._close_backends()
 
     def hurry(self) -> None:

@@ -14,6 +14,8 @@ from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.namespace import Namespace
 from nvmeof.spec.enums import DISCOVERY_NQN, NVME_PORT
 from nvmeof.transport import get
+from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
+from nvmeof.transport.paths.session import PathOptions
 from nvmeof.transport.runloop import run
 
 if TYPE_CHECKING:
@@ -37,6 +39,17 @@ _CONNECTION = (
     click.option("--congestion", metavar="NAME", help="TCP congestion control of the sockets."),
     click.option("--connect-timeout", type=float, default=10.0, show_default=True, metavar="SECONDS"),
     click.option("-k", "--keep-alive-tmo", type=float, default=5.0, show_default=True, metavar="SECONDS"),
+)
+_PATHS = (
+    click.option(
+        "--mptcp-subflow",
+        multiple=True,
+        metavar="ADDR[%DEV][,backup]|auto",
+        help="Connect from this address too; repeatable. auto: from every interface that is up.",
+    ),
+    click.option("--mptcp-fullmesh", is_flag=True, help="... to every address that the target announces."),
+    click.option("--mptcp-limits", metavar="SUBFLOWS,ADDRESSES", help="At least these limits.  [default: 8,8]"),
+    click.option("--path-manager", metavar="NAME", help="kernel or userspace, for the network namespace."),
 )
 _CONTROLLER = (
     click.option("-n", "--nqn", metavar="NQN", help="Subsystem NQN.  [default: the only one that discovery names]"),
@@ -64,7 +77,7 @@ def connection_options(command: F) -> F:
 
 def controller_options(command: F) -> F:
     """Connecting to a subsystem's controller."""
-    return _apply(command, (*_CONNECTION, *_CONTROLLER))
+    return _apply(command, (*_CONNECTION, *_CONTROLLER, *_PATHS))
 
 
 def output_option(command: F) -> F:
@@ -100,6 +113,18 @@ def split_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
+def path_options(options: dict[str, Any]) -> PathOptions | None:
+    """MPTCP's paths as the options say; None: nothing was asked for."""
+    limits = options.get("mptcp_limits")
+    chosen = PathOptions(
+        paths=tuple(options.get("mptcp_subflow") or ()),
+        fullmesh=bool(options.get("mptcp_fullmesh")),
+        limits=parse_limits(limits) if limits else ALL_PATHS,
+        path_manager=options.get("path_manager"),
+    )
+    return chosen if chosen.wanted else None
+
+
 async def open_controller(options: dict[str, Any], **changes: Any) -> HostController:
     """Connect as the options say; without ``--nqn`` to the only subsystem that discovery names."""
     chosen = {**split_options(options), **changes}
@@ -115,7 +140,7 @@ async def open_controller(options: dict[str, Any], **changes: Any) -> HostContro
     if nqn == DISCOVERY_NQN:
         chosen.update(discovery=True, nr_io_queues=0)
     chosen.setdefault("trsvcid", NVME_PORT)
-    return await connect(subnqn=nqn, **chosen)
+    return await connect(subnqn=nqn, paths=path_options(options), **chosen)
 
 
 def discovery_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,14 @@ class Limits:
         )
 
 
+def parse_limits(text: str) -> Limits:
+    """Read `SUBFLOWS,ADDRESSES`. Raises ConfigurationError."""
+    numbers = text.split(",")
+    if len(numbers) != 2 or not all(each.strip().isdigit() for each in numbers):
+        raise ConfigurationError(f"{text!r} are no limits: give SUBFLOWS,ADDRESSES such as 8,8")
+    return Limits(int(numbers[0]), int(numbers[1]))
+
+
 ALL_PATHS: Final = Limits(SUBFLOWS_MAX, SUBFLOWS_MAX)
 """As many paths as the kernel takes."""
 

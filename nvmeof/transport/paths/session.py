@@ -10,9 +10,9 @@ Nothing here is needed for a connection to work: what cannot be had is said in o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from nvmeof.errors import ConfigurationError, TransportError
 from nvmeof.transport import options as setup
@@ -34,6 +34,7 @@ from nvmeof.transport.paths.model import (
 from nvmeof.transport.paths.userspace import UserspaceDriver
 
 AUTO = "auto"
+Prepare: TypeAlias = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +80,10 @@ class PathSession:
 
     # -- start and stop
 
-    async def start(self, addresses: Sequence[Address]) -> list[PathEndpoint]:
+    async def start(self, addresses: Sequence[Address], prepare: Prepare | None = None) -> list[PathEndpoint]:
         """Begin; `addresses`: what a target listens on, or where a host connects to. The paths in use.
+
+        `prepare` is called with each address before it is used: a target makes sure of a listener there.
 
         A privilege or a means that is missing becomes `problem` and a line of the log; ConfigurationError is raised
         for what was asked for wrongly.
@@ -88,6 +91,9 @@ class PathSession:
         try:
             specs = await self._specs(addresses)
             self._open()
+            if prepare is not None:
+                for spec in specs:
+                    await prepare(spec.address)
             assert self.driver is not None
             added = self.driver.add([each.endpoint(self.role) for each in specs], self.options.limits)
             self.paths += [PathState(each) for each in added]
