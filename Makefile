@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUICK ?=
-KERNELS ?= 6.12 6.1 7.2
+KERNELS ?=
 PYTEST_ARGS ?=
 
 .PHONY: run test lint bench interop lab supported clean help

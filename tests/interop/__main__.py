@@ -98,7 +98,6 @@ def main(
     if not versions:
         raise click.ClickException("there are no kernels; run tools/lab/prepare")
     directory = directory or REPOSITORY / "build" / "interop"
-    shutil.rmtree(directory, ignore_errors=True)
     console = Console(width=None if sys.stdout.isatty() else 120)
 
     def told(result: Result) -> None:

@@ -44,6 +44,7 @@ class Runner:
     def run_kernel(self, kernel: str, checks: Sequence[Check]) -> None:
         """All checks on one kernel; the guest is booted again when a check has left it unusable."""
         directory = self.directory / kernel
+        shutil.rmtree(directory, ignore_errors=True)
         share = directory / "share"
         share.mkdir(parents=True)
         shutil.copy(HERE / "guest.sh", share)
