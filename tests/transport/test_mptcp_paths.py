@@ -13,7 +13,7 @@ import pytest
 
 from .test_mptcp import needs_mptcp
 
-SCRIPT = Path(__file__).with_name("paths.py")
+SCRIPT = Path(__file__).with_name("two_links.py")
 COUNT = 8_000_000
 
 

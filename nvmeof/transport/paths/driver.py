@@ -87,6 +87,23 @@ class PathDriver(ABC):
         """Take everything back."""
 
 
+def align_backup(address: str, backup: bool, flows: Iterable[SubflowInfo]) -> int:
+    """Close the subflows of a connection from `address` whose flag did not follow; how many.
+
+    The kernel changes one subflow per connection and local address (mptcp_pm_nl_mp_prio_send_ack), whatever their
+    number; the one that it changed stays.
+    """
+    closed = 0
+    for flow in flows:
+        if flow.state != "ESTABLISHED" or flow.local.host.partition("%")[0] != address:
+            continue
+        told = diag.look_up(flow.local, flow.peer)
+        if told is None or told.flags is None or bool(told.flags & diag.SubflowFlag.BACKUP_LOC) == backup:
+            continue
+        closed += diag.destroy(flow.local, flow.peer)
+    return closed
+
+
 class KernelDriver(PathDriver):
     """The in-kernel path manager: endpoints of the namespace, which act on all of its connections.
 
@@ -95,8 +112,9 @@ class KernelDriver(PathDriver):
 
     name = "kernel"
 
-    def __init__(self, paths: KernelPaths) -> None:
+    def __init__(self, paths: KernelPaths, connections: Connections = tuple) -> None:
         self.paths = paths
+        self._connections = connections
 
     def add(self, endpoints: Sequence[PathEndpoint], limits: Limits | None) -> list[PathEndpoint]:
         added: list[PathEndpoint] = []
@@ -131,7 +149,10 @@ class KernelDriver(PathDriver):
         self.paths.remove(endpoint.key)
 
     def set_backup(self, endpoint: PathEndpoint, backup: bool) -> PathEndpoint:
-        return self.paths.set_backup(endpoint.key, backup)
+        changed = self.paths.set_backup(endpoint.key, backup)
+        for flows in flows_of(self._connections()):
+            align_backup(endpoint.address, backup, [flow.info for flow in flows])
+        return changed
 
     def suspend(self, endpoint: PathEndpoint, flows: Sequence[Flow]) -> None:
         if not self.paths.suspend(endpoint):

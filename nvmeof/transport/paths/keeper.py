@@ -170,17 +170,19 @@ class PathKeeper:
         for state in self._paths:
             managed.add(state.endpoint.address)
             over = _over(state.endpoint, flows)
-            if over:
+            connected = [flow for flow in over if flow.info.state == "ESTABLISHED"]
+            if connected:
                 state.used = True
-            if state.up and over and all(stalled(flow.info) for flow in over) and _others_work(state, connections):
+            if state.up and _silent(over) and _others_work(state, connections):
                 self._back_off(state, now)
                 self._suspend(state, SILENT, over)
             elif not state.up and state.reason == SILENT and now >= state.retry_at:
                 self._resume(state)
             elif state.up and over and any(_healthy(flow.info) for flow in over):
                 state.pause_seconds = _RETRY_SECONDS[0]
-            elif state.up and not over and state.used and now >= state.retry_at:
-                # a subflow was refused or lost, though the link is there: the kernel does not try again by itself
+            elif state.up and not connected and state.used and now >= state.retry_at:
+                # a subflow was refused or lost, though the link is there: the kernel does not try again by itself,
+                # and the pauses between its SYNs grow with the time that the path was dead
                 self._back_off(state, now)
                 self._again(state)
         for each in connections:
@@ -221,6 +223,13 @@ def _over(endpoint: PathEndpoint, flows: Iterable[Flow]) -> list[Flow]:
 
 def _healthy(flow: SubflowInfo) -> bool:
     return flow.state == "ESTABLISHED" and not flow.timeouts
+
+
+def _silent(over: list[Flow]) -> bool:
+    """Whether a subflow over a path is stalled, and no other one over it got an answer lately (it may be idle)."""
+    return any(stalled(flow.info) for flow in over) and all(
+        (flow.info.last_ack_received_ms or 0) >= _QUIET_MS for flow in over
+    )
 
 
 def _others_work(state: PathState, connections: list[list[Flow]]) -> bool:

@@ -116,7 +116,7 @@ class PathSession:
             self._namespace.set_path_manager(wanted)
             present = wanted
         if present == "kernel":
-            self.driver = KernelDriver(self._namespace)
+            self.driver = KernelDriver(self._namespace, self._connections)
         elif present == "userspace":
             self.driver = UserspaceDriver(self.role, self._connections)
         else:

@@ -1,0 +1,384 @@
+"""Run inside `unshare -rnm` by test_namespaces: a target here, a host in a second namespace, several links between.
+
+`scenario.py NAME LINKS` prints one JSON object: what the scenario of that name saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from nvmeof import Ramdisk, Target, connect
+from nvmeof.host.client import HostController
+from nvmeof.transport import SocketOptions
+from nvmeof.transport.paths import KernelPaths, PathOptions, diag
+from nvmeof.transport.paths.model import Limits, PathRole, parse_path
+from nvmeof.transport.runloop import run
+
+NQN = "nqn.2026-01.io.nvmeof:target"
+PORT = 4420
+CHUNK = 64 * 1024
+CHUNKS = 128
+
+
+def setup(links: int) -> None:
+    """Two namespaces, `links` veth pairs of 200 Mbit/s: 10.1.N.1 on tN here, 10.1.N.2 on hN there."""
+    lines = ["mount -t tmpfs tmpfs /run", "ip netns add host", "ip link set lo up", "ip -n host link set lo up"]
+    for n in range(1, links + 1):
+        lines += [
+            f"ip link add t{n} type veth peer name h{n} netns host",
+            f"ip addr add 10.1.{n}.1/24 dev t{n}",
+            f"ip link set t{n} up",
+            f"ip -n host addr add 10.1.{n}.2/24 dev h{n}",
+            f"ip -n host link set h{n} up",
+            f"tc qdisc add dev t{n} root tbf rate 200mbit burst 64kb latency 50ms",
+            f"ip netns exec host tc qdisc add dev h{n} root tbf rate 200mbit burst 64kb latency 50ms",
+        ]
+    for line in [*lines, "ip mptcp endpoint show"]:
+        done = subprocess.run(line.split(), capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"SETUP {line}: {done.stderr.strip()}")
+
+
+def sh(line: str) -> str:
+    """What a command prints; it must succeed."""
+    done = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=20)
+    if done.returncode:
+        raise RuntimeError(f"{line}: {done.stderr}")
+    return done.stdout
+
+
+# -- the host's side
+
+
+class Load:
+    """Writes and reads back chunks that differ in every round, and counts what is wrong."""
+
+    def __init__(self, controller: HostController, depth: int = 8) -> None:
+        self.namespace = controller.namespace(1)
+        self.rounds = self.wrong = 0
+        self.errors: list[str] = []
+        self.longest = 0.0
+        self._stop = False
+        self._tasks = [asyncio.create_task(self._worker(i, depth)) for i in range(depth)]
+
+    async def _worker(self, first: int, step: int) -> None:
+        blocks = CHUNK // 512
+        try:
+            while not self._stop:
+                for chunk in range(first, CHUNKS, step):
+                    data = os.urandom(512) * blocks
+                    started = time.monotonic()
+                    await self.namespace.write(chunk * blocks, data)
+                    self.wrong += await self.namespace.read(chunk * blocks, blocks) != data
+                    self.longest = max(self.longest, time.monotonic() - started)
+                    self.rounds += 1
+                    if self._stop:
+                        return
+        except Exception as error:
+            self.errors.append(str(error))
+
+    async def stop(self) -> dict[str, Any]:
+        self._stop = True
+        await asyncio.wait_for(asyncio.gather(*self._tasks), 20)
+        return {"rounds": self.rounds, "wrong": self.wrong, "errors": self.errors, "longest": self.longest}
+
+
+def flows(controller: HostController) -> list[dict[str, Any]]:
+    """The live subflows of the I/O queue, with what the diagnosis tells."""
+    endpoint = controller.io_queues[0].private.endpoint
+    info = diag.with_diag(endpoint.describe()).as_dict()
+    return [flow for flow in info["subflows"] if flow["state"] == "ESTABLISHED"]
+
+
+def over(controller: HostController, host: str) -> list[dict[str, Any]]:
+    """Those from a local address."""
+    return [flow for flow in flows(controller) if flow["local"].startswith(host + ":")]
+
+
+async def until(condition: Callable[[], object], seconds: float = 15.0) -> float:
+    """How long it took until the condition held; -1: it did not."""
+    started = time.monotonic()
+    while time.monotonic() < started + seconds:
+        if condition():
+            return round(time.monotonic() - started, 3)
+        await asyncio.sleep(0.02)
+    return -1
+
+
+def sent(controller: HostController, host: str) -> int:
+    return sum(flow["bytes_sent"] for flow in over(controller, host))
+
+
+async def open_host(*paths: str, path_manager: str | None = None) -> HostController:
+    options = PathOptions(paths=paths, path_manager=path_manager)
+    return await connect("10.1.1.1", PORT, subnqn=NQN, transport="mptcp", paths=options, congestion="cubic")
+
+
+async def host_four(links: int) -> dict[str, Any]:
+    async with await open_host("auto") as controller:
+        count = await until(lambda: len(flows(controller)) >= links)
+        load = Load(controller)
+        await asyncio.sleep(3)
+        result = await load.stop()
+        token = controller.io_queues[0].private.endpoint.describe().token
+        (seen,) = diag.connections(tokens=[token])
+        return {
+            **result,
+            "seconds": count,
+            "flows": flows(controller),
+            "diag_bytes": seen.bytes_sent,
+            "diag_flows": len(seen.subflows),
+            "by_token": diag.by_token(token) is not None,
+            "paths": controller.paths.list() if controller.paths else [],
+        }
+
+
+async def host_backup(links: int) -> dict[str, Any]:
+    async with await open_host("10.1.1.2%h1", "10.1.2.2%h2,backup") as controller:
+        assert controller.paths is not None
+        await until(lambda: len(flows(controller)) >= 2)
+        load = Load(controller)
+        await asyncio.sleep(1)
+        before = over(controller, "10.1.2.2")
+        controller.paths.set_backup("10.1.2.2", False)
+        used = await until(lambda: sent(controller, "10.1.2.2") > 1_000_000)
+        changed = over(controller, "10.1.2.2")
+        controller.paths.remove_path("10.1.2.2")
+        removed = await until(lambda: not over(controller, "10.1.2.2"))
+        controller.paths.add_path("10.1.2.2")
+        added = await until(lambda: sent(controller, "10.1.2.2") > 1_000_000)
+        result = await load.stop()
+        return {**result, "before": before, "changed": changed, "used": used, "removed": removed, "added": added}
+
+
+async def _cut_and_restore(path_manager: str | None, cut: list[str], restore: list[str]) -> dict[str, Any]:
+    """Cut the second path under load, wait for its subflow to close, restore, wait until it carries bytes."""
+    async with await open_host("auto", path_manager=path_manager) as controller:
+        established = await until(lambda: over(controller, "10.1.2.2") and over(controller, "10.1.3.2"))
+        load = Load(controller)
+        carried = await until(lambda: sent(controller, "10.1.2.2") > 1_000_000)
+        for line in cut:
+            sh(line)
+        closed = await until(lambda: not over(controller, "10.1.2.2"))
+        during = load.rounds
+        await asyncio.sleep(1)
+        progress = load.rounds - during
+        for line in restore:
+            sh(line)
+        back = await until(lambda: sent(controller, "10.1.2.2") > 1_000_000, 25)
+        result = await load.stop()
+        return {
+            **result,
+            "established": established,
+            "carried": carried,
+            "closed": closed,
+            "progress": progress,
+            "back": back,
+            "driver": controller.paths.driver.name if controller.paths and controller.paths.driver else None,
+        }
+
+
+async def host_cut(links: int) -> dict[str, Any]:
+    return await _cut_and_restore(None, ["ip link set h2 down"], ["ip link set h2 up"])
+
+
+async def host_cut_userspace(links: int) -> dict[str, Any]:
+    return await _cut_and_restore("userspace", ["ip link set h2 down"], ["ip link set h2 up"])
+
+
+async def host_cut_first(links: int) -> dict[str, Any]:
+    """The link of the connection's first subflow goes, and comes back."""
+    async with await open_host("auto") as controller:
+        await until(lambda: len(flows(controller)) >= links)
+        load = Load(controller)
+        await until(lambda: sent(controller, "10.1.1.2") > 1_000_000)
+        sh("ip link set h1 down")
+        closed = await until(lambda: not over(controller, "10.1.1.2"))
+        await asyncio.sleep(1)
+        sh("ip link set h1 up")
+        back = await until(lambda: sent(controller, "10.1.1.2") > 1_000_000, 25)
+        return {**await load.stop(), "closed": closed, "back": back}
+
+
+async def host_silent(links: int) -> dict[str, Any]:
+    """The link stays up at both ends, but nothing gets through."""
+    drop = "tc filter add dev h2 ingress bpf da bytecode"
+    cut = ["tc qdisc add dev h2 clsact", f"{drop} '1,6 0 0 2'"]
+    return await _cut_and_restore(None, cut, ["tc qdisc del dev h2 clsact"])
+
+
+# -- the target's side
+
+
+async def with_host(name: str, links: int, *, path_manager: str | None = None) -> dict[str, Any]:
+    """Serve, and let the host's part run in its namespace."""
+    target = Target(
+        namespaces=[Ramdisk("64M")],
+        listen=f"0.0.0.0:{PORT}",
+        subnqn=NQN,
+        options=SocketOptions(congestion="cubic"),
+        paths=PathOptions(paths=("auto",), path_manager=path_manager),
+    )
+    async with target:
+        command = ["ip", "netns", "exec", "host", sys.executable, __file__, "host", name, str(links)]
+        host = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        output, _ = await host.communicate()
+        if host.returncode:
+            sys.exit(f"the host's part failed with {host.returncode}")
+        result: dict[str, Any] = json.loads(output)
+    result["left"] = [sh("ip mptcp endpoint show"), sh("ip -n host mptcp endpoint show")]
+    result["limits"] = [sh("ip mptcp limits show").split(), sh("ip -n host mptcp limits show").split()]
+    return result
+
+
+async def four(links: int) -> dict[str, Any]:
+    return await with_host("four", links)
+
+
+async def backup(links: int) -> dict[str, Any]:
+    return await with_host("backup", links)
+
+
+async def cut(links: int) -> dict[str, Any]:
+    return await with_host("cut", links)
+
+
+async def cut_first(links: int) -> dict[str, Any]:
+    return await with_host("cut_first", links)
+
+
+async def cut_userspace(links: int) -> dict[str, Any]:
+    result = await with_host("cut_userspace", links, path_manager="userspace")
+    result["path_manager"] = sh("cat /proc/sys/net/mptcp/pm_type").strip()
+    return result
+
+
+async def silent(links: int) -> dict[str, Any]:
+    return await with_host("silent", links)
+
+
+async def announce_one(links: int) -> dict[str, Any]:
+    """Bound to one address, another is announced: a second listener takes the joins."""
+    async with Target(
+        namespaces=[Ramdisk("64M")],
+        listen=f"10.1.1.1:{PORT}",
+        subnqn=NQN,
+        paths=PathOptions(paths=("10.1.2.1%t2",)),
+    ) as target:
+        listening = [str(address) for address in target.addresses]
+        command = ["ip", "netns", "exec", "host", sys.executable, __file__, "host", "joined", str(links)]
+        host = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        output, _ = await host.communicate()
+        return {"listening": listening, **json.loads(output)}
+
+
+async def host_joined(links: int) -> dict[str, Any]:
+    """The host only accepts what is announced."""
+    sh("ip mptcp limits set subflows 8 add_addr_accepted 8")
+    async with await connect("10.1.1.1", PORT, subnqn=NQN, transport="mptcp") as controller:
+        seconds = await until(lambda: len(flows(controller)) >= 2, 5)
+        return {"seconds": seconds, "flows": flows(controller)}
+
+
+# -- who owns what
+
+
+def endpoints() -> list[str]:
+    return [line.split()[0] for line in sh("ip mptcp endpoint show").splitlines()]
+
+
+def _child(body: str) -> subprocess.Popen[bytes]:
+    """Another process of ours, which is ready when this returns."""
+    start = "from nvmeof.transport.paths import *\nfrom nvmeof.transport.paths.model import *\nimport time\n"
+    child = subprocess.Popen(
+        [sys.executable, "-c", start + body + "\nprint('.', flush=True)\ntime.sleep(60)"], stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdout.read(1) == b"."
+    return child
+
+
+async def crash(links: int) -> dict[str, Any]:
+    """A process dies without a word; the next one takes back what it left, and nothing else."""
+    sh("ip mptcp endpoint add 10.1.3.1 dev t3 signal")  # an administrator's
+    body = (
+        "p = KernelPaths('target'); p.ensure_limits(Limits(5, 6));"
+        "[p.add(parse_path(a).endpoint(PathRole.SIGNAL)) for a in ('10.1.1.1%t1', '10.1.2.1%t2', '10.1.3.1%t3')]"
+    )
+    first, second = _child(body), _child(body.replace(", '10.1.2.1%t2'", ""))
+    result: dict[str, Any] = {"both": endpoints(), "limits": sh("ip mptcp limits show").split()}
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    result["left"] = endpoints()
+    with KernelPaths("next") as paths:
+        result["recovered"] = [each.address for each in paths.recover()]
+        result["one_dead"] = endpoints()
+        holders = {each.endpoint.address: each.holders for each in paths.list()}
+        result["holders"] = {address: len(names) for address, names in holders.items()}
+    second.send_signal(signal.SIGKILL)
+    second.wait()
+    with KernelPaths("next") as paths:
+        paths.add(parse_path("10.1.2.1%t2").endpoint(PathRole.SIGNAL))
+        result["both_dead"] = endpoints()
+        result["limits_then"] = sh("ip mptcp limits show").split()
+    result["at_last"] = endpoints()
+    result["records"] = [each.name for each in Path("/run/nvmeof").glob("*.json")]
+    return result
+
+
+async def two_targets(links: int) -> dict[str, Any]:
+    """Two targets announce the same address: it stays until both have ended."""
+
+    def start(port: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "nvmeof.target", "--ramdisk", "8M", "-l", f"0.0.0.0:{port}", "-o", "json"]
+        target = subprocess.Popen([*command, "--mptcp-signal", "10.1.2.1"], stdout=subprocess.PIPE, text=True)
+        assert target.stdout is not None
+        target.stdout.readline()
+        return target
+
+    one, two = start(4420), start(4421)
+    result: dict[str, Any] = {"both": endpoints()}
+    one.terminate()
+    one.wait(10)
+    result["one"] = endpoints()
+    result["limits"] = sh("ip mptcp limits show").split()
+    two.terminate()
+    two.wait(10)
+    result["none"] = endpoints()
+    result["limits_then"] = sh("ip mptcp limits show").split()
+    return result
+
+
+async def changed_meanwhile(links: int) -> dict[str, Any]:
+    """What somebody else changed since is left alone."""
+    with KernelPaths("target") as paths:
+        paths.ensure_limits(Limits(8, 8))
+        endpoint = paths.add(parse_path("10.1.1.1%t1").endpoint(PathRole.SIGNAL))
+        sh(f"ip mptcp endpoint delete id {endpoint.id}")
+        sh("ip mptcp endpoint add 10.1.1.1 dev t1 subflow")
+        sh("ip mptcp limits set subflows 3 add_addr_accepted 3")
+    return {"endpoints": sh("ip mptcp endpoint show"), "limits": sh("ip mptcp limits show").split()}
+
+
+def main() -> None:
+    name, *rest = sys.argv[1:]
+    functions: dict[str, Callable[[int], Coroutine[Any, Any, dict[str, Any]]]] = globals()
+    if name == "host":
+        print(json.dumps(run(functions["host_" + rest[0]](int(rest[1])))))
+        return
+    setup(int(rest[0]))
+    print(json.dumps(run(functions[name](int(rest[0])))))
+
+
+if __name__ == "__main__":
+    main()
