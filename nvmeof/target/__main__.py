@@ -67,6 +67,8 @@ class Options:
     in_capsule: str = "8K"
     digests: bool = True
     congestion: str | None = None
+    sndbuf: str | None = None
+    rcvbuf: str | None = None
     tos: int | None = None
     keep_alive: float = 0.0
     mptcp_signal: tuple[str, ...] = ()
@@ -81,6 +83,9 @@ def _remark(text: str) -> None:
 
 
 def _backends(options: Options) -> list[NamespaceConfig]:
+    for name, given in (("size", options.size is not None), ("shared", options.shared)):
+        if given and not options.file:
+            raise ConfigurationError(f"--{name} is about a --file, and there is none")
     ramdisks = options.ramdisk or (() if options.file else (DEFAULT_RAMDISK,))
     backends: list[Backend] = [Ramdisk(size, block_bytes=options.block_size) for size in ramdisks]
     backends += [
@@ -136,7 +141,12 @@ def make_target(options: Options) -> Target:
     )
     return Target(
         TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options))),
-        options=SocketOptions(congestion=options.congestion, tos=options.tos),
+        options=SocketOptions(
+            congestion=options.congestion,
+            tos=options.tos,
+            sndbuf_bytes=parse_size(options.sndbuf) if options.sndbuf else None,
+            rcvbuf_bytes=parse_size(options.rcvbuf) if options.rcvbuf else None,
+        ),
         connection=ConnectionConfig(header_digest=options.digests, data_digest=options.digests),
         paths=PathOptions(
             paths=options.mptcp_signal,
@@ -354,6 +364,8 @@ def _raise_file_limit() -> None:
     help="End silent hosts that ask for no keep alive; 0: never.",
 )
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of all connections.")
+@click.option("--sndbuf", metavar="SIZE", help="Send buffer of all connections.  [default: adapts itself]")
+@click.option("--rcvbuf", metavar="SIZE", help="Receive buffer of all connections.  [default: adapts itself]")
 @click.option(
     "--mptcp-signal",
     multiple=True,

@@ -1,0 +1,298 @@
+"""The target's command line, as a user meets it: a process, its texts, its signals and its exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from nvmeof.target.__main__ import Options, facts, main, make_target
+from nvmeof.target.server import Target
+from nvmeof.transport import Address
+from tests.conformance.rawhost import HOSTNQN, WRITE, RawHost, association, io_sqe, until
+
+SECONDS = 20
+NQN = "nqn.2026-01.org.example:cli"
+
+
+@pytest.fixture(autouse=True)
+def calm():
+    """`main` sets up logging and hosts stay open when a test fails."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    RawHost.close_all()
+
+
+@dataclass
+class Served:
+    """A target in a process of its own; looks enough like a Target for a raw host."""
+
+    process: asyncio.subprocess.Process
+    told: dict
+    subnqn: str
+    address: Address
+
+    @property
+    def config(self):
+        return type("Config", (), {"ports": [type("Port", (), {"transport": "tcp"})]})
+
+    async def ended(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
+        """Exit code and stderr after a signal."""
+        if number is not None:
+            self.process.send_signal(number)
+        _, err = await asyncio.wait_for(self.process.communicate(), SECONDS)
+        assert self.process.returncode is not None
+        return self.process.returncode, err.decode()
+
+
+@contextlib.asynccontextmanager
+async def served(*arguments: str) -> AsyncIterator[Served]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "nvmeof.target", "-t", "tcp", "-l", "127.0.0.1:0", "-o", "json", "-n", NQN, *arguments,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), SECONDS)
+        told = json.loads(line)
+        first = told["listeners"][0]
+        yield Served(process, told, told["subnqn"], Address(first["address"], first["port"]))
+    finally:
+        RawHost.close_all()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]
+
+
+# -- running
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("loop", ["--uvloop", "--no-uvloop"])
+async def test_a_signal_under_load_stops_it_cleanly(tmp_path, number, loop):
+    """Exit code 0, in a moment; what was answered is in the file, and no block is half written."""
+    path = tmp_path / "disk"
+    async with served("--file", str(path), "--size", "8M", loop) as target:
+        answered: dict[int, int] = {}
+
+        async def load(host: RawHost, lane: int) -> None:
+            value = 0
+            try:
+                while True:
+                    value = value % 250 + 1
+                    if (await host.write(lane * 64, bytes([value]) * 32768, in_capsule=False)).status == 0:
+                        answered[lane] = value
+            except (EOFError, OSError):
+                pass
+
+        hosts = await association(target, queues=4)
+        tasks = [asyncio.ensure_future(load(host, lane)) for lane, host in enumerate(hosts[1:])]
+        await until(lambda: len(answered) == 4 and sum(answered.values()) > 40)
+        code, err = await asyncio.wait_for(target.ended(number), 8)
+        for host in hosts:
+            host.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert code == 0, err
+    assert "Traceback" not in err and f"{number.name}: stopping" in err
+    content = path.read_bytes()
+    assert len(content) == 8 << 20
+    for lane, value in answered.items():
+        part = content[lane * 32768 : (lane + 1) * 32768]
+        assert part in (bytes([value]) * 32768, bytes([value % 250 + 1]) * 32768)
+
+
+async def test_a_second_signal_stops_it_at_once(tmp_path):
+    """A host that owes data would hold the first stop up for a while."""
+    async with served("--ramdisk", "8M") as target:
+        hosts = await association(target)
+        await hosts[1].send(hosts[1].capsule(io_sqe(1, WRITE, 0, 64)))
+        await hosts[1].r2t(1)
+        target.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.3)
+        assert target.process.returncode is None, "it waits for the data"
+        code, err = await asyncio.wait_for(target.ended(signal.SIGTERM), 1)
+        assert code == 0 and "SIGTERM again: stopping at once" in err and "Traceback" not in err
+
+
+async def test_what_it_says_as_json(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(1 << 20))
+    async with served(
+        "--ramdisk", "4M", "--file", str(path), "--block-size", "4096", "--read-only", "--allow-host", HOSTNQN
+    ) as target:
+        told = target.told
+        assert told["subnqn"] == NQN and told["transport"] == "tcp" and told["trtype"] == 3
+        assert told["allowed_hosts"] == [HOSTNQN] and len(told["serial"]) == 20
+        assert [(n["nsid"], n["size_bytes"], n["block_bytes"], n["read_only"]) for n in told["namespaces"]] == [
+            (1, 4 << 20, 4096, True), (2, 1 << 20, 4096, True)
+        ]  # fmt: skip
+        assert told["listeners"][0]["protocol"] == "tcp"
+        code, err = await target.ended()
+    assert code == 0 and "any host" not in err
+
+
+async def test_connections_are_one_line_each():
+    async with served() as target:
+        hosts = await association(target)
+        hosts[1].close()
+        hosts[0].close()
+        await asyncio.sleep(0.2)
+        code, err = await target.ended()
+    assert code == 0
+    assert len(re.findall(r"queue [01] of controller 1 connected \(tcp\)", err)) == 2
+    assert len(re.findall(r"queue [01] ended: ", err)) == 2
+    assert all(re.match(r"\d\d:\d\d:\d\d |nvmeof-target: ", line) for line in err.splitlines()), err
+
+
+def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+def test_a_port_in_use_is_one_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run_module("nvmeof.target", "-t", "tcp", "-l", f"127.0.0.1:{port}")
+    assert result.returncode == 1 and result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("nvmeof-target: ") and "in use" in line and str(port) in line
+
+
+def test_text_for_a_person(tmp_path):
+    """What is printed for a terminal: the lines to connect with work as they are."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nvmeof.target", "-l", "127.0.0.1:0", "-n", NQN],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            if "python -m nvmeof.host" in line:
+                break
+        text = "\n".join(lines)
+        assert re.search(r"nvme connect -t tcp -a 127\.0\.0\.1 -s \d+ -n " + re.escape(NQN), text)
+        command, *where = lines[-1].split()[3:]
+        assert command == "connect"  # it stays connected; the same options serve for a look
+        shown = run_module("nvmeof.host", "id-ctrl", *where)
+        assert shown.returncode == 0, shown.stderr
+        assert "1 GiB" in text or "1G" in text
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0 and "Traceback" not in err
+
+
+# -- options
+
+
+USAGE = {
+    "size": (["--ramdisk", "huge"], "huge"),
+    "block size": (["--block-size", "777"], "777"),
+    "port": (["-l", "127.0.0.1:70000"], "not a port"),
+    "nqn": (["-n", "disk"], "disk"),
+    "allowed host": (["--allow-host", "me"], "me"),
+    "transport": (["-t", "rdma"], "known are"),
+    "mdts": (["--mdts", "3M"], "power of two"),
+    "in-capsule": (["--in-capsule", "100"], "multiple of 16"),
+    "queue size": (["--queue-size", "1"], "2 to 65536"),
+    "option": (["--nonsense"], "nonsense"),
+    "argument": (["extra"], "extra"),
+    "trtype code": (["--trtype-code", "3"], "taken"),
+    "tos": (["--tos", "300"], "300"),
+    "keep alive": (["--keep-alive", "-1"], "negative"),
+    "serial": (["--serial", "x" * 21], "20"),
+    "odd ramdisk": (["--ramdisk", "1000"], "whole number"),
+    "size without file": (["--size", "1G"], "--file"),
+    "size of several files": (["--file", "/nonexistent/a", "--ramdisk", "1M", "--discovery", "[::1"], "[ADDRESS]:PORT"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_a_bad_option_is_one_sentence_and_exit_code_2(capsys, monkeypatch, case):
+    monkeypatch.setattr(Target, "_tick", lambda target: pytest.fail("it was accepted"))  # else it would run for ever
+    arguments, text = USAGE[case]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    [line] = captured.err.splitlines()
+    assert line.startswith("nvmeof-target: ") and text in line and captured.out == ""
+
+
+FAILED = {
+    "no such file": (["-t", "tcp", "-l", "127.0.0.1:0", "--file", "/nonexistent/disk"], "/nonexistent/disk"),
+    "a directory": (["-t", "tcp", "-l", "127.0.0.1:0", "--file", "/tmp"], "/tmp"),
+    "not our address": (["-t", "tcp", "-l", "192.0.2.1:0"], "192.0.2.1"),
+    "no such name": (["-t", "tcp", "-l", "no-such-host.invalid:0"], "no-such-host.invalid"),
+    "no such congestion control": (["-t", "tcp", "-l", "127.0.0.1:0", "--congestion", "nonesuch"], "nonesuch"),
+}
+
+
+@pytest.mark.parametrize("case", FAILED)
+def test_what_cannot_be_done_is_one_sentence(capsys, case):
+    arguments, text = FAILED[case]
+    assert main(arguments) in (1, 2)
+    captured = capsys.readouterr()
+    [line] = captured.err.splitlines()
+    assert line.startswith("nvmeof-target: ") and text in line and captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"]])
+def test_help(capsys, arguments):
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "nvmeof-target" in out
+    assert all(len(line) <= 110 for line in out.splitlines())
+
+
+async def test_options_reach_the_target(tmp_path):
+    options = Options(
+        trtype="tcp", listen=("127.0.0.1:0", "[::1]:0"), discovery=("127.0.0.1:0",), advertise="192.0.2.9:4444",
+        ramdisk=("1M", "2M"), subnqn=NQN, serial="S1", model="M1", allow_host=(HOSTNQN,), max_queues=3, queue_size=64,
+        mdts="128K", in_capsule="4K", digests=False, tos=8,
+    )  # fmt: skip
+    async with make_target(options) as target:
+        subsystem = target.subsystems[NQN].config
+        assert (subsystem.serial_number, subsystem.model, subsystem.max_io_queues) == ("S1", "M1", 3)
+        assert (subsystem.max_queue_entries, subsystem.max_transfer_bytes) == (64, 128 << 10)
+        assert subsystem.incapsule_bytes == 4096 and subsystem.allowed_hosts == {HOSTNQN}
+        ports = target.config.ports
+        assert [port.discovery_only for port in ports] == [False, False, True]
+        assert [(port.advertise_host, port.advertise_port) for port in ports] == [
+            ("192.0.2.9", 4444), ("192.0.2.9", 4444), ("192.0.2.9", None)
+        ]  # fmt: skip
+        told = facts(target, options)
+        json.dumps(told)
+        assert len(told["listeners"]) == 3 and len(told["namespaces"]) == 2
+
+
+def test_a_closed_stdout_is_no_traceback():
+    """`python -m nvmeof.target | head -1`: it must not die with a traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nvmeof.target", "-t", "tcp", "-l", "127.0.0.1:0"], stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    try:
+        _, err = process.communicate(timeout=3)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        _, err = process.communicate(timeout=SECONDS)
+    assert b"Traceback" not in err and b"Exception ignored" not in err, err
