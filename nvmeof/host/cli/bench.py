@@ -22,6 +22,8 @@ from nvmeof.host.client import HostController
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.queue import Queue, Request
 from nvmeof.host.requests import error_of
+from nvmeof.transport.base import Endpoint
+from nvmeof.transport.paths.diag import with_diag
 
 PATTERNS = ("randread", "read", "randwrite", "write")
 ADDRESSES = 65536
@@ -151,7 +153,7 @@ async def run_bench(
         before, began = os.times(), time.perf_counter()
         await asyncio.wait([load.finished], timeout=seconds)
         elapsed, after, latencies = time.perf_counter() - began, os.times(), load.latencies
-        connections = controller.describe()[1:]
+        connections = _figures(controller)
     finally:
         load.latencies = array("q")
         load.stop()
@@ -218,6 +220,35 @@ async def bench_command(
     print_result(result)
 
 
+def _figures(controller: HostController) -> list[dict[str, Any]]:
+    """What the I/O queues say of themselves, with each subflow's backup flag and congestion control."""
+    facts = controller.describe()[1:]
+    for each, queue in zip(facts, controller.io_queues, strict=True):
+        endpoint = getattr(queue.private, "endpoint", None)
+        if isinstance(endpoint, Endpoint):
+            each["subflows"] = with_diag(endpoint.describe()).as_dict()["subflows"]
+    return facts
+
+
+def _subflow_rows(subflows: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+    """A line of a table for each subflow of a connection."""
+    total = sum(each[name] or 0 for each in subflows for name in ("bytes_received", "bytes_sent"))
+    return [
+        (
+            f"  {each['local']} - {each['peer']}",
+            each["state"].lower() + (" backup" if each["backup"] else ""),
+            out.size(each["bytes_received"] or 0),
+            out.size(each["bytes_sent"] or 0),
+            f"{((each['bytes_received'] or 0) + (each['bytes_sent'] or 0)) / total if total else 0:.0%}",
+            f"{(each['rtt_us'] or 0) / 1000:.2f} ms",
+            each["cwnd_segments"] or 0,
+            each["retransmits"] or 0,
+            each["congestion"] or "",
+        )
+        for each in subflows
+    ]
+
+
 def print_result(result: BenchResult) -> None:
     """The figures for a person."""
     out.print_fields(
@@ -246,12 +277,11 @@ def print_result(result: BenchResult) -> None:
             parts.append(f"{each['retransmits']} retransmissions")
         if each.get("rtt_us") is not None:
             parts.append(f"RTT {each['rtt_us']} us")
-        for subflow in each.get("subflows") or ():
-            if len(each["subflows"]) > 1:
-                parts.append(
-                    f"{subflow['local']} - {subflow['peer']} {out.size(subflow.get('bytes_received') or 0)} in"
-                )
         print(f"queue {each['qid']} : {', '.join(parts)}")
+        subflows = each.get("subflows") or []
+        if len(subflows) > 1:
+            headings = ("  subflow", "state", "in", "out", "share", "RTT", "cwnd", "resent", "control")
+            out.print_table(headings, _subflow_rows(subflows), right=headings[2:-1])
 
 
 COMMANDS = (bench_command,)

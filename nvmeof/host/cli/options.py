@@ -25,6 +25,25 @@ else:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+class Bytes(IntegerType):
+    """A size: ``4096``, ``4k``, ``1M`` (binary units)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = value.strip().lower().removesuffix("b").removesuffix("i")
+        shift = {"k": 10, "m": 20, "g": 30, "t": 40}.get(text[-1:], 0)
+        digits = text[:-1] if shift else text
+        if not (digits.isascii() and digits.isdigit()):
+            self.fail(f"{value!r} is not a size: give bytes, or 4k, 1M, 2G", param, ctx)
+        return int(digits) << shift
+
+
+BYTES = Bytes()
+
 _CONNECTION = (
     click.option("-t", "--transport", default="mptcp", show_default=True, help="tcp, mptcp (falls back to tcp), ..."),
     click.option("-a", "--traddr", required=True, metavar="ADDR", help="Address or name of the target."),
@@ -37,6 +56,10 @@ _CONNECTION = (
     click.option("-G", "--data-digest", is_flag=True, help="Data digests."),
     click.option("-T", "--tos", type=int, metavar="TOS", help="IP type of service, 0 to 255."),
     click.option("--congestion", metavar="NAME", help="TCP congestion control of the sockets."),
+    click.option("--sndbuf", "sndbuf_bytes", type=BYTES, metavar="SIZE", help="Send buffer.  [default: adapts itself]"),
+    click.option(
+        "--rcvbuf", "rcvbuf_bytes", type=BYTES, metavar="SIZE", help="Receive buffer.  [default: adapts itself]"
+    ),
     click.option("--connect-timeout", type=float, default=10.0, show_default=True, metavar="SECONDS"),
     click.option("-k", "--keep-alive-tmo", type=float, default=5.0, show_default=True, metavar="SECONDS"),
 )
@@ -102,7 +125,7 @@ def coroutine(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 
 CONNECTION_NAMES = (
     "transport", "traddr", "trsvcid", "host_traddr", "host_iface", "hostnqn", "hostid", "hdr_digest", "data_digest",
-    "tos", "congestion", "connect_timeout", "keep_alive_tmo",
+    "tos", "congestion", "sndbuf_bytes", "rcvbuf_bytes", "connect_timeout", "keep_alive_tmo",
 )  # fmt: skip
 CONTROLLER_NAMES = ("nr_io_queues", "queue_size", "disable_sqflow")
 
@@ -191,25 +214,6 @@ async def open_namespace(controller: HostController, nsid: int | None) -> Namesp
     namespace = controller.namespace(nsid)
     await namespace.refresh()
     return namespace
-
-
-class Bytes(IntegerType):
-    """A size: ``4096``, ``4k``, ``1M`` (binary units)."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        text = value.strip().lower().removesuffix("b").removesuffix("i")
-        shift = {"k": 10, "m": 20, "g": 30, "t": 40}.get(text[-1:], 0)
-        digits = text[:-1] if shift else text
-        if not (digits.isascii() and digits.isdigit()):
-            self.fail(f"{value!r} is not a size: give bytes, or 4k, 1M, 2G", param, ctx)
-        return int(digits) << shift
-
-
-BYTES = Bytes()
 
 
 class Number(IntegerType):

@@ -139,23 +139,21 @@ class KernelPaths:
 
         Raises ConfigurationError for one that is not there, or not ours.
         """
-        with self._privilege("removing a path", [f"ip mptcp endpoint delete id ID  # that of {key[0]}"]):
-            present = self.pm.find(key)
-            with self._ledger.transaction() as record:
-                self._recover(record)
-                owned = record.find(key)
-                if owned is None and not whosever:
-                    whose = "was not added by nvmeof" if present else "is no MPTCP endpoint here"
-                    raise ConfigurationError(f"{key[0]} {whose}")
-                if owned is not None:
-                    owned.holders = [] if whosever else [each for each in owned.holders if each != self._ledger.holder]
-                    if owned.holders:
-                        return owned.endpoint()
-                    record.endpoints.remove(owned)
-                if present is not None and present.id:
-                    self._delete(present)
-                elif owned is None:
-                    raise ConfigurationError(f"{key[0]} is no MPTCP endpoint here")
+        present = self.pm.find(key)
+        command = f"ip mptcp endpoint delete id {present.id if present is not None else 0}"
+        with self._privilege("removing a path", [command]), self._ledger.transaction() as record:
+            self._recover(record)
+            owned = record.find(key)
+            if owned is None and (present is None or not whosever):
+                whose = "was not added by nvmeof" if present else "is no MPTCP endpoint here"
+                raise ConfigurationError(f"{key[0]} {whose}")
+            if owned is not None:
+                owned.holders = [] if whosever else [each for each in owned.holders if each != self._ledger.holder]
+                if owned.holders:
+                    return owned.endpoint()
+                record.endpoints.remove(owned)
+            if present is not None and present.id:
+                self._delete(present)
         return present or owned.endpoint()  # type: ignore[union-attr]
 
     def set_backup(self, key: tuple[str, int | None], backup: bool) -> PathEndpoint:
@@ -217,6 +215,15 @@ class KernelPaths:
             if present != wanted:
                 self.pm.set_limits(wanted)
             self._own(record, _LIMITS, _pair(present), _pair(wanted))
+        return wanted
+
+    def apply_limits(self, wanted: Limits) -> Limits:
+        """Set the limits for good: what other processes changed before is not put back any more."""
+        with self._privilege("setting MPTCP's limits", [wanted.command()]):
+            self.pm.set_limits(wanted)
+        if self._ledger.path.exists():
+            with self._ledger.transaction() as record:
+                record.settings.pop(_LIMITS, None)
         return wanted
 
     def set_path_manager(self, name: str) -> None:

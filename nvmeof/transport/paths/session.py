@@ -90,12 +90,13 @@ class PathSession:
         """
         try:
             specs = await self._specs(addresses)
-            self._open()
+            wanted = [each.endpoint(self.role) for each in specs]
+            self._open(wanted)
             if prepare is not None:
                 for spec in specs:
                     await prepare(spec.address)
             assert self.driver is not None
-            added = self.driver.add([each.endpoint(self.role) for each in specs], self.options.limits)
+            added = self.driver.add(wanted, self.options.limits)
             self.paths += [PathState(each) for each in added]
             if self.options.keep:
                 self.keeper = PathKeeper(self.driver, self.paths, self._connections)
@@ -108,7 +109,7 @@ class PathSession:
             self.stop()
         return [each.endpoint for each in self.paths]
 
-    def _open(self) -> None:
+    def _open(self, endpoints: Sequence[PathEndpoint]) -> None:
         """Find out which path manager there is, and set the other one where that was asked for."""
         self._namespace = KernelPaths(self._what)
         wanted, present = self.options.path_manager, sysctl.path_manager()
@@ -118,9 +119,19 @@ class PathSession:
         if present == "kernel":
             self.driver = KernelDriver(self._namespace, self._connections)
         elif present == "userspace":
-            self.driver = UserspaceDriver(self.role, self._connections)
+            try:
+                self.driver = UserspaceDriver(self.role, self._connections)
+            except PathPrivilegeError:
+                raise self._without_userspace(endpoints) from None
         else:
             raise TransportError(f"paths are left to the path manager {present!r} that this network namespace uses")
+
+    def _without_userspace(self, endpoints: Sequence[PathEndpoint]) -> PathPrivilegeError:
+        """What an administrator can do where the path manager is the user-space one, which we may not be."""
+        name, value = sysctl.path_manager_sysctl("kernel")
+        limits = [self.options.limits.command()] if self.options.limits is not None else []
+        commands = [f"sysctl -w net.mptcp.{name}={value}", *limits, *(each.command() for each in endpoints)]
+        return PathPrivilegeError("managing paths per connection (path manager 'userspace')", commands)
 
     def stop(self) -> None:
         """Take back what was added. Idempotent."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import shlex
@@ -297,6 +298,10 @@ def endpoints() -> list[str]:
     return [line.split()[0] for line in sh("ip mptcp endpoint show").splitlines()]
 
 
+def records() -> list[str]:
+    return [each.name for each in Path("/run/nvmeof").glob("*.json")]
+
+
 def _child(body: str) -> subprocess.Popen[bytes]:
     """Another process of ours, which is ready when this returns."""
     start = "from nvmeof.transport.paths import *\nfrom nvmeof.transport.paths.model import *\nimport time\n"
@@ -332,7 +337,7 @@ async def crash(links: int) -> dict[str, Any]:
         result["both_dead"] = endpoints()
         result["limits_then"] = sh("ip mptcp limits show").split()
     result["at_last"] = endpoints()
-    result["records"] = [each.name for each in Path("/run/nvmeof").glob("*.json")]
+    result["records"] = records()
     return result
 
 
@@ -368,6 +373,57 @@ async def changed_meanwhile(links: int) -> dict[str, Any]:
         sh("ip mptcp endpoint add 10.1.1.1 dev t1 subflow")
         sh("ip mptcp limits set subflows 3 add_addr_accepted 3")
     return {"endpoints": sh("ip mptcp endpoint show"), "limits": sh("ip mptcp limits show").split()}
+
+
+# -- without CAP_NET_ADMIN
+
+
+def _drop_net_admin() -> None:
+    """In the child: exec then gives root all privileges but this one."""
+    PR_CAPBSET_DROP, CAP_NET_ADMIN = 24, 12
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_NET_ADMIN, 0, 0, 0)
+
+
+def _unprivileged(namespace: list[str], *arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [*namespace, sys.executable, "-m", "nvmeof.host", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        preexec_fn=_drop_net_admin,
+    )
+    return {"code": done.returncode, "out": done.stdout, "err": done.stderr.splitlines()}
+
+
+async def unprivileged(links: int) -> dict[str, Any]:
+    """Commands in the target's namespace, without the privilege; then with what the administrator was told to run."""
+    result: dict[str, Any] = {
+        "add": _unprivileged([], "paths", "add", "10.1.2.1", "--signal"),
+        "limits": _unprivileged([], "paths", "limits", "8,8"),
+        "list": _unprivileged([], "paths", "list", "-o", "json"),
+    }
+    code = (
+        "import asyncio\nfrom nvmeof.transport import Address\nfrom nvmeof.transport.paths import *\n"
+        "async def main():\n"
+        " s = PathSession(PathRole.SIGNAL, PathOptions(paths=('auto',)), tuple, what='target')\n"
+        " found = await s.start([Address('0.0.0.0', 4420)])\n"
+        " print(len(found)); print('\\n'.join(getattr(s.problem, 'commands', ())))\n"
+        " s.stop()\n"
+        "asyncio.run(main())"
+    )
+
+    def session() -> list[str]:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=20, preexec_fn=_drop_net_admin
+        ).stdout.splitlines()
+
+    result["session"] = session()
+    for line in result["session"][1:]:
+        sh(line)
+    result["then"] = session()
+    result["endpoints"] = endpoints()
+    return result
 
 
 def main() -> None:

@@ -143,3 +143,21 @@ def test_what_others_changed_is_left_alone() -> None:
     result = scenario("changed_meanwhile", 2)
     assert result["endpoints"].split()[:4] == ["10.1.1.1", "id", "1", "subflow"]
     assert result["limits"] == ["add_addr_accepted", "3", "subflows", "3"]
+
+
+def test_without_the_privilege_a_sentence_says_what_to_run() -> None:
+    result = scenario("unprivileged", 2)
+    add, limits = result["add"], result["limits"]
+    assert (add["code"], limits["code"], result["list"]["code"]) == (1, 1, 0)
+    assert len(add["err"]) == len(limits["err"]) == 1
+    assert "CAP_NET_ADMIN" in add["err"][0]
+    assert "`ip mptcp endpoint add 10.1.2.1 dev t2 signal`" in add["err"][0]
+    assert "`ip mptcp limits set subflows 8 add_addr_accepted 8`" in limits["err"][0]
+    lines = [
+        "ip mptcp limits set subflows 8 add_addr_accepted 8",
+        "ip mptcp endpoint add 10.1.1.1 dev t1 signal",
+        "ip mptcp endpoint add 10.1.2.1 dev t2 signal",
+    ]
+    assert result["session"] == ["0", *lines]
+    assert result["then"][0] == "2", "what the administrator added is used"
+    assert result["endpoints"] == ["10.1.1.1", "10.1.2.1"], "and left in place"
