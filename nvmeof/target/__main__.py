@@ -174,7 +174,7 @@ def _loopback(host: str) -> bool:
 def facts(target: Target, options: Options) -> dict[str, Any]:
     """What the target offers, for a person or a program."""
     subsystem = target.subsystems[target.subnqn]
-    listeners = [listener.describe() for listener in target.listeners]
+    listeners = [(listener.describe(), listener in target.discovery_listeners) for listener in target.listeners]
     return {
         "subnqn": target.subnqn,
         "serial": subsystem.config.serial_number,
@@ -188,8 +188,9 @@ def facts(target: Target, options: Options) -> dict[str, Any]:
                 "port": info.address.port,
                 "protocol": info.protocol,
                 "fallback": info.fallback_reason or None,
+                "discovery_only": discovery_only,
             }
-            for info in listeners
+            for info, discovery_only in listeners
         ],
         "paths": target.paths.list() if target.paths else [],
         "namespaces": [
@@ -210,25 +211,29 @@ def _say(told: dict[str, Any]) -> None:
     click.echo(f"subsystem  {told['subnqn']}  (serial {told['serial']})")
     for namespace in told["namespaces"]:
         access = ", read-only" if namespace["read_only"] else ""
+        size = format_size(namespace["size_bytes"])
+        backend = namespace["backend"].removesuffix(f" {size}")
         click.echo(
-            f"namespace  {namespace['nsid']}: {namespace['backend']}, {format_size(namespace['size_bytes'])} "
-            f"in blocks of {namespace['block_bytes']} bytes{access}"
+            f"namespace  {namespace['nsid']}: {backend}, {size} in blocks of {namespace['block_bytes']} bytes{access}"
         )
     for listener in told["listeners"]:
         address = Address(listener["address"], listener["port"])
         protocol = listener["protocol"]
         if listener["fallback"]:
             protocol += f" (asked for {told['transport']}; {listener['fallback']})"
-        click.echo(f"listening  {address} over {protocol}, trtype {told['trtype']}, loop {told['loop']}")
+        what = "discovery " if listener["discovery_only"] else "listening "
+        click.echo(f"{what} {address} over {protocol}, trtype {told['trtype']}, loop {told['loop']}")
     for path in told["paths"]:
         click.echo(f"announced  {path['address']} on {path['device']} ({path['flags']})")
     first = told["listeners"][0]
     host = _reachable(first["address"])
-    click.echo("connect with")
+    elsewhere = "" if host == first["address"] else f" (from elsewhere: this machine's address instead of {host})"
+    click.echo(f"connect with{elsewhere}")
     click.echo(f"  nvme connect -t tcp -a {host} -s {first['port']} -n {told['subnqn']}")
     click.echo(
         f"  python -m nvmeof.host connect -t {told['transport']} -a {host} -s {first['port']} -n {told['subnqn']}"
     )
+    click.echo("stop with Ctrl-C")
 
 
 def _warn(told: dict[str, Any]) -> None:
@@ -237,12 +242,11 @@ def _warn(told: dict[str, Any]) -> None:
     public = [
         str(Address(listener["address"], listener["port"]))
         for listener in told["listeners"]
-        if not _loopback(listener["address"])
+        if not listener["discovery_only"] and not _loopback(listener["address"])
     ]
     if public:
         _remark(
-            f"warning: any host that reaches {', '.join(public)} may read and write; "
-            "--allow-host NQN or --listen 127.0.0.1 restricts that"
+            f"warning: any host that reaches {', '.join(public)} may read and write (see --allow-host and --listen)"
         )
 
 
@@ -284,6 +288,7 @@ async def serve(options: Options) -> None:
         await stopping.wait()
     finally:
         await target.stop()
+    logger.info("stopped")
 
 
 def _raise_file_limit() -> None:
@@ -353,7 +358,7 @@ def _raise_file_limit() -> None:
     help="Largest data within an I/O command's capsule.",
 )
 @click.option(
-    "--digests/--no-digests", default=True, show_default=True, help="Grant header and data digests to hosts that ask."
+    "--digests/--no-digests", default=True, show_default=True, help="Grant digests (CRC32C) to hosts that ask."
 )
 @click.option(
     "--keep-alive",
@@ -385,7 +390,7 @@ def _raise_file_limit() -> None:
     show_default=True,
     help="Form of what is said at the start.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Log refused commands too.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every refused command too.")
 @click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
 @click.version_option(package_name="nvmeof", prog_name="nvmeof-target")
 def cli(verbose: bool, quiet: bool, block_size: str, **given: Any) -> None:

@@ -99,6 +99,8 @@ class Target:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.drivers: set[QueueDriver] = set()
         self.listeners: list[Listener] = []
+        self.discovery_listeners: list[Listener] = []
+        """Those of the listeners that offer nothing but Discovery."""
         self.loop: asyncio.AbstractEventLoop
         self.runtime: Runtime
         self.paths: PathSession | None = None
@@ -171,6 +173,8 @@ class Target:
 
         listeners = await transport.listen(port.host, port.port, self.options, accepted)
         self.listeners += listeners
+        if port.discovery_only:
+            self.discovery_listeners += listeners
         self._acceptors.append((replace(port, port=listeners[0].address.port), accepted))
         info = replace(info, trsvcid=str(listeners[0].address.port))
         self.inventory.add_port(info)

@@ -1,0 +1,116 @@
+"""One socket, one queue: partial sends, tiny receives, turns, and the order of ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.driver import READS_AT_A_TIME, printable
+from nvmeof.transport import SocketOptions
+from nvmeof.transport.memory import MemoryTransport
+from tests.conformance.rawhost import READ, RawHost, association, io_sqe, make_sqe, running, until
+
+
+@pytest.fixture(autouse=True)
+def left_open():
+    yield
+    RawHost.close_all()
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Every receive gives at most seven bytes."""
+
+    transport = MemoryTransport(max_chunk_bytes=7)
+    monkeypatch.setattr("nvmeof.transport.base._transports", {"memory": transport})
+
+
+@pytest.mark.parametrize("dgst", [0, 3])
+@pytest.mark.parametrize("capacity", [1, 100, 5000])
+async def test_partial_sends(dgst, capacity):
+    """The socket takes a byte, or a hundred, at a time: nothing is lost, repeated or torn."""
+    size = 4096 if capacity > 1 else 512
+    async with running(options=SocketOptions(sndbuf_bytes=capacity)) as target:
+        hosts = await association(target, dgst=dgst)
+        data = bytes(range(256)) * (size // 256)
+        for cid in range(3):
+            assert (await hosts[1].write(0, data, cid)).status == 0
+        for _ in range(3):
+            await hosts[1].send(b"".join(hosts[1].capsule(io_sqe(cid, READ, 0, size // 512)) for cid in range(4)))
+            for cid in range(4):
+                completion = await hosts[1].completion(cid)
+                assert completion.status == 0 and completion.data == data
+
+
+@pytest.mark.parametrize("dgst", [0, 3])
+async def test_tiny_receives(tiny, dgst):
+    async with running(namespaces=[Ramdisk("1M")]) as target:
+        hosts = await association(target, dgst=dgst)
+        data = bytes(range(256)) * 160
+        assert (await hosts[1].write(0, data, in_capsule=False)).status == 0
+        assert (await hosts[1].write(100, data[:4096])).status == 0
+        assert (await hosts[1].read(0, 80)).data == data
+        assert (await hosts[1].read(100, 8)).data == data[:4096]
+
+
+async def test_a_partly_sent_read_keeps_what_was_sent_of_it():
+    """What the socket took the header of is not torn by a later write: the blocks are of one value each."""
+    async with running(options=SocketOptions(sndbuf_bytes=700)) as target:
+        hosts = await association(target, queues=2)
+        assert (await hosts[1].write(0, b"a" * 8192)).status == 0
+        await hosts[1].send(hosts[1].capsule(io_sqe(1, READ, 0, 16)))
+        await asyncio.sleep(0.01)
+        assert (await hosts[2].write(0, b"b" * 8192)).status == 0
+        data = (await hosts[1].completion(1)).data
+        blocks = [set(data[at : at + 512]) for at in range(0, 8192, 512)]
+        assert all(len(block) == 1 for block in blocks)
+
+
+async def test_a_host_that_floods_lets_others_have_their_turn():
+    """A socket is read a bounded number of times before the others are."""
+    async with running(namespaces=[Ramdisk("1M")]) as target:
+        hosts = await association(target, queues=2)
+        flood = hosts[1].capsule(make_sqe(1, 0x7E, nsid=1)) * 400
+        calls = 0
+        driver = next(driver for driver in target.drivers if driver.queue.ctx.qid == 1)
+        receive = driver.endpoint.recv_into
+
+        def counted(buffer):
+            nonlocal calls
+            calls += 1
+            return receive(buffer)
+
+        driver.endpoint.recv_into = counted
+        hosts[1].endpoint.sendmsg([flood] * 30)
+        driver._readable()
+        assert 1 <= calls <= READS_AT_A_TIME
+
+
+async def test_the_admin_queue_goes_last():
+    """A host watches its admin queue: by then its I/O queues have gone."""
+    async with running() as target:
+        hosts = await association(target, queues=2, kato=0)
+        order: list[int] = []
+        for driver in target.drivers:
+            qid, finish = driver.queue.ctx.qid, driver.finish
+            driver.queue.driver = type(
+                "Spy",
+                (),
+                {
+                    "finish": lambda _, reason, *, fault=False, q=qid, f=finish: (order.append(q), f(reason)),
+                    "wake": lambda _: None,
+                    "spawn": driver.spawn,
+                },
+            )()
+        target.inventory.end_all("the end")
+        assert order == [2, 1, 0]
+        for host in hosts:
+            await host.ended()
+        await until(lambda: not target.drivers)
+
+
+def test_names_for_the_log():
+    assert printable("nqn.2026-01.org.example:a") == "nqn.2026-01.org.example:a"
+    assert printable("a\nb\x1b[31m") == "'a\\nb\\x1b[31m'"
