@@ -27,6 +27,8 @@ class ConnectKeywords(TypedDict, total=False):
     host_iface: str | None
     tos: int | None
     congestion: str | None
+    sndbuf_bytes: int | None
+    rcvbuf_bytes: int | None
     discovery: bool
     io_timeout: float
     admin_timeout: float
@@ -63,6 +65,10 @@ class ConnectOptions:
     tos: int | None = None
     congestion: str | None = None
     """TCP congestion control of the queues' sockets."""
+    sndbuf_bytes: int | None = None
+    """SO_SNDBUF of the queues' sockets; None: the kernel adapts it to the path."""
+    rcvbuf_bytes: int | None = None
+    """SO_RCVBUF of the queues' sockets; None: the kernel adapts it to the path."""
     discovery: bool = False
     """A connection to a discovery subsystem: no I/O queues, and no keep-alive unless it is persistent."""
     io_timeout: float = 30.0

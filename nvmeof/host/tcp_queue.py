@@ -237,7 +237,18 @@ class TcpQueueDevice(QueueDevice):
 
     name = "tcp"
     allowed_opts = frozenset(
-        {"hdr_digest", "data_digest", "host_traddr", "host_iface", "tos", "congestion", "hpda_bytes", "maxr2t"}
+        {
+            "hdr_digest",
+            "data_digest",
+            "host_traddr",
+            "host_iface",
+            "tos",
+            "congestion",
+            "sndbuf_bytes",
+            "rcvbuf_bytes",
+            "hpda_bytes",
+            "maxr2t",
+        }
     )
 
     def __init__(self, tap: Callable[[Queue], Tap | None] | None = None) -> None:
@@ -261,6 +272,8 @@ class TcpQueueDevice(QueueDevice):
             host_iface=options.host_iface,
             tos=options.tos,
             congestion=options.congestion,
+            sndbuf_bytes=options.sndbuf_bytes,
+            rcvbuf_bytes=options.rcvbuf_bytes,
             connect_timeout_seconds=options.connect_timeout,
         )
         endpoint = await get(options.transport).connect(options.traddr, options.trsvcid, socket_options)
