@@ -13,7 +13,7 @@ from nvmeof.spec.discovery import (
     HEADER_BYTES,
     parse_discovery_entries,
 )
-from nvmeof.spec.enums import Adrfam, SubType, Trtype
+from nvmeof.spec.enums import Adrfam, SubType, TcpProtocol, Trtype
 
 MAX_ENTRIES = 65536
 """More than this is taken for nonsense: 64 MiB of log."""
@@ -40,10 +40,13 @@ class DiscoveryEntry:
     traddr: str
     eflags: int
     sectype: int
+    prottype: int = TcpProtocol.TCP
 
     @property
     def transport(self) -> str:
         """``tcp``, ``mptcp``, ``rdma``; the number where the type is unknown."""
+        if self.trtype == Trtype.TCP and self.prottype == TcpProtocol.MPTCP:
+            return Trtype.MPTCP.name.lower()
         return _name(Trtype, self.trtype)
 
     @property
@@ -105,4 +108,5 @@ def _entry(parsed: Any) -> DiscoveryEntry:
         traddr=parsed.traddr.strip(),
         eflags=parsed.eflags,
         sectype=parsed.tsas[0],
+        prottype=parsed.tsas[1],
     )

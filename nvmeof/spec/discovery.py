@@ -7,7 +7,7 @@ from typing import Any
 
 import construct as c
 
-from nvmeof.spec.enums import SecType, Trtype
+from nvmeof.spec.enums import SecType, TcpProtocol, Trtype
 from nvmeof.wire import U8, U16, U64, Buffer, PaddedText, build
 
 HEADER_BYTES = 1024
@@ -48,8 +48,9 @@ DISCOVERY_LOG_ENTRY = c.Struct(
 )
 """One entry. ``asqsz``: largest admin queue, entries. ``tsas``: see :data:`TSAS_TCP` and :data:`TSAS_RDMA`."""
 
-TSAS_TCP = c.Struct("sectype" / U8, c.Padding(255))
-"""TSAS of NVMe/TCP: the security type."""
+TSAS_TCP = c.Struct("sectype" / U8, "prottype" / U8, c.Padding(254))
+"""TSAS of NVMe/TCP: the security type, and what was proposed to tell MPTCP from TCP before it became a type of its own
+(:class:`~nvmeof.spec.enums.TcpProtocol`; the byte is reserved in the specification)."""
 
 TSAS_RDMA = c.Struct(
     "qptype" / U8,
@@ -62,9 +63,11 @@ TSAS_RDMA = c.Struct(
 """TSAS of NVMe over RDMA: queue pair type, provider type, connection management service, partition key."""
 
 
-def build_discovery_entry(*, trtype: int, sectype: int = SecType.NONE, **fields: Any) -> bytes:
+def build_discovery_entry(
+    *, trtype: int, sectype: int = SecType.NONE, prottype: int = TcpProtocol.TCP, **fields: Any
+) -> bytes:
     """One entry, 1024 bytes, with the TSAS of a TCP-like transport; ``fields`` as in :data:`DISCOVERY_LOG_ENTRY`."""
-    tsas = build(TSAS_TCP, sectype=sectype) if trtype in (Trtype.TCP, Trtype.MPTCP) else b""
+    tsas = build(TSAS_TCP, sectype=sectype, prottype=prottype) if trtype in (Trtype.TCP, Trtype.MPTCP) else b""
     return build(DISCOVERY_LOG_ENTRY, **{"trtype": trtype, "tsas": tsas, **fields})
 
 

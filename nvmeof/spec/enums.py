@@ -318,6 +318,13 @@ class SubType(IntEnum):
     CURRENT_DISCOVERY = 3
 
 
+class TcpProtocol(IntEnum):
+    """Protocol below NVMe/TCP: TSAS byte 1 in an early form of NVMe over MPTCP for Linux; reserved in the standard."""
+
+    TCP = 0
+    MPTCP = 1
+
+
 class Treq(IntEnum):
     """Transport requirements: secure channel, bits 1:0; bit 2 tells that SQ flow control may be disabled."""
 

@@ -16,6 +16,10 @@ from nvmeof.target.backend.base import Backend
 
 MAX_QUEUE_ENTRIES = 1024
 MAX_IO_QUEUES = 128
+ADVERTISE_OWN = "own"
+ADVERTISE_TCP = "tcp"
+ADVERTISE_TSAS = "tsas"
+ADVERTISE_FORMS = (ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS)
 WILDCARDS = frozenset({"0.0.0.0", "::", ""})
 
 
@@ -108,7 +112,11 @@ class SubsystemConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortConfig:
-    """An address that is listened on. `advertise` replaces the address (and port) in Discovery log entries."""
+    """An address that is listened on. `advertise` replaces the address (and port) in Discovery log entries.
+
+    `advertise_as` says in which forms Discovery tells it, one entry each: `own` is the transport's own TRTYPE; `tcp` is
+    plain NVMe/TCP, for hosts that know no MPTCP; `tsas` is TRTYPE 3 with MPTCP named in TSAS, an older proposal.
+    """
 
     transport: str = "tcp"  # the registered transport's name
     host: str = "0.0.0.0"
@@ -116,8 +124,14 @@ class PortConfig:
     advertise_host: str | None = None
     advertise_port: int | None = None
     discovery_only: bool = False
+    advertise_as: tuple[str, ...] = (ADVERTISE_OWN,)
 
     def __post_init__(self) -> None:
+        for form in self.advertise_as:
+            if form not in ADVERTISE_FORMS:
+                raise ConfigurationError(f"a port is advertised as {', '.join(ADVERTISE_FORMS)}, not as {form!r}")
+        if not self.advertise_as:
+            raise ConfigurationError("a port has to be advertised in some form")
         for port in (self.port, self.advertise_port or 0):
             if not 0 <= port <= 65535:
                 raise ConfigurationError(f"a port is 0 to 65535, not {port}")

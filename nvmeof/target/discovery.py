@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nvmeof.spec.discovery import Eflags, build_discovery_entry, build_discovery_log
-from nvmeof.spec.enums import CNTLID_DYNAMIC, DISCOVERY_NQN, SubType, Treq
+from nvmeof.spec.enums import CNTLID_DYNAMIC, DISCOVERY_NQN, SubType, TcpProtocol, Treq, Trtype
+from nvmeof.target.config import ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS
 from nvmeof.target.inventory import Inventory, PortInfo, address_family
 
 ADMIN_QUEUE_ENTRIES = 128
@@ -31,12 +32,29 @@ def address_for(port: PortInfo, seen: PortInfo) -> tuple[str, str] | None:
     return traddr, trsvcid
 
 
-def _entry(port: PortInfo, address: tuple[str, str], subnqn: str, subtype: SubType) -> bytes:
+def _forms(port: PortInfo) -> list[tuple[int, TcpProtocol]]:
+    """TRTYPE and TSAS' protocol of a port's entries; the same form is told once."""
+    forms = {
+        ADVERTISE_OWN: (port.trtype, TcpProtocol.TCP),
+        ADVERTISE_TCP: (int(Trtype.TCP), TcpProtocol.TCP),
+        ADVERTISE_TSAS: (int(Trtype.TCP), TcpProtocol.MPTCP),
+    }
+    return list(dict.fromkeys(forms[form] for form in port.advertise_as))
+
+
+def _entries(port: PortInfo, address: tuple[str, str], subnqn: str, subtype: SubType) -> list[bytes]:
+    return [_entry(port, form, address, subnqn, subtype) for form in _forms(port)]
+
+
+def _entry(
+    port: PortInfo, form: tuple[int, TcpProtocol], address: tuple[str, str], subnqn: str, subtype: SubType
+) -> bytes:
     traddr, trsvcid = address
     # Explicit persistent connections: a discovery controller stays as long as its KATO is kept.
     eflags = Eflags.EXPLICIT_PERSISTENT_CONNECTION if subtype is SubType.CURRENT_DISCOVERY else Eflags(0)
     return build_discovery_entry(
-        trtype=port.trtype,
+        trtype=form[0],
+        prottype=form[1],
         adrfam=address_family(traddr),
         subtype=subtype,
         treq=Treq.NOT_SPECIFIED | Treq.DISABLE_SQ_FLOW_CONTROL,
@@ -58,14 +76,12 @@ def discovery_log(inventory: Inventory, seen: PortInfo, host_nqn: str) -> bytes:
     entries: list[bytes] = []
     own = address_for(inventory.ports.get(seen.portid, seen), seen)
     if own is not None:
-        entries.append(_entry(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY))
+        entries.extend(_entries(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY))
     for port in inventory.ports.values():
         address = address_for(port, seen)
         if port.discovery_only or address is None:
             continue
-        entries.extend(
-            _entry(port, address, subsystem.nqn, SubType.NVM)
-            for subsystem in inventory.subsystems.values()
-            if subsystem.host_allowed(host_nqn)
-        )
+        for subsystem in inventory.subsystems.values():
+            if subsystem.host_allowed(host_nqn):
+                entries.extend(_entries(port, address, subsystem.nqn, SubType.NVM))
     return build_discovery_log(inventory.generation, entries)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
-from nvmeof.target.config import WILDCARDS, SubsystemConfig
+from nvmeof.target.config import ADVERTISE_OWN, WILDCARDS, SubsystemConfig
 from nvmeof.target.subsystem import Subsystem
 
 
@@ -36,6 +36,7 @@ class PortInfo:
     advertise_port: int | None = None
     discovery_only: bool = False
     sectype: SecType = SecType.NONE
+    advertise_as: tuple[str, ...] = (ADVERTISE_OWN,)
 
     @property
     def adrfam(self) -> Adrfam:

@@ -5,7 +5,7 @@ import pytest
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.discovery import DISCOVERY_LOG_HEADER, parse_discovery_entries
 from nvmeof.spec.enums import DISCOVERY_NQN
-from nvmeof.target.config import SubsystemConfig
+from nvmeof.target.config import PortConfig, SubsystemConfig
 from nvmeof.target.discovery import discovery_log
 from nvmeof.target.inventory import PortInfo
 from nvmeof.target.subsystem import Subsystem
@@ -121,3 +121,37 @@ def test_removing_a_subsystem_ends_its_associations():
     discovery = target.discovery()
     target.inventory.end_all("the target stops")
     assert discovery.closed == ["the target stops"]
+
+
+@pytest.mark.parametrize(
+    ("forms", "told"),
+    [
+        (("own",), [(4, 0)]),
+        (("own", "tcp"), [(4, 0), (3, 0)]),
+        (("tcp",), [(3, 0)]),
+        (("tsas",), [(3, 1)]),
+        (("own", "tcp", "tsas", "tcp"), [(4, 0), (3, 0), (3, 1)]),
+    ],
+)
+def test_an_mptcp_port_is_told_in_the_forms_that_are_asked_for(forms, told):
+    target = Target()
+    target.inventory.remove_port(1)
+    mptcp = PortInfo(portid=1, transport="mptcp", trtype=4, traddr="0.0.0.0", trsvcid="4420", advertise_as=forms)
+    target.inventory.add_port(mptcp)
+    _, entries = log(target, mptcp.seen_at("192.0.2.1", 4420))
+    subsystems = [(entry.trtype, entry.tsas[1]) for entry in entries if entry.subnqn == NQN]
+    assert subsystems == told
+    assert [(entry.trtype, entry.tsas[1]) for entry in entries if entry.subnqn == DISCOVERY_NQN] == told
+
+
+def test_a_tcp_port_is_told_once_whatever_is_asked():
+    target = Target()
+    target.inventory.remove_port(1)
+    target.inventory.add_port(port(1, "0.0.0.0", advertise_as=("own", "tcp")))
+    _, entries = log(target)
+    assert [entry.trtype for entry in entries] == [3, 3]  # the discovery service and the subsystem
+
+
+def test_a_form_that_does_not_exist():
+    with pytest.raises(ConfigurationError, match="own, tcp, tsas"):
+        PortConfig(advertise_as=("rdma",))
