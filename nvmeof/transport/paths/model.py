@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntFlag
-from typing import Final
+from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError, TransportError
 
@@ -144,6 +144,10 @@ class PathSpec:
     device: str | None = None
     backup: bool = False
     fullmesh: bool = False
+    mark: int | None = None
+    """SO_MARK of its subflows (`sockops`)."""
+    congestion: str | None = None
+    """Congestion control of its subflows (`sockops`)."""
 
     def endpoint(self, role: PathRole) -> PathEndpoint:
         """The kernel's form. Raises ConfigurationError for flags that exclude each other."""
@@ -158,11 +162,11 @@ class PathSpec:
 
 
 def parse_path(text: str, *, fullmesh: bool = False) -> PathSpec:
-    """Read `ADDR[%dev][,backup][,fullmesh]`. Raises ConfigurationError with a sentence."""
+    """Read `ADDR[%dev]` with `,backup`, `,fullmesh`, `,mark=N`, `,congestion=NAME` behind it.
+
+    Raises ConfigurationError with a sentence.
+    """
     where, *words = text.strip().split(",")
-    unknown = sorted(set(words) - {"backup", "fullmesh"})
-    if unknown:
-        raise ConfigurationError(f"{unknown[0]!r} in {text!r} is no flag of a path: there are backup and fullmesh")
     address, percent, device = where.partition("%")
     if percent and not device:
         raise ConfigurationError(f"{text!r} names no interface after the %")
@@ -174,4 +178,24 @@ def parse_path(text: str, *, fullmesh: bool = False) -> PathSpec:
         ) from None
     if parsed.is_unspecified or parsed.is_multicast:
         raise ConfigurationError(f"{address} is not an address of one interface")
-    return PathSpec(str(parsed), device or None, "backup" in words, fullmesh or "fullmesh" in words)
+    return PathSpec(str(parsed), device or None, **{"fullmesh": fullmesh, **_words(text, words)})
+
+
+def _words(text: str, words: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("backup", "fullmesh") and not equals:
+            values[name] = True
+        elif name == "mark" and value:
+            try:
+                values[name] = int(value, 0)
+            except ValueError:
+                raise ConfigurationError(f"{value!r} in {text!r} is no mark: give a number") from None
+        elif name == "congestion" and value:
+            values[name] = value
+        else:
+            raise ConfigurationError(
+                f"{word!r} in {text!r} is nothing that a path has: backup, fullmesh, mark=N, congestion=NAME"
+            )
+    return values

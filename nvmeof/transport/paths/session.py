@@ -29,8 +29,10 @@ from nvmeof.transport.paths.model import (
     PathPrivilegeError,
     PathRole,
     PathSpec,
+    PathsUnavailable,
     parse_path,
 )
+from nvmeof.transport.paths.sockops import SubflowRule, SubflowRules
 from nvmeof.transport.paths.userspace import UserspaceDriver
 
 AUTO = "auto"
@@ -42,7 +44,7 @@ class PathOptions:
     """What is wanted of MPTCP's path management."""
 
     paths: tuple[str, ...] = ()
-    """`ADDR[%dev][,backup][,fullmesh]`, or 'auto' for an address of every interface that is up."""
+    """`ADDR[%dev][,backup][,fullmesh][,mark=N][,congestion=NAME]`, or 'auto': one address of every interface."""
     fullmesh: bool = False
     """A host's paths are connected to every address that the target announces."""
     limits: Limits | None = ALL_PATHS
@@ -77,6 +79,7 @@ class PathSession:
         self._what = what
         self._connections = connections
         self._namespace: KernelPaths | None = None
+        self._rules: SubflowRules | None = None
 
     # -- start and stop
 
@@ -98,6 +101,7 @@ class PathSession:
             assert self.driver is not None
             added = self.driver.add(wanted, self.options.limits)
             self.paths += [PathState(each) for each in added]
+            self._set_rules(specs)
             if self.options.keep:
                 self.keeper = PathKeeper(self.driver, self.paths, self._connections)
         except ConfigurationError:
@@ -126,6 +130,20 @@ class PathSession:
         else:
             raise TransportError(f"paths are left to the path manager {present!r} that this network namespace uses")
 
+    def _set_rules(self, specs: Sequence[PathSpec]) -> None:
+        """Marks and congestion controls of single paths; without them the paths work all the same."""
+        rules = [
+            SubflowRule(address=each.address, mark=each.mark, congestion=each.congestion)
+            for each in specs
+            if each.mark is not None or each.congestion is not None
+        ]
+        if rules:
+            try:
+                self._rules = SubflowRules(rules)
+            except PathsUnavailable as error:
+                self.problem = error
+                log.warning("the paths have no mark or congestion control of their own: %s", error)
+
     def _without_userspace(self, endpoints: Sequence[PathEndpoint]) -> PathPrivilegeError:
         """What an administrator can do where the path manager is the user-space one, which we may not be."""
         name, value = sysctl.path_manager_sysctl("kernel")
@@ -135,6 +153,9 @@ class PathSession:
 
     def stop(self) -> None:
         """Take back what was added. Idempotent."""
+        if self._rules is not None:
+            self._rules.close()
+            self._rules = None
         if self.keeper is not None:
             self.keeper.close()
             self.keeper = None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 from nvmeof import Ramdisk, Target, connect
 from nvmeof.host.client import HostController
-from nvmeof.transport import SocketOptions
+from nvmeof.transport import Address, SocketOptions
 from nvmeof.transport.paths import KernelPaths, PathOptions, diag
 from nvmeof.transport.paths.model import Limits, PathRole, parse_path
 from nvmeof.transport.runloop import run
@@ -162,6 +163,22 @@ async def host_backup(links: int) -> dict[str, Any]:
         return {**result, "before": before, "changed": changed, "used": used, "removed": removed, "added": added}
 
 
+async def host_rules(links: int) -> dict[str, Any]:
+    """Mark and congestion control per path (BPF on a cgroup, which `ip netns exec` has hidden)."""
+    with contextlib.suppress(RuntimeError):  # refused in a user namespace, as the program is
+        sh("mount -t cgroup2 none /sys/fs/cgroup")
+    paths = ("10.1.1.2%h1", "10.1.2.2%h2,mark=7,congestion=reno")
+    async with await open_host(*paths) as controller:
+        await until(lambda: len(flows(controller)) >= 2)
+        seen = {}
+        for flow in flows(controller):
+            ends = Address.parse(flow["local"]), Address.parse(flow["peer"])
+            told = diag.look_up(*ends)
+            seen[ends[0].host] = [told.congestion, told.mark] if told else None
+        problem = str(controller.paths.problem) if controller.paths and controller.paths.problem else ""
+        return {"seen": seen, "problem": problem}
+
+
 async def _cut_and_restore(path_manager: str | None, cut: list[str], restore: list[str]) -> dict[str, Any]:
     """Cut the second path under load, wait for its subflow to close, restore, wait until it carries bytes."""
     async with await open_host("auto", path_manager=path_manager) as controller:
@@ -248,6 +265,10 @@ async def four(links: int) -> dict[str, Any]:
 
 async def backup(links: int) -> dict[str, Any]:
     return await with_host("backup", links)
+
+
+async def rules(links: int) -> dict[str, Any]:
+    return await with_host("rules", links)
 
 
 async def cut(links: int) -> dict[str, Any]:

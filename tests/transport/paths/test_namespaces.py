@@ -20,14 +20,14 @@ DEFAULT_LIMITS = ["add_addr_accepted", "0", "subflows", "2"]
 pytestmark = [needs_mptcp, pytest.mark.xdist_group("namespaces")]
 
 
-def scenario(name: str, links: int) -> dict[str, Any]:
+def scenario(name: str, links: int, *, flags: str = "-rnm") -> dict[str, Any]:
     """What a scenario saw; skips where the machine has not what it needs."""
     pytest.importorskip("pyroute2", reason="pip install 'nvmeof[mptcp]'")
     for tool, package in (("unshare", "util-linux"), ("ip", "iproute2"), ("tc", "iproute2")):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} (package {package})")
     done = subprocess.run(
-        ["unshare", "-rnm", sys.executable, str(SCENARIO), name, str(links)],
+        ["unshare", flags, sys.executable, str(SCENARIO), name, str(links)],
         capture_output=True,
         text=True,
         timeout=55,
@@ -161,3 +161,18 @@ def test_without_the_privilege_a_sentence_says_what_to_run() -> None:
     assert result["session"] == ["0", *lines]
     assert result["then"][0] == "2", "what the administrator added is used"
     assert result["endpoints"] == ["10.1.1.1", "10.1.2.1"], "and left in place"
+
+
+def test_mark_and_congestion_control_of_one_path() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root outside of any user namespace: BPF programs are not loaded from within one")
+    result = scenario("rules", 2, flags="-nm")
+    if result["problem"]:
+        pytest.skip(f"this machine does not let us load the program: {result['problem']}")
+    assert result["seen"] == {"10.1.1.2": ["cubic", 0], "10.1.2.2": ["reno", 7]}
+
+
+def test_without_bpf_the_paths_work_all_the_same() -> None:
+    result = scenario("rules", 2)
+    assert set(result["seen"]) == {"10.1.1.2", "10.1.2.2"}
+    assert "CAP_BPF" in result["problem"] or "cgroup" in result["problem"]
