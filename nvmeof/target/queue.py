@@ -222,12 +222,12 @@ class TargetQueue:
 
     def _send_reads(self, pattern: _Pattern, cids: list[int], data: list[Buffer]) -> None:
         if self._busy and not self._busy.isdisjoint(cids):
-            pairs = list(zip(cids, data, strict=True))
-            for cid, _ in pairs:
+            for cid, view in zip(cids, data, strict=True):
                 if cid in self._busy:
                     self._conflict(Sqe(opcode=pattern.word & 0xFF, cid=cid, nsid=pattern.nsid))
-            cids = [cid for cid, _ in pairs if cid not in self._busy]
-            data = [view for cid, view in pairs if cid not in self._busy]
+                else:
+                    self._send_reads(pattern, [cid], [view])
+            return
         count = len(cids)
         counters = pattern.namespace.counters
         counters.reads += count
