@@ -26,6 +26,7 @@ class ConnectKeywords(TypedDict, total=False):
     host_traddr: str | None
     host_iface: str | None
     tos: int | None
+    mark: int | None
     congestion: str | None
     sndbuf_bytes: int | None
     rcvbuf_bytes: int | None
@@ -63,6 +64,8 @@ class ConnectOptions:
     host_traddr: str | None = None
     host_iface: str | None = None
     tos: int | None = None
+    mark: int | None = None
+    """SO_MARK of the queues' sockets."""
     congestion: str | None = None
     """TCP congestion control of the queues' sockets."""
     sndbuf_bytes: int | None = None

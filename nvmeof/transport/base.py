@@ -73,6 +73,8 @@ class SocketOptions:
     """Type of service, 0..255: IP_TOS, and IPV6_TCLASS on IPv6."""
     priority: int | None = None
     """SO_PRIORITY; values above 6 need CAP_NET_ADMIN."""
+    mark: int | None = None
+    """SO_MARK for routing rules and traffic control, on all subflows; needs CAP_NET_ADMIN."""
     congestion: str | None = None
     """Name of a congestion control that the kernel offers, for instance 'cubic'."""
     sndbuf_bytes: int | None = None
@@ -87,6 +89,8 @@ class SocketOptions:
     def __post_init__(self) -> None:
         if self.tos is not None and not 0 <= self.tos <= 255:
             raise ConfigurationError(f"the type of service {self.tos} is not between 0 and 255")
+        if self.mark is not None and not 0 <= self.mark <= 0xFFFFFFFF:
+            raise ConfigurationError(f"the mark {self.mark} is not between 0 and {0xFFFFFFFF}")
         if self.priority is not None and self.priority < 0:
             raise ConfigurationError(f"the socket priority {self.priority} is negative")
         for name in ("sndbuf_bytes", "rcvbuf_bytes"):

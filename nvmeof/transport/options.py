@@ -19,6 +19,9 @@ Resolved: TypeAlias = tuple[socket.AddressFamily, SockAddr]
 WILDCARD_HOSTS: Final = ("", "*")
 """Listen on every address of both families."""
 
+SO_MARK: Final = 36
+"""Not in Python's socket module before 3.14."""
+
 _said: set[str] = set()
 
 
@@ -85,6 +88,8 @@ def apply(sock: socket.socket, options: SocketOptions) -> None:
     # after the type of service, of which the kernel derives a priority
     if options.priority is not None:
         set_priority(sock, options.priority)
+    if options.mark is not None:
+        set_mark(sock, options.mark)
     if options.congestion is not None:
         set_congestion(sock, options.congestion)
 
@@ -105,6 +110,15 @@ def set_priority(sock: socket.socket, priority: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
     except PermissionError:
         raise TransportError(f"socket priority {priority} needs CAP_NET_ADMIN: 0 to 6 need no privilege") from None
+
+
+def set_mark(sock: socket.socket, mark: int) -> None:
+    """SO_MARK; an MPTCP socket hands it on to all of its subflows. Raises TransportError without the privilege."""
+    try:
+        # the kernel takes it as a signed number
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark - (1 << 32) if mark > 0x7FFFFFFF else mark)
+    except PermissionError:
+        raise TransportError(f"marking sockets with {mark} needs the privilege CAP_NET_ADMIN") from None
 
 
 def set_tos(sock: socket.socket, tos: int) -> None:

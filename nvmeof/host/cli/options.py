@@ -55,6 +55,7 @@ _CONNECTION = (
     click.option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
     click.option("-G", "--data-digest", is_flag=True, help="Data digests."),
     click.option("-T", "--tos", type=int, metavar="TOS", help="IP type of service, 0 to 255."),
+    click.option("--mark", type=click.IntRange(0, 0xFFFFFFFF), metavar="N", help="SO_MARK of the sockets."),
     click.option("--congestion", metavar="NAME", help="TCP congestion control of the sockets."),
     click.option("--sndbuf", "sndbuf_bytes", type=BYTES, metavar="SIZE", help="Send buffer.  [default: adapts itself]"),
     click.option(
@@ -125,7 +126,7 @@ def coroutine(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 
 CONNECTION_NAMES = (
     "transport", "traddr", "trsvcid", "host_traddr", "host_iface", "hostnqn", "hostid", "hdr_digest", "data_digest",
-    "tos", "congestion", "sndbuf_bytes", "rcvbuf_bytes", "connect_timeout", "keep_alive_tmo",
+    "tos", "mark", "congestion", "sndbuf_bytes", "rcvbuf_bytes", "connect_timeout", "keep_alive_tmo",
 )  # fmt: skip
 CONTROLLER_NAMES = ("nr_io_queues", "queue_size", "disable_sqflow")
 

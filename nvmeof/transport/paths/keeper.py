@@ -107,7 +107,11 @@ class PathKeeper:
     def _look(self) -> None:
         """Compare the paths with the links as they are now."""
         self._soon = None
-        known = interfaces()
+        try:
+            known = interfaces()
+        except OSError as error:
+            log.debug("looking at the links: %s", error.strerror or error)  # the next event, or round, looks again
+            return
         flows: list[list[Flow]] | None = None
         for state in list(self._paths):
             alive = carries(state.endpoint, known)
@@ -149,6 +153,8 @@ class PathKeeper:
         try:
             self._judge(flows_of(self._some_connections()))
             self._driver.reconcile()
+            if any(not each.up and each.reason == LINK for each in self._paths):
+                self._look_soon()  # an event that tells of its return may have been missed
         except OSError as error:
             log.debug("looking at the subflows: %s", error.strerror or error)
 

@@ -102,6 +102,11 @@ def flows(controller: HostController) -> list[dict[str, Any]]:
     return [flow for flow in info["subflows"] if flow["state"] == "ESTABLISHED"]
 
 
+def socket_of(flow: dict[str, Any]) -> diag.SocketDiag | None:
+    """What the diagnosis tells about a subflow."""
+    return diag.look_up(Address.parse(flow["local"]), Address.parse(flow["peer"]))
+
+
 def over(controller: HostController, host: str) -> list[dict[str, Any]]:
     """Those from a local address."""
     return [flow for flow in flows(controller) if flow["local"].startswith(host + ":")]
@@ -127,7 +132,9 @@ async def open_host(*paths: str, path_manager: str | None = None) -> HostControl
 
 
 async def host_four(links: int) -> dict[str, Any]:
-    async with await open_host("auto") as controller:
+    options = PathOptions(paths=("auto",))
+    settings: Any = {"paths": options, "congestion": "cubic", "mark": 0x80000005}
+    async with await connect("10.1.1.1", PORT, subnqn=NQN, transport="mptcp", **settings) as controller:
         count = await until(lambda: len(flows(controller)) >= links)
         load = Load(controller)
         await asyncio.sleep(3)
@@ -140,6 +147,7 @@ async def host_four(links: int) -> dict[str, Any]:
             "flows": flows(controller),
             "diag_bytes": seen.bytes_sent,
             "diag_flows": len(seen.subflows),
+            "marks": [told.mark if (told := socket_of(flow)) else None for flow in flows(controller)],
             "by_token": diag.by_token(token) is not None,
             "paths": controller.paths.list() if controller.paths else [],
         }
@@ -172,9 +180,8 @@ async def host_rules(links: int) -> dict[str, Any]:
         await until(lambda: len(flows(controller)) >= 2)
         seen = {}
         for flow in flows(controller):
-            ends = Address.parse(flow["local"]), Address.parse(flow["peer"])
-            told = diag.look_up(*ends)
-            seen[ends[0].host] = [told.congestion, told.mark] if told else None
+            told = socket_of(flow)
+            seen[Address.parse(flow["local"]).host] = [told.congestion, told.mark] if told else None
         problem = str(controller.paths.problem) if controller.paths and controller.paths.problem else ""
         return {"seen": seen, "problem": problem}
 

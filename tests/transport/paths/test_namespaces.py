@@ -63,6 +63,7 @@ def test_four_paths_all_carry_bytes() -> None:
     assert all(sent > total / 20 for sent in by_link.values()), by_link
     assert not any(flow["backup"] for flow in flows)
     assert {flow["congestion"] for flow in flows} == {"cubic"}
+    assert set(result["marks"]) == {0x80000005}
     assert [path["address"] for path in result["paths"]] == [f"10.1.{n}.2" for n in range(1, 5)]
     # what the diagnosis says of the same connection
     assert result["diag_flows"] == len(flows)
