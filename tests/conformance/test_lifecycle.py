@@ -23,6 +23,7 @@ from tests.conformance.rawhost import (
     admin,
     association,
     causes,
+    connect_data,
     healthy,
     io,
     io_sqe,
@@ -163,8 +164,6 @@ async def test_two_connects_that_waited_make_one_controller():
         again = await RawHost.open(target)
         tasks = [asyncio.ensure_future(again.try_connect(cid=1))]
         await asyncio.sleep(0.02)
-        from tests.conformance.rawhost import connect_data
-
         sqe = make_sqe(2, 0x7F, nsid=1, length=1024, sgl=IN_CAPSULE, cdw11=31)
         await again.send(again.capsule(sqe, connect_data(target.subnqn)))
         await asyncio.sleep(0.02)
@@ -185,7 +184,7 @@ async def test_writes_whose_data_never_came_are_dropped(trtype):
             host.close()
         again = await association(target)
         assert (await again[1].read(0, 8)).data == b"o" * 4096
-        assert target.pool.used_bytes == 0
+        await until(lambda: not target.pool.used_bytes)  # over MPTCP an end may be heard of after the next beginning
 
 
 @pytest.mark.parametrize("how", ["reset", "admin lost", "disconnect"])
@@ -325,9 +324,7 @@ async def test_stop_under_load(trtype):
         started = asyncio.get_running_loop().time()
         await asyncio.wait_for(target.stop(), 8)
         assert asyncio.get_running_loop().time() - started < 1.5
-        for host in hosts:
-            host.close()
-        await asyncio.wait_for(asyncio.gather(*tasks), 5)
+        await asyncio.wait_for(asyncio.gather(*tasks), 5)  # each host sees the end
         assert target.pool.used_bytes == 0
 
 
