@@ -182,7 +182,7 @@ class PathKeeper:
             if state.up and _silent(over) and _others_work(state, connections):
                 self._back_off(state, now)
                 self._suspend(state, SILENT, over)
-            elif not state.up and state.reason == SILENT and now >= state.retry_at:
+            elif not state.up and state.reason == SILENT and (now >= state.retry_at or _answered(connected)):
                 self._resume(state)
             elif state.up and over and any(_healthy(flow.info) for flow in over):
                 state.pause_seconds = _RETRY_SECONDS[0]
@@ -236,6 +236,11 @@ def _silent(over: list[Flow]) -> bool:
     return any(stalled(flow.info) for flow in over) and all(
         (flow.info.last_ack_received_ms or 0) >= _QUIET_MS for flow in over
     )
+
+
+def _answered(over: list[Flow]) -> bool:
+    """Whether a subflow over a path got an answer just now: the peer may have opened the way again by itself."""
+    return any(_healthy(flow.info) and (flow.info.last_ack_received_ms or 0) < _QUIET_MS for flow in over)
 
 
 def _others_work(state: PathState, connections: list[list[Flow]]) -> bool:

@@ -55,7 +55,12 @@ class OwnedEndpoint:
         return PathEndpoint(address=self.address, device=self.device, port=self.port, flags=PathFlag(self.flags))
 
     def is_still(self, kernel: PathEndpoint) -> bool:
-        """Whether the kernel's endpoint is the one that we added, not a successor with another purpose."""
+        """Whether the kernel's endpoint is the one that we added, not a successor with another purpose.
+
+        What the kernel made in its place by itself, for a subflow to an announced address, counts as ours.
+        """
+        if self.key == kernel.key and kernel.flags & PathFlag.IMPLICIT:
+            return True
         roles = PathFlag.SIGNAL | PathFlag.SUBFLOW
         same_role = PathFlag(self.flags) & roles == kernel.flags & roles
         return self.key == kernel.key and self.device == kernel.device and same_role

@@ -109,6 +109,7 @@ def test_the_file_is_written_when_the_block_fails(tmp_path: Path) -> None:
         ({}, True),
         ({"flags": PathFlag.SIGNAL | PathFlag.BACKUP}, True),
         ({"flags": PathFlag.SUBFLOW}, False),
+        ({"device": None, "flags": PathFlag.IMPLICIT}, True),
         ({"device": "eth2"}, False),
         ({"port": 1}, False),
     ],
