@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from statistics import median
 from typing import Any
 
 from benchmarks.mptcp import runs
@@ -18,7 +19,7 @@ EXPECTED = (
     "the NVMe series says the same of one NVMe path over four interfaces (4 times TCP). TCP stays on one link."
 )
 RATE_MBIT = 100
-DEPTH = 32
+DEPTH = 64
 SCALING_GOAL = 0.88
 BARE_GOAL = 0.95
 
@@ -38,24 +39,32 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def _row(network: Network, transport: str, count: int, settings: Settings) -> dict[str, Any]:
-    network.set_paths(count)
-    seconds, warmup = settings.pick(1.5, 4.0), settings.pick(0.7, 1.5)
+    network.set_paths(count, signal=False)
+    seconds, warmup = settings.pick(1.5, 3.0), settings.pick(0.7, 1.5)
     bare = {d: runs.bare(network, transport, d, settings.congestion, seconds, warmup) for d in ("read", "write")}
-    before = network.counters()
-    found = runs.work(
-        network, task="phases", transport=transport, congestion=settings.congestion, subflows=count, depth=DEPTH,
-        block_bytes=BLOCK_BYTES, phases=["randread", "randwrite"], seconds=seconds, warmup_seconds=warmup,
-    )  # fmt: skip
-    carried = runs.link_megabytes(before, network.counters())
+    before, dropped = network.counters(), network.dropped()
+    found = [
+        runs.work(
+            network, task="phases", transport=transport, congestion=settings.congestion, subflows=count, depth=DEPTH,
+            block_bytes=BLOCK_BYTES, phases=[pattern], seconds=seconds, warmup_seconds=warmup,
+            ramp_seconds=warmup / 2,
+        )
+        for _ in range(settings.pick(1, 3))
+        for pattern in ("randread", "randwrite")
+    ]  # fmt: skip
+    figures = {word: [run["phases"][0]["mb_per_s"] for run in found[start::2]]
+               for start, word in enumerate(("read", "write"))}  # fmt: skip
     return {
         "paths": count,
         "transport": transport,
-        "read": found["phases"][0]["mb_per_s"],
-        "write": found["phases"][1]["mb_per_s"],
+        "read": median(figures["read"]),
+        "write": median(figures["write"]),
+        "runs": figures,
         "bare_read": bare["read"],
         "bare_write": bare["write"],
-        "link_mb": carried,
-        **found["connections"],
+        "link_mb": runs.link_megabytes(before, network.counters()),
+        "dropped_by_kernel": network.dropped() - dropped,
+        **found[-1]["connections"],
     }
 
 

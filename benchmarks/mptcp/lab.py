@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _INSIDE = "NVMEOF_EXPERIMENT_NAMESPACE"
 _PR_SET_PDEATHSIG = 1
 COMMAND_SECONDS = 20.0
-QUEUE_SECONDS = 0.05
+QUEUE_SECONDS = 0.02
 """How long a packet may wait at a link before the link drops (tbf's latency)."""
 BURST_BYTES = 64 * 1024
 SUBFLOW_LIMIT = 8
@@ -106,6 +106,14 @@ class Space:
             found[name.strip()] = int(fields[0]), int(fields[8])
         return found
 
+    def statistic(self, name: str) -> int:
+        """One of the kernel's MPTCP counters (MPTcpExt...); 0 where it does not know it."""
+        lines = Path(f"/proc/{self.pid}/net/netstat").read_text().splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            if names.startswith("MPTcpExt:"):
+                return int(dict(zip(names.split(), values.split(), strict=True)).get(name, 0))
+        return 0
+
     def close(self) -> None:
         """End the namespace. Idempotent."""
         if self._holder.stdin:
@@ -168,8 +176,12 @@ class Network:
         """The host's address on a link, from 1."""
         return f"10.1.{number}.2"
 
-    def set_paths(self, count: int, backup: Sequence[int] = ()) -> None:
-        """Endpoints for links 2..count: signalled by the target, used for subflows by the host; limits 8 and 8."""
+    def set_paths(self, count: int, backup: Sequence[int] = (), *, signal: bool = True) -> None:
+        """Endpoints for links 2..count: used for subflows by the host, signalled by the target; limits 8 and 8.
+
+        Both together, as in the series' selftest, give links 2 and on one subflow each and some a second one; without
+        `signal` there is exactly one per link.
+        """
         for space in (self.target, self.host):
             space.run("ip", "mptcp", "endpoint", "flush")
             space.run("ip", "mptcp", "limits", "set", "subflow", str(SUBFLOW_LIMIT), "add_addr_accepted",
@@ -178,7 +190,7 @@ class Network:
                 ours = space is self.target
                 address = self.target_address(number) if ours else self.host_address(number)
                 flags = ["signal"] if ours else ["subflow", *["backup"] * (number in backup)]
-                if not ours or number not in backup:
+                if not ours or (signal and number not in backup):
                     space.run("ip", "mptcp", "endpoint", "add", address, "dev", f"link{number}", *flags)
 
     def cut(self, number: int) -> None:
@@ -196,6 +208,10 @@ class Network:
                 _drop(space, f"link{number}", 1.0)
             else:
                 space.run("tc", "qdisc", "del", "dev", f"link{number}", "clsact")
+
+    def dropped(self) -> int:
+        """Packets that either kernel dropped because they lay beyond the MPTCP receive window (NoDSSInWindow)."""
+        return self.target.statistic("NoDSSInWindow") + self.host.statistic("NoDSSInWindow")
 
     def counters(self) -> list[tuple[int, int]]:
         """Per link: bytes that the host received and sent."""

@@ -41,13 +41,20 @@ class Load:
         self.next_sqe = cycle(_sqes(namespace, pattern, size)).__next__
         self._opened = 0.0
 
-    def start(self) -> None:
-        """Submit the first requests, the queues in turn."""
+    def start(self, ramp_seconds: float = 0.0) -> None:
+        """Submit the first requests, the queues in turn; spread over ``ramp_seconds``, so that windows can grow."""
         data = os.urandom(self.size) if self._write else None
-        for _ in range(self._depth * len(self._queues)):
-            into = None if self._write else memoryview(bytearray(self.size))
+        loop, count = asyncio.get_running_loop(), self._depth * len(self._queues)
+        for index in range(count):
+            if ramp_seconds:
+                loop.call_later(ramp_seconds * index / count, self._add, data)
+            else:
+                self._add(data)
+
+    def _add(self, data: bytes | None) -> None:
+        if self.running:
             self.active += 1
-            LoadRequest(self, data, into).send()
+            LoadRequest(self, data, None if self._write else memoryview(bytearray(self.size))).send()
 
     def queue(self) -> Queue:
         """The next queue in turn that has room for a request."""

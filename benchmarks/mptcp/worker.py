@@ -90,7 +90,7 @@ async def phases(order: Order) -> dict[str, Any]:
                 results.append({"pattern": pattern, "seconds": time.perf_counter() - began})
                 continue
             load = Load(namespace, queues, pattern, order["block_bytes"], order["depth"])
-            load.start()
+            load.start(order.get("ramp_seconds", 0.0))
             await _window([load], order)
             results.append({"pattern": pattern, **load.close_window()})
             facts = connection_facts(controllers)
