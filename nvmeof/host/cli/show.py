@@ -77,7 +77,7 @@ async def list_command(output: str, **options: Any) -> None:
     for index, place in enumerate(await _subsystems(options)):
         chosen = {**opt.split_options(options), **place, "nr_io_queues": 1}
         try:
-            async with await connect(**chosen) as controller:
+            async with await connect(paths=opt.path_options(options), **chosen) as controller:
                 rows += [_row(index, controller, namespace) for namespace in await controller.namespaces()]
         except NvmeofError as error:
             failures.append(f"{place['subnqn']}: {error}")
