@@ -51,6 +51,8 @@ class PathState:
     pause_seconds: float = _RETRY_SECONDS[0]
     used: bool = False
     """Whether a subflow of ours ran over it."""
+    missing: bool = False
+    """Used before, but no subflow of ours runs over it now."""
 
 
 def stalled(flow: SubflowInfo) -> bool:
@@ -133,7 +135,7 @@ class PathKeeper:
     def _resume(self, state: PathState) -> None:
         state.up, state.reason, state.since = True, None, self._loop.time()
         # time for its subflow to come about, before it counts as silent again
-        state.retry_at = state.since + state.pause_seconds
+        state.retry_at, state.missing = state.since + state.pause_seconds, state.used
         log.warning("path %s is used again", state.endpoint)
         self._act("opening subflows over", state, lambda: self._driver.resume(state.endpoint))
         if self._changed is not None:
@@ -178,15 +180,20 @@ class PathKeeper:
             over = _over(state.endpoint, flows)
             connected = [flow for flow in over if flow.info.state == "ESTABLISHED"]
             if connected:
-                state.used = True
+                state.used, state.missing = True, False
+            elif state.up and state.used and not state.missing:
+                # lost just now, or a new connection whose subflow is on its way
+                state.missing = True
+                state.retry_at = max(state.retry_at, now + state.pause_seconds)
             if state.up and _silent(over) and _others_work(state, connections):
                 self._back_off(state, now)
                 self._suspend(state, SILENT, over)
             elif not state.up and state.reason == SILENT and (now >= state.retry_at or _answered(connected)):
                 self._resume(state)
+                self._back_off(state, now)
             elif state.up and over and any(_healthy(flow.info) for flow in over):
                 state.pause_seconds = _RETRY_SECONDS[0]
-            elif state.up and not connected and state.used and now >= state.retry_at:
+            elif state.up and state.missing and now >= state.retry_at:
                 # a subflow was refused or lost, though the link is there: the kernel does not try again by itself,
                 # and the pauses between its SYNs grow with the time that the path was dead
                 self._back_off(state, now)

@@ -22,7 +22,7 @@ from typing import Any
 from nvmeof import Ramdisk, Target, connect
 from nvmeof.host.client import HostController
 from nvmeof.transport import Address, SocketOptions
-from nvmeof.transport.paths import KernelPaths, PathOptions, diag
+from nvmeof.transport.paths import KernelPaths, PathOptions, diag, sysctl
 from nvmeof.transport.paths.model import Limits, PathRole, parse_path
 from nvmeof.transport.runloop import run
 
@@ -235,6 +235,16 @@ async def host_cut_first(links: int) -> dict[str, Any]:
         return {**await load.stop(), "closed": closed, "back": back}
 
 
+async def host_ipv6(links: int) -> dict[str, Any]:
+    options = PathOptions(paths=("auto",))
+    settings: Any = {"paths": options, "congestion": "cubic"}
+    async with await connect("fd00:1::1", PORT, subnqn=NQN, transport="mptcp", **settings) as controller:
+        established = await until(lambda: len(flows(controller)) >= links)
+        load = Load(controller)
+        await asyncio.sleep(1)
+        return {**await load.stop(), "established": established, "flows": flows(controller)}
+
+
 async def host_silent(links: int) -> dict[str, Any]:
     """The link stays up at both ends, but nothing gets through."""
     drop = "tc filter add dev h2 ingress bpf da bytecode"
@@ -245,11 +255,13 @@ async def host_silent(links: int) -> dict[str, Any]:
 # -- the target's side
 
 
-async def with_host(name: str, links: int, *, path_manager: str | None = None) -> dict[str, Any]:
+async def with_host(
+    name: str, links: int, *, path_manager: str | None = None, listen: str = f"0.0.0.0:{PORT}"
+) -> dict[str, Any]:
     """Serve, and let the host's part run in its namespace."""
     target = Target(
         namespaces=[Ramdisk("64M")],
-        listen=f"0.0.0.0:{PORT}",
+        listen=listen,
         subnqn=NQN,
         options=SocketOptions(congestion="cubic"),
         paths=PathOptions(paths=("auto",), path_manager=path_manager),
@@ -294,6 +306,14 @@ async def cut_userspace(links: int) -> dict[str, Any]:
 
 async def silent(links: int) -> dict[str, Any]:
     return await with_host("silent", links)
+
+
+async def ipv6(links: int) -> dict[str, Any]:
+    """The same links with IPv6 addresses; bound to one of them, all are announced."""
+    for n in range(1, links + 1):
+        sh(f"ip addr add fd00:{n}::1/64 dev t{n} nodad")
+        sh(f"ip -n host addr add fd00:{n}::2/64 dev h{n} nodad")
+    return await with_host("ipv6", links, listen=f"[fd00:1::1]:{PORT}")
 
 
 async def announce_one(links: int) -> dict[str, Any]:
@@ -345,7 +365,7 @@ async def crash(links: int) -> dict[str, Any]:
     """A process dies without a word; the next one takes back what it left, and nothing else."""
     sh("ip mptcp endpoint add 10.1.3.1 dev t3 signal")  # an administrator's
     body = (
-        "p = KernelPaths('target'); p.ensure_limits(Limits(5, 6));"
+        "p = KernelPaths('target'); p.ensure_limits(Limits(5, 6)); p.set_path_manager('userspace');"
         "[p.add(parse_path(a).endpoint(PathRole.SIGNAL)) for a in ('10.1.1.1%t1', '10.1.2.1%t2', '10.1.3.1%t3')]"
     )
     first, second = _child(body), _child(body.replace(", '10.1.2.1%t2'", ""))
@@ -356,6 +376,7 @@ async def crash(links: int) -> dict[str, Any]:
     with KernelPaths("next") as paths:
         result["recovered"] = [each.address for each in paths.recover()]
         result["one_dead"] = endpoints()
+        result["managers"] = [sysctl.path_manager()]
         holders = {each.endpoint.address: each.holders for each in paths.list()}
         result["holders"] = {address: len(names) for address, names in holders.items()}
     second.send_signal(signal.SIGKILL)
@@ -363,6 +384,7 @@ async def crash(links: int) -> dict[str, Any]:
     with KernelPaths("next") as paths:
         paths.add(parse_path("10.1.2.1%t2").endpoint(PathRole.SIGNAL))
         result["both_dead"] = endpoints()
+        result["managers"].append(sysctl.path_manager())
         result["limits_then"] = sh("ip mptcp limits show").split()
     result["at_last"] = endpoints()
     result["records"] = records()

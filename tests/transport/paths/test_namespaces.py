@@ -125,6 +125,7 @@ def test_a_crash_leaves_nothing_for_good() -> None:
     assert result["left"] == result["both"], "a dead process takes nothing back"
     assert result["recovered"] == ["10.1.2.1"]
     assert result["one_dead"] == ["10.1.3.1", "10.1.1.1"]
+    assert result["managers"] == ["userspace", "kernel"]
     assert result["holders"] == {"10.1.3.1": 0, "10.1.1.1": 1}
     assert result["both_dead"] == ["10.1.3.1", "10.1.2.1"]
     assert result["limits_then"] == DEFAULT_LIMITS
@@ -177,3 +178,11 @@ def test_without_bpf_the_paths_work_all_the_same() -> None:
     result = scenario("rules", 2)
     assert set(result["seen"]) == {"10.1.1.2", "10.1.2.2"}
     assert "CAP_BPF" in result["problem"] or "cgroup" in result["problem"]
+
+
+def test_ipv6() -> None:
+    result = scenario("ipv6", 2)
+    sound(result)
+    sent = {flow["local"].rpartition(":")[0]: flow["bytes_sent"] for flow in result["flows"]}
+    assert sent.keys() == {"[fd00:1::2]", "[fd00:2::2]"}
+    assert min(sent.values()) > 1_000_000
