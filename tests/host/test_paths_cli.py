@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from nvmeof.host.__main__ import main
+from nvmeof.host.cli.bench import _subflow_rows
 from nvmeof.host.cli.watch import BAR_WIDTH, Sampler, bar, view
 from nvmeof.transport import Address, ConnectionInfo, SubflowInfo
 from nvmeof.transport.paths import netlink
@@ -104,3 +105,11 @@ def test_bad_input_gets_one_sentence(arguments: list[str], words: str, capsys: p
     assert code in (1, 2)
     assert words in said
     assert len(said.splitlines()) == 1
+
+
+def test_the_benchs_report_has_a_line_per_subflow() -> None:
+    info = connection((1000, 2_000_000), (500, 6_000_000), backup=True).as_dict()
+    first, second = _subflow_rows(info["subflows"])
+    assert first[:5] == ("  10.1.1.2:1001 - 10.1.1.1:4420", "established backup", "2.00 MB", "1.00 kB", "25%")
+    assert second[4] == "75%"
+    assert _subflow_rows([]) == []

@@ -72,6 +72,8 @@ class UserspaceDriver(PathDriver):
 
     def remove(self, endpoint: PathEndpoint) -> None:
         self._paths = [each for each in self._paths if each.address != endpoint.address]
+        self._suspended.discard(endpoint.address)
+        self._forget_attempts(endpoint)
         self._close_all(endpoint)
 
     def set_backup(self, endpoint: PathEndpoint, backup: bool) -> PathEndpoint:
@@ -88,9 +90,12 @@ class UserspaceDriver(PathDriver):
 
     def resume(self, endpoint: PathEndpoint) -> None:
         self._suspended.discard(endpoint.address)
+        self._forget_attempts(endpoint)
+        self._soon()
+
+    def _forget_attempts(self, endpoint: PathEndpoint) -> None:
         for peer in self._peers.values():
             peer.attempts = {key: at for key, at in peer.attempts.items() if key[0] != endpoint.address}
-        self._soon()
 
     def close_flow(self, flow: Flow) -> None:
         with _gone_already():
@@ -190,7 +195,8 @@ class UserspaceDriver(PathDriver):
             if any(host == remote.host for _, host in used) or len(used) > SUBFLOWS_MAX:
                 continue
             source = interfaces.source_for(remote.host)
-            if source is not None and source[0] not in self._suspended:
+            # what comes from a path of ours is opened above, with its flags
+            if source is not None and all(source[0] != each.address for each in self._paths):
                 path = PathEndpoint(address=source[0], device=source[1], id=self._id(source[0]))
                 self._open(token, peer, path, Address(remote.host, remote.port or info.peer.port))
 

@@ -153,8 +153,8 @@ async def host_four(links: int) -> dict[str, Any]:
         }
 
 
-async def host_backup(links: int) -> dict[str, Any]:
-    async with await open_host("10.1.1.2%h1", "10.1.2.2%h2,backup") as controller:
+async def host_backup(links: int, path_manager: str | None = None) -> dict[str, Any]:
+    async with await open_host("10.1.1.2%h1", "10.1.2.2%h2,backup", path_manager=path_manager) as controller:
         assert controller.paths is not None
         await until(lambda: len(flows(controller)) >= 2)
         load = Load(controller)
@@ -184,6 +184,10 @@ async def host_rules(links: int) -> dict[str, Any]:
             seen[Address.parse(flow["local"]).host] = [told.congestion, told.mark] if told else None
         problem = str(controller.paths.problem) if controller.paths and controller.paths.problem else ""
         return {"seen": seen, "problem": problem}
+
+
+async def host_backup_userspace(links: int) -> dict[str, Any]:
+    return await host_backup(links, "userspace")
 
 
 async def _cut_and_restore(path_manager: str | None, cut: list[str], restore: list[str]) -> dict[str, Any]:
@@ -284,6 +288,10 @@ async def four(links: int) -> dict[str, Any]:
 
 async def backup(links: int) -> dict[str, Any]:
     return await with_host("backup", links)
+
+
+async def backup_userspace(links: int) -> dict[str, Any]:
+    return await with_host("backup_userspace", links, path_manager="userspace")
 
 
 async def rules(links: int) -> dict[str, Any]:

@@ -71,8 +71,9 @@ def test_four_paths_all_carry_bytes() -> None:
     assert result["diag_bytes"] > total * 0.9
 
 
-def test_backup_is_told_and_obeyed() -> None:
-    result = scenario("backup", 2)
+@pytest.mark.parametrize("name", ["backup", "backup_userspace"])
+def test_backup_is_told_and_obeyed(name: str) -> None:
+    result = scenario(name, 2)
     sound(result)
     assert result["before"], "the backup path has a subflow"
     assert all(flow["backup"] for flow in result["before"])
