@@ -212,7 +212,8 @@ def connect_error(error: OSError, where: Address, options: SocketOptions, second
 
 def connect_timeout(where: Address, seconds: float) -> ConnectTimeout:
     """Nobody answered."""
-    return ConnectTimeout(f"no answer from {where} within {max(0.01, round(seconds, 2)):g} s: is the machine up, and the port open?")
+    shown = max(0.01, round(seconds, 2))
+    return ConnectTimeout(f"no answer from {where} within {shown:g} s: is the machine up, and the port open?")
 
 
 def listen_error(error: OSError, where: Address) -> TransportError:
