@@ -176,8 +176,10 @@ class Network:
         """The host's address on a link, from 1."""
         return f"10.1.{number}.2"
 
-    def set_paths(self, count: int, backup: Sequence[int] = (), *, signal: bool = True) -> None:
-        """Endpoints for links 2..count: used for subflows by the host, signalled by the target; limits 8 and 8.
+    def set_paths(
+        self, count: int, backup: Sequence[int] = (), *, signal: bool = True, first: int = 2
+    ) -> None:
+        """Endpoints for links first..count: used for subflows by the host, signalled by the target; limits 8 and 8.
 
         Both together, as in the series' selftest, give links 2 and on one subflow each and some a second one; without
         `signal` there is exactly one per link.
@@ -186,7 +188,7 @@ class Network:
             space.run("ip", "mptcp", "endpoint", "flush")
             space.run("ip", "mptcp", "limits", "set", "subflow", str(SUBFLOW_LIMIT), "add_addr_accepted",
                       str(SUBFLOW_LIMIT))  # fmt: skip
-            for number in range(2, count + 1):
+            for number in range(first, count + 1):
                 ours = space is self.target
                 address = self.target_address(number) if ours else self.host_address(number)
                 flags = ["signal"] if ours else ["subflow", *["backup"] * (number in backup)]

@@ -20,6 +20,7 @@ from nvmeof import connect
 from nvmeof.errors import NvmeofError
 from nvmeof.host.client import HostController
 from nvmeof.host.namespace import Namespace
+from nvmeof.transport.paths.session import PathOptions
 
 Order = Mapping[str, Any]
 SUBFLOW_SECONDS = 3.0
@@ -41,7 +42,7 @@ async def open_controllers(order: Order, stack: contextlib.AsyncExitStack) -> li
             congestion=order.get("congestion"),
             keep_alive_tmo=order.get("keep_alive_seconds", KATO_SECONDS),
             io_timeout=60.0,
-            **order.get("options", {}),
+            paths=PathOptions(paths=tuple(order["paths"])) if order.get("paths") else None,
         )
         controllers.append(await stack.enter_async_context(controller))
     deadline = time.monotonic() + SUBFLOW_SECONDS

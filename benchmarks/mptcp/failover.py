@@ -1,0 +1,316 @@
+"""Experiment 5: links cut and restored under a verifying load, with and without the path keeper."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.mptcp import runs
+from benchmarks.mptcp.lab import LabError, Link, Network, describe
+from benchmarks.mptcp.runs import BLOCK_BYTES, Settings
+
+NAME = "failover"
+TITLE = "Links cut and restored under a verifying load"
+EXPECTED = (
+    "The series and its talk promise fail-over: when a path fails, traffic goes on over the others, and what was "
+    "under way on it is injected again there. No figure is published. A kernel notices by retransmission timeouts, so "
+    "a pause of some hundred milliseconds is to be expected; an idle or broken subflow is not made anew by the kernel "
+    "when its link returns (mptcp_net-next issue 440), but one that was never closed goes on at its next "
+    "retransmission. The keeper hears of links by rtnetlink and closes and makes subflows at once."
+)
+RATE_MBIT = 50
+LINKS = 4
+WORKERS = 8
+SAMPLE_SECONDS = 0.05
+AGAIN_SHARE = 0.1
+"""A link carries load again when it reaches this share of its rate."""
+
+
+@dataclass
+class Stage:
+    """A running network with its verifying load, and the notes of one scenario."""
+
+    network: Network
+    began: float = 0.0
+    events: list[tuple[float, str, int]] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def cut(self, *links: int) -> None:
+        """Unplug links."""
+        for number in links:
+            self.events.append((time.monotonic() - self.began, "cut", number))
+            self.network.cut(number)
+
+    def restore(self, *links: int) -> None:
+        """Plug them in again."""
+        for number in links:
+            self.network.restore(number)
+            self.events.append((time.monotonic() - self.began, "restored", number))
+
+
+def one_after_another(stage: Stage, down: float, rest: float) -> None:
+    """Each link in turn."""
+    for number in range(1, LINKS + 1):
+        stage.sleep(rest)
+        stage.cut(number)
+        stage.sleep(down)
+        stage.restore(number)
+    stage.sleep(rest * 2)
+
+
+def to_the_backup(stage: Stage, down: float, rest: float) -> None:
+    """All but the backup path, link 4."""
+    stage.sleep(rest)
+    stage.cut(1, 2, 3)
+    stage.sleep(down)
+    stage.restore(1, 2, 3)
+    stage.sleep(rest * 2)
+
+
+def all_down(stage: Stage, down: float, rest: float) -> None:
+    """Nothing left for three seconds."""
+    stage.sleep(rest)
+    stage.cut(*range(1, LINKS + 1))
+    stage.sleep(3.0)
+    stage.restore(*range(1, LINKS + 1))
+    stage.sleep(rest + 4.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is done to the links."""
+
+    name: str
+    act: Callable[[Stage, float, float], None]
+    backup: tuple[int, ...] = ()
+    down: tuple[float, float] = (1.0, 4.0)
+    """Seconds that a link stays down, quick and full."""
+    rest: tuple[float, float] = (1.0, 4.0)
+    """Seconds between."""
+
+    def seconds(self, settings: Settings) -> float:
+        """How long the load must run."""
+        down, rest = settings.pick(*self.down), settings.pick(*self.rest)
+        if self.act is one_after_another:
+            return float(LINKS * (down + rest) + rest * 2)
+        return float(down + rest * 3) if self.act is to_the_backup else float(rest * 2 + 7.0)
+
+
+SCENARIOS = (
+    Scenario("one after another", one_after_another),
+    Scenario("with a backup path", to_the_backup, backup=(4,)),
+    Scenario("all down for 3 s", all_down),
+)
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """All scenarios, first as the kernel does it alone, then with the keeper."""
+    links = [Link(RATE_MBIT)] * LINKS
+    rows = []
+    for scenario in SCENARIOS:
+        for keeper in (False, True):
+            with Network(links) as network, contextlib.ExitStack() as stack:
+                stack.enter_context(runs.target(network, "mptcp", settings.congestion, "--ramdisk", "128M"))
+                rows.append(_row(network, scenario, keeper, settings))
+    with Network(links) as network, contextlib.ExitStack() as stack:
+        network.set_paths(LINKS, signal=False)
+        stack.enter_context(runs.bare_server(network, "mptcp", settings.congestion))
+        bare = runs.bare(network, "mptcp", "write", settings.congestion, 1.5)
+    return {"links": describe(links), "block_bytes": BLOCK_BYTES, "workers": WORKERS, "bare_write": bare, "rows": rows}
+
+
+def _paths(network: Network, scenario: Scenario, keeper: bool) -> dict[str, Any]:
+    """The kernel's endpoints by hand, or the same in the keeper's hands (then as the worker's option)."""
+    if not keeper:
+        network.set_paths(LINKS, scenario.backup, signal=False)
+        return {}
+    network.set_paths(1)
+    paths = [
+        f"{network.host_address(number)}%link{number}" + ",backup" * (number in scenario.backup)
+        for number in range(1, LINKS + 1)
+    ]
+    return {"paths": paths}
+
+
+def _row(network: Network, scenario: Scenario, keeper: bool, settings: Settings) -> dict[str, Any]:
+    seconds = scenario.seconds(settings)
+    process = runs.start_worker(
+        network, task="verify", transport="mptcp", congestion=settings.congestion, subflows=LINKS, depth=WORKERS,
+        block_bytes=BLOCK_BYTES, seconds=seconds + 0.5, **_paths(network, scenario, keeper),
+    )  # fmt: skip
+    started = _first_line(process)
+    stage = Stage(network, time.monotonic())
+    samples: list[tuple[float, list[int]]] = []
+    stop = threading.Event()
+    sampler = threading.Thread(target=_sample, args=(stage, samples, stop))
+    sampler.start()
+    try:
+        scenario.act(stage, settings.pick(*scenario.down), settings.pick(*scenario.rest))
+    finally:
+        stop.set()
+        sampler.join()
+    found = runs.answer(process, seconds + 90)
+    times = [moment - stage.began for moment in found["times"]]
+    pause, at = _longest_pause(times, samples[-1][0])
+    return {
+        "scenario": scenario.name,
+        "keeper": keeper,
+        "backup": list(scenario.backup),
+        "subflows_at_start": started["connections"]["subflows"],
+        "megabytes": len(times) * BLOCK_BYTES / 1e6,
+        "longest_pause_seconds": pause,
+        "pause_at": at,
+        "lost_bytes": found["lost_bytes"],
+        "errors": found["errors"],
+        "again_seconds": _again(stage.events, samples, scenario.backup),
+        "events": stage.events,
+        "samples": _rates(samples),
+        **found["connections"],
+    }
+
+
+def _first_line(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.startswith('{"running"'):
+        process.kill()
+        out, err = process.communicate()
+        raise LabError(f"the verifying load did not start: {(line + out + err).strip().splitlines()[-1:]}")
+    first: dict[str, Any] = json.loads(line)
+    return first
+
+
+def _sample(stage: Stage, samples: list[tuple[float, list[int]]], stop: threading.Event) -> None:
+    while not stop.wait(SAMPLE_SECONDS):
+        counters = stage.network.counters()
+        samples.append((time.monotonic() - stage.began, [sum(pair) for pair in counters]))
+
+
+def _rates(samples: Sequence[tuple[float, list[int]]]) -> list[tuple[float, list[float]]]:
+    """Per interval: its end, and the MB/s of each link, both directions."""
+    return [
+        (round(late, 3), [round((b - a) / (late - early) / 1e6, 3) for a, b in zip(before, after, strict=True)])
+        for (early, before), (late, after) in zip(samples, samples[1:], strict=False)
+    ]
+
+
+def _longest_pause(times: Sequence[float], end: float) -> tuple[float, float]:
+    """The longest time without a completion from 0 to `end`, and when it began."""
+    marks = [0.0, *sorted(moment for moment in times if 0 <= moment <= end), end]
+    gaps = [(late - early, early) for early, late in zip(marks, marks[1:], strict=False)]
+    return max(gaps)
+
+
+def _again(
+    events: Sequence[tuple[float, str, int]], samples: Sequence[tuple[float, list[int]]], backup: Sequence[int]
+) -> list[float | None]:
+    """For each restored link: seconds until it carried load again; None where it did not before its end."""
+    rates, found = _rates(samples), []
+    for moment, what, number in events:
+        if what != "restored" or number in backup:
+            continue
+        nexts = [when for when, action, link in events if when > moment and link == number and action == "cut"]
+        limit = min(nexts, default=float("inf"))
+        wanted = AGAIN_SHARE * RATE_MBIT / 8
+        reached = [when for when, values in rates if moment < when <= limit and values[number - 1] >= wanted]
+        found.append(round(reached[0] - moment, 3) if reached else None)
+    return found
+
+
+def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """No byte and no command lost; a pause no longer than the links' own, with the keeper at the least."""
+    found = []
+    for row in result["rows"]:
+        what = f"{row['scenario']}, {'keeper' if row['keeper'] else 'kernel alone'}"
+        bad = row["lost_bytes"] + len(row["errors"])
+        found.append({"goal": f"{what}: no byte lost and no error", "value": float(bad), "reached": not bad})
+        if row["keeper"]:
+            again = row["again_seconds"]
+            found.append({"goal": f"{what}: every restored path carries load again", "reached": None not in again,
+                          "value": max((each for each in again if each is not None), default=0.0)})  # fmt: skip
+    return found
+
+
+def _worst(again: Sequence[float | None]) -> str:
+    if not again:
+        return "-"
+    known = [each for each in again if each is not None]
+    words = f"{max(known):.2f}" if known else "-"
+    missing = len(again) - len(known)
+    return words + (f" ({missing} of {len(again)} never)" if missing else "")
+
+
+def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows."""
+    columns = ["scenario", "paths kept by", "MB verified", "longest pause, s", "bytes lost", "errors",
+               "restored path used after, s (worst)", "bare sender, MB/s"]  # fmt: skip
+    lines = [
+        [row["scenario"], "keeper" if row["keeper"] else "kernel alone", f"{row['megabytes']:.0f}",
+         f"{row['longest_pause_seconds']:.2f}", str(row["lost_bytes"]), str(len(row["errors"])),
+         _worst(row["again_seconds"]), f"{result['bare_write']:.1f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return columns, lines
+
+
+def seen(result: dict[str, Any]) -> str:
+    """What came out, and why it differs."""
+    rows = {(row["scenario"], row["keeper"]): row for row in result["rows"]}
+    lost = sum(row["lost_bytes"] for row in result["rows"])
+    errors = sum(len(row["errors"]) for row in result["rows"])
+    words = []
+    for scenario in SCENARIOS:
+        alone, kept = rows[scenario.name, False], rows[scenario.name, True]
+        words.append(
+            f"{scenario.name}: longest pause {alone['longest_pause_seconds']:.2f} s with the kernel alone and "
+            f"{kept['longest_pause_seconds']:.2f} s with the keeper, a restored path carried load again after at most "
+            f"{_worst(alone['again_seconds'])} s and {_worst(kept['again_seconds'])} s"
+        )
+    return (
+        f"{lost} bytes were lost and {errors} commands failed in all runs. {'; '.join(words).capitalize()}. The pause "
+        "is the time until the kernel gives what was on the cut link to another one: two or three retransmission "
+        "timeouts (200 ms and up). A link that was down for longer is found again by the kernel only at the next "
+        "retransmission of its old subflow, and those are twice as far apart each time: that is why after three "
+        "seconds without any link the load stood still for longer than that. The keeper is told by rtnetlink and does "
+        "not wait; but the last live subflow of a connection is never closed, so with all links down it depends on "
+        "the same timer for the first one to come back."
+    )
+
+
+def plot(result: dict[str, Any], figure: Any) -> None:
+    """A row per scenario, kernel alone at the left and keeper at the right: what each link carried."""
+    axes = figure.subplots(len(SCENARIOS), 2, sharey=True, squeeze=False,
+                           gridspec_kw={"hspace": 0.6, "wspace": 0.06})  # fmt: skip
+    for index, row in enumerate(result["rows"]):
+        ax = axes[index // 2][index % 2]
+        times = [when for when, _ in row["samples"]]
+        series = [[values[number] for _, values in row["samples"]] for number in range(LINKS)]
+        ax.stackplot(times, series, labels=[f"link {number + 1}" for number in range(LINKS)],
+                     colors=[f"C{number}" for number in range(LINKS)], linewidth=0, alpha=0.85)  # fmt: skip
+        downs: dict[int, float] = {}
+        for when, what, number in row["events"]:
+            if what == "cut":
+                downs[number] = when
+            elif number in downs:
+                ax.plot([downs[number], when], [28.5 + number * 1.8] * 2, color=f"C{number - 1}", linewidth=3,
+                        solid_capstyle="butt")  # fmt: skip
+        ax.axhline(result["bare_write"], color="0.3", linestyle=":", linewidth=1)
+        ax.set_xlim(0, times[-1])
+        ax.set_ylim(0, 38)
+        who = "with the keeper" if row["keeper"] else "kernel alone"
+        ax.set_title(f"{row['scenario'].capitalize()}, {who}: longest pause {row['longest_pause_seconds']:.2f} s",
+                     fontsize=10)  # fmt: skip
+        if not index % 2:
+            ax.set_ylabel("MB/s on the links")
+        if index // 2 == len(SCENARIOS) - 1:
+            ax.set_xlabel("Seconds")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=LINKS, bbox_to_anchor=(0.5, 0.94), frameon=False)
