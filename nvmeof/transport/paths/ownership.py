@@ -124,14 +124,33 @@ class Ledger:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Record]:
         """The record, locked; what was changed in it is written when the block ends, also by an exception."""
-        with self._path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked():
             record = self._read()
             record.holders.setdefault(self.holder, self._facts)
             try:
                 yield record
             finally:
                 self._write(record)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock; its file goes with the record."""
+        path = self._path.with_suffix(".lock")
+        while True:
+            with path.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    current = path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+                except FileNotFoundError:
+                    current = False
+                if not current:
+                    continue  # whoever had it removed the file meanwhile
+                try:
+                    yield
+                finally:
+                    if not self._path.exists():
+                        path.unlink(missing_ok=True)
+                return
 
     def _read(self) -> Record:
         try:

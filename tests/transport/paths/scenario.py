@@ -339,6 +339,21 @@ async def announce_one(links: int) -> dict[str, Any]:
         return {"listening": listening, **json.loads(output)}
 
 
+async def announce_later(links: int) -> dict[str, Any]:
+    """A target that announces nothing is told of an address while a host is connected."""
+    target = Target(namespaces=[Ramdisk("64M")], listen=f"10.1.1.1:{PORT}", subnqn=NQN)
+    async with target:
+        command = ["ip", "netns", "exec", "host", sys.executable, __file__, "host", "joined", str(links)]
+        host = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        while len(target.drivers) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        await target.add_path("10.1.2.1")
+        listening = [str(address) for address in target.addresses]
+        output, _ = await host.communicate()
+    return {"listening": listening, **json.loads(output), "left": endpoints()}
+
+
 async def host_joined(links: int) -> dict[str, Any]:
     """The host only accepts what is announced."""
     sh("ip mptcp limits set subflows 8 add_addr_accepted 8")

@@ -104,6 +104,7 @@ def test_the_first_subflows_link_is_no_exception() -> None:
     assert 0 <= result["back"] < 5
 
 
+@pytest.mark.slow
 def test_a_path_that_is_broken_further_away() -> None:
     result = scenario("silent", 3)
     sound(result)
@@ -112,8 +113,10 @@ def test_a_path_that_is_broken_further_away() -> None:
     assert 0 <= result["back"] < 20
 
 
-def test_an_announced_address_gets_a_listener() -> None:
-    result = scenario("announce_one", 2)
+@pytest.mark.parametrize("name", ["announce_one", "announce_later"])
+def test_an_announced_address_gets_a_listener(name: str) -> None:
+    result = scenario(name, 2)
+    assert result.get("left", []) == []
     assert result["listening"] == ["10.1.1.1:4420", "10.1.2.1:4420"]
     assert result["seconds"] >= 0
     assert {flow["peer"] for flow in result["flows"]} == {"10.1.1.1:4420", "10.1.2.1:4420"}

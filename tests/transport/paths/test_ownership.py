@@ -39,6 +39,25 @@ def test_the_file_lives_as_long_as_something_is_held(tmp_path: Path) -> None:
     assert not ledger.path.exists()
 
 
+def test_many_processes_at_once(tmp_path: Path) -> None:
+    """Each adds an entry and takes it back, fifty times: none is lost, and at last there is no file."""
+    code = (
+        "import sys, pathlib\n"
+        "from nvmeof.transport.paths.ownership import *\n"
+        "ledger = Ledger('target', directory=pathlib.Path(sys.argv[1]))\n"
+        "for n in range(50):\n"
+        "    with ledger.transaction() as record:\n"
+        "        record.endpoints.append(OwnedEndpoint(ledger.holder, None, n, 1, [ledger.holder]))\n"
+        "    with ledger.transaction() as record:\n"
+        "        mine = record.find((ledger.holder, n))\n"
+        "        assert mine is not None\n"
+        "        record.endpoints.remove(mine)\n"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
+    assert [child.wait(40) for child in children] == [0] * 4
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_process_that_is_gone_is_found(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
