@@ -1,6 +1,6 @@
 """The queue connection without sockets: what a target answers to an R2T that was never asked for.
 
-    python examples/misbehaving_host.py
+python examples/misbehaving_host.py
 """
 
 from __future__ import annotations

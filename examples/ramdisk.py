@@ -1,6 +1,6 @@
 """A target and a host in one program: write a block over MPTCP and read it back.
 
-    python examples/ramdisk.py
+python examples/ramdisk.py
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from .states import ENDED, RECEIVED, TRANSITIONS, Effect, Input, State
 LARGE_BYTES: Final = 32 * 1024
 """A command with this much data or more is expected to fill several receives. While there is one, payloads are received
 in place and the receive window is small; else the receive buffer takes several PDUs at once, and a copy is cheaper."""
-SMALL_WINDOW_BYTES: Final = 4096
+SMALL_WINDOW_BYTES: Final = 512
 CAPSULE_OVERHEAD_BYTES: Final = 512
 """Room for a capsule's header, its padding and its digests, beside its data."""
 BACKLOG_BYTES: Final = 8 << 20
@@ -109,20 +109,28 @@ class Engine:
         self._payload_position = 0
         self._payload_owner: Any = None
         self._payload_crc = 0
+        self._payload_unit = 0  # live memory: only so many bytes at a time may change, 0 for any number
         self._in_place = False
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
-    def next_buffer(self) -> memoryview:
-        """Where the next received bytes go: the receive buffer, or the rest of a payload's own buffer."""
+    def next_buffer(self, available: int = 0) -> memoryview:
+        """Where the next received bytes go: the receive buffer, or the rest of a payload's own buffer.
+
+        ``available`` matters while ``mid_unit`` is true: that many bytes are there, and the receive follows at once.
+        """
+        if self._payload_unit and self._payload is not None:
+            self._check_live()
         if self._payload is not None and self._large_expected:
-            self._in_place = True
-            return self._payload[self._payload_position :]
+            place = self._place(self._payload, available)
+            if place is not None:
+                self._in_place = True
+                return place
         self._in_place = False
         start, end = self._start, self._end
         if start == end:
             self._start = self._end = 0
-            if self._large_expected:
+            if self._large_expected and self._payload is None:
                 return self._buffer[:SMALL_WINDOW_BYTES]
             return self._buffer
         if start:
@@ -132,6 +140,27 @@ class Engine:
             self._start, self._end = 0, rest
             end = rest
         return self._buffer[end:]
+
+    def _place(self, payload: memoryview, available: int) -> memoryview | None:
+        """Where in a payload's own buffer the next bytes may go; None when only the receive buffer will do."""
+        position, start, end = self._payload_position, self._start, self._end
+        most = len(payload) - position
+        unit = self._payload_unit
+        if unit:
+            # What is left in the receive buffer is less than a unit. With what is there now it makes whole ones.
+            left = end - start
+            if left + available < most:
+                most = left + available - (position + left + available) % unit
+            if most <= left:
+                return None
+            if left:
+                payload[position : position + left] = self._buffer[start:end]
+                self._start = end
+                self._payload_position = position = position + left
+                most -= left
+        elif start != end:
+            return None
+        return payload[position : position + most]
 
     def bytes_received(self, n: int, now: float) -> list[Event]:
         """``n`` bytes have been put into ``next_buffer()``. Never raises for what the peer did."""
@@ -201,6 +230,7 @@ class Engine:
         self._start = start + needed
         pdu = self._buffer[start : start + needed]
         if in_place:
+            self._payload_unit = 0
             self._payload_owner, self._payload = self._receive_data(pdu, data_length)
             self._payload_position = 0
             self._payload_crc = 0
@@ -222,10 +252,16 @@ class Engine:
 
     def _parse_payload(self, start: int, available: int, events: list[Event]) -> bool:
         """Take what there is of the payload, or its digest; False when more bytes are needed."""
+        if self._payload_unit and self._payload is not None:
+            self._check_live()
         payload = self._payload
         if payload is not None:
             position = self._payload_position
-            here = min(len(payload) - position, available)
+            here = len(payload) - position
+            if available < here:
+                here = available - (position + available) % (self._payload_unit or 1)
+                if here <= 0:
+                    return False
             data = payload[position : position + here]
             data[:] = self._buffer[start : start + here]
             self._start = start + here
@@ -264,6 +300,9 @@ class Engine:
     def _receive_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
         """Check a data PDU's header; returns its owner and where its payload goes."""
         raise LocalProtocolError("the role decides")
+
+    def _check_live(self) -> None:
+        """Live memory is about to change: give it up when it is not live any more."""
 
     def _payload_done(self, owner: Any, ok: bool, events: list[Event]) -> None:
         raise LocalProtocolError("the role decides")
@@ -366,6 +405,14 @@ class Engine:
                 break
             self.tap.sent(memoryview(buffer)[:n])
             n -= len(buffer)
+
+    @property
+    def mid_unit(self) -> bool:
+        """Whether a payload goes straight to live memory, which may change only by whole units.
+
+        Then ``next_buffer`` is told how many bytes there are, so that no receive ends inside a unit.
+        """
+        return self._payload_unit != 0 and self._payload is not None
 
     @property
     def mid_payload(self) -> bool:

@@ -51,11 +51,15 @@ class CommandData:
 
 @dataclass(slots=True)
 class TransferDone:
-    """Target: all that was asked for with ``request_data`` is there (``ok`` false: with a wrong data digest)."""
+    """Target: all that was asked for with ``request_data`` is there (``ok`` false: with a wrong data digest).
+
+    ``data`` is all of it when it did not go to its buffer, because that was not live any more.
+    """
 
     cid: int
     context: object
     ok: bool
+    data: memoryview | None = None
 
 
 @dataclass(slots=True)

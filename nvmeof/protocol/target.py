@@ -17,7 +17,7 @@ from ..wire import Buffer
 from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
 from .events import CommandBatch, CommandData, Event, Negotiated, Ready, TransferDone
 from .states import ENDED, State
-from .transfers import Grant, R2tTable, R2tWindow
+from .transfers import Grant, R2tTable, R2tWindow, always
 
 _WORD: Final = Struct("<Q")
 _WORD_BYTES: Final = 8
@@ -180,10 +180,14 @@ class TargetSide(Engine):
         trailer = DIGEST_BYTES if self._framing.data_digest else 0
         if plen != TRANSFER_BYTES + datal + trailer or datal > self.config.maxh2cdata_bytes:
             return False
+        grant = window.grant
+        if grant.unit_bytes and (datao % grant.unit_bytes or datal % grant.unit_bytes):
+            return False
         window.next_offset = window.end
         self._start = start + TRANSFER_BYTES
-        buffer = window.grant.buffer
+        buffer = grant.buffer
         self._payload = buffer if datal == len(buffer) else buffer[datao : datao + datal]
+        self._payload_unit = grant.unit_bytes
         self._payload_owner = window
         self._payload_position = 0
         self._payload_crc = 0
@@ -235,7 +239,11 @@ class TargetSide(Engine):
         window = self._r2ts.accept(
             header.cccid, header.ttag, header.datao, length, header.flags, self.config.maxh2cdata_bytes
         )
-        return window, window.grant.buffer[header.datao : header.datao + length]
+        grant = window.grant
+        if grant.unit_bytes and (header.datao % grant.unit_bytes or length % grant.unit_bytes):
+            grant.collect(header.datao)  # the host may cut its data anywhere; up to here it was between units
+        self._payload_unit = grant.unit_bytes
+        return window, grant.buffer[header.datao : header.datao + length]
 
     def _h2c_data_done(self, window: R2tWindow, ok: bool, events: list[Event]) -> None:
         grant = window.grant
@@ -247,7 +255,8 @@ class TargetSide(Engine):
         if grant.received == len(grant.buffer):
             if grant.received >= LARGE_BYTES:
                 self._large_expected -= 1
-            events.append(TransferDone(grant.cid, grant.context, grant.ok))
+            data = grant.commit() if grant.collected_from is not None else None
+            events.append(TransferDone(grant.cid, grant.context, grant.ok, data))
         else:
             self._ask(grant)
 
@@ -257,8 +266,30 @@ class TargetSide(Engine):
 
     # -- bytes out -----------------------------------------------------------------------------------------------
 
-    def request_data(self, cid: int, buffer: memoryview, context: object) -> None:
+    def _check_live(self) -> None:
+        window: R2tWindow = self._payload_owner
+        grant, payload = window.grant, self._payload
+        if payload is None or grant.live():
+            return
+        begin = window.next_offset - len(payload)
+        grant.collect(begin + self._payload_position)
+        self._payload = grant.buffer[begin : window.next_offset]
+        self._payload_unit = 0
+
+    def request_data(
+        self,
+        cid: int,
+        buffer: memoryview,
+        context: object,
+        *,
+        unit_bytes: int = 0,
+        live: Callable[[], bool] = always,
+    ) -> None:
         """Ask for a command's data, which is received into ``buffer``; ``TransferDone`` tells when it is all there.
+
+        With ``unit_bytes`` the buffer may be live memory that others read: it changes by whole units only, each in one
+        step. What cannot go there so (data with digests, data that the host cuts inside a unit) is collected first.
+        ``live`` is asked before each change; once it says no, the memory stays as it is, and the event brings the data.
 
         On a connection that has ended since the command arrived nothing happens: the data will never come. Raises
         LocalProtocolError for a buffer that cannot take it, before the handshake, and when no TTAG is left.
@@ -269,10 +300,16 @@ class TargetSide(Engine):
             raise LocalProtocolError("data is asked for on a ready connection, into a writable buffer of bytes")
         if self._r2ts.full:
             raise LocalProtocolError("no TTAG is left")
-        grant = Grant(cid, buffer, context)
+        grant = Grant(cid, buffer, context, unit_bytes, live)
+        if unit_bytes and self._framing.data_digest:
+            grant.collect(0)
         size = len(buffer)
         if size >= LARGE_BYTES:
             self._large_expected += 1
+        if self.config.r2t_bytes is None:
+            window = self._r2ts.open(grant, size)
+            self._out.add(self.encoder.r2t(cid, window.ttag, 0, size))
+            return
         assert self.parameters is not None
         outstanding = 0
         while grant.asked < size and outstanding < self.parameters.maxr2t and not self._r2ts.full:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from ..errors import PduError
@@ -13,18 +14,58 @@ from ..pdu.transfer import CCCID_OFFSET, DATAL_OFFSET, TTAG_OFFSET
 MAX_TTAG: Final = 0xFFFF
 
 
+def always() -> bool:
+    """Memory that is live for as long as it is granted."""
+    return True
+
+
 class Grant:
-    """Target: one command's data, asked for by R2Ts into ``buffer`` (the granted buffer, received in place)."""
+    """Target: one command's data, asked for by R2Ts into ``buffer`` (the granted buffer, received in place).
 
-    __slots__ = ("asked", "buffer", "cid", "context", "ok", "received")
+    With ``unit_bytes`` the buffer is live memory that changes by whole units, for as long as ``live`` says that it
+    still is. Data that cannot go there so is collected in a buffer of our own.
+    """
 
-    def __init__(self, cid: int, buffer: memoryview, context: object) -> None:
+    __slots__ = ("_live", "asked", "buffer", "cid", "collected_from", "context", "live", "ok", "received", "unit_bytes")
+
+    def __init__(
+        self,
+        cid: int,
+        buffer: memoryview,
+        context: object,
+        unit_bytes: int = 0,
+        live: Callable[[], bool] = always,
+    ) -> None:
         self.cid = cid
+        self.unit_bytes = unit_bytes
+        self.live = live
         self.buffer = buffer
         self.context = context
         self.asked = 0
         self.received = 0
         self.ok = True
+        self.collected_from: int | None = None
+        self._live = buffer
+
+    def collect(self, offset: int) -> None:
+        """From ``offset`` on, the data goes to a buffer of our own."""
+        self.buffer = memoryview(bytearray(len(self._live)))
+        self.collected_from = offset
+        self.unit_bytes = 0
+
+    def commit(self) -> memoryview | None:
+        """All has arrived: what was collected goes to its place in one step, unless a digest was wrong.
+
+        When its place is not live any more, nothing goes there, and the whole data is returned.
+        """
+        start = self.collected_from
+        if start is None or not self.ok:
+            return None
+        if self.live():
+            self._live[start:] = self.buffer[start:]
+            return None
+        self.buffer[:start] = self._live[:start]
+        return self.buffer
 
 
 class R2tWindow:

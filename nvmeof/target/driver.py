@@ -99,10 +99,10 @@ class QueueDriver:
         if self._finishing:
             self._discard()
             return
-        connection, receive = self.connection, self.endpoint.recv_into
+        connection, receive, available = self.connection, self.endpoint.recv_into, self.endpoint.available
         now = self._owner.loop.time()
         for _ in range(READS_AT_A_TIME):
-            buffer = connection.next_buffer()
+            buffer = connection.next_buffer(available() if connection.mid_unit else 0)
             try:
                 n = receive(buffer)
             except (BlockingIOError, InterruptedError):

@@ -230,6 +230,10 @@ class Endpoint(ABC):
     def fileno(self) -> int:
         """The file descriptor, or -1 where there is none (memory, closed)."""
 
+    def available(self) -> int:
+        """How many bytes one `recv_into` would give now, at the least; 0 also where that cannot be told."""
+        return 0
+
     @abstractmethod
     def set_reader(self, callback: Callable[[], object] | None) -> None:
         """Call back on the running loop whenever there is something to read (also EOF or an error); None: stop."""

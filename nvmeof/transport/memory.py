@@ -76,6 +76,10 @@ class MemoryEndpoint(Endpoint):
     def closed(self) -> bool:
         return self._closed
 
+    def available(self) -> int:
+        n = len(self._inbox.buffer)
+        return n if self._max_chunk is None else min(n, self._max_chunk)
+
     def _recv_into(self, buffer: memoryview | bytearray) -> int:
         if self._closed:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the endpoint is closed")

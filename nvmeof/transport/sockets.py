@@ -13,7 +13,10 @@ import dataclasses
 import errno
 import socket
 import struct
+from array import array
 from collections.abc import Callable, Sequence
+from fcntl import ioctl
+from termios import FIONREAD
 from typing import Final, NoReturn
 
 from nvmeof.errors import TransportError
@@ -88,6 +91,7 @@ class SocketEndpoint(Endpoint):
         self.local_address = setup.to_address(sock.getsockname())
         self.peer_address = setup.to_address(peer)
         self.recv_into = sock.recv_into
+        self._available = array("i", [0])
         self.sendmsg = _bounded_sendmsg(sock.sendmsg)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reading = False
@@ -100,6 +104,13 @@ class SocketEndpoint(Endpoint):
     @property
     def closed(self) -> bool:
         return self._fd < 0
+
+    def available(self) -> int:
+        try:
+            ioctl(self._fd, FIONREAD, self._available, True)
+        except (OSError, ValueError):  # closed, or a kernel whose MPTCP sockets don't tell
+            return 0
+        return self._available[0]
 
     def set_reader(self, callback: Callable[[], object] | None) -> None:
         if callback is not None:

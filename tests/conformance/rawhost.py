@@ -41,9 +41,7 @@ def make_sqe(
     cid: int, opcode: int, *, nsid: int = 0, length: int = 0, sgl: int = TRANSPORT, address: int = 0, flags: int = 0x40,
     cdw10: int = 0, cdw11: int = 0, cdw12: int = 0, cdw13: int = 0,
 ) -> bytes:  # fmt: skip
-    return struct.pack(
-        "<BBHI16xQI3xB4I8x", opcode, flags, cid, nsid, address, length, sgl, cdw10, cdw11, cdw12, cdw13
-    )
+    return struct.pack("<BBHI16xQI3xB4I8x", opcode, flags, cid, nsid, address, length, sgl, cdw10, cdw11, cdw12, cdw13)
 
 
 def io_sqe(cid: int, opcode: int, slba: int, nlb: int, *, nsid: int = 1, block_bytes: int = 512, **fields: Any):

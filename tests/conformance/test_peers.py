@@ -31,6 +31,7 @@ from tests.conformance.rawhost import (
     running,
     until,
 )
+from tests.target.backend_tools import Hidden
 
 
 @pytest.mark.parametrize("sent", ["nothing", "half an ICReq", "ICReq", "half a Connect"])
@@ -142,9 +143,7 @@ async def test_a_peer_that_stops_reading_completions(trtype):
 
 async def test_one_queue_cannot_take_all_staging_memory():
     """A host asks for writes and sends no data; another host's write goes through at once."""
-    subsystem = SubsystemConfig(
-        nqn="nqn.2026-01.org.example:pool", namespaces=(NamespaceConfig(backend=Ramdisk("8M")),)
-    )
+    subsystem = SubsystemConfig(nqn="nqn.2026-01.org.example:pool", namespaces=(NamespaceConfig(backend=Hidden("8M")),))
     ports = (PortConfig(transport="memory", host="pool", port=0),)
     config = TargetConfig(subsystems=(subsystem,), ports=ports, staging_bytes=8 << 20)
     async with Target(config) as target:

@@ -230,7 +230,7 @@ def test_large_payload_goes_to_its_buffer_and_nothing_else_does() -> None:
     feed(t, PLAIN.command(7, WRITE, size))
     buffer = memoryview(bytearray(size))
     t.request_data(7, buffer, None)
-    assert len(t.next_buffer()) == 4096
+    assert len(t.next_buffer()) == 512
     feed(t, PLAIN.h2c(7, 0, 0, bytes(size))[:1000])
     rest = t.next_buffer()
     assert rest.obj is buffer.obj

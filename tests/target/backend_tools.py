@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from nvmeof.target.backend.base import Backend
+from nvmeof.target.backend.base import Backend, Capabilities, Lease
+from nvmeof.target.backend.ramdisk import Ramdisk
 
 T = TypeVar("T")
 
@@ -27,3 +28,36 @@ async def read(backend: Backend, offset: int, length: int) -> bytes:
 
 async def write(backend: Backend, offset: int, data: memoryview, *, fua: bool = False) -> None:
     await settled(backend.write(offset, data, fua=fua))
+
+
+class Hidden(Backend):
+    """A ramdisk that does not show its memory: its queue takes no short cuts, and stages what is written."""
+
+    def __init__(self, size: str | int) -> None:
+        self.ramdisk = Ramdisk(size)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.ramdisk.capabilities
+
+    @property
+    def description(self) -> str:
+        return f"hidden {self.ramdisk.description}"
+
+    def acquire_read(self, offset: int, length: int) -> Lease:
+        return self.ramdisk.acquire_read(offset, length)
+
+    def write(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
+        self.ramdisk.write(offset, data, fua=fua)
+
+    def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> None:
+        self.ramdisk.write_zeroes(offset, length, deallocate=deallocate, fua=fua)
+
+    def deallocate(self, offset: int, length: int) -> None:
+        self.ramdisk.deallocate(offset, length)
+
+    def flush(self) -> None:
+        self.ramdisk.flush()
+
+    def resize(self, size_bytes: int) -> None:
+        self.ramdisk.resize(size_bytes)

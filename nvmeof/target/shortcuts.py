@@ -1,0 +1,263 @@
+"""The short cuts of a target's queue: plain Reads and Writes of a namespace that is memory.
+
+None of them checks a command. The first of a kind goes the whole way through its table row and leaves a pattern; those
+that differ from it only in their address and identifier are served straight from the receive buffer, as long as what
+was found out for the first still holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from struct import Struct
+from typing import Final
+
+from nvmeof.pdu.capsule import CAPSULE_CMD_BYTES
+from nvmeof.pdu.header import CH_BYTES
+from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.events import CommandBatch, CommandData, Event
+from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
+from nvmeof.target.commands.base import CommandSpec
+from nvmeof.target.context import QueueContext
+from nvmeof.target.namespace import Namespace
+from nvmeof.target.states import ControllerState
+from nvmeof.wire import Buffer
+
+# What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write also
+# SGL1's address, which is the offset of in-capsule data.
+_FIELDS: Final = "HHI24xQQI12x"
+_SHORT: Final = Struct("<HHI16xQQQI12x")
+_STRIDES: Final = {
+    CAPSULE_CMD_BYTES: Struct(f"<{CH_BYTES}x{_FIELDS}"),
+    CAPSULE_CMD_BYTES + 4: Struct(f"<{CH_BYTES}x{_FIELDS}4x"),
+}
+_FIELD_NAMES: Final = ("opcode", "cid", "nsid", "sgl_length", "cdw10", "cdw12")
+assert _SHORT.size == SQE_BYTES
+assert [SQE.offsets[name] for name in _FIELD_NAMES] == [0, 2, 4, 32, 40, 48]
+
+
+@dataclass(slots=True)
+class Pattern:
+    """A command that went the whole way, and what the short cut may change of it: CID and SLBA."""
+
+    word: int
+    nsid: int
+    sgl: int
+    cdw12: int
+    namespace: Namespace
+    memory: memoryview | None
+    epoch: int
+    length: int
+    shift: int
+    max_slba: int
+    spec: CommandSpec
+
+
+class Transfer:
+    """Data of one command on its way from the host: where it goes, and what to do when it is there.
+
+    ``lent`` is the pool's memory that it is staged in; None when it goes straight to the namespace. ``pattern`` and
+    ``slba`` are those of a Write that took the short cut; its SQE is taken apart only when needed.
+    """
+
+    __slots__ = ("_sqe", "buffer", "lent", "pattern", "raw", "slba", "spec")
+
+    def __init__(
+        self,
+        spec: CommandSpec,
+        raw: Buffer,
+        buffer: memoryview | None = None,
+        pattern: Pattern | None = None,
+        slba: int = 0,
+    ) -> None:
+        self.buffer = buffer
+        self.lent: memoryview | None = None
+        self.spec = spec
+        self.raw = raw
+        self.pattern = pattern
+        self.slba = slba
+        self._sqe: Sqe | None = None
+
+    @property
+    def sqe(self) -> Sqe:
+        """The command."""
+        if self._sqe is None:
+            self._sqe = SQE.unpack_from(self.raw)
+        return self._sqe
+
+
+class ShortCuts:
+    """The part of :class:`~nvmeof.target.queue.TargetQueue` that serves runs of like commands."""
+
+    ctx: QueueContext
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.closed = False
+        self._busy: set[int] = set()  # CIDs of commands that did not complete at once
+        self._transfers: dict[int, Transfer] = {}  # by CID: data that was asked for
+        self._read: Pattern | None = None
+        self._write: Pattern | None = None  # with its data in the capsule
+        self._granted: Pattern | None = None  # a Write whose data was asked for
+
+    def _command(self, view: memoryview, capsule: CommandData | None) -> None:
+        """One command, the whole way."""
+        raise AssertionError("the queue does that")
+
+    def _conflict(self, sqe: Sqe) -> None:
+        """Refuse a command whose CID is in use."""
+        raise AssertionError("the queue does that")
+
+    def _request(self, transfer: Transfer, cid: int, length: int) -> bool:
+        """Stage a command's data and ask the host for it; False when there is no memory for it now."""
+        raise AssertionError("the queue does that")
+
+    def _batch(self, batch: CommandBatch) -> None:
+        view, stride = batch.view, batch.stride
+        pattern = self._read if self._usable(self._read) else None
+        granted = self._granted if self._usable(self._granted) else None
+        cids: list[int] = []
+        data: list[Buffer] = []
+        done = 0
+        for word, cid, nsid, sgl, slba, cdw12 in _STRIDES[stride].iter_unpack(view):
+            if (
+                pattern is not None
+                and slba <= pattern.max_slba
+                and word == pattern.word
+                and nsid == pattern.nsid
+                and sgl == pattern.sgl
+                and cdw12 == pattern.cdw12
+            ):
+                assert pattern.memory is not None
+                offset = slba << pattern.shift
+                data.append(pattern.memory[offset : offset + pattern.length])
+                cids.append(cid)
+                continue
+            if cids:
+                assert pattern is not None
+                self._send_reads(pattern, cids, data)
+                done += len(cids)
+                cids, data = [], []
+            start = done * stride + CH_BYTES
+            done += 1
+            sqe = view[start : start + SQE_BYTES]
+            if (
+                granted is not None
+                and slba <= granted.max_slba
+                and word == granted.word
+                and nsid == granted.nsid
+                and sgl == granted.sgl
+                and cdw12 == granted.cdw12
+                and self._ask_for(granted, sqe, cid, slba)
+            ):
+                continue
+            self._command(sqe, None)
+            if self.closed:
+                return
+            pattern = self._read if self._usable(self._read) else None
+            granted = self._granted if self._usable(self._granted) else None
+        if cids:
+            assert pattern is not None
+            self._send_reads(pattern, cids, data)
+
+    def _send_reads(self, pattern: Pattern, cids: list[int], data: list[Buffer]) -> None:
+        if self._busy and not self._busy.isdisjoint(cids):
+            for cid, view in zip(cids, data, strict=True):
+                if cid in self._busy:
+                    self._conflict(Sqe(opcode=pattern.word & 0xFF, cid=cid, nsid=pattern.nsid))
+                else:
+                    self._send_reads(pattern, [cid], [view])
+            return
+        count = len(cids)
+        counters = pattern.namespace.counters
+        counters.reads += count
+        counters.blocks_read += count * (pattern.length >> pattern.shift)
+        self.ctx.counters.commands += count
+        self.connection.send_reads(cids, data, pattern.length)
+
+    def _usable(self, pattern: Pattern | None) -> bool:
+        """Whether what was found out for the pattern's command still holds."""
+        if pattern is None:
+            return False
+        ctx = self.ctx
+        return (
+            ctx.state is ControllerState.READY
+            and pattern.epoch == ctx.epoch
+            and pattern.memory is pattern.namespace.memory
+        )
+
+    def _pattern(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> Pattern | None:
+        """The pattern of a command that `prepare` has let pass; None when its namespace is not memory."""
+        namespace = self.ctx.namespaces[sqe.nsid]
+        if namespace.memory is None:
+            return None
+        word, _, nsid, _, sgl, _, cdw12 = _SHORT.unpack_from(view)
+        shift = namespace.block_shift
+        max_slba = namespace.size_blocks - (length >> shift)
+        memory, epoch = namespace.memory, self.ctx.epoch
+        return Pattern(word, nsid, sgl, cdw12, namespace, memory, epoch, length, shift, max_slba, spec)
+
+    def _data_run(self, events: list[Event], position: int) -> int:
+        """Commands with data in their capsules, from ``position`` on; returns where the run ends."""
+        pattern = self._write if self._usable(self._write) else None
+        done: list[int] = []
+        unpack = _SHORT.unpack_from
+        for event in events[position:]:
+            if not isinstance(event, CommandData):
+                break
+            position += 1
+            if pattern is not None and event.digest_ok:
+                word, cid, nsid, sgl_address, sgl, slba, cdw12 = unpack(event.sqe)
+                if (
+                    slba <= pattern.max_slba
+                    and not sgl_address
+                    and word == pattern.word
+                    and nsid == pattern.nsid
+                    and sgl == pattern.sgl
+                    and cdw12 == pattern.cdw12
+                    and cid not in self._busy
+                    and len(event.data) == pattern.length
+                ):
+                    # Memory completes at once, and never fails: that is what the pattern stands for.
+                    pattern.namespace.backend.write(slba << pattern.shift, event.data)
+                    done.append(cid)
+                    continue
+            if done:
+                self._wrote(pattern, done)
+                done = []
+            self._command(event.sqe, event)
+            if self.closed:
+                return position
+            pattern = self._write if self._usable(self._write) else None
+        if done:
+            self._wrote(pattern, done)
+        return position
+
+    def _wrote(self, pattern: Pattern | None, cids: list[int]) -> None:
+        assert pattern is not None
+        count = len(cids)
+        counters = pattern.namespace.counters
+        counters.writes += count
+        counters.blocks_written += count * (pattern.length >> pattern.shift)
+        self.ctx.counters.commands += count
+        self.connection.send_completions(cids)
+
+    def _ask_for(self, pattern: Pattern, view: memoryview, cid: int, slba: int) -> bool:
+        """Ask for the data of a Write that is like the pattern's; False when it has to go the whole way."""
+        if cid in self._busy:
+            return False
+        connection, memory = self.connection, pattern.memory
+        assert connection.parameters is not None
+        if memory is None or connection.parameters.data_digest:
+            # A digest is known to be right only when all is there.
+            if not self._request(Transfer(pattern.spec, bytes(view), None, pattern, slba), cid, pattern.length):
+                return False
+        else:
+            start = slba << pattern.shift
+            buffer = memory[start : start + pattern.length]
+            transfer = self._transfers[cid] = Transfer(pattern.spec, bytes(view), buffer, pattern, slba)
+            connection.request_data(
+                cid, buffer, transfer, unit_bytes=1 << pattern.shift, live=partial(self._usable, pattern)
+            )
+        self._busy.add(cid)
+        return True

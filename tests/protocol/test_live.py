@@ -1,0 +1,170 @@
+"""Data that goes straight to live memory: whoever reads it sees old units or new ones, never a mixture."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.events import TransferDone
+from tests.protocol.wire import Framing, feed, ready_target, sent, split
+
+OLD, NEW = 0x11, 0xEE
+
+
+class Socket:
+    """Bytes on their way: some have arrived, and a receive gives no more than those."""
+
+    def __init__(self, stream: bytes) -> None:
+        self.stream = stream
+        self.arrived = 0
+        self.taken = 0
+
+    @property
+    def available(self) -> int:
+        return self.arrived - self.taken
+
+    def drive(self, connection: Connection) -> list[object]:
+        """One receive, as a driver does it."""
+        buffer = connection.next_buffer(self.available if connection.mid_unit else 0)
+        count = min(len(buffer), self.available)
+        if not count:
+            return []
+        buffer[:count] = self.stream[self.taken : self.taken + count]
+        self.taken += count
+        return list(connection.bytes_received(count, 0.0))
+
+
+def asked(connection: Connection) -> list[tuple[int, int, int]]:
+    """(TTAG, offset, length) of the R2Ts that are queued."""
+    found = []
+    for pdu in split(sent(connection)):
+        assert pdu[0] == 9
+        ttag = int.from_bytes(pdu[10:12], "little")
+        found.append((ttag, int.from_bytes(pdu[12:16], "little"), int.from_bytes(pdu[16:20], "little")))
+    return found
+
+
+def cut(length: int, sizes: list[int]) -> list[int]:
+    """``length`` in pieces of the given sizes, in turn."""
+    pieces = []
+    while length:
+        pieces.append(min(sizes[len(pieces) % len(sizes)], length))
+        length -= pieces[-1]
+    return pieces
+
+
+def check_units(live: bytes | bytearray, unit: int) -> int:
+    """How many units are new; fails when one is neither old nor new."""
+    old_unit, new_unit = bytes([OLD]) * unit, bytes([NEW]) * unit
+    new = 0
+    for start in range(0, len(live), unit):
+        found = live[start : start + unit]
+        assert found in (old_unit, new_unit), f"unit at {start} is torn"
+        new += found == new_unit
+    return new
+
+
+def data_pdus(framing: Framing, ttag: int, offset: int, pieces: list[int]) -> bytes:
+    """H2CData of those lengths, the last of them with LAST_PDU."""
+    stream = b""
+    for left, piece in zip(range(len(pieces), 0, -1), pieces, strict=True):
+        stream += framing.h2c(7, ttag, offset, bytes([NEW]) * piece, left == 1)
+        offset += piece
+    return stream
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    unit=st.sampled_from([512, 4096]),
+    kilobytes=st.sampled_from([4, 28, 32, 44]),
+    pdus=st.lists(st.sampled_from([700, 512, 1000, 4096, 20000, 1 << 20]), min_size=1, max_size=4),
+    arrivals=st.lists(st.sampled_from([100, 512, 1460, 5000, 40000]), min_size=1, max_size=6),
+    header_digest=st.booleans(),
+    data_digest=st.booleans(),
+    r2t_bytes=st.sampled_from([None, 4096, 7000, 16384]),
+)
+@example(512, 44, [1 << 20], [600], False, False, None)
+@example(512, 44, [1 << 20], [1 << 20], False, False, None)
+@example(4096, 44, [1000], [1 << 20], False, False, None)
+def test_no_unit_is_ever_torn(unit, kilobytes, pdus, arrivals, header_digest, data_digest, r2t_bytes):
+    framing = Framing(header_digest, data_digest)
+    connection = ready_target(framing, r2t_bytes=r2t_bytes, maxh2cdata_bytes=1 << 20)
+    length = kilobytes << 10
+    live = bytearray([OLD]) * length
+    feed(connection, framing.command(7, 1, length))
+    sent(connection)
+    connection.request_data(7, memoryview(live), "context", unit_bytes=unit)
+    done: list[object] = []
+    seen = 0
+    while windows := asked(connection):
+        for ttag, offset, size in windows:
+            socket = Socket(data_pdus(framing, ttag, offset, cut(size, pdus)))
+            for arrival in cycle(arrivals):
+                socket.arrived = min(socket.arrived + arrival, len(socket.stream))
+                while socket.available:
+                    done += socket.drive(connection)
+                    new = check_units(live, unit)
+                    assert new >= seen
+                    seen = new
+                if socket.taken == len(socket.stream):
+                    break
+    assert done == [TransferDone(7, "context", True)]
+    assert seen == length // unit
+
+
+@pytest.mark.parametrize("cut_at", [0, 24, 600, 30000, 65559])
+@pytest.mark.parametrize("data_digest", [False, True])
+def test_memory_that_is_not_live_any_more_stays_as_it_is(cut_at, data_digest):
+    framing = Framing(data_digest=data_digest)
+    connection = ready_target(framing, maxh2cdata_bytes=1 << 20)
+    live = bytearray([OLD]) * 65536
+    alive = True
+    feed(connection, framing.command(7, 1, len(live)))
+    sent(connection)
+    connection.request_data(7, memoryview(live), None, unit_bytes=512, live=lambda: alive)
+    [(ttag, _, _)] = asked(connection)
+    socket = Socket(framing.h2c(7, ttag, 0, bytes([NEW]) * len(live)))
+    socket.arrived = cut_at
+    events = []
+    while socket.available:
+        events += socket.drive(connection)
+    assert not events
+    alive, before = False, bytes(live)
+    check_units(before, 512)
+    socket.arrived = len(socket.stream)
+    while socket.available:
+        events += socket.drive(connection)
+    assert bytes(live) == before
+    assert events == [TransferDone(7, None, True, memoryview(bytes([NEW]) * len(live)))]
+
+
+def test_a_wrong_digest_leaves_nothing_behind():
+    framing = Framing(data_digest=True)
+    connection = ready_target(framing, maxh2cdata_bytes=1 << 20)
+    live = bytearray([OLD]) * 65536
+    feed(connection, framing.command(7, 1, len(live)))
+    sent(connection)
+    connection.request_data(7, memoryview(live), None, unit_bytes=512)
+    [(ttag, _, _)] = asked(connection)
+    pdu = bytearray(framing.h2c(7, ttag, 0, bytes([NEW]) * len(live)))
+    pdu[100] ^= 1
+    assert feed(connection, bytes(pdu)) == [TransferDone(7, None, False)]
+    assert live == bytearray([OLD]) * len(live)
+
+
+def test_whole_units_are_received_in_place():
+    connection = ready_target(maxh2cdata_bytes=1 << 20)
+    live = bytearray(65536)
+    feed(connection, Framing().command(7, 1, len(live)))
+    sent(connection)
+    connection.request_data(7, memoryview(live), None, unit_bytes=512)
+    [(ttag, _, _)] = asked(connection)
+    feed(connection, Framing().h2c(7, ttag, 0, bytes([NEW]) * len(live))[: 24 + 100])
+    assert connection.mid_unit
+    buffer = connection.next_buffer(1000)
+    assert buffer.obj is live and len(buffer) == 1024 - 100, "the 100 that are there and 924 more are two units"
+    assert live[:100] == bytearray([NEW]) * 100, "copied in the step that receives the rest of the unit"
