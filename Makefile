@@ -6,7 +6,7 @@ QUICK ?=
 KERNELS ?=
 PYTEST_ARGS ?=
 
-.PHONY: run test lint bench interop lab supported clean help
+.PHONY: run test lint bench experiments interop lab supported clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -42,6 +42,13 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers
 
 bench: $(VENV)/.test ## benchmarks beside their floors; QUICK=1 for half a minute
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+$(VENV)/.plots: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast,mptcp,plots]'
+	@touch $@
+
+experiments: $(VENV)/.plots ## several network paths, rootless; QUICK=1 for what needs no virtual machine, 4 minutes
+	$(BIN)/python -m benchmarks.mptcp $(if $(QUICK),--quick)
 
 interop: $(VENV)/.test ## Linux kernels in QEMU against target and host; QUICK=1 for one kernel in short
 	$(BIN)/python -m tests.interop $(if $(QUICK),--quick,$(foreach k,$(KERNELS),--kernel $(k)))

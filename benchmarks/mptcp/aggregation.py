@@ -33,14 +33,14 @@ def run(settings: Settings) -> dict[str, Any]:
         stack.enter_context(runs.bare_server(network, "mptcp", settings.congestion))
         for count in settings.pick((1, 2, 4, 8), range(1, 9)):
             for transport in ("mptcp", "tcp"):
-                if transport == "mptcp" or count in settings.pick((1, 8), range(1, 9)):
+                if transport == "mptcp" or count in settings.pick((1, 8), (1, 4, 8)):
                     rows.append(_row(network, transport, count, settings))
     return {"links": describe(links), "block_bytes": BLOCK_BYTES, "depth": DEPTH, "queues": 1, "rows": rows}
 
 
 def _row(network: Network, transport: str, count: int, settings: Settings) -> dict[str, Any]:
     network.set_paths(count, signal=False)
-    seconds, warmup = settings.pick(1.5, 3.0), settings.pick(0.7, 1.5)
+    seconds, warmup = settings.pick(1.5, 2.5), settings.pick(0.7, 1.2)
     bare = {d: runs.bare(network, transport, d, settings.congestion, seconds, warmup) for d in ("read", "write")}
     before, dropped = network.counters(), network.dropped()
     found = [

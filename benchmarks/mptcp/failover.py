@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.mptcp import runs
@@ -81,7 +82,7 @@ def all_down(stage: Stage, down: float, rest: float) -> None:
     stage.cut(*range(1, LINKS + 1))
     stage.sleep(3.0)
     stage.restore(*range(1, LINKS + 1))
-    stage.sleep(rest + 4.0)
+    stage.sleep(rest * 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,9 @@ class Scenario:
     name: str
     act: Callable[[Stage, float, float], None]
     backup: tuple[int, ...] = ()
-    down: tuple[float, float] = (1.0, 4.0)
+    down: tuple[float, float] = (0.8, 4.0)
     """Seconds that a link stays down, quick and full."""
-    rest: tuple[float, float] = (1.0, 4.0)
+    rest: tuple[float, float] = (0.8, 4.0)
     """Seconds between."""
 
     def seconds(self, settings: Settings) -> float:
@@ -101,7 +102,7 @@ class Scenario:
         down, rest = settings.pick(*self.down), settings.pick(*self.rest)
         if self.act is one_after_another:
             return float(LINKS * (down + rest) + rest * 2)
-        return float(down + rest * 3) if self.act is to_the_backup else float(rest * 2 + 7.0)
+        return float(down + rest * 3) if self.act is to_the_backup else float(rest * 4 + 3.0)
 
 
 SCENARIOS = (
@@ -198,14 +199,14 @@ def _rates(samples: Sequence[tuple[float, list[int]]]) -> list[tuple[float, list
     """Per interval: its end, and the MB/s of each link, both directions."""
     return [
         (round(late, 3), [round((b - a) / (late - early) / 1e6, 3) for a, b in zip(before, after, strict=True)])
-        for (early, before), (late, after) in zip(samples, samples[1:], strict=False)
+        for (early, before), (late, after) in pairwise(samples)
     ]
 
 
 def _longest_pause(times: Sequence[float], end: float) -> tuple[float, float]:
     """The longest time without a completion from 0 to `end`, and when it began."""
     marks = [0.0, *sorted(moment for moment in times if 0 <= moment <= end), end]
-    gaps = [(late - early, early) for early, late in zip(marks, marks[1:], strict=False)]
+    gaps = [(late - early, early) for early, late in pairwise(marks)]
     return max(gaps)
 
 
@@ -300,17 +301,17 @@ def plot(result: dict[str, Any], figure: Any) -> None:
             if what == "cut":
                 downs[number] = when
             elif number in downs:
-                ax.plot([downs[number], when], [28.5 + number * 1.8] * 2, color=f"C{number - 1}", linewidth=3,
+                ax.plot([downs[number], when], [50 + number * 2.6] * 2, color=f"C{number - 1}", linewidth=3,
                         solid_capstyle="butt")  # fmt: skip
-        ax.axhline(result["bare_write"], color="0.3", linestyle=":", linewidth=1)
+        ax.axhline(result["bare_write"], color="0.3", linestyle=":", linewidth=1, label="bare sender, one direction")
         ax.set_xlim(0, times[-1])
-        ax.set_ylim(0, 38)
+        ax.set_ylim(0, 63)
         who = "with the keeper" if row["keeper"] else "kernel alone"
         ax.set_title(f"{row['scenario'].capitalize()}, {who}: longest pause {row['longest_pause_seconds']:.2f} s",
                      fontsize=10)  # fmt: skip
         if not index % 2:
-            ax.set_ylabel("MB/s on the links")
+            ax.set_ylabel("MB/s, both directions")
         if index // 2 == len(SCENARIOS) - 1:
             ax.set_xlabel("Seconds")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=LINKS, bbox_to_anchor=(0.5, 0.94), frameon=False)
+    figure.legend(handles, labels, loc="upper center", ncols=LINKS + 1, bbox_to_anchor=(0.5, 0.955), frameon=False)

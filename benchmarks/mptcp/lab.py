@@ -64,13 +64,13 @@ class Space:
         self._wait_until_apart()
 
     def _wait_until_apart(self) -> None:
-        own = os.readlink("/proc/self/ns/net")
+        own = Path("/proc/self/ns/net").readlink()
         deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
             if self._holder.poll() is not None:
                 break
             with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{self.pid}/ns/net") != own:
+                if Path(f"/proc/{self.pid}/ns/net").readlink() != own:
                     return
             time.sleep(0.005)
         raise LabError("a network namespace could not be made (unshare -n)")
@@ -93,9 +93,7 @@ class Space:
         """Start a process here that ends with this one."""
         search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
-        return subprocess.Popen(
-            self.command(argv), text=True, env=environment, preexec_fn=_end_with_parent, **kwargs
-        )
+        return subprocess.Popen(self.command(argv), text=True, env=environment, preexec_fn=_end_with_parent, **kwargs)
 
     def counters(self) -> dict[str, tuple[int, int]]:
         """Bytes received and sent by each interface."""
@@ -176,9 +174,7 @@ class Network:
         """The host's address on a link, from 1."""
         return f"10.1.{number}.2"
 
-    def set_paths(
-        self, count: int, backup: Sequence[int] = (), *, signal: bool = True, first: int = 2
-    ) -> None:
+    def set_paths(self, count: int, backup: Sequence[int] = (), *, signal: bool = True, first: int = 2) -> None:
         """Endpoints for links first..count: used for subflows by the host, signalled by the target; limits 8 and 8.
 
         Both together, as in the series' selftest, give links 2 and on one subflow each and some a second one; without
@@ -257,8 +253,8 @@ def missing() -> str | None:
         name = errno.errorcode.get(error.errno or 0, str(error.errno))
         return f"this kernel opens no MPTCP sockets ({name})"
     probe = (
-        "unshare -n true && ip link add probe0 type veth peer name probe1 && tc qdisc add dev probe0 root tbf rate 1mbit burst 64k "
-        "latency 50ms && ip mptcp limits show >/dev/null"
+        "unshare -n true && ip link add probe0 type veth peer name probe1 && "
+        "tc qdisc add dev probe0 root tbf rate 1mbit burst 64k latency 50ms && ip mptcp limits show >/dev/null"
     )
     done = subprocess.run(
         ["unshare", "-rnm", "sh", "-c", probe], capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False

@@ -190,12 +190,15 @@ class Verifier:
     def _end(self) -> None:
         self.running = False
 
+    def _over(self) -> bool:
+        return not self.running
+
     async def _work(self, worker: int) -> None:
         generation = 0
         while self.running:
             generation += 1
             for slot in range(worker * self._slots_each, (worker + 1) * self._slots_each):
-                if not self.running:
+                if self._over():
                     return
                 await self._write(slot, generation)
                 await self._compare(slot, generation)

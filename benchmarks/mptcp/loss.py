@@ -23,9 +23,7 @@ LINKS = 4
 DEPTH = 64
 
 
-def run(
-    settings: Settings, *, rate_mbit: float = 100.0, delay_ms: float = 0.0, loss: float = LOSS
-) -> dict[str, Any]:
+def run(settings: Settings, *, rate_mbit: float = 100.0, delay_ms: float = 0.0, loss: float = LOSS) -> dict[str, Any]:
     """Without and with loss; one and four NVMe paths; TCP and MPTCP. With a delay, netem does both."""
     rows, words = [], []
     for share in (0.0, loss):

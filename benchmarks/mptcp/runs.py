@@ -133,6 +133,4 @@ def bare(
 
 def link_megabytes(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> list[float]:
     """What each link carried in both directions, in MB, headers included."""
-    return [
-        round((b[0] - a[0] + b[1] - a[1]) / 1e6, 3) for a, b in zip(before, after, strict=True)
-    ]
+    return [round((b[0] - a[0] + b[1] - a[1]) / 1e6, 3) for a, b in zip(before, after, strict=True)]

@@ -25,7 +25,7 @@ PHASES = ("randread", "flush", "randwrite", "flush")
 
 def run(settings: Settings) -> dict[str, Any]:
     """The four phases over TCP and over MPTCP, the bare sender before each."""
-    rate = settings.pick(250, 1000)
+    rate = settings.pick(400, 1000)
     links = [Link(rate)] * LINKS
     rows = []
     with Network(links) as network:
@@ -40,8 +40,8 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def _row(network: Network, transport: str, settings: Settings) -> dict[str, Any]:
-    seconds, warmup = settings.pick(2.0, 10.0), settings.pick(1.0, 2.0)
-    bare = {d: runs.bare(network, transport, d, settings.congestion, seconds / 2, 1.0) for d in ("read", "write")}
+    seconds, warmup = settings.pick(1.6, 10.0), settings.pick(0.8, 2.0)
+    bare = {d: runs.bare(network, transport, d, settings.congestion, seconds / 2, 0.7) for d in ("read", "write")}
     before, dropped = network.counters(), network.dropped()
     found = runs.work(
         network, task="phases", transport=transport, congestion=settings.congestion, subflows=LINKS, queues=JOBS,

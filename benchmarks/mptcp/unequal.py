@@ -47,7 +47,7 @@ def _stage(links: list[Link], settings: Settings) -> Any:
 
 
 def _shares(network: Network, transport: str, settings: Settings) -> dict[str, Any]:
-    seconds, warmup = settings.pick(1.5, 5.0), settings.pick(0.7, 2.0)
+    seconds, warmup = settings.pick(1.2, 5.0), settings.pick(0.7, 2.0)
     bare = {d: runs.bare(network, transport, d, settings.congestion, seconds, warmup) for d in ("read", "write")}
     found: dict[str, Any] = {"transport": transport, "bare_read": bare["read"], "bare_write": bare["write"]}
     for pattern, word in (("randread", "read"), ("randwrite", "write")):
@@ -67,7 +67,7 @@ def _latency(network: Network, transport: str, queues: int, settings: Settings) 
     found = runs.work(
         network, task="latency", transport=transport, congestion=settings.congestion, subflows=len(network.links),
         queues=queues, depth=STREAM_DEPTH, block_bytes=BLOCK_BYTES, stream="randread",
-        seconds=settings.pick(2.0, 6.0), warmup_seconds=settings.pick(0.7, 1.5),
+        seconds=settings.pick(1.2, 6.0), warmup_seconds=settings.pick(0.6, 1.5),
     )  # fmt: skip
     return {"transport": transport, "queues": queues, **found}
 
@@ -154,12 +154,10 @@ def plot(result: dict[str, Any], figure: Any) -> None:
                 bottom += part
             ax.plot([index + shift], [row[f"bare_{word}"]], "x", color="black", markersize=9,
                     label="bare sender" if not index and shift > 0 else None)  # fmt: skip
-            ax.annotate(row["transport"].upper(), (index + shift, bottom), xytext=(0, 9), ha="center",
-                        textcoords="offset points")  # fmt: skip
     ax.axhline(_total(result), linestyle="--", color="0.5", linewidth=1, label="sum of the links, raw")
-    ax.set_xticks([0, 1], ["random reads", "random writes"])
+    ax.set_xticks([-0.2, 0.2, 0.8, 1.2], ["TCP\nreads", "MPTCP\nreads", "TCP\nwrites", "MPTCP\nwrites"])
     ax.set_ylabel("Payload, MB/s")
-    ax.set_ylim(0, _total(result) * 1.75)
+    ax.set_ylim(0, _total(result) * 1.6)
     ax.set_title("Links of unequal rate")
     ax.legend(loc="upper left", fontsize="small", ncols=2)
     if result["latency"]:
@@ -169,8 +167,7 @@ def plot(result: dict[str, Any], figure: Any) -> None:
 def _plot_latency(result: dict[str, Any], ax: Any) -> None:
     names = []
     for index, row in enumerate(result["latency"]):
-        own = "own queue" if row["queues"] > 1 else "streams'\nqueue"
-        names.append(f"{row['transport'].upper()},\n{own}")
+        names.append(f"{row['transport'].upper()},\n{'own' if row['queues'] > 1 else 'same'} queue")
         colour = "C3" if row["transport"] == "tcp" else "C0"
         beside, alone = row["beside"], row["alone"]
         ax.plot([index, index], [beside["p50_ms"], beside["p99_ms"]], color=colour, linewidth=2)
@@ -183,5 +180,5 @@ def _plot_latency(result: dict[str, Any], ax: Any) -> None:
     ax.set_xticks(range(len(names)), names)
     ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_ylabel("Latency of 4 KiB reads, ms")
-    ax.set_title(f"Small reads beside 128 KiB streams, {LATENCY_LINKS} × {LATENCY_RATE} Mbit/s")
+    ax.set_title(f"4 KiB reads beside streams, {LATENCY_LINKS} × {LATENCY_RATE} Mbit/s")
     ax.legend(loc="upper right", fontsize="small")
