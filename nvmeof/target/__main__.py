@@ -25,7 +25,14 @@ from nvmeof.spec.enums import DISCOVERY_PORT, NVME_PORT
 from nvmeof.target.backend.base import Backend
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
-from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.config import (
+    ADVERTISE_FORMS,
+    ADVERTISE_OWN,
+    NamespaceConfig,
+    PortConfig,
+    SubsystemConfig,
+    TargetConfig,
+)
 from nvmeof.target.server import DEFAULT_SUBNQN, Target
 from nvmeof.target.sizes import format_size, parse_size
 from nvmeof.transport import base
@@ -51,6 +58,7 @@ class Options:
     listen: tuple[str, ...] = ()
     discovery: tuple[str, ...] = ()
     advertise: str | None = None
+    advertise_as: tuple[str, ...] = ()
     ramdisk: tuple[str, ...] = ()
     file: tuple[str, ...] = ()
     size: str | None = None
@@ -117,6 +125,7 @@ def _ports(options: Options) -> list[PortConfig]:
                 # The port that is advertised is the subsystem's, not that of the discovery service beside it.
                 advertise_port=(advertised.port or None) if advertised and not discovery_only else None,
                 discovery_only=discovery_only,
+                advertise_as=options.advertise_as or (ADVERTISE_OWN,),
             )
         )
     return ports
@@ -313,6 +322,12 @@ def _raise_file_limit() -> None:
     "--discovery", multiple=True, metavar="ADDR[:PORT]", help="A discovery-only port (8009 unless given); repeatable."
 )
 @click.option("--advertise", metavar="ADDR[:PORT]", help="Address that Discovery tells hosts, behind NAT or a proxy.")
+@click.option(
+    "--advertise-as",
+    multiple=True,
+    type=click.Choice(ADVERTISE_FORMS),
+    help="Form of Discovery entries: own TRTYPE, plain tcp beside it, or tsas; repeatable.  [default: own]",
+)
 @click.option(
     "--ramdisk",
     multiple=True,

@@ -165,6 +165,7 @@ class Target:
             advertise_host=port.advertise_host,
             advertise_port=port.advertise_port,
             discovery_only=port.discovery_only,
+            advertise_as=port.advertise_as,
         )
 
         def accepted(endpoint: Endpoint) -> None:
