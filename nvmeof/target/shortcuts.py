@@ -179,10 +179,11 @@ class ShortCuts:
         """Whether what was found out for the pattern's command still holds."""
         if pattern is None:
             return False
-        ctx = self.ctx
+        controller = self.ctx.controller
         return (
-            ctx.state is ControllerState.READY
-            and pattern.epoch == ctx.epoch
+            controller is not None
+            and controller.state is ControllerState.READY
+            and pattern.epoch == controller.subsystem.epoch
             and pattern.memory is pattern.namespace.memory
         )
 
