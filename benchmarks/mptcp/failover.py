@@ -207,7 +207,7 @@ def _longest_pause(times: Sequence[float], end: float) -> tuple[float, float]:
     """The longest time without a completion from 0 to `end`, and when it began."""
     marks = [0.0, *sorted(moment for moment in times if 0 <= moment <= end), end]
     gaps = [(late - early, early) for early, late in pairwise(marks)]
-    return max(gaps)
+    return max(gaps, key=lambda gap: gap[0])
 
 
 def _again(
@@ -313,5 +313,6 @@ def plot(result: dict[str, Any], figure: Any) -> None:
             ax.set_ylabel("MB/s, both directions")
         if index // 2 == len(SCENARIOS) - 1:
             ax.set_xlabel("Seconds")
+    axes[0][0].plot([], [], color="0.4", linewidth=3, label="bar: that link is down")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=LINKS + 1, bbox_to_anchor=(0.5, 0.955), frameon=False)
+    figure.legend(handles, labels, loc="upper center", ncols=LINKS + 2, bbox_to_anchor=(0.5, 0.955), frameon=False)
