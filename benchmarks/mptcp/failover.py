@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import subprocess
 import threading
@@ -114,6 +115,8 @@ SCENARIOS = (
 
 def run(settings: Settings) -> dict[str, Any]:
     """All scenarios, first as the kernel does it alone, then with the keeper."""
+    if importlib.util.find_spec("pyroute2") is None:
+        raise LabError("the path keeper needs pyroute2 (pip install 'nvmeof[mptcp]')")
     links = [Link(RATE_MBIT)] * LINKS
     rows = []
     for scenario in SCENARIOS:
@@ -171,6 +174,7 @@ def _row(network: Network, scenario: Scenario, keeper: bool, settings: Settings)
         "pause_at": at,
         "lost_bytes": found["lost_bytes"],
         "errors": found["errors"],
+        "dropped_by_kernel": network.dropped(),
         "again_seconds": _again(stage.events, samples, scenario.backup),
         "events": stage.events,
         "samples": _rates(samples),
@@ -267,6 +271,7 @@ def seen(result: dict[str, Any]) -> str:
     rows = {(row["scenario"], row["keeper"]): row for row in result["rows"]}
     lost = sum(row["lost_bytes"] for row in result["rows"])
     errors = sum(len(row["errors"]) for row in result["rows"])
+    dropped = sum(row.get("dropped_by_kernel", 0) for row in result["rows"])
     words = []
     for scenario in SCENARIOS:
         alone, kept = rows[scenario.name, False], rows[scenario.name, True]
@@ -277,12 +282,14 @@ def seen(result: dict[str, Any]) -> str:
         )
     return (
         f"{lost} bytes were lost and {errors} commands failed in all runs. {'; '.join(words).capitalize()}. The pause "
-        "is the time until the kernel gives what was on the cut link to another one: two or three retransmission "
-        "timeouts (200 ms and up). A link that was down for longer is found again by the kernel only at the next "
-        "retransmission of its old subflow, and those are twice as far apart each time: that is why after three "
-        "seconds without any link the load stood still for longer than that. The keeper is told by rtnetlink and does "
-        "not wait; but the last live subflow of a connection is never closed, so with all links down it depends on "
-        "the same timer for the first one to come back."
+        "is the time until the kernel gives what was on the cut link to another one: retransmission timeouts, 200 ms "
+        "and up. Left alone, the kernel goes on trying the cut subflow, so data that was put on it returns piece by "
+        "piece and the load runs at a fraction of its rate until the link is back; and a link is found again only at "
+        "the next retransmission of its old subflow, which come twice as far apart each time. The keeper is told by "
+        "rtnetlink: it closes the subflow of a cut link at once, so all of its data goes to the others, and makes a "
+        "new one when the link is up. The last live subflow of a connection is never closed; with all links down it "
+        "stays, and the first one to come back is used."
+        + (f" The kernels dropped {dropped} packets beyond the MPTCP receive window in all runs." if dropped else "")
     )
 
 
