@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 from nvmeof.errors import ConfigurationError, LocalProtocolError, NvmeofError
-from nvmeof.host.cli import bench, data, paths, show
+from nvmeof.host.cli import bench, data, mptcpize, paths, show
 from nvmeof.host.cli.output import remark
 
 EXIT_FAILED = 1
@@ -33,7 +33,7 @@ def cli(verbose: int) -> None:
         logging.getLogger("nvmeof.host").setLevel(logging.ERROR)
 
 
-for _command in (*show.COMMANDS, *data.COMMANDS, *bench.COMMANDS, *paths.COMMANDS):
+for _command in (*show.COMMANDS, *data.COMMANDS, *bench.COMMANDS, *paths.COMMANDS, *mptcpize.COMMANDS):
     cli.add_command(_command)
 
 

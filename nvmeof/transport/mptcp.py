@@ -9,6 +9,7 @@ without MPTCP, MPTCP switched off by sysctl, a peer (or a box between) without i
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import Final
 
@@ -55,6 +56,15 @@ def forget_fallbacks() -> None:
 def new_socket(family: socket.AddressFamily) -> socket.socket:
     """An MPTCP stream socket. Raises OSError where there is no MPTCP."""
     return socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP)
+
+
+def why_no_mptcp() -> str | None:
+    """Why this machine opens no MPTCP sockets, in a few words; None where it does."""
+    try:
+        new_socket(socket.AF_INET).close()
+    except OSError as error:
+        return _OPEN_REASONS.get(error.errno or 0, os.strerror(error.errno or 0).lower())
+    return None
 
 
 def speaks_mptcp(sock: socket.socket) -> bool:
