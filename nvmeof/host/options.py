@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TypedDict
 from uuid import UUID
@@ -97,6 +99,28 @@ class ConnectOptions:
         if self.tos is not None:
             _within("type of service", self.tos, 0, 255)
 
+    def same_path(self, other: ConnectOptions) -> bool:
+        """Whether a connection with `other` would be one more over the path that this one takes.
+
+        A path is told by the transport, the target's address and port, the subsystem, the host's name and identifier,
+        and the local address and interface, where not giving one is different from giving any: the rule of Linux
+        (``nvmf_ip_options_match``, drivers/nvme/host/fabrics.c) with the transport added, as the MPTCP series does.
+        Other than there, IP addresses are compared by value and host names without regard to case.
+        """
+        return self._path() == other._path()
+
+    def _path(self) -> tuple[object, ...]:
+        return (
+            self.transport,
+            _address(self.traddr),
+            self.trsvcid,
+            self.subnqn,
+            self.hostnqn,
+            self.hostid,
+            None if self.host_traddr is None else _address(self.host_traddr),
+            self.host_iface,
+        )
+
     def given(self) -> frozenset[str]:
         """Names of the options that differ from their defaults (for a device's required and allowed options)."""
         return frozenset(f.name for f in fields(self) if getattr(self, f.name) != f.default)
@@ -104,6 +128,26 @@ class ConnectOptions:
     def with_changes(self, **changes: object) -> ConnectOptions:
         """A copy with some options changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def distinct_paths(candidates: Iterable[ConnectOptions]) -> list[ConnectOptions]:
+    """The candidates in their order, of those for the same path only the first."""
+    found: list[ConnectOptions] = []
+    for each in candidates:
+        if not any(each.same_path(other) for other in found):
+            found.append(each)
+    return found
+
+
+def _address(text: str) -> str:
+    """One spelling per address: shortest form of an IP address, IPv4 for IPv4 mapped into IPv6, names in lower case."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        return text.lower().removesuffix(".")
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def _within(what: str, value: float, low: int, high: int) -> None:

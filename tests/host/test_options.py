@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.host import identity
 from nvmeof.host.identity import host_identity
-from nvmeof.host.options import ConnectKeywords, ConnectOptions
+from nvmeof.host.options import ConnectKeywords, ConnectOptions, distinct_paths
 
 from .test_queue import options
 
@@ -47,6 +49,68 @@ def test_given_options_and_changes() -> None:
 def test_the_keywords_of_connect_are_the_options() -> None:
     named = {"traddr", "trsvcid", "transport", "subnqn", "hostnqn", "hostid"}
     assert {each.name for each in fields(ConnectOptions)} == named | set(ConnectKeywords.__annotations__)
+
+
+# -- paths -------------------------------------------------------------------------------------------------------------
+
+PATH_FIELDS: dict[str, list[Any]] = {
+    "transport": ["tcp", "mptcp"],
+    "traddr": ["192.0.2.1", "192.0.2.2", "2001:db8::1", "target.example"],
+    "trsvcid": [4420, 8009],
+    "subnqn": ["nqn.2026-01.org.example:a", "nqn.2026-01.org.example:b"],
+    "hostnqn": ["nqn.2026-01.org.example:h", "nqn.2026-01.org.example:i"],
+    "hostid": [uuid.UUID(int=1), uuid.UUID(int=2)],
+    "host_traddr": [None, "192.0.2.9", "192.0.2.10"],
+    "host_iface": [None, "eth0", "eth1"],
+}
+SPELLINGS = {
+    "2001:db8::1": ["2001:DB8::1", "2001:db8:0:0:0:0:0:1", "[2001:db8::1]"],
+    "192.0.2.1": ["::ffff:192.0.2.1"],
+    "192.0.2.9": ["::ffff:c000:209"],
+    "target.example": ["Target.EXAMPLE", "target.example."],
+}
+path = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in PATH_FIELDS.items()})
+other_options = st.fixed_dictionaries(
+    {"nr_io_queues": st.integers(1, 8), "queue_size": st.integers(2, 256), "hdr_digest": st.booleans()}
+)
+
+
+@given(path, path, other_options, other_options, st.data())
+def test_a_path_is_told_by_its_fields_and_by_nothing_else(
+    first: dict[str, Any], second: dict[str, Any], some: dict[str, Any], more: dict[str, Any], data: st.DataObject
+) -> None:
+    def spelled(value: Any) -> Any:
+        return data.draw(st.sampled_from([value, *SPELLINGS.get(value, ())])) if isinstance(value, str) else value
+
+    one = options(**first, **some)
+    same = options(**{name: spelled(value) for name, value in first.items()}, **more)
+    other = options(**second, **some)
+    assert one.same_path(one)
+    assert one.same_path(same)
+    assert same.same_path(one)
+    assert one.same_path(other) == other.same_path(one) == (first == second)
+
+
+@pytest.mark.parametrize("name", PATH_FIELDS)
+def test_each_field_makes_another_path(name: str) -> None:
+    base = {field: values[0] for field, values in PATH_FIELDS.items()}
+    for value in PATH_FIELDS[name][1:]:
+        assert not options(**base).same_path(options(**{**base, name: value}))
+
+
+def test_two_connects_that_differ_only_in_transport_are_two_paths() -> None:
+    tcp = options(traddr="192.0.2.1", transport="tcp")
+    mptcp = tcp.with_changes(transport="mptcp")
+    assert not tcp.same_path(mptcp)
+    assert distinct_paths([mptcp, tcp, mptcp, tcp]) == [mptcp, tcp]
+
+
+@given(st.lists(path))
+def test_distinct_paths_keep_the_first_of_each(places: list[dict[str, Any]]) -> None:
+    candidates = [options(**place, queue_size=index + 2) for index, place in enumerate(places)]
+    found = distinct_paths(candidates)
+    firsts = [each for index, each in enumerate(candidates) if places.index(places[index]) == index]
+    assert found == firsts
 
 
 @pytest.fixture

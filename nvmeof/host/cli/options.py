@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from nvmeof.errors import ConfigurationError, NvmeofError
+from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController, connect, discover, reachable_address
 from nvmeof.host.discovery import DiscoveryEntry
+from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
+from nvmeof.host.options import ConnectOptions, distinct_paths
 from nvmeof.spec.enums import DISCOVERY_NQN, NVME_PORT
-from nvmeof.transport import get
+from nvmeof.transport import get, set_trtype_code
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 from nvmeof.transport.paths.session import PathOptions
 from nvmeof.transport.runloop import run
@@ -44,6 +47,12 @@ class Bytes(IntegerType):
 
 BYTES = Bytes()
 
+
+def _set_trtype_code(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        set_trtype_code("mptcp", value)
+
+
 _CONNECTION = (
     click.option("-t", "--transport", default="mptcp", show_default=True, help="tcp, mptcp (falls back to tcp), ..."),
     click.option("-a", "--traddr", required=True, metavar="ADDR", help="Address or name of the target."),
@@ -60,6 +69,14 @@ _CONNECTION = (
     click.option("--sndbuf", "sndbuf_bytes", type=BYTES, metavar="SIZE", help="Send buffer.  [default: adapts itself]"),
     click.option(
         "--rcvbuf", "rcvbuf_bytes", type=BYTES, metavar="SIZE", help="Receive buffer.  [default: adapts itself]"
+    ),
+    click.option(
+        "--trtype-code",
+        type=click.IntRange(1, 255),
+        metavar="N",
+        expose_value=False,
+        callback=_set_trtype_code,
+        help="TRTYPE that stands for mptcp in Discovery entries.  [default: 4, provisionally]",
     ),
     click.option("--connect-timeout", type=float, default=10.0, show_default=True, metavar="SECONDS"),
     click.option("-k", "--keep-alive-tmo", type=float, default=5.0, show_default=True, metavar="SECONDS"),
@@ -194,6 +211,45 @@ def usable(entry: DiscoveryEntry) -> bool:
     except ConfigurationError:
         return False
     return entry.is_nvm
+
+
+def transport_name(entry: DiscoveryEntry) -> str:
+    """The entry's transport as ``-t`` takes it; the standard's name, or the number, where this package has none."""
+    if entry.transport == "mptcp":
+        return entry.transport  # the form of TRTYPE 3 and TSAS too
+    try:
+        return get(entry.trtype).name
+    except ConfigurationError:
+        return entry.transport
+
+
+def paths_to_subsystems(entries: Iterable[DiscoveryEntry], options: dict[str, Any]) -> dict[str, list[ConnectOptions]]:
+    """The distinct paths to each subsystem that the entries name, in the log's order.
+
+    The transport is the one that was asked for, whatever form an entry has: MPTCP falls back to TCP, and an MPTCP
+    port serves TCP hosts. So the entries of one port that differ only in their form are one path.
+    """
+    hostnqn, hostid = host_identity(options.get("hostnqn"), options.get("hostid"))
+    found: dict[str, list[ConnectOptions]] = {}
+    for entry in entries:
+        if not usable(entry):
+            continue
+        try:
+            path = ConnectOptions(
+                transport=options["transport"],
+                traddr=reachable_address(entry, options["traddr"]),
+                trsvcid=entry_port(entry),
+                subnqn=entry.subnqn,
+                hostnqn=hostnqn,
+                hostid=hostid,
+                host_traddr=options.get("host_traddr"),
+                host_iface=options.get("host_iface"),
+            )
+        except NvmeofError as error:
+            out.remark(f"left out an entry of {entry.subnqn}: {error}")
+            continue
+        found.setdefault(entry.subnqn, []).append(path)
+    return {subnqn: distinct_paths(candidates) for subnqn, candidates in found.items()}
 
 
 def entry_port(entry: DiscoveryEntry) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from nvmeof.errors import NvmeofError
+from nvmeof.errors import NvmeofError, TransportError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
-from nvmeof.host.client import HostController, connect, discover, reachable_address
+from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.controller import AsyncEvent
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.namespace import Namespace
@@ -39,7 +39,13 @@ async def discover_command(output: str, **options: Any) -> None:
         out.print_json({"records": [_entry_json(entry) for entry in entries]})
         return
     rows = [
-        (entry.transport, Address(entry.traddr, _port(entry)), entry.family, entry.kind.replace("_", " "), entry.subnqn)
+        (
+            opt.transport_name(entry),
+            Address(entry.traddr, _port(entry)),
+            entry.family,
+            entry.kind.replace("_", " "),
+            entry.subnqn,
+        )
         for entry in entries
     ]
     out.print_table(("Transport", "Address", "Family", "Type", "Subsystem NQN"), rows)
@@ -52,7 +58,7 @@ def _port(entry: DiscoveryEntry) -> int:
 def _entry_json(entry: DiscoveryEntry) -> dict[str, Any]:
     kinds = {"nvm": "nvme subsystem", "referral": "discovery subsystem referral"}
     return {
-        "trtype": entry.transport,
+        "trtype": opt.transport_name(entry),
         "adrfam": entry.family,
         "subtype": kinds.get(entry.kind, entry.kind.replace("_", " ") + " subsystem"),
         "treq": entry.treq,
@@ -63,6 +69,7 @@ def _entry_json(entry: DiscoveryEntry) -> dict[str, Any]:
         "cntlid": entry.cntlid,
         "eflags": entry.eflags,
         "sectype": entry.sectype,
+        "prottype": entry.prottype,
     }
 
 
@@ -74,13 +81,12 @@ async def list_command(output: str, **options: Any) -> None:
     """Show the namespaces of a subsystem, or of all that discovery names."""
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    for index, place in enumerate(await _subsystems(options)):
-        chosen = {**opt.split_options(options), **place, "nr_io_queues": 1}
+    for index, paths in enumerate(await _subsystems(options)):
         try:
-            async with await connect(paths=opt.path_options(options), **chosen) as controller:
+            async with await _first_that_connects(paths, options) as controller:
                 rows += [_row(index, controller, namespace) for namespace in await controller.namespaces()]
         except NvmeofError as error:
-            failures.append(f"{place['subnqn']}: {error}")
+            failures.append(f"{paths[0]['subnqn']}: {error}")
     if output == "json":
         out.print_json({"Devices": rows})
     else:
@@ -92,18 +98,27 @@ async def list_command(output: str, **options: Any) -> None:
         sys.exit(1)
 
 
-async def _subsystems(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where to connect: one place for each subsystem, the first that the log gives and our transport reaches."""
+async def _subsystems(options: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The ways to each subsystem: where to connect, once for each distinct path."""
     if options.get("nqn"):
-        return [{"subnqn": options["nqn"], "trsvcid": options.get("trsvcid") or 4420}]
-    places: dict[str, dict[str, Any]] = {}
-    for entry in await discover(**opt.discovery_options(options)):
-        if opt.usable(entry):
-            address = reachable_address(entry, options["traddr"])
-            places.setdefault(
-                entry.subnqn, {"subnqn": entry.subnqn, "traddr": address, "trsvcid": opt.entry_port(entry)}
-            )
-    return list(places.values())
+        return [[{"subnqn": options["nqn"], "trsvcid": options.get("trsvcid") or 4420}]]
+    found = opt.paths_to_subsystems(await discover(**opt.discovery_options(options)), options)
+    return [
+        [{"subnqn": path.subnqn, "traddr": path.traddr, "trsvcid": path.trsvcid} for path in paths]
+        for paths in found.values()
+    ]
+
+
+async def _first_that_connects(paths: list[dict[str, Any]], options: dict[str, Any]) -> HostController:
+    """A controller over the first path that there is. Raises what the last one failed with."""
+    for place in paths:
+        chosen = {**opt.split_options(options), **place, "nr_io_queues": 1}
+        try:
+            return await connect(paths=opt.path_options(options), **chosen)
+        except TransportError:
+            if place is paths[-1]:
+                raise
+    raise AssertionError("a subsystem without a path")
 
 
 def _row(index: int, controller: HostController, namespace: Namespace) -> dict[str, Any]:
