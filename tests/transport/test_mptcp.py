@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import shutil
 import socket
 import subprocess
@@ -40,6 +41,23 @@ async def test_protocol_token_and_one_subflow() -> None:
         assert here.mptcp_retransmits == 0
         assert here.subflows[0].bytes_sent is not None and here.subflows[0].bytes_sent >= 200_000
         assert there.subflows[0].bytes_received == 200_000
+
+
+@needs_mptcp
+@pytest.mark.parametrize("count", [0, 511])
+async def test_the_end_of_the_stream_is_no_byte_that_is_there(count: int) -> None:
+    async with connected("mptcp") as (near, far):
+        assert near.available() == 0
+        await send(far, bytes(count + 1))
+        await receive(near, 1)
+        await wait_for(lambda: near.available() == count)
+        far.shutdown()
+        ended = select.poll()
+        ended.register(near.fileno(), select.POLLRDHUP)
+        await wait_for(lambda: bool(ended.poll(0)))
+        assert near.available() == count
+        assert near.recv_into(bytearray(1000)) == count
+        assert near.available() == 0
 
 
 @needs_mptcp
