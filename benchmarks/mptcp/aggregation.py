@@ -120,8 +120,8 @@ def seen(result: dict[str, Any]) -> str:
         "Ethernet, IP, TCP and MPTCP (11.8 MB/s at 1448 bytes of 1514); iperf and rsync print 2^20 (11.08 MiB/s are "
         "11.62 MB/s). NVMe adds 24 to 48 bytes of PDU headers to 128 KiB, and reads follow the bare sender. Writes "
         "need more under way: a command waits in the socket behind the data of earlier writes, and its data only comes "
-        "after the R2T, so about half of the depth is data in flight; with 64 commands (measured too) 8 paths gave 0.88 of "
-        "the bare sender, and 1 to 6 paths 0.98 and more."
+        "after the R2T, so about half of the depth is data in flight; with 64 commands (measured too) 8 paths gave "
+        "0.88 of the bare sender, and 1 to 6 paths 0.98 and more."
         + (
             f" The kernels dropped {dropped} packets beyond the MPTCP receive window in all runs, which halts a "
             "connection for a moment each time."
