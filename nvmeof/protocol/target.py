@@ -288,7 +288,8 @@ class TargetSide(Engine):
         """Ask for a command's data, which is received into ``buffer``; ``TransferDone`` tells when it is all there.
 
         With ``unit_bytes`` the buffer may be live memory that others read: it changes by whole units only, each in one
-        step. What cannot go there so (data with digests, data that the host cuts inside a unit) is collected first.
+        step. What cannot go there so (data with digests, with several R2Ts at a time, or cut inside a unit by the host)
+        is collected first.
         ``live`` is asked before each change; once it says no, the memory stays as it is, and the event brings the data.
 
         On a connection that has ended since the command arrived nothing happens: the data will never come. Raises
@@ -300,17 +301,19 @@ class TargetSide(Engine):
             raise LocalProtocolError("data is asked for on a ready connection, into a writable buffer of bytes")
         if self._r2ts.full:
             raise LocalProtocolError("no TTAG is left")
+        assert self.parameters is not None
         grant = Grant(cid, buffer, context, unit_bytes, live)
-        if unit_bytes and self._framing.data_digest:
-            grant.collect(0)
         size = len(buffer)
+        # Several R2Ts at a time may be answered in any order: then there is no offset from which on data is collected.
+        several = self.parameters.maxr2t > 1 and size > (self.config.r2t_bytes or size)
+        if unit_bytes and (several or self._framing.data_digest):
+            grant.collect(0)
         if size >= LARGE_BYTES:
             self._large_expected += 1
         if self.config.r2t_bytes is None:
             window = self._r2ts.open(grant, size)
             self._out.add(self.encoder.r2t(cid, window.ttag, 0, size))
             return
-        assert self.parameters is not None
         outstanding = 0
         while grant.asked < size and outstanding < self.parameters.maxr2t and not self._r2ts.full:
             self._ask(grant)

@@ -210,6 +210,15 @@ class TargetQueue(ShortCuts):
             self._refuse_late(transfer.sqe, error, lent)
         elif event.data is not None:
             # The namespace has gone, moved or become inaccessible meanwhile: what it is now decides.
+            assert pattern is not None
+            now = self.ctx.namespaces.get(pattern.nsid, pattern.namespace)
+            if now is not pattern.namespace:
+                # What went to the old one before may be lost with it, and is not in the data.
+                error = CommandError(
+                    Status.NAMESPACE_NOT_READY, dnr=False, message=f"namespace {pattern.nsid} was replaced meanwhile"
+                )
+                self._refuse_late(transfer.sqe, error, None)
+                return
             self._run_late(transfer.spec, transfer.sqe, event.data, None)
         elif pattern is not None and self._usable(pattern):
             if lent is not None:

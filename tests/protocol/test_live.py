@@ -168,3 +168,28 @@ def test_whole_units_are_received_in_place():
     buffer = connection.next_buffer(1000)
     assert buffer.obj is live and len(buffer) == 1024 - 100, "the 100 that are there and 924 more are two units"
     assert live[:100] == bytearray([NEW]) * 100, "copied in the step that receives the rest of the unit"
+
+
+@pytest.mark.parametrize("first_cut", [[16384], [512, 15872], [100, 16284]])
+@pytest.mark.parametrize("second_cut", [[16384], [512, 15872], [700, 15684]])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_windows_may_be_answered_in_any_order(first_cut, second_cut, order):
+    framing = Framing()
+    connection = ready_target(framing, r2t_bytes=16384, maxr2t=2, maxh2cdata_bytes=1 << 20)
+    live = bytearray([OLD]) * 32768
+    feed(connection, framing.command(7, 1, len(live)))
+    sent(connection)
+    connection.request_data(7, memoryview(live), None, unit_bytes=512)
+    windows = asked(connection)
+    assert len(windows) == 2
+    events = []
+    for index in order:
+        ttag, offset, _ = windows[index]
+        socket = Socket(data_pdus(framing, ttag, offset, (first_cut, second_cut)[index]))
+        while socket.taken < len(socket.stream):
+            socket.arrived = min(socket.arrived + 1000, len(socket.stream))
+            while socket.available:
+                events += socket.drive(connection)
+                check_units(live, 512)
+    assert events == [TransferDone(7, None, True)]
+    assert check_units(live, 512) == 64

@@ -336,6 +336,30 @@ def r2ts(out: bytes) -> list[tuple[int, int, int]]:
     return [(cid, ttag, length) for cid, ttag, _, length in found]
 
 
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_write_does_not_go_on_in_another_namespace(closed):
+    """What came before the namespace was replaced went to the old one: success would pass off half of the data."""
+    wire = Wire(two_namespaces())
+    size = 64 * 512
+    write = [make_sqe(cid, WRITE, nsid=1, length=size, sgl=TRANSPORT, cdw12=63) for cid in range(2)]
+    for sqe in write[:1]:  # the pattern
+        [(_, ttag, _)] = r2ts(wire.feed(wire.capsule(sqe)))
+        assert statuses(wire.feed(wire.h2c(0, ttag, 0, b"a" * size))) == [(0, 0)]
+    [(_, ttag, _)] = r2ts(wire.feed(wire.capsule(write[1])))
+    pdu = wire.h2c(1, ttag, 0, b"b" * size)
+    half = 24 + size // 2
+    assert wire.feed(pdu[:half]) == b""
+    subsystem = wire.target.subsystem
+    old = subsystem.remove_namespace(1)
+    assert bytes(old.backend.memory[:512]) == b"b" * 512, "it goes straight to memory"
+    if closed:
+        await old.backend.close()
+    added = subsystem.add_namespace(NamespaceConfig(backend=Ramdisk(SIZE), nsid=1))
+    assert statuses(wire.feed(pdu[half:])) == [(1, 0x82)]
+    assert not any(added.backend.memory)
+    assert wire.queue._busy == set() and wire.queue._transfers == {}
+
+
 def test_staging_waits_for_memory_and_goes_on_in_order():
     pool = BufferPool(64 << 10)
     wire = Wire(_with_admin(Hidden("1M")), pool=pool)
