@@ -111,7 +111,7 @@ def out_of_reach(program: Path) -> str | None:
                 if not _dynamic(file.fileno(), head):
                     return "it is statically linked, so there is no C library to stand in front of"
                 return None
-    except (OSError, struct.error):
+    except (OSError, IndexError, struct.error):  # odd files are the kernel's to refuse
         pass
     return None
 
