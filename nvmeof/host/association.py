@@ -57,9 +57,16 @@ class Association(AdminCommands):
         return f"<{type(self).__name__} {self.cntlid:#x} of {self.options.subnqn}: {self.state.value}>"
 
     async def _create(self, queue: Queue) -> None:
+        if self.error is not None:
+            raise self.error
         queue.epoch = self.runtime.now()
         queue.on_error = self._queue_error
         await self.device.create_queue(queue)
+        if queue.error is not None:
+            # lost with the association while it was being made: nobody else knows of it
+            self.device.drain_queue(queue)
+            self.device.destroy_queue(queue)
+            raise queue.error
 
     # -- commands
 

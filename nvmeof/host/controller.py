@@ -320,11 +320,20 @@ class Controller(Association):
             everything = changed[:1] == [NSID_ALL]
             for namespace in list(self._namespaces.values()):
                 if everything or namespace.nsid in changed:
-                    await namespace.refresh()
+                    await self._refresh(namespace)
         elif event.log_page in (LogPageId.DISCOVERY, LogPageId.ANA):
             await self.get_log(event.log_page, 16, nsid=0)
         else:
             await self.get_log(event.log_page, 512)
+
+    async def _refresh(self, namespace: Namespace) -> None:
+        try:
+            await namespace.refresh()
+        except NvmeofError as error:
+            if self._admin.error is not None:
+                raise
+            # it has gone, or is none that we can use: the others may still be
+            log.info("namespace %d has changed, but cannot be identified: %s", namespace.nsid, error)
 
     async def shutdown(self) -> None:
         """End the association in order: delete the I/O queues, shut the controller down, close.

@@ -137,7 +137,6 @@ class Deadlines:
                 self._lost(queue, ConnectionLost(f"{what} on queue {queue.qid} was not answered in time"))
                 return
             log.warning("command %#06x on queue %d timed out: aborting it", request.cid, queue.qid)
-            request.epoch = now
             self.abort(request)
 
     # -- Abort
@@ -151,6 +150,7 @@ class Deadlines:
         if request.cid < 0 or request.aborted or self._admin.error is not None:
             return
         request.aborted = True
+        request.epoch = request.queue.epoch  # the Abort gets a timeout's time to work
         if self._aborts_free:
             self._send_abort(request)
         else:

@@ -73,8 +73,8 @@ def _release(future: Future[None]) -> None:
 async def execute(runtime: Runtime, queue: Queue, command: Command, abort: AbortFunction, *, hold: bool = True) -> int:
     """Submit ``command`` and wait for DW0 | DW1 << 32. Raises what the command or its queue failed with.
 
-    When the caller is cancelled, the command is aborted; with ``hold`` the cancellation waits until its buffers are
-    the caller's own again (its completion, or the end of the queue).
+    When the caller is cancelled, the command is aborted; with ``hold`` the cancellation waits until its buffers, where
+    it has any that can change, are the caller's own again (its completion, or the end of the queue).
     """
     queue.submit(command)
     try:
@@ -86,7 +86,7 @@ async def execute(runtime: Runtime, queue: Queue, command: Command, abort: Abort
             queue.withdraw(command)
         else:
             abort(command)
-            if hold:
+            if hold and (command.data_in is not None or not isinstance(command.data_out, bytes | None)):
                 command.released = runtime.create_future()
                 await _wait_released(runtime, command)
         raise

@@ -286,3 +286,70 @@ async def test_get_log_in_pieces(device: FakeDevice, connected: Connect) -> None
     assert [bool(sqe.cdw10 & 1 << 15) for sqe in sent] == [True, True, False]
     assert (await controller.smart_log()).composite_temperature == 300
     assert await controller.error_log(3) == []
+
+
+@pytest.mark.parametrize("fctype", [0, 4, 8])
+async def test_a_cancelled_disconnect_waits_for_no_answer(device: FakeDevice, connected: Connect, fctype: int) -> None:
+    controller = await connected()
+
+    def silent(request: Request, sqe: Sqe) -> Any:
+        return (
+            None if (sqe.opcode == FABRICS and sqe.fctype == fctype) or sqe.opcode == AdminOpcode.ABORT else "default"
+        )
+
+    device.intercept = silent
+    task = asyncio.create_task(controller.disconnect())
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    task.cancel()
+    await asyncio.wait([task], timeout=0.5)
+    assert task.cancelled()
+    assert controller.state is HostState.CLOSED
+    assert device.calls[-1] == "release_ctrl"
+
+
+@pytest.mark.parametrize("qid", [0, 1])
+async def test_a_loss_while_a_queue_is_created_leaves_no_queue_behind(
+    device: FakeDevice, connected: Connect, monkeypatch: pytest.MonkeyPatch, qid: int
+) -> None:
+    create = device.create_queue
+
+    async def create_queue(queue: Any) -> None:
+        await create(queue)
+        if queue.qid == qid:
+            device.break_queue(0)
+        await asyncio.sleep(0)
+        device.calls.append(f"made {queue.qid}")
+
+    monkeypatch.setattr(device, "create_queue", create_queue)
+    with pytest.raises(ConnectionLost, match="the fake broke queue 0"):
+        await connected(nr_io_queues=3)
+    created = [call.split()[1] for call in device.calls if call.startswith("create_queue")]
+    assert created == ["0", "1"][: qid + 1], "no more queues for an association that is lost"
+    assert f"destroy_queue {qid}" in device.calls[device.calls.index(f"made {qid}") :]
+    assert device.calls[-1] == "release_ctrl"
+
+
+async def test_one_namespace_that_vanishes_keeps_no_other_from_being_read_anew(
+    device: FakeDevice, connected: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.active = [1, 2, 3]
+    controller = await connected()
+    namespaces = await controller.namespaces()
+    device.active, device.namespace["nsze"] = [1, 3], 8192
+    identify = device._identify
+
+    def answer(sqe: Sqe, into: memoryview | None) -> Any:
+        if sqe.cdw10 == 0 and sqe.nsid == 1:
+            device.namespace["lbaf"] = [{"lbads": 3}]  # nonsense
+        try:
+            return identify(sqe, into)
+        finally:
+            device.namespace["lbaf"] = [{"lbads": 9}]
+
+    monkeypatch.setattr(device, "_identify", answer)
+    monkeypatch.setattr("nvmeof.host.controller.parse_namespace_list", lambda raw: [1, 2, 3])
+    device.raise_event(2, 0, 0x04)
+    await asyncio.sleep(0.05)
+    assert [each.size_blocks for each in namespaces] == [4096, 4096, 8192]
+    assert len(device.events) == 1  # asked again

@@ -157,3 +157,18 @@ def test_a_request_that_is_over_is_not_aborted() -> None:
     bench.answer(request)
     bench.deadlines.abort(request)
     assert bench.deadlines.aborts == 0
+
+
+def test_a_caller_that_gives_up_shortly_before_the_timeout_does_not_end_the_association() -> None:
+    """The Abort that this sends gets as much time as one after a timeout."""
+    bench = Bench(io_timeout=4.0)
+    bench.deadlines.check(0.0)
+    stuck = Noted()
+    bench.io.submit(stuck)
+    bench.run(0.25, 4.75)
+    assert not bench.deadlines.aborts
+    bench.deadlines.abort(stuck)
+    bench.run(5.0, 8.5)
+    assert not bench.lost
+    bench.run(8.75, 11.0)
+    assert [qid for qid, _ in bench.lost] == [1]
