@@ -223,11 +223,16 @@ class FileBackend(Backend):
         return future
 
     def _read_when_free(self, offset: int, length: int, future: asyncio.Future[Lease]) -> None:
+        if future.done():
+            return  # given up
         view = self._pool.take(length)
         if view is None:
             self._pool.when_free(lambda: self._read_when_free(offset, length, future))
-        else:
+            return
+        try:
             self._read_in_thread(offset, view, 0, future)
+        except OSError as error:  # closed meanwhile: not the affair of whoever gave the memory back
+            future.set_exception(error)
 
     def _read_in_thread(self, offset: int, view: memoryview, done: int, future: asyncio.Future[Lease]) -> None:
         def read() -> Lease:

@@ -435,3 +435,19 @@ async def test_a_real_shortage_of_space_is_capacity_exceeded(tmp_path):
     output, _ = await process.communicate()
     assert process.returncode == 0
     assert output.decode().startswith("CAPACITY_EXCEEDED writing to namespace 1")
+
+
+async def test_a_read_that_waits_for_memory_fails_when_the_backend_is_closed(tmp_path):
+    pool = BufferPool(8192)
+    backend = FileBackend(tmp_path / "disk", size="1M", pool=pool)
+    await backend.open()
+    held = backend.acquire_read(0, 8192)
+    lease = held if isinstance(held, Lease) else await held
+    waiting, given_up = backend.acquire_read(8192, 8192), backend.acquire_read(0, 8192)
+    assert not isinstance(waiting, Lease) and not isinstance(given_up, Lease)
+    given_up.cancel()
+    await asyncio.wait_for(backend.close(), 5)
+    lease.release()
+    with pytest.raises(OSError, match="closed"):
+        await asyncio.wait_for(waiting, 5)
+    assert pool.used_bytes == 0
