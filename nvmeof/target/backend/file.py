@@ -225,14 +225,16 @@ class FileBackend(Backend):
     def _read_when_free(self, offset: int, length: int, future: asyncio.Future[Lease]) -> None:
         if future.done():
             return  # given up
+        try:
+            self._open_threads()
+        except OSError as error:  # closed meanwhile: not the affair of whoever gave the memory back
+            future.set_exception(error)
+            return
         view = self._pool.take(length)
         if view is None:
             self._pool.when_free(lambda: self._read_when_free(offset, length, future))
-            return
-        try:
+        else:
             self._read_in_thread(offset, view, 0, future)
-        except OSError as error:  # closed meanwhile: not the affair of whoever gave the memory back
-            future.set_exception(error)
 
     def _read_in_thread(self, offset: int, view: memoryview, done: int, future: asyncio.Future[Lease]) -> None:
         def read() -> Lease:
