@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .bench import Bench, CheckFailed, Skipped, check
 from .checks import expect
-from .guest import LAB, REPOSITORY
+from .guest import HOST_ADDRESS, LAB, REPOSITORY
 from .peers import NQN, Layout
 
 MEBIBYTES = 32
@@ -88,3 +88,61 @@ def mptcp_two_links(bench: Bench) -> None:
     joins = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("MPTcpExtMPJoinSynAckRx")]
     expect(joins and int(joins[0]) >= 1, f"the guest's kernel counted no join: {joins}")
     bench.note = ", ".join(f"{what} {sorted(found[what].values())}" for what in ("written", "read"))
+
+
+ALL_FORMS = ("--advertise", HOST_ADDRESS, "--advertise-as", "own", "--advertise-as", "tcp", "--advertise-as", "tsas")
+
+
+@check(Layout("mptcp", "ramdisk", 512, options=ALL_FORMS), quick=True, only_ours=True)
+def advertised_forms(bench: Bench) -> None:
+    """nvme-cli prints a log with trtype 4, 3 and TSAS entries, and connect-all takes the tcp one, once."""
+    with bench.target() as peer:
+        bench.run("modprobe nvme-tcp; nvme discover -t tcp -a $ADDR -s $PORT")
+        text = bench.run("nvme discover -t tcp -a $ADDR -s $PORT -o json 2>/dev/null")
+        records = [r for r in json.loads(text[text.index("{") :])["records"] if r["subnqn"] == peer.nqn]
+        types = [record["trtype"] for record in records]
+        bench.say(f"trtype as nvme-cli prints it: {types}")
+        expect(len(types) == 3 and types[1:] == ["tcp", "tcp"] and types[0] != "tcp", f"entries: {types}")
+        expect({record["traddr"].strip() for record in records} == {HOST_ADDRESS}, f"addresses: {records}")
+        said = bench.run("""
+            nvme connect-all -t tcp -a $ADDR -s $PORT
+            attached
+            roundtrip $DEV 4096 1
+            [ "$(cat /sys/class/nvme/nvme*/subsysnqn | grep -xc "$NQN")" = 1 ] || die "more than one controller"
+            [ "$(cat /sys/class/nvme/$CTRL/transport)" = tcp ] || die "transport $(cat /sys/class/nvme/$CTRL/transport)"
+            nvme disconnect-all""")
+        bench.say(said)
+        bench.note = f"entries {', '.join(types)}; one controller over tcp"
+
+
+@check(Layout("mptcp", "ramdisk", 512), only_ours=True)
+def mptcpify(bench: Bench) -> None:
+    """A BPF program on the kernel's hook makes programs' TCP sockets MPTCP, and not the kernel host's."""
+    if bench.kernel_version < (6, 6):
+        raise Skipped("update_socket_protocol came with Linux 6.6")
+    shutil.copy(Path(__file__).with_name("mptcpify.py"), bench.guest.share)
+    with bench.target():
+        said = bench.run(
+            """
+            counted() { nstat -asz MPTcpExt$1 | awk -v before=$2 '/MPTcp/ { print $2 - before }'; }
+            before_opened=$(counted MPCapableSYNTX 0) before_accepted=$(counted MPCapableACKRX 0)
+            opened() { counted MPCapableSYNTX $before_opened; }
+            accepted() { counted MPCapableACKRX $before_accepted; }
+            export before_opened before_accepted
+            export -f counted opened accepted die connect attached controller disconnect roundtrip nvme_dev
+            python3 /host/mptcpify.py bash -euc '
+              nc -l -N 127.0.0.1 7000 </dev/null >/tmp/got & sleep 1
+              head -c 1000000 /dev/zero | nc -N 127.0.0.1 7000
+              wait
+              [ $(stat -c %s /tmp/got) = 1000000 ] || die "bytes were lost"
+              [ "$(opened) $(accepted)" = "1 1" ] || die "opened $(opened), accepted $(accepted) as MPTCP"
+              connect -i 2; roundtrip $DEV 1000000; disconnect
+              echo "MPTCP: a program opened $(opened) connection; nvme connect added $(($(opened) - 1))"
+              [ "$(opened)" = 1 ] || die "sockets of the kernel became MPTCP ones"'
+            nc -l -N 127.0.0.1 7001 </dev/null >/tmp/got & sleep 1
+            nc -N 127.0.0.1 7001 </dev/null; wait
+            [ "$(opened)" = 1 ] || die "the program is still in force"
+            """,
+            120,
+        )
+        bench.note = next(line for line in said.splitlines() if line.startswith("MPTCP:"))

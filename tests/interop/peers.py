@@ -33,6 +33,8 @@ class Layout:
     backing: Literal["ramdisk", "file"] = "ramdisk"
     block_bytes: int = 512
     size_mib: int = 256
+    options: tuple[str, ...] = ()
+    """More words for our target's command line."""
 
     def __str__(self) -> str:
         return f"{self.trtype}-{self.backing}-{self.block_bytes}"
@@ -108,6 +110,7 @@ class OurTarget(Peer):
         return [
             sys.executable, "-m", "nvmeof.target", "--trtype", self.layout.trtype, "--listen", f"{listen}:{self.port}",
             "--subnqn", self.nqn, "--block-size", str(self.layout.block_bytes), *backing,
+            *self.layout.options,
         ]  # fmt: skip
 
     def prepare(self) -> None:
