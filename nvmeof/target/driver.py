@@ -21,6 +21,9 @@ logger = logging.getLogger("nvmeof.target")
 
 READS_AT_A_TIME: Final = 16
 """How often a socket is read before the others get their turn."""
+FLUSH_BYTES: Final = 64 * 1024
+FLUSH_TURNS: Final = frozenset({3, 7, 11})
+"""While there is more to read, what is to be sent waits for company, but neither long nor without end."""
 LINGER_SECONDS: Final = 2.0
 """How long a connection that ends waits for the peer to take what is queued, and to close."""
 
@@ -101,7 +104,7 @@ class QueueDriver:
             return
         connection, receive, available = self.connection, self.endpoint.recv_into, self.endpoint.available
         now = self._owner.loop.time()
-        for _ in range(READS_AT_A_TIME):
+        for turn in range(READS_AT_A_TIME):
             buffer = connection.next_buffer(available() if connection.mid_unit else 0)
             try:
                 n = receive(buffer)
@@ -115,8 +118,8 @@ class QueueDriver:
                 self.queue.handle(events, now)
                 if not self._said:
                     self._say_connected()
-            if connection.want_write and not connection.mid_payload:
-                self._flush()  # in the middle of a payload more is surely there: what it completes goes out with this
+            if connection.backlog_bytes >= FLUSH_BYTES or turn in FLUSH_TURNS:
+                self._flush()
             if n < len(buffer) or not n or self._finishing or not connection.want_read:
                 break
         if connection.want_write:
