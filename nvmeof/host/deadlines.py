@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from nvmeof.errors import ConnectionLost, NvmeofError
 from nvmeof.host import commands
@@ -159,11 +160,14 @@ class Deadlines:
     def _send_abort(self, request: Request) -> None:
         self._aborts_free -= 1
         self.aborts += 1
-        sqe = commands.abort(request.queue.qid, request.cid)
-        self._admin.submit(BackgroundCommand(sqe, self._admin.timeout, self._abort_done))
+        queue, cid = request.queue, request.cid
+        queue.abort_sent(cid)
+        done = partial(self._abort_done, queue, cid)
+        self._admin.submit(BackgroundCommand(commands.abort(queue.qid, cid), self._admin.timeout, done))
 
-    def _abort_done(self, result: int | None, status: int) -> None:
+    def _abort_done(self, queue: Queue, cid: int, result: int | None, status: int) -> None:
         self._aborts_free += 1
+        queue.abort_over(cid)
         if result is None:
             self._aborts_waiting.clear()
         while self._aborts_waiting and self._aborts_free:

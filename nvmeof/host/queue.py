@@ -109,6 +109,7 @@ class Queue:
     __slots__ = (
         "_backlog",
         "_free",
+        "_named",
         "_reserved",
         "_reserved_from",
         "_urgent",
@@ -158,6 +159,7 @@ class Queue:
         self._reserved_from = entries - 1 - reserved
         self._free: deque[int] = deque(range(self._reserved_from))
         self._reserved: deque[int] = deque(range(self._reserved_from, entries - 1))
+        self._named: dict[int, bool] = {}  # CIDs that an Abort under way names, and whether they are free but for it
         self._backlog: deque[Request] = deque()
         self._urgent: deque[Request] = deque()
 
@@ -205,6 +207,12 @@ class Queue:
             raise LocalProtocolError(f"a request on queue {self.qid} was completed twice")
         request.cid = -1
         self.completed += 1
+        if cid in self._named:
+            self._named[cid] = True
+        else:
+            self._reuse(cid)
+
+    def _reuse(self, cid: int) -> None:
         if self._urgent:
             self._send(self._urgent.popleft(), cid, False)
         elif cid >= self._reserved_from:
@@ -213,6 +221,15 @@ class Queue:
             self._send(self._backlog.popleft(), cid, False)
         else:
             self._free.append(cid)
+
+    def abort_sent(self, cid: int) -> None:
+        """An Abort names that identifier: until `abort_over` no other command may have it, which would be hit."""
+        self._named[cid] = False
+
+    def abort_over(self, cid: int) -> None:
+        """The Abort has been answered."""
+        if self._named.pop(cid, False) and self.error is None:
+            self._reuse(cid)
 
     def withdraw(self, request: Request) -> bool:
         """Take back a request that has not gone out yet; False when it has."""

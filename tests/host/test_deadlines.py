@@ -172,3 +172,34 @@ def test_a_caller_that_gives_up_shortly_before_the_timeout_does_not_end_the_asso
     assert not bench.lost
     bench.run(8.75, 11.0)
     assert [qid for qid, _ in bench.lost] == [1]
+
+
+def test_an_identifier_that_an_abort_names_is_not_used_again_before_the_abort_is_over() -> None:
+    """The Abort goes by another connection: the command that it means may be over, and the next one there, first."""
+    bench = Bench()
+    cancelled, *others = [Noted() for _ in range(16)]
+    for request in (cancelled, *others):
+        bench.io.submit(request)  # the last one has to wait for an identifier
+    cid = cancelled.cid
+    bench.deadlines.abort(cancelled)
+    bench.answer(cancelled)
+    assert others[-1].cid < 0, "would be what the Abort hits"
+    bench.answer(others[0])
+    assert others[-1].cid >= 0
+    (abort,) = bench.sent(AdminOpcode.ABORT)
+    late = Noted()
+    bench.io.submit(late)
+    assert late.cid < 0
+    bench.answer(abort, result=1)
+    assert late.cid == cid
+
+
+def test_an_abort_that_is_over_first_holds_nothing() -> None:
+    bench = Bench()
+    request = Noted()
+    room = bench.io.room
+    bench.io.submit(request)
+    bench.deadlines.abort(request)
+    bench.answer(bench.sent(AdminOpcode.ABORT)[0])
+    bench.answer(request, status=Status.ABORTED_BY_REQUEST)
+    assert bench.io.room == room
