@@ -16,9 +16,10 @@ import pytest
 
 from nvmeof.host.__main__ import main
 from nvmeof.host.cli import output
+from nvmeof.host.queue import Request
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.spec.discovery import build_discovery_entry, build_discovery_log
-from nvmeof.spec.enums import NvmOpcode
+from nvmeof.spec.enums import DISCOVERY_NQN, FABRICS_OPCODE, FabricsType, NvmOpcode
 
 from .fake_device import SUBNQN, FakeDevice
 from .fake_target import FakeTarget
@@ -98,6 +99,36 @@ def test_list_names_what_it_could_not_reach(
     captured = capsys.readouterr()
     assert SUBNQN in captured.out
     assert f"{SUBNQN}2: connection refused" in captured.err
+
+
+def test_list_connects_once_for_each_path_until_one_answers(
+    run: Run, device: FakeDevice, target: FakeTarget, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def entry(port: object, traddr: str = "127.0.0.1", **form: int) -> bytes:
+        fields = {"trtype": 3, "adrfam": 1, "subtype": 2, "trsvcid": str(port), "subnqn": SUBNQN, "traddr": traddr}
+        return build_discovery_entry(**{**fields, **form})  # type: ignore[arg-type]
+
+    names: list[str] = []
+
+    def note(request: Request, sqe: object) -> str:
+        if (getattr(sqe, "opcode", 0), getattr(sqe, "fctype", 0)) == (FABRICS_OPCODE, FabricsType.CONNECT):
+            names.append(bytes(request.data_out or b"")[256:512].split(b"\0")[0].decode())
+        return "default"
+
+    device.intercept = note  # type: ignore[assignment]
+    twice = [entry(target.port, trtype=4), entry(target.port), entry(target.port, prottype=1)]
+    again = entry(target.port, traddr="::ffff:127.0.0.1")
+    device.discovery_log = build_discovery_log(1, [entry(1), *twice, entry("x"), again])
+    assert run("list", nqn=None) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count(SUBNQN) == 1
+    assert captured.err == (
+        f"nvmeof-host: left out an entry of {SUBNQN}: the discovery entry of {SUBNQN} has no port number: 'x'\n"
+    )
+    assert names == [DISCOVERY_NQN, SUBNQN, SUBNQN], "discovery, then one admin and one I/O queue"
+    device.discovery_log = build_discovery_log(1, [entry(1), entry(1, trtype=4), entry(2)])
+    assert run("list", nqn=None) == 1
+    assert "connection refused by 127.0.0.1:2" in capsys.readouterr().err
 
 
 def test_identify(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
