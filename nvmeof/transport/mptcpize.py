@@ -162,9 +162,11 @@ def cache_directory() -> Path:
 def built_library(directory: Path | None = None) -> Path:
     """The library, built now unless it was built before from the same source for this kind of processor.
 
-    Raises TransportError where it cannot be built, or where others could change it.
+    Raises TransportError where it cannot be built or found by the linker, or where others could change it.
     """
     directory = directory or cache_directory()
+    if " " in str(directory) or ":" in str(directory):
+        raise TransportError(f"{directory} cannot be preloaded from: the linker splits names at spaces and colons")
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
     library = directory / f"mptcpize-{platform.machine()}-{digest}.so"
     try:

@@ -129,6 +129,13 @@ def test_what_others_can_write_is_not_preloaded(cache: Path, what: str) -> None:
         built_library()
 
 
+@pytest.mark.parametrize("name", ["a b", "a:b"])
+def test_a_cache_that_the_linker_cannot_be_told_of(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TransportError, match="splits names at spaces and colons"):
+        built_library(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_neither_means(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(mptcpize.shutil, "which", lambda name, path=None: "/bin/sh" if name == "sh" else None)
