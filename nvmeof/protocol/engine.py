@@ -412,7 +412,7 @@ class Engine:
 
         Then ``next_buffer`` is told how many bytes there are, so that no receive ends inside a unit.
         """
-        return self._payload_unit != 0 and self._payload is not None
+        return self._payload_unit != 0 and self._payload is not None and self._large_expected > 0
 
     @property
     def mid_payload(self) -> bool:

@@ -54,6 +54,8 @@ class BufferPool:
             self.idle_bytes += size
             self._idle.setdefault(size, []).append(whole)
         for _ in range(len(self._waiters)):
+            if not self._waiters:  # one of them gave memory back as well
+                break
             used_bytes = self.used_bytes
             self._waiters.popleft()()
             if self.used_bytes > used_bytes:

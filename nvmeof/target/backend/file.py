@@ -167,17 +167,15 @@ class FileBackend(Backend):
         threads = self._threads
         if threads is None:
             return
+        self._threads = None
+        await threads.close()
+        fd, self._fd = self._fd, -1
         try:
-            pending = self.flush()
-            self._threads = None
-            if pending is not None:
-                await pending
+            if self.capabilities.can_write:
+                await asyncio.to_thread(os.fdatasync, fd)
         except OSError as error:
             logger.error("%s: flush failed: %s", self.description, error.strerror or error)
         finally:
-            self._threads = None
-            await threads.close()
-            fd, self._fd = self._fd, -1
             os.close(fd)
 
     def resize(self, size_bytes: int) -> None:
