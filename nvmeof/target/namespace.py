@@ -157,6 +157,14 @@ class Namespace:
         self.counters.blocks_read += nlb
         return self._call(lambda: self.backend.acquire_read(slba << shift, nlb << shift), writing=False)
 
+    def compare(self, slba: int, data: memoryview) -> bool | Awaitable[bool]:
+        """Whether the blocks from `slba` hold `data` (whole blocks). It is borrowed until the answer is there."""
+        nlb = len(data) >> self.block_shift
+        self.check_range(slba, nlb)
+        self.counters.reads += 1
+        self.counters.blocks_read += nlb
+        return self._call(lambda: self.backend.compare(slba << self.block_shift, data), writing=False)
+
     def write(self, slba: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
         """Write whole blocks. `data` is borrowed until the result is there."""
         nlb = len(data) >> self.block_shift

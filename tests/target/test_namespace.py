@@ -71,6 +71,16 @@ class NamespaceModel(RuleBasedStateMachine):
             assert bytes(lease.view) == self.model[slba * BLOCK : (slba + nlb) * BLOCK]
             lease.release()
 
+    @rule(at=ranges, other=st.none() | st.integers(0, BLOCKS * BLOCK - 1))
+    def compare(self, at, other):
+        slba, nlb = at
+        data = bytearray(self.model[slba * BLOCK : (slba + nlb) * BLOCK].ljust(nlb * BLOCK))
+        if other is not None:
+            data[other % len(data)] ^= 0x80
+        done, same = self.call(lambda: self.namespace.compare(slba, memoryview(data)), slba, nlb)
+        if done:
+            assert same is (other is None)
+
     @rule(at=ranges, deallocate=st.booleans(), fua=st.booleans())
     def write_zeroes(self, at, deallocate, fua):
         slba, nlb = at

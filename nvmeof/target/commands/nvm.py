@@ -33,7 +33,8 @@ from nvmeof.target.namespace import Namespace
 _DTYPE_MASK = 0xF << 20
 
 
-def _namespace(ctx: QueueContext, sqe: Sqe) -> Namespace:
+def active_namespace(ctx: QueueContext, sqe: Sqe) -> Namespace:
+    """The namespace of a command that `prepare` has let pass. Raises Invalid Namespace or Format when it has gone."""
     try:
         return ctx.namespaces[sqe.nsid]
     except KeyError:  # it went while the command's data was on its way
@@ -51,7 +52,7 @@ async def _later(pending: Awaitable[None]) -> Completion:
 
 def block_bytes(ctx: QueueContext, sqe: Sqe) -> int:
     """Length rule of Read and Write: NLB blocks."""
-    return sqe.transfer_blocks << _namespace(ctx, sqe).block_shift
+    return sqe.transfer_blocks << active_namespace(ctx, sqe).block_shift
 
 
 def _check_protection(sqe: Sqe) -> None:
@@ -69,7 +70,7 @@ def _check_protection(sqe: Sqe) -> None:
 
 def check_transfer(ctx: QueueContext, sqe: Sqe) -> None:
     """Read and Write: within MDTS and the namespace, without protection information. LR and DSM hints are free."""
-    namespace = _namespace(ctx, sqe)
+    namespace = active_namespace(ctx, sqe)
     _check_protection(sqe)
     length = sqe.transfer_blocks << namespace.block_shift
     assert ctx.subsystem is not None
@@ -90,12 +91,12 @@ def check_write(ctx: QueueContext, sqe: Sqe) -> None:
         raise CommandError(
             Status.INVALID_FIELD, SQE.error_location("cdw12", 20), message="directives are not supported (DTYPE)"
         )
-    _namespace(ctx, sqe).check_writable()
+    active_namespace(ctx, sqe).check_writable()
 
 
 def read(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Read. Force Unit Access asks for nothing more: nothing is cached here that is not in the backend."""
-    result = _namespace(ctx, sqe).read(sqe.slba, sqe.transfer_blocks)
+    result = active_namespace(ctx, sqe).read(sqe.slba, sqe.transfer_blocks)
     return _leased(result) if isinstance(result, Lease) else _read_later(result)
 
 
@@ -116,12 +117,12 @@ def _through(ctx: QueueContext, sqe: Sqe) -> bool:
 def write(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Write."""
     assert data is not None
-    return _done(_namespace(ctx, sqe).write(sqe.slba, data, fua=_through(ctx, sqe)))
+    return _done(active_namespace(ctx, sqe).write(sqe.slba, data, fua=_through(ctx, sqe)))
 
 
 def check_write_zeroes(ctx: QueueContext, sqe: Sqe) -> None:
     """Write Zeroes moves no data: MDTS does not apply."""
-    namespace = _namespace(ctx, sqe)
+    namespace = active_namespace(ctx, sqe)
     _check_protection(sqe)
     namespace.check_range(sqe.slba, sqe.transfer_blocks)
     namespace.check_writable()
@@ -130,14 +131,14 @@ def check_write_zeroes(ctx: QueueContext, sqe: Sqe) -> None:
 def write_zeroes(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Write Zeroes; with DEAC the space is given back."""
     deallocate = bool(sqe.cdw12 & CDW12_DEALLOCATE)
-    namespace = _namespace(ctx, sqe)
+    namespace = active_namespace(ctx, sqe)
     return _done(namespace.write_zeroes(sqe.slba, sqe.transfer_blocks, deallocate=deallocate, fua=_through(ctx, sqe)))
 
 
 def flush(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Flush one namespace, or all with FFFFFFFFh."""
     if sqe.nsid != NSID_ALL:
-        return _done(_namespace(ctx, sqe).flush())
+        return _done(active_namespace(ctx, sqe).flush())
     return run_all(namespace.flush for namespace in ctx.namespaces.values())
 
 
@@ -179,13 +180,13 @@ def _dsm_bytes(ctx: QueueContext, sqe: Sqe) -> int:
 def check_dataset_management(ctx: QueueContext, sqe: Sqe) -> None:
     """A read-only namespace can't be deallocated; the other attributes are hints."""
     if sqe.cdw11 & DSM_DEALLOCATE:
-        _namespace(ctx, sqe).check_writable()
+        active_namespace(ctx, sqe).check_writable()
 
 
 def dataset_management(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Deallocate up to 256 ranges; all are checked before the first is touched."""
     assert data is not None
-    namespace = _namespace(ctx, sqe)
+    namespace = active_namespace(ctx, sqe)
     ranges = [DSM_RANGE.unpack_from(data, offset) for offset in range(0, _dsm_bytes(ctx, sqe), DSM_RANGE_BYTES)]
     for item in ranges:
         if item.slba + item.length_blocks > namespace.size_blocks:

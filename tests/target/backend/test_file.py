@@ -31,6 +31,40 @@ async def test_write_then_read(disk):
     assert (disk.path.read_bytes())[4096:12288] == data
 
 
+async def test_compare_in_pieces_without_the_pool(disk):
+    data = bytearray(os.urandom(600_000))
+    await write(disk, 512, memoryview(data))
+    assert disk._pool.take(disk._pool.limit_bytes) is not None, "no memory is left"
+    assert await disk.compare(512, memoryview(data)) is True
+    for position in (0, (1 << 18) - 1, 1 << 18, len(data) - 1):
+        data[position] ^= 1
+        assert await disk.compare(512, memoryview(data)) is False
+        data[position] ^= 1
+
+
+async def test_compare_sees_all_or_nothing_of_a_write(disk):
+    """Asked while writes are under way, it waits for those before it and keeps those after it waiting."""
+    size = 1 << 19
+    old, new, last = (memoryview(bytes([value]) * size) for value in (0, 1, 2))
+    disk._write_nowait = False
+    results = [
+        disk.write(0, new),
+        disk.compare(0, new),
+        disk.compare(0, old),
+        disk.write(0, last),
+        disk.compare(0, last),
+    ]
+    assert await asyncio.gather(*results) == [None, True, False, None, True]
+
+
+async def test_compare_with_a_file_that_became_shorter(disk):
+    os.truncate(disk.path, 4096)
+    assert await disk.compare(0, memoryview(bytes(4096))) is True
+    with pytest.raises(OSError, match="shorter") as error:
+        await disk.compare(4096, memoryview(bytes(512)))
+    assert error.value.errno == errno.EIO
+
+
 async def test_reads_of_cached_pages_need_no_thread(disk, monkeypatch):
     await write(disk, 0, memoryview(os.urandom(65536)))
     lease = disk.acquire_read(0, 65536)

@@ -1,0 +1,51 @@
+"""Compare: the host's data against that of the namespace (NVM Command Set, Compare command)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NvmOpcode, Oncs
+from nvmeof.spec.sqe import Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.nvm import active_namespace, block_bytes, check_transfer
+from nvmeof.target.commands.registry import NVM, register
+from nvmeof.target.context import QueueContext
+
+
+def compare(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Compare. Raises Compare Failure when the data differs."""
+    assert data is not None
+    result = active_namespace(ctx, sqe).compare(sqe.slba, data)
+    return _compared(sqe, result) if isinstance(result, bool) else _compare_later(sqe, result)
+
+
+def _compared(sqe: Sqe, same: bool) -> Completion:
+    if not same:
+        raise CommandError(
+            Status.COMPARE_FAILURE,
+            message=f"blocks {sqe.slba}..{sqe.slba + sqe.transfer_blocks - 1} of namespace {sqe.nsid} hold other data",
+        )
+    return Completion()
+
+
+async def _compare_later(sqe: Sqe, pending: Awaitable[bool]) -> Completion:
+    return _compared(sqe, await pending)
+
+
+register(
+    NVM,
+    (
+        CommandSpec(
+            opcode=NvmOpcode.COMPARE,
+            name="Compare",
+            handler=compare,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=block_bytes,
+            check=check_transfer,
+            nsid=NsidRule.ACTIVE,
+            oncs=Oncs.COMPARE,
+        ),
+    ),
+)
