@@ -32,7 +32,8 @@ run: $(VENV)/.run   ## the main job from end to end, in seconds
 	@$(BIN)/python -m nvmeof
 
 test: $(VENV)/.test  ## the everyday test suite
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m 'not timing' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m timing --reruns 2 --reruns-delay 2 $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers
 	$(BIN)/ruff check .

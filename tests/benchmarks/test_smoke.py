@@ -18,6 +18,7 @@ from benchmarks.__main__ import main
 from benchmarks.cases import GOALS, Case, full_grid, quick_grid
 from benchmarks.loopback import Side, is_quiet
 
+pytestmark = pytest.mark.timing
 SIZE_BYTES = 1 << 22
 COMMON = ["--wait", "poll", "--seconds", "0.1", "--warmup", "0.02", "--span-bytes", str(SIZE_BYTES)]
 

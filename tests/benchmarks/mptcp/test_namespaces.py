@@ -13,6 +13,7 @@ import pytest
 from benchmarks.mptcp import lab
 
 ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.timing
 
 
 @pytest.fixture(scope="module")

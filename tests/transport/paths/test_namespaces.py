@@ -17,7 +17,7 @@ from ..test_mptcp import needs_mptcp
 SCENARIO = Path(__file__).with_name("scenario.py")
 DEFAULT_LIMITS = ["add_addr_accepted", "0", "subflows", "2"]
 
-pytestmark = needs_mptcp
+pytestmark = [needs_mptcp, pytest.mark.timing]
 
 
 def scenario(name: str, links: int, *, flags: str = "-rnm") -> dict[str, Any]:
