@@ -128,7 +128,7 @@ def plot(result: dict[str, Any], figure: Any) -> None:
         names = []
         cases = [(transport, paths) for paths in (1, LINKS) for transport in ("tcp", "mptcp")]
         for index, (transport, paths) in enumerate(cases):
-            names.append(f"{transport.upper()}\n{paths} NVMe path{'s' * (paths > 1)}")
+            names.append(f"{transport.upper()}\n{paths} path{'s' * (paths > 1)}")
             clean, lossy = (_row_of(result, transport, paths, loss) for loss in (0.0, result["loss"]))
             for shift, row, alpha, label in ((-0.2, clean, 0.45, "no loss"), (0.2, lossy, 1.0, "with loss")):
                 ax.bar(index + shift, row[word], width=0.38, color="C3" if transport == "tcp" else "C0", alpha=alpha,
@@ -143,8 +143,7 @@ def plot(result: dict[str, Any], figure: Any) -> None:
                 ax.plot([index + 0.2], [clean[word] * share], "D", color="black", fillstyle="none",
                         label="published share of no loss" if index == 2 else None)  # fmt: skip
         ax.set_xticks(range(len(names)), names)
-        ax.set_title(f"Random {word}s, 128 KiB")
+        ax.set_title(f"Random {word}s, 128 KiB, {result['depth']} under way, by NVMe paths")
     axes[0].set_ylabel("Payload, MB/s")
     axes[0].set_ylim(0, top * 1.45)
     axes[1].legend(loc="upper left", fontsize="small", ncols=2)
-    figure.supxlabel(f"{result['links']} ({result['means']}); {result['depth']} commands under way", fontsize=9)

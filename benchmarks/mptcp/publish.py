@@ -20,6 +20,7 @@ def caption(result: dict[str, Any]) -> str:
     words = [result["links"], f"congestion control {result['congestion_control']} on both sides",
              f"Linux {environment['kernel']}{' in QEMU (TCG)' if result.get('emulated') else ''}",
              f"Python {environment['python'].split()[-1]}, {environment['cpus']} CPUs"]  # fmt: skip
+    words += ["short form"] * bool(result.get("quick"))
     return "; ".join(words)
 
 
