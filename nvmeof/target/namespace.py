@@ -165,6 +165,14 @@ class Namespace:
         self.counters.blocks_read += nlb
         return self._call(lambda: self.backend.compare(slba << self.block_shift, data), writing=False)
 
+    def verify(self, slba: int, nlb: int) -> Awaitable[None] | None:
+        """Done when blocks were read; nobody gets their data."""
+        self.check_range(slba, nlb)
+        shift = self.block_shift
+        self.counters.reads += 1
+        self.counters.blocks_read += nlb
+        return self._call(lambda: self.backend.verify(slba << shift, nlb << shift), writing=False)
+
     def write(self, slba: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
         """Write whole blocks. `data` is borrowed until the result is there."""
         nlb = len(data) >> self.block_shift

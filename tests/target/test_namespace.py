@@ -81,6 +81,10 @@ class NamespaceModel(RuleBasedStateMachine):
         if done:
             assert same is (other is None)
 
+    @rule(at=ranges)
+    def verify(self, at):
+        self.call(lambda: self.namespace.verify(*at), *at)
+
     @rule(at=ranges, deallocate=st.booleans(), fua=st.booleans())
     def write_zeroes(self, at, deallocate, fua):
         slba, nlb = at

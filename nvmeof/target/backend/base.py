@@ -62,6 +62,10 @@ async def _same_later(pending: Awaitable[Lease], data: memoryview) -> bool:
     return _same(await pending, data)
 
 
+async def _verify_later(pending: Awaitable[Lease]) -> None:
+    (await pending).release()
+
+
 class Backend(ABC):
     """Storage of `capabilities.size_bytes` bytes. `offset` and `length` are bytes."""
 
@@ -92,6 +96,14 @@ class Backend(ABC):
         """Whether a range holds `data`, as one reader sees it. `data` is borrowed until the answer is there."""
         lease = self.acquire_read(offset, len(data))
         return _same(lease, data) if isinstance(lease, Lease) else _same_later(lease, data)
+
+    def verify(self, offset: int, length: int) -> Awaitable[None] | None:
+        """Read a range for nobody; an `OSError` tells that it cannot be read."""
+        lease = self.acquire_read(offset, length)
+        if isinstance(lease, Lease):
+            lease.release()
+            return None
+        return _verify_later(lease)
 
     @abstractmethod
     def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:

@@ -252,6 +252,11 @@ class FileBackend(Backend):
         self._locked(offset, len(data), False, lambda: self._compare_now(offset, data), future, None)
         return future
 
+    def verify(self, offset: int, length: int) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._locked(offset, length, False, lambda: self._verify_now(offset, length), future, None, slow=True)
+        return future
+
     def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
         done = 0
         if self._write_nowait and not fua and not self._ranges.busy(offset, offset + len(data), exclusive=True):
@@ -369,6 +374,11 @@ class FileBackend(Backend):
             if piece != wanted:
                 return False
         return True
+
+    def _verify_now(self, offset: int, length: int) -> None:
+        piece = memoryview(bytearray(min(length, _PIECE_BYTES)))
+        for start in range(0, length, _PIECE_BYTES):
+            self._read_fully(piece[: length - start], offset + start)
 
     def _write_fully(self, data: memoryview, offset: int, fua: bool) -> None:
         sync_after = fua

@@ -47,6 +47,7 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Completion
 from nvmeof.target.commands.registry import ADMIN, NVM
+from nvmeof.target.commands.verify import VERIFY_LIMIT_BYTES
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import KEEP_ALIVE_GRANULARITY_SECONDS, VERSION, Controller
 from nvmeof.target.error_log import ERROR_LOG_ENTRIES
@@ -241,8 +242,8 @@ def _namespace_list(ctx: QueueContext, controller: Controller, command: Identify
 
 
 def _controller_nvm(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    # All limits zero: none of its own for Write Zeroes and Dataset Management.
-    return build(IDENTIFY_CONTROLLER_NVM)
+    # The other limits are zero: none of their own for Write Zeroes and Dataset Management.
+    return build(IDENTIFY_CONTROLLER_NVM, vsl=mdts_field(VERIFY_LIMIT_BYTES))
 
 
 def _attached_controllers(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:

@@ -41,7 +41,8 @@ def active_namespace(ctx: QueueContext, sqe: Sqe) -> Namespace:
         raise CommandError(Status.INVALID_NAMESPACE, SQE.error_location("nsid")) from None
 
 
-def _done(result: Awaitable[None] | None) -> Completion | Awaitable[Completion]:
+def completed(result: Awaitable[None] | None) -> Completion | Awaitable[Completion]:
+    """Success, at once or when the backend is done."""
     return Completion() if result is None else _later(result)
 
 
@@ -55,7 +56,8 @@ def block_bytes(ctx: QueueContext, sqe: Sqe) -> int:
     return sqe.transfer_blocks << active_namespace(ctx, sqe).block_shift
 
 
-def _check_protection(sqe: Sqe) -> None:
+def check_protection(sqe: Sqe) -> None:
+    """Refuse protection information and storage tags, which no namespace has."""
     if sqe.cdw12 & CDW12_PRINFO_MASK:
         raise CommandError(
             Status.INVALID_FIELD,
@@ -71,7 +73,7 @@ def _check_protection(sqe: Sqe) -> None:
 def check_transfer(ctx: QueueContext, sqe: Sqe) -> None:
     """Read and Write: within MDTS and the namespace, without protection information. LR and DSM hints are free."""
     namespace = active_namespace(ctx, sqe)
-    _check_protection(sqe)
+    check_protection(sqe)
     length = sqe.transfer_blocks << namespace.block_shift
     assert ctx.subsystem is not None
     limit = ctx.subsystem.config.max_transfer_bytes
@@ -117,13 +119,13 @@ def _through(ctx: QueueContext, sqe: Sqe) -> bool:
 def write(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Write."""
     assert data is not None
-    return _done(active_namespace(ctx, sqe).write(sqe.slba, data, fua=_through(ctx, sqe)))
+    return completed(active_namespace(ctx, sqe).write(sqe.slba, data, fua=_through(ctx, sqe)))
 
 
 def check_write_zeroes(ctx: QueueContext, sqe: Sqe) -> None:
     """Write Zeroes moves no data: MDTS does not apply."""
     namespace = active_namespace(ctx, sqe)
-    _check_protection(sqe)
+    check_protection(sqe)
     namespace.check_range(sqe.slba, sqe.transfer_blocks)
     namespace.check_writable()
 
@@ -132,13 +134,15 @@ def write_zeroes(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Comple
     """Write Zeroes; with DEAC the space is given back."""
     deallocate = bool(sqe.cdw12 & CDW12_DEALLOCATE)
     namespace = active_namespace(ctx, sqe)
-    return _done(namespace.write_zeroes(sqe.slba, sqe.transfer_blocks, deallocate=deallocate, fua=_through(ctx, sqe)))
+    return completed(
+        namespace.write_zeroes(sqe.slba, sqe.transfer_blocks, deallocate=deallocate, fua=_through(ctx, sqe))
+    )
 
 
 def flush(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Flush one namespace, or all with FFFFFFFFh."""
     if sqe.nsid != NSID_ALL:
-        return _done(active_namespace(ctx, sqe).flush())
+        return completed(active_namespace(ctx, sqe).flush())
     return run_all(namespace.flush for namespace in ctx.namespaces.values())
 
 

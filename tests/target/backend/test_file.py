@@ -65,6 +65,16 @@ async def test_compare_with_a_file_that_became_shorter(disk):
     assert error.value.errno == errno.EIO
 
 
+async def test_verify_reads_everything_without_the_pool(disk):
+    assert disk._pool.take(disk._pool.limit_bytes) is not None, "no memory is left"
+    await disk.verify(512, (1 << 20) - 512)
+    os.truncate(disk.path, 1 << 19)
+    await disk.verify(0, 1 << 19)
+    with pytest.raises(OSError, match="shorter") as error:
+        await disk.verify(0, (1 << 19) + 512)
+    assert error.value.errno == errno.EIO
+
+
 async def test_reads_of_cached_pages_need_no_thread(disk, monkeypatch):
     await write(disk, 0, memoryview(os.urandom(65536)))
     lease = disk.acquire_read(0, 65536)

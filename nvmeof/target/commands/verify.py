@@ -1,0 +1,51 @@
+"""Verify: blocks are read, and nothing is transferred (NVM Command Set, Verify command)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NvmOpcode, Oncs
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.base import CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.nvm import active_namespace, check_protection, completed
+from nvmeof.target.commands.registry import NVM, register
+from nvmeof.target.context import QueueContext
+
+VERIFY_LIMIT_BYTES = 8 << 20
+"""VSL: how much one command verifies, so that none keeps a thread of a file's from reading for long."""
+
+
+def check_verify(ctx: QueueContext, sqe: Sqe) -> None:
+    """Within VSL (MDTS does not apply) and the namespace, without protection information."""
+    namespace = active_namespace(ctx, sqe)
+    check_protection(sqe)
+    length = sqe.transfer_blocks << namespace.block_shift
+    if length > VERIFY_LIMIT_BYTES:
+        raise CommandError(
+            Status.INVALID_FIELD,
+            SQE.error_location("cdw12"),
+            message=f"to verify {length} bytes is more than VSL ({VERIFY_LIMIT_BYTES} bytes)",
+        )
+    namespace.check_range(sqe.slba, sqe.transfer_blocks)
+
+
+def verify(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Verify."""
+    return completed(active_namespace(ctx, sqe).verify(sqe.slba, sqe.transfer_blocks))
+
+
+register(
+    NVM,
+    (
+        CommandSpec(
+            opcode=NvmOpcode.VERIFY,
+            name="Verify",
+            handler=verify,
+            check=check_verify,
+            nsid=NsidRule.ACTIVE,
+            oncs=Oncs.VERIFY,
+        ),
+    ),
+)
