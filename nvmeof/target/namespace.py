@@ -15,6 +15,7 @@ from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease
+from nvmeof.target.block_ranges import BlockRanges
 
 T = TypeVar("T")
 
@@ -22,6 +23,7 @@ _IDENTIFIER_SPACE = uuid_module.uuid5(uuid_module.NAMESPACE_URL, "urn:nvmeof:nam
 _WRITE_REFUSED = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_THERE = frozenset({errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN})
+_MARKED_RANGES_MAX = 65536
 _PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM, errno.EBUSY})
 
 
@@ -70,6 +72,7 @@ class Namespace:
     """One namespace of a subsystem. Addresses are logical blocks of `block_bytes`."""
 
     __slots__ = (
+        "_uncorrectable",
         "accessible",
         "anagrpid",
         "backend",
@@ -101,18 +104,25 @@ class Namespace:
         self.anagrpid = anagrpid
         self.counters = NamespaceCounters()
         self.accessible = True
+        self._uncorrectable = BlockRanges()
         self.refresh()
 
     def refresh(self) -> None:
         """Take size, block size and memory over from the backend (at the start and after a resize).
 
-        `memory` is None as well while the ANA state forbids access, so that who goes by it needs no other check.
+        `memory` is None as well while the ANA state forbids access, and while there are blocks that cannot be read, so
+        that who goes by it needs no other check.
         """
         capabilities = self.backend.capabilities
         self.block_bytes = capabilities.block_bytes
         self.block_shift = self.block_bytes.bit_length() - 1
         self.size_blocks = capabilities.size_bytes >> self.block_shift
-        self.memory: memoryview | None = self.backend.memory if self.accessible else None
+        self._uncorrectable.remove(self.size_blocks, 1 << 64)
+        self._show_memory()
+
+    def _show_memory(self) -> None:
+        shown = self.accessible and not self._uncorrectable
+        self.memory: memoryview | None = self.backend.memory if shown else None
 
     def set_accessible(self, accessible: bool) -> None:
         """Whether the ANA state allows reading and writing."""
@@ -149,9 +159,43 @@ class Namespace:
                 message=f"namespace {self.nsid} is read-only",
             )
 
+    def _check_readable(self, slba: int, nlb: int) -> None:
+        self.check_range(slba, nlb)
+        if self._uncorrectable and self._uncorrectable.overlaps(slba, slba + nlb):
+            raise CommandError(
+                Status.UNRECOVERED_READ_ERROR,
+                message=f"blocks {slba}..{slba + nlb - 1} of namespace {self.nsid}: some were marked as uncorrectable",
+            )
+
+    def mark_uncorrectable(self, slba: int, nlb: int) -> None:
+        """Let blocks be unreadable until they are written, zeroed or deallocated. Nothing of it is stored."""
+        self.check_range(slba, nlb)
+        self.check_writable()
+        if len(self._uncorrectable) >= _MARKED_RANGES_MAX:
+            raise CommandError(
+                Status.CAPACITY_EXCEEDED,
+                message=f"namespace {self.nsid} keeps no more than {_MARKED_RANGES_MAX} ranges of uncorrectable blocks",
+            )
+        self._uncorrectable.add(slba, slba + nlb)
+        self._show_memory()
+
+    def _rewritten(self, slba: int, nlb: int, result: Awaitable[None] | None) -> Awaitable[None] | None:
+        """Blocks can be read again once what replaces them is there."""
+        if not self._uncorrectable:
+            return result
+        if result is not None:
+            return self._rewritten_later(slba, nlb, result)
+        self._uncorrectable.remove(slba, slba + nlb)
+        self._show_memory()
+        return None
+
+    async def _rewritten_later(self, slba: int, nlb: int, pending: Awaitable[None]) -> None:
+        await pending
+        self._rewritten(slba, nlb, None)
+
     def read(self, slba: int, nlb: int) -> Lease | Awaitable[Lease]:
         """The data of `nlb` blocks; release the lease when it has been sent."""
-        self.check_range(slba, nlb)
+        self._check_readable(slba, nlb)
         shift = self.block_shift
         self.counters.reads += 1
         self.counters.blocks_read += nlb
@@ -160,14 +204,14 @@ class Namespace:
     def compare(self, slba: int, data: memoryview) -> bool | Awaitable[bool]:
         """Whether the blocks from `slba` hold `data` (whole blocks). It is borrowed until the answer is there."""
         nlb = len(data) >> self.block_shift
-        self.check_range(slba, nlb)
+        self._check_readable(slba, nlb)
         self.counters.reads += 1
         self.counters.blocks_read += nlb
         return self._call(lambda: self.backend.compare(slba << self.block_shift, data), writing=False)
 
     def verify(self, slba: int, nlb: int) -> Awaitable[None] | None:
         """Done when blocks were read; nobody gets their data."""
-        self.check_range(slba, nlb)
+        self._check_readable(slba, nlb)
         shift = self.block_shift
         self.counters.reads += 1
         self.counters.blocks_read += nlb
@@ -180,16 +224,18 @@ class Namespace:
         self.check_writable()
         self.counters.writes += 1
         self.counters.blocks_written += nlb
-        return self._call(lambda: self.backend.write(slba << self.block_shift, data, fua=fua), writing=True)
+        result = self._call(lambda: self.backend.write(slba << self.block_shift, data, fua=fua), writing=True)
+        return self._rewritten(slba, nlb, result)
 
     def write_zeroes(self, slba: int, nlb: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None] | None:
         """Make blocks read as zeroes."""
         self.check_range(slba, nlb)
         self.check_writable()
         shift = self.block_shift
-        return self._call(
+        result = self._call(
             lambda: self.backend.write_zeroes(slba << shift, nlb << shift, deallocate=deallocate, fua=fua), writing=True
         )
+        return self._rewritten(slba, nlb, result)
 
     def deallocate(self, slba: int, nlb: int) -> Awaitable[None] | None:
         """Give the space of blocks back; without the capability this does nothing, as the hint allows."""
@@ -198,7 +244,8 @@ class Namespace:
         if not self.backend.capabilities.can_deallocate or nlb == 0:
             return None
         shift = self.block_shift
-        return self._call(lambda: self.backend.deallocate(slba << shift, nlb << shift), writing=True)
+        result = self._call(lambda: self.backend.deallocate(slba << shift, nlb << shift), writing=True)
+        return self._rewritten(slba, nlb, result)
 
     def flush(self) -> Awaitable[None] | None:
         """Done when all completed writes are on non-volatile media."""

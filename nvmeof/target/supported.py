@@ -200,7 +200,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def _command_remark(spec: CommandSpec) -> str:
-    parts = [_DIRECTION_WORDS[spec.direction], _NSID_WORDS[spec.nsid]]
+    parts = [_DIRECTION_WORDS[spec.direction], _NSID_WORDS[spec.nsid], spec.remark]
     return "; ".join(part for part in parts if part)
 
 

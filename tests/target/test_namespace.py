@@ -34,6 +34,7 @@ class NamespaceModel(RuleBasedStateMachine):
         self.wait(self.backend.open())
         self.namespace = Namespace(1, self.backend, NamespaceIdentifiers.derive(NQN, 1))
         self.model = bytearray(BLOCKS * BLOCK)
+        self.marked: set[int] = set()
 
     def wait(self, result):
         async def run():
@@ -41,19 +42,27 @@ class NamespaceModel(RuleBasedStateMachine):
 
         return self.loop.run_until_complete(run())
 
-    def call(self, operation, slba: int, nlb: int):
+    def call(self, operation, slba: int, nlb: int, *, reading: bool = False):
         """The operation's result, or None after the right refusal of a range beyond the end."""
 
         async def run():
             return await settled(operation())
 
+        unreadable = reading and not self.marked.isdisjoint(range(slba, slba + nlb))
         try:
             result = self.loop.run_until_complete(run())
         except CommandError as error:
-            assert slba + nlb > BLOCKS and error.status == Status.LBA_OUT_OF_RANGE
+            if slba + nlb > BLOCKS:
+                assert error.status == Status.LBA_OUT_OF_RANGE
+            else:
+                assert unreadable and error.status == Status.UNRECOVERED_READ_ERROR
             return False, None
-        assert slba + nlb <= BLOCKS
+        assert slba + nlb <= BLOCKS and not unreadable
         return True, result
+
+    def replaced(self, slba: int, nlb: int, data: bytes) -> None:
+        self.model[slba * BLOCK : (slba + nlb) * BLOCK] = data
+        self.marked -= set(range(slba, slba + nlb))
 
     @rule(at=ranges, seed=st.binary(min_size=1, max_size=7), fua=st.booleans())
     def write(self, at, seed, fua):
@@ -61,12 +70,12 @@ class NamespaceModel(RuleBasedStateMachine):
         data = (seed * (nlb * BLOCK))[: nlb * BLOCK]
         done, _ = self.call(lambda: self.namespace.write(slba, memoryview(data), fua=fua), slba, nlb)
         if done:
-            self.model[slba * BLOCK : (slba + nlb) * BLOCK] = data
+            self.replaced(slba, nlb, data)
 
     @rule(at=ranges)
     def read(self, at):
         slba, nlb = at
-        done, lease = self.call(lambda: self.namespace.read(slba, nlb), slba, nlb)
+        done, lease = self.call(lambda: self.namespace.read(slba, nlb), slba, nlb, reading=True)
         if done:
             assert bytes(lease.view) == self.model[slba * BLOCK : (slba + nlb) * BLOCK]
             lease.release()
@@ -77,13 +86,13 @@ class NamespaceModel(RuleBasedStateMachine):
         data = bytearray(self.model[slba * BLOCK : (slba + nlb) * BLOCK].ljust(nlb * BLOCK))
         if other is not None:
             data[other % len(data)] ^= 0x80
-        done, same = self.call(lambda: self.namespace.compare(slba, memoryview(data)), slba, nlb)
+        done, same = self.call(lambda: self.namespace.compare(slba, memoryview(data)), slba, nlb, reading=True)
         if done:
             assert same is (other is None)
 
     @rule(at=ranges)
     def verify(self, at):
-        self.call(lambda: self.namespace.verify(*at), *at)
+        self.call(lambda: self.namespace.verify(*at), *at, reading=True)
 
     @rule(at=ranges, deallocate=st.booleans(), fua=st.booleans())
     def write_zeroes(self, at, deallocate, fua):
@@ -91,26 +100,49 @@ class NamespaceModel(RuleBasedStateMachine):
         operation = lambda: self.namespace.write_zeroes(slba, nlb, deallocate=deallocate, fua=fua)  # noqa: E731
         done, _ = self.call(operation, slba, nlb)
         if done:
-            self.model[slba * BLOCK : (slba + nlb) * BLOCK] = bytes(nlb * BLOCK)
+            self.replaced(slba, nlb, bytes(nlb * BLOCK))
 
     @rule(at=ranges)
     def deallocate(self, at):
         slba, nlb = at
         done, _ = self.call(lambda: self.namespace.deallocate(slba, nlb), slba, nlb)
         if done:
-            self.model[slba * BLOCK : (slba + nlb) * BLOCK] = bytes(nlb * BLOCK)
+            self.replaced(slba, nlb, bytes(nlb * BLOCK))
 
     @rule()
     def flush(self):
         self.call(self.namespace.flush, 0, 0)
 
+    @rule(at=ranges)
+    def mark(self, at):
+        async def run():
+            self.namespace.mark_uncorrectable(*at)
+
+        done, _ = self.call(run, *at)
+        if done:
+            self.marked |= set(range(at[0], at[0] + at[1]))
+
+    @rule(blocks=st.sampled_from([BLOCKS // 2, BLOCKS]))
+    def resize(self, blocks):
+        """To fewer blocks, and back: what comes anew can be read, and holds zeroes."""
+        self.backend.resize(blocks * BLOCK)
+        self.namespace.refresh()
+        self.backend.resize(BLOCKS * BLOCK)
+        self.namespace.refresh()
+        self.replaced(blocks, BLOCKS - blocks, bytes((BLOCKS - blocks) * BLOCK))
+
     @invariant()
     def whole_content(self):
         if not hasattr(self, "model"):
             return
+        if self.marked:
+            self.call(lambda: self.namespace.read(0, BLOCKS), 0, BLOCKS, reading=True)
+            assert self.namespace.memory is None
+            return
         done, lease = self.call(lambda: self.namespace.read(0, BLOCKS), 0, BLOCKS)
         assert done and bytes(lease.view) == self.model
         lease.release()
+        assert self.namespace.memory is self.backend.memory
 
     def teardown(self):
         self.wait(self.backend.close())

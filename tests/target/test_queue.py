@@ -41,6 +41,7 @@ from tests.target.backend_tools import Hidden
 from tests.target.harness import HOST, HOSTID, NQN, Pending, Target
 
 BLOCKS = 64
+WRITE_UNCORRECTABLE = 0x04
 SIZE = BLOCKS * 512
 OK, CONFLICT, NAMESPACE, RANGE, INACCESSIBLE = 0, 0x03, 0x0B, 0x80, 0x302
 
@@ -143,7 +144,7 @@ ASKED = st.builds(
 )
 ODD = st.builds(
     Command,
-    opcode=st.sampled_from([READ, WRITE, WRITE_ZEROES, FLUSH, 0x7E]),
+    opcode=st.sampled_from([READ, WRITE, WRITE_ZEROES, WRITE_UNCORRECTABLE, FLUSH, 0x7E]),
     cid=st.integers(0, 7),
     nsid=st.sampled_from([1, 1, 2, 9, 0xFFFFFFFF]),
     slba=st.sampled_from([0, 1, BLOCKS - 8, BLOCKS - 7, BLOCKS - 1, BLOCKS, 2 * BLOCKS - 8, 1 << 32, (1 << 64) - 8]),
@@ -187,7 +188,10 @@ def change(target: Target, what: str) -> None:
 def state_of(wire: Wire) -> Any:
     spaces = wire.target.subsystem.namespaces
     return (
-        {nsid: (bytes(space.backend.memory), space.counters) for nsid, space in spaces.items()},
+        {
+            nsid: (bytes(space.backend.memory), space.counters, list(space._uncorrectable))
+            for nsid, space in spaces.items()
+        },
         wire.queue.ctx.counters,
         wire.connection.in_flight,
         sorted(wire.queue._busy),
@@ -318,6 +322,47 @@ def test_the_short_cut_is_taken(monkeypatch):
         for _ in range(3):
             wire.feed(b"".join(each.bytes(wire) for each in commands))
     assert slow == [READ, WRITE]
+
+
+@pytest.mark.parametrize("sgl", [IN_CAPSULE, TRANSPORT])
+def test_no_short_cut_past_uncorrectable_blocks(sgl):
+    """Reads and writes that had their short cut find the mark; once the blocks are written, it is taken again."""
+    wire = Wire(two_namespaces())
+
+    def write(cid, slba):
+        out = wire.feed(Command(WRITE, cid, slba=slba, value=7, sgl=sgl).bytes(wire))
+        for asked in r2ts(out):
+            out = wire.feed(wire.h2c(asked[0], asked[1], 0, bytes([7]) * asked[2]))
+        return statuses(out)
+
+    def read(cid, slba):
+        return list(split(wire.feed(Command(READ, cid, slba=slba).bytes(wire))))
+
+    for cid in range(3):
+        assert write(cid, 8 * cid) == [(cid, OK)]
+        assert read(cid, 8 * cid)[0][0] == C2H
+    mark = Command(WRITE_UNCORRECTABLE, 5, slba=20, nlb=4)
+    both = wire.feed(mark.bytes(wire) + Command(READ, 6, slba=16).bytes(wire))
+    assert statuses(both) == [(5, OK), (6, 0x281)]
+    assert wire.target.subsystem.namespaces[1].memory is None
+    assert write(1, 24) == [(1, OK)], "other blocks"
+    assert [pdu[0] for pdu in read(1, 16)] == [RESPONSE] and read(1, 24)[0][0] == C2H
+    assert write(1, 16) == [(1, OK)]
+    assert read(1, 16)[0][24:] == bytes([7]) * 4096
+    assert wire.target.subsystem.namespaces[1].memory is not None
+
+
+def test_a_mark_while_data_is_on_its_way():
+    """Data that was asked for before the mark is written after it: the blocks can be read then."""
+    wire = Wire(two_namespaces())
+    for cid in range(2):
+        for name, ttag, length in r2ts(wire.feed(Command(WRITE, cid, sgl=TRANSPORT).bytes(wire))):
+            half = length // 2
+            wire.feed(wire.h2c(name, ttag, 0, bytes([9]) * half, last=False))
+            wire.feed(Command(WRITE_UNCORRECTABLE, 5).bytes(wire))
+            assert statuses(wire.feed(wire.h2c(name, ttag, half, bytes([9]) * half))) == [(cid, OK)]
+        namespace = wire.target.subsystem.namespaces[1]
+        assert bytes(namespace.memory[:4096]) == bytes([9]) * 4096
 
 
 # -- staging and endings

@@ -76,6 +76,7 @@ class CommandSpec:
     longer_sgl_bytes: int = 0
     oncs: int = 0  # its bit in Identify Controller's ONCS
     oacs: int = 0  # and in OACS
+    remark: str = ""  # for docs/supported.md
 
 
 __all__ = [

@@ -70,6 +70,14 @@ def check_protection(sqe: Sqe) -> None:
         )
 
 
+def check_directive(sqe: Sqe) -> None:
+    """Refuse directives."""
+    if sqe.cdw12 & _DTYPE_MASK:
+        raise CommandError(
+            Status.INVALID_FIELD, SQE.error_location("cdw12", 20), message="directives are not supported (DTYPE)"
+        )
+
+
 def check_transfer(ctx: QueueContext, sqe: Sqe) -> None:
     """Read and Write: within MDTS and the namespace, without protection information. LR and DSM hints are free."""
     namespace = active_namespace(ctx, sqe)
@@ -89,10 +97,7 @@ def check_transfer(ctx: QueueContext, sqe: Sqe) -> None:
 def check_write(ctx: QueueContext, sqe: Sqe) -> None:
     """Write: as a Read, to a namespace that may be written, without a directive."""
     check_transfer(ctx, sqe)
-    if sqe.cdw12 & _DTYPE_MASK:
-        raise CommandError(
-            Status.INVALID_FIELD, SQE.error_location("cdw12", 20), message="directives are not supported (DTYPE)"
-        )
+    check_directive(sqe)
     active_namespace(ctx, sqe).check_writable()
 
 

@@ -1,0 +1,41 @@
+"""Write Uncorrectable: blocks that cannot be read until they are written (NVM Command Set)."""
+
+from __future__ import annotations
+
+from nvmeof.spec.enums import CommandEffects, NvmOpcode, Oncs
+from nvmeof.spec.sqe import Sqe
+from nvmeof.target.commands.base import CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.nvm import active_namespace, check_directive
+from nvmeof.target.commands.registry import NVM, register
+from nvmeof.target.context import QueueContext
+
+
+def check_write_uncorrectable(ctx: QueueContext, sqe: Sqe) -> None:
+    """Of any size (WUSL is 0), within a namespace that may be written."""
+    namespace = active_namespace(ctx, sqe)
+    check_directive(sqe)
+    namespace.check_range(sqe.slba, sqe.transfer_blocks)
+    namespace.check_writable()
+
+
+def write_uncorrectable(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Write Uncorrectable."""
+    active_namespace(ctx, sqe).mark_uncorrectable(sqe.slba, sqe.transfer_blocks)
+    return Completion()
+
+
+register(
+    NVM,
+    (
+        CommandSpec(
+            opcode=NvmOpcode.WRITE_UNCORRECTABLE,
+            name="Write Uncorrectable",
+            handler=write_uncorrectable,
+            check=check_write_uncorrectable,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            oncs=Oncs.WRITE_UNCORRECTABLE,
+            remark="forgotten when the target ends",
+        ),
+    ),
+)
