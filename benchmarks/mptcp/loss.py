@@ -143,7 +143,7 @@ def plot(result: dict[str, Any], figure: Any) -> None:
                 ax.plot([index + 0.2], [clean[word] * share], "D", color="black", fillstyle="none",
                         label="published share of no loss" if index == 2 else None)  # fmt: skip
         ax.set_xticks(range(len(names)), names)
-        ax.set_title(f"Random {word}s, 128 KiB, {result['depth']} under way, by NVMe paths")
+        ax.set_title(f"Random {word}s, 128 KiB, {result['depth']} commands")
     axes[0].set_ylabel("Payload, MB/s")
     axes[0].set_ylim(0, top * 1.45)
     axes[1].legend(loc="upper left", fontsize="small", ncols=2)
