@@ -114,3 +114,40 @@ DSM_RANGE: Record[DsmRange] = Record(
     c.Struct("attributes" / U32, "length_blocks" / U32, "slba" / U64),
     DsmRange,
 )
+
+# CDW12 of Copy (NVM Command Set, Copy command); PRINFOW, STCW, FUA and LR are where other commands have theirs
+COPY_FORMAT_SHIFT = 8
+COPY_PRINFOR_SHIFT = 12
+COPY_PRINFOR_MASK = 0xF << COPY_PRINFOR_SHIFT
+COPY_STORAGE_TAG_CHECK_READ = 1 << 25
+COPY_RANGE_BYTES = 32
+
+
+@dataclass(slots=True)
+class CopyRange:
+    """One source range of Copy, descriptor format 0h. ``nlb`` is 0's-based."""
+
+    slba: int = 0
+    nlb: int = 0
+    reference_tag: int = 0
+    application_tag: int = 0
+    application_tag_mask: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """How many logical blocks."""
+        return self.nlb + 1
+
+
+COPY_RANGE: Record[CopyRange] = Record(
+    c.Struct(
+        c.Padding(8),
+        "slba" / U64,
+        "nlb" / U16,
+        c.Padding(6),
+        "reference_tag" / U32,
+        "application_tag" / U16,
+        "application_tag_mask" / U16,
+    ),
+    CopyRange,
+)

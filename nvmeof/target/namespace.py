@@ -14,7 +14,7 @@ from typing import TypeVar
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
-from nvmeof.target.backend.base import Backend, Lease
+from nvmeof.target.backend.base import Backend, Lease, SourceError
 from nvmeof.target.block_ranges import BlockRanges
 
 T = TypeVar("T")
@@ -227,6 +227,17 @@ class Namespace:
         result = self._call(lambda: self.backend.write(slba << self.block_shift, data, fua=fua), writing=True)
         return self._rewritten(slba, nlb, result)
 
+    def copy(self, source: int, slba: int, nlb: int, *, fua: bool = False) -> Awaitable[None] | None:
+        """Copy blocks from `source` to `slba`; the two ranges do not overlap."""
+        self.check_range(slba, nlb)
+        self.check_writable()
+        self._check_readable(source, nlb)
+        shift = self.block_shift
+        result = self._call(
+            lambda: self.backend.copy(source << shift, slba << shift, nlb << shift, fua=fua), writing=True
+        )
+        return self._rewritten(slba, nlb, result)
+
     def write_zeroes(self, slba: int, nlb: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None] | None:
         """Make blocks read as zeroes."""
         self.check_range(slba, nlb)
@@ -268,6 +279,7 @@ class Namespace:
             raise self._command_error(error, writing) from error
 
     def _command_error(self, error: OSError, writing: bool) -> CommandError:
+        writing = writing and not isinstance(error, SourceError)
         status, dnr = status_of_os_error(error, writing=writing)
         if status >> 8 == 2:
             self.counters.media_errors += 1

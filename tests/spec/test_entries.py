@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nvmeof.spec.connect import AUTHENTICATION, CONNECT, DISCONNECT, PROPERTY_GET, PROPERTY_SET
 from nvmeof.spec.cqe import CQE, CQE_BYTES, Cqe
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, FLAGS_SGL, KEYED_SGL, SGL, TRANSPORT_DATA_BLOCK, Sgl
-from nvmeof.spec.sqe import CDW12_DEALLOCATE, CDW12_FUA, DSM_RANGE, SQE, SQE_BYTES, DsmRange, Sqe
+from nvmeof.spec.sqe import CDW12_DEALLOCATE, CDW12_FUA, COPY_RANGE, DSM_RANGE, SQE, SQE_BYTES, DsmRange, Sqe
 from nvmeof.wire import Record
 
 RECORDS: list[tuple[Record[Any], int, dict[str, int]]] = [
@@ -28,6 +28,11 @@ RECORDS: list[tuple[Record[Any], int, dict[str, int]]] = [
     (CQE, 16, {"dw0": 0, "dw1": 4, "sqhd": 8, "sqid": 10, "cid": 12, "status": 14}),
     (SGL, 16, {"address": 0, "length": 8, "type": 15}),
     (KEYED_SGL, 16, {"address": 0, "length": 8, "length_high": 10, "key": 11, "type": 15}),
+    (
+        COPY_RANGE,
+        32,
+        {"slba": 8, "nlb": 16, "reference_tag": 24, "application_tag": 28, "application_tag_mask": 30},
+    ),
     (DSM_RANGE, 16, {"attributes": 0, "length_blocks": 4, "slba": 8}),
     (
         CONNECT,

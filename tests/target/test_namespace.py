@@ -94,6 +94,22 @@ class NamespaceModel(RuleBasedStateMachine):
     def verify(self, at):
         self.call(lambda: self.namespace.verify(*at), *at, reading=True)
 
+    @rule(at=ranges, source=st.integers(0, BLOCKS), fua=st.booleans())
+    def copy(self, at, source, fua):
+        slba, nlb = at[0], min(at[1], abs(at[0] - source))
+        if nlb == 0:
+            return
+        operation = lambda: self.namespace.copy(source, slba, nlb, fua=fua)  # noqa: E731
+        beyond = max(source, slba)
+        unreadable = not self.marked.isdisjoint(range(source, source + nlb))
+        data = bytes(self.model[source * BLOCK : (source + nlb) * BLOCK])
+        if unreadable and beyond + nlb <= BLOCKS:
+            self.call(operation, source, nlb, reading=True)
+        else:
+            done, _ = self.call(operation, beyond, nlb)
+            if done:
+                self.replaced(slba, nlb, data)
+
     @rule(at=ranges, deallocate=st.booleans(), fua=st.booleans())
     def write_zeroes(self, at, deallocate, fua):
         slba, nlb = at

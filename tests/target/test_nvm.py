@@ -86,7 +86,7 @@ def test_namespaces_that_are_not_there(nsid, opcode):
     assert io_queue().command(opcode, length=512, nsid=nsid).status == Status.INVALID_NAMESPACE
 
 
-@pytest.mark.parametrize("opcode", [0x0D, 0x0E, 0x11, 0x15, 0x19, 0x7D, 0x80, 0xFF])
+@pytest.mark.parametrize("opcode", [0x0D, 0x0E, 0x11, 0x15, 0x18, 0x7D, 0x80, 0xFF])
 def test_opcodes_that_are_not_there(opcode):
     queue = io_queue()
     assert queue.command(opcode, nsid=1).status == Status.INVALID_OPCODE

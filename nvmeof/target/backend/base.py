@@ -66,6 +66,24 @@ async def _verify_later(pending: Awaitable[Lease]) -> None:
     (await pending).release()
 
 
+class SourceError(OSError):
+    """What is to be copied cannot be read."""
+
+
+async def _copy(backend: Backend, source: int, destination: int, length: int, fua: bool) -> None:
+    try:
+        read = backend.acquire_read(source, length)
+        lease = read if isinstance(read, Lease) else await read
+    except OSError as error:
+        raise SourceError(error.errno, error.strerror) from error
+    try:
+        written = backend.write(destination, lease.view, fua=fua)
+        if written is not None:
+            await written
+    finally:
+        lease.release()
+
+
 class Backend(ABC):
     """Storage of `capabilities.size_bytes` bytes. `offset` and `length` are bytes."""
 
@@ -108,6 +126,10 @@ class Backend(ABC):
     @abstractmethod
     def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
         """Write a range. `fua`: done only when the bytes are on non-volatile media."""
+
+    def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> Awaitable[None] | None:
+        """Copy a range to another that does not overlap it. Raises `SourceError` when it cannot be read."""
+        return _copy(self, source, destination, length, fua)
 
     @abstractmethod
     def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None] | None:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
-from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease
+from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease, SourceError
 from nvmeof.target.backend.ranges import RangeLocks
 from nvmeof.target.backend.threads import ThreadBatches
 from nvmeof.target.pool import BufferPool
@@ -273,6 +273,13 @@ class FileBackend(Backend):
         # The whole range is locked, also when a part of it is written already: nobody sees the halves.
         return self._exclusive(offset, len(data), lambda: self._write_fully(rest, start, fua), slow=fua)
 
+    def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Both locks in one step: copies to and fro wait for each other in the order of their arrival.
+        ranges = [(source, source + length, False), (destination, destination + length, True)]
+        self._run_locked(ranges, lambda: self._copy_now(source, destination, length, fua), future, None, slow=True)
+        return future
+
     def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None]:
         return self._exclusive(offset, length, lambda: self._zero(offset, length, deallocate, fua), slow=True)
 
@@ -332,27 +339,42 @@ class FileBackend(Backend):
         *,
         slow: bool = False,
     ) -> None:
+        self._run_locked([(offset, offset + length, exclusive)], call, future, after, slow=slow)
+
+    def _run_locked(
+        self,
+        ranges: list[tuple[int, int, bool]],
+        call: Callable[[], T],
+        future: asyncio.Future[T],
+        after: Callable[[bool], None] | None,
+        *,
+        slow: bool,
+    ) -> None:
+        """Run in a thread with all of the ranges (start, end, exclusive) locked; none overlaps another."""
         try:
             threads = self._open_threads()
         except OSError:
             if after is not None:
                 after(False)
             raise
-        lock = self._ranges.acquire(offset, offset + length, exclusive=exclusive)
+        locks = [self._ranges.acquire(start, end, exclusive=exclusive) for start, end, exclusive in ranges]
 
         def finished(delivered: bool) -> None:
             # Here, not when the future is done: a cancelled command does not free its range before the thread does.
-            self._ranges.release(lock)
+            for lock in locks:
+                self._ranges.release(lock)
             if after is not None:
                 after(delivered)
 
         def start() -> None:
-            threads.run(call, future, finished, slow=slow)
+            if all(lock.granted for lock in locks):
+                threads.run(call, future, finished, slow=slow)
 
-        if lock.granted:
-            start()
-        else:
+        waiting = [lock for lock in locks if not lock.granted]
+        for lock in waiting:
             lock.when_granted = start
+        if not waiting:
+            start()
 
     # In a thread
 
@@ -400,6 +422,18 @@ class FileBackend(Backend):
             data = data[count:]
             offset += count
         if sync_after:
+            os.fdatasync(self._fd)
+
+    def _copy_now(self, source: int, destination: int, length: int, fua: bool) -> None:
+        piece = memoryview(bytearray(min(length, _PIECE_BYTES)))
+        for start in range(0, length, _PIECE_BYTES):
+            part = piece[: length - start]
+            try:
+                self._read_fully(part, source + start)
+            except OSError as error:
+                raise SourceError(error.errno, error.strerror) from error
+            self._write_fully(part, destination + start, False)
+        if fua:
             os.fdatasync(self._fd)
 
     def _zero(self, offset: int, length: int, deallocate: bool, fua: bool) -> None:

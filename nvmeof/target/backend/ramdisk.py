@@ -76,6 +76,10 @@ class Ramdisk(Backend):
     def write(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
         self.memory[offset : offset + len(data)] = data
 
+    def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> None:
+        memory = self.memory
+        memory[destination : destination + length] = memory[source : source + length]
+
     def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> None:
         # Long ranges go the quick way in any case: filling 256 MiB would hold everybody else up.
         if deallocate or length > len(_ZEROES):

@@ -46,6 +46,7 @@ from nvmeof.spec.identify_namespace import (
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Completion
+from nvmeof.target.commands.copy import COPY_LIMIT_BYTES, COPY_RANGE_LIMIT_BYTES, COPY_RANGES_MAX
 from nvmeof.target.commands.registry import ADMIN, NVM
 from nvmeof.target.commands.verify import VERIFY_LIMIT_BYTES
 from nvmeof.target.context import QueueContext
@@ -68,6 +69,7 @@ _ANA_STATES = 0b11111  # all five states are reported
 _ANA_GROUP_FIXED = 1 << 6  # ANAGRPID does not change
 _FRMW_ONE_READ_ONLY_SLOT = 1 << 1 | 1
 _OFCS_DISCONNECT = 1
+_COPY_FORMAT_0 = 1
 
 Builder = Callable[[QueueContext, Controller, IdentifyCommand, int], bytes]
 
@@ -154,6 +156,7 @@ def _io_fields(controller: Controller) -> dict[str, object]:
         "nn": config.max_namespaces,
         "mnan": config.max_namespaces,
         "oncs": _oncs(),
+        "cdfs": _COPY_FORMAT_0,
         "vwc": _VWC_FLUSH_ALL | (_VWC_PRESENT if controller.subsystem.volatile_cache else 0),
         "ofcs": _OFCS_DISCONNECT,
     }
@@ -193,6 +196,9 @@ def _namespace(ctx: QueueContext, controller: Controller, command: IdentifyComma
         npdg=preferred,
         npda=preferred,
         nows=preferred,
+        mssrl=COPY_RANGE_LIMIT_BYTES >> namespace.block_shift,
+        mcl=COPY_LIMIT_BYTES >> namespace.block_shift,
+        msrc=COPY_RANGES_MAX - 1,
         anagrpid=namespace.anagrpid,
         nsattr=Nsattr.WRITE_PROTECTED if namespace.read_only else 0,
         nguid=namespace.nguid,

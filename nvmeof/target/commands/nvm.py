@@ -115,7 +115,7 @@ async def _read_later(pending: Awaitable[Lease]) -> Completion:
     return _leased(await pending)
 
 
-def _through(ctx: QueueContext, sqe: Sqe) -> bool:
+def through(ctx: QueueContext, sqe: Sqe) -> bool:
     """Whether a write must reach the media before it completes: FUA, or the host switched the write cache off."""
     assert ctx.controller is not None
     return bool(sqe.cdw12 & CDW12_FUA) or not ctx.controller.write_cache_enabled
@@ -124,7 +124,7 @@ def _through(ctx: QueueContext, sqe: Sqe) -> bool:
 def write(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Write."""
     assert data is not None
-    return completed(active_namespace(ctx, sqe).write(sqe.slba, data, fua=_through(ctx, sqe)))
+    return completed(active_namespace(ctx, sqe).write(sqe.slba, data, fua=through(ctx, sqe)))
 
 
 def check_write_zeroes(ctx: QueueContext, sqe: Sqe) -> None:
@@ -140,7 +140,7 @@ def write_zeroes(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Comple
     deallocate = bool(sqe.cdw12 & CDW12_DEALLOCATE)
     namespace = active_namespace(ctx, sqe)
     return completed(
-        namespace.write_zeroes(sqe.slba, sqe.transfer_blocks, deallocate=deallocate, fua=_through(ctx, sqe))
+        namespace.write_zeroes(sqe.slba, sqe.transfer_blocks, deallocate=deallocate, fua=through(ctx, sqe))
     )
 
 

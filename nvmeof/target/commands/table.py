@@ -14,7 +14,7 @@ from nvmeof.spec.enums import FABRICS_OPCODE, NSID_ALL
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, TRANSPORT_DATA_BLOCK, Psdt
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands import admin, compare, fabrics, nvm, uncorrectable, verify
+from nvmeof.target.commands import admin, compare, copy, fabrics, nvm, uncorrectable, verify
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
 from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, NVM
 from nvmeof.target.context import QueueContext
@@ -157,6 +157,6 @@ def _failed(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, error: Exception) ->
 
 
 # The modules are imported for the rows that they register.
-_ROW_MODULES = (admin, fabrics, nvm, compare, verify, uncorrectable)
+_ROW_MODULES = (admin, fabrics, nvm, compare, verify, uncorrectable, copy)
 
 __all__ = ["ADMIN", "DISCOVERY", "FABRICS_ADMIN", "FABRICS_IO", "NVM", "execute", "lookup", "prepare"]

@@ -9,7 +9,7 @@ import pytest
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
-from nvmeof.target.backend.base import Lease
+from nvmeof.target.backend.base import Lease, SourceError
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.pool import BufferPool
 from tests.target.backend_tools import read, settled, write
@@ -63,6 +63,50 @@ async def test_compare_with_a_file_that_became_shorter(disk):
     with pytest.raises(OSError, match="shorter") as error:
         await disk.compare(4096, memoryview(bytes(512)))
     assert error.value.errno == errno.EIO
+
+
+async def test_copy_in_pieces_without_the_pool(disk):
+    data = os.urandom(400_384)
+    await write(disk, 512, memoryview(data))
+    assert disk._pool.take(disk._pool.limit_bytes) is not None, "no memory is left"
+    await disk.copy(512, 1 << 19, len(data), fua=True)
+    content = disk.path.read_bytes()
+    assert content[1 << 19 : (1 << 19) + len(data)] == content[512 : 512 + len(data)] == data
+    assert not any(content[(1 << 19) + len(data) :])
+
+
+async def test_copies_to_and_fro_wait_for_each_other_and_for_writes(disk):
+    """As if one after the other, in the order in which they were asked for."""
+    size = 1 << 18
+    first, second, third = (memoryview(bytes([value]) * size) for value in (1, 2, 3))
+    disk._write_nowait = False
+    operations = [
+        disk.write(0, first),
+        disk.write(size, second),
+        disk.copy(0, size, size),
+        disk.compare(size, first),
+        disk.write(0, third),
+        disk.copy(size, 2 * size, size),
+        disk.copy(0, size, size),
+        disk.copy(size, 0, size),
+        disk.compare(2 * size, first),
+        disk.compare(0, third),
+    ]
+    results = await asyncio.wait_for(asyncio.gather(*operations), 10)
+    assert [result for result in results if result is not None] == [True, True, True]
+    assert len(disk._ranges) == 0
+
+
+async def test_copy_tells_what_failed(disk, monkeypatch):
+    os.truncate(disk.path, 4096)
+    with pytest.raises(SourceError) as error:
+        await disk.copy(8192, 0, 512)
+    assert error.value.errno == errno.EIO
+    monkeypatch.setattr(os, "pwritev", lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full") as error:
+        await disk.copy(0, 2048, 512)
+    assert not isinstance(error.value, SourceError)
+    assert len(disk._ranges) == 0
 
 
 async def test_verify_reads_everything_without_the_pool(disk):
