@@ -26,9 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 class QueueHandle(Protocol):
-    """What a controller may do to one of its queues: end it. The queue then calls `QueueContext.detach`."""
+    """What a controller may do to one of its queues: end it (the queue then calls `QueueContext.detach`), or abort a
+    command; False when there is none of that CID that can be aborted.
+    """
 
     def close(self, reason: str) -> None: ...
+
+    def abort(self, cid: int) -> bool: ...
 
 
 @dataclass(slots=True)

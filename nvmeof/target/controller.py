@@ -50,6 +50,8 @@ class Queue(Protocol):
 
     def close(self, reason: str) -> None: ...
 
+    def abort(self, cid: int) -> bool: ...
+
 
 @dataclass(slots=True)
 class FeatureValues:

@@ -339,6 +339,22 @@ class TargetQueue(ShortCuts):
         """The controller ends this queue."""
         self._end(reason)
 
+    def abort(self, cid: int) -> bool:
+        """Complete a command that waits for staging memory as aborted; False when no such command does.
+
+        Not one whose data was asked for: that may be in the namespace already, and its host goes on sending the rest.
+        """
+        waiting = next((item for item in self._waiting if item[1] == cid), None)
+        if waiting is None:
+            return False
+        self._waiting.remove(waiting)
+        self._complete(waiting[0].sqe, Completion(Status.ABORTED_BY_REQUEST))
+        self.driver.wake()
+        # The next one may need less memory.
+        self.pool.forget(self._retry)
+        self._retry()
+        return True
+
     def lost(self, reason: str, *, fault: bool = False) -> None:
         """The socket has gone."""
         self._end(reason, fault=fault)

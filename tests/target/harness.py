@@ -79,6 +79,9 @@ class FakeQueue:
     def close(self, reason: str) -> None:
         self.reasons.append(reason)
 
+    def abort(self, cid: int) -> bool:
+        return False
+
 
 class Pending:
     """A command that did not complete at once, driven by hand."""

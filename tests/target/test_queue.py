@@ -427,6 +427,54 @@ def test_staging_waits_for_memory_and_goes_on_in_order():
     assert pool.used_bytes == 0
 
 
+def test_a_command_that_waits_for_memory_can_be_aborted():
+    pool = BufferPool(64 << 10)
+    target = Target(Hidden("1M"))
+    admin = target.admin()
+    wire = Wire(target, pool=pool)
+
+    def abort(cid: int, sqid: int = 1) -> bool:
+        completion = admin.command(0x08, cdw10=sqid | cid << 16)
+        assert completion.status == 0
+        return completion.dw0 == 0
+
+    held = pool.take(56 << 10)
+    lengths = [8, 32, 8, 8]
+    assert not wire.feed(b"".join(wire.capsule(io_sqe(cid, WRITE, 0, blocks)) for cid, blocks in enumerate(lengths)))
+    assert abort(0) and abort(2)
+    assert not abort(0) and not abort(2) and not abort(9) and not abort(1, sqid=2) and not abort(1, sqid=0)
+    assert statuses(sent(wire.connection)) == [(0, 0x07), (2, 0x07)]
+    assert sorted(wire.queue._busy) == [1, 3]
+    assert not wire.feed(wire.capsule(io_sqe(2, WRITE, 0, 1))), "the CID is free again, and its command waits"
+    pool.give(held)
+    asked = r2ts(sent(wire.connection))
+    assert [cid for cid, _, _ in asked] == [1], "16 KiB are a quarter of the pool"
+    assert not abort(1), "its host sends data now"
+    cid, ttag, length = asked[0]
+    out = wire.feed(wire.h2c(cid, ttag, 0, bytes(length))) + sent(wire.connection)
+    assert statuses(out) == [(1, OK)]
+    for cid, ttag, length in r2ts(out):
+        assert statuses(wire.feed(wire.h2c(cid, ttag, 0, bytes(length)))) == [(cid, OK)]
+    assert not wire.queue._busy and pool.used_bytes == 0 and not pool._waiters
+
+
+def test_a_shorter_command_goes_on_when_the_one_before_it_is_aborted():
+    pool = BufferPool(64 << 10)
+    target = Target(Hidden("1M"))
+    admin = target.admin()
+    wire = Wire(target, pool=pool)
+    held = pool.take(32 << 10)
+    other = pool.take(16 << 10)
+    wire.feed(wire.capsule(io_sqe(0, WRITE, 0, 64)) + wire.capsule(io_sqe(1, WRITE, 0, 16)))
+    assert wire.queue._busy == {0, 1}
+    assert admin.command(0x08, cdw10=1).dw0 == 0
+    out = sent(wire.connection)
+    assert statuses(out) == [(0, 0x07)] and [cid for cid, _, _ in r2ts(out)] == [1]
+    assert not pool._waiters
+    pool.give(held)
+    pool.give(other)
+
+
 def _with_admin(*backends) -> Target:
     target = Target(*backends)
     target.admin()

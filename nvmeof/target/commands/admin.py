@@ -17,10 +17,17 @@ _NOT_ABORTED = 1
 
 
 def abort(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
-    """Abort. Only Asynchronous Event Requests wait long enough to be aborted; for others DW0 bit 0 says: not done."""
+    """Abort. DW0 bit 0 says that it was not done.
+
+    Aborted are Asynchronous Event Requests, and commands that still wait for memory for their data. What has begun, or
+    has asked its host for data, goes on.
+    """
     sqid, cid = sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16
     assert ctx.controller is not None
     if sqid == 0 and ctx.controller.events.abort(cid):
+        return Completion()
+    queue = ctx.controller.queues.get(sqid)
+    if queue is not None and queue.abort(cid):
         return Completion()
     return Completion(dw0=_NOT_ABORTED)
 
@@ -54,7 +61,12 @@ _GET_LOG_PAGE = CommandSpec(
     check=check_get_log_page,
     nsid=NsidRule.HANDLER,
 )
-_ABORT = CommandSpec(opcode=AdminOpcode.ABORT, name="Abort", handler=abort)
+_ABORT = CommandSpec(
+    opcode=AdminOpcode.ABORT,
+    name="Abort",
+    handler=abort,
+    remark="of Asynchronous Event Requests, and of commands that wait for memory for their data",
+)
 _SET_FEATURES = CommandSpec(
     opcode=AdminOpcode.SET_FEATURES,
     name="Set Features",
