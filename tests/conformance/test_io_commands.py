@@ -1,0 +1,77 @@
+"""Compare, Verify, Write Uncorrectable and Copy as a host sends them, on memory and on a file, from two queues."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import pytest
+
+from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.ramdisk import Ramdisk
+from tests.conformance.rawhost import IN_CAPSULE, RawHost, association, io_sqe, make_sqe, running
+
+WRITE_UNCORRECTABLE, COMPARE, VERIFY, COPY = 0x04, 0x05, 0x0C, 0x19
+UNRECOVERED, DIFFERS = 0x281, 0x285
+
+
+@pytest.fixture(params=["memory", "file"])
+async def queues(request, tmp_path):
+    backend = Ramdisk("1M") if request.param == "memory" else FileBackend(tmp_path / "disk", size="1M")
+    async with running(namespaces=[backend]) as target:
+        hosts = await association(target, queues=2)
+        yield hosts[1], hosts[2]
+        for host in hosts:
+            host.close()
+
+
+async def send_data(host: RawHost, sqe: bytes, data: bytes) -> int:
+    """The status of a command whose data the target asks for."""
+    await host.send(host.capsule(sqe))
+    cid = int.from_bytes(sqe[2:4], "little")
+    ttag, offset, length = await host.r2t(cid)
+    await host.send(host.h2c(cid, ttag, offset, data[offset : offset + length]))
+    return (await host.completion(cid)).status
+
+
+async def test_compare_with_data_in_the_capsule_and_asked_for(queues):
+    first, second = queues
+    data = os.urandom(4096)
+    assert (await first.write(3, data)).status == 0
+    other = data[:-1] + bytes([data[-1] ^ 1])
+    for sent, status in ((data, 0), (other, DIFFERS), (data, 0)):
+        assert (await second.call(io_sqe(5, COMPARE, 3, 8, sgl=IN_CAPSULE), sent)).status == status
+        assert await send_data(second, io_sqe(6, COMPARE, 3, 8), sent) == status
+
+
+async def test_blocks_marked_on_one_queue_cannot_be_read_on_the_other(queues):
+    first, second = queues
+    for cid in range(3):
+        assert (await first.write(0, b"w" * 4096, cid)).status == 0
+        assert (await second.read(0, 8, cid)).status == 0
+    assert (await first.call(io_sqe(1, WRITE_UNCORRECTABLE, 2, 3, length=0))).status == 0
+    for host in queues:
+        assert (await host.read(0, 8)).status == UNRECOVERED
+        assert (await host.read(0, 2)).data == b"w" * 1024
+        assert (await host.call(io_sqe(1, VERIFY, 0, 8, length=0))).status == UNRECOVERED
+        assert (await host.call(io_sqe(1, COMPARE, 0, 8, sgl=IN_CAPSULE), b"w" * 4096)).status == UNRECOVERED
+    assert (await second.write(2, b"x" * 1536)).status == 0
+    for host in queues:
+        assert (await host.read(0, 8)).data == b"w" * 1024 + b"x" * 1536 + b"w" * 1536
+        assert (await host.call(io_sqe(1, VERIFY, 0, 2048, length=0))).status == 0
+
+
+async def test_copy(queues):
+    first, second = queues
+    data = os.urandom(8192)
+    assert (await first.write(0, data)).status == 0
+    ranges = b"".join(struct.pack("<8xQH14x", slba, nlb - 1) for slba, nlb in ((8, 8), (0, 4)))
+    sqe = make_sqe(2, COPY, nsid=1, length=len(ranges), sgl=IN_CAPSULE, cdw10=100, cdw12=1)
+    assert (await second.call(sqe, ranges)).status == 0
+    assert (await first.read(100, 13)).data == data[4096:] + data[:2048] + bytes(512)
+    assert await send_data(second, make_sqe(2, COPY, nsid=1, length=64, cdw10=200, cdw12=1), ranges) == 0
+    assert (await first.read(200, 12)).data == data[4096:] + data[:2048]
+    # The second range overlaps the destination: nothing is copied.
+    completion = await second.call(make_sqe(2, COPY, nsid=1, length=64, sgl=IN_CAPSULE, cdw10=2, cdw12=1), ranges)
+    assert (completion.status, completion.dw0) == (0x187, 0)
+    assert (await first.read(0, 16)).data == data
