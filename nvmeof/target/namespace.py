@@ -256,7 +256,15 @@ class Namespace:
             return None
         shift = self.block_shift
         result = self._call(lambda: self.backend.deallocate(slba << shift, nlb << shift), writing=True)
+        if self._uncorrectable and result is not None:
+            return self._deallocated(slba, nlb, result)
         return self._rewritten(slba, nlb, result)
+
+    async def _deallocated(self, slba: int, nlb: int, pending: Awaitable[None]) -> None:
+        await pending
+        # A backend may find out only now that it cannot: the old data is still there, and must not come back.
+        if self.backend.capabilities.can_deallocate:
+            self._rewritten(slba, nlb, None)
 
     def flush(self) -> Awaitable[None] | None:
         """Done when all completed writes are on non-volatile media."""

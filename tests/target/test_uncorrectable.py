@@ -1,4 +1,5 @@
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -6,6 +7,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target import namespace as namespace_module
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig
+from tests.target.backend_tools import Hidden
 from tests.target.harness import Target
 from tests.target.test_nvm import BLOCKS, Broken, io_queue, last_error, ranges, read, rw, write
 
@@ -71,6 +73,27 @@ def test_a_write_that_fails_leaves_the_mark(later):
     assert write(queue, 0, bytes(512)).status == Status.WRITE_FAULT
     assert read(queue, 0, 1).status == Status.UNRECOVERED_READ_ERROR
     assert queue.ctx.namespaces[1].counters.media_errors == 1, "of the write"
+
+
+def test_a_backend_that_finds_out_that_it_cannot_deallocate():
+    """The old data is still there, and stays unreadable, now and when the hint is not even tried any more."""
+
+    class Finding(Hidden):
+        able = True
+
+        @property
+        def capabilities(self):
+            return replace(super().capabilities, can_deallocate=self.able)
+
+        async def deallocate(self, offset, length):
+            self.able = False
+
+    queue = io_queue(Finding("1M"))
+    write(queue, 0, b"old!" * 128)
+    mark(queue, 0, 1)
+    for _ in range(2):
+        assert queue.command(0x09, ranges((0, 1)), nsid=1, cdw11=4).status == 0
+        assert unreadable(queue, 0, 1)
 
 
 def test_dataset_management_hints_leave_the_mark():
