@@ -104,7 +104,7 @@ async def test_a_peer_that_stops_reading(trtype):
     options = SocketOptions(sndbuf_bytes=65536, rcvbuf_bytes=65536)
     async with running(trtype, namespaces=[Ramdisk("8M")], options=options) as target:
         first = await admin(target)
-        host = await io(target, first.cntlid, sqsize=127, options=options)
+        host = await io(target, first.cntlid, sqsize=1023, options=options)  # one receive never brings more than that
         sqe = io_sqe(1, READ, 0, 256)
         tracemalloc.start()
         taken = await _flood(host, sqe, 32768)
@@ -131,7 +131,7 @@ async def test_a_peer_that_stops_reading_completions(trtype):
     options = SocketOptions(sndbuf_bytes=32768, rcvbuf_bytes=32768)
     async with running(trtype, options=options) as target:
         first = await admin(target)
-        host = await io(target, first.cntlid, sqsize=127, options=options)
+        host = await io(target, first.cntlid, sqsize=1023, options=options)  # one receive never brings more than that
         taken = await _flood(host, io_sqe(1, 0x7E, 0, 1), 1 << 17)
         assert taken < 1 << 17
         driver = next(driver for driver in target.drivers if driver.queue.ctx.qid == 1)
