@@ -204,6 +204,30 @@ def discard(bench: Bench) -> None:
             expect(before - after >= least, f"the file shrank by {before - after} bytes only")
 
 
+@check(TCP_RAM, MPTCP_FILE_4K)
+def io_commands(bench: Bench) -> None:
+    """nvme compare, verify, write-uncor and copy do what they say, and fail with the right status."""
+    with bench.target():
+        bench.run("""
+            connect
+            refused() { local want=$1 out; shift; ! out=$("$@" 2>&1) && [[ $out == *"$want"* ]] || die "$*: $out"; }
+            n=$((8192 / BLOCK)); c=$((n - 1))
+            head -c 8192 /dev/urandom >/tmp/a; head -c 8192 /dev/zero >/tmp/z
+            nvme write $DEV -s 0 -c $c -z 8192 -d /tmp/a
+            nvme compare $DEV -s 0 -c $c -z 8192 -d /tmp/a
+            refused 'Compare Failure' nvme compare $DEV -s 0 -c $c -z 8192 -d /tmp/z
+            nvme verify $DEV -s 0 -c $c
+            nvme write-uncor $DEV -s $n -c $c
+            refused 'Unrecovered Read Error' nvme read $DEV -s $n -c 0 -z $BLOCK -d /tmp/x
+            refused 'Unrecovered Read Error' nvme verify $DEV -s $n -c $c
+            nvme write $DEV -s $n -c $c -z 8192 -d /tmp/z
+            nvme verify $DEV -s $n -c $c
+            nvme copy $DEV --sdlba=$((8 * n)) --slbs=0 --blocks=$c
+            nvme read $DEV -s $((8 * n)) -c $c -z 8192 -d /tmp/b
+            cmp /tmp/a /tmp/b || die "copy"
+            disconnect""")
+
+
 @check(
     TCP_FILE,
     Layout("mptcp", "file", 4096),
