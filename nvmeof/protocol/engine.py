@@ -415,11 +415,6 @@ class Engine:
         return self._payload_unit != 0 and self._payload is not None and self._large_expected > 0
 
     @property
-    def mid_payload(self) -> bool:
-        """Whether a payload has begun to arrive and has not ended."""
-        return self._payload is not None
-
-    @property
     def want_write(self) -> bool:
         """Whether there is something to send."""
         return self._out.pending_bytes > 0
