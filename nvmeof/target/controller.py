@@ -23,6 +23,8 @@ from nvmeof.target.events import (
     AsyncEvents,
 )
 from nvmeof.target.inventory import PortInfo
+from nvmeof.target.namespace import Namespace
+from nvmeof.target.permit import Permit
 from nvmeof.target.runtime import Runtime
 from nvmeof.target.states import ControllerState
 from nvmeof.target.subsystem import Subsystem
@@ -103,6 +105,7 @@ class Controller:
         )
         self.changed_namespaces: set[int] = set()  # since log page 04h was last read
         self.queues: dict[int, Queue] = {}
+        self._permits: dict[int, Permit] = {}  # by NSID
         self.kato_ms = 0
         self._shutdowns = 0
         self._last_traffic = runtime.now()
@@ -180,7 +183,22 @@ class Controller:
         self.changed_namespaces.clear()
         self.events.reset()
 
+    def permit(self, namespace: Namespace) -> Permit:
+        """The permit for Reads and Writes of a namespace, one of which has just passed all checks."""
+        permit = self._permits.get(namespace.nsid)
+        if permit is None or not permit.valid:
+            permit = self._permits[namespace.nsid] = Permit()
+            namespace.permits.add(permit)
+        return permit
+
+    def withdraw_permits(self) -> None:
+        """Something has changed that may be in the way of this controller's commands: all are checked again."""
+        for permit in self._permits.values():
+            permit.valid = False
+        self._permits.clear()
+
     def _update_state(self) -> None:
+        self.withdraw_permits()
         if self.gone:
             self.state = ControllerState.GONE
         elif self.failed:

@@ -16,6 +16,7 @@ from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease, SourceError
 from nvmeof.target.block_ranges import BlockRanges
+from nvmeof.target.permit import Permits
 
 T = TypeVar("T")
 
@@ -82,6 +83,7 @@ class Namespace:
         "identifiers",
         "memory",
         "nsid",
+        "permits",
         "read_only",
         "size_blocks",
     )
@@ -104,14 +106,15 @@ class Namespace:
         self.anagrpid = anagrpid
         self.counters = NamespaceCounters()
         self.accessible = True
+        self.permits = Permits()
         self._uncorrectable = BlockRanges()
         self.refresh()
 
     def refresh(self) -> None:
         """Take size, block size and memory over from the backend (at the start and after a resize).
 
-        `memory` is None as well while the ANA state forbids access, and while there are blocks that cannot be read, so
-        that who goes by it needs no other check.
+        Permits are withdrawn. `memory` is None as well while the ANA state forbids access, and while there are blocks
+        that cannot be read, so that who goes by it needs no other check.
         """
         capabilities = self.backend.capabilities
         self.block_bytes = capabilities.block_bytes
@@ -121,6 +124,7 @@ class Namespace:
         self._show_memory()
 
     def _show_memory(self) -> None:
+        self.permits.withdraw()
         shown = self.accessible and not self._uncorrectable
         self.memory: memoryview | None = self.backend.memory if shown else None
 

@@ -29,7 +29,7 @@ from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction
-from nvmeof.target.commands.table import execute, prepare
+from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.shortcuts import ShortCuts, Transfer
@@ -233,15 +233,12 @@ class TargetQueue(ShortCuts):
 
     def _run_late(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> None:
         """Execute a command some time after it was found legal: another may have come in between."""
-        if self.ctx.state in spec.states:
-            self._run(spec, sqe, data, lent)
+        try:
+            check_again(self.ctx, spec, sqe)
+        except CommandError as error:
+            self._refuse_late(sqe, error, lent)
             return
-        error = CommandError(
-            Status.COMMAND_SEQUENCE_ERROR,
-            SQE.error_location("opcode"),
-            message=f"{spec.name} while the controller is {self.ctx.state.value}",
-        )
-        self._refuse_late(sqe, error, lent)
+        self._run(spec, sqe, data, lent)
 
     def _refuse_late(self, sqe: Sqe, error: CommandError, lent: memoryview | None) -> None:
         if lent is not None:

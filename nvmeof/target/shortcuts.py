@@ -20,7 +20,7 @@ from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
 from nvmeof.target.commands.base import CommandSpec
 from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
-from nvmeof.target.states import ControllerState
+from nvmeof.target.permit import Permit
 from nvmeof.wire import Buffer
 
 # What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write also
@@ -45,8 +45,8 @@ class Pattern:
     sgl: int
     cdw12: int
     namespace: Namespace
-    memory: memoryview | None
-    epoch: int
+    memory: memoryview
+    permit: Permit
     length: int
     shift: int
     max_slba: int
@@ -128,7 +128,6 @@ class ShortCuts:
                 and sgl == pattern.sgl
                 and cdw12 == pattern.cdw12
             ):
-                assert pattern.memory is not None
                 offset = slba << pattern.shift
                 data.append(pattern.memory[offset : offset + pattern.length])
                 cids.append(cid)
@@ -177,26 +176,19 @@ class ShortCuts:
 
     def _usable(self, pattern: Pattern | None) -> bool:
         """Whether what was found out for the pattern's command still holds."""
-        if pattern is None:
-            return False
-        controller = self.ctx.controller
-        return (
-            controller is not None
-            and controller.state is ControllerState.READY
-            and pattern.epoch == controller.subsystem.epoch
-            and pattern.memory is pattern.namespace.memory
-        )
+        return pattern is not None and pattern.permit.valid
 
     def _pattern(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> Pattern | None:
         """The pattern of a command that `prepare` has let pass; None when its namespace is not memory."""
-        namespace = self.ctx.namespaces[sqe.nsid]
-        if namespace.memory is None:
+        namespace, controller = self.ctx.namespaces[sqe.nsid], self.ctx.controller
+        memory = namespace.memory
+        if memory is None or controller is None:
             return None
         word, _, nsid, _, sgl, _, cdw12 = _SHORT.unpack_from(view)
         shift = namespace.block_shift
         max_slba = namespace.size_blocks - (length >> shift)
-        memory, epoch = namespace.memory, self.ctx.epoch
-        return Pattern(word, nsid, sgl, cdw12, namespace, memory, epoch, length, shift, max_slba, spec)
+        permit = controller.permit(namespace)
+        return Pattern(word, nsid, sgl, cdw12, namespace, memory, permit, length, shift, max_slba, spec)
 
     def _data_run(self, events: list[Event], position: int) -> int:
         """Commands with data in their capsules, from ``position`` on; returns where the run ends."""
@@ -249,7 +241,7 @@ class ShortCuts:
             return False
         connection, memory = self.connection, pattern.memory
         assert connection.parameters is not None
-        if memory is None or connection.parameters.data_digest:
+        if connection.parameters.data_digest:
             # A digest is known to be right only when all is there.
             if not self._request(Transfer(pattern.spec, bytes(view), None, pattern, slba), cid, pattern.length):
                 return False

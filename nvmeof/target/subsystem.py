@@ -94,6 +94,7 @@ class Subsystem:
             namespace = self.namespaces.pop(nsid)
         except KeyError:
             raise ConfigurationError(f"{self.nqn} has no namespace {nsid}") from None
+        namespace.permits.withdraw()
         self._namespace_changed(nsid)
         return namespace
 

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from nvmeof.target.keeper import Keeper
+
 BLOCK_BYTES_CHOICES = (512, 1024, 2048, 4096)
 
 
@@ -89,6 +91,9 @@ class Backend(ABC):
 
     memory: memoryview | None = None
     """The whole content, writable, for a backend that is plain memory; a hot path slices it directly."""
+
+    keeper: Keeper
+    """Where a namespace keeps what belongs to its data (reservations, zones); known once the backend is open."""
 
     @property
     @abstractmethod

@@ -20,8 +20,10 @@ from typing import TypeVar
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
 from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease, SourceError
+from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.ranges import RangeLocks
 from nvmeof.target.backend.threads import ThreadBatches
+from nvmeof.target.keeper import MemoryKeeper
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.sizes import format_size, parse_size
 
@@ -37,6 +39,8 @@ class FileBackend(Backend):
     """`size`: None takes the file's; else the file is made, or extended sparse, to that size.
 
     `shared`: do without the lock that keeps two targets from serving one file for writing. `workers`: threads.
+    `kept`: the file for what belongs to the data and must outlive the process (reservations and the like). Beside a
+    regular file that may be written it is PATH.nvmeof; a device has none unless it is given.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class FileBackend(Backend):
         shared: bool = False,
         workers: int = 4,
         pool: BufferPool | None = None,
+        kept: str | os.PathLike[str] | None = None,
     ) -> None:
         if block_bytes not in BLOCK_BYTES_CHOICES:
             raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")
@@ -59,6 +64,7 @@ class FileBackend(Backend):
         self._shared = shared
         self._workers = workers
         self._pool = pool or BufferPool()
+        self._kept = kept
         self._fd = -1
         self._device = False
         self._capabilities: Capabilities | None = None
@@ -88,6 +94,7 @@ class FileBackend(Backend):
         fd = self._open_file()
         try:
             self._capabilities = self._examine(fd)
+            self.keeper = self._open_keeper()
         except BaseException:
             os.close(fd)
             raise
@@ -135,6 +142,13 @@ class FileBackend(Backend):
             deallocated_reads_zero=not self._device,
         )
 
+    def _open_keeper(self) -> FileKeeper | MemoryKeeper:
+        if self._kept is not None:
+            return FileKeeper(self._kept)
+        if self._device or self._read_only:
+            return MemoryKeeper()
+        return FileKeeper(self.path.with_name(self.path.name + ".nvmeof"))
+
     def _lock(self, fd: int) -> None:
         if self._shared:
             return
@@ -170,6 +184,8 @@ class FileBackend(Backend):
             return
         self._threads = None
         await threads.close()
+        if isinstance(self.keeper, FileKeeper):
+            await self.keeper.close()
         fd, self._fd = self._fd, -1
         try:
             if self.capabilities.can_write:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease
+from nvmeof.target.keeper import MemoryKeeper
 from nvmeof.target.sizes import format_size, parse_size
 
 _PAGE = mmap.PAGESIZE
@@ -33,6 +34,7 @@ class Ramdisk(Backend):
     memory: memoryview
 
     def __init__(self, size: str | int, *, block_bytes: int = 512) -> None:
+        self.keeper = MemoryKeeper()
         size_bytes = parse_size(size)
         if block_bytes not in BLOCK_BYTES_CHOICES:
             raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")

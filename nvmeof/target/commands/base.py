@@ -31,6 +31,15 @@ class NsidRule(Enum):
     HANDLER = "depends on the command's other fields"
 
 
+class Access(Enum):
+    """What a command does to the data of its namespace: who else's rules stand in its way depends on it."""
+
+    NONE = "none"
+    READ = "reads"
+    WRITE = "writes"
+    READ_WRITE = "reads and writes"
+
+
 Handler: TypeAlias = Callable[[QueueContext, Sqe, memoryview | None], Completion | Awaitable[Completion]]
 Check: TypeAlias = Callable[[QueueContext, Sqe], None]
 TransferBytes: TypeAlias = Callable[[QueueContext, Sqe], int]
@@ -73,6 +82,7 @@ class CommandSpec:
     nsid: NsidRule = NsidRule.UNUSED
     states: frozenset[ControllerState] = READY_ONLY
     effects: CommandEffects = CommandEffects.SUPPORTED
+    access: Access = Access.NONE
     longer_sgl_bytes: int = 0
     oncs: int = 0  # its bit in Identify Controller's ONCS
     oacs: int = 0  # and in OACS
@@ -80,6 +90,7 @@ class CommandSpec:
 
 
 __all__ = [
+    "Access",
     "Check",
     "CommandSpec",
     "Completion",

@@ -8,7 +8,7 @@ from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
 from nvmeof.target.commands.nvm import active_namespace, block_bytes, check_transfer
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
@@ -39,6 +39,7 @@ register(
     (
         CommandSpec(
             opcode=NvmOpcode.COMPARE,
+            access=Access.READ,
             name="Compare",
             handler=compare,
             direction=Direction.HOST_TO_CONTROLLER,

@@ -18,7 +18,7 @@ from nvmeof.spec.sqe import (
     Sqe,
 )
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
 from nvmeof.target.commands.nvm import active_namespace, check_directive, check_protection, through
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
@@ -115,6 +115,7 @@ register(
     (
         CommandSpec(
             opcode=NvmOpcode.COPY,
+            access=Access.READ_WRITE,
             name="Copy",
             handler=copy,
             direction=Direction.HOST_TO_CONTROLLER,

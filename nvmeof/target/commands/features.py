@@ -305,6 +305,14 @@ FEATURES: dict[int, FeatureSpec] = {
 }
 
 
+def add_features(*rows: FeatureSpec) -> None:
+    """Add features that other modules make; each has one row."""
+    for row in rows:
+        if row.fid in FEATURES:
+            raise ValueError(f"{row.name}: {row.fid:02X}h has a row already")
+        FEATURES[row.fid] = row
+
+
 def _row(ctx: QueueContext, sqe: Sqe) -> FeatureSpec:
     controller = ctx.controller
     assert controller is not None

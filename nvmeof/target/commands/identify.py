@@ -288,6 +288,14 @@ IDENTIFY: dict[int, IdentifySpec] = {
 }
 
 
+def add_structures(*rows: IdentifySpec) -> None:
+    """Add data structures that other modules make; each has one row."""
+    for row in rows:
+        if row.cns in IDENTIFY:
+            raise ValueError(f"{row.name}: {row.cns:02X}h has a row already")
+        IDENTIFY[row.cns] = row
+
+
 def check_identify(ctx: QueueContext, sqe: Sqe) -> None:
     """A structure that exists here, of the NVM Command Set where it is specific to one."""
     assert ctx.controller is not None

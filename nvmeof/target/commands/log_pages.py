@@ -162,6 +162,14 @@ LOG_PAGES: dict[int, LogPageSpec] = {
 }
 
 
+def add_log_pages(*rows: LogPageSpec) -> None:
+    """Add log pages that other modules make; each has one row."""
+    for row in rows:
+        if row.lid in LOG_PAGES:
+            raise ValueError(f"{row.name}: {row.lid:02X}h has a row already")
+        LOG_PAGES[row.lid] = row
+
+
 def decode(sqe: Sqe) -> GetLogPage:
     """The command's dwords in converted units."""
     return GetLogPage.decode(sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14)

@@ -25,7 +25,7 @@ from nvmeof.spec.sqe import (
 )
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Lease
-from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
@@ -215,6 +215,7 @@ register(
         CommandSpec(opcode=NvmOpcode.FLUSH, name="Flush", handler=flush, nsid=NsidRule.ACTIVE_OR_ALL),
         CommandSpec(
             opcode=NvmOpcode.WRITE,
+            access=Access.WRITE,
             name="Write",
             handler=write,
             direction=Direction.HOST_TO_CONTROLLER,
@@ -225,6 +226,7 @@ register(
         ),
         CommandSpec(
             opcode=NvmOpcode.READ,
+            access=Access.READ,
             name="Read",
             handler=read,
             direction=Direction.CONTROLLER_TO_HOST,
@@ -234,6 +236,7 @@ register(
         ),
         CommandSpec(
             opcode=NvmOpcode.WRITE_ZEROES,
+            access=Access.WRITE,
             name="Write Zeroes",
             handler=write_zeroes,
             check=check_write_zeroes,
@@ -243,6 +246,7 @@ register(
         ),
         CommandSpec(
             opcode=NvmOpcode.DATASET_MANAGEMENT,
+            access=Access.WRITE,
             name="Dataset Management",
             handler=dataset_management,
             direction=Direction.HOST_TO_CONTROLLER,

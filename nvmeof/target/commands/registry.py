@@ -5,15 +5,31 @@ Identify and two log pages are made from these tables while their own rows are i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.base import CommandSpec
+from nvmeof.target.context import QueueContext
 
 ADMIN: dict[int, CommandSpec] = {}
 DISCOVERY: dict[int, CommandSpec] = {}
 NVM: dict[int, CommandSpec] = {}
 FABRICS_ADMIN: dict[int, CommandSpec] = {}
 FABRICS_IO: dict[int, CommandSpec] = {}
+
+
+Gate = Callable[[QueueContext, CommandSpec, Sqe], None]
+"""Raises `CommandError` for a command that something stands in the way of: a sanitize operation, a reservation."""
+
+GATES: list[Gate] = []
+"""Asked in their order for every admin and I/O command that goes the whole way, once its row and its namespace are
+known, and again when its data came later. What lets a Read or a Write pass must withdraw the namespace's (or the
+controller's) permits when it would not any more."""
+
+
+def register_gate(gate: Gate) -> None:
+    """Add a gate behind the others."""
+    GATES.append(gate)
 
 
 def register(table: dict[int, CommandSpec], rows: Iterable[CommandSpec]) -> None:

@@ -16,7 +16,7 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands import admin, compare, copy, fabrics, nvm, uncorrectable, verify
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
-from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, NVM
+from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, GATES, NVM
 from nvmeof.target.context import QueueContext
 
 ADMIN_INCAPSULE_BYTES = 8192
@@ -114,11 +114,27 @@ def prepare(ctx: QueueContext, sqe: Sqe) -> tuple[CommandSpec, int]:
             )
         if spec.nsid is NsidRule.ACTIVE or spec.nsid is NsidRule.ACTIVE_OR_ALL:
             _check_namespace(ctx, sqe, spec.nsid)
+        for gate in GATES:
+            gate(ctx, spec, sqe)
     spec.check(ctx, sqe)
     expected = spec.transfer_bytes(ctx, sqe)
     if expected == 0:
         return spec, 0
     return spec, _check_sgl(ctx, sqe, spec, expected)
+
+
+def check_again(ctx: QueueContext, spec: CommandSpec, sqe: Sqe) -> None:
+    """What may have changed since `prepare`, for a command whose data came some time later. Raises `CommandError`."""
+    state = ctx.state
+    if state not in spec.states:
+        raise CommandError(
+            Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {state.value}"
+        )
+    if sqe.opcode != FABRICS_OPCODE:
+        if spec.nsid is NsidRule.ACTIVE or spec.nsid is NsidRule.ACTIVE_OR_ALL:
+            _check_namespace(ctx, sqe, spec.nsid)
+        for gate in GATES:
+            gate(ctx, spec, sqe)
 
 
 def execute(
@@ -159,4 +175,4 @@ def _failed(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, error: Exception) ->
 # The modules are imported for the rows that they register.
 _ROW_MODULES = (admin, fabrics, nvm, compare, verify, uncorrectable, copy)
 
-__all__ = ["ADMIN", "DISCOVERY", "FABRICS_ADMIN", "FABRICS_IO", "NVM", "execute", "lookup", "prepare"]
+__all__ = ["ADMIN", "DISCOVERY", "FABRICS_ADMIN", "FABRICS_IO", "NVM", "check_again", "execute", "lookup", "prepare"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nvmeof.spec.enums import CommandEffects, NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
-from nvmeof.target.commands.base import CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, NsidRule
 from nvmeof.target.commands.nvm import active_namespace, check_directive
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
@@ -29,6 +29,7 @@ register(
     (
         CommandSpec(
             opcode=NvmOpcode.WRITE_UNCORRECTABLE,
+            access=Access.WRITE,
             name="Write Uncorrectable",
             handler=write_uncorrectable,
             check=check_write_uncorrectable,

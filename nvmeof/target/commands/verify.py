@@ -8,7 +8,7 @@ from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NvmOpcode, Oncs
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.base import CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, NsidRule
 from nvmeof.target.commands.nvm import active_namespace, check_protection, completed
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
@@ -41,6 +41,7 @@ register(
     (
         CommandSpec(
             opcode=NvmOpcode.VERIFY,
+            access=Access.READ,
             name="Verify",
             handler=verify,
             check=check_verify,

@@ -1,0 +1,110 @@
+"""A keeper in a file of its own: one JSON object, replaced as a whole and synchronously with every change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, Final
+
+from nvmeof.errors import ConfigurationError
+
+_FORMAT: Final = 1
+
+
+class FileKeeper:
+    """Implements :class:`nvmeof.target.keeper.Keeper`. The file exists while there is something to keep.
+
+    Raises `ConfigurationError` for a file that is not what one of these has written.
+    """
+
+    durable = True
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._values: dict[str, Any] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._saving: asyncio.Task[None] | None = None
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"cannot read {self.path}: {error}") from error
+        try:
+            document = json.loads(text)
+            if document["nvmeof"] != _FORMAT:
+                raise ConfigurationError(f"{self.path} was written by another version (format {document['nvmeof']})")
+            self._values = dict(document["kept"])
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"{self.path} is not what was kept: move it away to start anew") from error
+
+    def get(self, section: str) -> Any:
+        """What was put last; None for nothing."""
+        return self._values.get(section)
+
+    def put(self, section: str, value: Any) -> Awaitable[None]:
+        """Keep a value (None: nothing); done when it is on non-volatile media, or ended with `OSError`.
+
+        Values that come while one is written go with the next write, all together.
+        """
+        if value is None:
+            self._values.pop(section, None)
+        else:
+            self._values[section] = value
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiters.append(future)
+        if self._saving is None:
+            self._saving = loop.create_task(self._save())
+        return future
+
+    async def close(self) -> None:
+        """Wait for what is being written."""
+        if self._saving is not None:
+            await self._saving
+
+    async def _save(self) -> None:
+        while self._waiters:
+            waiters, self._waiters = self._waiters, []
+            text = json.dumps({"nvmeof": _FORMAT, "kept": self._values}, indent=1) if self._values else None
+            error: OSError | None = None
+            try:
+                await asyncio.to_thread(self._replace, text)
+            except OSError as caught:
+                error = caught
+            for waiter in waiters:
+                if waiter.done():
+                    continue
+                if error is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(error)
+        self._saving = None
+
+    def _replace(self, text: str | None) -> None:
+        """In a thread. A crash at any point leaves the old file or the new one."""
+        if text is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            new = self.path.with_name(self.path.name + ".new")
+            try:
+                with new.open("w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                new.replace(self.path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    new.unlink(missing_ok=True)
+                raise
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

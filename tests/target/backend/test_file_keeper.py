@@ -1,0 +1,107 @@
+"""What must outlive a process: kept beside the data, replaced as a whole, and honest about failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.file_keeper import FileKeeper
+from nvmeof.target.backend.ramdisk import Ramdisk
+
+
+async def test_what_was_put_is_there_for_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "disk.nvmeof"
+    keeper = FileKeeper(path)
+    assert keeper.durable and keeper.get("a") is None
+    await keeper.put("a", {"x": [1, 2]})
+    await keeper.put("b", 7)
+    assert FileKeeper(path).get("a") == {"x": [1, 2]}
+    assert FileKeeper(path).get("b") == 7
+    await keeper.put("b", None)
+    assert FileKeeper(path).get("b") is None
+    assert not list(tmp_path.glob("*.new"))
+
+
+async def test_a_file_that_keeps_nothing_goes(tmp_path: Path) -> None:
+    path = tmp_path / "disk.nvmeof"
+    keeper = FileKeeper(path)
+    await keeper.put("a", 1)
+    await keeper.put("a", None)
+    assert not path.exists()
+    await keeper.put("a", None)
+
+
+async def test_values_that_come_together_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = FileKeeper(tmp_path / "k")
+    texts: list[str | None] = []
+    real = FileKeeper._replace
+    monkeypatch.setattr(FileKeeper, "_replace", lambda self, text: (texts.append(text), real(self, text))[1])
+    await asyncio.gather(*(keeper.put("n", value) for value in range(50)))
+    assert len(texts) <= 2
+    assert FileKeeper(keeper.path).get("n") == 49
+
+
+async def test_a_failure_is_told_and_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = FileKeeper(tmp_path / "k")
+    await keeper.put("a", 1)
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        await keeper.put("a", 2)
+    monkeypatch.undo()
+    assert FileKeeper(keeper.path).get("a") == 1
+    assert not list(tmp_path.glob("*.new"))
+    await keeper.put("b", 3)
+    assert FileKeeper(keeper.path).get("a") == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"nvmeof": 1}', '{"nvmeof": 99, "kept": {}}', '{"nvmeof": 1, "kept": 5}']
+)
+def test_a_broken_file_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "k"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="k "):
+        FileKeeper(path)
+    assert path.read_text() == text
+
+
+async def test_a_file_namespace_keeps_beside_its_file(tmp_path: Path) -> None:
+    backend = FileBackend(tmp_path / "disk.img", size="1M")
+    await backend.open()
+    saved = backend.keeper.put("reservations", [1])
+    await backend.close()  # waits for it
+    assert saved is not None
+    await saved
+    assert json.loads((tmp_path / "disk.img.nvmeof").read_text())["kept"] == {"reservations": [1]}
+    again = FileBackend(tmp_path / "disk.img")
+    await again.open()
+    assert again.keeper.get("reservations") == [1]
+    await again.close()
+
+
+async def test_what_cannot_outlive_its_process_says_so(tmp_path: Path) -> None:
+    ramdisk = Ramdisk("1M")
+    assert ramdisk.keeper.put("a", 1) is None
+    assert ramdisk.keeper.get("a") == 1
+    assert not ramdisk.keeper.durable
+    (tmp_path / "disk.img").write_bytes(bytes(4096))
+    read_only = FileBackend(tmp_path / "disk.img", read_only=True)
+    await read_only.open()
+    assert not read_only.keeper.durable
+    await read_only.close()
+    elsewhere = FileBackend(tmp_path / "disk.img", kept=tmp_path / "state.json")
+    await elsewhere.open()
+    put = elsewhere.keeper.put("a", 1)
+    assert put is not None
+    await put
+    await elsewhere.close()
+    assert (tmp_path / "state.json").exists()
