@@ -24,7 +24,7 @@ async def test_what_was_put_is_there_for_the_next_process(tmp_path: Path) -> Non
     assert FileKeeper(path).get("b") == 7
     await keeper.put("b", None)
     assert FileKeeper(path).get("b") is None
-    assert not list(tmp_path.glob("*.new"))
+    assert not (tmp_path / (keeper.path.name + ".new")).exists()
 
 
 async def test_a_file_that_keeps_nothing_goes(tmp_path: Path) -> None:
@@ -40,7 +40,12 @@ async def test_values_that_come_together_are_written_together(tmp_path: Path, mo
     keeper = FileKeeper(tmp_path / "k")
     texts: list[str | None] = []
     real = FileKeeper._replace
-    monkeypatch.setattr(FileKeeper, "_replace", lambda self, text: (texts.append(text), real(self, text))[1])
+
+    def replace(self: FileKeeper, text: str | None) -> None:
+        texts.append(text)
+        real(self, text)
+
+    monkeypatch.setattr(FileKeeper, "_replace", replace)
     await asyncio.gather(*(keeper.put("n", value) for value in range(50)))
     assert len(texts) <= 2
     assert FileKeeper(keeper.path).get("n") == 49
@@ -58,7 +63,7 @@ async def test_a_failure_is_told_and_the_old_file_stays(tmp_path: Path, monkeypa
         await keeper.put("a", 2)
     monkeypatch.undo()
     assert FileKeeper(keeper.path).get("a") == 1
-    assert not list(tmp_path.glob("*.new"))
+    assert not (tmp_path / (keeper.path.name + ".new")).exists()
     await keeper.put("b", 3)
     assert FileKeeper(keeper.path).get("a") == 2
 
