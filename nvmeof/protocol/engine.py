@@ -110,7 +110,10 @@ class Engine:
         self._payload_owner: Any = None
         self._payload_crc = 0
         self._payload_unit = 0  # live memory: only so many bytes at a time may change, 0 for any number
-        self._in_place = False
+        self._in_place: memoryview | None = None
+        self._small_window = self._buffer[:SMALL_WINDOW_BYTES]
+        self.behind: memoryview | None = None
+        """After ``next_buffer``: where bytes go that the same receive may bring when that buffer is full."""
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
@@ -118,15 +121,19 @@ class Engine:
         """Where the next received bytes go: the receive buffer, or the rest of a payload's own buffer.
 
         ``available`` matters while ``mid_unit`` is true: that many bytes are there, and the receive follows at once.
+        When the rest of a payload is given, ``behind`` is where what comes after it may go in the same receive.
         """
-        if self._payload_unit and self._payload is not None:
-            self._check_live()
-        if self._payload is not None and self._large_expected:
-            place = self._place(self._payload, available)
+        self.behind = None
+        payload = self._payload
+        if payload is not None and self._large_expected:
+            if self._payload_unit:
+                self._check_live()
+                payload = self._payload
+            place = None if payload is None else self._place(payload, available)
             if place is not None:
-                self._in_place = True
+                self._in_place = place
                 return place
-        self._in_place = False
+        self._in_place = None
         start, end = self._start, self._end
         if start == end:
             self._start = self._end = 0
@@ -155,24 +162,34 @@ class Engine:
                 return None
             if left:
                 payload[position : position + left] = self._buffer[start:end]
-                self._start = end
                 self._payload_position = position = position + left
                 most -= left
         elif start != end:
             return None
-        return payload[position : position + most]
+        if position + most != len(payload):
+            self._start = end
+            return payload[position : position + most]
+        self._start = self._end = 0
+        self.behind = self._small_window if self._large_expected > 1 else self._buffer
+        return payload[position:] if position else payload
 
     def bytes_received(self, n: int, now: float) -> list[Event]:
-        """``n`` bytes have been put into ``next_buffer()``. Never raises for what the peer did."""
+        """``n`` bytes have been put into ``next_buffer()`` (and ``behind``, once that was full). Never raises for what the peer did."""
         events: list[Event] = []
-        if self._in_place:
-            self._in_place = False
+        place = self._in_place
+        if place is not None:
+            self._in_place = None
+            size = len(place)
+            more = n - size
+            if more < 0:
+                place = place[:n]
             if self._payload is not None:  # else the connection was terminated in between
-                data = self._payload[self._payload_position : self._payload_position + n]
                 if self.tap is not None:
-                    self.tap.received(data)
-                self._payload_advance(data, events)
-            return events
+                    self.tap.received(place)
+                self._payload_advance(place, events)
+            if more <= 0:
+                return events
+            n = more
         if self.tap is not None:
             self.tap.received(self._buffer[self._end : self._end + n])
         self._end += n

@@ -102,12 +102,14 @@ class QueueDriver:
         if self._finishing:
             self._discard()
             return
-        connection, receive, available = self.connection, self.endpoint.recv_into, self.endpoint.available
+        connection, endpoint = self.connection, self.endpoint
+        receive, receive_both, available = endpoint.recv_into, endpoint.recv_both, endpoint.available
         now = self._owner.loop.time()
         for turn in range(READS_AT_A_TIME):
             buffer = connection.next_buffer(available() if connection.mid_unit else 0)
+            behind = connection.behind
             try:
-                n = receive(buffer)
+                n = receive(buffer) if behind is None else receive_both(buffer, behind)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
@@ -120,7 +122,8 @@ class QueueDriver:
                     self._say_connected()
             if connection.backlog_bytes >= FLUSH_BYTES or turn in FLUSH_TURNS:
                 self._flush()
-            if n < len(buffer) or not n or self._finishing or not connection.want_read:
+            wanted = len(buffer) if behind is None else len(buffer) + len(behind)
+            if n < wanted or not n or self._finishing or not connection.want_read:
                 break
         if connection.want_write:
             self._flush()

@@ -212,8 +212,9 @@ class ListenerInfo:
 class Endpoint(ABC):
     """A non-blocking byte stream with one peer. Not thread-safe: it belongs to the loop it is used on.
 
-    `recv_into(buffer) -> int` and `sendmsg(buffers) -> int` are attributes, so that a socket's own methods can
-    stand there with nothing in between. `recv_into` gives 0 at the end of the stream. `sendmsg` tells how many
+    `recv_into(buffer) -> int`, `recv_both(buffer, behind) -> int` and `sendmsg(buffers) -> int` are attributes, so that
+    a socket's own methods can stand there with nothing in between. `recv_into` gives 0 at the end of the stream;
+    `recv_both` goes on in a second buffer when the first is full, and an endpoint may do without that. `sendmsg` tells how many
     bytes were taken, in the order given, perhaps fewer than there are; of a longer list only the first IOV_MAX
     buffers are offered. Both raise BlockingIOError when they would have to wait, and OSError for a broken
     connection (mostly a ConnectionError; also TimeoutError and EHOSTUNREACH). After `close` or `abort` they raise
@@ -221,6 +222,7 @@ class Endpoint(ABC):
     """
 
     recv_into: Callable[[memoryview | bytearray], int]
+    recv_both: Callable[[memoryview, memoryview], int]
     sendmsg: Callable[[Sequence[Buffer]], int]
     local_address: Address
     peer_address: Address

@@ -56,6 +56,7 @@ class MemoryEndpoint(Endpoint):
         self.peer_address = peer
         self.transport_name = "memory"
         self.recv_into = self._recv_into
+        self.recv_both = self._recv_both
         self.sendmsg = self._sendmsg
         self._inbox = inbox
         self._outbox = outbox
@@ -101,6 +102,12 @@ class MemoryEndpoint(Endpoint):
         if self._inbox.eof or not len(buffer):
             return 0
         raise BlockingIOError(*_WOULD_BLOCK)
+
+    def _recv_both(self, buffer: memoryview, behind: memoryview) -> int:
+        n = self._recv_into(buffer)
+        if n < len(buffer) or not self._inbox.buffer or self._reset or self._max_chunk is not None:
+            return n
+        return n + self._recv_into(behind)
 
     def _sendmsg(self, buffers: Sequence[Buffer]) -> int:
         if self._closed:

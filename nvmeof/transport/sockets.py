@@ -70,6 +70,10 @@ def _closed_recv_into(buffer: memoryview | bytearray) -> NoReturn:
     raise ConnectionAbortedError(errno.ECONNABORTED, "the endpoint is closed")
 
 
+def _closed_recv_both(buffer: memoryview, behind: memoryview) -> NoReturn:
+    raise ConnectionAbortedError(errno.ECONNABORTED, "the endpoint is closed")
+
+
 def _closed_sendmsg(buffers: Sequence[Buffer]) -> NoReturn:
     raise ConnectionAbortedError(errno.ECONNABORTED, "the endpoint is closed")
 
@@ -79,6 +83,15 @@ def _bounded_sendmsg(send: Callable[[Sequence[Buffer]], int]) -> Callable[[Seque
         return send(buffers if len(buffers) <= IOV_MAX else buffers[:IOV_MAX])
 
     return sendmsg
+
+
+def _recv_both(
+    receive: Callable[[Sequence[memoryview]], tuple[int, object, int, object]],
+) -> Callable[[memoryview, memoryview], int]:
+    def recv_both(buffer: memoryview, behind: memoryview) -> int:
+        return receive((buffer, behind))[0]
+
+    return recv_both
 
 
 class SocketEndpoint(Endpoint):
@@ -91,6 +104,7 @@ class SocketEndpoint(Endpoint):
         self.local_address = setup.to_address(sock.getsockname())
         self.peer_address = setup.to_address(peer)
         self.recv_into = sock.recv_into
+        self.recv_both = _recv_both(sock.recvmsg_into)
         self._available = array("i", [0])
         self.sendmsg = _bounded_sendmsg(sock.sendmsg)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -165,6 +179,7 @@ class SocketEndpoint(Endpoint):
         self.set_reader(None)
         self.set_writer(None)
         self.recv_into = _closed_recv_into
+        self.recv_both = _closed_recv_both
         self.sendmsg = _closed_sendmsg
         self._fd = -1
         self._sock.close()
