@@ -6,6 +6,7 @@ queues are only known by what can be done to them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from nvmeof.target.events import (
     NAMESPACE_ATTRIBUTE_CHANGED,
     AsyncEvents,
 )
+from nvmeof.target.feature_values import Values
 from nvmeof.target.inventory import PortInfo
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.permit import Permit
@@ -57,9 +59,9 @@ class Queue(Protocol):
 
 @dataclass(slots=True)
 class FeatureValues:
-    """What Set Features changed: dwords by feature identifier, and what does not fit into one."""
+    """What Set Features changed: values, and what is more than remembered."""
 
-    dwords: dict[int, int] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
     thresholds: dict[int, int] = field(default_factory=dict)  # kelvin, by THSEL (0 over, 1 under)
     behavior: bytes = bytes(512)
     timestamp_ms: int = 0
@@ -71,7 +73,8 @@ class Controller:
     """Created by an admin queue's Connect; `destroy` ends it.
 
     `kato_ms`: the keep alive timeout that the host asked for, 0 for none (a discovery controller then goes after two
-    minutes without a command). Times are seconds on the runtime's clock.
+    minutes without a command). Times are seconds on the runtime's clock. `restore` makes saved features current, at the
+    start and after every reset.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Controller:
         hostid: bytes,
         port: PortInfo,
         kato_ms: int,
+        restore: Callable[[Controller], None] = lambda controller: None,
     ) -> None:
         self.runtime = runtime
         self.subsystem = subsystem
@@ -99,6 +103,7 @@ class Controller:
         self.gone = False
         self.end_reason = ""
         self.features = FeatureValues()
+        self._restore = restore
         self.error_log = ErrorLog()
         self.events = AsyncEvents(
             runtime, subsystem.config.max_async_events, DISCOVERY_EVENTS if self.discovery else IO_EVENTS
@@ -112,6 +117,7 @@ class Controller:
         self.set_kato(kato_ms)
         self.state = ControllerState.DISABLED
         subsystem.controllers[cntlid] = self
+        restore(self)
 
     # Properties
 
@@ -182,6 +188,7 @@ class Controller:
         self.features = FeatureValues(timestamp_set_at=now)
         self.changed_namespaces.clear()
         self.events.reset()
+        self._restore(self)
 
     def permit(self, namespace: Namespace) -> Permit:
         """The permit for Reads and Writes of a namespace, one of which has just passed all checks."""
@@ -211,7 +218,8 @@ class Controller:
     @property
     def write_cache_enabled(self) -> bool:
         """Feature 06h: whether a write may complete before it is on non-volatile media."""
-        return bool(self.features.dwords.get(FeatureId.VOLATILE_WRITE_CACHE, 1))
+        value = self.features.values.get((FeatureId.VOLATILE_WRITE_CACHE, 0))
+        return value is None or bool(value.dw0)
 
     # Queues
 

@@ -16,6 +16,7 @@ from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease, SourceError
 from nvmeof.target.block_ranges import BlockRanges
+from nvmeof.target.feature_values import Values
 from nvmeof.target.permit import Permits
 
 T = TypeVar("T")
@@ -80,6 +81,7 @@ class Namespace:
         "block_bytes",
         "block_shift",
         "counters",
+        "features",
         "identifiers",
         "memory",
         "nsid",
@@ -107,6 +109,7 @@ class Namespace:
         self.counters = NamespaceCounters()
         self.accessible = True
         self.permits = Permits()
+        self.features: Values = {}  # those with the scope of a namespace, as set since the start
         self._uncorrectable = BlockRanges()
         self.refresh()
 

@@ -9,6 +9,8 @@ from nvmeof.spec.enums import CNTLID_MAX, AnaState
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend
 from nvmeof.target.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.feature_values import Values
+from nvmeof.target.keeper import Keeper, MemoryKeeper
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
 
 FIRST_CNTLID = 1
@@ -43,6 +45,8 @@ class Subsystem:
         self.epoch = 0
         self.ana_change_count = 0
         self.ana_state = AnaState.OPTIMIZED
+        self.features: Values = {}  # those with the scope of the subsystem, as set since the start
+        self.keeper: Keeper = MemoryKeeper()
         self._allowed_hosts = config.allowed_hosts
         self._last_cntlid = FIRST_CNTLID - 1
         for namespace in config.namespaces:

@@ -22,6 +22,7 @@ from nvmeof.spec.properties import CAP_OFFSET, CC_OFFSET, CRTO_OFFSET, CSTS_OFFS
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, fixed
+from nvmeof.target.commands.features import restore_features
 from nvmeof.target.commands.nvm import run_all
 from nvmeof.target.commands.registry import FABRICS_ADMIN, FABRICS_IO, register
 from nvmeof.target.context import QueueContext
@@ -111,6 +112,7 @@ def _new_association(
         hostid=hostid,
         port=ctx.port,
         kato_ms=kato_ms,
+        restore=restore_features,
     )
 
 

@@ -1,55 +1,66 @@
-"""Get Features and Set Features: one row per feature (NVMe Base, Feature definitions).
+"""Get Features and Set Features: the way of both through a feature's row (NVMe Base, Feature definitions).
 
-No feature is saveable or namespace specific. A row's `apply` validates what the host sends and makes it so; its `read`
-gives the current value. Both the Features Supported and Effects log and docs/supported.md are made from the rows.
+A row's `apply` validates what the host sends and makes it so; its `read` gives the current value. The rest is alike
+for all: which NSID goes with which scope, what SEL chooses, what SV saves, and what a reset leaves. The rows are in the
+modules beside this one; the Feature Identifiers and Effects log and docs/supported.md are made from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, FeatureId, FeatureSelect
-from nvmeof.spec.features import (
-    FEATURE_DATA_BYTES,
-    HOST_BEHAVIOR_SUPPORT,
-    TIMESTAMP,
-    TIMESTAMP_ORIGIN_HOST,
-    FeatureCapabilities,
-    NumberOfQueues,
-    build_timestamp,
-)
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, FeatureId, FeatureSelect
+from nvmeof.spec.features import FEATURE_DATA_BYTES, FeatureCapabilities
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Completion
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
-from nvmeof.target.events import SMART_CRITICAL_WARNINGS
-from nvmeof.target.health import WARNING_KELVIN, report_temperature
-from nvmeof.wire import build
+from nvmeof.target.feature_values import Saved, Value, Values, load, load_all, save
+from nvmeof.target.keeper import Keeper
+from nvmeof.target.namespace import Namespace
 
-_CDW10 = SQE.error_location("cdw10")
-_CDW11 = SQE.error_location("cdw11")
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What Get Features answers: DW0 and, for some features, a data structure."""
-
-    dw0: int = 0
-    data: bytes | None = None
-
+_FID = SQE.error_location("cdw10")
+_SEL = SQE.error_location("cdw10", 8)
+_SV = SQE.error_location("cdw10", 31)
+_NSID = SQE.error_location("nsid")
 
 Read = Callable[[Controller, Sqe], Value]
-Apply = Callable[[Controller, Sqe, "memoryview | None"], int]
+Apply = Callable[[Controller, Sqe, "memoryview | None"], "int | Awaitable[int]"]
+Check = Callable[[Controller, Sqe], None]
+
+
+class Scope(Enum):
+    """What a feature's value belongs to; the value is its bit of FSP in the Feature Identifiers and Effects log."""
+
+    NAMESPACE = 1 << 20
+    CONTROLLER = 1 << 21
+    ENDURANCE_GROUP = 1 << 23
+    SUBSYSTEM = 1 << 25
+
+    @property
+    def word(self) -> str:
+        return self.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpec:
-    """A row. `read` and `default` answer Get Features; `apply` does Set Features and returns its DW0.
+    """A row. `read` and `default` answer Get Features; `apply` does Set Features and returns its DW0, now or later.
 
-    `apply` None: not changeable; `refusal` is then the status. `supported` says whether this controller has it.
+    `apply` None: not changeable; `refusal` is then the status. `check` is asked before any data moves, and again before
+    `apply`. `supported` says whether this controller has it.
+
+    Of a feature with the scope NAMESPACE all of these see commands whose NSID is that of one attached namespace
+    (`namespace_of`): a Set Features for FFFFFFFFh comes once for each of them, after `check` has passed for all. What a
+    Get Features for FFFFFFFFh is refused with is `all_refusal`.
+
+    `saveable`: SV keeps a value over resets and restarts (of all controllers of the subsystem, or of the namespace).
+    `persistent`: every value is kept so, without being asked; SV is refused. `selector` names which of several values
+    of the feature a command means (temperature sensors); each is saved for itself.
     """
 
     fid: int
@@ -61,6 +72,14 @@ class FeatureSpec:
     supported: Callable[[Controller], bool] = lambda controller: True
     condition: str = ""  # `supported` in words
     refusal: Status = Status.FEATURE_NOT_CHANGEABLE
+    scope: Scope = Scope.CONTROLLER
+    saveable: bool = False
+    persistent: bool = False
+    selector: Callable[[Sqe], int] = lambda sqe: 0
+    check: Check = lambda controller, sqe: None
+    all_refusal: Status = Status.INVALID_NAMESPACE
+    effects: CommandEffects = CommandEffects.SUPPORTED  # without the scope
+    transfer_bytes: Callable[[Sqe], int] | None = None  # of Set Features, where it depends on the command
 
     @property
     def data_bytes(self) -> int:
@@ -70,247 +89,164 @@ class FeatureSpec:
     @property
     def capabilities(self) -> int:
         """DW0 of Get Features with SEL 011b."""
-        return FeatureCapabilities.CHANGEABLE if self.apply is not None else FeatureCapabilities(0)
+        result = FeatureCapabilities(0)
+        if self.apply is not None:
+            result |= FeatureCapabilities.CHANGEABLE
+        if self.saveable:
+            result |= FeatureCapabilities.SAVEABLE
+        if self.scope is Scope.NAMESPACE:
+            result |= FeatureCapabilities.NAMESPACE_SPECIFIC
+        return result
+
+    @property
+    def log_entry(self) -> int:
+        """Its dword of the Feature Identifiers and Effects log."""
+        return self.effects | self.scope.value
 
 
-def _invalid(message: str, location: int = _CDW11) -> CommandError:
-    return CommandError(Status.INVALID_FIELD, location, message=message)
+FEATURES: dict[int, FeatureSpec] = {}
 
 
-def _constant(value: int) -> Read:
-    return lambda controller, sqe: Value(value)
+def add_features(*rows: FeatureSpec) -> None:
+    """Add features; each has one row."""
+    for row in rows:
+        if row.fid in FEATURES:
+            raise ValueError(f"{row.name}: {row.fid:02X}h has a row already")
+        FEATURES[row.fid] = row
 
 
-def _dword_row(fid: FeatureId, name: str, mask: int, default: int, *, discovery: bool = False) -> FeatureSpec:
-    """A feature that is one dword, remembered, whose bits outside `mask` must be zero."""
+# What rows are made with
+
+
+def invalid(message: str, field: str = "cdw11", bit: int = 0) -> CommandError:
+    """Invalid Field in Command, with its place."""
+    return CommandError(Status.INVALID_FIELD, SQE.error_location(field, bit), message=message)
+
+
+def invalid_data(message: str) -> CommandError:
+    """Invalid Field in Command, for something in the data: the place is the pointer to it."""
+    return invalid(message, "sgl_address")
+
+
+def check_bits(name: str, value: int, allowed: int, field: str = "cdw11") -> None:
+    """Raise Invalid Field in Command at the lowest bit of `value` that is not `allowed`."""
+    wrong = value & ~allowed
+    if wrong:
+        bit = (wrong & -wrong).bit_length() - 1
+        raise invalid(f"{name}: bit {bit} of {value:#x} is not supported", field, bit)
+
+
+def constant(dw0: int = 0, data: bytes | None = None) -> Read:
+    """A default that is the same for all."""
+    value = Value(dw0, data)
+    return lambda controller, sqe: value
+
+
+def namespace_of(controller: Controller, sqe: Sqe) -> Namespace:
+    """The namespace that a command for a feature with the scope NAMESPACE is for."""
+    return controller.subsystem.namespaces[sqe.nsid]
+
+
+def _values(row: FeatureSpec, controller: Controller, sqe: Sqe) -> Values:
+    if row.scope is Scope.NAMESPACE:
+        return namespace_of(controller, sqe).features
+    return controller.features.values if row.scope is Scope.CONTROLLER else controller.subsystem.features
+
+
+def current_value(controller: Controller, fid: int, nsid: int = 0, selector: int = 0, *, cdw11: int = 0) -> Value:
+    """A feature's current value, for who acts by it. `nsid`: of a feature with the scope NAMESPACE."""
+    row = FEATURES[fid]
+    return row.read(controller, Sqe(opcode=AdminOpcode.GET_FEATURES, nsid=nsid, cdw10=fid, cdw11=cdw11))
+
+
+def remembered(
+    fid: int,
+    name: str,
+    default: Read,
+    decode: Callable[[Controller, Sqe, bytes | None], Value],
+    *,
+    changed: Callable[[Controller, Sqe], None] = lambda controller, sqe: None,
+    scope: Scope = Scope.CONTROLLER,
+    saveable: bool = False,
+    persistent: bool = False,
+    selector: Callable[[Sqe], int] = lambda sqe: 0,
+    discovery: bool = False,
+    supported: Callable[[Controller], bool] = lambda controller: True,
+    condition: str = "",
+    effects: CommandEffects = CommandEffects.SUPPORTED,
+) -> FeatureSpec:
+    """A row for a feature that is a value, remembered. `decode` makes it of a Set Features, or raises `CommandError`.
+
+    `changed` is called after it was set.
+    """
+
+    def read(controller: Controller, sqe: Sqe) -> Value:
+        row = FEATURES[fid]
+        chosen = selector(sqe)
+        value = _values(row, controller, sqe).get((fid, chosen))
+        if value is None and scope is not Scope.CONTROLLER:
+            # Of a controller the saved values become current with its reset; of what outlives controllers, at once.
+            kept = load(_keeper(row, controller, sqe), fid, chosen)
+            value = None if kept is None else kept.value
+        return default(controller, sqe) if value is None else value
 
     def apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-        if sqe.cdw11 & ~mask:
-            raise _invalid(f"{name}: {sqe.cdw11:#x} has unsupported bits")
-        controller.features.dwords[fid] = sqe.cdw11
+        value = decode(controller, sqe, None if data is None else bytes(data))
+        _values(FEATURES[fid], controller, sqe)[fid, selector(sqe)] = value
+        changed(controller, sqe)
         return 0
 
     return FeatureSpec(
         fid,
         name,
-        lambda controller, sqe: Value(controller.features.dwords.get(fid, default)),
-        _constant(default),
+        read,
+        default,
         apply,
         discovery,
+        supported,
+        condition,
+        scope=scope,
+        saveable=saveable,
+        persistent=persistent,
+        selector=selector,
+        effects=effects,
     )
 
 
-def _temperature_key(sqe: Sqe) -> tuple[int, int]:
-    """TMPSEL and THSEL; only the composite temperature exists."""
-    selected, kind = sqe.cdw11 >> 16 & 0xF, sqe.cdw11 >> 20 & 3
-    if selected not in (0, 0xF):
-        raise _invalid(f"there is no temperature sensor {selected}")
-    if kind > 1:
-        raise _invalid(f"threshold type {kind} is reserved")
-    return selected, kind
+def dword(
+    fid: FeatureId,
+    name: str,
+    mask: int,
+    default: int = 0,
+    *,
+    scope: Scope = Scope.CONTROLLER,
+    saveable: bool = False,
+    persistent: bool = False,
+    changed: Callable[[Controller, Sqe], None] = lambda controller, sqe: None,
+    supported: Callable[[Controller], bool] = lambda controller: True,
+    condition: str = "",
+) -> FeatureSpec:
+    """A feature that is one dword, remembered, whose bits outside `mask` must be zero."""
 
+    def decode(controller: Controller, sqe: Sqe, data: bytes | None) -> Value:
+        check_bits(name, sqe.cdw11, mask)
+        return Value(sqe.cdw11)
 
-def _temperature_default(controller: Controller, sqe: Sqe) -> Value:
-    _, kind = _temperature_key(sqe)
-    return Value(0 if kind else WARNING_KELVIN)
-
-
-def _temperature_read(controller: Controller, sqe: Sqe) -> Value:
-    _, kind = _temperature_key(sqe)
-    return Value(controller.features.thresholds.get(kind, _temperature_default(controller, sqe).dw0))
-
-
-def _temperature_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    _, kind = _temperature_key(sqe)
-    controller.features.thresholds[kind] = sqe.cdw11 & 0xFFFF
-    report_temperature(controller)
-    return 0
-
-
-def _power_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    if sqe.cdw11 & 0x1F:
-        raise _invalid(f"there is no power state {sqe.cdw11 & 0x1F}")
-    controller.features.dwords[FeatureId.POWER_MANAGEMENT] = sqe.cdw11 & 0xFF
-    return 0
-
-
-def _cache_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    controller.features.dwords[FeatureId.VOLATILE_WRITE_CACHE] = sqe.cdw11 & 1
-    return 0
-
-
-def _queues_granted(controller: Controller) -> int:
-    limit = controller.subsystem.config.max_io_queues
-    return NumberOfQueues(submission_queues=limit, completion_queues=limit).encode()
-
-
-def _queues_read(controller: Controller, sqe: Sqe) -> Value:
-    granted = controller.features.dwords.get(FeatureId.NUMBER_OF_QUEUES)
-    return Value(_queues_granted(controller) if granted is None else granted)
-
-
-def _queues_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    wanted = sqe.cdw11
-    if wanted & 0xFFFF == 0xFFFF or wanted >> 16 == 0xFFFF:
-        raise _invalid("a number of queues of FFFFh is reserved")
-    if any(qid for qid in controller.queues):
-        raise CommandError(
-            Status.COMMAND_SEQUENCE_ERROR, _CDW10, message="Number of Queues is set after I/O queues were created"
-        )
-    most = controller.subsystem.config.max_io_queues - 1
-    granted = min(wanted & 0xFFFF, most) | min(wanted >> 16, most) << 16
-    controller.features.dwords[FeatureId.NUMBER_OF_QUEUES] = granted
-    return granted
-
-
-def _events_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    allowed = controller.events.supported_bits | (0 if controller.discovery else SMART_CRITICAL_WARNINGS)
-    if sqe.cdw11 & ~allowed:
-        raise _invalid(f"asynchronous events {sqe.cdw11 & ~allowed:#x} are not supported")
-    controller.events.enabled = sqe.cdw11
-    report_temperature(controller)
-    return 0
-
-
-def _keep_alive_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    controller.set_kato(sqe.cdw11)
-    return 0
-
-
-def _timestamp_read(controller: Controller, sqe: Sqe) -> Value:
-    features = controller.features
-    elapsed = controller.runtime.now() - features.timestamp_set_at
-    return Value(0, build_timestamp(features.timestamp_ms / 1000 + elapsed, origin=features.timestamp_origin))
-
-
-def _timestamp_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    assert data is not None
-    features = controller.features
-    features.timestamp_ms = TIMESTAMP.parse(bytes(data)).milliseconds
-    features.timestamp_set_at = controller.runtime.now()
-    features.timestamp_origin = TIMESTAMP_ORIGIN_HOST
-    return 0
-
-
-def _behavior_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    assert data is not None
-    fields = HOST_BEHAVIOR_SUPPORT.parse(bytes(data))
-    if fields.acre > 1 or fields.lbafee > 1:
-        raise _invalid("host behavior support takes 0 or 1", SQE.error_location("sgl_address"))
-    if fields.etdas or fields.hdisns or fields.cdfe:
-        raise _invalid("telemetry, dispersed namespaces and Copy are not supported", SQE.error_location("sgl_address"))
-    controller.features.behavior = build(HOST_BEHAVIOR_SUPPORT, acre=fields.acre, lbafee=fields.lbafee)
-    return 0
-
-
-def _host_identifier(controller: Controller, sqe: Sqe) -> Value:
-    if not sqe.cdw11 & 1:
-        raise _invalid("over fabrics a host identifier has 128 bits (EXHID)")
-    return Value(0, controller.hostid)
-
-
-def _profile_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    if sqe.cdw11 & 0x1FF:
-        raise CommandError(
-            Status.IO_COMMAND_SET_COMBINATION_REJECTED,
-            _CDW11,
-            message=f"there is no I/O command set combination {sqe.cdw11 & 0x1FF}",
-        )
-    return 0
-
-
-def _has_cache(controller: Controller) -> bool:
-    return controller.subsystem.volatile_cache
-
-
-FEATURES: dict[int, FeatureSpec] = {
-    row.fid: row
-    for row in (
-        _dword_row(FeatureId.ARBITRATION, "Arbitration", 0xFFFFFF07, 0x07),
-        FeatureSpec(
-            FeatureId.POWER_MANAGEMENT,
-            "Power Management",
-            lambda controller, sqe: Value(controller.features.dwords.get(FeatureId.POWER_MANAGEMENT, 0)),
-            _constant(0),
-            _power_apply,
-        ),
-        FeatureSpec(
-            FeatureId.TEMPERATURE_THRESHOLD,
-            "Temperature Threshold",
-            _temperature_read,
-            _temperature_default,
-            _temperature_apply,
-        ),
-        # DULBE needs namespaces that can tell deallocated blocks (NSFEAT.DAE): not here.
-        _dword_row(FeatureId.ERROR_RECOVERY, "Error Recovery", 0xFFFF, 0),
-        FeatureSpec(
-            FeatureId.VOLATILE_WRITE_CACHE,
-            "Volatile Write Cache",
-            lambda controller, sqe: Value(int(controller.write_cache_enabled)),
-            _constant(1),
-            _cache_apply,
-            supported=_has_cache,
-            condition="where a namespace has a volatile write cache",
-        ),
-        FeatureSpec(
-            FeatureId.NUMBER_OF_QUEUES,
-            "Number of Queues",
-            _queues_read,
-            lambda controller, sqe: Value(_queues_granted(controller)),
-            _queues_apply,
-        ),
-        _dword_row(FeatureId.WRITE_ATOMICITY_NORMAL, "Write Atomicity Normal", 1, 0),
-        FeatureSpec(
-            FeatureId.ASYNC_EVENT_CONFIGURATION,
-            "Asynchronous Event Configuration",
-            lambda controller, sqe: Value(controller.events.enabled),
-            _constant(0),
-            _events_apply,
-            discovery=True,
-        ),
-        FeatureSpec(
-            FeatureId.TIMESTAMP,
-            "Timestamp",
-            _timestamp_read,
-            lambda controller, sqe: Value(0, build_timestamp(0, origin=0)),
-            _timestamp_apply,
-        ),
-        FeatureSpec(
-            FeatureId.KEEP_ALIVE_TIMER,
-            "Keep Alive Timer",
-            lambda controller, sqe: Value(controller.kato_ms),
-            _constant(0),
-            _keep_alive_apply,
-            discovery=True,
-        ),
-        FeatureSpec(
-            FeatureId.HOST_BEHAVIOR_SUPPORT,
-            "Host Behavior Support",
-            lambda controller, sqe: Value(0, controller.features.behavior),
-            lambda controller, sqe: Value(0, bytes(512)),
-            _behavior_apply,
-        ),
-        FeatureSpec(
-            FeatureId.IO_COMMAND_SET_PROFILE, "I/O Command Set Profile", _constant(0), _constant(0), _profile_apply
-        ),
-        FeatureSpec(
-            FeatureId.HOST_IDENTIFIER,
-            "Host Identifier",
-            _host_identifier,
-            _host_identifier,
-            # Connect has set it already, and it can't be set twice.
-            refusal=Status.COMMAND_SEQUENCE_ERROR,
-        ),
+    return remembered(
+        fid,
+        name,
+        constant(default),
+        decode,
+        scope=scope,
+        saveable=saveable,
+        persistent=persistent,
+        changed=changed,
+        supported=supported,
+        condition=condition,
     )
-}
 
 
-def add_features(*rows: FeatureSpec) -> None:
-    """Add features that other modules make; each has one row."""
-    for row in rows:
-        if row.fid in FEATURES:
-            raise ValueError(f"{row.name}: {row.fid:02X}h has a row already")
-        FEATURES[row.fid] = row
+# The commands
 
 
 def _row(ctx: QueueContext, sqe: Sqe) -> FeatureSpec:
@@ -318,12 +254,26 @@ def _row(ctx: QueueContext, sqe: Sqe) -> FeatureSpec:
     assert controller is not None
     row = FEATURES.get(sqe.cdw10 & 0xFF)
     if row is None or not row.supported(controller) or (controller.discovery and not row.discovery):
-        raise _invalid(f"feature {sqe.cdw10 & 0xFF:#04x} is not supported", _CDW10)
+        raise CommandError(Status.INVALID_FIELD, _FID, message=f"feature {sqe.cdw10 & 0xFF:#04x} is not supported")
     return row
 
 
 def _select(sqe: Sqe) -> int:
     return sqe.cdw10 >> 8 & 7
+
+
+def _keeper(row: FeatureSpec, controller: Controller, sqe: Sqe) -> Keeper:
+    return namespace_of(controller, sqe).backend.keeper if row.scope is Scope.NAMESPACE else controller.subsystem.keeper
+
+
+def _check_attached(ctx: QueueContext, sqe: Sqe) -> None:
+    """The NSID of a feature with the scope NAMESPACE."""
+    if sqe.nsid in ctx.namespaces:
+        return
+    assert ctx.subsystem is not None
+    if 0 < sqe.nsid <= ctx.subsystem.config.max_namespaces:
+        raise CommandError(Status.INVALID_FIELD, _NSID, message=f"namespace {sqe.nsid} is not active")
+    raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {sqe.nsid:#x} cannot exist here")
 
 
 def get_bytes(ctx: QueueContext, sqe: Sqe) -> int:
@@ -333,40 +283,163 @@ def get_bytes(ctx: QueueContext, sqe: Sqe) -> int:
 
 def set_bytes(ctx: QueueContext, sqe: Sqe) -> int:
     """Length rule of Set Features."""
-    return _row(ctx, sqe).data_bytes
+    row = _row(ctx, sqe)
+    return row.data_bytes if row.transfer_bytes is None else row.transfer_bytes(sqe)
 
 
 def get_features(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
-    """Current, default or saved value, or the capabilities. What cannot be saved has its default as saved value."""
+    """Current, default or saved value, or the capabilities. What was not saved has its default as saved value."""
     row, select = _row(ctx, sqe), _select(sqe)
     if select > FeatureSelect.SUPPORTED_CAPABILITIES:
-        raise _invalid(f"SEL {select} is reserved", SQE.error_location("cdw10", 8))
+        raise CommandError(Status.INVALID_FIELD, _SEL, message=f"SEL {select} is reserved")
     if select == FeatureSelect.SUPPORTED_CAPABILITIES:
         return Completion(dw0=row.capabilities)
-    assert ctx.controller is not None
-    value = (row.read if select == FeatureSelect.CURRENT else row.default)(ctx.controller, sqe)
+    controller = ctx.controller
+    assert controller is not None
+    if row.scope is Scope.NAMESPACE:
+        if sqe.nsid == NSID_ALL:
+            raise CommandError(row.all_refusal, _NSID, message=f"{row.name} of all namespaces cannot be told")
+        _check_attached(ctx, sqe)
+    # What the command means is looked at by `default` as well: a wrong selector has no saved value either.
+    value = (row.read if select == FeatureSelect.CURRENT else row.default)(controller, sqe)
+    if select == FeatureSelect.SAVED and (row.saveable or row.persistent):
+        kept = load(_keeper(row, controller, sqe), row.fid, row.selector(sqe))
+        value = value if kept is None else kept.value
     return Completion(dw0=value.dw0, data=value.data)
 
 
+def _targets(ctx: QueueContext, row: FeatureSpec, sqe: Sqe) -> list[Sqe]:
+    """The command, once for each namespace that it is for."""
+    if row.scope is not Scope.NAMESPACE or sqe.nsid != NSID_ALL:
+        return [sqe]
+    return [dataclasses.replace(sqe, nsid=nsid) for nsid in ctx.namespaces]
+
+
 def check_set_features(ctx: QueueContext, sqe: Sqe) -> None:
-    """Everything that does not need the data: known, changeable, not to be saved, not for one namespace."""
+    """Everything that does not need the data: known, changeable, saveable, its NSID."""
     row = _row(ctx, sqe)
     if row.apply is None:
-        raise CommandError(row.refusal, _CDW10, message=f"{row.name} cannot be changed")
-    if sqe.cdw10 >> 31:
+        raise CommandError(row.refusal, _FID, message=f"{row.name} cannot be changed")
+    if sqe.cdw10 >> 31 and not row.saveable:
+        raise CommandError(Status.FEATURE_NOT_SAVEABLE, _SV, message=f"{row.name} cannot be saved")
+    if row.scope is Scope.NAMESPACE:
+        if sqe.nsid != NSID_ALL:
+            _check_attached(ctx, sqe)
+    elif sqe.nsid not in (0, NSID_ALL):
+        assert ctx.subsystem is not None
+        if sqe.nsid > ctx.subsystem.config.max_namespaces:
+            raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {sqe.nsid:#x} cannot exist here")
         raise CommandError(
-            Status.FEATURE_NOT_SAVEABLE, SQE.error_location("cdw10", 31), message=f"{row.name} cannot be saved"
+            Status.FEATURE_NOT_NAMESPACE_SPECIFIC, _NSID, message=f"{row.name} is not namespace specific"
         )
-    if sqe.nsid not in (0, NSID_ALL):
-        raise CommandError(
-            Status.FEATURE_NOT_NAMESPACE_SPECIFIC,
-            SQE.error_location("nsid"),
-            message=f"{row.name} is not namespace specific",
-        )
+    assert ctx.controller is not None
+    for each in _targets(ctx, row, sqe):
+        row.check(ctx.controller, each)
 
 
-def set_features(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
-    """Change a feature's current value, until the controller is reset."""
+def set_features(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Change a feature's current value, and its saved value when SV asks for that."""
+    check_set_features(ctx, sqe)
     row = _row(ctx, sqe)
+    targets = _targets(ctx, row, sqe)
+    if len(targets) != 1:
+        return _set_all(ctx, row, targets, data)
+    result = _set_one(ctx, row, targets[0], data)
+    return Completion(dw0=result) if isinstance(result, int) else _set_later(result)
+
+
+async def _set_later(pending: Awaitable[int]) -> Completion:
+    return Completion(dw0=await pending)
+
+
+async def _set_all(ctx: QueueContext, row: FeatureSpec, targets: list[Sqe], data: memoryview | None) -> Completion:
+    for sqe in targets:
+        # One that went while another was written needs it no more.
+        if sqe.nsid in ctx.namespaces:
+            result = _set_one(ctx, row, sqe, data)
+            if not isinstance(result, int):
+                await result
+    return Completion()
+
+
+def _set_one(ctx: QueueContext, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
     assert ctx.controller is not None and row.apply is not None
-    return Completion(dw0=row.apply(ctx.controller, sqe, data))
+    result = row.apply(ctx.controller, sqe, data)
+    if not (row.persistent or sqe.cdw10 >> 31):
+        return result
+    if not isinstance(result, int):
+        return _save_after(ctx.controller, row, sqe, data, result)
+    pending = _save(ctx.controller, row, sqe, data)
+    return result if pending is None else _after(pending, result)
+
+
+async def _save_after(
+    controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None, pending: Awaitable[int]
+) -> int:
+    result = await pending
+    saving = _save(controller, row, sqe, data)
+    return result if saving is None else await _after(saving, result)
+
+
+def _save(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> Awaitable[None] | None:
+    dwords = (sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15)
+    saved = Saved(dwords, None if data is None else bytes(data), row.read(controller, sqe))
+    try:
+        return save(_keeper(row, controller, sqe), row.fid, row.selector(sqe), saved)
+    except OSError as error:
+        raise _not_saved(error) from error
+
+
+async def _after(saving: Awaitable[None], result: int) -> int:
+    try:
+        await saving
+    except OSError as error:
+        raise _not_saved(error) from error
+    return result
+
+
+def _not_saved(error: OSError) -> CommandError:
+    return CommandError(
+        Status.INTERNAL_ERROR, dnr=False, message=f"the value is set, but saving it failed: {error.strerror or error}"
+    )
+
+
+def restore_features(controller: Controller) -> None:
+    """Make the saved values of the subsystem's controllers current in this one, which is new or was just reset."""
+    for fid, saved in load_all(controller.subsystem.keeper):
+        row = FEATURES.get(fid)
+        if row is None or row.apply is None or row.scope is not Scope.CONTROLLER:
+            continue
+        if not row.supported(controller) or (controller.discovery and not row.discovery):
+            continue
+        words = {f"cdw{11 + i}": dword for i, dword in enumerate(saved.dwords)}
+        sqe = Sqe(opcode=AdminOpcode.SET_FEATURES, cdw10=fid, **words)
+        try:
+            row.apply(controller, sqe, None if saved.data is None else memoryview(saved.data))
+        except CommandError:
+            continue  # saved when the target was configured in another way: the default it is
+
+
+__all__ = [
+    "FEATURES",
+    "Apply",
+    "FeatureSpec",
+    "Read",
+    "Scope",
+    "Value",
+    "add_features",
+    "check_bits",
+    "check_set_features",
+    "constant",
+    "current_value",
+    "dword",
+    "get_bytes",
+    "get_features",
+    "invalid",
+    "invalid_data",
+    "namespace_of",
+    "remembered",
+    "restore_features",
+    "set_bytes",
+    "set_features",
+]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, CommandEffects, Csi, LogPageId
+from nvmeof.spec.enums import NSID_ALL, Csi, LogPageId
 from nvmeof.spec.log_pages import (
     ANA_LSP_GROUPS_ONLY,
     DATA_UNIT_BYTES,
@@ -138,7 +138,7 @@ def _feature_effects(ctx: QueueContext, controller: Controller, command: GetLogP
     effects = [0] * 256
     for fid, row in FEATURES.items():
         if row.supported(controller):
-            effects[fid] = CommandEffects.SUPPORTED | CommandEffects.CONTROLLER_SCOPE
+            effects[fid] = row.log_entry
     return build(FEATURES_SUPPORTED_AND_EFFECTS, fids=effects)
 
 

@@ -1,0 +1,78 @@
+"""What features are set to: values, and where those that outlast a reset are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nvmeof.target.keeper import Keeper
+
+_SECTION: Final = "features"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What Get Features answers: DW0 and, for some features, a data structure."""
+
+    dw0: int = 0
+    data: bytes | None = None
+
+
+Values = dict[tuple[int, int], Value]
+"""By feature identifier, and by what selects one of several values (temperature sensors); mostly 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A value that was set to outlast resets: CDW11 to CDW15 of the Set Features, its data, and what was made of it."""
+
+    dwords: tuple[int, ...]
+    data: bytes | None
+    value: Value
+
+
+def _document(keeper: Keeper) -> dict[str, Any]:
+    document = keeper.get(_SECTION)
+    return document if isinstance(document, dict) else {}
+
+
+def _load(entry: Any) -> Saved | None:
+    """An entry as `save` made it; None for what somebody else did."""
+    try:
+        data = entry["data"]
+        made = entry["value"]
+        return Saved(
+            tuple(int(dword) & 0xFFFFFFFF for dword in entry["dwords"])[:5],
+            None if data is None else bytes.fromhex(data),
+            Value(int(entry["dw0"]), None if made is None else bytes.fromhex(made)),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def load(keeper: Keeper, fid: int, selector: int = 0) -> Saved | None:
+    """The saved value of a feature, if there is one."""
+    return _load(_document(keeper).get(f"{fid:02x}.{selector:x}"))
+
+
+def load_all(keeper: Keeper) -> list[tuple[int, Saved]]:
+    """All saved values with their feature identifiers, in the order in which they were saved first."""
+    found = []
+    for key, entry in _document(keeper).items():
+        saved = _load(entry)
+        fid = key.partition(".")[0]
+        if saved is not None and len(fid) == 2 and all(digit in "0123456789abcdef" for digit in fid):
+            found.append((int(fid, 16), saved))
+    return found
+
+
+def save(keeper: Keeper, fid: int, selector: int, saved: Saved) -> Awaitable[None] | None:
+    """Keep a value; done when it is on non-volatile media. Raises or ends with `OSError`."""
+    entry = {
+        "dwords": list(saved.dwords),
+        "data": None if saved.data is None else saved.data.hex(),
+        "dw0": saved.value.dw0,
+        "value": None if saved.value.data is None else saved.value.data.hex(),
+    }
+    return keeper.put(_SECTION, {**_document(keeper), f"{fid:02x}.{selector:x}": entry})
