@@ -24,6 +24,7 @@ from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.spec.enums import DISCOVERY_PORT, NVME_PORT
 from nvmeof.target.backend.base import Backend
 from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import (
     ADVERTISE_FORMS,
@@ -79,6 +80,7 @@ class Options:
     rcvbuf: str | None = None
     tos: int | None = None
     keep_alive: float = 0.0
+    state: str | None = None
     mptcp_signal: tuple[str, ...] = ()
     mptcp_limits: str | None = None
     path_manager: str | None = None
@@ -147,6 +149,7 @@ def make_target(options: Options) -> Target:
         max_transfer_bytes=parse_size(options.mdts),
         incapsule_bytes=parse_size(options.in_capsule),
         any_keep_alive_seconds=options.keep_alive,
+        keeper=FileKeeper(options.state) if options.state else None,
     )
     return Target(
         TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options))),
@@ -382,6 +385,11 @@ def _raise_file_limit() -> None:
     show_default=True,
     metavar="SECONDS",
     help="End silent hosts that ask for no keep alive; 0: never.",
+)
+@click.option(
+    "--state",
+    metavar="PATH",
+    help="A file for what outlives the process: event history, saved features, power-on hours.  [default: none]",
 )
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of all connections.")
 @click.option("--sndbuf", metavar="SIZE", help="Send buffer of all connections.  [default: adapts itself]")

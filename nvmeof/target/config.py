@@ -13,6 +13,7 @@ from importlib import metadata
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.nqn import validate_nqn
 from nvmeof.target.backend.base import Backend
+from nvmeof.target.keeper import Keeper
 
 MAX_QUEUE_ENTRIES = 1024
 MAX_IO_QUEUES = 128
@@ -79,6 +80,7 @@ class SubsystemConfig:
     max_namespaces: int = 1024  # NN and MNAN
     ready_timeout_seconds: float = 7.5  # CAP.TO
     any_keep_alive_seconds: float = 0.0  # of an I/O controller whose host asks for no keep alive; 0: none
+    keeper: Keeper | None = None  # what outlives the process: history, saved features; None: nothing does
 
     def __post_init__(self) -> None:
         validate_nqn(self.nqn)

@@ -33,10 +33,14 @@ _PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM, 
 class NamespaceCounters:
     """What was done since the start; plain numbers that a hot path adds to."""
 
-    reads: int = 0
+    reads: int = 0  # Read and Compare
     writes: int = 0
+    verifies: int = 0
+    copies: int = 0  # Copy commands; their blocks are read and written
     blocks_read: int = 0
     blocks_written: int = 0
+    blocks_verified: int = 0
+    blocks_copied: int = 0
     media_errors: int = 0
 
 
@@ -220,8 +224,8 @@ class Namespace:
         """Done when blocks were read; nobody gets their data."""
         self._check_readable(slba, nlb)
         shift = self.block_shift
-        self.counters.reads += 1
-        self.counters.blocks_read += nlb
+        self.counters.verifies += 1
+        self.counters.blocks_verified += nlb
         return self._call(lambda: self.backend.verify(slba << shift, nlb << shift), writing=False)
 
     def write(self, slba: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
@@ -240,6 +244,7 @@ class Namespace:
         self.check_writable()
         self._check_readable(source, nlb)
         shift = self.block_shift
+        self.counters.blocks_copied += nlb
         result = self._call(
             lambda: self.backend.copy(source << shift, slba << shift, nlb << shift, fua=fua), writing=True
         )

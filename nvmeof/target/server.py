@@ -107,6 +107,7 @@ class Target:
         self._path_options = paths
         self._acceptors: list[tuple[PortConfig, Callable[[Endpoint], None]]] = []
         self._backends: list[Backend] = []
+        self._subsystems: list[Subsystem] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stop_by: float | None = None
 
@@ -144,7 +145,12 @@ class Target:
                 for namespace in subsystem_config.namespaces:
                     await namespace.backend.open()
                     self._backends.append(namespace.backend)
-                self.inventory.add_subsystem(Subsystem(subsystem_config))
+                subsystem = Subsystem(subsystem_config)
+                self._subsystems.append(subsystem)
+                pending = subsystem.power_on(self.loop.time())
+                if pending is not None:
+                    await pending
+                self.inventory.add_subsystem(subsystem)
             for portid, port in enumerate(self.config.ports, 1):
                 await self._listen(portid, port)
             if self._path_options is not None and self._path_options.wanted:
@@ -237,6 +243,7 @@ class Target:
         if self.paths is not None:
             self.paths.stop()
         await self._close_backends()
+        await self._power_off()
 
     def hurry(self) -> None:
         """Make a `stop` that is under way wait for nothing any more but the flush."""
@@ -269,6 +276,17 @@ class Target:
             except OSError as error:
                 logger.error("%s: flush failed: %s", backend.description, error.strerror or error)
             await backend.close()
+
+    async def _power_off(self) -> None:
+        """Keep what the subsystems counted, and that this was a clean end."""
+        subsystems, self._subsystems = self._subsystems, []
+        for subsystem in subsystems:
+            try:
+                pending = subsystem.power_off(self.loop.time())
+                if pending is not None:
+                    await pending
+            except OSError as error:
+                logger.error("%s: its state could not be kept: %s", subsystem.nqn, error.strerror or error)
 
     async def __aenter__(self) -> Target:
         await self.start()
@@ -308,6 +326,7 @@ class Target:
         now = self.loop.time()
         following = now + min(_TICK_SECONDS, self.connect_seconds)
         for subsystem in (*self.subsystems.values(), self.inventory.discovery):
+            subsystem.tick(now)
             for controller in list(subsystem.controllers.values()):
                 if not isinstance(controller, Controller):
                     continue

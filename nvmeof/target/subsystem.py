@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Protocol
 
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import CNTLID_MAX, AnaState
+from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
 from nvmeof.spec.status import Status
+from nvmeof.target.attachments import Attachments
 from nvmeof.target.backend.base import Backend
 from nvmeof.target.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.feature_values import Values
+from nvmeof.target.history import History, hardware_error, power_on_or_reset, watch
 from nvmeof.target.keeper import Keeper, MemoryKeeper
+from nvmeof.target.lifetime import Lifetime
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
 
 FIRST_CNTLID = 1
@@ -23,8 +28,16 @@ class Association(Protocol):
     cntlid: int
     host_nqn: str
     hostid: bytes
+    attached: dict[int, Namespace]
+    namespaces: dict[int, Namespace]
+
+    def attach(self, namespace: Namespace) -> None: ...
+
+    def detach(self, nsid: int) -> bool: ...
 
     def namespace_changed(self, nsid: int) -> None: ...
+
+    def allocation_changed(self, nsid: int) -> None: ...
 
     def ana_changed(self) -> None: ...
 
@@ -34,19 +47,26 @@ class Association(Protocol):
 
 
 class Subsystem:
-    """`namespaces` is the live table NSID -> Namespace; `epoch` changes with it."""
+    """`namespaces` is the live table NSID -> Namespace of those that exist (are allocated), whichever controllers they
+    are attached to; `epoch` changes with it, and with what is attached.
+
+    `keeper`: what has to outlive the process. `history`: the events of the Persistent Event log.
+    """
 
     def __init__(self, config: SubsystemConfig, *, discovery: bool = False) -> None:
         self.config = config
         self.nqn = config.nqn
         self.discovery = discovery
+        self.keeper: Keeper = config.keeper or MemoryKeeper()
+        self.history = History(self.keeper)
+        self.lifetime = Lifetime(self.keeper)
         self.namespaces: dict[int, Namespace] = {}
+        self.attachments = Attachments()
         self.controllers: dict[int, Association] = {}
         self.epoch = 0
         self.ana_change_count = 0
         self.ana_state = AnaState.OPTIMIZED
         self.features: Values = {}  # those with the scope of the subsystem, as set since the start
-        self.keeper: Keeper = MemoryKeeper()
         self._allowed_hosts = config.allowed_hosts
         self._last_cntlid = FIRST_CNTLID - 1
         for namespace in config.namespaces:
@@ -72,7 +92,7 @@ class Subsystem:
     # Namespaces
 
     def add_namespace(self, config: NamespaceConfig) -> Namespace:
-        """Make a namespace active. Raises `ConfigurationError` for an NSID that is taken."""
+        """Make a namespace, attached to every controller. Raises `ConfigurationError` for an NSID that is taken."""
         nsid = config.nsid if config.nsid is not None else self._free_nsid()
         if nsid in self.namespaces:
             raise ConfigurationError(f"namespace {nsid} of {self.nqn} exists already")
@@ -84,22 +104,43 @@ class Subsystem:
         )
         namespace = Namespace(nsid, config.backend, identifiers, read_only=config.read_only, anagrpid=ANA_GROUP)
         namespace.set_accessible(self.accessible)
-        self.namespaces[nsid] = namespace
-        # Kept in the order of NSIDs: lists of active namespaces are made from it.
+        self.lifetime.adopt(namespace)
+        self.insert(namespace, attached=True)
+        return namespace
+
+    def insert(self, namespace: Namespace, *, attached: bool) -> None:
+        """A namespace exists from now on. `attached`: to all controllers, of now and later; else to none yet."""
+        self.namespaces[namespace.nsid] = namespace
+        # Kept in the order of NSIDs: lists of namespaces are made from it.
         ordered = sorted(self.namespaces.items())
         self.namespaces.clear()
         self.namespaces.update(ordered)
-        self._namespace_changed(nsid)
-        return namespace
+        self.attachments.set_default(namespace.nsid, attached)
+        if attached:
+            for controller in list(self.controllers.values()):
+                controller.attach(namespace)
+        self._namespace_changed(namespace.nsid)
 
     def remove_namespace(self, nsid: int) -> Namespace:
         """Make a namespace inactive; commands in progress finish on its backend, which the caller closes."""
-        try:
-            namespace = self.namespaces.pop(nsid)
-        except KeyError:
-            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}") from None
+        if nsid not in self.namespaces:
+            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
+        return self.withdraw(nsid)
+
+    def withdraw(self, nsid: int, *, by: int | None = None) -> Namespace:
+        """A namespace is gone. `by`: CNTLID of the controller that was asked to delete it, and so needs no event."""
+        namespace = self.namespaces.pop(nsid)
         namespace.permits.withdraw()
-        self._namespace_changed(nsid)
+        self.lifetime.release(namespace)
+        self.attachments.forget(nsid)
+        self.epoch += 1
+        for controller in list(self.controllers.values()):
+            was_attached = controller.detach(nsid)
+            if controller.cntlid == by:
+                continue
+            if was_attached:
+                controller.namespace_changed(nsid)
+            controller.allocation_changed(nsid)
         return namespace
 
     def resize_namespace(self, nsid: int, size_bytes: int) -> None:
@@ -120,7 +161,26 @@ class Subsystem:
     def _namespace_changed(self, nsid: int) -> None:
         self.epoch += 1
         for controller in list(self.controllers.values()):
-            controller.namespace_changed(nsid)
+            if nsid in controller.attached:
+                controller.namespace_changed(nsid)
+            controller.allocation_changed(nsid)
+
+    # Attachment
+
+    def start_attached(self, controller: Association) -> None:
+        """Attach a new controller to what its host's controllers start with."""
+        limit = self.config.max_attached or len(self.namespaces)
+        for nsid, namespace in self.namespaces.items():
+            if len(controller.attached) >= limit:
+                break
+            if self.attachments.attached(controller.host_nqn, nsid) and (
+                namespace.shared or not self.attached_controllers(nsid)
+            ):
+                controller.attach(namespace)
+
+    def attached_controllers(self, nsid: int) -> list[int]:
+        """CNTLIDs of the controllers that a namespace is attached to."""
+        return [controller.cntlid for controller in self.controllers.values() if nsid in controller.attached]
 
     @property
     def backends(self) -> list[Backend]:
@@ -130,6 +190,25 @@ class Subsystem:
     def volatile_cache(self) -> bool:
         """Whether any namespace may lose completed writes at a power failure before a Flush."""
         return any(backend.capabilities.volatile_cache for backend in self.backends)
+
+    # Its life
+
+    def power_on(self, now: float) -> Awaitable[None] | None:
+        """It is there: time counts, and its history says so. Done when that is kept; raises or ends with `OSError`."""
+        lifetime = self.lifetime
+        if lifetime.unsafe:
+            self.history.add(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.UNSAFE_SHUTDOWN), now=now)
+        self.history.add(EventType.POWER_ON_OR_RESET, power_on_or_reset(self.config.firmware, []), now=now)
+        return lifetime.start(now)
+
+    def power_off(self, now: float) -> Awaitable[None] | None:
+        """The end, after everything was flushed. Done when it is kept; raises or ends with `OSError`."""
+        return self.lifetime.save(now, clean=True)
+
+    def tick(self, now: float) -> None:
+        """Call every second or so: counters are kept from time to time."""
+        if self.lifetime.save_due(now):
+            watch(self.lifetime.save(now), self.nqn)
 
     # Asymmetric namespace access: one group, whose state can be changed
 

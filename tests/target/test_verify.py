@@ -14,12 +14,12 @@ def verify(queue, slba: int, blocks: int, **fields):
     return queue.command(0x0C, **rw(slba, blocks, **fields))
 
 
-def test_verify_counts_as_reading():
+def test_verify_is_counted():
     queue = io_queue()
     completion = verify(queue, 3, 7)
     assert (completion.status, completion.data) == (0, None)
     counters = queue.ctx.namespaces[1].counters
-    assert (counters.reads, counters.blocks_read) == (1, 7)
+    assert (counters.reads, counters.verifies, counters.blocks_verified) == (0, 1, 7)
 
 
 def test_the_limit_is_what_identify_says():

@@ -107,6 +107,7 @@ async def _copy(namespace: Namespace, ranges: list[CopyRange], slba: int, fua: b
             error.dw0 = index
             raise
         slba += item.blocks
+    namespace.counters.copies += 1
     return Completion()
 
 
