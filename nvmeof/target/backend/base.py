@@ -7,6 +7,8 @@ gives back an awaitable; buffers that were passed in are borrowed until that is 
 
 from __future__ import annotations
 
+import errno
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -151,3 +153,24 @@ class Backend(ABC):
     @abstractmethod
     def resize(self, size_bytes: int) -> None:
         """Change the size; bytes beyond the old one read as zeroes. Raises `OSError`."""
+
+    # What a backend may leave as it is here
+
+    overwrite_to_erase = False
+    """Whether what is given back may be found again on the media: to erase it, it has to be written over before."""
+
+    @property
+    def used_bytes(self) -> int:
+        """How much of the size has space of its own; all of it where that is not known at little cost."""
+        return self.capabilities.size_bytes
+
+    def allocated(self, offset: int, length: int) -> list[tuple[int, int]] | Awaitable[list[tuple[int, int]]]:
+        """The parts (start, end) of a range that may hold data, in order; what is between them reads as zeroes."""
+        return [(offset, offset + length)]
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        """Change the logical block size that it is presented with.
+
+        The size becomes as many whole blocks as there is room for. Raises `OSError` when that cannot be done.
+        """
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))

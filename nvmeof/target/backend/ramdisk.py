@@ -48,6 +48,7 @@ class Ramdisk(Backend):
             preferred_bytes=_PAGE,
         )
         self._map = self._new_map(size_bytes)
+        self._room_bytes = size_bytes
         self.memory = memoryview(self._map)[:size_bytes]
 
     @staticmethod
@@ -93,7 +94,7 @@ class Ramdisk(Backend):
         end = offset + length
         first = -(-offset // _PAGE) * _PAGE
         # The last page of the disk is ours whole, also when the disk ends inside it.
-        last = end if end == self._capabilities.size_bytes else end // _PAGE * _PAGE
+        last = end if end == self._room_bytes else end // _PAGE * _PAGE
         if last <= first:
             self._fill(offset, end)
             return
@@ -125,22 +126,36 @@ class Ramdisk(Backend):
                 # Pages that were only read hold zeroes: a sparse disk stays sparse.
                 if part != _ZEROES[: len(part)]:
                     memory[start : start + len(part)] = part
-        self._map, self.memory = new, memory
+        self._map, self.memory, self._room_bytes = new, memory, size_bytes
         self._capabilities = replace(self._capabilities, size_bytes=size_bytes)
 
-    def _populated(self, size_bytes: int) -> Iterator[tuple[int, int]]:
-        """The ranges below `size_bytes` that have pages, in memory or swapped out (proc(5), pagemap)."""
+    def set_block_bytes(self, block_bytes: int) -> None:
+        """The mapping stays; a rest that makes no whole block cannot be reached until the blocks are smaller again."""
+        size_bytes = self._room_bytes - self._room_bytes % block_bytes
+        if block_bytes not in BLOCK_BYTES_CHOICES or not size_bytes:
+            raise OSError(errno.EINVAL, f"{self._room_bytes} bytes cannot be blocks of {block_bytes}")
+        self.memory = memoryview(self._map)[:size_bytes]
+        self._capabilities = replace(self._capabilities, size_bytes=size_bytes, block_bytes=block_bytes)
+
+    def allocated(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """By pages: those that were never written have none."""
+        first = offset // _PAGE * _PAGE
+        end = offset + length
+        return [(max(start, offset), min(stop, end)) for start, stop in self._populated(end, first)]
+
+    def _populated(self, end: int, first: int = 0) -> Iterator[tuple[int, int]]:
+        """The ranges from `first` to `end` that have pages, in memory or swapped out (proc(5), pagemap)."""
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         try:
             with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-                for chunk in range(0, size_bytes, _PAGEMAP_CHUNK):
-                    pages = -(-min(_PAGEMAP_CHUNK, size_bytes - chunk) // _PAGE)
+                for chunk in range(first, end, _PAGEMAP_CHUNK):
+                    pages = -(-min(_PAGEMAP_CHUNK, end - chunk) // _PAGE)
                     pagemap.seek((address + chunk) // _PAGE * 8)
                     flags = pagemap.read(pages * 8)[7::8]
                     for run in _PRESENT.finditer(flags):
-                        yield chunk + run.start() * _PAGE, min(chunk + run.end() * _PAGE, size_bytes)
+                        yield chunk + run.start() * _PAGE, min(chunk + run.end() * _PAGE, end)
         except OSError:
-            yield 0, size_bytes
+            yield first, end
 
     async def close(self) -> None:
         """The mapping goes when the last view of it has gone; its pages go now."""
