@@ -5,7 +5,7 @@ The layer that owns an event loop passes an object of this shape in; nothing bel
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -35,3 +35,7 @@ class Runtime(Protocol):
     def call_later(self, seconds: float, callback: Callable[[], object], /) -> TimerHandle: ...
 
     def now(self) -> float: ...
+
+    def run(self, coroutine: Coroutine[Any, Any, None], /) -> None:
+        """Run it in the background, as nobody's command; when the target stops, it is cancelled."""
+        ...

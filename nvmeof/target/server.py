@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final
@@ -51,6 +51,26 @@ class _LoopRuntime:
         self.create_future: Callable[[], asyncio.Future[Any]] = loop.create_future
         self.call_later: Callable[[float, Callable[[], object]], asyncio.TimerHandle] = loop.call_later
         self.now = loop.time
+        self._loop = loop
+        self.background: set[asyncio.Task[None]] = set()
+
+    def run(self, coroutine: Coroutine[Any, Any, None], /) -> None:
+        task = self._loop.create_task(coroutine)
+        self.background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("in the background: %s: %s", type(task.exception()).__name__, task.exception())
+
+    async def cancel(self) -> None:
+        """End what runs in the background."""
+        tasks = list(self.background)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_TICK_SECONDS)
 
 
 class Target:
@@ -103,6 +123,7 @@ class Target:
         """Those of the listeners that offer nothing but Discovery."""
         self.loop: asyncio.AbstractEventLoop
         self.runtime: Runtime
+        self._background: _LoopRuntime
         self.paths: PathSession | None = None
         self._path_options = paths
         self._acceptors: list[tuple[PortConfig, Callable[[Endpoint], None]]] = []
@@ -138,7 +159,7 @@ class Target:
     async def start(self) -> None:
         """Open the namespaces and listen. What was opened is closed again when this fails."""
         self.loop = asyncio.get_running_loop()
-        self.runtime = _LoopRuntime(self.loop)
+        self.runtime = self._background = _LoopRuntime(self.loop)
         self.inventory.started_at = self.loop.time()
         try:
             for subsystem_config in self.config.subsystems:
@@ -240,6 +261,7 @@ class Target:
         for driver in list(self.drivers):
             driver.abort("the target is stopping")
         await self._give_up_tasks()
+        await self._background.cancel()
         if self.paths is not None:
             self.paths.stop()
         await self._close_backends()

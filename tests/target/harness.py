@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, cast
 
 from nvmeof.errors import CommandError
@@ -55,21 +55,57 @@ class FakeFuture:
 
 
 class FakeTimer:
-    def cancel(self) -> None: ...
+    def __init__(self, when: float = 0.0, callback: Callable[[], object] = lambda: None) -> None:
+        self.when = when
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 class FakeRuntime:
+    """Timers fire and what runs in the background goes on when a test calls `turn` or `settle`."""
+
     def __init__(self) -> None:
         self.time = 1000.0
+        self.timers: list[FakeTimer] = []
+        self.background: list[Coroutine[Any, Any, None]] = []
 
     def create_future(self) -> FakeFuture:
         return FakeFuture()
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> FakeTimer:
-        return FakeTimer()
+        timer = FakeTimer(self.time + seconds, callback)
+        self.timers.append(timer)
+        return timer
 
     def now(self) -> float:
         return self.time
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.background.append(coroutine)
+
+    def turn(self) -> bool:
+        """Whatever can be done now, once; False when there was nothing."""
+        due = [timer for timer in self.timers if timer.when <= self.time]
+        self.timers = [timer for timer in self.timers if timer.when > self.time]
+        for timer in due:
+            if not timer.cancelled:
+                timer.callback()
+        before = list(self.background)
+        for coroutine in before:
+            try:
+                coroutine.send(None)
+            except StopIteration:
+                self.background.remove(coroutine)
+        return bool(due) or self.background != before
+
+    def settle(self) -> None:
+        """Until everything waits for a later time or for somebody else."""
+        idle = 0
+        while idle < 3:
+            idle = 0 if self.turn() else idle + 1
 
 
 class FakeQueue:
