@@ -78,6 +78,7 @@ class SubsystemConfig:
     incapsule_bytes: int = 8192  # data in an I/O command capsule (IOCCSZ)
     max_async_events: int = 4  # Asynchronous Event Requests held per controller (AERL + 1)
     max_namespaces: int = 1024  # NN and MNAN
+    max_attached: int = 0  # namespaces attached to one controller (MAXCNA); 0: as many as there are
     ready_timeout_seconds: float = 7.5  # CAP.TO
     any_keep_alive_seconds: float = 0.0  # of an I/O controller whose host asks for no keep alive; 0: none
     keeper: Keeper | None = None  # what outlives the process: history, saved features; None: nothing does
@@ -102,6 +103,10 @@ class SubsystemConfig:
             raise ConfigurationError(f"1 to 256 Asynchronous Event Requests can be held, not {self.max_async_events}")
         if not 1 <= self.max_namespaces <= 0xFFFFFFFE:
             raise ConfigurationError(f"a subsystem has 1 to 4294967294 namespaces, not {self.max_namespaces}")
+        if not 0 <= self.max_attached <= self.max_namespaces:
+            raise ConfigurationError(
+                f"a controller has 0 to {self.max_namespaces} attached namespaces, not {self.max_attached}"
+            )
         if self.any_keep_alive_seconds < 0:
             raise ConfigurationError(f"a keep alive timeout is not negative: {self.any_keep_alive_seconds}")
         if not 0.5 <= self.ready_timeout_seconds <= 127.5:

@@ -78,7 +78,7 @@ class QueueContext:
         self.subsystem: Subsystem | None = None
         self.host_nqn = ""
         self.hostid = bytes(16)
-        self.namespaces: dict[int, Namespace] = {}  # the subsystem's own table after Connect: changes show at once
+        self.namespaces: dict[int, Namespace] = {}  # the controller's own table after Connect: changes show at once
         self.counters = QueueCounters()
 
     @property

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import FeatureId
+from nvmeof.spec.enums import Csi, FeatureId
 from nvmeof.spec.properties import Cap, CapCss, Cc, CcCss, Crms, Crto, Csts, Shst, Vs
 from nvmeof.spec.status import Status
 from nvmeof.target.error_log import ErrorLog
 from nvmeof.target.events import (
+    ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED,
     ANA_CHANGE,
     DISCOVERY_EVENTS,
     DISCOVERY_LOG_CHANGE,
@@ -108,7 +109,10 @@ class Controller:
         self.events = AsyncEvents(
             runtime, subsystem.config.max_async_events, DISCOVERY_EVENTS if self.discovery else IO_EVENTS
         )
+        self.attached: dict[int, Namespace] = {}  # by NSID, in their order
+        self.namespaces: dict[int, Namespace] = {}  # the active ones: attached, with a command set that is enabled
         self.changed_namespaces: set[int] = set()  # since log page 04h was last read
+        self.changed_allocations: set[int] = set()  # the same of log page 1Ch
         self.queues: dict[int, Queue] = {}
         self._permits: dict[int, Permit] = {}  # by NSID
         self.kato_ms = 0
@@ -116,6 +120,7 @@ class Controller:
         self._last_traffic = runtime.now()
         self.set_kato(kato_ms)
         self.state = ControllerState.DISABLED
+        subsystem.start_attached(self)
         subsystem.controllers[cntlid] = self
         restore(self)
 
@@ -177,6 +182,7 @@ class Controller:
         if usable(configuration, discovery=self.discovery):
             self.ready = True
             self._last_traffic = self.runtime.now()
+            self._select_namespaces()
         else:
             self.failed = True
 
@@ -187,8 +193,34 @@ class Controller:
         now = self.runtime.now()
         self.features = FeatureValues(timestamp_set_at=now)
         self.changed_namespaces.clear()
+        self.changed_allocations.clear()
         self.events.reset()
         self._restore(self)
+
+    # Namespaces
+
+    def attach(self, namespace: Namespace) -> None:
+        """Give this controller a namespace."""
+        self.attached[namespace.nsid] = namespace
+        self._select_namespaces()
+
+    def detach(self, nsid: int) -> bool:
+        """Take a namespace away, if it is attached: commands for it that have not begun are refused."""
+        if self.attached.pop(nsid, None) is None:
+            return False
+        self._select_namespaces()
+        return True
+
+    def enabled(self, csi: int) -> bool:
+        """Whether CC.CSS lets that I/O command set be used; any before it is set."""
+        configuration = Cc.decode(self.cc)
+        return csi == Csi.NVM or not configuration.en or configuration.css == CcCss.ALL_SUPPORTED
+
+    def _select_namespaces(self) -> None:
+        """Queues hold on to the table: it is changed in place."""
+        self.namespaces.clear()
+        self.namespaces.update((nsid, each) for nsid, each in sorted(self.attached.items()) if self.enabled(each.csi))
+        self.withdraw_permits()
 
     def permit(self, namespace: Namespace) -> Permit:
         """The permit for Reads and Writes of a namespace, one of which has just passed all checks."""
@@ -294,6 +326,13 @@ class Controller:
             return
         self.changed_namespaces.add(nsid)
         self.events.report(NAMESPACE_ATTRIBUTE_CHANGED)
+
+    def allocation_changed(self, nsid: int) -> None:
+        """A namespace of the subsystem came, went, changed its attributes, or is attached elsewhere."""
+        if self.discovery:
+            return
+        self.changed_allocations.add(nsid)
+        self.events.report(ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED)
 
     def ana_changed(self) -> None:
         """The ANA log changed."""

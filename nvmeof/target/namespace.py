@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.spec.enums import Csi
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease, SourceError
@@ -85,12 +86,14 @@ class Namespace:
         "block_bytes",
         "block_shift",
         "counters",
+        "csi",
         "features",
         "identifiers",
         "memory",
         "nsid",
         "permits",
         "read_only",
+        "shared",
         "size_blocks",
     )
 
@@ -102,6 +105,8 @@ class Namespace:
         *,
         read_only: bool = False,
         anagrpid: int = 1,
+        csi: int = Csi.NVM,
+        shared: bool = True,
     ) -> None:
         if not 1 <= nsid <= 0xFFFFFFFE:
             raise ConfigurationError(f"an NSID is 1 to FFFFFFFEh, not {nsid:X}h")
@@ -110,6 +115,8 @@ class Namespace:
         self.identifiers = identifiers
         self.read_only = read_only or not backend.capabilities.can_write
         self.anagrpid = anagrpid
+        self.csi = csi  # the I/O command set that it is used with
+        self.shared = shared  # False: attached to one controller at a time
         self.counters = NamespaceCounters()
         self.accessible = True
         self.permits = Permits()

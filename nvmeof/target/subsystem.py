@@ -104,12 +104,12 @@ class Subsystem:
         )
         namespace = Namespace(nsid, config.backend, identifiers, read_only=config.read_only, anagrpid=ANA_GROUP)
         namespace.set_accessible(self.accessible)
-        self.lifetime.adopt(namespace)
         self.insert(namespace, attached=True)
         return namespace
 
     def insert(self, namespace: Namespace, *, attached: bool) -> None:
         """A namespace exists from now on. `attached`: to all controllers, of now and later; else to none yet."""
+        self.lifetime.adopt(namespace)
         self.namespaces[namespace.nsid] = namespace
         # Kept in the order of NSIDs: lists of namespaces are made from it.
         ordered = sorted(self.namespaces.items())

@@ -95,7 +95,7 @@ def connect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
     ctx.flow_control = not cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
     ctx.host_nqn = fields.hostnqn
     ctx.hostid = fields.hostid
-    ctx.namespaces = subsystem.namespaces
+    ctx.namespaces = controller.namespaces
     return Completion(dw0=controller.cntlid)
 
 
