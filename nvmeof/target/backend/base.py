@@ -71,7 +71,25 @@ async def _verify_later(pending: Awaitable[Lease]) -> None:
 
 
 class SourceError(OSError):
-    """What is to be copied cannot be read."""
+    """What is to be copied, or compared before it is written, cannot be read."""
+
+
+async def _read_later(pending: Awaitable[Lease], view: memoryview) -> None:
+    lease = await pending
+    try:
+        view[:] = lease.view
+    finally:
+        lease.release()
+
+
+async def _not_at_once(pending: Awaitable[Lease]) -> bool:
+    (await pending).release()
+    raise OSError(errno.EOPNOTSUPP, "this backend cannot compare and write as one")
+
+
+async def _wrote_later(pending: Awaitable[None]) -> bool:
+    await pending
+    return True
 
 
 async def _copy(backend: Backend, source: int, destination: int, length: int, fua: bool) -> None:
@@ -117,10 +135,38 @@ class Backend(ABC):
     def acquire_read(self, offset: int, length: int) -> Lease | Awaitable[Lease]:
         """The bytes of a range, to be released by the caller."""
 
+    def read_into(self, offset: int, view: memoryview) -> Awaitable[None] | None:
+        """Read a range into `view`, for who must not hold more of anybody else's memory."""
+        lease = self.acquire_read(offset, len(view))
+        if not isinstance(lease, Lease):
+            return _read_later(lease, view)
+        view[:] = lease.view
+        lease.release()
+        return None
+
     def compare(self, offset: int, data: memoryview) -> bool | Awaitable[bool]:
         """Whether a range holds `data`, as one reader sees it. `data` is borrowed until the answer is there."""
         lease = self.acquire_read(offset, len(data))
         return _same(lease, data) if isinstance(lease, Lease) else _same_later(lease, data)
+
+    def compare_and_write(
+        self, offset: int, compare: memoryview, data: memoryview, *, fua: bool = False
+    ) -> bool | Awaitable[bool]:
+        """Write `data` if a range holds `compare`, with nothing in between; whether it was so.
+
+        Raises `SourceError` when it cannot be read, any other `OSError` when it cannot be written. This one will do
+        for a backend that reads at once; one that does not has to bring its own, and `EOPNOTSUPP` says so.
+        """
+        try:
+            lease = self.acquire_read(offset, len(compare))
+        except OSError as error:
+            raise SourceError(error.errno, error.strerror) from error
+        if not isinstance(lease, Lease):
+            return _not_at_once(lease)
+        if not _same(lease, compare):
+            return False
+        written = self.write(offset, data, fua=fua)
+        return True if written is None else _wrote_later(written)
 
     def verify(self, offset: int, length: int) -> Awaitable[None] | None:
         """Read a range for nobody; an `OSError` tells that it cannot be read."""
@@ -135,7 +181,7 @@ class Backend(ABC):
         """Write a range. `fua`: done only when the bytes are on non-volatile media."""
 
     def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> Awaitable[None] | None:
-        """Copy a range to another that does not overlap it. Raises `SourceError` when it cannot be read."""
+        """Copy a range to another, as memmove does. Raises `SourceError` when it cannot be read."""
         return _copy(self, source, destination, length, fua)
 
     @abstractmethod

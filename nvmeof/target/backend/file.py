@@ -14,13 +14,14 @@ import os
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
-from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease, SourceError
+from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Capabilities, Lease
+from nvmeof.target.backend.file_calls import NOT_SUPPORTED, FileCalls
 from nvmeof.target.backend.file_keeper import FileKeeper
+from nvmeof.target.backend.operation import Operation
 from nvmeof.target.backend.ranges import RangeLocks
 from nvmeof.target.backend.threads import ThreadBatches
 from nvmeof.target.keeper import MemoryKeeper
@@ -29,13 +30,10 @@ from nvmeof.target.sizes import format_size, parse_size
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_ZEROES = bytes(1 << 20)
-_PIECE_BYTES = 1 << 18  # what a thread reads at a time of data that goes nowhere else
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
-_NOT_SUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
 
-class FileBackend(Backend):
+class FileBackend(FileCalls):
     """`size`: None takes the file's; else the file is made, or extended sparse, to that size.
 
     `shared`: do without the lock that keeps two targets from serving one file for writing. `workers`: threads.
@@ -57,7 +55,7 @@ class FileBackend(Backend):
     ) -> None:
         if block_bytes not in BLOCK_BYTES_CHOICES:
             raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")
-        self.path = Path(path)
+        super().__init__(path)
         self._wanted_bytes = None if size is None else parse_size(size)
         self._block_bytes = block_bytes
         self._read_only = read_only
@@ -65,14 +63,9 @@ class FileBackend(Backend):
         self._workers = workers
         self._pool = pool or BufferPool()
         self._kept = kept
-        self._fd = -1
-        self._device = False
-        self._capabilities: Capabilities | None = None
         self._threads: ThreadBatches | None = None  # None: closed
         self._ranges = RangeLocks()
         self._read_nowait = self._write_nowait = True
-        self._write_dsync = True
-        self._zero_range = True
         self._flushing = False
         self._flush_waiters: list[asyncio.Future[None]] = []
 
@@ -158,7 +151,7 @@ class FileBackend(Backend):
         except BlockingIOError as error:
             raise ConfigurationError(f"{self.path} is in use by another process") from error
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
+            if error.errno not in NOT_SUPPORTED:
                 raise
 
     def _file_size(self, fd: int) -> int:
@@ -216,7 +209,7 @@ class FileBackend(Backend):
             try:
                 done = os.preadv(self._fd, [view], offset, os.RWF_NOWAIT)
             except OSError as error:
-                if error.errno in _NOT_SUPPORTED:
+                if error.errno in NOT_SUPPORTED:
                     # A property of the file system: asking again would only cost a system call per read.
                     self._read_nowait = False
                 elif error.errno not in _WOULD_WAIT:
@@ -229,15 +222,15 @@ class FileBackend(Backend):
     def _lease(self, view: memoryview) -> Lease:
         return Lease(view, stable=True, release=lambda: self._pool.give(view))
 
-    def _read_later(self, offset: int, length: int, view: memoryview | None, done: int) -> asyncio.Future[Lease]:
-        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+    def _read_later(self, offset: int, length: int, view: memoryview | None, done: int) -> Operation[Lease]:
+        future: Operation[Lease] = Operation()
         if view is None:
             self._read_when_free(offset, length, future)
         else:
             self._read_in_thread(offset, view, done, future)
         return future
 
-    def _read_when_free(self, offset: int, length: int, future: asyncio.Future[Lease]) -> None:
+    def _read_when_free(self, offset: int, length: int, future: Operation[Lease]) -> None:
         if future.done():
             return  # given up
         try:
@@ -251,7 +244,7 @@ class FileBackend(Backend):
         else:
             self._read_in_thread(offset, view, 0, future)
 
-    def _read_in_thread(self, offset: int, view: memoryview, done: int, future: asyncio.Future[Lease]) -> None:
+    def _read_in_thread(self, offset: int, view: memoryview, done: int, future: Operation[Lease]) -> None:
         def read() -> Lease:
             self._read_fully(view[done:], offset + done)
             return self._lease(view)
@@ -262,15 +255,36 @@ class FileBackend(Backend):
 
         self._locked(offset, len(view), False, read, future, free)
 
-    def compare(self, offset: int, data: memoryview) -> asyncio.Future[bool]:
-        # In a thread, in pieces: a command that holds the pool's memory for its data never waits for more of it.
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._locked(offset, len(data), False, lambda: self._compare_now(offset, data), future, None)
+    def read_into(self, offset: int, view: memoryview) -> Operation[None]:
+        future: Operation[None] = Operation()
+        self._locked(offset, len(view), False, lambda: self._read_fully(view, offset), future, None)
         return future
 
-    def verify(self, offset: int, length: int) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._locked(offset, length, False, lambda: self._verify_now(offset, length), future, None, slow=True)
+    def compare(self, offset: int, data: memoryview) -> Operation[bool]:
+        # In a thread, in pieces: a command that holds the pool's memory for its data never waits for more of it.
+        future: Operation[bool] = Operation()
+        self._locked(offset, len(data), False, lambda: self._compare_now(offset, data, future), future, None)
+        return future
+
+    def compare_and_write(
+        self, offset: int, compare: memoryview, data: memoryview, *, fua: bool = False
+    ) -> Operation[bool]:
+        future: Operation[bool] = Operation()
+        # Locked from the first byte read to the last one written: nobody else gets in between.
+        self._locked(
+            offset,
+            len(data),
+            True,
+            lambda: self._compare_and_write_now(offset, compare, data, fua, future),
+            future,
+            None,
+            slow=fua,
+        )
+        return future
+
+    def verify(self, offset: int, length: int) -> Operation[None]:
+        future: Operation[None] = Operation()
+        self._locked(offset, length, False, lambda: self._verify_now(offset, length, future), future, None, slow=True)
         return future
 
     def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
@@ -279,34 +293,49 @@ class FileBackend(Backend):
             try:
                 done = os.pwritev(self._fd, [data], offset, os.RWF_NOWAIT)
             except OSError as error:
-                if error.errno in _NOT_SUPPORTED:
+                if error.errno in NOT_SUPPORTED:
                     self._write_nowait = False
                 elif error.errno not in _WOULD_WAIT:
                     raise
             if done == len(data):
                 return None
         rest, start = data[done:], offset + done
+        future: Operation[None] = Operation()
+        future.half_done = done > 0  # half a block must not stay
         # The whole range is locked, also when a part of it is written already: nobody sees the halves.
-        return self._exclusive(offset, len(data), lambda: self._write_fully(rest, start, fua), slow=fua)
-
-    def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Both locks in one step: copies to and fro wait for each other in the order of their arrival.
-        ranges = [(source, source + length, False), (destination, destination + length, True)]
-        self._run_locked(ranges, lambda: self._copy_now(source, destination, length, fua), future, None, slow=True)
+        self._locked(offset, len(data), True, lambda: self._write_fully(rest, start, fua), future, None, slow=fua)
         return future
 
-    def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None]:
-        return self._exclusive(offset, length, lambda: self._zero(offset, length, deallocate, fua), slow=True)
+    def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> Operation[None]:
+        future: Operation[None] = Operation()
+        first, last = min(source, destination), max(source, destination)
+        if last < first + length:
+            ranges = [(first, last + length, True)]
+        else:
+            # Both locks in one step: copies to and fro wait for each other in the order of their arrival.
+            ranges = [(source, source + length, False), (destination, destination + length, True)]
+        self._run_locked(
+            ranges, lambda: self._copy_now(source, destination, length, fua, future), future, None, slow=True
+        )
+        return future
 
-    def deallocate(self, offset: int, length: int) -> Awaitable[None]:
-        return self._exclusive(offset, length, lambda: self._deallocate_now(offset, length), slow=True)
+    def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> Operation[None]:
+        future: Operation[None] = Operation()
+        self._locked(
+            offset, length, True, lambda: self._zero(offset, length, deallocate, fua, future), future, None, slow=True
+        )
+        return future
+
+    def deallocate(self, offset: int, length: int) -> Operation[None]:
+        future: Operation[None] = Operation()
+        self._locked(offset, length, True, lambda: self._deallocate_now(offset, length), future, None, slow=True)
+        return future
 
     def flush(self) -> Awaitable[None] | None:
         if not self.capabilities.can_write:
             return None
         threads = self._open_threads()
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: Operation[None] = Operation()
         self._flush_waiters.append(future)
         if not self._flushing:
             self._start_flush(threads)
@@ -339,18 +368,13 @@ class FileBackend(Backend):
             raise OSError(errno.EBADF, f"{self.path} is closed")
         return self._threads
 
-    def _exclusive(self, offset: int, length: int, call: Callable[[], None], *, slow: bool) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._locked(offset, length, True, call, future, None, slow=slow)
-        return future
-
     def _locked(
         self,
         offset: int,
         length: int,
         exclusive: bool,
         call: Callable[[], T],
-        future: asyncio.Future[T],
+        future: Operation[T],
         after: Callable[[bool], None] | None,
         *,
         slow: bool = False,
@@ -361,7 +385,7 @@ class FileBackend(Backend):
         self,
         ranges: list[tuple[int, int, bool]],
         call: Callable[[], T],
-        future: asyncio.Future[T],
+        future: Operation[T],
         after: Callable[[bool], None] | None,
         *,
         slow: bool,
@@ -383,7 +407,11 @@ class FileBackend(Backend):
                 after(delivered)
 
         def start() -> None:
-            if all(lock.granted for lock in locks):
+            if not all(lock.granted for lock in locks):
+                return
+            if future.done():  # given up
+                finished(False)
+            else:
                 threads.run(call, future, finished, slow=slow)
 
         waiting = [lock for lock in locks if not lock.granted]
@@ -391,105 +419,3 @@ class FileBackend(Backend):
             lock.when_granted = start
         if not waiting:
             start()
-
-    # In a thread
-
-    def _read_fully(self, view: memoryview, offset: int) -> None:
-        while view:
-            count = os.preadv(self._fd, [view], offset)
-            if count == 0:
-                raise OSError(errno.EIO, f"{self.path} has become shorter than its namespace")
-            view = view[count:]
-            offset += count
-
-    def _compare_now(self, offset: int, data: memoryview) -> bool:
-        piece = bytearray(min(len(data), _PIECE_BYTES))
-        for start in range(0, len(data), _PIECE_BYTES):
-            wanted = data[start : start + _PIECE_BYTES]
-            if len(wanted) < len(piece):
-                piece = bytearray(len(wanted))
-            self._read_fully(memoryview(piece), offset + start)
-            if piece != wanted:
-                return False
-        return True
-
-    def _verify_now(self, offset: int, length: int) -> None:
-        piece = memoryview(bytearray(min(length, _PIECE_BYTES)))
-        for start in range(0, length, _PIECE_BYTES):
-            self._read_fully(piece[: length - start], offset + start)
-
-    def _write_fully(self, data: memoryview, offset: int, fua: bool) -> None:
-        sync_after = fua
-        while data:
-            count = 0
-            if fua and self._write_dsync:
-                try:
-                    count = os.pwritev(self._fd, [data], offset, os.RWF_DSYNC)
-                    sync_after = False
-                except OSError as error:
-                    if error.errno not in _NOT_SUPPORTED:
-                        raise
-                    self._write_dsync = False
-                    sync_after = True
-            if not count:
-                count = os.pwritev(self._fd, [data], offset)
-            if count == 0:
-                raise OSError(errno.EIO, f"{self.path} takes no more bytes")
-            data = data[count:]
-            offset += count
-        if sync_after:
-            os.fdatasync(self._fd)
-
-    def _copy_now(self, source: int, destination: int, length: int, fua: bool) -> None:
-        piece = memoryview(bytearray(min(length, _PIECE_BYTES)))
-        for start in range(0, length, _PIECE_BYTES):
-            part = piece[: length - start]
-            try:
-                self._read_fully(part, source + start)
-            except OSError as error:
-                raise SourceError(error.errno, error.strerror) from error
-            self._write_fully(part, destination + start, False)
-        if fua:
-            os.fdatasync(self._fd)
-
-    def _zero(self, offset: int, length: int, deallocate: bool, fua: bool) -> None:
-        if not self._zero_fast(offset, length, deallocate):
-            end = offset + length
-            for start in range(offset, end, len(_ZEROES)):
-                part = memoryview(_ZEROES)[: min(len(_ZEROES), end - start)]
-                self._write_fully(part, start, False)
-        if fua:
-            os.fdatasync(self._fd)
-
-    def _zero_fast(self, offset: int, length: int, deallocate: bool) -> bool:
-        if not self._zero_range:
-            return False
-        if self._device:
-            ways = [syscalls.zero_device]
-        else:
-            ways = [syscalls.zero_range, syscalls.punch_hole]
-            if deallocate:
-                ways.reverse()
-        for way in ways:
-            try:
-                way(self._fd, offset, length)
-            except OSError as error:
-                if error.errno not in syscalls.UNSUPPORTED:
-                    raise
-            else:
-                return True
-        self._zero_range = False
-        return False
-
-    def _deallocate_now(self, offset: int, length: int) -> None:
-        way = syscalls.discard_device if self._device else syscalls.punch_hole
-        try:
-            way(self._fd, offset, length)
-        except OSError as error:
-            if error.errno not in syscalls.UNSUPPORTED:
-                raise
-            # Deallocate is a hint: from now on it is not even tried.
-            self._capabilities = replace(self.capabilities, can_deallocate=False)
-
-    def _flush_now(self) -> None:
-        os.fdatasync(self._fd)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar, cast
 
+from nvmeof.target.backend.operation import Operation
+
 T = TypeVar("T")
 After: TypeAlias = Callable[[bool], None]
 _Item: TypeAlias = "tuple[Callable[[], object], asyncio.Future[object], After, bool]"
@@ -64,6 +66,9 @@ class ThreadBatches:
         """In a thread."""
         results: list[_Result] = []
         for call, future, after, _ in batch:
+            if isinstance(future, Operation) and not future.begin():
+                results.append((future, after, None, None))  # given up; what it had is freed on the loop
+                continue
             try:
                 results.append((future, after, call(), None))
             except Exception as error:
