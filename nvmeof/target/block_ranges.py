@@ -26,6 +26,11 @@ class BlockRanges:
         first = bisect_right(self._ends, start)
         return first < len(self._starts) and self._starts[first] < end
 
+    def covers(self, start: int, end: int) -> bool:
+        """Whether all blocks of a range (of one block at least) are in the set."""
+        first = bisect_right(self._ends, start)
+        return first < len(self._starts) and self._starts[first] <= start and end <= self._ends[first]
+
     def add(self, start: int, end: int) -> None:
         """Put a range of one block at least in."""
         first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)

@@ -16,9 +16,11 @@ from nvmeof.spec.enums import Csi
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease, SourceError
-from nvmeof.target.block_ranges import BlockRanges
 from nvmeof.target.feature_values import Values
+from nvmeof.target.keeper import Keeper, MemoryKeeper
+from nvmeof.target.marks import RANGES_MAX, Marks
 from nvmeof.target.permit import Permits
+from nvmeof.target.reservation_store import ReservationStore
 
 T = TypeVar("T")
 
@@ -26,7 +28,6 @@ _IDENTIFIER_SPACE = uuid_module.uuid5(uuid_module.NAMESPACE_URL, "urn:nvmeof:nam
 _WRITE_REFUSED = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_THERE = frozenset({errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN})
-_MARKED_RANGES_MAX = 65536
 _PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM, errno.EBUSY})
 
 
@@ -79,22 +80,26 @@ class Namespace:
     """One namespace of a subsystem. Addresses are logical blocks of `block_bytes`."""
 
     __slots__ = (
-        "_uncorrectable",
+        "_read_only",
         "accessible",
         "anagrpid",
         "backend",
+        "barred",
         "block_bytes",
         "block_shift",
         "counters",
         "csi",
         "features",
+        "format_remaining",
         "identifiers",
+        "marks",
         "memory",
         "nsid",
         "permits",
-        "read_only",
+        "reservations",
         "shared",
         "size_blocks",
+        "write_protected",
     )
 
     def __init__(
@@ -113,7 +118,8 @@ class Namespace:
         self.nsid = nsid
         self.backend = backend
         self.identifiers = identifiers
-        self.read_only = read_only or not backend.capabilities.can_write
+        self._read_only = read_only or not backend.capabilities.can_write
+        self.write_protected = False  # by a host (Namespace Write Protection)
         self.anagrpid = anagrpid
         self.csi = csi  # the I/O command set that it is used with
         self.shared = shared  # False: attached to one controller at a time
@@ -121,7 +127,15 @@ class Namespace:
         self.accessible = True
         self.permits = Permits()
         self.features: Values = {}  # those with the scope of a namespace, as set since the start
-        self._uncorrectable = BlockRanges()
+        keeper: Keeper = getattr(backend, "keeper", None) or MemoryKeeper()
+        self.reservations = ReservationStore(keeper, self.permits.withdraw, backend.description)
+        self.barred: Status | None = None
+        """Why no data may be touched, in the middle of a command either: it is being formatted or sanitized."""
+        self.format_remaining = 0  # percent of a Format NVM that is in progress (FPI)
+        self.marks = Marks(
+            getattr(backend, "keeper", None) or MemoryKeeper(),
+            backend.capabilities.size_bytes // backend.capabilities.block_bytes,
+        )
         self.refresh()
 
     def refresh(self) -> None:
@@ -134,18 +148,33 @@ class Namespace:
         self.block_bytes = capabilities.block_bytes
         self.block_shift = self.block_bytes.bit_length() - 1
         self.size_blocks = capabilities.size_bytes >> self.block_shift
-        self._uncorrectable.remove(self.size_blocks, 1 << 64)
+        self.marks.clip(self.size_blocks)
         self._show_memory()
 
     def _show_memory(self) -> None:
         self.permits.withdraw()
-        shown = self.accessible and not self._uncorrectable
+        shown = self.accessible and not self.marks.marked and self.barred is None
         self.memory: memoryview | None = self.backend.memory if shown else None
 
     def set_accessible(self, accessible: bool) -> None:
         """Whether the ANA state allows reading and writing."""
         self.accessible = accessible
         self.refresh()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it may not be written: it was configured so, or a host has protected it."""
+        return self._read_only or self.write_protected
+
+    def bar(self, status: Status | None) -> None:
+        """Let nobody touch the data for a reason, or (None) everybody again."""
+        self.barred = status
+        self.refresh()
+
+    def protect(self, protected: bool) -> None:
+        """Whether a host forbids to write it."""
+        self.write_protected = protected
+        self.permits.withdraw()
 
     @property
     def nguid(self) -> bytes:
@@ -161,6 +190,8 @@ class Namespace:
 
     def check_range(self, slba: int, nlb: int) -> None:
         """Raise LBA Out of Range unless `nlb` blocks from `slba` are inside (`nlb` is the real count)."""
+        if self.barred is not None:
+            raise CommandError(self.barred, dnr=False, message=f"namespace {self.nsid}: {self.barred.description}")
         if slba + nlb > self.size_blocks:
             raise CommandError(
                 Status.LBA_OUT_OF_RANGE,
@@ -179,37 +210,47 @@ class Namespace:
 
     def _check_readable(self, slba: int, nlb: int) -> None:
         self.check_range(slba, nlb)
-        if self._uncorrectable and self._uncorrectable.overlaps(slba, slba + nlb):
+        if self.marks.some and self.marks.marked.overlaps(slba, slba + nlb):
             raise CommandError(
                 Status.UNRECOVERED_READ_ERROR,
                 message=f"blocks {slba}..{slba + nlb - 1} of namespace {self.nsid}: some were marked as uncorrectable",
             )
 
-    def mark_uncorrectable(self, slba: int, nlb: int) -> None:
-        """Let blocks be unreadable until they are written, zeroed or deallocated. Nothing of it is stored."""
+    def mark_uncorrectable(self, slba: int, nlb: int) -> Awaitable[None] | None:
+        """Let blocks be unreadable until they are written, zeroed or deallocated. Done when that is kept."""
         self.check_range(slba, nlb)
         self.check_writable()
-        if len(self._uncorrectable) >= _MARKED_RANGES_MAX:
+        if self.marks.full:
             raise CommandError(
                 Status.CAPACITY_EXCEEDED,
-                message=f"namespace {self.nsid} keeps no more than {_MARKED_RANGES_MAX} ranges of uncorrectable blocks",
+                message=f"namespace {self.nsid} keeps no more than {RANGES_MAX} ranges of uncorrectable blocks",
             )
-        self._uncorrectable.add(slba, slba + nlb)
+        result = self._call(lambda: self.marks.mark(slba, slba + nlb), writing=True)
         self._show_memory()
+        return result
 
     def _rewritten(self, slba: int, nlb: int, result: Awaitable[None] | None) -> Awaitable[None] | None:
         """Blocks can be read again once what replaces them is there."""
-        if not self._uncorrectable:
+        if not self.marks.some or not self.marks.concern(slba, slba + nlb):
             return result
-        if result is not None:
-            return self._rewritten_later(slba, nlb, result)
-        self._uncorrectable.remove(slba, slba + nlb)
-        self._show_memory()
-        return None
+        if result is None and not self.marks.durable:
+            self.marks.forget(slba, slba + nlb)
+            self._show_memory()
+            return None
+        return self._rewritten_later(slba, nlb, result)
 
-    async def _rewritten_later(self, slba: int, nlb: int, pending: Awaitable[None]) -> None:
-        await pending
-        self._rewritten(slba, nlb, None)
+    async def _rewritten_later(self, slba: int, nlb: int, pending: Awaitable[None] | None) -> None:
+        if pending is not None:
+            await pending
+        if self.marks.durable:
+            # What replaces them must not be lost when the marks are gone for good: old data would come back.
+            flushed = self.flush()
+            if flushed is not None:
+                await flushed
+        kept = self._call(lambda: self.marks.forget(slba, slba + nlb), writing=True)
+        self._show_memory()
+        if kept is not None:
+            await kept
 
     def read(self, slba: int, nlb: int) -> Lease | Awaitable[Lease]:
         """The data of `nlb` blocks; release the lease when it has been sent."""
@@ -217,7 +258,7 @@ class Namespace:
         shift = self.block_shift
         self.counters.reads += 1
         self.counters.blocks_read += nlb
-        return self._call(lambda: self.backend.acquire_read(slba << shift, nlb << shift), writing=False)
+        return self._call(lambda: self.backend.acquire_read(slba << shift, nlb << shift), read=(slba, nlb))
 
     def compare(self, slba: int, data: memoryview) -> bool | Awaitable[bool]:
         """Whether the blocks from `slba` hold `data` (whole blocks). It is borrowed until the answer is there."""
@@ -225,7 +266,7 @@ class Namespace:
         self._check_readable(slba, nlb)
         self.counters.reads += 1
         self.counters.blocks_read += nlb
-        return self._call(lambda: self.backend.compare(slba << self.block_shift, data), writing=False)
+        return self._call(lambda: self.backend.compare(slba << self.block_shift, data), read=(slba, nlb))
 
     def verify(self, slba: int, nlb: int) -> Awaitable[None] | None:
         """Done when blocks were read; nobody gets their data."""
@@ -233,7 +274,7 @@ class Namespace:
         shift = self.block_shift
         self.counters.verifies += 1
         self.counters.blocks_verified += nlb
-        return self._call(lambda: self.backend.verify(slba << shift, nlb << shift), writing=False)
+        return self._call(lambda: self.backend.verify(slba << shift, nlb << shift), read=(slba, nlb))
 
     def write(self, slba: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
         """Write whole blocks. `data` is borrowed until the result is there."""
@@ -253,7 +294,9 @@ class Namespace:
         shift = self.block_shift
         self.counters.blocks_copied += nlb
         result = self._call(
-            lambda: self.backend.copy(source << shift, slba << shift, nlb << shift, fua=fua), writing=True
+            lambda: self.backend.copy(source << shift, slba << shift, nlb << shift, fua=fua),
+            writing=True,
+            read=(source, nlb),
         )
         return self._rewritten(slba, nlb, result)
 
@@ -275,7 +318,7 @@ class Namespace:
             return None
         shift = self.block_shift
         result = self._call(lambda: self.backend.deallocate(slba << shift, nlb << shift), writing=True)
-        if self._uncorrectable and result is not None:
+        if self.marks.some and result is not None:
             return self._deallocated(slba, nlb, result)
         return self._rewritten(slba, nlb, result)
 
@@ -283,33 +326,40 @@ class Namespace:
         await pending
         # A backend may find out only now that it cannot: the old data is still there, and must not come back.
         if self.backend.capabilities.can_deallocate:
-            self._rewritten(slba, nlb, None)
+            rewritten = self._rewritten(slba, nlb, None)
+            if rewritten is not None:
+                await rewritten
 
     def flush(self) -> Awaitable[None] | None:
         """Done when all completed writes are on non-volatile media."""
         return self._call(self.backend.flush, writing=True)
 
-    def _call(self, operation: Callable[[], T | Awaitable[T]], *, writing: bool) -> T | Awaitable[T]:
+    def _call(
+        self, operation: Callable[[], T | Awaitable[T]], *, writing: bool = False, read: tuple[int, int] | None = None
+    ) -> T | Awaitable[T]:
+        """`read`: the blocks that are read for it, from where and how many."""
         try:
             result = operation()
         except OSError as error:
-            raise self._command_error(error, writing) from error
+            raise self._command_error(error, writing, read) from error
         # What completed at once is told apart by its own type: asking for Awaitable costs as much as the operation.
         if result is None or type(result) is Lease or not isinstance(result, Awaitable):
             return result
-        return self._finish(result, writing)
+        return self._finish(result, writing, read)
 
-    async def _finish(self, pending: Awaitable[T], writing: bool) -> T:
+    async def _finish(self, pending: Awaitable[T], writing: bool, read: tuple[int, int] | None) -> T:
         try:
             return await pending
         except OSError as error:
-            raise self._command_error(error, writing) from error
+            raise self._command_error(error, writing, read) from error
 
-    def _command_error(self, error: OSError, writing: bool) -> CommandError:
+    def _command_error(self, error: OSError, writing: bool, read: tuple[int, int] | None) -> CommandError:
         writing = writing and not isinstance(error, SourceError)
         status, dnr = status_of_os_error(error, writing=writing)
         if status >> 8 == 2:
             self.counters.media_errors += 1
+        if status == Status.UNRECOVERED_READ_ERROR and read is not None:
+            self.marks.fail(read[0], read[0] + read[1])
         what = "writing to" if writing else "reading from"
         return CommandError(
             status,

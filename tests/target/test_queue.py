@@ -189,7 +189,7 @@ def state_of(wire: Wire) -> Any:
     spaces = wire.target.subsystem.namespaces
     return (
         {
-            nsid: (bytes(space.backend.memory), space.counters, list(space._uncorrectable))
+            nsid: (bytes(space.backend.memory), space.counters, list(space.marks.marked))
             for nsid, space in spaces.items()
         },
         wire.queue.ctx.counters,

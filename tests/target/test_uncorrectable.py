@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from nvmeof.spec.status import Status
-from nvmeof.target import namespace as namespace_module
+from nvmeof.target import marks
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig
 from tests.target.backend_tools import Hidden
@@ -124,7 +124,7 @@ def test_write_uncorrectable_is_checked(fields, status):
 
 
 def test_marks_are_not_without_limit(monkeypatch):
-    monkeypatch.setattr(namespace_module, "_MARKED_RANGES_MAX", 3)
+    monkeypatch.setattr(marks, "RANGES_MAX", 3)
     queue = io_queue()
     assert [mark(queue, slba, 1).status for slba in (0, 2, 4)] == [0, 0, 0]
     completion = mark(queue, 6, 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from nvmeof.spec.enums import CommandEffects, NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.base import Access, CommandSpec, Completion, NsidRule
-from nvmeof.target.commands.nvm import active_namespace, check_directive
+from nvmeof.target.commands.nvm import active_namespace, check_directive, completed
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 
@@ -18,10 +20,9 @@ def check_write_uncorrectable(ctx: QueueContext, sqe: Sqe) -> None:
     namespace.check_writable()
 
 
-def write_uncorrectable(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def write_uncorrectable(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Write Uncorrectable."""
-    active_namespace(ctx, sqe).mark_uncorrectable(sqe.slba, sqe.transfer_blocks)
-    return Completion()
+    return completed(active_namespace(ctx, sqe).mark_uncorrectable(sqe.slba, sqe.transfer_blocks))
 
 
 register(
@@ -36,7 +37,7 @@ register(
             nsid=NsidRule.ACTIVE,
             effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
             oncs=Oncs.WRITE_UNCORRECTABLE,
-            remark="forgotten when the target ends",
+            remark="kept beside the data of a file",
         ),
     ),
 )

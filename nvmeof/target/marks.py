@@ -1,0 +1,114 @@
+"""Which blocks of a namespace cannot be read: those marked by Write Uncorrectable, and those that failed to be read.
+
+What a host has marked outlives the process where the keeper does. What failed is found again by whoever reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+from nvmeof.target.block_ranges import BlockRanges
+from nvmeof.target.keeper import Keeper
+
+SECTION: Final = "uncorrectable"
+RANGES_MAX: Final = 65536
+"""How many ranges are kept of each kind."""
+
+logger = logging.getLogger(__name__)
+
+
+class Marks:
+    """`marked` and `failing` are sets of logical blocks; `found` is called when there is one more that fails."""
+
+    __slots__ = ("_keeper", "failing", "found", "generation", "marked", "some")
+
+    def __init__(self, keeper: Keeper, size_blocks: int) -> None:
+        self._keeper = keeper
+        self.marked = BlockRanges()
+        self.failing = BlockRanges()
+        self.generation = 0  # changes when one more fails
+        self.found: Callable[[], object] = lambda: None
+        self.some = False  # whether there are any at all, of either kind
+        self._restore(keeper.get(SECTION), size_blocks)
+        self._count()
+
+    def _count(self) -> None:
+        self.some = bool(self.marked) or bool(self.failing)
+
+    def _restore(self, kept: Any, size_blocks: int) -> None:
+        try:
+            for start, end in kept or ():
+                if 0 <= start < min(end, size_blocks):
+                    self.marked.add(int(start), min(int(end), size_blocks))
+        except (TypeError, ValueError) as error:
+            logger.warning("the uncorrectable blocks that were kept cannot be read: %s", error)
+
+    @property
+    def durable(self) -> bool:
+        """Whether marks are there again after a power loss."""
+        return self._keeper.durable
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another range."""
+        return len(self.marked) >= RANGES_MAX
+
+    def _keep(self) -> Awaitable[None] | None:
+        self._count()
+        return self._keeper.put(SECTION, [list(item) for item in self.marked] or None)
+
+    def mark(self, start: int, end: int) -> Awaitable[None] | None:
+        """Blocks cannot be read from now on. Done when that is kept; raises or ends with `OSError`."""
+        self.marked.add(start, end)
+        return self._keep()
+
+    def forget(self, start: int, end: int) -> Awaitable[None] | None:
+        """Blocks have been replaced, and can be read again. Done when that is kept; raises or ends with `OSError`."""
+        self.failing.remove(start, end)
+        if not self.marked.overlaps(start, end):
+            self._count()
+            return None
+        self.marked.remove(start, end)
+        return self._keep()
+
+    def concern(self, start: int, end: int) -> bool:
+        """Whether any of these blocks is marked or failed."""
+        return self.marked.overlaps(start, end) or self.failing.overlaps(start, end)
+
+    def clip(self, size_blocks: int) -> None:
+        """The namespace has become smaller."""
+        self.marked.remove(size_blocks, 1 << 64)
+        self.failing.remove(size_blocks, 1 << 64)
+        self._count()
+
+    def clear(self) -> Awaitable[None] | None:
+        """Nothing is left of what the blocks held. Done when that is kept; raises or ends with `OSError`."""
+        self.failing = BlockRanges()
+        if not self.marked:
+            self.some = False
+            return None
+        self.marked = BlockRanges()
+        return self._keep()
+
+    def fail(self, start: int, end: int) -> None:
+        """Some of these blocks could not be read."""
+        if len(self.failing) >= RANGES_MAX or self.failing.covers(start, end):
+            return
+        self.failing.add(start, end)
+        self.some = True
+        self.generation += 1
+        self.found()
+
+    def ranges(self, first: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """All of them from `first` to `end`, in order: start, end, and whether a host has marked them."""
+        both = BlockRanges()
+        for start, stop in self.failing:
+            both.add(start, stop)
+        for start, stop in self.marked:
+            both.remove(start, stop)
+        merged = [(start, stop, False) for start, stop in both] + [(start, stop, True) for start, stop in self.marked]
+        for start, stop, by_host in sorted(merged):
+            if start < end and stop > first:
+                yield max(start, first), min(stop, end), by_host
