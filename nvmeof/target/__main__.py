@@ -22,7 +22,7 @@ import click
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.spec.enums import DISCOVERY_PORT, NVME_PORT
-from nvmeof.target.backend.base import Backend
+from nvmeof.target.backend.base import DEFAULT_BLOCK_BYTES, Backend
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.ramdisk import Ramdisk
@@ -63,7 +63,7 @@ class Options:
     ramdisk: tuple[str, ...] = ()
     file: tuple[str, ...] = ()
     size: str | None = None
-    block_size: int = 512
+    block_size: int | None = None
     read_only: bool = False
     shared: bool = False
     subnqn: str = DEFAULT_SUBNQN
@@ -97,7 +97,9 @@ def _backends(options: Options) -> list[NamespaceConfig]:
         if given and not options.file:
             raise ConfigurationError(f"--{name} is about a --file, and there is none")
     ramdisks = options.ramdisk or (() if options.file else (DEFAULT_RAMDISK,))
-    backends: list[Backend] = [Ramdisk(size, block_bytes=options.block_size) for size in ramdisks]
+    backends: list[Backend] = [
+        Ramdisk(size, block_bytes=options.block_size or DEFAULT_BLOCK_BYTES) for size in ramdisks
+    ]
     backends += [
         FileBackend(
             path,
@@ -347,9 +349,7 @@ def _raise_file_limit() -> None:
 @click.option(
     "--block-size",
     type=click.Choice(["512", "4096"]),
-    default="512",
-    show_default=True,
-    help="Logical block size in bytes.",
+    help="Logical block size in bytes.  [default: 512, or what a host has formatted the --file to]",
 )
 @click.option("--read-only", is_flag=True, help="Refuse writes.")
 @click.option("--shared", is_flag=True, help="Serve a --file that another process has locked.")
@@ -416,7 +416,7 @@ def _raise_file_limit() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Log every refused command too.")
 @click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
 @click.version_option(package_name="nvmeof", prog_name="nvmeof-target")
-def cli(verbose: bool, quiet: bool, block_size: str, **given: Any) -> None:
+def cli(verbose: bool, quiet: bool, block_size: str | None, **given: Any) -> None:
     """Serve namespaces to NVMe/TCP and NVMe-over-MPTCP hosts, until SIGINT or SIGTERM.
 
     Without options: a ramdisk of 1 GiB on 0.0.0.0:4420 over MPTCP; plain TCP hosts can connect as well.
@@ -424,7 +424,7 @@ def cli(verbose: bool, quiet: bool, block_size: str, **given: Any) -> None:
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    options = Options(block_size=int(block_size), **given)
+    options = Options(block_size=int(block_size) if block_size else None, **given)
     _raise_file_limit()
     run(serve(options), uvloop=options.uvloop)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 
@@ -29,8 +29,8 @@ class MemoryKeeper:
 
     durable = False
 
-    def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values: dict[str, Any] = dict(values or {})
 
     def get(self, section: str) -> Any:
         """What was put last; None for nothing."""
@@ -42,4 +42,17 @@ class MemoryKeeper:
             self._values.pop(section, None)
         else:
             self._values[section] = value
+        return None
+
+
+FORMAT_SECTION = "format"
+"""What Format NVM has made of a namespace: `block_bytes`; and `erase` (SES) while that has not come to its end."""
+
+
+def formatted_block_bytes(keeper: Keeper) -> int | None:
+    """The block size that a host has formatted a namespace to; None when none has."""
+    kept = keeper.get(FORMAT_SECTION)
+    try:
+        return None if kept is None else int(kept["block_bytes"])
+    except (KeyError, TypeError, ValueError):
         return None

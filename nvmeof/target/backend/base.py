@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from nvmeof.target.keeper import Keeper
 
 BLOCK_BYTES_CHOICES = (512, 1024, 2048, 4096)
+DEFAULT_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,13 @@ from typing import TypeVar
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
-from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, Capabilities, Lease
+from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES, DEFAULT_BLOCK_BYTES, Capabilities, Lease
 from nvmeof.target.backend.file_calls import NOT_SUPPORTED, FileCalls
 from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.operation import Operation
 from nvmeof.target.backend.ranges import RangeLocks
 from nvmeof.target.backend.threads import ThreadBatches
-from nvmeof.target.keeper import MemoryKeeper
+from nvmeof.target.keeper import MemoryKeeper, formatted_block_bytes
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.sizes import format_size, parse_size
 
@@ -39,25 +39,30 @@ class FileBackend(FileCalls):
     `shared`: do without the lock that keeps two targets from serving one file for writing. `workers`: threads.
     `kept`: the file for what belongs to the data and must outlive the process (reservations and the like). Beside a
     regular file that may be written it is PATH.nvmeof; a device has none unless it is given.
+    `block_bytes`: None for 512, or what a host has formatted it to; anything else than that cannot be opened.
     """
+
+    overwrite_to_erase = True
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
         size: str | int | None = None,
-        block_bytes: int = 512,
+        block_bytes: int | None = None,
         read_only: bool = False,
         shared: bool = False,
         workers: int = 4,
         pool: BufferPool | None = None,
         kept: str | os.PathLike[str] | None = None,
     ) -> None:
-        if block_bytes not in BLOCK_BYTES_CHOICES:
+        if block_bytes is not None and block_bytes not in BLOCK_BYTES_CHOICES:
             raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")
         super().__init__(path)
         self._wanted_bytes = None if size is None else parse_size(size)
-        self._block_bytes = block_bytes
+        self._wanted_block_bytes = block_bytes
+        self._block_bytes = block_bytes or DEFAULT_BLOCK_BYTES
+        self._room_bytes = 0
         self._read_only = read_only
         self._shared = shared
         self._workers = workers
@@ -87,7 +92,6 @@ class FileBackend(FileCalls):
         fd = self._open_file()
         try:
             self._capabilities = self._examine(fd)
-            self.keeper = self._open_keeper()
         except BaseException:
             os.close(fd)
             raise
@@ -112,6 +116,8 @@ class FileBackend(FileCalls):
         if not self._device and not stat.S_ISREG(mode):
             raise ConfigurationError(f"{self.path} is neither a regular file nor a block device")
         self._lock(fd)
+        self.keeper = self._open_keeper()
+        self._block_bytes = self._choose_block_bytes()
         writable = not self._read_only
         if self._device:
             size_bytes = syscalls.device_size(fd)
@@ -121,6 +127,7 @@ class FileBackend(FileCalls):
             size_bytes = self._wanted_bytes or size_bytes
         else:
             size_bytes = self._file_size(fd)
+        self._room_bytes = size_bytes
         size_bytes -= size_bytes % self._block_bytes
         if size_bytes == 0:
             raise ConfigurationError(f"{self.path} is smaller than one block of {self._block_bytes} bytes; give a size")
@@ -138,9 +145,20 @@ class FileBackend(FileCalls):
     def _open_keeper(self) -> FileKeeper | MemoryKeeper:
         if self._kept is not None:
             return FileKeeper(self._kept)
-        if self._device or self._read_only:
+        if self._device:
             return MemoryKeeper()
-        return FileKeeper(self.path.with_name(self.path.name + ".nvmeof"))
+        keeper = FileKeeper(self.path.with_name(self.path.name + ".nvmeof"))
+        return MemoryKeeper(keeper.values) if self._read_only else keeper
+
+    def _choose_block_bytes(self) -> int:
+        wanted, formatted = self._wanted_block_bytes, formatted_block_bytes(self.keeper)
+        if formatted is None:
+            return wanted or DEFAULT_BLOCK_BYTES
+        if wanted not in (None, formatted):
+            raise ConfigurationError(
+                f"{self.path}: a host has formatted it to blocks of {formatted} bytes; it cannot have {wanted}"
+            )
+        return formatted
 
     def _lock(self, fd: int) -> None:
         if self._shared:
@@ -196,7 +214,15 @@ class FileBackend(FileCalls):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         elif size_bytes != os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, size_bytes)
+        self._room_bytes = size_bytes
         self._capabilities = replace(self.capabilities, size_bytes=size_bytes)
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        size_bytes = self._room_bytes - self._room_bytes % block_bytes
+        if block_bytes not in BLOCK_BYTES_CHOICES or not size_bytes:
+            raise OSError(errno.EINVAL, f"{self._room_bytes} bytes cannot be blocks of {block_bytes}")
+        self._block_bytes = block_bytes
+        self._capabilities = replace(self.capabilities, size_bytes=size_bytes, block_bytes=block_bytes)
 
     # Operations
 
@@ -339,6 +365,18 @@ class FileBackend(FileCalls):
         self._flush_waiters.append(future)
         if not self._flushing:
             self._start_flush(threads)
+        return future
+
+    @property
+    def used_bytes(self) -> int:
+        size_bytes = self.capabilities.size_bytes
+        if self._device or self._fd < 0:
+            return size_bytes
+        return min(os.fstat(self._fd).st_blocks * 512, size_bytes)
+
+    def allocated(self, offset: int, length: int) -> Awaitable[list[tuple[int, int]]]:
+        future: Operation[list[tuple[int, int]]] = Operation()
+        self._locked(offset, length, False, lambda: self._allocated_now(offset, length), future, None, slow=True)
         return future
 
     def _start_flush(self, threads: ThreadBatches) -> None:

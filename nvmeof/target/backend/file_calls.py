@@ -145,3 +145,26 @@ class FileCalls(Backend):
 
     def _flush_now(self) -> None:
         os.fdatasync(self._fd)
+
+    def _allocated_now(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """By the file system's holes; all of it where there is nothing to be learnt of them."""
+        end = offset + length
+        if self._device:
+            return [(offset, end)]
+        found = []
+        position = offset
+        while position < end:
+            try:
+                start = os.lseek(self._fd, position, os.SEEK_DATA)
+                stop = os.lseek(self._fd, start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole from here on
+                    break
+                if error.errno not in NOT_SUPPORTED:
+                    raise
+                return [(offset, end)]
+            if start >= end:
+                break
+            found.append((start, min(stop, end)))
+            position = stop
+        return found

@@ -44,6 +44,11 @@ class FileKeeper:
                 raise
             raise ConfigurationError(f"{self.path} is not what was kept: move it away to start anew") from error
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """All sections, as they are now."""
+        return dict(self._values)
+
     def get(self, section: str) -> Any:
         """What was put last; None for nothing."""
         return self._values.get(section)
