@@ -399,6 +399,9 @@ LBA_RANGE_TYPE = c.Struct(
 HOST_MEMORY_BUFFER_ATTRIBUTES = c.Struct("hsize" / U32, "hmdlal" / U32, "hmdlau" / U32, "hmdlec" / U32, c.Padding(4080))
 """Feature 0Dh, 4096 bytes (PCIe only)."""
 
+NAMESPACE_ADMIN_LABEL_BYTES = 256
+"""Feature 1Fh: UTF-8, terminated and filled up with NULs."""
+
 FEATURE_DATA_BYTES: dict[int, int] = {
     FeatureId.LBA_RANGE_TYPE: 4096,
     FeatureId.AUTONOMOUS_POWER_STATE_TRANSITION: 256,
@@ -406,6 +409,10 @@ FEATURE_DATA_BYTES: dict[int, int] = {
     FeatureId.TIMESTAMP: TIMESTAMP_BYTES,
     FeatureId.PREDICTABLE_LATENCY_MODE_CONFIG: 512,
     FeatureId.HOST_BEHAVIOR_SUPPORT: 512,
+    FeatureId.NAMESPACE_ADMIN_LABEL: NAMESPACE_ADMIN_LABEL_BYTES,
+    FeatureId.ENHANCED_CONTROLLER_METADATA: 4096,
+    FeatureId.CONTROLLER_METADATA: 4096,
+    FeatureId.NAMESPACE_METADATA: 4096,
     FeatureId.HOST_IDENTIFIER: 16,
 }
 """Length of the data structure of features that have one (Host Identifier: extended form)."""

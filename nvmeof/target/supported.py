@@ -25,6 +25,7 @@ _NO_FDP = "no Flexible Data Placement"
 _NO_RESERVATIONS = "reservations are not there yet"
 _NO_SANITIZE = "sanitize is not there yet"
 _NO_HARDWARE = "says something of hardware that a program does not have"
+_ONE_POWER_STATE = "one power state: a program saves no power that a host could choose"
 _NO_ZONES = "of another I/O command set"
 _NO_CENTRAL = "for centralized discovery controllers"
 _NO_MIGRATION = "no live migration of controllers"
@@ -134,14 +135,13 @@ _WHY_LOG: dict[int, str] = {
     LogPageId.CHANGED_ZONES: _NO_ZONES,
 }
 _WHY_FEATURE: dict[int, str] = {
-    FeatureId.LBA_RANGE_TYPE: "nothing would use it",
     FeatureId.INTERRUPT_COALESCING: _PCIE,
     FeatureId.INTERRUPT_VECTOR_CONFIGURATION: _PCIE,
-    FeatureId.AUTONOMOUS_POWER_STATE_TRANSITION: _NO_HARDWARE,
+    FeatureId.AUTONOMOUS_POWER_STATE_TRANSITION: _ONE_POWER_STATE,
     FeatureId.HOST_MEMORY_BUFFER: _PCIE,
-    FeatureId.HOST_CONTROLLED_THERMAL_MANAGEMENT: _NO_HARDWARE,
-    FeatureId.NON_OPERATIONAL_POWER_STATE_CONFIG: _NO_HARDWARE,
-    FeatureId.READ_RECOVERY_LEVEL_CONFIG: _NO_SETS,
+    FeatureId.HOST_CONTROLLED_THERMAL_MANAGEMENT: "a program has no temperature to bring down",
+    FeatureId.NON_OPERATIONAL_POWER_STATE_CONFIG: _ONE_POWER_STATE,
+    FeatureId.READ_RECOVERY_LEVEL_CONFIG: "reads are not recovered: what cannot be read cannot be read later either",
     FeatureId.PREDICTABLE_LATENCY_MODE_CONFIG: _NO_SETS,
     FeatureId.PREDICTABLE_LATENCY_MODE_WINDOW: _NO_SETS,
     FeatureId.LBA_STATUS_REPORT_INTERVAL: "LBA status is not there yet",
@@ -155,9 +155,6 @@ _WHY_FEATURE: dict[int, str] = {
     FeatureId.CONTROLLER_DATA_QUEUE: _NO_MIGRATION,
     FeatureId.EMBEDDED_MANAGEMENT_CONTROLLER_ADDRESS: _NO_MI,
     FeatureId.HOST_MANAGEMENT_AGENT_ADDRESS: _NO_MI,
-    FeatureId.ENHANCED_CONTROLLER_METADATA: _NO_MI,
-    FeatureId.CONTROLLER_METADATA: _NO_MI,
-    FeatureId.NAMESPACE_METADATA: _NO_MI,
     FeatureId.RESERVATION_NOTIFICATION_MASK: _NO_RESERVATIONS,
     FeatureId.RESERVATION_PERSISTENCE: _NO_RESERVATIONS,
     FeatureId.BOOT_PARTITION_WRITE_PROTECTION_CONFIG: _NO_HARDWARE,
@@ -252,7 +249,9 @@ def _features() -> Iterator[str]:
         if row is None:
             rows.append((f"{member:02X}h", _title(member), "no", _WHY_FEATURE.get(member, _LATER)))
         else:
-            remark = _where(True, row.discovery) + "; " + ("changeable" if row.apply is not None else "not changeable")
+            remark = f"{_where(True, row.discovery)}; of the {row.scope.word}; "
+            remark += "changeable" if row.apply is not None else "not changeable"
+            remark += ", saveable" if row.saveable else ", kept" if row.persistent else ""
             remark += f"; {row.condition}" if row.condition else ""
             rows.append((f"{member:02X}h", row.name, "yes", remark))
     return _table(("FID", "feature", "", "remark"), rows)

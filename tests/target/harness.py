@@ -111,12 +111,16 @@ class FakeRuntime:
 class FakeQueue:
     def __init__(self) -> None:
         self.reasons: list[str] = []
+        self.aborted: list[int] = []  # namespaces
 
     def close(self, reason: str) -> None:
         self.reasons.append(reason)
 
     def abort(self, cid: int) -> bool:
         return False
+
+    def abort_namespace(self, nsid: int) -> None:
+        self.aborted.append(nsid)
 
 
 class Pending:
@@ -285,8 +289,8 @@ class TestQueue:
             **fields,
         )
 
-    def get_feature(self, fid: int, sel: int = 0, *, cdw11: int = 0, length: int = 0) -> Completion:
-        return self.command(0x0A, length=length, cdw10=fid | sel << 8, cdw11=cdw11)
+    def get_feature(self, fid: int, sel: int = 0, *, cdw11: int = 0, length: int = 0, nsid: int = 0) -> Completion:
+        return self.command(0x0A, length=length, nsid=nsid, cdw10=fid | sel << 8, cdw11=cdw11)
 
     def set_feature(
         self, fid: int, value: int = 0, *, data: bytes | None = None, save: bool = False, nsid: int = 0

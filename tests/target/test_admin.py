@@ -17,13 +17,12 @@ from nvmeof.spec.log_pages import (
     SUPPORTED_LOG_PAGES,
     parse_ana_log,
 )
-from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status, split_status
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands.registry import ADMIN, NVM
 from nvmeof.target.config import NamespaceConfig
-from tests.target.harness import CC_ENABLE, HOSTID, NQN, Target, TestQueue
+from tests.target.harness import NQN, Target, TestQueue
 
 
 def identify(queue: TestQueue, cns: int, nsid: int = 0, **fields) -> bytes:
@@ -276,141 +275,6 @@ def test_log_pages_keep_to_mdts():
     admin = Target(max_transfer_bytes=8192).admin()
     assert admin.log_page(5, 8192).status == 0
     assert admin.log_page(5, 8196).status == Status.INVALID_FIELD
-
-
-# Features
-
-
-def test_features_log_says_what_works():
-    admin = Target().admin()
-    data = admin.read_bytes(admin.log_page(0x12, 1024))
-    supported = {fid for fid in range(256) if data[4 * fid] & 1}
-    assert supported == {1, 2, 4, 5, 7, 0x0A, 0x0B, 0x0E, 0x0F, 0x16, 0x19, 0x81}
-    for fid in range(256):
-        status = admin.get_feature(fid, 3).status
-        assert status == (0 if fid in supported else Status.INVALID_FIELD)
-
-
-@pytest.mark.parametrize(
-    ("fid", "default", "new"),
-    [(0x01, 0x07, 0x01020303), (0x02, 0, 0x20), (0x05, 0, 100), (0x0A, 0, 1), (0x0B, 0, 0x902), (0x0F, 5000, 7000)],
-)
-def test_simple_features(fid, default, new):
-    admin = Target().admin(kato=5000)
-    assert admin.get_feature(fid).dw0 == default
-    assert admin.set_feature(fid, new, nsid=0xFFFFFFFF).status == 0
-    assert admin.get_feature(fid).dw0 == new
-    declared = 0 if fid == 0x0F else default
-    assert admin.get_feature(fid, 1).dw0 == admin.get_feature(fid, 2).dw0 == declared
-    assert admin.get_feature(fid, 3).dw0 & 0b110 == 0b100
-    admin.set_property(CC_OFFSET, 0)
-    admin.set_property(CC_OFFSET, CC_ENABLE)
-    assert admin.get_feature(fid).dw0 == (new if fid == 0x0F else default)
-
-
-@pytest.mark.parametrize(
-    ("fid", "value"),
-    [
-        (0x01, 0x08),
-        (0x02, 1),
-        (0x04, 1 << 16),
-        (0x04, 2 << 20),
-        (0x05, 1 << 16),
-        (0x07, 0xFFFF),
-        (0x07, 0xFFFF0000),
-        (0x0A, 2),
-        (0x0B, 1 << 9),
-        (0x0B, 1 << 31),
-    ],
-)
-def test_values_that_features_refuse(fid, value):
-    admin = Target().admin()
-    assert admin.set_feature(fid, value).status == Status.INVALID_FIELD
-    assert last_location(admin) & 0xFF in range(44, 48)
-
-
-def test_number_of_queues():
-    target = Target(max_io_queues=8)
-    admin = target.admin()
-    assert admin.get_feature(7).dw0 == 0x70007
-    assert admin.set_feature(7, 0x30001).dw0 == 0x30001
-    assert admin.get_feature(7).dw0 == 0x30001 and admin.get_feature(7, 1).dw0 == 0x70007
-    assert admin.set_feature(7, 0xFF00FF).dw0 == 0x70007
-    target.io(admin)
-    assert admin.set_feature(7, 1).status == Status.COMMAND_SEQUENCE_ERROR
-
-
-def test_temperature_thresholds():
-    admin = Target().admin()
-    assert admin.get_feature(4).dw0 == 343 and admin.get_feature(4, cdw11=1 << 20).dw0 == 0
-    admin.set_feature(4, 1 << 20 | 280)
-    admin.set_feature(4, 0xF << 16 | 350)
-    assert admin.get_feature(4, cdw11=1 << 20).dw0 == 280 and admin.get_feature(4).dw0 == 350
-    assert admin.get_feature(4, 1).dw0 == 343
-    assert admin.get_feature(4, cdw11=3 << 16).status == Status.INVALID_FIELD
-
-
-def test_timestamp():
-    target = Target()
-    admin = target.admin()
-    target.runtime.time += 1.5
-    admin.set_property(CC_OFFSET, 0)
-    admin.set_property(CC_OFFSET, CC_ENABLE)
-    target.runtime.time += 2.5
-    assert admin.read_bytes(admin.get_feature(0x0E, length=8)) == (2500).to_bytes(6, "little") + b"\0\0"
-    stamp = 1_700_000_000_123
-    assert admin.set_feature(0x0E, data=stamp.to_bytes(8, "little")).status == 0
-    target.runtime.time += 0.5
-    data = admin.read_bytes(admin.get_feature(0x0E, length=8))
-    assert abs(int.from_bytes(data[:6], "little") - stamp - 500) <= 1 and data[6] == 1 << 1
-    assert admin.set_feature(0x0E).status == Status.DATA_SGL_LENGTH_INVALID
-
-
-def test_host_behavior_support():
-    admin = Target().admin()
-    assert admin.read_bytes(admin.get_feature(0x16, length=512)) == bytes(512)
-    assert admin.set_feature(0x16, data=b"\1".ljust(512, b"\0")).status == 0
-    assert admin.read_bytes(admin.get_feature(0x16, length=512))[0] == 1
-    for wrong in (b"\2", b"\0\1", b"\0\0\2", b"\0\0\0\1", b"\0\0\0\0\4"):
-        assert admin.set_feature(0x16, data=wrong.ljust(512, b"\0")).status == Status.INVALID_FIELD
-
-
-def test_host_identifier_is_connects():
-    admin = Target().admin()
-    assert admin.read_bytes(admin.get_feature(0x81, cdw11=1, length=16)) == HOSTID
-    assert admin.get_feature(0x81, cdw11=0, length=16).status == Status.INVALID_FIELD
-    assert admin.set_feature(0x81, 1, data=bytes(16)).status == Status.COMMAND_SEQUENCE_ERROR
-    assert admin.get_feature(0x81, 3).dw0 == 0
-
-
-def test_command_set_profile():
-    admin = Target().admin()
-    assert admin.set_feature(0x19, 0).status == 0 and admin.get_feature(0x19).dw0 == 0
-    assert admin.set_feature(0x19, 1).status == Status.IO_COMMAND_SET_COMBINATION_REJECTED
-
-
-def test_write_cache_exists_only_where_something_is_cached():
-    admin = Target().admin()
-    assert admin.get_feature(6).status == Status.INVALID_FIELD
-    assert admin.set_feature(6, 1).status == Status.INVALID_FIELD
-
-
-def test_what_no_feature_can_do():
-    admin = Target().admin()
-    assert admin.set_feature(0x0B, 0, save=True).status == Status.FEATURE_NOT_SAVEABLE
-    assert last_location(admin) == 43 | 7 << 8
-    assert admin.set_feature(0x0B, 0, nsid=1).status == Status.FEATURE_NOT_NAMESPACE_SPECIFIC
-    assert admin.get_feature(0x0B, 4).status == Status.INVALID_FIELD
-    assert admin.set_feature(0x08, 1).status == Status.INVALID_FIELD
-    assert last_location(admin) == 40
-
-
-def test_features_of_a_discovery_controller():
-    queue = Target().discovery()
-    assert queue.set_feature(0x0F, 30000).status == 0
-    assert queue.get_feature(0x0F).dw0 == 30000
-    assert queue.get_feature(0x07).status == Status.INVALID_FIELD
-    assert queue.set_feature(0x0B, 0x100).status == Status.INVALID_FIELD
 
 
 # The rest

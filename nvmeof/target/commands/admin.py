@@ -7,7 +7,14 @@ from collections.abc import Awaitable
 from nvmeof.spec.enums import IDENTIFY_BYTES, AdminOpcode
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, fixed
-from nvmeof.target.commands.features import check_set_features, get_bytes, get_features, set_bytes, set_features
+from nvmeof.target.commands.features import (
+    check_get_features,
+    check_set_features,
+    get_bytes,
+    get_features,
+    set_bytes,
+    set_features,
+)
 from nvmeof.target.commands.identify import check_identify, identify
 from nvmeof.target.commands.log_pages import check_get_log_page, get_log_page, log_bytes
 from nvmeof.target.commands.registry import ADMIN, DISCOVERY, register
@@ -82,6 +89,7 @@ _GET_FEATURES = CommandSpec(
     handler=get_features,
     direction=Direction.CONTROLLER_TO_HOST,
     transfer_bytes=get_bytes,
+    check=check_get_features,
     nsid=NsidRule.HANDLER,
 )
 _ASYNC_EVENT_REQUEST = CommandSpec(

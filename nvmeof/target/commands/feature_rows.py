@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import FeatureId
+from nvmeof.spec.enums import AdminOpcode, FeatureId
 from nvmeof.spec.features import (
     HOST_BEHAVIOR_SUPPORT,
     TIMESTAMP,
@@ -29,33 +29,35 @@ from nvmeof.target.events import SMART_CRITICAL_WARNINGS
 from nvmeof.target.health import WARNING_KELVIN, report_temperature
 from nvmeof.wire import build
 
+_ALL_SENSORS = 0xF
+COPY_FORMATS_TO_ENABLE = 0
+"""Bits of CDFE: Copy descriptor formats that a host has to enable."""
 _CDW10 = SQE.error_location("cdw10")
 _CDW11 = SQE.error_location("cdw11")
 
 
-def _temperature_key(sqe: Sqe) -> tuple[int, int]:
-    """TMPSEL and THSEL; only the composite temperature exists."""
+def _temperature(sqe: Sqe) -> int:
+    """THSEL, after the whole dword was looked at. Only the composite temperature exists, and it has no hysteresis."""
     selected, kind = sqe.cdw11 >> 16 & 0xF, sqe.cdw11 >> 20 & 3
-    if selected not in (0, 0xF):
-        raise invalid(f"there is no temperature sensor {selected}")
+    if selected and not (selected == _ALL_SENSORS and sqe.opcode == AdminOpcode.SET_FEATURES):
+        raise invalid(f"there is no temperature sensor {selected}", bit=16)
     if kind > 1:
-        raise invalid(f"threshold type {kind} is reserved")
-    return selected, kind
+        raise invalid(f"threshold type {kind} is reserved", bit=20)
+    check_bits("Temperature Threshold", sqe.cdw11, 0x3FFFFF)
+    return kind
 
 
 def _temperature_default(controller: Controller, sqe: Sqe) -> Value:
-    _, kind = _temperature_key(sqe)
-    return Value(0 if kind else WARNING_KELVIN)
+    return Value(0 if _temperature(sqe) else WARNING_KELVIN)
 
 
 def _temperature_read(controller: Controller, sqe: Sqe) -> Value:
-    _, kind = _temperature_key(sqe)
-    return Value(controller.features.thresholds.get(kind, _temperature_default(controller, sqe).dw0))
+    kelvin = controller.features.thresholds.get(_temperature(sqe))
+    return _temperature_default(controller, sqe) if kelvin is None else Value(kelvin)
 
 
 def _temperature_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    _, kind = _temperature_key(sqe)
-    controller.features.thresholds[kind] = sqe.cdw11 & 0xFFFF
+    controller.features.thresholds[_temperature(sqe)] = sqe.cdw11 & 0xFFFF
     report_temperature(controller)
     return 0
 
@@ -80,7 +82,7 @@ def _queues_read(controller: Controller, sqe: Sqe) -> Value:
 def _queues_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
     wanted = sqe.cdw11
     if wanted & 0xFFFF == 0xFFFF or wanted >> 16 == 0xFFFF:
-        raise invalid("a number of queues of FFFFh is reserved")
+        raise invalid("a number of queues of FFFFh is reserved", bit=16 if wanted & 0xFFFF != 0xFFFF else 0)
     if any(qid for qid in controller.queues):
         raise CommandError(
             Status.COMMAND_SEQUENCE_ERROR, _CDW10, message="Number of Queues is set after I/O queues were created"
@@ -93,8 +95,7 @@ def _queues_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> 
 
 def _events_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
     allowed = controller.events.supported_bits | (0 if controller.discovery else SMART_CRITICAL_WARNINGS)
-    if sqe.cdw11 & ~allowed:
-        raise invalid(f"asynchronous events {sqe.cdw11 & ~allowed:#x} are not supported")
+    check_bits("Asynchronous Event Configuration", sqe.cdw11, allowed)
     controller.events.enabled = sqe.cdw11
     report_temperature(controller)
     return 0
@@ -121,13 +122,16 @@ def _timestamp_apply(controller: Controller, sqe: Sqe, data: memoryview | None) 
 
 
 def _behavior_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
+    """What a host is prepared for. Nothing has to come of it: it allows what it has heard of."""
     assert data is not None
     fields = HOST_BEHAVIOR_SUPPORT.parse(bytes(data))
-    if fields.acre > 1 or fields.lbafee > 1:
-        raise invalid_data("host behavior support takes 0 or 1")
-    if fields.etdas or fields.hdisns or fields.cdfe:
-        raise invalid_data("telemetry, dispersed namespaces and Copy are not supported")
-    controller.features.behavior = build(HOST_BEHAVIOR_SUPPORT, acre=fields.acre, lbafee=fields.lbafee)
+    flags = {name: fields[name] for name in ("acre", "etdas", "lbafee", "hdisns")}
+    for name, value in flags.items():
+        if value > 1:
+            raise invalid_data(f"{name.upper()} of Host Behavior Support is 0 or 1, not {value}")
+    if fields.cdfe & ~COPY_FORMATS_TO_ENABLE:
+        raise invalid_data(f"CDFE {fields.cdfe:#06x} of Host Behavior Support enables Copy formats that are not there")
+    controller.features.behavior = build(HOST_BEHAVIOR_SUPPORT, cdfe=fields.cdfe, **flags)
     return 0
 
 
@@ -138,11 +142,12 @@ def _host_identifier(controller: Controller, sqe: Sqe) -> Value:
 
 
 def _profile_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    if sqe.cdw11 & 0x1FF:
+    check_bits("I/O Command Set Profile", sqe.cdw11, 0x1FF)
+    if sqe.cdw11:
         raise CommandError(
             Status.IO_COMMAND_SET_COMBINATION_REJECTED,
             _CDW11,
-            message=f"there is no I/O command set combination {sqe.cdw11 & 0x1FF}",
+            message=f"there is no I/O command set combination {sqe.cdw11}",
         )
     return 0
 
@@ -161,9 +166,9 @@ add_features(
             _temperature_read,
             _temperature_default,
             _temperature_apply,
+            saveable=True,
+            selector=_temperature,
         ),
-        # DULBE needs namespaces that can tell deallocated blocks (NSFEAT.DAE): not here.
-        dword(FeatureId.ERROR_RECOVERY, "Error Recovery", 0xFFFF, 0),
         dword(
             FeatureId.VOLATILE_WRITE_CACHE,
             "Volatile Write Cache",
@@ -214,6 +219,7 @@ add_features(
         FeatureSpec(
             FeatureId.IO_COMMAND_SET_PROFILE, "I/O Command Set Profile", constant(0), constant(0), _profile_apply
         ),
+        dword(FeatureId.SOFTWARE_PROGRESS_MARKER, "Software Progress Marker", 0xFF, saveable=True, persistent=True),
         FeatureSpec(
             FeatureId.HOST_IDENTIFIER,
             "Host Identifier",

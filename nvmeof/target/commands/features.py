@@ -144,7 +144,7 @@ def constant(dw0: int = 0, data: bytes | None = None) -> Read:
 
 def namespace_of(controller: Controller, sqe: Sqe) -> Namespace:
     """The namespace that a command for a feature with the scope NAMESPACE is for."""
-    return controller.subsystem.namespaces[sqe.nsid]
+    return controller.namespaces[sqe.nsid]
 
 
 def _values(row: FeatureSpec, controller: Controller, sqe: Sqe) -> Values:
@@ -287,19 +287,23 @@ def set_bytes(ctx: QueueContext, sqe: Sqe) -> int:
     return row.data_bytes if row.transfer_bytes is None else row.transfer_bytes(sqe)
 
 
-def get_features(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
-    """Current, default or saved value, or the capabilities. What was not saved has its default as saved value."""
+def check_get_features(ctx: QueueContext, sqe: Sqe) -> None:
+    """Known, SEL, and the NSID of a feature that is a namespace's."""
     row, select = _row(ctx, sqe), _select(sqe)
     if select > FeatureSelect.SUPPORTED_CAPABILITIES:
         raise CommandError(Status.INVALID_FIELD, _SEL, message=f"SEL {select} is reserved")
-    if select == FeatureSelect.SUPPORTED_CAPABILITIES:
-        return Completion(dw0=row.capabilities)
-    controller = ctx.controller
-    assert controller is not None
-    if row.scope is Scope.NAMESPACE:
+    if row.scope is Scope.NAMESPACE and select != FeatureSelect.SUPPORTED_CAPABILITIES:
         if sqe.nsid == NSID_ALL:
             raise CommandError(row.all_refusal, _NSID, message=f"{row.name} of all namespaces cannot be told")
         _check_attached(ctx, sqe)
+
+
+def get_features(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Current, default or saved value, or the capabilities. What was not saved has its default as saved value."""
+    row, select, controller = _row(ctx, sqe), _select(sqe), ctx.controller
+    assert controller is not None
+    if select == FeatureSelect.SUPPORTED_CAPABILITIES:
+        return Completion(dw0=row.capabilities)
     # What the command means is looked at by `default` as well: a wrong selector has no saved value either.
     value = (row.read if select == FeatureSelect.CURRENT else row.default)(controller, sqe)
     if select == FeatureSelect.SAVED and (row.saveable or row.persistent):
@@ -429,6 +433,7 @@ __all__ = [
     "Value",
     "add_features",
     "check_bits",
+    "check_get_features",
     "check_set_features",
     "constant",
     "current_value",

@@ -25,7 +25,7 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Completion
 from nvmeof.target.commands.features import FEATURES
-from nvmeof.target.commands.registry import ADMIN, NVM
+from nvmeof.target.commands.registry import ADMIN, DISCOVERY, NVM
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 from nvmeof.target.discovery import discovery_log
@@ -122,9 +122,10 @@ def _effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsi
         )
     # nvme-cli asks for zoned namespaces whenever CAP.CSS shows that command sets can be chosen: a set that exists
     # and is not here has no commands.
-    io = NVM if command.csi == Csi.NVM else {}
+    io = NVM if command.csi == Csi.NVM and not controller.discovery else {}
+    admin = DISCOVERY if controller.discovery else ADMIN
     return build_effects(
-        {opcode: spec.effects for opcode, spec in ADMIN.items()}, {opcode: spec.effects for opcode, spec in io.items()}
+        {opcode: spec.effects for opcode, spec in admin.items()}, {opcode: spec.effects for opcode, spec in io.items()}
     )
 
 
@@ -137,7 +138,7 @@ def _ana(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: i
 def _feature_effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     effects = [0] * 256
     for fid, row in FEATURES.items():
-        if row.supported(controller):
+        if row.supported(controller) and (row.discovery or not controller.discovery):
             effects[fid] = row.log_entry
     return build(FEATURES_SUPPORTED_AND_EFFECTS, fids=effects)
 
@@ -154,9 +155,16 @@ LOG_PAGES: dict[int, LogPageSpec] = {
         LogPageSpec(LogPageId.SMART_HEALTH, "SMART / Health Information", _smart, per_namespace=True),
         LogPageSpec(LogPageId.FIRMWARE_SLOT, "Firmware Slot Information", _firmware),
         LogPageSpec(LogPageId.CHANGED_NAMESPACES, "Changed Namespace List", _changed),
-        LogPageSpec(LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS, "Commands Supported and Effects", _effects),
+        LogPageSpec(
+            LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS, "Commands Supported and Effects", _effects, discovery=True
+        ),
         LogPageSpec(LogPageId.ANA, "Asymmetric Namespace Access", _ana),
-        LogPageSpec(LogPageId.FEATURES_SUPPORTED_AND_EFFECTS, "Feature Identifiers and Effects", _feature_effects),
+        LogPageSpec(
+            LogPageId.FEATURES_SUPPORTED_AND_EFFECTS,
+            "Feature Identifiers and Effects",
+            _feature_effects,
+            discovery=True,
+        ),
         LogPageSpec(LogPageId.DISCOVERY, "Discovery", _discovery, io=False, discovery=True),
     )
 }

@@ -14,7 +14,18 @@ from nvmeof.spec.enums import FABRICS_OPCODE, NSID_ALL
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, TRANSPORT_DATA_BLOCK, Psdt
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands import admin, compare, copy, fabrics, feature_rows, nvm, uncorrectable, verify
+from nvmeof.target.commands import (
+    admin,
+    compare,
+    copy,
+    fabrics,
+    feature_metadata,
+    feature_namespace,
+    feature_rows,
+    nvm,
+    uncorrectable,
+    verify,
+)
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
 from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, GATES, NVM
 from nvmeof.target.context import QueueContext
@@ -173,6 +184,17 @@ def _failed(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, error: Exception) ->
 
 
 # The modules are imported for the rows that they register.
-_ROW_MODULES = (admin, feature_rows, fabrics, nvm, compare, verify, uncorrectable, copy)
+_ROW_MODULES = (
+    admin,
+    feature_rows,
+    feature_namespace,
+    feature_metadata,
+    fabrics,
+    nvm,
+    compare,
+    verify,
+    uncorrectable,
+    copy,
+)
 
 __all__ = ["ADMIN", "DISCOVERY", "FABRICS_ADMIN", "FABRICS_IO", "NVM", "check_again", "execute", "lookup", "prepare"]
