@@ -12,7 +12,10 @@ from typing import Protocol
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import Csi, FeatureId
+from nvmeof.spec.features import build_timestamp
+from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
 from nvmeof.spec.properties import Cap, CapCss, Cc, CcCss, Crms, Crto, Csts, Shst, Vs
+from nvmeof.spec.reservations import NotificationType
 from nvmeof.spec.status import Status
 from nvmeof.target.error_log import ErrorLog
 from nvmeof.target.events import (
@@ -22,12 +25,15 @@ from nvmeof.target.events import (
     DISCOVERY_LOG_CHANGE,
     IO_EVENTS,
     NAMESPACE_ATTRIBUTE_CHANGED,
+    RESERVATION_LOG_AVAILABLE,
     AsyncEvents,
 )
 from nvmeof.target.feature_values import Values
+from nvmeof.target.history import hardware_error, power_on_or_reset
 from nvmeof.target.inventory import PortInfo
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.permit import Permit
+from nvmeof.target.reservation_notices import ReservationNotices
 from nvmeof.target.runtime import Runtime
 from nvmeof.target.states import ControllerState
 from nvmeof.target.subsystem import Subsystem
@@ -56,6 +62,8 @@ class Queue(Protocol):
     def close(self, reason: str) -> None: ...
 
     def abort(self, cid: int) -> bool: ...
+
+    def abort_namespace(self, nsid: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -103,7 +111,7 @@ class Controller:
         self.shutdown_status = Shst.NORMAL
         self.gone = False
         self.end_reason = ""
-        self.features = FeatureValues()
+        self.features = FeatureValues(timestamp_set_at=runtime.now())
         self._restore = restore
         self.error_log = ErrorLog()
         self.events = AsyncEvents(
@@ -111,8 +119,10 @@ class Controller:
         )
         self.attached: dict[int, Namespace] = {}  # by NSID, in their order
         self.namespaces: dict[int, Namespace] = {}  # the active ones: attached, with a command set that is enabled
+        self.ana_changes = 0  # of what the ANA log says, since the last reset
         self.changed_namespaces: set[int] = set()  # since log page 04h was last read
         self.changed_allocations: set[int] = set()  # the same of log page 1Ch
+        self.reservation_notices = ReservationNotices()
         self.queues: dict[int, Queue] = {}
         self._permits: dict[int, Permit] = {}  # by NSID
         self.kato_ms = 0
@@ -185,15 +195,19 @@ class Controller:
             self._select_namespaces()
         else:
             self.failed = True
+            self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
 
     def _reset(self) -> None:
         """Controller Reset: I/O queues end, features and events go back to their defaults; the admin queue stays."""
         self.ready = self.failed = False
         self._close_queues("the controller was reset", [qid for qid in self.queues if qid])
         now = self.runtime.now()
+        self.record(EventType.POWER_ON_OR_RESET, self._reset_information(now))
         self.features = FeatureValues(timestamp_set_at=now)
+        self.ana_changes = 0
         self.changed_namespaces.clear()
         self.changed_allocations.clear()
+        self.reservation_notices.clear()
         self.events.reset()
         self._restore(self)
 
@@ -318,12 +332,41 @@ class Controller:
         self.destroy(f"keep alive timeout: no command for {self.keep_alive_seconds:g} s")
         return True
 
+    # History
+
+    @property
+    def timestamp(self) -> bytes:
+        """The Timestamp data structure (Feature 0Eh) as it is now."""
+        features = self.features
+        elapsed = self.runtime.now() - features.timestamp_set_at
+        return build_timestamp(features.timestamp_ms / 1000 + elapsed, origin=features.timestamp_origin)
+
+    def record(self, kind: EventType, data: bytes) -> None:
+        """Write an event into the subsystem's history: `nvmeof.target.history` has what makes its data."""
+        if self.discovery:
+            return
+        self.subsystem.history.add(
+            kind,
+            data,
+            now=self.runtime.now(),
+            timestamp=self.timestamp,
+            cntlid=self.cntlid,
+            portid=self.port.portid,
+        )
+
+    def _reset_information(self, now: float) -> bytes:
+        lifetime = self.subsystem.lifetime
+        milliseconds = int(lifetime.power_on_seconds(now) * 1000)
+        descriptor = (self.cntlid, lifetime.power_cycles, milliseconds, self.timestamp)
+        return power_on_or_reset(self.subsystem.config.firmware, [descriptor])
+
     # Events
 
     def namespace_changed(self, nsid: int) -> None:
         """A namespace came, went or changed its attributes."""
         if self.discovery:
             return
+        self.ana_changes += 1
         self.changed_namespaces.add(nsid)
         self.events.report(NAMESPACE_ATTRIBUTE_CHANGED)
 
@@ -334,8 +377,24 @@ class Controller:
         self.changed_allocations.add(nsid)
         self.events.report(ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED)
 
+    def reservation_changed(self, nsid: int, kind: NotificationType) -> None:
+        """Something happened to the reservation of an attached namespace, or to the host's registration."""
+        self.reservation_notices.add(kind, nsid)
+        self.events.report(RESERVATION_LOG_AVAILABLE)
+
+    def reservation_log_read(self) -> None:
+        """The host has read one notice; of others it is told anew."""
+        if self.reservation_notices:
+            self.events.report(RESERVATION_LOG_AVAILABLE)
+
+    def abort_namespace(self, nsid: int) -> None:
+        """Preempt and Abort: end the commands for a namespace that can be ended at once."""
+        for queue in list(self.queues.values()):
+            queue.abort_namespace(nsid)
+
     def ana_changed(self) -> None:
         """The ANA log changed."""
+        self.ana_changes += 1
         if not self.discovery:
             self.events.report(ANA_CHANGE)
 

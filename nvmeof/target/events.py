@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import AsyncEventType, AsyncNoticeInfo, AsyncSmartInfo, LogPageId, Oaes
+from nvmeof.spec.enums import AsyncCommandSetInfo, AsyncEventType, AsyncNoticeInfo, AsyncSmartInfo, LogPageId, Oaes
 from nvmeof.spec.status import Status
 from nvmeof.target.completion import Completion
 from nvmeof.target.runtime import Future, Runtime
@@ -22,7 +22,7 @@ SMART_CRITICAL_WARNINGS = 0x3F
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What an Asynchronous Event Request completes with. `enable` is its bit in Feature 0Bh."""
+    """What an Asynchronous Event Request completes with. `enable`: its bit in Feature 0Bh; 0: it is always enabled."""
 
     type: AsyncEventType
     info: int
@@ -51,6 +51,12 @@ DISCOVERY_LOG_CHANGE = Event(
     AsyncEventType.NOTICE, AsyncNoticeInfo.DISCOVERY_LOG_CHANGE, LogPageId.DISCOVERY, Oaes.DISCOVERY_LOG
 )
 TEMPERATURE = Event(AsyncEventType.SMART_HEALTH, AsyncSmartInfo.TEMPERATURE_THRESHOLD, LogPageId.SMART_HEALTH, 1 << 1)
+RESERVATION_LOG_AVAILABLE = Event(
+    AsyncEventType.IO_COMMAND_SET_SPECIFIC,
+    AsyncCommandSetInfo.RESERVATION_LOG_AVAILABLE,
+    LogPageId.RESERVATION_NOTIFICATION,
+    0,
+)
 IO_EVENTS = (NAMESPACE_ATTRIBUTE_CHANGED, ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED, ANA_CHANGE)
 DISCOVERY_EVENTS = (DISCOVERY_LOG_CHANGE,)
 
@@ -104,7 +110,7 @@ class AsyncEvents:
 
     def report(self, event: Event) -> None:
         """Something happened; nothing is sent when the host did not ask for it or has not read the last one yet."""
-        if not self.enabled & event.enable or event in self._masked:
+        if (event.enable and not self.enabled & event.enable) or event in self._masked:
             return
         self._masked.add(event)
         while self._requests:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import CNTLID_MAX, AnaState
 from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
+from nvmeof.spec.reservations import NotificationType
 from nvmeof.spec.status import Status
 from nvmeof.target.attachments import Attachments
 from nvmeof.target.backend.base import Backend
+from nvmeof.target.capacity import occupied_bytes
 from nvmeof.target.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.feature_values import Values
 from nvmeof.target.history import History, hardware_error, power_on_or_reset, watch
 from nvmeof.target.keeper import Keeper, MemoryKeeper
 from nvmeof.target.lifetime import Lifetime
+from nvmeof.target.management import NamespaceManager
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
 
 FIRST_CNTLID = 1
@@ -38,6 +41,10 @@ class Association(Protocol):
     def namespace_changed(self, nsid: int) -> None: ...
 
     def allocation_changed(self, nsid: int) -> None: ...
+
+    def reservation_changed(self, nsid: int, kind: NotificationType) -> None: ...
+
+    def abort_namespace(self, nsid: int) -> None: ...
 
     def ana_changed(self) -> None: ...
 
@@ -69,6 +76,7 @@ class Subsystem:
         self.features: Values = {}  # those with the scope of the subsystem, as set since the start
         self._allowed_hosts = config.allowed_hosts
         self._last_cntlid = FIRST_CNTLID - 1
+        self.manager = NamespaceManager(self, config.pool) if config.pool is not None else None
         for namespace in config.namespaces:
             self.add_namespace(namespace)
 
@@ -94,7 +102,7 @@ class Subsystem:
     def add_namespace(self, config: NamespaceConfig) -> Namespace:
         """Make a namespace, attached to every controller. Raises `ConfigurationError` for an NSID that is taken."""
         nsid = config.nsid if config.nsid is not None else self._free_nsid()
-        if nsid in self.namespaces:
+        if nsid in self.namespaces or (self.manager is not None and nsid in self.manager.nsids):
             raise ConfigurationError(f"namespace {nsid} of {self.nqn} exists already")
         if nsid > self.config.max_namespaces:
             raise ConfigurationError(f"namespace {nsid} is beyond the limit of {self.config.max_namespaces}")
@@ -103,12 +111,12 @@ class Subsystem:
             nguid=config.nguid or derived.nguid, uuid=config.uuid or derived.uuid, eui64=config.eui64 or derived.eui64
         )
         namespace = Namespace(nsid, config.backend, identifiers, read_only=config.read_only, anagrpid=ANA_GROUP)
-        namespace.set_accessible(self.accessible)
         self.insert(namespace, attached=True)
         return namespace
 
     def insert(self, namespace: Namespace, *, attached: bool) -> None:
         """A namespace exists from now on. `attached`: to all controllers, of now and later; else to none yet."""
+        namespace.set_accessible(self.accessible)
         self.lifetime.adopt(namespace)
         self.namespaces[namespace.nsid] = namespace
         # Kept in the order of NSIDs: lists of namespaces are made from it.
@@ -154,7 +162,8 @@ class Subsystem:
 
     def _free_nsid(self) -> int:
         nsid = 1
-        while nsid in self.namespaces:
+        taken = self.manager.nsids if self.manager is not None else frozenset()
+        while nsid in self.namespaces or nsid in taken:
             nsid += 1
         return nsid
 
@@ -181,6 +190,30 @@ class Subsystem:
     def attached_controllers(self, nsid: int) -> list[int]:
         """CNTLIDs of the controllers that a namespace is attached to."""
         return [controller.cntlid for controller in self.controllers.values() if nsid in controller.attached]
+
+    @property
+    def members(self) -> Mapping[int, Association]:
+        """The controllers by CNTLID."""
+        return self.controllers
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The most namespaces, and the most that one controller is attached to (0: no such limit)."""
+        return self.config.max_namespaces, self.config.max_attached
+
+    # Capacity
+
+    @property
+    def total_bytes(self) -> int:
+        """TNVMCAP: the pool's capacity and that of the configured namespaces."""
+        made = self.manager.nsids if self.manager is not None else frozenset()
+        configured = sum(occupied_bytes(each) for nsid, each in self.namespaces.items() if nsid not in made)
+        return configured + (self.manager.pool.capacity_bytes if self.manager is not None else 0)
+
+    @property
+    def unallocated_bytes(self) -> int:
+        """UNVMCAP: what is left of the pool."""
+        return self.manager.unallocated_bytes if self.manager is not None else 0
 
     @property
     def backends(self) -> list[Backend]:
