@@ -17,6 +17,7 @@ SUPPORTED_LOG_PAGES = c.Struct("lids" / U32[256])
 """Log page 00h, 1024 bytes: per LID, bit 0 supported, bit 1 index offset supported, bits 31:16 LID specific."""
 LSUPP = 1 << 0
 IOS = 1 << 1
+LIDSP_SHIFT = 16
 
 ERROR_INFORMATION_ENTRY = c.Struct(
     "error_count" / U64,
@@ -239,10 +240,9 @@ def build_changed_namespaces(nsids: Iterable[int]) -> bytes:
     return build(CHANGED_NAMESPACES, nsids=[0xFFFFFFFF] if len(ordered) > CHANGED_NAMESPACES_MAX else ordered)
 
 
-def build_supported_log_pages(lids: Iterable[int]) -> bytes:
-    """Log page 00h: these pages are supported, without index offsets."""
-    supported = set(lids)
-    return build(SUPPORTED_LOG_PAGES, lids=[LSUPP if lid in supported else 0 for lid in range(256)])
+def build_supported_log_pages(lids: Mapping[int, int]) -> bytes:
+    """Log page 00h from LID to its dword: :data:`LSUPP`, :data:`IOS`, the LID specific parameter in bits 31:16."""
+    return build(SUPPORTED_LOG_PAGES, lids=[lids.get(lid, 0) for lid in range(256)])
 
 
 def build_effects(admin: Mapping[int, int], io: Mapping[int, int]) -> bytes:

@@ -13,7 +13,9 @@ from importlib import metadata
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.nqn import validate_nqn
 from nvmeof.target.backend.base import Backend
+from nvmeof.target.capacity import Pool
 from nvmeof.target.keeper import Keeper
+from nvmeof.target.zone_geometry import ZoneGeometry
 
 MAX_QUEUE_ENTRIES = 1024
 MAX_IO_QUEUES = 128
@@ -52,6 +54,7 @@ class NamespaceConfig:
     uuid: uuid_module.UUID | None = None
     eui64: bytes | None = None
     read_only: bool = False
+    zoned: ZoneGeometry | None = None  # None: of the NVM Command Set
 
     def __post_init__(self) -> None:
         if self.nsid is not None and not 1 <= self.nsid <= 0xFFFFFFFE:
@@ -78,9 +81,11 @@ class SubsystemConfig:
     incapsule_bytes: int = 8192  # data in an I/O command capsule (IOCCSZ)
     max_async_events: int = 4  # Asynchronous Event Requests held per controller (AERL + 1)
     max_namespaces: int = 1024  # NN and MNAN
+    pool: Pool | None = None  # what hosts may create namespaces from; None: they cannot manage namespaces
     max_attached: int = 0  # namespaces attached to one controller (MAXCNA); 0: as many as there are
     ready_timeout_seconds: float = 7.5  # CAP.TO
     any_keep_alive_seconds: float = 0.0  # of an I/O controller whose host asks for no keep alive; 0: none
+    admin_label: str = ""  # a name for people, up to 256 bytes of UTF-8; Discovery tells it to hosts that ask
     keeper: Keeper | None = None  # what outlives the process: history, saved features; None: nothing does
 
     def __post_init__(self) -> None:
@@ -90,6 +95,8 @@ class SubsystemConfig:
         _printable(self.serial, 20, "a serial number")
         _printable(self.model, 40, "a model number")
         _printable(self.firmware, 8, "a firmware revision")
+        if len(self.admin_label.encode()) > 256 or not self.admin_label.isprintable():
+            raise ConfigurationError("a label must be printable, and at most 256 bytes")
         if not 2 <= self.max_queue_entries <= 65536:
             raise ConfigurationError(f"a queue has 2 to 65536 entries, not {self.max_queue_entries}")
         if not 1 <= self.max_io_queues <= 65534:

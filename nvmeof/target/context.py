@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import FABRICS_OPCODE
+from nvmeof.spec.enums import FABRICS_OPCODE, NvmOpcode
 from nvmeof.spec.sqe import Sqe
-from nvmeof.spec.status import status_field
+from nvmeof.spec.status import Status, status_field
 from nvmeof.target.completion import Completion
 from nvmeof.target.controller import Controller
 from nvmeof.target.inventory import Inventory, PortInfo
@@ -23,16 +23,40 @@ from nvmeof.target.states import ControllerState
 from nvmeof.target.subsystem import Subsystem
 
 logger = logging.getLogger(__name__)
+_WITH_LBA = frozenset(
+    {
+        NvmOpcode.WRITE,
+        NvmOpcode.READ,
+        NvmOpcode.WRITE_UNCORRECTABLE,
+        NvmOpcode.COMPARE,
+        NvmOpcode.WRITE_ZEROES,
+        NvmOpcode.VERIFY,
+        NvmOpcode.COPY,
+        NvmOpcode.ZONE_MANAGEMENT_SEND,
+        NvmOpcode.ZONE_MANAGEMENT_RECEIVE,
+        NvmOpcode.ZONE_APPEND,
+    }
+)
+"""I/O commands whose CDW10 and CDW11 are a logical block address."""
 
 
 class QueueHandle(Protocol):
-    """What a controller may do to one of its queues: end it (the queue then calls `QueueContext.detach`), or abort a
-    command; False when there is none of that CID that can be aborted.
+    """What a controller and its commands may do to one of its queues.
+
+    `close` ends it (the queue then calls `QueueContext.detach`). `abort` ends a command, which has no effect from then
+    on; False when it cannot, or not at once: the CID is then in `QueueContext.aborting`. `commands` are those in
+    progress, NSID by CID.
+
+    `abort_namespace` ends the commands for a namespace that can be ended at once, for Preempt and Abort.
     """
 
     def close(self, reason: str) -> None: ...
 
     def abort(self, cid: int) -> bool: ...
+
+    def commands(self) -> dict[int, int]: ...
+
+    def abort_namespace(self, nsid: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -47,6 +71,7 @@ class QueueContext:
     """`queue` is what the controller closes when the association ends. Until Connect succeeds, `controller` is None."""
 
     __slots__ = (
+        "aborting",
         "controller",
         "counters",
         "entries",
@@ -61,6 +86,7 @@ class QueueContext:
         "queue",
         "runtime",
         "subsystem",
+        "waiting",
     )
 
     def __init__(
@@ -80,6 +106,8 @@ class QueueContext:
         self.hostid = bytes(16)
         self.namespaces: dict[int, Namespace] = {}  # the controller's own table after Connect: changes show at once
         self.counters = QueueCounters()
+        self.waiting: dict[int, object] = {}  # by CID: the future that a command waits for which could be given up
+        self.aborting: set[int] = set()  # CIDs of commands that shall end at the next opportunity
 
     @property
     def state(self) -> ControllerState:
@@ -114,12 +142,24 @@ class QueueContext:
                 cid=sqe.cid,
                 status_field=status_field(error.status, error.dnr, True),
                 error_location=error.error_location,
-                lba=sqe.slba if self.qid and sqe.opcode != FABRICS_OPCODE else 0,
+                lba=sqe.slba if self.qid and sqe.opcode in _WITH_LBA else 0,
                 nsid=0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid,
                 trtype=self.port.trtype,
                 opcode=sqe.opcode,
+                csi=self._csi(sqe),
             )
+            controller.subsystem.lifetime.errors += 1
         return Completion(error.status, error.dnr, error.dw0, more=controller is not None)
+
+    def check_not_aborted(self, cid: int) -> None:
+        """For a command with several steps: raise Command Abort Requested when it shall not take another."""
+        if cid in self.aborting:
+            raise CommandError(Status.ABORTED_BY_REQUEST, dnr=False, message="aborted between two of its steps")
+
+    def _csi(self, sqe: Sqe) -> int:
+        """The I/O command set of a refused I/O command, where its namespace tells."""
+        namespace = self.namespaces.get(sqe.nsid) if self.qid and sqe.opcode != FABRICS_OPCODE else None
+        return int(getattr(namespace, "csi", 0))
 
     def detach(self, reason: str) -> None:
         """The queue has gone: forget it; with the admin queue the whole association ends. Harmless when repeated."""

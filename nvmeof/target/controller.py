@@ -7,7 +7,7 @@ queues are only known by what can be done to them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nvmeof.errors import CommandError
@@ -26,6 +26,7 @@ from nvmeof.target.events import (
     IO_EVENTS,
     NAMESPACE_ATTRIBUTE_CHANGED,
     RESERVATION_LOG_AVAILABLE,
+    ZONE_DESCRIPTOR_CHANGED,
     AsyncEvents,
 )
 from nvmeof.target.feature_values import Values
@@ -122,6 +123,7 @@ class Controller:
         self.ana_changes = 0  # of what the ANA log says, since the last reset
         self.changed_namespaces: set[int] = set()  # since log page 04h was last read
         self.changed_allocations: set[int] = set()  # the same of log page 1Ch
+        self.changed_zones: dict[int, set[int]] = {}  # the same of log page BFh: zones by NSID
         self.reservation_notices = ReservationNotices()
         self.queues: dict[int, Queue] = {}
         self._permits: dict[int, Permit] = {}  # by NSID
@@ -207,6 +209,7 @@ class Controller:
         self.ana_changes = 0
         self.changed_namespaces.clear()
         self.changed_allocations.clear()
+        self.changed_zones.clear()
         self.reservation_notices.clear()
         self.events.reset()
         self._restore(self)
@@ -376,6 +379,11 @@ class Controller:
             return
         self.changed_allocations.add(nsid)
         self.events.report(ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED)
+
+    def zone_changed(self, nsid: int, zslba: int) -> None:
+        """The zone of an active namespace that begins at that block has changed without a command's doing."""
+        self.changed_zones.setdefault(nsid, set()).add(zslba)
+        self.events.report(replace(ZONE_DESCRIPTOR_CHANGED, parameter=nsid))
 
     def reservation_changed(self, nsid: int, kind: NotificationType) -> None:
         """Something happened to the reservation of an attached namespace, or to the host's registration."""

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from nvmeof.spec.discovery import Eflags, build_discovery_entry, build_discovery_log
+from nvmeof.spec.discovery import (
+    DiscoveryFlags,
+    Eflags,
+    ExtendedAttributeType,
+    build_discovery_entry,
+    build_discovery_log,
+    extend_discovery_entry,
+)
 from nvmeof.spec.enums import CNTLID_DYNAMIC, DISCOVERY_NQN, SubType, TcpProtocol, Treq, Trtype
 from nvmeof.target.config import ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS
 from nvmeof.target.inventory import Inventory, PortInfo, address_family
+from nvmeof.target.subsystem import Subsystem
 
 ADMIN_QUEUE_ENTRIES = 128
 """ASQSZ of the entries."""
@@ -69,19 +77,39 @@ def _entry(
     )
 
 
-def discovery_log(inventory: Inventory, seen: PortInfo, host_nqn: str) -> bytes:
+def _attributes(subsystem: Subsystem | None) -> list[tuple[int, bytes]]:
+    """Extended attributes of a subsystem's entries: the name that its administrator gave it."""
+    label = subsystem.config.admin_label if subsystem is not None else ""
+    if not label:
+        return []
+    kind = ExtendedAttributeType.ADMIN_LABEL_ASCII if label.isascii() else ExtendedAttributeType.ADMIN_LABEL_UTF8
+    return [(kind, label.encode())]
+
+
+def discovery_log(
+    inventory: Inventory, seen: PortInfo, host_nqn: str, *, extended: bool = False, port_local: bool = False
+) -> bytes:
     """The whole log page for a host that came to the port `seen`: this discovery service, then each subsystem that the
     host may use on each port.
+
+    `extended`: entries with their extended attributes. `port_local`: only what is behind the port `seen`.
     """
-    entries: list[bytes] = []
+    found: list[tuple[bytes, Subsystem | None]] = []
     own = address_for(inventory.ports.get(seen.portid, seen), seen)
     if own is not None:
-        entries.extend(_entries(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY))
+        found += [(entry, None) for entry in _entries(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY)]
     for port in inventory.ports.values():
         address = address_for(port, seen)
-        if port.discovery_only or address is None:
+        if port.discovery_only or address is None or (port_local and port.portid != seen.portid):
             continue
         for subsystem in inventory.subsystems.values():
             if subsystem.host_allowed(host_nqn):
-                entries.extend(_entries(port, address, subsystem.nqn, SubType.NVM))
-    return build_discovery_log(inventory.generation, entries)
+                found += [(entry, subsystem) for entry in _entries(port, address, subsystem.nqn, SubType.NVM)]
+    flags = DiscoveryFlags(0)
+    if port_local:
+        flags |= DiscoveryFlags.PORT_LOCAL
+    entries = [entry for entry, _ in found]
+    if extended:
+        flags |= DiscoveryFlags.EXTENDED
+        entries = [extend_discovery_entry(entry, _attributes(subsystem)) for entry, subsystem in found]
+    return build_discovery_log(inventory.generation, entries, flags)

@@ -21,6 +21,7 @@ class ErrorEntry:
     nsid: int
     trtype: int
     opcode: int
+    csi: int = 0  # the I/O command set of an I/O command
 
 
 class ErrorLog:
@@ -41,11 +42,12 @@ class ErrorLog:
         nsid: int,
         trtype: int,
         opcode: int,
+        csi: int = 0,
     ) -> None:
         """Remember a refused command."""
         self.count += 1
         self._entries.appendleft(
-            ErrorEntry(self.count, sqid, cid, status_field, error_location, lba, nsid, trtype, opcode)
+            ErrorEntry(self.count, sqid, cid, status_field, error_location, lba, nsid, trtype, opcode, csi)
         )
 
     def newest(self) -> list[ErrorEntry]:

@@ -102,6 +102,9 @@ class Lifetime:
         """Whether the last run did not end as it should have."""
         if self.unsafe:
             self.unsafe_shutdowns += 1
+        self.errors = int(kept.get("errors", 0))
+        """Entries that the Error Information logs of all controllers ever had."""
+        self._snapshot_at: float | None = None
         self._seconds = float(kept.get("power_on_seconds", 0.0))
         self._busy = float(kept.get("busy_seconds", 0.0))
         self._busy_since: float | None = None
@@ -170,6 +173,13 @@ class Lifetime:
         """For how long I/O commands were outstanding."""
         return self._busy + (now - self._busy_since if self._busy_since is not None else 0.0)
 
+    def snapshot_due(self, now: float, every_seconds: float) -> bool:
+        """Whether it is time for a snapshot of SMART; once it is, that counts as taken."""
+        if self._snapshot_at is not None and now - self._snapshot_at < every_seconds:
+            return False
+        self._snapshot_at = now
+        return True
+
     def save_due(self, now: float) -> bool:
         """Whether it is time for `save`."""
         return self._started_at is not None and now - self._saved_at >= SAVE_SECONDS
@@ -187,6 +197,7 @@ class Lifetime:
                 "power_on_seconds": round(self.power_on_seconds(now), 3),
                 "busy_seconds": round(self.busy_seconds(now), 3),
                 "clean": clean,
+                "errors": self.errors,
                 "namespaces": namespaces,
                 "gone": _dump(self.gone),
             },

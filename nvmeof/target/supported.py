@@ -22,7 +22,6 @@ _SINGLE = "one fixed set of namespaces per subsystem: configured, not managed by
 _LATER = "not there yet"
 _NO_SETS = "no NVM sets, endurance groups or domains"
 _NO_FDP = "no Flexible Data Placement"
-_NO_RESERVATIONS = "reservations are not there yet"
 _NO_SANITIZE = "sanitize is not there yet"
 _NO_HARDWARE = "says something of hardware that a program does not have"
 _ONE_POWER_STATE = "one power state: a program saves no power that a host could choose"
@@ -72,10 +71,6 @@ _WHY_ADMIN: dict[int, str] = {
     AdminOpcode.SANITIZE: _NO_SANITIZE,
 }
 _WHY_NVM: dict[int, str] = {
-    NvmOpcode.RESERVATION_REGISTER: _NO_RESERVATIONS,
-    NvmOpcode.RESERVATION_REPORT: _NO_RESERVATIONS,
-    NvmOpcode.RESERVATION_ACQUIRE: _NO_RESERVATIONS,
-    NvmOpcode.RESERVATION_RELEASE: _NO_RESERVATIONS,
     NvmOpcode.IO_MANAGEMENT_RECEIVE: _NO_FDP,
     NvmOpcode.IO_MANAGEMENT_SEND: _NO_FDP,
     NvmOpcode.ZONE_MANAGEMENT_SEND: _NO_ZONES,
@@ -107,7 +102,6 @@ _WHY_LOG: dict[int, str] = {
     LogPageId.DEVICE_SELF_TEST: _NO_HARDWARE,
     LogPageId.TELEMETRY_HOST: _NO_TELEMETRY,
     LogPageId.TELEMETRY_CONTROLLER: _NO_TELEMETRY,
-    LogPageId.ENDURANCE_GROUP: _NO_SETS,
     LogPageId.PREDICTABLE_LATENCY_PER_NVM_SET: _NO_SETS,
     LogPageId.PREDICTABLE_LATENCY_EVENTS: _NO_SETS,
     LogPageId.ENDURANCE_GROUP_EVENTS: _NO_SETS,
@@ -130,7 +124,6 @@ _WHY_LOG: dict[int, str] = {
     LogPageId.HOST_DISCOVERY: _NO_CENTRAL,
     LogPageId.AVE_DISCOVERY: _NO_CENTRAL,
     LogPageId.PULL_MODEL_DDC_REQUEST: _NO_CENTRAL,
-    LogPageId.RESERVATION_NOTIFICATION: _NO_RESERVATIONS,
     LogPageId.SANITIZE_STATUS: _NO_SANITIZE,
     LogPageId.CHANGED_ZONES: _NO_ZONES,
 }
@@ -155,8 +148,6 @@ _WHY_FEATURE: dict[int, str] = {
     FeatureId.CONTROLLER_DATA_QUEUE: _NO_MIGRATION,
     FeatureId.EMBEDDED_MANAGEMENT_CONTROLLER_ADDRESS: _NO_MI,
     FeatureId.HOST_MANAGEMENT_AGENT_ADDRESS: _NO_MI,
-    FeatureId.RESERVATION_NOTIFICATION_MASK: _NO_RESERVATIONS,
-    FeatureId.RESERVATION_PERSISTENCE: _NO_RESERVATIONS,
     FeatureId.BOOT_PARTITION_WRITE_PROTECTION_CONFIG: _NO_HARDWARE,
 }
 _NSID_WORDS = {

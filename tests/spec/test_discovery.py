@@ -20,7 +20,13 @@ from nvmeof.wire import layout
 
 def test_sizes_and_offsets() -> None:
     assert DISCOVERY_LOG_HEADER.sizeof() == 1024
-    assert layout(DISCOVERY_LOG_HEADER) == {"genctr": (0, 8), "numrec": (8, 8), "recfmt": (16, 2)}
+    assert layout(DISCOVERY_LOG_HEADER) == {
+        "genctr": (0, 8),
+        "numrec": (8, 8),
+        "recfmt": (16, 2),
+        "dlpf": (18, 1),
+        "tdlpl": (20, 4),
+    }
     assert DISCOVERY_LOG_ENTRY.sizeof() == 1024
     assert layout(DISCOVERY_LOG_ENTRY) == {
         "trtype": (0, 1),

@@ -195,7 +195,8 @@ def test_changed_namespaces() -> None:
 
 
 def test_supported_log_pages() -> None:
-    data = build_supported_log_pages({0, 2, 0x70})
+    data = build_supported_log_pages({0: 1, 2: 1, 0x70: 0x50003})
+    assert data[4 * 0x70 : 4 * 0x70 + 4] == b"\3\0\5\0"
     assert [lid for lid in range(256) if data[4 * lid]] == [0, 2, 0x70]
     assert len(data) == 1024
 

@@ -1,46 +1,51 @@
-"""Get Log Page: one row per log page (NVMe Base, Get Log Page command)."""
+"""Get Log Page: the way of the command, and the table that has one row per log page (NVMe Base, Get Log Page command).
+
+The rows are in the modules `logs_*` beside this one, and in those of whatever has a log page of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, Csi, LogPageId
-from nvmeof.spec.log_pages import (
-    ANA_LSP_GROUPS_ONLY,
-    DATA_UNIT_BYTES,
-    ERROR_INFORMATION_ENTRY,
-    FEATURES_SUPPORTED_AND_EFFECTS,
-    FIRMWARE_SLOT,
-    SMART_HEALTH,
-    AnaGroup,
-    GetLogPage,
-    build_ana_log,
-    build_changed_namespaces,
-    build_effects,
-    build_supported_log_pages,
-)
+from nvmeof.spec.enums import NSID_ALL, Csi, LogPageId, Lpa
+from nvmeof.spec.log_pages import GetLogPage
+from nvmeof.spec.properties import Cc, CcCss
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Completion
-from nvmeof.target.commands.features import FEATURES
-from nvmeof.target.commands.registry import ADMIN, DISCOVERY, NVM
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
-from nvmeof.target.discovery import discovery_log
-from nvmeof.target.error_log import ERROR_LOG_ENTRIES
-from nvmeof.target.health import COMPOSITE_KELVIN, SPARE_PERCENT, SPARE_THRESHOLD_PERCENT, critical_warning
-from nvmeof.target.namespace import Namespace
-from nvmeof.target.subsystem import ANA_GROUP
-from nvmeof.wire import build
+
+LSP = SQE.error_location("cdw10", 8)
+LSI = SQE.error_location("cdw11", 16)
+_LID = SQE.error_location("cdw10")
+_NUMDL = SQE.error_location("cdw10", 16)
+_OFFSET = SQE.error_location("cdw12")
+_OT = SQE.error_location("cdw14", 23)
+_CSI = SQE.error_location("cdw14", 24)
+_NSID = SQE.error_location("nsid")
 
 Builder = Callable[[QueueContext, Controller, GetLogPage, int], bytes]
+PageCheck = Callable[[Controller, GetLogPage], None]
+
+
+def no_page_check(controller: Controller, command: GetLogPage) -> None:
+    """For a page without parameters of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogPageSpec:
-    """A row. `build(ctx, controller, command, nsid)` makes the whole page."""
+    """A row. `build(ctx, controller, command, nsid)` makes the whole page.
+
+    `per_namespace`: an NSID may name a namespace, and `build` looks whether it does; other pages belong to the
+    controller or the subsystem. `check` runs before anything else of the page and raises `CommandError`.
+    `acknowledge` is called when the page was read with RAE = 0.
+    `entries`: offsets of the page's entries, in bytes, for a page that takes an index as offset (OT).
+    `lidsp`: its LID Specific Parameter in the Supported Log Pages log. `csi`: it is of one I/O command set.
+    `whole`: an offset and a length that are not multiples of so many bytes are refused.
+    """
 
     lid: int
     name: str
@@ -48,134 +53,52 @@ class LogPageSpec:
     io: bool = True
     discovery: bool = False
     per_namespace: bool = False
+    check: PageCheck = no_page_check
+    acknowledge: Callable[[Controller], None] | None = None
+    entries: Callable[[bytes], list[int]] | None = None
+    lidsp: int = 0
+    csi: bool = False
+    whole: int = 4
+    remark: str = ""  # for docs/supported.md
+
+    def here(self, controller: Controller) -> bool:
+        """Whether this kind of controller has it."""
+        return self.discovery if controller.discovery else self.io
 
 
-def _supported(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    return build_supported_log_pages(
-        row.lid for row in LOG_PAGES.values() if (row.discovery if controller.discovery else row.io)
-    )
-
-
-def _errors(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    entries = b"".join(
-        build(
-            ERROR_INFORMATION_ENTRY,
-            error_count=entry.error_count,
-            sqid=entry.sqid,
-            cid=entry.cid,
-            status=entry.status_field,
-            parameter_error_location=entry.error_location,
-            lba=entry.lba,
-            nsid=entry.nsid,
-            trtype=entry.trtype,
-            opcode=entry.opcode,
-        )
-        for entry in controller.error_log.newest()
-    )
-    return entries.ljust(ERROR_LOG_ENTRIES * ERROR_INFORMATION_ENTRY.sizeof(), b"\0")
-
-
-def _units(size_bytes: int) -> int:
-    return -(-size_bytes // DATA_UNIT_BYTES)
-
-
-def _smart(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    namespaces: Iterable[Namespace] = ctx.namespaces.values()
-    if nsid not in (0, NSID_ALL):
-        if nsid not in ctx.namespaces:
-            raise CommandError(Status.INVALID_NAMESPACE, SQE.error_location("nsid"))
-        namespaces = [ctx.namespaces[nsid]]
-    chosen = list(namespaces)
-    started = ctx.inventory.started_at
-    hours = 0 if started is None else int((ctx.runtime.now() - started) // 3600)
-    return build(
-        SMART_HEALTH,
-        critical_warning=critical_warning(controller),
-        composite_temperature=COMPOSITE_KELVIN,
-        available_spare=SPARE_PERCENT,
-        available_spare_threshold=SPARE_THRESHOLD_PERCENT,
-        data_units_read=_units(sum(item.counters.blocks_read << item.block_shift for item in chosen)),
-        data_units_written=_units(sum(item.counters.blocks_written << item.block_shift for item in chosen)),
-        host_read_commands=sum(item.counters.reads for item in chosen),
-        host_write_commands=sum(item.counters.writes for item in chosen),
-        power_cycles=1,
-        power_on_hours=hours,
-        media_errors=sum(item.counters.media_errors for item in chosen),
-        error_log_entries=controller.error_log.count,
-    )
-
-
-def _firmware(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    return build(FIRMWARE_SLOT, afi=1, frs=[controller.subsystem.config.firmware])
-
-
-def _changed(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    return build_changed_namespaces(controller.changed_namespaces)
-
-
-def _effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    if command.csi not in list(Csi):
-        raise CommandError(
-            Status.INVALID_FIELD,
-            SQE.error_location("cdw14", 24),
-            message=f"I/O command set {command.csi} does not exist",
-        )
-    # nvme-cli asks for zoned namespaces whenever CAP.CSS shows that command sets can be chosen: a set that exists
-    # and is not here has no commands.
-    io = NVM if command.csi == Csi.NVM and not controller.discovery else {}
-    admin = DISCOVERY if controller.discovery else ADMIN
-    return build_effects(
-        {opcode: spec.effects for opcode, spec in admin.items()}, {opcode: spec.effects for opcode, spec in io.items()}
-    )
-
-
-def _ana(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    subsystem = controller.subsystem
-    group = AnaGroup(ANA_GROUP, subsystem.ana_state, subsystem.ana_change_count, tuple(ctx.namespaces))
-    return build_ana_log(subsystem.ana_change_count, [group], groups_only=bool(command.lsp & ANA_LSP_GROUPS_ONLY))
-
-
-def _feature_effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    effects = [0] * 256
-    for fid, row in FEATURES.items():
-        if row.supported(controller) and (row.discovery or not controller.discovery):
-            effects[fid] = row.log_entry
-    return build(FEATURES_SUPPORTED_AND_EFFECTS, fids=effects)
-
-
-def _discovery(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    return discovery_log(ctx.inventory, ctx.port, ctx.host_nqn)
-
-
-LOG_PAGES: dict[int, LogPageSpec] = {
-    row.lid: row
-    for row in (
-        LogPageSpec(LogPageId.SUPPORTED_LOG_PAGES, "Supported Log Pages", _supported, discovery=True),
-        LogPageSpec(LogPageId.ERROR_INFORMATION, "Error Information", _errors, discovery=True),
-        LogPageSpec(LogPageId.SMART_HEALTH, "SMART / Health Information", _smart, per_namespace=True),
-        LogPageSpec(LogPageId.FIRMWARE_SLOT, "Firmware Slot Information", _firmware),
-        LogPageSpec(LogPageId.CHANGED_NAMESPACES, "Changed Namespace List", _changed),
-        LogPageSpec(
-            LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS, "Commands Supported and Effects", _effects, discovery=True
-        ),
-        LogPageSpec(LogPageId.ANA, "Asymmetric Namespace Access", _ana),
-        LogPageSpec(
-            LogPageId.FEATURES_SUPPORTED_AND_EFFECTS,
-            "Feature Identifiers and Effects",
-            _feature_effects,
-            discovery=True,
-        ),
-        LogPageSpec(LogPageId.DISCOVERY, "Discovery", _discovery, io=False, discovery=True),
-    )
-}
+LOG_PAGES: dict[int, LogPageSpec] = {}
 
 
 def add_log_pages(*rows: LogPageSpec) -> None:
-    """Add log pages that other modules make; each has one row."""
+    """Add log pages; each has one row."""
     for row in rows:
         if row.lid in LOG_PAGES:
             raise ValueError(f"{row.name}: {row.lid:02X}h has a row already")
         LOG_PAGES[row.lid] = row
+
+
+_ATTRIBUTES = {
+    LogPageId.SUPPORTED_LOG_PAGES: Lpa.SUPPORTED_LOG_PAGES,
+    LogPageId.SMART_HEALTH: Lpa.SMART_PER_NAMESPACE,
+    LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS: Lpa.COMMANDS_SUPPORTED_AND_EFFECTS,
+    LogPageId.TELEMETRY_HOST: Lpa.TELEMETRY | Lpa.TELEMETRY_DATA_AREA_4,
+    LogPageId.PERSISTENT_EVENTS: Lpa.PERSISTENT_EVENTS,
+}
+
+
+def log_attributes(controller: Controller) -> Lpa:
+    """LPA of Identify Controller, from the rows that there are."""
+    attributes = Lpa.EXTENDED_DATA
+    for lid, attribute in _ATTRIBUTES.items():
+        row = LOG_PAGES.get(lid)
+        if row is not None and row.here(controller):
+            attributes |= attribute
+    return attributes
+
+
+def command_set(controller: Controller, command: GetLogPage) -> int:
+    """The I/O command set that a page is asked for; without CC.CSS = 110b that is the NVM Command Set."""
+    return command.csi if Cc.decode(controller.cc).css == CcCss.ALL_SUPPORTED else Csi.NVM
 
 
 def decode(sqe: Sqe) -> GetLogPage:
@@ -188,50 +111,79 @@ def log_bytes(ctx: QueueContext, sqe: Sqe) -> int:
     return decode(sqe).length_bytes
 
 
+def _invalid(location: int, message: str) -> CommandError:
+    return CommandError(Status.INVALID_FIELD, location, message=message)
+
+
 def check_get_log_page(ctx: QueueContext, sqe: Sqe) -> None:
-    """A page that exists here, a length within MDTS, and an offset that is a multiple of four."""
-    assert ctx.controller is not None and ctx.subsystem is not None
+    """A page that exists here, its NSID, a length within MDTS, and an offset of the kind that it takes.
+
+    Fields that a page does not use are not looked at: LSP, LSI and CSI of others, and the UUID index.
+    """
+    controller, subsystem = ctx.controller, ctx.subsystem
+    assert controller is not None and subsystem is not None
     command = decode(sqe)
     row = LOG_PAGES.get(command.lid)
-    if row is None or not (row.discovery if ctx.controller.discovery else row.io):
-        raise CommandError(
-            Status.INVALID_LOG_PAGE,
-            SQE.error_location("cdw10"),
-            message=f"log page {command.lid:#04x} is not supported",
-        )
-    limit = ctx.subsystem.config.max_transfer_bytes
+    if row is None or not row.here(controller):
+        raise CommandError(Status.INVALID_LOG_PAGE, _LID, message=f"log page {command.lid:#04x} is not supported")
+    _check_nsid(subsystem.config.max_namespaces, row, sqe.nsid)
+    limit = subsystem.config.max_transfer_bytes
     if command.length_bytes > limit:
-        raise CommandError(
-            Status.INVALID_FIELD,
-            SQE.error_location("cdw10", 16),
-            message=f"{command.length_bytes} bytes of a log page are more than MDTS ({limit})",
-        )
+        raise _invalid(_NUMDL, f"{command.length_bytes} bytes of a log page are more than MDTS ({limit})")
+    if command.length_bytes % row.whole:
+        raise _invalid(_NUMDL, f"{row.name} is read in multiples of {row.whole} bytes, not {command.length_bytes}")
     if command.index_offset:
-        raise CommandError(
-            Status.INVALID_FIELD, SQE.error_location("cdw14", 23), message="index offsets are not supported (OT)"
-        )
-    if command.offset_bytes % 4:
-        raise CommandError(
-            Status.INVALID_FIELD,
-            SQE.error_location("cdw12"),
-            message=f"log page offset {command.offset_bytes} is not a multiple of 4",
-        )
+        if row.entries is None:
+            raise _invalid(_OT, f"{row.name} takes no index as offset (OT)")
+    elif command.offset_bytes % row.whole:
+        raise _invalid(_OFFSET, f"the offset {command.offset_bytes} is not a multiple of {row.whole}")
+    if row.csi and command_set(controller, command) not in list(Csi):
+        raise _invalid(_CSI, f"I/O command set {command.csi} does not exist")
+    row.check(controller, command)
+
+
+def _check_nsid(max_namespaces: int, row: LogPageSpec, nsid: int) -> None:
+    if nsid in (0, NSID_ALL) or row.per_namespace:
+        return
+    if nsid > max_namespaces:
+        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
+    raise _invalid(_NSID, f"{row.name} is not of a namespace (NSID {nsid})")
+
+
+def namespaces_of(ctx: QueueContext, nsid: int) -> list[int]:
+    """The namespaces that a page with `per_namespace` is about: one, or all with 0h and FFFFFFFFh."""
+    if nsid in (0, NSID_ALL):
+        return list(ctx.namespaces)
+    if nsid in ctx.namespaces:
+        return [nsid]
+    assert ctx.subsystem is not None
+    if nsid <= ctx.subsystem.config.max_namespaces:
+        raise _invalid(_NSID, f"namespace {nsid} is not active")
+    raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
+
+
+def _start(row: LogPageSpec, command: GetLogPage, page: bytes) -> int:
+    """Where in the page the answer begins."""
+    if command.index_offset:
+        assert row.entries is not None
+        offsets = row.entries(page)
+        if command.offset_bytes >= len(offsets):
+            raise _invalid(_OFFSET, f"index {command.offset_bytes} of {row.name}, which has {len(offsets)} entries")
+        return offsets[command.offset_bytes]
+    if command.offset_bytes > len(page):
+        raise _invalid(_OFFSET, f"offset {command.offset_bytes} is beyond the {len(page)} bytes of {row.name}")
+    return command.offset_bytes
 
 
 def get_log_page(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """A part of a page; what is asked for beyond its end reads as zeroes. RAE = 0 lets its events be sent again."""
     command, controller = decode(sqe), ctx.controller
     assert controller is not None
-    page = LOG_PAGES[command.lid].build(ctx, controller, command, sqe.nsid)
-    if command.offset_bytes > len(page):
-        raise CommandError(
-            Status.INVALID_FIELD,
-            SQE.error_location("cdw12"),
-            message=f"offset {command.offset_bytes} is beyond the {len(page)} bytes of log page {command.lid:#04x}",
-        )
+    row = LOG_PAGES[command.lid]
+    page = row.build(ctx, controller, command, sqe.nsid)
+    start = _start(row, command, page)
     if not command.retain:
         controller.events.log_page_read(command.lid)
-        if command.lid == LogPageId.CHANGED_NAMESPACES:
-            controller.changed_namespaces.clear()
-    part = page[command.offset_bytes : command.offset_bytes + command.length_bytes]
-    return Completion(data=part.ljust(command.length_bytes, b"\0"))
+        if row.acknowledge is not None:
+            row.acknowledge(controller)
+    return Completion(data=page[start : start + command.length_bytes].ljust(command.length_bytes, b"\0"))

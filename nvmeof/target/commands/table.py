@@ -14,6 +14,7 @@ from nvmeof.spec.enums import FABRICS_OPCODE, NSID_ALL
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, TRANSPORT_DATA_BLOCK, Psdt
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
+from nvmeof.target.aborting import Watched
 from nvmeof.target.commands import (
     admin,
     compare,
@@ -22,11 +23,19 @@ from nvmeof.target.commands import (
     feature_metadata,
     feature_namespace,
     feature_rows,
+    identify_namespaces,
+    logs_discovery,
+    logs_general,
+    logs_health,
     nvm,
+    reservation_features,
+    reservation_gate,
+    reservations,
     uncorrectable,
     verify,
 )
-from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, always
+from nvmeof.target.commands.fused import FUSED_OPCODES
 from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, GATES, NVM
 from nvmeof.target.context import QueueContext
 
@@ -57,7 +66,7 @@ def lookup(ctx: QueueContext, sqe: Sqe) -> CommandSpec:
         raise CommandError(Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"command {opcode:02X}h before Connect")
     table = NVM if ctx.qid else DISCOVERY if controller.discovery else ADMIN
     spec = table.get(opcode)
-    if spec is None:
+    if spec is None or (spec.offered is not always and not spec.offered(controller.subsystem)):
         kind = "I/O" if ctx.qid else "admin"
         raise CommandError(Status.INVALID_OPCODE, _OPCODE, message=f"{kind} command {opcode:02X}h is not supported")
     return spec
@@ -112,9 +121,9 @@ def prepare(ctx: QueueContext, sqe: Sqe) -> tuple[CommandSpec, int]:
         raise CommandError(
             Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {state.value}"
         )
-    if sqe.fuse:
+    if sqe.fuse and (not ctx.qid or FUSED_OPCODES.get(sqe.fuse) != sqe.opcode):
         raise CommandError(
-            Status.INVALID_FIELD, SQE.error_location("flags"), message="fused operations are not supported"
+            Status.INVALID_FIELD, SQE.error_location("flags"), message=f"{spec.name} cannot be fused so ({sqe.fuse})"
         )
     if sqe.opcode != FABRICS_OPCODE:
         if sqe.psdt != Psdt.SGL_CONTIGUOUS_METADATA:
@@ -164,7 +173,7 @@ def execute(
         return _failed(ctx, spec, sqe, error)
     if isinstance(result, Completion):
         return result
-    return _finish(ctx, spec, sqe, result)
+    return _finish(ctx, spec, sqe, Watched(ctx.waiting, sqe.cid, result) if spec.abortable else result)
 
 
 async def _finish(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, pending: Awaitable[Completion]) -> Completion:
@@ -186,6 +195,10 @@ def _failed(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, error: Exception) ->
 # The modules are imported for the rows that they register.
 _ROW_MODULES = (
     admin,
+    identify_namespaces,
+    logs_general,
+    logs_health,
+    logs_discovery,
     feature_rows,
     feature_namespace,
     feature_metadata,
@@ -195,6 +208,9 @@ _ROW_MODULES = (
     verify,
     uncorrectable,
     copy,
+    reservation_gate,
+    reservations,
+    reservation_features,
 )
 
 __all__ = ["ADMIN", "DISCOVERY", "FABRICS_ADMIN", "FABRICS_IO", "NVM", "check_again", "execute", "lookup", "prepare"]

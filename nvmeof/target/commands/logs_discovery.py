@@ -1,0 +1,49 @@
+"""The Discovery log, in the forms that a host can ask for."""
+
+from __future__ import annotations
+
+from nvmeof.spec.discovery import ENTRY_BYTES, EXTENDED_ENTRY_TAIL, HEADER_BYTES, DiscoveryFlags, DiscoveryLsp
+from nvmeof.spec.enums import LogPageId
+from nvmeof.spec.log_pages import GetLogPage
+from nvmeof.target.commands.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.context import QueueContext
+from nvmeof.target.controller import Controller
+from nvmeof.target.discovery import discovery_log
+
+# Not ALL_SUBSYSTEMS: what a host may not use it is not told of, whatever it asks for.
+_SUPPORTED = DiscoveryLsp.EXTENDED_ENTRIES | DiscoveryLsp.PORT_LOCAL
+
+
+def _discovery(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    asked = command.lsp & _SUPPORTED
+    return discovery_log(
+        ctx.inventory,
+        ctx.port,
+        ctx.host_nqn,
+        extended=bool(asked & DiscoveryLsp.EXTENDED_ENTRIES),
+        port_local=bool(asked & DiscoveryLsp.PORT_LOCAL),
+    )
+
+
+def _entries(page: bytes) -> list[int]:
+    """An index of 0 is the header, 1 the first entry."""
+    extended = page[18] & DiscoveryFlags.EXTENDED
+    offsets, position = [0], HEADER_BYTES
+    while position < len(page):
+        offsets.append(position)
+        position += EXTENDED_ENTRY_TAIL.parse(page[position + ENTRY_BYTES :]).tel if extended else ENTRY_BYTES
+    return offsets
+
+
+add_log_pages(
+    LogPageSpec(
+        LogPageId.DISCOVERY,
+        "Discovery",
+        _discovery,
+        io=False,
+        discovery=True,
+        entries=_entries,
+        lidsp=int(_SUPPORTED),
+        remark="extended entries (EXTDLPE), those of one port (PLEO), and by index (OT)",
+    )
+)

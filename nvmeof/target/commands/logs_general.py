@@ -1,0 +1,117 @@
+"""Log pages that tell of the controller itself: what it supports, what went wrong, what changed, and ANA."""
+
+from __future__ import annotations
+
+from nvmeof.spec.enums import CommandEffects, Csi, LogPageId
+from nvmeof.spec.log_pages import (
+    ANA_LSP_GROUPS_ONLY,
+    ERROR_INFORMATION_ENTRY,
+    FEATURES_SUPPORTED_AND_EFFECTS,
+    FIRMWARE_SLOT,
+    IOS,
+    LIDSP_SHIFT,
+    LSUPP,
+    AnaGroup,
+    GetLogPage,
+    build_ana_log,
+    build_changed_namespaces,
+    build_effects,
+    build_supported_log_pages,
+)
+from nvmeof.target.commands.features import FEATURES
+from nvmeof.target.commands.log_pages import LOG_PAGES, LogPageSpec, add_log_pages, command_set
+from nvmeof.target.commands.registry import ADMIN, NVM
+from nvmeof.target.context import QueueContext
+from nvmeof.target.controller import Controller
+from nvmeof.target.error_log import ERROR_LOG_ENTRIES
+from nvmeof.target.subsystem import ANA_GROUP
+from nvmeof.wire import build
+
+_SCOPES = 0xFFF << 20
+
+
+def _supported(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    return build_supported_log_pages(
+        {
+            row.lid: LSUPP | (IOS if row.entries is not None else 0) | row.lidsp << LIDSP_SHIFT
+            for row in LOG_PAGES.values()
+            if row.here(controller)
+        }
+    )
+
+
+def _errors(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    entries = b"".join(
+        build(
+            ERROR_INFORMATION_ENTRY,
+            error_count=entry.error_count,
+            sqid=entry.sqid,
+            cid=entry.cid,
+            status=entry.status_field,
+            parameter_error_location=entry.error_location,
+            lba=entry.lba,
+            nsid=entry.nsid,
+            trtype=entry.trtype,
+            csi=entry.csi,
+            opcode=entry.opcode,
+            log_page_version=1,
+        )
+        for entry in controller.error_log.newest()
+    )
+    return entries.ljust(ERROR_LOG_ENTRIES * ERROR_INFORMATION_ENTRY.sizeof(), b"\0")
+
+
+def _firmware(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    return build(FIRMWARE_SLOT, afi=1, frs=[controller.subsystem.config.firmware])
+
+
+def _changed(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    return build_changed_namespaces(controller.changed_namespaces)
+
+
+def _changed_read(controller: Controller) -> None:
+    controller.changed_namespaces.clear()
+
+
+def admin_effects(effects: CommandEffects) -> CommandEffects:
+    """An admin command's entry: its scope is the controller unless the row says another."""
+    return effects if effects & _SCOPES else effects | CommandEffects.CONTROLLER_SCOPE
+
+
+def _effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    # nvme-cli asks for zoned namespaces whenever CAP.CSS shows that command sets can be chosen: a set that exists
+    # and is not here has no commands.
+    io = NVM if command_set(controller, command) == Csi.NVM else {}
+    # I/O commands report no scope: Linux warns of each whose entry says more than what it does to logical blocks.
+    return build_effects(
+        {opcode: admin_effects(spec.effects) for opcode, spec in ADMIN.items()},
+        {opcode: spec.effects for opcode, spec in io.items()},
+    )
+
+
+def _ana(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    # The header's count starts at 0 with a reset; a group's at 1, for 0 there means that nothing is counted.
+    changes = controller.ana_changes
+    group = AnaGroup(ANA_GROUP, controller.subsystem.ana_state, changes + 1, tuple(ctx.namespaces))
+    return build_ana_log(changes, [group], groups_only=bool(command.lsp & ANA_LSP_GROUPS_ONLY))
+
+
+def _feature_effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    effects = [0] * 256
+    for fid, row in FEATURES.items():
+        if row.supported(controller):
+            effects[fid] = row.log_entry
+    return build(FEATURES_SUPPORTED_AND_EFFECTS, fids=effects)
+
+
+add_log_pages(
+    LogPageSpec(LogPageId.SUPPORTED_LOG_PAGES, "Supported Log Pages", _supported, discovery=True, csi=True),
+    LogPageSpec(LogPageId.ERROR_INFORMATION, "Error Information", _errors, discovery=True),
+    LogPageSpec(LogPageId.FIRMWARE_SLOT, "Firmware Slot Information", _firmware),
+    LogPageSpec(LogPageId.CHANGED_NAMESPACES, "Changed Attached Namespace List", _changed, acknowledge=_changed_read),
+    LogPageSpec(LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS, "Commands Supported and Effects", _effects, csi=True),
+    LogPageSpec(LogPageId.ANA, "Asymmetric Namespace Access", _ana, remark="groups only (RGO)"),
+    LogPageSpec(
+        LogPageId.FEATURES_SUPPORTED_AND_EFFECTS, "Feature Identifiers and Effects", _feature_effects, csi=True
+    ),
+)
