@@ -58,6 +58,7 @@ class CommandError(NvmeofError):
 
     ``status``: SCT << 8 | SC. ``error_location``: byte | bit << 8 of the field at fault, 0xFFFF for none.
     ``dnr``: a retry would fail too. ``dw0``: completion dword 0 (Connect's IPO and IATTR).
+    ``command_specific``: what the Error Information log says of it beside.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class CommandError(NvmeofError):
         dnr: bool = True,
         message: str = "",
         dw0: int = 0,
+        command_specific: int = 0,
     ) -> None:
         super().__init__(message or f"status {int(status):#05x}")
         self.status = status
         self.error_location = error_location
         self.dnr = dnr
         self.dw0 = dw0
+        self.command_specific = command_specific
 
 
 class NvmeStatusError(NvmeofError):

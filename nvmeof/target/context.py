@@ -147,6 +147,7 @@ class QueueContext:
                 trtype=self.port.trtype,
                 opcode=sqe.opcode,
                 csi=self._csi(sqe),
+                command_specific=error.command_specific,
             )
             controller.subsystem.lifetime.errors += 1
         return Completion(error.status, error.dnr, error.dw0, more=controller is not None)

@@ -22,6 +22,7 @@ class ErrorEntry:
     trtype: int
     opcode: int
     csi: int = 0  # the I/O command set of an I/O command
+    command_specific: int = 0  # Command Specific Information
 
 
 class ErrorLog:
@@ -43,11 +44,14 @@ class ErrorLog:
         trtype: int,
         opcode: int,
         csi: int = 0,
+        command_specific: int = 0,
     ) -> None:
         """Remember a refused command."""
         self.count += 1
         self._entries.appendleft(
-            ErrorEntry(self.count, sqid, cid, status_field, error_location, lba, nsid, trtype, opcode, csi)
+            ErrorEntry(
+                self.count, sqid, cid, status_field, error_location, lba, nsid, trtype, opcode, csi, command_specific
+            )
         )
 
     def newest(self) -> list[ErrorEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Protocol
 
 from nvmeof.errors import CommandError, ConfigurationError
@@ -20,6 +21,7 @@ from nvmeof.target.keeper import Keeper, MemoryKeeper
 from nvmeof.target.lifetime import Lifetime
 from nvmeof.target.management import NamespaceManager
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
+from nvmeof.target.zoned import ZonedNamespace, make_namespace
 
 FIRST_CNTLID = 1
 ANA_GROUP = 1
@@ -38,9 +40,13 @@ class Association(Protocol):
 
     def detach(self, nsid: int) -> bool: ...
 
+    def enabled(self, csi: int) -> bool: ...
+
     def namespace_changed(self, nsid: int) -> None: ...
 
     def allocation_changed(self, nsid: int) -> None: ...
+
+    def zone_changed(self, nsid: int, zslba: int) -> None: ...
 
     def reservation_changed(self, nsid: int, kind: NotificationType) -> None: ...
 
@@ -110,7 +116,9 @@ class Subsystem:
         identifiers = NamespaceIdentifiers(
             nguid=config.nguid or derived.nguid, uuid=config.uuid or derived.uuid, eui64=config.eui64 or derived.eui64
         )
-        namespace = Namespace(nsid, config.backend, identifiers, read_only=config.read_only, anagrpid=ANA_GROUP)
+        namespace = make_namespace(
+            nsid, config.backend, identifiers, config.zoned, read_only=config.read_only, anagrpid=ANA_GROUP
+        )
         self.insert(namespace, attached=True)
         return namespace
 
@@ -123,6 +131,8 @@ class Subsystem:
         ordered = sorted(self.namespaces.items())
         self.namespaces.clear()
         self.namespaces.update(ordered)
+        if isinstance(namespace, ZonedNamespace):
+            namespace.zone_changed = partial(self._zone_changed, namespace.nsid)
         self.attachments.set_default(namespace.nsid, attached)
         if attached:
             for controller in list(self.controllers.values()):
@@ -173,6 +183,11 @@ class Subsystem:
             if nsid in controller.attached:
                 controller.namespace_changed(nsid)
             controller.allocation_changed(nsid)
+
+    def _zone_changed(self, nsid: int, zslba: int) -> None:
+        for controller in list(self.controllers.values()):
+            if nsid in controller.namespaces:
+                controller.zone_changed(nsid, zslba)
 
     # Attachment
 

@@ -18,7 +18,6 @@ from nvmeof.target.commands.log_pages import LOG_PAGES
 from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
 
 _PCIE = "for PCI Express only"
-_SINGLE = "one fixed set of namespaces per subsystem: configured, not managed by a host"
 _LATER = "not there yet"
 _NO_SETS = "no NVM sets, endurance groups or domains"
 _NO_FDP = "no Flexible Data Placement"
@@ -38,8 +37,6 @@ _WHY_ADMIN: dict[int, str] = {
     AdminOpcode.CREATE_IO_SQ: _PCIE,
     AdminOpcode.DELETE_IO_CQ: _PCIE,
     AdminOpcode.CREATE_IO_CQ: _PCIE,
-    AdminOpcode.NAMESPACE_MANAGEMENT: _SINGLE,
-    AdminOpcode.NAMESPACE_ATTACHMENT: _SINGLE,
     AdminOpcode.FIRMWARE_COMMIT: _NO_HARDWARE,
     AdminOpcode.FIRMWARE_IMAGE_DOWNLOAD: _NO_HARDWARE,
     AdminOpcode.DEVICE_SELF_TEST: _NO_HARDWARE,
@@ -83,17 +80,10 @@ _WHY_FABRICS: dict[int, str] = {
 }
 _WHY_IDENTIFY: dict[int, str] = {
     Cns.NVM_SETS: _NO_SETS,
-    Cns.FORMAT_NAMESPACE: "one LBA format per namespace: CNS 00h says it",
-    Cns.CSI_FORMAT_NAMESPACE: "one LBA format per namespace: CNS 05h says it",
     Cns.PRIMARY_CONTROLLER_CAPABILITIES: _PCIE,
     Cns.SECONDARY_CONTROLLERS: _PCIE,
-    Cns.NAMESPACE_GRANULARITY: _SINGLE,
     Cns.UUIDS: "no vendor specific information to select",
     Cns.DOMAINS: _NO_SETS,
-    Cns.ENDURANCE_GROUPS: _NO_SETS,
-    Cns.CSI_ALLOCATED_NAMESPACES: _SINGLE,
-    Cns.CSI_ALLOCATED_NAMESPACE: _SINGLE,
-    Cns.INDEPENDENT_ALLOCATED_NAMESPACE: _SINGLE,
     Cns.UNDERLYING_NAMESPACES: _NO_EXPORT,
     Cns.PORTS: _NO_EXPORT,
     Cns.SUPPORTED_CONTROLLER_STATE_FORMATS: _NO_MIGRATION,
@@ -116,7 +106,6 @@ _WHY_LOG: dict[int, str] = {
     LogPageId.MANAGEMENT_ADDRESS_LIST: _NO_MI,
     LogPageId.REACHABILITY_GROUPS: _NO_EXPORT,
     LogPageId.REACHABILITY_ASSOCIATIONS: _NO_EXPORT,
-    LogPageId.CHANGED_ALLOCATED_NAMESPACES: _SINGLE,
     LogPageId.FDP_CONFIGURATIONS: _NO_FDP,
     LogPageId.RECLAIM_UNIT_HANDLE_USAGE: _NO_FDP,
     LogPageId.FDP_STATISTICS: _NO_FDP,

@@ -12,6 +12,7 @@ from nvmeof.spec.sqe import Sqe
 from nvmeof.target.completion import Completion
 from nvmeof.target.context import QueueContext
 from nvmeof.target.states import READY_ONLY, ControllerState
+from nvmeof.target.subsystem import Subsystem
 
 
 class Direction(Enum):
@@ -50,6 +51,11 @@ def no_data(ctx: QueueContext, sqe: Sqe) -> int:
     return 0
 
 
+def always(subsystem: Subsystem) -> bool:
+    """For a command that every subsystem has."""
+    return True
+
+
 def no_check(ctx: QueueContext, sqe: Sqe) -> None:
     """For a command whose fields are looked at by its handler, or whose fields are all legal."""
 
@@ -70,6 +76,7 @@ class CommandSpec:
     `transfer_bytes` gives how many bytes the command moves. With `longer_sgl_bytes` the SGL may describe more than
     that, up to so many bytes (Dataset Management: hosts send a whole page whatever the number of ranges); otherwise it
     must describe exactly that many. `check` runs before any data moves and raises `CommandError`.
+    `abortable`: the handler waits for one operation at a time, and does nothing more when that is given up.
     The handler's `data` is complete host data (digest checked) and valid only until the completion is given.
     """
 
@@ -84,8 +91,10 @@ class CommandSpec:
     effects: CommandEffects = CommandEffects.SUPPORTED
     access: Access = Access.NONE
     longer_sgl_bytes: int = 0
+    abortable: bool = False
     oncs: int = 0  # its bit in Identify Controller's ONCS
     oacs: int = 0  # and in OACS
+    offered: Callable[[Subsystem], bool] = always  # whether a subsystem has the command; else it is unknown there
     remark: str = ""  # for docs/supported.md
 
 
@@ -98,6 +107,7 @@ __all__ = [
     "Handler",
     "NsidRule",
     "TransferBytes",
+    "always",
     "fixed",
     "no_check",
     "no_data",

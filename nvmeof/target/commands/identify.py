@@ -7,18 +7,13 @@ from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import (
-    IDENTIFY_BYTES,
+    CNTLID_DYNAMIC,
     Cmic,
     Cns,
     ControllerType,
     Csi,
     Ctratt,
     DiscoveryControllerType,
-    Lpa,
-    NamespaceIdType,
-    Nmic,
-    Nsattr,
-    Nsfeat,
     Oncs,
     Sgls,
 )
@@ -27,26 +22,16 @@ from nvmeof.spec.identify import (
     IDENTIFY_CONTROLLER_NVM,
     IO_COMMAND_SETS,
     IdentifyCommand,
-    NamespaceDescriptor,
-    build_controller_list,
-    build_namespace_descriptors,
-    build_namespace_list,
     mdts_field,
-    valid_namespace_list_start,
 )
 from nvmeof.spec.identify_namespace import (
-    DLFEAT_READS_ZEROES,
-    DLFEAT_WRITE_ZEROES_DEALLOCATES,
-    IDENTIFY_NAMESPACE,
-    IDENTIFY_NAMESPACE_INDEPENDENT,
     IDENTIFY_NAMESPACE_NVM,
-    INDEPENDENT_NSFEAT_VOLATILE_WRITE_CACHE_ABSENT,
-    NSTAT_READY,
 )
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
+from nvmeof.target.capacity import ENDURANCE_GROUP
 from nvmeof.target.commands.base import Completion
-from nvmeof.target.commands.copy import COPY_LIMIT_BYTES, COPY_RANGE_LIMIT_BYTES, COPY_RANGES_MAX
+from nvmeof.target.commands.log_pages import log_attributes
 from nvmeof.target.commands.registry import ADMIN, NVM
 from nvmeof.target.commands.verify import VERIFY_LIMIT_BYTES
 from nvmeof.target.context import QueueContext
@@ -54,6 +39,7 @@ from nvmeof.target.controller import KEEP_ALIVE_GRANULARITY_SECONDS, VERSION, Co
 from nvmeof.target.error_log import ERROR_LOG_ENTRIES
 from nvmeof.target.health import CRITICAL_KELVIN, WARNING_KELVIN
 from nvmeof.target.namespace import Namespace
+from nvmeof.target.subsystem import Subsystem
 from nvmeof.wire import build
 
 ABORT_LIMIT = 4
@@ -69,14 +55,16 @@ _ANA_STATES = 0b11111  # all five states are reported
 _ANA_GROUP_FIXED = 1 << 6  # ANAGRPID does not change
 _FRMW_ONE_READ_ONLY_SLOT = 1 << 1 | 1
 _OFCS_DISCONNECT = 1
-_COPY_FORMAT_0 = 1
+_ANA_GROUP_IN_MANAGEMENT = 1 << 7  # a namespace may be created with an ANAGRPID
+_ATTRIBUTES = Ctratt.HOST_ID_128_BIT | Ctratt.TRAFFIC_BASED_KEEP_ALIVE
+_FUSES_COMPARE_AND_WRITE = 1
 
 Builder = Callable[[QueueContext, Controller, IdentifyCommand, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class IdentifySpec:
-    """A row. `build(ctx, controller, command, nsid)` makes the 4096 bytes; `csi`: only the NVM Command Set is there."""
+    """A row. `build(ctx, controller, command, nsid)` makes the 4096 bytes; `csi`: of the command set that is named."""
 
     cns: int
     name: str
@@ -92,10 +80,11 @@ def _oncs() -> int:
     return result
 
 
-def _oacs() -> int:
+def _oacs(subsystem: Subsystem) -> int:
     result = 0
     for spec in ADMIN.values():
-        result |= spec.oacs
+        if spec.offered(subsystem):
+            result |= spec.oacs
     return result
 
 
@@ -116,39 +105,41 @@ def _controller(ctx: QueueContext, controller: Controller, command: IdentifyComm
         "maxcmd": min(config.max_queue_entries, 0xFFFF),
         "sgls": Sgls.NO_ALIGNMENT | Sgls.ADDRESS_AS_OFFSET,
         "subnqn": controller.subsystem.nqn,
-        "lpa": Lpa.EXTENDED_DATA | Lpa.SUPPORTED_LOG_PAGES,
+        "lpa": log_attributes(controller),
         "ioccsz": (64 + config.incapsule_bytes) // 16,
         "iorcsz": 1,
         "msdbd": 1,
     }
-    attributes = Ctratt.HOST_ID_128_BIT | Ctratt.TRAFFIC_BASED_KEEP_ALIVE
     if controller.discovery:
         kind: dict[str, object] = {
             "cntrltype": ControllerType.DISCOVERY,
-            "ctratt": attributes,
+            "ctratt": _ATTRIBUTES,
             "dctype": DiscoveryControllerType.DDC,
         }
     else:
-        kind = {"cntrltype": ControllerType.IO, "ctratt": attributes, **_io_fields(controller)}
+        kind = {"cntrltype": ControllerType.IO, **_io_fields(controller)}
     return build(IDENTIFY_CONTROLLER, **{**common, **kind})
 
 
 def _io_fields(controller: Controller) -> dict[str, object]:
     """What only a controller with I/O queues has to say."""
-    config = controller.subsystem.config
+    subsystem, config = controller.subsystem, controller.subsystem.config
     return {
+        "ctratt": _ATTRIBUTES
+        | Ctratt.ENDURANCE_GROUPS
+        | (Ctratt.NAMESPACE_GRANULARITY if subsystem.manager is not None else 0),
         "cmic": Cmic.MULTIPLE_PORTS | Cmic.MULTIPLE_CONTROLLERS | Cmic.ANA_REPORTING,
         "rtd3e": SHUTDOWN_MICROSECONDS,
-        "oacs": _oacs(),
+        "oacs": _oacs(subsystem),
+        "tnvmcap": subsystem.total_bytes,
+        "unvmcap": subsystem.unallocated_bytes,
+        "endgidmax": ENDURANCE_GROUP,
+        "maxcna": config.max_attached,
         "frmw": _FRMW_ONE_READ_ONLY_SLOT,
-        "lpa": Lpa.SMART_PER_NAMESPACE
-        | Lpa.COMMANDS_SUPPORTED_AND_EFFECTS
-        | Lpa.EXTENDED_DATA
-        | Lpa.SUPPORTED_LOG_PAGES,
         "wctemp": WARNING_KELVIN,
         "cctemp": CRITICAL_KELVIN,
         "anatt": ANA_TRANSITION_SECONDS,
-        "anacap": _ANA_STATES | _ANA_GROUP_FIXED,
+        "anacap": _ANA_STATES | _ANA_GROUP_FIXED | (_ANA_GROUP_IN_MANAGEMENT if subsystem.manager is not None else 0),
         "anagrpmax": 1,
         "nanagrpid": 1,
         "sqes": 0x66,
@@ -156,133 +147,65 @@ def _io_fields(controller: Controller) -> dict[str, object]:
         "nn": config.max_namespaces,
         "mnan": config.max_namespaces,
         "oncs": _oncs(),
-        "cdfs": _COPY_FORMAT_0,
+        "fuses": _FUSES_COMPARE_AND_WRITE,
+        # In blocks of whatever format. At a power failure no more than one block is promised (AWUPF 0).
+        "awun": ATOMIC_WRITE_BYTES // max(BLOCK_BYTES_CHOICES) - 1,
+        "acwu": ATOMIC_WRITE_BYTES // max(BLOCK_BYTES_CHOICES) - 1,
+        "cdfs": COPY_FORMATS,
         "vwc": _VWC_FLUSH_ALL | (_VWC_PRESENT if controller.subsystem.volatile_cache else 0),
         "ofcs": _OFCS_DISCONNECT,
     }
 
 
-def _valid(controller: Controller, nsid: int) -> None:
-    if not 1 <= nsid <= controller.subsystem.config.max_namespaces:
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
-
-
-def _active(ctx: QueueContext, controller: Controller, nsid: int) -> Namespace | None:
-    """The namespace, or None for one that could exist but does not: its structures are then all zero."""
-    _valid(controller, nsid)
-    return ctx.namespaces.get(nsid)
-
-
-def _namespace(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    namespace = _active(ctx, controller, nsid)
-    if namespace is None:
-        return bytes(IDENTIFY_BYTES)
-    capabilities = namespace.backend.capabilities
-    preferred = max(capabilities.preferred_bytes >> namespace.block_shift, 1) - 1
-    deallocation = DLFEAT_READS_ZEROES if capabilities.deallocated_reads_zero else 0
-    if capabilities.can_write_zeroes and capabilities.can_deallocate:
-        deallocation |= DLFEAT_WRITE_ZEROES_DEALLOCATES
-    return build(
-        IDENTIFY_NAMESPACE,
-        nsze=namespace.size_blocks,
-        ncap=namespace.size_blocks,
-        nuse=namespace.size_blocks,
-        nsfeat=Nsfeat.OPTIMAL_PERFORMANCE,
-        dlfeat=deallocation,
-        nmic=Nmic.SHARED,
-        nvmcap=namespace.size_blocks << namespace.block_shift,
-        npwg=preferred,
-        npwa=preferred,
-        npdg=preferred,
-        npda=preferred,
-        nows=preferred,
-        mssrl=COPY_RANGE_LIMIT_BYTES >> namespace.block_shift,
-        mcl=COPY_LIMIT_BYTES >> namespace.block_shift,
-        msrc=COPY_RANGES_MAX - 1,
-        anagrpid=namespace.anagrpid,
-        nsattr=Nsattr.WRITE_PROTECTED if namespace.read_only else 0,
-        nguid=namespace.nguid,
-        eui64=namespace.eui64,
-        lbaf=[{"lbads": namespace.block_shift}],
-    )
-
-
-def _namespace_nvm(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    _valid(controller, nsid)
+def _nvm_namespace(namespace: Namespace | None) -> bytes:
     return build(IDENTIFY_NAMESPACE_NVM)
 
 
-def _namespace_independent(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    namespace = _active(ctx, controller, nsid)
-    if namespace is None:
-        return bytes(IDENTIFY_BYTES)
-    cached = namespace.backend.capabilities.volatile_cache
-    return build(
-        IDENTIFY_NAMESPACE_INDEPENDENT,
-        nsfeat=0 if cached else INDEPENDENT_NSFEAT_VOLATILE_WRITE_CACHE_ABSENT,
-        nmic=Nmic.SHARED,
-        anagrpid=namespace.anagrpid,
-        nsattr=Nsattr.WRITE_PROTECTED if namespace.read_only else 0,
-        nstat=NSTAT_READY,
-    )
-
-
-def _descriptors(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    namespace = _active(ctx, controller, nsid)
-    if namespace is None:
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid} is not active")
-    descriptors = []
-    if any(namespace.eui64):
-        descriptors.append(NamespaceDescriptor(NamespaceIdType.EUI64, namespace.eui64))
-    if any(namespace.nguid):
-        descriptors.append(NamespaceDescriptor(NamespaceIdType.NGUID, namespace.nguid))
-    descriptors.append(NamespaceDescriptor(NamespaceIdType.UUID, namespace.uuid.bytes))
-    descriptors.append(NamespaceDescriptor(NamespaceIdType.CSI, bytes([Csi.NVM])))
-    return build_namespace_descriptors(descriptors)
-
-
-def _namespace_list(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    if not valid_namespace_list_start(nsid):
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"a list cannot start after {nsid:X}h")
-    return build_namespace_list(ctx.namespaces, nsid)
-
-
-def _controller_nvm(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _nvm_controller(controller: Controller) -> bytes:
     # The other limits are zero: none of their own for Write Zeroes and Dataset Management.
     return build(IDENTIFY_CONTROLLER_NVM, vsl=mdts_field(VERIFY_LIMIT_BYTES))
 
 
-def _attached_controllers(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    _valid(controller, nsid)
-    attached = controller.subsystem.controllers if nsid in ctx.namespaces else ()
-    return build_controller_list(attached, command.cntid)
+@dataclass(frozen=True, slots=True)
+class CommandSetStructures:
+    """An I/O command set's own structures. `namespace(None)` is what all of its namespaces have in common."""
+
+    csi: int
+    namespace: Callable[[Namespace | None], bytes]
+    controller: Callable[[Controller], bytes]
 
 
-def _controllers(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    return build_controller_list(controller.subsystem.controllers, command.cntid)
+COMMAND_SETS: dict[int, CommandSetStructures] = {
+    Csi.NVM: CommandSetStructures(Csi.NVM, _nvm_namespace, _nvm_controller)
+}
+
+
+def add_command_set(structures: CommandSetStructures) -> None:
+    """Add an I/O command set, which every controller then has beside the NVM Command Set."""
+    if structures.csi in COMMAND_SETS:
+        raise ValueError(f"I/O command set {structures.csi} is there already")
+    COMMAND_SETS[structures.csi] = structures
+
+
+def _specific_controller(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+    return COMMAND_SETS[command.csi].controller(controller)
 
 
 def _command_sets(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    return build(IO_COMMAND_SETS, combinations=[1 << Csi.NVM])
+    if command.cntid != CNTLID_DYNAMIC and command.cntid not in controller.subsystem.controllers:
+        raise CommandError(
+            Status.INVALID_FIELD,
+            SQE.error_location("cdw10", 16),
+            message=f"there is no controller {command.cntid:#06x}",
+        )
+    return build(IO_COMMAND_SETS, combinations=[sum(1 << csi for csi in COMMAND_SETS)])
 
 
 IDENTIFY: dict[int, IdentifySpec] = {
     row.cns: row
     for row in (
-        IdentifySpec(Cns.NAMESPACE, "Namespace (NVM Command Set)", _namespace),
         IdentifySpec(Cns.CONTROLLER, "Controller", _controller, discovery=True),
-        IdentifySpec(Cns.ACTIVE_NAMESPACES, "Active Namespace ID list", _namespace_list),
-        IdentifySpec(Cns.NAMESPACE_DESCRIPTORS, "Namespace Identification Descriptor list", _descriptors),
-        IdentifySpec(Cns.CSI_NAMESPACE, "I/O Command Set specific Namespace", _namespace_nvm, csi=True),
-        IdentifySpec(Cns.CSI_CONTROLLER, "I/O Command Set specific Controller", _controller_nvm, csi=True),
-        IdentifySpec(
-            Cns.CSI_ACTIVE_NAMESPACES, "I/O Command Set specific Active Namespace ID list", _namespace_list, csi=True
-        ),
-        IdentifySpec(Cns.INDEPENDENT_NAMESPACE, "I/O Command Set Independent Namespace", _namespace_independent),
-        IdentifySpec(Cns.ALLOCATED_NAMESPACES, "Allocated Namespace ID list", _namespace_list),
-        IdentifySpec(Cns.ALLOCATED_NAMESPACE, "Namespace for an Allocated Namespace ID", _namespace),
-        IdentifySpec(Cns.ATTACHED_CONTROLLERS, "Controllers attached to a namespace", _attached_controllers),
-        IdentifySpec(Cns.CONTROLLERS, "Controllers of the NVM subsystem", _controllers),
+        IdentifySpec(Cns.CSI_CONTROLLER, "I/O Command Set specific Controller", _specific_controller, csi=True),
         IdentifySpec(Cns.IO_COMMAND_SETS, "I/O Command Set combinations", _command_sets),
     )
 }
@@ -297,13 +220,13 @@ def add_structures(*rows: IdentifySpec) -> None:
 
 
 def check_identify(ctx: QueueContext, sqe: Sqe) -> None:
-    """A structure that exists here, of the NVM Command Set where it is specific to one."""
+    """A structure that exists here, of an I/O command set that exists here where it is specific to one."""
     assert ctx.controller is not None
     command = IdentifyCommand.decode(sqe.cdw10, sqe.cdw11, sqe.cdw14)
     row = IDENTIFY.get(command.cns)
     if row is None or (ctx.controller.discovery and not row.discovery):
         raise CommandError(Status.INVALID_FIELD, _CDW10, message=f"Identify CNS {command.cns:02X}h is not supported")
-    if row.csi and command.csi != Csi.NVM:
+    if row.csi and command.csi not in COMMAND_SETS:
         raise CommandError(
             Status.INVALID_FIELD,
             SQE.error_location("cdw11", 24),

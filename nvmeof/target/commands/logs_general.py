@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvmeof.spec.enums import CommandEffects, Csi, LogPageId
+from nvmeof.spec.enums import CommandEffects, LogPageId
 from nvmeof.spec.log_pages import (
     ANA_LSP_GROUPS_ONLY,
     ERROR_INFORMATION_ENTRY,
@@ -20,7 +20,7 @@ from nvmeof.spec.log_pages import (
 )
 from nvmeof.target.commands.features import FEATURES
 from nvmeof.target.commands.log_pages import LOG_PAGES, LogPageSpec, add_log_pages, command_set
-from nvmeof.target.commands.registry import ADMIN, NVM
+from nvmeof.target.commands.registry import ADMIN, IO_COMMAND_SETS
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 from nvmeof.target.error_log import ERROR_LOG_ENTRIES
@@ -53,6 +53,7 @@ def _errors(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid
             nsid=entry.nsid,
             trtype=entry.trtype,
             csi=entry.csi,
+            cs=entry.command_specific,
             opcode=entry.opcode,
             log_page_version=1,
         )
@@ -79,12 +80,11 @@ def admin_effects(effects: CommandEffects) -> CommandEffects:
 
 
 def _effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    # nvme-cli asks for zoned namespaces whenever CAP.CSS shows that command sets can be chosen: a set that exists
-    # and is not here has no commands.
-    io = NVM if command_set(controller, command) == Csi.NVM else {}
+    # A command set that exists and is not here has no commands.
+    io = IO_COMMAND_SETS.get(command_set(controller, command), {})
     # I/O commands report no scope: Linux warns of each whose entry says more than what it does to logical blocks.
     return build_effects(
-        {opcode: admin_effects(spec.effects) for opcode, spec in ADMIN.items()},
+        {opcode: admin_effects(spec.effects) for opcode, spec in ADMIN.items() if spec.offered(controller.subsystem)},
         {opcode: spec.effects for opcode, spec in io.items()},
     )
 

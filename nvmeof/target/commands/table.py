@@ -6,7 +6,7 @@ A queue calls `prepare` for every command before any data moves, and `execute` w
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.connect import CONNECT
@@ -27,16 +27,18 @@ from nvmeof.target.commands import (
     logs_discovery,
     logs_general,
     logs_health,
+    namespace_management,
     nvm,
     reservation_features,
     reservation_gate,
     reservations,
     uncorrectable,
     verify,
+    zns,
 )
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, always
 from nvmeof.target.commands.fused import FUSED_OPCODES
-from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, GATES, NVM
+from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, GATES, IO_COMMAND_SETS, NVM
 from nvmeof.target.context import QueueContext
 
 ADMIN_INCAPSULE_BYTES = 8192
@@ -64,7 +66,12 @@ def lookup(ctx: QueueContext, sqe: Sqe) -> CommandSpec:
     controller = ctx.controller
     if controller is None:
         raise CommandError(Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"command {opcode:02X}h before Connect")
-    table = NVM if ctx.qid else DISCOVERY if controller.discovery else ADMIN
+    table: Mapping[int, CommandSpec]
+    if ctx.qid:
+        namespace = ctx.namespaces.get(sqe.nsid)
+        table = NVM if namespace is None or not namespace.csi else IO_COMMAND_SETS[namespace.csi]
+    else:
+        table = DISCOVERY if controller.discovery else ADMIN
     spec = table.get(opcode)
     if spec is None or (spec.offered is not always and not spec.offered(controller.subsystem)):
         kind = "I/O" if ctx.qid else "admin"
@@ -196,6 +203,7 @@ def _failed(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, error: Exception) ->
 _ROW_MODULES = (
     admin,
     identify_namespaces,
+    namespace_management,
     logs_general,
     logs_health,
     logs_discovery,
@@ -211,6 +219,7 @@ _ROW_MODULES = (
     reservation_gate,
     reservations,
     reservation_features,
+    zns,
 )
 
 __all__ = ["ADMIN", "DISCOVERY", "FABRICS_ADMIN", "FABRICS_IO", "NVM", "check_again", "execute", "lookup", "prepare"]

@@ -1,0 +1,53 @@
+"""Capacity of an NVM subsystem: what namespaces occupy, and the pools that new ones are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Final, Protocol
+
+from nvmeof.target.backend.base import Backend
+from nvmeof.target.keeper import Keeper
+from nvmeof.target.namespace import Namespace
+
+ENDURANCE_GROUP: Final = 1
+"""The one Endurance Group of a subsystem: all of its capacity is alike."""
+GRANULARITY_BYTES: Final = 4096
+"""Capacity is allocated in units of it."""
+
+
+def rounded(size_bytes: int) -> int:
+    """The capacity that so many bytes take."""
+    return -(-size_bytes // GRANULARITY_BYTES) * GRANULARITY_BYTES
+
+
+def occupied_bytes(namespace: Namespace) -> int:
+    """NVMCAP: the capacity that is allocated to a namespace."""
+    return rounded(namespace.size_blocks << namespace.block_shift)
+
+
+class Pool(Protocol):
+    """Where the storage of created namespaces comes from, by names that are given out once.
+
+    `keeper` holds what has to be known of them. An operation completes at once or gives an awaitable, and raises (or
+    ends with) `OSError` or `ConfigurationError`.
+    """
+
+    capacity_bytes: int
+    keeper: Keeper
+
+    @property
+    def description(self) -> str:
+        """A few words for a log line."""
+        ...
+
+    def create(self, name: str, size_bytes: int, block_bytes: int) -> Backend | Awaitable[Backend]:
+        """New storage of zeroes, opened; durable as far as the pool is."""
+        ...
+
+    def open(self, name: str) -> Backend | Awaitable[Backend]:
+        """Storage that was created before."""
+        ...
+
+    def delete(self, name: str, backend: Backend | None) -> Awaitable[None] | None:
+        """Close storage and give its space back; that of a name that is not there is none. `backend`: if opened."""
+        ...
