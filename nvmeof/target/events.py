@@ -22,12 +22,16 @@ SMART_CRITICAL_WARNINGS = 0x3F
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What an Asynchronous Event Request completes with. `enable`: its bit in Feature 0Bh; 0: it is always enabled."""
+    """What an Asynchronous Event Request completes with. `enable`: its bit in Feature 0Bh; 0: it is always enabled.
+
+    `parameter`: DW1, the Event Specific Parameter.
+    """
 
     type: AsyncEventType
     info: int
     log_page: LogPageId
     enable: int
+    parameter: int = 0
 
     @property
     def dw0(self) -> int:
@@ -57,7 +61,19 @@ RESERVATION_LOG_AVAILABLE = Event(
     LogPageId.RESERVATION_NOTIFICATION,
     0,
 )
-IO_EVENTS = (NAMESPACE_ATTRIBUTE_CHANGED, ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED, ANA_CHANGE)
+ZONE_DESCRIPTOR_CHANGED = Event(
+    AsyncEventType.NOTICE,
+    AsyncNoticeInfo.ZONE_DESCRIPTOR_CHANGED,
+    LogPageId.CHANGED_ZONES,
+    Oaes.ZONE_DESCRIPTOR,
+)
+"""Its parameter is the NSID."""
+IO_EVENTS = (
+    NAMESPACE_ATTRIBUTE_CHANGED,
+    ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED,
+    ANA_CHANGE,
+    ZONE_DESCRIPTOR_CHANGED,
+)
 DISCOVERY_EVENTS = (DISCOVERY_LOG_CHANGE,)
 
 
@@ -140,4 +156,4 @@ class AsyncEvents:
 
     @staticmethod
     def _completion(event: Event) -> Completion:
-        return Completion(dw0=event.dw0)
+        return Completion(dw0=event.dw0, dw1=event.parameter)

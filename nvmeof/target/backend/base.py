@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from nvmeof.target.keeper import Keeper
+from nvmeof.target.zone_store import MemoryZoneStore, ZoneLayout, ZoneStore
 
 BLOCK_BYTES_CHOICES = (512, 1024, 2048, 4096)
 DEFAULT_BLOCK_BYTES = 512
@@ -115,6 +116,25 @@ class Backend(ABC):
 
     keeper: Keeper
     """Where a namespace keeps what belongs to its data (reservations, zones); known once the backend is open."""
+
+    _zones: ZoneStore | None = None
+
+    @property
+    def has_zones(self) -> bool:
+        """Whether zones are kept beside the data, which is of no use without them."""
+        return False
+
+    def zone_store(self, layout: ZoneLayout, count: int, *, anew: bool = False) -> ZoneStore:
+        """Where the zones of a zoned namespace are kept; the same each time. `anew`: they are other zones than before.
+
+        Raises `ConfigurationError` for zones that are not those that were kept.
+        """
+        if self._zones is None or anew:
+            self._zones = self._make_zone_store(layout, count, anew)
+        return self._zones
+
+    def _make_zone_store(self, layout: ZoneLayout, count: int, anew: bool) -> ZoneStore:
+        return MemoryZoneStore(layout, count)
 
     @property
     @abstractmethod

@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from nvmeof.errors import ConfigurationError
@@ -24,9 +25,11 @@ from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.operation import Operation
 from nvmeof.target.backend.ranges import RangeLocks
 from nvmeof.target.backend.threads import ThreadBatches
+from nvmeof.target.backend.zone_file import FileZoneStore
 from nvmeof.target.keeper import MemoryKeeper, formatted_block_bytes
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.sizes import format_size, parse_size
+from nvmeof.target.zone_store import ZoneLayout, ZoneStore
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -150,6 +153,26 @@ class FileBackend(FileCalls):
         keeper = FileKeeper(self.path.with_name(self.path.name + ".nvmeof"))
         return MemoryKeeper(keeper.values) if self._read_only else keeper
 
+    @property
+    def _zones_path(self) -> Path | None:
+        if self._kept is not None:
+            return Path(f"{self._kept}.zones")
+        return None if self._device else self.path.with_name(self.path.name + ".zones")
+
+    @property
+    def has_zones(self) -> bool:
+        return self._zones_path is not None and self._zones_path.exists()
+
+    def _make_zone_store(self, layout: ZoneLayout, count: int, anew: bool) -> ZoneStore:
+        path = self._zones_path
+        if path is None:
+            raise ConfigurationError(f"zones of {self.description} need a file that they are kept in")
+        if isinstance(self._zones, FileZoneStore):
+            self._zones.abandon()
+        if anew:
+            path.unlink(missing_ok=True)
+        return FileZoneStore(path, layout, count, read_only=not self.capabilities.can_write)
+
     def _choose_block_bytes(self) -> int:
         wanted, formatted = self._wanted_block_bytes, formatted_block_bytes(self.keeper)
         if formatted is None:
@@ -198,13 +221,18 @@ class FileBackend(FileCalls):
         if isinstance(self.keeper, FileKeeper):
             await self.keeper.close()
         fd, self._fd = self._fd, -1
+        zones, self._zones = self._zones, None
         try:
             if self.capabilities.can_write:
                 await asyncio.to_thread(os.fdatasync, fd)
+            if isinstance(zones, FileZoneStore):
+                await zones.settle()
         except OSError as error:
             logger.error("%s: flush failed: %s", self.description, error.strerror or error)
         finally:
             os.close(fd)
+            if isinstance(zones, FileZoneStore):
+                zones.abandon()
 
     def resize(self, size_bytes: int) -> None:
         if size_bytes <= 0 or size_bytes % self._block_bytes:

@@ -5,8 +5,10 @@ Identify and two log pages are made from these tables while their own rows are i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping
 
+from nvmeof.spec.enums import Csi
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.base import CommandSpec
 from nvmeof.target.context import QueueContext
@@ -14,8 +16,13 @@ from nvmeof.target.context import QueueContext
 ADMIN: dict[int, CommandSpec] = {}
 DISCOVERY: dict[int, CommandSpec] = {}
 NVM: dict[int, CommandSpec] = {}
+ZNS: dict[int, CommandSpec] = {}
+"""What the Zoned Namespace Command Set has beside the commands of the NVM Command Set."""
 FABRICS_ADMIN: dict[int, CommandSpec] = {}
 FABRICS_IO: dict[int, CommandSpec] = {}
+
+IO_COMMAND_SETS: dict[int, Mapping[int, CommandSpec]] = {Csi.NVM: NVM, Csi.ZONED: ChainMap(ZNS, NVM)}
+"""The commands of each I/O command set."""
 
 
 Gate = Callable[[QueueContext, CommandSpec, Sqe], None]

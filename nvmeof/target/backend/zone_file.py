@@ -1,0 +1,255 @@
+"""Zones kept in a file beside the data: one record per zone, written in place.
+
+A record has two halves. The first is what the zone is now; it is written before a command completes, and the system has
+it from then on: the end of this process, also a sudden one, does not change it. But what the system has not yet written
+out is lost with the power, the data as well as these records, and in any order. The second half is written only when
+the data that it speaks of is on the media. Which half counts is known by the boot: as long as the machine has not been
+started again, the first, else the second. So a write pointer is never beyond data that was flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from typing import Final
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.spec.zns import ZoneState
+from nvmeof.target.zone_store import ZoneLayout, ZoneRecord
+
+_MAGIC: Final = b"NVMeoF zones\0\0\0\1"  # ends with the version
+_HEADER: Final = struct.Struct("<16s16sIIQQQ")  # magic, boot, block bytes, extension bytes, zone, capacity, count
+_HEADER_BYTES: Final = 4096
+_HALF: Final = struct.Struct("<BB6xQ")
+_RECORD_BYTES: Final = 64  # no record goes from one sector of the media into the next
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> bytes:
+    """16 bytes that are others after the machine was started again; zeroes where that cannot be known."""
+    try:
+        return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))[:16].ljust(16, b"\0")
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+def _encode(record: ZoneRecord) -> bytes:
+    # An empty zone is all zeroes: a new file needs no records.
+    state = 0 if record.state is ZoneState.EMPTY else record.state
+    return _HALF.pack(state, record.attributes, record.written)
+
+
+class FileZoneStore:
+    """Implements :class:`nvmeof.target.zone_store.ZoneStore`. The file is made when it is not there.
+
+    Raises `ConfigurationError` for a file of other zones, or that is not one of these at all.
+    """
+
+    durable = True
+
+    def __init__(self, path: Path, layout: ZoneLayout, count: int, *, read_only: bool = False) -> None:
+        self.path = path
+        self.layout = layout
+        self._read_only = read_only
+        self.durable = not read_only
+        self._stride = _RECORD_BYTES + layout.extension_bytes
+        self._count = 0
+        self._pending: dict[int, ZoneRecord] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._committing: asyncio.Task[None] | None = None
+        try:
+            self._fd = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT), 0o600)
+        except FileNotFoundError:
+            self._fd = -1  # read-only, and never written: all zones are empty
+            self._records = [ZoneRecord()] * count
+            return
+        except OSError as error:
+            raise ConfigurationError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            self._records = self._open(count)
+        except OSError as error:
+            os.close(self._fd)
+            raise ConfigurationError(f"cannot keep zones in {path}: {error.strerror}") from error
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    # Opening
+
+    def _open(self, count: int) -> list[ZoneRecord]:
+        header = os.pread(self._fd, _HEADER.size, 0)
+        if not header and not self._read_only:
+            self._count = count
+            self._reserve(count)
+            self._write_header()
+            self._sync_directory()
+            return [ZoneRecord()] * count
+        if len(header) != _HEADER.size or header[:16] != _MAGIC:
+            raise ConfigurationError(f"{self.path} is not what zones are kept in")
+        _, boot, *rest, kept = _HEADER.unpack(header)
+        block_bytes, extension_bytes, zone_blocks, capacity_blocks = rest
+        layout = ZoneLayout(block_bytes, zone_blocks, capacity_blocks, extension_bytes)
+        if layout != self.layout:
+            raise ConfigurationError(
+                f"{self.path} is about other zones ({layout}) than these ({self.layout}); remove it to begin with "
+                "empty zones"
+            )
+        self._count = kept
+        same_boot = boot == boot_id() and any(boot)
+        records = self._read_all(second_half=not same_boot)
+        if not same_boot and not self._read_only:
+            # The first halves are put right before the header says that they count.
+            for index, record in enumerate(records):
+                os.pwrite(self._fd, _encode(record), self._at(index))
+            os.fdatasync(self._fd)
+            self._write_header()
+        self._records = records
+        self.resize(count)
+        return self._records
+
+    def _read_all(self, *, second_half: bool) -> list[ZoneRecord]:
+        records = []
+        raw = os.pread(self._fd, self._count * self._stride, _HEADER_BYTES).ljust(self._count * self._stride, b"\0")
+        for start in range(0, len(raw), self._stride):
+            state, attributes, written = _HALF.unpack_from(raw, start + _HALF.size * second_half)
+            try:
+                known = ZoneState(state or ZoneState.EMPTY)
+            except ValueError:
+                raise ConfigurationError(f"{self.path} has a zone in state {state:X}h, which there is not") from None
+            if written > self.layout.capacity_blocks:
+                raise ConfigurationError(f"{self.path} has a zone with {written} blocks written, more than it holds")
+            records.append(ZoneRecord(known, attributes, written))
+        return records
+
+    def _write_header(self) -> None:
+        layout = self.layout
+        header = _HEADER.pack(
+            _MAGIC,
+            boot_id(),
+            layout.block_bytes,
+            layout.extension_bytes,
+            layout.zone_blocks,
+            layout.capacity_blocks,
+            self._count,
+        )
+        os.pwrite(self._fd, header, 0)
+        os.fdatasync(self._fd)
+
+    def _reserve(self, count: int) -> None:
+        """Have the space: later writes in place shall not fail for want of it."""
+        size_bytes = _HEADER_BYTES + count * self._stride
+        try:
+            os.posix_fallocate(self._fd, 0, size_bytes)
+        except OSError:
+            os.ftruncate(self._fd, size_bytes)
+
+    def _sync_directory(self) -> None:
+        directory = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _at(self, index: int) -> int:
+        return _HEADER_BYTES + index * self._stride
+
+    # The store
+
+    def load(self) -> list[ZoneRecord]:
+        """All of them."""
+        return list(self._records)
+
+    def put(self, index: int, record: ZoneRecord) -> None:
+        """What a zone is now. Raises `OSError`."""
+        if not self._read_only:
+            os.pwrite(self._fd, _encode(record), self._at(index))
+            self._records[index] = record
+
+    def extension(self, index: int) -> bytes:
+        """A zone's descriptor extension."""
+        length = self.layout.extension_bytes
+        found = os.pread(self._fd, length, self._at(index) + _RECORD_BYTES) if self._fd >= 0 else b""
+        return found.ljust(length, b"\0")
+
+    def put_extension(self, index: int, extension: bytes) -> None:
+        """Keep a zone's descriptor extension. Raises `OSError`."""
+        os.pwrite(self._fd, extension, self._at(index) + _RECORD_BYTES)
+
+    def commit(self, records: Mapping[int, ZoneRecord]) -> Awaitable[None] | None:
+        """These zones are so on non-volatile media; done when that is kept there too. Ends with `OSError`.
+
+        What comes while something is being written goes with the next write, all together; the order is kept.
+        """
+        if self._read_only:
+            return None
+        self._pending.update(records)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiters.append(future)
+        if self._committing is None:
+            self._committing = loop.create_task(self._commit())
+        return future
+
+    async def _commit(self) -> None:
+        while self._waiters:
+            waiters, self._waiters = self._waiters, []
+            records, self._pending = self._pending, {}
+            error: OSError | None = None
+            try:
+                await asyncio.to_thread(self.commit_now, records)
+            except OSError as caught:
+                error = caught
+            for waiter in waiters:
+                if waiter.done():
+                    continue
+                if error is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(error)
+        self._committing = None
+
+    def commit_now(self, records: Mapping[int, ZoneRecord]) -> None:
+        """The same at once, in whatever thread. Raises `OSError`."""
+        for index, record in records.items():
+            if index < self._count:
+                os.pwrite(self._fd, _encode(record), self._at(index) + _HALF.size)
+        os.fdatasync(self._fd)
+
+    def resize(self, count: int) -> None:
+        """Keep so many zones from now on. Raises `OSError`."""
+        self._records = (self._records + [ZoneRecord()] * (count - len(self._records)))[:count]
+        if self._read_only or count == self._count:
+            return
+        if count < self._count:
+            os.ftruncate(self._fd, self._at(count))
+        self._reserve(count)
+        self._count = count
+        self._write_header()
+
+    async def settle(self) -> None:
+        """Everything that was written is on the media, and nothing else will be: all zones are there as they are.
+
+        Raises `OSError`.
+        """
+        if self._committing is not None:
+            await self._committing
+        if self._fd >= 0 and not self._read_only:
+            await asyncio.to_thread(self._settle)
+
+    def _settle(self) -> None:
+        size_bytes = self._count * self._stride
+        raw = bytearray(os.pread(self._fd, size_bytes, _HEADER_BYTES).ljust(size_bytes, b"\0"))
+        half = _HALF.size
+        for start in range(0, size_bytes, self._stride):
+            raw[start + half : start + 2 * half] = raw[start : start + half]
+        os.pwrite(self._fd, raw, _HEADER_BYTES)
+        os.fdatasync(self._fd)
+
+    def abandon(self) -> None:
+        """Close the file, with the zones as they are in it. Calling it twice is harmless."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,258 @@
+"""The Zoned Namespace Command Set: Zone Append, Zone Management Send and Receive, and what Identify tells of it.
+
+The commands of the NVM Command Set are part of it; their rules of zones are in :mod:`nvmeof.target.zoned`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import IDENTIFY_BYTES, CommandEffects, Csi, LogPageId, NvmOpcode
+from nvmeof.spec.identify import mdts_field
+from nvmeof.spec.log_pages import GetLogPage
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.spec.zns import (
+    APPEND_PIREMAP,
+    EXTENSION_UNIT_BYTES,
+    IDENTIFY_CONTROLLER_ZNS,
+    IDENTIFY_NAMESPACE_ZNS,
+    NO_LIMIT,
+    OZCS_READ_ACROSS_ZONES,
+    REPORTED_STATES,
+    ZONE_REPORT_HEADER_BYTES,
+    ZoneReceive,
+    ZoneReceiveAction,
+    ZoneSend,
+    ZoneSendAction,
+    build_changed_zones,
+)
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.identify import CommandSetStructures, add_command_set
+from nvmeof.target.commands.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.commands.nvm import (
+    active_namespace,
+    block_bytes,
+    check_directive,
+    check_protection,
+    completed,
+    through,
+)
+from nvmeof.target.commands.registry import ZNS, register
+from nvmeof.target.context import QueueContext
+from nvmeof.target.controller import Controller
+from nvmeof.target.formats import formats_of
+from nvmeof.target.namespace import Namespace
+from nvmeof.target.zone_states import ACTIONS, SELECTED
+from nvmeof.target.zoned import ZonedNamespace
+from nvmeof.wire import build
+
+_SLBA = SQE.error_location("cdw10")
+_ACTION = SQE.error_location("cdw13")
+_SELECT_ALL = SQE.error_location("cdw13", 8)
+_OPTIONS = SQE.error_location("cdw13", 9)
+
+
+def zoned(ctx: QueueContext, sqe: Sqe) -> ZonedNamespace:
+    """The namespace of a command of this command set. Raises Invalid Namespace or Format when it has gone."""
+    namespace = active_namespace(ctx, sqe)
+    if not isinstance(namespace, ZonedNamespace):  # another one has taken its place meanwhile
+        raise CommandError(Status.INVALID_NAMESPACE, SQE.error_location("nsid"))
+    return namespace
+
+
+def _invalid(location: int, message: str) -> CommandError:
+    return CommandError(Status.INVALID_FIELD, location, message=message)
+
+
+# Zone Append
+
+
+def check_append(ctx: QueueContext, sqe: Sqe) -> None:
+    """Up to ZASL, to a zone that is named by its first block, without protection information or a directive."""
+    namespace = zoned(ctx, sqe)
+    check_protection(sqe)
+    if sqe.cdw12 & APPEND_PIREMAP:
+        raise _invalid(SQE.error_location("cdw12", 25), "there is no protection information to remap (PIREMAP)")
+    check_directive(sqe)
+    assert ctx.subsystem is not None
+    limit, length = ctx.subsystem.config.max_transfer_bytes, block_bytes(ctx, sqe)
+    if length > limit:
+        raise _invalid(SQE.error_location("cdw12"), f"to append {length} bytes is more than ZASL ({limit})")
+    namespace.check_range(sqe.slba, 1)
+    namespace.zones.at(sqe.slba)
+    namespace.check_writable()
+
+
+def append(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Zone Append; DW0 and DW1 tell where the data went."""
+    assert data is not None
+    slba, pending = zoned(ctx, sqe).append(sqe.slba, data, fua=through(ctx, sqe))
+    completion = Completion(dw0=slba & 0xFFFFFFFF, dw1=slba >> 32)
+    return completion if pending is None else _appended(pending, completion)
+
+
+async def _appended(pending: Awaitable[None], completion: Completion) -> Completion:
+    await pending
+    return completion
+
+
+# Zone Management Send
+
+
+def _send_bytes(ctx: QueueContext, sqe: Sqe) -> int:
+    """Length rule: only a descriptor extension is data."""
+    if ZoneSend.decode(sqe.cdw13).action != ZoneSendAction.SET_EXTENSION:
+        return 0
+    return zoned(ctx, sqe).zones.layout.extension_bytes
+
+
+def check_send(ctx: QueueContext, sqe: Sqe) -> None:
+    """An action that there is, for the first block of a zone or for all, in a namespace that may be written."""
+    namespace, send = zoned(ctx, sqe), ZoneSend.decode(sqe.cdw13)
+    action = ACTIONS.get(send.action)
+    if action is None:
+        raise _invalid(_ACTION, f"zone send action {send.action:02X}h is not supported")
+    if send.options:
+        raise _invalid(_OPTIONS, "zone random write areas are not supported (ZSASO)")
+    if send.action == ZoneSendAction.SET_EXTENSION and not namespace.zones.layout.extension_bytes:
+        raise _invalid(_ACTION, f"zones of namespace {namespace.nsid} have no descriptor extensions")
+    if send.select_all and action not in SELECTED:
+        raise _invalid(_SELECT_ALL, f"{action.value} is for one zone, not for all")
+    if not send.select_all:
+        namespace.check_range(sqe.slba, 1)
+        namespace.zones.at(sqe.slba)
+    namespace.check_writable()
+
+
+def send(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Zone Management Send."""
+    namespace, command = zoned(ctx, sqe), ZoneSend.decode(sqe.cdw13)
+    if command.action == ZoneSendAction.SET_EXTENSION:
+        assert data is not None
+        return completed(namespace.set_extension(sqe.slba, bytes(data)))
+    return completed(namespace.manage(ACTIONS[command.action], sqe.slba, select_all=command.select_all))
+
+
+# Zone Management Receive
+
+
+def _receive_bytes(ctx: QueueContext, sqe: Sqe) -> int:
+    """Length rule: NUMD dwords, 0's-based."""
+    return (sqe.cdw12 + 1) * 4
+
+
+def check_receive(ctx: QueueContext, sqe: Sqe) -> None:
+    """A report that there is, within MDTS, long enough for its header."""
+    namespace, receive = zoned(ctx, sqe), ZoneReceive.decode(sqe.cdw13)
+    if receive.action not in list(ZoneReceiveAction):
+        raise _invalid(_ACTION, f"zone receive action {receive.action:02X}h is not supported")
+    if receive.action == ZoneReceiveAction.EXTENDED_REPORT and not namespace.zones.layout.extension_bytes:
+        raise _invalid(_ACTION, f"zones of namespace {namespace.nsid} have no descriptor extensions")
+    if receive.which not in REPORTED_STATES:
+        raise _invalid(_SELECT_ALL, f"there is no reporting option {receive.which:02X}h")
+    assert ctx.subsystem is not None
+    limit, length = ctx.subsystem.config.max_transfer_bytes, _receive_bytes(ctx, sqe)
+    if not ZONE_REPORT_HEADER_BYTES <= length <= limit:
+        raise _invalid(
+            SQE.error_location("cdw12"), f"a report has {ZONE_REPORT_HEADER_BYTES} to {limit} bytes, not {length}"
+        )
+    namespace.check_range(sqe.slba, 1)
+
+
+def receive(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Zone Management Receive: a report, from the zone of the given block on."""
+    command = ZoneReceive.decode(sqe.cdw13)
+    report = zoned(ctx, sqe).zones.report(
+        sqe.slba,
+        command.which,
+        _receive_bytes(ctx, sqe),
+        partial=command.partial,
+        extended=command.action == ZoneReceiveAction.EXTENDED_REPORT,
+    )
+    return Completion(data=report)
+
+
+register(
+    ZNS,
+    (
+        CommandSpec(
+            opcode=NvmOpcode.ZONE_MANAGEMENT_SEND,
+            access=Access.WRITE,
+            name="Zone Management Send",
+            handler=send,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=_send_bytes,
+            check=check_send,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            remark="close, finish, open, reset, offline, set zone descriptor extension",
+        ),
+        CommandSpec(
+            opcode=NvmOpcode.ZONE_MANAGEMENT_RECEIVE,
+            name="Zone Management Receive",
+            handler=receive,
+            direction=Direction.CONTROLLER_TO_HOST,
+            transfer_bytes=_receive_bytes,
+            check=check_receive,
+            nsid=NsidRule.ACTIVE,
+            remark="report and extended report",
+        ),
+        CommandSpec(
+            opcode=NvmOpcode.ZONE_APPEND,
+            access=Access.WRITE,
+            name="Zone Append",
+            handler=append,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=block_bytes,
+            check=check_append,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+        ),
+    ),
+)
+
+
+# Identify and the log of changed zones
+
+
+def _namespace_structure(namespace: Namespace | None) -> bytes:
+    # What zoned namespaces have in common is nothing: each has zones of its own.
+    if not isinstance(namespace, ZonedNamespace):
+        return bytes(IDENTIFY_BYTES)
+    geometry = namespace.geometry
+    return build(
+        IDENTIFY_NAMESPACE_ZNS,
+        ozcs=OZCS_READ_ACROSS_ZONES if geometry.read_across else 0,
+        mar=geometry.max_active - 1 if geometry.max_active else NO_LIMIT,
+        mor=geometry.max_open - 1 if geometry.max_open else NO_LIMIT,
+        lbafe=[
+            {"zsze": geometry.zone_bytes // size, "zdes": geometry.extension_bytes // EXTENSION_UNIT_BYTES}
+            for size in formats_of(namespace.block_bytes)
+        ],
+    )
+
+
+def _controller_structure(controller: Controller) -> bytes:
+    return build(IDENTIFY_CONTROLLER_ZNS, zasl=mdts_field(controller.subsystem.config.max_transfer_bytes))
+
+
+add_command_set(CommandSetStructures(Csi.ZONED, _namespace_structure, _controller_structure))
+
+
+def _changed_zones(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    if not isinstance(ctx.namespaces.get(nsid), ZonedNamespace):
+        raise CommandError(
+            Status.INVALID_NAMESPACE, SQE.error_location("nsid"), message=f"{nsid:#x} is no active zoned namespace"
+        )
+    zones = controller.changed_zones.get(nsid, set())
+    if not command.retain:
+        # Those of one namespace only: `acknowledge` would not know which.
+        controller.changed_zones.pop(nsid, None)
+    return build_changed_zones(zones)
+
+
+add_log_pages(
+    LogPageSpec(LogPageId.CHANGED_ZONES, "Changed Zone List", _changed_zones, per_namespace=True, remark="CSI 02h")
+)
