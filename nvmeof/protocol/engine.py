@@ -25,6 +25,8 @@ in place and the receive window is small; else the receive buffer takes several 
 SMALL_WINDOW_BYTES: Final = 512
 CAPSULE_OVERHEAD_BYTES: Final = 512
 """Room for a capsule's header, its padding and its digests, beside its data."""
+_TARGET_READY: Final = State.TARGET_READY
+_HOST_READY: Final = State.HOST_READY
 BACKLOG_BYTES: Final = 8 << 20
 BACKLOG_BUFFERS: Final = 4096
 
@@ -126,8 +128,8 @@ class Engine:
         self.behind = None
         payload = self._payload
         if payload is not None and self._large_expected:
-            if self._payload_unit:
-                self._check_live()
+            if self._payload_unit and not self._payload_owner.grant.live.valid:
+                self._give_up_live()
                 payload = self._payload
             place = None if payload is None else self._place(payload, available)
             if place is not None:
@@ -174,7 +176,10 @@ class Engine:
         return payload[position:] if position else payload
 
     def bytes_received(self, n: int, now: float) -> list[Event]:
-        """``n`` bytes have been put into ``next_buffer()`` (and ``behind``, once that was full). Never raises for what the peer did."""
+        """``n`` bytes have been put into ``next_buffer()`` (and ``behind``, once that was full).
+
+        Never raises for what the peer did.
+        """
         events: list[Event] = []
         place = self._in_place
         if place is not None:
@@ -222,7 +227,8 @@ class Engine:
             return self._parse_payload(start, available, events)
         if available < CH_BYTES:
             return False
-        if (self.state is State.TARGET_READY or self.state is State.HOST_READY) and self._take_run(events):
+        state = self.state
+        if (state is _TARGET_READY or state is _HOST_READY) and self._take_run(events):
             return True
         header = CH.struct.unpack_from(self._buffer, start)
         pdu_type, flags, hlen, pdo, plen = header
@@ -269,8 +275,8 @@ class Engine:
 
     def _parse_payload(self, start: int, available: int, events: list[Event]) -> bool:
         """Take what there is of the payload, or its digest; False when more bytes are needed."""
-        if self._payload_unit and self._payload is not None:
-            self._check_live()
+        if self._payload_unit and self._payload is not None and not self._payload_owner.grant.live.valid:
+            self._give_up_live()
         payload = self._payload
         if payload is not None:
             position = self._payload_position
@@ -288,7 +294,8 @@ class Engine:
             return False
         self._start = start + DIGEST_BYTES
         digest = int.from_bytes(self._buffer[start : start + DIGEST_BYTES], "little")
-        self._payload_end(digest == self._payload_crc, events)
+        owner, self._payload_owner = self._payload_owner, None
+        self._payload_done(owner, digest == self._payload_crc, events)
         return True
 
     def _payload_advance(self, data: memoryview, events: list[Event]) -> None:
@@ -302,11 +309,8 @@ class Engine:
             return
         self._payload = None
         if not self._framing.data_digest:
-            self._payload_end(True, events)
-
-    def _payload_end(self, ok: bool, events: list[Event]) -> None:
-        owner, self._payload_owner = self._payload_owner, None
-        self._payload_done(owner, ok, events)
+            owner, self._payload_owner = self._payload_owner, None
+            self._payload_done(owner, True, events)
 
     # -- what the roles do ---------------------------------------------------------------------------------------
 
@@ -318,8 +322,8 @@ class Engine:
         """Check a data PDU's header; returns its owner and where its payload goes."""
         raise LocalProtocolError("the role decides")
 
-    def _check_live(self) -> None:
-        """Live memory is about to change: give it up when it is not live any more."""
+    def _give_up_live(self) -> None:
+        """Live memory is about to change that is not live any more: go on elsewhere."""
 
     def _payload_done(self, owner: Any, ok: bool, events: list[Event]) -> None:
         raise LocalProtocolError("the role decides")

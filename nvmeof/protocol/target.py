@@ -15,9 +15,9 @@ from ..pdu.termination import Fes
 from ..pdu.transfer import H2C_DATA, TRANSFER_BYTES
 from ..wire import Buffer
 from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
-from .events import CommandBatch, CommandData, Event, Negotiated, Ready, TransferDone
+from .events import CommandBatch, CommandData, Event, Negotiated, Ready
 from .states import ENDED, State
-from .transfers import Grant, R2tTable, R2tWindow, always
+from .transfers import ALWAYS, Grant, Live, R2tTable, R2tWindow
 
 _WORD: Final = Struct("<Q")
 _WORD_BYTES: Final = 8
@@ -28,6 +28,7 @@ _PLAIN_WORDS: Final = memoryview(command_header(0, 0, CAPSULE_CMD_BYTES) * _LONG
 _LOW_HALF: Final = 0xFFFFFFFF
 _H2C_FIELDS: Final = H2C_DATA.select("cccid", "ttag", "datao", "datal")
 DEFAULT_ENTRIES: Final = 32
+_READY: Final = State.TARGET_READY
 SQHD_DISABLED: Final = 0xFFFF
 
 
@@ -50,6 +51,7 @@ class TargetSide(Engine):
         self._h2c_word = -1
         self._words = self._buffer.cast("Q")
         self._success_flags = Flags.LAST_PDU
+        self._h2c_most = config.maxh2cdata_bytes
         self._set_stride(False, False)
 
     def _set_stride(self, header_digest: bool, data_digest: bool) -> None:
@@ -174,21 +176,18 @@ class TargetSide(Engine):
         if self._end - start < TRANSFER_BYTES:
             return False
         cccid, ttag, datao, datal = _H2C_FIELDS.unpack_from(self._buffer, start)
-        window = self._r2ts.windows.get(ttag)
-        if window is None or window.next_offset != datao or window.end != datao + datal or window.grant.cid != cccid:
+        grant = self._r2ts.windows.get(ttag)
+        if grant is None or isinstance(grant, R2tWindow) or grant.cid != cccid:
             return False
-        trailer = DIGEST_BYTES if self._framing.data_digest else 0
-        if plen != TRANSFER_BYTES + datal + trailer or datal > self.config.maxh2cdata_bytes:
+        if datao or grant.next_offset or datal != grant.end or datal > self._h2c_most:
             return False
-        grant = window.grant
-        if grant.unit_bytes and (datao % grant.unit_bytes or datal % grant.unit_bytes):
+        if plen != TRANSFER_BYTES + datal + (DIGEST_BYTES if self._framing.data_digest else 0):
             return False
-        window.next_offset = window.end
+        grant.next_offset = datal
         self._start = start + TRANSFER_BYTES
-        buffer = grant.buffer
-        self._payload = buffer if datal == len(buffer) else buffer[datao : datao + datal]
+        self._payload = grant.buffer
         self._payload_unit = grant.unit_bytes
-        self._payload_owner = window
+        self._payload_owner = grant
         self._payload_position = 0
         self._payload_crc = 0
         return True
@@ -245,20 +244,29 @@ class TargetSide(Engine):
         self._payload_unit = grant.unit_bytes
         return window, grant.buffer[header.datao : header.datao + length]
 
-    def _h2c_data_done(self, window: R2tWindow, ok: bool, events: list[Event]) -> None:
-        grant = window.grant
-        grant.ok = grant.ok and ok
+    def _h2c_data_done(self, window: R2tWindow | Grant, ok: bool, events: list[Event]) -> None:
+        if not ok:
+            window.grant.ok = False
         if window.next_offset != window.end:
             return
-        self._r2ts.close(window)
-        grant.received += window.length
-        if grant.received == len(grant.buffer):
-            if grant.received >= LARGE_BYTES:
-                self._large_expected -= 1
-            data = grant.commit() if grant.collected_from is not None else None
-            events.append(TransferDone(grant.cid, grant.context, grant.ok, data))
+        table = self._r2ts
+        del table.windows[window.ttag]
+        if isinstance(window, R2tWindow):
+            grant = window.grant
+            table.granted_bytes -= window.length
+            grant.received += window.length
+            if grant.received != len(grant.buffer):
+                self._ask_more(grant)
+                return
+            size = grant.received
         else:
-            self._ask(grant)
+            grant, size = window, window.end
+            table.granted_bytes -= size
+        if size >= LARGE_BYTES:
+            self._large_expected -= 1
+        if grant.collected_from is not None:
+            grant.data = grant.commit()
+        events.append(grant)
 
     def _forget(self) -> None:
         super()._forget()
@@ -266,11 +274,12 @@ class TargetSide(Engine):
 
     # -- bytes out -----------------------------------------------------------------------------------------------
 
-    def _check_live(self) -> None:
-        window: R2tWindow = self._payload_owner
-        grant, payload = window.grant, self._payload
-        if payload is None or grant.live():
+    def _give_up_live(self) -> None:
+        window: R2tWindow | Grant = self._payload_owner
+        payload = self._payload
+        if payload is None:
             return
+        grant = window.grant
         begin = window.next_offset - len(payload)
         grant.collect(begin + self._payload_position)
         self._payload = grant.buffer[begin : window.next_offset]
@@ -283,43 +292,52 @@ class TargetSide(Engine):
         context: object,
         *,
         unit_bytes: int = 0,
-        live: Callable[[], bool] = always,
+        live: Live = ALWAYS,
     ) -> None:
         """Ask for a command's data, which is received into ``buffer``; ``TransferDone`` tells when it is all there.
 
         With ``unit_bytes`` the buffer may be live memory that others read: it changes by whole units only, each in one
         step. What cannot go there so (data with digests, with several R2Ts at a time, or cut inside a unit by the host)
         is collected first.
-        ``live`` is asked before each change; once it says no, the memory stays as it is, and the event brings the data.
+        ``live`` is asked before each change; once it is not valid, the memory stays as it is, and the event brings
+        the data.
 
         On a connection that has ended since the command arrived nothing happens: the data will never come. Raises
         LocalProtocolError for a buffer that cannot take it, before the handshake, and when no TTAG is left.
         """
-        if self.state in ENDED:
-            return
-        if self.state is not State.TARGET_READY or not len(buffer) or buffer.readonly or buffer.format != "B":
-            raise LocalProtocolError("data is asked for on a ready connection, into a writable buffer of bytes")
+        if self.state is State.TARGET_READY and (not len(buffer) or buffer.readonly or buffer.format != "B"):
+            raise LocalProtocolError("data is asked for into a writable buffer of bytes")
+        self.ask(Grant(cid, buffer, context, unit_bytes, live))
+
+    def ask(self, grant: Grant) -> None:
+        """As ``request_data``, for somebody who has made the grant, with a buffer that can take the data."""
+        if self.state is not _READY:
+            if self.state in ENDED:
+                return
+            raise LocalProtocolError("data is asked for on a ready connection")
         if self._r2ts.full:
             raise LocalProtocolError("no TTAG is left")
-        assert self.parameters is not None
-        grant = Grant(cid, buffer, context, unit_bytes, live)
-        size = len(buffer)
-        # Several R2Ts at a time may be answered in any order: then there is no offset from which on data is collected.
-        several = self.parameters.maxr2t > 1 and size > (self.config.r2t_bytes or size)
-        if unit_bytes and (several or self._framing.data_digest):
+        size, unit = len(grant.buffer), grant.unit_bytes
+        step = self.config.r2t_bytes
+        if unit and (self._framing.data_digest or size % unit or (step and self._several(size, step))):
             grant.collect(0)
         if size >= LARGE_BYTES:
             self._large_expected += 1
-        if self.config.r2t_bytes is None:
-            window = self._r2ts.open(grant, size)
-            self._out.add(self.encoder.r2t(cid, window.ttag, 0, size))
+        if step is None:
+            ttag = self._r2ts.open_whole(grant, size)
+            self._out.add(self.encoder.r2t(grant.cid, ttag, 0, size))
             return
+        assert self.parameters is not None
         outstanding = 0
         while grant.asked < size and outstanding < self.parameters.maxr2t and not self._r2ts.full:
-            self._ask(grant)
+            self._ask_more(grant)
             outstanding += 1
 
-    def _ask(self, grant: Grant) -> None:
+    def _several(self, size: int, step: int) -> bool:
+        """Whether several R2Ts may be answered in any order: no offset then from which on data is collected."""
+        return self.parameters is not None and self.parameters.maxr2t > 1 and size > step
+
+    def _ask_more(self, grant: Grant) -> None:
         """One more R2T, when there is something left to ask for."""
         rest = len(grant.buffer) - grant.asked
         if not rest:
@@ -337,11 +355,12 @@ class TargetSide(Engine):
     def send_completion(self, cid: int, status_field: int = 0, dw0: int = 0, dw1: int = 0) -> None:
         """Queue a command's completion; SQHD and SQID are ours to know."""
         self.in_flight -= 1
-        self._out.add(self.encoder.response(cid, status_field, dw0, dw1, self._sqhd(), self.qid))
+        sqhd = self._fetched if self.flow_control else self._sqhd()
+        self._out.add(self.encoder.response(cid, status_field, dw0, dw1, sqhd, self.qid))
 
     def send_completions(self, cids: Sequence[int]) -> None:
         """Queue the successful completions of several commands that have no data to send."""
-        if self._announce_disabled or self._out.data_digest:
+        if len(cids) == 1 or self._announce_disabled or self._out.data_digest:
             for cid in cids:
                 self.send_completion(cid)
             return

@@ -3,53 +3,71 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from ..errors import PduError
 from ..pdu.header import FLAGS_OFFSET, Flags
 from ..pdu.termination import Fes
 from ..pdu.transfer import CCCID_OFFSET, DATAL_OFFSET, TTAG_OFFSET
+from .events import TransferDone
 
 MAX_TTAG: Final = 0xFFFF
 
 
-def always() -> bool:
-    """Memory that is live for as long as it is granted."""
-    return True
+class Live(Protocol):
+    """Says how long memory may be written to."""
+
+    @property
+    def valid(self) -> bool: ...
 
 
-class Grant:
+class _Always:
+    valid: Final = True
+
+
+ALWAYS: Final = _Always()
+"""For memory that is live for as long as it is granted."""
+
+
+class Grant(TransferDone):
     """Target: one command's data, asked for by R2Ts into ``buffer`` (the granted buffer, received in place).
 
-    With ``unit_bytes`` the buffer is live memory that changes by whole units, for as long as ``live`` says that it
-    still is. Data that cannot go there so is collected in a buffer of our own.
+    With ``unit_bytes`` the buffer is live memory that changes by whole units, for as long as ``live`` is valid. Data
+    that cannot go there so is collected in a buffer of our own; ``place`` is where it belongs. A grant that is asked
+    for at once is its own window, and when all is there its own event.
     """
 
-    __slots__ = ("_live", "asked", "buffer", "cid", "collected_from", "context", "live", "ok", "received", "unit_bytes")
+    __slots__ = (
+        "asked",
+        "buffer",
+        "collected_from",
+        "end",
+        "live",
+        "next_offset",
+        "place",
+        "received",
+        "ttag",
+        "unit_bytes",
+    )
 
     def __init__(
-        self,
-        cid: int,
-        buffer: memoryview,
-        context: object,
-        unit_bytes: int = 0,
-        live: Callable[[], bool] = always,
+        self, cid: int, buffer: memoryview, context: object = None, unit_bytes: int = 0, live: Live = ALWAYS
     ) -> None:
         self.cid = cid
+        self.context = context
+        self.ok = True
+        self.data = None
         self.unit_bytes = unit_bytes
         self.live = live
-        self.buffer = buffer
-        self.context = context
+        self.buffer = self.place = buffer
         self.asked = 0
         self.received = 0
-        self.ok = True
+        self.next_offset = self.end = self.ttag = 0
         self.collected_from: int | None = None
-        self._live = buffer
 
     def collect(self, offset: int) -> None:
         """From ``offset`` on, the data goes to a buffer of our own."""
-        self.buffer = memoryview(bytearray(len(self._live)))
+        self.buffer = memoryview(bytearray(len(self.place)))
         self.collected_from = offset
         self.unit_bytes = 0
 
@@ -61,15 +79,25 @@ class Grant:
         start = self.collected_from
         if start is None or not self.ok:
             return None
-        if self.live():
-            self._live[start:] = self.buffer[start:]
+        if self.live.valid:
+            self.place[start:] = self.buffer[start:]
             return None
-        self.buffer[:start] = self._live[:start]
+        self.buffer[:start] = self.place[:start]
         return self.buffer
+
+    @property
+    def grant(self) -> Grant:
+        """As a window: whose it is."""
+        return self
+
+    @property
+    def length(self) -> int:
+        """As a window: how much it asks for."""
+        return self.end
 
 
 class R2tWindow:
-    """Target: one R2T that has been sent; ``next_offset`` is where its next H2CData must begin."""
+    """Target: one of several R2Ts of a grant; ``next_offset`` is where its next H2CData must begin."""
 
     __slots__ = ("end", "grant", "length", "next_offset", "ttag")
 
@@ -87,22 +115,35 @@ class R2tTable:
     __slots__ = ("_last", "granted_bytes", "windows")
 
     def __init__(self) -> None:
-        self.windows: dict[int, R2tWindow] = {}
+        self.windows: dict[int, R2tWindow | Grant] = {}
         self.granted_bytes = 0
         self._last = MAX_TTAG
 
+    def _free(self) -> int:
+        ttag = (self._last + 1) & MAX_TTAG
+        while ttag in self.windows:
+            ttag = (ttag + 1) & MAX_TTAG
+        self._last = ttag
+        return ttag
+
     def open(self, grant: Grant, length: int) -> R2tWindow:
         """A window of ``length`` more bytes of the grant, under a TTAG that is not in use (see ``full``)."""
-        ttag = self._last
-        while True:
-            ttag = (ttag + 1) & MAX_TTAG
-            if ttag not in self.windows:
-                break
-        self._last = ttag
+        ttag = self._free()
         window = self.windows[ttag] = R2tWindow(ttag, grant, grant.asked, length)
         grant.asked += length
         self.granted_bytes += length
         return window
+
+    def open_whole(self, grant: Grant, length: int) -> int:
+        """The whole of a grant as one window; returns its TTAG."""
+        ttag = (self._last + 1) & MAX_TTAG
+        if ttag in self.windows:
+            ttag = self._free()
+        self._last = grant.ttag = ttag
+        self.windows[ttag] = grant
+        grant.asked = grant.end = length
+        self.granted_bytes += length
+        return ttag
 
     @property
     def full(self) -> bool:
@@ -114,7 +155,7 @@ class R2tTable:
         self.windows.clear()
         self.granted_bytes = 0
 
-    def accept(self, cccid: int, ttag: int, datao: int, datal: int, flags: int, limit_bytes: int) -> R2tWindow:
+    def accept(self, cccid: int, ttag: int, datao: int, datal: int, flags: int, limit_bytes: int) -> R2tWindow | Grant:
         """The window that an H2CData belongs to; raises PduError when it does not fit it."""
         window = self.windows.get(ttag)
         if window is None:
@@ -134,7 +175,7 @@ class R2tTable:
         window.next_offset += datal
         return window
 
-    def close(self, window: R2tWindow) -> None:
+    def close(self, window: R2tWindow | Grant) -> None:
         """The window's data has all arrived."""
         del self.windows[window.ttag]
         self.granted_bytes -= window.length

@@ -22,7 +22,7 @@ logger = logging.getLogger("nvmeof.target")
 READS_AT_A_TIME: Final = 16
 """How often a socket is read before the others get their turn."""
 FLUSH_BYTES: Final = 64 * 1024
-FLUSH_TURNS: Final = frozenset({3, 7, 11})
+FLUSH_TURNS: Final = frozenset(range(1, READS_AT_A_TIME, 2))
 """While there is more to read, what is to be sent waits for company, but neither long nor without end."""
 LINGER_SECONDS: Final = 2.0
 """How long a connection that ends waits for the peer to take what is queued, and to close."""

@@ -7,8 +7,8 @@ was found out for the first still holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from struct import Struct
 from typing import Final
 
@@ -16,6 +16,7 @@ from nvmeof.pdu.capsule import CAPSULE_CMD_BYTES
 from nvmeof.pdu.header import CH_BYTES
 from nvmeof.protocol.connection import Connection
 from nvmeof.protocol.events import CommandBatch, CommandData, Event
+from nvmeof.protocol.transfers import ALWAYS, Grant, Live
 from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
 from nvmeof.target.commands.base import CommandSpec
 from nvmeof.target.context import QueueContext
@@ -23,6 +24,8 @@ from nvmeof.target.namespace import Namespace
 from nvmeof.target.permit import Permit
 from nvmeof.wire import Buffer
 
+ATOMIC_BYTES: Final = 32 * 1024
+"""Writes of up to so much go to memory in one step, whatever way their data comes; longer ones by whole blocks."""
 # What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write also
 # SGL1's address, which is the offset of in-capsule data.
 _FIELDS: Final = "HHI24xQQI12x"
@@ -51,27 +54,45 @@ class Pattern:
     shift: int
     max_slba: int
     spec: CommandSpec
+    staged: bool  # its data is collected before any of it goes to the memory
 
 
-class Transfer:
+def _usable(pattern: Pattern | None) -> Pattern | None:
+    """The pattern, if what was found out for its command still holds."""
+    return pattern if pattern is not None and pattern.permit.valid else None
+
+
+class Transfer(Grant):
     """Data of one command on its way from the host: where it goes, and what to do when it is there.
 
     ``lent`` is the pool's memory that it is staged in; None when it goes straight to the namespace. ``pattern`` and
     ``slba`` are those of a Write that took the short cut; its SQE is taken apart only when needed.
     """
 
-    __slots__ = ("_sqe", "buffer", "lent", "pattern", "raw", "slba", "spec")
+    __slots__ = ("_sqe", "lent", "pattern", "raw", "slba", "spec")
 
     def __init__(
         self,
+        cid: int,
+        buffer: memoryview,
         spec: CommandSpec,
         raw: Buffer,
-        buffer: memoryview | None = None,
+        *,
+        unit_bytes: int = 0,
+        live: Live = ALWAYS,
+        lent: memoryview | None = None,
         pattern: Pattern | None = None,
         slba: int = 0,
     ) -> None:
-        self.buffer = buffer
-        self.lent: memoryview | None = None
+        # As Grant does it, without the call: there is one of these for every Write.
+        self.cid = cid
+        self.context = self.data = self.collected_from = None
+        self.ok = True
+        self.unit_bytes = unit_bytes
+        self.live = live
+        self.buffer = self.place = buffer
+        self.asked = self.received = self.next_offset = self.end = self.ttag = 0
+        self.lent = lent
         self.spec = spec
         self.raw = raw
         self.pattern = pattern
@@ -114,8 +135,11 @@ class ShortCuts:
 
     def _batch(self, batch: CommandBatch) -> None:
         view, stride = batch.view, batch.stride
-        pattern = self._read if self._usable(self._read) else None
-        granted = self._granted if self._usable(self._granted) else None
+        pattern, granted = self._read, self._granted
+        if pattern is not None and not pattern.permit.valid:
+            pattern = None
+        if granted is not None and not granted.permit.valid:
+            granted = None
         cids: list[int] = []
         data: list[Buffer] = []
         done = 0
@@ -153,8 +177,7 @@ class ShortCuts:
             self._command(sqe, None)
             if self.closed:
                 return
-            pattern = self._read if self._usable(self._read) else None
-            granted = self._granted if self._usable(self._granted) else None
+            pattern, granted = _usable(self._read), _usable(self._granted)
         if cids:
             assert pattern is not None
             self._send_reads(pattern, cids, data)
@@ -174,10 +197,6 @@ class ShortCuts:
         self.ctx.counters.commands += count
         self.connection.send_reads(cids, data, pattern.length)
 
-    def _usable(self, pattern: Pattern | None) -> bool:
-        """Whether what was found out for the pattern's command still holds."""
-        return pattern is not None and pattern.permit.valid
-
     def _pattern(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> Pattern | None:
         """The pattern of a command that `prepare` has let pass; None when its namespace is not memory."""
         namespace, controller = self.ctx.namespaces[sqe.nsid], self.ctx.controller
@@ -187,12 +206,14 @@ class ShortCuts:
         word, _, nsid, _, sgl, _, cdw12 = _SHORT.unpack_from(view)
         shift = namespace.block_shift
         max_slba = namespace.size_blocks - (length >> shift)
-        permit = controller.permit(namespace)
-        return Pattern(word, nsid, sgl, cdw12, namespace, memory, permit, length, shift, max_slba, spec)
+        permit, parameters = controller.permit(namespace), self.connection.parameters
+        # A digest is known to be right only when all is there.
+        staged = length <= ATOMIC_BYTES or (parameters is not None and parameters.data_digest)
+        return Pattern(word, nsid, sgl, cdw12, namespace, memory, permit, length, shift, max_slba, spec, staged)
 
     def _data_run(self, events: list[Event], position: int) -> int:
         """Commands with data in their capsules, from ``position`` on; returns where the run ends."""
-        pattern = self._write if self._usable(self._write) else None
+        pattern = _usable(self._write)
         done: list[int] = []
         unpack = _SHORT.unpack_from
         for event in events[position:]:
@@ -215,19 +236,18 @@ class ShortCuts:
                     pattern.namespace.backend.write(slba << pattern.shift, event.data)
                     done.append(cid)
                     continue
-            if done:
+            if pattern is not None and done:
                 self._wrote(pattern, done)
                 done = []
             self._command(event.sqe, event)
             if self.closed:
                 return position
-            pattern = self._write if self._usable(self._write) else None
-        if done:
+            pattern = _usable(self._write)
+        if pattern is not None and done:
             self._wrote(pattern, done)
         return position
 
-    def _wrote(self, pattern: Pattern | None, cids: list[int]) -> None:
-        assert pattern is not None
+    def _wrote(self, pattern: Pattern, cids: Sequence[int]) -> None:
         count = len(cids)
         counters = pattern.namespace.counters
         counters.writes += count
@@ -239,18 +259,25 @@ class ShortCuts:
         """Ask for the data of a Write that is like the pattern's; False when it has to go the whole way."""
         if cid in self._busy:
             return False
-        connection, memory = self.connection, pattern.memory
-        assert connection.parameters is not None
-        if connection.parameters.data_digest:
-            # A digest is known to be right only when all is there.
-            if not self._request(Transfer(pattern.spec, bytes(view), None, pattern, slba), cid, pattern.length):
+        raw, length = bytes(view), pattern.length
+        start = slba << pattern.shift
+        buffer = pattern.memory[start : start + length]
+        transfer = Transfer(
+            cid,
+            buffer,
+            pattern.spec,
+            raw,
+            unit_bytes=1 << pattern.shift,
+            live=pattern.permit,
+            pattern=pattern,
+            slba=slba,
+        )
+        if pattern.staged:
+            transfer.unit_bytes = 0
+            if not self._request(transfer, cid, length):
                 return False
         else:
-            start = slba << pattern.shift
-            buffer = memory[start : start + pattern.length]
-            transfer = self._transfers[cid] = Transfer(pattern.spec, bytes(view), buffer, pattern, slba)
-            connection.request_data(
-                cid, buffer, transfer, unit_bytes=1 << pattern.shift, live=partial(self._usable, pattern)
-            )
+            self._transfers[cid] = transfer
+            self.connection.ask(transfer)
         self._busy.add(cid)
         return True

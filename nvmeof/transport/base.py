@@ -214,10 +214,10 @@ class Endpoint(ABC):
 
     `recv_into(buffer) -> int`, `recv_both(buffer, behind) -> int` and `sendmsg(buffers) -> int` are attributes, so that
     a socket's own methods can stand there with nothing in between. `recv_into` gives 0 at the end of the stream;
-    `recv_both` goes on in a second buffer when the first is full, and an endpoint may do without that. `sendmsg` tells how many
-    bytes were taken, in the order given, perhaps fewer than there are; of a longer list only the first IOV_MAX
-    buffers are offered. Both raise BlockingIOError when they would have to wait, and OSError for a broken
-    connection (mostly a ConnectionError; also TimeoutError and EHOSTUNREACH). After `close` or `abort` they raise
+    `recv_both` goes on in a second buffer when the first is full, and an endpoint may do without that. `sendmsg` tells
+    how many bytes were taken, in the order given, perhaps fewer than there are; of a longer list only the first IOV_MAX
+    buffers are offered. Both raise BlockingIOError when they would have to wait, and OSError for a broken connection
+    (mostly a ConnectionError; also TimeoutError and EHOSTUNREACH). After `close` or `abort` they raise
     ConnectionAbortedError.
     """
 

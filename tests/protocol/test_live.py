@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nvmeof.protocol.connection import Connection
 from nvmeof.protocol.events import TransferDone
+from nvmeof.target.permit import Permit
 from tests.protocol.wire import Framing, feed, ready_target, sent, split
 
 OLD, NEW = 0x11, 0xEE
@@ -122,10 +123,10 @@ def test_memory_that_is_not_live_any_more_stays_as_it_is(cut_at, data_digest):
     framing = Framing(data_digest=data_digest)
     connection = ready_target(framing, maxh2cdata_bytes=1 << 20)
     live = bytearray([OLD]) * 65536
-    alive = True
+    alive = Permit()
     feed(connection, framing.command(7, 1, len(live)))
     sent(connection)
-    connection.request_data(7, memoryview(live), None, unit_bytes=512, live=lambda: alive)
+    connection.request_data(7, memoryview(live), None, unit_bytes=512, live=alive)
     [(ttag, _, _)] = asked(connection)
     socket = Socket(framing.h2c(7, ttag, 0, bytes([NEW]) * len(live)))
     socket.arrived = cut_at
@@ -133,7 +134,7 @@ def test_memory_that_is_not_live_any_more_stays_as_it_is(cut_at, data_digest):
     while socket.available:
         events += socket.drive(connection)
     assert not events
-    alive, before = False, bytes(live)
+    alive.valid, before = False, bytes(live)
     check_units(before, 512)
     socket.arrived = len(socket.stream)
     while socket.available:
