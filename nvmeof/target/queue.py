@@ -20,7 +20,6 @@ from nvmeof.protocol.events import (
     PeerClosed,
     ProtocolFailure,
     Terminated,
-    TransferDone,
 )
 from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
@@ -38,6 +37,7 @@ from nvmeof.wire import layout
 STAGING_SHARES: Final = 4
 """One queue stages at most this fraction of the pool for data that its host has yet to send: one that has stopped
 sending must not keep all the others from writing."""
+_NOWHERE: Final = memoryview(b"")
 _HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
 
 
@@ -77,19 +77,22 @@ class TargetQueue(ShortCuts):
 
     def handle(self, events: list[Event], now: float) -> None:
         """What the connection told, in order."""
-        self.ctx.on_command(now)
+        controller = self.ctx.controller
+        if controller is not None:
+            controller.touch(now)
         position = 0
         while position < len(events) and not self.closed:
             event = events[position]
             position += 1
+            if isinstance(event, Transfer):
+                self._transfer_done(event)
+                continue
             if self._draining and isinstance(event, CommandBatch | CommandData):
                 continue  # not begun, and so left without an answer: the host sends it again elsewhere
             if isinstance(event, CommandBatch):
                 self._batch(event)
             elif isinstance(event, CommandData):
                 position = self._data_run(events, position - 1)
-            elif isinstance(event, TransferDone):
-                self._transfer_done(event)
             elif isinstance(event, ProtocolFailure):
                 self._end(f"protocol error: {event.error}", fault=True)
             elif isinstance(event, Terminated):
@@ -166,7 +169,7 @@ class TargetQueue(ShortCuts):
 
     def _stage(self, spec: CommandSpec, raw: bytes, cid: int, length: int) -> None:
         """Ask the host for a command's data, or wait for memory to put it into."""
-        transfer = Transfer(spec, raw)
+        transfer = Transfer(cid, _NOWHERE, spec, raw)
         if not self._request(transfer, cid, length):
             if not self._waiting:
                 self.pool.when_free(self._retry)
@@ -180,10 +183,10 @@ class TargetQueue(ShortCuts):
         buffer = self.pool.take(length)
         if buffer is None:
             return False
-        transfer.buffer = transfer.lent = buffer
+        transfer.buffer = transfer.place = transfer.lent = buffer
         self._transfers[cid] = transfer
         self._staged_bytes += length
-        self.connection.request_data(cid, buffer, transfer)
+        self.connection.ask(transfer)
         return True
 
     def _retry(self) -> None:
@@ -197,18 +200,20 @@ class TargetQueue(ShortCuts):
         if asked:
             self.driver.wake()
 
-    def _transfer_done(self, event: TransferDone) -> None:
-        transfer = event.context
-        assert isinstance(transfer, Transfer)
-        assert transfer.buffer is not None
-        cid, buffer, lent, pattern = event.cid, transfer.buffer, transfer.lent, transfer.pattern
+    def _transfer_done(self, transfer: Transfer) -> None:
+        cid, lent, pattern = transfer.cid, transfer.lent, transfer.pattern
         del self._transfers[cid]
+        if lent is None and transfer.data is None and pattern is not None and pattern.permit.valid:
+            self._busy.discard(cid)  # it is in its place, without digests
+            self._wrote(pattern, (cid,))
+            return
+        buffer = transfer.place
         if lent is not None:
             self._staged_bytes -= len(lent)
-        if not event.ok:
+        if not transfer.ok:
             error = CommandError(Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="a data digest is wrong")
             self._refuse_late(transfer.sqe, error, lent)
-        elif event.data is not None:
+        elif transfer.data is not None:
             # The namespace has gone, moved or become inaccessible meanwhile: what it is now decides.
             assert pattern is not None
             now = self.ctx.namespaces.get(pattern.nsid, pattern.namespace)
@@ -219,13 +224,12 @@ class TargetQueue(ShortCuts):
                 )
                 self._refuse_late(transfer.sqe, error, None)
                 return
-            self._run_late(transfer.spec, transfer.sqe, event.data, None)
-        elif pattern is not None and self._usable(pattern):
-            if lent is not None:
-                pattern.namespace.backend.write(transfer.slba << pattern.shift, buffer)
-                self.pool.give(lent)
+            self._run_late(transfer.spec, transfer.sqe, transfer.data, None)
+        elif pattern is not None and lent is not None and pattern.permit.valid:
+            pattern.namespace.backend.write(transfer.slba << pattern.shift, buffer)
+            self.pool.give(lent)
             self._busy.discard(cid)
-            self._wrote(pattern, [cid])
+            self._wrote(pattern, (cid,))
         elif lent is not None:
             self._run_late(transfer.spec, transfer.sqe, buffer, lent)
         else:

@@ -384,9 +384,11 @@ def r2ts(out: bytes) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("closed", [False, True])
 async def test_a_write_does_not_go_on_in_another_namespace(closed):
     """What came before the namespace was replaced went to the old one: success would pass off half of the data."""
-    wire = Wire(two_namespaces())
-    size = 64 * 512
-    write = [make_sqe(cid, WRITE, nsid=1, length=size, sgl=TRANSPORT, cdw12=63) for cid in range(2)]
+    target = Target(Ramdisk(4 * SIZE))
+    target.admin()
+    wire = Wire(target)
+    size = 72 * 512
+    write = [make_sqe(cid, WRITE, nsid=1, length=size, sgl=TRANSPORT, cdw12=71) for cid in range(2)]
     for sqe in write[:1]:  # the pattern
         [(_, ttag, _)] = r2ts(wire.feed(wire.capsule(sqe)))
         assert statuses(wire.feed(wire.h2c(0, ttag, 0, b"a" * size))) == [(0, 0)]
@@ -396,10 +398,10 @@ async def test_a_write_does_not_go_on_in_another_namespace(closed):
     assert wire.feed(pdu[:half]) == b""
     subsystem = wire.target.subsystem
     old = subsystem.remove_namespace(1)
-    assert bytes(old.backend.memory[:512]) == b"b" * 512, "it goes straight to memory"
+    assert bytes(old.backend.memory[:512]) == b"b" * 512, "more than is collected first: it goes straight to memory"
     if closed:
         await old.backend.close()
-    added = subsystem.add_namespace(NamespaceConfig(backend=Ramdisk(SIZE), nsid=1))
+    added = subsystem.add_namespace(NamespaceConfig(backend=Ramdisk(4 * SIZE), nsid=1))
     assert statuses(wire.feed(pdu[half:])) == [(1, 0x82)]
     assert not any(added.backend.memory)
     assert wire.queue._busy == set() and wire.queue._transfers == {}
