@@ -15,6 +15,7 @@ from nvmeof.target.commands.fabrics import SUPPORTED_PROPERTIES, WRITABLE_PROPER
 from nvmeof.target.commands.features import FEATURES
 from nvmeof.target.commands.identify import IDENTIFY
 from nvmeof.target.commands.log_pages import LOG_PAGES
+from nvmeof.target.commands.registry import ZNS
 from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
 
 _PCIE = "for PCI Express only"
@@ -24,7 +25,7 @@ _NO_FDP = "no Flexible Data Placement"
 _NO_SANITIZE = "sanitize is not there yet"
 _NO_HARDWARE = "says something of hardware that a program does not have"
 _ONE_POWER_STATE = "one power state: a program saves no power that a host could choose"
-_NO_ZONES = "of another I/O command set"
+_ZONES = "of the Zoned Namespace Command Set"
 _NO_CENTRAL = "for centralized discovery controllers"
 _NO_MIGRATION = "no live migration of controllers"
 _NO_MI = "no management interface (NVMe-MI)"
@@ -70,9 +71,9 @@ _WHY_ADMIN: dict[int, str] = {
 _WHY_NVM: dict[int, str] = {
     NvmOpcode.IO_MANAGEMENT_RECEIVE: _NO_FDP,
     NvmOpcode.IO_MANAGEMENT_SEND: _NO_FDP,
-    NvmOpcode.ZONE_MANAGEMENT_SEND: _NO_ZONES,
-    NvmOpcode.ZONE_MANAGEMENT_RECEIVE: _NO_ZONES,
-    NvmOpcode.ZONE_APPEND: _NO_ZONES,
+    NvmOpcode.ZONE_MANAGEMENT_SEND: _ZONES,
+    NvmOpcode.ZONE_MANAGEMENT_RECEIVE: _ZONES,
+    NvmOpcode.ZONE_APPEND: _ZONES,
 }
 _WHY_FABRICS: dict[int, str] = {
     FabricsType.AUTH_SEND: "in-band authentication is not there yet",
@@ -114,7 +115,6 @@ _WHY_LOG: dict[int, str] = {
     LogPageId.AVE_DISCOVERY: _NO_CENTRAL,
     LogPageId.PULL_MODEL_DDC_REQUEST: _NO_CENTRAL,
     LogPageId.SANITIZE_STATUS: _NO_SANITIZE,
-    LogPageId.CHANGED_ZONES: _NO_ZONES,
 }
 _WHY_FEATURE: dict[int, str] = {
     FeatureId.INTERRUPT_COALESCING: _PCIE,
@@ -194,6 +194,15 @@ def _commands(kind: type[IntEnum], table: Mapping[int, CommandSpec], why: Mappin
     return _table(("opcode", "command", "", "remark"), rows)
 
 
+def _zoned_commands() -> Iterator[str]:
+    yield "All of the NVM Command Set, by the rules of zones, and:"
+    yield ""
+    yield from _table(
+        ("opcode", "command", "", "remark"),
+        ((f"{opcode:02X}h", spec.name, "yes", _command_remark(spec)) for opcode, spec in sorted(ZNS.items())),
+    )
+
+
 def _where(io: bool, discovery: bool) -> str:
     return ", ".join(name for name, there in (("io", io), ("discovery", discovery)) if there)
 
@@ -205,7 +214,7 @@ def _identify() -> Iterator[str]:
         if row is None:
             rows.append((f"{member:02X}h", _title(member), "no", _WHY_IDENTIFY.get(member, _LATER)))
         else:
-            remark = _where(True, row.discovery) + ("; CSI 00h, the NVM Command Set" if row.csi else "")
+            remark = _where(True, row.discovery) + ("; of the NVM and the Zoned Namespace Command Set" if row.csi else "")
             rows.append((f"{member:02X}h", row.name, "yes", remark))
     return _table(("CNS", "structure", "", "remark"), rows)
 
@@ -255,6 +264,7 @@ def render() -> str:
         ("Properties", _properties()),
         ("Admin commands", _commands(AdminOpcode, ADMIN, _WHY_ADMIN)),
         ("I/O commands (NVM Command Set)", _commands(NvmOpcode, NVM, _WHY_NVM)),
+        ("I/O commands of zoned namespaces (Zoned Namespace Command Set)", _zoned_commands()),
         ("Identify data structures", _identify()),
         ("Log pages", _log_pages()),
         ("Features", _features()),
