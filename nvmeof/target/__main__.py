@@ -25,7 +25,9 @@ from nvmeof.spec.enums import DISCOVERY_PORT, NVME_PORT
 from nvmeof.target.backend.base import DEFAULT_BLOCK_BYTES, Backend
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.file_keeper import FileKeeper
+from nvmeof.target.backend.pools import FilePool, RamdiskPool
 from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.capacity import Pool
 from nvmeof.target.config import (
     ADVERTISE_FORMS,
     ADVERTISE_OWN,
@@ -34,8 +36,11 @@ from nvmeof.target.config import (
     SubsystemConfig,
     TargetConfig,
 )
+from nvmeof.target.namespace import Namespace
 from nvmeof.target.server import DEFAULT_SUBNQN, Target
 from nvmeof.target.sizes import format_size, parse_size
+from nvmeof.target.zone_geometry import ZoneGeometry, parse_zoned
+from nvmeof.target.zoned import ZonedNamespace
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, SocketOptions
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
@@ -63,6 +68,8 @@ class Options:
     ramdisk: tuple[str, ...] = ()
     file: tuple[str, ...] = ()
     size: str | None = None
+    capacity: str | None = None
+    pool: str | None = None
     block_size: int | None = None
     read_only: bool = False
     shared: bool = False
@@ -96,7 +103,7 @@ def _backends(options: Options) -> list[NamespaceConfig]:
     for name, given in (("size", options.size is not None), ("shared", options.shared)):
         if given and not options.file:
             raise ConfigurationError(f"--{name} is about a --file, and there is none")
-    ramdisks = options.ramdisk or (() if options.file else (DEFAULT_RAMDISK,))
+    ramdisks = options.ramdisk or (() if options.file or options.capacity else (DEFAULT_RAMDISK,))
     backends: list[Backend] = [
         Ramdisk(size, block_bytes=options.block_size or DEFAULT_BLOCK_BYTES) for size in ramdisks
     ]
@@ -111,6 +118,14 @@ def _backends(options: Options) -> list[NamespaceConfig]:
         for path in options.file
     ]
     return [NamespaceConfig(backend=backend, read_only=options.read_only) for backend in backends]
+
+
+def _pool(options: Options) -> Pool | None:
+    if options.capacity is None:
+        if options.pool is not None:
+            raise ConfigurationError("a --pool needs a --capacity: how much hosts may create in it")
+        return None
+    return RamdiskPool(options.capacity) if options.pool is None else FilePool(options.pool, options.capacity)
 
 
 def _ports(options: Options) -> list[PortConfig]:
@@ -146,6 +161,7 @@ def make_target(options: Options) -> Target:
         model=options.model,
         allowed_hosts=frozenset(options.allow_host) or None,
         namespaces=tuple(_backends(options)),
+        pool=_pool(options),
         max_io_queues=options.max_queues,
         max_queue_entries=options.queue_size,
         max_transfer_bytes=parse_size(options.mdts),
@@ -215,9 +231,32 @@ def facts(target: Target, options: Options) -> dict[str, Any]:
                 "block_bytes": namespace.block_bytes,
                 "read_only": namespace.read_only,
                 "uuid": str(namespace.uuid),
+                "zoned": _zones_told(namespace),
             }
             for namespace in subsystem.namespaces.values()
         ],
+        "pool": None
+        if subsystem.manager is None
+        else {
+            "description": subsystem.manager.pool.description,
+            "capacity_bytes": subsystem.manager.pool.capacity_bytes,
+            "unallocated_bytes": subsystem.unallocated_bytes,
+        },
+    }
+
+
+def _zones_told(namespace: Namespace) -> dict[str, Any] | None:
+    if not isinstance(namespace, ZonedNamespace):
+        return None
+    geometry = namespace.geometry
+    return {
+        "zones": len(namespace.zones),
+        "zone_bytes": geometry.zone_bytes,
+        "capacity_bytes": geometry.capacity,
+        "max_open": geometry.max_open,
+        "max_active": geometry.max_active,
+        "extension_bytes": geometry.extension_bytes,
+        "description": geometry.description,
     }
 
 
@@ -227,8 +266,17 @@ def _say(told: dict[str, Any]) -> None:
         access = ", read-only" if namespace["read_only"] else ""
         size = format_size(namespace["size_bytes"])
         backend = namespace["backend"].removesuffix(f" {size}")
+        zoned = namespace["zoned"]
+        zones = f", {zoned['zones']} {zoned['description']}" if zoned else ""
         click.echo(
-            f"namespace  {namespace['nsid']}: {backend}, {size} in blocks of {namespace['block_bytes']} bytes{access}"
+            f"namespace  {namespace['nsid']}: {backend}, {size} in blocks of {namespace['block_bytes']} bytes"
+            f"{zones}{access}"
+        )
+    if told["pool"]:
+        pool = {name: format_size(told["pool"][f"{name}_bytes"]) for name in ("capacity", "unallocated")}
+        where = told["pool"]["description"].removesuffix(f" {pool['capacity']}")
+        click.echo(
+            f"capacity   {pool['capacity']} for hosts to create namespaces from, {pool['unallocated']} left ({where})"
         )
     for listener in told["listeners"]:
         address = Address(listener["address"], listener["port"])
@@ -336,14 +384,15 @@ def _raise_file_limit() -> None:
 @click.option(
     "--ramdisk",
     multiple=True,
-    metavar="SIZE",
-    help="A namespace in memory, such as 256M or 2T; repeatable.  [default: one of 1G]",
+    metavar="SIZE[,ZONES]",
+    help="A namespace in memory, such as 256M or 2T; repeatable. ZONES makes it a zoned one: zoned, zone-size=64M, "
+    "zone-capacity=48M, max-open=8, max-active=12, zdes=64, read-across=no, any of them.  [default: one of 1G]",
 )
 @click.option(
     "--file",
     multiple=True,
-    metavar="PATH",
-    help="A namespace in a file or block device; repeatable; numbered after the ramdisks.",
+    metavar="PATH[,ZONES]",
+    help="A namespace in a file or block device; repeatable; numbered after the ramdisks. Zones are kept in PATH.zones.",
 )
 @click.option("--size", metavar="SIZE", help="Create the --file, or extend it, to this size.")
 @click.option(
@@ -351,6 +400,12 @@ def _raise_file_limit() -> None:
     type=click.Choice(["512", "4096"]),
     help="Logical block size in bytes.  [default: 512, or what a host has formatted the --file to]",
 )
+@click.option(
+    "--capacity",
+    metavar="SIZE",
+    help="Let hosts create namespaces, of so much together, and attach and delete them; in memory unless --pool.",
+)
+@click.option("--pool", metavar="DIR", help="Directory for what hosts create; found again after a restart.")
 @click.option("--read-only", is_flag=True, help="Refuse writes.")
 @click.option("--shared", is_flag=True, help="Serve a --file that another process has locked.")
 @click.option(

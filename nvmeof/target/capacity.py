@@ -28,16 +28,31 @@ def occupied_bytes(namespace: Namespace) -> int:
 class Pool(Protocol):
     """Where the storage of created namespaces comes from, by names that are given out once.
 
-    `keeper` holds what has to be known of them. An operation completes at once or gives an awaitable, and raises (or
+    An operation completes at once or gives an awaitable, and raises (or
     ends with) `OSError` or `ConfigurationError`.
     """
 
-    capacity_bytes: int
-    keeper: Keeper
+    @property
+    def capacity_bytes(self) -> int:
+        """Of all namespaces together."""
+        ...
+
+    @property
+    def keeper(self) -> Keeper:
+        """What has to be known of the namespaces."""
+        ...
 
     @property
     def description(self) -> str:
         """A few words for a log line."""
+        ...
+
+    async def acquire(self) -> None:
+        """Before anything else: nobody else uses it from now on, and `keeper` tells what is in it."""
+        ...
+
+    async def release(self) -> None:
+        """The end; all storage is closed before."""
         ...
 
     def create(self, name: str, size_bytes: int, block_bytes: int) -> Backend | Awaitable[Backend]:

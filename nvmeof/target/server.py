@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.target.backend.base import Backend
+from nvmeof.target.capacity import Pool
 from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.controller import Controller
 from nvmeof.target.driver import QueueDriver
@@ -129,6 +131,7 @@ class Target:
         self._acceptors: list[tuple[PortConfig, Callable[[Endpoint], None]]] = []
         self._backends: list[Backend] = []
         self._subsystems: list[Subsystem] = []
+        self._pools: list[Pool] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stop_by: float | None = None
 
@@ -166,12 +169,18 @@ class Target:
                 for namespace in subsystem_config.namespaces:
                     await namespace.backend.open()
                     self._backends.append(namespace.backend)
+                if subsystem_config.pool is not None:
+                    await subsystem_config.pool.acquire()
+                    self._pools.append(subsystem_config.pool)
                 subsystem = Subsystem(subsystem_config)
                 self._subsystems.append(subsystem)
+                if subsystem.manager is not None:
+                    await subsystem.manager.open()
                 pending = subsystem.power_on(self.loop.time())
                 if pending is not None:
                     await pending
                 self.inventory.add_subsystem(subsystem)
+                subsystem.resume(self.runtime)
             for portid, port in enumerate(self.config.ports, 1):
                 await self._listen(portid, port)
             if self._path_options is not None and self._path_options.wanted:
@@ -197,7 +206,9 @@ class Target:
 
         def accepted(endpoint: Endpoint) -> None:
             local = endpoint.local_address
-            self.drivers.add(QueueDriver(self, endpoint, info.seen_at(local.host, local.port), self._connection_config))
+            driver = QueueDriver(self, endpoint, info.seen_at(local.host, local.port), self._connection_config)
+            driver.queue.ctx.connection = partial(_figures, endpoint)
+            self.drivers.add(driver)
 
         listeners = await transport.listen(port.host, port.port, self.options, accepted)
         self.listeners += listeners
@@ -266,6 +277,9 @@ class Target:
             self.paths.stop()
         await self._close_backends()
         await self._power_off()
+        pools, self._pools = self._pools, []
+        for pool in pools:
+            await pool.release()
 
     def hurry(self) -> None:
         """Make a `stop` that is under way wait for nothing any more but the flush."""
@@ -290,6 +304,7 @@ class Target:
 
     async def _close_backends(self) -> None:
         backends, self._backends = self._backends, []
+        backends += [backend for subsystem in self._subsystems for backend in subsystem.created_backends]
         for backend in backends:
             try:
                 pending = backend.flush() if backend.capabilities.can_write else None
@@ -335,11 +350,16 @@ class Target:
             await config.backend.close()
             raise
         self._backends.append(config.backend)
+        self.subsystems[subnqn or self.subnqn].resume(self.runtime)
         return added.nsid
 
     async def remove_namespace(self, nsid: int, *, subnqn: str | None = None) -> None:
-        """Withdraw a namespace and close its backend."""
-        namespace = self.subsystems[subnqn or self.subnqn].remove_namespace(nsid)
+        """Withdraw a namespace and close its backend; one that a host has created is deleted with its data."""
+        subsystem = self.subsystems[subnqn or self.subnqn]
+        if subsystem.manager is not None and nsid in subsystem.manager.nsids:
+            await subsystem.manager.delete(self.runtime, nsid)
+            return
+        namespace = subsystem.remove_namespace(nsid)
         self._backends.remove(namespace.backend)
         await namespace.backend.close()
 
@@ -364,6 +384,17 @@ class Target:
             else:
                 following = min(following, driver.opened_at + self.connect_seconds)
         self._timer = self.loop.call_at(max(following, now + _SHORTEST_TICK_SECONDS), self._tick)
+
+
+def _figures(endpoint: Endpoint) -> dict[str, object]:
+    """What the kernel tells of a connection, for telemetry."""
+    info = asdict(endpoint.describe())
+    for name in ("local", "peer"):
+        info[name] = str(Address(**info[name]))
+    for subflow in info["subflows"]:
+        for name in ("local", "peer"):
+            subflow[name] = str(Address(**subflow[name]))
+    return {name: value for name, value in info.items() if value is not None and name != "token"}
 
 
 def simple_config(

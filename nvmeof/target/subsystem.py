@@ -16,11 +16,15 @@ from nvmeof.target.backend.base import Backend
 from nvmeof.target.capacity import occupied_bytes
 from nvmeof.target.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.feature_values import Values
-from nvmeof.target.history import History, hardware_error, power_on_or_reset, watch
+from nvmeof.target.formatting import interrupted, resume
+from nvmeof.target.history import History, hardware_error, power_on_or_reset, sanitize_completion, watch
 from nvmeof.target.keeper import Keeper, MemoryKeeper
 from nvmeof.target.lifetime import Lifetime
 from nvmeof.target.management import NamespaceManager
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
+from nvmeof.target.runtime import Runtime
+from nvmeof.target.sanitize import Sanitizer
+from nvmeof.target.self_test import SelfTest
 from nvmeof.target.zoned import ZonedNamespace, make_namespace
 
 FIRST_CNTLID = 1
@@ -52,9 +56,13 @@ class Association(Protocol):
 
     def abort_namespace(self, nsid: int) -> None: ...
 
+    def telemetry_changed(self) -> None: ...
+
     def ana_changed(self) -> None: ...
 
     def discovery_changed(self) -> None: ...
+
+    def subsystem_reset(self) -> None: ...
 
     def destroy(self, reason: str) -> None: ...
 
@@ -70,16 +78,26 @@ class Subsystem:
         self.config = config
         self.nqn = config.nqn
         self.discovery = discovery
-        self.keeper: Keeper = config.keeper or MemoryKeeper()
+        self.keeper: Keeper = config.keeper or (config.pool.keeper if config.pool is not None else MemoryKeeper())
         self.history = History(self.keeper)
         self.lifetime = Lifetime(self.keeper)
+        self.telemetry: object | None = None  # what log page 08h shows
         self.namespaces: dict[int, Namespace] = {}
         self.attachments = Attachments()
         self.controllers: dict[int, Association] = {}
         self.epoch = 0
         self.ana_change_count = 0
         self.ana_state = AnaState.OPTIMIZED
+        self.was_reset = False  # CSTS.NSSRO of new controllers
         self.features: Values = {}  # those with the scope of the subsystem, as set since the start
+        self.sanitizer = Sanitizer(self.namespaces, self.keeper)
+        self.self_test = SelfTest(
+            self.namespaces,
+            self.keeper,
+            lambda runtime: int(self.lifetime.power_on_seconds(runtime.now()) // 3600),
+        )
+        self.reset_hosts: set[str] = set()
+        """Hosts whose controllers an NVM Subsystem Reset has ended: their next ones tell so (CSTS.NSSRO)."""
         self._allowed_hosts = config.allowed_hosts
         self._last_cntlid = FIRST_CNTLID - 1
         self.manager = NamespaceManager(self, config.pool) if config.pool is not None else None
@@ -91,10 +109,6 @@ class Subsystem:
     def host_allowed(self, host_nqn: str) -> bool:
         """Whether that host may connect and sees the subsystem in Discovery."""
         return self.discovery or self._allowed_hosts is None or host_nqn in self._allowed_hosts
-
-    @property
-    def any_host(self) -> bool:
-        return self._allowed_hosts is None
 
     def set_allowed_hosts(self, hosts: frozenset[str] | None) -> None:
         """Change who may connect (None: any host). Associations of hosts that may not any more are ended."""
@@ -170,6 +184,26 @@ class Subsystem:
         namespace.refresh()
         self._namespace_changed(nsid)
 
+    def formatted(self, namespace: Namespace) -> None:
+        """A namespace has got another format."""
+        namespace.refresh()
+        self._namespace_changed(namespace.nsid)
+
+    def resume(self, runtime: Runtime) -> None:
+        """Go on with what was interrupted: a sanitize operation, formats, a self-test. Call it when namespaces came."""
+        for namespace in self.namespaces.values():
+            secure = interrupted(namespace)
+            if secure is not None and namespace.barred is None:
+                namespace.bar(Status.FORMAT_IN_PROGRESS)
+                runtime.run(resume(runtime, namespace, secure=secure, ready=partial(self.formatted, namespace)))
+        self.sanitizer.resume(runtime, partial(self.sanitized, runtime))
+        self.self_test.resume(runtime)
+
+    def sanitized(self, runtime: Runtime, sanitizer: Sanitizer) -> None:
+        """A sanitize operation has ended."""
+        data = sanitize_completion(sanitizer.sprog, sanitizer.sstat)
+        self.history.add(EventType.SANITIZE_COMPLETION, data, now=runtime.now())
+
     def _free_nsid(self) -> int:
         nsid = 1
         taken = self.manager.nsids if self.manager is not None else frozenset()
@@ -231,6 +265,12 @@ class Subsystem:
         return self.manager.unallocated_bytes if self.manager is not None else 0
 
     @property
+    def created_backends(self) -> list[Backend]:
+        """Those of namespaces that were created from the pool."""
+        made = self.manager.nsids if self.manager is not None else frozenset()
+        return [namespace.backend for nsid, namespace in self.namespaces.items() if nsid in made]
+
+    @property
     def backends(self) -> list[Backend]:
         return [namespace.backend for namespace in self.namespaces.values()]
 
@@ -248,6 +288,20 @@ class Subsystem:
             self.history.add(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.UNSAFE_SHUTDOWN), now=now)
         self.history.add(EventType.POWER_ON_OR_RESET, power_on_or_reset(self.config.firmware, []), now=now)
         return lifetime.start(now)
+
+    def reset(self, by: Association) -> None:
+        """NVM Subsystem Reset: all associations end, but that of the controller that asked for it, which its own queue
+        ends once it has answered; what was set and not saved is forgotten.
+        """
+        self.was_reset = True
+        for controller in list(self.controllers.values()):
+            if controller is by:
+                controller.subsystem_reset()
+            else:
+                controller.destroy("the NVM subsystem was reset")
+        self.features.clear()
+        for namespace in self.namespaces.values():
+            namespace.features.clear()
 
     def power_off(self, now: float) -> Awaitable[None] | None:
         """The end, after everything was flushed. Done when it is kept; raises or ends with `OSError`."""

@@ -1,0 +1,158 @@
+"""Pools of capacity that namespaces are created from: memory, or files in a directory.
+
+They implement :class:`nvmeof.target.capacity.Pool`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+from collections.abc import Awaitable
+from pathlib import Path
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.target.backend.base import Backend
+from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.file_keeper import FileKeeper
+from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.keeper import FORMAT_SECTION, MemoryKeeper
+from nvmeof.target.sizes import format_size, parse_size
+
+KEEPER_NAME = "namespaces.json"
+"""What a directory's namespaces are, in its keeper's form."""
+SUFFIX = ".namespace"
+_SHARED_ERRORS = frozenset({errno.EAGAIN, errno.EACCES})
+
+
+class RamdiskPool:
+    """`capacity`: bytes, or text such as `10G`. Namespaces are ramdisks; memory is used as they are written to."""
+
+    def __init__(self, capacity: str | int) -> None:
+        self.capacity_bytes = parse_size(capacity)
+        self.keeper = MemoryKeeper()
+        self._ramdisks: dict[str, Ramdisk] = {}
+
+    @property
+    def description(self) -> str:
+        return f"memory {format_size(self.capacity_bytes)}"
+
+    async def acquire(self) -> None:
+        """Nothing else can use it."""
+
+    async def release(self) -> None:
+        """What was in it has gone."""
+        self._ramdisks.clear()
+        self.keeper = MemoryKeeper()
+
+    def create(self, name: str, size_bytes: int, block_bytes: int) -> Backend:
+        ramdisk = self._ramdisks[name] = Ramdisk(size_bytes, block_bytes=block_bytes)
+        return ramdisk
+
+    def open(self, name: str) -> Backend:
+        return self._ramdisks[name]
+
+    def delete(self, name: str, backend: Backend | None) -> Awaitable[None] | None:
+        self._ramdisks.pop(name, None)
+        return None if backend is None else backend.close()
+
+
+class FilePool:
+    """`directory` is made unless it is there; each namespace is a sparse file in it. `capacity`: of all together.
+
+    One process uses a directory at a time. Raises `ConfigurationError` for one that cannot be used.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], capacity: str | int, *, workers: int = 4) -> None:
+        self.directory = Path(directory)
+        self.capacity_bytes = parse_size(capacity)
+        self._workers = workers
+        self._lock = -1
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"cannot use {self.directory} as a pool: {error.strerror}") from error
+        self.keeper = FileKeeper(self.directory / KEEPER_NAME)
+
+    @property
+    def description(self) -> str:
+        return f"directory {self.directory}"
+
+    def path(self, name: str) -> Path:
+        """The file of a namespace."""
+        return self.directory / f"{name}{SUFFIX}"
+
+    async def acquire(self) -> None:
+        """Lock the directory, and read what is kept there. Raises `ConfigurationError` when another process has it."""
+        if self._lock >= 0:
+            return
+        lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno in _SHARED_ERRORS:
+                raise ConfigurationError(f"{self.directory} is in use by another process") from error
+            raise
+        self._lock = lock
+        # Another process may have changed it before it let go.
+        self.keeper = FileKeeper(self.directory / KEEPER_NAME)
+
+    async def release(self) -> None:
+        """Let the directory go."""
+        await self.keeper.close()
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+    async def create(self, name: str, size_bytes: int, block_bytes: int) -> Backend:
+        path = self.path(name)
+        try:
+            await asyncio.to_thread(self._make_file, path, size_bytes)
+            # What a host may change later (Format NVM) is in one place from the start.
+            keeper = FileKeeper(_kept_beside(path))
+            await keeper.put(FORMAT_SECTION, {"block_bytes": block_bytes})
+            return await self.open(name)
+        except BaseException:
+            await self.delete(name, None)
+            raise
+
+    async def open(self, name: str) -> Backend:
+        backend = FileBackend(self.path(name), workers=self._workers)
+        await backend.open()
+        return backend
+
+    async def delete(self, name: str, backend: Backend | None) -> None:
+        if backend is not None:
+            await backend.close()
+        await asyncio.to_thread(self._remove_files, self.path(name))
+
+    # In a thread
+
+    def _make_file(self, path: Path, size_bytes: int) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size_bytes)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self._sync_directory()
+
+    def _remove_files(self, path: Path) -> None:
+        # What belongs to the data is in files beside it, whose names begin with its own.
+        for each in sorted(self.directory.glob(f"{path.name}*")):
+            each.unlink(missing_ok=True)
+        self._sync_directory()
+
+    def _sync_directory(self) -> None:
+        fd = os.open(self.directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _kept_beside(path: Path) -> Path:
+    """Where `FileBackend` keeps what belongs to a file's data."""
+    return path.with_name(path.name + ".nvmeof")
