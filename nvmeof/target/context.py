@@ -7,6 +7,7 @@ is in its controller.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.completion import Completion
 from nvmeof.target.controller import Controller
+from nvmeof.target.faults import command_failed, report
 from nvmeof.target.inventory import Inventory, PortInfo
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.runtime import Future, Runtime, TimerHandle
@@ -72,6 +74,7 @@ class QueueContext:
 
     __slots__ = (
         "aborting",
+        "connection",
         "controller",
         "counters",
         "entries",
@@ -106,6 +109,7 @@ class QueueContext:
         self.hostid = bytes(16)
         self.namespaces: dict[int, Namespace] = {}  # the controller's own table after Connect: changes show at once
         self.counters = QueueCounters()
+        self.connection: Callable[[], dict[str, object]] | None = None  # figures of what carries the queue
         self.waiting: dict[int, object] = {}  # by CID: the future that a command waits for which could be given up
         self.aborting: set[int] = set()  # CIDs of commands that shall end at the next opportunity
 
@@ -150,6 +154,7 @@ class QueueContext:
                 command_specific=error.command_specific,
             )
             controller.subsystem.lifetime.errors += 1
+            command_failed(controller, error)
         return Completion(error.status, error.dnr, error.dw0, more=controller is not None)
 
     def check_not_aborted(self, cid: int) -> None:
@@ -162,10 +167,26 @@ class QueueContext:
         namespace = self.namespaces.get(sqe.nsid) if self.qid and sqe.opcode != FABRICS_OPCODE else None
         return int(getattr(namespace, "csi", 0))
 
-    def detach(self, reason: str) -> None:
-        """The queue has gone: forget it; with the admin queue the whole association ends. Harmless when repeated."""
+    def figures(self) -> dict[str, object]:
+        """What there is to say of the queue."""
+        counters = self.counters
+        return {
+            "entries": self.entries,
+            "peer": self.peer,
+            "flow_control": self.flow_control,
+            "commands": counters.commands,
+            "refused": counters.errors,
+        }
+
+    def detach(self, reason: str, *, fault: bool = False) -> None:
+        """The queue has gone: forget it; with the admin queue the whole association ends. Harmless when repeated.
+
+        `fault`: somebody did wrong.
+        """
         controller, self.controller = self.controller, None
         if controller is not None:
+            if fault:
+                report(controller, f"queue {self.qid} ended: {reason}")
             controller.detach_queue(self.qid, self.queue, reason)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nvmeof.errors import CommandError
+from nvmeof.spec.connect import PROPERTY_SET
 from nvmeof.spec.enums import Csi, FeatureId
 from nvmeof.spec.features import build_timestamp
 from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
@@ -26,6 +27,7 @@ from nvmeof.target.events import (
     IO_EVENTS,
     NAMESPACE_ATTRIBUTE_CHANGED,
     RESERVATION_LOG_AVAILABLE,
+    TELEMETRY_LOG_CHANGED,
     ZONE_DESCRIPTOR_CHANGED,
     AsyncEvents,
 )
@@ -35,26 +37,53 @@ from nvmeof.target.inventory import PortInfo
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.permit import Permit
 from nvmeof.target.reservation_notices import ReservationNotices
-from nvmeof.target.runtime import Runtime
+from nvmeof.target.runtime import Runtime, TimerHandle
 from nvmeof.target.states import ControllerState
 from nvmeof.target.subsystem import Subsystem
 
-VERSION = Vs(2, 0)
+VERSION = Vs(2, 1)
 KEEP_ALIVE_GRANULARITY_SECONDS = 0.1  # KAS = 1
+KATO_MAX_MS = 0xFFFFFFFF // 100 * 100
+"""The largest timeout that is a multiple of the granularity and can be told."""
 DISCOVERY_IDLE_SECONDS = 120.0
+NOT_ENABLED_SECONDS = 120.0
+"""For how long, at least, an association is kept that is not enabled (any more) and silent."""
+_PRECISE_SECONDS = 1.0  # a shorter timeout needs a timer of its own: others are looked at once a second
 
 _CAPABLE_COMMAND_SETS = (CcCss.NVM, CcCss.ALL_SUPPORTED)
 _SQE_BYTES = 64
 _CQE_BYTES = 16
 
 
+_CC_WRITABLE = 0x00FFFFF1  # the rest is reserved, or (CRIME) read-only and zero
+_CC_WHEN_DISABLED = 0x3FF0  # CSS, MPS, AMS
+_CC_ENTRY_SIZES = 0xFF0000  # IOSQES, IOCQES
+_CC_VALUE = PROPERTY_SET.error_location
+_SHN_BIT = 14
+
+
 def usable(configuration: Cc, *, discovery: bool) -> bool:
-    """Whether a controller can be enabled with it; a discovery controller has no I/O queue entry sizes."""
-    if configuration.css not in _CAPABLE_COMMAND_SETS or configuration.mps_bytes != 4096:
+    """Whether a controller can be enabled with it. Entry sizes may be set later; a discovery controller has none."""
+    if configuration.css not in _CAPABLE_COMMAND_SETS or configuration.mps_bytes != 4096 or configuration.ams:
         return False
-    if configuration.ams or configuration.crime:
-        return False
-    return discovery or (configuration.iosqes_bytes == _SQE_BYTES and configuration.iocqes_bytes == _CQE_BYTES)
+    return discovery or (
+        configuration.iosqes_bytes in (_SQE_BYTES, 1) and configuration.iocqes_bytes in (_CQE_BYTES, 1)
+    )
+
+
+def check_cc(old: int, new: int, *, io_queues: bool) -> None:
+    """Raise Invalid Field in Command, at its bit, for a change of CC that is not allowed now."""
+    if new >> _SHN_BIT & 3 == 3:
+        raise CommandError(Status.INVALID_FIELD, _CC_VALUE("value", _SHN_BIT), message="CC.SHN 11b is reserved")
+    fixed = (_CC_WHEN_DISABLED if old & new & 1 else 0) | (_CC_ENTRY_SIZES if new & 1 and io_queues else 0)
+    changed = (old ^ new) & fixed
+    if changed:
+        bit = (changed & -changed).bit_length() - 1
+        raise CommandError(
+            Status.INVALID_FIELD,
+            _CC_VALUE("value", bit),
+            message=f"CC from {old:#x} to {new:#x}: that cannot be changed while the controller is enabled",
+        )
 
 
 class Queue(Protocol):
@@ -111,7 +140,7 @@ class Controller:
         self.failed = False
         self.shutdown_status = Shst.NORMAL
         self.gone = False
-        self.end_reason = ""
+        self.subsystem_was_reset = subsystem.was_reset  # CSTS.NSSRO, until it is cleared
         self.features = FeatureValues(timestamp_set_at=runtime.now())
         self._restore = restore
         self.error_log = ErrorLog()
@@ -120,6 +149,9 @@ class Controller:
         )
         self.attached: dict[int, Namespace] = {}  # by NSID, in their order
         self.namespaces: dict[int, Namespace] = {}  # the active ones: attached, with a command set that is enabled
+        self.figures: dict[int, Callable[[], dict[str, object]]] = {}  # of queues, by QID
+        self.connections: dict[int, Callable[[], dict[str, object]]] = {}  # and of what carries them
+        self.host_telemetry: object | None = None  # what log page 07h shows
         self.ana_changes = 0  # of what the ANA log says, since the last reset
         self.changed_namespaces: set[int] = set()  # since log page 04h was last read
         self.changed_allocations: set[int] = set()  # the same of log page 1Ch
@@ -129,9 +161,11 @@ class Controller:
         self._permits: dict[int, Permit] = {}  # by NSID
         self.kato_ms = 0
         self._shutdowns = 0
-        self._last_traffic = runtime.now()
-        self.set_kato(kato_ms)
+        self._heard = False  # a command came since the interval's start
+        self._interval_start = runtime.now()
+        self._timer: TimerHandle | None = None
         self.state = ControllerState.DISABLED
+        self.set_kato(kato_ms)
         subsystem.start_attached(self)
         subsystem.controllers[cntlid] = self
         restore(self)
@@ -140,8 +174,8 @@ class Controller:
 
     @property
     def csts(self) -> int:
-        """Controller Status: RDY, CFS, SHST."""
-        return Csts(rdy=self.ready, cfs=self.failed, shst=self.shutdown_status).encode()
+        """Controller Status: RDY, CFS, SHST, NSSRO."""
+        return Csts(rdy=self.ready, cfs=self.failed, shst=self.shutdown_status, nssro=self.subsystem_was_reset).encode()
 
     @property
     def cap(self) -> int:
@@ -151,6 +185,7 @@ class Controller:
             mqes_entries=config.max_queue_entries,
             cqr=True,
             timeout_seconds=config.ready_timeout_seconds,
+            nssrs=not self.discovery,
             css=CapCss.NVM | CapCss.IO_COMMAND_SETS,
             crms=Crms.WITH_MEDIA,
         ).encode()
@@ -161,23 +196,45 @@ class Controller:
         return Crto(crwmt_seconds=self.subsystem.config.ready_timeout_seconds).encode()
 
     def write_cc(self, value: int) -> bool:
-        """Property Set of CC. True when a shutdown began: flush, then call `shutdown_complete`."""
+        """Property Set of CC. True when a shutdown began: flush, then call `shutdown_complete`.
+
+        What is read-only stays zero. After a shutdown, only a reset, or enabling without SHN, makes the controller
+        ready again. Raises Invalid Field in Command.
+        """
+        value &= _CC_WRITABLE
+        check_cc(self.cc, value, io_queues=any(self.queues))
         old, new = Cc.decode(self.cc), Cc.decode(value)
         self.cc = value
-        if new.en and not old.en:
-            self._enable(new)
-        elif old.en and not new.en:
+        was_reset = old.en and not new.en
+        if was_reset:
             self._reset()
-        began = False
-        if new.shn and not old.shn:
+        elif new.en and not old.en:
+            if not new.shn:
+                self._end_shutdown()
+            if self.shutdown_status is Shst.NORMAL:
+                self._enable(new)
+        began = bool(new.shn) and (was_reset or not old.shn)
+        if began:
             self._shutdowns += 1
             self.shutdown_status = Shst.OCCURRING
-            began = True
-        elif old.shn and not new.shn:
-            self._shutdowns += 1
-            self.shutdown_status = Shst.NORMAL
         self._update_state()
+        self._start_interval()
         return began
+
+    def _end_shutdown(self) -> None:
+        self._shutdowns += 1
+        self.shutdown_status = Shst.NORMAL
+
+    def subsystem_reset(self) -> None:
+        """NVM Subsystem Reset: everything as after Connect, but for the admin queue, which its owner ends."""
+        self.cc = 0
+        self._reset()
+        self._update_state()
+
+    def clear_csts(self, value: int) -> None:
+        """Property Set of CSTS: NSSRO is cleared by writing it; all else is read-only."""
+        if value & Csts.BITS.encode(nssro=1):
+            self.subsystem_was_reset = False
 
     @property
     def shutdown_token(self) -> int:
@@ -193,7 +250,6 @@ class Controller:
     def _enable(self, configuration: Cc) -> None:
         if usable(configuration, discovery=self.discovery):
             self.ready = True
-            self._last_traffic = self.runtime.now()
             self._select_namespaces()
         else:
             self.failed = True
@@ -202,6 +258,7 @@ class Controller:
     def _reset(self) -> None:
         """Controller Reset: I/O queues end, features and events go back to their defaults; the admin queue stays."""
         self.ready = self.failed = False
+        self._end_shutdown()
         self._close_queues("the controller was reset", [qid for qid in self.queues if qid])
         now = self.runtime.now()
         self.record(EventType.POWER_ON_OR_RESET, self._reset_information(now))
@@ -281,6 +338,8 @@ class Controller:
         if self.queues.get(qid) is not queue:
             return
         del self.queues[qid]
+        self.figures.pop(qid, None)
+        self.connections.pop(qid, None)
         if qid == 0:
             self.destroy(reason)
 
@@ -289,7 +348,9 @@ class Controller:
         if self.gone:
             return
         self.gone = True
-        self.end_reason = reason
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self.ready = False
         self._update_state()
         self.subsystem.controllers.pop(self.cntlid, None)
@@ -300,6 +361,8 @@ class Controller:
     def _close_queues(self, reason: str, qids: list[int]) -> None:
         for qid in qids:
             queue = self.queues.pop(qid, None)
+            self.figures.pop(qid, None)
+            self.connections.pop(qid, None)
             if queue is not None:
                 queue.close(reason)
 
@@ -308,31 +371,63 @@ class Controller:
     def set_kato(self, kato_ms: int) -> None:
         """Take a keep alive timeout (milliseconds, rounded up to the granularity); the timer starts anew."""
         step = int(KEEP_ALIVE_GRANULARITY_SECONDS * 1000)
-        self.kato_ms = -(-kato_ms // step) * step
-        self._last_traffic = self.runtime.now()
+        self.kato_ms = min(-(-kato_ms // step) * step, KATO_MAX_MS)
+        self._start_interval()
 
     @property
     def keep_alive_seconds(self) -> float:
-        """After how much silence the association ends; 0: never."""
+        """How long an interval is, in one of which commands have to come; 0: forever.
+
+        The Keep Alive Timer is active while the controller is ready; otherwise the association may be removed, but not
+        for two minutes.
+        """
+        if self.state is not ControllerState.READY:
+            return NOT_ENABLED_SECONDS
         if self.kato_ms:
             return self.kato_ms / 1000
         return DISCOVERY_IDLE_SECONDS if self.discovery else self.subsystem.config.any_keep_alive_seconds
 
     def touch(self, now: float) -> None:
         """Commands arrived on one of the queues (traffic based keep alive)."""
-        self._last_traffic = now
+        self._heard = True
+
+    def keep_alive(self) -> None:
+        """A Keep Alive command: the interval starts anew."""
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._interval_start = self.runtime.now()
+        self._heard = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        timeout = self.keep_alive_seconds
+        if 0 < timeout < _PRECISE_SECONDS:
+            self._timer = self.runtime.call_later(timeout, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.check_deadline(self.runtime.now())
 
     def next_deadline(self) -> float | None:
         """When `check_deadline` should be called next; None: never."""
         timeout = self.keep_alive_seconds
-        return self._last_traffic + timeout if timeout and not self.gone else None
+        return self._interval_start + timeout if timeout and not self.gone else None
 
     def check_deadline(self, now: float) -> bool:
-        """End the association when its host has been silent for too long; True when that happened."""
+        """End the association when its host was silent for a whole interval; True when that happened."""
         deadline = self.next_deadline()
         if deadline is None or now < deadline:
             return False
-        self.destroy(f"keep alive timeout: no command for {self.keep_alive_seconds:g} s")
+        if self._heard:
+            self._start_interval()
+            return False
+        if self.state is ControllerState.READY:
+            self.failed = True
+            self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
+            self.destroy(f"keep alive timeout: no command for {self.keep_alive_seconds:g} s")
+        else:
+            self.destroy(f"not enabled, and no command for {NOT_ENABLED_SECONDS:g} s")
         return True
 
     # History
@@ -400,6 +495,11 @@ class Controller:
         for queue in list(self.queues.values()):
             queue.abort_namespace(nsid)
 
+    def telemetry_changed(self) -> None:
+        """There is controller-initiated telemetry that nobody has taken note of."""
+        if not self.discovery:
+            self.events.report(TELEMETRY_LOG_CHANGED)
+
     def ana_changed(self) -> None:
         """The ANA log changed."""
         self.ana_changes += 1
@@ -412,6 +512,14 @@ class Controller:
             self.events.report(DISCOVERY_LOG_CHANGE)
 
     # Checks
+
+    def check_entry_sizes(self, error_location: int) -> None:
+        """Raise Command Sequence Error while CC does not say how large the entries of I/O queues are."""
+        configuration = Cc.decode(self.cc)
+        if configuration.iosqes_bytes != _SQE_BYTES or configuration.iocqes_bytes != _CQE_BYTES:
+            raise CommandError(
+                Status.COMMAND_SEQUENCE_ERROR, error_location, message="CC.IOSQES and CC.IOCQES are not set to 6 and 4"
+            )
 
     def check_qid_free(self, qid: int, error_location: int) -> None:
         """Raise Command Sequence Error for a queue that exists already."""

@@ -11,7 +11,16 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import AsyncCommandSetInfo, AsyncEventType, AsyncNoticeInfo, AsyncSmartInfo, LogPageId, Oaes
+from nvmeof.spec.enums import (
+    AsyncCommandSetInfo,
+    AsyncErrorInfo,
+    AsyncEventType,
+    AsyncNoticeInfo,
+    AsyncSmartInfo,
+    LogPageId,
+    Oaes,
+)
+from nvmeof.spec.features import AsyncEventConfig
 from nvmeof.spec.status import Status
 from nvmeof.target.completion import Completion
 from nvmeof.target.runtime import Future, Runtime
@@ -68,7 +77,17 @@ ZONE_DESCRIPTOR_CHANGED = Event(
     Oaes.ZONE_DESCRIPTOR,
 )
 """Its parameter is the NSID."""
+TELEMETRY_LOG_CHANGED = Event(
+    AsyncEventType.NOTICE,
+    AsyncNoticeInfo.TELEMETRY_LOG_CHANGED,
+    LogPageId.TELEMETRY_CONTROLLER,
+    AsyncEventConfig.TELEMETRY,
+)
+TRANSIENT_INTERNAL_ERROR = Event(
+    AsyncEventType.ERROR_STATUS, AsyncErrorInfo.TRANSIENT_INTERNAL_ERROR, LogPageId.ERROR_INFORMATION, 0
+)
 IO_EVENTS = (
+    TELEMETRY_LOG_CHANGED,
     NAMESPACE_ATTRIBUTE_CHANGED,
     ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED,
     ANA_CHANGE,
@@ -91,8 +110,13 @@ class AsyncEvents:
 
     @property
     def supported_bits(self) -> int:
-        """OAES."""
+        """What Feature 0Bh may enable, SMART's warnings aside."""
         return sum(event.enable for event in self.supported)
+
+    @property
+    def oaes(self) -> int:
+        """Identify Controller's OAES: it has no bit for telemetry, whose support LPA tells."""
+        return self.supported_bits & ~AsyncEventConfig.TELEMETRY
 
     @property
     def held(self) -> int:

@@ -17,6 +17,7 @@ from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease, SourceError
 from nvmeof.target.feature_values import Values
+from nvmeof.target.in_progress import InProgress
 from nvmeof.target.keeper import Keeper, MemoryKeeper
 from nvmeof.target.marks import RANGES_MAX, Marks
 from nvmeof.target.permit import Permits
@@ -29,6 +30,9 @@ _WRITE_REFUSED = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_THERE = frozenset({errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN})
 _PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM, errno.EBUSY})
+
+ATOMIC_WRITE_BYTES = 32 << 10
+"""A write of up to so many bytes is seen whole or not at all by every other command (AWUN, NAWUN, NACWU)."""
 
 
 @dataclass(slots=True)
@@ -65,6 +69,8 @@ class NamespaceIdentifiers:
 def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
     """The NVMe status and DNR for what a backend's operation failed with."""
     code = error.errno
+    if code == errno.ECANCELED:
+        return Status.ABORTED_BY_REQUEST, False
     if code in _NO_ROOM and writing:
         return Status.CAPACITY_EXCEEDED, True
     if code in _WRITE_REFUSED and writing:
@@ -92,6 +98,7 @@ class Namespace:
         "features",
         "format_remaining",
         "identifiers",
+        "in_progress",
         "marks",
         "memory",
         "nsid",
@@ -126,6 +133,7 @@ class Namespace:
         self.counters = NamespaceCounters()
         self.accessible = True
         self.permits = Permits()
+        self.in_progress = InProgress()
         self.features: Values = {}  # those with the scope of a namespace, as set since the start
         keeper: Keeper = getattr(backend, "keeper", None) or MemoryKeeper()
         self.reservations = ReservationStore(keeper, self.permits.withdraw, backend.description)
@@ -268,6 +276,41 @@ class Namespace:
         self.counters.blocks_read += nlb
         return self._call(lambda: self.backend.compare(slba << self.block_shift, data), read=(slba, nlb))
 
+    def read_into(self, slba: int, view: memoryview) -> Awaitable[None] | None:
+        """Read whole blocks into `view`, for a Copy."""
+        nlb = len(view) >> self.block_shift
+        self._check_readable(slba, nlb)
+        self.counters.blocks_copied += nlb
+        return self._call(lambda: self.backend.read_into(slba << self.block_shift, view), read=(slba, nlb))
+
+    def compare_and_write(
+        self, slba: int, compare: memoryview, data: memoryview, *, fua: bool = False
+    ) -> bool | Awaitable[bool]:
+        """Write whole blocks if they hold `compare`, with nothing in between; whether it was so.
+
+        Both are borrowed until the answer is there. The cause of the `CommandError` is a `SourceError` when it was
+        the comparison that failed.
+        """
+        nlb = len(data) >> self.block_shift
+        self._check_readable(slba, nlb)
+        self.check_writable()
+        self.counters.reads += 1
+        self.counters.blocks_read += nlb
+        offset = slba << self.block_shift
+        result = self._call(
+            lambda: self.backend.compare_and_write(offset, compare, data, fua=fua), writing=True, read=(slba, nlb)
+        )
+        return self._replaced(nlb, result) if isinstance(result, bool) else self._replaced_later(nlb, result)
+
+    def _replaced(self, nlb: int, same: bool) -> bool:
+        if same:
+            self.counters.writes += 1
+            self.counters.blocks_written += nlb
+        return same
+
+    async def _replaced_later(self, nlb: int, pending: Awaitable[bool]) -> bool:
+        return self._replaced(nlb, await pending)
+
     def verify(self, slba: int, nlb: int) -> Awaitable[None] | None:
         """Done when blocks were read; nobody gets their data."""
         self._check_readable(slba, nlb)
@@ -287,7 +330,7 @@ class Namespace:
         return self._rewritten(slba, nlb, result)
 
     def copy(self, source: int, slba: int, nlb: int, *, fua: bool = False) -> Awaitable[None] | None:
-        """Copy blocks from `source` to `slba`; the two ranges do not overlap."""
+        """Copy blocks from `source` to `slba`, as memmove does."""
         self.check_range(slba, nlb)
         self.check_writable()
         self._check_readable(source, nlb)

@@ -29,9 +29,11 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction
 from nvmeof.target.commands.table import check_again, execute, prepare
+from nvmeof.target.fused import aborted_by_request
 from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
-from nvmeof.target.shortcuts import ShortCuts, Transfer
+from nvmeof.target.queue_aborts import AbortableCommands
+from nvmeof.target.shortcuts import Transfer
 from nvmeof.wire import layout
 
 STAGING_SHARES: Final = 4
@@ -57,7 +59,7 @@ class Driver(Protocol):
         ...
 
 
-class TargetQueue(ShortCuts):
+class TargetQueue(AbortableCommands):
     """Serves one connection. ``close`` ends it from the controller's side; the driver calls ``lost``."""
 
     def __init__(self, connection: Connection, pool: BufferPool, orphans: Orphans, driver: Driver) -> None:
@@ -106,6 +108,8 @@ class TargetQueue(ShortCuts):
         """One command, the whole way."""
         ctx = self.ctx
         sqe = SQE.unpack_from(view)
+        if (sqe.fuse or self._first is not None) and self._fuse(sqe, view, capsule):
+            return
         if sqe.cid in self._busy:
             self._conflict(sqe)
             return
@@ -159,13 +163,15 @@ class TargetQueue(ShortCuts):
 
     def _run_copied(self, spec: CommandSpec, sqe: Sqe, data: memoryview) -> None:
         """Run a command that may keep its data for longer than the receive buffer does."""
+        self._run(spec, sqe, *self._own(data))
+
+    def _own(self, data: memoryview) -> tuple[memoryview, memoryview | None]:
+        """A copy of in-capsule data, and the pool's memory that it is in."""
         buffer = self.pool.take(len(data))
         if buffer is None:
-            own = memoryview(bytearray(data))
-            self._run(spec, sqe, own, None)
-            return
+            return memoryview(bytearray(data)), None
         buffer[:] = data
-        self._run(spec, sqe, buffer, buffer)
+        return buffer, buffer
 
     def _stage(self, spec: CommandSpec, raw: bytes, cid: int, length: int) -> None:
         """Ask the host for a command's data, or wait for memory to put it into."""
@@ -237,7 +243,12 @@ class TargetQueue(ShortCuts):
 
     def _run_late(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> None:
         """Execute a command some time after it was found legal: another may have come in between."""
+        if sqe.cid in self._pairs:
+            self._half_arrived(sqe.cid, data, lent)
+            return
         try:
+            if sqe.cid in self.ctx.aborting:
+                raise aborted_by_request()
             check_again(self.ctx, spec, sqe)
         except CommandError as error:
             self._refuse_late(sqe, error, lent)
@@ -245,6 +256,9 @@ class TargetQueue(ShortCuts):
         self._run(spec, sqe, data, lent)
 
     def _refuse_late(self, sqe: Sqe, error: CommandError, lent: memoryview | None) -> None:
+        if sqe.cid in self._pairs:
+            self._half_failed(sqe.cid, error, lent)
+            return
         if lent is not None:
             self.pool.give(lent)
         self._complete(sqe, self.ctx.refuse(sqe, error))
@@ -264,19 +278,25 @@ class TargetQueue(ShortCuts):
             self._complete(sqe, result)
             return
         self._busy.add(sqe.cid)
+        self._running[sqe.cid] = 0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid
         host = ctx.host_nqn
+        namespace = None if sqe.opcode == FABRICS_OPCODE else ctx.namespaces.get(sqe.nsid)
+        begun = None if namespace is None else namespace.in_progress.begin(ctx.hostid)
 
         def ended(completion: Completion) -> None:
             if lent is not None:
                 self.pool.give(lent)
+            self._running.pop(sqe.cid, None)
             if self.closed:
                 if completion.release is not None:
                     completion.release()
                 self.orphans.done(host)
-                return
-            self.pending -= 1
-            self._complete(sqe, completion)
-            self.driver.wake()
+            else:
+                self.pending -= 1
+                self._complete(sqe, completion)
+                self.driver.wake()
+            if begun is not None:
+                begun.end()
 
         self.pending += 1
         self.driver.spawn(result, ended)
@@ -314,6 +334,7 @@ class TargetQueue(ShortCuts):
         cid = sqe.cid
         if completion.status != Status.COMMAND_ID_CONFLICT:
             self._busy.discard(cid)
+            self.ctx.aborting.discard(cid)
         field = 0
         if completion.status:
             field = status_field(completion.status, completion.dnr, completion.more)
@@ -340,21 +361,21 @@ class TargetQueue(ShortCuts):
         """The controller ends this queue."""
         self._end(reason)
 
-    def abort(self, cid: int) -> bool:
-        """Complete a command that waits for staging memory as aborted; False when no such command does.
+    def abort_namespace(self, nsid: int) -> None:
+        """Preempt and Abort: complete the commands for a namespace that wait for staging memory as aborted.
 
-        Not one whose data was asked for: that may be in the namespace already, and its host goes on sending the rest.
+        Those whose data was asked for are checked again when it is there; until then nothing of them reaches the
+        namespace, for its permits were withdrawn.
         """
-        waiting = next((item for item in self._waiting if item[1] == cid), None)
-        if waiting is None:
-            return False
-        self._waiting.remove(waiting)
-        self._complete(waiting[0].sqe, Completion(Status.ABORTED_BY_REQUEST))
+        aborted = [item for item in self._waiting if item[0].sqe.nsid == nsid]
+        if not aborted:
+            return
+        self._waiting = deque(item for item in self._waiting if item[0].sqe.nsid != nsid)
+        for transfer, _, _ in aborted:
+            self._end_waiting(transfer, CommandError(Status.ABORTED_PREEMPT, message="preempted"))
         self.driver.wake()
-        # The next one may need less memory.
         self.pool.forget(self._retry)
         self._retry()
-        return True
 
     def lost(self, reason: str, *, fault: bool = False) -> None:
         """The socket has gone."""
@@ -376,8 +397,9 @@ class TargetQueue(ShortCuts):
         host = self.ctx.host_nqn
         for _ in range(self.pending):
             self.orphans.add(host)
-        self.ctx.detach(reason)
+        self.ctx.detach(reason, fault=fault)
         self.driver.finish(reason, fault=fault)
+        self._drop_fused()
         # A queue that has ended is fed no more: nobody writes to what was granted.
         transfers, self._transfers = self._transfers, {}
         self._staged_bytes = 0

@@ -9,7 +9,7 @@ from nvmeof.spec.enums import NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
-from nvmeof.target.commands.nvm import active_namespace, block_bytes, check_transfer
+from nvmeof.target.commands.nvm import active_namespace, block_bytes, check_transfer, committed
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 
@@ -17,16 +17,22 @@ from nvmeof.target.context import QueueContext
 def compare(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Compare. Raises Compare Failure when the data differs."""
     assert data is not None
-    result = active_namespace(ctx, sqe).compare(sqe.slba, data)
+    namespace = active_namespace(ctx, sqe)
+    result = committed(sqe, namespace, lambda: namespace.compare(sqe.slba, data))
     return _compared(sqe, result) if isinstance(result, bool) else _compare_later(sqe, result)
+
+
+def compare_failure(sqe: Sqe) -> CommandError:
+    """For a Compare whose blocks hold other data."""
+    return CommandError(
+        Status.COMPARE_FAILURE,
+        message=f"blocks {sqe.slba}..{sqe.slba + sqe.transfer_blocks - 1} of namespace {sqe.nsid} hold other data",
+    )
 
 
 def _compared(sqe: Sqe, same: bool) -> Completion:
     if not same:
-        raise CommandError(
-            Status.COMPARE_FAILURE,
-            message=f"blocks {sqe.slba}..{sqe.slba + sqe.transfer_blocks - 1} of namespace {sqe.nsid} hold other data",
-        )
+        raise compare_failure(sqe)
     return Completion()
 
 
@@ -41,6 +47,7 @@ register(
             opcode=NvmOpcode.COMPARE,
             access=Access.READ,
             name="Compare",
+            abortable=True,
             handler=compare,
             direction=Direction.HOST_TO_CONTROLLER,
             transfer_bytes=block_bytes,

@@ -24,6 +24,8 @@ from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
 
+COPY_FORMATS = 1 << 0
+"""CDFS: the descriptor formats that are there."""
 COPY_RANGES_MAX = 128
 """MSRC + 1: source ranges per command."""
 COPY_RANGE_LIMIT_BYTES = 4 << 20
@@ -118,6 +120,7 @@ register(
             opcode=NvmOpcode.COPY,
             access=Access.READ_WRITE,
             name="Copy",
+            abortable=True,
             handler=copy,
             direction=Direction.HOST_TO_CONTROLLER,
             transfer_bytes=_copy_bytes,

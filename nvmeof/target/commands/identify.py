@@ -29,8 +29,10 @@ from nvmeof.spec.identify_namespace import (
 )
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
+from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES
 from nvmeof.target.capacity import ENDURANCE_GROUP
 from nvmeof.target.commands.base import Completion
+from nvmeof.target.commands.copy import COPY_FORMATS
 from nvmeof.target.commands.log_pages import log_attributes
 from nvmeof.target.commands.registry import ADMIN, NVM
 from nvmeof.target.commands.verify import VERIFY_LIMIT_BYTES
@@ -38,7 +40,7 @@ from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import KEEP_ALIVE_GRANULARITY_SECONDS, VERSION, Controller
 from nvmeof.target.error_log import ERROR_LOG_ENTRIES
 from nvmeof.target.health import CRITICAL_KELVIN, WARNING_KELVIN
-from nvmeof.target.namespace import Namespace
+from nvmeof.target.namespace import ATOMIC_WRITE_BYTES, Namespace
 from nvmeof.target.subsystem import Subsystem
 from nvmeof.wire import build
 
@@ -97,7 +99,7 @@ def _controller(ctx: QueueContext, controller: Controller, command: IdentifyComm
         "cntlid": controller.cntlid,
         "ver": VERSION.encode(),
         "mdts": mdts_field(config.max_transfer_bytes),
-        "oaes": controller.events.supported_bits,
+        "oaes": controller.events.oaes,
         "aerl": config.max_async_events - 1,
         "acl": ABORT_LIMIT - 1,
         "elpe": ERROR_LOG_ENTRIES - 1,

@@ -31,7 +31,7 @@ from nvmeof.target.commands.identify import COMMAND_SETS, IdentifySpec, add_stru
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 from nvmeof.target.formats import LBA_FORMATS, identify_formats, lookup
-from nvmeof.target.namespace import Namespace
+from nvmeof.target.namespace import ATOMIC_WRITE_BYTES, Namespace
 from nvmeof.wire import build
 
 _CNTID = SQE.error_location("cdw10", 16)
@@ -79,10 +79,12 @@ def namespace_structure(namespace: Namespace) -> bytes:
         nsze=namespace.size_blocks,
         ncap=namespace.size_blocks,
         nuse=namespace.size_blocks,
-        nsfeat=Nsfeat.OPTIMAL_PERFORMANCE,
+        nsfeat=Nsfeat.OPTIMAL_PERFORMANCE | Nsfeat.NAMESPACE_ATOMICS,
         dlfeat=deallocation,
         nmic=Nmic.SHARED if namespace.shared else 0,
         nvmcap=occupied_bytes(namespace),
+        nawun=(ATOMIC_WRITE_BYTES >> namespace.block_shift) - 1,
+        nacwu=(ATOMIC_WRITE_BYTES >> namespace.block_shift) - 1,
         npwg=preferred,
         npwa=preferred,
         npdg=preferred,

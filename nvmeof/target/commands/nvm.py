@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from typing import TypeVar
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NSID_ALL, CommandEffects, NvmOpcode, Oncs
@@ -31,6 +32,7 @@ from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
 
 _DTYPE_MASK = 0xF << 20
+T = TypeVar("T")
 
 
 def active_namespace(ctx: QueueContext, sqe: Sqe) -> Namespace:
@@ -102,9 +104,25 @@ def check_write(ctx: QueueContext, sqe: Sqe) -> None:
 
 
 def read(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
-    """Read. Force Unit Access asks for nothing more: nothing is cached here that is not in the backend."""
-    result = active_namespace(ctx, sqe).read(sqe.slba, sqe.transfer_blocks)
+    """Read."""
+    namespace = active_namespace(ctx, sqe)
+    result = committed(sqe, namespace, lambda: namespace.read(sqe.slba, sqe.transfer_blocks))
     return _leased(result) if isinstance(result, Lease) else _read_later(result)
+
+
+def committed(sqe: Sqe, namespace: Namespace, operation: Callable[[], T | Awaitable[T]]) -> T | Awaitable[T]:
+    """Read, compare or verify. With Force Unit Access what is only in a volatile cache is committed before."""
+    if sqe.cdw12 & CDW12_FUA and namespace.backend.capabilities.volatile_cache:
+        return _commit(namespace, operation)
+    return operation()
+
+
+async def _commit(namespace: Namespace, operation: Callable[[], T | Awaitable[T]]) -> T:
+    flushed = namespace.flush()
+    if flushed is not None:
+        await flushed
+    result = operation()
+    return await result if isinstance(result, Awaitable) else result
 
 
 def _leased(lease: Lease) -> Completion:
@@ -212,11 +230,14 @@ def dataset_management(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> 
 register(
     NVM,
     (
-        CommandSpec(opcode=NvmOpcode.FLUSH, name="Flush", handler=flush, nsid=NsidRule.ACTIVE_OR_ALL),
+        CommandSpec(
+            opcode=NvmOpcode.FLUSH, name="Flush", handler=flush, nsid=NsidRule.ACTIVE_OR_ALL, abortable=True
+        ),
         CommandSpec(
             opcode=NvmOpcode.WRITE,
             access=Access.WRITE,
             name="Write",
+            abortable=True,
             handler=write,
             direction=Direction.HOST_TO_CONTROLLER,
             transfer_bytes=block_bytes,
@@ -228,6 +249,7 @@ register(
             opcode=NvmOpcode.READ,
             access=Access.READ,
             name="Read",
+            abortable=True,
             handler=read,
             direction=Direction.CONTROLLER_TO_HOST,
             transfer_bytes=block_bytes,
@@ -238,6 +260,7 @@ register(
             opcode=NvmOpcode.WRITE_ZEROES,
             access=Access.WRITE,
             name="Write Zeroes",
+            abortable=True,
             handler=write_zeroes,
             check=check_write_zeroes,
             nsid=NsidRule.ACTIVE,

@@ -9,7 +9,7 @@ from nvmeof.spec.enums import NvmOpcode, Oncs
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Access, CommandSpec, Completion, NsidRule
-from nvmeof.target.commands.nvm import active_namespace, check_protection, completed
+from nvmeof.target.commands.nvm import active_namespace, check_protection, committed, completed
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 
@@ -33,7 +33,8 @@ def check_verify(ctx: QueueContext, sqe: Sqe) -> None:
 
 def verify(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Verify."""
-    return completed(active_namespace(ctx, sqe).verify(sqe.slba, sqe.transfer_blocks))
+    namespace = active_namespace(ctx, sqe)
+    return completed(committed(sqe, namespace, lambda: namespace.verify(sqe.slba, sqe.transfer_blocks)))
 
 
 register(
@@ -43,6 +44,7 @@ register(
             opcode=NvmOpcode.VERIFY,
             access=Access.READ,
             name="Verify",
+            abortable=True,
             handler=verify,
             check=check_verify,
             nsid=NsidRule.ACTIVE,
