@@ -104,20 +104,19 @@ def _backends(options: Options) -> list[NamespaceConfig]:
         if given and not options.file:
             raise ConfigurationError(f"--{name} is about a --file, and there is none")
     ramdisks = options.ramdisk or (() if options.file or options.capacity else (DEFAULT_RAMDISK,))
-    backends: list[Backend] = [
-        Ramdisk(size, block_bytes=options.block_size or DEFAULT_BLOCK_BYTES) for size in ramdisks
-    ]
-    backends += [
-        FileBackend(
+    backends: list[tuple[Backend, ZoneGeometry | None]] = []
+    for size, zoned in map(parse_zoned, ramdisks):
+        backends.append((Ramdisk(size, block_bytes=options.block_size or DEFAULT_BLOCK_BYTES), zoned))
+    for path, zoned in map(parse_zoned, options.file):
+        file = FileBackend(
             path,
             size=options.size,
             block_bytes=options.block_size,
             read_only=options.read_only,
             shared=options.shared,
         )
-        for path in options.file
-    ]
-    return [NamespaceConfig(backend=backend, read_only=options.read_only) for backend in backends]
+        backends.append((file, zoned))
+    return [NamespaceConfig(backend=backend, read_only=options.read_only, zoned=zoned) for backend, zoned in backends]
 
 
 def _pool(options: Options) -> Pool | None:
@@ -392,7 +391,8 @@ def _raise_file_limit() -> None:
     "--file",
     multiple=True,
     metavar="PATH[,ZONES]",
-    help="A namespace in a file or block device; repeatable; numbered after the ramdisks. Zones are kept in PATH.zones.",
+    help="A namespace in a file or block device; repeatable; numbered after the ramdisks. What its zones are is kept "
+    "in PATH.zones.",
 )
 @click.option("--size", metavar="SIZE", help="Create the --file, or extend it, to this size.")
 @click.option(

@@ -29,7 +29,6 @@ _ZONES = "of the Zoned Namespace Command Set"
 _NO_CENTRAL = "for centralized discovery controllers"
 _NO_MIGRATION = "no live migration of controllers"
 _NO_MI = "no management interface (NVMe-MI)"
-_NO_TELEMETRY = "no telemetry"
 _NO_LOCKDOWN = "no lockdown"
 _NO_EXPORT = "no exported NVM subsystems managed by a host"
 
@@ -91,8 +90,6 @@ _WHY_IDENTIFY: dict[int, str] = {
 }
 _WHY_LOG: dict[int, str] = {
     LogPageId.DEVICE_SELF_TEST: _NO_HARDWARE,
-    LogPageId.TELEMETRY_HOST: _NO_TELEMETRY,
-    LogPageId.TELEMETRY_CONTROLLER: _NO_TELEMETRY,
     LogPageId.PREDICTABLE_LATENCY_PER_NVM_SET: _NO_SETS,
     LogPageId.PREDICTABLE_LATENCY_EVENTS: _NO_SETS,
     LogPageId.ENDURANCE_GROUP_EVENTS: _NO_SETS,
@@ -214,7 +211,8 @@ def _identify() -> Iterator[str]:
         if row is None:
             rows.append((f"{member:02X}h", _title(member), "no", _WHY_IDENTIFY.get(member, _LATER)))
         else:
-            remark = _where(True, row.discovery) + ("; of the NVM and the Zoned Namespace Command Set" if row.csi else "")
+            remark = _where(True, row.discovery)
+            remark += "; of the NVM and the Zoned Namespace Command Set" if row.csi else ""
             rows.append((f"{member:02X}h", row.name, "yes", remark))
     return _table(("CNS", "structure", "", "remark"), rows)
 

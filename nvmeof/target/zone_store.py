@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Mapping
 from typing import NamedTuple, Protocol
 
 from nvmeof.spec.zns import ZoneState
+from nvmeof.target.sizes import format_size
 
 
 class ZoneLayout(NamedTuple):
@@ -15,6 +16,13 @@ class ZoneLayout(NamedTuple):
     zone_blocks: int
     capacity_blocks: int
     extension_bytes: int
+
+    def __str__(self) -> str:
+        block = self.block_bytes
+        return (
+            f"zones of {format_size(self.zone_blocks * block)} in blocks of {block} bytes "
+            f"({format_size(self.capacity_blocks * block)} usable, extensions of {self.extension_bytes} bytes)"
+        )
 
 
 class ZoneRecord(NamedTuple):

@@ -219,6 +219,44 @@ class ZonedNamespace(Namespace):
         lease = await self._gather(slba, len(data) >> self.block_shift)
         return bytearray(data) == lease.view
 
+    def read_into(self, slba: int, view: memoryview) -> Pending:
+        """Read whole blocks into `view`, for a Copy."""
+        if self._whole(slba, len(view) >> self.block_shift):
+            return super().read_into(slba, view)
+        return self._gather_into(slba, view)
+
+    async def _gather_into(self, slba: int, view: memoryview) -> None:
+        lease = await self._gather(slba, len(view) >> self.block_shift)
+        view[:] = lease.view
+
+    def compare_and_write(
+        self, slba: int, compare: memoryview, data: memoryview, *, fua: bool = False
+    ) -> bool | Awaitable[bool]:
+        """Write whole blocks at the write pointer if they hold `compare`; whether it was so.
+
+        There are none but unwritten blocks at a write pointer: where others are to be written, the write is refused
+        whatever comes between.
+        """
+        nlb = len(data) >> self.block_shift
+        self._check_readable(slba, nlb)
+        if any(written for _, _, written in self.zones.pieces(slba, nlb)):
+            return self._compare_and_write(slba, compare, data, fua)
+        self.counters.reads += 1
+        self.counters.blocks_read += nlb
+        if any(compare):
+            return False
+        pending = self.write(slba, data, fua=fua)
+        return True if pending is None else _true(pending)
+
+    async def _compare_and_write(self, slba: int, compare: memoryview, data: memoryview, fua: bool) -> bool:
+        compared = self.compare(slba, compare)
+        if not (compared if isinstance(compared, bool) else await compared):
+            return False
+        pending = self.write(slba, data, fua=fua)
+        if pending is not None:
+            await pending
+        return True
+
     # Flushing
 
     def flush(self) -> Pending:
@@ -313,6 +351,11 @@ class ZonedNamespace(Namespace):
         if self.backend.capabilities.can_deallocate:
             return Namespace.deallocate(self, start, end - start)
         return self._rewritten(start, end - start, None)
+
+
+async def _true(pending: Awaitable[None]) -> bool:
+    await pending
+    return True
 
 
 def _runs(zones: list[Zone]) -> list[tuple[int, int]]:

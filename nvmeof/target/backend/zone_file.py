@@ -94,8 +94,7 @@ class FileZoneStore:
         layout = ZoneLayout(block_bytes, zone_blocks, capacity_blocks, extension_bytes)
         if layout != self.layout:
             raise ConfigurationError(
-                f"{self.path} is about other zones ({layout}) than these ({self.layout}); remove it to begin with "
-                "empty zones"
+                f"{self.path} is about {layout}, and not about {self.layout}; remove it to begin with empty zones"
             )
         self._count = kept
         same_boot = boot == boot_id() and any(boot)
