@@ -1,0 +1,111 @@
+"""Formatting a namespace: erase it, give it blocks of another size, and see to it that this outlasts the process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.status import Status
+from nvmeof.target.erase import bytes_to_erase, erase
+from nvmeof.target.keeper import FORMAT_SECTION, Keeper
+from nvmeof.target.namespace import Namespace, status_of_os_error
+from nvmeof.target.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+
+def can_format(namespace: Namespace, block_bytes: int) -> bool:
+    """Whether its backend can have blocks of this size."""
+    backend, now = namespace.backend, namespace.block_bytes
+    if block_bytes == now:
+        return True
+    try:
+        backend.set_block_bytes(block_bytes)
+        backend.set_block_bytes(now)
+    except OSError:
+        return False
+    return True
+
+
+def _keeper(namespace: Namespace) -> Keeper | None:
+    return namespace.backend.keeper if namespace.marks.durable else None
+
+
+async def _put(keeper: Keeper | None, value: Any) -> None:
+    if keeper is not None:
+        pending: Awaitable[None] | None = keeper.put(FORMAT_SECTION, value)
+        if pending is not None:
+            await pending
+
+
+async def format_namespace(
+    runtime: Runtime, namespace: Namespace, block_bytes: int, *, secure: bool, ready: Callable[[], object]
+) -> None:
+    """Do it, from where it is barred to where it is used again: with the new blocks, or, failed, with the old ones.
+
+    `ready` is called when the new format is there, before hosts may use it. Raises `CommandError`.
+    """
+    keeper = _keeper(namespace)
+    before = None if keeper is None else keeper.get(FORMAT_SECTION)
+    namespace.bar(Status.FORMAT_IN_PROGRESS)
+    namespace.format_remaining = 100
+    try:
+        await _put(keeper, {"block_bytes": block_bytes, "erase": int(secure)})
+        await _erase(runtime, namespace, secure)
+        namespace.backend.set_block_bytes(block_bytes)
+        marks = namespace.marks.clear()
+        if marks is not None:
+            await marks
+        await _put(keeper, {"block_bytes": block_bytes})
+    except OSError as error:
+        await _undo(keeper, before, namespace)
+        status, dnr = status_of_os_error(error, writing=True)
+        raise CommandError(
+            status, dnr=dnr, message=f"formatting namespace {namespace.nsid} failed: {error.strerror or error}"
+        ) from error
+    else:
+        ready()
+    finally:
+        namespace.format_remaining = 0
+        if namespace.barred is Status.FORMAT_IN_PROGRESS:
+            namespace.bar(None)
+
+
+async def _undo(keeper: Keeper | None, before: Any, namespace: Namespace) -> None:
+    try:
+        await _put(keeper, before)
+    except OSError as error:
+        logger.error("namespace %d: its old format could not be kept: %s", namespace.nsid, error.strerror or error)
+
+
+async def _erase(runtime: Runtime, namespace: Namespace, secure: bool) -> None:
+    total = max(bytes_to_erase(namespace.backend, secure=secure), 1)
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        namespace.format_remaining = 100 - min(done * 100 // total, 100)
+
+    await erase(runtime, namespace.backend, secure=secure, told=told)
+
+
+def interrupted(namespace: Namespace) -> bool | None:
+    """Whether a format was begun and has not come to its end: None for no, else whether it was to be secure."""
+    keeper = _keeper(namespace)
+    kept = None if keeper is None else keeper.get(FORMAT_SECTION)
+    try:
+        return None if kept is None or kept.get("erase") is None else bool(kept["erase"])
+    except AttributeError:
+        return None
+
+
+async def resume(runtime: Runtime, namespace: Namespace, *, secure: bool, ready: Callable[[], object]) -> None:
+    """Finish a format that the end of the last process has interrupted: the backend has the new blocks already."""
+    logger.warning("namespace %d: a format was interrupted, and goes on", namespace.nsid)
+    try:
+        await format_namespace(runtime, namespace, namespace.block_bytes, secure=secure, ready=ready)
+    except CommandError as error:
+        logger.error("%s", error)
