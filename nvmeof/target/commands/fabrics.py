@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.connect import (
@@ -18,7 +18,16 @@ from nvmeof.spec.connect import (
 )
 from nvmeof.spec.enums import CNTLID_DYNAMIC, FabricsType
 from nvmeof.spec.nqn import terminated_nqn
-from nvmeof.spec.properties import CAP_OFFSET, CC_OFFSET, CRTO_OFFSET, CSTS_OFFSET, PROPERTIES, VS_OFFSET
+from nvmeof.spec.properties import (
+    CAP_OFFSET,
+    CC_OFFSET,
+    CRTO_OFFSET,
+    CSTS_OFFSET,
+    NSSR_OFFSET,
+    NSSR_RESET,
+    PROPERTIES,
+    VS_OFFSET,
+)
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, fixed
@@ -88,6 +97,9 @@ def connect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
     else:
         controller = _join_association(subsystem, qid, sqsize, fields.cntlid, fields.hostnqn, fields.hostid)
     controller.attach_queue(qid, ctx.queue)
+    controller.figures[qid] = ctx.figures
+    if ctx.connection is not None:
+        controller.connections[qid] = ctx.connection
     ctx.controller = controller
     ctx.subsystem = subsystem
     ctx.qid = qid
@@ -137,6 +149,7 @@ def _join_association(
             CONNECT.error_location("qid"),
             message=f"I/O queue {qid} before controller {cntlid} is ready ({controller.state.value})",
         )
+    controller.check_entry_sizes(CONNECT.error_location("qid"))
     if sqsize >= config.max_queue_entries:
         raise _invalid("sqsize", f"a queue of {sqsize + 1} entries is larger than {config.max_queue_entries}")
     controller.check_qid_free(qid, CONNECT.error_location("qid"))
@@ -149,15 +162,15 @@ _READ_PROPERTY: dict[int, Callable[[Controller], int]] = {
     CC_OFFSET: lambda controller: controller.cc,
     CSTS_OFFSET: lambda controller: controller.csts,
     CRTO_OFFSET: lambda controller: controller.crto,
+    NSSR_OFFSET: lambda controller: 0,
 }
-WRITABLE_PROPERTIES = frozenset({CC_OFFSET})
 SUPPORTED_PROPERTIES = frozenset(_READ_PROPERTY)
 
 
-def _property(sqe: Sqe, record_offsets: dict[str, int], known: frozenset[int]) -> int:
+def _property(controller: Controller, sqe: Sqe, record_offsets: dict[str, int], known: Container[int]) -> int:
     """The property's offset, after its size was checked."""
     attrib, offset = sqe.cdw10 & 7, sqe.cdw11
-    if offset not in known:
+    if offset not in known or (offset == NSSR_OFFSET and controller.discovery):
         raise CommandError(
             Status.INVALID_FIELD, record_offsets["ofst"], message=f"there is no such property at offset {offset:#x}"
         )
@@ -172,20 +185,43 @@ def _property(sqe: Sqe, record_offsets: dict[str, int], known: frozenset[int]) -
 
 def property_get(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Property Get: the value in DW0 and DW1."""
-    offset = _property(sqe, PROPERTY_GET.offsets, SUPPORTED_PROPERTIES)
     assert ctx.controller is not None
+    offset = _property(ctx.controller, sqe, PROPERTY_GET.offsets, SUPPORTED_PROPERTIES)
     value = _READ_PROPERTY[offset](ctx.controller)
     return Completion(dw0=value & 0xFFFFFFFF, dw1=value >> 32)
 
 
 def property_set(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
-    """Property Set of CC. The completion of a shutdown waits until everything is flushed."""
-    _property(sqe, PROPERTY_SET.offsets, WRITABLE_PROPERTIES)
-    controller = ctx.controller
-    assert controller is not None
-    if controller.write_cc(sqe.cdw12):
-        return _shut_down(ctx, controller)
+    """Property Set: what it does is the property's own matter."""
+    assert ctx.controller is not None
+    offset = _property(ctx.controller, sqe, PROPERTY_SET.offsets, WRITABLE_PROPERTIES)
+    return _WRITE_PROPERTY[offset](ctx, ctx.controller, sqe.cdw12)
+
+
+def _write_cc(ctx: QueueContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
+    """The completion of a shutdown waits until everything is flushed."""
+    return _shut_down(ctx, controller) if controller.write_cc(value) else Completion()
+
+
+def _write_csts(ctx: QueueContext, controller: Controller, value: int) -> Completion:
+    controller.clear_csts(value)
     return Completion()
+
+
+def _write_nssr(ctx: QueueContext, controller: Controller, value: int) -> Completion:
+    """An NVM Subsystem Reset ends this association too, once it is answered. Any other value does nothing."""
+    if value != NSSR_RESET:
+        return Completion()
+    controller.subsystem.reset(by=controller)
+    return Completion(disconnect=True)
+
+
+_WRITE_PROPERTY: dict[int, Callable[[QueueContext, Controller, int], Completion | Awaitable[Completion]]] = {
+    CC_OFFSET: _write_cc,
+    CSTS_OFFSET: _write_csts,
+    NSSR_OFFSET: _write_nssr,
+}
+WRITABLE_PROPERTIES = frozenset(_WRITE_PROPERTY)
 
 
 def _shut_down(ctx: QueueContext, controller: Controller) -> Completion | Awaitable[Completion]:
