@@ -46,7 +46,7 @@ def test_identify_controller():
     assert (data.mn, data.fr, data.subnqn) == ("a model", "1.2", NQN)
     assert data.sn == target.subsystem.config.serial_number and len(data.sn) == 20
     assert data.cntlid == queue.ctx.controller.cntlid
-    assert data.ver == 0x20000 and data.cntrltype == 1
+    assert data.ver == 0x20100 and data.cntrltype == 1
     assert mdts_bytes(data.mdts) == 1 << 18
     assert data.cmic == 0b1011 and data.oaes & 0x80900 == 0x80900
     assert data.ctratt == 0x51 and data.kas == 1 and data.endgidmax == 1
@@ -174,7 +174,7 @@ def test_supported_log_pages_say_what_works():
     target = Target()
     for queue, expected in (
         (target.admin(), {lid for lid, row in LOG_PAGES.items() if row.io}),
-        (target.discovery(), {0, 1, 0x70}),
+        (target.discovery(), {0, 1, 5, 0x12, 0x70}),
     ):
         lids = SUPPORTED_LOG_PAGES.parse(queue.read_bytes(queue.log_page(0, 1024))).lids
         assert {lid for lid, value in enumerate(lids) if value & 1} == expected

@@ -1,9 +1,10 @@
 import itertools
+from collections.abc import Callable
 
 import pytest
 
 from nvmeof.spec.enums import AnaState
-from nvmeof.spec.properties import CC_OFFSET, CSTS_OFFSET
+from nvmeof.spec.properties import CC_OFFSET, CSTS_OFFSET, NSSR_OFFSET, NSSR_RESET
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Capabilities
 from nvmeof.target.backend.ramdisk import Ramdisk
@@ -12,7 +13,7 @@ from nvmeof.target.states import ControllerState
 from tests.target.harness import CC_DISABLED, CC_ENABLE, FakeFuture, Pending, Target, TestQueue
 
 SHN_NORMAL, SHN_ABRUPT = 1 << 14, 2 << 14
-RDY, CFS, SHST_COMPLETE = 1, 2, 2 << 2
+RDY, CFS, SHST_COMPLETE, NSSRO = 1, 2, 2 << 2, 1 << 4
 BAD = CC_ENABLE | 1 << 7  # MPS of 8 KiB, which CAP does not have
 
 
@@ -40,6 +41,7 @@ WRITES = {
     "enabled, shut down": CC_ENABLE | SHN_NORMAL,
     "enabled, shut down abruptly": CC_ENABLE | SHN_ABRUPT,
     "disabled, shut down": CC_DISABLED | SHN_NORMAL,
+    "failed, shut down": BAD | SHN_NORMAL,
 }
 OUTCOMES = {
     (DISABLED, "disable"): (DISABLED, 0),
@@ -50,21 +52,25 @@ OUTCOMES = {
     (DISABLED, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
     (READY, "disable"): (DISABLED, 0),
     (READY, "enable"): (READY, RDY),
-    (READY, "enable badly"): (READY, RDY),  # fields other than EN and SHN count when EN becomes 1
+    (READY, "enable badly"): None,  # what cannot be changed now is refused
     (READY, "enabled, shut down"): (SHUTDOWN, RDY | SHST_COMPLETE),
     (READY, "enabled, shut down abruptly"): (SHUTDOWN, RDY | SHST_COMPLETE),
     (READY, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
     (SHUTDOWN, "disable"): (DISABLED, 0),
-    (SHUTDOWN, "enable"): (READY, RDY),
-    (SHUTDOWN, "enable badly"): (READY, RDY),
+    (SHUTDOWN, "enable"): (SHUTDOWN, RDY | SHST_COMPLETE),  # it takes a reset to get out of it
+    (SHUTDOWN, "enable badly"): None,
     (SHUTDOWN, "enabled, shut down"): (SHUTDOWN, RDY | SHST_COMPLETE),
     (SHUTDOWN, "enabled, shut down abruptly"): (SHUTDOWN, RDY | SHST_COMPLETE),
     (SHUTDOWN, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
     (FAILED, "disable"): (DISABLED, 0),
-    (FAILED, "enable"): (FAILED, CFS),
+    (FAILED, "enable"): None,
     (FAILED, "enable badly"): (FAILED, CFS),
-    (FAILED, "enabled, shut down"): (FAILED, CFS | SHST_COMPLETE),
-    (FAILED, "enabled, shut down abruptly"): (FAILED, CFS | SHST_COMPLETE),
+    (FAILED, "enabled, shut down"): None,
+    (FAILED, "enabled, shut down abruptly"): None,
+    (FAILED, "failed, shut down"): (FAILED, CFS | SHST_COMPLETE),
+    (DISABLED, "failed, shut down"): (FAILED, CFS | SHST_COMPLETE),
+    (READY, "failed, shut down"): None,
+    (SHUTDOWN, "failed, shut down"): None,
     (FAILED, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
 }
 
@@ -74,9 +80,16 @@ OUTCOMES = {
 )
 def test_every_state_and_cc_write(state, write):
     queue = in_state(state)
-    assert queue.set_property(CC_OFFSET, WRITES[write]).status == 0
-    assert (queue.ctx.state, queue.csts) == OUTCOMES[state, write]
-    assert queue.get_property(CC_OFFSET).dw0 == WRITES[write]
+    before = queue.get_property(CC_OFFSET).dw0
+    outcome = OUTCOMES[state, write]
+    completion = queue.set_property(CC_OFFSET, WRITES[write])
+    if outcome is None:
+        assert completion.status == Status.INVALID_FIELD
+        assert queue.ctx.controller.error_log.newest()[0].error_location == 48 | 7 << 8
+        assert queue.ctx.state is state and queue.get_property(CC_OFFSET).dw0 == before
+    else:
+        assert completion.status == 0 and (queue.ctx.state, queue.csts) == outcome
+        assert queue.get_property(CC_OFFSET).dw0 == WRITES[write]
     assert not queue.closed, "the admin queue stays"
 
 
@@ -101,9 +114,10 @@ PROPERTY_ANSWERS = [
     (0x0C, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
     (0x14, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
     (0x14, 0, 0, 0),
-    (0x1C, 0, 0, Status.INVALID_FIELD),
+    (0x1C, 0, 0, 0),
     (0x1C, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
-    (0x20, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x20, 0, 0, 0),
+    (0x20, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
     (0x24, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
     (0x28, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
     (0x64, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
@@ -132,8 +146,6 @@ def test_every_state_and_property(state, offset, attrib, on_get, on_set):
         CC_ENABLE & ~(7 << 4) | 1 << 4,  # CSS reserved
         CC_ENABLE & ~(15 << 16) | 7 << 16,  # IOSQES 128
         CC_ENABLE & ~(15 << 20) | 5 << 20,  # IOCQES 32
-        CC_ENABLE & ~(0xFF << 16),  # no entry sizes
-        CC_ENABLE | 1 << 24,  # CRIME
     ],
 )
 def test_configurations_that_cannot_be_enabled(cc):
@@ -227,30 +239,163 @@ def test_shutdown_overtaken_by_a_reset_does_not_complete_the_next():
     assert admin.csts == RDY
 
 
+def test_what_is_read_only_in_cc_stays_zero():
+    queue = Target().queue()
+    queue.connect()
+    queue.set_property(CC_OFFSET, CC_ENABLE | 0xFF00000E)
+    assert queue.csts == RDY and queue.get_property(CC_OFFSET).dw0 == CC_ENABLE
+
+
+def test_a_reserved_shutdown_is_refused():
+    admin = Target().admin()
+    assert admin.set_property(CC_OFFSET, CC_ENABLE | 3 << 14).status == Status.INVALID_FIELD
+    assert admin.ctx.controller.error_log.newest()[0].error_location == 49 | 6 << 8
+    assert admin.csts == RDY
+
+
+def test_a_disabled_controller_that_was_shut_down_is_enabled_without_shn_only():
+    admin = Target().admin()
+    admin.set_property(CC_OFFSET, CC_DISABLED | SHN_NORMAL)
+    assert admin.csts == SHST_COMPLETE
+    admin.set_property(CC_OFFSET, CC_ENABLE | SHN_NORMAL)
+    assert admin.csts == SHST_COMPLETE and admin.ctx.state is SHUTDOWN
+    admin.set_property(CC_OFFSET, CC_DISABLED)
+    assert admin.csts == 0
+    admin.set_property(CC_OFFSET, CC_DISABLED | SHN_ABRUPT)
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+    assert admin.csts == RDY and admin.ctx.state is READY
+
+
+def test_entry_sizes_may_be_set_after_enabling_but_before_io_queues():
+    target = Target()
+    admin = target.queue()
+    cntlid = admin.connect()
+    bare = CC_ENABLE & ~(0xFF << 16)
+    admin.set_property(CC_OFFSET, bare)
+    assert admin.csts == RDY
+    for sizes in (0, 6 << 16, 4 << 20, 6 << 16 | 5 << 20):
+        assert admin.set_property(CC_OFFSET, bare | sizes).status == 0
+        assert target.queue().try_connect(qid=1, cntlid=cntlid).status == Status.COMMAND_SEQUENCE_ERROR
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+    target.io(admin)
+    assert admin.set_property(CC_OFFSET, bare).status == Status.INVALID_FIELD
+    assert admin.ctx.controller.error_log.newest()[0].error_location == 50 | 1 << 8
+
+
+def test_subsystem_reset():
+    target = Target()
+    admin, other, discovery = target.admin(), target.admin(), target.discovery()
+    io = target.io(admin)
+    for value in (0, 0x4E564D64, 0xFFFFFFFF):
+        assert admin.set_property(NSSR_OFFSET, value).status == 0
+    assert admin.get_property(NSSR_OFFSET).dw0 == 0 and not io.closed and not other.closed
+    admin.set_feature(0x05, 7, nsid=1)
+    completion = admin.set_property(NSSR_OFFSET, NSSR_RESET)
+    assert completion.status == 0 and completion.disconnect, "its own queue goes with the answer"
+    assert io.closed and other.closed == ["the NVM subsystem was reset"] and not discovery.closed
+    assert admin.csts == 0 and admin.ctx.state is DISABLED
+    admin.ctx.detach("closed")
+    assert not target.subsystem.controllers
+    again = target.admin()
+    assert again.csts == RDY | NSSRO and again.get_feature(0x05, nsid=1).dw0 == 0
+    assert again.set_property(CSTS_OFFSET, 0xFFFFFFEF).status == 0 and again.csts == RDY | NSSRO
+    assert again.set_property(CSTS_OFFSET, NSSRO).status == 0 and again.csts == RDY
+    assert target.admin().csts == RDY | NSSRO
+    for access in (discovery.get_property(NSSR_OFFSET), discovery.set_property(NSSR_OFFSET, NSSR_RESET)):
+        assert access.status == Status.INVALID_FIELD
+
+
 # Keep alive
 
 
 def test_keep_alive_timeout_ends_the_association():
     target = Target()
     admin = target.admin(kato=5000)
-    io = target.io(admin)
     controller = admin.ctx.controller
     start = target.runtime.time
     assert controller.next_deadline() == start + 5
     assert not controller.check_deadline(start + 4.99)
     assert controller.check_deadline(start + 5)
-    assert admin.closed == io.closed == ["keep alive timeout: no command for 5 s"]
+    assert admin.closed == ["keep alive timeout: no command for 5 s"] and controller.failed
     assert controller.next_deadline() is None and not controller.check_deadline(start + 50)
     assert not target.subsystem.controllers
 
 
-def test_traffic_on_any_queue_counts_as_keep_alive():
+def test_traffic_on_any_queue_counts_for_its_interval():
+    """Any command in an interval is enough; the next interval begins at the end of this one, not with the command."""
     target = Target()
     admin = target.admin(kato=5000)
     io = target.io(admin)
-    target.runtime.time += 4
+    controller = admin.ctx.controller
+    start = target.runtime.time
     io.command(0x00, nsid=1)
+    for end in (5, 10):
+        target.runtime.time = start + end
+        assert controller.next_deadline() == start + end
+        if end == 5:
+            assert not controller.check_deadline(target.runtime.time)
+    assert controller.check_deadline(target.runtime.time)
+    assert admin.closed == io.closed == ["keep alive timeout: no command for 5 s"]
+
+
+@pytest.mark.parametrize("how", ["command", "feature"])
+def test_keep_alive_begins_a_new_interval(how):
+    target = Target()
+    admin = target.admin(kato=5000)
+    target.runtime.time += 4
+    completion = admin.command(0x18) if how == "command" else admin.set_feature(0x0F, 5000)
+    assert completion.status == 0
     assert admin.ctx.controller.next_deadline() == target.runtime.time + 5
+    assert admin.ctx.controller.check_deadline(target.runtime.time + 5), "nothing was heard in the new one"
+
+
+@pytest.mark.parametrize("state", [DISABLED, SHUTDOWN, FAILED])
+def test_without_a_ready_controller_the_timer_is_not_active(state):
+    queue = in_state(state)
+    controller = queue.ctx.controller
+    now = controller.runtime.now()
+    assert controller.kato_ms == 5000 and controller.next_deadline() == now + 120
+    controller._start_interval()
+    assert controller.check_deadline(now + 120) and queue.closed == ["not enabled, and no command for 120 s"]
+
+
+def test_a_short_timeout_has_a_timer_of_its_own():
+    target = Target()
+    started: list[tuple[float, Callable[[], object]]] = []
+    cancelled: list[int] = []
+
+    class Timer:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def cancel(self) -> None:
+            cancelled.append(self.number)
+
+    def call_later(seconds, callback):
+        started.append((seconds, callback))
+        return Timer(len(started) - 1)
+
+    target.runtime.call_later = call_later
+    admin = target.admin(kato=500)
+    assert [seconds for seconds, _ in started] == [0.5]
+    admin.command(0x18)
+    assert cancelled == [0] and len(started) == 2
+    target.runtime.time += 0.5
+    admin.csts  # noqa: B018 - traffic
+    started[1][1]()
+    assert not admin.closed and len(started) == 3
+    target.runtime.time += 0.5
+    started[2][1]()
+    assert admin.closed
+    again = target.admin(kato=500)
+    again.ctx.detach("closed")
+    assert cancelled == [0, 3]
+
+
+def test_the_largest_timeout_can_be_told():
+    admin = Target().admin()
+    admin.set_feature(0x0F, 0xFFFFFFFF)
+    assert admin.get_feature(0x0F).dw0 == 0xFFFFFFFF // 100 * 100
 
 
 def test_no_keep_alive_for_an_io_controller_that_asks_for_none():

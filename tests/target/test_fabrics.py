@@ -1,7 +1,7 @@
 import pytest
 
 from nvmeof.spec.enums import DISCOVERY_NQN, FABRICS_OPCODE
-from nvmeof.spec.properties import CAP_OFFSET, CC_OFFSET, CRTO_OFFSET, CSTS_OFFSET, NSSR_OFFSET, VS_OFFSET, Cap
+from nvmeof.spec.properties import CAP_OFFSET, CC_OFFSET, CRTO_OFFSET, CSTS_OFFSET, VS_OFFSET, Cap
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.ramdisk import Ramdisk
 from tests.target.harness import CC_DISABLED, HOST, NQN, Target
@@ -18,7 +18,7 @@ def test_connect_gives_a_controller_id_and_fills_the_context():
     assert cntlid == 1 == ctx.controller.cntlid
     assert (ctx.qid, ctx.entries, ctx.flow_control) == (0, 32, False)
     assert ctx.host_nqn == HOST and ctx.hostid == bytes(range(16))
-    assert ctx.subsystem is target.subsystem and ctx.namespaces is target.subsystem.namespaces
+    assert ctx.subsystem is target.subsystem and ctx.namespaces is ctx.controller.namespaces
 
 
 def test_io_queue_joins_its_controller():
@@ -158,7 +158,7 @@ def test_property_values():
     cap = Cap.decode(completion.dw0 | completion.dw1 << 32)
     assert cap.mqes_entries == 1024 and cap.cqr and cap.timeout_seconds == 7.5
     assert cap.css == 0x41 and cap.crms == 1 and cap.mpsmin_bytes == cap.mpsmax_bytes == 4096
-    assert queue.get_property(VS_OFFSET).dw0 == 0x00020000
+    assert queue.get_property(VS_OFFSET).dw0 == 0x00020100
     assert queue.get_property(CC_OFFSET).dw0 == 0x460061
     assert queue.get_property(CSTS_OFFSET).dw0 == 1
     assert queue.get_property(CRTO_OFFSET).dw0 == 15
@@ -171,7 +171,7 @@ def test_property_values():
         (CSTS_OFFSET, 1, 40),
         (CSTS_OFFSET, 2, 40),
         (0x30, 0, 44),
-        (NSSR_OFFSET, 0, 44),
+        (0x64, 0, 44),
         (0xFFFFFFFF, 0, 44),
     ],
 )
@@ -183,7 +183,7 @@ def test_property_get_refused(offset, attrib, location):
 
 @pytest.mark.parametrize(
     ("offset", "attrib", "location"),
-    [(CAP_OFFSET, 1, 44), (VS_OFFSET, 0, 44), (CSTS_OFFSET, 0, 44), (CC_OFFSET, 1, 40), (0x18, 0, 44)],
+    [(CAP_OFFSET, 1, 44), (VS_OFFSET, 0, 44), (0x68, 0, 44), (CC_OFFSET, 1, 40), (0x18, 0, 44)],
 )
 def test_property_set_refused(offset, attrib, location):
     queue = Target().admin()

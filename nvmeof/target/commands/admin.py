@@ -46,7 +46,9 @@ def async_event_request(ctx: QueueContext, sqe: Sqe, data: memoryview | None) ->
 
 
 def keep_alive(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
-    """Its arrival has restarted the timer already, like that of every command."""
+    """The keep alive timer starts anew."""
+    assert ctx.controller is not None
+    ctx.controller.keep_alive()
     return Completion()
 
 

@@ -20,7 +20,7 @@ from nvmeof.spec.log_pages import (
 )
 from nvmeof.target.commands.features import FEATURES
 from nvmeof.target.commands.log_pages import LOG_PAGES, LogPageSpec, add_log_pages, command_set
-from nvmeof.target.commands.registry import ADMIN, IO_COMMAND_SETS
+from nvmeof.target.commands.registry import ADMIN, DISCOVERY, IO_COMMAND_SETS
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 from nvmeof.target.error_log import ERROR_LOG_ENTRIES
@@ -81,10 +81,11 @@ def admin_effects(effects: CommandEffects) -> CommandEffects:
 
 def _effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     # A command set that exists and is not here has no commands.
-    io = IO_COMMAND_SETS.get(command_set(controller, command), {})
+    io = {} if controller.discovery else IO_COMMAND_SETS.get(command_set(controller, command), {})
+    admin = DISCOVERY if controller.discovery else ADMIN
     # I/O commands report no scope: Linux warns of each whose entry says more than what it does to logical blocks.
     return build_effects(
-        {opcode: admin_effects(spec.effects) for opcode, spec in ADMIN.items() if spec.offered(controller.subsystem)},
+        {opcode: admin_effects(spec.effects) for opcode, spec in admin.items() if spec.offered(controller.subsystem)},
         {opcode: spec.effects for opcode, spec in io.items()},
     )
 
@@ -99,7 +100,7 @@ def _ana(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: i
 def _feature_effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     effects = [0] * 256
     for fid, row in FEATURES.items():
-        if row.supported(controller):
+        if row.supported(controller) and (row.discovery or not controller.discovery):
             effects[fid] = row.log_entry
     return build(FEATURES_SUPPORTED_AND_EFFECTS, fids=effects)
 
@@ -109,9 +110,15 @@ add_log_pages(
     LogPageSpec(LogPageId.ERROR_INFORMATION, "Error Information", _errors, discovery=True),
     LogPageSpec(LogPageId.FIRMWARE_SLOT, "Firmware Slot Information", _firmware),
     LogPageSpec(LogPageId.CHANGED_NAMESPACES, "Changed Attached Namespace List", _changed, acknowledge=_changed_read),
-    LogPageSpec(LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS, "Commands Supported and Effects", _effects, csi=True),
+    LogPageSpec(
+        LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS, "Commands Supported and Effects", _effects, csi=True, discovery=True
+    ),
     LogPageSpec(LogPageId.ANA, "Asymmetric Namespace Access", _ana, remark="groups only (RGO)"),
     LogPageSpec(
-        LogPageId.FEATURES_SUPPORTED_AND_EFFECTS, "Feature Identifiers and Effects", _feature_effects, csi=True
+        LogPageId.FEATURES_SUPPORTED_AND_EFFECTS,
+        "Feature Identifiers and Effects",
+        _feature_effects,
+        csi=True,
+        discovery=True,
     ),
 )
