@@ -223,6 +223,22 @@ def build(declaration: Declaration, /, **values: Any) -> bytes:
     return declaration.build(_merge(_plain(zero), values, declaration.name or "structure"))
 
 
+def build_cached(declaration: Declaration, /, **values: Any) -> bytes:
+    """The same as :func:`build`, for structures that are asked for again and again with the same fields."""
+    key = (id(declaration), repr(values))
+    found = _built.get(key)
+    if found is None:
+        if len(_built) >= _BUILT_MAX:
+            _built.clear()
+        # The declaration goes along so that its id stays its own.
+        found = _built[key] = (declaration, build(declaration, **values))
+    return found[1]
+
+
+_BUILT_MAX = 256
+_built: dict[tuple[int, str], tuple[Declaration, bytes]] = {}
+
+
 def _plain(parsed: Any) -> Any:
     if isinstance(parsed, Mapping):
         return {key: _plain(value) for key, value in parsed.items() if key != "_io"}

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvmeof.wire import Bits, DeclarationError, PaddedText, Record, build, layout, offset_of, plain
+from nvmeof.wire import (
+    U8,
+    U16,
+    Bits,
+    DeclarationError,
+    PaddedText,
+    Record,
+    build,
+    build_cached,
+    layout,
+    offset_of,
+    plain,
+)
 
 
 @dataclass(slots=True)
@@ -250,3 +262,16 @@ def test_bits_refuse_nonsense() -> None:
         REGISTER.encode(nothing=1)
     with pytest.raises(DeclarationError, match="31 of 32"):
         Bits(4, a=31)
+
+
+def test_cached_structures_are_the_same_as_built_ones() -> None:
+    structure = c.Struct("a" / U8, "b" / U16[4], "c" / c.Bytes(3))
+    other = c.Struct("a" / U8, "b" / U16[4], "c" / c.Bytes(3), "d" / U8)
+    for number in range(300):
+        for declaration in (structure, other):
+            for _ in range(2):
+                values = {"a": number & 0xFF, "b": [number], "c": b"xy"}
+                assert build_cached(declaration, **values) == build(declaration, **values)
+    assert build_cached(structure, a=1) is build_cached(structure, a=1)
+    with pytest.raises(KeyError):
+        build_cached(structure, nothing=1)

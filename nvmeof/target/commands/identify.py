@@ -42,7 +42,7 @@ from nvmeof.target.error_log import ERROR_LOG_ENTRIES
 from nvmeof.target.health import CRITICAL_KELVIN, WARNING_KELVIN
 from nvmeof.target.namespace import ATOMIC_WRITE_BYTES, Namespace
 from nvmeof.target.subsystem import Subsystem
-from nvmeof.wire import build
+from nvmeof.wire import build_cached
 
 ABORT_LIMIT = 4
 """How many Abort commands may be outstanding (ACL + 1)."""
@@ -120,7 +120,7 @@ def _controller(ctx: QueueContext, controller: Controller, command: IdentifyComm
         }
     else:
         kind = {"cntrltype": ControllerType.IO, **_io_fields(controller)}
-    return build(IDENTIFY_CONTROLLER, **{**common, **kind})
+    return build_cached(IDENTIFY_CONTROLLER, **{**common, **kind})
 
 
 def _io_fields(controller: Controller) -> dict[str, object]:
@@ -160,12 +160,12 @@ def _io_fields(controller: Controller) -> dict[str, object]:
 
 
 def _nvm_namespace(namespace: Namespace | None) -> bytes:
-    return build(IDENTIFY_NAMESPACE_NVM)
+    return build_cached(IDENTIFY_NAMESPACE_NVM)
 
 
 def _nvm_controller(controller: Controller) -> bytes:
     # The other limits are zero: none of their own for Write Zeroes and Dataset Management.
-    return build(IDENTIFY_CONTROLLER_NVM, vsl=mdts_field(VERIFY_LIMIT_BYTES))
+    return build_cached(IDENTIFY_CONTROLLER_NVM, vsl=mdts_field(VERIFY_LIMIT_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ def _command_sets(ctx: QueueContext, controller: Controller, command: IdentifyCo
             SQE.error_location("cdw10", 16),
             message=f"there is no controller {command.cntid:#06x}",
         )
-    return build(IO_COMMAND_SETS, combinations=[sum(1 << csi for csi in COMMAND_SETS)])
+    return build_cached(IO_COMMAND_SETS, combinations=[sum(1 << csi for csi in COMMAND_SETS)])
 
 
 IDENTIFY: dict[int, IdentifySpec] = {

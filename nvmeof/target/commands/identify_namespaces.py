@@ -32,7 +32,7 @@ from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 from nvmeof.target.formats import LBA_FORMATS, identify_formats, lookup
 from nvmeof.target.namespace import ATOMIC_WRITE_BYTES, Namespace
-from nvmeof.wire import build
+from nvmeof.wire import build_cached
 
 _CNTID = SQE.error_location("cdw10", 16)
 _CNSSI = SQE.error_location("cdw11")
@@ -74,7 +74,7 @@ def namespace_structure(namespace: Namespace) -> bytes:
     deallocation = DLFEAT_READS_ZEROES if capabilities.deallocated_reads_zero else 0
     if capabilities.can_write_zeroes and capabilities.can_deallocate:
         deallocation |= DLFEAT_WRITE_ZEROES_DEALLOCATES
-    return build(
+    return build_cached(
         IDENTIFY_NAMESPACE,
         nsze=namespace.size_blocks,
         ncap=namespace.size_blocks,
@@ -106,7 +106,7 @@ def namespace_structure(namespace: Namespace) -> bytes:
 def independent_structure(namespace: Namespace) -> bytes:
     """CNS 08h and 1Fh of one namespace."""
     cached = namespace.backend.capabilities.volatile_cache
-    return build(
+    return build_cached(
         IDENTIFY_NAMESPACE_INDEPENDENT,
         nsfeat=0 if cached else INDEPENDENT_NSFEAT_VOLATILE_WRITE_CACHE_ABSENT,
         nmic=Nmic.SHARED if namespace.shared else 0,
@@ -120,7 +120,7 @@ def independent_structure(namespace: Namespace) -> bytes:
 
 def format_structure(block_bytes: int) -> bytes:
     """What namespaces of one format have in common, and the formats that there are."""
-    return build(IDENTIFY_NAMESPACE, **{**identify_formats(block_bytes), "flbas": 0})
+    return build_cached(IDENTIFY_NAMESPACE, **{**identify_formats(block_bytes), "flbas": 0})
 
 
 def _namespace(find: Find) -> Callable[[QueueContext, Controller, IdentifyCommand, int], bytes]:
