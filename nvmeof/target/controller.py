@@ -25,6 +25,7 @@ from nvmeof.target.events import (
     DISCOVERY_EVENTS,
     DISCOVERY_LOG_CHANGE,
     IO_EVENTS,
+    LBA_STATUS_ALERT,
     NAMESPACE_ATTRIBUTE_CHANGED,
     RESERVATION_LOG_AVAILABLE,
     TELEMETRY_LOG_CHANGED,
@@ -34,6 +35,7 @@ from nvmeof.target.events import (
 from nvmeof.target.feature_values import Values
 from nvmeof.target.history import hardware_error, power_on_or_reset
 from nvmeof.target.inventory import PortInfo
+from nvmeof.target.lba_alert import POLL_INTERVAL, LbaAlert
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.permit import Permit
 from nvmeof.target.reservation_notices import ReservationNotices
@@ -106,6 +108,7 @@ class FeatureValues:
     timestamp_ms: int = 0
     timestamp_set_at: float = 0.0
     timestamp_origin: int = 0
+    reset_at: float = 0.0
 
 
 class Controller:
@@ -141,16 +144,18 @@ class Controller:
         self.shutdown_status = Shst.NORMAL
         self.gone = False
         self.subsystem_was_reset = subsystem.was_reset  # CSTS.NSSRO, until it is cleared
-        self.features = FeatureValues(timestamp_set_at=runtime.now())
+        self.features = FeatureValues(timestamp_set_at=runtime.now(), reset_at=runtime.now())
         self._restore = restore
         self.error_log = ErrorLog()
         self.events = AsyncEvents(
             runtime, subsystem.config.max_async_events, DISCOVERY_EVENTS if self.discovery else IO_EVENTS
         )
+        self.lba_alert = self._new_lba_alert()
         self.attached: dict[int, Namespace] = {}  # by NSID, in their order
         self.namespaces: dict[int, Namespace] = {}  # the active ones: attached, with a command set that is enabled
         self.figures: dict[int, Callable[[], dict[str, object]]] = {}  # of queues, by QID
         self.connections: dict[int, Callable[[], dict[str, object]]] = {}  # and of what carries them
+        self.event_context: bytes | None = None  # what is being read of log page 0Dh
         self.host_telemetry: object | None = None  # what log page 07h shows
         self.ana_changes = 0  # of what the ANA log says, since the last reset
         self.changed_namespaces: set[int] = set()  # since log page 04h was last read
@@ -258,17 +263,20 @@ class Controller:
     def _reset(self) -> None:
         """Controller Reset: I/O queues end, features and events go back to their defaults; the admin queue stays."""
         self.ready = self.failed = False
+        self.subsystem.self_test.controller_reset(self.cntlid)
         self._end_shutdown()
         self._close_queues("the controller was reset", [qid for qid in self.queues if qid])
         now = self.runtime.now()
         self.record(EventType.POWER_ON_OR_RESET, self._reset_information(now))
-        self.features = FeatureValues(timestamp_set_at=now)
+        self.features = FeatureValues(timestamp_set_at=now, reset_at=now)
+        self.event_context = None
         self.ana_changes = 0
         self.changed_namespaces.clear()
         self.changed_allocations.clear()
         self.changed_zones.clear()
         self.reservation_notices.clear()
         self.events.reset()
+        self.lba_alert = self._new_lba_alert()
         self._restore(self)
 
     # Namespaces
@@ -354,6 +362,7 @@ class Controller:
         self.ready = False
         self._update_state()
         self.subsystem.controllers.pop(self.cntlid, None)
+        self.subsystem.self_test.controller_reset(self.cntlid)
         self.events.abort_all(Status.ABORTED_SQ_DELETION)
         # I/O queues first: the admin queue is what the host watches.
         self._close_queues(reason, sorted(self.queues, reverse=True))
@@ -459,6 +468,17 @@ class Controller:
         return power_on_or_reset(self.subsystem.config.firmware, [descriptor])
 
     # Events
+
+    def _new_lba_alert(self) -> LbaAlert:
+        def interval() -> int:
+            value = self.features.values.get((FeatureId.LBA_STATUS_REPORT_INTERVAL, 0))
+            return POLL_INTERVAL if value is None else value.dw0 & 0xFFFF
+
+        return LbaAlert(self.runtime, lambda: self.events.report(LBA_STATUS_ALERT), interval)
+
+    def unreadable_found(self) -> None:
+        """Blocks of an attached namespace may not be readable any more."""
+        self.lba_alert.found()
 
     def namespace_changed(self, nsid: int) -> None:
         """A namespace came, went or changed its attributes."""

@@ -24,6 +24,7 @@ from nvmeof.spec.persistent_events import (
     SET_FEATURE,
     SET_FEATURE_LOGGED_DW0,
     SET_FEATURE_MEMORY_SHIFT,
+    TIMESTAMP_CHANGE,
     EventType,
     HardwareErrorCode,
     PersistentEvent,
@@ -38,6 +39,8 @@ FREQUENT_SECONDS: Final = 60.0
 FREQUENT_EVENTS: Final = 32
 """So many events of one type in so many seconds; more are not written down."""
 NO_CONTROLLER: Final = 0xFFFF
+_DATA_BYTES_MAX: Final = 512
+"""So much of a feature's data is written down; zeroes at its end are not."""
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +153,11 @@ def power_on_or_reset(firmware: str, controllers: list[tuple[int, int, int, byte
     return build(POWER_ON_OR_RESET, fr=firmware) + descriptors
 
 
+def timestamp_change(before: bytes, since_reset_ms: int) -> bytes:
+    """Event 03h: the timestamp as it was, and how long ago the controller was reset."""
+    return build(TIMESTAMP_CHANGE, ptstp=before, msr=since_reset_ms)
+
+
 def hardware_error(code: HardwareErrorCode) -> bytes:
     """Event 05h."""
     return build(HARDWARE_ERROR, nssheec=code)
@@ -182,6 +190,7 @@ def sanitize_completion(sprog: int, sstat: int) -> bytes:
 
 def set_feature(dwords: list[int], data: bytes, dw0: int) -> bytes:
     """Event 0Bh: dwords from CDW10 on (1 to 6), the data buffer, DW0 of the completion."""
+    data = data[:_DATA_BYTES_MAX].rstrip(b"\0")
     layout = len(dwords) | SET_FEATURE_LOGGED_DW0 | len(data) << SET_FEATURE_MEMORY_SHIFT
     words = b"".join(dword.to_bytes(4, "little") for dword in dwords)
     return build(SET_FEATURE, sfel=layout) + words + data + dw0.to_bytes(4, "little")

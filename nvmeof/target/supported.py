@@ -20,9 +20,8 @@ from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
 
 _PCIE = "for PCI Express only"
 _LATER = "not there yet"
-_NO_SETS = "no NVM sets, endurance groups or domains"
+_NO_SETS = "no NVM sets or domains, and one endurance group that has nothing to configure"
 _NO_FDP = "no Flexible Data Placement"
-_NO_SANITIZE = "sanitize is not there yet"
 _NO_HARDWARE = "says something of hardware that a program does not have"
 _ONE_POWER_STATE = "one power state: a program saves no power that a host could choose"
 _ZONES = "of the Zoned Namespace Command Set"
@@ -30,6 +29,7 @@ _NO_CENTRAL = "for centralized discovery controllers"
 _NO_MIGRATION = "no live migration of controllers"
 _NO_MI = "no management interface (NVMe-MI)"
 _NO_LOCKDOWN = "no lockdown"
+_ONE_GROUP = "every namespace can be reached from every other: nothing to tell"
 _NO_EXPORT = "no exported NVM subsystems managed by a host"
 
 _WHY_ADMIN: dict[int, str] = {
@@ -39,7 +39,6 @@ _WHY_ADMIN: dict[int, str] = {
     AdminOpcode.CREATE_IO_CQ: _PCIE,
     AdminOpcode.FIRMWARE_COMMIT: _NO_HARDWARE,
     AdminOpcode.FIRMWARE_IMAGE_DOWNLOAD: _NO_HARDWARE,
-    AdminOpcode.DEVICE_SELF_TEST: _NO_HARDWARE,
     AdminOpcode.DIRECTIVE_SEND: "no directives",
     AdminOpcode.DIRECTIVE_RECEIVE: "no directives",
     AdminOpcode.VIRTUALIZATION_MANAGEMENT: _PCIE,
@@ -65,7 +64,6 @@ _WHY_ADMIN: dict[int, str] = {
     AdminOpcode.DOORBELL_BUFFER_CONFIG: _PCIE,
     AdminOpcode.SECURITY_SEND: "no security protocols besides those of Fabrics",
     AdminOpcode.SECURITY_RECEIVE: "no security protocols besides those of Fabrics",
-    AdminOpcode.SANITIZE: _NO_SANITIZE,
 }
 _WHY_NVM: dict[int, str] = {
     NvmOpcode.IO_MANAGEMENT_RECEIVE: _NO_FDP,
@@ -89,11 +87,10 @@ _WHY_IDENTIFY: dict[int, str] = {
     Cns.SUPPORTED_CONTROLLER_STATE_FORMATS: _NO_MIGRATION,
 }
 _WHY_LOG: dict[int, str] = {
-    LogPageId.DEVICE_SELF_TEST: _NO_HARDWARE,
     LogPageId.PREDICTABLE_LATENCY_PER_NVM_SET: _NO_SETS,
     LogPageId.PREDICTABLE_LATENCY_EVENTS: _NO_SETS,
-    LogPageId.ENDURANCE_GROUP_EVENTS: _NO_SETS,
-    LogPageId.MEDIA_UNIT_STATUS: _NO_SETS,
+    LogPageId.ENDURANCE_GROUP_EVENTS: "the endurance group has no events: nothing wears out",
+    LogPageId.MEDIA_UNIT_STATUS: "no media units: a namespace is memory or a file",
     LogPageId.SUPPORTED_CAPACITY_CONFIGURATIONS: _NO_SETS,
     LogPageId.NVME_MI_COMMANDS_SUPPORTED_AND_EFFECTS: _NO_MI,
     LogPageId.COMMAND_AND_FEATURE_LOCKDOWN: _NO_LOCKDOWN,
@@ -102,8 +99,8 @@ _WHY_LOG: dict[int, str] = {
     LogPageId.PHY_RX_EYE_MEASUREMENT: _NO_HARDWARE,
     LogPageId.DISPERSED_NAMESPACE_NVM_SUBSYSTEMS: "no dispersed namespaces",
     LogPageId.MANAGEMENT_ADDRESS_LIST: _NO_MI,
-    LogPageId.REACHABILITY_GROUPS: _NO_EXPORT,
-    LogPageId.REACHABILITY_ASSOCIATIONS: _NO_EXPORT,
+    LogPageId.REACHABILITY_GROUPS: _ONE_GROUP,
+    LogPageId.REACHABILITY_ASSOCIATIONS: _ONE_GROUP,
     LogPageId.FDP_CONFIGURATIONS: _NO_FDP,
     LogPageId.RECLAIM_UNIT_HANDLE_USAGE: _NO_FDP,
     LogPageId.FDP_STATISTICS: _NO_FDP,
@@ -111,7 +108,6 @@ _WHY_LOG: dict[int, str] = {
     LogPageId.HOST_DISCOVERY: _NO_CENTRAL,
     LogPageId.AVE_DISCOVERY: _NO_CENTRAL,
     LogPageId.PULL_MODEL_DDC_REQUEST: _NO_CENTRAL,
-    LogPageId.SANITIZE_STATUS: _NO_SANITIZE,
 }
 _WHY_FEATURE: dict[int, str] = {
     FeatureId.INTERRUPT_COALESCING: _PCIE,
@@ -123,8 +119,6 @@ _WHY_FEATURE: dict[int, str] = {
     FeatureId.READ_RECOVERY_LEVEL_CONFIG: "reads are not recovered: what cannot be read cannot be read later either",
     FeatureId.PREDICTABLE_LATENCY_MODE_CONFIG: _NO_SETS,
     FeatureId.PREDICTABLE_LATENCY_MODE_WINDOW: _NO_SETS,
-    FeatureId.LBA_STATUS_REPORT_INTERVAL: "LBA status is not there yet",
-    FeatureId.SANITIZE_CONFIG: _NO_SANITIZE,
     FeatureId.ENDURANCE_GROUP_EVENT_CONFIGURATION: _NO_SETS,
     FeatureId.SPINUP_CONTROL: _NO_HARDWARE,
     FeatureId.POWER_LOSS_SIGNALING_CONFIG: _NO_HARDWARE,
@@ -225,6 +219,7 @@ def _log_pages() -> Iterator[str]:
             rows.append((f"{member:02X}h", _title(member), "no", _WHY_LOG.get(member, _LATER)))
         else:
             remark = _where(row.io, row.discovery) + ("; also per namespace" if row.per_namespace else "")
+            remark += f"; {row.remark}" if row.remark else ""
             rows.append((f"{member:02X}h", row.name, "yes", remark))
     return _table(("LID", "log page", "", "remark"), rows)
 

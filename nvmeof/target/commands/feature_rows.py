@@ -11,8 +11,10 @@ from nvmeof.spec.features import (
     NumberOfQueues,
     build_timestamp,
 )
+from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
+from nvmeof.target.commands.copy import COPY_FORMATS_TO_ENABLE
 from nvmeof.target.commands.features import (
     FeatureSpec,
     Value,
@@ -27,11 +29,10 @@ from nvmeof.target.commands.features import (
 from nvmeof.target.controller import Controller
 from nvmeof.target.events import SMART_CRITICAL_WARNINGS
 from nvmeof.target.health import WARNING_KELVIN, report_temperature
+from nvmeof.target.history import timestamp_change
 from nvmeof.wire import build
 
 _ALL_SENSORS = 0xF
-COPY_FORMATS_TO_ENABLE = 0
-"""Bits of CDFE: Copy descriptor formats that a host has to enable."""
 _CDW10 = SQE.error_location("cdw10")
 _CDW11 = SQE.error_location("cdw11")
 
@@ -107,17 +108,18 @@ def _keep_alive_apply(controller: Controller, sqe: Sqe, data: memoryview | None)
 
 
 def _timestamp_read(controller: Controller, sqe: Sqe) -> Value:
-    features = controller.features
-    elapsed = controller.runtime.now() - features.timestamp_set_at
-    return Value(0, build_timestamp(features.timestamp_ms / 1000 + elapsed, origin=features.timestamp_origin))
+    return Value(0, controller.timestamp)
 
 
 def _timestamp_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
     assert data is not None
     features = controller.features
+    before = controller.timestamp
+    since_reset_ms = int((controller.runtime.now() - features.reset_at) * 1000)
     features.timestamp_ms = TIMESTAMP.parse(bytes(data)).milliseconds
     features.timestamp_set_at = controller.runtime.now()
     features.timestamp_origin = TIMESTAMP_ORIGIN_HOST
+    controller.record(EventType.TIMESTAMP_CHANGE, timestamp_change(before, since_reset_ms))
     return 0
 
 

@@ -15,15 +15,29 @@ from enum import Enum
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, FeatureId, FeatureSelect
 from nvmeof.spec.features import FEATURE_DATA_BYTES, FeatureCapabilities
+from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Completion
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 from nvmeof.target.feature_values import Saved, Value, Values, load, load_all, save
+from nvmeof.target.history import set_feature
 from nvmeof.target.keeper import Keeper
 from nvmeof.target.namespace import Namespace
 
+_NOT_IN_HISTORY = frozenset(
+    {
+        FeatureId.POWER_MANAGEMENT,
+        FeatureId.NUMBER_OF_QUEUES,
+        FeatureId.ASYNC_EVENT_CONFIGURATION,
+        FeatureId.TIMESTAMP,
+        FeatureId.KEEP_ALIVE_TIMER,
+        FeatureId.HOST_BEHAVIOR_SUPPORT,
+        FeatureId.SOFTWARE_PROGRESS_MARKER,
+    }
+)
+"""The specification wants some of these not to be there; the others every host sets with every connection."""
 _FID = SQE.error_location("cdw10")
 _SEL = SQE.error_location("cdw10", 8)
 _SV = SQE.error_location("cdw10", 31)
@@ -368,13 +382,49 @@ async def _set_all(ctx: QueueContext, row: FeatureSpec, targets: list[Sqe], data
 
 def _set_one(ctx: QueueContext, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
     assert ctx.controller is not None and row.apply is not None
-    result = row.apply(ctx.controller, sqe, data)
+    result = _noted(ctx.controller, row, sqe, data)
     if not (row.persistent or sqe.cdw10 >> 31):
         return result
     if not isinstance(result, int):
         return _save_after(ctx.controller, row, sqe, data, result)
     pending = _save(ctx.controller, row, sqe, data)
     return result if pending is None else _after(pending, result)
+
+
+def _noted(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
+    """Set the value, and write a change into the history."""
+    assert row.apply is not None
+    if row.fid in _NOT_IN_HISTORY:
+        return row.apply(controller, sqe, data)
+    before = row.read(controller, sqe)
+    result = row.apply(controller, sqe, data)
+    if isinstance(result, int):
+        _note(controller, row, sqe, data, before, result)
+        return result
+    return _note_later(controller, row, sqe, data, before, result)
+
+
+def _note(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None, before: Value, dw0: int) -> None:
+    if row.read(controller, sqe) == before:
+        return
+    dwords = [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15]
+    while len(dwords) > 2 and not dwords[-1]:
+        dwords.pop()
+    controller.record(EventType.SET_FEATURE, set_feature(dwords, b"" if data is None else bytes(data), dw0))
+
+
+async def _note_later(
+    controller: Controller,
+    row: FeatureSpec,
+    sqe: Sqe,
+    data: memoryview | None,
+    before: Value,
+    pending: Awaitable[int],
+) -> int:
+    kept = None if data is None else memoryview(bytes(data))
+    dw0 = await pending
+    _note(controller, row, sqe, kept, before, dw0)
+    return dw0
 
 
 async def _save_after(

@@ -27,14 +27,19 @@ from nvmeof.spec.identify import (
 from nvmeof.spec.identify_namespace import (
     IDENTIFY_NAMESPACE_NVM,
 )
+from nvmeof.spec.media import DSTO_ONE_AT_A_TIME, NWPC_WRITE_PROTECT
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES
 from nvmeof.target.capacity import ENDURANCE_GROUP
 from nvmeof.target.commands.base import Completion
 from nvmeof.target.commands.copy import COPY_FORMATS
+from nvmeof.target.commands.format_nvm import FNA
 from nvmeof.target.commands.log_pages import log_attributes
+from nvmeof.target.commands.logs_events import PELS
 from nvmeof.target.commands.registry import ADMIN, NVM
+from nvmeof.target.commands.sanitize import SANICAP
+from nvmeof.target.commands.self_test import extended_minutes
 from nvmeof.target.commands.verify import VERIFY_LIMIT_BYTES
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import KEEP_ALIVE_GRANULARITY_SECONDS, VERSION, Controller
@@ -135,11 +140,15 @@ def _io_fields(controller: Controller) -> dict[str, object]:
         "oacs": _oacs(subsystem),
         "tnvmcap": subsystem.total_bytes,
         "unvmcap": subsystem.unallocated_bytes,
+        "pels": PELS,
         "endgidmax": ENDURANCE_GROUP,
         "maxcna": config.max_attached,
         "frmw": _FRMW_ONE_READ_ONLY_SLOT,
         "wctemp": WARNING_KELVIN,
         "cctemp": CRITICAL_KELVIN,
+        "edstt": extended_minutes(subsystem),
+        "dsto": DSTO_ONE_AT_A_TIME,
+        "sanicap": SANICAP,
         "anatt": ANA_TRANSITION_SECONDS,
         "anacap": _ANA_STATES | _ANA_GROUP_FIXED | (_ANA_GROUP_IN_MANAGEMENT if subsystem.manager is not None else 0),
         "anagrpmax": 1,
@@ -154,6 +163,8 @@ def _io_fields(controller: Controller) -> dict[str, object]:
         "awun": ATOMIC_WRITE_BYTES // max(BLOCK_BYTES_CHOICES) - 1,
         "acwu": ATOMIC_WRITE_BYTES // max(BLOCK_BYTES_CHOICES) - 1,
         "cdfs": COPY_FORMATS,
+        "fna": FNA,
+        "nwpc": NWPC_WRITE_PROTECT,
         "vwc": _VWC_FLUSH_ALL | (_VWC_PRESENT if controller.subsystem.volatile_cache else 0),
         "ofcs": _OFCS_DISCONNECT,
     }

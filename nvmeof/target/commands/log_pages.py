@@ -181,6 +181,8 @@ def get_log_page(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Comple
     assert controller is not None
     row = LOG_PAGES[command.lid]
     page = row.build(ctx, controller, command, sqe.nsid)
+    if not page:  # something else was asked for than its content
+        return Completion()
     start = _start(row, command, page)
     if not command.retain:
         controller.events.log_page_read(command.lid)

@@ -23,8 +23,11 @@ from nvmeof.target.commands import (
     feature_metadata,
     feature_namespace,
     feature_rows,
+    format_nvm,
     identify_namespaces,
+    lba_status,
     logs_discovery,
+    logs_events,
     logs_general,
     logs_health,
     logs_telemetry,
@@ -33,8 +36,11 @@ from nvmeof.target.commands import (
     reservation_features,
     reservation_gate,
     reservations,
+    sanitize,
+    self_test,
     uncorrectable,
     verify,
+    write_protection,
     zns,
 )
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, always
@@ -185,12 +191,18 @@ def execute(
 
 
 async def _finish(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, pending: Awaitable[Completion]) -> Completion:
+    lifetime = ctx.subsystem.lifetime if ctx.qid and ctx.subsystem is not None else None
+    if lifetime is not None:
+        lifetime.begin(ctx.runtime.now())
     try:
         return await pending
     except CommandError as error:
         return ctx.refuse(sqe, error)
     except Exception as error:
         return _failed(ctx, spec, sqe, error)
+    finally:
+        if lifetime is not None:
+            lifetime.end(ctx.runtime.now())
 
 
 def _failed(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, error: Exception) -> Completion:
@@ -208,6 +220,7 @@ _ROW_MODULES = (
     logs_general,
     logs_health,
     logs_telemetry,
+    logs_events,
     logs_discovery,
     feature_rows,
     feature_namespace,
@@ -218,6 +231,11 @@ _ROW_MODULES = (
     verify,
     uncorrectable,
     copy,
+    sanitize,
+    format_nvm,
+    self_test,
+    lba_status,
+    write_protection,
     reservation_gate,
     reservations,
     reservation_features,
