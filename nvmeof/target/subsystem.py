@@ -52,6 +52,8 @@ class Association(Protocol):
 
     def zone_changed(self, nsid: int, zslba: int) -> None: ...
 
+    def unreadable_found(self) -> None: ...
+
     def reservation_changed(self, nsid: int, kind: NotificationType) -> None: ...
 
     def abort_namespace(self, nsid: int) -> None: ...
@@ -96,8 +98,6 @@ class Subsystem:
             self.keeper,
             lambda runtime: int(self.lifetime.power_on_seconds(runtime.now()) // 3600),
         )
-        self.reset_hosts: set[str] = set()
-        """Hosts whose controllers an NVM Subsystem Reset has ended: their next ones tell so (CSTS.NSSRO)."""
         self._allowed_hosts = config.allowed_hosts
         self._last_cntlid = FIRST_CNTLID - 1
         self.manager = NamespaceManager(self, config.pool) if config.pool is not None else None
@@ -137,7 +137,7 @@ class Subsystem:
         return namespace
 
     def insert(self, namespace: Namespace, *, attached: bool) -> None:
-        """A namespace exists from now on. `attached`: to all controllers, of now and later; else to none yet."""
+        """A namespace exists from now on. `attached`: to all controllers that take one more, of now and later."""
         namespace.set_accessible(self.accessible)
         self.lifetime.adopt(namespace)
         self.namespaces[namespace.nsid] = namespace
@@ -147,10 +147,13 @@ class Subsystem:
         self.namespaces.update(ordered)
         if isinstance(namespace, ZonedNamespace):
             namespace.zone_changed = partial(self._zone_changed, namespace.nsid)
+        namespace.marks.found = partial(self._unreadable_found, namespace.nsid)
         self.attachments.set_default(namespace.nsid, attached)
         if attached:
+            limit = self.config.max_attached or self.config.max_namespaces
             for controller in list(self.controllers.values()):
-                controller.attach(namespace)
+                if len(controller.attached) < limit:
+                    controller.attach(namespace)
         self._namespace_changed(namespace.nsid)
 
     def remove_namespace(self, nsid: int) -> Namespace:
@@ -217,6 +220,11 @@ class Subsystem:
             if nsid in controller.attached:
                 controller.namespace_changed(nsid)
             controller.allocation_changed(nsid)
+
+    def _unreadable_found(self, nsid: int) -> None:
+        for controller in list(self.controllers.values()):
+            if nsid in controller.namespaces:
+                controller.unreadable_found()
 
     def _zone_changed(self, nsid: int, zslba: int) -> None:
         for controller in list(self.controllers.values()):
