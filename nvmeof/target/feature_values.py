@@ -76,3 +76,12 @@ def save(keeper: Keeper, fid: int, selector: int, saved: Saved) -> Awaitable[Non
         "value": None if saved.value.data is None else saved.value.data.hex(),
     }
     return keeper.put(_SECTION, {**_document(keeper), f"{fid:02x}.{selector:x}": entry})
+
+
+def forget(values: Values, keeper: Keeper, fid: int) -> Awaitable[None] | None:
+    """Give a feature its default again, also as saved value; done when that is kept. Raises or ends with `OSError`."""
+    for key in [key for key in values if key[0] == fid]:
+        del values[key]
+    document = _document(keeper)
+    left = {key: entry for key, entry in document.items() if not key.startswith(f"{fid:02x}.")}
+    return None if left == document else keeper.put(_SECTION, left or None)

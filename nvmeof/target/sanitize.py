@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from nvmeof.spec.media import SPROG_NONE, SSTAT, SanitizeAction, SanitizeCommand, SanitizeOutcome
+from nvmeof.spec.enums import FeatureId
+from nvmeof.spec.media import SPROG_NONE, SSI, SSTAT, SanitizeAction, SanitizeCommand, SanitizeOutcome
 from nvmeof.spec.status import Status
 from nvmeof.target.erase import give_back, overwrite, passes_to_erase
+from nvmeof.target.feature_values import forget
 from nvmeof.target.keeper import Keeper
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.runtime import Runtime
@@ -41,6 +43,16 @@ class SanitizeState(Enum):
     @property
     def failure(self) -> bool:
         return self in (SanitizeState.RESTRICTED_FAILURE, SanitizeState.UNRESTRICTED_FAILURE)
+
+
+_STATE_CODES: Final = {
+    SanitizeState.IDLE: (0, 0),
+    SanitizeState.RESTRICTED_PROCESSING: (1, 0),
+    SanitizeState.RESTRICTED_FAILURE: (2, 1),
+    SanitizeState.UNRESTRICTED_PROCESSING: (3, 0),
+    SanitizeState.UNRESTRICTED_FAILURE: (4, 3),
+}
+"""SANS and FAILS."""
 
 
 class _Kept(Enum):
@@ -125,6 +137,12 @@ class Sanitizer:
         passes = self.passes_done if self.command.action == SanitizeAction.OVERWRITE else 0
         return SSTAT.encode(sos=self.outcome, opc=min(passes, 31), gde=self.erased)
 
+    @property
+    def ssi(self) -> int:
+        """SSI: the state, and what has failed."""
+        state, failed = _STATE_CODES[self.state]
+        return SSI.encode(sans=state, fails=failed)
+
     # Its way
 
     async def start(self, runtime: Runtime, cdw10: int, cdw11: int, ended: Ended) -> None:
@@ -178,6 +196,9 @@ class Sanitizer:
             await self._erase(runtime, namespaces)
             for namespace in namespaces:
                 kept = namespace.marks.clear()
+                if kept is not None:
+                    await kept
+                kept = forget(namespace.features, namespace.backend.keeper, FeatureId.NAMESPACE_ADMIN_LABEL)
                 if kept is not None:
                     await kept
             await _put_all(self._keepers(namespaces), Record(_Kept.DONE.value, cdw10, cdw11))

@@ -23,6 +23,7 @@ _LATER = "not there yet"
 _NO_SETS = "no NVM sets or domains, and one endurance group that has nothing to configure"
 _NO_FDP = "no Flexible Data Placement"
 _NO_HARDWARE = "says something of hardware that a program does not have"
+_NO_WINDOWS = "no NVM sets, and no background work that could be kept out of a window"
 _ONE_POWER_STATE = "one power state: a program saves no power that a host could choose"
 _ZONES = "of the Zoned Namespace Command Set"
 _NO_CENTRAL = "for centralized discovery controllers"
@@ -117,18 +118,18 @@ _WHY_FEATURE: dict[int, str] = {
     FeatureId.HOST_CONTROLLED_THERMAL_MANAGEMENT: "a program has no temperature to bring down",
     FeatureId.NON_OPERATIONAL_POWER_STATE_CONFIG: _ONE_POWER_STATE,
     FeatureId.READ_RECOVERY_LEVEL_CONFIG: "reads are not recovered: what cannot be read cannot be read later either",
-    FeatureId.PREDICTABLE_LATENCY_MODE_CONFIG: _NO_SETS,
-    FeatureId.PREDICTABLE_LATENCY_MODE_WINDOW: _NO_SETS,
-    FeatureId.ENDURANCE_GROUP_EVENT_CONFIGURATION: _NO_SETS,
-    FeatureId.SPINUP_CONTROL: _NO_HARDWARE,
-    FeatureId.POWER_LOSS_SIGNALING_CONFIG: _NO_HARDWARE,
-    FeatureId.PERFORMANCE_CHARACTERISTICS: _NO_HARDWARE,
+    FeatureId.PREDICTABLE_LATENCY_MODE_CONFIG: _NO_WINDOWS,
+    FeatureId.PREDICTABLE_LATENCY_MODE_WINDOW: _NO_WINDOWS,
+    FeatureId.ENDURANCE_GROUP_EVENT_CONFIGURATION: "the endurance group has no events: nothing wears out",
+    FeatureId.SPINUP_CONTROL: "nothing spins",
+    FeatureId.POWER_LOSS_SIGNALING_CONFIG: "there is no signal that power is about to go",
+    FeatureId.PERFORMANCE_CHARACTERISTICS: "memory and files of others have no performance to promise",
     FeatureId.FLEXIBLE_DATA_PLACEMENT: _NO_FDP,
     FeatureId.FLEXIBLE_DATA_PLACEMENT_EVENTS: _NO_FDP,
     FeatureId.CONTROLLER_DATA_QUEUE: _NO_MIGRATION,
     FeatureId.EMBEDDED_MANAGEMENT_CONTROLLER_ADDRESS: _NO_MI,
     FeatureId.HOST_MANAGEMENT_AGENT_ADDRESS: _NO_MI,
-    FeatureId.BOOT_PARTITION_WRITE_PROTECTION_CONFIG: _NO_HARDWARE,
+    FeatureId.BOOT_PARTITION_WRITE_PROTECTION_CONFIG: "no boot partitions: a host cannot read them over fabrics",
 }
 _NSID_WORDS = {
     NsidRule.UNUSED: "",

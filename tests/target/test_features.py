@@ -23,7 +23,7 @@ from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands.features import FEATURES, FeatureSpec, Scope, Value, add_features, current_value
 from nvmeof.target.commands.table import execute, prepare
 from nvmeof.target.config import NamespaceConfig, SubsystemConfig
-from nvmeof.target.feature_values import Saved, load, load_all, save
+from nvmeof.target.feature_values import Saved, forget, load, load_all, save
 from nvmeof.target.keeper import MemoryKeeper
 from nvmeof.target.subsystem import Subsystem
 from nvmeof.wire import build
@@ -500,6 +500,19 @@ def test_what_somebody_else_has_kept_is_no_value():
         assert load_all(keeper) == []
     keeper.put("features", 5)
     assert load(keeper, 0x04) is None
+
+
+def test_a_feature_is_forgotten_with_all_of_its_values():
+    keeper = MemoryKeeper()
+    saved = Saved((1, 0, 0, 0, 0), None, Value(7))
+    values = {(0x1F, 0): Value(1), (0x1F, 2): Value(2), (0x05, 0): Value(3)}
+    for fid, selector in values:
+        save(keeper, fid, selector, saved)
+    forget(values, keeper, 0x1F)
+    assert values == {(0x05, 0): Value(3)} and load_all(keeper) == [(0x05, saved)]
+    forget(values, keeper, 0x1F)
+    forget(values, keeper, 0x05)
+    assert not values and keeper.get("features") is None
 
 
 def test_saved_values_that_do_not_fit_any_more():

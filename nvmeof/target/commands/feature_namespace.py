@@ -11,7 +11,7 @@ import itertools
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import FeatureId
-from nvmeof.spec.features import LBA_RANGE_TYPE, NAMESPACE_ADMIN_LABEL_BYTES, ErrorRecovery
+from nvmeof.spec.features import LBA_RANGE_TYPE, NAMESPACE_ADMIN_LABEL_BYTES
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.features import (
@@ -20,19 +20,20 @@ from nvmeof.target.commands.features import (
     add_features,
     check_bits,
     constant,
+    dword,
     invalid,
     invalid_data,
     namespace_of,
     remembered,
 )
 from nvmeof.target.controller import Controller
-from nvmeof.target.namespace import Namespace
 from nvmeof.wire import build
 
 _RANGE_BYTES = LBA_RANGE_TYPE.sizeof()
 _RANGES_BYTES = 64 * _RANGE_BYTES
 _RANGE_TYPES = frozenset((*range(5), *range(0x80, 0x100)))  # 00h general purpose to 04h swap, and vendor specific ones
 _OVERWRITABLE = 1
+_TLER = 0xFFFF
 _DATA = SQE.error_location("sgl_address")
 
 
@@ -64,19 +65,6 @@ def _lba_ranges(controller: Controller, sqe: Sqe, data: bytes | None) -> Value:
     return Value(sqe.cdw11, data[:used].ljust(_RANGES_BYTES, b"\0"))
 
 
-def tells_deallocated(namespace: Namespace) -> bool:
-    """Whether reads of deallocated blocks can be made to fail (NSFEAT.DAE)."""
-    return False
-
-
-def _error_recovery(controller: Controller, sqe: Sqe, data: bytes | None) -> Value:
-    """TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept."""
-    check_bits("Error Recovery", sqe.cdw11, 0x1FFFF)
-    if ErrorRecovery.decode(sqe.cdw11).dulbe and not tells_deallocated(namespace_of(controller, sqe)):
-        raise invalid(f"namespace {sqe.nsid} does not tell deallocated blocks (DULBE)", bit=16)
-    return Value(sqe.cdw11)
-
-
 def _label(controller: Controller, sqe: Sqe, data: bytes | None) -> Value:
     assert data is not None
     text, end, _ = data.partition(b"\0")
@@ -103,8 +91,14 @@ add_features(
         scope=Scope.NAMESPACE,
         saveable=True,
     ),
-    remembered(
-        FeatureId.ERROR_RECOVERY, "Error Recovery", constant(0), _error_recovery, scope=Scope.NAMESPACE, saveable=True
+    # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept.
+    dword(
+        FeatureId.ERROR_RECOVERY,
+        "Error Recovery",
+        _TLER,
+        scope=Scope.NAMESPACE,
+        saveable=True,
+        condition="without DULBE: memory that was written at full speed does not tell which blocks are deallocated",
     ),
     dataclasses.replace(
         remembered(
