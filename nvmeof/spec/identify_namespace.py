@@ -80,6 +80,8 @@ def flbas_field(index: int) -> int:
     return FLBAS.encode(format_low=index & 0xF, format_high=index >> 4)
 
 
+FPI_SUPPORTED = 1 << 7
+"""FPI bit 7: bits 6:0 tell how many percent of a Format NVM remain."""
 DLFEAT_READS_ZEROES = 0x01
 """DLFEAT bits 2:0: a deallocated block reads as zeroes."""
 DLFEAT_WRITE_ZEROES_DEALLOCATES = 1 << 3

@@ -126,9 +126,11 @@ SANITIZE_STATUS = c.Struct(
     "etond" / U32,
     "etbend" / U32,
     "etcend" / U32,
-    c.Padding(480),
+    "etpvds" / U32,
+    "ssi" / U8,
+    c.Padding(475),
 )
-"""Log page 81h, 512 bytes. Times in seconds, FFFFFFFFh for no estimate."""
+"""Log page 81h, 512 bytes. Times in seconds, FFFFFFFFh for no estimate. ``ssi``: state, and the one that failed."""
 
 _CDW10 = Bits(4, lid=8, lsp=7, rae=1, numdl=16)
 _CDW11 = Bits(4, numdu=16, lsi=16)

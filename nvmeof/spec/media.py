@@ -121,6 +121,8 @@ class SanitizeOutcome(IntEnum):
 
 SSTAT = Bits(2, sos=3, opc=5, gde=1, mvcncld=1, _10=6)
 """SSTAT of the Sanitize Status log: outcome, completed overwrite passes, Global Data Erased."""
+SSI = Bits(1, sans=4, fails=4)
+"""SSI of the Sanitize Status log: the state, and in a failure state the one that failed."""
 SPROG_NONE = 0xFFFF
 """SPROG while nothing is in progress."""
 NO_ESTIMATE = 0xFFFFFFFF

@@ -86,12 +86,16 @@ TELEMETRY_LOG_CHANGED = Event(
 TRANSIENT_INTERNAL_ERROR = Event(
     AsyncEventType.ERROR_STATUS, AsyncErrorInfo.TRANSIENT_INTERNAL_ERROR, LogPageId.ERROR_INFORMATION, 0
 )
+LBA_STATUS_ALERT = Event(
+    AsyncEventType.NOTICE, AsyncNoticeInfo.LBA_STATUS_INFORMATION, LogPageId.LBA_STATUS, Oaes.LBA_STATUS
+)
 IO_EVENTS = (
     TELEMETRY_LOG_CHANGED,
     NAMESPACE_ATTRIBUTE_CHANGED,
     ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED,
     ANA_CHANGE,
     ZONE_DESCRIPTOR_CHANGED,
+    LBA_STATUS_ALERT,
 )
 DISCOVERY_EVENTS = (DISCOVERY_LOG_CHANGE,)
 
@@ -163,6 +167,11 @@ class AsyncEvents:
     def log_page_read(self, log_page: int) -> None:
         """The host read that log page with RAE = 0: its events may be reported again."""
         self._masked = {event for event in self._masked if event.log_page != log_page}
+
+    def withdraw(self, log_page: int) -> None:
+        """The events of that log page are past: what has not been sent is not sent any more."""
+        self._waiting = deque(event for event in self._waiting if event.log_page != log_page)
+        self.log_page_read(log_page)
 
     def abort_all(self, status: Status) -> None:
         """Complete all requests with a status: the queue or the enabled state has gone."""

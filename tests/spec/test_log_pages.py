@@ -79,7 +79,7 @@ STRUCTURES: list[tuple[str, c.Struct, int, dict[str, int]]] = [
         512,
         {
             "sprog": 0, "sstat": 2, "scdw10": 4, "eto": 8, "etbe": 12, "etce": 16, "etond": 20, "etbend": 24,
-            "etcend": 28,
+            "etcend": 28, "etpvds": 32, "ssi": 36,
         },
     ),
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from nvmeof.spec.identify import (
 from nvmeof.spec.identify_namespace import (
     DLFEAT_READS_ZEROES,
     DLFEAT_WRITE_ZEROES_DEALLOCATES,
+    FPI_SUPPORTED,
     IDENTIFY_NAMESPACE,
     IDENTIFY_NAMESPACE_INDEPENDENT,
     INDEPENDENT_NSFEAT_VOLATILE_WRITE_CACHE_ABSENT,
@@ -78,7 +79,8 @@ def namespace_structure(namespace: Namespace) -> bytes:
         IDENTIFY_NAMESPACE,
         nsze=namespace.size_blocks,
         ncap=namespace.size_blocks,
-        nuse=namespace.size_blocks,
+        nuse=-(-namespace.backend.used_bytes >> namespace.block_shift),
+        fpi=FPI_SUPPORTED | namespace.format_remaining,
         nsfeat=Nsfeat.OPTIMAL_PERFORMANCE | Nsfeat.NAMESPACE_ATOMICS,
         dlfeat=deallocation,
         nmic=Nmic.SHARED if namespace.shared else 0,
@@ -114,7 +116,8 @@ def independent_structure(namespace: Namespace) -> bytes:
         anagrpid=namespace.anagrpid,
         nsattr=Nsattr.WRITE_PROTECTED if namespace.read_only else 0,
         endgid=ENDURANCE_GROUP,
-        nstat=NSTAT_READY,
+        fpi=FPI_SUPPORTED | namespace.format_remaining,
+        nstat=NSTAT_READY if namespace.barred is None else 0,
     )
 
 

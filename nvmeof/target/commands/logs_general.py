@@ -49,7 +49,7 @@ def _errors(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid
             cid=entry.cid,
             status=entry.status_field,
             parameter_error_location=entry.error_location,
-            lba=entry.lba,
+            lba=0 if controller.subsystem.sanitizer.state.processing else entry.lba,
             nsid=entry.nsid,
             trtype=entry.trtype,
             csi=entry.csi,
