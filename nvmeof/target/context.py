@@ -85,6 +85,7 @@ class QueueContext:
         "namespaces",
         "peer",
         "port",
+        "preempted",
         "qid",
         "queue",
         "runtime",
@@ -112,6 +113,7 @@ class QueueContext:
         self.connection: Callable[[], dict[str, object]] | None = None  # figures of what carries the queue
         self.waiting: dict[int, object] = {}  # by CID: the future that a command waits for which could be given up
         self.aborting: set[int] = set()  # CIDs of commands that shall end at the next opportunity
+        self.preempted: set[int] = set()  # CIDs of commands whose end is a Preempt and Abort's doing
 
     @property
     def state(self) -> ControllerState:
@@ -137,6 +139,8 @@ class QueueContext:
         """
         self.counters.errors += 1
         controller = self.controller
+        if error.status == Status.ABORTED_BY_REQUEST and sqe.cid in self.preempted:
+            error.status = Status.ABORTED_PREEMPT
         logger.log(
             logging.WARNING if controller is None else logging.DEBUG, "%s: command refused: %s", self.peer, error
         )

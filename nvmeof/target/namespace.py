@@ -18,7 +18,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease, SourceError
 from nvmeof.target.feature_values import Values
 from nvmeof.target.in_progress import InProgress
-from nvmeof.target.keeper import Keeper, MemoryKeeper
+from nvmeof.target.keeper import MemoryKeeper
 from nvmeof.target.marks import RANGES_MAX, Marks
 from nvmeof.target.permit import Permits
 from nvmeof.target.reservation_store import ReservationStore
@@ -135,13 +135,14 @@ class Namespace:
         self.permits = Permits()
         self.in_progress = InProgress()
         self.features: Values = {}  # those with the scope of a namespace, as set since the start
-        keeper: Keeper = getattr(backend, "keeper", None) or MemoryKeeper()
-        self.reservations = ReservationStore(keeper, self.permits.withdraw, backend.description)
+        if getattr(backend, "keeper", None) is None:  # somebody's own
+            backend.keeper = MemoryKeeper()
+        self.reservations = ReservationStore(backend.keeper, self.permits.withdraw, backend.description)
         self.barred: Status | None = None
         """Why no data may be touched, in the middle of a command either: it is being formatted or sanitized."""
         self.format_remaining = 0  # percent of a Format NVM that is in progress (FPI)
         self.marks = Marks(
-            getattr(backend, "keeper", None) or MemoryKeeper(),
+            backend.keeper,
             backend.capabilities.size_bytes // backend.capabilities.block_bytes,
         )
         self.refresh()
@@ -280,7 +281,6 @@ class Namespace:
         """Read whole blocks into `view`, for a Copy."""
         nlb = len(view) >> self.block_shift
         self._check_readable(slba, nlb)
-        self.counters.blocks_copied += nlb
         return self._call(lambda: self.backend.read_into(slba << self.block_shift, view), read=(slba, nlb))
 
     def compare_and_write(

@@ -335,6 +335,7 @@ class TargetQueue(AbortableCommands):
         if completion.status != Status.COMMAND_ID_CONFLICT:
             self._busy.discard(cid)
             self.ctx.aborting.discard(cid)
+            self.ctx.preempted.discard(cid)
         field = 0
         if completion.status:
             field = status_field(completion.status, completion.dnr, completion.more)
@@ -360,22 +361,6 @@ class TargetQueue(AbortableCommands):
     def close(self, reason: str) -> None:
         """The controller ends this queue."""
         self._end(reason)
-
-    def abort_namespace(self, nsid: int) -> None:
-        """Preempt and Abort: complete the commands for a namespace that wait for staging memory as aborted.
-
-        Those whose data was asked for are checked again when it is there; until then nothing of them reaches the
-        namespace, for its permits were withdrawn.
-        """
-        aborted = [item for item in self._waiting if item[0].sqe.nsid == nsid]
-        if not aborted:
-            return
-        self._waiting = deque(item for item in self._waiting if item[0].sqe.nsid != nsid)
-        for transfer, _, _ in aborted:
-            self._end_waiting(transfer, CommandError(Status.ABORTED_PREEMPT, message="preempted"))
-        self.driver.wake()
-        self.pool.forget(self._retry)
-        self._retry()
 
     def lost(self, reason: str, *, fault: bool = False) -> None:
         """The socket has gone."""

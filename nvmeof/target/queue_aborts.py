@@ -58,6 +58,17 @@ class AbortableCommands(FusedCommands):
         self.ctx.aborting.add(cid)
         return False
 
+    def abort_namespace(self, nsid: int) -> None:
+        """Preempt and Abort: end the commands for a namespace as `abort` does, with a status of their own.
+
+        Of those whose data is on its way straight to the namespace nothing more reaches it: its permits were withdrawn,
+        and they are checked again when the data is there.
+        """
+        for cid, other in self.commands().items():
+            if other == nsid:
+                self.ctx.preempted.add(cid)
+                self.abort(cid)
+
     def _end_waiting(self, transfer: Transfer, error: CommandError) -> None:
         """End a command that has waited for memory, and is not among those who wait any more."""
         sqe = transfer.sqe
