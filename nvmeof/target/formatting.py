@@ -54,7 +54,8 @@ async def format_namespace(
     try:
         await _put(keeper, {"block_bytes": block_bytes, "erase": int(secure)})
         await _erase(runtime, namespace, secure)
-        namespace.backend.set_block_bytes(block_bytes)
+        if block_bytes != namespace.block_bytes:
+            namespace.backend.set_block_bytes(block_bytes)
         marks = namespace.marks.clear()
         if marks is not None:
             await marks
