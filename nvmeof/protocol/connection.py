@@ -27,21 +27,16 @@ __all__ = ["Connection", "ConnectionConfig", "Role", "State", "Tap"]
 class Connection(HostSide, TargetSide):
     """One NVMe/TCP queue connection, as a host or as a target."""
 
-    def _take_run(self, events: list[Event]) -> bool:
-        if self.state is State.TARGET_READY:
-            return self._take_commands(events)
-        return self._take_responses(events)
+    def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
+        super().__init__(role, config, receive_buffer)
+        # Functions, not methods of this object: those would keep it alive in a cycle.
+        self._take_run = TargetSide._take_commands if role is Role.TARGET else HostSide._take_responses
+        self._payload_done = TargetSide._h2c_data_done if role is Role.TARGET else HostSide._c2h_data_done
 
     def _receive_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
         if self.role is Role.TARGET:
             return self._receive_h2c_data(pdu, length)
         return self._receive_c2h_data(pdu, length)
-
-    def _payload_done(self, owner: Any, ok: bool, events: list[Event]) -> None:
-        if self.role is Role.TARGET:
-            self._h2c_data_done(owner, ok, events)
-        else:
-            self._c2h_data_done(owner, ok, events)
 
     def _receive(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
         if effect is Effect.RECEIVE_COMMAND:

@@ -110,6 +110,10 @@ class Engine:
         self._payload: memoryview | None = None
         self._payload_position = 0
         self._payload_owner: Any = None
+        self._take_run: Callable[[Any, list[Event]], bool]
+        """The role's: take a run of its most frequent PDU at once; False when there is none at the front."""
+        self._payload_done: Callable[[Any, Any, bool, list[Event]], None]
+        """The role's: a payload is all there, with a right digest or not."""
         self._payload_crc = 0
         self._payload_unit = 0  # live memory: only so many bytes at a time may change, 0 for any number
         self._in_place: memoryview | None = None
@@ -209,15 +213,16 @@ class Engine:
         return events
 
     def _parse(self, events: list[Event]) -> None:
-        while self._start < self._end:
-            if self.state in ENDED:
-                self._start = self._end
-                return
-            try:
-                if not self._parse_one(events):
+        parse_one = self._parse_one
+        try:
+            while self._start < self._end:
+                if self.state in ENDED:
+                    self._start = self._end
+                elif not parse_one(events):
                     return
-            except PduError as error:
-                self._fail(error, events)
+        except PduError as error:
+            self._fail(error, events)
+            self._start = self._end
 
     def _parse_one(self, events: list[Event]) -> bool:
         """Take one PDU (or a run of them, or what there is of a payload); False when more bytes are needed."""
@@ -228,7 +233,7 @@ class Engine:
         if available < CH_BYTES:
             return False
         state = self.state
-        if (state is _TARGET_READY or state is _HOST_READY) and self._take_run(events):
+        if (state is _TARGET_READY or state is _HOST_READY) and self._take_run(self, events):
             return True
         header = CH.struct.unpack_from(self._buffer, start)
         pdu_type, flags, hlen, pdo, plen = header
@@ -295,7 +300,7 @@ class Engine:
         self._start = start + DIGEST_BYTES
         digest = int.from_bytes(self._buffer[start : start + DIGEST_BYTES], "little")
         owner, self._payload_owner = self._payload_owner, None
-        self._payload_done(owner, digest == self._payload_crc, events)
+        self._payload_done(self, owner, digest == self._payload_crc, events)
         return True
 
     def _payload_advance(self, data: memoryview, events: list[Event]) -> None:
@@ -310,13 +315,9 @@ class Engine:
         self._payload = None
         if not self._framing.data_digest:
             owner, self._payload_owner = self._payload_owner, None
-            self._payload_done(owner, True, events)
+            self._payload_done(self, owner, True, events)
 
     # -- what the roles do ---------------------------------------------------------------------------------------
-
-    def _take_run(self, events: list[Event]) -> bool:
-        """Take a run of the role's most frequent PDU at once; False when there is none at the front."""
-        raise LocalProtocolError("the role decides")
 
     def _receive_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
         """Check a data PDU's header; returns its owner and where its payload goes."""
@@ -324,9 +325,6 @@ class Engine:
 
     def _give_up_live(self) -> None:
         """Live memory is about to change that is not live any more: go on elsewhere."""
-
-    def _payload_done(self, owner: Any, ok: bool, events: list[Event]) -> None:
-        raise LocalProtocolError("the role decides")
 
     def _receive(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
         """Do a transition's effect for a PDU that is whole in the receive buffer."""

@@ -17,7 +17,7 @@ from ..wire import Buffer
 from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
 from .events import CommandBatch, CommandData, Event, Negotiated, Ready
 from .states import ENDED, State
-from .transfers import ALWAYS, Grant, Live, R2tTable, R2tWindow
+from .transfers import ALWAYS, MAX_TTAG, Grant, Live, R2tTable, R2tWindow
 
 _WORD: Final = Struct("<Q")
 _WORD_BYTES: Final = 8
@@ -315,7 +315,8 @@ class TargetSide(Engine):
             if self.state in ENDED:
                 return
             raise LocalProtocolError("data is asked for on a ready connection")
-        if self._r2ts.full:
+        table = self._r2ts
+        if len(table.windows) > MAX_TTAG:
             raise LocalProtocolError("no TTAG is left")
         size, unit = len(grant.buffer), grant.unit_bytes
         step = self.config.r2t_bytes
@@ -324,7 +325,7 @@ class TargetSide(Engine):
         if size >= LARGE_BYTES:
             self._large_expected += 1
         if step is None:
-            ttag = self._r2ts.open_whole(grant, size)
+            ttag = table.open_whole(grant, size)
             self._out.add(self.encoder.r2t(grant.cid, ttag, 0, size))
             return
         assert self.parameters is not None

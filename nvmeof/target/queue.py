@@ -211,7 +211,11 @@ class TargetQueue(AbortableCommands):
         del self._transfers[cid]
         if lent is None and transfer.data is None and pattern is not None and pattern.permit.valid:
             self._busy.discard(cid)  # it is in its place, without digests
-            self._wrote(pattern, (cid,))
+            counters = pattern.namespace.counters
+            counters.writes += 1
+            counters.blocks_written += pattern.length >> pattern.shift
+            self.ctx.counters.commands += 1
+            self.connection.send_completion(cid)
             return
         buffer = transfer.place
         if lent is not None:

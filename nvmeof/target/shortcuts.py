@@ -77,10 +77,8 @@ class Transfer(Grant):
         buffer: memoryview,
         spec: CommandSpec,
         raw: Buffer,
-        *,
         unit_bytes: int = 0,
         live: Live = ALWAYS,
-        lent: memoryview | None = None,
         pattern: Pattern | None = None,
         slba: int = 0,
     ) -> None:
@@ -92,7 +90,7 @@ class Transfer(Grant):
         self.live = live
         self.buffer = self.place = buffer
         self.asked = self.received = self.next_offset = self.end = self.ttag = 0
-        self.lent = lent
+        self.lent: memoryview | None = None
         self.spec = spec
         self.raw = raw
         self.pattern = pattern
@@ -262,16 +260,7 @@ class ShortCuts:
         raw, length = bytes(view), pattern.length
         start = slba << pattern.shift
         buffer = pattern.memory[start : start + length]
-        transfer = Transfer(
-            cid,
-            buffer,
-            pattern.spec,
-            raw,
-            unit_bytes=1 << pattern.shift,
-            live=pattern.permit,
-            pattern=pattern,
-            slba=slba,
-        )
+        transfer = Transfer(cid, buffer, pattern.spec, raw, 1 << pattern.shift, pattern.permit, pattern, slba)
         if pattern.staged:
             transfer.unit_bytes = 0
             if not self._request(transfer, cid, length):
