@@ -18,6 +18,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.target.backend.base import Backend
 from nvmeof.target.capacity import Pool
+from nvmeof.target.commands.logs_health import snapshot
 from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.controller import Controller
 from nvmeof.target.driver import QueueDriver
@@ -373,6 +374,7 @@ class Target:
                 if not isinstance(controller, Controller):
                     continue
                 controller.check_deadline(now)
+                snapshot(controller)
                 deadline = controller.next_deadline()
                 if deadline is not None:
                     following = min(following, deadline)

@@ -12,6 +12,7 @@ from nvmeof.spec.discovery import (
     TSAS_TCP,
     build_discovery_entry,
     build_discovery_log,
+    extend_discovery_entry,
     parse_discovery_entries,
 )
 from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SubType, Trtype
@@ -81,3 +82,12 @@ def test_log_round_trip_and_cut(genctr: int, count: int, tail: int) -> None:
     assert (header.genctr, header.numrec, header.recfmt) == (genctr, count, 0)
     entries = parse_discovery_entries(data[1024:] + bytes(tail))
     assert [entry.portid for entry in entries] == list(range(count))
+
+
+def test_extended_entries_as_bytes() -> None:
+    entry = bytes(range(256)) * 4
+    extended = extend_discovery_entry(entry, [(2, b"disk 7")])
+    assert extended == entry + b"\x14\x04\0\0\1\0\0\0" + b"\2\0\x08\0disk 7\0\0"
+    assert extend_discovery_entry(entry) == entry + b"\x08\x04\0\0\0\0\0\0"
+    page = build_discovery_log(5, [extended, extended], flags=1)
+    assert page[16:24] == b"\0\0\1\0" + (1024 + 2 * 1044).to_bytes(4, "little")

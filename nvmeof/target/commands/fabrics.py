@@ -29,7 +29,7 @@ from nvmeof.spec.properties import (
     VS_OFFSET,
 )
 from nvmeof.spec.sqe import Sqe
-from nvmeof.spec.status import Status
+from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, fixed
 from nvmeof.target.commands.features import restore_features
 from nvmeof.target.commands.nvm import run_all
@@ -95,7 +95,11 @@ def connect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
     if qid == 0:
         controller = _new_association(ctx, subsystem, fields.cntlid, fields.hostnqn, fields.hostid, kato_ms)
     else:
-        controller = _join_association(subsystem, qid, sqsize, fields.cntlid, fields.hostnqn, fields.hostid)
+        try:
+            controller = _join_association(subsystem, qid, sqsize, fields.cntlid, fields.hostnqn, fields.hostid)
+        except CommandError as error:
+            _log_failure(ctx, subsystem.controllers.get(fields.cntlid), sqe, error, fields.hostid)
+            raise
     controller.attach_queue(qid, ctx.queue)
     controller.figures[qid] = ctx.figures
     if ctx.connection is not None:
@@ -126,6 +130,21 @@ def _new_association(
         kato_ms=kato_ms,
         restore=restore_features,
     )
+
+
+def _log_failure(ctx: QueueContext, controller: object, sqe: Sqe, error: CommandError, hostid: bytes) -> None:
+    """An I/O queue that could not be made belongs to its controller's Error Information log, if it is that host's."""
+    if isinstance(controller, Controller) and controller.hostid == hostid:
+        controller.error_log.add(
+            sqid=sqe.cdw10 >> 16,
+            cid=sqe.cid,
+            status_field=status_field(error.status, error.dnr, False),
+            error_location=error.error_location,
+            lba=0,
+            nsid=0,
+            trtype=ctx.port.trtype,
+            opcode=sqe.opcode,
+        )
 
 
 def _join_association(
