@@ -13,7 +13,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from . import checks, checks_host, checks_mptcp  # noqa: F401  (register themselves)
+from . import (  # noqa: F401  (they register themselves)
+    checks,
+    checks_features,
+    checks_host,
+    checks_mptcp,
+    checks_namespaces,
+    checks_reservations,
+    checks_zns,
+)
 from .bench import CHECKS, Check
 from .guest import LAB, REPOSITORY, kernels
 from .runner import Result, Runner
