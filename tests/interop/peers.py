@@ -34,7 +34,9 @@ class Layout:
     block_bytes: int = 512
     size_mib: int = 256
     options: tuple[str, ...] = ()
-    """More words for our target's command line."""
+    """More words for our target's command line; `{directory}` in them is the check's own."""
+    zones: str = ""
+    """What makes the namespace a zoned one, as it follows a size or a path on the command line."""
 
     def __str__(self) -> str:
         return f"{self.trtype}-{self.backing}-{self.block_bytes}"
@@ -106,11 +108,12 @@ class OurTarget(Peer):
     def command(self, listen: str) -> list[str]:
         """The command line, listening on `listen`."""
         size = f"{self.layout.size_mib}M"
-        backing = ["--ramdisk", size] if self.layout.backing == "ramdisk" else ["--file", str(self.file)]
+        zones = self.layout.zones
+        backing = ["--ramdisk", size + zones] if self.layout.backing == "ramdisk" else ["--file", f"{self.file}{zones}"]
         return [
             sys.executable, "-m", "nvmeof.target", "--trtype", self.layout.trtype, "--listen", f"{listen}:{self.port}",
             "--subnqn", self.nqn, "--block-size", str(self.layout.block_bytes), *backing,
-            *self.layout.options,
+            *(word.format(directory=self.file.parent) for word in self.layout.options),
         ]  # fmt: skip
 
     def prepare(self) -> None:
@@ -162,7 +165,8 @@ class OurTarget(Peer):
             process.wait()
             raise PeerError(f"the target does not stop on SIGINT within {STOP_SECONDS:.0f} s") from None
         finally:
-            self.file.unlink(missing_ok=True)
+            for kept in self.file.parent.glob(self.file.name + "*"):
+                kept.unlink()
         if status:
             raise PeerError(f"the target's exit status is {status}:\n{self._tail()}")
         if "Traceback" in self.log.read_text(errors="replace"):

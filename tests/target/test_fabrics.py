@@ -239,3 +239,22 @@ def test_commands_of_a_dead_association_are_refused():
     controller.destroy("test")
     assert queue.command(0x02, length=512, nsid=1).status == Status.COMMAND_SEQUENCE_ERROR
     assert admin.set_property(CC_OFFSET, CC_DISABLED).status == Status.COMMAND_SEQUENCE_ERROR
+
+
+def test_the_admin_queues_connect_alone_sets_the_keep_alive_timeout():
+    target = Target()
+    admin = target.admin(kato=5000)
+    target.io(admin, kato=60000)
+    assert admin.ctx.controller.kato_ms == 5000
+
+
+@pytest.mark.parametrize("cattr", range(16))
+def test_connect_attributes(cattr):
+    """Priority classes mean nothing with round robin; bit 2 disables flow control; bit 3 allows Disconnect."""
+    target = Target()
+    admin = target.queue()
+    admin.connect(cattr=cattr)
+    admin.set_property(CC_OFFSET, 0x460061)
+    io = target.io(admin, cattr=cattr)
+    assert admin.ctx.flow_control == io.ctx.flow_control == (not cattr & 4)
+    assert io.command(FABRICS_OPCODE, nsid=8).disconnect

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import inspect
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +21,7 @@ from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY
 from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands.features import FEATURES, FeatureSpec, Scope, Value, add_features, current_value
 from nvmeof.target.commands.table import execute, prepare
@@ -426,6 +429,8 @@ class SlowKeeper(MemoryKeeper):
 
     def put(self, section, value):
         super().put(section, value)
+        if section != "features":
+            return None
         if not self.later:
             raise OSError(errno.ENOSPC, "no space")
         self.future = self.target.runtime.create_future()
@@ -459,31 +464,33 @@ def test_saving_that_takes_time_or_fails(later, works):
 
 
 def test_values_survive_a_restart(tmp_path):
-    path = tmp_path / "disk"
-    path.write_bytes(bytes(1 << 20))
-    keeper = MemoryKeeper()  # of the subsystem, as a file would be
+    crashed, after = tmp_path / "crashed", tmp_path / "after"
+    crashed.mkdir()
+    (crashed / "disk").write_bytes(bytes(1 << 20))
 
-    async def life(first: bool) -> None:
-        backend = FileBackend(path)
+    async def change_and_save(admin: TestQueue, fid: int, value: int, data: bytes | None, nsid: int) -> None:
+        sqe = admin.sqe(0x09, data, nsid=nsid, cdw10=fid | 1 << 31, cdw11=value)
+        row, _ = prepare(admin.ctx, sqe)
+        pending = execute(admin.ctx, row, sqe, None if data is None else memoryview(data))
+        assert inspect.isawaitable(pending) and (await pending).status == 0
+
+    async def life(directory: Path, *, first: bool) -> None:
+        backend = FileBackend(directory / "disk")
         await backend.open()
-        target = Target(backend)
-        target.subsystem.keeper = keeper
-        admin = target.admin()
+        admin = Target(backend, keeper=FileKeeper(directory / "state")).admin()
         if first:
-            spec = [(0x05, 100, None), (0x03, 1, ONE_RANGE), (0x1F, 0, LABEL)]
-            for fid, value, data in spec:
-                sqe = admin.sqe(0x09, data, nsid=1, cdw10=fid | 1 << 31, cdw11=value)
-                row, _ = prepare(admin.ctx, sqe)
-                pending = execute(admin.ctx, row, sqe, None if data is None else memoryview(data))
-                assert inspect.isawaitable(pending) and (await pending).status == 0
-            assert admin.set_feature(0x01, 0x03, save=True).status == 0
+            for fid, value, data in ((0x05, 100, None), (0x03, 1, ONE_RANGE), (0x1F, 0, LABEL)):
+                await change_and_save(admin, fid, value, data, 1)
+            await change_and_save(admin, 0x01, 3, None, 0)
         assert admin.get_feature(0x05, nsid=1).dw0 == 100 and admin.get_feature(0x01).dw0 == 3
         assert admin.get_feature(0x03, nsid=1, length=4096).data == ONE_RANGE
         assert admin.get_feature(0x1F, 2, nsid=1, length=256).data == LABEL
+        if first:
+            shutil.copytree(directory, after)  # as a crash at this moment would leave it
         await backend.close()
 
-    asyncio.run(life(True))
-    asyncio.run(life(False))
+    asyncio.run(life(crashed, first=True))
+    asyncio.run(life(after, first=False))
 
 
 def test_what_somebody_else_has_kept_is_no_value():
