@@ -87,11 +87,17 @@ SQE_BYTES = 64
 # Bits of CDW12 of Read, Write, Compare, Write Zeroes (NVM Command Set, the figures of each command)
 CDW12_LIMITED_RETRY = 1 << 31
 CDW12_FUA = 1 << 30
+CDW12_PRACT = 1 << 29
 CDW12_PRINFO_SHIFT = 26
 CDW12_PRINFO_MASK = 0xF << 26
 CDW12_DEALLOCATE = 1 << 25
 """Write Zeroes: DEAC, deallocate where that leaves zeroes."""
 CDW12_STORAGE_TAG_CHECK = 1 << 24
+CDW12_NAMESPACE_ZEROES = 1 << 23
+"""Write Zeroes: NSZ, the whole namespace."""
+CDW12_EXTENSION_TYPE_SHIFT = 16
+CDW12_EXTENSION_TYPE_MASK = 0xF << CDW12_EXTENSION_TYPE_SHIFT
+"""CETYPE, as for Key Per I/O."""
 
 # Bits of CDW11 of Dataset Management
 DSM_INTEGRAL_READ = 1 << 0
@@ -121,14 +127,23 @@ COPY_PRINFOR_SHIFT = 12
 COPY_PRINFOR_MASK = 0xF << COPY_PRINFOR_SHIFT
 COPY_STORAGE_TAG_CHECK_READ = 1 << 25
 COPY_RANGE_BYTES = 32
+COPY_FAST_ONLY = 1 << 15
+"""SOPT of format 2h: FCO, copy only if that is no slower than the host would be."""
 
 
 @dataclass(slots=True)
 class CopyRange:
-    """One source range of Copy, descriptor format 0h. ``nlb`` is 0's-based."""
+    """One source range of Copy, descriptor formats 0h and 2h. ``nlb`` is 0's-based.
 
+    ``snsid`` and ``options`` (SOPT) are those of format 2h, reserved in format 0h.
+    """
+
+    snsid: int = 0
     slba: int = 0
     nlb: int = 0
+    extension_type: int = 0
+    extension_value: int = 0
+    options: int = 0
     reference_tag: int = 0
     application_tag: int = 0
     application_tag_mask: int = 0
@@ -141,10 +156,13 @@ class CopyRange:
 
 COPY_RANGE: Record[CopyRange] = Record(
     c.Struct(
-        c.Padding(8),
+        "snsid" / U32,
+        c.Padding(4),
         "slba" / U64,
         "nlb" / U16,
-        c.Padding(6),
+        "extension_type" / U16,
+        "extension_value" / U16,
+        "options" / U16,
         "reference_tag" / U32,
         "application_tag" / U16,
         "application_tag_mask" / U16,

@@ -31,7 +31,10 @@ RECORDS: list[tuple[Record[Any], int, dict[str, int]]] = [
     (
         COPY_RANGE,
         32,
-        {"slba": 8, "nlb": 16, "reference_tag": 24, "application_tag": 28, "application_tag_mask": 30},
+        {
+            "snsid": 0, "slba": 8, "nlb": 16, "extension_type": 18, "extension_value": 20, "options": 22,
+            "reference_tag": 24, "application_tag": 28, "application_tag_mask": 30,
+        },  # fmt: skip
     ),
     (DSM_RANGE, 16, {"attributes": 0, "length_blocks": 4, "slba": 8}),
     (

@@ -54,7 +54,8 @@ def test_identify_controller():
     assert (data.aerl, data.acl, data.elpe) == (3, 3, 63)
     assert (data.sqes, data.cqes, data.maxcmd) == (0x66, 0x44, 1024)
     assert data.nn == data.mnan == 1024
-    assert data.oncs == 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80 | 0x100 and data.oacs == 0
+    assert (data.oncs, data.fuses, data.cdfs) == (0x17FF, 1, 0b101)
+    assert data.oacs == 0
     assert data.sgls == 1 | 1 << 20
     assert (data.ioccsz, data.iorcsz, data.icdoff, data.msdbd) == ((64 + 4096) // 16, 1, 0, 1)
     assert data.vwc == 0b110 and data.ofcs == 1

@@ -24,10 +24,10 @@ _NOT_ABORTED = 1
 
 
 def abort(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
-    """Abort. DW0 bit 0 says that it was not done.
+    """Abort. DW0 bit 0 says that it was not done, or not yet.
 
-    Aborted are Asynchronous Event Requests, and commands that still wait for memory for their data. What has begun, or
-    has asked its host for data, goes on.
+    Aborted are Asynchronous Event Requests, and what the queue can end at once: see `AbortableCommands.abort`. This
+    command is done in the step in which it comes, so that the Abort Command Limit is never exceeded.
     """
     sqid, cid = sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16
     assert ctx.controller is not None
@@ -74,7 +74,7 @@ _ABORT = CommandSpec(
     opcode=AdminOpcode.ABORT,
     name="Abort",
     handler=abort,
-    remark="of Asynchronous Event Requests, and of commands that wait for memory for their data",
+    remark="of commands that wait for an event, for memory, for their other half or for a backend, and between steps",
 )
 _SET_FEATURES = CommandSpec(
     opcode=AdminOpcode.SET_FEATURES,

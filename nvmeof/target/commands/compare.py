@@ -54,6 +54,7 @@ register(
             check=check_transfer,
             nsid=NsidRule.ACTIVE,
             oncs=Oncs.COMPARE,
+            remark="also fused with Write",
         ),
     ),
 )

@@ -10,13 +10,13 @@ from functools import partial
 from typing import TypeVar
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, CommandEffects, NvmOpcode, Oncs
+from nvmeof.spec.enums import NSID_ALL, CommandEffects, Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import (
     CDW12_DEALLOCATE,
+    CDW12_EXTENSION_TYPE_MASK,
+    CDW12_EXTENSION_TYPE_SHIFT,
     CDW12_FUA,
-    CDW12_PRINFO_MASK,
-    CDW12_PRINFO_SHIFT,
-    CDW12_STORAGE_TAG_CHECK,
+    CDW12_NAMESPACE_ZEROES,
     DSM_DEALLOCATE,
     DSM_MAX_RANGES,
     DSM_RANGE,
@@ -32,6 +32,8 @@ from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
 
 _DTYPE_MASK = 0xF << 20
+_ZEROES_DTYPE_MASK = 0x7 << 20  # bit 23 is NSZ
+_ALL_BLOCKS_CLEARED = 1
 T = TypeVar("T")
 
 
@@ -43,14 +45,20 @@ def active_namespace(ctx: QueueContext, sqe: Sqe) -> Namespace:
         raise CommandError(Status.INVALID_NAMESPACE, SQE.error_location("nsid")) from None
 
 
-def completed(result: Awaitable[None] | None) -> Completion | Awaitable[Completion]:
+def completed(result: Awaitable[None] | None, dw0: int = 0) -> Completion | Awaitable[Completion]:
     """Success, at once or when the backend is done."""
-    return Completion() if result is None else _later(result)
+    return Completion(dw0=dw0) if result is None else _later(result, dw0)
 
 
-async def _later(pending: Awaitable[None]) -> Completion:
+async def _later(pending: Awaitable[None], dw0: int) -> Completion:
     await pending
-    return Completion()
+    return Completion(dw0=dw0)
+
+
+async def settle(result: Awaitable[None] | None) -> None:
+    """Wait for an operation that may be done already."""
+    if result is not None:
+        await result
 
 
 def block_bytes(ctx: QueueContext, sqe: Sqe) -> int:
@@ -58,32 +66,28 @@ def block_bytes(ctx: QueueContext, sqe: Sqe) -> int:
     return sqe.transfer_blocks << active_namespace(ctx, sqe).block_shift
 
 
-def check_protection(sqe: Sqe) -> None:
-    """Refuse protection information and storage tags, which no namespace has."""
-    if sqe.cdw12 & CDW12_PRINFO_MASK:
+def check_extension(sqe: Sqe) -> None:
+    """Refuse command extensions. PRINFO and STC are of no effect in a namespace without protection information."""
+    if sqe.cdw12 & CDW12_EXTENSION_TYPE_MASK:
         raise CommandError(
             Status.INVALID_FIELD,
-            SQE.error_location("cdw12", CDW12_PRINFO_SHIFT),
-            message="protection information is not supported (PRINFO)",
-        )
-    if sqe.cdw12 & CDW12_STORAGE_TAG_CHECK:
-        raise CommandError(
-            Status.INVALID_FIELD, SQE.error_location("cdw12", 24), message="storage tags are not supported (STC)"
+            SQE.error_location("cdw12", CDW12_EXTENSION_TYPE_SHIFT),
+            message="command extensions are not supported (CETYPE)",
         )
 
 
-def check_directive(sqe: Sqe) -> None:
+def check_directive(sqe: Sqe, mask: int = _DTYPE_MASK) -> None:
     """Refuse directives."""
-    if sqe.cdw12 & _DTYPE_MASK:
+    if sqe.cdw12 & mask:
         raise CommandError(
             Status.INVALID_FIELD, SQE.error_location("cdw12", 20), message="directives are not supported (DTYPE)"
         )
 
 
 def check_transfer(ctx: QueueContext, sqe: Sqe) -> None:
-    """Read and Write: within MDTS and the namespace, without protection information. LR and DSM hints are free."""
+    """Read, Write and Compare: within MDTS and the namespace. LR and DSM are hints."""
     namespace = active_namespace(ctx, sqe)
-    check_protection(sqe)
+    check_extension(sqe)
     length = sqe.transfer_blocks << namespace.block_shift
     assert ctx.subsystem is not None
     limit = ctx.subsystem.config.max_transfer_bytes
@@ -146,17 +150,36 @@ def write(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | 
 
 
 def check_write_zeroes(ctx: QueueContext, sqe: Sqe) -> None:
-    """Write Zeroes moves no data: MDTS does not apply."""
+    """Write Zeroes moves no data: MDTS does not apply. NSZ is for a namespace that can be deallocated to zeroes."""
     namespace = active_namespace(ctx, sqe)
-    check_protection(sqe)
-    namespace.check_range(sqe.slba, sqe.transfer_blocks)
+    check_extension(sqe)
+    check_directive(sqe, _ZEROES_DTYPE_MASK)
+    if sqe.cdw12 & CDW12_NAMESPACE_ZEROES:
+        capabilities = namespace.backend.capabilities
+        if not sqe.cdw12 & CDW12_DEALLOCATE:
+            raise CommandError(
+                Status.INVALID_FIELD, SQE.error_location("cdw12", 25), message="NSZ without DEAC of Write Zeroes"
+            )
+        if namespace.csi != Csi.NVM or not (capabilities.can_deallocate and capabilities.deallocated_reads_zero):
+            raise CommandError(
+                Status.INVALID_FIELD,
+                SQE.error_location("cdw12", 23),
+                message=f"namespace {namespace.nsid} cannot be zeroed by deallocation (NSZ)",
+            )
+    else:
+        namespace.check_range(sqe.slba, sqe.transfer_blocks)
     namespace.check_writable()
 
 
 def write_zeroes(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
-    """Write Zeroes; with DEAC the space is given back."""
+    """Write Zeroes; with DEAC the space is given back, with NSZ all of it. DW0 bit 0 then says so (LBACZ)."""
     deallocate = bool(sqe.cdw12 & CDW12_DEALLOCATE)
     namespace = active_namespace(ctx, sqe)
+    if sqe.cdw12 & CDW12_NAMESPACE_ZEROES:
+        return completed(
+            namespace.write_zeroes(0, namespace.size_blocks, deallocate=True, fua=through(ctx, sqe)),
+            _ALL_BLOCKS_CLEARED,
+        )
     return completed(
         namespace.write_zeroes(sqe.slba, sqe.transfer_blocks, deallocate=deallocate, fua=through(ctx, sqe))
     )
@@ -230,9 +253,7 @@ def dataset_management(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> 
 register(
     NVM,
     (
-        CommandSpec(
-            opcode=NvmOpcode.FLUSH, name="Flush", handler=flush, nsid=NsidRule.ACTIVE_OR_ALL, abortable=True
-        ),
+        CommandSpec(opcode=NvmOpcode.FLUSH, name="Flush", handler=flush, nsid=NsidRule.ACTIVE_OR_ALL, abortable=True),
         CommandSpec(
             opcode=NvmOpcode.WRITE,
             access=Access.WRITE,
@@ -265,7 +286,8 @@ register(
             check=check_write_zeroes,
             nsid=NsidRule.ACTIVE,
             effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
-            oncs=Oncs.WRITE_ZEROES,
+            oncs=Oncs.WRITE_ZEROES | Oncs.NAMESPACE_ZEROES,
+            remark="DEAC and NSZ",
         ),
         CommandSpec(
             opcode=NvmOpcode.DATASET_MANAGEMENT,

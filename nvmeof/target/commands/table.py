@@ -17,6 +17,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.aborting import Watched
 from nvmeof.target.commands import (
     admin,
+    cancel,
     compare,
     copy,
     fabrics,
@@ -231,6 +232,7 @@ _ROW_MODULES = (
     verify,
     uncorrectable,
     copy,
+    cancel,
     sanitize,
     format_nvm,
     self_test,

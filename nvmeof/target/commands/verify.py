@@ -6,10 +6,10 @@ from collections.abc import Awaitable
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NvmOpcode, Oncs
-from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.sqe import CDW12_PRACT, SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Access, CommandSpec, Completion, NsidRule
-from nvmeof.target.commands.nvm import active_namespace, check_protection, committed, completed
+from nvmeof.target.commands.nvm import active_namespace, check_extension, committed, completed
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 
@@ -18,9 +18,11 @@ VERIFY_LIMIT_BYTES = 8 << 20
 
 
 def check_verify(ctx: QueueContext, sqe: Sqe) -> None:
-    """Within VSL (MDTS does not apply) and the namespace, without protection information."""
+    """Within VSL (MDTS does not apply) and the namespace. There is no protection information to act on (PRACT)."""
     namespace = active_namespace(ctx, sqe)
-    check_protection(sqe)
+    check_extension(sqe)
+    if sqe.cdw12 & CDW12_PRACT:
+        raise CommandError(Status.INVALID_FIELD, SQE.error_location("cdw12", 29), message="Verify with PRACT")
     length = sqe.transfer_blocks << namespace.block_shift
     if length > VERIFY_LIMIT_BYTES:
         raise CommandError(

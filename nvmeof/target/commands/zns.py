@@ -35,7 +35,7 @@ from nvmeof.target.commands.nvm import (
     active_namespace,
     block_bytes,
     check_directive,
-    check_protection,
+    check_extension,
     completed,
     through,
 )
@@ -72,7 +72,7 @@ def _invalid(location: int, message: str) -> CommandError:
 def check_append(ctx: QueueContext, sqe: Sqe) -> None:
     """Up to ZASL, to a zone that is named by its first block, without protection information or a directive."""
     namespace = zoned(ctx, sqe)
-    check_protection(sqe)
+    check_extension(sqe)
     if sqe.cdw12 & APPEND_PIREMAP:
         raise _invalid(SQE.error_location("cdw12", 25), "there is no protection information to remap (PIREMAP)")
     check_directive(sqe)
