@@ -31,9 +31,8 @@ def _factories(tree: ast.Module) -> set[str]:
     """Functions of a module that make a CommandError for others."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and isinstance(node.returns, ast.Name):
-            if node.returns.id == "CommandError":
-                found.add(node.name)
+        if isinstance(node, ast.FunctionDef) and node.returns is not None and _name(node.returns) == "CommandError":
+            found.add(node.name)
     return found
 
 
