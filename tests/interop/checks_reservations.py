@@ -22,7 +22,7 @@ HOSTS = {
 }
 KEY = {"A": 0xA1, "B": 0xB2}
 WE, EA, WERO = 1, 2, 3
-CONFLICT = (r"[Rr]eservation [Cc]onflict", r"critical nexus error, dev nvme", r"Invalid Field in Command")
+CONFLICT = (r"[Rr]eservation [Cc]onflict|sct 0x0 / sc 0x83", r"critical nexus error, dev nvme")
 DOWN = (r"nvme.*", r"I/O error, dev nvme\dc\dn\d", r"block nvme\dn\d: no usable path")
 
 
@@ -85,7 +85,7 @@ class Machine:
     def log_page(self) -> dict[str, Any]:
         """`nvme resv-notif-log`."""
         text = self.run("nvme resv-notif-log /dev/$CTRL -o json 2>/dev/null")
-        return dict(json.loads(text[text.index("{") :]))
+        return {name.lower(): value for name, value in json.loads(text[text.index("{") :]).items()}
 
 
 @contextmanager
@@ -166,11 +166,8 @@ def persistent_reservations(bench: Bench) -> None:
         expect(one.pr("reserve", a, EA) == "0", "reserve")
         expect(two.pr("reserve", b, EA) != "0", "reserved twice")
         expect(not two.reads() and one.reads(), "Exclusive Access")
-        writer = one.guest.start(
-            ". /host/guest.sh; attached; while dd if=/dev/zero of=$DEV bs=1M count=8 oflag=direct; do :; done 2>/dev/null",
-            one.log,
-            one.environment,
-        )
+        endless = "while dd if=/dev/zero of=$DEV bs=1M count=8 oflag=direct status=none; do :; done"
+        writer = one.guest.start(f". /host/guest.sh; attached; {endless}", one.log, one.environment)
         time.sleep(1.5)
         expect(writer.running, f"the holder's writer ended: {writer.output}")
         expect(two.pr("preempt-abort", b, a, EA) == "0", "preempt and abort")
