@@ -219,6 +219,8 @@ USAGE = {
     "tos": (["--tos", "300"], "300"),
     "keep alive": (["--keep-alive", "-1"], "negative"),
     "serial": (["--serial", "x" * 21], "20"),
+    "pool without capacity": (["--pool", "/nonexistent/pool"], "--capacity"),
+    "capacity": (["--capacity", "lots"], "not a size"),
     "odd ramdisk": (["--ramdisk", "1000"], "whole number"),
     "size without file": (["--size", "1G"], "--file"),
     "size of several files": (["--file", "/nonexistent/a", "--ramdisk", "1M", "--discovery", "[::1"], "[ADDRESS]:PORT"),
@@ -280,6 +282,22 @@ async def test_options_reach_the_target(tmp_path):
         told = facts(target, options)
         json.dumps(told)
         assert len(told["listeners"]) == 3 and len(told["namespaces"]) == 2
+
+
+async def test_pools(tmp_path):
+    options = Options(trtype="tcp", listen=("127.0.0.1:0",), capacity="10G", pool=str(tmp_path / "pool"))
+    async with make_target(options) as target:
+        told = facts(target, options)
+        assert (
+            told["namespaces"] == [] and told["pool"]["capacity_bytes"] == told["pool"]["unallocated_bytes"] == 10 << 30
+        )
+        assert str(tmp_path / "pool") in told["pool"]["description"]
+    options = Options(trtype="tcp", listen=("127.0.0.1:0",), capacity="10G", ramdisk=("1M",))
+    async with make_target(options) as target:
+        told = facts(target, options)
+        assert len(told["namespaces"]) == 1 and told["pool"]["description"] == "memory 10G"
+    async with make_target(Options(trtype="tcp", listen=("127.0.0.1:0",))) as target:
+        assert facts(target, options)["pool"] is None
 
 
 def test_a_closed_stdout_is_no_traceback():
