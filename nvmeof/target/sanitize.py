@@ -165,6 +165,7 @@ class Sanitizer:
         self._last = (self.cdw10, self.cdw11)
         self.cdw10, self.cdw11 = cdw10, cdw11
         self.state = SanitizeState.UNRESTRICTED_PROCESSING if self.command.ause else SanitizeState.RESTRICTED_PROCESSING
+        self.erased = False
         self._done_bytes = 0
         self.passes_done = 0
         self._total_bytes = max(sum(self._bytes_of(each) for each in namespaces), 1)
@@ -195,7 +196,7 @@ class Sanitizer:
         try:
             await self._erase(runtime, namespaces)
             for namespace in namespaces:
-                kept = namespace.marks.clear()
+                kept = namespace.erased()
                 if kept is not None:
                     await kept
                 kept = forget(namespace.features, namespace.backend.keeper, FeatureId.NAMESPACE_ADMIN_LABEL)
