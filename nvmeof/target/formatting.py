@@ -17,10 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 def can_format(namespace: Namespace, block_bytes: int) -> bool:
-    """Whether its backend can have blocks of this size."""
+    """Whether it, and its backend, can have blocks of this size."""
     backend, now = namespace.backend, namespace.block_bytes
     if block_bytes == now:
         return True
+    if not namespace.fits(block_bytes):
+        return False
     try:
         backend.set_block_bytes(block_bytes)
         backend.set_block_bytes(now)
@@ -56,9 +58,9 @@ async def format_namespace(
         await _erase(runtime, namespace, secure)
         if block_bytes != namespace.block_bytes:
             namespace.backend.set_block_bytes(block_bytes)
-        marks = namespace.marks.clear()
-        if marks is not None:
-            await marks
+        erased = namespace.erased()
+        if erased is not None:
+            await erased
         await _put(keeper, {"block_bytes": block_bytes})
     except OSError as error:
         await _undo(keeper, before, namespace)

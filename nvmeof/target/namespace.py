@@ -197,6 +197,22 @@ class Namespace:
     def eui64(self) -> bytes:
         return self.identifiers.eui64
 
+    @property
+    def capacity_blocks(self) -> int:
+        """How many blocks can hold data (NCAP)."""
+        return self.size_blocks
+
+    def fits(self, block_bytes: int) -> bool:
+        """Whether it could have blocks of that size, as far as that is not the backend's affair."""
+        return True
+
+    def erased(self) -> Awaitable[None] | None:
+        """Nothing is left of what it held: neither is what was known of blocks. Done when that is kept.
+
+        Raises or ends with `OSError`.
+        """
+        return self.marks.clear()
+
     def check_range(self, slba: int, nlb: int) -> None:
         """Raise LBA Out of Range unless `nlb` blocks from `slba` are inside (`nlb` is the real count)."""
         if self.barred is not None:

@@ -10,18 +10,25 @@ from nvmeof.target.sizes import format_size
 
 
 class ZoneLayout(NamedTuple):
-    """What the zones kept are zones of: with another layout they would mean something else."""
+    """What the zones kept are zones of: with another layout, but for the block size, they would mean something else."""
 
     block_bytes: int
-    zone_blocks: int
-    capacity_blocks: int
+    zone_bytes: int
+    capacity_bytes: int
     extension_bytes: int
 
+    @property
+    def zone_blocks(self) -> int:
+        return self.zone_bytes // self.block_bytes
+
+    @property
+    def capacity_blocks(self) -> int:
+        return self.capacity_bytes // self.block_bytes
+
     def __str__(self) -> str:
-        block = self.block_bytes
         return (
-            f"zones of {format_size(self.zone_blocks * block)} in blocks of {block} bytes "
-            f"({format_size(self.capacity_blocks * block)} usable, extensions of {self.extension_bytes} bytes)"
+            f"zones of {format_size(self.zone_bytes)} ({format_size(self.capacity_bytes)} usable, "
+            f"extensions of {self.extension_bytes} bytes)"
         )
 
 
@@ -40,6 +47,7 @@ class ZoneStore(Protocol):
     tells what it is as far as the data is on non-volatile media: that is what is found after a loss of power.
     """
 
+    layout: ZoneLayout
     durable: bool
     """Whether `commit` does anything."""
 
@@ -65,6 +73,10 @@ class ZoneStore(Protocol):
 
     def resize(self, count: int) -> None:
         """Keep so many zones from now on, new ones empty. Raises `OSError`."""
+        ...
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        """Blocks have another size: records are in these from now on."""
         ...
 
 
@@ -97,6 +109,11 @@ class MemoryZoneStore:
     def commit(self, records: Mapping[int, ZoneRecord]) -> Awaitable[None] | None:
         """Memory has nothing to be committed to."""
         return None
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        """Blocks have another size."""
+        old, self.layout = self.layout.block_bytes, self.layout._replace(block_bytes=block_bytes)
+        self._records = [each._replace(written=-(-each.written * old // block_bytes)) for each in self._records]
 
     def resize(self, count: int) -> None:
         """Keep so many zones from now on."""

@@ -6,9 +6,10 @@ is kept before the write completes. Blocks that were not written read as zeroes,
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 
-from nvmeof.errors import ConfigurationError
+from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import Csi
 from nvmeof.target.backend.base import Backend, Lease
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
@@ -54,24 +55,28 @@ class ZonedNamespace(Namespace):
     def refresh(self) -> None:
         """Take size and block size over from the backend: whole zones of it.
 
-        A resize adds empty zones or drops the last ones; with another block size all zones are empty.
+        A resize adds empty zones or drops the last ones.
         """
         super().refresh()
         geometry, shift = self.geometry, self.block_shift
         count = geometry.check(self.block_bytes, self.size_blocks << shift)
-        layout = ZoneLayout(
-            self.block_bytes, geometry.zone_bytes >> shift, geometry.capacity >> shift, geometry.extension_bytes
-        )
+        layout = ZoneLayout(self.block_bytes, geometry.zone_bytes, geometry.capacity, geometry.extension_bytes)
         zones = getattr(self, "zones", None)
         if zones is None or zones.layout != layout:
             try:
-                store = self.backend.zone_store(layout, count, anew=zones is not None)
-                self.zones = Zones(geometry, layout, store)
+                store = self.backend.zone_store(layout, count)
+                if store.layout != layout:
+                    store.set_block_bytes(self.block_bytes)
+                self.zones = Zones(geometry, store)
             except OSError as error:
                 raise ConfigurationError(f"zones of {self.backend.description}: {error.strerror}") from error
             self.zones.changed = self._zone_changed
         self.zones.resize(count)
         self.size_blocks = count * layout.zone_blocks
+
+    def fits(self, block_bytes: int) -> bool:
+        """Whether it could have blocks of that size: zones are whole blocks."""
+        return not (self.geometry.zone_bytes % block_bytes or self.geometry.capacity % block_bytes)
 
     def _zone_changed(self, zslba: int) -> None:
         self.zone_changed(zslba)
@@ -183,17 +188,15 @@ class ZonedNamespace(Namespace):
         """The data of `nlb` blocks; what was not written is zeroes. Release the lease when it has been sent."""
         if self._whole(slba, nlb):
             return super().read(slba, nlb)
-        if any(written for _, _, written in self.zones.pieces(slba, nlb)):
-            return self._gather(slba, nlb)
         self.counters.reads += 1
         self.counters.blocks_read += nlb
+        if any(written for _, _, written in self.zones.pieces(slba, nlb)):
+            return self._gather(slba, nlb)
         return Lease(memoryview(bytes(nlb << self.block_shift)), stable=True)
 
     async def _gather(self, slba: int, nlb: int) -> Lease:
         """Data of blocks some of which were not written, in a buffer of its own."""
         shift = self.block_shift
-        self.counters.reads += 1
-        self.counters.blocks_read += nlb
         buffer = memoryview(bytearray(nlb << shift))
         for start, count, written in list(self.zones.pieces(slba, nlb)):
             if not written:
@@ -213,7 +216,11 @@ class ZonedNamespace(Namespace):
     def compare(self, slba: int, data: memoryview) -> bool | Awaitable[bool]:
         """Whether the blocks from `slba` hold `data`. It is borrowed until the answer is there."""
         nlb = len(data) >> self.block_shift
-        return super().compare(slba, data) if self._whole(slba, nlb) else self._compare_pieces(slba, data)
+        if self._whole(slba, nlb):
+            return super().compare(slba, data)
+        self.counters.reads += 1
+        self.counters.blocks_read += nlb
+        return self._compare_pieces(slba, data)
 
     async def _compare_pieces(self, slba: int, data: memoryview) -> bool:
         lease = await self._gather(slba, len(data) >> self.block_shift)
@@ -245,14 +252,21 @@ class ZonedNamespace(Namespace):
         self.counters.blocks_read += nlb
         if any(compare):
             return False
-        pending = self.write(slba, data, fua=fua)
+        pending = self._write_compared(slba, data, fua)
         return True if pending is None else _true(pending)
+
+    def _write_compared(self, slba: int, data: memoryview, fua: bool) -> Pending:
+        try:
+            return self.write(slba, data, fua=fua)
+        except CommandError as error:
+            # By its cause it is known which of the two has failed.
+            raise error from OSError(errno.EINVAL, "a zone does not take the write")
 
     async def _compare_and_write(self, slba: int, compare: memoryview, data: memoryview, fua: bool) -> bool:
         compared = self.compare(slba, compare)
         if not (compared if isinstance(compared, bool) else await compared):
             return False
-        pending = self.write(slba, data, fua=fua)
+        pending = self._write_compared(slba, data, fua)
         if pending is not None:
             await pending
         return True
@@ -312,11 +326,21 @@ class ZonedNamespace(Namespace):
         self._save([zone])
         return self._commit(self._records([zone])) if self.zones.store.durable else None
 
-    def reset_zones(self) -> Pending:
-        """All zones are empty, for their data has gone: a format or a sanitize operation. Done when that is kept."""
+    def erased(self) -> Pending:
+        """Nothing is left of what it held: all zones are empty. Done when that is kept."""
         zones = self.zones.reset_all()
-        self._save(zones)
-        return self._commit(self._records(zones)) if self.zones.store.durable else None
+        for zone in zones:
+            self.zones.save(zone)
+        records = self._records(zones)
+        committed = self.zones.store.commit({index: item[1] for index, item in records.items()})
+        forgotten = super().erased()
+        return forgotten if committed is None else self._erased_later(committed, forgotten, records)
+
+    async def _erased_later(self, committed: Awaitable[None], forgotten: Pending, records: Records) -> None:
+        await committed
+        self.zones.committed(records)
+        if forgotten is not None:
+            await forgotten
 
     @staticmethod
     def _records(zones: list[Zone]) -> Records:

@@ -30,7 +30,7 @@ from nvmeof.spec.zns import (
 )
 from nvmeof.target.zone_geometry import ZoneGeometry
 from nvmeof.target.zone_states import ACTIVE_STATES, OPEN_STATES, SELECTED, TRANSITIONS, ZoneInput
-from nvmeof.target.zone_store import ZoneLayout, ZoneRecord, ZoneStore
+from nvmeof.target.zone_store import ZoneRecord, ZoneStore
 
 SLBA = SQE.error_location("cdw10")
 _NO_POINTER = frozenset({ZoneState.FULL, ZoneState.READ_ONLY, ZoneState.OFFLINE})
@@ -86,10 +86,10 @@ class Zones:
     a command's doing.
     """
 
-    def __init__(self, geometry: ZoneGeometry, layout: ZoneLayout, store: ZoneStore) -> None:
+    def __init__(self, geometry: ZoneGeometry, store: ZoneStore) -> None:
         self.geometry = geometry
-        self.layout = layout
         self.store = store
+        self.layout = layout = store.layout
         self.zone_blocks = layout.zone_blocks
         self.capacity_blocks = layout.capacity_blocks
         self.active = 0

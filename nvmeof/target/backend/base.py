@@ -124,16 +124,16 @@ class Backend(ABC):
         """Whether zones are kept beside the data, which is of no use without them."""
         return False
 
-    def zone_store(self, layout: ZoneLayout, count: int, *, anew: bool = False) -> ZoneStore:
-        """Where the zones of a zoned namespace are kept; the same each time. `anew`: they are other zones than before.
+    def zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
+        """Where the zones of a zoned namespace are kept; the same each time.
 
         Raises `ConfigurationError` for zones that are not those that were kept.
         """
-        if self._zones is None or anew:
-            self._zones = self._make_zone_store(layout, count, anew)
+        if self._zones is None or self._zones.layout[1:] != layout[1:]:
+            self._zones = self._make_zone_store(layout, count)
         return self._zones
 
-    def _make_zone_store(self, layout: ZoneLayout, count: int, anew: bool) -> ZoneStore:
+    def _make_zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
         return MemoryZoneStore(layout, count)
 
     @property

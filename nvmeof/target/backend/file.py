@@ -163,14 +163,12 @@ class FileBackend(FileCalls):
     def has_zones(self) -> bool:
         return self._zones_path is not None and self._zones_path.exists()
 
-    def _make_zone_store(self, layout: ZoneLayout, count: int, anew: bool) -> ZoneStore:
+    def _make_zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
         path = self._zones_path
         if path is None:
             raise ConfigurationError(f"zones of {self.description} need a file that they are kept in")
         if isinstance(self._zones, FileZoneStore):
-            self._zones.abandon()
-        if anew:
-            path.unlink(missing_ok=True)
+            raise ConfigurationError(f"{path} is about {self._zones.layout}, and in use")
         return FileZoneStore(path, layout, count, read_only=not self.capabilities.can_write)
 
     def _choose_block_bytes(self) -> int:

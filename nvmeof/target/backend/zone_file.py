@@ -21,7 +21,7 @@ from nvmeof.spec.zns import ZoneState
 from nvmeof.target.zone_store import ZoneLayout, ZoneRecord
 
 _MAGIC: Final = b"NVMeoF zones\0\0\0\1"  # ends with the version
-_HEADER: Final = struct.Struct("<16s16sIIQQQ")  # magic, boot, block bytes, extension bytes, zone, capacity, count
+_HEADER: Final = struct.Struct("<16s16sQQQQ")  # magic, boot, bytes of a zone, its capacity, its extension, count
 _HEADER_BYTES: Final = 4096
 _HALF: Final = struct.Struct("<BB6xQ")
 _RECORD_BYTES: Final = 64  # no record goes from one sector of the media into the next
@@ -34,12 +34,6 @@ def boot_id() -> bytes:
         return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))[:16].ljust(16, b"\0")
     except (OSError, ValueError):
         return bytes(16)
-
-
-def _encode(record: ZoneRecord) -> bytes:
-    # An empty zone is all zeroes: a new file needs no records.
-    state = 0 if record.state is ZoneState.EMPTY else record.state
-    return _HALF.pack(state, record.attributes, record.written)
 
 
 class FileZoneStore:
@@ -89,9 +83,8 @@ class FileZoneStore:
             return [ZoneRecord()] * count
         if len(header) != _HEADER.size or header[:16] != _MAGIC:
             raise ConfigurationError(f"{self.path} is not what zones are kept in")
-        _, boot, *rest, kept = _HEADER.unpack(header)
-        block_bytes, extension_bytes, zone_blocks, capacity_blocks = rest
-        layout = ZoneLayout(block_bytes, zone_blocks, capacity_blocks, extension_bytes)
+        _, boot, *lengths, kept = _HEADER.unpack(header)
+        layout = ZoneLayout(self.layout.block_bytes, *lengths)
         if layout != self.layout:
             raise ConfigurationError(
                 f"{self.path} is about {layout}, and not about {self.layout}; remove it to begin with empty zones"
@@ -102,7 +95,7 @@ class FileZoneStore:
         if not same_boot and not self._read_only:
             # The first halves are put right before the header says that they count.
             for index, record in enumerate(records):
-                os.pwrite(self._fd, _encode(record), self._at(index))
+                os.pwrite(self._fd, self._encode(record), self._at(index))
             os.fdatasync(self._fd)
             self._write_header()
         self._records = records
@@ -118,22 +111,20 @@ class FileZoneStore:
                 known = ZoneState(state or ZoneState.EMPTY)
             except ValueError:
                 raise ConfigurationError(f"{self.path} has a zone in state {state:X}h, which there is not") from None
-            if written > self.layout.capacity_blocks:
-                raise ConfigurationError(f"{self.path} has a zone with {written} blocks written, more than it holds")
-            records.append(ZoneRecord(known, attributes, written))
+            if written > self.layout.capacity_bytes:
+                raise ConfigurationError(f"{self.path} has a zone with {written} bytes written, more than it holds")
+            # Up to the end of a block: they may have been smaller when it was written.
+            records.append(ZoneRecord(known, attributes, -(-written // self.layout.block_bytes)))
         return records
 
+    def _encode(self, record: ZoneRecord) -> bytes:
+        # An empty zone is all zeroes: a new file needs no records.
+        state = 0 if record.state is ZoneState.EMPTY else record.state
+        return _HALF.pack(state, record.attributes, record.written * self.layout.block_bytes)
+
     def _write_header(self) -> None:
-        layout = self.layout
-        header = _HEADER.pack(
-            _MAGIC,
-            boot_id(),
-            layout.block_bytes,
-            layout.extension_bytes,
-            layout.zone_blocks,
-            layout.capacity_blocks,
-            self._count,
-        )
+        _, *lengths = self.layout
+        header = _HEADER.pack(_MAGIC, boot_id(), *lengths, self._count)
         os.pwrite(self._fd, header, 0)
         os.fdatasync(self._fd)
 
@@ -164,7 +155,7 @@ class FileZoneStore:
     def put(self, index: int, record: ZoneRecord) -> None:
         """What a zone is now. Raises `OSError`."""
         if not self._read_only:
-            os.pwrite(self._fd, _encode(record), self._at(index))
+            os.pwrite(self._fd, self._encode(record), self._at(index))
             self._records[index] = record
 
     def extension(self, index: int) -> bytes:
@@ -214,7 +205,7 @@ class FileZoneStore:
         """The same at once, in whatever thread. Raises `OSError`."""
         for index, record in records.items():
             if index < self._count:
-                os.pwrite(self._fd, _encode(record), self._at(index) + _HALF.size)
+                os.pwrite(self._fd, self._encode(record), self._at(index) + _HALF.size)
         os.fdatasync(self._fd)
 
     def resize(self, count: int) -> None:
@@ -227,6 +218,11 @@ class FileZoneStore:
         self._reserve(count)
         self._count = count
         self._write_header()
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        """Blocks have another size: records are in these from now on. The file has bytes."""
+        old, self.layout = self.layout.block_bytes, self.layout._replace(block_bytes=block_bytes)
+        self._records = [each._replace(written=-(-each.written * old // block_bytes)) for each in self._records]
 
     async def settle(self) -> None:
         """Everything that was written is on the media, and nothing else will be: all zones are there as they are.

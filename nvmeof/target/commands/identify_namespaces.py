@@ -78,7 +78,7 @@ def namespace_structure(namespace: Namespace) -> bytes:
     return build_cached(
         IDENTIFY_NAMESPACE,
         nsze=namespace.size_blocks,
-        ncap=namespace.size_blocks,
+        ncap=namespace.capacity_blocks,
         nuse=-(-namespace.backend.used_bytes >> namespace.block_shift),
         fpi=FPI_SUPPORTED | namespace.format_remaining,
         nsfeat=Nsfeat.OPTIMAL_PERFORMANCE | Nsfeat.NAMESPACE_ATOMICS,

@@ -5,10 +5,11 @@ The commands of the NVM Command Set are part of it; their rules of zones are in 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
+from typing import Any
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import IDENTIFY_BYTES, CommandEffects, Csi, LogPageId, NvmOpcode
+from nvmeof.spec.enums import CommandEffects, Csi, LogPageId, NvmOpcode
 from nvmeof.spec.identify import mdts_field
 from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.sqe import SQE, Sqe
@@ -28,6 +29,7 @@ from nvmeof.spec.zns import (
     ZoneSendAction,
     build_changed_zones,
 )
+from nvmeof.target.backend.base import Backend
 from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
 from nvmeof.target.commands.identify import CommandSetStructures, add_command_set
 from nvmeof.target.commands.log_pages import LogPageSpec, add_log_pages
@@ -42,8 +44,10 @@ from nvmeof.target.commands.nvm import (
 from nvmeof.target.commands.registry import ZNS, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
-from nvmeof.target.formats import formats_of
-from nvmeof.target.namespace import Namespace
+from nvmeof.target.formats import LBA_FORMATS, formats_of
+from nvmeof.target.management import NamespaceKind, register_kind
+from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
+from nvmeof.target.zone_geometry import ZoneGeometry
 from nvmeof.target.zone_states import ACTIONS, SELECTED
 from nvmeof.target.zoned import ZonedNamespace
 from nvmeof.wire import build
@@ -51,6 +55,7 @@ from nvmeof.wire import build
 _SLBA = SQE.error_location("cdw10")
 _ACTION = SQE.error_location("cdw13")
 _SELECT_ALL = SQE.error_location("cdw13", 8)
+_DATA = SQE.error_location("sgl_address")
 _OPTIONS = SQE.error_location("cdw13", 9)
 
 
@@ -214,14 +219,13 @@ register(
 )
 
 
-# Identify and the log of changed zones
+# Identify
 
 
 def _namespace_structure(namespace: Namespace | None) -> bytes:
-    # What zoned namespaces have in common is nothing: each has zones of its own.
-    if not isinstance(namespace, ZonedNamespace):
-        return bytes(IDENTIFY_BYTES)
-    geometry = namespace.geometry
+    # With none, those that a host creates.
+    geometry = namespace.geometry if isinstance(namespace, ZonedNamespace) else ZoneGeometry()
+    block_size = LBA_FORMATS[0] if namespace is None else namespace.block_bytes
     return build(
         IDENTIFY_NAMESPACE_ZNS,
         ozcs=OZCS_READ_ACROSS_ZONES if geometry.read_across else 0,
@@ -229,7 +233,7 @@ def _namespace_structure(namespace: Namespace | None) -> bytes:
         mor=geometry.max_open - 1 if geometry.max_open else NO_LIMIT,
         lbafe=[
             {"zsze": geometry.zone_bytes // size, "zdes": geometry.extension_bytes // EXTENSION_UNIT_BYTES}
-            for size in formats_of(namespace.block_bytes)
+            for size in formats_of(block_size)
         ],
     )
 
@@ -239,6 +243,40 @@ def _controller_structure(controller: Controller) -> bytes:
 
 
 add_command_set(CommandSetStructures(Csi.ZONED, _namespace_structure, _controller_structure))
+
+
+# Creating
+
+
+def _options(fields: Any, block_bytes: int) -> dict[str, Any]:
+    """What is to be remembered of a zoned namespace that a host creates: its zones are those of `ZoneGeometry()`."""
+    zone_blocks = ZoneGeometry().zone_bytes // block_bytes
+    active, opened = (0 if each == NO_LIMIT else each for each in (fields.rar, fields.ror))
+    if fields.nsze % zone_blocks:
+        raise _invalid(_DATA, f"{fields.nsze} blocks are not whole zones of {zone_blocks} blocks")
+    if fields.znsco or fields.rnumzrwa:
+        raise _invalid(_DATA, "zone random write areas are not supported (ZNSCO, RNUMZRWA)")
+    if active and opened > active:
+        raise _invalid(_DATA, f"{opened} of {active} active zones cannot be open (ROR, RAR)")
+    return {"zone_bytes": ZoneGeometry().zone_bytes, "max_active": active, "max_open": opened}
+
+
+def _make(
+    nsid: int,
+    backend: Backend,
+    identifiers: NamespaceIdentifiers,
+    options: Mapping[str, Any],
+    *,
+    csi: int,
+    **common: Any,
+) -> Namespace:
+    return ZonedNamespace(nsid, backend, identifiers, ZoneGeometry(**options), **common)
+
+
+register_kind(NamespaceKind(Csi.ZONED, _options, _make))
+
+
+# The log of changed zones
 
 
 def _changed_zones(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
