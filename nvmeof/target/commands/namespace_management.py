@@ -131,22 +131,27 @@ def new_namespace(fields: Any, csi: int) -> NewNamespace:
 async def _create(ctx: QueueContext, sqe: Sqe, fields: Any, new: NewNamespace) -> Completion:
     controller, manager = _parties(ctx)
     nsid = await manager.create(ctx.runtime, new)
-    names = ("nsze", "ncap", "flbas", "dps", "nmic", "anagrpid")
-    _remember(ctx, controller, sqe, nsid, **{name: fields[name] for name in names})
+    names = ("nsze", "ncap", "flbas", "dps", "nmic")
+    told = {name: fields[name] for name in names}
+    _remember(controller, sqe, nsid, anagrpid=fields.anagrpid or ANA_GROUP, endgid=ENDURANCE_GROUP, **told)
     return Completion(dw0=nsid)
 
 
 async def _delete(ctx: QueueContext, sqe: Sqe) -> Completion:
     controller, manager = _parties(ctx)
     nsid = None if sqe.nsid == NSID_ALL else sqe.nsid
+    going = None if nsid is None else controller.subsystem.namespaces.get(nsid)
+    told: dict[str, int] = {}
+    if going is not None:
+        told = {"nsze": going.size_blocks, "ncap": going.size_blocks, "nmic": Nmic.SHARED}
+        told |= {"anagrpid": going.anagrpid, "endgid": ENDURANCE_GROUP}
     await manager.delete(ctx.runtime, nsid, by=controller.cntlid)
-    _remember(ctx, controller, sqe, sqe.nsid)
+    _remember(controller, sqe, sqe.nsid, **told)
     return Completion()
 
 
-def _remember(ctx: QueueContext, controller: Controller, sqe: Sqe, nsid: int, **fields: int) -> None:
-    event = change_namespace(sqe.cdw10, nsid, **fields)
-    controller.subsystem.history.add(EventType.CHANGE_NAMESPACE, event, now=ctx.runtime.now())
+def _remember(controller: Controller, sqe: Sqe, nsid: int, **fields: int) -> None:
+    controller.record(EventType.CHANGE_NAMESPACE, change_namespace(sqe.cdw10, nsid, **fields))
 
 
 # Namespace Attachment
