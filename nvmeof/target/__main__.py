@@ -88,6 +88,7 @@ class Options:
     tos: int | None = None
     keep_alive: float = 0.0
     state: str | None = None
+    admin_label: str = ""
     mptcp_signal: tuple[str, ...] = ()
     mptcp_limits: str | None = None
     path_manager: str | None = None
@@ -166,6 +167,7 @@ def make_target(options: Options) -> Target:
         max_transfer_bytes=parse_size(options.mdts),
         incapsule_bytes=parse_size(options.in_capsule),
         any_keep_alive_seconds=options.keep_alive,
+        admin_label=options.admin_label,
         keeper=FileKeeper(options.state) if options.state else None,
     )
     return Target(
@@ -441,6 +443,7 @@ def _raise_file_limit() -> None:
     metavar="SECONDS",
     help="End silent hosts that ask for no keep alive; 0: never.",
 )
+@click.option("--admin-label", default="", help="A name for people, told by Discovery in its extended entries.")
 @click.option(
     "--state",
     metavar="PATH",
