@@ -55,7 +55,7 @@ def test_identify_controller():
     assert (data.sqes, data.cqes, data.maxcmd) == (0x66, 0x44, 1024)
     assert data.nn == data.mnan == 1024
     assert (data.oncs, data.fuses, data.cdfs) == (0x17FF, 1, 0b101)
-    assert data.oacs == 0
+    assert data.oacs == 0x212
     assert data.sgls == 1 | 1 << 20
     assert (data.ioccsz, data.iorcsz, data.icdoff, data.msdbd) == ((64 + 4096) // 16, 1, 0, 1)
     assert data.vwc == 0b110 and data.ofcs == 1

@@ -16,6 +16,7 @@ from nvmeof.spec.enums import AnaState
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig
 from nvmeof.target.context import QueueContext
+from nvmeof.target.feature_values import Value
 from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.queue import TargetQueue
@@ -182,7 +183,7 @@ def change(target: Target, what: str) -> None:
     elif what == "optimized":
         subsystem.set_ana_state(AnaState.OPTIMIZED)
     elif what == "cache":
-        next(iter(subsystem.controllers.values())).features.dwords[6] = 0
+        next(iter(subsystem.controllers.values())).features.values[6, 0] = Value(0)
 
 
 def state_of(wire: Wire) -> Any:
