@@ -25,7 +25,8 @@ from nvmeof.spec.reservations import (
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 
-REGISTRANTS_MAX: Final = 4096
+REGISTRANTS_MAX: Final = 0xFFFF
+"""What a report can count; there are fewer controllers than that."""
 _GENERATION_MASK: Final = 0xFFFFFFFF
 _OPCODE = SQE.error_location("opcode")
 _DATA = SQE.error_location("sgl_address")
@@ -231,7 +232,7 @@ class Reservations:
     def _preempted(self, host: bytes, prkey: int) -> Outcome:
         """Registrants of that key go, its own host's registration among them; the reservation stays."""
         removed = frozenset(other for other, key in self.registrants.items() if key == prkey)
-        if not removed:
+        if not removed and self.rtype in ALL_REGISTRANTS:
             raise _conflict("PRKEY is nobody's key", _DATA)
         notice = Notice(NotificationType.REGISTRATION_PREEMPTED, removed - {host})
         return Outcome(self._without(removed)._counted(), _notices(notice), removed - {host})

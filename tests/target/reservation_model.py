@@ -112,7 +112,7 @@ class Model:
         else:
             victims = [other for other, key in self.keys.items() if key == prkey]
             replace = False
-            if not victims:
+            if everybody and not victims:
                 return CONFLICT
         was = self.type
         if replace:

@@ -12,11 +12,10 @@ from nvmeof.spec.enums import AdminOpcode, NvmOpcode
 from nvmeof.spec.identify import IDENTIFY_CONTROLLER
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE, IDENTIFY_NAMESPACE_INDEPENDENT
 from nvmeof.spec.reservations import RegisterAction, ReservationType
-from nvmeof.spec.sqe import SQE
+from nvmeof.spec.sqe import COPY_RANGE, SQE, CopyRange
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.ramdisk import Ramdisk
-from nvmeof.target.commands.base import Access
-from nvmeof.target.commands.reservation_gate import check_access, gate
+from nvmeof.target.commands.reservation_gate import gate
 from nvmeof.target.commands.table import ADMIN, NVM
 from tests.target.harness import IN_CAPSULE, Pending, Target
 from tests.target.reservation_hosts import ACQUIRE, LOG, REGISTER, RELEASE, REPORT, Host, hostid
@@ -150,17 +149,22 @@ def test_a_command_for_all_namespaces():
     assert flush.command(NvmOpcode.FLUSH, nsid=2).status == 0
 
 
-def test_access_for_copies():
-    """What a Copy asks for its sources, which are other namespaces."""
-    hosts = reserved(WE)
-    namespace = hosts[0].target.subsystem.namespaces[1]
-    check_access(namespace, hostid(2), Access.READ)
-    check_access(namespace, hostid(2), Access.NONE)
-    check_access(namespace, hostid(0), Access.READ_WRITE)
-    for access in (Access.WRITE, Access.READ_WRITE):
-        with pytest.raises(CommandError) as caught:
-            check_access(namespace, hostid(1), access)
-        assert caught.value.status == CONFLICT
+@pytest.mark.parametrize("rtype", [WE, EA])
+def test_copies_from_other_namespaces(rtype):
+    """A source is asked for as with a Read, the destination as with a Write."""
+    hosts = reserved(rtype, Ramdisk("1M"), Ramdisk("1M"))
+    for host in hosts:
+        behavior = bytearray(512)
+        behavior[4] = 1 << 2  # descriptors of format 2h
+        assert host.admin.command(0x09, bytes(behavior), cdw10=0x16).status == 0
+        for source, destination in ((1, 2), (2, 1)):
+            data = COPY_RANGE.pack(CopyRange(snsid=source, nlb=0))
+            completion = host.io.submit(host.io.sqe(0x19, data, nsid=destination, cdw12=2 << 8), data)
+            if isinstance(completion, Pending):
+                assert completion.completion is not None
+                completion = completion.completion
+            group = "read" if source == 1 else "write"
+            assert completion.status == (CONFLICT if expected(rtype, group, host.number) == "C" else 0)
 
 
 def test_permits_are_withdrawn():
@@ -237,11 +241,12 @@ def test_keys_that_do_not_fit():
     assert refused(two, two.acquire(WE, 0)) == (CONFLICT, DATA)
     assert refused(two, two.acquire(WE, KEYS[1])) == (CONFLICT, OPCODE)
     assert refused(three, three.acquire(WE, KEYS[2])) == (CONFLICT, OPCODE)
-    assert refused(two, two.preempt(WE, KEYS[1], 99)) == (CONFLICT, DATA)
     assert refused(two, two.preempt(WE, KEYS[1], 0)) == (INVALID, DATA)
     assert refused(two, two.release(WE, 1)) == (CONFLICT, DATA)
     assert refused(two, two.clear(1)) == (CONFLICT, DATA)
     assert one.report().generation == 2
+    hosts = reserved(WEAR)
+    assert refused(hosts[1], hosts[1].preempt(WE, KEYS[1], 99)) == (CONFLICT, DATA)
     assert one.register(action=RegisterAction.UNREGISTER, ignore=True).status == 0
     assert three.register(5, action=RegisterAction.REPLACE, ignore=True).status == 0
     assert {item.key for item in one.report().registrants} == {KEYS[1], 5}
@@ -251,9 +256,10 @@ def test_a_host_without_an_identifier():
     target = Target()
     host = Host(target, -1)
     assert host.hostid == bytes(16)
-    for completion in (host.register(1), host.acquire(WE, 1), host.release(WE, 1)):
-        assert completion.status == Status.HOST_ID_NOT_INITIALIZED
-    assert host.report().count == 0
+    for completion in (host.register(1), host.acquire(WE, 1), host.release(WE, 1), host.report_bytes(64)):
+        assert (completion.status, completion.dnr) == (Status.HOST_ID_NOT_INITIALIZED, True)
+    assert Host(target, 0).report().count == 0
+    assert host.write() == 0
 
 
 @pytest.mark.parametrize("opcode", [REGISTER, ACQUIRE, RELEASE])
@@ -459,7 +465,7 @@ def test_identify():
     host = Host(Target(), 0)
     controller = IDENTIFY_CONTROLLER.parse(host.admin.read_bytes(host.admin.identify(1)))
     assert controller.oncs & 1 << 5
-    assert controller.ctratt & 1
+    assert controller.ctratt & (1 | 1 << 18) == 1 | 1 << 18  # identifiers of 128 bits, which must not be 0
     namespace = IDENTIFY_NAMESPACE.parse(host.admin.read_bytes(host.admin.identify(0, 1)))
     independent = IDENTIFY_NAMESPACE_INDEPENDENT.parse(host.admin.read_bytes(host.admin.identify(8, 1)))
     assert (namespace.rescap, independent.rescap) == (0b11111110, 0b11111110)
@@ -540,4 +546,4 @@ class Commands(RuleBasedStateMachine):
 
 
 TestCommands = Commands.TestCase
-TestCommands.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestCommands.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

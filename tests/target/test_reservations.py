@@ -1,6 +1,7 @@
 """The rules of reservations, without commands."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -75,7 +76,8 @@ def test_error_locations():
     assert refused(lambda: state.acquire(one, 2, rtype)) == (conflict, DATA)
     assert refused(lambda: state.acquire(two, 2, rtype)) == (conflict, OPCODE)
     assert refused(lambda: state.acquire(one, 1, ReservationType.EXCLUSIVE_ACCESS)) == (conflict, OPCODE)
-    assert refused(lambda: state.preempt(two, 2, 3, rtype)) == (conflict, DATA)
+    everybody = registered((0, 1), (1, 2), rtype=ReservationType.WRITE_EXCLUSIVE_ALL_REGISTRANTS)
+    assert refused(lambda: everybody.preempt(two, 2, 3, rtype)) == (conflict, DATA)
     assert refused(lambda: state.preempt(two, 2, 0, rtype)) == (Status.INVALID_FIELD, DATA)
     assert refused(lambda: state.release(one, 1, ReservationType.EXCLUSIVE_ACCESS)) == (Status.INVALID_FIELD, RTYPE)
     assert refused(lambda: state.release(stranger, 1, rtype)) == (conflict, OPCODE)
@@ -86,6 +88,15 @@ def test_a_key_that_is_registered_again():
     state = registered((0, 5))
     again = state.register(hostid(0), RegisterAction.REGISTER, 0, 5).state
     assert (again.registrants, again.generation) == (state.registrants, 2)
+
+
+@pytest.mark.parametrize("rtype", [None, ReservationType.WRITE_EXCLUSIVE, ReservationType.EXCLUSIVE_ACCESS])
+def test_preempting_nobody(rtype):
+    """It is an error only where all registrants hold the reservation."""
+    state = registered((0, 1), (1, 2), rtype=rtype)
+    outcome = state.preempt(hostid(1), 2, 77, ReservationType.EXCLUSIVE_ACCESS)
+    assert outcome.state == replace(state, generation=3)
+    assert not outcome.notices and not outcome.preempted
 
 
 def test_ignoring_a_key_that_is_not_there():

@@ -134,6 +134,7 @@ def _io_fields(controller: Controller) -> dict[str, object]:
     return {
         "ctratt": _ATTRIBUTES
         | Ctratt.ENDURANCE_GROUPS
+        | Ctratt.RESERVATIONS_AND_HOST_ID
         | (Ctratt.NAMESPACE_GRANULARITY if subsystem.manager is not None else 0),
         "cmic": Cmic.MULTIPLE_PORTS | Cmic.MULTIPLE_CONTROLLERS | Cmic.ANA_REPORTING,
         "rtd3e": SHUTDOWN_MICROSECONDS,

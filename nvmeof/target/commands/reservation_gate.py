@@ -31,7 +31,7 @@ ACCESS_GROUPS: Final[Mapping[Access, Group]] = {
     Access.NONE: Group.OTHER,
     Access.READ: Group.READ,
     Access.WRITE: Group.WRITE,
-    # Who may write may read: of what a Copy reads, other namespaces are asked for themselves.
+    # Who may write may read. For each source of a Copy there is a question of its own, as for a Read.
     Access.READ_WRITE: Group.WRITE,
 }
 
@@ -41,11 +41,6 @@ def group_of(ctx: QueueContext, spec: CommandSpec) -> Group:
     if not ctx.qid:
         return ADMIN_GROUPS.get(spec.opcode, Group.OTHER)
     return Group.WRITE if spec.opcode == NvmOpcode.FLUSH else ACCESS_GROUPS[spec.access]
-
-
-def check_access(namespace: Namespace, hostid: bytes, access: Access) -> None:
-    """Raise Reservation Conflict unless a host may do that to the namespace's data."""
-    _check(namespace, hostid, ACCESS_GROUPS[access])
 
 
 def _check(namespace: Namespace, hostid: bytes, group: Group) -> None:

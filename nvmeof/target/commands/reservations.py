@@ -51,7 +51,7 @@ def _invalid(message: str, field: str, bit: int = 0) -> CommandError:
 
 def _check_host(ctx: QueueContext) -> None:
     if ctx.hostid == _NO_HOST:
-        raise CommandError(Status.HOST_ID_NOT_INITIALIZED, message="a host without a host identifier cannot register")
+        raise CommandError(Status.HOST_ID_NOT_INITIALIZED, message="reservations need a host identifier")
 
 
 def _check_key_is_used(command: ReservationCommand) -> None:
@@ -206,6 +206,7 @@ def _report_bytes(ctx: QueueContext, sqe: Sqe) -> int:
 
 def check_report(ctx: QueueContext, sqe: Sqe) -> None:
     """Host identifiers have 128 bits over fabrics; a length within MDTS."""
+    _check_host(ctx)
     if not sqe.cdw11 & REPORT_EXTENDED:
         raise CommandError(
             Status.HOST_ID_INCONSISTENT_FORMAT,
