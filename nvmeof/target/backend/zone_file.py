@@ -10,6 +10,7 @@ started again, the first, else the second. So a write pointer is never beyond da
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import struct
 from collections.abc import Awaitable, Mapping
@@ -56,11 +57,11 @@ class FileZoneStore:
         self._committing: asyncio.Task[None] | None = None
         try:
             self._fd = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT), 0o600)
-        except FileNotFoundError:
-            self._fd = -1  # read-only, and never written: all zones are empty
-            self._records = [ZoneRecord()] * count
-            return
         except OSError as error:
+            if read_only and error.errno == errno.ENOENT:
+                self._fd = -1  # never written: all zones are empty
+                self._records = [ZoneRecord()] * count
+                return
             raise ConfigurationError(f"cannot open {path}: {error.strerror}") from error
         try:
             self._records = self._open(count)
