@@ -11,13 +11,20 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.connect import PROPERTY_SET
 from nvmeof.spec.enums import Csi, FeatureId
 from nvmeof.spec.features import build_timestamp
 from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
-from nvmeof.spec.properties import Cap, CapCss, Cc, CcCss, Crms, Crto, Csts, Shst, Vs
+from nvmeof.spec.properties import Cc, CcCss, Crto, Csts, Shst, Vs
 from nvmeof.spec.reservations import NotificationType
 from nvmeof.spec.status import Status
+from nvmeof.target.controller_properties import (
+    CC_WRITABLE,
+    CQE_BYTES,
+    SQE_BYTES,
+    capabilities,
+    check_cc,
+    usable,
+)
 from nvmeof.target.error_log import ErrorLog
 from nvmeof.target.events import (
     ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED,
@@ -51,41 +58,6 @@ DISCOVERY_IDLE_SECONDS = 120.0
 NOT_ENABLED_SECONDS = 120.0
 """For how long, at least, an association is kept that is not enabled (any more) and silent."""
 _PRECISE_SECONDS = 1.0  # a shorter timeout needs a timer of its own: others are looked at once a second
-
-_CAPABLE_COMMAND_SETS = (CcCss.NVM, CcCss.ALL_SUPPORTED)
-_SQE_BYTES = 64
-_CQE_BYTES = 16
-
-
-_CC_WRITABLE = 0x00FFFFF1  # the rest is reserved, or (CRIME) read-only and zero
-_CC_WHEN_DISABLED = 0x3FF0  # CSS, MPS, AMS
-_CC_ENTRY_SIZES = 0xFF0000  # IOSQES, IOCQES
-_CC_VALUE = PROPERTY_SET.error_location
-_SHN_BIT = 14
-
-
-def usable(configuration: Cc, *, discovery: bool) -> bool:
-    """Whether a controller can be enabled with it. Entry sizes may be set later; a discovery controller has none."""
-    if configuration.css not in _CAPABLE_COMMAND_SETS or configuration.mps_bytes != 4096 or configuration.ams:
-        return False
-    return discovery or (
-        configuration.iosqes_bytes in (_SQE_BYTES, 1) and configuration.iocqes_bytes in (_CQE_BYTES, 1)
-    )
-
-
-def check_cc(old: int, new: int, *, io_queues: bool) -> None:
-    """Raise Invalid Field in Command, at its bit, for a change of CC that is not allowed now."""
-    if new >> _SHN_BIT & 3 == 3:
-        raise CommandError(Status.INVALID_FIELD, _CC_VALUE("value", _SHN_BIT), message="CC.SHN 11b is reserved")
-    fixed = (_CC_WHEN_DISABLED if old & new & 1 else 0) | (_CC_ENTRY_SIZES if new & 1 and io_queues else 0)
-    changed = (old ^ new) & fixed
-    if changed:
-        bit = (changed & -changed).bit_length() - 1
-        raise CommandError(
-            Status.INVALID_FIELD,
-            _CC_VALUE("value", bit),
-            message=f"CC from {old:#x} to {new:#x}: that cannot be changed while the controller is enabled",
-        )
 
 
 class Queue(Protocol):
@@ -179,21 +151,20 @@ class Controller:
 
     @property
     def csts(self) -> int:
-        """Controller Status: RDY, CFS, SHST, NSSRO."""
-        return Csts(rdy=self.ready, cfs=self.failed, shst=self.shutdown_status, nssro=self.subsystem_was_reset).encode()
+        """Controller Status: RDY, CFS, SHST, ST, NSSRO."""
+        whole = self.subsystem.shutdown_status
+        return Csts(
+            rdy=self.ready,
+            cfs=self.failed,
+            shst=whole or self.shutdown_status,
+            st=bool(whole),
+            nssro=self.subsystem_was_reset,
+        ).encode()
 
     @property
     def cap(self) -> int:
         """Controller Capabilities, 64 bits."""
-        config = self.subsystem.config
-        return Cap(
-            mqes_entries=config.max_queue_entries,
-            cqr=True,
-            timeout_seconds=config.ready_timeout_seconds,
-            nssrs=not self.discovery,
-            css=CapCss.NVM | CapCss.IO_COMMAND_SETS,
-            crms=Crms.WITH_MEDIA,
-        ).encode()
+        return capabilities(self.subsystem.config, discovery=self.discovery).encode()
 
     @property
     def crto(self) -> int:
@@ -204,9 +175,9 @@ class Controller:
         """Property Set of CC. True when a shutdown began: flush, then call `shutdown_complete`.
 
         What is read-only stays zero. After a shutdown, only a reset, or enabling without SHN, makes the controller
-        ready again. Raises Invalid Field in Command.
+        ready again. A shutdown of the whole subsystem takes an NVM Subsystem Reset. Raises Invalid Field in Command.
         """
-        value &= _CC_WRITABLE
+        value &= CC_WRITABLE
         check_cc(self.cc, value, io_queues=any(self.queues))
         old, new = Cc.decode(self.cc), Cc.decode(value)
         self.cc = value
@@ -216,9 +187,9 @@ class Controller:
         elif new.en and not old.en:
             if not new.shn:
                 self._end_shutdown()
-            if self.shutdown_status is Shst.NORMAL:
+            if self.shutdown_status is Shst.NORMAL and not self.subsystem.shutdown_status:
                 self._enable(new)
-        began = bool(new.shn) and (was_reset or not old.shn)
+        began = bool(new.shn) and (was_reset or not old.shn) and not self.subsystem.shutdown_status
         if began:
             self._shutdowns += 1
             self.shutdown_status = Shst.OCCURRING
@@ -230,11 +201,18 @@ class Controller:
         self._shutdowns += 1
         self.shutdown_status = Shst.NORMAL
 
+    def subsystem_shutdown(self) -> None:
+        """An NVM Subsystem Shutdown began: no command is taken any more."""
+        self._update_state()
+        self._start_interval()
+
     def subsystem_reset(self) -> None:
-        """NVM Subsystem Reset: everything as after Connect, but for the admin queue, which its owner ends."""
+        """NVM Subsystem Reset: everything is as after Connect. The association stays, with its admin queue."""
         self.cc = 0
+        self.subsystem_was_reset = True
         self._reset()
         self._update_state()
+        self._start_interval()
 
     def clear_csts(self, value: int) -> None:
         """Property Set of CSTS: NSSRO is cleared by writing it; all else is read-only."""
@@ -324,7 +302,7 @@ class Controller:
             self.state = ControllerState.GONE
         elif self.failed:
             self.state = ControllerState.FAILED
-        elif self.shutdown_status is not Shst.NORMAL:
+        elif self.shutdown_status is not Shst.NORMAL or self.subsystem.shutdown_status:
             self.state = ControllerState.SHUTDOWN
         else:
             self.state = ControllerState.READY if self.ready else ControllerState.DISABLED
@@ -536,7 +514,7 @@ class Controller:
     def check_entry_sizes(self, error_location: int) -> None:
         """Raise Command Sequence Error while CC does not say how large the entries of I/O queues are."""
         configuration = Cc.decode(self.cc)
-        if configuration.iosqes_bytes != _SQE_BYTES or configuration.iocqes_bytes != _CQE_BYTES:
+        if configuration.iosqes_bytes != SQE_BYTES or configuration.iocqes_bytes != CQE_BYTES:
             raise CommandError(
                 Status.COMMAND_SEQUENCE_ERROR, error_location, message="CC.IOSQES and CC.IOCQES are not set to 6 and 4"
             )

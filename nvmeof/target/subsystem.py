@@ -9,6 +9,7 @@ from typing import Protocol
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import CNTLID_MAX, AnaState
 from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
+from nvmeof.spec.properties import Shst
 from nvmeof.spec.reservations import NotificationType
 from nvmeof.spec.status import Status
 from nvmeof.target.attachments import Attachments
@@ -64,6 +65,8 @@ class Association(Protocol):
 
     def discovery_changed(self) -> None: ...
 
+    def subsystem_shutdown(self) -> None: ...
+
     def subsystem_reset(self) -> None: ...
 
     def destroy(self, reason: str) -> None: ...
@@ -91,6 +94,8 @@ class Subsystem:
         self.ana_change_count = 0
         self.ana_state = AnaState.OPTIMIZED
         self.was_reset = False  # CSTS.NSSRO of new controllers
+        self.shutdown_status = Shst.NORMAL  # of an NVM Subsystem Shutdown
+        self._shutdowns = 0
         self.features: Values = {}  # those with the scope of the subsystem, as set since the start
         self.sanitizer = Sanitizer(self.namespaces, self.keeper)
         self.self_test = SelfTest(
@@ -297,16 +302,30 @@ class Subsystem:
         self.history.add(EventType.POWER_ON_OR_RESET, power_on_or_reset(self.config.firmware, []), now=now)
         return lifetime.start(now)
 
-    def reset(self, by: Association) -> None:
-        """NVM Subsystem Reset: all associations end, but that of the controller that asked for it, which its own queue
-        ends once it has answered; what was set and not saved is forgotten.
+    def begin_shutdown(self) -> int | None:
+        """NVM Subsystem Shutdown of all controllers, for good: only an NVM Subsystem Reset ends it.
+
+        Flush, then call `shutdown_complete` with what this returns; None when it is shut down already.
         """
-        self.was_reset = True
+        if self.shutdown_status is not Shst.NORMAL:
+            return None
+        self._shutdowns += 1
+        self.shutdown_status = Shst.OCCURRING
         for controller in list(self.controllers.values()):
-            if controller is by:
-                controller.subsystem_reset()
-            else:
-                controller.destroy("the NVM subsystem was reset")
+            controller.subsystem_shutdown()
+        return self._shutdowns
+
+    def shutdown_complete(self, token: int) -> None:
+        """What the shutdown had to flush is flushed; ignored after a reset."""
+        if token == self._shutdowns and self.shutdown_status is Shst.OCCURRING:
+            self.shutdown_status = Shst.COMPLETE
+
+    def reset(self) -> None:
+        """NVM Subsystem Reset: all controllers are reset, a shutdown ends, what was set and not saved is forgotten."""
+        self.was_reset = True
+        self.shutdown_status = Shst.NORMAL
+        for controller in list(self.controllers.values()):
+            controller.subsystem_reset()
         self.features.clear()
         for namespace in self.namespaces.values():
             namespace.features.clear()

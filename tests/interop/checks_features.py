@@ -69,7 +69,6 @@ def features(bench: Bench) -> None:
             says 'not.namespace.specific' nvme set-feature $c -f 1 -n 1 -V 7
             says 'invalid.field' nvme set-feature $c -f 1 -V 8
             says 'invalid.field' nvme set-feature $c -f 8 -V 1
-            says 'sequence' nvme set-feature $c -f 7 -V 0x10001
             [ $(($(value $c -f 7))) -gt 0 ] || die "no queues"
 
             printf '\x34\x12\0\0\0\x01\0\0' >/tmp/stamp

@@ -4,7 +4,15 @@ from collections.abc import Callable
 import pytest
 
 from nvmeof.spec.enums import AnaState
-from nvmeof.spec.properties import CC_OFFSET, CSTS_OFFSET, NSSR_OFFSET, NSSR_RESET
+from nvmeof.spec.properties import (
+    CC_OFFSET,
+    CSTS_OFFSET,
+    NSSD_ABRUPT,
+    NSSD_NORMAL,
+    NSSD_OFFSET,
+    NSSR_OFFSET,
+    NSSR_RESET,
+)
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Capabilities
 from nvmeof.target.backend.ramdisk import Ramdisk
@@ -13,7 +21,7 @@ from nvmeof.target.states import ControllerState
 from tests.target.harness import CC_DISABLED, CC_ENABLE, FakeFuture, Pending, Target, TestQueue
 
 SHN_NORMAL, SHN_ABRUPT = 1 << 14, 2 << 14
-RDY, CFS, SHST_COMPLETE, NSSRO = 1, 2, 2 << 2, 1 << 4
+RDY, CFS, SHST_COMPLETE, NSSRO, ST = 1, 2, 2 << 2, 1 << 4, 1 << 6
 BAD = CC_ENABLE | 1 << 7  # MPS of 8 KiB, which CAP does not have
 
 
@@ -120,7 +128,8 @@ PROPERTY_ANSWERS = [
     (0x20, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
     (0x24, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
     (0x28, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
-    (0x64, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
+    (0x64, 0, 0, 0),
+    (0x64, 1, Status.INVALID_FIELD, Status.INVALID_FIELD),
     (0x68, 0, 0, Status.INVALID_FIELD),
     (0x15, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
     (0x1000, 0, Status.INVALID_FIELD, Status.INVALID_FIELD),
@@ -290,12 +299,13 @@ def test_subsystem_reset():
         assert admin.set_property(NSSR_OFFSET, value).status == 0
     assert admin.get_property(NSSR_OFFSET).dw0 == 0 and not io.closed and not other.closed
     admin.set_feature(0x05, 7, nsid=1)
-    completion = admin.set_property(NSSR_OFFSET, NSSR_RESET)
-    assert completion.status == 0 and completion.disconnect, "its own queue goes with the answer"
-    assert io.closed and other.closed == ["the NVM subsystem was reset"] and not discovery.closed
-    assert admin.csts == 0 and admin.ctx.state is DISABLED
-    admin.ctx.detach("closed")
-    assert not target.subsystem.controllers
+    assert admin.set_property(NSSR_OFFSET, NSSR_RESET).status == 0
+    assert io.closed and not other.closed and not admin.closed and not discovery.closed, "associations stay"
+    for queue in (admin, other):
+        assert queue.csts == NSSRO and queue.ctx.state is DISABLED and queue.get_property(CC_OFFSET).dw0 == 0
+    assert discovery.csts == RDY
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+    assert admin.csts == RDY | NSSRO
     again = target.admin()
     assert again.csts == RDY | NSSRO and again.get_feature(0x05, nsid=1).dw0 == 0
     assert again.set_property(CSTS_OFFSET, 0xFFFFFFEF).status == 0 and again.csts == RDY | NSSRO
@@ -303,6 +313,47 @@ def test_subsystem_reset():
     assert target.admin().csts == RDY | NSSRO
     for access in (discovery.get_property(NSSR_OFFSET), discovery.set_property(NSSR_OFFSET, NSSR_RESET)):
         assert access.status == Status.INVALID_FIELD
+
+
+@pytest.mark.parametrize("value", [NSSD_NORMAL, NSSD_ABRUPT])
+def test_subsystem_shutdown(value):
+    backend = SlowFlush()
+    target = Target(backend)
+    admin, other, discovery = target.admin(), target.admin(), target.discovery()
+    io = target.io(other)
+    for nothing in (0, NSSD_NORMAL + 1, NSSR_RESET):
+        assert admin.set_property(NSSD_OFFSET, nothing).status == 0 and admin.csts == RDY
+    assert admin.get_property(NSSD_OFFSET).dw0 == 0
+    write = admin.submit(admin.sqe(0x7F, nsid=0, cdw11=NSSD_OFFSET, cdw12=value))
+    assert isinstance(write, Pending) and write.completion is None
+    for queue in (admin, other):
+        assert queue.csts == RDY | ST | 1 << 2 and queue.ctx.state is SHUTDOWN
+        assert queue.set_property(NSSD_OFFSET, value).status == 0, "it has begun already"
+    assert io.command(0x00, nsid=1).status == Status.COMMAND_SEQUENCE_ERROR
+    backend.flushes[0].set_result(None)
+    assert write.step().status == 0 and len(backend.flushes) == 1
+    assert admin.csts == other.csts == RDY | ST | SHST_COMPLETE
+    assert discovery.csts == RDY
+    # Nothing but an NVM Subsystem Reset gets it out of that.
+    for cc, ready in ((CC_ENABLE | SHN_NORMAL, RDY), (CC_DISABLED, 0), (CC_ENABLE, 0)):
+        assert other.set_property(CC_OFFSET, cc).status == 0
+        assert other.csts == ready | ST | SHST_COMPLETE and other.ctx.state is SHUTDOWN
+    assert target.admin().csts == ST | SHST_COMPLETE
+    assert admin.set_property(NSSR_OFFSET, NSSR_RESET).status == 0
+    assert target.admin().csts == RDY | NSSRO
+    for access in (discovery.get_property(NSSD_OFFSET), discovery.set_property(NSSD_OFFSET, NSSD_NORMAL)):
+        assert access.status == Status.INVALID_FIELD
+
+
+def test_a_subsystem_shutdown_overtaken_by_a_reset_is_forgotten():
+    backend = SlowFlush()
+    target = Target(backend)
+    admin = target.admin()
+    write = admin.submit(admin.sqe(0x7F, nsid=0, cdw11=NSSD_OFFSET, cdw12=NSSD_NORMAL))
+    admin.set_property(NSSR_OFFSET, NSSR_RESET)
+    backend.flushes[0].set_result(None)
+    assert write.step().status == 0
+    assert target.admin().csts == RDY | NSSRO
 
 
 # Keep alive

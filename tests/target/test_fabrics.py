@@ -171,7 +171,7 @@ def test_property_values():
         (CSTS_OFFSET, 1, 40),
         (CSTS_OFFSET, 2, 40),
         (0x30, 0, 44),
-        (0x64, 0, 44),
+        (0x24, 0, 44),
         (0xFFFFFFFF, 0, 44),
     ],
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container
+import contextlib
+from collections.abc import Awaitable, Callable, Container, Iterable
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.connect import (
@@ -23,6 +24,9 @@ from nvmeof.spec.properties import (
     CC_OFFSET,
     CRTO_OFFSET,
     CSTS_OFFSET,
+    NSSD_ABRUPT,
+    NSSD_NORMAL,
+    NSSD_OFFSET,
     NSSR_OFFSET,
     NSSR_RESET,
     PROPERTIES,
@@ -36,6 +40,7 @@ from nvmeof.target.commands.nvm import run_all
 from nvmeof.target.commands.registry import FABRICS_ADMIN, FABRICS_IO, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import VERSION, Controller
+from nvmeof.target.namespace import Namespace
 from nvmeof.target.states import CONNECTED_STATES, UNCONNECTED_ONLY, ControllerState
 from nvmeof.target.subsystem import Subsystem
 from nvmeof.wire import layout
@@ -182,14 +187,16 @@ _READ_PROPERTY: dict[int, Callable[[Controller], int]] = {
     CSTS_OFFSET: lambda controller: controller.csts,
     CRTO_OFFSET: lambda controller: controller.crto,
     NSSR_OFFSET: lambda controller: 0,
+    NSSD_OFFSET: lambda controller: 0,
 }
+_OF_THE_SUBSYSTEM = (NSSR_OFFSET, NSSD_OFFSET)  # not for discovery controllers
 SUPPORTED_PROPERTIES = frozenset(_READ_PROPERTY)
 
 
 def _property(controller: Controller, sqe: Sqe, record_offsets: dict[str, int], known: Container[int]) -> int:
     """The property's offset, after its size was checked."""
     attrib, offset = sqe.cdw10 & 7, sqe.cdw11
-    if offset not in known or (offset == NSSR_OFFSET and controller.discovery):
+    if offset not in known or (offset in _OF_THE_SUBSYSTEM and controller.discovery):
         raise CommandError(
             Status.INVALID_FIELD, record_offsets["ofst"], message=f"there is no such property at offset {offset:#x}"
         )
@@ -219,7 +226,10 @@ def property_set(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Comple
 
 def _write_cc(ctx: QueueContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
     """The completion of a shutdown waits until everything is flushed."""
-    return _shut_down(ctx, controller) if controller.write_cc(value) else Completion()
+    if not controller.write_cc(value):
+        return Completion()
+    token = controller.shutdown_token
+    return _flush(ctx.namespaces.values(), lambda: controller.shutdown_complete(token))
 
 
 def _write_csts(ctx: QueueContext, controller: Controller, value: int) -> Completion:
@@ -228,39 +238,46 @@ def _write_csts(ctx: QueueContext, controller: Controller, value: int) -> Comple
 
 
 def _write_nssr(ctx: QueueContext, controller: Controller, value: int) -> Completion:
-    """An NVM Subsystem Reset ends this association too, once it is answered. Any other value does nothing."""
-    if value != NSSR_RESET:
+    """An NVM Subsystem Reset. Any other value does nothing."""
+    if value == NSSR_RESET:
+        controller.subsystem.reset()
+    return Completion()
+
+
+def _write_nssd(ctx: QueueContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
+    """An NVM Subsystem Shutdown; an abrupt one flushes as well. Any other value does nothing."""
+    subsystem = controller.subsystem
+    token = subsystem.begin_shutdown() if value in (NSSD_NORMAL, NSSD_ABRUPT) else None
+    if token is None:
         return Completion()
-    controller.subsystem.reset(by=controller)
-    return Completion(disconnect=True)
+    return _flush(subsystem.namespaces.values(), lambda: subsystem.shutdown_complete(token))
 
 
 _WRITE_PROPERTY: dict[int, Callable[[QueueContext, Controller, int], Completion | Awaitable[Completion]]] = {
     CC_OFFSET: _write_cc,
     CSTS_OFFSET: _write_csts,
     NSSR_OFFSET: _write_nssr,
+    NSSD_OFFSET: _write_nssd,
 }
 WRITABLE_PROPERTIES = frozenset(_WRITE_PROPERTY)
 
 
-def _shut_down(ctx: QueueContext, controller: Controller) -> Completion | Awaitable[Completion]:
-    token = controller.shutdown_token
+def _flush(namespaces: Iterable[Namespace], done: Callable[[], None]) -> Completion | Awaitable[Completion]:
+    """The end of a shutdown. What cannot be flushed cannot keep a controller from shutting down either."""
     try:
-        flushed = run_all(namespace.flush for namespace in ctx.namespaces.values())
+        flushed = run_all(namespace.flush for namespace in namespaces)
     except CommandError:
-        flushed = Completion()  # what cannot be flushed cannot keep the controller from shutting down either
+        flushed = Completion()
     if isinstance(flushed, Completion):
-        controller.shutdown_complete(token)
+        done()
         return Completion()
-    return _finish_shutdown(controller, token, flushed)
+    return _flush_later(flushed, done)
 
 
-async def _finish_shutdown(controller: Controller, token: int, flushed: Awaitable[Completion]) -> Completion:
-    try:
+async def _flush_later(flushed: Awaitable[Completion], done: Callable[[], None]) -> Completion:
+    with contextlib.suppress(CommandError):
         await flushed
-    except CommandError:
-        pass
-    controller.shutdown_complete(token)
+    done()
     return Completion()
 
 
