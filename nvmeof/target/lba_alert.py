@@ -24,16 +24,19 @@ class LbaAlert:
 
     def found(self) -> None:
         """There are blocks that were not known before."""
-        if self._scheduled:
-            return
+        if not self._scheduled:
+            self._send_in_time()
+
+    def _send_in_time(self) -> None:
         wait = 0.0
         if self._since is not None:
             wait = self._since + self._interval() * _UNIT_SECONDS - self._runtime.now()
-        if wait <= 0:
-            self._send()
-            return
-        self._scheduled = True
-        self._runtime.call_later(wait, self._later)
+        if wait > 0:
+            self._scheduled = True
+            self._runtime.call_later(wait, self._later)
+        else:
+            self._since = self._runtime.now()
+            self._report()
 
     def acknowledged(self) -> None:
         """The host has read the log page: the interval starts anew."""
@@ -41,8 +44,4 @@ class LbaAlert:
 
     def _later(self) -> None:
         self._scheduled = False
-        self._send()
-
-    def _send(self) -> None:
-        self._since = self._runtime.now()
-        self._report()
+        self._send_in_time()  # the interval may have begun anew

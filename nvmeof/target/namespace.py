@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nvmeof.errors import CommandError, ConfigurationError
-from nvmeof.spec.enums import Csi
+from nvmeof.spec.enums import Csi, FeatureId
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease, SourceError
-from nvmeof.target.feature_values import Values
+from nvmeof.target.feature_values import Values, load
 from nvmeof.target.in_progress import InProgress
 from nvmeof.target.keeper import MemoryKeeper
 from nvmeof.target.marks import RANGES_MAX, Marks
@@ -126,7 +126,6 @@ class Namespace:
         self.backend = backend
         self.identifiers = identifiers
         self._read_only = read_only or not backend.capabilities.can_write
-        self.write_protected = False  # by a host (Namespace Write Protection)
         self.anagrpid = anagrpid
         self.csi = csi  # the I/O command set that it is used with
         self.shared = shared  # False: attached to one controller at a time
@@ -137,6 +136,8 @@ class Namespace:
         self.features: Values = {}  # those with the scope of a namespace, as set since the start
         if getattr(backend, "keeper", None) is None:  # somebody's own
             backend.keeper = MemoryKeeper()
+        protected = load(backend.keeper, FeatureId.NAMESPACE_WRITE_PROTECTION_CONFIG)
+        self.write_protected = protected is not None and bool(protected.value.dw0)  # by a host
         self.reservations = ReservationStore(backend.keeper, self.permits.withdraw, backend.description)
         self.barred: Status | None = None
         """Why no data may be touched, in the middle of a command either: it is being formatted or sanitized."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
+from nvmeof.errors import CommandError
 from nvmeof.spec.enums import FeatureId
 from nvmeof.spec.media import WriteProtection
 from nvmeof.spec.sqe import Sqe
@@ -43,16 +44,21 @@ def _apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int | A
         namespace.protect(False)
         return 0
     # No write comes after this, and what came before is on the media when it completes.
+    before = namespace.write_protected
     namespace.protect(True)
-    pending = namespace.flush()
-    return 0 if pending is None else _flushed(namespace, pending)
+    try:
+        pending = namespace.flush()
+    except CommandError:
+        namespace.protect(before)
+        raise
+    return 0 if pending is None else _flushed(namespace, before, pending)
 
 
-async def _flushed(namespace: Namespace, pending: Awaitable[None]) -> int:
+async def _flushed(namespace: Namespace, before: bool, pending: Awaitable[None]) -> int:
     try:
         await pending
-    except BaseException:
-        namespace.protect(False)
+    except CommandError:
+        namespace.protect(before)
         raise
     return 0
 
