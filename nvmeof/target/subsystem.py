@@ -192,8 +192,8 @@ class Subsystem:
         namespace.refresh()
         self._namespace_changed(nsid)
 
-    def formatted(self, namespace: Namespace) -> None:
-        """A namespace has got another format."""
+    def attributes_changed(self, namespace: Namespace) -> None:
+        """What Identify tells of a namespace has become something else: hosts are told."""
         namespace.refresh()
         self._namespace_changed(namespace.nsid)
 
@@ -203,7 +203,9 @@ class Subsystem:
             secure = interrupted(namespace)
             if secure is not None and namespace.barred is None:
                 namespace.bar(Status.FORMAT_IN_PROGRESS)
-                runtime.run(resume(runtime, namespace, secure=secure, ready=partial(self.formatted, namespace)))
+                runtime.run(
+                    resume(runtime, namespace, secure=secure, ready=partial(self.attributes_changed, namespace))
+                )
         self.sanitizer.resume(runtime, partial(self.sanitized, runtime))
         self.self_test.resume(runtime)
 

@@ -17,6 +17,8 @@ from . import (  # noqa: F401  (they register themselves)
     checks,
     checks_features,
     checks_host,
+    checks_logs,
+    checks_media,
     checks_mptcp,
     checks_namespaces,
     checks_reservations,

@@ -125,6 +125,15 @@ def test_all_namespaces():
     assert protection(admin, ALL).status == Status.INVALID_NAMESPACE
 
 
+def test_hosts_are_told():
+    target = Target()
+    admin, other = target.admin(), target.admin()
+    other.set_feature(0x0B, 1 << 8)
+    event = other.submit(other.sqe(0x0C))
+    protect(target, admin)
+    assert event.step().dw0 == 0x040002
+
+
 def test_configured_read_only_is_something_else():
     target = Target()
     target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), read_only=True))

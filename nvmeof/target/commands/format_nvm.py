@@ -136,7 +136,7 @@ async def _format(ctx: QueueContext, controller: Controller, sqe: Sqe, concerned
         if failure is not None:
             namespace.bar(None)
             continue
-        ready = partial(controller.subsystem.formatted, namespace)
+        ready = partial(controller.subsystem.attributes_changed, namespace)
         try:
             await format_namespace(ctx.runtime, namespace, block_bytes, secure=secure, ready=ready)
         except CommandError as error:

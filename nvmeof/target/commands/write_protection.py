@@ -40,26 +40,29 @@ def _check(controller: Controller, sqe: Sqe) -> None:
 
 def _apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
     namespace = namespace_of(controller, sqe)
-    if not sqe.cdw11:
-        namespace.protect(False)
+    before, wanted = namespace.write_protected, bool(sqe.cdw11)
+    if wanted == before:
         return 0
+    namespace.protect(wanted)
     # No write comes after this, and what came before is on the media when it completes.
-    before = namespace.write_protected
-    namespace.protect(True)
     try:
-        pending = namespace.flush()
+        pending = namespace.flush() if wanted else None
     except CommandError:
         namespace.protect(before)
         raise
-    return 0 if pending is None else _flushed(namespace, before, pending)
+    if pending is not None:
+        return _flushed(controller, namespace, pending)
+    controller.subsystem.attributes_changed(namespace)
+    return 0
 
 
-async def _flushed(namespace: Namespace, before: bool, pending: Awaitable[None]) -> int:
+async def _flushed(controller: Controller, namespace: Namespace, pending: Awaitable[None]) -> int:
     try:
         await pending
     except CommandError:
-        namespace.protect(before)
+        namespace.protect(False)
         raise
+    controller.subsystem.attributes_changed(namespace)
     return 0
 
 
