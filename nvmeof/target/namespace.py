@@ -49,6 +49,13 @@ class NamespaceCounters:
     blocks_copied: int = 0
     media_errors: int = 0
 
+    def rescale(self, before: int, after: int) -> None:
+        """Blocks were of another size: count as many bytes in the new one. Both are shifts."""
+        if before == after:
+            return
+        for name in ("blocks_read", "blocks_written", "blocks_verified", "blocks_copied"):
+            setattr(self, name, getattr(self, name) << before >> after)
+
 
 @dataclass(frozen=True, slots=True)
 class NamespaceIdentifiers:
@@ -156,7 +163,9 @@ class Namespace:
         """
         capabilities = self.backend.capabilities
         self.block_bytes = capabilities.block_bytes
-        self.block_shift = self.block_bytes.bit_length() - 1
+        shift = self.block_bytes.bit_length() - 1
+        self.counters.rescale(getattr(self, "block_shift", shift), shift)
+        self.block_shift = shift
         self.size_blocks = capabilities.size_bytes >> self.block_shift
         self.marks.clip(self.size_blocks)
         self._show_memory()

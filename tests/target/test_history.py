@@ -27,6 +27,7 @@ from nvmeof.target.commands import logs_health
 from nvmeof.target.config import SubsystemConfig
 from nvmeof.target.history import FREQUENT_EVENTS, HISTORY_BYTES, History, set_feature
 from nvmeof.target.keeper import MemoryKeeper
+from nvmeof.target.namespace import NamespaceCounters
 from nvmeof.target.subsystem import Subsystem
 from tests.target.harness import CC_ENABLE, NQN, Target
 
@@ -341,6 +342,40 @@ def test_counters_of_namespaces_go_on():
     assert smart(0) == (3, 1) and smart(1) == (3, 0) and smart(2) == (0, 1)
     assert target.subsystem.namespaces[1].counters.blocks_read == 1, "three blocks of 512 bytes, in blocks of 1024"
     assert target.subsystem.lifetime.errors == 1
+
+
+def test_counters_go_on_in_blocks_of_another_size():
+    counters = NamespaceCounters(reads=3, blocks_read=17, blocks_written=8, media_errors=1)
+    counters.rescale(9, 12)
+    assert (counters.reads, counters.blocks_read, counters.blocks_written, counters.media_errors) == (3, 2, 1, 1)
+    counters.rescale(12, 9)
+    assert counters.blocks_read == 16
+
+
+class Slow(Ramdisk):
+    """Reads are asked for, and come when the test says so."""
+
+    memory = None
+
+    async def acquire_read(self, offset, length):
+        await self.gate
+        return super().acquire_read(offset, length)
+
+
+def test_a_controller_is_busy_while_an_io_command_takes_its_time():
+    backend = Slow("1M")
+    target = Target(backend)
+    backend.gate = target.runtime.create_future()
+    admin = target.admin()
+    queue = target.io(admin)
+    pending = queue.submit(queue.sqe(0x02, length=512, nsid=1))
+    target.runtime.time += 150
+    data = SMART_HEALTH.parse(admin.read_bytes(admin.log_page(2, 512)))
+    assert data.controller_busy_time == 2, "minutes"
+    backend.gate.set_result(None)
+    pending.step()
+    target.runtime.time += 1000
+    assert target.subsystem.lifetime.busy_seconds(target.runtime.time) == 150
 
 
 def test_busy_time():
