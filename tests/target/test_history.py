@@ -24,10 +24,12 @@ from nvmeof.spec.status import Status
 from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands import logs_health
-from nvmeof.target.config import SubsystemConfig
+from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.history import FREQUENT_EVENTS, HISTORY_BYTES, History, set_feature
 from nvmeof.target.keeper import MemoryKeeper
+from nvmeof.target.lifetime import SAVE_SECONDS
 from nvmeof.target.namespace import NamespaceCounters
+from nvmeof.target.server import Target as WholeTarget
 from nvmeof.target.subsystem import Subsystem
 from tests.target.harness import CC_ENABLE, NQN, Target
 
@@ -392,7 +394,7 @@ PROGRAM = """
 import asyncio, sys
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.target.backend.file_keeper import FileKeeper
-from nvmeof.target.config import SubsystemConfig
+from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.subsystem import Subsystem
 
 async def main():
@@ -418,3 +420,45 @@ def test_what_was_written_outlives_a_kill(tmp_path):
     subsystem = _subsystem(path)
     assert [event.data[:6] for event in subsystem.history.events][-1] == b"before"
     assert subsystem.lifetime.unsafe and subsystem.lifetime.power_cycles == 2
+
+
+def _target(path):
+    config = SubsystemConfig(nqn=NQN, keeper=FileKeeper(path), namespaces=(NamespaceConfig(backend=Ramdisk("1M")),))
+    return WholeTarget(TargetConfig(subsystems=(config,), ports=(PortConfig(transport="memory", host="here"),)))
+
+
+async def test_a_target_keeps_its_state_at_a_stop_and_after_none(tmp_path):
+    path = tmp_path / "state"
+    async with _target(path) as target:
+        assert target.subsystems[NQN].lifetime.power_cycles == 1
+        target.subsystems[NQN].namespaces[1].counters.reads = 5
+    async with _target(path) as target:
+        lifetime = target.subsystems[NQN].lifetime
+        assert (lifetime.power_cycles, lifetime.unsafe_shutdowns, lifetime.totals.reads) == (2, 0, 5)
+        document = path.read_bytes()
+    path.write_bytes(document)  # as if it had been killed
+    async with _target(path) as target:
+        lifetime = target.subsystems[NQN].lifetime
+        assert (lifetime.power_cycles, lifetime.unsafe_shutdowns, lifetime.totals.reads) == (3, 1, 5)
+
+
+async def test_counters_are_kept_from_time_to_time(tmp_path):
+    path = tmp_path / "state"
+    async with _target(path) as target:
+        subsystem = target.subsystems[NQN]
+        subsystem.namespaces[1].counters.reads = 7
+        now = target.loop.time()
+        subsystem.tick(now + 10)
+        await asyncio.sleep(0.05)
+        assert _subsystem(path).lifetime.totals.reads == 0
+        subsystem.tick(now + SAVE_SECONDS + 1)
+        for _ in range(200):
+            if _subsystem(path).lifetime.totals.reads:
+                break
+            await asyncio.sleep(0.01)
+        assert _subsystem(path).lifetime.totals.reads == 7
+
+
+async def test_a_state_that_cannot_be_kept_is_told_at_the_start(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        await _target(tmp_path / "nowhere" / "state").start()
