@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 
 from nvmeof.spec.enums import FeatureId
 from nvmeof.spec.log_pages import SMART_HEALTH
+from nvmeof.spec.namespace_management import NAMESPACE_CREATE
 from nvmeof.spec.persistent_events import (
+    CHANGE_NAMESPACE,
+    FORMAT_COMPLETION,
+    FORMAT_START,
     HARDWARE_ERROR,
     HEADER,
     RESET_INFORMATION,
+    SANITIZE_COMPLETION,
+    SANITIZE_START,
     TIMESTAMP_CHANGE,
     EventType,
     HardwareErrorCode,
@@ -22,6 +28,7 @@ from nvmeof.spec.persistent_events import (
 from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.file_keeper import FileKeeper
+from nvmeof.target.backend.pools import RamdiskPool
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands import logs_health
 from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
@@ -31,7 +38,9 @@ from nvmeof.target.lifetime import SAVE_SECONDS
 from nvmeof.target.namespace import NamespaceCounters
 from nvmeof.target.server import Target as WholeTarget
 from nvmeof.target.subsystem import Subsystem
+from nvmeof.wire import build
 from tests.target.harness import CC_ENABLE, NQN, Target
+from tests.target.media_tools import Flawed, error, submit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 READ, ESTABLISH, RELEASE, HEADER_ONLY = 0, 1, 2, 3
@@ -191,6 +200,52 @@ def test_a_fatal_configuration():
     admin.set_property(CC_OFFSET, CC_ENABLE | 3 << 7)
     (event,) = target.subsystem.history.events
     assert HARDWARE_ERROR.parse(event.data).nssheec == HardwareErrorCode.CONTROLLER_FATAL_STATUS
+
+
+def test_a_format():
+    target = Target(Ramdisk("1M"))
+    admin = target.admin()
+    assert submit(target, admin, 0x80, nsid=1, cdw10=1).status == 0
+    completed, started = events_of(admin)[:2]
+    assert (started.type, completed.type) == (EventType.FORMAT_START, EventType.FORMAT_COMPLETION)
+    start, end = FORMAT_START.parse(started.data), FORMAT_COMPLETION.parse(completed.data)
+    assert (start.nsid, start.fcdw10, end.nsid, end.fstat, end.info) == (1, 1, 1, 0, 0)
+
+
+def test_a_format_that_fails():
+    backend = Flawed("1M")
+    backend.fails["write_zeroes"] = error()
+    target = Target(backend)
+    admin = target.admin()
+    status = submit(target, admin, 0x80, nsid=1).status
+    assert status
+    (event,) = [each for each in events_of(admin) if each.type == EventType.FORMAT_COMPLETION]
+    end = FORMAT_COMPLETION.parse(event.data)
+    assert end.fstat == 1 and end.info >> 1 & 0x7FF == status
+
+
+def test_a_sanitize_operation():
+    target = Target(Ramdisk("1M"))
+    admin = target.admin()
+    assert submit(target, admin, 0x84, cdw10=2).status == 0
+    for _ in range(1000):
+        target.runtime.turn()
+    found = {event.type: event.data for event in events_of(admin)}
+    assert SANITIZE_START.parse(found[EventType.SANITIZE_START]).scdw10 == 2
+    assert SANITIZE_COMPLETION.parse(found[EventType.SANITIZE_COMPLETION]).sprog == 0xFFFF
+
+
+def test_namespaces_that_are_created_and_deleted():
+    target = Target(pool=RamdiskPool("10M"))
+    admin = target.admin()
+    data = build(NAMESPACE_CREATE, nsze=2048, ncap=2048, nmic=1)
+    completion = submit(target, admin, 0x0D, data)
+    assert completion.status == 0
+    assert submit(target, admin, 0x0D, nsid=completion.dw0, cdw10=1).status == 0
+    deleted, created = [CHANGE_NAMESPACE.parse(e.data) for e in events_of(admin) if e.type == 6]
+    for event, select in ((created, 0), (deleted, 1)):
+        assert (event.nmcdw10, event.nsid, event.nsze, event.ncap) == (select, completion.dw0, 2048, 2048)
+        assert (event.nmic, event.anagrpid, event.endgid) == (1, 1, 1)
 
 
 def test_smart_is_written_down_once_a_day():
