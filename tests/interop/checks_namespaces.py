@@ -70,7 +70,7 @@ def namespaces(bench: Bench) -> None:
             mount $dev /mnt; (cd /mnt && sha256sum --quiet -c /tmp/sums); umount /mnt
 
             # one of 4 KiB blocks
-            make 3 4096 --block-size=4096
+            make 3 4096 --block-size=4096 --nmic=1
             nvme attach-ns /dev/$CTRL -n 3 -c $id; dev=$(appears 3)
             [ "$(blockdev --getss $dev)" = 4096 ] || die "block size"
             roundtrip $dev 4194304
@@ -122,7 +122,8 @@ def identify_variants(bench: Bench) -> None:
             connect; c=/dev/$CTRL
             nvme create-ns $c --nsze=4096 --ncap=4096 --block-size=4096
             # has NAME: whether this nvme-cli knows the command
-            has() { nvme help 2>&1 | grep -q "^  $1 "; }
+            nvme help >/tmp/help 2>&1 || true
+            has() { grep -q "^  $1 " /tmp/help; }
             must() { local name=$1; shift; has $name || { echo "no nvme $name here"; return 0; }
               nvme $name "$@" || die "nvme $name $*"; }
             must id-ns-granularity $c
@@ -146,7 +147,7 @@ def identify_variants(bench: Bench) -> None:
             refused 'field' nvme id-uuid $c
             refused 'field' nvme id-domain $c
             # what no command of nvme-cli asks for: CNS 1Fh, 1Bh, 1Ah, and their refusals
-            ask() { nvme admin-passthru $c -o 6 -l 4096 -r "$@" >/tmp/out 2>&1; }
+            ask() { nvme admin-passthru $c --opcode=6 --data-len=4096 --read "$@" >/tmp/out 2>&1 || { tail -3 /tmp/out; return 1; }; }
             ask -n 2 --cdw10=0x1f; ask -n 2 --cdw10=0x1b; ask -n 0 --cdw10=0x1a; ask -n 2 --cdw10=0x11
             ! ask -n 1 --cdw10=0x1b --cdw11=0x04000000 || die "a structure of command set 4"
             ! ask -n 0xffffffff --cdw10=0x12 || die "controllers attached to all"
