@@ -269,9 +269,9 @@ async def test_namespaces_come_and_go_under_reads():
 
 
 async def test_a_deadline_is_kept_while_nothing_else_happens():
-    """The timer sleeps until the next keep alive deadline, not for a fixed while."""
+    """A keep alive timeout is kept to the millisecond, not to the second: one interval, or two with a command in one."""
     async with running("memory") as target:
         started = asyncio.get_running_loop().time()
-        host = await admin(target, kato=200, enable=False)
+        host = await admin(target, kato=200)
         await host.ended()
-        assert 0.15 < asyncio.get_running_loop().time() - started < 1.6
+        assert 0.15 < asyncio.get_running_loop().time() - started < 0.8
