@@ -27,6 +27,7 @@ from nvmeof.target.error_log import ERROR_LOG_ENTRIES
 from nvmeof.target.subsystem import ANA_GROUP
 from nvmeof.wire import build
 
+_FIRST_SLOT_END = 16
 _SCOPES = 0xFFF << 20
 
 
@@ -63,7 +64,8 @@ def _errors(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid
 
 
 def _firmware(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    return build(FIRMWARE_SLOT, afi=1, frs=[controller.subsystem.config.firmware])
+    page = build(FIRMWARE_SLOT, afi=1, frs=[controller.subsystem.config.firmware])
+    return page[:_FIRST_SLOT_END].ljust(len(page), b"\0")  # a slot that is not there has no spaces either
 
 
 def _changed(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
