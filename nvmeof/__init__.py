@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nvmeof.host.client import HostController, connect, discover
     from nvmeof.host.namespace import Namespace
     from nvmeof.target.backend.file import FileBackend
+    from nvmeof.target.backend.pools import FilePool, RamdiskPool
     from nvmeof.target.backend.ramdisk import Ramdisk
     from nvmeof.target.server import Target
 
@@ -30,11 +31,13 @@ _HOMES = {
     "ConnectTimeout": "nvmeof.errors",
     "ConnectionLost": "nvmeof.errors",
     "FileBackend": "nvmeof.target.backend.file",
+    "FilePool": "nvmeof.target.backend.pools",
     "HostController": "nvmeof.host.client",
     "Namespace": "nvmeof.host.namespace",
     "NvmeStatusError": "nvmeof.errors",
     "NvmeofError": "nvmeof.errors",
     "Ramdisk": "nvmeof.target.backend.ramdisk",
+    "RamdiskPool": "nvmeof.target.backend.pools",
     "Target": "nvmeof.target.server",
     "TransportError": "nvmeof.errors",
     "connect": "nvmeof.host.client",
@@ -46,11 +49,13 @@ __all__ = [
     "ConnectTimeout",
     "ConnectionLost",
     "FileBackend",
+    "FilePool",
     "HostController",
     "Namespace",
     "NvmeStatusError",
     "NvmeofError",
     "Ramdisk",
+    "RamdiskPool",
     "Target",
     "TransportError",
     "connect",

@@ -408,7 +408,9 @@ def _raise_file_limit() -> None:
     help="Let hosts create namespaces, of so much together, and attach and delete them; in memory unless --pool.",
 )
 @click.option("--pool", metavar="DIR", help="Directory for what hosts create; found again after a restart.")
-@click.option("--read-only", is_flag=True, help="Refuse writes.")
+@click.option(
+    "--read-only", is_flag=True, help="Refuse writes (to ramdisks and files; hosts write to what they create)."
+)
 @click.option("--shared", is_flag=True, help="Serve a --file that another process has locked.")
 @click.option(
     "-n",

@@ -83,6 +83,7 @@ class Target:
     subsystem ``subnqn``, offered by transport ``trtype`` on the addresses ``listen`` (``host:port``, port 0 for any
     free one) to ``allowed_hosts`` (None: to any host).
 
+    ``pool``: what hosts may create namespaces from (a ``RamdiskPool`` or a ``FilePool``); without one they cannot.
     ``digests``: grant header and data digests to hosts that ask. ``options``: socket options of all listeners.
     ``paths``: the addresses that MPTCP announces to hosts.
     ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
@@ -100,6 +101,7 @@ class Target:
         trtype: str = "mptcp",
         listen: str | Sequence[str] = "127.0.0.1:0",
         allowed_hosts: Iterable[str] | None = None,
+        pool: Pool | None = None,
         digests: bool = True,
         options: SocketOptions | None = None,
         connection: ConnectionConfig | None = None,
@@ -107,7 +109,7 @@ class Target:
         paths: PathOptions | None = None,
     ) -> None:
         if config is None:
-            config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts)
+            config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts, pool)
         self.config = config
         self.options = options or SocketOptions()
         self.connect_seconds = connect_seconds
@@ -405,6 +407,7 @@ def simple_config(
     trtype: str,
     listen: str | Sequence[str],
     allowed_hosts: Iterable[str] | None,
+    pool: Pool | None = None,
 ) -> TargetConfig:
     """The configuration of one subsystem on one transport."""
     configs = tuple(n if isinstance(n, NamespaceConfig) else NamespaceConfig(backend=n) for n in namespaces)
@@ -412,6 +415,7 @@ def simple_config(
         nqn=subnqn,
         namespaces=configs,
         allowed_hosts=None if allowed_hosts is None else frozenset(allowed_hosts),
+        pool=pool,
     )
     addresses = [Address.parse(text) for text in ([listen] if isinstance(listen, str) else listen)]
     if not addresses:
