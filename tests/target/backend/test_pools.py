@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.spec.enums import Csi
+from nvmeof.spec.namespace_management import NAMESPACE_CREATE
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.pools import KEEPER_NAME, FilePool, RamdiskPool
 from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.commands import table as _table  # noqa: F401  (registers the kinds of namespaces)
 from nvmeof.target.config import NamespaceConfig, SubsystemConfig
-from nvmeof.target.management import NewNamespace
+from nvmeof.target.management import KINDS, NewNamespace
 from nvmeof.target.server import Target, TargetConfig
 from nvmeof.target.subsystem import Subsystem
 
@@ -368,3 +371,20 @@ async def test_memory_does_not_outlive_a_target():
         async with Target(config) as target:
             manager = target.subsystems[NQN].manager
             assert await manager.create(target.runtime, NewNamespace(size_bytes=MEGABYTE, block_bytes=512)) == 1
+
+
+async def test_zoned_namespaces_keep_their_zones(tmp_path):
+    async with Life(tmp_path, "1G") as life:
+        kind = KINDS[Csi.ZONED]
+        fields = NAMESPACE_CREATE.parse(bytes(4096))
+        nsid = await life.create(512 * MEGABYTE, csi=Csi.ZONED, options=kind.check(fields, 512))
+        await life.write(nsid, b"zone" * 128)
+        before = await life.state()
+    async with Life(tmp_path, "1G") as life:
+        assert await life.state() == before
+        space = life.subsystem.namespaces[nsid]
+        assert space.csi == Csi.ZONED
+        with pytest.raises(CommandError):
+            await life.write(nsid, b"again" * 512)  # not where the write pointer is
+        await life.delete(nsid)
+        assert files(tmp_path) == [KEEPER_NAME]
