@@ -160,7 +160,7 @@ ODD = st.builds(
 )
 BATCHES = st.lists(st.lists(st.one_of(PLAIN, PLAIN, ASKED, ODD), max_size=24), min_size=1, max_size=4)
 CHANGES = st.sampled_from(
-    ["nothing", "nothing", "remove", "add", "grow", "shrink", "inaccessible", "optimized", "cache"]
+    ["nothing", "nothing", "remove", "add", "grow", "shrink", "inaccessible", "optimized", "cache", "detach", "attach"]
 )
 
 
@@ -182,6 +182,10 @@ def change(target: Target, what: str) -> None:
         subsystem.set_ana_state(AnaState.INACCESSIBLE)
     elif what == "optimized":
         subsystem.set_ana_state(AnaState.OPTIMIZED)
+    elif what == "detach":
+        next(iter(subsystem.controllers.values())).detach(1)
+    elif what == "attach" and 1 in subsystem.namespaces:
+        next(iter(subsystem.controllers.values())).attach(subsystem.namespaces[1])
     elif what == "cache":
         next(iter(subsystem.controllers.values())).features.values[6, 0] = Value(0)
 
@@ -235,7 +239,7 @@ def test_the_short_cut_does_what_the_whole_way_does(batches, changes, dgst, catt
 
 def expected(target: Target, command: Command) -> int:
     """The status of a plain command, from first principles."""
-    space = target.subsystem.namespaces.get(command.nsid)
+    space = next(iter(target.subsystem.controllers.values())).namespaces.get(command.nsid)
     if space is None:
         return NAMESPACE
     if target.subsystem.ana_state is not AnaState.OPTIMIZED:
