@@ -171,5 +171,8 @@ class TargetConfig:
         for nqn in nqns:
             if nqns.count(nqn) > 1:
                 raise ConfigurationError(f"the subsystem {nqn} is configured twice")
+        keepers = [id(subsystem.keeper) for subsystem in self.subsystems if subsystem.keeper is not None]
+        if len(set(keepers)) < len(keepers):
+            raise ConfigurationError("two subsystems cannot have one keeper: give each its own")
         if self.staging_bytes < 4 << 20:
             raise ConfigurationError(f"staging memory must be 4 MiB or more, not {self.staging_bytes} bytes")

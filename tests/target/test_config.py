@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig, derive_serial
+from nvmeof.target.keeper import MemoryKeeper
 from nvmeof.target.sizes import format_size, parse_size
 from nvmeof.target.subsystem import Subsystem
 
@@ -65,6 +66,13 @@ def test_other_impossible_things():
     subsystem = SubsystemConfig(nqn=NQN)
     with pytest.raises(ConfigurationError, match="configured twice"):
         TargetConfig(subsystems=(subsystem, subsystem))
+    keeper = MemoryKeeper()
+    two = [SubsystemConfig(nqn=f"{NQN}{n}", keeper=keeper) for n in (1, 2)]
+    with pytest.raises(ConfigurationError, match="one keeper"):
+        TargetConfig(subsystems=tuple(two))
+    for label in ("x" * 257, "é" * 129, "two\nlines"):
+        with pytest.raises(ConfigurationError, match="label"):
+            SubsystemConfig(nqn=NQN, admin_label=label)
     with pytest.raises(ConfigurationError, match="staging"):
         TargetConfig(subsystems=(subsystem,), staging_bytes=1)
 
