@@ -20,8 +20,8 @@ from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.keeper import FORMAT_SECTION, MemoryKeeper
 from nvmeof.target.sizes import format_size, parse_size
 
-KEEPER_NAME = "namespaces.json"
-"""What a directory's namespaces are, in its keeper's form."""
+KEEPER_NAME = "pool.json"
+"""What a pool keeps of its namespaces, and of the subsystem unless that has a file of its own."""
 SUFFIX = ".namespace"
 _SHARED_ERRORS = frozenset({errno.EAGAIN, errno.EACCES})
 
