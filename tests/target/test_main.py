@@ -20,7 +20,8 @@ import pytest
 from nvmeof.target.__main__ import Options, facts, main, make_target
 from nvmeof.target.server import Target
 from nvmeof.transport import Address
-from tests.conformance.rawhost import HOSTNQN, WRITE, RawHost, association, io_sqe, until
+from tests.conformance.rawhost import HOSTNQN, IN_CAPSULE, WRITE, RawHost, association, io_sqe, make_sqe, until
+from tests.target.test_namespace_management import controller_list, create_data
 
 SECONDS = 20
 NQN = "nqn.2026-01.org.example:cli"
@@ -143,6 +144,33 @@ async def test_what_it_says_as_json(tmp_path):
         assert told["listeners"][0]["protocol"] == "tcp"
         code, err = await target.ended()
     assert code == 0 and "any host" not in err
+
+
+async def test_what_hosts_created_outlives_a_kill(tmp_path):
+    arguments = ("--pool", str(tmp_path / "pool"), "--capacity", "64M")
+    data = create_data(nsze=8192)
+    async with served(*arguments) as target:
+        assert target.told["namespaces"] == [] and target.told["pool"]["unallocated_bytes"] == 64 << 20
+        host, io = await association(target)
+        for nsid in (1, 2, 3):
+            completion = await host.call(make_sqe(nsid, 0x0D, length=4096, sgl=IN_CAPSULE), data)
+            assert (completion.status, completion.dw0) == (0, nsid)
+        attach = controller_list(host.cntlid)
+        assert (await host.call(make_sqe(4, 0x15, nsid=2, length=4096, sgl=IN_CAPSULE), attach)).status == 0
+        assert (await io.call(io_sqe(5, WRITE, 0, 1, nsid=2, sgl=IN_CAPSULE, cdw12=1 << 30), b"kept" * 128)).status == 0
+        assert (await host.call(make_sqe(6, 0x0D, nsid=1, cdw10=1))).status == 0
+        told = target.told
+        code, err = await target.ended(signal.SIGKILL)
+        assert code == -signal.SIGKILL and "Traceback" not in err
+    async with served(*arguments) as target:
+        assert [space["nsid"] for space in target.told["namespaces"]] == [2, 3]
+        assert target.told["pool"] == {**told["pool"], "unallocated_bytes": 56 << 20}
+        _, io = await association(target)
+        completion = await io.read(0, 1, nsid=2)
+        assert (completion.status, completion.data) == (0, b"kept" * 128)
+        assert (await io.read(0, 1, nsid=3)).status, "not attached"
+        code, err = await target.ended()
+    assert code == 0 and "Traceback" not in err
 
 
 async def test_connections_are_one_line_each():
