@@ -132,7 +132,10 @@ class Lifetime:
     def release(self, namespace: Namespace) -> None:
         """A namespace went; what it did stays counted."""
         self._adopted.pop(id(namespace), None)
-        self._of[str(namespace.uuid)] = Totals.of([namespace])
+        totals = Totals.of([namespace])
+        if totals == Totals():
+            return
+        self._of[str(namespace.uuid)] = totals
         while len(self._of) > _NAMESPACES_MAX:
             self.gone = self.gone.plus(self._of.pop(next(iter(self._of))))
 

@@ -27,6 +27,7 @@ from nvmeof.spec.persistent_events import (
 )
 from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
+from nvmeof.target import lifetime as lifetime_module
 from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.pools import RamdiskPool
 from nvmeof.target.backend.ramdisk import Ramdisk
@@ -399,6 +400,20 @@ def test_counters_of_namespaces_go_on():
     assert smart(0) == (3, 1) and smart(1) == (3, 0) and smart(2) == (0, 1)
     assert target.subsystem.namespaces[1].counters.blocks_read == 1, "three blocks of 512 bytes, in blocks of 1024"
     assert target.subsystem.lifetime.errors == 1
+
+
+def test_namespaces_that_came_and_went_are_summed_up(monkeypatch):
+    monkeypatch.setattr(lifetime_module, "_NAMESPACES_MAX", 3)
+    keeper = MemoryKeeper()
+    subsystem = Subsystem(SubsystemConfig(nqn=NQN, keeper=keeper))
+    for number in range(10):
+        namespace = subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), nsid=number + 1))
+        namespace.counters.reads = number
+        subsystem.remove_namespace(number + 1)
+    subsystem.power_off(0.0)
+    kept = keeper.get("lifetime")
+    assert len(kept["namespaces"]) == 3 and kept["gone"]["reads"] == sum(range(7))
+    assert subsystem.lifetime.totals.reads == Subsystem(subsystem.config).lifetime.totals.reads == 45
 
 
 def test_counters_go_on_in_blocks_of_another_size():
