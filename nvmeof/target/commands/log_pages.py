@@ -181,8 +181,10 @@ def get_log_page(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Comple
     assert controller is not None
     row = LOG_PAGES[command.lid]
     page = row.build(ctx, controller, command, sqe.nsid)
-    if not page:  # something else was asked for than its content
-        return Completion()
+    if not page:
+        # Something else was asked for than its content. The data that the SGL describes is sent all the same: hosts
+        # take it for an error of the transfer when there is less.
+        return Completion(data=bytes(command.length_bytes))
     start = _start(row, command, page)
     if not command.retain:
         controller.events.log_page_read(command.lid)
