@@ -51,6 +51,7 @@ async def format_namespace(
     """
     keeper = _keeper(namespace)
     before = None if keeper is None else keeper.get(FORMAT_SECTION)
+    old_block_bytes = namespace.block_bytes
     namespace.bar(Status.FORMAT_IN_PROGRESS)
     namespace.format_remaining = 100
     try:
@@ -63,7 +64,7 @@ async def format_namespace(
             await erased
         await _put(keeper, {"block_bytes": block_bytes})
     except OSError as error:
-        await _undo(keeper, before, namespace)
+        await _undo(keeper, before, namespace, old_block_bytes)
         status, dnr = status_of_os_error(error, writing=True)
         raise CommandError(
             status, dnr=dnr, message=f"formatting namespace {namespace.nsid} failed: {error.strerror or error}"
@@ -76,8 +77,10 @@ async def format_namespace(
             namespace.bar(None)
 
 
-async def _undo(keeper: Keeper | None, before: Any, namespace: Namespace) -> None:
+async def _undo(keeper: Keeper | None, before: Any, namespace: Namespace, block_bytes: int) -> None:
     try:
+        if namespace.backend.capabilities.block_bytes != block_bytes:
+            namespace.backend.set_block_bytes(block_bytes)
         await _put(keeper, before)
     except OSError as error:
         logger.error("namespace %d: its old format could not be kept: %s", namespace.nsid, error.strerror or error)

@@ -86,6 +86,10 @@ class FakeRuntime:
     def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self.background.append(coroutine)
 
+    def __del__(self) -> None:
+        for coroutine in self.background:
+            coroutine.close()
+
     def turn(self) -> bool:
         """Whatever can be done now, once; False when there was nothing."""
         due = [timer for timer in self.timers if timer.when <= self.time]

@@ -13,6 +13,8 @@ from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands.registry import GATES
 from nvmeof.target.config import NamespaceConfig
 from nvmeof.target.server import Target as Server
+from nvmeof.target.zone_geometry import ZoneGeometry
+from nvmeof.target.zone_states import ZoneState
 from tests.target.harness import Pending, Target
 from tests.target.media_tools import Durable, Flawed, LoopRuntime, error, execute_in_loop, kept, location, submit
 from tests.target.test_nvm import read, write
@@ -252,6 +254,40 @@ def test_a_keeper_that_fails():
     keeper.error = error(errno.ENOSPC)
     assert format_nvm(target, admin, 1).status == Status.CAPACITY_EXCEEDED
     assert io.read_bytes(read(io, 0, 1)) == b"x" * 512
+
+
+def test_a_failure_at_the_very_end():
+    class Ending(Durable):
+        def put(self, section, value):
+            if section == "format" and value == {"block_bytes": 4096}:
+                raise error()
+            return super().put(section, value)
+
+    keeper = Ending()
+    target = Target(kept(Ramdisk("1M"), keeper))
+    admin = target.admin()
+    assert format_nvm(target, admin, 1).status == Status.WRITE_FAULT
+    assert (identify(admin).flbas, target.subsystem.namespaces[1].block_bytes, keeper.get("format")) == (0, 512, None)
+    assert read(target.io(admin), 2047, 1).status == 0
+
+
+def test_a_zoned_namespace():
+    zoned = ZoneGeometry(zone_bytes=4 << 20, capacity_bytes=3 << 20)
+    target = Target()
+    target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("64M"), nsid=2, zoned=zoned))
+    admin = target.admin()
+    admin.set_property(0x14, 0x460060)
+    admin.set_property(0x14, 0x460061 | 6 << 4)
+    io = target.io(admin)
+    assert write(io, 0, b"x" * 4096, nsid=2).status == 0
+    assert format_nvm(target, admin, 1, 2).status == 0
+    namespace = target.subsystem.namespaces[2]
+    assert (namespace.block_bytes, namespace.size_blocks) == (4096, 16384)
+    zones = [namespace.zones.at(zslba) for zslba in range(0, 16384, 1024)]
+    assert {(zone.pointer - zone.start, zone.state) for zone in zones} == {(0, ZoneState.EMPTY)}
+    assert write(io, 0, b"y" * 4096, 4096, nsid=2).status == 0
+    assert format_nvm(target, admin, 0, 2).status == 0
+    assert write(io, 0, b"y" * 4096, nsid=2).status == 0
 
 
 def test_an_interrupted_format_goes_on():

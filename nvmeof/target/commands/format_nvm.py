@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from functools import partial
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, Csi, FeatureId, Oacs
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, FeatureId, Oacs
 from nvmeof.spec.features import HOST_BEHAVIOR_SUPPORT
 from nvmeof.spec.media import FormatNvm, SecureErase, SelfTestResult
 from nvmeof.spec.persistent_events import EventType
@@ -102,10 +102,6 @@ def check_format(ctx: QueueContext, sqe: Sqe) -> None:
                 namespace.barred, dnr=False, message=f"namespace {namespace.nsid}: {namespace.barred.description}"
             )
         namespace.check_writable()
-        if namespace.csi != Csi.NVM:
-            raise CommandError(
-                Status.INVALID_FORMAT, _LBAF, message=f"namespace {namespace.nsid} is zoned: its zones can be reset"
-            )
         if not can_format(namespace, block_bytes):
             raise CommandError(
                 Status.INVALID_FORMAT,
