@@ -38,6 +38,11 @@ class Pool(Protocol):
         ...
 
     @property
+    def volatile_cache(self) -> bool:
+        """Whether its storage may lose completed writes at a power failure before a Flush."""
+        ...
+
+    @property
     def keeper(self) -> Keeper:
         """What has to be known of the namespaces."""
         ...

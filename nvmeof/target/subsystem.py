@@ -291,7 +291,12 @@ class Subsystem:
 
     @property
     def volatile_cache(self) -> bool:
-        """Whether any namespace may lose completed writes at a power failure before a Flush."""
+        """Whether any namespace may lose completed writes at a power failure before a Flush, also one yet to be made.
+
+        Hosts ask when they connect, and go by it for whatever they attach later.
+        """
+        if self.config.pool is not None and self.config.pool.volatile_cache:
+            return True
         return any(backend.capabilities.volatile_cache for backend in self.backends)
 
     # Its life

@@ -29,6 +29,8 @@ _SHARED_ERRORS = frozenset({errno.EAGAIN, errno.EACCES})
 class RamdiskPool:
     """`capacity`: bytes, or text such as `10G`. Namespaces are ramdisks; memory is used as they are written to."""
 
+    volatile_cache = False
+
     def __init__(self, capacity: str | int) -> None:
         self.capacity_bytes = parse_size(capacity)
         self.keeper = MemoryKeeper()
@@ -63,6 +65,8 @@ class FilePool:
 
     One process uses a directory at a time. Raises `ConfigurationError` for one that cannot be used.
     """
+
+    volatile_cache = True
 
     def __init__(self, directory: str | os.PathLike[str], capacity: str | int, *, workers: int = 4) -> None:
         self.directory = Path(directory)

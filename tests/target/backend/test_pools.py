@@ -365,6 +365,13 @@ async def test_a_target_opens_and_closes_its_pool(tmp_path):
                 assert files(tmp_path) == [KEEPER_NAME]
 
 
+async def test_hosts_flush_what_is_yet_to_be_made(tmp_path):
+    """They learn when they connect whether there is a volatile write cache."""
+    async with Life(tmp_path) as life:
+        assert life.subsystem.volatile_cache and not life.subsystem.namespaces
+    assert not Subsystem(SubsystemConfig(nqn=NQN, pool=RamdiskPool("1M"))).volatile_cache
+
+
 async def test_memory_does_not_outlive_a_target():
     config = TargetConfig(subsystems=(SubsystemConfig(nqn=NQN, pool=RamdiskPool("10M")),), ports=())
     for _ in range(2):
