@@ -59,6 +59,7 @@ def namespaces(bench: Bench) -> None:
             nvme attach-ns /dev/$CTRL -n 2 -c $id
             dev=$(appears 2); lists '1 2 ' /dev/$CTRL
             [ "$(blockdev --getss $dev)" = 512 ] && [ "$(blockdev --getsize64 $dev)" = $((32 << 20)) ] || die size
+            [ "$(cat /sys/block/${dev##*/}/queue/write_cache)" = "write through" ] || die "a write cache in memory"
             mkfs.ext4 -q -F $dev; mount $dev /mnt; cp -r /usr/lib/python3*/json /mnt/
             (cd /mnt && find . -type f -exec sha256sum {} +) >/tmp/sums; umount /mnt
             nvme list-ctrl /dev/$CTRL -n 2 | grep -q ":0x\?$(printf %x $id)$" || nvme list-ctrl /dev/$CTRL -n 2
@@ -147,7 +148,8 @@ def identify_variants(bench: Bench) -> None:
             refused 'field' nvme id-uuid $c
             refused 'field' nvme id-domain $c
             # what no command of nvme-cli asks for: CNS 1Fh, 1Bh, 1Ah, and their refusals
-            ask() { nvme admin-passthru $c --opcode=6 --data-len=4096 --read "$@" >/tmp/out 2>&1 || { tail -3 /tmp/out; return 1; }; }
+            ask() { nvme admin-passthru $c --opcode=6 --data-len=4096 --read "$@" >/tmp/out 2>&1 && return
+              tail -3 /tmp/out; return 1; }
             ask -n 2 --cdw10=0x1f; ask -n 2 --cdw10=0x1b; ask -n 0 --cdw10=0x1a; ask -n 2 --cdw10=0x11
             ! ask -n 1 --cdw10=0x1b --cdw11=0x04000000 || die "a structure of command set 4"
             ! ask -n 0xffffffff --cdw10=0x12 || die "controllers attached to all"
@@ -171,6 +173,7 @@ def namespaces_kept(bench: Bench) -> None:
                   make $n 8192 --block-size=4096 --nmic=1
                 done
                 nvme attach-ns /dev/$CTRL -n 2 -c $id; dev=$(appears 2)
+                [ "$(cat /sys/block/${dev##*/}/queue/write_cache)" = "write back" ] || die "no write cache in a file"
                 head -c 8388608 /dev/urandom >/tmp/data; dd if=/tmp/data of=$dev bs=1M oflag=direct status=none
                 nvme flush $dev; cat /sys/block/${dev##*/}/uuid >/tmp/uuid; disconnect"""
             )
