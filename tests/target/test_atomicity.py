@@ -184,7 +184,6 @@ async def test_a_copy_within_the_unit_is_one_write():
     backend.write = watch
     data = b"".join(struct.pack("<8xQH14x", at, 15) for at in (0, 100, 0, 100))
     copier.feed(copier.capsule(make_sqe(3, COPY, nsid=1, length=128, sgl=IN_CAPSULE, cdw10=500, cdw12=3), data))
-    while copier.driver.tasks:
-        await asyncio.sleep(0)
+    await asyncio.wait(copier.driver.tasks)
     assert seen == [(bytes(32768), 32768)]
     assert data_of(reader.feed(reader.capsule(io_sqe(8, READ, 500, UNIT)))) == b"x" * 32768
