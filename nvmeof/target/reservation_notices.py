@@ -59,7 +59,7 @@ class ReservationNotices:
             RESERVATION_NOTIFICATION,
             log_page_count=notice.count,
             type=notice.kind,
-            available=min(len(self._queue), 255),
+            available=len(self._queue),
             nsid=notice.nsid,
         )
 

@@ -50,12 +50,10 @@ class ReservationStore:
         Raises or ends with `CommandError` when it cannot be kept: what held before holds again then, unless there was
         another change since.
         """
-        before = self.state
-        if state == before:
-            # Somebody may rely on it now: it has to be durable, though it is on its way already.
-            return self._keep(before, before) if state.persistent else None
-        self.state = state
-        self._changed()
+        before, self.state = self.state, state
+        if state is not before:
+            self._changed()
+        # Also what was so already is kept: it may still be on its way, and is relied on when this is done.
         return self._keep(before, state) if state.persistent or before.persistent else None
 
     def _put(self) -> Awaitable[None] | None:

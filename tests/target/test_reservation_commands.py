@@ -1,6 +1,7 @@
 """Reservations by commands of several hosts: statuses, what is barred, reports, notifications, features."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -131,20 +132,25 @@ def test_a_command_for_all_namespaces():
     assert barred(flush, NvmOpcode.FLUSH, everything)
     assert not barred(flush, NvmOpcode.FLUSH, 2)
     assert not barred(hosts[0].io, NvmOpcode.FLUSH, everything)
-    spec = next(iter(ADMIN.values()))
-    for opcode in ADMIN_GROUPS:
-        sqe = hosts[2].admin.sqe(opcode, nsid=everything)
-        row = type(spec)(opcode=opcode, name="one", handler=spec.handler)
-        if ADMIN_GROUPS[opcode] == "write":
-            with pytest.raises(CommandError):
-                gate(hosts[2].admin.ctx, row, sqe)
-        gate(hosts[0].admin.ctx, row, sqe)
-        sqe.nsid = 0
-        if opcode == AdminOpcode.SANITIZE:
-            with pytest.raises(CommandError):
-                gate(hosts[2].admin.ctx, row, sqe)
-        else:
-            gate(hosts[2].admin.ctx, row, sqe)
+    hosts[2].io.ctx.controller.detach(1)
+    assert not barred(flush, NvmOpcode.FLUSH, everything)  # of what is attached
+    for rtype in (WE, EA):
+        hosts = reserved(rtype, Ramdisk("1M"), Ramdisk("1M"))
+        hosts[2].admin.ctx.controller.detach(1)
+        for opcode, group in ADMIN_GROUPS.items():
+            row = replace(next(iter(ADMIN.values())), opcode=opcode)  # it may be one that is not there
+            for nsid in (everything, 1, 2, 0):
+                concerned = nsid in (everything, 1) or opcode == AdminOpcode.SANITIZE
+                conflict = concerned and expected(rtype, group, 2) == "C"
+                sqe = hosts[2].admin.sqe(opcode, nsid=nsid)
+                if conflict:
+                    with pytest.raises(CommandError) as caught:
+                        gate(hosts[2].admin.ctx, row, sqe)
+                    assert (caught.value.status, caught.value.error_location) == (CONFLICT, OPCODE)
+                else:
+                    gate(hosts[2].admin.ctx, row, sqe)
+                gate(hosts[0].admin.ctx, row, sqe)
+    flush = reserved(WE, Ramdisk("1M"), Ramdisk("1M"))[2].io
     assert flush.command(NvmOpcode.FLUSH, nsid=everything).status == CONFLICT
     assert flush.command(NvmOpcode.FLUSH, nsid=2).status == 0
 
@@ -339,6 +345,14 @@ def test_registration_preempted():
     assert hosts[0].notices() == [(1, REGISTRATION_PREEMPTED, 0, 1)]
     assert kinds(hosts[0], second_admin) == [REGISTRATION_PREEMPTED]
     assert kinds(hosts[1]) == kinds(hosts[2]) == []
+
+
+def test_a_controller_that_is_not_attached_is_not_told():
+    hosts = reserved(WE)
+    second_admin, _ = hosts[0].connect()
+    second_admin.ctx.controller.detach(1)
+    assert hosts[1].preempt(WE, KEYS[1], KEYS[0]).status == 0
+    assert (kinds(hosts[0]), kinds(hosts[0], second_admin)) == ([REGISTRATION_PREEMPTED], [])
 
 
 def test_reservation_released():

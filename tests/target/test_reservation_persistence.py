@@ -169,7 +169,7 @@ def test_what_cannot_be_kept_is_taken_back(target, keeper, at_once):
         command = pending(hosts[0], ACQUIRE, pack_keys(1, 0), EA << 8)
         assert hosts[1].read() == Status.RESERVATION_CONFLICT
         keeper.finish(broken=True)
-        command.step()
+        assert command.step() is None
         keeper.finish()  # what held before is put back
         completion = command.step()
     assert (completion.status, completion.dnr) == (Status.INTERNAL_ERROR, False)
@@ -177,6 +177,22 @@ def test_what_cannot_be_kept_is_taken_back(target, keeper, at_once):
     assert hosts[1].read() == 0
     assert hosts[0].report().rtype == 0
     assert Host(after_power_loss(keeper), 0).report().rtype == 0
+
+
+def test_a_release_that_is_taken_back(target, keeper):
+    """Who was let in meanwhile is shut out again."""
+    hosts = [Host(target, 0), Host(target, 1)]
+    finish(keeper, pending(hosts[0], REGISTER, pack_keys(0, 1), SET))
+    finish(keeper, pending(hosts[0], ACQUIRE, pack_keys(1, 0), EA << 8))
+    command = pending(hosts[0], RELEASE, pack_release(1), EA << 8)
+    assert hosts[1].read() == 0
+    permit = hosts[1].io.ctx.controller.permit(target.subsystem.namespaces[1])
+    keeper.finish(broken=True)
+    command.step()
+    assert not permit.valid
+    assert hosts[1].read() == Status.RESERVATION_CONFLICT
+    keeper.finish()
+    done(command, Status.INTERNAL_ERROR)
 
 
 def test_a_failure_behind_another_change(target, keeper):

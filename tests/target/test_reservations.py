@@ -90,6 +90,20 @@ def test_a_key_that_is_registered_again():
     assert (again.registrants, again.generation) == (state.registrants, 2)
 
 
+@pytest.mark.parametrize("rtype", ReservationType)
+@pytest.mark.parametrize("new", ReservationType)
+def test_a_change_of_the_type_is_told_to_who_stays(rtype, new):
+    state = registered((0, 1), (1, 2), (2, 3), rtype=rtype)
+    everybody = rtype in (WEAR, EAAR)
+    outcome = state.preempt(hostid(1), 2, 0 if everybody else 1, new)
+    told = {notice.kind: notice.hosts for notice in outcome.notices}
+    expected = {NotificationType.REGISTRATION_PREEMPTED: {hostid(0), hostid(2)} if everybody else {hostid(0)}}
+    if new is not rtype and not everybody:
+        expected[NotificationType.RESERVATION_RELEASED] = {hostid(2)}
+    assert told == expected
+    assert outcome.preempted == expected[NotificationType.REGISTRATION_PREEMPTED]
+
+
 @pytest.mark.parametrize("rtype", [None, ReservationType.WRITE_EXCLUSIVE, ReservationType.EXCLUSIVE_ACCESS])
 def test_preempting_nobody(rtype):
     """It is an error only where all registrants hold the reservation."""
@@ -211,9 +225,15 @@ class Actions(RuleBasedStateMachine):
         key = self.model.keys.get(host, 1)
         self.compare(self.model.acquire(host, key, rtype), lambda s: s.acquire(hostid(host), key, rtype))
 
-    @rule(host=st.sampled_from(HOSTS), prkey=st.sampled_from(KEYS), rtype=TYPES)
-    def preempt(self, host, prkey, rtype):
+    @rule(
+        host=st.sampled_from(HOSTS), prkey=st.sampled_from(KEYS), rtype=TYPES, holder=st.booleans(), same=st.booleans()
+    )
+    def preempt(self, host, prkey, rtype, holder, same):
         key = self.model.keys.get(host, 1)
+        if holder:
+            prkey = 0 if self.model.holder is None else self.model.keys[self.model.holder]
+        if same and self.model.type:
+            rtype = ReservationType(self.model.type)
         self.compare(self.model.preempt(host, key, prkey, rtype), lambda s: s.preempt(hostid(host), key, prkey, rtype))
 
     @rule(host=st.sampled_from(HOSTS), rtype=TYPES, right=st.booleans())
