@@ -65,23 +65,31 @@ class _Kept(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An operation as it is kept. `left`: its failure mode was left without another attempt."""
+    """An operation as it is kept. `left`: its failure mode was left without another attempt.
+
+    `uuids`: of its namespaces, for those that keep nothing themselves.
+    """
 
     kept: str
     cdw10: int
     cdw11: int
     left: bool = False
+    uuids: tuple[str, ...] = ()
 
     def dump(self) -> dict[str, Any]:
         """For a keeper."""
-        return {"state": self.kept, "cdw10": self.cdw10, "cdw11": self.cdw11, "left": self.left}
+        value: dict[str, Any] = {"state": self.kept, "cdw10": self.cdw10, "cdw11": self.cdw11, "left": self.left}
+        if self.uuids:
+            value["namespaces"] = list(self.uuids)
+        return value
 
     @classmethod
     def load(cls, kept: Any) -> Record | None:
         """What a keeper has; None for nothing, or for what nobody has put there."""
         try:
-            return cls(_Kept(kept["state"]).value, int(kept["cdw10"]), int(kept["cdw11"]), bool(kept["left"]))
-        except (KeyError, TypeError, ValueError):
+            uuids = tuple(str(each) for each in kept.get("namespaces", ()))
+            return cls(_Kept(kept["state"]).value, int(kept["cdw10"]), int(kept["cdw11"]), bool(kept["left"]), uuids)
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
 
@@ -154,7 +162,8 @@ class Sanitizer:
         namespaces = list(self._namespaces.values())
         self._enter(cdw10, cdw11, namespaces)
         try:
-            await _put_all(self._keepers(namespaces), Record(_Kept.RUNNING.value, cdw10, cdw11))
+            uuids = tuple(str(each.uuid) for each in namespaces)
+            await _put_all(self._keepers(namespaces), Record(_Kept.RUNNING.value, cdw10, cdw11, uuids=uuids))
         except OSError:
             self._withdraw(before, namespaces)
             raise
@@ -273,9 +282,9 @@ class Sanitizer:
         """Go on where the last process ended, and know how the last operation ended. Call it when namespaces came."""
         if self.state.processing:
             return
-        found = [(each, Record.load(self._kept(each))) for each in self._namespaces.values()]
-        running = [(each, record) for each, record in found if record and record.kept == _Kept.RUNNING.value]
         own = Record.load(self._keeper.get(SECTION))
+        found = [(each, self._record(each, own)) for each in self._namespaces.values()]
+        running = [(each, record) for each, record in found if record and record.kept == _Kept.RUNNING.value]
         if running:
             _, record = running[0]
             assert record is not None
@@ -287,13 +296,16 @@ class Sanitizer:
             return
         records = [record for _, record in found if record] + ([own] if own else [])
         failed = [record for record in records if record.kept == _Kept.FAILED.value]
-        # What was running in memory alone has gone with it.
         chosen = next(iter(failed or records), None)
         if chosen is not None and self.outcome is SanitizeOutcome.NEVER:
             self._remember(chosen)
 
-    def _kept(self, namespace: Namespace) -> Any:
-        return namespace.backend.keeper.get(SECTION) if namespace.marks.durable else None
+    @staticmethod
+    def _record(namespace: Namespace, own: Record | None) -> Record | None:
+        """What is kept of a namespace, or for one that keeps nothing (a device), with the subsystem."""
+        if namespace.marks.durable:
+            return Record.load(namespace.backend.keeper.get(SECTION))
+        return own if own is not None and str(namespace.uuid) in own.uuids else None
 
     def _remember(self, record: Record) -> None:
         self.cdw10, self.cdw11 = record.cdw10, record.cdw11

@@ -441,6 +441,23 @@ def test_an_interrupted_operation_goes_on(kill_after, cdw10):
     assert keeper.get("sanitize")["state"] == "done"
 
 
+def test_what_keeps_nothing_itself_is_known_by_the_subsystem():
+    keeper, backend = Durable(), Ramdisk("128M")
+    target = Target(backend, keeper=keeper)
+    admin = target.admin()
+    write(target.io(admin), 200000, b"x" * 512)
+    start(target, admin)
+    target = Target(backend, Ramdisk("1M"), keeper=keeper)
+    target.subsystem.namespaces[2].backend.memory[:1] = b"y"
+    target.subsystem.resume(target.runtime)
+    admin = target.admin()
+    assert sanitize_log(admin).sstat & 7 == 2
+    target.runtime.settle()
+    assert backend.allocated(0, 128 << 20) == []
+    assert target.subsystem.namespaces[2].backend.memory[:1] == b"y"
+    assert sanitize_log(Target(backend, keeper=keeper).admin()).sstat & 7 == 0, "not before it was resumed"
+
+
 def test_others_are_left_alone_when_it_goes_on():
     keeper = Durable()
     target = Target(kept(Ramdisk("1M"), keeper))
