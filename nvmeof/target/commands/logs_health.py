@@ -91,5 +91,11 @@ def _endurance(ctx: QueueContext, controller: Controller, command: GetLogPage, n
 
 add_log_pages(
     LogPageSpec(LogPageId.SMART_HEALTH, "SMART / Health Information", _smart, per_namespace=True),
-    LogPageSpec(LogPageId.ENDURANCE_GROUP, "Endurance Group Information", _endurance, check=_check_group),
+    LogPageSpec(
+        LogPageId.ENDURANCE_GROUP,
+        "Endurance Group Information",
+        _endurance,
+        check=_check_group,
+        remark="of group 1, which is the subsystem",
+    ),
 )
