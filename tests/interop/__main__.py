@@ -17,6 +17,7 @@ from . import (  # noqa: F401  (they register themselves)
     checks,
     checks_features,
     checks_host,
+    checks_io,
     checks_logs,
     checks_media,
     checks_mptcp,

@@ -169,7 +169,8 @@ class FileBackend(FileCalls):
             raise ConfigurationError(f"zones of {self.description} need a file that they are kept in")
         if isinstance(self._zones, FileZoneStore):
             raise ConfigurationError(f"{path} is about {self._zones.layout}, and in use")
-        return FileZoneStore(path, layout, count, read_only=not self.capabilities.can_write)
+        held = count if self._device else os.fstat(self._fd).st_size // layout.zone_bytes
+        return FileZoneStore(path, layout, count, held=held, read_only=not self.capabilities.can_write)
 
     def _choose_block_bytes(self) -> int:
         wanted, formatted = self._wanted_block_bytes, formatted_block_bytes(self.keeper)

@@ -40,13 +40,17 @@ def boot_id() -> bytes:
 class FileZoneStore:
     """Implements :class:`nvmeof.target.zone_store.ZoneStore`. The file is made when it is not there.
 
-    Raises `ConfigurationError` for a file of other zones, or that is not one of these at all.
+    `held`: how many zones the data has room for; when it is served with fewer, those that would be forgotten are a
+    `ConfigurationError`. So is a file of other zones, or that is not one of these at all.
     """
 
     durable = True
 
-    def __init__(self, path: Path, layout: ZoneLayout, count: int, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, layout: ZoneLayout, count: int, *, held: int | None = None, read_only: bool = False
+    ) -> None:
         self.path = path
+        self._held = count if held is None else held
         self.layout = layout
         self._read_only = read_only
         self.durable = not read_only
@@ -90,6 +94,8 @@ class FileZoneStore:
             raise ConfigurationError(
                 f"{self.path} is about {layout}, and not about {self.layout}; remove it to begin with empty zones"
             )
+        if kept > count and self._held > count:
+            raise ConfigurationError(f"{self.path} is about {kept} zones, more than the {count} that are to be served")
         self._count = kept
         same_boot = boot == boot_id() and any(boot)
         records = self._read_all(second_half=not same_boot)

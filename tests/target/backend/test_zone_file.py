@@ -120,6 +120,22 @@ async def test_resize(path, reboot):
     assert opened(path, count=5) == [ZoneRecord()] * 5
 
 
+async def test_zones_that_would_be_forgotten(path):
+    opened(path)
+    with pytest.raises(ConfigurationError, match="more than the 3"):
+        opened(path, count=3, held=4)
+    assert opened(path, count=3, held=3) == [ZoneRecord()] * 3, "the data has gone anyhow"
+    backend = FileBackend(path.with_name("disk"), size="1M")
+    await backend.open()
+    backend.zone_store(LAYOUT, 16)
+    await backend.close()
+    smaller = FileBackend(path.with_name("disk"), size="512K")
+    await smaller.open()
+    with pytest.raises(ConfigurationError, match="16 zones"):
+        smaller.zone_store(LAYOUT, 8)
+    await smaller.close()
+
+
 async def test_blocks_of_another_size(path):
     for store in (FileZoneStore(path, LAYOUT, COUNT), MemoryZoneStore(LAYOUT, COUNT)):
         store.put(0, ZoneRecord(ZoneState.CLOSED, 0, 9))
