@@ -14,12 +14,14 @@ from nvmeof.spec.reservations import (
     pack_keys,
     pack_release,
 )
+from nvmeof.target.backend.base import Backend
 from nvmeof.target.commands.table import execute, prepare
 from nvmeof.target.completion import Completion
 from tests.target.harness import Pending, Target, TestQueue
 
 REGISTER, REPORT, ACQUIRE, RELEASE = 0x0D, 0x0E, 0x11, 0x15
 LOG = 0x80
+KEYS = [0xA0, 0xB1, 0xC2]
 
 
 def hostid(number: int) -> bytes:
@@ -122,3 +124,17 @@ class Host:
             return queue.ctx.refuse(sqe, error)
         result = execute(queue.ctx, spec, sqe, memoryview(bytearray(data)))
         return await result if isinstance(result, Awaitable) else result
+
+
+def reserved(rtype: int, *backends: Backend) -> list[Host]:
+    """Three hosts: the holder, another registrant, and one that is not registered."""
+    target = Target(*backends)
+    hosts = [Host(target, number) for number in range(3)]
+    for host in hosts[:2]:
+        assert host.register(KEYS[host.number]).status == 0
+    assert hosts[0].acquire(rtype, KEYS[0]).status == 0
+    return hosts
+
+
+def kinds(host: Host, admin: TestQueue | None = None) -> list[int]:
+    return [kind for _, kind, _, _ in host.notices(admin)]
