@@ -38,6 +38,7 @@ class ZoneInput(Enum):
     TAKE_OFFLINE = "Offline Zone"
     SET_EXTENSION = "Set Zone Descriptor Extension"
     FILL = "the write pointer has reached the zone's capacity"
+    UNFILL = "what was to fill it could not be written"
     RELEASE = "another zone needs what this one has open"
     DEGRADE = "it cannot be written any more"
     LOSE = "it cannot be read any more"
@@ -57,6 +58,7 @@ _ROWS: Final[dict[ZoneInput, tuple[ZoneState | Status | None, ...]]] = {
     ZoneInput.TAKE_OFFLINE:  (NO,    NO,    NO,    NO,    NO,       OFF,       OFF),
     ZoneInput.SET_EXTENSION: (C,     NO,    NO,    NO,    NO,       NO,        NO),
     ZoneInput.FILL:          (None,  F,     F,     None,  None,     None,      None),
+    ZoneInput.UNFILL:        (None,  None,  None,  None,  C,        None,      None),
     ZoneInput.RELEASE:       (None,  C,     None,  None,  None,     None,      None),
     ZoneInput.DEGRADE:       (RO,    RO,    RO,    RO,    RO,       RO,        OFF),
     ZoneInput.LOSE:          (OFF,   OFF,   OFF,   OFF,   OFF,      OFF,       OFF),

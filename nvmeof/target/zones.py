@@ -248,11 +248,17 @@ class Zones:
             self.save(zone)
 
     def _settle(self, zone: Zone, gap: int) -> None:
+        """All writes of a zone have ended; from block `gap` on some have failed."""
         zone.failed_from = None
-        if zone.written <= gap and zone.state in ACTIVE_STATES:
-            zone.pointer = gap
-        else:
+        filled = zone.state is ZoneState.FULL and zone.pointer == zone.limit
+        if zone.written > gap:
             self.degrade(zone)
+        elif filled and self.geometry.max_active and self.active >= self.geometry.max_active:
+            self.degrade(zone)  # another zone has taken its place meanwhile
+        elif filled or zone.state in ACTIVE_STATES:
+            if filled:
+                self._enter(zone, self._next(zone, ZoneInput.UNFILL))
+            zone.pointer = gap
 
     def save(self, zone: Zone) -> None:
         """Keep what a zone is now. Raises `OSError`."""

@@ -55,7 +55,7 @@ def bring(queue, namespace, state: ZoneState, zone: int = 1) -> None:
 def test_the_table_is_complete():
     assert set(COLUMNS) == set(ZoneState) and set(TRANSITIONS) == set(ZoneInput)
     for what, row in TRANSITIONS.items():
-        if what not in (ZoneInput.FILL, ZoneInput.RELEASE):
+        if what not in (ZoneInput.FILL, ZoneInput.UNFILL, ZoneInput.RELEASE):
             assert set(row) == set(ZoneState), what
     assert OPEN_STATES < ACTIVE_STATES
     for what, states in SELECTED.items():
@@ -161,6 +161,39 @@ def test_filling(state):
     assert zone.state is (F if writable else state)
     opened = {TRANSITIONS[ZoneInput.WRITE][each] for each in COLUMNS} & set(ZoneState)
     assert set(TRANSITIONS[ZoneInput.FILL]) == opened
+
+
+@pytest.mark.parametrize("state", COLUMNS)
+def test_writes_that_fail(state):
+    """From every state that can be written: as if it had not been, but open, or closed where it was to be filled."""
+    for fill in (False, True):
+        _, queue, namespace = make()
+        bring(queue, namespace, state)
+        zones, zone = namespace.zones, namespace.zones.zones[1]
+        following = TRANSITIONS[ZoneInput.WRITE][state]
+        if not isinstance(following, ZoneState):
+            continue
+        pointer = zone.pointer
+        place = zones.begin_write(pointer, zone.limit - pointer if fill else 1)
+        assert zone.state is (F if fill else following)
+        zones.end(place, good=False)
+        assert zone.state is (TRANSITIONS[ZoneInput.UNFILL][F] if fill else following)
+        assert zone.pointer == pointer and zones.active == 1 and zones.opened == (0 if fill else 1)
+    assert set(TRANSITIONS[ZoneInput.UNFILL]) == {F}
+
+
+@pytest.mark.parametrize("meanwhile", [ZoneInput.FINISH, ZoneInput.DEGRADE, ZoneInput.LOSE])
+def test_a_write_that_fails_in_a_zone_that_has_moved_on(meanwhile):
+    _, queue, namespace = make()
+    zones, zone = namespace.zones, namespace.zones.zones[1]
+    place = zones.begin_write(ZONE, 1)
+    if meanwhile is ZoneInput.FINISH:
+        assert send(queue, ZoneSendAction.FINISH, ZONE).status == 0
+    else:
+        zones.degrade(zone, readable=meanwhile is ZoneInput.DEGRADE)
+    state = zone.state
+    zones.end(place, good=False)
+    assert zone.state is state and zone.written == ZONE
 
 
 @pytest.mark.parametrize("state", COLUMNS)

@@ -145,10 +145,20 @@ async def test_a_gap_before_what_was_written_makes_a_zone_read_only(slow, zoned,
 
 async def test_a_write_that_fills_a_zone_and_fails(slow, zoned):
     tasks = await start(zoned.write(ZONE, data("a", ZONE)))
-    assert zoned.zones.zones[1].state is ZoneState.FULL
-    assert zoned.zones.zones[1].record.state is ZoneState.CLOSED, "it is not kept as full yet"
+    zone = zoned.zones.zones[1]
+    assert zone.state is ZoneState.FULL
+    assert zone.record.state is ZoneState.CLOSED, "it is not kept as full yet"
     await end(slow, 0, errno.EIO)
-    assert tasks[0].exception() and zoned.zones.zones[1].state is ZoneState.READ_ONLY and zoned.told == [ZONE]
+    assert tasks[0].exception() and (zone.state, zone.pointer) == (ZoneState.CLOSED, ZONE) and zoned.told == []
+
+
+async def test_a_write_that_fills_a_zone_and_fails_when_another_is_active(slow):
+    zoned = ZonedNamespace(1, slow, IDENTIFIERS, ZoneGeometry(zone_bytes=ZONE * BLOCK, max_active=1))
+    tasks = await start(zoned.write(ZONE, data("a", ZONE)), zoned.write(0, data("b")))
+    await end(slow, 0, errno.EIO)
+    assert tasks[0].exception() and zoned.zones.zones[1].state is ZoneState.READ_ONLY
+    await end(slow, 1)
+    assert zoned.zones.active == 1 and tasks[1].exception() is None
 
 
 async def test_a_write_that_is_given_up(slow, zoned):

@@ -196,6 +196,7 @@ register(
         ),
         CommandSpec(
             opcode=NvmOpcode.ZONE_MANAGEMENT_RECEIVE,
+            access=Access.READ,
             name="Zone Management Receive",
             handler=receive,
             direction=Direction.CONTROLLER_TO_HOST,
