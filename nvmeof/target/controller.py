@@ -69,6 +69,8 @@ class Queue(Protocol):
 
     def abort_namespace(self, nsid: int) -> None: ...
 
+    def commands(self) -> dict[int, int]: ...
+
 
 @dataclass(slots=True)
 class FeatureValues:
@@ -270,6 +272,10 @@ class Controller:
             return False
         self._select_namespaces()
         return True
+
+    def busy_with(self, nsid: int) -> bool:
+        """Whether I/O commands for that NSID are in progress; a namespace of that number may have gone meanwhile."""
+        return any(nsid in queue.commands().values() for qid, queue in self.queues.items() if qid)
 
     def enabled(self, csi: int) -> bool:
         """Whether CC.CSS lets that I/O command set be used; any before it is set."""

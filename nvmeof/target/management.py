@@ -159,6 +159,8 @@ class Owner(Protocol):
 
     def attached_controllers(self, nsid: int) -> list[int]: ...
 
+    def nsid_free(self, nsid: int) -> bool: ...
+
 
 class NamespaceManager:
     """Of one subsystem. `CommandError` says what cannot be done; nothing has changed then."""
@@ -303,9 +305,9 @@ class NamespaceManager:
         limit, _ = self._owner.limits
         if len(self._owner.namespaces) < limit:
             for nsid in range(1, limit + 1):
-                if nsid not in self._owner.namespaces:
+                if self._owner.nsid_free(nsid):
                     return nsid
-        raise CommandError(Status.NAMESPACE_ID_UNAVAILABLE, message=f"there are {limit} namespaces already")
+        raise CommandError(Status.NAMESPACE_ID_UNAVAILABLE, message=f"no NSID of {limit} is free")
 
     async def delete(self, runtime: Runtime, nsid: int | None, *, by: int | None = None) -> None:
         """Delete a namespace (None: all) with its data, wherever it is attached. `by`: CNTLID of whom it is done for.

@@ -45,6 +45,8 @@ class Association(Protocol):
 
     def detach(self, nsid: int) -> bool: ...
 
+    def busy_with(self, nsid: int) -> bool: ...
+
     def enabled(self, csi: int) -> bool: ...
 
     def namespace_changed(self, nsid: int) -> None: ...
@@ -216,10 +218,18 @@ class Subsystem:
 
     def _free_nsid(self) -> int:
         nsid = 1
-        taken = self.manager.nsids if self.manager is not None else frozenset()
-        while nsid in self.namespaces or nsid in taken:
+        while not self.nsid_free(nsid):
             nsid += 1
         return nsid
+
+    def nsid_free(self, nsid: int) -> bool:
+        """Whether a new namespace can have that NSID.
+
+        Not while commands for an old one with the same are in progress: their data must not go to the new one.
+        """
+        if nsid in self.namespaces or (self.manager is not None and nsid in self.manager.nsids):
+            return False
+        return not any(controller.busy_with(nsid) for controller in self.controllers.values())
 
     def _namespace_changed(self, nsid: int) -> None:
         self.epoch += 1

@@ -116,6 +116,7 @@ class FakeQueue:
     def __init__(self) -> None:
         self.reasons: list[str] = []
         self.aborted: list[int] = []  # namespaces
+        self.in_progress: dict[int, int] = {}  # NSID by CID
 
     def close(self, reason: str) -> None:
         self.reasons.append(reason)
@@ -125,6 +126,9 @@ class FakeQueue:
 
     def abort_namespace(self, nsid: int) -> None:
         self.aborted.append(nsid)
+
+    def commands(self) -> dict[int, int]:
+        return self.in_progress
 
 
 class Pending:

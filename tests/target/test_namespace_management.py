@@ -247,6 +247,19 @@ def test_identifiers_run_out():
     assert delete(queue, 2).status == 0 and create(queue, nsze=8).dw0 == 2
 
 
+def test_an_nsid_is_not_used_again_before_its_commands_have_ended(target, queue):
+    create(queue)
+    attach(queue, 2)
+    io = target.io(queue)
+    io.ctx.queue.in_progress[7] = 2
+    delete(queue, 2)
+    assert create(queue).dw0 == 3, "what is on its way to the old one must not reach a new one"
+    del io.ctx.queue.in_progress[7]
+    assert create(queue).dw0 == 2
+    queue.ctx.queue.in_progress[1] = 4  # an admin command
+    assert create(queue).dw0 == 4
+
+
 def test_memory_runs_out(queue, monkeypatch):
     def no_memory(self, size_bytes):
         raise OSError(12, "Cannot allocate memory")

@@ -46,6 +46,9 @@ class Member:
     def enabled(self, csi):
         return True
 
+    def busy_with(self, nsid):
+        return False
+
     def namespace_changed(self, nsid): ...
 
     def allocation_changed(self, nsid): ...
