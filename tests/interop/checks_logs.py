@@ -84,7 +84,7 @@ def _events(bench: Bench) -> str:
     text = bench.run("""
         attached
         nvme persistent-event-log /dev/$CTRL -a 1
-        nvme persistent-event-log /dev/$CTRL -a 0 -l 65536 >/dev/null
+        nvme persistent-event-log /dev/$CTRL -a 0
         nvme persistent-event-log /dev/$CTRL -a 2
         ! nvme persistent-event-log /dev/$CTRL -a 0 -l 512 >/dev/null 2>&1""")
     for name in ("Power-on or Reset Event", "Timestamp Change Event", "NVM Subsystem Hardware Error Event"):
@@ -116,6 +116,7 @@ def logs(bench: Bench) -> None:
         _plain(bench)
         _smart(bench)
         _telemetries(bench)
+        bench.run("attached; nvme reset /dev/$CTRL; attached")
         _events(bench)
         time.sleep(1.5)
         peer.kill()
