@@ -407,7 +407,7 @@ def test_identify():
     assert (zns.zoc, zns.ozcs, zns.mor, zns.mar, zns.rrl, zns.frl) == (0, 1, 3, 5, 0, 0)
     assert [(each.zsze, each.zdes) for each in zns.lbafe[:3]] == [(64, 2), (8, 2), (0, 0)]
     common = IDENTIFY_NAMESPACE.parse(admin.read_bytes(admin.identify(0, 2)))
-    assert (common.nsze, common.ncap) == (ZONES * ZONE, ZONES * CAPACITY)
+    assert (common.nsze, common.ncap, common.nuse) == (ZONES * ZONE, ZONES * CAPACITY, ZONES * CAPACITY)
     assert admin.read_bytes(admin.identify(0x1B, 2, csi=2)) == admin.read_bytes(admin.identify(5, 2, csi=2))
     descriptors = parse_namespace_descriptors(admin.read_bytes(admin.identify(3, 2)))
     assert [item.nid for item in descriptors if item.nidt == 4] == [b"\2"]

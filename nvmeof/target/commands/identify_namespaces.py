@@ -79,7 +79,7 @@ def namespace_structure(namespace: Namespace) -> bytes:
         IDENTIFY_NAMESPACE,
         nsze=namespace.size_blocks,
         ncap=namespace.capacity_blocks,
-        nuse=-(-namespace.backend.used_bytes >> namespace.block_shift),
+        nuse=min(-(-namespace.backend.used_bytes >> namespace.block_shift), namespace.capacity_blocks),
         fpi=FPI_SUPPORTED | namespace.format_remaining,
         nsfeat=Nsfeat.OPTIMAL_PERFORMANCE | Nsfeat.NAMESPACE_ATOMICS,
         dlfeat=deallocation,
