@@ -77,8 +77,8 @@ class Host:
     ) -> Completion:
         return self._run(RELEASE, pack_release(crkey), action | ignore << 3 | rtype << 8, **fields)
 
-    def clear(self, crkey: int) -> Completion:
-        return self.release(0, crkey, action=ReleaseAction.CLEAR)
+    def clear(self, crkey: int, **fields: int) -> Completion:
+        return self.release(0, crkey, action=ReleaseAction.CLEAR, **fields)
 
     def start(self, opcode: int, data: bytes, cdw10: int, **fields: int) -> Completion | Pending:
         """A command that may not complete at once."""

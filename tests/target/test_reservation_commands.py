@@ -14,12 +14,15 @@ from nvmeof.spec.reservations import RegisterAction, ReservationType
 from nvmeof.spec.sqe import COPY_RANGE, SQE, CopyRange
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.commands.registry import ADMIN, NVM, ZNS
 from nvmeof.target.commands.reservation_gate import gate
-from nvmeof.target.commands.table import ADMIN, NVM
+from nvmeof.target.config import NamespaceConfig
+from nvmeof.target.zone_geometry import ZoneGeometry
 from tests.target.harness import IN_CAPSULE, Pending, Target
 from tests.target.reservation_hosts import ACQUIRE, KEYS, REGISTER, RELEASE, REPORT, Host, hostid, kinds, reserved
 from tests.target.reservation_model import BEHAVIOR, COLUMNS, EA, EAAR, WE, WEAR, WERO, Model
 from tests.target.test_nvm import last_error
+from tests.target.zone_tools import BLOCK, ZONE, append, receive, send
 
 CONFLICT, INVALID = Status.RESERVATION_CONFLICT, Status.INVALID_FIELD
 CDW10, DATA, OPCODE = SQE.error_location("cdw10"), SQE.error_location("sgl_address"), SQE.error_location("opcode")
@@ -64,7 +67,7 @@ def expected(rtype: int, group: str, number: int) -> str:
 
 def barred(queue, opcode: int, nsid: int) -> bool:
     """Whether the gate refuses a command, and how."""
-    spec = (NVM if queue.ctx.qid else ADMIN)[opcode]
+    spec = ({**NVM, **ZNS} if queue.ctx.qid else ADMIN)[opcode]
     try:
         gate(queue.ctx, spec, queue.sqe(opcode, nsid=nsid))
     except CommandError as error:
@@ -77,7 +80,7 @@ def barred(queue, opcode: int, nsid: int) -> bool:
 def test_every_command_in_every_cell(rtype):
     hosts = reserved(rtype)
     for host in hosts:
-        for opcode in NVM:
+        for opcode in (*NVM, *ZNS):
             group = IO_GROUPS[opcode]  # a new command has to say here what it is to a reservation
             assert barred(host.io, opcode, 1) == (expected(rtype, group, host.number) == "C"), NvmOpcode(opcode).name
         for opcode in ADMIN:
@@ -110,6 +113,28 @@ def test_reservation_commands_in_every_cell(rtype):
         ):
             host = reserved(rtype)[number]
             assert act(host).status == (CONFLICT if expected(rtype, group, number) == "C" else 0), (group, number)
+
+
+@pytest.mark.parametrize("rtype", ReservationType)
+def test_a_zoned_namespace(rtype):
+    target = Target()
+    geometry = ZoneGeometry(zone_bytes=ZONE * BLOCK)
+    target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), zoned=geometry))
+    hosts = [Host(target, number) for number in range(3)]
+    for host in hosts[:2]:
+        assert host.register(KEYS[host.number], nsid=2).status == 0
+    assert hosts[0].acquire(rtype, KEYS[0], nsid=2).status == 0
+    for host in hosts:
+        for group, act in (
+            ("write", lambda host: append(host.io, 0, bytes(BLOCK))),
+            ("write", lambda host: send(host.io, 3, ZONE)),  # open
+            ("write", lambda host: send(host.io, 4, ZONE)),  # reset
+            ("read", lambda host: receive(host.io, 0, 128, partial=True)),
+        ):
+            conflict = expected(rtype, group, host.number) == "C"
+            assert act(host).status == (CONFLICT if conflict else 0)
+            assert not conflict or last_error(host.io).error_location == OPCODE
+    assert hosts[0].clear(KEYS[0], nsid=2).status == 0
 
 
 def test_a_command_for_all_namespaces():
