@@ -261,16 +261,17 @@ class Controller:
 
     # Namespaces
 
-    def attach(self, namespace: Namespace) -> None:
-        """Give this controller a namespace."""
-        self.attached[namespace.nsid] = namespace
+    def attach(self, *namespaces: Namespace) -> None:
+        """Give this controller namespaces."""
+        self.attached.update((namespace.nsid, namespace) for namespace in namespaces)
         self._select_namespaces()
 
     def detach(self, nsid: int) -> bool:
         """Take a namespace away, if it is attached: commands for it that have not begun are refused."""
         if self.attached.pop(nsid, None) is None:
             return False
-        self._select_namespaces()
+        self.namespaces.pop(nsid, None)
+        self.withdraw_permits()
         return True
 
     def busy_with(self, nsid: int) -> bool:

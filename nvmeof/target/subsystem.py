@@ -41,7 +41,7 @@ class Association(Protocol):
     attached: dict[int, Namespace]
     namespaces: dict[int, Namespace]
 
-    def attach(self, namespace: Namespace) -> None: ...
+    def attach(self, *namespaces: Namespace) -> None: ...
 
     def detach(self, nsid: int) -> bool: ...
 
@@ -253,13 +253,13 @@ class Subsystem:
     def start_attached(self, controller: Association) -> None:
         """Attach a new controller to what its host's controllers start with."""
         limit = self.config.max_attached or len(self.namespaces)
-        for nsid, namespace in self.namespaces.items():
-            if len(controller.attached) >= limit:
-                break
-            if self.attachments.attached(controller.host_nqn, nsid) and (
-                namespace.shared or not self.attached_controllers(nsid)
-            ):
-                controller.attach(namespace)
+        chosen = [
+            namespace
+            for nsid, namespace in self.namespaces.items()
+            if self.attachments.attached(controller.host_nqn, nsid)
+            and (namespace.shared or not self.attached_controllers(nsid))
+        ]
+        controller.attach(*chosen[:limit])
 
     def attached_controllers(self, nsid: int) -> list[int]:
         """CNTLIDs of the controllers that a namespace is attached to."""

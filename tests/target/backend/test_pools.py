@@ -37,8 +37,8 @@ class Member:
         subsystem.start_attached(self)
         subsystem.controllers[cntlid] = self
 
-    def attach(self, namespace):
-        self.attached[namespace.nsid] = namespace
+    def attach(self, *namespaces):
+        self.attached.update((namespace.nsid, namespace) for namespace in namespaces)
 
     def detach(self, nsid):
         return self.attached.pop(nsid, None) is not None
