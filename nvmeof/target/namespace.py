@@ -216,6 +216,9 @@ class Namespace:
         """Whether it could have blocks of that size, as far as that is not the backend's affair."""
         return True
 
+    def check_size(self, size_bytes: int) -> None:
+        """Raise `ConfigurationError` for a size that it could not have, as far as that is not the backend's affair."""
+
     def erased(self) -> Awaitable[None] | None:
         """Nothing is left of what it held: neither is what was known of blocks. Done when that is kept.
 

@@ -190,6 +190,7 @@ class Subsystem:
         if nsid not in self.namespaces:
             raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
         namespace = self.namespaces[nsid]
+        namespace.check_size(size_bytes)
         namespace.backend.resize(size_bytes)
         namespace.refresh()
         self._namespace_changed(nsid)

@@ -78,6 +78,10 @@ class ZonedNamespace(Namespace):
         """Whether it could have blocks of that size: zones are whole blocks."""
         return not (self.geometry.zone_bytes % block_bytes or self.geometry.capacity % block_bytes)
 
+    def check_size(self, size_bytes: int) -> None:
+        """Raise `ConfigurationError` unless there is a zone at least, and not too many."""
+        self.geometry.check(self.block_bytes, size_bytes)
+
     def _zone_changed(self, zslba: int) -> None:
         self.zone_changed(zslba)
 

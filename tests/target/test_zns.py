@@ -19,6 +19,7 @@ from nvmeof.spec.zns import (
     parse_zone_report,
 )
 from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.commands.table import execute, prepare
 from nvmeof.target.config import NamespaceConfig
 from nvmeof.target.zone_geometry import ZoneGeometry, parse_zoned
 from nvmeof.target.zone_states import COLUMNS
@@ -511,6 +512,30 @@ def test_resize():
     assert queue.read_bytes(read(queue, ZONE, 1)) == b"a" * BLOCK
     target.subsystem.resize_namespace(2, 1 << 20)
     assert descriptor(queue, 31).state is ZoneState.EMPTY
+
+
+def test_sizes_that_cannot_be():
+    target = make()
+    with pytest.raises(ConfigurationError):
+        target.subsystem.resize_namespace(2, ZONE * BLOCK - BLOCK)
+    assert target.subsystem.namespaces[2].backend.capabilities.size_bytes == 1 << 20, "nothing was begun"
+
+
+def test_another_namespace_has_taken_its_place_meanwhile():
+    target = make()
+    queue = io(target)
+    sqes = [
+        (queue.sqe(0x7D, bytes(BLOCK), **rw(0, 1)), memoryview(bytes(BLOCK))),
+        (queue.sqe(0x79, nsid=2, cdw13=3), None),
+        (queue.sqe(0x7A, length=64, nsid=2, cdw12=15), None),
+    ]
+    specs = [prepare(queue.ctx, sqe)[0] for sqe, _ in sqes]
+    target.subsystem.remove_namespace(2)
+    for gone in (True, False):
+        if not gone:
+            target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), nsid=2))
+        for spec, (sqe, data) in zip(specs, sqes, strict=True):
+            refused(queue, execute(queue.ctx, spec, sqe, data), Status.INVALID_NAMESPACE, 4)
 
 
 def test_reset_of_all_zones():

@@ -169,6 +169,8 @@ class FileBackend(FileCalls):
             raise ConfigurationError(f"zones of {self.description} need a file that they are kept in")
         if isinstance(self._zones, FileZoneStore):
             raise ConfigurationError(f"{path} is about {self._zones.layout}, and in use")
+        if self._shared and self.capabilities.can_write:
+            raise ConfigurationError(f"{self.path} cannot be shared: nobody else would see its write pointers move")
         held = count if self._device else os.fstat(self._fd).st_size // layout.zone_bytes
         return FileZoneStore(path, layout, count, held=held, read_only=not self.capabilities.can_write)
 

@@ -80,7 +80,7 @@ class FileZoneStore:
 
     def _open(self, count: int) -> list[ZoneRecord]:
         header = os.pread(self._fd, _HEADER.size, 0)
-        if not header and not self._read_only:
+        if not any(header) and not self._read_only:  # new, or the end came while it was made
             self._count = count
             self._reserve(count)
             self._write_header()

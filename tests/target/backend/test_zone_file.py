@@ -168,7 +168,7 @@ def test_other_zones(path, other):
         opened(path, LAYOUT._replace(**other))
 
 
-@pytest.mark.parametrize("content", [b"x", b"NVMeoF zones\0\0\0\2" + bytes(4096), bytes(8192)])
+@pytest.mark.parametrize("content", [b"x", b"NVMeoF zones\0\0\0\2" + bytes(4096), bytes(16) + b"x"])
 def test_another_file(path, content):
     path.write_bytes(content)
     with pytest.raises(ConfigurationError, match="not what zones are kept in"):
@@ -189,6 +189,31 @@ def test_a_file_that_was_cut(path):
     opened(path)
     os.truncate(path, 4096 + 128)
     assert opened(path) == [ZoneRecord()] * COUNT
+
+
+def test_the_end_came_while_the_file_was_made(path):
+    path.write_bytes(bytes(8192))
+    assert opened(path) == [ZoneRecord()] * COUNT
+    assert opened(path) == [ZoneRecord()] * COUNT
+
+
+async def test_a_shared_file(tmp_path):
+    backend = FileBackend(tmp_path / "disk", size="1M", shared=True)
+    await backend.open()
+    with pytest.raises(ConfigurationError, match="shared"):
+        backend.zone_store(LAYOUT, 16)
+    await backend.close()
+
+
+async def test_a_device_has_no_file_for_zones(tmp_path, monkeypatch):
+    backend = FileBackend(tmp_path / "disk", size="1M")
+    await backend.open()
+    monkeypatch.setattr(backend, "_device", True)
+    assert not backend.has_zones
+    with pytest.raises(ConfigurationError, match="need a file"):
+        backend.zone_store(LAYOUT, 16)
+    monkeypatch.undo()
+    await backend.close()
 
 
 def test_a_directory_that_is_not_there(tmp_path):
