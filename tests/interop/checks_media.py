@@ -71,7 +71,7 @@ def media(bench: Bench) -> None:
             nvme write-uncor $DEV -s 100 -c 3
             [ $(tested 2) = 39 ] || die "the extended self-test did not fail"
             nvme device-self-test $(c) -n 1 -s 0xf
-            nvme get-lba-status $DEV --start-lba=0 --max-dw=255 --action=0x11 --range-len=0
+            nvme get-lba-status $DEV -n 1 --start-lba=0 --max-dw=255 --action=0x11 --range-len=0
             status=$(nvme admin-passthru $DEV -O 0x86 -n 1 --cdw12=15 --cdw13=0x11000000 -l 64 -r -b | od -An -tu4 -v)
             [ "$(echo $status | cut -d' ' -f1-6)" = "1 2 100 0 3 768" ] || die "LBA status: $status"
             nvme admin-passthru $DEV -O 0x86 -n 1 --cdw12=15 --cdw13=0x10000000 -l 64 -r >/dev/null

@@ -131,10 +131,7 @@ class NamespaceModel(RuleBasedStateMachine):
 
     @rule(at=ranges)
     def mark(self, at):
-        async def run():
-            self.namespace.mark_uncorrectable(*at)
-
-        done, _ = self.call(run, *at)
+        done, _ = self.call(lambda: self.namespace.mark_uncorrectable(*at), *at)
         if done:
             self.marked |= set(range(at[0], at[0] + at[1]))
 
