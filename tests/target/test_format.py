@@ -330,7 +330,9 @@ async def test_a_file_keeps_its_format(tmp_path, killed):
     await execute_in_loop(io, 0x01, b"x" * 512, nsid=1, cdw12=0)
     completion = await execute_in_loop(admin, FORMAT, nsid=1, cdw10=1 | 1 << 9)
     assert completion.status == 0
-    assert identify(admin).nsze == 256
+    data = identify(admin)
+    assert (data.nsze, data.ncap) == (256, 256)
+    assert data.nuse <= 2, "what has space of its own"
     assert path.read_bytes() == bytes(1 << 20 | 512)
     assert path.stat().st_blocks * 512 <= 8192
     if not killed:

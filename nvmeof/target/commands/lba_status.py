@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import replace
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import AdminOpcode, FeatureId, LogPageId, Oacs
@@ -132,6 +133,22 @@ def _interval(controller: Controller, sqe: Sqe, data: bytes | None) -> Value:
     return Value(sqe.cdw11 & 0xFFFF | POLL_INTERVAL << 16)
 
 
+_INTERVAL = remembered(
+    FeatureId.LBA_STATUS_REPORT_INTERVAL,
+    "LBA Status Information Report Interval",
+    constant(POLL_INTERVAL | POLL_INTERVAL << 16),
+    _interval,
+    scope=Scope.CONTROLLER,
+)
+
+
+def _apply_interval(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
+    """Set Features tells the value that has come of it."""
+    assert _INTERVAL.apply is not None
+    _INTERVAL.apply(controller, sqe, data)
+    return _INTERVAL.read(controller, sqe).dw0
+
+
 register(
     ADMIN,
     (
@@ -156,12 +173,4 @@ add_log_pages(
         acknowledge=lambda controller: controller.lba_alert.acknowledged(),
     )
 )
-add_features(
-    remembered(
-        FeatureId.LBA_STATUS_REPORT_INTERVAL,
-        "LBA Status Information Report Interval",
-        constant(POLL_INTERVAL | POLL_INTERVAL << 16),
-        _interval,
-        scope=Scope.CONTROLLER,
-    )
-)
+add_features(replace(_INTERVAL, apply=_apply_interval))
