@@ -171,7 +171,8 @@ class NamespaceManager:
         self._turns = Turns()
         self._records: dict[int, Record] = {}
         self._unused: list[str] = []
-        self._reserved_bytes = 0  # of a namespace that is being made
+        self._making: int | None = None  # the NSID of a namespace that is being made
+        self._reserved_bytes = 0  # and its size
         kept = pool.keeper.get(SECTION)
         if kept is not None:
             self._load(kept)
@@ -195,8 +196,8 @@ class NamespaceManager:
 
     @property
     def nsids(self) -> frozenset[int]:
-        """The namespaces that were made here; also those that `open` has yet to find again."""
-        return frozenset(self._records)
+        """The namespaces that were made here; also those that `open` has yet to find again, and one being made."""
+        return frozenset(self._records if self._making is None else (*self._records, self._making))
 
     @property
     def unallocated_bytes(self) -> int:
@@ -211,13 +212,18 @@ class NamespaceManager:
             await settled(self.pool.delete(name, None))
             self._unused.remove(name)
         for _, record in sorted(self._records.items()):
-            self._insert(record, await settled(self.pool.open(record.name)))
+            backend = await settled(self.pool.open(record.name))
+            try:
+                self._owner.insert(self._made(record, backend), attached=False)
+            except BaseException:
+                await backend.close()
+                raise
         self._owner.attachments.prune(self._owner.namespaces)
 
-    def _insert(self, record: Record, backend: Backend) -> None:
+    def _made(self, record: Record, backend: Backend) -> Namespace:
         make = KINDS[record.csi].make
         common: dict[str, Any] = {"csi": record.csi, "shared": record.shared}
-        self._owner.insert(make(record.nsid, backend, record.identifiers, record.options, **common), attached=False)
+        return make(record.nsid, backend, record.identifiers, record.options, **common)
 
     def _save(self, attachments: Attachments | None = None) -> Awaitable[None] | None:
         return self.pool.keeper.put(
@@ -264,22 +270,27 @@ class NamespaceManager:
                     command_specific=needed,
                 )
             record = Record(nsid, str(uuid_module.uuid4()), new.shared, new.csi, new.options)
-            self._reserved_bytes = needed
+            self._making, self._reserved_bytes = nsid, needed
             try:
-                self._insert(record, await self._make_storage(record, new))
+                namespace = await self._make_storage(record, new)
             finally:
-                self._reserved_bytes = 0
+                self._making, self._reserved_bytes = None, 0
+            self._owner.insert(namespace, attached=False)
             logger.info("namespace %d was created: %d bytes", nsid, new.size_bytes)
             return nsid
 
-    async def _make_storage(self, record: Record, new: NewNamespace) -> Backend:
+    async def _make_storage(self, record: Record, new: NewNamespace) -> Namespace:
         name = record.name
         # Until it is a namespace its storage is known as unused: should the end come in between, it is cleared away.
         self._unused.append(name)
         await self._keep(lambda: self._unused.remove(name))
+        backend: Backend | None = None
         try:
             backend = await settled(self.pool.create(name, new.size_bytes, new.block_bytes))
+            namespace = self._made(record, backend)
+            await self._keep_record(record)
         except (OSError, ConfigurationError) as error:
+            await self._clear_away(name, backend)
             no_room = isinstance(error, ConfigurationError) or error.errno in _NO_ROOM
             raise CommandError(
                 Status.NAMESPACE_INSUFFICIENT_CAPACITY if no_room else Status.INTERNAL_ERROR,
@@ -287,19 +298,21 @@ class NamespaceManager:
                 message=f"{self.pool.description} has no storage for a namespace: {error}",
                 command_specific=rounded(new.size_bytes) if no_room else 0,
             ) from error
-
-        def undo() -> None:
-            del self._records[record.nsid]
-            self._unused.append(name)
-
-        self._unused.remove(name)
-        self._records[record.nsid] = record
-        try:
-            await self._keep(undo)
         except CommandError:
             await self._clear_away(name, backend)
             raise
-        return backend
+        return namespace
+
+    async def _keep_record(self, record: Record) -> None:
+        """From here on it is a namespace."""
+
+        def undo() -> None:
+            del self._records[record.nsid]
+            self._unused.append(record.name)
+
+        self._unused.remove(record.name)
+        self._records[record.nsid] = record
+        await self._keep(undo)
 
     def _free_nsid(self) -> int:
         limit, _ = self._owner.limits
@@ -348,7 +361,7 @@ class NamespaceManager:
             await self._clear_away(name, namespace.backend)
             logger.info("namespace %d was deleted", namespace.nsid)
 
-    async def _clear_away(self, name: str, backend: Backend) -> None:
+    async def _clear_away(self, name: str, backend: Backend | None) -> None:
         """Give storage back. What cannot be is tried again at the next start."""
         try:
             await settled(self.pool.delete(name, backend))

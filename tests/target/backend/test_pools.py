@@ -14,7 +14,7 @@ from nvmeof.target.backend.pools import KEEPER_NAME, FilePool, RamdiskPool
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands import table as _table  # noqa: F401  (registers the kinds of namespaces)
 from nvmeof.target.config import NamespaceConfig, SubsystemConfig
-from nvmeof.target.management import KINDS, NewNamespace
+from nvmeof.target.management import KINDS, NamespaceKind, NewNamespace
 from nvmeof.target.server import Target, TargetConfig
 from nvmeof.target.subsystem import Subsystem
 
@@ -308,6 +308,44 @@ async def test_storage_that_cannot_be_made(tmp_path, monkeypatch, code, status):
         assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces
         monkeypatch.undo()
         assert await life.create() == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (OSError(5, "Input/output error"), Status.INTERNAL_ERROR),
+        (ConfigurationError("no"), Status.NAMESPACE_INSUFFICIENT_CAPACITY),
+        (CommandError(Status.INVALID_FORMAT), Status.INVALID_FORMAT),
+    ],
+)
+async def test_a_kind_that_cannot_be_made(tmp_path, monkeypatch, failure, status):
+    def fails(*_, **__):
+        raise failure
+
+    async with Life(tmp_path) as life:
+        monkeypatch.setitem(KINDS, Csi.NVM, NamespaceKind(Csi.NVM, KINDS[Csi.NVM].check, fails))
+        with pytest.raises(CommandError) as refused:
+            await life.create()
+        assert refused.value.status == status
+        assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces and not life.manager.nsids
+        monkeypatch.undo()
+        assert await life.create() == 1
+        monkeypatch.setitem(KINDS, Csi.NVM, NamespaceKind(Csi.NVM, KINDS[Csi.NVM].check, fails))
+    with pytest.raises(type(failure)):
+        await Life(tmp_path).__aenter__()
+
+
+async def test_what_is_configured_meanwhile_gets_another_nsid(tmp_path):
+    async with Life(tmp_path) as life:
+        creating = asyncio.ensure_future(life.create())
+        await asyncio.sleep(0)
+        left = life.subsystem.unallocated_bytes
+        assert left == 9 * MEGABYTE, "it is taken already"
+        assert life.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"))).nsid == 2
+        with pytest.raises(ConfigurationError, match="exists already"):
+            life.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), nsid=1))
+        assert await creating == 1
+        assert list(life.subsystem.namespaces) == [1, 2]
 
 
 async def test_storage_that_cannot_be_removed_is_removed_at_the_next_start(tmp_path, monkeypatch):
