@@ -365,12 +365,10 @@ class ZonedNamespace(Namespace):
         return _all(pending) if pending else None
 
     async def _emptied_later(self, zones: list[Zone]) -> None:
-        records = self._records(zones)
         # Not before that is on the media: with the power lost, a zone that still is what it was has its data.
-        await self._commit(records)
+        await self._commit(self._records(zones))
         # What has been written meanwhile stays; what is written from now on comes behind it.
-        left = [zone for zone in zones if zone.generation == records[zone.index][0]]
-        for start, end in _runs(left):
+        for start, end in _runs(zones):
             pending = self._drop(start, end)
             if pending is not None:
                 await pending

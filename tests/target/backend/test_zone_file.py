@@ -64,6 +64,19 @@ async def test_put_outlives_the_process_but_not_the_power(path, reboot):
     again.abandon()
 
 
+async def test_the_header_speaks_of_first_halves_that_are_right(path, reboot, monkeypatch):
+    store = FileZoneStore(path, LAYOUT, COUNT)
+    store.put(0, CLOSED)
+    store.abandon()
+    reboot()
+    done = []
+    pwrite, fdatasync = os.pwrite, os.fdatasync
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: (done.append(at), pwrite(fd, data, at))[1])
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (done.append("sync"), fdatasync(fd))[1])
+    opened(path)
+    assert done == [4096 + 128 * index for index in range(COUNT)] + ["sync", 0, "sync"]
+
+
 async def test_settle_commits_all(path, reboot):
     store = FileZoneStore(path, LAYOUT, COUNT)
     store.put(1, CLOSED)
