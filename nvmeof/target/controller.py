@@ -7,7 +7,7 @@ queues are only known by what can be done to them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 from nvmeof.errors import CommandError
@@ -39,14 +39,15 @@ from nvmeof.target.events import (
     ZONE_DESCRIPTOR_CHANGED,
     AsyncEvents,
 )
-from nvmeof.target.feature_values import Values
+from nvmeof.target.feature_values import FeatureValues
 from nvmeof.target.history import hardware_error, power_on_or_reset
 from nvmeof.target.inventory import PortInfo
+from nvmeof.target.keep_alive import KeepAliveTimer
 from nvmeof.target.lba_alert import POLL_INTERVAL, LbaAlert
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.permit import Permit
 from nvmeof.target.reservation_notices import ReservationNotices
-from nvmeof.target.runtime import Runtime, TimerHandle
+from nvmeof.target.runtime import Runtime
 from nvmeof.target.states import ControllerState
 from nvmeof.target.subsystem import Subsystem
 
@@ -57,7 +58,6 @@ KATO_MAX_MS = 0xFFFFFFFF // 100 * 100
 DISCOVERY_IDLE_SECONDS = 120.0
 NOT_ENABLED_SECONDS = 120.0
 """For how long, at least, an association is kept that is not enabled (any more) and silent."""
-_PRECISE_SECONDS = 1.0  # a shorter timeout needs a timer of its own: others are looked at once a second
 
 
 class Queue(Protocol):
@@ -70,19 +70,6 @@ class Queue(Protocol):
     def abort_namespace(self, nsid: int) -> None: ...
 
     def commands(self) -> dict[int, int]: ...
-
-
-@dataclass(slots=True)
-class FeatureValues:
-    """What Set Features changed: values, and what is more than remembered."""
-
-    values: Values = field(default_factory=dict)
-    thresholds: dict[int, int] = field(default_factory=dict)  # kelvin, by THSEL (0 over, 1 under)
-    behavior: bytes = bytes(512)
-    timestamp_ms: int = 0
-    timestamp_set_at: float = 0.0
-    timestamp_origin: int = 0
-    reset_at: float = 0.0
 
 
 class Controller:
@@ -140,9 +127,7 @@ class Controller:
         self._permits: dict[int, Permit] = {}  # by NSID
         self.kato_ms = 0
         self._shutdowns = 0
-        self._heard = False  # a command came since the interval's start
-        self._interval_start = runtime.now()
-        self._timer: TimerHandle | None = None
+        self._timer = KeepAliveTimer(runtime, lambda: self.keep_alive_seconds, self._expired)
         self.state = ControllerState.DISABLED
         self.set_kato(kato_ms)
         subsystem.start_attached(self)
@@ -196,7 +181,7 @@ class Controller:
             self._shutdowns += 1
             self.shutdown_status = Shst.OCCURRING
         self._update_state()
-        self._start_interval()
+        self._timer.restart()
         return began
 
     def _end_shutdown(self) -> None:
@@ -206,7 +191,7 @@ class Controller:
     def subsystem_shutdown(self) -> None:
         """An NVM Subsystem Shutdown began: no command is taken any more."""
         self._update_state()
-        self._start_interval()
+        self._timer.restart()
 
     def subsystem_reset(self) -> None:
         """NVM Subsystem Reset: everything is as after Connect. The association stays, with its admin queue."""
@@ -214,7 +199,7 @@ class Controller:
         self.subsystem_was_reset = True
         self._reset()
         self._update_state()
-        self._start_interval()
+        self._timer.restart()
 
     def clear_csts(self, value: int) -> None:
         """Property Set of CSTS: NSSRO is cleared by writing it; all else is read-only."""
@@ -341,9 +326,7 @@ class Controller:
         if self.gone:
             return
         self.gone = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         self.ready = False
         self._update_state()
         self.subsystem.controllers.pop(self.cntlid, None)
@@ -366,7 +349,7 @@ class Controller:
         """Take a keep alive timeout (milliseconds, rounded up to the granularity); the timer starts anew."""
         step = int(KEEP_ALIVE_GRANULARITY_SECONDS * 1000)
         self.kato_ms = min(-(-kato_ms // step) * step, KATO_MAX_MS)
-        self._start_interval()
+        self._timer.restart()
 
     @property
     def keep_alive_seconds(self) -> float:
@@ -383,46 +366,28 @@ class Controller:
 
     def touch(self, now: float) -> None:
         """Commands arrived on one of the queues (traffic based keep alive)."""
-        self._heard = True
+        self._timer.heard = True
 
     def keep_alive(self) -> None:
         """A Keep Alive command: the interval starts anew."""
-        self._start_interval()
-
-    def _start_interval(self) -> None:
-        self._interval_start = self.runtime.now()
-        self._heard = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        timeout = self.keep_alive_seconds
-        if 0 < timeout < _PRECISE_SECONDS:
-            self._timer = self.runtime.call_later(timeout, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self.check_deadline(self.runtime.now())
+        self._timer.restart()
 
     def next_deadline(self) -> float | None:
         """When `check_deadline` should be called next; None: never."""
-        timeout = self.keep_alive_seconds
-        return self._interval_start + timeout if timeout and not self.gone else None
+        return None if self.gone else self._timer.deadline()
 
     def check_deadline(self, now: float) -> bool:
         """End the association when its host was silent for a whole interval; True when that happened."""
-        deadline = self.next_deadline()
-        if deadline is None or now < deadline:
-            return False
-        if self._heard:
-            self._start_interval()
-            return False
-        if self.state is ControllerState.READY:
-            self.failed = True
-            self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
-            self.destroy(f"keep alive timeout: no command for {self.keep_alive_seconds:g} s")
-        else:
+        return not self.gone and self._timer.check(now)
+
+    def _expired(self) -> None:
+        if self.state is not ControllerState.READY:
             self.destroy(f"not enabled, and no command for {NOT_ENABLED_SECONDS:g} s")
-        return True
+            return
+        silence = self.keep_alive_seconds
+        self.failed = True
+        self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
+        self.destroy(f"keep alive timeout: no command for {silence:g} s")
 
     # History
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nvmeof.target.keeper import Keeper
@@ -21,6 +21,19 @@ class Value:
 
 Values = dict[tuple[int, int], Value]
 """By feature identifier, and by what selects one of several values (temperature sensors); mostly 0."""
+
+
+@dataclass(slots=True)
+class FeatureValues:
+    """What Set Features changed of a controller: values, and what is more than remembered."""
+
+    values: Values = field(default_factory=dict)
+    thresholds: dict[int, int] = field(default_factory=dict)  # kelvin, by THSEL (0 over, 1 under)
+    behavior: bytes = bytes(512)
+    timestamp_ms: int = 0
+    timestamp_set_at: float = 0.0
+    timestamp_origin: int = 0
+    reset_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ echo "$count values and capabilities told"
 
 @check(RAM, FILE, quick=1, only_ours=True, allow=_NOISE)
 def features(bench: Bench) -> None:
-    """get-feature of all identifiers with every SEL, and set-feature of those that can be changed."""
+    """get-feature of all identifiers with every SEL, set-feature, and what is saved over a reset and a crash."""
+    (bench.directory / "state").unlink(missing_ok=True)
     with bench.target() as peer:
         if peer.layout.backing == "ramdisk":
             bench.run(_HELPERS + _ALL_FEATURES, 300)
@@ -101,7 +102,7 @@ def features(bench: Bench) -> None:
             120,
         )
         if peer.layout.backing == "file":
-            peer.stop()
+            peer.kill()
             peer.start()
             bench.run(
                 _HELPERS

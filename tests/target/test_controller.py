@@ -406,7 +406,7 @@ def test_without_a_ready_controller_the_timer_is_not_active(state):
     controller = queue.ctx.controller
     now = controller.runtime.now()
     assert controller.kato_ms == 5000 and controller.next_deadline() == now + 120
-    controller._start_interval()
+    controller.keep_alive()
     assert controller.check_deadline(now + 120) and queue.closed == ["not enabled, and no command for 120 s"]
 
 
