@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -11,6 +12,8 @@ from nvmeof.spec.status import Status
 from nvmeof.target.controller import Controller
 from nvmeof.target.events import TRANSIENT_INTERNAL_ERROR
 from nvmeof.target.history import hardware_error
+
+logger = logging.getLogger(__name__)
 
 Watcher = Callable[[Controller, str], None]
 
@@ -23,7 +26,12 @@ _MEDIA: Final = frozenset({Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR})
 def report(controller: Controller, reason: str) -> None:
     """Something went wrong that is no matter of one command."""
     for watcher in WATCHERS:
-        watcher(controller, reason)
+        try:
+            watcher(controller, reason)
+        except Exception as error:
+            # Whoever takes note of a fault must not make it a larger one.
+            logger.error("%s could not be recorded: %s: %s", reason, type(error).__name__, error)
+            logger.debug("%s", reason, exc_info=error)
 
 
 def command_failed(controller: Controller, error: CommandError) -> None:

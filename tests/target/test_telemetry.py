@@ -231,6 +231,19 @@ def test_an_internal_error_is_captured_and_an_error_event(monkeypatch):
     assert b"internal error: a defect" in page(admin, 8)[0].rid
 
 
+def test_a_capture_that_fails_is_a_line_of_the_log(monkeypatch, caplog):
+    target = Target(Failing("1M"))
+    admin = target.admin()
+
+    def broken(controller):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(telemetry, "_area_1", broken)
+    completion = target.io(admin).command(0x02, length=512, nsid=1)
+    assert completion.status == Status.UNRECOVERED_READ_ERROR
+    assert "could not be recorded: RuntimeError: a defect" in caplog.text
+
+
 def test_a_protocol_fault_is_captured_for_the_others():
     target = Target()
     admin, other = target.admin(), target.admin()
