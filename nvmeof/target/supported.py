@@ -25,7 +25,6 @@ _NO_FDP = "no Flexible Data Placement"
 _NO_HARDWARE = "says something of hardware that a program does not have"
 _NO_WINDOWS = "no NVM sets, and no background work that could be kept out of a window"
 _ONE_POWER_STATE = "one power state: a program saves no power that a host could choose"
-_ZONES = "of the Zoned Namespace Command Set"
 _NO_CENTRAL = "for centralized discovery controllers"
 _NO_MIGRATION = "no live migration of controllers"
 _NO_MI = "no management interface (NVMe-MI)"
@@ -69,9 +68,6 @@ _WHY_ADMIN: dict[int, str] = {
 _WHY_NVM: dict[int, str] = {
     NvmOpcode.IO_MANAGEMENT_RECEIVE: _NO_FDP,
     NvmOpcode.IO_MANAGEMENT_SEND: _NO_FDP,
-    NvmOpcode.ZONE_MANAGEMENT_SEND: _ZONES,
-    NvmOpcode.ZONE_MANAGEMENT_RECEIVE: _ZONES,
-    NvmOpcode.ZONE_APPEND: _ZONES,
 }
 _WHY_FABRICS: dict[int, str] = {
     FabricsType.AUTH_SEND: "in-band authentication is not there yet",
@@ -176,8 +172,8 @@ def _command_remark(spec: CommandSpec) -> str:
 def _commands(kind: type[IntEnum], table: Mapping[int, CommandSpec], why: Mapping[int, str]) -> Iterator[str]:
     rows = []
     for member in kind:
-        if member.name == "FABRICS":
-            continue
+        if member.name == "FABRICS" or (kind is NvmOpcode and member in ZNS):
+            continue  # it has a section of its own
         spec = table.get(member)
         if spec is None:
             rows.append((f"{member:02X}h", _title(member), "no", why.get(member, _LATER)))
