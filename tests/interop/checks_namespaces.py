@@ -154,6 +154,14 @@ def identify_variants(bench: Bench) -> None:
             ! ask -n 1 --cdw10=0x1b --cdw11=0x04000000 || die "a structure of command set 4"
             ! ask -n 0xffffffff --cdw10=0x12 || die "controllers attached to all"
             ! ask --cdw10=0x9 --cdw11=9 || die "format 9"
+            # a zoned one, made by the host
+            make 3 $(((128 << 20) / 4096)) --block-size=4096 --csi=2 --nmic=1
+            nvme attach-ns $c -n 3 -c $(cntlid $CTRL); dev=$(appears 3); nvme ns-rescan $c
+            [ "$(cat /sys/block/${dev##*/}/queue/zoned)" = host-managed ] || die "not zoned"
+            blkzone report $dev | head -3; lists '3 ' $c --csi=2; lists '1 ' $c --csi=0
+            dd if=/dev/urandom of=$dev bs=64k count=16 oflag=direct status=none
+            refused 'field' nvme create-ns $c --nsze=1000 --ncap=1000 --block-size=4096 --csi=2
+            nvme delete-ns $c -n 3; goes 3
             disconnect""",
             120,
         )
