@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -61,3 +62,25 @@ class Hidden(Backend):
 
     def resize(self, size_bytes: int) -> None:
         self.ramdisk.resize(size_bytes)
+
+
+class AsyncDriver:
+    """Awaits commands on the running loop."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task] = set()
+        self.wakes = 0
+
+    def spawn(self, pending, done):
+        async def run():
+            done(await pending)
+
+        task = asyncio.ensure_future(run())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def wake(self):
+        self.wakes += 1
+
+    def finish(self, reason, *, fault=False):
+        pass

@@ -15,7 +15,7 @@ from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.pool import BufferPool
 from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, TRANSPORT, WRITE, WRITE_ZEROES, io_sqe, make_sqe
 from tests.protocol.wire import sent
-from tests.target.backend_tools import Hidden
+from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import Target
 from tests.target.test_queue import Wire, r2ts, statuses
 
@@ -23,28 +23,6 @@ COMPARE, VERIFY, DSM, COPY, CANCEL = 0x05, 0x0C, 0x09, 0x19, 0x18
 OK, ABORTED = 0, 0x07
 BLOCK = bytes(512)
 SINGLE, MULTIPLE = 0, 1
-
-
-class AsyncDriver:
-    """Awaits commands on the running loop."""
-
-    def __init__(self) -> None:
-        self.tasks: set[asyncio.Task] = set()
-        self.wakes = 0
-
-    def spawn(self, pending, done):
-        async def run():
-            done(await pending)
-
-        task = asyncio.ensure_future(run())
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    def wake(self):
-        self.wakes += 1
-
-    def finish(self, reason, *, fault=False):
-        pass
 
 
 def connect(target: Target, **options) -> Wire:

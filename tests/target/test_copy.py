@@ -12,6 +12,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands import copy as copy_module
 from nvmeof.target.config import NamespaceConfig
+from nvmeof.target.zone_geometry import ZoneGeometry
 from tests.target.backend_tools import Hidden
 from tests.target.harness import IN_CAPSULE, Target
 from tests.target.test_nvm import BLOCKS, ERRORS, Broken, Recording, io_queue, last_error, read, write
@@ -325,3 +326,18 @@ def test_a_namespace_that_shrinks_meanwhile():
     with pytest.raises(Exception, match="blocks 1024") as error:
         pending.send(None)
     assert (error.value.status, error.value.dw0) == (Status.LBA_OUT_OF_RANGE, 0)
+
+
+def test_copy_to_and_from_zones():
+    geometry = ZoneGeometry(zone_bytes=128 * 512)
+    target = Target(Ramdisk("1M"))
+    target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), zoned=geometry))
+    _, queue = enabled(target)
+    write(queue, 0, b"c" * 512 * 200)
+    assert across(queue, 128, (1, 0, 3), nsid=2).status == 0
+    assert across(queue, 128, (1, 0, 3), nsid=2).status == Status.ZONE_INVALID_WRITE
+    assert across(queue, 131, (1, 0, 100), nsid=2).status == 0, "in pieces"
+    assert across(queue, 300, (2, 230, 4)).status == 0, "what was not written is zeroes"
+    assert queue.read_bytes(read(queue, 300, 4)) == b"c" * 512 + bytes(512 * 3)
+    completion = across(queue, 0, (1, 0, 100), (1, 0, 100), nsid=2)
+    assert (completion.status, completion.dw0) == (Status.ZONED_BOUNDARY_ERROR, 1), "the second range ends in another"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
 import pytest
@@ -12,9 +13,10 @@ from nvmeof.target.backend.base import SourceError
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig
 from nvmeof.target.pool import BufferPool
+from nvmeof.target.zone_geometry import ZoneGeometry
 from tests.conformance.rawhost import C2H, IN_CAPSULE, READ, TRANSPORT, WRITE, crc, io_sqe, make_sqe
 from tests.protocol.wire import sent, split
-from tests.target.backend_tools import Hidden
+from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import Target
 from tests.target.test_queue import Wire, r2ts, statuses
 
@@ -341,3 +343,29 @@ def test_identify_says_so():
     target = Target()
     admin = target.admin()
     assert IDENTIFY_CONTROLLER.parse(admin.read_bytes(admin.identify(1))).fuses == 1
+
+
+async def test_in_a_zone_the_write_goes_to_the_write_pointer():
+    target = Target(Ramdisk("64K"))
+    geometry = ZoneGeometry(zone_bytes=32 * 512)
+    target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("64K"), zoned=geometry))
+    target.admin()
+    wire = Wire(target)
+    wire.driver = wire.queue.driver = AsyncDriver()
+
+    async def fuse(slba, compare, data):
+        place = {"slba": slba, "nsid": 2}
+        out = wire.feed(half(wire, 1, FIRST, compare, **place) + half(wire, 2, SECOND, data, **place))
+        if wire.driver.tasks:
+            await asyncio.wait(wire.driver.tasks)
+            await asyncio.sleep(0)
+            out += sent(wire.connection)
+        return statuses(out)
+
+    assert await fuse(0, B, A) == [(1, DIFFERS), (2, FAILED)]
+    assert await fuse(0, bytes(512), A) == [(1, OK), (2, OK)]
+    assert await fuse(0, A, B) == [(1, OK), (2, 0x1BC)], "Zone Invalid Write is the write's, the data was the same"
+    assert await fuse(0, C, B) == [(1, DIFFERS), (2, FAILED)]
+    assert await fuse(2, bytes(512), B) == [(1, OK), (2, 0x1BC)]
+    assert await fuse(1, bytes(512), B) == [(1, OK), (2, OK)]
+    assert content(wire, 0, 2, nsid=2) == A + B

@@ -30,9 +30,8 @@ from nvmeof.target.pool import BufferPool
 from nvmeof.target.queue import TargetQueue
 from tests.conformance.rawhost import C2H, IN_CAPSULE, R2T, RESPONSE, SUCCESS, TRANSPORT, connect_data, icreq, make_sqe
 from tests.protocol.wire import sent, split
-from tests.target.backend_tools import Hidden
+from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import HOST, HOSTID, NQN, Target
-from tests.target.test_aborts import AsyncDriver
 from tests.target.test_queue import Wire
 
 BLOCKS, QUEUES = 256, 3
