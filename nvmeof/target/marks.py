@@ -28,7 +28,7 @@ class Marks:
         self._keeper = keeper
         self.marked = BlockRanges()
         self.failing = BlockRanges()
-        self.generation = 0  # changes when one more fails
+        self.generation = 0  # changes when one more fails or is marked
         self.found: Callable[[], object] = lambda: None
         self.some = False  # whether there are any at all, of either kind
         self._restore(keeper.get(SECTION), size_blocks)
@@ -61,6 +61,8 @@ class Marks:
 
     def mark(self, start: int, end: int) -> Awaitable[None] | None:
         """Blocks cannot be read from now on. Done when that is kept; raises or ends with `OSError`."""
+        if not self.marked.covers(start, end):
+            self.generation += 1
         self.marked.add(start, end)
         return self._keep()
 

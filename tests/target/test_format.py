@@ -2,6 +2,9 @@ import asyncio
 import errno
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import AnaState
@@ -12,6 +15,7 @@ from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands.registry import GATES
 from nvmeof.target.config import NamespaceConfig
+from nvmeof.target.keeper import formatted_block_bytes
 from nvmeof.target.server import Target as Server
 from nvmeof.target.zone_geometry import ZoneGeometry
 from nvmeof.target.zone_states import ZoneState
@@ -362,3 +366,99 @@ async def test_a_file_in_the_middle_of_a_format(tmp_path):
         while namespace.barred:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert path.read_bytes() == bytes(1 << 20)
+
+
+class Sequence(RuleBasedStateMachine):
+    """Formats, kills in the middle of them, failures and writes in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keeper = Durable()
+        self.backend = kept(Flawed("192M"), self.keeper)
+        self.pending = None
+        self.wanted = 512  # what the blocks will be when everything has settled
+        self.marked: int | None = None  # where a byte was written since the last format
+        self.boot()
+
+    def boot(self) -> None:
+        self.backend.set_block_bytes(formatted_block_bytes(self.keeper) or 512)
+        self.target = Target(self.backend)
+        self.target.subsystem.resume(self.target.runtime)
+        self.namespace = self.target.subsystem.namespaces[1]
+        self.admin = self.target.admin()
+        self.io = self.target.io(self.admin)
+
+    @property
+    def busy(self) -> bool:
+        return self.namespace.barred is not None
+
+    def advance(self, turns: int) -> None:
+        for _ in range(turns):
+            self.target.runtime.turn()
+            if self.pending is not None and self.pending.step() is not None:
+                assert self.pending.completion.status in (0, Status.WRITE_FAULT)
+                self.wanted = self.namespace.block_bytes
+                self.pending = None
+
+    @rule(index=st.integers(0, 1), ses=st.integers(0, 1))
+    def format(self, index, ses):
+        result = self.admin.submit(self.admin.sqe(FORMAT, nsid=1, cdw10=index | ses << 9))
+        if self.busy and not isinstance(result, Pending):
+            assert result.status == Status.FORMAT_IN_PROGRESS
+            return
+        assert isinstance(result, Pending)
+        self.wanted, self.marked = (512, 4096)[index], None
+        self.pending = result
+        self.advance(0)
+        if result.completion is not None:
+            self.wanted, self.pending = self.namespace.block_bytes, None
+
+    @rule(turns=st.integers(1, 3))
+    def go_on(self, turns):
+        self.advance(turns)
+
+    @rule()
+    def settle(self):
+        self.advance(30)
+        assert not self.busy
+
+    @rule()
+    def kill(self):
+        if self.pending is not None:
+            self.pending.close()
+            self.pending = None
+        self.boot()
+
+    @rule(fails=st.booleans())
+    def fails(self, fails):
+        self.backend.fails = {"write_zeroes": error()} if fails else {}
+
+    @rule(slba=st.sampled_from([0, 5, 49151]))
+    def write(self, slba):
+        size = self.namespace.block_bytes
+        status = write(self.io, slba, b"x" * size, size).status
+        assert status == (Status.FORMAT_IN_PROGRESS if self.busy else 0)
+        if not status:
+            self.marked = slba
+
+    @invariant()
+    def consistent(self):
+        data = identify(self.admin)
+        assert data.nsze * self.namespace.block_bytes == 192 << 20
+        assert (data.fpi & 0x7F > 0) <= self.busy
+        size = self.namespace.block_bytes
+        for slba in (0, 5, 49151):
+            completion = read(self.io, slba, 1, size)
+            if self.busy:
+                assert completion.status == Status.FORMAT_IN_PROGRESS
+            elif self.marked == slba:
+                assert self.io.read_bytes(completion) == b"x" * size
+            else:
+                assert completion.status == 0
+        if not self.busy:
+            kept_format = self.keeper.get("format")
+            assert kept_format is None or kept_format["block_bytes"] == size
+
+
+TestSequence = Sequence.TestCase
+TestSequence.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)

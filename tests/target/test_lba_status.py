@@ -172,7 +172,7 @@ def test_the_log_page():
     mark(io, 7, 3)
     backend.bad_blocks = {3, 9}
     lba_status(target, admin, SCAN, nsid=2)
-    assert log(admin) == (2, 5, {1: [(7, 3)], 2: [(3, 1), (9, 1)]})
+    assert log(admin) == (3, 5, {1: [(7, 3)], 2: [(3, 1), (9, 1)]})
 
 
 def alert(admin):
