@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 
@@ -9,10 +10,10 @@ import pytest
 
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
-from tests.conformance.rawhost import IN_CAPSULE, RawHost, association, io_sqe, make_sqe, running
+from tests.conformance.rawhost import IN_CAPSULE, WRITE, RawHost, association, io_sqe, make_sqe, running
 
 WRITE_UNCORRECTABLE, COMPARE, VERIFY, COPY = 0x04, 0x05, 0x0C, 0x19
-UNRECOVERED, DIFFERS = 0x281, 0x285
+UNRECOVERED, DIFFERS, FAILED_FUSED = 0x281, 0x285, 0x09
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -71,7 +72,38 @@ async def test_copy(queues):
     assert (await first.read(100, 13)).data == data[4096:] + data[:2048] + bytes(512)
     assert await send_data(second, make_sqe(2, COPY, nsid=1, length=64, cdw10=200, cdw12=1), ranges) == 0
     assert (await first.read(200, 12)).data == data[4096:] + data[:2048]
-    # The second range overlaps the destination: nothing is copied.
+    # The second range overlaps the destination: what fits the atomic unit is read before any of it is written.
     completion = await second.call(make_sqe(2, COPY, nsid=1, length=64, sgl=IN_CAPSULE, cdw10=2, cdw12=1), ranges)
-    assert (completion.status, completion.dw0) == (0x187, 0)
-    assert (await first.read(0, 16)).data == data
+    assert (completion.status, completion.dw0) == (0, 0)
+    assert (await first.read(0, 14)).data == data[:1024] + data[4096:] + data[:2048]
+
+
+async def test_fused_increments_from_two_queues(queues):
+    """A counter that both count up by Compare and Write: no step is lost, whoever comes first."""
+
+    async def step(host, cid: int, data: tuple[bytes, bytes], asked: bool) -> list[int]:
+        """The statuses of both halves, whose CIDs are `cid` and the next."""
+        kind = {} if asked else {"sgl": IN_CAPSULE}
+        compare = io_sqe(cid, COMPARE, 9, 1, flags=0x41, **kind)
+        write = io_sqe(cid + 1, WRITE, 9, 1, flags=0x42, **kind)
+        if asked:
+            await host.send(host.capsule(compare) + host.capsule(write))
+            for number in (cid, cid + 1):
+                ttag, _, _ = await host.r2t(number)
+                await host.send(host.h2c(number, ttag, 0, data[number - cid]))
+        else:
+            await host.send(host.capsule(compare, data[0]) + host.capsule(write, data[1]))
+        return [(await host.completion(number)).status for number in (cid, cid + 1)]
+
+    async def count(host, cid: int, asked: bool) -> None:
+        for _ in range(12):
+            statuses: list[int] = []
+            while statuses != [0, 0]:
+                old = (await host.read(9, 1, cid)).data
+                new = (int.from_bytes(old[:8], "little") + 1).to_bytes(8, "little") + bytes(504)
+                statuses = await step(host, cid + 1, (old, new), asked)
+                assert statuses in ([0, 0], [DIFFERS, FAILED_FUSED])
+
+    first, second = queues
+    await asyncio.gather(count(first, 10, False), count(second, 20, True))
+    assert int.from_bytes((await first.read(9, 1)).data[:8], "little") == 24
