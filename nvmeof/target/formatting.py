@@ -9,7 +9,7 @@ from typing import Any
 from nvmeof.errors import CommandError
 from nvmeof.spec.status import Status
 from nvmeof.target.erase import bytes_to_erase, erase
-from nvmeof.target.keeper import FORMAT_SECTION, Keeper
+from nvmeof.target.keeper import FORMAT_SECTION, Keeper, formatted_block_bytes
 from nvmeof.target.namespace import Namespace, status_of_os_error
 from nvmeof.target.runtime import Runtime
 
@@ -50,12 +50,15 @@ async def format_namespace(
     `ready` is called when the new format is there, before hosts may use it. Raises `CommandError`.
     """
     keeper = _keeper(namespace)
-    before = None if keeper is None else keeper.get(FORMAT_SECTION)
+    before = _before(keeper)
+    afterwards: Status | None = None
+    begun = False
     old_block_bytes = namespace.block_bytes
     namespace.bar(Status.FORMAT_IN_PROGRESS)
     namespace.format_remaining = 100
     try:
         await _put(keeper, {"block_bytes": block_bytes, "erase": int(secure)})
+        begun = True
         await _erase(runtime, namespace, secure)
         if block_bytes != namespace.block_bytes:
             namespace.backend.set_block_bytes(block_bytes)
@@ -64,7 +67,9 @@ async def format_namespace(
             await erased
         await _put(keeper, {"block_bytes": block_bytes})
     except OSError as error:
-        await _undo(keeper, before, namespace, old_block_bytes)
+        if not await _undo(keeper, before, namespace, old_block_bytes) and begun:
+            # The next start would go on with it: nobody may write what would be erased then.
+            afterwards = Status.NAMESPACE_NOT_READY
         status, dnr = status_of_os_error(error, writing=True)
         raise CommandError(
             status, dnr=dnr, message=f"formatting namespace {namespace.nsid} failed: {error.strerror or error}"
@@ -74,16 +79,25 @@ async def format_namespace(
     finally:
         namespace.format_remaining = 0
         if namespace.barred is Status.FORMAT_IN_PROGRESS:
-            namespace.bar(None)
+            namespace.bar(afterwards)
 
 
-async def _undo(keeper: Keeper | None, before: Any, namespace: Namespace, block_bytes: int) -> None:
+def _before(keeper: Keeper | None) -> Any:
+    """What is kept when it fails: the format that there was. One that was interrupted is not tried a third time."""
+    block_bytes = None if keeper is None else formatted_block_bytes(keeper)
+    return None if block_bytes is None else {"block_bytes": block_bytes}
+
+
+async def _undo(keeper: Keeper | None, before: Any, namespace: Namespace, block_bytes: int) -> bool:
+    """Whether everything is as it was, but for the data."""
     try:
         if namespace.backend.capabilities.block_bytes != block_bytes:
             namespace.backend.set_block_bytes(block_bytes)
         await _put(keeper, before)
     except OSError as error:
         logger.error("namespace %d: its old format could not be kept: %s", namespace.nsid, error.strerror or error)
+        return False
+    return True
 
 
 async def _erase(runtime: Runtime, namespace: Namespace, secure: bool) -> None:
@@ -106,6 +120,12 @@ def interrupted(namespace: Namespace) -> bool | None:
         return None if kept is None or kept.get("erase") is None else bool(kept["erase"])
     except AttributeError:
         return None
+
+
+async def forget_interrupted(namespace: Namespace) -> None:
+    """A format that could not come to its end is not wanted any more. Raises `OSError` when that cannot be kept."""
+    if interrupted(namespace) is not None:
+        await _put(_keeper(namespace), {"block_bytes": namespace.block_bytes})
 
 
 async def resume(runtime: Runtime, namespace: Namespace, *, secure: bool, ready: Callable[[], object]) -> None:

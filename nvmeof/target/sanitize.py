@@ -17,6 +17,7 @@ from nvmeof.spec.media import SPROG_NONE, SSI, SSTAT, SanitizeAction, SanitizeCo
 from nvmeof.spec.status import Status
 from nvmeof.target.erase import give_back, overwrite, passes_to_erase
 from nvmeof.target.feature_values import forget
+from nvmeof.target.formatting import forget_interrupted
 from nvmeof.target.keeper import Keeper
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.runtime import Runtime
@@ -205,6 +206,7 @@ class Sanitizer:
         try:
             await self._erase(runtime, namespaces)
             for namespace in namespaces:
+                await forget_interrupted(namespace)
                 kept = namespace.erased()
                 if kept is not None:
                     await kept

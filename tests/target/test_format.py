@@ -294,6 +294,43 @@ def test_a_zoned_namespace():
     assert write(io, 0, b"y" * 4096, nsid=2).status == 0
 
 
+def test_a_format_that_can_neither_end_nor_be_undone():
+    """Nothing may be written that the next start would erase; another format helps."""
+
+    class Failing(Durable):
+        def put(self, section, value):
+            result = super().put(section, value)
+            if section == "format":
+                self.error = error()
+            return result
+
+    backend, keeper = Flawed("1M"), Failing()
+    target = Target(kept(backend, keeper))
+    admin = target.admin()
+    io = target.io(admin)
+    backend.fails["flush"] = error()
+    assert format_nvm(target, admin, 1).status == Status.WRITE_FAULT
+    completion = write(io, 0, b"x" * 512)
+    assert (completion.status, completion.dnr) == (Status.NAMESPACE_NOT_READY, False)
+    backend.fails.clear()
+    keeper.error = None
+    backend.keeper = target.subsystem.namespaces[1].backend.keeper = Durable()
+    assert format_nvm(target, admin, 1).status == 0
+    assert write(io, 0, b"x" * 4096, 4096).status == 0
+
+
+def test_a_sanitize_operation_puts_an_end_to_it():
+    keeper = Durable()
+    target = Target(kept(Ramdisk("1M"), keeper))
+    admin = target.admin()
+    target.subsystem.namespaces[1].bar(Status.NAMESPACE_NOT_READY)
+    keeper.put("format", {"block_bytes": 4096, "erase": 1})
+    assert submit(target, admin, 0x84, cdw10=2).status == 0
+    target.runtime.settle()
+    assert keeper.get("format") == {"block_bytes": 512}
+    assert read(target.io(admin), 0, 1).status == 0
+
+
 def test_an_interrupted_format_goes_on():
     keeper = Durable()
     target = Target(kept(Ramdisk("256M"), keeper))

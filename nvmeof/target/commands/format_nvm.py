@@ -97,7 +97,7 @@ def check_format(ctx: QueueContext, sqe: Sqe) -> None:
     for namespace in concerned:
         if not namespace.accessible and ctx.subsystem is not None:
             ctx.subsystem.check_access()
-        if namespace.barred is not None:
+        if namespace.barred not in (None, Status.NAMESPACE_NOT_READY):  # the latter by a format that failed
             raise CommandError(
                 namespace.barred, dnr=False, message=f"namespace {namespace.nsid}: {namespace.barred.description}"
             )
