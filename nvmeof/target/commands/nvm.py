@@ -110,7 +110,11 @@ def check_write(ctx: QueueContext, sqe: Sqe) -> None:
 def read(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Read."""
     namespace = active_namespace(ctx, sqe)
-    result = committed(sqe, namespace, lambda: namespace.read(sqe.slba, sqe.transfer_blocks))
+    result: Lease | Awaitable[Lease]
+    if sqe.cdw12 & CDW12_FUA:
+        result = committed(sqe, namespace, lambda: namespace.read(sqe.slba, sqe.transfer_blocks))
+    else:
+        result = namespace.read(sqe.slba, sqe.transfer_blocks)
     return _leased(result) if isinstance(result, Lease) else _read_later(result)
 
 
