@@ -42,7 +42,7 @@ from tests.target.backend_tools import Hidden
 from tests.target.harness import HOST, HOSTID, NQN, Pending, Target
 
 BLOCKS = 64
-WRITE_UNCORRECTABLE = 0x04
+WRITE_UNCORRECTABLE, COMPARE = 0x04, 0x05
 SIZE = BLOCKS * 512
 OK, CONFLICT, NAMESPACE, RANGE, INACCESSIBLE = 0, 0x03, 0x0B, 0x80, 0x302
 
@@ -116,15 +116,16 @@ class Command:
     longer: int = 0
 
     def bytes(self, wire: Wire) -> bytes:
-        moves = self.opcode in (READ, WRITE)
-        sgl = (IN_CAPSULE if self.opcode == WRITE else TRANSPORT) if self.sgl is None else self.sgl
+        moves = self.opcode in (READ, WRITE, COMPARE)
+        sends = self.opcode in (WRITE, COMPARE)
+        sgl = (IN_CAPSULE if sends else TRANSPORT) if self.sgl is None else self.sgl
         length = self.nlb * 512 + self.sgl_skew if moves else 0
         sqe = make_sqe(
             self.cid, self.opcode, nsid=self.nsid, length=length, sgl=sgl, address=self.address, flags=self.flags,
             cdw10=self.slba & 0xFFFFFFFF, cdw11=self.slba >> 32, cdw12=self.nlb - 1 | self.extra,
         )  # fmt: skip
         data = b""
-        if self.opcode == WRITE and sgl == IN_CAPSULE:
+        if sends and sgl == IN_CAPSULE:
             data = bytes([self.value]) * (self.nlb * 512 + self.longer)
         return wire.capsule(sqe, data)
 
@@ -145,12 +146,12 @@ ASKED = st.builds(
 )
 ODD = st.builds(
     Command,
-    opcode=st.sampled_from([READ, WRITE, WRITE_ZEROES, WRITE_UNCORRECTABLE, FLUSH, 0x7E]),
+    opcode=st.sampled_from([READ, WRITE, WRITE_ZEROES, WRITE_UNCORRECTABLE, FLUSH, COMPARE, COMPARE, 0x7E]),
     cid=st.integers(0, 7),
     nsid=st.sampled_from([1, 1, 2, 9, 0xFFFFFFFF]),
     slba=st.sampled_from([0, 1, BLOCKS - 8, BLOCKS - 7, BLOCKS - 1, BLOCKS, 2 * BLOCKS - 8, 1 << 32, (1 << 64) - 8]),
     nlb=st.sampled_from([1, 8, 8, 12]),
-    flags=st.sampled_from([0x40, 0x40, 0x40, 0x41, 0x00, 0x80]),
+    flags=st.sampled_from([0x40, 0x40, 0x40, 0x41, 0x41, 0x42, 0x00, 0x80]),
     extra=st.sampled_from([0, 0, 1 << 31, 1 << 30, 1 << 26, 1 << 24, 1 << 20]),
     sgl=st.sampled_from([None, None, None, TRANSPORT, IN_CAPSULE, 0x40]),
     sgl_skew=st.sampled_from([0, 0, 0, 512, -1]),
