@@ -158,3 +158,4 @@ class CommandEffects(IntFlag):
     UUID_SELECTION = 1 << 19
     NAMESPACE_SCOPE = 1 << 20
     CONTROLLER_SCOPE = 1 << 21
+    SUBSYSTEM_SCOPE = 1 << 25

@@ -11,6 +11,7 @@ from .checks import expect
 from .peers import Layout
 
 LOGS = Layout("tcp", "ramdisk", 512, options=("--state", "{directory}/logs.state", "--admin-label", "the lab's disk"))
+_RECOVERY = r"resetting controller|starting error recovery|[Rr]econnect|failed to connect socket|keep_alive"
 EXTENDED_HEADER_BYTES = 1024
 
 
@@ -108,7 +109,7 @@ def _discovery(bench: Bench) -> None:
     expect(b"the lab's disk" in page[EXTENDED_HEADER_BYTES:length], "the label is missing")
 
 
-@check(LOGS, only_ours=True, allow=(r"nvme.*",))
+@check(LOGS, only_ours=True, allow=(_RECOVERY,))
 def logs(bench: Bench) -> None:
     """Every log that nvme-cli knows: numbers that move, telemetry as JSON, events that outlive a kill, discovery."""
     with bench.target() as peer:

@@ -249,6 +249,7 @@ def test_admin_commands_have_a_scope_and_io_commands_do_not():
     admin = Target().admin()
     data = COMMANDS_SUPPORTED_AND_EFFECTS.parse(admin.read_bytes(admin.log_page(5, 4096)))
     assert data.acs[0x06] == 1 | 1 << 21
+    assert data.acs[0x80] >> 20 == 1 and data.acs[0x84] >> 20 == 1 << 5, "a namespace, the subsystem"
     assert all(entry >> 20 for entry in data.acs if entry)
     assert not any(entry >> 16 for entry in data.iocs)
 

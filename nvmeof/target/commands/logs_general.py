@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvmeof.spec.enums import CommandEffects, LogPageId
+from nvmeof.spec.enums import AdminOpcode, CommandEffects, LogPageId
 from nvmeof.spec.log_pages import (
     ANA_LSP_GROUPS_ONLY,
     ERROR_INFORMATION_ENTRY,
@@ -29,6 +29,17 @@ from nvmeof.wire import build
 
 _FIRST_SLOT_END = 16
 _SCOPES = 0xFFF << 20
+_ADMIN_SCOPES: dict[int, CommandEffects] = {
+    AdminOpcode.NAMESPACE_MANAGEMENT: CommandEffects.SUBSYSTEM_SCOPE,
+    AdminOpcode.NAMESPACE_ATTACHMENT: CommandEffects.CONTROLLER_SCOPE | CommandEffects.NAMESPACE_SCOPE,
+    AdminOpcode.SET_FEATURES: CommandEffects.SUBSYSTEM_SCOPE
+    | CommandEffects.CONTROLLER_SCOPE
+    | CommandEffects.NAMESPACE_SCOPE,
+    AdminOpcode.FORMAT_NVM: CommandEffects.NAMESPACE_SCOPE,
+    AdminOpcode.SANITIZE: CommandEffects.SUBSYSTEM_SCOPE,
+    AdminOpcode.DEVICE_SELF_TEST: CommandEffects.SUBSYSTEM_SCOPE,
+}
+"""Those that have an effect on more than the controller that executes them, or on something else."""
 
 
 def _supported(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
@@ -76,9 +87,9 @@ def _changed_read(controller: Controller) -> None:
     controller.changed_namespaces.clear()
 
 
-def admin_effects(effects: CommandEffects) -> CommandEffects:
-    """An admin command's entry: its scope is the controller unless the row says another."""
-    return effects if effects & _SCOPES else effects | CommandEffects.CONTROLLER_SCOPE
+def admin_effects(opcode: int, effects: CommandEffects) -> CommandEffects:
+    """An admin command's entry, with its scope: what it may have an effect on."""
+    return effects if effects & _SCOPES else effects | _ADMIN_SCOPES.get(opcode, CommandEffects.CONTROLLER_SCOPE)
 
 
 def _effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
@@ -87,7 +98,11 @@ def _effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsi
     admin = DISCOVERY if controller.discovery else ADMIN
     # I/O commands report no scope: Linux warns of each whose entry says more than what it does to logical blocks.
     return build_effects(
-        {opcode: admin_effects(spec.effects) for opcode, spec in admin.items() if spec.offered(controller.subsystem)},
+        {
+            opcode: admin_effects(opcode, spec.effects)
+            for opcode, spec in admin.items()
+            if spec.offered(controller.subsystem)
+        },
         {opcode: spec.effects for opcode, spec in io.items()},
     )
 
