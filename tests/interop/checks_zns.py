@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .bench import Bench, check
+from .bench import Bench, Skipped, check
 from .checks import expect
 from .peers import Layout, Peer
 
@@ -17,7 +17,7 @@ FILE = Layout("tcp", "file", 4096, 256, zones=ZONES)
 _REFUSED = (r"nvme.*", r"I/O error, dev nvme\dc?\d?n\d", r"critical (medium|target) error", r"Buffer I/O error")
 
 _HELPERS = r"""
-single() {  # no multipath layer: before 6.10 it neither tells the limits of zones nor keeps the order of their writes
+single() {  # before 6.10: without the multipath layer, which does not tell the limits of zones
   modprobe -r nvme-tcp nvme-fabrics nvme-core; modprobe nvme-core multipath=N
 }
 [ $(cat /sys/module/nvme_core/parameters/multipath 2>/dev/null || echo Y) = Y ] || nvme_dev() {
@@ -29,7 +29,11 @@ single() {  # no multipath layer: before 6.10 it neither tells the limits of zon
   done
   return 1
 }
-zones() { connect "$@"; blkzone reset $DEV; }           # a file may have those of a check that has failed
+zones() {
+  connect "$@"; blkzone reset $DEV                      # a file may have zones of a check that has failed
+  [ $(cat /sys/module/nvme_core/parameters/multipath) = Y ] || deadline
+}
+deadline() { echo mq-deadline >/sys/block/${DEV##*/}/queue/scheduler; }  # before 6.10 it keeps a zone's writes in order
 Z=$((4 * 1048576 / BLOCK))                              # blocks of a zone
 C=$((3 * 1048576 / BLOCK))                              # and how many of them can be written
 slba() { echo $(($1 * Z)); }
@@ -204,6 +208,8 @@ open("/tmp/super", "wb").write(block)
 @check(RAM, FILE, only_ours=True)
 def zonefs(bench: Bench) -> None:
     """A file system on zones: each a file that is appended to, truncated, and read again after a remount."""
+    if bench.kernel_version < (6, 10):
+        raise Skipped("zonefs of 6.1 does not accept the place of an append, though it is the right one")
     with _target(bench):
         bench.run(
             _HELPERS
