@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from benchmarks.session import HOST_NQN, BenchmarkError, SessionOptions, Stream, bring_up
@@ -38,6 +38,10 @@ class _Runtime:
 
     def now(self) -> float:
         return NOW
+
+    def run(self, coroutine: Coroutine[Any, Any, None], /) -> None:
+        coroutine.close()
+        raise BenchmarkError("something wants to run in the background, and nothing here can")
 
 
 class InProcessQueue(Stream):

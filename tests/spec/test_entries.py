@@ -15,6 +15,7 @@ from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, FLAGS_SGL, KEYED_SGL, SGL, TR
 from nvmeof.spec.sqe import CDW12_DEALLOCATE, CDW12_FUA, COPY_RANGE, DSM_RANGE, SQE, SQE_BYTES, DsmRange, Sqe
 from nvmeof.wire import Record
 
+# fmt: off
 RECORDS: list[tuple[Record[Any], int, dict[str, int]]] = [
     (
         SQE,
@@ -34,7 +35,7 @@ RECORDS: list[tuple[Record[Any], int, dict[str, int]]] = [
         {
             "snsid": 0, "slba": 8, "nlb": 16, "extension_type": 18, "extension_value": 20, "options": 22,
             "reference_tag": 24, "application_tag": 28, "application_tag_mask": 30,
-        },  # fmt: skip
+        },
     ),
     (DSM_RANGE, 16, {"attributes": 0, "length_blocks": 4, "slba": 8}),
     (
@@ -53,7 +54,8 @@ RECORDS: list[tuple[Record[Any], int, dict[str, int]]] = [
         64,
         {"opcode": 0, "flags": 1, "cid": 2, "fctype": 4, "spsp0": 41, "spsp1": 42, "secp": 43, "length": 44},
     ),
-]  # fmt: skip
+]
+# fmt: on
 IDS = [record.cls.__name__ for record, _, _ in RECORDS]
 
 

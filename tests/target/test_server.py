@@ -269,7 +269,7 @@ async def test_namespaces_come_and_go_under_reads():
 
 
 async def test_a_deadline_is_kept_while_nothing_else_happens():
-    """A keep alive timeout is kept to the millisecond, not to the second: one interval, or two with a command in one."""
+    """A keep alive timeout is kept to the millisecond, not the second: one interval, or two with a command in one."""
     async with running("memory") as target:
         started = asyncio.get_running_loop().time()
         host = await admin(target, kato=200)
