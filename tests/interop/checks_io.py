@@ -23,7 +23,13 @@ result() { local want=$1 out; shift; out=$(io "$@") && [[ $out == *"result: $wan
 le() { printf "%0$((2 * $2))x" $1 | fold -w2 | tac | tr -d '\n' | sed 's/../\\x&/g'; }  # number, bytes
 range() { printf "$(le $1 4)$(le 0 4)$(le $2 8)$(le $(($3 - 1)) 2)$(le 0 4)$(le $4 2)$(le 0 8)"; }
 first() { dd if=$1 bs=$BLOCK skip=$2 count=$3 iflag=direct status=none; }
-n=$((8192 / BLOCK)); c=$((n - 1)); OTHER=${DEV%n1}n2
+n=$((8192 / BLOCK)); c=$((n - 1)); name=${DEV%n*}; OTHER=
+for _ in $(seq 100); do        # which of the two was scanned first is not settled
+  for each in ${name}n1 ${name}n2; do
+    case $(nvme get-ns-id $each 2>/dev/null || true) in *:1) DEV=$each ;; *:2) OTHER=$each ;; esac
+  done
+  [ -n "$OTHER" ] && [ "$DEV" != "$OTHER" ] && break; sleep 0.05
+done
 """
 
 
@@ -42,25 +48,25 @@ def io_details(bench: Bench) -> None:
             nvme read $DEV -s 0 -c $c -z 8192 -d /tmp/b -f -l; cmp /tmp/a /tmp/b || die "read with FUA"
             nvme compare $DEV -s 0 -c $c -z 8192 -d /tmp/a -f
             nvme verify $DEV -s 0 -c $c -f
-            good -o 2 -l 8192 -r --cdw10=0 --cdw12=$((c | 0xf << 26 | 1 << 24)) -b
-            refused 'Invalid Field' -o 0x0c --cdw12=$((1 << 29))
-            refused 'Invalid Field' -o 1 -l $BLOCK -w -i /tmp/a --cdw12=$((1 << 20))
-            refused 'Invalid Field' -o 8 --cdw12=$((1 << 16))
+            good -O 2 -l 8192 -r --cdw10=0 --cdw12=$((c | 0xf << 26 | 1 << 24))
+            refused 'Invalid Field' -O 0x0c --cdw12=$((1 << 29))
+            refused 'Invalid Field' -O 1 -l $BLOCK -w -i /tmp/a --cdw12=$((1 << 20))
+            refused 'Invalid Field' -O 8 --cdw12=$((1 << 16))
             # Write Zeroes, deallocating and not, and of a whole namespace
             nvme write-zeroes $DEV -s 0 -c 0; cmp -n $BLOCK <(first $DEV 0 1) /tmp/z || die "write-zeroes"
             nvme write-zeroes $DEV -s 1 -c $((c - 1)) -d; cmp -n 8192 <(first $DEV 0 $n) /tmp/z || die "deac"
             # Dataset Management: ranges, attributes
             nvme write $DEV -s 0 -c $c -z 8192 -d /tmp/a
-            nvme dsm $DEV -n 1 --idr=1 --idw=1 --ctx-attrs=1,2 --blocks=1,1 --slbs=0,1
+            nvme dsm $DEV -n 1 --idr --idw --ctx-attrs=1,2 --blocks=1,1 --slbs=0,1
             cmp -n 8192 <(first $DEV 0 $n) /tmp/a || die "hints change data"
-            nvme dsm $DEV -n 1 --ad=1 --ctx-attrs=0,0 --blocks=1,1 --slbs=0,1
+            nvme dsm $DEV -n 1 --ad --ctx-attrs=0,0 --blocks=1,1 --slbs=0,1
             cmp -n $((2 * BLOCK)) <(first $DEV 0 2) /tmp/z || die "deallocate"
             # Cancel finds nothing, on its own queue only; so does Abort
-            result 0x00000000 -o 0x18 --cdw10=$((1 | 0xffff << 16)) --cdw11=1
-            result 0x00000000 -o 0x18 --cdw10=$((1 | 77 << 16))
-            refused 'Invalid Field' -o 0x18 --cdw10=$((2 | 77 << 16))
-            refused 'Invalid Field' -o 0x18 --cdw10=$((1 | 77 << 16)) --cdw11=1
-            out=$(nvme admin-passthru /dev/$CTRL -o 8 --cdw10=$((1 | 77 << 16)) 2>&1)
+            result 0x00000000 -O 0x18 --cdw10=$((1 | 0xffff << 16)) --cdw11=1
+            result 0x00000000 -O 0x18 --cdw10=$((1 | 77 << 16))
+            refused 'Invalid Field' -O 0x18 --cdw10=$((2 | 77 << 16))
+            refused 'Invalid Field' -O 0x18 --cdw10=$((1 | 77 << 16)) --cdw11=1
+            out=$(nvme admin-passthru /dev/$CTRL -O 8 --cdw10=$((1 | 77 << 16)) 2>&1)
             [[ $out == *"result: 0x00000001"* ]] || die "abort: $out"
             """,
             120,
@@ -74,24 +80,24 @@ def io_details(bench: Bench) -> None:
             nvme copy $DEV --sdlba=1 --slbs=0 --blocks=$c
             cmp -n 8192 <(first $DEV 1 $n) /tmp/a || die "copy that overlaps"
             range 1 0 1 0 >/tmp/r
-            refused 'Invalid Field' -o 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
+            refused 'Invalid Field' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
             head -c 512 /dev/zero >/tmp/h; printf '\x04' | dd of=/tmp/h bs=1 seek=4 conv=notrunc status=none
-            nvme set-feature /dev/$CTRL -f 0x16 -l 512 -d /tmp/h
+            nvme set-feature /dev/$CTRL -f 0x16 -V 0 -l 512 -d /tmp/h
             nvme copy --help 2>&1 | grep -i -A1 snsid || echo "this nvme-cli knows no SNSID"
             o=$(blockdev --getss $OTHER); echo "blocks of $BLOCK and $o"
-            head -c $BLOCK /tmp/a | nvme write $OTHER -s 0 -c 0 -z $BLOCK
+            nvme write $OTHER -s 0 -c 0 -z $BLOCK -d /tmp/a
             if [ $o = $BLOCK ]; then
               (range 2 0 1 0x8000; range 1 1 1 0) >/tmp/r
-              good -o 0x19 -l 64 -w -i /tmp/r --cdw10=200 --cdw12=0x201
+              good -O 0x19 -l 64 -w -i /tmp/r --cdw10=200 --cdw12=0x201
               cmp -n $BLOCK <(first $DEV 200 1) /tmp/a && cmp -n $BLOCK <(first $DEV 201 1) /tmp/a || die "copy across"
             fi
-            range 1 99 2 0 >/tmp/r; refused 'overlap' -o 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
-            range 9 0 1 0 >/tmp/r; refused 'Invalid Field' -o 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
-            range 0 0 1 0 >/tmp/r; refused 'Invalid Namespace' -o 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
+            range 1 99 2 0 >/tmp/r; refused '187' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
+            range 9 0 1 0 >/tmp/r; refused 'Invalid Field' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
+            range 0 0 1 0 >/tmp/r; refused 'Invalid Namespace' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
             # A whole namespace
-            result 0x00000001 -o 8 --cdw12=$((1 << 25 | 1 << 23)) --cdw11=0xffff
-            cmp -n 16777216 $DEV /dev/zero || die "NSZ left something"
-            refused 'Invalid Field' -o 8 --cdw12=$((1 << 23))
+            result 0x00000001 -O 8 --cdw12=$((1 << 25 | 1 << 23)) --cdw11=0xffff
+            blockdev --flushbufs $DEV; cmp -n 16777216 $DEV /dev/zero || die "NSZ left something"
+            refused 'Invalid Field' -O 8 --cdw12=$((1 << 23))
             """,
             120,
         )
