@@ -68,28 +68,29 @@ class _Kept(Enum):
 class Record:
     """An operation as it is kept. `left`: its failure mode was left without another attempt.
 
-    `uuids`: of its namespaces, for those that keep nothing themselves.
+    `data`: UUID and `Backend.identity` of its namespaces, for those that keep nothing themselves. The UUID of one that
+    is configured says nothing of its data: it may be another disk by the next start.
     """
 
     kept: str
     cdw10: int
     cdw11: int
     left: bool = False
-    uuids: tuple[str, ...] = ()
+    data: frozenset[tuple[str, str]] = frozenset()
 
     def dump(self) -> dict[str, Any]:
         """For a keeper."""
         value: dict[str, Any] = {"state": self.kept, "cdw10": self.cdw10, "cdw11": self.cdw11, "left": self.left}
-        if self.uuids:
-            value["namespaces"] = list(self.uuids)
+        if self.data:
+            value["namespaces"] = [list(each) for each in sorted(self.data)]
         return value
 
     @classmethod
     def load(cls, kept: Any) -> Record | None:
         """What a keeper has; None for nothing, or for what nobody has put there."""
         try:
-            uuids = tuple(str(each) for each in kept.get("namespaces", ()))
-            return cls(_Kept(kept["state"]).value, int(kept["cdw10"]), int(kept["cdw11"]), bool(kept["left"]), uuids)
+            data = frozenset((str(uuid), str(identity)) for uuid, identity in kept.get("namespaces", ()))
+            return cls(_Kept(kept["state"]).value, int(kept["cdw10"]), int(kept["cdw11"]), bool(kept["left"]), data)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
@@ -108,6 +109,10 @@ async def _put_all(keepers: Iterable[Keeper], record: Record) -> None:
             failure = error
     if failure is not None:
         raise failure
+
+
+def _data_of(namespace: Namespace) -> tuple[str, str]:
+    return str(namespace.uuid), namespace.backend.identity
 
 
 class Sanitizer:
@@ -163,8 +168,8 @@ class Sanitizer:
         namespaces = list(self._namespaces.values())
         self._enter(cdw10, cdw11, namespaces)
         try:
-            uuids = tuple(str(each.uuid) for each in namespaces)
-            await _put_all(self._keepers(namespaces), Record(_Kept.RUNNING.value, cdw10, cdw11, uuids=uuids))
+            data = frozenset(_data_of(each) for each in namespaces)
+            await _put_all(self._keepers(namespaces), Record(_Kept.RUNNING.value, cdw10, cdw11, data=data))
         except OSError:
             self._withdraw(before, namespaces)
             raise
@@ -307,15 +312,16 @@ class Sanitizer:
         """What is kept of a namespace, or for one that keeps nothing (a device), with the subsystem."""
         if namespace.marks.durable:
             return Record.load(namespace.backend.keeper.get(SECTION))
-        return own if own is not None and str(namespace.uuid) in own.uuids else None
+        return own if own is not None and _data_of(namespace) in own.data else None
 
     def _remember(self, record: Record) -> None:
         self.cdw10, self.cdw11 = record.cdw10, record.cdw11
-        if record.kept != _Kept.FAILED.value:
+        if record.kept == _Kept.DONE.value:
             self.outcome = self._success()
             return
+        # One that was interrupted, and whose data is not here any more, has not succeeded.
         self.outcome = SanitizeOutcome.FAILED
-        if not record.left:
+        if record.kept == _Kept.FAILED.value and not record.left:
             unrestricted = self.command.ause
             self.state = SanitizeState.UNRESTRICTED_FAILURE if unrestricted else SanitizeState.RESTRICTED_FAILURE
             self._bar(Status.SANITIZE_FAILED)

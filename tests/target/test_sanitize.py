@@ -458,6 +458,24 @@ def test_what_keeps_nothing_itself_is_known_by_the_subsystem():
     assert sanitize_log(Target(backend, keeper=keeper).admin()).sstat & 7 == 0, "not before it was resumed"
 
 
+def test_another_disk_in_the_same_place_is_not_erased():
+    """A configured namespace has the same UUID, whatever disk it is."""
+    keeper = Durable()
+    target = Target(Ramdisk("1M"), keeper=keeper)
+    start(target, target.admin())
+    assert keeper.get("sanitize")["state"] == "running"
+    other = Ramdisk("1M")
+    other.memory[:1] = b"x"
+    target = Target(other, keeper=keeper)
+    target.subsystem.resume(target.runtime)
+    target.runtime.settle()
+    assert other.memory[:1] == b"x"
+    assert sanitize_log(target.admin()).sstat & 7 == 3, "it has not succeeded either"
+    admin = target.admin()
+    assert target.subsystem.sanitizer.state is SanitizeState.IDLE
+    assert read(target.io(admin), 0, 1).status == 0
+
+
 def test_others_are_left_alone_when_it_goes_on():
     keeper = Durable()
     target = Target(kept(Ramdisk("1M"), keeper))

@@ -223,6 +223,14 @@ class Backend(ABC):
 
     # What a backend may leave as it is here
 
+    @property
+    def identity(self) -> str:
+        """What tells its data from any other after a restart, for those whose keeper is not durable.
+
+        What was begun with other data, such as erasing it, does not go on with this.
+        """
+        return self.description
+
     overwrite_to_erase = False
     """Whether what is given back may be found again on the media: to erase it, it has to be written over before."""
 

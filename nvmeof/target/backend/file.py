@@ -87,6 +87,12 @@ class FileBackend(FileCalls):
     def description(self) -> str:
         return f"{'device' if self._device else 'file'} {self.path}"
 
+    @property
+    def identity(self) -> str:
+        status = os.fstat(self._fd)
+        known = syscalls.device_identity(self._fd) if self._device else f"inode {status.st_ino}"
+        return f"{self.path.resolve()}, {self._room_bytes} bytes, {known}"
+
     # Opening and closing
 
     async def open(self) -> None:

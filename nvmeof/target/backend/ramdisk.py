@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,9 +33,11 @@ class Ramdisk(Backend):
     """`size`: bytes, or text such as `1G`; a whole number of blocks of `block_bytes`."""
 
     memory: memoryview
+    identity = ""
 
     def __init__(self, size: str | int, *, block_bytes: int = 512) -> None:
         self.keeper = MemoryKeeper()
+        self.identity = str(uuid.uuid4())  # what it held is never there again
         size_bytes = parse_size(size)
         if block_bytes not in BLOCK_BYTES_CHOICES:
             raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import errno
 import fcntl
 import os
 import struct
+from pathlib import Path
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -66,3 +68,18 @@ def device_read_only(fd: int) -> bool:
     """Whether a block device is set read-only."""
     (flag,) = struct.unpack("=i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
     return bool(flag)
+
+
+def device_identity(fd: int) -> str:
+    """What the system knows a block device by, whatever its name: a world wide name, serial number or backing file."""
+    number = os.fstat(fd).st_rdev
+    directory = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    known = []
+    # Of a partition the disk's, one directory above.
+    for name in ("wwid", "device/wwid", "device/serial", "serial", "loop/backing_file", "dm/uuid", "md/uuid"):
+        for each in (directory / name, directory.resolve().parent / name):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                known.append(each.read_text().strip())
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        known.append((directory / "start").read_text().strip())  # of a partition
+    return " ".join(known)
