@@ -82,18 +82,17 @@ def io_details(bench: Bench) -> None:
             range 1 0 1 0 >/tmp/r
             refused 'Invalid Field' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
             head -c 512 /dev/zero >/tmp/h; printf '\x04' | dd of=/tmp/h bs=1 seek=4 conv=notrunc status=none
-            nvme set-feature /dev/$CTRL -f 0x16 -V 0 -l 512 -d /tmp/h
-            nvme copy --help 2>&1 | grep -i -A1 snsid || echo "this nvme-cli knows no SNSID"
-            o=$(blockdev --getss $OTHER); echo "blocks of $BLOCK and $o"
-            nvme write $OTHER -s 0 -c 0 -z $BLOCK -d /tmp/a
-            if [ $o = $BLOCK ]; then
+            # Newer kernels keep Host Behavior Support to themselves, and do not enable it
+            if nvme admin-passthru /dev/$CTRL -O 9 --cdw10=0x16 -l 512 -w -i /tmp/h; then
+              nvme write $OTHER -s 0 -c 0 -z $BLOCK -d /tmp/a
               (range 2 0 1 0x8000; range 1 1 1 0) >/tmp/r
               good -O 0x19 -l 64 -w -i /tmp/r --cdw10=200 --cdw12=0x201
               cmp -n $BLOCK <(first $DEV 200 1) /tmp/a && cmp -n $BLOCK <(first $DEV 201 1) /tmp/a || die "copy across"
+              range 1 99 2 0 >/tmp/r; refused '187' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
+              range 9 0 1 0 >/tmp/r; refused 'Invalid Field' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
+              range 0 0 1 0 >/tmp/r; refused 'Invalid Namespace' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
+              echo "copied across namespaces"
             fi
-            range 1 99 2 0 >/tmp/r; refused '187' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
-            range 9 0 1 0 >/tmp/r; refused 'Invalid Field' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
-            range 0 0 1 0 >/tmp/r; refused 'Invalid Namespace' -O 0x19 -l 32 -w -i /tmp/r --cdw10=100 --cdw12=0x200
             # A whole namespace
             result 0x00000001 -O 8 --cdw12=$((1 << 25 | 1 << 23)) --cdw11=0xffff
             blockdev --flushbufs $DEV; cmp -n 16777216 $DEV /dev/zero || die "NSZ left something"
