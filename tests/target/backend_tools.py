@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 from collections.abc import Awaitable
 from typing import TypeVar
 
 from nvmeof.target.backend.base import Backend, Capabilities, Lease
+from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
 
 T = TypeVar("T")
@@ -84,3 +86,8 @@ class AsyncDriver:
 
     def finish(self, reason, *, fault=False):
         pass
+
+
+def killed(backend: FileBackend) -> None:
+    """Its process was killed, as far as others see it: nothing was closed, and the lock has gone."""
+    fcntl.flock(backend._fd, fcntl.LOCK_UN)

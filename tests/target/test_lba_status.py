@@ -9,6 +9,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.block_ranges import BlockRanges
+from tests.target.backend_tools import killed
 from tests.target.harness import Target
 from tests.target.media_tools import Durable, Flawed, LoopRuntime, execute_in_loop, finish, kept, location
 from tests.target.test_nvm import read, write
@@ -138,8 +139,9 @@ def test_what_fails_for_a_host_is_remembered_until_it_is_written(opcode):
         ({"slba": 2000, "length": 49}, Status.LBA_OUT_OF_RANGE, 40),
         ({"slba": 1 << 63}, Status.LBA_OUT_OF_RANGE, 40),
         ({"nsid": 0}, Status.INVALID_NAMESPACE, 4),
-        ({"nsid": 2}, Status.INVALID_NAMESPACE, 4),
-        ({"nsid": 0xFFFFFFFF}, Status.INVALID_NAMESPACE, 4),
+        ({"nsid": 1025}, Status.INVALID_NAMESPACE, 4),
+        ({"nsid": 2}, Status.INVALID_FIELD, 4),
+        ({"nsid": 0xFFFFFFFF}, Status.INVALID_FIELD, 4),
         ({"dwords": (1 << 20) // 4 + 1}, Status.INVALID_FIELD, 48),
         ({"slba": 2000, "length": 48}, Status.SUCCESS, None),
     ],
@@ -274,20 +276,19 @@ def test_what_was_kept_may_be_nonsense(nonsense):
     assert parsed(admin, lba_status(target, admin)) == (2, [])
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("was_killed", [False, True])
 @pytest.mark.parametrize("way", ["write", "zeroes", "deallocate", "copy"])
-async def test_a_file_keeps_its_marks(tmp_path, killed, way):
+async def test_a_file_keeps_its_marks(tmp_path, was_killed, way):
     path = tmp_path / "disk"
-    backend = FileBackend(path, size="1M", shared=True)
+    backend = FileBackend(path, size="1M")
     await backend.open()
     target = Target(backend)
     target.runtime = LoopRuntime()
     admin = target.admin()
     io = target.io(admin)
     assert (await execute_in_loop(io, 0x04, nsid=1, cdw10=8, cdw12=15)).status == 0
-    if not killed:
-        await backend.close()
-    again = FileBackend(path, shared=True)
+    await backend.close() if not was_killed else killed(backend)
+    again = FileBackend(path)
     await again.open()
     target = Target(again)
     io = target.io(target.admin())
@@ -300,9 +301,8 @@ async def test_a_file_keeps_its_marks(tmp_path, killed, way):
     }
     opcode, data, fields = commands[way]
     assert (await execute_in_loop(io, opcode, data, nsid=1, **fields)).status == 0
-    if not killed:
-        await again.close()
-    last = FileBackend(path, shared=True)
+    await again.close() if not was_killed else killed(again)
+    last = FileBackend(path)
     await last.open()
     io = Target(last).io(target.admin()) if False else Target(last)
     assert list(io.subsystem.namespaces[1].marks.marked) == [(16, 24)]

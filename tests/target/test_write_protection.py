@@ -9,6 +9,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig
+from tests.target.backend_tools import killed
 from tests.target.harness import Target
 from tests.target.media_tools import (
     Durable,
@@ -171,18 +172,17 @@ def test_a_keeper_that_fails():
     assert protect(target, admin).status == Status.INTERNAL_ERROR
 
 
-@pytest.mark.parametrize("killed", [False, True])
-async def test_a_file_stays_protected(tmp_path, killed):
+@pytest.mark.parametrize("was_killed", [False, True])
+async def test_a_file_stays_protected(tmp_path, was_killed):
     path = tmp_path / "disk"
-    backend = FileBackend(path, size="1M", shared=True)
+    backend = FileBackend(path, size="1M")
     await backend.open()
     target = Target(backend)
     target.runtime = LoopRuntime()
     admin = target.admin()
     assert (await execute_in_loop(admin, 0x09, nsid=1, cdw10=0x84, cdw11=1)).status == 0
-    if not killed:
-        await backend.close()
-    again = FileBackend(path, shared=True)
+    await backend.close() if not was_killed else killed(backend)
+    again = FileBackend(path)
     await again.open()
     target = Target(again)
     admin = target.admin()
@@ -190,7 +190,8 @@ async def test_a_file_stays_protected(tmp_path, killed):
     assert protection(admin).dw0 == 1
     assert write(io, 0, bytes(512)).status == Status.NAMESPACE_WRITE_PROTECTED
     assert (await execute_in_loop(admin, 0x09, nsid=1, cdw10=0x84, cdw11=0)).status == 0
-    last = FileBackend(path, shared=True)
+    killed(again)
+    last = FileBackend(path)
     await last.open()
     assert not Target(last).subsystem.namespaces[1].write_protected
     for each in (backend, again, last):

@@ -39,7 +39,8 @@ _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 class FileBackend(FileCalls):
     """`size`: None takes the file's; else the file is made, or extended sparse, to that size.
 
-    `shared`: do without the lock that keeps two targets from serving one file for writing. `workers`: threads.
+    `shared`: go on without the lock that keeps two targets from serving one file for writing when another process has
+    it; what belongs to the data is read then, and not kept. `workers`: threads.
     `kept`: the file for what belongs to the data and must outlive the process (reservations and the like). Beside a
     regular file that may be written it is PATH.nvmeof; a device has none unless it is given.
     `block_bytes`: None for 512, or what a host has formatted it to; anything else than that cannot be opened.
@@ -68,6 +69,7 @@ class FileBackend(FileCalls):
         self._room_bytes = 0
         self._read_only = read_only
         self._shared = shared
+        self._guest = False  # another process has the lock
         self._workers = workers
         self._pool = pool or BufferPool()
         self._kept = kept
@@ -124,6 +126,7 @@ class FileBackend(FileCalls):
         self._device = stat.S_ISBLK(mode)
         if not self._device and not stat.S_ISREG(mode):
             raise ConfigurationError(f"{self.path} is neither a regular file nor a block device")
+        self._guest = False
         self._lock(fd)
         self.keeper = self._open_keeper()
         self._block_bytes = self._choose_block_bytes()
@@ -152,12 +155,11 @@ class FileBackend(FileCalls):
         )
 
     def _open_keeper(self) -> FileKeeper | MemoryKeeper:
-        if self._kept is not None:
-            return FileKeeper(self._kept)
-        if self._device:
+        if self._device and self._kept is None:
             return MemoryKeeper()
-        keeper = FileKeeper(self.path.with_name(self.path.name + ".nvmeof"))
-        return MemoryKeeper(keeper.values) if self._read_only else keeper
+        keeper = FileKeeper(self._kept or self.path.with_name(self.path.name + ".nvmeof"))
+        # Each process has all of it in memory: of two that write, each would undo what the other has kept.
+        return MemoryKeeper(keeper.values) if self._read_only or self._guest else keeper
 
     @property
     def _zones_path(self) -> Path | None:
@@ -191,12 +193,15 @@ class FileBackend(FileCalls):
         return formatted
 
     def _lock(self, fd: int) -> None:
-        if self._shared:
-            return
+        if self._shared and self._read_only:
+            return  # it keeps nothing, and nobody need wait for it
         kind = fcntl.LOCK_SH if self._read_only else fcntl.LOCK_EX
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            if self._shared:
+                self._guest = True
+                return
             raise ConfigurationError(f"{self.path} is in use by another process") from error
         except OSError as error:
             if error.errno not in NOT_SUPPORTED:

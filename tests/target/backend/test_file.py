@@ -472,6 +472,21 @@ async def test_two_targets_and_one_file(tmp_path, ours, theirs, allowed):
     await backend.close()
 
 
+async def test_whoever_shares_a_file_does_not_undo_what_the_other_keeps(tmp_path):
+    first = await opened(tmp_path / "disk", size="1M")
+    await first.keeper.put("a", 1)
+    second = await opened(tmp_path / "disk", shared=True)
+    assert second.keeper.get("a") == 1 and not second.keeper.durable
+    await first.keeper.put("b", 2)
+    second.keeper.put("c", 3)
+    await second.close()
+    await first.close()
+    third = await opened(tmp_path / "disk", shared=True)
+    assert third.keeper.durable, "nobody else has it"
+    assert [third.keeper.get(name) for name in "abc"] == [1, 2, None]
+    await third.close()
+
+
 async def test_read_only_file(tmp_path):
     path = tmp_path / "disk"
     path.write_bytes(os.urandom(4096))
