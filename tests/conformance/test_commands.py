@@ -53,9 +53,9 @@ REFUSED = {
     "fabrics type": (make_sqe(7, 0x7F, nsid=0x55), OPCODE),
     "property get": (make_sqe(7, 0x7F, nsid=4, cdw11=0x1C), OPCODE),
     "NSID 0": (io_sqe(7, READ, 0, 1, nsid=0), NAMESPACE),
-    "NSID 2": (io_sqe(7, READ, 0, 1, nsid=2), NAMESPACE),
-    "NSID FFFFFFFFh": (io_sqe(7, READ, 0, 1, nsid=0xFFFFFFFF), NAMESPACE),
-    "flush of NSID 9": (make_sqe(7, FLUSH, nsid=9), NAMESPACE),
+    "NSID 2": (io_sqe(7, READ, 0, 1, nsid=2), FIELD),
+    "NSID FFFFFFFFh": (io_sqe(7, READ, 0, 1, nsid=0xFFFFFFFF), FIELD),
+    "flush of NSID 9": (make_sqe(7, FLUSH, nsid=9), FIELD),
 }
 
 
@@ -205,8 +205,8 @@ async def test_a_namespace_that_goes_while_data_is_on_its_way():
         ttag, _, _ = await host.r2t(1)
         await target.remove_namespace(1)
         await host.send(host.h2c(1, ttag, 0, bytes(4096)))
-        assert (await host.completion(1)).status == NAMESPACE
-        assert (await host.read(0, 1)).status == NAMESPACE
+        assert (await host.completion(1)).status == FIELD
+        assert (await host.read(0, 1)).status == FIELD
         assert await target.add_namespace(Ramdisk("2M")) == 1
         assert (await host.read(4095, 1)).status == 0
         for each in hosts:

@@ -308,7 +308,8 @@ def make_queue() -> Wire:
         (1, 1, MULTIPLE, Status.INVALID_FIELD, 42, []),
         (1, 1, 2, Status.INVALID_FIELD, 44, []),
         (1, 1, 3, Status.INVALID_FIELD, 44, []),
-        (3, 1, SINGLE, Status.INVALID_NAMESPACE, 4, []),
+        (3, 1, SINGLE, Status.INVALID_FIELD, 4, []),
+        (1025, 1, SINGLE, Status.INVALID_NAMESPACE, 4, []),
         (0, 1, SINGLE, Status.INVALID_NAMESPACE, 4, []),
     ],
 )

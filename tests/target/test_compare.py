@@ -47,8 +47,10 @@ def test_compare_changes_nothing():
         ({"cdw12": 16, "sgl_length": 8704}, Status.INVALID_FIELD),
         ({"cdw12": 1}, Status.DATA_SGL_LENGTH_INVALID),
         ({"sgl_type": 0x40}, Status.SGL_DESCRIPTOR_TYPE_INVALID),
-        ({"nsid": 2}, Status.INVALID_NAMESPACE),
-        ({"nsid": 0xFFFFFFFF}, Status.INVALID_NAMESPACE),
+        ({"nsid": 2}, Status.INVALID_FIELD),
+        ({"nsid": 0}, Status.INVALID_NAMESPACE),
+        ({"nsid": 1025}, Status.INVALID_NAMESPACE),
+        ({"nsid": 0xFFFFFFFF}, Status.INVALID_FIELD),
         ({"cdw12": 1 << 31 | 1 << 30}, Status.SUCCESS),
     ],
 )
@@ -84,4 +86,4 @@ def test_a_namespace_that_goes_while_data_is_on_its_way():
     sqe = queue.sqe(0x05, bytes(512), nsid=1)
     spec, length = prepare(queue.ctx, sqe)
     target.subsystem.remove_namespace(1)
-    assert execute(queue.ctx, spec, sqe, memoryview(bytearray(length))).status == Status.INVALID_NAMESPACE
+    assert execute(queue.ctx, spec, sqe, memoryview(bytearray(length))).status == Status.INVALID_FIELD

@@ -148,8 +148,10 @@ def test_the_limits_are_what_identify_says(monkeypatch):
         ({"extra": 0xFF << 24 | 0xF << 12}, Status.SUCCESS),
         ({"cdw12": 1}, Status.DATA_SGL_LENGTH_INVALID),
         ({"sgl_length": 129 * 32}, Status.DATA_SGL_LENGTH_INVALID),
-        ({"nsid": 2}, Status.INVALID_NAMESPACE),
-        ({"nsid": 0xFFFFFFFF}, Status.INVALID_NAMESPACE),
+        ({"nsid": 2}, Status.INVALID_FIELD),
+        ({"nsid": 0}, Status.INVALID_NAMESPACE),
+        ({"nsid": 1025}, Status.INVALID_NAMESPACE),
+        ({"nsid": 0xFFFFFFFF}, Status.INVALID_FIELD),
         ({"nsid": 3}, Status.NAMESPACE_WRITE_PROTECTED),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.file import FileBackend
@@ -267,13 +268,36 @@ def test_a_mark_that_cannot_be_kept():
     assert finish(target, pending).status == Status.WRITE_FAULT
 
 
-@pytest.mark.parametrize("nonsense", [1, "x", [[1]], [["a", "b"]], [[-5, 3]], [[5000, 6000]], [None]])
-def test_what_was_kept_may_be_nonsense(nonsense):
+@pytest.mark.parametrize(
+    "nonsense",
+    [1, "x", [[1]], {"block_bytes": 512}]
+    + [{"block_bytes": 512, "ranges": each} for each in (1, [[1]], [["a", "b"]], [[-5, 3]], [[7, 7]], [None])]
+    + [{"block_bytes": float("inf"), "ranges": [[1, 2]]}],
+)
+def test_marks_that_cannot_be_read_are_told(nonsense):
+    """The old data of blocks that were marked must not come back."""
     keeper = Durable()
     keeper._values["uncorrectable"] = nonsense
+    with pytest.raises(ConfigurationError, match="'uncorrectable' cannot be read"):
+        Target(kept(Ramdisk("1M"), keeper))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"), [(512, 4096, [(1, 3)]), (4096, 512, [(72, 136)]), (512, 512, [(9, 17)])]
+)
+def test_marks_are_of_the_same_bytes_with_blocks_of_another_size(before, after, expected):
+    keeper = Durable()
+    target = Target(kept(Ramdisk("1M", block_bytes=before), keeper))
+    assert mark(target.io(target.admin()), 9, 8).status == 0
+    target = Target(kept(Ramdisk("1M", block_bytes=after), keeper))
+    assert list(target.subsystem.namespaces[1].marks.marked) == expected
+
+
+def test_marks_beyond_the_end_do_not_matter():
+    keeper = Durable()
+    keeper._values["uncorrectable"] = {"block_bytes": 512, "ranges": [[5000, 6000]]}
     target = Target(kept(Ramdisk("1M"), keeper))
-    admin = target.admin()
-    assert parsed(admin, lba_status(target, admin)) == (2, [])
+    assert not target.subsystem.namespaces[1].marks.marked
 
 
 @pytest.mark.parametrize("was_killed", [False, True])

@@ -197,7 +197,7 @@ class Namespaces(RuleBasedStateMachine):
     def write(self, number: int, nsid: int, content: bytes) -> None:
         member = self.pick(number)
         status = write(member.io, nsid, content * 128).status
-        assert status == (0 if nsid in member.attached else Status.INVALID_NAMESPACE)
+        assert status == (0 if nsid in member.attached else Status.INVALID_FIELD)
         if nsid in member.attached:
             self.spaces[nsid].data = content * 128
 

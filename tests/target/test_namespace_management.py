@@ -125,7 +125,7 @@ def test_a_namespace_is_created_attached_used_detached_and_deleted(target, queue
     assert (created.status, created.dw0) == (0, 2)
     assert allocated(queue) == [1, 2] and active(queue) == [1] and attached(queue, 2) == []
     assert capacity(queue) == (11 << 20, 9 << 20)
-    assert read(io, 2).status == Status.INVALID_NAMESPACE
+    assert read(io, 2).status == Status.INVALID_FIELD
     assert not any(queue.read_bytes(queue.identify(0, 2)))
     seen = IDENTIFY_NAMESPACE.parse(queue.read_bytes(queue.identify(0x11, 2)))
     assert (seen.nsze, seen.ncap, seen.nmic, seen.nvmcap, seen.endgid, seen.anagrpid) == (2048, 2048, 1, 1 << 20, 1, 1)
@@ -139,13 +139,13 @@ def test_a_namespace_is_created_attached_used_detached_and_deleted(target, queue
 
     assert detach(queue, 2).status == 0
     assert active(queue) == [1] and allocated(queue) == [1, 2]
-    assert read(io, 2).status == write(io, 2, bytes(512)).status == Status.INVALID_NAMESPACE
+    assert read(io, 2).status == write(io, 2, bytes(512)).status == Status.INVALID_FIELD
     assert attach(queue, 2).status == 0
     assert io.read_bytes(read(io, 2)) == b"nvme" * 128, "what it holds stays"
 
     assert delete(queue, 2).status == 0
     assert active(queue) == allocated(queue) == [1] and capacity(queue) == before
-    assert read(io, 2).status == Status.INVALID_NAMESPACE
+    assert read(io, 2).status == Status.INVALID_FIELD
     again = create(queue)
     assert again.dw0 == 2 and attach(queue, 2).status == 0
     assert not any(io.read_bytes(read(io, 2))), "a new one is empty"

@@ -11,7 +11,7 @@ from tests.protocol.wire import split
 from tests.target.backend_tools import Hidden
 from tests.target.harness import Target
 from tests.target.test_namespace_management import active, attach, create, delete, detach
-from tests.target.test_queue import NAMESPACE, OK, Command, Wire, r2ts, statuses
+from tests.target.test_queue import FIELD, OK, Command, Wire, r2ts, statuses
 
 LENGTH = 4096
 
@@ -61,7 +61,7 @@ def test_data_that_comes_too_late_is_refused(setup, end, warm):
         assert nsid != 2, "nobody takes the old one's number"
     assert attach(admin, nsid).status == 0
     for name, ttag, length in asked:
-        assert statuses(wire.feed(wire.h2c(name, ttag, 0, b"2" * length))) == [(3, NAMESPACE)]
+        assert statuses(wire.feed(wire.h2c(name, ttag, 0, b"2" * length))) == [(3, FIELD)]
     assert content(target, nsid) == bytes(LENGTH), "it did not reach the new one"
     if end is detach:
         assert bytes(old.backend.acquire_read(0, LENGTH).view) == (b"1" if warm else b"\0") * LENGTH
@@ -72,7 +72,7 @@ def test_short_cuts_end_with_the_attachment(setup):
     for _ in range(3):
         assert read(wire, 2) == bytes(LENGTH)
     assert detach(admin, 2).status == 0
-    assert read(wire, 2) == NAMESPACE and read(wire, 1) == bytes(LENGTH)
+    assert read(wire, 2) == FIELD and read(wire, 1) == bytes(LENGTH)
     assert attach(admin, 2).status == 0
     assert read(wire, 2) == bytes(LENGTH)
     other = target.admin(hostnqn="nqn.2026-01.org.example:other")
@@ -80,4 +80,4 @@ def test_short_cuts_end_with_the_attachment(setup):
     assert detach(admin, 2, other.ctx.controller.cntlid).status == 0
     assert read(wire, 2) == bytes(LENGTH), "another controller's detachment is not this one's"
     assert delete(other, 2).status == 0
-    assert read(wire, 2) == NAMESPACE and active(admin) == [1]
+    assert read(wire, 2) == FIELD and active(admin) == [1]

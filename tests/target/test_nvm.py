@@ -80,10 +80,22 @@ def test_mdts():
     assert queue.command(0x08, **rw(0, 2048)).status == 0, "Write Zeroes moves no data"
 
 
-@pytest.mark.parametrize("nsid", [0, 2, 0xFFFFFFFE, 0xFFFFFFFF])
+@pytest.mark.parametrize(
+    ("nsid", "status"),
+    [
+        (0, Status.INVALID_NAMESPACE),
+        (2, Status.INVALID_FIELD),
+        (1024, Status.INVALID_FIELD),
+        (1025, Status.INVALID_NAMESPACE),
+        (0xFFFFFFFE, Status.INVALID_NAMESPACE),
+        (0xFFFFFFFF, Status.INVALID_FIELD),
+    ],
+)
 @pytest.mark.parametrize("opcode", [0x01, 0x02, 0x08, 0x09])
-def test_namespaces_that_are_not_there(nsid, opcode):
-    assert io_queue().command(opcode, length=512, nsid=nsid).status == Status.INVALID_NAMESPACE
+def test_namespaces_that_are_not_there(nsid, status, opcode):
+    queue = io_queue()
+    assert queue.command(opcode, length=512, nsid=nsid).status == status
+    assert last_error(queue).error_location == 4
 
 
 @pytest.mark.parametrize("opcode", [0x12, 0x1D, 0x7D, 0x80, 0xFF])
@@ -189,7 +201,8 @@ def test_flush_one_and_all():
     queue = io_queue(Ramdisk("1M"), Ramdisk("1M"))
     assert queue.command(0x00, nsid=1).status == 0
     assert queue.command(0x00, nsid=0xFFFFFFFF).status == 0
-    assert queue.command(0x00, nsid=3).status == Status.INVALID_NAMESPACE
+    assert queue.command(0x00, nsid=3).status == Status.INVALID_FIELD
+    assert queue.command(0x00, nsid=0).status == Status.INVALID_NAMESPACE
 
 
 def test_read_only_namespace():
@@ -231,7 +244,7 @@ def test_namespace_that_goes_while_data_is_on_its_way():
     sqe = queue.sqe(0x01, bytes(512), nsid=1)
     spec, length = prepare(queue.ctx, sqe)
     target.subsystem.remove_namespace(1)
-    assert execute(queue.ctx, spec, sqe, memoryview(bytearray(length))).status == Status.INVALID_NAMESPACE
+    assert execute(queue.ctx, spec, sqe, memoryview(bytearray(length))).status == Status.INVALID_FIELD
 
 
 class Broken(Backend):

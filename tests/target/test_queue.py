@@ -44,7 +44,7 @@ from tests.target.harness import HOST, HOSTID, NQN, Pending, Target
 BLOCKS = 64
 WRITE_UNCORRECTABLE, COMPARE = 0x04, 0x05
 SIZE = BLOCKS * 512
-OK, CONFLICT, NAMESPACE, RANGE, INACCESSIBLE = 0, 0x03, 0x0B, 0x80, 0x302
+OK, FIELD, CONFLICT, RANGE, INACCESSIBLE = 0, 0x02, 0x03, 0x80, 0x302
 
 
 @dataclass
@@ -242,7 +242,7 @@ def expected(target: Target, command: Command) -> int:
     """The status of a plain command, from first principles."""
     space = next(iter(target.subsystem.controllers.values())).namespaces.get(command.nsid)
     if space is None:
-        return NAMESPACE
+        return FIELD
     if target.subsystem.ana_state is not AnaState.OPTIMIZED:
         return INACCESSIBLE
     if command.slba + command.nlb > len(space.backend.memory) // 512:

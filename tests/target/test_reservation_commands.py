@@ -296,10 +296,18 @@ def test_data_lengths(opcode):
 
 
 @pytest.mark.parametrize("opcode", [REGISTER, ACQUIRE, RELEASE, REPORT])
-@pytest.mark.parametrize("nsid", [0, 2, 0xFFFFFFFF])
-def test_namespaces(opcode, nsid):
+@pytest.mark.parametrize(
+    ("nsid", "status"),
+    [
+        (0, Status.INVALID_NAMESPACE),
+        (2, Status.INVALID_FIELD),
+        (1025, Status.INVALID_NAMESPACE),
+        (0xFFFFFFFF, Status.INVALID_FIELD),
+    ],
+)
+def test_namespaces(opcode, nsid, status):
     host = Host(Target(), 0)
-    assert host.io.command(opcode, bytes(16), nsid=nsid, cdw11=1, cdw10=3).status == Status.INVALID_NAMESPACE
+    assert host.io.command(opcode, bytes(16), nsid=nsid, cdw11=1, cdw10=3).status == status
     assert last_error(host.io).error_location == SQE.error_location("nsid")
 
 

@@ -221,7 +221,7 @@ def test_a_repeated_command_is_durable_as_well(target, keeper):
 def test_keeper_of_somebody_else():
     disk = Ramdisk("1M")
     disk.keeper.put("reservations", {"registrants": 5})
-    with pytest.raises(ConfigurationError, match="ramdisk"):
+    with pytest.raises(ConfigurationError, match="'reservations' cannot be read"):
         Target(disk)
 
 

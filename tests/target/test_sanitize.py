@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import AdminOpcode, LogPageId, NvmOpcode
 from nvmeof.spec.media import SanitizeCommand
 from nvmeof.spec.status import Status
@@ -508,13 +509,13 @@ def test_a_failure_outlasts_a_restart(ause, left):
     assert read(target.io(admin), 0, 1).status == status
 
 
-def test_what_was_kept_may_be_nonsense():
+@pytest.mark.parametrize("nonsense", [1, {}, {"state": "strange", "cdw10": 1, "cdw11": 0, "left": False}, [1]])
+def test_what_was_kept_and_cannot_be_read_is_told(nonsense):
+    """It may be that everything was to be erased."""
     keeper = Durable()
-    for nonsense in (1, {}, {"state": "strange", "cdw10": 1, "cdw11": 0, "left": False}, [1]):
-        keeper._values["sanitize"] = nonsense
-        target = Target(kept(Ramdisk("1M"), keeper))
-        target.subsystem.resume(target.runtime)
-        assert sanitize_log(target.admin()).sstat == 0
+    keeper._values["sanitize"] = nonsense
+    with pytest.raises(ConfigurationError, match="'sanitize' cannot be read"):
+        Target(kept(Ramdisk("1M"), keeper))
 
 
 async def test_a_file_is_written_over_and_given_back(tmp_path):

@@ -258,7 +258,7 @@ async def test_namespaces_come_and_go_under_reads():
         for cid in range(3):
             assert (await queue.read(0, 1, cid, nsid=2)).status == 0
         await target.remove_namespace(2)
-        assert (await queue.read(0, 1, nsid=2)).status == 0x0B
+        assert (await queue.read(0, 1, nsid=2)).status == 0x02
         assert await target.add_namespace(Ramdisk("3M")) == 2
         assert (await queue.read(6143, 1, nsid=2)).status == 0
         with pytest.raises(ConfigurationError, match="no namespace 7"):

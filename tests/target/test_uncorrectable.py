@@ -109,9 +109,11 @@ def test_dataset_management_hints_leave_the_mark():
         ({"cdw10": BLOCKS}, Status.LBA_OUT_OF_RANGE),
         ({"cdw11": 1 << 31}, Status.LBA_OUT_OF_RANGE),
         ({"cdw12": 1 << 20}, Status.INVALID_FIELD),
-        ({"nsid": 2}, Status.INVALID_NAMESPACE),
+        ({"nsid": 2}, Status.INVALID_FIELD),
+        ({"nsid": 0}, Status.INVALID_NAMESPACE),
+        ({"nsid": 1025}, Status.INVALID_NAMESPACE),
         ({"nsid": 3}, Status.NAMESPACE_WRITE_PROTECTED),
-        ({"nsid": 0xFFFFFFFF}, Status.INVALID_NAMESPACE),
+        ({"nsid": 0xFFFFFFFF}, Status.INVALID_FIELD),
         ({"cdw12": BLOCKS - 1}, Status.SUCCESS),
     ],
 )

@@ -40,8 +40,10 @@ def test_the_limit_is_what_identify_says():
     [
         ({"cdw10": BLOCKS}, Status.LBA_OUT_OF_RANGE),
         ({"cdw11": 1 << 31}, Status.LBA_OUT_OF_RANGE),
-        ({"nsid": 2}, Status.INVALID_NAMESPACE),
-        ({"nsid": 0xFFFFFFFF}, Status.INVALID_NAMESPACE),
+        ({"nsid": 2}, Status.INVALID_FIELD),
+        ({"nsid": 0}, Status.INVALID_NAMESPACE),
+        ({"nsid": 1025}, Status.INVALID_NAMESPACE),
+        ({"nsid": 0xFFFFFFFF}, Status.INVALID_FIELD),
         ({"cdw12": 1 << 31 | 1 << 30}, Status.SUCCESS),
     ],
 )

@@ -437,8 +437,8 @@ def test_a_controller_without_command_sets_does_not_see_zones():
     queue = target.io(admin)
     assert parse_namespace_list(admin.read_bytes(admin.identify(2))) == [1]
     assert not any(admin.read_bytes(admin.identify(0, 2)))
-    refused(queue, read(queue, 0, 1), Status.INVALID_NAMESPACE, 4)
-    refused(queue, write(queue, 0, bytes(BLOCK)), Status.INVALID_NAMESPACE, 4)
+    refused(queue, read(queue, 0, 1), Status.INVALID_FIELD, 4)
+    refused(queue, write(queue, 0, bytes(BLOCK)), Status.INVALID_FIELD, 4)
     assert append(queue, 0, bytes(BLOCK)).status == Status.INVALID_OPCODE
     assert queue.command(0x02, length=BLOCK, nsid=1).status == 0
 
@@ -535,7 +535,8 @@ def test_another_namespace_has_taken_its_place_meanwhile():
         if not gone:
             target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), nsid=2))
         for spec, (sqe, data) in zip(specs, sqes, strict=True):
-            refused(queue, execute(queue.ctx, spec, sqe, data), Status.INVALID_NAMESPACE, 4)
+            status = Status.INVALID_FIELD if gone else Status.INVALID_NAMESPACE
+            refused(queue, execute(queue.ctx, spec, sqe, data), status, 4)
 
 
 def test_reset_of_all_zones():

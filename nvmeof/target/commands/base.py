@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from nvmeof.spec.enums import CommandEffects
-from nvmeof.spec.sqe import Sqe
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, CommandEffects
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
 from nvmeof.target.completion import Completion
 from nvmeof.target.context import QueueContext
 from nvmeof.target.states import READY_ONLY, ControllerState
@@ -69,6 +71,21 @@ def fixed(length: int) -> TransferBytes:
     return transfer_bytes
 
 
+def not_active(ctx: QueueContext, nsid: int) -> CommandError:
+    """The refusal of a command for a namespace that is not active (NVMe Base, Common Command Format).
+
+    Invalid Namespace or Format for an NSID that no namespace can have (0h, beyond NN), Invalid Field in Command for
+    one that it could have, and for FFFFFFFFh where that is of no meaning.
+    """
+    assert ctx.subsystem is not None
+    location = SQE.error_location("nsid")
+    if nsid == NSID_ALL:
+        return CommandError(Status.INVALID_FIELD, location, message="it is no command for all namespaces")
+    if 1 <= nsid <= ctx.subsystem.config.max_namespaces:
+        return CommandError(Status.INVALID_FIELD, location, message=f"namespace {nsid} is not active")
+    return CommandError(Status.INVALID_NAMESPACE, location, message=f"namespace {nsid:#x} cannot exist here")
+
+
 @dataclass(frozen=True, slots=True)
 class CommandSpec:
     """A row: opcode, handler, data, NSID and state rules, effects.
@@ -111,4 +128,5 @@ __all__ = [
     "fixed",
     "no_check",
     "no_data",
+    "not_active",
 ]

@@ -6,7 +6,7 @@ from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NSID_ALL, NvmOpcode
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.base import CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.base import CommandSpec, Completion, NsidRule, not_active
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 
@@ -23,7 +23,7 @@ def check_cancel(ctx: QueueContext, sqe: Sqe) -> None:
     """One command of this queue but itself, or all of them."""
     sqid, cid, action = sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 3
     if sqe.nsid != NSID_ALL and sqe.nsid not in ctx.namespaces:
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {sqe.nsid:#x} is not active")
+        raise not_active(ctx, sqe.nsid)
     if action not in (SINGLE, MULTIPLE):
         raise CommandError(Status.INVALID_FIELD, _ACTION, message=f"cancel action {action} is reserved")
     if sqid != ctx.qid:

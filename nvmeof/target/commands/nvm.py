@@ -26,7 +26,7 @@ from nvmeof.spec.sqe import (
 )
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Lease
-from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule, not_active
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
@@ -38,11 +38,11 @@ T = TypeVar("T")
 
 
 def active_namespace(ctx: QueueContext, sqe: Sqe) -> Namespace:
-    """The namespace of a command that `prepare` has let pass. Raises Invalid Namespace or Format when it has gone."""
+    """The namespace of a command that `prepare` has let pass. Raises `CommandError` when it has gone."""
     try:
         return ctx.namespaces[sqe.nsid]
     except KeyError:  # it went while the command's data was on its way
-        raise CommandError(Status.INVALID_NAMESPACE, SQE.error_location("nsid")) from None
+        raise not_active(ctx, sqe.nsid) from None
 
 
 def completed(result: Awaitable[None] | None, dw0: int = 0) -> Completion | Awaitable[Completion]:

@@ -8,7 +8,7 @@ from nvmeof.spec.log_pages import DEVICE_SELF_TEST, GetLogPage
 from nvmeof.spec.media import SELF_TEST_RESULTS, SelfTestCode, SelfTestResult
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.base import CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.base import CommandSpec, Completion, NsidRule, not_active
 from nvmeof.target.commands.log_pages import LogPageSpec, add_log_pages
 from nvmeof.target.commands.registry import ADMIN, register
 from nvmeof.target.context import QueueContext
@@ -18,7 +18,6 @@ from nvmeof.target.subsystem import Subsystem
 from nvmeof.wire import build
 
 _BYTES_PER_SECOND = 500_000_000
-_NSID = SQE.error_location("nsid")
 _CODE = SQE.error_location("cdw10")
 
 
@@ -37,9 +36,7 @@ def _chosen(ctx: QueueContext, sqe: Sqe) -> list[int]:
         return list(ctx.namespaces)
     if sqe.nsid in ctx.namespaces:
         return [sqe.nsid]
-    if sqe.nsid <= ctx.subsystem.config.max_namespaces:
-        raise CommandError(Status.INVALID_FIELD, _NSID, message=f"namespace {sqe.nsid} is not active")
-    raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {sqe.nsid:#x} cannot exist here")
+    raise not_active(ctx, sqe.nsid)
 
 
 def check_self_test(ctx: QueueContext, sqe: Sqe) -> None:

@@ -44,7 +44,7 @@ from nvmeof.target.commands import (
     write_protection,
     zns,
 )
-from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, always
+from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, always, not_active
 from nvmeof.target.commands.fused import FUSED_OPCODES
 from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, GATES, IO_COMMAND_SETS, NVM
 from nvmeof.target.context import QueueContext
@@ -55,7 +55,6 @@ ADMIN_INCAPSULE_BYTES = 8192
 logger = logging.getLogger(__name__)
 _OPCODE = SQE.error_location("opcode")
 _FCTYPE = CONNECT.error_location("fctype")
-_NSID = SQE.error_location("nsid")
 _SGL = SQE.error_location("sgl_address")
 _SGL_LENGTH = SQE.error_location("sgl_length")
 _SGL_TYPE = SQE.error_location("sgl_type")
@@ -92,7 +91,7 @@ def _check_namespace(ctx: QueueContext, sqe: Sqe, rule: NsidRule) -> None:
         return
     namespace = ctx.namespaces.get(sqe.nsid)
     if namespace is None:
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {sqe.nsid:#x} is not active")
+        raise not_active(ctx, sqe.nsid)
     if not namespace.accessible and ctx.subsystem is not None:
         ctx.subsystem.check_access()
 
