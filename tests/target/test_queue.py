@@ -413,6 +413,26 @@ async def test_a_write_does_not_go_on_in_another_namespace(closed):
     assert wire.queue._busy == set() and wire.queue._transfers == {}
 
 
+@pytest.mark.parametrize("backend", [Ramdisk, Hidden])
+@pytest.mark.parametrize("opcode", [WRITE, 0x05])
+@pytest.mark.parametrize("length", [4096, 64 << 10])
+def test_blocks_of_another_size_while_data_is_on_its_way(backend, opcode, length):
+    """A format comes in between: as many bytes would be other blocks, and fewer or more of them, than were named."""
+    wire = Wire(_with_admin(backend("1M")))
+    subsystem = wire.target.subsystem
+    memory = getattr(subsystem.namespaces[1].backend, "ramdisk", subsystem.namespaces[1].backend)
+    sizes = [512, 4096]
+    for cid, now in enumerate(reversed(sizes)):
+        blocks = length // sizes[cid]
+        [(_, ttag, asked)] = r2ts(wire.feed(wire.capsule(io_sqe(cid, opcode, 8, blocks, length=length))))
+        assert asked == length
+        memory.set_block_bytes(now)
+        subsystem.attributes_changed(subsystem.namespaces[1])
+        assert statuses(wire.feed(wire.h2c(cid, ttag, 0, b"a" * length))) == [(cid, 0x0F)]
+        assert not any(memory.memory)
+    assert wire.queue._busy == set() and wire.pool.used_bytes == 0
+
+
 def test_staging_waits_for_memory_and_goes_on_in_order():
     pool = BufferPool(64 << 10)
     wire = Wire(_with_admin(Hidden("1M")), pool=pool)

@@ -169,6 +169,10 @@ def check_again(ctx: QueueContext, spec: CommandSpec, sqe: Sqe) -> None:
             _check_namespace(ctx, sqe, spec.nsid)
         for gate in GATES:
             gate(ctx, spec, sqe)
+        expected = spec.transfer_bytes(ctx, sqe)
+        if expected != sqe.sgl_length:
+            # It has blocks of another size now: the data that was asked for is not what the command needs any more.
+            _check_sgl(ctx, sqe, spec, expected)
 
 
 def execute(
