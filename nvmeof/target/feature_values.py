@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from nvmeof.target.keeper import Keeper
+from nvmeof.target.keeper import Keeper, damaged
 
 _SECTION: Final = "features"
 
@@ -67,6 +67,23 @@ def _load(entry: Any) -> Saved | None:
 def load(keeper: Keeper, fid: int, selector: int = 0) -> Saved | None:
     """The saved value of a feature, if there is one."""
     return _load(_document(keeper).get(f"{fid:02x}.{selector:x}"))
+
+
+def load_strictly(keeper: Keeper, fid: int, selector: int = 0) -> Saved | None:
+    """The same, for what must not be forgotten unsaid. Raises `ConfigurationError` for an entry that is not one."""
+    document = keeper.get(_SECTION)
+    if document is None:
+        return None
+    key = f"{fid:02x}.{selector:x}"
+    try:
+        if key not in dict(document):
+            return None
+        saved = _load(document[key])
+        if saved is None:
+            raise ValueError(f"{key} is not a value")
+    except (TypeError, ValueError) as error:
+        raise damaged(keeper, _SECTION, error) from error
+    return saved
 
 
 def load_all(keeper: Keeper) -> list[tuple[int, Saved]]:

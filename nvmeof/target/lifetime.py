@@ -18,6 +18,7 @@ SAVE_SECONDS: Final = 300.0
 """How often counters are kept."""
 _BLOCK_FIELDS: Final = frozenset({"blocks_read", "blocks_written", "blocks_verified", "blocks_copied"})
 _NAMESPACES_MAX: Final = 1024
+_NUMBER_MAX: Final = 1 << 96  # nobody counts so far, and what is made of it still has room in SMART's 16 bytes
 
 
 @dataclass(slots=True)
@@ -80,9 +81,14 @@ def _dump(totals: Totals) -> dict[str, int]:
     return {field.name: getattr(totals, field.name) for field in fields(totals) if getattr(totals, field.name)}
 
 
+def _number(kept: Any, name: str) -> int | float:
+    """What was counted under that name; 0 for what nobody has counted."""
+    value = kept.get(name, 0) if isinstance(kept, dict) else 0
+    return value if isinstance(value, int | float) and 0 <= value < _NUMBER_MAX else 0
+
+
 def _load(kept: Any) -> Totals:
-    known = {field.name for field in fields(Totals)}
-    return Totals(**{name: int(value) for name, value in dict(kept or {}).items() if name in known})
+    return Totals(**{field.name: int(_number(kept, field.name)) for field in fields(Totals)})
 
 
 def _document(keeper: Keeper) -> dict[str, Any]:
@@ -96,22 +102,25 @@ class Lifetime:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         kept = _document(keeper)
-        self.power_cycles = int(kept.get("power_cycles", 0)) + 1
-        self.unsafe_shutdowns = int(kept.get("unsafe_shutdowns", 0))
+        self.power_cycles = int(_number(kept, "power_cycles")) + 1
+        self.unsafe_shutdowns = int(_number(kept, "unsafe_shutdowns"))
         self.unsafe = bool(kept) and not kept.get("clean", False)
         """Whether the last run did not end as it should have."""
         if self.unsafe:
             self.unsafe_shutdowns += 1
-        self.errors = int(kept.get("errors", 0))
+        self.errors = int(_number(kept, "errors"))
         """Entries that the Error Information logs of all controllers ever had."""
         self._snapshot_at: float | None = None
-        self._seconds = float(kept.get("power_on_seconds", 0.0))
-        self._busy = float(kept.get("busy_seconds", 0.0))
+        self._seconds = float(_number(kept, "power_on_seconds"))
+        self._busy = float(_number(kept, "busy_seconds"))
         self._busy_since: float | None = None
         self._outstanding = 0
         self._started_at: float | None = None
         self._saved_at = 0.0
-        self._of: dict[str, Totals] = {uuid: _load(each) for uuid, each in dict(kept.get("namespaces", {})).items()}
+        namespaces = kept.get("namespaces")
+        self._of: dict[str, Totals] = (
+            {uuid: _load(each) for uuid, each in namespaces.items()} if isinstance(namespaces, dict) else {}
+        )
         self.gone = _load(kept.get("gone"))
         """What namespaces did that are no more."""
         self._adopted: dict[int, Namespace] = {}

@@ -5,27 +5,29 @@ What a host has marked outlives the process where the keeper does. What failed i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from nvmeof.target.block_ranges import BlockRanges
-from nvmeof.target.keeper import Keeper
+from nvmeof.target.keeper import Keeper, damaged
 
 SECTION: Final = "uncorrectable"
 RANGES_MAX: Final = 65536
 """How many ranges are kept of each kind."""
 
-logger = logging.getLogger(__name__)
-
 
 class Marks:
-    """`marked` and `failing` are sets of logical blocks; `found` is called when there is one more that fails."""
+    """`marked` and `failing` are sets of logical blocks; `found` is called when there is one more that fails.
 
-    __slots__ = ("_keeper", "failing", "found", "generation", "marked", "some")
+    `block_bytes` is kept with them: it may be another one the next time. Raises `ConfigurationError` for what cannot be
+    read: a host that marked blocks must not be given their data.
+    """
 
-    def __init__(self, keeper: Keeper, size_blocks: int) -> None:
+    __slots__ = ("_keeper", "block_bytes", "failing", "found", "generation", "marked", "some")
+
+    def __init__(self, keeper: Keeper, size_blocks: int, block_bytes: int = 512) -> None:
         self._keeper = keeper
+        self.block_bytes = block_bytes
         self.marked = BlockRanges()
         self.failing = BlockRanges()
         self.generation = 0  # changes when one more fails or is marked
@@ -38,12 +40,19 @@ class Marks:
         self.some = bool(self.marked) or bool(self.failing)
 
     def _restore(self, kept: Any, size_blocks: int) -> None:
+        if kept is None:
+            return
         try:
-            for start, end in kept or ():
-                if 0 <= start < min(end, size_blocks):
-                    self.marked.add(int(start), min(int(end), size_blocks))
-        except (TypeError, ValueError) as error:
-            logger.warning("the uncorrectable blocks that were kept cannot be read: %s", error)
+            unit = int(kept["block_bytes"])
+            for start, end in kept["ranges"]:
+                if not 0 <= start < end:
+                    raise ValueError(f"{start} to {end} is no range")
+                # A block that is marked in part cannot be read.
+                first, last = start * unit // self.block_bytes, -(-end * unit // self.block_bytes)
+                if first < size_blocks:
+                    self.marked.add(int(first), int(min(last, size_blocks)))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise damaged(self._keeper, SECTION, error) from error
 
     @property
     def durable(self) -> bool:
@@ -57,7 +66,8 @@ class Marks:
 
     def _keep(self) -> Awaitable[None] | None:
         self._count()
-        return self._keeper.put(SECTION, [list(item) for item in self.marked] or None)
+        ranges = [list(item) for item in self.marked]
+        return self._keeper.put(SECTION, {"block_bytes": self.block_bytes, "ranges": ranges} if ranges else None)
 
     def mark(self, start: int, end: int) -> Awaitable[None] | None:
         """Blocks cannot be read from now on. Done when that is kept; raises or ends with `OSError`."""

@@ -16,9 +16,9 @@ from nvmeof.spec.enums import Csi, FeatureId
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease, SourceError
-from nvmeof.target.feature_values import Values, load
+from nvmeof.target.feature_values import Values, load_strictly
 from nvmeof.target.in_progress import InProgress
-from nvmeof.target.keeper import MemoryKeeper
+from nvmeof.target.keeper import MemoryKeeper, formatted_block_bytes
 from nvmeof.target.marks import RANGES_MAX, Marks
 from nvmeof.target.permit import Permits
 from nvmeof.target.reservation_store import ReservationStore
@@ -143,15 +143,17 @@ class Namespace:
         self.features: Values = {}  # those with the scope of a namespace, as set since the start
         if getattr(backend, "keeper", None) is None:  # somebody's own
             backend.keeper = MemoryKeeper()
-        protected = load(backend.keeper, FeatureId.NAMESPACE_WRITE_PROTECTION_CONFIG)
+        formatted_block_bytes(backend.keeper)  # raises for what cannot be read
+        protected = load_strictly(backend.keeper, FeatureId.NAMESPACE_WRITE_PROTECTION_CONFIG)
         self.write_protected = protected is not None and bool(protected.value.dw0)  # by a host
-        self.reservations = ReservationStore(backend.keeper, self.permits.withdraw, backend.description)
+        self.reservations = ReservationStore(backend.keeper, self.permits.withdraw)
         self.barred: Status | None = None
         """Why no data may be touched, in the middle of a command either: it is being formatted or sanitized."""
         self.format_remaining = 0  # percent of a Format NVM that is in progress (FPI)
         self.marks = Marks(
             backend.keeper,
             backend.capabilities.size_bytes // backend.capabilities.block_bytes,
+            backend.capabilities.block_bytes,
         )
         self.refresh()
 
@@ -167,6 +169,7 @@ class Namespace:
         self.counters.rescale(getattr(self, "block_shift", shift), shift)
         self.block_shift = shift
         self.size_blocks = capabilities.size_bytes >> self.block_shift
+        self.marks.block_bytes = self.block_bytes
         self.marks.clip(self.size_blocks)
         self._show_memory()
 

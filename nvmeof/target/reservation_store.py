@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.errors import CommandError
 from nvmeof.spec.reservations import ALL_TYPES, Rescap
 from nvmeof.spec.status import Status
-from nvmeof.target.keeper import Keeper
+from nvmeof.target.keeper import Keeper, damaged
 from nvmeof.target.reservations import Reservations
 
 _SECTION: Final = "reservations"
@@ -24,14 +24,14 @@ class ReservationStore:
 
     __slots__ = ("_changed", "_keeper", "state")
 
-    def __init__(self, keeper: Keeper, changed: Callable[[], None], description: str = "") -> None:
+    def __init__(self, keeper: Keeper, changed: Callable[[], None]) -> None:
         self._keeper = keeper
         self._changed = changed
         kept = keeper.get(_SECTION)
         try:
             self.state = Reservations() if kept is None else Reservations.from_document(kept)
-        except ValueError as error:
-            raise ConfigurationError(f"the reservations kept for {description} cannot be read: {error}") from error
+        except (ValueError, OverflowError) as error:
+            raise damaged(keeper, _SECTION, error) from error
 
     @property
     def durable(self) -> bool:

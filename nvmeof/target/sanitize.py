@@ -18,7 +18,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.erase import give_back, overwrite, passes_to_erase
 from nvmeof.target.feature_values import forget
 from nvmeof.target.formatting import forget_interrupted
-from nvmeof.target.keeper import Keeper
+from nvmeof.target.keeper import Keeper, damaged
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.runtime import Runtime
 
@@ -86,13 +86,19 @@ class Record:
         return value
 
     @classmethod
-    def load(cls, kept: Any) -> Record | None:
-        """What a keeper has; None for nothing, or for what nobody has put there."""
+    def load(cls, keeper: Keeper) -> Record | None:
+        """What a keeper has; None for nothing.
+
+        Raises `ConfigurationError` for what nobody has put there: what was to be erased must not be served.
+        """
+        kept = keeper.get(SECTION)
+        if kept is None:
+            return None
         try:
             data = frozenset((str(uuid), str(identity)) for uuid, identity in kept.get("namespaces", ()))
             return cls(_Kept(kept["state"]).value, int(kept["cdw10"]), int(kept["cdw11"]), bool(kept["left"]), data)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return None
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise damaged(keeper, SECTION, error) from error
 
 
 async def _put_all(keepers: Iterable[Keeper], record: Record) -> None:
@@ -156,6 +162,10 @@ class Sanitizer:
         """SSI: the state, and what has failed."""
         state, failed = _STATE_CODES[self.state]
         return SSI.encode(sans=state, fails=failed)
+
+    def check(self, namespace: Namespace) -> None:
+        """Raise `ConfigurationError` for a namespace of which it cannot be said whether it has to be erased."""
+        Record.load(namespace.backend.keeper)
 
     # Its way
 
@@ -289,7 +299,7 @@ class Sanitizer:
         """Go on where the last process ended, and know how the last operation ended. Call it when namespaces came."""
         if self.state.processing:
             return
-        own = Record.load(self._keeper.get(SECTION))
+        own = Record.load(self._keeper)
         found = [(each, self._record(each, own)) for each in self._namespaces.values()]
         running = [(each, record) for each, record in found if record and record.kept == _Kept.RUNNING.value]
         if running:
@@ -311,7 +321,7 @@ class Sanitizer:
     def _record(namespace: Namespace, own: Record | None) -> Record | None:
         """What is kept of a namespace, or for one that keeps nothing (a device), with the subsystem."""
         if namespace.marks.durable:
-            return Record.load(namespace.backend.keeper.get(SECTION))
+            return Record.load(namespace.backend.keeper)
         return own if own is not None and _data_of(namespace) in own.data else None
 
     def _remember(self, record: Record) -> None:

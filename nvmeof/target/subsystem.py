@@ -145,6 +145,7 @@ class Subsystem:
 
     def insert(self, namespace: Namespace, *, attached: bool) -> None:
         """A namespace exists from now on. `attached`: to all controllers that take one more, of now and later."""
+        self.sanitizer.check(namespace)
         namespace.set_accessible(self.accessible)
         self.lifetime.adopt(namespace)
         self.namespaces[namespace.nsid] = namespace

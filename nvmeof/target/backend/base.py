@@ -13,10 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from nvmeof.target.keeper import BLOCK_BYTES_CHOICES as BLOCK_BYTES_CHOICES
 from nvmeof.target.keeper import Keeper
 from nvmeof.target.zone_store import MemoryZoneStore, ZoneLayout, ZoneStore
 
-BLOCK_BYTES_CHOICES = (512, 1024, 2048, 4096)
 DEFAULT_BLOCK_BYTES = 512
 
 

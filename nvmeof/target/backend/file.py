@@ -159,7 +159,7 @@ class FileBackend(FileCalls):
             return MemoryKeeper()
         keeper = FileKeeper(self._kept or self.path.with_name(self.path.name + ".nvmeof"))
         # Each process has all of it in memory: of two that write, each would undo what the other has kept.
-        return MemoryKeeper(keeper.values) if self._read_only or self._guest else keeper
+        return MemoryKeeper(keeper.values, keeper.origin) if self._read_only or self._guest else keeper
 
     @property
     def _zones_path(self) -> Path | None:

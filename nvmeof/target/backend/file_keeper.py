@@ -15,6 +15,10 @@ from nvmeof.errors import ConfigurationError
 _FORMAT: Final = 1
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
+
+
 class FileKeeper:
     """Implements :class:`nvmeof.target.keeper.Keeper`. The file exists while there is something to keep.
 
@@ -25,6 +29,7 @@ class FileKeeper:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.origin = str(path)
         self._values: dict[str, Any] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._saving: asyncio.Task[None] | None = None
@@ -32,17 +37,21 @@ class FileKeeper:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"cannot read {self.path}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise self._unknown() from error
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {self.path}: {error.strerror}") from error
         try:
-            document = json.loads(text)
-            if document["nvmeof"] != _FORMAT:
-                raise ConfigurationError(f"{self.path} was written by another version (format {document['nvmeof']})")
-            self._values = dict(document["kept"])
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ConfigurationError):
-                raise
-            raise ConfigurationError(f"{self.path} is not what was kept: move it away to start anew") from error
+            document = json.loads(text, parse_constant=_no_number)
+            kept = document["kept"]
+            if document["nvmeof"] != _FORMAT or not isinstance(kept, dict):
+                raise self._unknown()
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._unknown() from error
+        self._values = kept
+
+    def _unknown(self) -> ConfigurationError:
+        return ConfigurationError(f"{self.path} is not what this version keeps: move it away to start anew")
 
     @property
     def values(self) -> dict[str, Any]:

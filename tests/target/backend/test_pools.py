@@ -251,7 +251,7 @@ async def test_pools_that_cannot_be_used(tmp_path):
     with pytest.raises(ConfigurationError, match="not a size"):
         FilePool(tmp_path, "much")
     (tmp_path / KEEPER_NAME).write_text("{")
-    with pytest.raises(ConfigurationError, match="is not what was kept"):
+    with pytest.raises(ConfigurationError, match="is not what this version keeps"):
         FilePool(tmp_path, "1M")
 
 
