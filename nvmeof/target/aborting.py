@@ -19,6 +19,10 @@ class Abandonable(Protocol):
         """
         ...
 
+    def keep(self) -> None:
+        """Never give it up from now on, nor stop on its way."""
+        ...
+
 
 class Watched:
     """Awaits something; meanwhile `waiting[cid]` is the very future that is waited for."""
@@ -47,6 +51,31 @@ class Watched:
             return stop.value
         finally:
             waiting.pop(cid, None)
+
+
+class ToItsEnd:
+    """Awaits something that is not given up any more: what others have done meanwhile goes by it."""
+
+    __slots__ = ("_pending",)
+
+    def __init__(self, pending: Awaitable[T]) -> None:
+        self._pending: Awaitable[Any] = pending
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        inner = self._pending.__await__()
+        try:
+            future = next(inner)
+            while True:
+                if isinstance(future, Abandonable):
+                    future.keep()
+                try:
+                    sent = yield future
+                except BaseException as error:
+                    future = inner.throw(error)
+                else:
+                    future = inner.send(sent)
+        except StopIteration as stop:
+            return stop.value
 
 
 def abandon(waiting: object) -> bool:

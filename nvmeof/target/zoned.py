@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import Csi
+from nvmeof.target.aborting import ToItsEnd
 from nvmeof.target.backend.base import Backend, Lease
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.zone_geometry import ZoneGeometry
@@ -116,7 +117,8 @@ class ZonedNamespace(Namespace):
 
     async def _in_later(self, place: Reservation, pending: Awaitable[None], fua: bool) -> None:
         try:
-            await pending
+            # Once it has a place it is not given up: for a gap before what was written the zone would be read only.
+            await ToItsEnd(pending)
         except BaseException:
             self._end(place, good=False)
             raise

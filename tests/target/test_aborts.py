@@ -9,17 +9,20 @@ import threading
 import pytest
 
 from nvmeof.spec.status import Status
+from nvmeof.spec.zns import ZoneState
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.operation import Operation
 from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.config import NamespaceConfig
 from nvmeof.target.pool import BufferPool
+from nvmeof.target.zone_geometry import ZoneGeometry
 from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, TRANSPORT, WRITE, WRITE_ZEROES, io_sqe, make_sqe
 from tests.protocol.wire import sent
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import Target
 from tests.target.test_queue import Wire, r2ts, statuses
 
-COMPARE, VERIFY, DSM, COPY, CANCEL = 0x05, 0x0C, 0x09, 0x19, 0x18
+COMPARE, VERIFY, DSM, COPY, CANCEL, ZONE_APPEND = 0x05, 0x0C, 0x09, 0x19, 0x18, 0x7D
 OK, ABORTED = 0, 0x07
 BLOCK = bytes(512)
 SINGLE, MULTIPLE = 0, 1
@@ -276,6 +279,40 @@ async def test_fused_halves_that_a_thread_has_not_begun(slow):
         assert not any(lease.view)
         lease.release()
         assert wire.pool.used_bytes == 0
+
+
+@pytest.mark.parametrize("opcode", [WRITE, WRITE_ZEROES, ZONE_APPEND, COPY])
+@pytest.mark.parametrize("how", ["abort", "cancel all", "preempted"])
+async def test_a_write_that_has_its_place_in_a_zone(slow, opcode, how):
+    """It is not given up: with a gap before what others have written behind it, the zone would be read only."""
+    target = Target()
+    target.subsystem.add_namespace(NamespaceConfig(backend=slow, zoned=ZoneGeometry(zone_bytes=64 << 10)))
+    admin = target.admin()
+    wire = connect(target)
+    zone = target.subsystem.namespaces[2].zones.zones[0]
+    holder = await slow.held()
+    data = b"x" * 512
+    if opcode == COPY:
+        sqe = make_sqe(7, COPY, nsid=2, length=32, sgl=IN_CAPSULE, cdw10=0)
+        wire.feed(wire.capsule(sqe, struct.pack("<8xQH14x", 128, 64)))
+    else:
+        blocks, moved = (65, b"") if opcode == WRITE_ZEROES else (1, data)
+        sgl = IN_CAPSULE if moved else TRANSPORT
+        wire.feed(wire.capsule(io_sqe(7, opcode, 0, blocks, nsid=2, sgl=sgl, length=len(moved)), moved))
+    await asyncio.sleep(0.01)
+    assert zone.in_flight == 1
+    if how == "abort":
+        assert admin.command(0x08, cdw10=1 | 7 << 16).dw0 == 1
+    elif how == "cancel all":
+        wire.feed(wire.capsule(make_sqe(9, CANCEL, nsid=2, cdw10=1 | 0xFFFF << 16, cdw11=1)))
+    else:
+        next(iter(target.subsystem.controllers.values())).abort_namespace(2)
+    wire.feed(wire.capsule(io_sqe(8, WRITE, zone.pointer, 1, nsid=2, sgl=IN_CAPSULE), data))
+    slow.gate.set()
+    await holder
+    assert dict(statuses(await drained(wire))) == {7: OK, 8: OK}
+    assert zone.state is ZoneState.IMPLICITLY_OPENED and zone.written == zone.pointer
+    assert not wire.queue.ctx.aborting and not wire.queue.ctx.preempted
 
 
 # Cancel

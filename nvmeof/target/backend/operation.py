@@ -39,6 +39,10 @@ class Operation(asyncio.Future[T]):
         self.set_exception(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)))
         return True
 
+    def keep(self) -> None:
+        """It must come to its end: `abandon` does nothing any more."""
+        self.half_done = True
+
     def check(self) -> None:
         """Between two pieces: raises `OSError` (`ECANCELED`) when it shall go no further."""
         if self.stopping:
