@@ -111,15 +111,39 @@ class FileBackend(FileCalls):
 
     def _open_file(self) -> int:
         flags = os.O_CLOEXEC | (os.O_RDONLY if self._read_only else os.O_RDWR)
-        if self._wanted_bytes is not None and not self._read_only:
-            flags |= os.O_CREAT
         try:
-            return os.open(self.path, flags, 0o600)
+            return os.open(self.path, flags)
         except FileNotFoundError as error:
-            raise ConfigurationError(f"{self.path} does not exist; give a size to have it made") from error
+            if self._wanted_bytes is None or self._read_only:
+                raise ConfigurationError(f"{self.path} does not exist; give a size to have it made") from error
         except OSError as error:
             advice = "" if self._read_only else "; it could be served read-only" * (error.errno == errno.EROFS)
             raise ConfigurationError(f"cannot open {self.path}: {error.strerror}{advice}") from error
+        return self._make_file(flags, self._wanted_bytes)
+
+    def _make_file(self, flags: int, size_bytes: int) -> int:
+        """The name of the new file is on the media before anything is said to be in it."""
+        for beside in (self._kept_path, self._zones_path):
+            if beside is not None and beside.exists():
+                raise ConfigurationError(
+                    f"{beside} belongs to {self.path}, which is not there: put it back, or remove what belonged to it"
+                )
+        try:
+            path = self.path.resolve()
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.ftruncate(fd, size_bytes)
+                os.fsync(fd)
+                syscalls.sync_directory(path.parent)
+            except BaseException:
+                os.close(fd)
+                path.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot make {self.path} of {format_size(size_bytes)}: {error.strerror}"
+            ) from error
+        return fd
 
     def _examine(self, fd: int) -> Capabilities:
         mode = os.fstat(fd).st_mode
@@ -157,15 +181,24 @@ class FileBackend(FileCalls):
     def _open_keeper(self) -> FileKeeper | MemoryKeeper:
         if self._device and self._kept is None:
             return MemoryKeeper()
-        keeper = FileKeeper(self._kept or self.path.with_name(self.path.name + ".nvmeof"))
+        keeper = FileKeeper(self._kept_path)
         # Each process has all of it in memory: of two that write, each would undo what the other has kept.
         return MemoryKeeper(keeper.values, keeper.origin) if self._read_only or self._guest else keeper
+
+    @property
+    def _kept_path(self) -> Path:
+        return Path(self._kept or self._beside(".nvmeof"))
+
+    def _beside(self, suffix: str) -> Path:
+        """By whatever name it is opened, what belongs to the data is beside the file itself."""
+        path = self.path.resolve()
+        return path.with_name(path.name + suffix)
 
     @property
     def _zones_path(self) -> Path | None:
         if self._kept is not None:
             return Path(f"{self._kept}.zones")
-        return None if self._device else self.path.with_name(self.path.name + ".zones")
+        return None if self._device else self._beside(".zones")
 
     @property
     def has_zones(self) -> bool:

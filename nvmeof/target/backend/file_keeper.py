@@ -6,17 +6,23 @@ import asyncio
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.target.backend import syscalls
 
 _FORMAT: Final = 1
 
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no JSON")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class FileKeeper:
@@ -28,7 +34,7 @@ class FileKeeper:
     durable = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).resolve()
         self.origin = str(path)
         self._values: dict[str, Any] = {}
         self._waiters: list[asyncio.Future[None]] = []
@@ -108,7 +114,10 @@ class FileKeeper:
         else:
             new = self.path.with_name(self.path.name + ".new")
             try:
-                with new.open("w", encoding="utf-8") as file:
+                # Hosts' names, addresses and keys are in it; whom else its owner lets read it, may.
+                with open(new, "w", encoding="utf-8", opener=_private) as file:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.fchmod(file.fileno(), stat.S_IMODE(self.path.stat().st_mode))
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
@@ -117,8 +126,4 @@ class FileKeeper:
                 with contextlib.suppress(OSError):
                     new.unlink(missing_ok=True)
                 raise
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        syscalls.sync_directory(self.path.parent)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.target.backend import syscalls
 from nvmeof.target.backend.base import Backend
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.file_keeper import FileKeeper
@@ -74,7 +75,7 @@ class FilePool:
         self._workers = workers
         self._lock = -1
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_directory(self.directory)
         except OSError as error:
             raise ConfigurationError(f"cannot use {self.directory} as a pool: {error.strerror}") from error
         self.keeper = FileKeeper(self.directory / KEEPER_NAME)
@@ -141,22 +142,24 @@ class FilePool:
             os.fsync(fd)
         finally:
             os.close(fd)
-        self._sync_directory()
+        syscalls.sync_directory(self.directory)
 
     def _remove_files(self, path: Path) -> None:
         # What belongs to the data is in files beside it, whose names begin with its own.
         for each in sorted(self.directory.glob(f"{path.name}*")):
             each.unlink(missing_ok=True)
-        self._sync_directory()
-
-    def _sync_directory(self) -> None:
-        fd = os.open(self.directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        syscalls.sync_directory(self.directory)
 
 
 def _kept_beside(path: Path) -> Path:
     """Where `FileBackend` keeps what belongs to a file's data."""
     return path.with_name(path.name + ".nvmeof")
+
+
+def _make_directory(path: Path) -> None:
+    """Unless it is there; its name is on the media before anything is kept in it."""
+    if not path.is_dir():
+        if path.parent != path:
+            _make_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        syscalls.sync_directory(path.parent)

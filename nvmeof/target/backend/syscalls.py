@@ -83,3 +83,12 @@ def device_identity(fd: int) -> str:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         known.append((directory / "start").read_text().strip())  # of a partition
     return " ".join(known)
+
+
+def sync_directory(path: Path) -> None:
+    """The names in it are on non-volatile media."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

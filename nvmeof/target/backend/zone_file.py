@@ -19,6 +19,7 @@ from typing import Final
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.zns import ZoneState
+from nvmeof.target.backend import syscalls
 from nvmeof.target.zone_store import ZoneLayout, ZoneRecord
 
 _MAGIC: Final = b"NVMeoF zones\0\0\0\1"  # ends with the version
@@ -84,7 +85,7 @@ class FileZoneStore:
             self._count = count
             self._reserve(count)
             self._write_header()
-            self._sync_directory()
+            syscalls.sync_directory(self.path.parent)
             return [ZoneRecord()] * count
         if len(header) != _HEADER.size or header[:16] != _MAGIC:
             raise ConfigurationError(f"{self.path} is not what zones are kept in")
@@ -142,13 +143,6 @@ class FileZoneStore:
             os.posix_fallocate(self._fd, 0, size_bytes)
         except OSError:
             os.ftruncate(self._fd, size_bytes)
-
-    def _sync_directory(self) -> None:
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
     def _at(self, index: int) -> int:
         return _HEADER_BYTES + index * self._stride

@@ -487,6 +487,52 @@ async def test_whoever_shares_a_file_does_not_undo_what_the_other_keeps(tmp_path
     await third.close()
 
 
+@pytest.mark.parametrize("suffix", [".nvmeof", ".zones"])
+async def test_a_new_file_does_not_get_what_belonged_to_another(tmp_path, suffix):
+    """Its reservations, marks and format, that is; or that it has to be erased."""
+    beside = tmp_path / f"disk{suffix}"
+    beside.write_text("x")
+    with pytest.raises(ConfigurationError, match=f"{beside} belongs to .*disk, which is not there"):
+        await opened(tmp_path / "disk", size="1M")
+    assert [each.name for each in tmp_path.iterdir()] == [beside.name] and beside.read_text() == "x"
+
+
+async def test_what_belongs_to_a_file_is_found_by_all_of_its_names(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    backend = await opened(tmp_path / "disk", size="1M")
+    await backend.keeper.put("a", 1)
+    await backend.close()
+    backend = await opened(tmp_path / "link")
+    assert backend.keeper.get("a") == 1
+    await backend.keeper.put("b", 2)
+    await backend.close()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "disk.nvmeof", "link"]
+
+
+async def test_a_file_that_could_not_be_made_is_not_there(tmp_path, monkeypatch):
+    def full(fd, size_bytes):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(os, "ftruncate", full)
+    with pytest.raises(ConfigurationError, match="cannot make .*disk of 1M: File too large"):
+        await opened(tmp_path / "disk", size="1M")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_the_name_of_a_new_file_is_on_the_media(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+
+    def fsync(fd):
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    backend = await opened(tmp_path / "disk", size="1M")
+    assert synced == [str(tmp_path / "disk"), str(tmp_path)]
+    await backend.close()
+
+
 async def test_read_only_file(tmp_path):
     path = tmp_path / "disk"
     path.write_bytes(os.urandom(4096))

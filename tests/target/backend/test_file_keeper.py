@@ -36,6 +36,18 @@ async def test_a_file_that_keeps_nothing_goes(tmp_path: Path) -> None:
     await keeper.put("a", None)
 
 
+async def test_it_is_its_owners(tmp_path: Path) -> None:
+    keeper = FileKeeper(tmp_path / "k")
+    await keeper.put("a", 1)
+    assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "k").chmod(0o640)
+    await keeper.put("a", 2)
+    assert (tmp_path / "k").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "link").symlink_to(tmp_path / "k")
+    await FileKeeper(tmp_path / "link").put("b", 3)
+    assert (tmp_path / "link").is_symlink() and FileKeeper(tmp_path / "k").get("b") == 3
+
+
 async def test_values_that_come_together_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper = FileKeeper(tmp_path / "k")
     texts: list[str | None] = []

@@ -436,3 +436,12 @@ async def test_zoned_namespaces_keep_their_zones(tmp_path):
             await life.write(nsid, b"again" * 512)  # not where the write pointer is
         await life.delete(nsid)
         assert files(tmp_path) == [KEEPER_NAME]
+
+
+def test_the_name_of_a_new_directory_is_on_the_media(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    FilePool(tmp_path / "a" / "b", "1M")
+    assert synced == [str(tmp_path), str(tmp_path / "a")]
+    FilePool(tmp_path / "a" / "b", "1M")
+    assert len(synced) == 2

@@ -138,6 +138,7 @@ async def test_zones_that_would_be_forgotten(path):
     with pytest.raises(ConfigurationError, match="more than the 3"):
         opened(path, count=3, held=4)
     assert opened(path, count=3, held=3) == [ZoneRecord()] * 3, "the data has gone anyhow"
+    path.with_name("disk").touch()
     backend = FileBackend(path.with_name("disk"), size="1M")
     await backend.open()
     backend.zone_store(LAYOUT, 16)
