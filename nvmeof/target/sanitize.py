@@ -7,6 +7,7 @@ operation that the end of the process has interrupted goes on at the next start,
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -96,8 +97,10 @@ class Record:
             return None
         try:
             data = frozenset((str(uuid), str(identity)) for uuid, identity in kept.get("namespaces", ()))
-            return cls(_Kept(kept["state"]).value, int(kept["cdw10"]), int(kept["cdw11"]), bool(kept["left"]), data)
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            cdw10, cdw11 = int(kept["cdw10"]), int(kept["cdw11"])
+            SanitizeCommand.decode(cdw10, cdw11)
+            return cls(_Kept(kept["state"]).value, cdw10, cdw11, bool(kept["left"]), data)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
             raise damaged(keeper, SECTION, error) from error
 
 

@@ -125,6 +125,12 @@ def test_what_protects_data_is_not_forgotten_unsaid(tmp_path: Path, capsys: Any,
     assert f"what {beside} keeps as {section!r} cannot be read" in said and said.endswith("to go on without")
 
 
+@pytest.mark.parametrize("field", ["cdw10", "cdw11"])
+@pytest.mark.parametrize("value", [-1, 1 << 32])
+def test_a_command_that_there_is_not(field: str, value: int) -> None:
+    assert not serves({}, {"sanitize": {**OF_A_FILE["sanitize"], field: value}}) or field == "cdw10"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -514,7 +514,7 @@ async def test_a_file_that_could_not_be_made_is_not_there(tmp_path, monkeypatch)
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
     monkeypatch.setattr(os, "ftruncate", full)
-    with pytest.raises(ConfigurationError, match="cannot make .*disk of 1M: File too large"):
+    with pytest.raises(ConfigurationError, match=r"cannot make .*disk of 1M: File too large"):
         await opened(tmp_path / "disk", size="1M")
     assert not list(tmp_path.iterdir())
 
@@ -524,7 +524,7 @@ async def test_the_name_of_a_new_file_is_on_the_media(tmp_path, monkeypatch):
     real = os.fsync
 
     def fsync(fd):
-        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)

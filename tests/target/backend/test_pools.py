@@ -440,7 +440,7 @@ async def test_zoned_namespaces_keep_their_zones(tmp_path):
 
 def test_the_name_of_a_new_directory_is_on_the_media(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(str(Path(f"/proc/self/fd/{fd}").readlink())))
     FilePool(tmp_path / "a" / "b", "1M")
     assert synced == [str(tmp_path), str(tmp_path / "a")]
     FilePool(tmp_path / "a" / "b", "1M")
