@@ -31,6 +31,11 @@ class BlockRanges:
         first = bisect_right(self._ends, start)
         return first < len(self._starts) and self._starts[first] <= start and end <= self._ends[first]
 
+    def splits(self, start: int, end: int) -> bool:
+        """Whether without a range (of one block at least) there is one more, since both its neighbours are in."""
+        first = bisect_right(self._ends, start)
+        return first < len(self._starts) and self._starts[first] < start and end < self._ends[first]
+
     def add(self, start: int, end: int) -> None:
         """Put a range of one block at least in."""
         first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)

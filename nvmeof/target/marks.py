@@ -12,8 +12,9 @@ from nvmeof.target.block_ranges import BlockRanges
 from nvmeof.target.keeper import Keeper, damaged
 
 SECTION: Final = "uncorrectable"
-RANGES_MAX: Final = 65536
-"""How many ranges are kept of each kind."""
+RANGES_MAX: Final = 4096
+"""How many ranges are kept of each kind; twice as many when writes have cut them. All are kept anew with each change,
+so that their number is what a command costs everybody."""
 
 
 class Marks:
@@ -63,6 +64,10 @@ class Marks:
     def full(self) -> bool:
         """Whether there is no room for another range."""
         return len(self.marked) >= RANGES_MAX
+
+    def crowded(self, start: int, end: int) -> bool:
+        """Whether blocks cannot be replaced: that would cut a range in two, and there are too many already."""
+        return len(self.marked) >= 2 * RANGES_MAX and self.marked.splits(start, end)
 
     def _keep(self) -> Awaitable[None] | None:
         self._count()

@@ -270,6 +270,13 @@ class Namespace:
         self._show_memory()
         return result
 
+    def _check_replaceable(self, slba: int, nlb: int) -> None:
+        if self.marks.some and self.marks.crowded(slba, slba + nlb):
+            raise CommandError(
+                Status.CAPACITY_EXCEEDED,
+                message=f"namespace {self.nsid} cannot tell more ranges of uncorrectable blocks apart",
+            )
+
     def _rewritten(self, slba: int, nlb: int, result: Awaitable[None] | None) -> Awaitable[None] | None:
         """Blocks can be read again once what replaces them is there."""
         if not self.marks.some or not self.marks.concern(slba, slba + nlb):
@@ -356,6 +363,7 @@ class Namespace:
         nlb = len(data) >> self.block_shift
         self.check_range(slba, nlb)
         self.check_writable()
+        self._check_replaceable(slba, nlb)
         self.counters.writes += 1
         self.counters.blocks_written += nlb
         result = self._call(lambda: self.backend.write(slba << self.block_shift, data, fua=fua), writing=True)
@@ -366,6 +374,7 @@ class Namespace:
         self.check_range(slba, nlb)
         self.check_writable()
         self._check_readable(source, nlb)
+        self._check_replaceable(slba, nlb)
         shift = self.block_shift
         self.counters.blocks_copied += nlb
         result = self._call(
@@ -379,6 +388,7 @@ class Namespace:
         """Make blocks read as zeroes."""
         self.check_range(slba, nlb)
         self.check_writable()
+        self._check_replaceable(slba, nlb)
         shift = self.block_shift
         result = self._call(
             lambda: self.backend.write_zeroes(slba << shift, nlb << shift, deallocate=deallocate, fua=fua), writing=True
@@ -391,6 +401,7 @@ class Namespace:
         self.check_writable()
         if not self.backend.capabilities.can_deallocate or nlb == 0:
             return None
+        self._check_replaceable(slba, nlb)
         shift = self.block_shift
         result = self._call(lambda: self.backend.deallocate(slba << shift, nlb << shift), writing=True)
         if self.marks.some and result is not None:

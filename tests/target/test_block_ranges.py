@@ -24,6 +24,11 @@ def test_ranges_against_a_set(changes, question):
         assert len(ranges) == len(items)
     start, length = question
     assert ranges.overlaps(start, start + length) == (not model.isdisjoint(range(start, start + length)))
+    cut = BlockRanges()
+    for item in ranges:
+        cut.add(*item)
+    cut.remove(start, start + length)
+    assert ranges.splits(start, start + length) == (len(cut) > len(ranges))
 
 
 def test_nothing_is_removed_by_an_empty_range():

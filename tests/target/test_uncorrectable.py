@@ -1,4 +1,5 @@
 import errno
+import struct
 from dataclasses import replace
 
 import pytest
@@ -143,3 +144,28 @@ def test_inaccessible_and_marked():
     assert namespace.memory is None
     write(queue, 0, bytes(512))
     assert namespace.memory is not None
+
+
+@pytest.mark.parametrize(
+    "replace_one",
+    [
+        lambda queue, slba: write(queue, slba, bytes(512)),
+        lambda queue, slba: queue.command(0x08, **rw(slba, 1)),
+        lambda queue, slba: queue.command(0x09, ranges((slba, 1)), nsid=1, cdw11=4),
+        lambda queue, slba: queue.command(0x19, struct.pack("<8xQH14x", 0, 0), nsid=1, cdw10=slba),
+    ],
+    ids=["Write", "Write Zeroes", "deallocate", "Copy"],
+)
+def test_writes_cut_no_more_ranges_than_can_be_kept(monkeypatch, replace_one):
+    """A disk of holes would be as many ranges as half its blocks."""
+    monkeypatch.setattr(marks, "RANGES_MAX", 3)
+    queue = io_queue()
+    assert mark(queue, 1, 60).status == 0
+    for cut in range(5):
+        assert replace_one(queue, 10 + 2 * cut).status == 0
+    assert len(queue.ctx.namespaces[1].marks.marked) == 6
+    assert replace_one(queue, 40).status == Status.CAPACITY_EXCEEDED
+    assert unreadable(queue, 40, 1) and not unreadable(queue, 10, 1)
+    for inside in (10, 11, 1, 60, 19):  # none of these cuts
+        assert replace_one(queue, inside).status == 0
+    assert len(queue.ctx.namespaces[1].marks.marked) <= 6
