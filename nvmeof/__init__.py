@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from nvmeof.target.backend.file import FileBackend
     from nvmeof.target.backend.pools import FilePool, RamdiskPool
     from nvmeof.target.backend.ramdisk import Ramdisk
+    from nvmeof.target.config import NamespaceConfig
     from nvmeof.target.server import Target
+    from nvmeof.target.zone_geometry import ZoneGeometry
 
 __version__ = "0.1.0"
 
@@ -34,12 +36,14 @@ _HOMES = {
     "FilePool": "nvmeof.target.backend.pools",
     "HostController": "nvmeof.host.client",
     "Namespace": "nvmeof.host.namespace",
+    "NamespaceConfig": "nvmeof.target.config",
     "NvmeStatusError": "nvmeof.errors",
     "NvmeofError": "nvmeof.errors",
     "Ramdisk": "nvmeof.target.backend.ramdisk",
     "RamdiskPool": "nvmeof.target.backend.pools",
     "Target": "nvmeof.target.server",
     "TransportError": "nvmeof.errors",
+    "ZoneGeometry": "nvmeof.target.zone_geometry",
     "connect": "nvmeof.host.client",
     "discover": "nvmeof.host.client",
 }
@@ -52,12 +56,14 @@ __all__ = [
     "FilePool",
     "HostController",
     "Namespace",
+    "NamespaceConfig",
     "NvmeStatusError",
     "NvmeofError",
     "Ramdisk",
     "RamdiskPool",
     "Target",
     "TransportError",
+    "ZoneGeometry",
     "connect",
     "discover",
 ]

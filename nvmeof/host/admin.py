@@ -19,10 +19,21 @@ from nvmeof.spec.identify import (
 )
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
 from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY, SMART_HEALTH
+from nvmeof.spec.persistent_events import LogAction
+from nvmeof.spec.telemetry import CREATE
 from nvmeof.wire import Buffer
 
 LOG_CHUNK_BYTES = 4096
 """Longest piece of a log page that is asked for at once: what the smallest MDTS allows."""
+
+
+def _continued(page: int, lsp: int) -> int:
+    """The log specific parameter of the pieces after the first: what is captured for a host is captured once."""
+    if page == LogPageId.TELEMETRY_HOST and lsp & CREATE:
+        return 0
+    if page == LogPageId.PERSISTENT_EVENTS and lsp & 3 == LogAction.ESTABLISH_AND_READ:
+        return LogAction.READ
+    return lsp
 
 
 class AdminCommands(ABC):
@@ -107,7 +118,8 @@ class AdminCommands(ABC):
         for start in range(0, length_bytes, chunk_bytes):
             piece = data[start : start + chunk_bytes]
             keep = rae or start + len(piece) < length_bytes
-            sqe = commands.get_log_page(page, len(piece), offset + start, nsid=nsid, lsp=lsp, rae=keep)
+            specific = _continued(page, lsp) if start else lsp
+            sqe = commands.get_log_page(page, len(piece), offset + start, nsid=nsid, lsp=specific, rae=keep)
             await self.admin(sqe, data_in=piece)
         return bytes(data)
 

@@ -288,6 +288,19 @@ async def test_get_log_in_pieces(device: FakeDevice, connected: Connect) -> None
     assert await controller.error_log(3) == []
 
 
+@pytest.mark.parametrize(
+    ("page", "lsp", "sent"),
+    [(0x07, 1, [1, 0, 0]), (0x07, 9, [9, 0, 0]), (0x0D, 1, [1, 0, 0]), (0x0D, 0, [0] * 3), (0x0C, 1, [1] * 3)],
+)
+async def test_what_a_log_page_is_captured_with_is_sent_once(
+    device: FakeDevice, connected: Connect, page: int, lsp: int, sent: list[int]
+) -> None:
+    controller = await connected()
+    device.log.clear()
+    await controller.get_log(page, 10000, lsp=lsp)
+    assert [sqe.cdw10 >> 8 & 0x7F for sqe in device.sent(AdminOpcode.GET_LOG_PAGE)] == sent
+
+
 @pytest.mark.parametrize("fctype", [0, 4, 8])
 async def test_a_cancelled_disconnect_waits_for_no_answer(device: FakeDevice, connected: Connect, fctype: int) -> None:
     controller = await connected()

@@ -165,6 +165,8 @@ def test_logs_and_features(run: Run, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out) == {"errors": []}
     assert run("get-log", "--log-id", "2", "-l", "512") == 0
     assert capsys.readouterr().out.startswith("0000: 00 2c 01")
+    assert run("get-log", "--log-id", "2", "-l", "8", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"log": 2, "offset": 0, "data": "002c010000000000"}
     assert run("get-feature", "--feature-id", "0x7") == 0
     assert capsys.readouterr().out == "get-feature:0x07, value:0x00000000\n"
 

@@ -195,6 +195,14 @@ async def test_a_target_that_stops_fails_what_is_outstanding() -> None:
         assert controller.state is HostState.FAILED
 
 
+@pytest.mark.parametrize("page", [0x07, 0x0D])
+async def test_a_log_page_that_is_captured_for_a_host_is_captured_once(page: int) -> None:
+    """LSP bit 0 does it, in pages of more than one piece."""
+    async with pair() as (_, controller):
+        whole = await controller.get_log(page, 1024, lsp=1, chunk_bytes=512)
+        assert whole == await controller.get_log(page, 1024) and whole[0] == page and any(whole[512:])
+
+
 async def test_two_hosts_see_the_same_data() -> None:
     async with pair() as (target, first):
         chosen = {"subnqn": target.subnqn, "transport": "tcp", "hostnqn": HOSTNQN + "2", "hostid": uuid.uuid4()}

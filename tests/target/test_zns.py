@@ -573,6 +573,7 @@ def test_words(text, rest, geometry):
     [
         "zoned,zoned", "zoned=1", "zone-size", "zone-size=0", "zone-size=x", "max-open=-1", "max-open=x", "max-open",
         "read-across=maybe", "zdes=65", "zdes=16384", "zone-size=1M,zone-capacity=2M", "max-open=3,max-active=2",
+        "zoned,bla=3", "zoned,bla,zdes=64",
     ],
 )  # fmt: skip
 def test_wrong_words(words):

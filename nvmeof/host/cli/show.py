@@ -264,20 +264,32 @@ async def error_log_command(output: str, log_entries: int, **options: Any) -> No
 @click.option("--log-id", type=opt.NUMBER, required=True, help="Log page identifier.")
 @click.option("-l", "--log-len", type=opt.BYTES, required=True, help="Bytes to read, a multiple of 4.")
 @click.option("--offset", type=opt.BYTES, default=0, help="Byte offset, a multiple of 4.")
-@click.option("--lsp", type=opt.NUMBER, default=0)
-@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=NSID_ALL)
+@click.option("--lsp", type=opt.NUMBER, default=0, help="Log specific parameter.")
+@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=NSID_ALL, help="[default: the controller]")
 @click.option("--rae", is_flag=True, help="Retain the asynchronous event.")
 @click.option("-b", "--raw-binary", is_flag=True, help="The bytes themselves.")
+@opt.output_option
 @opt.coroutine
 async def get_log_command(
-    log_id: int, log_len: int, offset: int, lsp: int, nsid: int, rae: bool, raw_binary: bool, **options: Any
+    log_id: int,
+    log_len: int,
+    offset: int,
+    lsp: int,
+    nsid: int,
+    rae: bool,
+    raw_binary: bool,
+    output: str,
+    **options: Any,
 ) -> None:
-    """Any log page, as a hex dump or raw."""
+    """Any log page, as a hex dump, as JSON with the bytes in hexadecimal, or raw."""
     async with await opt.open_controller(options) as controller:
         data = await controller.get_log(log_id, log_len, offset, nsid=nsid, lsp=lsp, rae=rae)
     if raw_binary:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+        return
+    if output == "json":
+        out.print_json({"log": log_id, "offset": offset, "data": data})
         return
     for line in out.hexdump(data):
         print(line)
@@ -287,7 +299,7 @@ async def get_log_command(
 @opt.controller_options
 @click.option("--feature-id", type=opt.NUMBER, required=True, help="Feature identifier.")
 @click.option("--sel", type=click.IntRange(0, 3), default=0, help="0 current, 1 default, 2 saved, 3 capabilities.")
-@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=0)
+@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=0, help="[default: the controller]")
 @click.option("-l", "--data-len", type=opt.BYTES, default=0, help="Bytes of data that come with the value.")
 @opt.output_option
 @opt.coroutine
