@@ -294,7 +294,8 @@ class TargetQueue(AbortableCommands):
             if self.closed:
                 if completion.release is not None:
                     completion.release()
-                self.orphans.done(host)
+                if ctx.qid:
+                    self.orphans.done(host)
             else:
                 self.pending -= 1
                 self._complete(sqe, completion)
@@ -384,8 +385,9 @@ class TargetQueue(AbortableCommands):
         self.pool.forget(self._retry)
         self._waiting.clear()
         host = self.ctx.host_nqn
-        for _ in range(self.pending):
-            self.orphans.add(host)
+        if self.ctx.qid:  # an admin command writes nothing that could overtake; a Format may take hours
+            for _ in range(self.pending):
+                self.orphans.add(host)
         self.ctx.detach(reason, fault=fault)
         self.driver.finish(reason, fault=fault)
         self._drop_fused()

@@ -10,7 +10,10 @@ from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.driver import READS_AT_A_TIME, printable
 from nvmeof.transport import SocketOptions
 from nvmeof.transport.memory import MemoryTransport
-from tests.conformance.rawhost import READ, RawHost, association, io_sqe, make_sqe, running, until
+from tests.conformance.rawhost import FLUSH, READ, RawHost, association, io_sqe, make_sqe, running, until
+from tests.target.backend_tools import Hidden
+
+FORMAT, LBA_STATUS = 0x80, 0x86
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +112,56 @@ async def test_the_admin_queue_goes_last():
         for host in hosts:
             await host.ended()
         await until(lambda: not target.drivers)
+
+
+class Held(Hidden):
+    """Erases, and verifies, when it is told to."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.go_on = asyncio.Event()
+        self.asked = 0
+
+    async def _later(self):
+        self.asked += 1
+        await self.go_on.wait()
+
+    def write_zeroes(self, offset, length, *, deallocate, fua=False):
+        return self._later()
+
+    def verify(self, offset, length):
+        return self._later()
+
+
+async def test_a_host_comes_back_while_its_namespace_is_being_formatted():
+    """It waits for what it left behind on I/O queues only: an erasure may take hours, and overtakes nothing."""
+    backend = Held("64M")
+    async with running(namespaces=[backend]) as target:
+        hosts = await association(target)
+        await hosts[0].send(hosts[0].capsule(make_sqe(1, FORMAT, nsid=1)))
+        await until(lambda: backend.asked)
+        hosts[0].close()
+        hosts[1].close()
+        hosts = await association(target)
+        assert (await hosts[1].read(0, 1)).status == 0x84, "Format In Progress"
+        await hosts[1].send(hosts[1].capsule(io_sqe(3, FLUSH, 0, 1, length=0)))
+        assert (await hosts[1].completion(3)).status == 0
+        backend.go_on.set()
+        await until(lambda: target.subsystems[target.subnqn].namespaces[1].barred is None)
+        assert (await hosts[1].read(0, 1)).status == 0
+
+
+async def test_a_scan_ends_when_nobody_waits_for_it():
+    backend = Held("64M")
+    async with running(namespaces=[backend]) as target:
+        hosts = await association(target)
+        await hosts[0].send(hosts[0].capsule(make_sqe(1, LBA_STATUS, nsid=1, length=64, cdw12=15, cdw13=0x10 << 24)))
+        await until(lambda: backend.asked)
+        hosts[0].close()
+        await until(lambda: not target.drivers)
+        backend.go_on.set()
+        await until(lambda: not target.tasks)
+        assert backend.asked == 1, "of sixteen pieces"
 
 
 def test_names_for_the_log():

@@ -76,6 +76,8 @@ async def _scan(ctx: QueueContext, namespace: Namespace, sqe: Sqe, first: int, e
     blocks = max(SCAN_BYTES >> namespace.block_shift, 1)
     position = first
     while position < end:
+        if ctx.controller is None:
+            raise CommandError(Status.ABORTED_SQ_DELETION, dnr=False, message="nobody waits for it any more")
         # Formatted or shorter than before: what is there now decides.
         namespace.check_range(position, 1)
         piece = min(position + blocks, end, namespace.size_blocks)
