@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -128,6 +129,19 @@ def _pool(options: Options) -> Pool | None:
     return RamdiskPool(options.capacity) if options.pool is None else FilePool(options.pool, options.capacity)
 
 
+def _state(options: Options) -> FileKeeper | None:
+    if options.state is None:
+        return None
+    state = Path(options.state).resolve()
+    for path, _ in map(parse_zoned, options.file):
+        disk = Path(path).resolve()
+        if state in (disk, disk.with_name(f"{disk.name}.nvmeof"), disk.with_name(f"{disk.name}.zones")):
+            raise ConfigurationError(
+                f"--state {options.state} is where the --file {path} has its own: give another one"
+            )
+    return FileKeeper(state)
+
+
 def _ports(options: Options) -> list[PortConfig]:
     advertised = None if options.advertise is None else Address.parse(options.advertise, default_port=0)
     ports = []
@@ -168,7 +182,7 @@ def make_target(options: Options) -> Target:
         incapsule_bytes=parse_size(options.in_capsule),
         any_keep_alive_seconds=options.keep_alive,
         admin_label=options.admin_label,
-        keeper=FileKeeper(options.state) if options.state else None,
+        keeper=_state(options),
     )
     return Target(
         TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options))),

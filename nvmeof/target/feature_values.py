@@ -60,7 +60,7 @@ def _load(entry: Any) -> Saved | None:
             None if data is None else bytes.fromhex(data),
             Value(int(entry["dw0"]), None if made is None else bytes.fromhex(made)),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

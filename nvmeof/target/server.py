@@ -17,6 +17,7 @@ from typing import Any, Final
 from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.target.backend.base import Backend
+from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.capacity import Pool
 from nvmeof.target.commands.logs_health import snapshot
 from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
@@ -135,6 +136,7 @@ class Target:
         self._backends: list[Backend] = []
         self._subsystems: list[Subsystem] = []
         self._pools: list[Pool] = []
+        self._keepers: list[FileKeeper] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stop_by: float | None = None
 
@@ -172,6 +174,9 @@ class Target:
                 for namespace in subsystem_config.namespaces:
                     await namespace.backend.open()
                     self._backends.append(namespace.backend)
+                if isinstance(subsystem_config.keeper, FileKeeper):
+                    subsystem_config.keeper.hold()
+                    self._keepers.append(subsystem_config.keeper)
                 if subsystem_config.pool is not None:
                     await subsystem_config.pool.acquire()
                     self._pools.append(subsystem_config.pool)
@@ -283,6 +288,9 @@ class Target:
         pools, self._pools = self._pools, []
         for pool in pools:
             await pool.release()
+        keepers, self._keepers = self._keepers, []
+        for keeper in keepers:
+            await keeper.release()
 
     def hurry(self) -> None:
         """Make a `stop` that is under way wait for nothing any more but the flush."""

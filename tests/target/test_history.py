@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import FeatureId
 from nvmeof.spec.log_pages import SMART_HEALTH
 from nvmeof.spec.namespace_management import NAMESPACE_CREATE
@@ -530,5 +531,5 @@ async def test_counters_are_kept_from_time_to_time(tmp_path):
 
 
 async def test_a_state_that_cannot_be_kept_is_told_at_the_start(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ConfigurationError, match="nothing can be kept in"):
         await _target(tmp_path / "nowhere" / "state").start()

@@ -342,3 +342,26 @@ def test_a_closed_stdout_is_no_traceback():
         process.terminate()
         _, err = process.communicate(timeout=SECONDS)
     assert b"Traceback" not in err and b"Exception ignored" not in err, err
+
+
+@pytest.mark.parametrize("name", ["disk", "disk.nvmeof", "disk.zones"])
+def test_the_state_is_not_where_a_file_has_its_own(tmp_path, capsys, name):
+    assert main(["--file", str(tmp_path / "disk"), "--size", "1M", "--state", str(tmp_path / name)]) == 2
+    assert "is where the --file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+async def test_one_target_at_a_time_has_a_state_file(tmp_path):
+    state = tmp_path / "state"
+    async with served("--state", str(state)) as target:
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "nvmeof.target", "-t", "tcp", "-l", "127.0.0.1:0", "--state", str(state),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        _, err = await asyncio.wait_for(other.communicate(), SECONDS)
+        assert (other.returncode, err.decode()) == (2, f"nvmeof-target: {state} is in use by another process\n")
+        assert (await target.ended(signal.SIGKILL))[0] == -signal.SIGKILL
+    async with served("--state", str(state)) as target:
+        assert (await target.ended())[0] == 0
+    lifetime = json.loads(state.read_text())["kept"]["lifetime"]
+    assert (lifetime["power_cycles"], lifetime["unsafe_shutdowns"], lifetime["clean"]) == (2, 1, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import stat
@@ -13,8 +14,10 @@ from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
+from nvmeof.target.backend.file_calls import NOT_SUPPORTED
 
 _FORMAT: Final = 1
+_BYTES_MAX: Final = 256 << 20
 
 
 def _no_number(text: str) -> float:
@@ -23,6 +26,18 @@ def _no_number(text: str) -> float:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _text(values: dict[str, Any]) -> str:
+    return json.dumps({"nvmeof": _FORMAT, "kept": values}, indent=1)
+
+
+def _lock(fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
 
 
 class FileKeeper:
@@ -36,13 +51,20 @@ class FileKeeper:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()
         self.origin = str(path)
-        self._values: dict[str, Any] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._saving: asyncio.Task[None] | None = None
+        self._lock = -1
+        self._values = self._read()
+
+    def _read(self) -> dict[str, Any]:
         try:
+            # Whatever else is there may be endless, or never come to a beginning.
+            status = self.path.stat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _BYTES_MAX:
+                raise self._unknown()
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            return
+            return {}
         except UnicodeDecodeError as error:
             raise self._unknown() from error
         except OSError as error:
@@ -54,7 +76,52 @@ class FileKeeper:
                 raise self._unknown()
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._unknown() from error
-        self._values = kept
+        return kept
+
+    # One process at a time, for a file with no lock on something beside it
+
+    def hold(self) -> None:
+        """Nobody else may hold it until `release`; what is kept is read again, and the file is there meanwhile.
+
+        Raises `ConfigurationError` when somebody does, or when nothing can be kept there.
+        """
+        if self._lock >= 0:
+            return
+        try:
+            while True:
+                with contextlib.suppress(FileNotFoundError):
+                    fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+                    try:
+                        _lock(fd)
+                        # Whoever had it before may have replaced the file just then.
+                        if os.fstat(fd).st_ino == self.path.stat().st_ino:
+                            break
+                    except BaseException:
+                        os.close(fd)
+                        raise
+                    os.close(fd)
+                    continue
+                self._replace(_text({}), new=True)
+        except BlockingIOError as error:
+            raise ConfigurationError(f"{self.path} is in use by another process") from error
+        except OSError as error:
+            raise ConfigurationError(f"nothing can be kept in {self.path}: {error.strerror}") from error
+        self._lock = fd
+        try:
+            self._values = self._read()
+        except BaseException:
+            self._let_go()
+            raise
+
+    async def release(self) -> None:
+        """The end: what is being written is waited for."""
+        await self.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        fd, self._lock = self._lock, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _unknown(self) -> ConfigurationError:
         return ConfigurationError(f"{self.path} is not what this version keeps: move it away to start anew")
@@ -92,7 +159,7 @@ class FileKeeper:
     async def _save(self) -> None:
         while self._waiters:
             waiters, self._waiters = self._waiters, []
-            text = json.dumps({"nvmeof": _FORMAT, "kept": self._values}, indent=1) if self._values else None
+            text = _text(self._values) if self._values or self._lock >= 0 else None
             error: OSError | None = None
             try:
                 await asyncio.to_thread(self._replace, text)
@@ -107,23 +174,32 @@ class FileKeeper:
                     waiter.set_exception(error)
         self._saving = None
 
-    def _replace(self, text: str | None) -> None:
-        """In a thread. A crash at any point leaves the old file or the new one."""
+    def _replace(self, text: str | None, *, new: bool = False) -> None:
+        """In a thread. A crash at any point leaves the old file or the new one. `new`: unless there is an old one."""
         if text is None:
             self.path.unlink(missing_ok=True)
         else:
-            new = self.path.with_name(self.path.name + ".new")
+            other = self.path.with_name(self.path.name + ".new")
             try:
                 # Hosts' names, addresses and keys are in it; whom else its owner lets read it, may.
-                with open(new, "w", encoding="utf-8", opener=_private) as file:
+                with open(other, "w", encoding="utf-8", opener=_private) as file:
                     with contextlib.suppress(FileNotFoundError):
                         os.fchmod(file.fileno(), stat.S_IMODE(self.path.stat().st_mode))
+                    if self._lock >= 0:
+                        _lock(file.fileno())
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
-                new.replace(self.path)
+                    if new:
+                        with contextlib.suppress(FileExistsError):
+                            os.link(other, self.path)
+                        other.unlink()
+                    else:
+                        other.replace(self.path)
+                    if self._lock >= 0:
+                        os.dup2(file.fileno(), self._lock, inheritable=False)
             except OSError:
                 with contextlib.suppress(OSError):
-                    new.unlink(missing_ok=True)
+                    other.unlink(missing_ok=True)
                 raise
         syscalls.sync_directory(self.path.parent)

@@ -101,12 +101,15 @@ class FilePool:
                 raise ConfigurationError(f"{self.directory} is in use by another process") from error
             raise
         self._lock = lock
-        # Another process may have changed it before it let go.
-        self.keeper = FileKeeper(self.directory / KEEPER_NAME)
+        try:
+            self.keeper.hold()
+        except BaseException:
+            await self.release()
+            raise
 
     async def release(self) -> None:
         """Let the directory go."""
-        await self.keeper.close()
+        await self.keeper.release()
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)

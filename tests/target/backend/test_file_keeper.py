@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,41 @@ async def test_it_is_its_owners(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "k")
     await FileKeeper(tmp_path / "link").put("b", 3)
     assert (tmp_path / "link").is_symlink() and FileKeeper(tmp_path / "k").get("b") == 3
+
+
+async def test_only_one_holds_it(tmp_path: Path) -> None:
+    """Whoever replaced the file with what it has in memory would undo what the other has kept."""
+    path = tmp_path / "state"
+    first, second = FileKeeper(path), FileKeeper(path)
+    first.hold()
+    first.hold()
+    for value in (1, 2, None):
+        await first.put("a", value)
+        with pytest.raises(ConfigurationError, match=f"{path} is in use by another process"):
+            second.hold()
+    await first.put("b", 3)
+    await first.release()
+    second.hold()
+    assert second.get("b") == 3, "read again"
+    with pytest.raises(ConfigurationError, match="in use"):
+        first.hold()
+    await second.release()
+    assert not (tmp_path / "state.new").exists()
+
+
+@pytest.mark.parametrize("where", ["away/state", ".", "/proc/self/x"])
+def test_where_nothing_can_be_kept(tmp_path: Path, where: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"nothing can be kept in|is not what this version keeps"):
+        FileKeeper(tmp_path / where).hold()
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    for path in (tmp_path / "fifo", tmp_path / "huge", Path("/dev/zero")):
+        with pytest.raises(ConfigurationError, match="is not what this version keeps"):
+            FileKeeper(path)
 
 
 async def test_values_that_come_together_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
