@@ -21,26 +21,28 @@ from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
 _PCIE = "for PCI Express only"
 _LATER = "not there yet"
 _NO_SETS = "no NVM sets or domains, and one endurance group that has nothing to configure"
-_NO_FDP = "no Flexible Data Placement"
+_NO_FDP = "no Flexible Data Placement: memory and files have no reclaim units to choose from"
 _NO_HARDWARE = "says something of hardware that a program does not have"
+_NO_FIRMWARE = "the firmware is this program: a host must not replace it"
+_NO_DIRECTIVES = "memory and files make no use of streams or placement hints"
 _NO_WINDOWS = "no NVM sets, and no background work that could be kept out of a window"
 _ONE_POWER_STATE = "one power state: a program saves no power that a host could choose"
 _NO_CENTRAL = "for centralized discovery controllers"
-_NO_MIGRATION = "no live migration of controllers"
-_NO_MI = "no management interface (NVMe-MI)"
-_NO_LOCKDOWN = "no lockdown"
+_NO_MIGRATION = "for controllers that move with a virtual machine"
+_NO_MI = "no management interface (NVMe-MI): a program is managed by the machine that it runs on"
+_NO_LOCKDOWN = "nothing could lift it again: there is no management interface; who may connect is configured"
 _ONE_GROUP = "every namespace can be reached from every other: nothing to tell"
-_NO_EXPORT = "no exported NVM subsystems managed by a host"
+_NO_EXPORT = "subsystems, ports and who may connect are configured where the target is started"
 
 _WHY_ADMIN: dict[int, str] = {
     AdminOpcode.DELETE_IO_SQ: _PCIE,
     AdminOpcode.CREATE_IO_SQ: _PCIE,
     AdminOpcode.DELETE_IO_CQ: _PCIE,
     AdminOpcode.CREATE_IO_CQ: _PCIE,
-    AdminOpcode.FIRMWARE_COMMIT: _NO_HARDWARE,
-    AdminOpcode.FIRMWARE_IMAGE_DOWNLOAD: _NO_HARDWARE,
-    AdminOpcode.DIRECTIVE_SEND: "no directives",
-    AdminOpcode.DIRECTIVE_RECEIVE: "no directives",
+    AdminOpcode.FIRMWARE_COMMIT: _NO_FIRMWARE,
+    AdminOpcode.FIRMWARE_IMAGE_DOWNLOAD: _NO_FIRMWARE,
+    AdminOpcode.DIRECTIVE_SEND: _NO_DIRECTIVES,
+    AdminOpcode.DIRECTIVE_RECEIVE: _NO_DIRECTIVES,
     AdminOpcode.VIRTUALIZATION_MANAGEMENT: _PCIE,
     AdminOpcode.NVME_MI_SEND: _NO_MI,
     AdminOpcode.NVME_MI_RECEIVE: _NO_MI,
@@ -94,7 +96,7 @@ _WHY_LOG: dict[int, str] = {
     LogPageId.BOOT_PARTITION: _NO_HARDWARE,
     LogPageId.ROTATIONAL_MEDIA: _NO_HARDWARE,
     LogPageId.PHY_RX_EYE_MEASUREMENT: _NO_HARDWARE,
-    LogPageId.DISPERSED_NAMESPACE_NVM_SUBSYSTEMS: "no dispersed namespaces",
+    LogPageId.DISPERSED_NAMESPACE_NVM_SUBSYSTEMS: "a namespace belongs to one subsystem",
     LogPageId.MANAGEMENT_ADDRESS_LIST: _NO_MI,
     LogPageId.REACHABILITY_GROUPS: _ONE_GROUP,
     LogPageId.REACHABILITY_ASSOCIATIONS: _ONE_GROUP,

@@ -20,8 +20,9 @@ from nvmeof.spec.log_pages import (
 from nvmeof.spec.status import Status, split_status
 from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.commands.base import NsidRule
 from nvmeof.target.commands.log_pages import LOG_PAGES
-from nvmeof.target.commands.registry import ADMIN, NVM
+from nvmeof.target.commands.registry import ADMIN, DISCOVERY, NVM
 from nvmeof.target.config import NamespaceConfig
 from tests.target.harness import NQN, Target, TestQueue
 
@@ -34,6 +35,18 @@ def identify(queue: TestQueue, cns: int, nsid: int = 0, **fields) -> bytes:
 
 def last_location(queue: TestQueue) -> int:
     return queue.ctx.controller.error_log.newest()[0].error_location
+
+
+@pytest.mark.parametrize("nsid", [1, 9, 1025, 0xFFFFFFFF])
+@pytest.mark.parametrize("kind", ["admin", "discovery"])
+def test_commands_that_are_for_no_namespace(kind, nsid):
+    queue = getattr(Target(), kind)()
+    table = ADMIN if kind == "admin" else DISCOVERY
+    opcodes = {opcode for opcode, spec in table.items() if spec.nsid is NsidRule.UNUSED}
+    assert opcodes == {0x08, 0x0C, 0x18} | ({0x84} if kind == "admin" else set())
+    for opcode in opcodes:
+        assert queue.command(opcode, nsid=nsid).status == Status.INVALID_FIELD
+        assert last_location(queue) == 4
 
 
 # Identify

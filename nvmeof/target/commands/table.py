@@ -148,6 +148,10 @@ def prepare(ctx: QueueContext, sqe: Sqe) -> tuple[CommandSpec, int]:
             )
         if spec.nsid is NsidRule.ACTIVE or spec.nsid is NsidRule.ACTIVE_OR_ALL:
             _check_namespace(ctx, sqe, spec.nsid)
+        elif spec.nsid is NsidRule.UNUSED and sqe.nsid:
+            raise CommandError(
+                Status.INVALID_FIELD, SQE.error_location("nsid"), message=f"{spec.name} is for no namespace"
+            )
         for gate in GATES:
             gate(ctx, spec, sqe)
     spec.check(ctx, sqe)
