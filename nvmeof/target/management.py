@@ -209,8 +209,7 @@ class NamespaceManager:
     async def open(self) -> None:
         """Find the namespaces of an earlier life again. Raises `OSError` or `ConfigurationError`."""
         for name in list(self._unused):
-            await settled(self.pool.delete(name, None))
-            self._unused.remove(name)
+            await self._clear_away(name, None)
         for _, record in sorted(self._records.items()):
             backend = await settled(self.pool.open(record.name))
             try:

@@ -184,9 +184,7 @@ class Target:
                 self._subsystems.append(subsystem)
                 if subsystem.manager is not None:
                     await subsystem.manager.open()
-                pending = subsystem.power_on(self.loop.time())
-                if pending is not None:
-                    await pending
+                await self._power_on(subsystem)
                 self.inventory.add_subsystem(subsystem)
                 subsystem.resume(self.runtime)
             for portid, port in enumerate(self.config.ports, 1):
@@ -324,6 +322,15 @@ class Target:
             except OSError as error:
                 logger.error("%s: flush failed: %s", backend.description, error.strerror or error)
             await backend.close()
+
+    async def _power_on(self, subsystem: Subsystem) -> None:
+        try:
+            pending = subsystem.power_on(self.loop.time())
+            if pending is not None:
+                await pending
+        except OSError as error:
+            # A full disk is no reason to withhold what is on it: it may be how there is room again.
+            logger.error("%s: its state cannot be kept: %s", subsystem.nqn, error.strerror or error)
 
     async def _power_off(self) -> None:
         """Keep what the subsystems counted, and that this was a clean end."""

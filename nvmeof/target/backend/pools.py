@@ -127,6 +127,12 @@ class FilePool:
             raise
 
     async def open(self, name: str) -> Backend:
+        path = self.path(name)
+        if not path.exists():
+            raise ConfigurationError(
+                f"{path} is not there, and {self.keeper.path} names it as a namespace: put it back, or take it out of "
+                "there to give the namespace up"
+            )
         backend = FileBackend(self.path(name), workers=self._workers)
         await backend.open()
         return backend

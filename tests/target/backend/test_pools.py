@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import Csi
 from nvmeof.spec.namespace_management import NAMESPACE_CREATE
 from nvmeof.spec.status import Status
+from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.pools import KEEPER_NAME, FilePool, RamdiskPool
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands import table as _table  # noqa: F401  (registers the kinds of namespaces)
@@ -282,7 +284,7 @@ async def test_an_unknown_command_set_and_a_lost_file_are_told(tmp_path):
         await Life(tmp_path).__aenter__()
     (tmp_path / KEEPER_NAME).write_text(text)
     path.rename(tmp_path / "away")
-    with pytest.raises(ConfigurationError, match="does not exist"):
+    with pytest.raises(ConfigurationError, match=r"is not there.*put it back, or take it out of there"):
         await Life(tmp_path).__aenter__()
 
 
@@ -445,3 +447,32 @@ def test_the_name_of_a_new_directory_is_on_the_media(tmp_path, monkeypatch):
     assert synced == [str(tmp_path), str(tmp_path / "a")]
     FilePool(tmp_path / "a" / "b", "1M")
     assert len(synced) == 2
+
+
+async def test_a_full_disk_is_served(tmp_path, monkeypatch, caplog):
+    """Sparse files fill it; to have room again a host has to get at them."""
+    async with Life(tmp_path) as life:
+        await life.create()
+
+    def full(self, text, **_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FileKeeper, "_replace", full)
+    async with Target(pool=FilePool(tmp_path, "1G"), trtype="tcp") as target:
+        assert list(target.subsystems[target.subnqn].namespaces) == [1]
+    assert "its state cannot be kept: No space left on device" in caplog.text
+
+
+async def test_what_cannot_be_cleared_away_keeps_nobody_from_starting(tmp_path, monkeypatch, caplog):
+    async with Life(tmp_path) as life:
+        await life.create()
+        monkeypatch.setattr(FilePool, "_remove_files", lambda self, path: Path("/nowhere/at/all").unlink())
+        await life.create()
+        await life.delete(2)
+    async with Life(tmp_path) as life:
+        assert list(life.subsystem.namespaces) == [1]
+    assert "could not be removed" in caplog.text
+    monkeypatch.undo()
+    async with Life(tmp_path) as life:
+        assert list(life.subsystem.namespaces) == [1]
+    assert len(files(tmp_path)) == 3
