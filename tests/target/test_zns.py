@@ -468,7 +468,8 @@ def test_changed_zones_and_their_event():
     for zone in zones.zones:
         zones.recommend(zone, ZoneAttributes(0))
     assert len(changed(admin)) == ZONES
-    for nsid, status in ((1, Status.INVALID_NAMESPACE), (3, Status.INVALID_NAMESPACE), (0, Status.INVALID_NAMESPACE)):
+    invalid, inactive = Status.INVALID_NAMESPACE, Status.INVALID_FIELD
+    for nsid, status in ((1, invalid), (3, inactive), (0, invalid), (1025, invalid), (0xFFFFFFFF, inactive)):
         assert admin.log_page(0xBF, 4096, nsid=nsid).status == status
         assert admin.ctx.controller.error_log.newest()[0].error_location == 4
 

@@ -30,7 +30,7 @@ from nvmeof.spec.zns import (
     build_changed_zones,
 )
 from nvmeof.target.backend.base import Backend
-from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule, not_active
 from nvmeof.target.commands.identify import CommandSetStructures, add_command_set
 from nvmeof.target.commands.log_pages import LogPageSpec, add_log_pages
 from nvmeof.target.commands.nvm import (
@@ -60,7 +60,7 @@ _OPTIONS = SQE.error_location("cdw13", 9)
 
 
 def zoned(ctx: QueueContext, sqe: Sqe) -> ZonedNamespace:
-    """The namespace of a command of this command set. Raises Invalid Namespace or Format when it has gone."""
+    """The namespace of a command of this command set. Raises `CommandError` when it has gone."""
     namespace = active_namespace(ctx, sqe)
     if not isinstance(namespace, ZonedNamespace):  # another one has taken its place meanwhile
         raise CommandError(Status.INVALID_NAMESPACE, SQE.error_location("nsid"))
@@ -281,9 +281,11 @@ register_kind(NamespaceKind(Csi.ZONED, _options, _make))
 
 
 def _changed_zones(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    if not isinstance(ctx.namespaces.get(nsid), ZonedNamespace):
+    if nsid not in ctx.namespaces:
+        raise not_active(ctx, nsid)
+    if not isinstance(ctx.namespaces[nsid], ZonedNamespace):
         raise CommandError(
-            Status.INVALID_NAMESPACE, SQE.error_location("nsid"), message=f"{nsid:#x} is no active zoned namespace"
+            Status.INVALID_NAMESPACE, SQE.error_location("nsid"), message=f"namespace {nsid} has no zones"
         )
     zones = controller.changed_zones.get(nsid, set())
     if not command.retain:
