@@ -20,6 +20,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.attachments import Attachments
 from nvmeof.target.backend.base import Backend
 from nvmeof.target.capacity import Pool, occupied_bytes, rounded
+from nvmeof.target.history import watch
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.runtime import Runtime
 from nvmeof.target.turns import Turns
@@ -233,6 +234,13 @@ class NamespaceManager:
                 "hosts": (attachments or self._owner.attachments).to_json(),
             },
         )
+
+    def attachments_changed(self) -> None:
+        """A configured namespace has gone: another one with its NSID must not have what was its own."""
+        try:
+            watch(self._save(), "what is attached")
+        except OSError as error:
+            logger.error("%s cannot keep what is attached: %s", self.pool.description, error.strerror or error)
 
     async def _keep(self, undo: Callable[[], None], attachments: Attachments | None = None) -> None:
         """Keep what was changed before; take it back with `undo` when that fails, so that no later saving has it."""

@@ -168,7 +168,10 @@ class Subsystem:
         """Make a namespace inactive; commands in progress finish on its backend, which the caller closes."""
         if nsid not in self.namespaces:
             raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
-        return self.withdraw(nsid)
+        namespace = self.withdraw(nsid)
+        if self.manager is not None:
+            self.manager.attachments_changed()
+        return namespace
 
     def withdraw(self, nsid: int, *, by: int | None = None) -> Namespace:
         """A namespace is gone. `by`: CNTLID of the controller that was asked to delete it, and so needs no event."""

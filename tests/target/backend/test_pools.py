@@ -476,3 +476,11 @@ async def test_what_cannot_be_cleared_away_keeps_nobody_from_starting(tmp_path, 
     async with Life(tmp_path) as life:
         assert list(life.subsystem.namespaces) == [1]
     assert len(files(tmp_path)) == 3
+
+
+async def test_a_configured_namespace_that_was_removed_leaves_nothing_to_the_next(tmp_path):
+    async with Life(tmp_path, configured=True) as life:
+        await life.manager.detach(Runtime(), 1, [1])
+        life.subsystem.remove_namespace(1)
+    async with Life(tmp_path, configured=True) as life:
+        assert 1 in life.member.attached
