@@ -82,3 +82,8 @@ def formatted_block_bytes(keeper: Keeper) -> int | None:
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(keeper, FORMAT_SECTION, error) from error
     return block_bytes
+
+
+def erasure_interrupted(keeper: Keeper) -> bool:
+    """Whether a format was begun, and has not come to its end. Raises `ConfigurationError` like the block size."""
+    return formatted_block_bytes(keeper) is not None and keeper.get(FORMAT_SECTION).get("erase") is not None

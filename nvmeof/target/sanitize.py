@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import FeatureId
 from nvmeof.spec.media import SPROG_NONE, SSI, SSTAT, SanitizeAction, SanitizeCommand, SanitizeOutcome
 from nvmeof.spec.status import Status
 from nvmeof.target.erase import give_back, overwrite, passes_to_erase
 from nvmeof.target.feature_values import forget
 from nvmeof.target.formatting import forget_interrupted
-from nvmeof.target.keeper import Keeper, damaged
+from nvmeof.target.keeper import Keeper, damaged, erasure_interrupted
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.runtime import Runtime
 
@@ -167,8 +168,15 @@ class Sanitizer:
         return SSI.encode(sans=state, fails=failed)
 
     def check(self, namespace: Namespace) -> None:
-        """Raise `ConfigurationError` for a namespace of which it cannot be said whether it has to be erased."""
-        Record.load(namespace.backend.keeper)
+        """Raise `ConfigurationError` for one that has to be erased and cannot be, or when that cannot be known."""
+        keeper = namespace.backend.keeper
+        record = Record.load(keeper)
+        to_erase = erasure_interrupted(keeper) or (record is not None and record.kept == _Kept.RUNNING.value)
+        if to_erase and not keeper.durable:
+            raise ConfigurationError(
+                f"{namespace.backend.description} is half erased, by another process or as that was interrupted: it "
+                "has to be served for writing, and not shared, until that has ended"
+            )
 
     # Its way
 
@@ -323,8 +331,9 @@ class Sanitizer:
     @staticmethod
     def _record(namespace: Namespace, own: Record | None) -> Record | None:
         """What is kept of a namespace, or for one that keeps nothing (a device), with the subsystem."""
-        if namespace.marks.durable:
-            return Record.load(namespace.backend.keeper)
+        record = Record.load(namespace.backend.keeper)
+        if namespace.marks.durable or record is not None:
+            return record
         return own if own is not None and _data_of(namespace) in own.data else None
 
     def _remember(self, record: Record) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import errno
 import itertools
+import json
 
 import pytest
 from hypothesis import settings
@@ -563,6 +564,36 @@ async def test_a_server_that_is_killed_goes_on(tmp_path):
         while sanitizer.state.processing:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert path.read_bytes() == bytes(4 << 20)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"sanitize": {"state": "running", "cdw10": 2, "cdw11": 0, "left": False}},
+        {"format": {"block_bytes": 512, "erase": 1}},
+    ],
+)
+@pytest.mark.parametrize("how", [{"read_only": True}, {"shared": True}])
+async def test_what_is_half_erased_is_not_shown(tmp_path, section, how):
+    """To who cannot go on with it: the file is served read-only, or another process has it."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"x" * 8192)
+    (tmp_path / "disk.nvmeof").write_text(json.dumps({"nvmeof": 1, "kept": section}))
+    first = FileBackend(path)
+    if "shared" in how:
+        await first.open()
+    with pytest.raises(ConfigurationError, match="half erased"):
+        await Server(namespaces=[FileBackend(path, **how)], trtype="tcp").start()
+    await first.close()
+
+
+async def test_what_could_not_be_erased_is_not_shown_read_only(tmp_path):
+    path = tmp_path / "disk"
+    path.write_bytes(b"x" * 8192)
+    failed = {"sanitize": {"state": "failed", "cdw10": 2, "cdw11": 0, "left": False}}
+    (tmp_path / "disk.nvmeof").write_text(json.dumps({"nvmeof": 1, "kept": failed}))
+    async with Server(namespaces=[FileBackend(path, read_only=True)], trtype="tcp") as server:
+        assert server.subsystems[server.subnqn].namespaces[1].barred == Status.SANITIZE_FAILED
 
 
 async def test_a_stop_in_the_middle_is_quick(tmp_path):
