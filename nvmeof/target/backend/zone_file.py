@@ -98,6 +98,12 @@ class FileZoneStore:
         if kept > count and self._held > count:
             raise ConfigurationError(f"{self.path} is about {kept} zones, more than the {count} that are to be served")
         self._count = kept
+        there = os.fstat(self._fd).st_size
+        if there < self._at(kept):
+            raise ConfigurationError(
+                f"{self.path} has been cut off: of {kept} zones, those behind the first "
+                f"{max(there - _HEADER_BYTES, 0) // self._stride} are lost; remove it to begin with empty zones"
+            )
         same_boot = boot == boot_id() and any(boot)
         records = self._read_all(second_half=not same_boot)
         if not same_boot and not self._read_only:
@@ -137,12 +143,13 @@ class FileZoneStore:
         os.fdatasync(self._fd)
 
     def _reserve(self, count: int) -> None:
-        """Have the space: later writes in place shall not fail for want of it."""
+        """Have the space, before the header speaks of it: later writes in place shall not fail for want of it."""
         size_bytes = _HEADER_BYTES + count * self._stride
         try:
             os.posix_fallocate(self._fd, 0, size_bytes)
         except OSError:
             os.ftruncate(self._fd, size_bytes)
+        os.fdatasync(self._fd)
 
     def _at(self, index: int) -> int:
         return _HEADER_BYTES + index * self._stride
@@ -215,7 +222,13 @@ class FileZoneStore:
         if self._read_only or count == self._count:
             return
         if count < self._count:
+            # The header first: it never speaks of more than there is.
+            self._count = count
+            self._write_header()
             os.ftruncate(self._fd, self._at(count))
+            return
+        # What may be behind the end, if it was shortened last and that came to no end, is not what is new there.
+        os.ftruncate(self._fd, self._at(self._count))
         self._reserve(count)
         self._count = count
         self._write_header()

@@ -199,16 +199,32 @@ def test_records_that_cannot_be(path, offset, value):
         opened(path)
 
 
-def test_a_file_that_was_cut(path):
-    opened(path)
-    os.truncate(path, 4096 + 128)
-    assert opened(path) == [ZoneRecord()] * COUNT
-
-
 def test_the_end_came_while_the_file_was_made(path):
     path.write_bytes(bytes(8192))
     assert opened(path) == [ZoneRecord()] * COUNT
     assert opened(path) == [ZoneRecord()] * COUNT
+
+
+@pytest.mark.parametrize("missing_bytes", [1, 64, 1 << 20])
+def test_zones_that_were_cut_off_are_told(path, missing_bytes):
+    """They are not empty: there is data in them, which would be written over."""
+    opened(path)
+    os.truncate(path, max(path.stat().st_size - missing_bytes, 4096))
+    with pytest.raises(ConfigurationError, match="has been cut off"):
+        opened(path)
+
+
+def test_the_end_came_while_zones_were_dropped(path, monkeypatch):
+    """Zones that are new later are empty, whatever is left of the old ones."""
+    store = FileZoneStore(path, LAYOUT, COUNT)
+    store.put(COUNT - 1, FULL)
+    monkeypatch.setattr(os, "ftruncate", lambda fd, size: (_ for _ in ()).throw(OSError(5, "the end")))
+    with pytest.raises(OSError, match="the end"):
+        store.resize(2)
+    store.abandon()
+    monkeypatch.undo()
+    assert opened(path, count=2) == [ZoneRecord()] * 2
+    assert opened(path, count=COUNT) == [ZoneRecord()] * COUNT
 
 
 async def test_a_shared_file(tmp_path):
