@@ -165,7 +165,12 @@ def test_nsids(case):
     target = Target(Ramdisk("1M"), Ramdisk("1M"))
     admin = target.admin()
     specific = bool(nsid(case))
-    assert change(admin, case, to=ALL).status == 0
+    if FEATURES[case.fid].for_all:
+        assert change(admin, case, to=ALL).status == 0
+    else:
+        assert change(admin, case, to=ALL).status == Status.INVALID_FIELD
+        assert last_location(admin) == 4
+        assert [change(admin, case, to=each).status for each in (1, 2)] == [0, 0]
     for each in (1, 2):
         assert tell(admin, case, at=each if specific else 0) == new(case)
     if specific:
@@ -180,6 +185,10 @@ def test_nsids(case):
     for other, status in wrong.items():
         assert change(admin, case, to=other).status == status
         assert last_location(admin) == 4
+
+
+def test_what_cannot_be_set_for_all_namespaces():
+    assert [fid for fid, row in FEATURES.items() if not row.for_all] == [0x03]
 
 
 def test_the_cases_are_all_that_this_module_is_for():

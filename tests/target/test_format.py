@@ -88,7 +88,7 @@ def test_nothing_attached_is_no_error():
     [
         (2, 1, Status.INVALID_FORMAT, 40),
         (15, 1, Status.INVALID_FORMAT, 40),
-        (1 | 1 << 4, 1, Status.INVALID_FORMAT, 40 | 4 << 8),
+        (1 | 1 << 4, 1, Status.SUCCESS, None),
         (1 | 1 << 5, 1, Status.INVALID_FORMAT, 40 | 5 << 8),
         (1 | 7 << 5, 1, Status.INVALID_FORMAT, 40 | 5 << 8),
         (1 | 1 << 8, 1, Status.INVALID_FORMAT, 41),

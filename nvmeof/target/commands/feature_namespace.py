@@ -83,13 +83,16 @@ def _check_label(controller: Controller, sqe: Sqe) -> None:
 
 
 add_features(
-    remembered(
-        FeatureId.LBA_RANGE_TYPE,
-        "LBA Range Type",
-        _whole_namespace,
-        _lba_ranges,
-        scope=Scope.NAMESPACE,
-        saveable=True,
+    dataclasses.replace(
+        remembered(
+            FeatureId.LBA_RANGE_TYPE,
+            "LBA Range Type",
+            _whole_namespace,
+            _lba_ranges,
+            scope=Scope.NAMESPACE,
+            saveable=True,
+        ),
+        for_all=False,
     ),
     # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept.
     dword(

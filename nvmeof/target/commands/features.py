@@ -18,7 +18,7 @@ from nvmeof.spec.features import FEATURE_DATA_BYTES, FeatureCapabilities
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.base import Completion
+from nvmeof.target.commands.base import Completion, not_active
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 from nvmeof.target.feature_values import Saved, Value, Values, load, load_all, save
@@ -92,6 +92,7 @@ class FeatureSpec:
     selector: Callable[[Sqe], int] = lambda sqe: 0
     check: Check = lambda controller, sqe: None
     all_refusal: Status = Status.INVALID_NAMESPACE
+    for_all: bool = True  # whether Set Features takes FFFFFFFFh
     effects: CommandEffects = CommandEffects.SUPPORTED  # without the scope
     transfer_bytes: Callable[[Sqe], int] | None = None  # of Set Features, where it depends on the command
 
@@ -282,12 +283,8 @@ def _keeper(row: FeatureSpec, controller: Controller, sqe: Sqe) -> Keeper:
 
 def _check_attached(ctx: QueueContext, sqe: Sqe) -> None:
     """The NSID of a feature with the scope NAMESPACE."""
-    if sqe.nsid in ctx.namespaces:
-        return
-    assert ctx.subsystem is not None
-    if 0 < sqe.nsid <= ctx.subsystem.config.max_namespaces:
-        raise CommandError(Status.INVALID_FIELD, _NSID, message=f"namespace {sqe.nsid} is not active")
-    raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {sqe.nsid:#x} cannot exist here")
+    if sqe.nsid not in ctx.namespaces:
+        raise not_active(ctx, sqe.nsid)
 
 
 def get_bytes(ctx: QueueContext, sqe: Sqe) -> int:
@@ -341,7 +338,7 @@ def check_set_features(ctx: QueueContext, sqe: Sqe) -> None:
     if sqe.cdw10 >> 31 and not row.saveable:
         raise CommandError(Status.FEATURE_NOT_SAVEABLE, _SV, message=f"{row.name} cannot be saved")
     if row.scope is Scope.NAMESPACE:
-        if sqe.nsid != NSID_ALL:
+        if sqe.nsid != NSID_ALL or not row.for_all:
             _check_attached(ctx, sqe)
     elif sqe.nsid not in (0, NSID_ALL):
         assert ctx.subsystem is not None

@@ -27,7 +27,6 @@ FNA = 0
 """Format and secure erase are for one namespace; no cryptographic erase; FFFFFFFFh is taken."""
 _NSID = SQE.error_location("nsid")
 _LBAF = SQE.error_location("cdw10")
-_MSET = SQE.error_location("cdw10", 4)
 _PI = SQE.error_location("cdw10", 5)
 _PIL = SQE.error_location("cdw10", 8)
 _SES = SQE.error_location("cdw10", 9)
@@ -70,7 +69,10 @@ def _concerned(ctx: QueueContext, sqe: Sqe) -> list[Namespace]:
 
 
 def _block_bytes(ctx: QueueContext, sqe: Sqe) -> int:
-    """The block size of the format that is asked for. Raises Invalid Format."""
+    """The block size of the format that is asked for. Raises Invalid Format.
+
+    MSET is ignored: no format has metadata.
+    """
     assert ctx.controller is not None
     command = FormatNvm.decode(sqe.cdw10)
     index = command.index
@@ -78,7 +80,6 @@ def _block_bytes(ctx: QueueContext, sqe: Sqe) -> int:
     if behavior and HOST_BEHAVIOR_SUPPORT.parse(behavior).lbafee:
         index |= command.upper << 4
     for wrong, location, name in (
-        (command.mset, _MSET, "metadata within blocks (MSET)"),
         (command.pi, _PI, "protection information (PI)"),
         (command.pil, _PIL, "protection information first (PIL)"),
     ):
