@@ -365,6 +365,8 @@ async def serve(options: Options) -> None:
         await stopping.wait()
     finally:
         await target.stop()
+    if target.unflushed:
+        raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")
     logger.info("stopped")
 
 

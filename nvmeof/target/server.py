@@ -127,6 +127,8 @@ class Target:
         self.listeners: list[Listener] = []
         self.discovery_listeners: list[Listener] = []
         """Those of the listeners that offer nothing but Discovery."""
+        self.unflushed: list[str] = []
+        """What could not be flushed at the end: what was written last may be lost."""
         self.loop: asyncio.AbstractEventLoop
         self.runtime: Runtime
         self._background: _LoopRuntime
@@ -321,6 +323,7 @@ class Target:
                     await pending
             except OSError as error:
                 logger.error("%s: flush failed: %s", backend.description, error.strerror or error)
+                self.unflushed.append(backend.description)
             await backend.close()
 
     async def _power_on(self, subsystem: Subsystem) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import pytest
 
 from nvmeof.target.__main__ import Options, facts, main, make_target
+from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.server import Target
 from nvmeof.transport import Address
 from tests.conformance.rawhost import HOSTNQN, IN_CAPSULE, WRITE, RawHost, association, io_sqe, make_sqe, until
@@ -365,3 +366,15 @@ async def test_one_target_at_a_time_has_a_state_file(tmp_path):
         assert (await target.ended())[0] == 0
     lifetime = json.loads(state.read_text())["kept"]["lifetime"]
     assert (lifetime["power_cycles"], lifetime["unsafe_shutdowns"], lifetime["clean"]) == (2, 1, True)
+
+
+def test_a_stop_that_loses_data_is_not_a_good_end(tmp_path, monkeypatch, capsys):
+    def fails(self):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(FileBackend, "flush", fails)
+    monkeypatch.setattr(asyncio.Event, "wait", lambda self: asyncio.sleep(0))
+    arguments = ["-t", "tcp", "-l", "127.0.0.1:0", "--file", str(tmp_path / "disk"), "--size", "1M"]
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert f"file {tmp_path / 'disk'} could not be flushed: what was written last may be lost" in err
