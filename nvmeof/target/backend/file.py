@@ -112,6 +112,7 @@ class FileBackend(FileCalls):
     def _open_file(self) -> int:
         flags = os.O_CLOEXEC | (os.O_RDONLY if self._read_only else os.O_RDWR)
         try:
+            self._check_kind(self.path.stat().st_mode)  # before a FIFO would wait for a writer
             return os.open(self.path, flags)
         except FileNotFoundError as error:
             if self._wanted_bytes is None or self._read_only:
@@ -120,6 +121,10 @@ class FileBackend(FileCalls):
             advice = "" if self._read_only else "; it could be served read-only" * (error.errno == errno.EROFS)
             raise ConfigurationError(f"cannot open {self.path}: {error.strerror}{advice}") from error
         return self._make_file(flags, self._wanted_bytes)
+
+    def _check_kind(self, mode: int) -> None:
+        if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
+            raise ConfigurationError(f"{self.path} is neither a regular file nor a block device")
 
     def _make_file(self, flags: int, size_bytes: int) -> int:
         """The name of the new file is on the media before anything is said to be in it."""
@@ -148,8 +153,7 @@ class FileBackend(FileCalls):
     def _examine(self, fd: int) -> Capabilities:
         mode = os.fstat(fd).st_mode
         self._device = stat.S_ISBLK(mode)
-        if not self._device and not stat.S_ISREG(mode):
-            raise ConfigurationError(f"{self.path} is neither a regular file nor a block device")
+        self._check_kind(mode)
         self._guest = False
         self._lock(fd)
         self.keeper = self._open_keeper()

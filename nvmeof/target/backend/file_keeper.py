@@ -60,7 +60,9 @@ class FileKeeper:
         try:
             # Whatever else is there may be endless, or never come to a beginning.
             status = self.path.stat()
-            if not stat.S_ISREG(status.st_mode) or status.st_size > _BYTES_MAX:
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigurationError(f"nothing can be kept in {self.path}: it is no regular file")
+            if status.st_size > _BYTES_MAX:
                 raise self._unknown()
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:

@@ -27,6 +27,7 @@ _HEADER: Final = struct.Struct("<16s16sQQQQ")  # magic, boot, bytes of a zone, i
 _HEADER_BYTES: Final = 4096
 _HALF: Final = struct.Struct("<BB6xQ")
 _RECORD_BYTES: Final = 64  # no record goes from one sector of the media into the next
+_ANEW: Final = "remove it to begin with empty zones"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -88,13 +89,11 @@ class FileZoneStore:
             syscalls.sync_directory(self.path.parent)
             return [ZoneRecord()] * count
         if len(header) != _HEADER.size or header[:16] != _MAGIC:
-            raise ConfigurationError(f"{self.path} is not what zones are kept in")
+            raise ConfigurationError(f"{self.path} is not what zones are kept in; {_ANEW}")
         _, boot, *lengths, kept = _HEADER.unpack(header)
         layout = ZoneLayout(self.layout.block_bytes, *lengths)
         if layout != self.layout:
-            raise ConfigurationError(
-                f"{self.path} is about {layout}, and not about {self.layout}; remove it to begin with empty zones"
-            )
+            raise ConfigurationError(f"{self.path} is about {layout}, and not about {self.layout}; {_ANEW}")
         if kept > count and self._held > count:
             raise ConfigurationError(f"{self.path} is about {kept} zones, more than the {count} that are to be served")
         self._count = kept
@@ -102,7 +101,7 @@ class FileZoneStore:
         if there < self._at(kept):
             raise ConfigurationError(
                 f"{self.path} has been cut off: of {kept} zones, those behind the first "
-                f"{max(there - _HEADER_BYTES, 0) // self._stride} are lost; remove it to begin with empty zones"
+                f"{max(there - _HEADER_BYTES, 0) // self._stride} are lost; {_ANEW}"
             )
         same_boot = boot == boot_id() and any(boot)
         records = self._read_all(second_half=not same_boot)
@@ -124,9 +123,13 @@ class FileZoneStore:
             try:
                 known = ZoneState(state or ZoneState.EMPTY)
             except ValueError:
-                raise ConfigurationError(f"{self.path} has a zone in state {state:X}h, which there is not") from None
+                raise ConfigurationError(
+                    f"{self.path} has a zone in state {state:X}h, which there is not; {_ANEW}"
+                ) from None
             if written > self.layout.capacity_bytes:
-                raise ConfigurationError(f"{self.path} has a zone with {written} bytes written, more than it holds")
+                raise ConfigurationError(
+                    f"{self.path} has a zone with {written} bytes written, more than it holds; {_ANEW}"
+                )
             # Up to the end of a block: they may have been smaller when it was written.
             records.append(ZoneRecord(known, attributes, -(-written // self.layout.block_bytes)))
         return records

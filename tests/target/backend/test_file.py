@@ -423,7 +423,7 @@ async def test_sizes(tmp_path):
         (lambda path: path.write_bytes(b""), {}, "smaller than one block"),
         (lambda path: path.write_bytes(bytes(512)), {"block_bytes": 4096}, "smaller than one block"),
         (lambda path: path.write_bytes(bytes(512)), {"size": "1M", "read_only": True}, "is read-only"),
-        (lambda path: path.mkdir(), {}, "cannot open"),
+        (lambda path: path.mkdir(), {}, "neither a regular file nor a block device"),
     ],
 )
 async def test_files_that_cannot_be_served(tmp_path, make, options, text):
@@ -495,6 +495,13 @@ async def test_a_new_file_does_not_get_what_belonged_to_another(tmp_path, suffix
     with pytest.raises(ConfigurationError, match=f"{beside} belongs to .*disk, which is not there"):
         await opened(tmp_path / "disk", size="1M")
     assert [each.name for each in tmp_path.iterdir()] == [beside.name] and beside.read_text() == "x"
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_fifo_is_not_waited_for(tmp_path, read_only):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigurationError, match="neither a regular file nor"):
+        await asyncio.wait_for(opened(tmp_path / "fifo", read_only=read_only), 5)
 
 
 async def test_what_belongs_to_a_file_is_found_by_all_of_its_names(tmp_path):
