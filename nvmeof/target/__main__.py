@@ -409,8 +409,8 @@ def _raise_file_limit() -> None:
     "--file",
     multiple=True,
     metavar="PATH[,ZONES]",
-    help="A namespace in a file or block device; repeatable; numbered after the ramdisks. What its zones are is kept "
-    "in PATH.zones.",
+    help="A namespace in a file or block device; repeatable; numbered after the ramdisks. What belongs to a "
+    "file's data is kept beside it, in PATH.nvmeof and PATH.zones.",
 )
 @click.option("--size", metavar="SIZE", help="Create the --file, or extend it, to this size.")
 @click.option(
@@ -427,7 +427,7 @@ def _raise_file_limit() -> None:
 @click.option(
     "--read-only", is_flag=True, help="Refuse writes (to ramdisks and files; hosts write to what they create)."
 )
-@click.option("--shared", is_flag=True, help="Serve a --file that another process has locked.")
+@click.option("--shared", is_flag=True, help="Serve a --file that another process has locked, too.")
 @click.option(
     "-n",
     "--subnqn",
@@ -465,7 +465,8 @@ def _raise_file_limit() -> None:
 @click.option(
     "--state",
     metavar="PATH",
-    help="A file for what outlives the process: event history, saved features, power-on hours.  [default: none]",
+    help="A file for what outlives the process: event history, saved features, power-on hours.  "
+    "[default: that of the --pool, if any]",
 )
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of all connections.")
 @click.option("--sndbuf", metavar="SIZE", help="Send buffer of all connections.  [default: adapts itself]")
