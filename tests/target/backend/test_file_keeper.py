@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend.file import FileBackend
-from nvmeof.target.backend.file_keeper import FileKeeper
+from nvmeof.target.backend.file_keeper import FileKeeper, _text
 from nvmeof.target.backend.ramdisk import Ramdisk
 
 
@@ -158,3 +159,80 @@ async def test_what_cannot_outlive_its_process_says_so(tmp_path: Path) -> None:
     await put
     await elsewhere.close()
     assert (tmp_path / "state.json").exists()
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+CALLS = [(os, "open"), (os, "fsync"), (os, "link"), (os, "fchmod"), (os, "dup2"), (Path, "replace"), (Path, "unlink")]
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_the_end_at_any_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool, after: bool) -> None:
+    """What was kept is there, or what was to be kept next; before each call into the system and after it."""
+    values: list[dict[str, int]] = [{"a": 1}, {"a": 2, "b": 3}, {}, {"a": 4}]
+    for number in range(1, 200):
+        path = tmp_path / str(number) / "k"
+        path.parent.mkdir()
+        keeper, kept, wanted = FileKeeper(path), {}, {}
+        left = number
+
+        def count(real: Any) -> Any:
+            def call(*arguments: Any, **options: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if not left and not after:
+                    raise Crash
+                result = real(*arguments, **options)
+                if not left:
+                    raise Crash
+                return result
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for where, name in CALLS:
+                patched.setattr(where, name, count(getattr(where, name)))
+            try:
+                if held:
+                    keeper.hold()
+                for wanted in values:
+                    keeper._replace(_text(wanted) if wanted or held else None)
+                    kept = wanted
+            except Crash:
+                pass
+        again = FileKeeper(path)
+        assert again.values in (kept, wanted)
+        keeper._let_go()
+        again.hold()
+        assert again.values in (kept, wanted)
+        again._let_go()
+        if left > 0:
+            assert number > 10
+            return
+    raise AssertionError("it never comes to its end")
+
+
+async def test_the_order_that_a_loss_of_power_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new file's content is on the media before it has the name, and the name before anybody is told."""
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(fd: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{fd}').readlink().name}")
+        fsync(fd)
+
+    def replaced(self: Path, target: Path) -> Path:
+        done.append(f"name {target.name}")
+        return replace(self, target)
+
+    keeper = FileKeeper(tmp_path / "k")
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    await keeper.put("a", 1)
+    assert done == ["sync k.new", "name k", f"sync {tmp_path.name}"]
+    done.clear()
+    await keeper.put("a", None)
+    assert done == [f"sync {tmp_path.name}"] and not keeper.path.exists()
