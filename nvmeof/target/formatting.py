@@ -75,6 +75,13 @@ async def format_namespace(
             status, dnr=dnr, message=f"formatting namespace {namespace.nsid} failed: {error.strerror or error}"
         ) from error
     else:
+        if keeper is None and namespace.backend.overwrite_to_erase and block_bytes != old_block_bytes:
+            logger.warning(
+                "namespace %d: nothing keeps that %s has blocks of %d bytes now: give it --block-size the next time",
+                namespace.nsid,
+                namespace.backend.description,
+                block_bytes,
+            )
         ready()
     finally:
         namespace.format_remaining = 0

@@ -57,6 +57,19 @@ def test_there_and_back(ses, size):
     assert not any(io.read_bytes(read(io, 0, 2048)) + io.read_bytes(read(io, blocks - 1, 1)))
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_device_does_not_know_of_its_blocks(durable, caplog):
+    """Its data is there at the next start, in blocks of another size unless somebody says so."""
+    device = Ramdisk("1M")
+    device.overwrite_to_erase = True
+    target = Target(kept(device, Durable()) if durable else device)
+    admin = target.admin()
+    assert format_nvm(target, admin, 0).status == 0
+    assert "nothing keeps" not in caplog.text
+    assert format_nvm(target, admin, 1).status == 0
+    assert ("has blocks of 4096 bytes now" in caplog.text) is not durable
+
+
 def test_the_same_format_erases_and_marks_go():
     target = Target(Ramdisk("1M", block_bytes=4096))
     admin = target.admin()
