@@ -540,6 +540,19 @@ def test_another_namespace_has_taken_its_place_meanwhile():
             refused(queue, execute(queue.ctx, spec, sqe, data), status, 4)
 
 
+def test_zones_that_are_cut_off_while_data_is_on_its_way():
+    target = make()
+    queue = io(target)
+    sqes = [
+        (queue.sqe(0x7D, bytes(BLOCK), **rw(31 * ZONE, 1)), memoryview(bytes(BLOCK))),
+        (queue.sqe(0x79, nsid=2, cdw13=3, cdw10=31 * ZONE), None),
+    ]
+    specs = [prepare(queue.ctx, sqe)[0] for sqe, _ in sqes]
+    target.subsystem.resize_namespace(2, 2 * ZONE * BLOCK)
+    for spec, (sqe, data) in zip(specs, sqes, strict=True):
+        refused(queue, execute(queue.ctx, spec, sqe, data), Status.LBA_OUT_OF_RANGE, 40)
+
+
 def test_reset_of_all_zones():
     target = make()
     queue = io(target)
