@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import struct
+import threading
 
 import pytest
 
+from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.driver import READS_AT_A_TIME, printable
+from nvmeof.target.server import Target
 from nvmeof.transport import SocketOptions
 from nvmeof.transport.memory import MemoryTransport
-from tests.conformance.rawhost import FLUSH, READ, RawHost, association, io_sqe, make_sqe, running, until
+from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, RawHost, association, io_sqe, make_sqe, running, until
 from tests.target.backend_tools import Hidden
 
-FORMAT, LBA_STATUS = 0x80, 0x86
+FORMAT, LBA_STATUS, DATASET_MANAGEMENT = 0x80, 0x86, 0x09
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +172,24 @@ async def test_a_scan_ends_when_nobody_waits_for_it():
 def test_names_for_the_log():
     assert printable("nqn.2026-01.org.example:a") == "nqn.2026-01.org.example:a"
     assert printable("a\nb\x1b[31m") == "'a\\nb\\x1b[31m'"
+
+
+async def test_commands_of_several_operations_that_are_given_up(tmp_path, recwarn):
+    """At the target's end: what of them was not waited for yet is not complained of."""
+    backend = FileBackend(tmp_path / "disk", size="1M", workers=1)
+    go_on = threading.Event()
+    target = Target(namespaces=[backend], trtype="memory", listen="memory:0")
+    await target.start()
+    hosts = await association(target)
+    blocked = backend._open_threads().submit(lambda: go_on.wait(10))
+    deallocations = b"".join(struct.pack("<IIQ", 0, 8, 16 * number) for number in range(4))
+    sqe = make_sqe(1, DATASET_MANAGEMENT, nsid=1, length=64, sgl=IN_CAPSULE, cdw10=3, cdw11=4)
+    await hosts[1].send(hosts[1].capsule(sqe, deallocations))
+    await until(lambda: target.tasks)
+    stopping = asyncio.ensure_future(target.stop(drain_seconds=0.05))
+    await asyncio.sleep(0.2)
+    go_on.set()
+    await blocked
+    await stopping
+    gc.collect()
+    assert not [str(each.message) for each in recwarn if "never awaited" in str(each.message)]

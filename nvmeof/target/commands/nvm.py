@@ -5,7 +5,8 @@ This is the complete path of every one of them; a queue may serve plain Reads of
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import TypeVar
 
@@ -216,11 +217,17 @@ def run_all(operations: Iterable[Callable[[], Awaitable[None] | None]]) -> Compl
 
 
 async def _finish_all(pending: list[Awaitable[None]], failure: CommandError | None) -> Completion:
-    for result in pending:
-        try:
-            await result
-        except CommandError as error:
-            failure = error
+    left = deque(pending)
+    try:
+        while left:
+            try:
+                await left.popleft()
+            except CommandError as error:
+                failure = error
+    finally:  # given up at the target's end: what was not waited for must not be complained of
+        for each in left:
+            if isinstance(each, Coroutine):
+                each.close()
     if failure is not None:
         raise failure
     return Completion()
