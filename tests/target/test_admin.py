@@ -132,7 +132,7 @@ def test_descriptors():
     assert [item.nidt for item in first] == [2, 3, 4]
     assert first[1].nid == target.subsystem.namespaces[1].uuid.bytes and first[2].nid == b"\0"
     assert parse_namespace_descriptors(identify(queue, 3, 2))[0].nid == b"12345678"
-    assert queue.identify(3, 3).status == Status.INVALID_NAMESPACE
+    assert queue.identify(3, 3).status == Status.INVALID_FIELD
 
 
 @pytest.mark.parametrize("cns", [0x02, 0x07, 0x10])

@@ -12,7 +12,7 @@ from nvmeof.spec.media import FormatNvm, SecureErase, SelfTestResult
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
-from nvmeof.target.commands.base import Access, CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, NsidRule, not_active
 from nvmeof.target.commands.features import current_value
 from nvmeof.target.commands.registry import ADMIN, GATES, register, register_gate
 from nvmeof.target.commands.sanitize import gate as sanitize_gate
@@ -25,7 +25,6 @@ from nvmeof.target.namespace import Namespace
 
 FNA = 0
 """Format and secure erase are for one namespace; no cryptographic erase; FFFFFFFFh is taken."""
-_NSID = SQE.error_location("nsid")
 _LBAF = SQE.error_location("cdw10")
 _PI = SQE.error_location("cdw10", 5)
 _PIL = SQE.error_location("cdw10", 8)
@@ -64,7 +63,7 @@ def _concerned(ctx: QueueContext, sqe: Sqe) -> list[Namespace]:
         return list(ctx.namespaces.values())
     namespace = ctx.subsystem.namespaces.get(sqe.nsid)
     if namespace is None:
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {sqe.nsid:#x} does not exist")
+        raise not_active(ctx, sqe.nsid)
     return [namespace]
 
 

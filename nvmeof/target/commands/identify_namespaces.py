@@ -27,6 +27,7 @@ from nvmeof.spec.namespace_management import build_granularity_list
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.capacity import ENDURANCE_GROUP, GRANULARITY_BYTES, occupied_bytes
+from nvmeof.target.commands.base import not_active
 from nvmeof.target.commands.copy import COPY_LIMIT_BYTES, COPY_RANGE_LIMIT_BYTES, COPY_RANGES_MAX
 from nvmeof.target.commands.identify import COMMAND_SETS, IdentifySpec, add_structures
 from nvmeof.target.context import QueueContext
@@ -167,7 +168,7 @@ def _specific(find: Find) -> Callable[[QueueContext, Controller, IdentifyCommand
 def _descriptors(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     namespace = _active(ctx, controller, nsid)
     if namespace is None:
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid} is not active")
+        raise not_active(ctx, nsid)
     descriptors = []
     if any(namespace.eui64):
         descriptors.append(NamespaceDescriptor(NamespaceIdType.EUI64, namespace.eui64))
