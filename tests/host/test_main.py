@@ -220,7 +220,7 @@ def test_other_io_commands(run: Run, device: FakeDevice) -> None:
 
 
 def test_bench(run: Run, capsys: pytest.CaptureFixture[str], device: FakeDevice) -> None:
-    assert run("bench", "--runtime", "0.1", "-d", "8", "-i", "2", "-o", "json") == 0
+    assert run("bench", "--runtime", "0.5", "-d", "8", "-i", "2", "-o", "json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["ios"] > 10
     assert result["latency_p50_us"] <= result["latency_p99_us"] <= result["latency_max_us"]
