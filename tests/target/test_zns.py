@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from nvmeof.errors import ConfigurationError
+from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.identify import IDENTIFY_CONTROLLER, parse_namespace_descriptors, parse_namespace_list
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
 from nvmeof.spec.properties import CC_OFFSET
@@ -551,6 +551,14 @@ def test_zones_that_are_cut_off_while_data_is_on_its_way():
     target.subsystem.resize_namespace(2, 2 * ZONE * BLOCK)
     for spec, (sqe, data) in zip(specs, sqes, strict=True):
         refused(queue, execute(queue.ctx, spec, sqe, data), Status.LBA_OUT_OF_RANGE, 40)
+
+
+def test_there_is_no_zone_beyond_the_last():
+    zones = zones_of(io(make()))
+    for inside in (0, 1):
+        with pytest.raises(CommandError) as refusal:
+            zones.at(len(zones.zones) * ZONE + inside)
+        assert (refusal.value.status, refusal.value.error_location) == (Status.LBA_OUT_OF_RANGE, 40)
 
 
 def test_reset_of_all_zones():
