@@ -129,4 +129,4 @@ class Encoder:
         header = R2T_PDU.struct.pack(
             PduType.R2T, self._command_flags, TRANSFER_BYTES, 0, self._r2t_plen, cid, ttag, r2to, r2tl
         )
-        return self._seal(header, 0)
+        return self._seal(header, 0) if self.header_digest else header

@@ -18,6 +18,7 @@ from .encoder import Encoder
 from .events import Event, Negotiated, PeerClosed, ProtocolFailure, Terminated
 from .output import Output
 from .states import ENDED, RECEIVED, TRANSITIONS, Effect, Input, State
+from .transfers import ALWAYS, Live
 
 LARGE_BYTES: Final = 32 * 1024
 """A command with this much data or more is expected to fill several receives. While there is one, payloads are received
@@ -110,6 +111,7 @@ class Engine:
         self._payload: memoryview | None = None
         self._payload_position = 0
         self._payload_owner: Any = None
+        self._payload_live: Live = ALWAYS  # with units: for how long
         self._take_run: Callable[[Any, list[Event]], bool]
         """The role's: take a run of its most frequent PDU at once; False when there is none at the front."""
         self._payload_done: Callable[[Any, Any, bool, list[Event]], None]
@@ -132,7 +134,7 @@ class Engine:
         self.behind = None
         payload = self._payload
         if payload is not None and self._large_expected:
-            if self._payload_unit and not self._payload_owner.grant.live.valid:
+            if self._payload_unit and not self._payload_live.valid:
                 self._give_up_live()
                 payload = self._payload
             place = None if payload is None else self._place(payload, available)
@@ -234,7 +236,8 @@ class Engine:
             return False
         state = self.state
         if (state is _TARGET_READY or state is _HOST_READY) and self._take_run(self, events):
-            return True
+            # What is left of less than a unit of live memory waits.
+            return not self._payload_unit or self._payload is None or self._end - self._start >= self._payload_unit
         header = CH.struct.unpack_from(self._buffer, start)
         pdu_type, flags, hlen, pdo, plen = header
         happened = RECEIVED.get(pdu_type)
@@ -280,7 +283,7 @@ class Engine:
 
     def _parse_payload(self, start: int, available: int, events: list[Event]) -> bool:
         """Take what there is of the payload, or its digest; False when more bytes are needed."""
-        if self._payload_unit and self._payload is not None and not self._payload_owner.grant.live.valid:
+        if self._payload_unit and self._payload is not None and not self._payload_live.valid:
             self._give_up_live()
         payload = self._payload
         if payload is not None:

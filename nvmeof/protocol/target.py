@@ -139,9 +139,19 @@ class TargetSide(Engine):
                     break
         if self._framing.header_digest:
             count = self._check_digests(start, count)
-        count = self._count_commands(count)
-        self._start = start + count * stride
-        events.append(CommandBatch(self._buffer[start : self._start], count, stride))
+        if count > self.entries - self.in_flight:
+            count = self._count_commands(count)
+        else:
+            self.in_flight += count
+            self._fetched = (self._fetched + count) % self.entries
+        self._start = end = start + count * stride
+        events.append(CommandBatch(self._buffer[start:end], count, stride))
+        if self._end - end >= TRANSFER_BYTES:
+            # Between long writes a command is followed by the data of an older one.
+            found = _WORD.unpack_from(self._buffer, end)[0]
+            if found & _LOW_HALF == self._h2c_word:
+                self._pdu_start = end
+                self._take_h2c_data(found >> 32)
         return True
 
     def _take_data_commands(self, plen: int, events: list[Event]) -> bool:
@@ -187,6 +197,7 @@ class TargetSide(Engine):
         self._start = start + TRANSFER_BYTES
         self._payload = grant.buffer
         self._payload_unit = grant.unit_bytes
+        self._payload_live = grant.live
         self._payload_owner = grant
         self._payload_position = 0
         self._payload_crc = 0
@@ -242,6 +253,7 @@ class TargetSide(Engine):
         if grant.unit_bytes and (header.datao % grant.unit_bytes or length % grant.unit_bytes):
             grant.collect(header.datao)  # the host may cut its data anywhere; up to here it was between units
         self._payload_unit = grant.unit_bytes
+        self._payload_live = grant.live
         return window, grant.buffer[header.datao : header.datao + length]
 
     def _h2c_data_done(self, window: R2tWindow | Grant, ok: bool, events: list[Event]) -> None:
@@ -356,7 +368,7 @@ class TargetSide(Engine):
     def send_completion(self, cid: int, status_field: int = 0, dw0: int = 0, dw1: int = 0) -> None:
         """Queue a command's completion; SQHD and SQID are ours to know."""
         self.in_flight -= 1
-        sqhd = self._fetched if self.flow_control else self._sqhd()
+        sqhd = self._fetched if self.flow_control else self._sqhd() if self._announce_disabled else 0
         self._out.add(self.encoder.response(cid, status_field, dw0, dw1, sqhd, self.qid))
 
     def send_completions(self, cids: Sequence[int]) -> None:
