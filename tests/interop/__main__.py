@@ -123,6 +123,8 @@ def main(
     saved = runner.save()
     console.print(table(runner.results))
     failed = [result for result in runner.results if result.verdict == "FAIL"]
+    for result in failed:
+        console.print(f"\n{result.check} on {result.kernel}:\n{result.detail}", markup=False, highlight=False)
     console.print(
         f"{len(runner.results)} checks, {len(failed)} failed, {time.monotonic() - started:.0f} s;"
         f" logs and results: {saved}"
