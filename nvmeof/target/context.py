@@ -121,11 +121,6 @@ class QueueContext:
         controller = self.controller
         return ControllerState.UNCONNECTED if controller is None else controller.state
 
-    @property
-    def epoch(self) -> int:
-        """Changes whenever namespaces come, go or change their size."""
-        return 0 if self.subsystem is None else self.subsystem.epoch
-
     def on_command(self, now: float) -> None:
         """Call once per batch of commands: traffic restarts the keep-alive timer (TBKAS)."""
         controller = self.controller

@@ -144,7 +144,6 @@ class Owner(Protocol):
     namespaces: dict[int, Namespace]
     attachments: Attachments
     ana_state: AnaState
-    epoch: int
 
     @property
     def members(self) -> Mapping[int, Member]: ...
@@ -434,7 +433,6 @@ class NamespaceManager:
         return [member for member in members if self._owner.members.get(member.cntlid) is member]
 
     def _tell_all(self, nsid: int) -> None:
-        self._owner.epoch += 1
         for member in list(self._owner.members.values()):
             member.allocation_changed(nsid)
 

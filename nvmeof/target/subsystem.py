@@ -76,7 +76,7 @@ class Association(Protocol):
 
 class Subsystem:
     """`namespaces` is the live table NSID -> Namespace of those that exist (are allocated), whichever controllers they
-    are attached to; `epoch` changes with it, and with what is attached.
+    are attached to.
 
     `keeper`: what has to outlive the process. `history`: the events of the Persistent Event log.
     """
@@ -92,7 +92,6 @@ class Subsystem:
         self.namespaces: dict[int, Namespace] = {}
         self.attachments = Attachments()
         self.controllers: dict[int, Association] = {}
-        self.epoch = 0
         self.ana_change_count = 0
         self.ana_state = AnaState.OPTIMIZED
         self.was_reset = False  # CSTS.NSSRO of new controllers
@@ -179,7 +178,6 @@ class Subsystem:
         namespace.permits.withdraw()
         self.lifetime.release(namespace)
         self.attachments.forget(nsid)
-        self.epoch += 1
         for controller in list(self.controllers.values()):
             was_attached = controller.detach(nsid)
             if controller.cntlid == by:
@@ -237,7 +235,6 @@ class Subsystem:
         return not any(controller.busy_with(nsid) for controller in self.controllers.values())
 
     def _namespace_changed(self, nsid: int) -> None:
-        self.epoch += 1
         for controller in list(self.controllers.values()):
             if nsid in controller.attached:
                 controller.namespace_changed(nsid)

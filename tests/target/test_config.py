@@ -6,6 +6,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig, derive_serial
 from nvmeof.target.keeper import MemoryKeeper
+from nvmeof.target.permit import Permit
 from nvmeof.target.sizes import format_size, parse_size
 from nvmeof.target.subsystem import Subsystem
 
@@ -89,9 +90,10 @@ def test_namespaces_of_a_subsystem():
     second = subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), nguid=b"n" * 16, eui64=b"e" * 8))
     assert second.nsid == 1 and second.nguid == b"n" * 16 and second.eui64 == b"e" * 8
     assert list(subsystem.namespaces) == [1, 5]
-    epoch = subsystem.epoch
-    subsystem.remove_namespace(1)
-    assert subsystem.epoch == epoch + 1
+    permit = Permit()
+    second.permits.add(permit)
+    assert subsystem.remove_namespace(1) is second
+    assert list(subsystem.namespaces) == [5] and not permit.valid
     for call in (
         lambda: subsystem.add_namespace(first),
         lambda: subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), nsid=7)),
