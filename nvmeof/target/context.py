@@ -121,12 +121,6 @@ class QueueContext:
         controller = self.controller
         return ControllerState.UNCONNECTED if controller is None else controller.state
 
-    def on_command(self, now: float) -> None:
-        """Call once per batch of commands: traffic restarts the keep-alive timer (TBKAS)."""
-        controller = self.controller
-        if controller is not None:
-            controller.touch(now)
-
     def refuse(self, sqe: Sqe, error: CommandError) -> Completion:
         """The completion of a refused command; an entry of the Error Information log goes with it, and a log line.
 

@@ -199,7 +199,8 @@ class TestQueue:
     def submit(self, sqe: Sqe, data: bytes | None = None) -> Completion | Pending:
         self.cid += 1
         sqe.cid = self.cid
-        self.ctx.on_command(self.ctx.runtime.now())
+        if self.ctx.controller is not None:
+            self.ctx.controller.touch(self.ctx.runtime.now())
         try:
             spec, length = prepare(self.ctx, sqe)
         except CommandError as error:
