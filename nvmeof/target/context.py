@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import FABRICS_OPCODE, NvmOpcode
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.completion import Completion
-from nvmeof.target.controller import Controller
+from nvmeof.target.controller import Controller, Queue
 from nvmeof.target.faults import command_failed, report
 from nvmeof.target.inventory import Inventory, PortInfo
 from nvmeof.target.namespace import Namespace
@@ -40,25 +39,6 @@ _WITH_LBA = frozenset(
     }
 )
 """I/O commands whose CDW10 and CDW11 are a logical block address."""
-
-
-class QueueHandle(Protocol):
-    """What a controller and its commands may do to one of its queues.
-
-    `close` ends it (the queue then calls `QueueContext.detach`). `abort` ends a command, which has no effect from then
-    on; False when it cannot, or not at once: the CID is then in `QueueContext.aborting`. `commands` are those in
-    progress, NSID by CID.
-
-    `abort_namespace` ends the commands for a namespace that can be ended at once, for Preempt and Abort.
-    """
-
-    def close(self, reason: str) -> None: ...
-
-    def abort(self, cid: int) -> bool: ...
-
-    def commands(self) -> dict[int, int]: ...
-
-    def abort_namespace(self, nsid: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -93,9 +73,7 @@ class QueueContext:
         "waiting",
     )
 
-    def __init__(
-        self, runtime: Runtime, inventory: Inventory, port: PortInfo, queue: QueueHandle, *, peer: str = ""
-    ) -> None:
+    def __init__(self, runtime: Runtime, inventory: Inventory, port: PortInfo, queue: Queue, *, peer: str = "") -> None:
         self.runtime = runtime
         self.inventory = inventory
         self.port = port
@@ -183,4 +161,4 @@ class QueueContext:
             controller.detach_queue(self.qid, self.queue, reason)
 
 
-__all__ = ["Future", "PortInfo", "QueueContext", "QueueCounters", "QueueHandle", "Runtime", "TimerHandle"]
+__all__ = ["Future", "PortInfo", "QueueContext", "QueueCounters", "Runtime", "TimerHandle"]

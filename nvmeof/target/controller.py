@@ -61,15 +61,20 @@ NOT_ENABLED_SECONDS = 120.0
 
 
 class Queue(Protocol):
-    """What a controller may do to one of its queues."""
+    """What a controller and its commands may do to one of its queues.
+
+    `close` ends it (the queue then calls `QueueContext.detach`). `abort` ends a command, which has no effect from then
+    on; False when it cannot, or not at once: the CID is then in `QueueContext.aborting`. `commands` are those in
+    progress, NSID by CID. `abort_namespace` (for Preempt and Abort) ends those for a namespace as `abort` does.
+    """
 
     def close(self, reason: str) -> None: ...
 
     def abort(self, cid: int) -> bool: ...
 
-    def abort_namespace(self, nsid: int) -> None: ...
-
     def commands(self) -> dict[int, int]: ...
+
+    def abort_namespace(self, nsid: int) -> None: ...
 
 
 class Controller:
