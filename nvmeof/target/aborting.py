@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Generator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from nvmeof.errors import CommandError
+from nvmeof.spec.status import Status
+
 T = TypeVar("T")
 
 
@@ -81,3 +84,8 @@ class ToItsEnd:
 def abandon(waiting: object) -> bool:
     """Give up what a command waits for, if that is possible."""
     return isinstance(waiting, Abandonable) and waiting.abandon()
+
+
+def aborted_by_request(message: str = "aborted by request") -> CommandError:
+    """For a command that an Abort or Cancel command named."""
+    return CommandError(Status.ABORTED_BY_REQUEST, dnr=False, message=message)

@@ -14,6 +14,7 @@ from nvmeof.errors import CommandError
 from nvmeof.spec.enums import FABRICS_OPCODE, NvmOpcode
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status, status_field
+from nvmeof.target.aborting import aborted_by_request
 from nvmeof.target.completion import Completion
 from nvmeof.target.controller import Controller, Queue
 from nvmeof.target.faults import command_failed, report
@@ -131,7 +132,7 @@ class QueueContext:
     def check_not_aborted(self, cid: int) -> None:
         """For a command with several steps: raise Command Abort Requested when it shall not take another."""
         if cid in self.aborting:
-            raise CommandError(Status.ABORTED_BY_REQUEST, dnr=False, message="aborted between two of its steps")
+            raise aborted_by_request("aborted between two of its steps")
 
     def _csi(self, sqe: Sqe) -> int:
         """The I/O command set of a refused I/O command, where its namespace tells."""

@@ -17,7 +17,7 @@ from nvmeof.protocol.connection import Connection
 from nvmeof.protocol.events import CommandData
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.aborting import abandon
+from nvmeof.target.aborting import abandon, aborted_by_request
 from nvmeof.target.commands.base import CommandSpec, Completion
 from nvmeof.target.commands.fused import (
     FUSE_FIRST,
@@ -65,11 +65,6 @@ class Pair:
     second: Half
     running: bool = False
     aborted: Half | None = None
-
-
-def aborted_by_request() -> CommandError:
-    """For a command that an Abort or Cancel command named."""
-    return CommandError(Status.ABORTED_BY_REQUEST, dnr=False, message="aborted by request")
 
 
 class FusedCommands(ShortCuts):

@@ -27,9 +27,9 @@ from nvmeof.spec.nqn import terminated_nqn
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
+from nvmeof.target.aborting import aborted_by_request
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction
 from nvmeof.target.commands.table import check_again, execute, prepare
-from nvmeof.target.fused import aborted_by_request
 from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.queue_aborts import AbortableCommands

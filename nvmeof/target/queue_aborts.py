@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nvmeof.errors import CommandError
 from nvmeof.protocol.connection import Connection
-from nvmeof.target.aborting import abandon
-from nvmeof.target.fused import FusedCommands, aborted_by_request
+from nvmeof.target.aborting import abandon, aborted_by_request
+from nvmeof.target.fused import FusedCommands
 from nvmeof.target.shortcuts import Transfer
 
 
