@@ -20,7 +20,7 @@ from nvmeof.target.controller import Controller, Queue
 from nvmeof.target.faults import command_failed, report
 from nvmeof.target.inventory import Inventory, PortInfo
 from nvmeof.target.namespace import Namespace
-from nvmeof.target.runtime import Future, Runtime, TimerHandle
+from nvmeof.target.runtime import Runtime
 from nvmeof.target.states import ControllerState
 from nvmeof.target.subsystem import Subsystem
 
@@ -160,6 +160,3 @@ class QueueContext:
             if fault:
                 report(controller, f"queue {self.qid} ended: {reason}")
             controller.detach_queue(self.qid, self.queue, reason)
-
-
-__all__ = ["Future", "PortInfo", "QueueContext", "QueueCounters", "Runtime", "TimerHandle"]
