@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from nvmeof.errors import CommandError
@@ -27,6 +27,23 @@ class Abandonable(Protocol):
         ...
 
 
+def _wait(pending: Awaitable[Any], seen: Callable[[object], None]) -> Generator[Any, Any, Any]:
+    """Await something; each future that is waited for on the way is shown to `seen` first."""
+    inner = pending.__await__()
+    try:
+        future = next(inner)
+        while True:
+            seen(future)
+            try:
+                sent = yield future
+            except BaseException as error:
+                future = inner.throw(error)
+            else:
+                future = inner.send(sent)
+    except StopIteration as stop:
+        return stop.value
+
+
 class Watched:
     """Awaits something; meanwhile `waiting[cid]` is the very future that is waited for."""
 
@@ -37,23 +54,14 @@ class Watched:
         self._cid = cid
         self._pending: Awaitable[Any] = pending
 
+    def _seen(self, future: object) -> None:
+        self._waiting[self._cid] = future
+
     def __await__(self) -> Generator[Any, Any, Any]:
-        waiting, cid = self._waiting, self._cid
-        inner = self._pending.__await__()
         try:
-            future = next(inner)
-            while True:
-                waiting[cid] = future
-                try:
-                    sent = yield future
-                except BaseException as error:
-                    future = inner.throw(error)
-                else:
-                    future = inner.send(sent)
-        except StopIteration as stop:
-            return stop.value
+            return (yield from _wait(self._pending, self._seen))
         finally:
-            waiting.pop(cid, None)
+            self._waiting.pop(self._cid, None)
 
 
 class ToItsEnd:
@@ -65,20 +73,12 @@ class ToItsEnd:
         self._pending: Awaitable[Any] = pending
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        inner = self._pending.__await__()
-        try:
-            future = next(inner)
-            while True:
-                if isinstance(future, Abandonable):
-                    future.keep()
-                try:
-                    sent = yield future
-                except BaseException as error:
-                    future = inner.throw(error)
-                else:
-                    future = inner.send(sent)
-        except StopIteration as stop:
-            return stop.value
+        return _wait(self._pending, _keep)
+
+
+def _keep(future: object) -> None:
+    if isinstance(future, Abandonable):
+        future.keep()
 
 
 def abandon(waiting: object) -> bool:
