@@ -6,13 +6,12 @@ begun before: its range locks see to it that nothing old is written, or read, be
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import Final
 
 from nvmeof.target.backend.base import Backend
-from nvmeof.target.runtime import Future, Runtime
+from nvmeof.target.runtime import Future, Runtime, settled
 
-T = TypeVar("T")
 Told = Callable[[int], None]
 """Is told how many bytes further it has come."""
 
@@ -28,17 +27,6 @@ async def pause(runtime: Runtime) -> None:
     await future
 
 
-async def settled(result: T | Awaitable[T]) -> T:
-    """What an operation gives, at once or later."""
-    return await result if isinstance(result, Awaitable) else result
-
-
-async def _flush(backend: Backend) -> None:
-    pending = backend.flush()
-    if pending is not None:
-        await pending
-
-
 async def overwrite(runtime: Runtime, backend: Backend, pattern: bytes, told: Told) -> None:
     """Write a pattern over all that the backend has space for, and have it on the media. Raises `OSError`."""
     size_bytes = backend.capabilities.size_bytes
@@ -47,13 +35,11 @@ async def overwrite(runtime: Runtime, backend: Backend, pattern: bytes, told: To
         length = min(PIECE_BYTES, size_bytes - offset)
         for start, end in await settled(backend.allocated(offset, length)):
             for position in range(start, end, WRITE_BYTES):
-                pending = backend.write(position, data[: end - position])
-                if pending is not None:
-                    await pending
+                await settled(backend.write(position, data[: end - position]))
                 await pause(runtime)
         told(length)
         await pause(runtime)
-    await _flush(backend)
+    await settled(backend.flush())
 
 
 async def give_back(runtime: Runtime, backend: Backend, told: Told) -> None:
@@ -61,12 +47,10 @@ async def give_back(runtime: Runtime, backend: Backend, told: Told) -> None:
     size_bytes = backend.capabilities.size_bytes
     for offset in range(0, size_bytes, PIECE_BYTES):
         length = min(PIECE_BYTES, size_bytes - offset)
-        pending = backend.write_zeroes(offset, length, deallocate=True)
-        if pending is not None:
-            await pending
+        await settled(backend.write_zeroes(offset, length, deallocate=True))
         told(length)
         await pause(runtime)
-    await _flush(backend)
+    await settled(backend.flush())
 
 
 def passes_to_erase(backend: Backend) -> list[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from nvmeof.errors import CommandError
@@ -11,7 +11,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.erase import bytes_to_erase, erase
 from nvmeof.target.keeper import FORMAT_SECTION, Keeper, formatted_block_bytes
 from nvmeof.target.namespace import Namespace, status_of_os_error
-from nvmeof.target.runtime import Runtime
+from nvmeof.target.runtime import Runtime, settled
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,7 @@ def _keeper(namespace: Namespace) -> Keeper | None:
 
 async def _put(keeper: Keeper | None, value: Any) -> None:
     if keeper is not None:
-        pending: Awaitable[None] | None = keeper.put(FORMAT_SECTION, value)
-        if pending is not None:
-            await pending
+        await settled(keeper.put(FORMAT_SECTION, value))
 
 
 async def format_namespace(
@@ -62,9 +60,7 @@ async def format_namespace(
         await _erase(runtime, namespace, secure)
         if block_bytes != namespace.block_bytes:
             namespace.backend.set_block_bytes(block_bytes)
-        erased = namespace.erased()
-        if erased is not None:
-            await erased
+        await settled(namespace.erased())
         await _put(keeper, {"block_bytes": block_bytes})
     except OSError as error:
         if not await _undo(keeper, before, namespace, old_block_bytes) and begun:

@@ -11,7 +11,7 @@ import logging
 import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import AnaState, Csi
@@ -22,10 +22,8 @@ from nvmeof.target.backend.base import Backend
 from nvmeof.target.capacity import Pool, occupied_bytes, rounded
 from nvmeof.target.history import watch
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
-from nvmeof.target.runtime import Runtime
+from nvmeof.target.runtime import Runtime, settled
 from nvmeof.target.turns import Turns
-
-T = TypeVar("T")
 
 logger = logging.getLogger("nvmeof.target")
 SECTION: Final = "namespaces"
@@ -129,13 +127,6 @@ class Record:
         """What `to_json` made. Raises `ValueError` or a relative of it for anything else."""
         name = str(uuid_module.UUID(value["uuid"]))
         return cls(int(value["nsid"]), name, bool(value["shared"]), int(value["csi"]), dict(value["options"]))
-
-
-async def settled(result: T | Awaitable[T]) -> T:
-    """What completes at once or later."""
-    if isinstance(result, Awaitable):
-        return await result
-    return result
 
 
 class Owner(Protocol):
@@ -244,15 +235,11 @@ class NamespaceManager:
     async def _keep(self, undo: Callable[[], None], attachments: Attachments | None = None) -> None:
         """Keep what was changed before; take it back with `undo` when that fails, so that no later saving has it."""
         try:
-            pending = self._save(attachments)
-            if pending is not None:
-                await pending
+            await settled(self._save(attachments))
         except OSError as error:
             undo()
             try:
-                pending = self._save()
-                if pending is not None:
-                    await pending
+                await settled(self._save())
             except OSError:
                 pass  # the file is as it was, and the next that is kept does not have the change either
             raise CommandError(

@@ -22,6 +22,7 @@ from nvmeof.target.keeper import MemoryKeeper, formatted_block_bytes
 from nvmeof.target.marks import RANGES_MAX, Marks
 from nvmeof.target.permit import Permits
 from nvmeof.target.reservation_store import ReservationStore
+from nvmeof.target.runtime import settled
 
 T = TypeVar("T")
 
@@ -288,17 +289,13 @@ class Namespace:
         return self._rewritten_later(slba, nlb, result)
 
     async def _rewritten_later(self, slba: int, nlb: int, pending: Awaitable[None] | None) -> None:
-        if pending is not None:
-            await pending
+        await settled(pending)
         if self.marks.durable:
             # What replaces them must not be lost when the marks are gone for good: old data would come back.
-            flushed = self.flush()
-            if flushed is not None:
-                await flushed
+            await settled(self.flush())
         kept = self._call(lambda: self.marks.forget(slba, slba + nlb), writing=True)
         self._show_memory()
-        if kept is not None:
-            await kept
+        await settled(kept)
 
     def read(self, slba: int, nlb: int) -> Lease | Awaitable[Lease]:
         """The data of `nlb` blocks; release the lease when it has been sent."""
@@ -412,9 +409,7 @@ class Namespace:
         await pending
         # A backend may find out only now that it cannot: the old data is still there, and must not come back.
         if self.backend.capabilities.can_deallocate:
-            rewritten = self._rewritten(slba, nlb, None)
-            if rewritten is not None:
-                await rewritten
+            await settled(self._rewritten(slba, nlb, None))
 
     def flush(self) -> Awaitable[None] | None:
         """Done when all completed writes are on non-volatile media."""

@@ -11,6 +11,7 @@ from nvmeof.spec.reservations import ALL_TYPES, Rescap
 from nvmeof.spec.status import Status
 from nvmeof.target.keeper import Keeper, damaged
 from nvmeof.target.reservations import Reservations
+from nvmeof.target.runtime import settled
 
 _SECTION: Final = "reservations"
 
@@ -74,9 +75,7 @@ class ReservationStore:
             if self._back(before, after):
                 # The keeper's own copy goes back too: a later write must not make the failed change durable.
                 with contextlib.suppress(OSError):
-                    again = self._put()
-                    if again is not None:
-                        await again
+                    await settled(self._put())
             raise self._failed(error) from error
 
     def _back(self, before: Reservations, after: Reservations) -> bool:

@@ -11,6 +11,11 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 
+async def settled(result: T | Awaitable[T]) -> T:
+    """What an operation gives, at once or later."""
+    return await result if isinstance(result, Awaitable) else result
+
+
 class Future(Awaitable[T], Protocol[T]):
     """A result that comes later; `asyncio.Future` has this shape."""
 

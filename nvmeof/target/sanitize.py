@@ -22,7 +22,7 @@ from nvmeof.target.feature_values import forget
 from nvmeof.target.formatting import forget_interrupted
 from nvmeof.target.keeper import Keeper, damaged, erasure_interrupted
 from nvmeof.target.namespace import Namespace
-from nvmeof.target.runtime import Runtime
+from nvmeof.target.runtime import Runtime, settled
 
 SECTION: Final = "sanitize"
 Ended = Callable[["Sanitizer"], object]
@@ -233,12 +233,8 @@ class Sanitizer:
             await self._erase(runtime, namespaces)
             for namespace in namespaces:
                 await forget_interrupted(namespace)
-                kept = namespace.erased()
-                if kept is not None:
-                    await kept
-                kept = forget(namespace.features, namespace.backend.keeper, FeatureId.NAMESPACE_ADMIN_LABEL)
-                if kept is not None:
-                    await kept
+                await settled(namespace.erased())
+                await settled(forget(namespace.features, namespace.backend.keeper, FeatureId.NAMESPACE_ADMIN_LABEL))
             await _put_all(self._keepers(namespaces), Record(_Kept.DONE.value, cdw10, cdw11))
         except OSError as error:
             logger.error("the sanitize operation failed: %s", error.strerror or error)

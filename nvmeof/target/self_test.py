@@ -20,7 +20,7 @@ from nvmeof.target.erase import pause
 from nvmeof.target.history import watch
 from nvmeof.target.keeper import Keeper
 from nvmeof.target.namespace import Namespace, status_of_os_error
-from nvmeof.target.runtime import Runtime
+from nvmeof.target.runtime import Runtime, settled
 
 SECTION: Final = "self-test"
 SEGMENT_MEMORY: Final = 1
@@ -251,9 +251,7 @@ class SelfTest:
 async def _readable(namespace: Namespace, first: int, end: int) -> OSError | None:
     shift = namespace.block_shift
     try:
-        pending = namespace.backend.verify(first << shift, (end - first) << shift)
-        if pending is not None:
-            await pending
+        await settled(namespace.backend.verify(first << shift, (end - first) << shift))
     except OSError as error:
         return error
     return None

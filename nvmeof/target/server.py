@@ -26,7 +26,7 @@ from nvmeof.target.driver import QueueDriver
 from nvmeof.target.inventory import Inventory, PortInfo
 from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
-from nvmeof.target.runtime import Runtime
+from nvmeof.target.runtime import Runtime, settled
 from nvmeof.target.subsystem import Subsystem
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, Endpoint, Listener, SocketOptions
@@ -318,9 +318,8 @@ class Target:
         backends += [backend for subsystem in self._subsystems for backend in subsystem.created_backends]
         for backend in backends:
             try:
-                pending = backend.flush() if backend.capabilities.can_write else None
-                if pending is not None:
-                    await pending
+                if backend.capabilities.can_write:
+                    await settled(backend.flush())
             except OSError as error:
                 logger.error("%s: flush failed: %s", backend.description, error.strerror or error)
                 self.unflushed.append(backend.description)
@@ -328,9 +327,7 @@ class Target:
 
     async def _power_on(self, subsystem: Subsystem) -> None:
         try:
-            pending = subsystem.power_on(self.loop.time())
-            if pending is not None:
-                await pending
+            await settled(subsystem.power_on(self.loop.time()))
         except OSError as error:
             # A full disk is no reason to withhold what is on it: it may be how there is room again.
             logger.error("%s: its state cannot be kept: %s", subsystem.nqn, error.strerror or error)
@@ -340,9 +337,7 @@ class Target:
         subsystems, self._subsystems = self._subsystems, []
         for subsystem in subsystems:
             try:
-                pending = subsystem.power_off(self.loop.time())
-                if pending is not None:
-                    await pending
+                await settled(subsystem.power_off(self.loop.time()))
             except OSError as error:
                 logger.error("%s: its state could not be kept: %s", subsystem.nqn, error.strerror or error)
 

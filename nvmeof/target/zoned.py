@@ -14,6 +14,7 @@ from nvmeof.spec.enums import Csi
 from nvmeof.target.aborting import ToItsEnd
 from nvmeof.target.backend.base import Backend, Lease
 from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
+from nvmeof.target.runtime import settled
 from nvmeof.target.zone_geometry import ZoneGeometry
 from nvmeof.target.zone_states import ZoneInput
 from nvmeof.target.zone_store import ZoneLayout, ZoneRecord
@@ -124,9 +125,8 @@ class ZonedNamespace(Namespace):
             raise
         self._end(place, good=True)
         # What was written before must be on the media too, or the write pointer could not be.
-        flushed = self.flush() if fua else None
-        if flushed is not None:
-            await flushed
+        if fua:
+            await settled(self.flush())
 
     def _check_write(self, slba: int, nlb: int) -> None:
         self.check_range(slba, nlb)
@@ -169,9 +169,7 @@ class ZonedNamespace(Namespace):
     async def _copy_pieces(self, source: int, slba: int, nlb: int) -> None:
         lease = await self._gather(source, nlb)
         self.counters.blocks_copied += nlb
-        written = Namespace.write(self, slba, lease.view)
-        if written is not None:
-            await written
+        await settled(Namespace.write(self, slba, lease.view))
 
     def deallocate(self, slba: int, nlb: int) -> Pending:
         """Give the space of blocks back, in zones whose data may change."""
@@ -207,8 +205,7 @@ class ZonedNamespace(Namespace):
         for start, count, written in list(self.zones.pieces(slba, nlb)):
             if not written:
                 continue
-            reading = self._read_piece(start, count)
-            lease = reading if isinstance(reading, Lease) else await reading
+            lease = await settled(self._read_piece(start, count))
             try:
                 buffer[start - slba << shift : start - slba + count << shift] = lease.view
             finally:
@@ -269,12 +266,9 @@ class ZonedNamespace(Namespace):
             raise error from OSError(errno.EINVAL, "a zone does not take the write")
 
     async def _compare_and_write(self, slba: int, compare: memoryview, data: memoryview, fua: bool) -> bool:
-        compared = self.compare(slba, compare)
-        if not (compared if isinstance(compared, bool) else await compared):
+        if not await settled(self.compare(slba, compare)):
             return False
-        pending = self._write_compared(slba, data, fua)
-        if pending is not None:
-            await pending
+        await settled(self._write_compared(slba, data, fua))
         return True
 
     # Flushing
@@ -286,8 +280,7 @@ class ZonedNamespace(Namespace):
         return self._commit_after(flushed, dirty) if dirty else flushed
 
     async def _commit_after(self, flushed: Pending, dirty: Records) -> None:
-        if flushed is not None:
-            await flushed
+        await settled(flushed)
         # A zone that was reset meanwhile has been committed as an empty one.
         zones = self.zones.zones
         await self._commit(
@@ -301,9 +294,8 @@ class ZonedNamespace(Namespace):
     async def _commit(self, records: Records) -> None:
         """Keep what zones are as far as their data is on the media."""
         store = self.zones.store
-        pending = self._call(lambda: store.commit({index: item[1] for index, item in records.items()}), writing=True)
-        if pending is not None:
-            await pending
+        committed = {index: item[1] for index, item in records.items()}
+        await settled(self._call(lambda: store.commit(committed), writing=True))
         self.zones.committed(records)
 
     # Zone Management Send
@@ -345,8 +337,7 @@ class ZonedNamespace(Namespace):
     async def _erased_later(self, committed: Awaitable[None], forgotten: Pending, records: Records) -> None:
         await committed
         self.zones.committed(records)
-        if forgotten is not None:
-            await forgotten
+        await settled(forgotten)
 
     @staticmethod
     def _records(zones: list[Zone]) -> Records:
@@ -371,9 +362,7 @@ class ZonedNamespace(Namespace):
         await self._commit(self._records(zones))
         # What has been written meanwhile stays; what is written from now on comes behind it.
         for start, end in _runs(zones):
-            pending = self._drop(start, end)
-            if pending is not None:
-                await pending
+            await settled(self._drop(start, end))
 
     def _drop(self, start: int, end: int) -> Pending:
         if self.backend.capabilities.can_deallocate:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from nvmeof.target.keeper import BLOCK_BYTES_CHOICES as BLOCK_BYTES_CHOICES
 from nvmeof.target.keeper import Keeper
+from nvmeof.target.runtime import settled
 from nvmeof.target.zone_store import MemoryZoneStore, ZoneLayout, ZoneStore
 
 DEFAULT_BLOCK_BYTES = 512
@@ -96,14 +97,11 @@ async def _wrote_later(pending: Awaitable[None]) -> bool:
 
 async def _copy(backend: Backend, source: int, destination: int, length: int, fua: bool) -> None:
     try:
-        read = backend.acquire_read(source, length)
-        lease = read if isinstance(read, Lease) else await read
+        lease = await settled(backend.acquire_read(source, length))
     except OSError as error:
         raise SourceError(error.errno, error.strerror) from error
     try:
-        written = backend.write(destination, lease.view, fua=fua)
-        if written is not None:
-            await written
+        await settled(backend.write(destination, lease.view, fua=fua))
     finally:
         lease.release()
 

@@ -15,10 +15,11 @@ from nvmeof.spec.features import HOST_BEHAVIOR_SUPPORT
 from nvmeof.spec.sqe import COPY_FORMAT_SHIFT, COPY_RANGE, COPY_RANGE_BYTES, SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
-from nvmeof.target.commands.nvm import active_namespace, check_directive, check_extension, settle, through
+from nvmeof.target.commands.nvm import active_namespace, check_directive, check_extension, through
 from nvmeof.target.commands.registry import GATES, NVM, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import ATOMIC_WRITE_BYTES, Namespace
+from nvmeof.target.runtime import settled
 
 FORMAT_ACROSS = 2
 """Descriptor format 2h: each range names its namespace."""
@@ -163,7 +164,7 @@ async def _copy_at_once(destination: Namespace, sources: list[Source], slba: int
     buffer, at = memoryview(bytearray(blocks << shift)), 0
     for item in sources:
         end = at + (item.blocks << shift)
-        await settle(item.namespace.read_into(item.slba, buffer[at:end]))
+        await settled(item.namespace.read_into(item.slba, buffer[at:end]))
         at = end
     await _write(destination, slba, buffer, fua)
 
@@ -173,14 +174,14 @@ async def _copy_range(
 ) -> None:
     ctx.check_not_aborted(sqe.cid)
     if source.namespace is destination:
-        await settle(destination.copy(source.slba, slba, source.blocks, fua=fua))
+        await settled(destination.copy(source.slba, slba, source.blocks, fua=fua))
         return
     step = _PIECE_BYTES >> destination.block_shift
     buffer = memoryview(bytearray(min(_PIECE_BYTES, source.blocks << destination.block_shift)))
     for done in range(0, source.blocks, step):
         ctx.check_not_aborted(sqe.cid)
         part = buffer[: source.blocks - done << destination.block_shift]
-        await settle(source.namespace.read_into(source.slba + done, part))
+        await settled(source.namespace.read_into(source.slba + done, part))
         await _write(destination, slba + done, part, fua)
 
 
@@ -191,7 +192,7 @@ async def _write(destination: Namespace, slba: int, data: memoryview, fua: bool)
     counters.writes -= 1
     counters.blocks_written -= blocks
     counters.blocks_copied += blocks
-    await settle(written)
+    await settled(written)
 
 
 register(

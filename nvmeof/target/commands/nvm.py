@@ -31,6 +31,7 @@ from nvmeof.target.commands.base import Access, CommandSpec, Completion, Directi
 from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
+from nvmeof.target.runtime import settled
 
 _DTYPE_MASK = 0xF << 20
 _ZEROES_DTYPE_MASK = 0x7 << 20  # bit 23 is NSZ
@@ -54,12 +55,6 @@ def completed(result: Awaitable[None] | None, dw0: int = 0) -> Completion | Awai
 async def _later(pending: Awaitable[None], dw0: int) -> Completion:
     await pending
     return Completion(dw0=dw0)
-
-
-async def settle(result: Awaitable[None] | None) -> None:
-    """Wait for an operation that may be done already."""
-    if result is not None:
-        await result
 
 
 def block_bytes(ctx: QueueContext, sqe: Sqe) -> int:
@@ -127,11 +122,8 @@ def committed(sqe: Sqe, namespace: Namespace, operation: Callable[[], T | Awaita
 
 
 async def _commit(namespace: Namespace, operation: Callable[[], T | Awaitable[T]]) -> T:
-    flushed = namespace.flush()
-    if flushed is not None:
-        await flushed
-    result = operation()
-    return await result if isinstance(result, Awaitable) else result
+    await settled(namespace.flush())
+    return await settled(operation())
 
 
 def _leased(lease: Lease) -> Completion:

@@ -39,7 +39,7 @@ from nvmeof.target.commands.registry import NVM, register
 from nvmeof.target.context import QueueContext
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.reservations import Notice, Outcome, Reservations
-from nvmeof.target.runtime import Future
+from nvmeof.target.runtime import Future, settled
 
 _PAGE_BYTES = 4096  # what hosts may send though the data is shorter
 _NO_HOST = bytes(16)
@@ -163,9 +163,7 @@ async def _when_kept(
     ctx: QueueContext, namespace: Namespace, outcome: Outcome, pending: Awaitable[None], abort: bool
 ) -> Completion:
     await pending
-    waiting = _consequences(ctx, namespace, outcome, abort)
-    if waiting is not None:
-        await waiting
+    await settled(_consequences(ctx, namespace, outcome, abort))
     return Completion()
 
 
