@@ -195,7 +195,7 @@ class Sanitizer:
             self._withdraw(before, namespaces)
             raise
         self.outcome = SanitizeOutcome.IN_PROGRESS
-        self._run(runtime, namespaces, ended)
+        runtime.run(self._work(runtime, namespaces, ended))
 
     def _enter(self, cdw10: int, cdw11: int, namespaces: list[Namespace]) -> None:
         self._last = (self.cdw10, self.cdw11)
@@ -205,8 +205,7 @@ class Sanitizer:
         self._done_bytes = 0
         self.passes_done = 0
         self._total_bytes = max(sum(self._bytes_of(each) for each in namespaces), 1)
-        for namespace in self._namespaces.values():
-            namespace.bar(Status.SANITIZE_IN_PROGRESS)
+        self._bar(Status.SANITIZE_IN_PROGRESS)
 
     def _withdraw(self, before: SanitizeState, namespaces: list[Namespace]) -> None:
         """It could not begin: what was kept of it must not make it begin at the next start either."""
@@ -223,9 +222,6 @@ class Sanitizer:
                 keeper.put(SECTION, kept)
             except OSError as error:
                 logger.error("a sanitize operation that did not begin may be begun at the next start: %s", error)
-
-    def _run(self, runtime: Runtime, namespaces: list[Namespace], ended: Ended) -> None:
-        runtime.run(self._work(runtime, namespaces, ended))
 
     async def _work(self, runtime: Runtime, namespaces: list[Namespace], ended: Ended) -> None:
         cdw10, cdw11 = self.cdw10, self.cdw11
@@ -316,7 +312,7 @@ class Sanitizer:
             logger.warning("a sanitize operation was interrupted: it goes on with %d namespaces", len(namespaces))
             self._enter(record.cdw10, record.cdw11, namespaces)
             self.outcome = SanitizeOutcome.IN_PROGRESS
-            self._run(runtime, namespaces, ended)
+            runtime.run(self._work(runtime, namespaces, ended))
             return
         records = [record for _, record in found if record] + ([own] if own else [])
         failed = [record for record in records if record.kept == _Kept.FAILED.value]
