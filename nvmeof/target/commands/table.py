@@ -86,14 +86,25 @@ def lookup(ctx: QueueContext, sqe: Sqe) -> CommandSpec:
     return spec
 
 
-def _check_namespace(ctx: QueueContext, sqe: Sqe, rule: NsidRule) -> None:
-    if rule is NsidRule.ACTIVE_OR_ALL and sqe.nsid == NSID_ALL:
-        return
-    namespace = ctx.namespaces.get(sqe.nsid)
-    if namespace is None:
-        raise not_active(ctx, sqe.nsid)
-    if not namespace.accessible and ctx.subsystem is not None:
-        ctx.subsystem.check_access()
+def _out_of_state(ctx: QueueContext, spec: CommandSpec) -> CommandError:
+    return CommandError(
+        Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {ctx.state.value}"
+    )
+
+
+def _check_namespace(ctx: QueueContext, spec: CommandSpec, sqe: Sqe) -> None:
+    """The NSID is what the row wants, and nothing else's rule, such as a reservation's, stands in the way."""
+    rule = spec.nsid
+    if rule is NsidRule.ACTIVE or (rule is NsidRule.ACTIVE_OR_ALL and sqe.nsid != NSID_ALL):
+        namespace = ctx.namespaces.get(sqe.nsid)
+        if namespace is None:
+            raise not_active(ctx, sqe.nsid)
+        if not namespace.accessible and ctx.subsystem is not None:
+            ctx.subsystem.check_access()
+    elif rule is NsidRule.UNUSED and sqe.nsid:
+        raise CommandError(Status.INVALID_FIELD, SQE.error_location("nsid"), message=f"{spec.name} is for no namespace")
+    for gate in GATES:
+        gate(ctx, spec, sqe)
 
 
 def _check_sgl(ctx: QueueContext, sqe: Sqe, spec: CommandSpec, expected: int) -> int:
@@ -130,11 +141,8 @@ def prepare(ctx: QueueContext, sqe: Sqe) -> tuple[CommandSpec, int]:
     Raises `CommandError`; its completion is made by `ctx.refuse(sqe, error)`.
     """
     spec = lookup(ctx, sqe)
-    state = ctx.state
-    if state not in spec.states:
-        raise CommandError(
-            Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {state.value}"
-        )
+    if ctx.state not in spec.states:
+        raise _out_of_state(ctx, spec)
     if sqe.fuse and (not ctx.qid or FUSED_OPCODES.get(sqe.fuse) != sqe.opcode):
         raise CommandError(
             Status.INVALID_FIELD, SQE.error_location("flags"), message=f"{spec.name} cannot be fused so ({sqe.fuse})"
@@ -146,14 +154,7 @@ def prepare(ctx: QueueContext, sqe: Sqe) -> tuple[CommandSpec, int]:
                 SQE.error_location("flags", 6),
                 message="data over fabrics is described by SGLs (PSDT 01b)",
             )
-        if spec.nsid is NsidRule.ACTIVE or spec.nsid is NsidRule.ACTIVE_OR_ALL:
-            _check_namespace(ctx, sqe, spec.nsid)
-        elif spec.nsid is NsidRule.UNUSED and sqe.nsid:
-            raise CommandError(
-                Status.INVALID_FIELD, SQE.error_location("nsid"), message=f"{spec.name} is for no namespace"
-            )
-        for gate in GATES:
-            gate(ctx, spec, sqe)
+        _check_namespace(ctx, spec, sqe)
     spec.check(ctx, sqe)
     expected = spec.transfer_bytes(ctx, sqe)
     if expected == 0:
@@ -163,16 +164,10 @@ def prepare(ctx: QueueContext, sqe: Sqe) -> tuple[CommandSpec, int]:
 
 def check_again(ctx: QueueContext, spec: CommandSpec, sqe: Sqe) -> None:
     """What may have changed since `prepare`, for a command whose data came some time later. Raises `CommandError`."""
-    state = ctx.state
-    if state not in spec.states:
-        raise CommandError(
-            Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {state.value}"
-        )
+    if ctx.state not in spec.states:
+        raise _out_of_state(ctx, spec)
     if sqe.opcode != FABRICS_OPCODE:
-        if spec.nsid is NsidRule.ACTIVE or spec.nsid is NsidRule.ACTIVE_OR_ALL:
-            _check_namespace(ctx, sqe, spec.nsid)
-        for gate in GATES:
-            gate(ctx, spec, sqe)
+        _check_namespace(ctx, spec, sqe)
         expected = spec.transfer_bytes(ctx, sqe)
         if expected != sqe.sgl_length:
             # It has blocks of another size now: the data that was asked for is not what the command needs any more.
