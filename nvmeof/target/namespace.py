@@ -33,7 +33,10 @@ _NOT_THERE = frozenset({errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN}
 _PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM, errno.EBUSY})
 
 ATOMIC_WRITE_BYTES = 32 << 10
-"""A write of up to so many bytes is seen whole or not at all by every other command (AWUN, NAWUN, NACWU)."""
+"""A write of up to so many bytes is seen whole or not at all by every other command (AWUN, NAWUN, NACWU).
+
+To memory it goes in one step, whatever way its data comes; a longer one by whole blocks.
+"""
 
 
 @dataclass(slots=True)

@@ -20,12 +20,11 @@ from nvmeof.protocol.transfers import ALWAYS, Grant, Live
 from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
 from nvmeof.target.commands.base import CommandSpec
 from nvmeof.target.context import QueueContext
+from nvmeof.target.namespace import ATOMIC_WRITE_BYTES as ATOMIC_BYTES
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.permit import Permit
 from nvmeof.wire import Buffer
 
-ATOMIC_BYTES: Final = 32 * 1024
-"""Writes of up to so much go to memory in one step, whatever way their data comes; longer ones by whole blocks."""
 # What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write also
 # SGL1's address, which is the offset of in-capsule data.
 _FIELDS: Final = "HHI24xQQI12x"
