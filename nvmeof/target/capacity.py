@@ -9,7 +9,7 @@ from nvmeof.target.backend.base import Backend
 from nvmeof.target.keeper import Keeper
 from nvmeof.target.namespace import Namespace
 
-ENDURANCE_GROUP: Final = 1
+ENDURANCE_GROUP_ID: Final = 1
 """The one Endurance Group of a subsystem: all of its capacity is alike."""
 GRANULARITY_BYTES: Final = 4096
 """Capacity is allocated in units of it."""

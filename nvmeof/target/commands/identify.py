@@ -31,7 +31,7 @@ from nvmeof.spec.media import DSTO_ONE_AT_A_TIME, NWPC_WRITE_PROTECT
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES
-from nvmeof.target.capacity import ENDURANCE_GROUP
+from nvmeof.target.capacity import ENDURANCE_GROUP_ID
 from nvmeof.target.commands.base import Completion
 from nvmeof.target.commands.copy import COPY_FORMATS
 from nvmeof.target.commands.format_nvm import FNA
@@ -142,7 +142,7 @@ def _io_fields(controller: Controller) -> dict[str, object]:
         "tnvmcap": subsystem.total_bytes,
         "unvmcap": subsystem.unallocated_bytes,
         "pels": PELS,
-        "endgidmax": ENDURANCE_GROUP,
+        "endgidmax": ENDURANCE_GROUP_ID,
         "maxcna": config.max_attached,
         "frmw": _FRMW_ONE_READ_ONLY_SLOT,
         "wctemp": WARNING_KELVIN,

@@ -26,7 +26,7 @@ from nvmeof.spec.identify_namespace import (
 from nvmeof.spec.namespace_management import build_granularity_list
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
-from nvmeof.target.capacity import ENDURANCE_GROUP, GRANULARITY_BYTES, occupied_bytes
+from nvmeof.target.capacity import ENDURANCE_GROUP_ID, GRANULARITY_BYTES, occupied_bytes
 from nvmeof.target.commands.base import not_active
 from nvmeof.target.commands.copy import COPY_LIMIT_BYTES, COPY_RANGE_LIMIT_BYTES, COPY_RANGES_MAX
 from nvmeof.target.commands.identify import COMMAND_SETS, IdentifySpec, add_structures
@@ -99,7 +99,7 @@ def namespace_structure(namespace: Namespace) -> bytes:
         msrc=COPY_RANGES_MAX - 1,
         anagrpid=namespace.anagrpid,
         nsattr=Nsattr.WRITE_PROTECTED if namespace.read_only else 0,
-        endgid=ENDURANCE_GROUP,
+        endgid=ENDURANCE_GROUP_ID,
         nguid=namespace.nguid,
         eui64=namespace.eui64,
         **identify_formats(namespace.block_bytes),
@@ -116,7 +116,7 @@ def independent_structure(namespace: Namespace) -> bytes:
         rescap=namespace.reservations.capabilities,
         anagrpid=namespace.anagrpid,
         nsattr=Nsattr.WRITE_PROTECTED if namespace.read_only else 0,
-        endgid=ENDURANCE_GROUP,
+        endgid=ENDURANCE_GROUP_ID,
         fpi=FPI_SUPPORTED | namespace.format_remaining,
         nstat=NSTAT_READY if namespace.barred is None else 0,
     )
@@ -250,7 +250,7 @@ def _controllers(ctx: QueueContext, controller: Controller, command: IdentifyCom
 
 def _endurance_groups(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     # The list has the form of a list of controllers.
-    return build_controller_list([ENDURANCE_GROUP], command.cnssi)
+    return build_controller_list([ENDURANCE_GROUP_ID], command.cnssi)
 
 
 add_structures(

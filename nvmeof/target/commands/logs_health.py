@@ -12,6 +12,7 @@ from nvmeof.spec.enums import NSID_ALL, LogPageId
 from nvmeof.spec.log_pages import DATA_UNIT_BYTES, SMART_HEALTH, GetLogPage
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.status import Status
+from nvmeof.target.capacity import ENDURANCE_GROUP_ID
 from nvmeof.target.commands.log_pages import LSI, LogPageSpec, add_log_pages, namespaces_of
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
@@ -19,7 +20,6 @@ from nvmeof.target.health import COMPOSITE_KELVIN, SPARE_PERCENT, SPARE_THRESHOL
 from nvmeof.target.lifetime import Totals
 from nvmeof.wire import build
 
-ENDURANCE_GROUP_ID = 1
 SNAPSHOT_SECONDS = 24 * 3600.0
 """How often the history takes note of the SMART log."""
 

@@ -21,7 +21,7 @@ from nvmeof.spec.namespace_management import (
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.capacity import ENDURANCE_GROUP
+from nvmeof.target.capacity import ENDURANCE_GROUP_ID
 from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule, fixed
 from nvmeof.target.commands.log_pages import LogPageSpec, add_log_pages
 from nvmeof.target.commands.registry import ADMIN, register
@@ -104,7 +104,7 @@ def new_namespace(fields: Any, csi: int) -> NewNamespace:
         raise _invalid("dispersed namespaces are not supported (NMIC)")
     if fields.nvmsetid:
         raise _invalid(f"there is no NVM Set {fields.nvmsetid}")
-    if fields.endgid not in (0, ENDURANCE_GROUP):
+    if fields.endgid not in (0, ENDURANCE_GROUP_ID):
         raise _invalid(f"there is no Endurance Group {fields.endgid}")
     if fields.lbstm:
         raise _invalid("no format has storage tags to mask (LBSTM)")
@@ -133,7 +133,7 @@ async def _create(ctx: QueueContext, sqe: Sqe, fields: Any, new: NewNamespace) -
     nsid = await manager.create(ctx.runtime, new)
     names = ("nsze", "ncap", "flbas", "dps", "nmic")
     told = {name: fields[name] for name in names}
-    _remember(controller, sqe, nsid, anagrpid=fields.anagrpid or ANA_GROUP, endgid=ENDURANCE_GROUP, **told)
+    _remember(controller, sqe, nsid, anagrpid=fields.anagrpid or ANA_GROUP, endgid=ENDURANCE_GROUP_ID, **told)
     return Completion(dw0=nsid)
 
 
@@ -144,7 +144,7 @@ async def _delete(ctx: QueueContext, sqe: Sqe) -> Completion:
     told: dict[str, int] = {}
     if going is not None:
         told = {"nsze": going.size_blocks, "ncap": going.size_blocks, "nmic": Nmic.SHARED}
-        told |= {"anagrpid": going.anagrpid, "endgid": ENDURANCE_GROUP}
+        told |= {"anagrpid": going.anagrpid, "endgid": ENDURANCE_GROUP_ID}
     await manager.delete(ctx.runtime, nsid, by=controller.cntlid)
     _remember(controller, sqe, sqe.nsid, **told)
     return Completion()
