@@ -24,6 +24,7 @@ from nvmeof.target.backend.file_calls import NOT_SUPPORTED, FileCalls
 from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.operation import Operation
 from nvmeof.target.backend.ranges import RangeLocks
+from nvmeof.target.backend.saver import settle
 from nvmeof.target.backend.threads import ThreadBatches
 from nvmeof.target.backend.zone_file import FileZoneStore
 from nvmeof.target.keeper import MemoryKeeper, formatted_block_bytes
@@ -464,14 +465,7 @@ class FileBackend(FileCalls):
 
         def done(result: asyncio.Future[None]) -> None:
             self._flushing = False
-            error = result.exception()
-            for waiter in waiters:
-                if waiter.done():
-                    continue
-                if error is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(error)
+            settle(waiters, result.exception())
             if self._flush_waiters:
                 self._start_flush(threads)
 

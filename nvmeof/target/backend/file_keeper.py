@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import json
 import os
 import stat
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
 from nvmeof.target.backend.file_calls import NOT_SUPPORTED
+from nvmeof.target.backend.saver import Saver
 
 _FORMAT: Final = 1
 _BYTES_MAX: Final = 256 << 20
@@ -51,8 +52,7 @@ class FileKeeper:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()
         self.origin = str(path)
-        self._waiters: list[asyncio.Future[None]] = []
-        self._saving: asyncio.Task[None] | None = None
+        self._saver = Saver(self._begin)
         self._lock = -1
         self._values = self._read()
 
@@ -146,35 +146,14 @@ class FileKeeper:
             self._values.pop(section, None)
         else:
             self._values[section] = value
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._waiters.append(future)
-        if self._saving is None:
-            self._saving = loop.create_task(self._save())
-        return future
+        return self._saver.save()
 
     async def close(self) -> None:
         """Wait for what is being written."""
-        if self._saving is not None:
-            await self._saving
+        await self._saver.finish()
 
-    async def _save(self) -> None:
-        while self._waiters:
-            waiters, self._waiters = self._waiters, []
-            text = _text(self._values) if self._values or self._lock >= 0 else None
-            error: OSError | None = None
-            try:
-                await asyncio.to_thread(self._replace, text)
-            except OSError as caught:
-                error = caught
-            for waiter in waiters:
-                if waiter.done():
-                    continue
-                if error is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(error)
-        self._saving = None
+    def _begin(self) -> Callable[[], None]:
+        return partial(self._replace, _text(self._values) if self._values or self._lock >= 0 else None)
 
     def _replace(self, text: str | None, *, new: bool = False) -> None:
         """In a thread. A crash at any point leaves the old file or the new one. `new`: unless there is an old one."""

@@ -13,13 +13,15 @@ import asyncio
 import errno
 import os
 import struct
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.zns import ZoneState
 from nvmeof.target.backend import syscalls
+from nvmeof.target.backend.saver import Saver
 from nvmeof.target.zone_store import ZoneLayout, ZoneRecord
 
 _MAGIC: Final = b"NVMeoF zones\0\0\0\1"  # ends with the version
@@ -59,8 +61,7 @@ class FileZoneStore:
         self._stride = _RECORD_BYTES + layout.extension_bytes
         self._count = 0
         self._pending: dict[int, ZoneRecord] = {}
-        self._waiters: list[asyncio.Future[None]] = []
-        self._committing: asyncio.Task[None] | None = None
+        self._saver = Saver(self._begin)
         try:
             self._fd = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT), 0o600)
         except OSError as error:
@@ -187,30 +188,11 @@ class FileZoneStore:
         if self._read_only:
             return None
         self._pending.update(records)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._waiters.append(future)
-        if self._committing is None:
-            self._committing = loop.create_task(self._commit())
-        return future
+        return self._saver.save()
 
-    async def _commit(self) -> None:
-        while self._waiters:
-            waiters, self._waiters = self._waiters, []
-            records, self._pending = self._pending, {}
-            error: OSError | None = None
-            try:
-                await asyncio.to_thread(self.commit_now, records)
-            except OSError as caught:
-                error = caught
-            for waiter in waiters:
-                if waiter.done():
-                    continue
-                if error is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(error)
-        self._committing = None
+    def _begin(self) -> Callable[[], None]:
+        records, self._pending = self._pending, {}
+        return partial(self.commit_now, records)
 
     def commit_now(self, records: Mapping[int, ZoneRecord]) -> None:
         """The same at once, in whatever thread. Raises `OSError`."""
@@ -246,8 +228,7 @@ class FileZoneStore:
 
         Raises `OSError`.
         """
-        if self._committing is not None:
-            await self._committing
+        await self._saver.finish()
         if self._fd >= 0 and not self._read_only:
             await asyncio.to_thread(self._settle)
 
