@@ -24,7 +24,7 @@ from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.spec.enums import DISCOVERY_PORT, NVME_PORT
 from nvmeof.target.backend.base import DEFAULT_BLOCK_BYTES, Backend
-from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, beside
 from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.pools import FilePool, RamdiskPool
 from nvmeof.target.backend.ramdisk import Ramdisk
@@ -134,8 +134,7 @@ def _state(options: Options) -> FileKeeper | None:
         return None
     state = Path(options.state).resolve()
     for path, _ in map(parse_zoned, options.file):
-        disk = Path(path).resolve()
-        if state in (disk, disk.with_name(f"{disk.name}.nvmeof"), disk.with_name(f"{disk.name}.zones")):
+        if state in (beside(Path(path), suffix) for suffix in ("", KEPT_SUFFIX, ZONES_SUFFIX)):
             raise ConfigurationError(
                 f"--state {options.state} is where the --file {path} has its own: give another one"
             )

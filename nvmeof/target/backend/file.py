@@ -15,7 +15,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
@@ -34,7 +34,15 @@ from nvmeof.target.zone_store import ZoneLayout, ZoneStore
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+KEPT_SUFFIX: Final = ".nvmeof"
+ZONES_SUFFIX: Final = ".zones"
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """By whatever name a file is opened, what belongs to its data is beside the file itself."""
+    path = path.resolve()
+    return path.with_name(path.name + suffix)
 
 
 class FileBackend(FileCalls):
@@ -129,10 +137,10 @@ class FileBackend(FileCalls):
 
     def _make_file(self, flags: int, size_bytes: int) -> int:
         """The name of the new file is on the media before anything is said to be in it."""
-        for beside in (self._kept_path, self._zones_path):
-            if beside is not None and beside.exists():
+        for kept in (self._kept_path, self._zones_path):
+            if kept is not None and kept.exists():
                 raise ConfigurationError(
-                    f"{beside} belongs to {self.path}, which is not there: put it back, or remove what belonged to it"
+                    f"{kept} belongs to {self.path}, which is not there: put it back, or remove what belonged to it"
                 )
         try:
             path = self.path.resolve()
@@ -192,18 +200,13 @@ class FileBackend(FileCalls):
 
     @property
     def _kept_path(self) -> Path:
-        return Path(self._kept or self._beside(".nvmeof"))
-
-    def _beside(self, suffix: str) -> Path:
-        """By whatever name it is opened, what belongs to the data is beside the file itself."""
-        path = self.path.resolve()
-        return path.with_name(path.name + suffix)
+        return Path(self._kept or beside(self.path, KEPT_SUFFIX))
 
     @property
     def _zones_path(self) -> Path | None:
         if self._kept is not None:
-            return Path(f"{self._kept}.zones")
-        return None if self._device else self._beside(".zones")
+            return Path(f"{self._kept}{ZONES_SUFFIX}")
+        return None if self._device else beside(self.path, ZONES_SUFFIX)
 
     @property
     def has_zones(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
 from nvmeof.target.backend.base import Backend
-from nvmeof.target.backend.file import FileBackend
+from nvmeof.target.backend.file import KEPT_SUFFIX, FileBackend, beside
 from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.keeper import FORMAT_SECTION, MemoryKeeper
@@ -119,7 +119,7 @@ class FilePool:
         try:
             await asyncio.to_thread(self._make_file, path, size_bytes)
             # What a host may change later (Format NVM) is in one place from the start.
-            keeper = FileKeeper(_kept_beside(path))
+            keeper = FileKeeper(beside(path, KEPT_SUFFIX))
             await keeper.put(FORMAT_SECTION, {"block_bytes": block_bytes})
             return await self.open(name)
         except BaseException:
@@ -158,11 +158,6 @@ class FilePool:
         for each in sorted(self.directory.glob(f"{path.name}*")):
             each.unlink(missing_ok=True)
         syscalls.sync_directory(self.directory)
-
-
-def _kept_beside(path: Path) -> Path:
-    """Where `FileBackend` keeps what belongs to a file's data."""
-    return path.with_name(path.name + ".nvmeof")
 
 
 def _make_directory(path: Path) -> None:
