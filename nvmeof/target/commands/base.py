@@ -16,6 +16,8 @@ from nvmeof.target.context import QueueContext
 from nvmeof.target.states import READY_ONLY, ControllerState
 from nvmeof.target.subsystem import Subsystem
 
+_NSID = SQE.error_location("nsid")
+
 
 class Direction(Enum):
     """Where a command's data goes; the value is the opcode's bits 1:0 (NVMe Base, Opcode format)."""
@@ -71,19 +73,23 @@ def fixed(length: int) -> TransferBytes:
     return transfer_bytes
 
 
+def check_nsid(ctx: QueueContext, nsid: int) -> None:
+    """Raise Invalid Namespace or Format for an NSID that no namespace can have: 0h, or beyond NN."""
+    assert ctx.subsystem is not None
+    if not 1 <= nsid <= ctx.subsystem.config.max_namespaces:
+        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
+
+
 def not_active(ctx: QueueContext, nsid: int) -> CommandError:
     """The refusal of a command for a namespace that is not active (NVMe Base, Common Command Format).
 
-    Invalid Namespace or Format for an NSID that no namespace can have (0h, beyond NN), Invalid Field in Command for
-    one that it could have, and for FFFFFFFFh where that is of no meaning.
+    Invalid Field in Command for an NSID that a namespace could have, and for FFFFFFFFh where that is of no meaning. Any
+    other `check_nsid` refuses here already.
     """
-    assert ctx.subsystem is not None
-    location = SQE.error_location("nsid")
     if nsid == NSID_ALL:
-        return CommandError(Status.INVALID_FIELD, location, message="it is no command for all namespaces")
-    if 1 <= nsid <= ctx.subsystem.config.max_namespaces:
-        return CommandError(Status.INVALID_FIELD, location, message=f"namespace {nsid} is not active")
-    return CommandError(Status.INVALID_NAMESPACE, location, message=f"namespace {nsid:#x} cannot exist here")
+        return CommandError(Status.INVALID_FIELD, _NSID, message="it is no command for all namespaces")
+    check_nsid(ctx, nsid)
+    return CommandError(Status.INVALID_FIELD, _NSID, message=f"namespace {nsid} is not active")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,7 @@ __all__ = [
     "NsidRule",
     "TransferBytes",
     "always",
+    "check_nsid",
     "fixed",
     "no_check",
     "no_data",

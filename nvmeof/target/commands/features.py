@@ -18,7 +18,7 @@ from nvmeof.spec.features import FEATURE_DATA_BYTES, FeatureCapabilities
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.base import Completion, not_active
+from nvmeof.target.commands.base import Completion, check_nsid, not_active
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 from nvmeof.target.feature_values import Saved, Value, Values, load, load_all, save
@@ -341,9 +341,7 @@ def check_set_features(ctx: QueueContext, sqe: Sqe) -> None:
         if sqe.nsid != NSID_ALL or not row.for_all:
             _check_attached(ctx, sqe)
     elif sqe.nsid not in (0, NSID_ALL):
-        assert ctx.subsystem is not None
-        if sqe.nsid > ctx.subsystem.config.max_namespaces:
-            raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {sqe.nsid:#x} cannot exist here")
+        check_nsid(ctx, sqe.nsid)
         raise CommandError(
             Status.FEATURE_NOT_NAMESPACE_SPECIFIC, _NSID, message=f"{row.name} is not namespace specific"
         )

@@ -27,7 +27,7 @@ from nvmeof.spec.namespace_management import build_granularity_list
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.capacity import ENDURANCE_GROUP_ID, GRANULARITY_BYTES, occupied_bytes
-from nvmeof.target.commands.base import not_active
+from nvmeof.target.commands.base import check_nsid, not_active
 from nvmeof.target.commands.copy import COPY_LIMIT_BYTES, COPY_RANGE_LIMIT_BYTES, COPY_RANGES_MAX
 from nvmeof.target.commands.identify import COMMAND_SETS, IdentifySpec, add_structures
 from nvmeof.target.context import QueueContext
@@ -46,18 +46,13 @@ Find = Callable[[QueueContext, Controller, int], Namespace | None]
 Invalid Namespace or Format for one that cannot be."""
 
 
-def _valid(controller: Controller, nsid: int) -> None:
-    if not 1 <= nsid <= controller.subsystem.config.max_namespaces:
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
-
-
 def _active(ctx: QueueContext, controller: Controller, nsid: int) -> Namespace | None:
-    _valid(controller, nsid)
+    check_nsid(ctx, nsid)
     return ctx.namespaces.get(nsid)
 
 
 def _allocated(ctx: QueueContext, controller: Controller, nsid: int) -> Namespace | None:
-    _valid(controller, nsid)
+    check_nsid(ctx, nsid)
     return controller.subsystem.namespaces.get(nsid)
 
 
@@ -240,7 +235,7 @@ def _list(nsids: dict[int, Namespace] | list[int], after: int) -> bytes:
 def _attached_controllers(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     if nsid == NSID_ALL:
         raise CommandError(Status.INVALID_FIELD, _NSID, message="controllers are attached to one namespace each time")
-    _valid(controller, nsid)
+    check_nsid(ctx, nsid)
     return build_controller_list(controller.subsystem.attached_controllers(nsid), command.cntid)
 
 

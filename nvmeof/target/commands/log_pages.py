@@ -14,7 +14,7 @@ from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.properties import Cc, CcCss
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.base import Completion
+from nvmeof.target.commands.base import Completion, check_nsid, not_active
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 
@@ -126,7 +126,7 @@ def check_get_log_page(ctx: QueueContext, sqe: Sqe) -> None:
     row = LOG_PAGES.get(command.lid)
     if row is None or not row.here(controller):
         raise CommandError(Status.INVALID_LOG_PAGE, _LID, message=f"log page {command.lid:#04x} is not supported")
-    _check_nsid(subsystem.config.max_namespaces, row, sqe.nsid)
+    _check_nsid(ctx, row, sqe.nsid)
     limit = subsystem.config.max_transfer_bytes
     if command.length_bytes > limit:
         raise _invalid(_NUMDL, f"{command.length_bytes} bytes of a log page are more than MDTS ({limit})")
@@ -142,11 +142,10 @@ def check_get_log_page(ctx: QueueContext, sqe: Sqe) -> None:
     row.check(controller, command)
 
 
-def _check_nsid(max_namespaces: int, row: LogPageSpec, nsid: int) -> None:
+def _check_nsid(ctx: QueueContext, row: LogPageSpec, nsid: int) -> None:
     if nsid in (0, NSID_ALL) or row.per_namespace:
         return
-    if nsid > max_namespaces:
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
+    check_nsid(ctx, nsid)
     raise _invalid(_NSID, f"{row.name} is not of a namespace (NSID {nsid})")
 
 
@@ -156,10 +155,7 @@ def namespaces_of(ctx: QueueContext, nsid: int) -> list[int]:
         return list(ctx.namespaces)
     if nsid in ctx.namespaces:
         return [nsid]
-    assert ctx.subsystem is not None
-    if nsid <= ctx.subsystem.config.max_namespaces:
-        raise _invalid(_NSID, f"namespace {nsid} is not active")
-    raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
+    raise not_active(ctx, nsid)
 
 
 def _start(row: LogPageSpec, command: GetLogPage, page: bytes) -> int:

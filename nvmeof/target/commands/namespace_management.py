@@ -22,7 +22,7 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.capacity import ENDURANCE_GROUP_ID
-from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule, fixed
+from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule, check_nsid, fixed
 from nvmeof.target.commands.log_pages import LogPageSpec, add_log_pages
 from nvmeof.target.commands.registry import ADMIN, register
 from nvmeof.target.context import QueueContext
@@ -57,12 +57,6 @@ def _check_select(sqe: Sqe, last: int) -> None:
         raise CommandError(Status.INVALID_FIELD, _SEL, message=f"operation {_select(sqe)} is reserved (SEL)")
 
 
-def _check_nsid(ctx: QueueContext, nsid: int) -> None:
-    assert ctx.subsystem is not None
-    if not 1 <= nsid <= ctx.subsystem.config.max_namespaces:
-        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
-
-
 # Namespace Management
 
 
@@ -76,7 +70,7 @@ def check_management(ctx: QueueContext, sqe: Sqe) -> None:
     _check_select(sqe, ManagementSelect.DELETE)
     if _select(sqe) == ManagementSelect.DELETE:
         if sqe.nsid != NSID_ALL:
-            _check_nsid(ctx, sqe.nsid)
+            check_nsid(ctx, sqe.nsid)
         return
     if sqe.nsid:
         raise CommandError(Status.INVALID_FIELD, _NSID, message="the NSID of a new namespace is not the host's choice")
@@ -160,7 +154,7 @@ def _remember(controller: Controller, sqe: Sqe, nsid: int, **fields: int) -> Non
 def check_attachment(ctx: QueueContext, sqe: Sqe) -> None:
     """What can be refused before the controller list is there."""
     _check_select(sqe, AttachmentSelect.DETACH)
-    _check_nsid(ctx, sqe.nsid)
+    check_nsid(ctx, sqe.nsid)
 
 
 def namespace_attachment(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
