@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from nvmeof.target.keeper import Keeper, damaged
+from nvmeof.target.keeper import Keeper, damaged, document_of
 
 _SECTION: Final = "features"
 
@@ -45,11 +45,6 @@ class Saved:
     value: Value
 
 
-def _document(keeper: Keeper) -> dict[str, Any]:
-    document = keeper.get(_SECTION)
-    return document if isinstance(document, dict) else {}
-
-
 def _load(entry: Any) -> Saved | None:
     """An entry as `save` made it; None for what somebody else did."""
     try:
@@ -66,7 +61,7 @@ def _load(entry: Any) -> Saved | None:
 
 def load(keeper: Keeper, fid: int, selector: int = 0) -> Saved | None:
     """The saved value of a feature, if there is one."""
-    return _load(_document(keeper).get(f"{fid:02x}.{selector:x}"))
+    return _load(document_of(keeper, _SECTION).get(f"{fid:02x}.{selector:x}"))
 
 
 def load_strictly(keeper: Keeper, fid: int, selector: int = 0) -> Saved | None:
@@ -89,7 +84,7 @@ def load_strictly(keeper: Keeper, fid: int, selector: int = 0) -> Saved | None:
 def load_all(keeper: Keeper) -> list[tuple[int, Saved]]:
     """All saved values with their feature identifiers, in the order in which they were saved first."""
     found = []
-    for key, entry in _document(keeper).items():
+    for key, entry in document_of(keeper, _SECTION).items():
         saved = _load(entry)
         fid = key.partition(".")[0]
         if saved is not None and len(fid) == 2 and all(digit in "0123456789abcdef" for digit in fid):
@@ -105,13 +100,13 @@ def save(keeper: Keeper, fid: int, selector: int, saved: Saved) -> Awaitable[Non
         "dw0": saved.value.dw0,
         "value": None if saved.value.data is None else saved.value.data.hex(),
     }
-    return keeper.put(_SECTION, {**_document(keeper), f"{fid:02x}.{selector:x}": entry})
+    return keeper.put(_SECTION, {**document_of(keeper, _SECTION), f"{fid:02x}.{selector:x}": entry})
 
 
 def forget(values: Values, keeper: Keeper, fid: int) -> Awaitable[None] | None:
     """Give a feature its default again, also as saved value; done when that is kept. Raises or ends with `OSError`."""
     for key in [key for key in values if key[0] == fid]:
         del values[key]
-    document = _document(keeper)
+    document = document_of(keeper, _SECTION)
     left = {key: entry for key, entry in document.items() if not key.startswith(f"{fid:02x}.")}
     return None if left == document else keeper.put(_SECTION, left or None)

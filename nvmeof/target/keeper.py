@@ -53,6 +53,12 @@ class MemoryKeeper:
         return None
 
 
+def document_of(keeper: Keeper, section: str) -> dict[str, Any]:
+    """A section that is a JSON object; an empty one for anything else."""
+    document = keeper.get(section)
+    return document if isinstance(document, dict) else {}
+
+
 def damaged(keeper: Keeper, section: str, error: Exception) -> ConfigurationError:
     """Of what must not be forgotten unsaid: that a section holds what nobody has put there, and how to go on."""
     return ConfigurationError(

@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from nvmeof.target.keeper import Keeper
-from nvmeof.target.namespace import Namespace, NamespaceCounters
+from nvmeof.target.keeper import Keeper, document_of
+from nvmeof.target.namespace import BLOCK_COUNTERS, Namespace, NamespaceCounters
 
 SECTION: Final = "lifetime"
 SAVE_SECONDS: Final = 300.0
 """How often counters are kept."""
-_BLOCK_FIELDS: Final = frozenset({"blocks_read", "blocks_written", "blocks_verified", "blocks_copied"})
 _NAMESPACES_MAX: Final = 1024
 _NUMBER_MAX: Final = 1 << 96  # nobody counts so far, and what is made of it still has room in SMART's 16 bytes
 
@@ -40,7 +39,7 @@ class Totals:
         for field in fields(counters):
             value = getattr(counters, field.name)
             name = field.name
-            if name in _BLOCK_FIELDS:
+            if name in BLOCK_COUNTERS:
                 name, value = name.replace("blocks", "bytes"), value << block_shift
             setattr(self, name, getattr(self, name) + value)
 
@@ -91,17 +90,12 @@ def _load(kept: Any) -> Totals:
     return Totals(**{field.name: int(_number(kept, field.name)) for field in fields(Totals)})
 
 
-def _document(keeper: Keeper) -> dict[str, Any]:
-    document = keeper.get(SECTION)
-    return document if isinstance(document, dict) else {}
-
-
 class Lifetime:
     """`power_cycles` counts this one too. Until `start` the clock stands still."""
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        kept = _document(keeper)
+        kept = document_of(keeper, SECTION)
         self.power_cycles = int(_number(kept, "power_cycles")) + 1
         self.unsafe_shutdowns = int(_number(kept, "unsafe_shutdowns"))
         self.unsafe = bool(kept) and not kept.get("clean", False)
@@ -133,7 +127,7 @@ class Lifetime:
         if kept is not None:
             for field in fields(namespace.counters):
                 name, shift = field.name, 0
-                if name in _BLOCK_FIELDS:
+                if name in BLOCK_COUNTERS:
                     name, shift = name.replace("blocks", "bytes"), namespace.block_shift
                 setattr(namespace.counters, field.name, getattr(kept, name) >> shift)
         self._adopted[id(namespace)] = namespace

@@ -38,6 +38,9 @@ ATOMIC_WRITE_BYTES = 32 << 10
 To memory it goes in one step, whatever way its data comes; a longer one by whole blocks.
 """
 
+BLOCK_COUNTERS = ("blocks_read", "blocks_written", "blocks_verified", "blocks_copied")
+"""Which of the counters change with the size of a block."""
+
 
 @dataclass(slots=True)
 class NamespaceCounters:
@@ -57,7 +60,7 @@ class NamespaceCounters:
         """Blocks were of another size: count as many bytes in the new one. Both are shifts."""
         if before == after:
             return
-        for name in ("blocks_read", "blocks_written", "blocks_verified", "blocks_copied"):
+        for name in BLOCK_COUNTERS:
             setattr(self, name, getattr(self, name) << before >> after)
 
 
