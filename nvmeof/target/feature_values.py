@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from nvmeof.spec.features import HOST_BEHAVIOR_SUPPORT
 from nvmeof.target.keeper import Keeper, damaged, document_of
 
 _SECTION: Final = "features"
@@ -34,6 +35,11 @@ class FeatureValues:
     timestamp_set_at: float = 0.0
     timestamp_origin: int = 0
     reset_at: float = 0.0
+
+    @property
+    def host_behavior(self) -> Any:
+        """The fields of Host Behavior Support: what the host has said that it knows."""
+        return HOST_BEHAVIOR_SUPPORT.parse(self.behavior)
 
 
 @dataclass(frozen=True, slots=True)

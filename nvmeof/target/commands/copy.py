@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NSID_ALL, CommandEffects, NvmOpcode, Oncs
-from nvmeof.spec.features import HOST_BEHAVIOR_SUPPORT
 from nvmeof.spec.sqe import COPY_FORMAT_SHIFT, COPY_RANGE, COPY_RANGE_BYTES, SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule
@@ -65,7 +64,7 @@ def check_copy(ctx: QueueContext, sqe: Sqe) -> None:
     """
     form = _format(sqe)
     assert ctx.controller is not None
-    enabled = 1 | HOST_BEHAVIOR_SUPPORT.parse(ctx.controller.features.behavior).cdfe
+    enabled = 1 | ctx.controller.features.host_behavior.cdfe
     if not COPY_FORMATS & enabled & 1 << form:
         supported = COPY_FORMATS & 1 << form
         raise CommandError(

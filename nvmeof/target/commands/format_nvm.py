@@ -6,14 +6,12 @@ from collections.abc import Awaitable
 from functools import partial
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, FeatureId, Oacs
-from nvmeof.spec.features import HOST_BEHAVIOR_SUPPORT
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, Oacs
 from nvmeof.spec.media import FormatNvm, SecureErase, SelfTestResult
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.base import Access, CommandSpec, Completion, NsidRule, not_active
-from nvmeof.target.commands.features import current_value
 from nvmeof.target.commands.registry import ADMIN, GATES, register, register_gate
 from nvmeof.target.commands.sanitize import gate as sanitize_gate
 from nvmeof.target.context import QueueContext
@@ -75,8 +73,7 @@ def _block_bytes(ctx: QueueContext, sqe: Sqe) -> int:
     assert ctx.controller is not None
     command = FormatNvm.decode(sqe.cdw10)
     index = command.index
-    behavior = current_value(ctx.controller, FeatureId.HOST_BEHAVIOR_SUPPORT).data
-    if behavior and HOST_BEHAVIOR_SUPPORT.parse(behavior).lbafee:
+    if ctx.controller.features.host_behavior.lbafee:
         index |= command.upper << 4
     for wrong, location, name in (
         (command.pi, _PI, "protection information (PI)"),

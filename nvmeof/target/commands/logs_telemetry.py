@@ -6,7 +6,6 @@ from typing import Any
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import FeatureId, LogPageId
-from nvmeof.spec.features import HOST_BEHAVIOR_SUPPORT
 from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
@@ -42,13 +41,7 @@ def _features(controller: Controller) -> dict[str, Any]:
 
 def _area_4(controller: Controller) -> bool:
     """Whether the host has said that it knows data area 4 (ETDAS)."""
-    return bool(HOST_BEHAVIOR_SUPPORT.parse(_behavior(controller)).etdas)
-
-
-def _behavior(controller: Controller) -> bytes:
-    row = FEATURES[FeatureId.HOST_BEHAVIOR_SUPPORT]
-    data = row.read(controller, Sqe(cdw10=FeatureId.HOST_BEHAVIOR_SUPPORT)).data
-    return data if data is not None else bytes(512)
+    return bool(controller.features.host_behavior.etdas)
 
 
 def _check_host(controller: Controller, command: GetLogPage) -> None:
