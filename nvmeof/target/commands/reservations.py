@@ -7,6 +7,7 @@ Everything is checked and computed by :mod:`nvmeof.target.reservations`. A comma
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from enum import IntEnum
 from functools import partial
 
 from nvmeof.errors import CommandError
@@ -54,6 +55,14 @@ def _check_host(ctx: QueueContext) -> None:
         raise CommandError(Status.HOST_ID_NOT_INITIALIZED, message="reservations need a host identifier")
 
 
+def _decode(ctx: QueueContext, sqe: Sqe, name: str, actions: type[IntEnum]) -> ReservationCommand:
+    _check_host(ctx)
+    command = ReservationCommand.decode(sqe.cdw10)
+    if command.action not in list(actions):
+        raise _invalid(f"Reservation {name} action {command.action} is reserved", "cdw10")
+    return command
+
+
 def _check_key_is_used(command: ReservationCommand) -> None:
     if command.ignore_existing_key:
         raise _invalid("the existing key cannot be ignored (IEKEY)", "cdw10", CDW10_IGNORE_EXISTING_KEY)
@@ -66,30 +75,21 @@ def _check_type(command: ReservationCommand) -> None:
 
 def check_register(ctx: QueueContext, sqe: Sqe) -> None:
     """RREGA and CPTPL that there are."""
-    _check_host(ctx)
-    command = ReservationCommand.decode(sqe.cdw10)
-    if command.action not in list(RegisterAction):
-        raise _invalid(f"Reservation Register action {command.action} is reserved", "cdw10")
+    command = _decode(ctx, sqe, "Register", RegisterAction)
     if command.cptpl not in list(Cptpl):
         raise _invalid(f"CPTPL {command.cptpl} is reserved", "cdw10", CDW10_PERSISTENCE)
 
 
 def check_acquire(ctx: QueueContext, sqe: Sqe) -> None:
     """RACQA and RTYPE that there are; the key is always looked at."""
-    _check_host(ctx)
-    command = ReservationCommand.decode(sqe.cdw10)
-    if command.action not in list(AcquireAction):
-        raise _invalid(f"Reservation Acquire action {command.action} is reserved", "cdw10")
+    command = _decode(ctx, sqe, "Acquire", AcquireAction)
     _check_key_is_used(command)
     _check_type(command)
 
 
 def check_release(ctx: QueueContext, sqe: Sqe) -> None:
     """RRELA that there is, and RTYPE where it counts; the key is always looked at."""
-    _check_host(ctx)
-    command = ReservationCommand.decode(sqe.cdw10)
-    if command.action not in list(ReleaseAction):
-        raise _invalid(f"Reservation Release action {command.action} is reserved", "cdw10")
+    command = _decode(ctx, sqe, "Release", ReleaseAction)
     _check_key_is_used(command)
     if command.action == ReleaseAction.RELEASE:
         _check_type(command)
