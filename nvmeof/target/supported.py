@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
+from typing import Any
 
 from nvmeof.spec.enums import AdminOpcode, Cns, FabricsType, FeatureId, LogPageId, NvmOpcode
 from nvmeof.spec.properties import PROPERTIES
 from nvmeof.target.commands.base import CommandSpec, Direction, NsidRule
 from nvmeof.target.commands.fabrics import SUPPORTED_PROPERTIES, WRITABLE_PROPERTIES
-from nvmeof.target.commands.features import FEATURES
-from nvmeof.target.commands.identify import IDENTIFY
-from nvmeof.target.commands.log_pages import LOG_PAGES
+from nvmeof.target.commands.features import FEATURES, FeatureSpec
+from nvmeof.target.commands.identify import IDENTIFY, IdentifySpec
+from nvmeof.target.commands.log_pages import LOG_PAGES, LogPageSpec
 from nvmeof.target.commands.registry import ZNS
 from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
 
@@ -171,17 +172,22 @@ def _command_remark(spec: CommandSpec) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _commands(kind: type[IntEnum], table: Mapping[int, CommandSpec], why: Mapping[int, str]) -> Iterator[str]:
-    rows = []
-    for member in kind:
-        if member.name == "FABRICS" or (kind is NvmOpcode and member in ZNS):
-            continue  # it has a section of its own
-        spec = table.get(member)
-        if spec is None:
-            rows.append((f"{member:02X}h", _title(member), "no", why.get(member, _LATER)))
+def _rows(
+    members: Iterable[IntEnum], there: Mapping[int, Any], why: Mapping[int, str], remark: Callable[[Any], str]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Those that are `there`, with a remark on each row, and those that are not, and `why`."""
+    for member in members:
+        row = there.get(member)
+        if row is None:
+            yield f"{member:02X}h", _title(member), "no", why.get(member, _LATER)
         else:
-            rows.append((f"{member:02X}h", spec.name, "yes", _command_remark(spec)))
-    return _table(("opcode", "command", "", "remark"), rows)
+            yield f"{member:02X}h", row.name, "yes", remark(row)
+
+
+def _commands(kind: type[IntEnum], table: Mapping[int, CommandSpec], why: Mapping[int, str]) -> Iterator[str]:
+    # Fabrics and zones have sections of their own.
+    members = [each for each in kind if each.name != "FABRICS" and not (kind is NvmOpcode and each in ZNS)]
+    return _table(("opcode", "command", "", "remark"), _rows(members, table, why, _command_remark))
 
 
 def _zoned_commands() -> Iterator[str]:
@@ -197,45 +203,20 @@ def _where(io: bool, discovery: bool) -> str:
     return ", ".join(name for name, there in (("io", io), ("discovery", discovery)) if there)
 
 
-def _identify() -> Iterator[str]:
-    rows = []
-    for member in Cns:
-        row = IDENTIFY.get(member)
-        if row is None:
-            rows.append((f"{member:02X}h", _title(member), "no", _WHY_IDENTIFY.get(member, _LATER)))
-        else:
-            remark = _where(True, row.discovery)
-            remark += "; of the NVM and the Zoned Namespace Command Set" if row.csi else ""
-            rows.append((f"{member:02X}h", row.name, "yes", remark))
-    return _table(("CNS", "structure", "", "remark"), rows)
+def _identify_remark(row: IdentifySpec) -> str:
+    return _where(True, row.discovery) + ("; of the NVM and the Zoned Namespace Command Set" if row.csi else "")
 
 
-def _log_pages() -> Iterator[str]:
-    rows = []
-    for member in LogPageId:
-        row = LOG_PAGES.get(member)
-        if row is None:
-            rows.append((f"{member:02X}h", _title(member), "no", _WHY_LOG.get(member, _LATER)))
-        else:
-            remark = _where(row.io, row.discovery) + ("; also per namespace" if row.per_namespace else "")
-            remark += f"; {row.remark}" if row.remark else ""
-            rows.append((f"{member:02X}h", row.name, "yes", remark))
-    return _table(("LID", "log page", "", "remark"), rows)
+def _log_page_remark(row: LogPageSpec) -> str:
+    remark = _where(row.io, row.discovery) + ("; also per namespace" if row.per_namespace else "")
+    return remark + (f"; {row.remark}" if row.remark else "")
 
 
-def _features() -> Iterator[str]:
-    rows = []
-    for member in FeatureId:
-        row = FEATURES.get(member)
-        if row is None:
-            rows.append((f"{member:02X}h", _title(member), "no", _WHY_FEATURE.get(member, _LATER)))
-        else:
-            remark = f"{_where(True, row.discovery)}; of the {row.scope.word}; "
-            remark += "changeable" if row.apply is not None else "not changeable"
-            remark += ", saveable" if row.saveable else ", kept" if row.persistent else ""
-            remark += f"; {row.condition}" if row.condition else ""
-            rows.append((f"{member:02X}h", row.name, "yes", remark))
-    return _table(("FID", "feature", "", "remark"), rows)
+def _feature_remark(row: FeatureSpec) -> str:
+    remark = f"{_where(True, row.discovery)}; of the {row.scope.word}; "
+    remark += "changeable" if row.apply is not None else "not changeable"
+    remark += ", saveable" if row.saveable else ", kept" if row.persistent else ""
+    return remark + (f"; {row.condition}" if row.condition else "")
 
 
 def _properties() -> Iterator[str]:
@@ -251,15 +232,18 @@ def _properties() -> Iterator[str]:
 
 def render() -> str:
     """The whole page, ending with a newline."""
+    identify = _rows(Cns, IDENTIFY, _WHY_IDENTIFY, _identify_remark)
+    log_pages = _rows(LogPageId, LOG_PAGES, _WHY_LOG, _log_page_remark)
+    features = _rows(FeatureId, FEATURES, _WHY_FEATURE, _feature_remark)
     sections = (
         ("Fabrics commands", _commands(FabricsType, {**FABRICS_ADMIN, **FABRICS_IO}, _WHY_FABRICS)),
         ("Properties", _properties()),
         ("Admin commands", _commands(AdminOpcode, ADMIN, _WHY_ADMIN)),
         ("I/O commands (NVM Command Set)", _commands(NvmOpcode, NVM, _WHY_NVM)),
         ("I/O commands of zoned namespaces (Zoned Namespace Command Set)", _zoned_commands()),
-        ("Identify data structures", _identify()),
-        ("Log pages", _log_pages()),
-        ("Features", _features()),
+        ("Identify data structures", _table(("CNS", "structure", "", "remark"), identify)),
+        ("Log pages", _table(("LID", "log page", "", "remark"), log_pages)),
+        ("Features", _table(("FID", "feature", "", "remark"), features)),
     )
     parts = [_INTRODUCTION]
     for title, lines in sections:
