@@ -22,7 +22,7 @@ from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.server import Target
 from nvmeof.transport import Address
 from tests.conformance.rawhost import HOSTNQN, IN_CAPSULE, WRITE, RawHost, association, io_sqe, make_sqe, until
-from tests.target.test_namespace_management import controller_list, create_data
+from tests.target.management_tools import controller_list, create_data
 
 SECONDS = 20
 NQN = "nqn.2026-01.org.example:cli"

@@ -13,7 +13,7 @@ from nvmeof.target.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.inventory import Inventory
 from nvmeof.target.subsystem import Subsystem
 from tests.target.harness import NQN, Target, TestQueue
-from tests.target.test_namespace_management import (
+from tests.target.management_tools import (
     ALL,
     active,
     allocated,

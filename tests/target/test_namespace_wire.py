@@ -10,7 +10,7 @@ from tests.conformance.rawhost import C2H, READ, TRANSPORT, WRITE
 from tests.protocol.wire import split
 from tests.target.backend_tools import Hidden
 from tests.target.harness import Target
-from tests.target.test_namespace_management import active, attach, create, delete, detach
+from tests.target.management_tools import active, attach, create, delete, detach
 from tests.target.test_queue import FIELD, OK, Command, Wire, r2ts, statuses
 
 LENGTH = 4096

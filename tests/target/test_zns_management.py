@@ -16,7 +16,7 @@ from nvmeof.target.zoned import ZonedNamespace
 from nvmeof.wire import build
 from tests.target.backend_tools import settled
 from tests.target.harness import CC_ENABLE, NQN, Target
-from tests.target.test_namespace_management import attach, delete
+from tests.target.management_tools import attach, delete
 from tests.target.zone_tools import append, descriptor
 
 ZONED = 2 << 24
