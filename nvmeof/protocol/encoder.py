@@ -8,7 +8,7 @@ from typing import Final
 
 from ..pdu.capsule import CAPSULE_CMD_BYTES, CAPSULE_RESP, CAPSULE_RESP_BYTES
 from ..pdu.digest import crc32c, digest_bytes
-from ..pdu.header import DIGEST_BYTES, Flags, PduType, align
+from ..pdu.header import CH, DIGEST_BYTES, Flags, PduType, align
 from ..pdu.transfer import C2H_DATA, H2C_DATA, R2T_PDU, TRANSFER_BYTES
 from ..wire import Buffer
 
@@ -18,6 +18,10 @@ PSDT_SGL: Final = 0x40
 # CH; opcode, flags, CID; NSID to MPTR; SGL1 (address, length, type); CDW10 to CDW15
 _COMMAND: Final = Struct("<BBBBI BBH 20s QI3xB 24s")
 _PREFIXED: Final = Struct("<8sH14s")
+# These come once per command, so their common headers are made once per connection.
+_R2T: Final = Struct("<8sHHII4x")
+_RESPONSE: Final = Struct("<8sIIHHHH")
+assert _R2T.size == R2T_PDU.size and _RESPONSE.size == CAPSULE_RESP.size
 
 
 class Encoder:
@@ -31,8 +35,8 @@ class Encoder:
         "_command_flags",
         "_data_end",
         "_data_flags",
-        "_r2t_plen",
-        "_response_plen",
+        "_r2t_header",
+        "_response_header",
         "_success_headers",
         "data_digest",
         "header_digest",
@@ -46,8 +50,9 @@ class Encoder:
         self._data_flags = self._command_flags | (Flags.DDGSTF if data_digest else 0)
         self._command_end = align(CAPSULE_CMD_BYTES + digest, pda_bytes)
         self._data_end = align(TRANSFER_BYTES + digest, pda_bytes)
-        self._response_plen = CAPSULE_RESP_BYTES + digest
-        self._r2t_plen = TRANSFER_BYTES + digest
+        pack, flags = CH.struct.pack, self._command_flags
+        self._r2t_header = pack(PduType.R2T, flags, TRANSFER_BYTES, 0, TRANSFER_BYTES + digest)
+        self._response_header = pack(PduType.CAPSULE_RESP, flags, CAPSULE_RESP_BYTES, 0, CAPSULE_RESP_BYTES + digest)
         self._success_headers: dict[tuple[int, int], tuple[bytes, bytes]] = {}
 
     def _seal(self, header: bytes, end: int) -> bytes:
@@ -72,10 +77,7 @@ class Encoder:
 
     def response(self, cid: int, status_field: int, dw0: int, dw1: int, sqhd: int, sqid: int) -> bytes:
         """A whole CapsuleResp."""
-        header = CAPSULE_RESP.pack(
-            PduType.CAPSULE_RESP, self._command_flags, CAPSULE_RESP_BYTES, 0, self._response_plen,
-            dw0, dw1, sqhd, sqid, cid, status_field,
-        )  # fmt: skip
+        header = _RESPONSE.pack(self._response_header, dw0, dw1, sqhd, sqid, cid, status_field)
         return self._seal(header, 0) if self.header_digest else header
 
     def _data_plen(self, datal: int) -> int:
@@ -110,8 +112,8 @@ class Encoder:
 
     def responses(self, cids: Sequence[int], sqhd: int, sqid: int) -> list[bytes]:
         """A successful CapsuleResp each."""
-        pack, flags, plen = CAPSULE_RESP.pack, self._command_flags, self._response_plen
-        whole = [pack(5, flags, CAPSULE_RESP_BYTES, 0, plen, 0, 0, sqhd, sqid, cid, 0) for cid in cids]
+        pack, common = _RESPONSE.pack, self._response_header
+        whole = [pack(common, 0, 0, sqhd, sqid, cid, 0) for cid in cids]
         if self.header_digest:
             return [header + crc32c(header, 0).to_bytes(DIGEST_BYTES, "little") for header in whole]
         return whole
@@ -126,7 +128,5 @@ class Encoder:
 
     def r2t(self, cid: int, ttag: int, r2to: int, r2tl: int) -> bytes:
         """A whole R2T."""
-        header = R2T_PDU.struct.pack(
-            PduType.R2T, self._command_flags, TRANSFER_BYTES, 0, self._r2t_plen, cid, ttag, r2to, r2tl
-        )
+        header = _R2T.pack(self._r2t_header, cid, ttag, r2to, r2tl)
         return self._seal(header, 0) if self.header_digest else header

@@ -28,6 +28,8 @@ CAPSULE_OVERHEAD_BYTES: Final = 512
 """Room for a capsule's header, its padding and its digests, beside its data."""
 _TARGET_READY: Final = State.TARGET_READY
 _HOST_READY: Final = State.HOST_READY
+_TERMINATING: Final = State.TERMINATING
+_CLOSED: Final = State.CLOSED
 BACKLOG_BYTES: Final = 8 << 20
 BACKLOG_BUFFERS: Final = 4096
 
@@ -72,6 +74,10 @@ class ConnectionConfig:
             raise LocalProtocolError(f"R2Ts of {self.r2t_bytes} bytes: it must be a positive multiple of 4")
 
 
+def _unknown() -> int:
+    return 0
+
+
 class Tap:
     """Sees all bytes of a connection as they pass; both methods are called with views that hold only for the call."""
 
@@ -88,6 +94,7 @@ class Engine:
     def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
         self.role = role
         self.config = config
+        self._reads_on = role is Role.HOST  # whatever is queued
         self.state = State.HOST_NEW if role is Role.HOST else State.TARGET_WAIT_ICREQ
         self.parameters: Negotiated | None = None
         self.make_encoder: Callable[[bool, bool, int], Encoder] = Encoder
@@ -125,19 +132,20 @@ class Engine:
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
-    def next_buffer(self, available: int = 0) -> memoryview:
+    def next_buffer(self, available: Callable[[], int] = _unknown) -> memoryview:
         """Where the next received bytes go: the receive buffer, or the rest of a payload's own buffer.
 
-        ``available`` matters while ``mid_unit`` is true: that many bytes are there, and the receive follows at once.
+        ``available`` tells how many bytes are there for the receive that follows at once. It is asked when a payload
+        goes straight to live memory, which may change only by whole units, so that no receive ends inside one.
         When the rest of a payload is given, ``behind`` is where what comes after it may go in the same receive.
         """
         self.behind = None
         payload = self._payload
         if payload is not None and self._large_expected:
-            if self._payload_unit and not self._payload_live.valid:
-                self._give_up_live()
-                payload = self._payload
-            place = None if payload is None else self._place(payload, available)
+            unit = self._payload_unit
+            if unit and not self._payload_live.valid:
+                payload, unit = self._give_up_live(payload), 0
+            place = self._place(payload, unit, available)
             if place is not None:
                 self._in_place = place
                 return place
@@ -156,27 +164,26 @@ class Engine:
             end = rest
         return self._buffer[end:]
 
-    def _place(self, payload: memoryview, available: int) -> memoryview | None:
+    def _place(self, payload: memoryview, unit: int, available: Callable[[], int]) -> memoryview | None:
         """Where in a payload's own buffer the next bytes may go; None when only the receive buffer will do."""
         position, start, end = self._payload_position, self._start, self._end
-        most = len(payload) - position
-        unit = self._payload_unit
+        rest = most = len(payload) - position
         if unit:
             # What is left in the receive buffer is less than a unit. With what is there now it makes whole ones.
             left = end - start
-            if left + available < most:
-                most = left + available - (position + left + available) % unit
+            here = left + available()
+            if here < most:
+                most = here - (position + here) % unit
             if most <= left:
                 return None
             if left:
                 payload[position : position + left] = self._buffer[start:end]
                 self._payload_position = position = position + left
-                most -= left
         elif start != end:
             return None
-        if position + most != len(payload):
+        if most != rest:
             self._start = end
-            return payload[position : position + most]
+            return payload[position : position + most - left]
         self._start = self._end = 0
         self.behind = self._small_window if self._large_expected > 1 else self._buffer
         return payload[position:] if position else payload
@@ -188,22 +195,23 @@ class Engine:
         """
         events: list[Event] = []
         place = self._in_place
+        tap = self.tap
         if place is not None:
             self._in_place = None
-            size = len(place)
-            more = n - size
-            if more < 0:
-                place = place[:n]
+            more = n - len(place)
             if self._payload is not None:  # else the connection was terminated in between
-                if self.tap is not None:
-                    self.tap.received(place)
+                if more < 0:
+                    place = place[:n]
+                if tap is not None:
+                    tap.received(place)
                 self._payload_advance(place, events)
             if more <= 0:
                 return events
             n = more
-        if self.tap is not None:
-            self.tap.received(self._buffer[self._end : self._end + n])
-        self._end += n
+        end = self._end
+        self._end = end + n
+        if tap is not None:
+            tap.received(self._buffer[end : end + n])
         self._parse(events)
         return events
 
@@ -283,10 +291,10 @@ class Engine:
 
     def _parse_payload(self, start: int, available: int, events: list[Event]) -> bool:
         """Take what there is of the payload, or its digest; False when more bytes are needed."""
-        if self._payload_unit and self._payload is not None and not self._payload_live.valid:
-            self._give_up_live()
         payload = self._payload
         if payload is not None:
+            if self._payload_unit and not self._payload_live.valid:
+                payload = self._give_up_live(payload)
             position = self._payload_position
             here = len(payload) - position
             if available < here:
@@ -310,13 +318,14 @@ class Engine:
         """``data``, the next part of the payload, is in its place."""
         payload = self._payload
         assert payload is not None
-        if self._framing.data_digest:
+        digest = self._framing.data_digest
+        if digest:
             self._payload_crc = crc32c(data, self._payload_crc)
-        self._payload_position += len(data)
-        if self._payload_position < len(payload):
+        self._payload_position = position = self._payload_position + len(data)
+        if position < len(payload):
             return
         self._payload = None
-        if not self._framing.data_digest:
+        if not digest:
             owner, self._payload_owner = self._payload_owner, None
             self._payload_done(self, owner, True, events)
 
@@ -326,8 +335,9 @@ class Engine:
         """Check a data PDU's header; returns its owner and where its payload goes."""
         raise LocalProtocolError("the role decides")
 
-    def _give_up_live(self) -> None:
-        """Live memory is about to change that is not live any more: go on elsewhere."""
+    def _give_up_live(self, payload: memoryview) -> memoryview:
+        """Live memory is about to change that is not live any more: go on elsewhere, without units; returns where."""
+        raise LocalProtocolError("the role decides")
 
     def _receive(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
         """Do a transition's effect for a PDU that is whole in the receive buffer."""
@@ -417,7 +427,7 @@ class Engine:
         if self.tap is not None:
             self._tap_sent(n)
         self._out.taken(n)
-        if self.state is State.TERMINATING and not self._out.pending_bytes:
+        if self.state is _TERMINATING and not self._out.pending_bytes:
             self._apply(Input.FLUSHED)
 
     def _tap_sent(self, n: int) -> None:
@@ -427,14 +437,6 @@ class Engine:
                 break
             self.tap.sent(memoryview(buffer)[:n])
             n -= len(buffer)
-
-    @property
-    def mid_unit(self) -> bool:
-        """Whether a payload goes straight to live memory, which may change only by whole units.
-
-        Then ``next_buffer`` is told how many bytes there are, so that no receive ends inside a unit.
-        """
-        return self._payload_unit != 0 and self._payload is not None and self._large_expected > 0
 
     @property
     def want_write(self) -> bool:
@@ -448,10 +450,10 @@ class Engine:
         A host goes on reading: what it queues is bounded by its own commands, and two ends that both wait for the
         other to read would wait for ever.
         """
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return False
         out = self._out
-        return self.role is Role.HOST or (out.pending_bytes <= BACKLOG_BYTES and len(out.ready) <= BACKLOG_BUFFERS)
+        return self._reads_on or (out.pending_bytes <= BACKLOG_BYTES and len(out.ready) <= BACKLOG_BUFFERS)
 
     @property
     def backlog_bytes(self) -> int:

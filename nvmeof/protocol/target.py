@@ -17,7 +17,7 @@ from ..wire import Buffer
 from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
 from .events import CommandBatch, CommandData, Event, Negotiated, Ready
 from .states import ENDED, State
-from .transfers import ALWAYS, MAX_TTAG, Grant, Live, R2tTable, R2tWindow
+from .transfers import ALWAYS, Grant, Live, R2tTable, R2tWindow
 
 _WORD: Final = Struct("<Q")
 _WORD_BYTES: Final = 8
@@ -49,6 +49,7 @@ class TargetSide(Engine):
         self._command_pdo = 0
         self._data_word = 0
         self._h2c_word = -1
+        self._h2c_overhead = TRANSFER_BYTES
         self._words = self._buffer.cast("Q")
         self._success_flags = Flags.LAST_PDU
         self._h2c_most = config.maxh2cdata_bytes
@@ -62,6 +63,7 @@ class TargetSide(Engine):
         self._command_word = _WORD.unpack(command_header(flags, 0, self._stride))[0]
         self._command_pdo = align(self._stride, self.config.pda_bytes)
         flags |= Flags.DDGSTF if data_digest else 0
+        self._h2c_overhead = TRANSFER_BYTES + (DIGEST_BYTES if data_digest else 0)
         self._data_word = _WORD.unpack(command_header(flags, self._command_pdo, 0))[0]
         if not header_digest and self.config.pda_bytes <= TRANSFER_BYTES and not TRANSFER_BYTES % self.config.pda_bytes:
             flags |= Flags.LAST_PDU
@@ -139,11 +141,7 @@ class TargetSide(Engine):
                     break
         if self._framing.header_digest:
             count = self._check_digests(start, count)
-        if count > self.entries - self.in_flight:
-            count = self._count_commands(count)
-        else:
-            self.in_flight += count
-            self._fetched = (self._fetched + count) % self.entries
+        count = self._count_commands(count)
         self._start = end = start + count * stride
         events.append(CommandBatch(self._buffer[start:end], count, stride))
         if self._end - end >= TRANSFER_BYTES:
@@ -187,11 +185,16 @@ class TargetSide(Engine):
             return False
         cccid, ttag, datao, datal = _H2C_FIELDS.unpack_from(self._buffer, start)
         grant = self._r2ts.windows.get(ttag)
-        if grant is None or isinstance(grant, R2tWindow) or grant.cid != cccid:
-            return False
-        if datao or grant.next_offset or datal != grant.end or datal > self._h2c_most:
-            return False
-        if plen != TRANSFER_BYTES + datal + (DIGEST_BYTES if self._framing.data_digest else 0):
+        if (
+            grant is None
+            or isinstance(grant, R2tWindow)
+            or grant.cid != cccid
+            or datao
+            or grant.next_offset
+            or datal != grant.end
+            or datal > self._h2c_most
+            or plen != self._h2c_overhead + datal
+        ):
             return False
         grant.next_offset = datal
         self._start = start + TRANSFER_BYTES
@@ -286,16 +289,14 @@ class TargetSide(Engine):
 
     # -- bytes out -----------------------------------------------------------------------------------------------
 
-    def _give_up_live(self) -> None:
+    def _give_up_live(self, payload: memoryview) -> memoryview:
         window: R2tWindow | Grant = self._payload_owner
-        payload = self._payload
-        if payload is None:
-            return
         grant = window.grant
         begin = window.next_offset - len(payload)
         grant.collect(begin + self._payload_position)
-        self._payload = grant.buffer[begin : window.next_offset]
+        self._payload = collected = grant.buffer[begin : window.next_offset]
         self._payload_unit = 0
+        return collected
 
     def request_data(
         self,
@@ -327,24 +328,22 @@ class TargetSide(Engine):
             if self.state in ENDED:
                 return
             raise LocalProtocolError("data is asked for on a ready connection")
-        table = self._r2ts
-        if len(table.windows) > MAX_TTAG:
-            raise LocalProtocolError("no TTAG is left")
         size, unit = len(grant.buffer), grant.unit_bytes
         step = self.config.r2t_bytes
         if unit and (self._framing.data_digest or size % unit or (step and self._several(size, step))):
             grant.collect(0)
+        if step is None:
+            ttag = self._r2ts.open_whole(grant, size)
+            self._out.add(self.encoder.r2t(grant.cid, ttag, 0, size))
+        else:
+            assert self.parameters is not None
+            self._ask_more(grant)
+            outstanding = 1
+            while grant.asked < size and outstanding < self.parameters.maxr2t and not self._r2ts.full:
+                self._ask_more(grant)
+                outstanding += 1
         if size >= LARGE_BYTES:
             self._large_expected += 1
-        if step is None:
-            ttag = table.open_whole(grant, size)
-            self._out.add(self.encoder.r2t(grant.cid, ttag, 0, size))
-            return
-        assert self.parameters is not None
-        outstanding = 0
-        while grant.asked < size and outstanding < self.parameters.maxr2t and not self._r2ts.full:
-            self._ask_more(grant)
-            outstanding += 1
 
     def _several(self, size: int, step: int) -> bool:
         """Whether several R2Ts may be answered in any order: no offset then from which on data is collected."""
@@ -368,7 +367,7 @@ class TargetSide(Engine):
     def send_completion(self, cid: int, status_field: int = 0, dw0: int = 0, dw1: int = 0) -> None:
         """Queue a command's completion; SQHD and SQID are ours to know."""
         self.in_flight -= 1
-        sqhd = self._fetched if self.flow_control else self._sqhd() if self._announce_disabled else 0
+        sqhd = self._fetched if self.flow_control else self._sqhd()
         self._out.add(self.encoder.response(cid, status_field, dw0, dw1, sqhd, self.qid))
 
     def send_completions(self, cids: Sequence[int]) -> None:

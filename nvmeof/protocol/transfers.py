@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Protocol
 
-from ..errors import PduError
+from ..errors import LocalProtocolError, PduError
 from ..pdu.header import FLAGS_OFFSET, Flags
 from ..pdu.termination import Fes
 from ..pdu.transfer import CCCID_OFFSET, DATAL_OFFSET, TTAG_OFFSET
@@ -120,6 +120,8 @@ class R2tTable:
         self._last = MAX_TTAG
 
     def _free(self) -> int:
+        if self.full:
+            raise LocalProtocolError("no TTAG is left")
         ttag = (self._last + 1) & MAX_TTAG
         while ttag in self.windows:
             ttag = (ttag + 1) & MAX_TTAG
@@ -127,7 +129,7 @@ class R2tTable:
         return ttag
 
     def open(self, grant: Grant, length: int) -> R2tWindow:
-        """A window of ``length`` more bytes of the grant, under a TTAG that is not in use (see ``full``)."""
+        """A window of ``length`` more bytes of the grant. Raises LocalProtocolError when no TTAG is left."""
         ttag = self._free()
         window = self.windows[ttag] = R2tWindow(ttag, grant, grant.asked, length)
         grant.asked += length
@@ -135,7 +137,7 @@ class R2tTable:
         return window
 
     def open_whole(self, grant: Grant, length: int) -> int:
-        """The whole of a grant as one window; returns its TTAG."""
+        """The whole of a grant as one window; returns its TTAG. Raises LocalProtocolError when none is left."""
         ttag = (self._last + 1) & MAX_TTAG
         if ttag in self.windows:
             ttag = self._free()

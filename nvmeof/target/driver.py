@@ -22,7 +22,7 @@ logger = logging.getLogger("nvmeof.target")
 READS_AT_A_TIME: Final = 16
 """How often a socket is read before the others get their turn."""
 FLUSH_BYTES: Final = 64 * 1024
-FLUSH_TURNS: Final = frozenset(range(1, READS_AT_A_TIME, 2))
+FLUSH_TURNS: Final = 2
 """While there is more to read, what is to be sent waits for company, but neither long nor without end."""
 LINGER_SECONDS: Final = 2.0
 """How long a connection that ends waits for the peer to take what is queued, and to close."""
@@ -105,8 +105,8 @@ class QueueDriver:
         connection, endpoint = self.connection, self.endpoint
         receive, receive_both, available = endpoint.recv_into, endpoint.recv_both, endpoint.available
         now = self._owner.loop.time()
-        for turn in range(READS_AT_A_TIME):
-            buffer = connection.next_buffer(available() if connection.mid_unit else 0)
+        for turn in range(1, READS_AT_A_TIME + 1):
+            buffer = connection.next_buffer(available)
             behind = connection.behind
             try:
                 n = receive(buffer) if behind is None else receive_both(buffer, behind)
@@ -120,10 +120,10 @@ class QueueDriver:
                 self.queue.handle(events, now)
                 if not self._said:
                     self._say_connected()
-            if connection.backlog_bytes >= FLUSH_BYTES or turn in FLUSH_TURNS:
+            if not turn % FLUSH_TURNS or connection.backlog_bytes >= FLUSH_BYTES:
                 self._flush()
             wanted = len(buffer) if behind is None else len(buffer) + len(behind)
-            if n < wanted or not n or self._finishing or not connection.want_read:
+            if n < wanted or self._finishing or not connection.want_read:
                 break
         if connection.want_write:
             self._flush()

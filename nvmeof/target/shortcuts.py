@@ -132,11 +132,7 @@ class ShortCuts:
 
     def _batch(self, batch: CommandBatch) -> None:
         view, stride = batch.view, batch.stride
-        pattern, granted = self._read, self._granted
-        if pattern is not None and not pattern.permit.valid:
-            pattern = None
-        if granted is not None and not granted.permit.valid:
-            granted = None
+        pattern, granted = _usable(self._read), _usable(self._granted)
         cids: list[int] = []
         data: list[Buffer] = []
         done = 0

@@ -30,7 +30,7 @@ class Socket:
 
     def drive(self, connection: Connection) -> list[object]:
         """One receive, as a driver does it."""
-        buffer = connection.next_buffer(self.available if connection.mid_unit else 0)
+        buffer = connection.next_buffer(lambda: self.available)
         count = min(len(buffer), self.available)
         if not count:
             return []
@@ -165,8 +165,7 @@ def test_whole_units_are_received_in_place():
     connection.request_data(7, memoryview(live), None, unit_bytes=512)
     [(ttag, _, _)] = asked(connection)
     feed(connection, Framing().h2c(7, ttag, 0, bytes([NEW]) * len(live))[: 24 + 100])
-    assert connection.mid_unit
-    buffer = connection.next_buffer(1000)
+    buffer = connection.next_buffer(lambda: 1000)
     assert buffer.obj is live and len(buffer) == 1024 - 100, "the 100 that are there and 924 more are two units"
     assert live[:100] == bytearray([NEW]) * 100, "copied in the step that receives the rest of the unit"
 
