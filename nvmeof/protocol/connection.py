@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .engine import ConnectionConfig, Role, Tap
+from .config import ConnectionConfig, Role, Tap
 from .events import Event
 from .host import HostSide
 from .states import Effect, State
@@ -26,6 +26,8 @@ __all__ = ["Connection", "ConnectionConfig", "Role", "State", "Tap"]
 
 class Connection(HostSide, TargetSide):
     """One NVMe/TCP queue connection, as a host or as a target."""
+
+    __slots__ = ()
 
     def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
         super().__init__(role, config, receive_buffer)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Final
 
 from ..errors import LocalProtocolError, PduError
 from ..pdu.digest import crc32c
 from ..pdu.framer import Framing, check_header, rule_of
-from ..pdu.handshake import MIN_MAXH2CDATA_BYTES
-from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, PDA_MAX_BYTES, PDA_UNIT_BYTES, Flags, PduType
+from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, Flags, PduType
 from ..pdu.termination import TERM_REQ, TERM_REQ_BYTES, Fes, term_req
 from ..wire import Buffer
+from .config import ConnectionConfig, Role, Tap
 from .encoder import Encoder
 from .events import Event, Negotiated, PeerClosed, ProtocolFailure, Terminated
 from .output import Output
@@ -34,62 +32,68 @@ BACKLOG_BYTES: Final = 8 << 20
 BACKLOG_BUFFERS: Final = 4096
 
 
-class Role(Enum):
-    """Which end of the queue this is."""
-
-    HOST = "host"
-    TARGET = "target"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionConfig:
-    """What this end asks for and allows. All sizes in bytes."""
-
-    header_digest: bool = False
-    """Host: ask for header digests. Target: grant them when asked."""
-    data_digest: bool = False
-    """The same for data digests."""
-    pda_bytes: int = 4
-    """Alignment that we ask of the data that arrives (HPDA or CPDA): a multiple of 4, at most 128."""
-    maxr2t: int = 1
-    """Host: how many R2Ts one command may have outstanding."""
-    maxh2cdata_bytes: int = 1 << 20
-    """Target: the most data that one H2CData may bring (at least 4,096)."""
-    r2t_bytes: int | None = None
-    """Target: the most data that one R2T asks for; None asks for all at once."""
-    incapsule_bytes: int = 8192
-    """The most data in a command capsule, until ``set_incapsule`` says otherwise."""
-    receive_buffer_bytes: int = 32 * 1024
-
-    def __post_init__(self) -> None:
-        if self.pda_bytes % PDA_UNIT_BYTES or not PDA_UNIT_BYTES <= self.pda_bytes <= PDA_MAX_BYTES:
-            raise LocalProtocolError(f"data alignment of {self.pda_bytes} bytes: it must be a multiple of 4 up to 128")
-        if not 1 <= self.maxr2t <= 1 << 32:
-            raise LocalProtocolError(f"MAXR2T of {self.maxr2t}: it must be at least 1 and fit 32 bits")
-        if self.maxh2cdata_bytes % 4 or not MIN_MAXH2CDATA_BYTES <= self.maxh2cdata_bytes < 1 << 32:
-            raise LocalProtocolError(
-                f"MAXH2CDATA of {self.maxh2cdata_bytes} bytes: not a multiple of 4 from {MIN_MAXH2CDATA_BYTES} on"
-            )
-        if self.r2t_bytes is not None and (self.r2t_bytes % 4 or self.r2t_bytes < 4):
-            raise LocalProtocolError(f"R2Ts of {self.r2t_bytes} bytes: it must be a positive multiple of 4")
-
-
 def _unknown() -> int:
     return 0
 
 
-class Tap:
-    """Sees all bytes of a connection as they pass; both methods are called with views that hold only for the call."""
-
-    def received(self, data: memoryview) -> None:
-        """Bytes from the peer, before they are understood."""
-
-    def sent(self, data: Buffer) -> None:
-        """Bytes that the socket has taken."""
-
-
 class Engine:
     """Base of :class:`~nvmeof.protocol.connection.Connection`; not used by itself."""
+
+    # With slots an attribute costs less than in a dictionary, from some thirty of them on. A class may have slots from
+    # one base only, so those of the two roles are here as well.
+    __slots__ = (  # noqa: RUF023
+        "_buffer",
+        "_end",
+        "_framing",
+        "_in_place",
+        "_known_bytes",
+        "_large_expected",
+        "_out",
+        "_payload",
+        "_payload_crc",
+        "_payload_done",
+        "_payload_live",
+        "_payload_owner",
+        "_payload_position",
+        "_payload_unit",
+        "_pdu_start",
+        "_reads_on",
+        "_small_window",
+        "_start",
+        "_take_run",
+        "behind",
+        "config",
+        "encoder",
+        "incapsule_bytes",
+        "make_encoder",
+        "parameters",
+        "qid",
+        "role",
+        "state",
+        "tap",
+        # the host side's
+        "_requests",
+        "_response_stride",
+        "_response_word",
+        "_whole_data",
+        "sqhd",
+        # the target side's
+        "_announce_disabled",
+        "_command_pdo",
+        "_command_word",
+        "_data_word",
+        "_fetched",
+        "_h2c_most",
+        "_h2c_overhead",
+        "_h2c_word",
+        "_r2ts",
+        "_stride",
+        "_success_flags",
+        "_words",
+        "entries",
+        "flow_control",
+        "in_flight",
+    )
 
     def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
         self.role = role
@@ -126,6 +130,7 @@ class Engine:
         self._payload_crc = 0
         self._payload_unit = 0  # live memory: only so many bytes at a time may change, 0 for any number
         self._in_place: memoryview | None = None
+        self._known_bytes = 0  # so many, or more, are there to be received
         self._small_window = self._buffer[:SMALL_WINDOW_BYTES]
         self.behind: memoryview | None = None
         """After ``next_buffer``: where bytes go that the same receive may bring when that buffer is full."""
@@ -135,8 +140,8 @@ class Engine:
     def next_buffer(self, available: Callable[[], int] = _unknown) -> memoryview:
         """Where the next received bytes go: the receive buffer, or the rest of a payload's own buffer.
 
-        ``available`` tells how many bytes are there for the receive that follows at once. It is asked when a payload
-        goes straight to live memory, which may change only by whole units, so that no receive ends inside one.
+        ``available`` tells how many bytes there are to be received. It is asked when a payload goes straight to live
+        memory, which may change only by whole units, so that no receive ends inside one.
         When the rest of a payload is given, ``behind`` is where what comes after it may go in the same receive.
         """
         self.behind = None
@@ -171,9 +176,11 @@ class Engine:
         if unit:
             # What is left in the receive buffer is less than a unit. With what is there now it makes whole ones.
             left = end - start
-            here = left + available()
-            if here < most:
-                most = here - (position + here) % unit
+            if left + self._known_bytes < most:
+                self._known_bytes = available()
+                here = left + self._known_bytes
+                if here < most:
+                    most = here - (position + here) % unit
             if most <= left:
                 return None
             if left:
@@ -194,6 +201,8 @@ class Engine:
         Never raises for what the peer did.
         """
         events: list[Event] = []
+        if self._known_bytes > 0:
+            self._known_bytes -= n
         place = self._in_place
         tap = self.tap
         if place is not None:
@@ -204,7 +213,10 @@ class Engine:
                     place = place[:n]
                 if tap is not None:
                     tap.received(place)
-                self._payload_advance(place, events)
+                if self.behind is None or more < 0 or self._framing.data_digest:
+                    self._payload_advance(place, events)
+                else:
+                    self._payload_whole(events)
             if more <= 0:
                 return events
             n = more
@@ -223,29 +235,35 @@ class Engine:
         return events
 
     def _parse(self, events: list[Event]) -> None:
-        parse_one = self._parse_one
         try:
-            while self._start < self._end:
-                if self.state in ENDED:
+            while (start := self._start) < self._end:
+                state = self.state
+                if (
+                    (state is _TARGET_READY or state is _HOST_READY)
+                    and self._payload_owner is None
+                    and self._end - start >= CH_BYTES
+                ):
+                    self._pdu_start = start
+                    if self._take_run(self, events):
+                        if self._payload is not None and self._end - self._start < self._payload_unit:
+                            return  # what is left of less than a unit of live memory waits
+                        continue
+                if state in ENDED:
                     self._start = self._end
-                elif not parse_one(events):
+                elif not self._parse_one(events):
                     return
         except PduError as error:
             self._fail(error, events)
             self._start = self._end
 
     def _parse_one(self, events: list[Event]) -> bool:
-        """Take one PDU (or a run of them, or what there is of a payload); False when more bytes are needed."""
+        """Take one PDU, or what there is of a payload; False when more bytes are needed."""
         start = self._pdu_start = self._start
         available = self._end - start
         if self._payload_owner is not None:
             return self._parse_payload(start, available, events)
         if available < CH_BYTES:
             return False
-        state = self.state
-        if (state is _TARGET_READY or state is _HOST_READY) and self._take_run(self, events):
-            # What is left of less than a unit of live memory waits.
-            return not self._payload_unit or self._payload is None or self._end - self._start >= self._payload_unit
         header = CH.struct.unpack_from(self._buffer, start)
         pdu_type, flags, hlen, pdo, plen = header
         happened = RECEIVED.get(pdu_type)
@@ -321,13 +339,18 @@ class Engine:
         digest = self._framing.data_digest
         if digest:
             self._payload_crc = crc32c(data, self._payload_crc)
-        self._payload_position = position = self._payload_position + len(data)
-        if position < len(payload):
+        self._payload_position += len(data)
+        if self._payload_position < len(payload):
             return
+        if digest:
+            self._payload = None  # the owner stays: its digest is due
+        else:
+            self._payload_whole(events)
+
+    def _payload_whole(self, events: list[Event]) -> None:
         self._payload = None
-        if not digest:
-            owner, self._payload_owner = self._payload_owner, None
-            self._payload_done(self, owner, True, events)
+        owner, self._payload_owner = self._payload_owner, None
+        self._payload_done(self, owner, True, events)
 
     # -- what the roles do ---------------------------------------------------------------------------------------
 

@@ -25,7 +25,8 @@ from ..pdu.transfer import C2H_DATA, CCCID_OFFSET, R2T_PDU, TRANSFER_BYTES
 from ..spec.sgl import SglType
 from ..spec.status import Status
 from ..wire import Buffer
-from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
+from .config import ConnectionConfig, Role
+from .engine import LARGE_BYTES, Engine
 from .events import Completions, Event, Negotiated, Ready
 from .states import Input, State
 from .transfers import Request
@@ -48,6 +49,8 @@ _SQE_BYTES: Final = 64
 
 class HostSide(Engine):
     """What a connection does as a host; part of :class:`~nvmeof.protocol.connection.Connection`."""
+
+    __slots__ = ()
 
     def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
         super().__init__(role, config, receive_buffer)

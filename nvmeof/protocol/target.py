@@ -14,7 +14,8 @@ from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, Flags, PduType, align
 from ..pdu.termination import Fes
 from ..pdu.transfer import H2C_DATA, TRANSFER_BYTES
 from ..wire import Buffer
-from .engine import LARGE_BYTES, ConnectionConfig, Engine, Role
+from .config import ConnectionConfig, Role
+from .engine import LARGE_BYTES, Engine
 from .events import CommandBatch, CommandData, Event, Negotiated, Ready
 from .states import ENDED, State
 from .transfers import ALWAYS, Grant, Live, R2tTable, R2tWindow
@@ -34,6 +35,8 @@ SQHD_DISABLED: Final = 0xFFFF
 
 class TargetSide(Engine):
     """What a connection does as a target; part of :class:`~nvmeof.protocol.connection.Connection`."""
+
+    __slots__ = ()
 
     def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
         super().__init__(role, config, receive_buffer)

@@ -23,6 +23,7 @@ class Socket:
         self.stream = stream
         self.arrived = 0
         self.taken = 0
+        self.asked = 0
 
     @property
     def available(self) -> int:
@@ -30,13 +31,20 @@ class Socket:
 
     def drive(self, connection: Connection) -> list[object]:
         """One receive, as a driver does it."""
-        buffer = connection.next_buffer(lambda: self.available)
-        count = min(len(buffer), self.available)
-        if not count:
-            return []
-        buffer[:count] = self.stream[self.taken : self.taken + count]
-        self.taken += count
-        return list(connection.bytes_received(count, 0.0))
+        buffers = [connection.next_buffer(self._tell)]
+        if connection.behind is not None:
+            buffers.append(connection.behind)
+        received = 0
+        for buffer in buffers:
+            count = min(len(buffer), self.available)
+            buffer[:count] = self.stream[self.taken : self.taken + count]
+            self.taken += count
+            received += count
+        return list(connection.bytes_received(received, 0.0)) if received else []
+
+    def _tell(self) -> int:
+        self.asked += 1
+        return self.available
 
 
 def asked(connection: Connection) -> list[tuple[int, int, int]]:
@@ -115,6 +123,60 @@ def test_no_unit_is_ever_torn(unit, kilobytes, pdus, arrivals, header_digest, da
                     break
     assert done == [TransferDone(7, "context", True)]
     assert seen == length // unit
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    unit=st.sampled_from([512, 4096]),
+    kilobytes=st.lists(st.sampled_from([4, 32, 44, 128]), min_size=2, max_size=6),
+    arrivals=st.lists(st.sampled_from([100, 1460, 40000, 100_000, 300_000]), min_size=1, max_size=6),
+)
+def test_several_writes_arrive_behind_one_another(unit, kilobytes, arrivals):
+    framing = Framing()
+    connection = ready_target(framing, maxh2cdata_bytes=1 << 20)
+    lives = [bytearray([OLD]) * (size << 10) for size in kilobytes]
+    stream = b""
+    for cid, live in enumerate(lives):
+        feed(connection, framing.command(cid, 1, len(live)))
+        connection.request_data(cid, memoryview(live), cid, unit_bytes=unit)
+        [(ttag, _, size)] = asked(connection)
+        stream += framing.h2c(cid, ttag, 0, bytes([NEW]) * size)
+    socket = Socket(stream)
+    done: list[object] = []
+    for arrival in cycle(arrivals):
+        socket.arrived = min(socket.arrived + arrival, len(stream))
+        while socket.available:
+            done += socket.drive(connection)
+            for live in lives:
+                check_units(live, unit)
+        if socket.taken == len(stream):
+            break
+    assert done == [TransferDone(cid, cid, True) for cid in range(len(lives))]
+    assert all(live == bytearray([NEW]) * len(live) for live in lives)
+
+
+def test_the_socket_is_asked_again_only_when_what_is_known_to_be_there_does_not_suffice():
+    framing = Framing()
+    connection = ready_target(framing, maxh2cdata_bytes=1 << 20)
+    stream = b""
+    for cid in range(4):
+        feed(connection, framing.command(cid, 1, 65536))
+        sent(connection)
+        connection.request_data(cid, memoryview(bytearray(65536)), None, unit_bytes=512)
+        [(ttag, _, _)] = asked(connection)
+        stream += framing.h2c(cid, ttag, 0, bytes(65536))
+    socket = Socket(stream)
+    socket.arrived = 3 * (65536 + 24)
+    events = []
+    while socket.available:
+        events += socket.drive(connection)
+    assert len(events) == 3
+    assert socket.asked == 1
+    socket.arrived = len(stream)
+    while socket.available:
+        events += socket.drive(connection)
+    assert len(events) == 4
+    assert socket.asked == 2
 
 
 @pytest.mark.parametrize("cut_at", [0, 24, 600, 30000, 65559])
