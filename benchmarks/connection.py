@@ -20,6 +20,7 @@ from nvmeof.wire import Buffer
 
 BATCH = 32
 BLOCK_BYTES = 4096
+LONG_BYTES = 128 * 1024
 MEMORY_BYTES = 1 << 24
 LBA_BYTES = 512
 ENTRIES = 128
@@ -63,6 +64,18 @@ def writes(*, digests: bool = False, count: int = BATCH, seed: int = 1) -> bytes
         payload = rng.randbytes(BLOCK_BYTES)
         sqe = w.rw_sqe(w.WRITE, cid, 1, slba, blocks, BLOCK_BYTES, w.IN_CAPSULE)
         out += framing.head(w.CAPSULE_CMD, sqe, BLOCK_BYTES) + payload + framing.tail(payload)
+    return out
+
+
+def long_writes(count: int = BATCH, seed: int = 1) -> bytes:
+    """Writes of 128 KiB whose data has to be asked for."""
+    framing = w.Framing(False, False)
+    rng = random.Random(seed)
+    blocks = LONG_BYTES // LBA_BYTES
+    out = b""
+    for cid in range(count):
+        slba = rng.randrange(MEMORY_BYTES // LONG_BYTES) * blocks
+        out += framing.head(w.CAPSULE_CMD, w.rw_sqe(w.WRITE, cid, 1, slba, blocks, LONG_BYTES, w.TRANSPORT_SGL))
     return out
 
 
@@ -141,6 +154,8 @@ def _variants() -> list[tuple[str, bool, Callable[[], int]]]:
             variants.append((f"the target's queue behind it, data{responses} out{suffix}", digests, once))
         once = functools.partial(inprocess.open_queue(MEMORY_BYTES, digests=digests).exchange, writes(digests=digests))
         variants.append((f"the target's queue behind it, in-capsule writes{suffix}", digests, once))
+    once = functools.partial(inprocess.open_queue(MEMORY_BYTES).exchange_writes, long_writes(), LONG_BYTES)
+    variants.append(("the target's queue behind it, 128 KiB writes", False, once))
     return variants
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from benchmarks import wireformat as w
 from benchmarks.session import HOST_NQN, BenchmarkError, SessionOptions, Stream, bring_up
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
 from nvmeof.target.backend.ramdisk import Ramdisk
@@ -20,6 +22,11 @@ from nvmeof.wire import Buffer
 
 SUBNQN = "nqn.2026-01.io.nvmeof:inprocess"
 NOW = 0.0
+_DATA_PDU = struct.Struct("<BBBBIHHII4x")  # R2T and H2CData: header, CCCID, TTAG, offset, length
+
+
+def _plenty() -> int:
+    return 1 << 30
 
 
 class _NoTimer:
@@ -89,16 +96,50 @@ class InProcessQueue(Stream):
 
     def exchange(self, batch: bytes) -> int:
         """Put a batch of capsules in and take the answers out, uncopied; returns their size in bytes."""
-        connection, at, size = self.connection, 0, len(batch)
+        self._put(batch)
+        return self._take()
+
+    def _put(self, data: bytes) -> None:
+        connection, at, size = self.connection, 0, len(data)
         while at < size:
             buffer = connection.next_buffer()
             count = min(len(buffer), size - at)
-            buffer[:count] = batch[at : at + count]
+            buffer[:count] = data[at : at + count]
             at += count
             self.queue.handle(connection.bytes_received(count, NOW), NOW)
+
+    def _take(self) -> int:
+        connection = self.connection
         sent = sum(map(len, connection.data_to_send()))
         connection.bytes_sent(sent)
         return sent
+
+    def exchange_writes(self, batch: bytes, length: int) -> int:
+        """As `exchange`, for Writes of ``length`` bytes each that wait for their R2Ts.
+
+        Each receive brings the rest of a payload and the header of the next one, as a busy socket does. The payloads
+        are where they belong, for nobody touches them. Making the headers, the host's part, is in the time.
+        """
+        self._put(batch)
+        asked = b"".join(self.connection.data_to_send())
+        self.connection.bytes_sent(len(asked))
+        head_bytes = _DATA_PDU.size
+        headers = [
+            _DATA_PDU.pack(w.H2C_DATA, w.LAST_PDU, head_bytes, head_bytes, head_bytes + length, cid, ttag, 0, length)
+            for _, _, _, _, _, cid, ttag, _, _ in _DATA_PDU.iter_unpack(asked)
+        ]
+        headers.append(b"")
+        self._put(headers[0])
+        connection, sent = self.connection, 0
+        for turn, header in enumerate(headers[1:]):
+            place, behind = connection.next_buffer(_plenty), connection.behind
+            if len(place) != length or behind is None:
+                raise BenchmarkError("a payload is not received in place, in one go")
+            behind[: len(header)] = header
+            self.queue.handle(connection.bytes_received(length + len(header), NOW), NOW)
+            if turn % 2:
+                sent += self._take()
+        return sent + self._take()
 
 
 def open_queue(size_bytes: int, *, digests: bool = False, flow_control: bool = False) -> InProcessQueue:
