@@ -80,7 +80,6 @@ _WHY_IDENTIFY: dict[int, str] = {
     Cns.NVM_SETS: _NO_SETS,
     Cns.PRIMARY_CONTROLLER_CAPABILITIES: _PCIE,
     Cns.SECONDARY_CONTROLLERS: _PCIE,
-    Cns.UUIDS: "no vendor specific information to select",
     Cns.DOMAINS: _NO_SETS,
     Cns.UNDERLYING_NAMESPACES: _NO_EXPORT,
     Cns.PORTS: _NO_EXPORT,

@@ -145,7 +145,7 @@ def identify_variants(bench: Bench) -> None:
             must id-ns $c -n 2 --force
             must changed-alloc-ns-list-log $c
             refused 'field' nvme id-nvmset $c
-            refused 'field' nvme id-uuid $c
+            must id-uuid $c
             refused 'field' nvme id-domain $c
             # what no command of nvme-cli asks for: CNS 1Fh, 1Bh, 1Ah, and their refusals
             ask() { nvme admin-passthru $c --opcode=6 --data-len=4096 --read "$@" >/tmp/out 2>&1 && return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from nvmeof.spec.enums import IDENTIFY_BYTES, AdminOpcode
+from nvmeof.spec.enums import IDENTIFY_BYTES, AdminOpcode, CommandEffects
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, fixed
 from nvmeof.target.commands.features import (
@@ -69,6 +69,7 @@ _GET_LOG_PAGE = CommandSpec(
     transfer_bytes=log_bytes,
     check=check_get_log_page,
     nsid=NsidRule.HANDLER,
+    effects=CommandEffects.SUPPORTED | CommandEffects.UUID_SELECTION,
 )
 _ABORT = CommandSpec(
     opcode=AdminOpcode.ABORT,

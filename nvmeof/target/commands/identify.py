@@ -30,6 +30,7 @@ from nvmeof.spec.identify_namespace import (
 from nvmeof.spec.media import DSTO_ONE_AT_A_TIME, NWPC_WRITE_PROTECT
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
+from nvmeof.spec.uuid_list import build_uuid_list
 from nvmeof.target.backend.base import BLOCK_BYTES_CHOICES
 from nvmeof.target.capacity import ENDURANCE_GROUP_ID
 from nvmeof.target.commands.base import Completion
@@ -40,6 +41,7 @@ from nvmeof.target.commands.logs_events import PELS
 from nvmeof.target.commands.registry import ADMIN, NVM
 from nvmeof.target.commands.sanitize import SANICAP
 from nvmeof.target.commands.self_test import extended_minutes
+from nvmeof.target.commands.uuid_selection import UUIDS
 from nvmeof.target.commands.verify import VERIFY_LIMIT_BYTES
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import KEEP_ALIVE_GRANULARITY_SECONDS, VERSION, Controller
@@ -134,6 +136,7 @@ def _io_fields(controller: Controller) -> dict[str, object]:
     return {
         "ctratt": _ATTRIBUTES
         | Ctratt.ENDURANCE_GROUPS
+        | Ctratt.UUID_LIST
         | Ctratt.RESERVATIONS_AND_HOST_ID
         | (Ctratt.NAMESPACE_GRANULARITY if subsystem.manager is not None else 0),
         "cmic": Cmic.MULTIPLE_PORTS | Cmic.MULTIPLE_CONTROLLERS | Cmic.ANA_REPORTING,
@@ -205,6 +208,10 @@ def _specific_controller(ctx: QueueContext, controller: Controller, command: Ide
     return COMMAND_SETS[command.csi].controller(controller)
 
 
+def _uuids(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+    return build_uuid_list(UUIDS)
+
+
 def _command_sets(ctx: QueueContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     if command.cntid != CNTLID_DYNAMIC and command.cntid not in controller.subsystem.controllers:
         raise CommandError(
@@ -220,6 +227,7 @@ IDENTIFY: dict[int, IdentifySpec] = {
     for row in (
         IdentifySpec(Cns.CONTROLLER, "Controller", _controller, discovery=True),
         IdentifySpec(Cns.CSI_CONTROLLER, "I/O Command Set specific Controller", _specific_controller, csi=True),
+        IdentifySpec(Cns.UUIDS, "UUID List", _uuids),
         IdentifySpec(Cns.IO_COMMAND_SETS, "I/O Command Set combinations", _command_sets),
     )
 }

@@ -15,6 +15,7 @@ from nvmeof.spec.properties import Cc, CcCss
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.base import Completion, check_nsid, not_active
+from nvmeof.target.commands.uuid_selection import check_uuid_index
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
 
@@ -118,7 +119,7 @@ def _invalid(location: int, message: str) -> CommandError:
 def check_get_log_page(ctx: QueueContext, sqe: Sqe) -> None:
     """A page that exists here, its NSID, a length within MDTS, and an offset of the kind that it takes.
 
-    Fields that a page does not use are not looked at: LSP, LSI and CSI of others, and the UUID index.
+    Fields that a page does not use are not looked at: LSP, LSI and CSI of others.
     """
     controller, subsystem = ctx.controller, ctx.subsystem
     assert controller is not None and subsystem is not None
@@ -127,6 +128,7 @@ def check_get_log_page(ctx: QueueContext, sqe: Sqe) -> None:
     if row is None or not row.here(controller):
         raise CommandError(Status.INVALID_LOG_PAGE, _LID, message=f"log page {command.lid:#04x} is not supported")
     _check_nsid(ctx, row, sqe.nsid)
+    check_uuid_index(controller, command.uuid_index)
     limit = subsystem.config.max_transfer_bytes
     if command.length_bytes > limit:
         raise _invalid(_NUMDL, f"{command.length_bytes} bytes of a log page are more than MDTS ({limit})")

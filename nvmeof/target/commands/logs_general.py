@@ -96,10 +96,12 @@ def _effects(ctx: QueueContext, controller: Controller, command: GetLogPage, nsi
     # A command set that exists and is not here has no commands.
     io = {} if controller.discovery else IO_COMMAND_SETS.get(command_set(controller, command), {})
     admin = DISCOVERY if controller.discovery else ADMIN
+    # A discovery controller has no UUID List.
+    absent = CommandEffects.UUID_SELECTION if controller.discovery else CommandEffects(0)
     # I/O commands report no scope: Linux warns of each whose entry says more than what it does to logical blocks.
     return build_effects(
         {
-            opcode: admin_effects(opcode, spec.effects)
+            opcode: admin_effects(opcode, spec.effects & ~absent)
             for opcode, spec in admin.items()
             if spec.offered(controller.subsystem)
         },
