@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from ..errors import LocalProtocolError
 from ..pdu.handshake import MIN_MAXH2CDATA_BYTES
 from ..pdu.header import PDA_MAX_BYTES, PDA_UNIT_BYTES
 from ..wire import Buffer
+
+BACKLOG_BYTES: Final = 8 << 20
+"""A target stops reading while more than this, or so many buffers, wait to be sent."""
+BACKLOG_BUFFERS: Final = 4096
 
 
 class Role(Enum):

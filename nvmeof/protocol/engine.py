@@ -11,7 +11,7 @@ from ..pdu.framer import Framing, check_header, rule_of
 from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, Flags, PduType
 from ..pdu.termination import TERM_REQ, TERM_REQ_BYTES, Fes, term_req
 from ..wire import Buffer
-from .config import ConnectionConfig, Role, Tap
+from .config import BACKLOG_BUFFERS, BACKLOG_BYTES, ConnectionConfig, Role, Tap
 from .encoder import Encoder
 from .events import Event, Negotiated, PeerClosed, ProtocolFailure, Terminated
 from .output import Output
@@ -28,8 +28,6 @@ _TARGET_READY: Final = State.TARGET_READY
 _HOST_READY: Final = State.HOST_READY
 _TERMINATING: Final = State.TERMINATING
 _CLOSED: Final = State.CLOSED
-BACKLOG_BYTES: Final = 8 << 20
-BACKLOG_BUFFERS: Final = 4096
 
 
 def _unknown() -> int:

@@ -138,7 +138,7 @@ class QueueDriver:
     def _flush(self) -> None:
         if self._blocked or self._closed:
             return
-        connection, send = self.connection, self.endpoint.sendmsg
+        connection, queue, send = self.connection, self.queue, self.endpoint.sendmsg
         while connection.want_write:
             try:
                 n = send(connection.data_to_send())
@@ -152,9 +152,11 @@ class QueueDriver:
                 if self._finishing:
                     self._close()
                 else:
-                    self.queue.lost(f"connection lost: {error.strerror or error}")
+                    queue.lost(f"connection lost: {error.strerror or error}")
                 return
             connection.bytes_sent(n)
+            if queue.held:
+                queue.resume()
 
     def _writable(self) -> None:
         self._blocked = False

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from nvmeof.errors import CommandError
 from nvmeof.pdu.termination import fes_text
+from nvmeof.protocol.config import BACKLOG_BYTES
 from nvmeof.protocol.connection import Connection
 from nvmeof.protocol.events import (
     CommandBatch,
@@ -39,6 +40,9 @@ from nvmeof.wire import layout
 STAGING_SHARES: Final = 4
 """One queue stages at most this fraction of the pool for data that its host has yet to send: one that has stopped
 sending must not keep all the others from writing."""
+HOLD_BYTES: Final = BACKLOG_BYTES
+"""While more than this is to be sent, no further command goes the whole way: one receive may bring hundreds of them,
+and the answer to each, a log page for instance, may be as long as MDTS."""
 _NOWHERE: Final = memoryview(b"")
 _HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
 
@@ -70,6 +74,8 @@ class TargetQueue(AbortableCommands):
         self._staged_bytes = 0  # what transfers have of the pool's memory
         self._waiting: deque[tuple[Transfer, int, int]] = deque()  # for staging memory
         self._draining = False
+        self.held: deque[tuple[memoryview, CommandData | None]] = deque()
+        """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
         self.connecting = False
         """A Connect waits for commands that its host left behind."""
         self.pending = 0
@@ -106,6 +112,23 @@ class TargetQueue(AbortableCommands):
 
     def _command(self, view: memoryview, capsule: CommandData | None) -> None:
         """One command, the whole way."""
+        if self.held or self.connection.backlog_bytes > HOLD_BYTES:
+            self._hold(view, capsule)
+        else:
+            self._take(view, capsule)
+
+    def _hold(self, view: memoryview, capsule: CommandData | None) -> None:
+        raw = memoryview(bytes(view))
+        if capsule is not None:
+            capsule = CommandData(raw, memoryview(bytes(capsule.data)), capsule.digest_ok)
+        self.held.append((raw, capsule))
+
+    def resume(self) -> None:
+        """Some of the output has gone: take commands that were held, in their order, as long as that goes on."""
+        while self.held and not self.closed and self.connection.backlog_bytes <= HOLD_BYTES:
+            self._take(*self.held.popleft())
+
+    def _take(self, view: memoryview, capsule: CommandData | None) -> None:
         ctx = self.ctx
         sqe = SQE.unpack_from(view)
         if (sqe.fuse or self._first is not None) and self._fuse(sqe, view, capsule):
@@ -376,6 +399,7 @@ class TargetQueue(AbortableCommands):
         self._draining = True
         self.pool.forget(self._retry)
         self._waiting.clear()
+        self.held.clear()
         return not self.pending and not self._transfers
 
     def _end(self, reason: str, *, fault: bool = False) -> None:
@@ -384,6 +408,7 @@ class TargetQueue(AbortableCommands):
         self.closed = True
         self.pool.forget(self._retry)
         self._waiting.clear()
+        self.held.clear()
         host = self.ctx.host_nqn
         if self.ctx.qid:  # an admin command writes nothing that could overtake; a Format may take hours
             for _ in range(self.pending):

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from nvmeof.protocol.engine import BACKLOG_BYTES
+from nvmeof.protocol.config import BACKLOG_BYTES
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.queue import STAGING_SHARES
@@ -27,6 +27,7 @@ from tests.conformance.rawhost import (
     icreq,
     io,
     io_sqe,
+    make_sqe,
     open_files,
     running,
     until,
@@ -124,6 +125,31 @@ async def test_a_peer_that_stops_reading(trtype):
         host.abort()
         await until(lambda: len(target.drivers) == 1)
         first.close()
+
+
+async def test_many_long_log_pages_at_once(trtype):
+    """Hundreds of pages of 1 MiB are asked for in one receive; what waits to be sent stays small, and all come."""
+    options = SocketOptions(sndbuf_bytes=65536, rcvbuf_bytes=65536)
+    pages, length = 200, 1 << 20
+    async with running(trtype, options=options) as target:
+        host = await admin(target, sqsize=1023)
+        data = b"".join(
+            host.capsule(make_sqe(cid, 0x02, length=length, cdw10=(length // 4 - 1 & 0xFFFF) << 16 | 1, cdw11=3))
+            for cid in range(pages)
+        )
+        tracemalloc.start()
+        await host.send(data)
+        driver = next(iter(target.drivers))
+        await until(lambda: driver.queue.held)
+        for cid in range(pages):
+            completion = await host.completion(cid)
+            assert completion.status == 0 and len(completion.data) == length
+            del completion
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < BACKLOG_BYTES + (12 << 20), peak
+        await healthy(target)
+        host.close()
 
 
 async def test_a_peer_that_stops_reading_completions(trtype):

@@ -165,7 +165,7 @@ def test_command_set_structures():
         assert last_location(queue) == 47
 
 
-@pytest.mark.parametrize("cns", [0x04, 0x14, 0x17, 0x20, 0x80, 0xFF])
+@pytest.mark.parametrize("cns", [0x04, 0x14, 0x15, 0x18, 0x20, 0x80, 0xFF])
 def test_unknown_structures(cns):
     queue = Target().admin()
     assert queue.identify(cns).status == Status.INVALID_FIELD

@@ -89,7 +89,7 @@ def test_what_is_refused(fields, status, location):
 
 def test_fields_that_a_page_does_not_use_are_not_looked_at():
     admin = Target().admin()
-    assert read(admin, 3, 512, lsp=0x7F, lsi=0xFFFF, cdw14=0x09 << 24 | 0x7F).status == 0
+    assert read(admin, 3, 512, lsp=0x7F, lsi=0xFFFF, cdw14=0x09 << 24).status == 0
     assert read(admin, 7, 512, lsp=0b1010).status == 0, "MCDA counts only with the bit to create"
 
 

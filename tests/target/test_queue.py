@@ -19,7 +19,7 @@ from nvmeof.target.context import QueueContext
 from nvmeof.target.feature_values import Value
 from nvmeof.target.orphans import Orphans
 from nvmeof.target.pool import BufferPool
-from nvmeof.target.queue import TargetQueue
+from nvmeof.target.queue import HOLD_BYTES, TargetQueue
 from tests.conformance.rawhost import (
     C2H,
     FLUSH,
@@ -77,7 +77,7 @@ class Wire(RawHost):
         seen = target.port.seen_at("192.0.2.1", 4420)
         self.queue.ctx = QueueContext(target.runtime, target.inventory, seen, self.queue)
         if not short_cut:
-            self.queue._usable = lambda pattern: False
+            self.queue._pattern = lambda *command: None
         controller = next(iter(target.subsystem.controllers.values()))
         self.feed(icreq(dgst=dgst))
         sqe = make_sqe(0, 0x7F, nsid=1, length=1024, sgl=IN_CAPSULE, cdw10=1 << 16, cdw11=entries - 1 | cattr << 16)
@@ -328,6 +328,54 @@ def test_the_short_cut_is_taken(monkeypatch):
         for _ in range(3):
             wire.feed(b"".join(each.bytes(wire) for each in commands))
     assert slow == [READ, WRITE]
+
+
+def test_commands_are_held_while_much_is_to_be_sent():
+    """One receive brings many long Reads: what their answers hold stays bounded, and all come, in their order."""
+    length, count = 512 << 10, 64
+    target = Target(Hidden("1M"))
+    target.admin()
+    wire = Wire(target)
+    connection, queue = wire.connection, wire.queue
+    data = b"".join(wire.capsule(io_sqe(cid, READ, 0, length // 512)) for cid in range(count))
+    buffer = connection.next_buffer()
+    buffer[: len(data)] = data
+    queue.handle(connection.bytes_received(len(data), 0.0), 0.0)
+    taken = HOLD_BYTES // length  # with their headers that is a little more
+    assert len(queue.held) == count - taken
+    assert HOLD_BYTES < connection.backlog_bytes <= HOLD_BYTES + length + 1024
+    queue.resume()
+    assert len(queue.held) == count - taken, "nothing has gone yet"
+    answers = b""
+    while connection.want_write:
+        answers += b"".join(map(bytes, connection.data_to_send()))[:length]
+        connection.bytes_sent(min(length, connection.backlog_bytes))
+        queue.resume()
+        assert connection.backlog_bytes <= HOLD_BYTES + length + 1024
+    assert not queue.held
+    responses = [pdu for pdu in split(answers) if pdu[0] == RESPONSE]
+    assert [struct.unpack_from("<HH", pdu, 20) for pdu in responses] == [(cid, 0) for cid in range(count)]
+
+
+@pytest.mark.parametrize("how", ["lost", "drain"])
+def test_held_commands_are_forgotten_with_their_queue(how):
+    target = Target(Hidden("1M"))
+    target.admin()
+    wire = Wire(target)
+    connection, queue = wire.connection, wire.queue
+    data = b"".join(wire.capsule(io_sqe(cid, READ, 0, 1024)) for cid in range(64))
+    buffer = connection.next_buffer()
+    buffer[: len(data)] = data
+    queue.handle(connection.bytes_received(len(data), 0.0), 0.0)
+    assert queue.held
+    if how == "lost":
+        queue.lost("gone")
+    else:
+        assert queue.drain()
+    assert not queue.held
+    backlog = connection.backlog_bytes
+    queue.resume()
+    assert connection.backlog_bytes == backlog
 
 
 @pytest.mark.parametrize("sgl", [IN_CAPSULE, TRANSPORT])
