@@ -62,7 +62,7 @@ def test_identify_controller():
     assert data.ver == 0x20100 and data.cntrltype == 1
     assert mdts_bytes(data.mdts) == 1 << 18
     assert data.cmic == 0b1011 and data.oaes & 0x80900 == 0x80900
-    assert data.ctratt == 0x40051 and data.kas == 1 and data.endgidmax == 1
+    assert data.ctratt == 0x40251 and data.kas == 1 and data.endgidmax == 1
     assert (data.tnvmcap, data.unvmcap, data.maxcna) == (1 << 20, 0, 0)
     assert (data.aerl, data.acl, data.elpe) == (3, 3, 63)
     assert (data.sqes, data.cqes, data.maxcmd) == (0x66, 0x44, 1024)
