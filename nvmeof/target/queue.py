@@ -74,8 +74,6 @@ class TargetQueue(AbortableCommands):
         self._staged_bytes = 0  # what transfers have of the pool's memory
         self._waiting: deque[tuple[Transfer, int, int]] = deque()  # for staging memory
         self._draining = False
-        self.held: deque[tuple[memoryview, CommandData | None]] = deque()
-        """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
         self.connecting = False
         """A Connect waits for commands that its host left behind."""
         self.pending = 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from nvmeof.errors import CommandError
 from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.events import CommandData
+from nvmeof.spec.sqe import SQE
 from nvmeof.target.aborting import abandon, aborted_by_request
 from nvmeof.target.fused import FusedCommands
 from nvmeof.target.shortcuts import Transfer
@@ -15,6 +19,8 @@ class AbortableCommands(FusedCommands):
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self._running: dict[int, int] = {}  # NSID by CID: commands that did not complete at once
+        self.held: deque[tuple[memoryview, CommandData | None]] = deque()
+        """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
 
     def _retry(self) -> None:
         raise AssertionError("the queue does that")
@@ -30,10 +36,10 @@ class AbortableCommands(FusedCommands):
     def abort(self, cid: int) -> bool:
         """End a command that has no effect from then on; False when there is none of that CID, or not so at once.
 
-        At once end: commands that wait for memory for their data, halves of a fused operation that wait for each other,
-        and what a backend has not begun. What works in several steps, or has yet to receive data that was asked for
-        into memory of its own, ends when it comes to it (`QueueContext.aborting`). A Write whose data goes straight to
-        the namespace goes on: some of it is there.
+        At once end: commands that are held back or wait for memory for their data, halves of a fused operation that
+        wait for each other, and what a backend has not begun. What works in several steps, or has yet to receive data
+        that was asked for into memory of its own, ends when it comes to it (`QueueContext.aborting`). A Write whose
+        data goes straight to the namespace goes on: some of it is there.
         """
         waiting = next((item for item in self._waiting if item[1] == cid), None)
         if waiting is not None:
@@ -46,6 +52,8 @@ class AbortableCommands(FusedCommands):
             return True
         if cid in self._fused_commands():
             return self._abort_half(cid)
+        if cid not in self._busy and self._abort_held(cid):
+            return True
         transfer = self._transfers.get(cid)
         if transfer is not None:
             if transfer.pattern is None:
@@ -56,6 +64,16 @@ class AbortableCommands(FusedCommands):
         if abandon(self.ctx.waiting[cid]):
             return True
         self.ctx.aborting.add(cid)
+        return False
+
+    def _abort_held(self, cid: int) -> bool:
+        for item in self.held:
+            sqe = SQE.unpack_from(item[0])
+            if sqe.cid == cid:
+                self.held.remove(item)
+                self._complete(sqe, self.ctx.refuse(sqe, aborted_by_request()))
+                self.driver.wake()
+                return True
         return False
 
     def abort_namespace(self, nsid: int) -> None:

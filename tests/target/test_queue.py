@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
 from nvmeof.spec.enums import AnaState
+from nvmeof.spec.status import Status
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig
 from nvmeof.target.context import QueueContext
@@ -355,6 +356,28 @@ def test_commands_are_held_while_much_is_to_be_sent():
     assert not queue.held
     responses = [pdu for pdu in split(answers) if pdu[0] == RESPONSE]
     assert [struct.unpack_from("<HH", pdu, 20) for pdu in responses] == [(cid, 0) for cid in range(count)]
+
+
+def test_an_abort_ends_a_held_command():
+    target = Target(Hidden("1M"))
+    target.admin()
+    wire = Wire(target)
+    connection, queue = wire.connection, wire.queue
+    data = b"".join(wire.capsule(io_sqe(cid, READ, 0, 1024)) for cid in range(64))
+    buffer = connection.next_buffer()
+    buffer[: len(data)] = data
+    queue.handle(connection.bytes_received(len(data), 0.0), 0.0)
+    held = len(queue.held)
+    assert not queue.abort(0), "it is done"
+    assert queue.abort(50) and not queue.abort(50)
+    assert len(queue.held) == held - 1 and wire.driver.wakes
+    answers = b""
+    while connection.want_write:
+        answers += sent(connection)
+        queue.resume()
+    fields = dict(struct.unpack_from("<HH", pdu, 20) for pdu in split(answers) if pdu[0] == RESPONSE)
+    statuses = {cid: field >> 1 & 0x7FF for cid, field in fields.items()}
+    assert statuses == {cid: Status.ABORTED_BY_REQUEST if cid == 50 else 0 for cid in range(64)}
 
 
 @pytest.mark.parametrize("how", ["lost", "drain"])
