@@ -213,8 +213,10 @@ class Engine:
                     tap.received(place)
                 if self.behind is None or more < 0 or self._framing.data_digest:
                     self._payload_advance(place, events)
-                else:
-                    self._payload_whole(events)
+                else:  # nothing is left to look at: it is whole
+                    self._payload = None
+                    owner, self._payload_owner = self._payload_owner, None
+                    self._payload_done(self, owner, True, events)
             if more <= 0:
                 return events
             n = more
@@ -340,15 +342,10 @@ class Engine:
         self._payload_position += len(data)
         if self._payload_position < len(payload):
             return
-        if digest:
-            self._payload = None  # the owner stays: its digest is due
-        else:
-            self._payload_whole(events)
-
-    def _payload_whole(self, events: list[Event]) -> None:
         self._payload = None
-        owner, self._payload_owner = self._payload_owner, None
-        self._payload_done(self, owner, True, events)
+        if not digest:  # else the owner stays: its digest is due
+            owner, self._payload_owner = self._payload_owner, None
+            self._payload_done(self, owner, True, events)
 
     # -- what the roles do ---------------------------------------------------------------------------------------
 

@@ -123,7 +123,8 @@ class QueueDriver:
             if not turn % FLUSH_TURNS or connection.backlog_bytes >= FLUSH_BYTES:
                 self._flush()
             wanted = len(buffer) if behind is None else len(buffer) + len(behind)
-            if n < wanted or self._finishing or not connection.want_read:
+            # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
+            if n < wanted or self._finishing or (self._blocked and not connection.want_read):
                 break
         if connection.want_write:
             self._flush()
