@@ -27,7 +27,6 @@ CAPSULE_OVERHEAD_BYTES: Final = 512
 _TARGET_READY: Final = State.TARGET_READY
 _HOST_READY: Final = State.HOST_READY
 _TERMINATING: Final = State.TERMINATING
-_CLOSED: Final = State.CLOSED
 
 
 def _unknown() -> int:
@@ -55,7 +54,6 @@ class Engine:
         "_payload_position",
         "_payload_unit",
         "_pdu_start",
-        "_reads_on",
         "_small_window",
         "_start",
         "_take_run",
@@ -96,7 +94,6 @@ class Engine:
     def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
         self.role = role
         self.config = config
-        self._reads_on = role is Role.HOST  # whatever is queued
         self.state = State.HOST_NEW if role is Role.HOST else State.TARGET_WAIT_ICREQ
         self.parameters: Negotiated | None = None
         self.make_encoder: Callable[[bool, bool, int], Encoder] = Encoder
@@ -468,10 +465,10 @@ class Engine:
         A host goes on reading: what it queues is bounded by its own commands, and two ends that both wait for the
         other to read would wait for ever.
         """
-        if self.state is _CLOSED:
+        if self.state is State.CLOSED:
             return False
         out = self._out
-        return self._reads_on or (out.pending_bytes <= BACKLOG_BYTES and len(out.ready) <= BACKLOG_BUFFERS)
+        return self.role is Role.HOST or (out.pending_bytes <= BACKLOG_BYTES and len(out.ready) <= BACKLOG_BUFFERS)
 
     @property
     def backlog_bytes(self) -> int:
