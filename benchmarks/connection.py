@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks import inprocess
@@ -40,29 +40,28 @@ def ready_connection(*, digests: bool = False, flow_control: bool = False) -> Co
     return connection
 
 
-def capsules(*, digests: bool = False, count: int = BATCH, seed: int = 1) -> bytes:
-    """``count`` Reads of 4 KiB at random places of the memory."""
-    framing = w.Framing(digests, digests)
-    rng = random.Random(seed)
-    blocks = BLOCK_BYTES // LBA_BYTES
-    out = b""
+def _sqes(opcode: int, length: int, sgl_type: int, count: int, rng: random.Random) -> Iterator[bytes]:
+    """Commands of ``length`` bytes each at random places of the memory, made as they are taken."""
+    blocks = length // LBA_BYTES
     for cid in range(count):
-        slba = rng.randrange(MEMORY_BYTES // BLOCK_BYTES) * blocks
-        sqe = w.rw_sqe(w.READ, cid, 1, slba, blocks, BLOCK_BYTES, w.TRANSPORT_SGL)
-        out += framing.head(w.CAPSULE_CMD, sqe)
-    return out
+        slba = rng.randrange(MEMORY_BYTES // length) * blocks
+        yield w.rw_sqe(opcode, cid, 1, slba, blocks, length, sgl_type)
+
+
+def capsules(*, digests: bool = False, count: int = BATCH, seed: int = 1) -> bytes:
+    """``count`` Reads of 4 KiB."""
+    framing = w.Framing(digests, digests)
+    sqes = _sqes(w.READ, BLOCK_BYTES, w.TRANSPORT_SGL, count, random.Random(seed))
+    return b"".join(framing.head(w.CAPSULE_CMD, sqe) for sqe in sqes)
 
 
 def writes(*, digests: bool = False, count: int = BATCH, seed: int = 1) -> bytes:
     """As `capsules`, but Writes with their 4 KiB in the capsule."""
     framing = w.Framing(digests, digests)
     rng = random.Random(seed)
-    blocks = BLOCK_BYTES // LBA_BYTES
     out = b""
-    for cid in range(count):
-        slba = rng.randrange(MEMORY_BYTES // BLOCK_BYTES) * blocks
+    for sqe in _sqes(w.WRITE, BLOCK_BYTES, w.IN_CAPSULE, count, rng):
         payload = rng.randbytes(BLOCK_BYTES)
-        sqe = w.rw_sqe(w.WRITE, cid, 1, slba, blocks, BLOCK_BYTES, w.IN_CAPSULE)
         out += framing.head(w.CAPSULE_CMD, sqe, BLOCK_BYTES) + payload + framing.tail(payload)
     return out
 
@@ -70,13 +69,8 @@ def writes(*, digests: bool = False, count: int = BATCH, seed: int = 1) -> bytes
 def long_writes(count: int = BATCH, seed: int = 1) -> bytes:
     """Writes of 128 KiB whose data has to be asked for."""
     framing = w.Framing(False, False)
-    rng = random.Random(seed)
-    blocks = LONG_BYTES // LBA_BYTES
-    out = b""
-    for cid in range(count):
-        slba = rng.randrange(MEMORY_BYTES // LONG_BYTES) * blocks
-        out += framing.head(w.CAPSULE_CMD, w.rw_sqe(w.WRITE, cid, 1, slba, blocks, LONG_BYTES, w.TRANSPORT_SGL))
-    return out
+    sqes = _sqes(w.WRITE, LONG_BYTES, w.TRANSPORT_SGL, count, random.Random(seed))
+    return b"".join(framing.head(w.CAPSULE_CMD, sqe) for sqe in sqes)
 
 
 def _parse_only(connection: Connection, events: list[Any]) -> None:
