@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from pathlib import Path
 from typing import Any
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.log_pages import DEVICE_SELF_TEST, SANITIZE_STATUS
+from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands.table import execute, prepare
 from nvmeof.target.completion import Completion
@@ -132,6 +134,15 @@ class LoopRuntime:
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+async def file_target(path: Path, **options: Any) -> tuple[FileBackend, Target]:
+    """An opened file, and a target of it that runs in this loop; the options are the file's."""
+    backend = FileBackend(path, **options)
+    await backend.open()
+    target = Target(backend)
+    target.runtime = LoopRuntime()
+    return backend, target
 
 
 async def execute_in_loop(queue: TestQueue, opcode: int, data: bytes | None = None, **fields):

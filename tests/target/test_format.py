@@ -20,7 +20,7 @@ from nvmeof.target.server import Target as Server
 from nvmeof.target.zone_geometry import ZoneGeometry
 from nvmeof.target.zone_states import ZoneState
 from tests.target.harness import Pending, Target
-from tests.target.media_tools import Durable, Flawed, LoopRuntime, error, execute_in_loop, kept, location, submit
+from tests.target.media_tools import Durable, Flawed, error, execute_in_loop, file_target, kept, location, submit
 from tests.target.test_nvm import read, write
 
 FORMAT = 0x80
@@ -376,10 +376,7 @@ def test_identify_says_it():
 @pytest.mark.parametrize("killed", [False, True])
 async def test_a_file_keeps_its_format(tmp_path, killed):
     path = tmp_path / "disk"
-    backend = FileBackend(path, size=1 << 20 | 512)
-    await backend.open()
-    target = Target(backend)
-    target.runtime = LoopRuntime()
+    backend, target = await file_target(path, size=1 << 20 | 512)
     admin = target.admin()
     io = target.io(admin)
     await execute_in_loop(io, 0x01, b"x" * 512, nsid=1, cdw12=0)

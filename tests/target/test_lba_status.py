@@ -12,7 +12,7 @@ from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.block_ranges import BlockRanges
 from tests.target.backend_tools import killed
 from tests.target.harness import Target
-from tests.target.media_tools import Durable, Flawed, LoopRuntime, execute_in_loop, finish, kept, location
+from tests.target.media_tools import Durable, Flawed, execute_in_loop, file_target, finish, kept, location
 from tests.target.test_nvm import read, write
 
 SCAN, TRACKED = 0x10, 0x11
@@ -304,10 +304,7 @@ def test_marks_beyond_the_end_do_not_matter():
 @pytest.mark.parametrize("way", ["write", "zeroes", "deallocate", "copy"])
 async def test_a_file_keeps_its_marks(tmp_path, was_killed, way):
     path = tmp_path / "disk"
-    backend = FileBackend(path, size="1M")
-    await backend.open()
-    target = Target(backend)
-    target.runtime = LoopRuntime()
+    backend, target = await file_target(path, size="1M")
     admin = target.admin()
     io = target.io(admin)
     assert (await execute_in_loop(io, 0x04, nsid=1, cdw10=8, cdw12=15)).status == 0

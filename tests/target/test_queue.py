@@ -331,17 +331,23 @@ def test_the_short_cut_is_taken(monkeypatch):
     assert slow == [READ, WRITE]
 
 
-def test_commands_are_held_while_much_is_to_be_sent():
-    """One receive brings many long Reads: what their answers hold stays bounded, and all come, in their order."""
-    length, count = 512 << 10, 64
+def wire_of_reads(length: int, count: int) -> Wire:
+    """So many Reads of ``length`` bytes, which take no short cut, have come in one receive; nothing was sent yet."""
     target = Target(Hidden("1M"))
     target.admin()
     wire = Wire(target)
-    connection, queue = wire.connection, wire.queue
     data = b"".join(wire.capsule(io_sqe(cid, READ, 0, length // 512)) for cid in range(count))
-    buffer = connection.next_buffer()
+    buffer = wire.connection.next_buffer()
     buffer[: len(data)] = data
-    queue.handle(connection.bytes_received(len(data), 0.0), 0.0)
+    wire.queue.handle(wire.connection.bytes_received(len(data), 0.0), 0.0)
+    return wire
+
+
+def test_commands_are_held_while_much_is_to_be_sent():
+    """One receive brings many long Reads: what their answers hold stays bounded, and all come, in their order."""
+    length, count = 512 << 10, 64
+    wire = wire_of_reads(length, count)
+    connection, queue = wire.connection, wire.queue
     taken = HOLD_BYTES // length  # with their headers that is a little more
     assert len(queue.held) == count - taken
     assert HOLD_BYTES < connection.backlog_bytes <= HOLD_BYTES + length + 1024
@@ -359,14 +365,8 @@ def test_commands_are_held_while_much_is_to_be_sent():
 
 
 def test_an_abort_ends_a_held_command():
-    target = Target(Hidden("1M"))
-    target.admin()
-    wire = Wire(target)
+    wire = wire_of_reads(512 << 10, 64)
     connection, queue = wire.connection, wire.queue
-    data = b"".join(wire.capsule(io_sqe(cid, READ, 0, 1024)) for cid in range(64))
-    buffer = connection.next_buffer()
-    buffer[: len(data)] = data
-    queue.handle(connection.bytes_received(len(data), 0.0), 0.0)
     held = len(queue.held)
     assert not queue.abort(0), "it is done"
     assert queue.abort(50) and not queue.abort(50)
@@ -382,14 +382,8 @@ def test_an_abort_ends_a_held_command():
 
 @pytest.mark.parametrize("how", ["lost", "drain"])
 def test_held_commands_are_forgotten_with_their_queue(how):
-    target = Target(Hidden("1M"))
-    target.admin()
-    wire = Wire(target)
+    wire = wire_of_reads(512 << 10, 64)
     connection, queue = wire.connection, wire.queue
-    data = b"".join(wire.capsule(io_sqe(cid, READ, 0, 1024)) for cid in range(64))
-    buffer = connection.next_buffer()
-    buffer[: len(data)] = data
-    queue.handle(connection.bytes_received(len(data), 0.0), 0.0)
     assert queue.held
     if how == "lost":
         queue.lost("gone")

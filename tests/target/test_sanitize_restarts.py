@@ -12,7 +12,7 @@ from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.sanitize import SanitizeState
 from nvmeof.target.server import Target as Server
 from tests.target.harness import Target
-from tests.target.media_tools import Durable, Flawed, LoopRuntime, error, execute_in_loop, kept, sanitize_log
+from tests.target.media_tools import Durable, Flawed, error, execute_in_loop, file_target, kept, sanitize_log
 from tests.target.test_nvm import read, write
 from tests.target.test_sanitize import AUSE, BLOCK_ERASE, EXIT, OVERWRITE, SANITIZE, start
 
@@ -122,10 +122,7 @@ def test_what_was_kept_and_cannot_be_read_is_told(nonsense):
 
 async def test_a_file_is_written_over_and_given_back(tmp_path):
     path = tmp_path / "disk"
-    backend = FileBackend(path, size="8M")
-    await backend.open()
-    target = Target(backend)
-    target.runtime = LoopRuntime()
+    backend, target = await file_target(path, size="8M")
     admin = target.admin()
     io = target.io(admin)
     await execute_in_loop(io, 0x01, b"x" * 65536, nsid=1, cdw10=4096, cdw12=127)
@@ -151,10 +148,7 @@ async def test_a_file_is_written_over_and_given_back(tmp_path):
 async def test_a_server_that_is_killed_goes_on(tmp_path):
     path = tmp_path / "disk"
     path.write_bytes(b"x" * (4 << 20))
-    backend = FileBackend(path)
-    await backend.open()
-    target = Target(backend)
-    target.runtime = LoopRuntime()
+    backend, target = await file_target(path)
     assert (await execute_in_loop(target.admin(), SANITIZE, cdw10=BLOCK_ERASE)).status == 0
     await target.runtime.cancel()
     await backend.close()

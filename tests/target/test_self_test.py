@@ -6,11 +6,10 @@ from hypothesis import strategies as st
 
 from nvmeof.spec.media import SelfTestCode
 from nvmeof.spec.status import Status
-from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.config import NamespaceConfig
 from tests.target.harness import Target
-from tests.target.media_tools import Durable, Flawed, LoopRuntime, execute_in_loop, location, self_test_log, submit
+from tests.target.media_tools import Durable, Flawed, execute_in_loop, file_target, location, self_test_log, submit
 from tests.target.test_nvm import write
 
 SELF_TEST = 0x14
@@ -278,10 +277,7 @@ def test_what_was_kept_may_be_nonsense(nonsense):
 
 async def test_a_file(tmp_path):
     path = tmp_path / "disk"
-    backend = FileBackend(path, size="64M")
-    await backend.open()
-    target = Target(backend)
-    target.runtime = LoopRuntime()
+    backend, target = await file_target(path, size="64M")
     admin = target.admin()
     with path.open("r+b") as file:
         file.truncate((32 << 20) + 5 * 512)

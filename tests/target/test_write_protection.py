@@ -14,9 +14,9 @@ from tests.target.harness import Target
 from tests.target.media_tools import (
     Durable,
     Flawed,
-    LoopRuntime,
     error,
     execute_in_loop,
+    file_target,
     finish,
     kept,
     location,
@@ -175,10 +175,7 @@ def test_a_keeper_that_fails():
 @pytest.mark.parametrize("was_killed", [False, True])
 async def test_a_file_stays_protected(tmp_path, was_killed):
     path = tmp_path / "disk"
-    backend = FileBackend(path, size="1M")
-    await backend.open()
-    target = Target(backend)
-    target.runtime = LoopRuntime()
+    backend, target = await file_target(path, size="1M")
     admin = target.admin()
     assert (await execute_in_loop(admin, 0x09, nsid=1, cdw10=0x84, cdw11=1)).status == 0
     await backend.close() if not was_killed else killed(backend)
