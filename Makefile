@@ -6,7 +6,7 @@ QUICK ?=
 KERNELS ?=
 PYTEST_ARGS ?=
 
-.PHONY: run test lint bench experiments interop lab supported clean help
+.PHONY: run test lint dist bench experiments interop lab supported clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -40,6 +40,15 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(VENV)/.dist: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'build>=1.0' 'twine>=5.0'
+	@touch $@
+
+dist: $(VENV)/.dist  ## a wheel and an sdist in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
 bench: $(VENV)/.test ## benchmarks beside their floors; QUICK=1 for half a minute
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

@@ -1,11 +1,14 @@
 """NVMe over TCP and MPTCP in pure Python: a target, a host, and the protocol between them.
 
-The names here are the public ones; each is imported when first used.
+The names here are the public ones; each is imported when first used. The distribution that brings this package is
+called nvmeof-mptcp (its commands begin in the package nvmeof_mptcp): the name nvmeof on the package index is another
+project's, which installs files into a directory of this name too.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,6 +70,24 @@ __all__ = [
     "connect",
     "discover",
 ]
+
+
+def _warn_of_another() -> None:
+    """Say in a sentence that the other project's files are mixed with these: removing it breaks this package."""
+    found = next(Path(__file__).parents[1].glob("nvmeof-*.dist-info"), None)
+    if found is not None:
+        import warnings
+
+        warnings.warn(
+            f"{found}: the distribution nvmeof, another project, is installed into the same "
+            "directory as nvmeof-mptcp and overwrites its files: `pip uninstall nvmeof nvmeof-mptcp`, then install "
+            "nvmeof-mptcp again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+_warn_of_another()
 
 
 def __getattr__(name: str) -> Any:

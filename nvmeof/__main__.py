@@ -26,6 +26,7 @@ import nvmeof
 from nvmeof.errors import NvmeofError
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.namespace import Namespace
+from nvmeof.launch import command_line
 from nvmeof.target.sizes import format_size, parse_size
 from nvmeof.transport.runloop import run
 
@@ -70,7 +71,7 @@ class TargetProcess:
     @property
     def command(self) -> str:
         """The command line as a person would type it."""
-        return " ".join(["python", *self.arguments])
+        return " ".join([command_line("target"), *self.arguments[2:]])
 
     async def __aenter__(self) -> TargetProcess:
         self.process = await asyncio.create_subprocess_exec(
@@ -229,6 +230,9 @@ def cli(transport: str, ramdisk: str, data: str, seconds: float, queues: int) ->
     code = run(demonstrate(Demo(transport, ramdisk_bytes, data_bytes, seconds, queues, console)))
     if code:
         sys.exit(1)
+    host = command_line("host")
+    console.print(f"\nnext       {command_line('target')} --ramdisk 1G -l 127.0.0.1   and, beside it,", highlight=False)
+    console.print(f"           {host} list -a 127.0.0.1   ({host} --help names all commands)", highlight=False)
 
 
 def main() -> int:

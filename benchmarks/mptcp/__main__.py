@@ -79,7 +79,7 @@ def _say(module: ModuleType, result: dict[str, Any], console: Console, output: P
         try:
             publish.draw(module, result, output, name)
         except ImportError:
-            console.print("No figures: matplotlib is not installed (pip install 'nvmeof[plots]').")
+            console.print("No figures: matplotlib is not installed (pip install 'nvmeof-mptcp[plots]').")
 
 
 @click.command()

@@ -116,7 +116,7 @@ SCENARIOS = (
 def run(settings: Settings) -> dict[str, Any]:
     """All scenarios, first as the kernel does it alone, then with the keeper."""
     if importlib.util.find_spec("pyroute2") is None:
-        raise LabError("the path keeper needs pyroute2 (pip install 'nvmeof[mptcp]')")
+        raise LabError("the path keeper needs pyroute2 (pip install 'nvmeof-mptcp[mptcp]')")
     links = [Link(RATE_MBIT)] * LINKS
     rows = []
     for scenario in SCENARIOS:

@@ -20,7 +20,9 @@ from typing import Any, Final
 
 import click
 
+import nvmeof
 from nvmeof.errors import ConfigurationError, NvmeofError
+from nvmeof.launch import command_line
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.spec.enums import DISCOVERY_PORT, NVME_PORT
 from nvmeof.target.backend.base import DEFAULT_BLOCK_BYTES, Backend
@@ -307,7 +309,7 @@ def _say(told: dict[str, Any]) -> None:
     click.echo(f"connect with{elsewhere}")
     click.echo(f"  nvme connect -t tcp -a {host} -s {first['port']} -n {told['subnqn']}")
     click.echo(
-        f"  python -m nvmeof.host connect -t {told['transport']} -a {host} -s {first['port']} -n {told['subnqn']}"
+        f"  {command_line('host')} connect -t {told['transport']} -a {host} -s {first['port']} -n {told['subnqn']}"
     )
     click.echo("stop with Ctrl-C")
 
@@ -491,7 +493,7 @@ def _raise_file_limit() -> None:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log every refused command too.")
 @click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
-@click.version_option(package_name="nvmeof", prog_name="nvmeof-target")
+@click.version_option(nvmeof.__version__, prog_name="nvmeof-target")
 def cli(verbose: bool, quiet: bool, block_size: str | None, **given: Any) -> None:
     """Serve namespaces to NVMe/TCP and NVMe-over-MPTCP hosts, until SIGINT or SIGTERM.
 

@@ -26,7 +26,7 @@ def loop_factory(*, uvloop: bool | None = None) -> LoopFactory | None:
         module = importlib.import_module("uvloop")
     except ImportError:
         if uvloop:
-            raise ConfigurationError("uvloop is not installed: `pip install uvloop` adds it") from None
+            raise ConfigurationError("uvloop is not installed: pip install 'nvmeof-mptcp[fast]' adds it") from None
         return None
     factory: LoopFactory = module.new_event_loop
     return factory

@@ -99,7 +99,7 @@ def test_the_view_names_every_subflow() -> None:
 )
 def test_bad_input_gets_one_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     if not netlink.available():
-        pytest.skip("pip install 'nvmeof[mptcp]'")
+        pytest.skip("pip install 'nvmeof-mptcp[mptcp]'")
     code = main(arguments)
     said = capsys.readouterr().err.strip()
     assert code in (1, 2)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError, TransportError
 
-INSTALL_HINT = "path management needs pyroute2: pip install 'nvmeof[mptcp]'"
+INSTALL_HINT = "path management needs pyroute2: pip install 'nvmeof-mptcp[mptcp]'"
 
 SUBFLOWS_MAX = 8
 """The most extra subflows, and the most endpoints, that Linux has (MPTCP_PM_ADDR_MAX)."""

@@ -22,7 +22,7 @@ pytestmark = [needs_mptcp, pytest.mark.timing]
 
 def scenario(name: str, links: int, *, flags: str = "-rnm") -> dict[str, Any]:
     """What a scenario saw; skips where the machine has not what it needs."""
-    pytest.importorskip("pyroute2", reason="pip install 'nvmeof[mptcp]'")
+    pytest.importorskip("pyroute2", reason="pip install 'nvmeof-mptcp[mptcp]'")
     for tool, package in (("unshare", "util-linux"), ("ip", "iproute2"), ("tc", "iproute2")):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} (package {package})")

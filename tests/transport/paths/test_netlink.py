@@ -23,7 +23,7 @@ from nvmeof.transport.paths.pm import Command, PathManagerSocket, _address, _end
 from ..test_figures import BTF, btf_structs
 from ..test_mptcp import needs_mptcp
 
-needs_pyroute2 = pytest.mark.skipif(not netlink.available(), reason="pip install 'nvmeof[mptcp]'")
+needs_pyroute2 = pytest.mark.skipif(not netlink.available(), reason="pip install 'nvmeof-mptcp[mptcp]'")
 
 
 @given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=30)), max_size=5))
@@ -125,7 +125,7 @@ def test_without_pyroute2_one_sentence_says_what_to_install(monkeypatch: pytest.
     for name in [each for each in sys.modules if each.startswith("pyroute2")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "nvmeof.transport.paths.messages", raising=False)
-    with pytest.raises(PathsUnavailable, match=r"pip install 'nvmeof\[mptcp\]'"):
+    with pytest.raises(PathsUnavailable, match=r"pip install 'nvmeof-mptcp\[mptcp\]'"):
         PathManagerSocket()
     assert not netlink.available()
     assert isinstance(diag.connections(), list), "the figures need none"
