@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import uuid as uuid_module
 from dataclasses import dataclass, field
-from importlib import metadata
 
+from nvmeof import __version__
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.nqn import validate_nqn
 from nvmeof.target.backend.base import Backend
@@ -33,10 +33,7 @@ def derive_serial(subnqn: str) -> str:
 
 def firmware_revision() -> str:
     """This package's version, as the eight characters of FR."""
-    try:
-        return metadata.version("nvmeof")[:8]
-    except metadata.PackageNotFoundError:
-        return "0"
+    return __version__[:8]
 
 
 def _printable(text: str, limit: int, what: str) -> None:
