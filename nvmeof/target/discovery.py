@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from nvmeof.spec.discovery import (
+    DISCOVERY_LOG_ENTRY,
     DiscoveryFlags,
     Eflags,
     ExtendedAttributeType,
@@ -13,10 +16,14 @@ from nvmeof.spec.discovery import (
 from nvmeof.spec.enums import CNTLID_DYNAMIC, DISCOVERY_NQN, SubType, TcpProtocol, Treq, Trtype
 from nvmeof.target.config import ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS
 from nvmeof.target.inventory import Inventory, PortInfo, address_family
-from nvmeof.target.subsystem import Subsystem
+from nvmeof.wire import layout
 
 ADMIN_QUEUE_ENTRIES = 128
 """ASQSZ of the entries."""
+LOGS_KEPT = 8
+"""How many log pages are kept built: hosts read a long one in many pieces."""
+_SUBNQN_OFFSET, _SUBNQN_BYTES = layout(DISCOVERY_LOG_ENTRY)["subnqn"]
+_SUBNQN_END = _SUBNQN_OFFSET + _SUBNQN_BYTES
 
 
 def address_for(port: PortInfo, seen: PortInfo) -> tuple[str, str] | None:
@@ -77,13 +84,19 @@ def _entry(
     )
 
 
-def _attributes(subsystem: Subsystem | None) -> list[tuple[int, bytes]]:
-    """Extended attributes of a subsystem's entries: the name that its administrator gave it."""
-    label = subsystem.config.admin_label if subsystem is not None else ""
-    if not label:
-        return []
-    kind = ExtendedAttributeType.ADMIN_LABEL_ASCII if label.isascii() else ExtendedAttributeType.ADMIN_LABEL_UTF8
-    return [(kind, label.encode())]
+def _of_subsystem(entry: bytes, subnqn: str) -> bytes:
+    """The entry with another SUBNQN: of a port's entries nothing else differs."""
+    return entry[:_SUBNQN_OFFSET] + subnqn.encode().ljust(_SUBNQN_BYTES, b"\0") + entry[_SUBNQN_END:]
+
+
+@lru_cache(maxsize=4096)
+def _extension(label: str) -> bytes:
+    """What an extended entry has behind the plain one: the name that the subsystem's administrator gave it, if any."""
+    attributes: list[tuple[int, bytes]] = []
+    if label:
+        kind = ExtendedAttributeType.ADMIN_LABEL_ASCII if label.isascii() else ExtendedAttributeType.ADMIN_LABEL_UTF8
+        attributes.append((kind, label.encode()))
+    return extend_discovery_entry(b"", attributes)
 
 
 def discovery_log(
@@ -94,22 +107,41 @@ def discovery_log(
 
     `extended`: entries with their extended attributes. `port_local`: only what is behind the port `seen`.
     """
-    found: list[tuple[bytes, Subsystem | None]] = []
+    entries: list[bytes] = []
+    plain = _extension("") if extended else b""
     own = address_for(inventory.ports.get(seen.portid, seen), seen)
     if own is not None:
-        found += [(entry, None) for entry in _entries(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY)]
+        entries += [entry + plain for entry in _entries(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY)]
     for port in inventory.ports.values():
         address = address_for(port, seen)
         if port.discovery_only or address is None or (port_local and port.portid != seen.portid):
             continue
+        templates = _entries(port, address, "", SubType.NVM)
         for subsystem in inventory.subsystems.values():
             if subsystem.host_allowed(host_nqn):
-                found += [(entry, subsystem) for entry in _entries(port, address, subsystem.nqn, SubType.NVM)]
+                extension = _extension(subsystem.config.admin_label) if extended else b""
+                entries += [_of_subsystem(entry, subsystem.nqn) + extension for entry in templates]
     flags = DiscoveryFlags(0)
     if port_local:
         flags |= DiscoveryFlags.PORT_LOCAL
-    entries = [entry for entry, _ in found]
     if extended:
         flags |= DiscoveryFlags.EXTENDED
-        entries = [extend_discovery_entry(entry, _attributes(subsystem)) for entry, subsystem in found]
     return build_discovery_log(inventory.generation, entries, flags)
+
+
+def read_discovery_log(
+    inventory: Inventory, seen: PortInfo, host_nqn: str, *, extended: bool = False, port_local: bool = False
+) -> bytes:
+    """The page of `discovery_log`, built once per generation, host, port as seen and form.
+
+    Only the `LOGS_KEPT` pages that were read last are kept.
+    """
+    pages = inventory.log_pages
+    key = (seen, host_nqn, extended, port_local)
+    page = pages.pop(key, None)
+    if page is None:
+        page = discovery_log(inventory, seen, host_nqn, extended=extended, port_local=port_local)
+        if len(pages) >= LOGS_KEPT:
+            del pages[next(iter(pages))]
+    pages[key] = page  # behind those that were read before
+    return page

@@ -58,6 +58,8 @@ class Inventory:
         self.subsystems: dict[str, Subsystem] = {}
         self.ports: dict[int, PortInfo] = {}
         self.generation = 1
+        self.log_pages: dict[tuple[PortInfo, str, bool, bool], bytes] = {}
+        """Discovery logs of this generation, by the port as seen, host NQN and form."""
         self.started_at: float | None = None  # when the target started, for power-on hours; set by who runs it
         self.discovery = Subsystem(
             SubsystemConfig(nqn=DISCOVERY_NQN, model="nvmeof discovery", max_async_events=4), discovery=True
@@ -107,6 +109,7 @@ class Inventory:
     def changed(self) -> None:
         """The Discovery log changed: count it and tell the discovery controllers."""
         self.generation += 1
+        self.log_pages.clear()
         for controller in list(self.discovery.controllers.values()):
             controller.discovery_changed()
 

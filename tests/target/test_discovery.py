@@ -6,7 +6,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.spec.discovery import DISCOVERY_LOG_HEADER, parse_discovery_entries
 from nvmeof.spec.enums import DISCOVERY_NQN
 from nvmeof.target.config import PortConfig, SubsystemConfig
-from nvmeof.target.discovery import discovery_log
+from nvmeof.target.discovery import LOGS_KEPT, discovery_log, read_discovery_log
 from nvmeof.target.inventory import PortInfo
 from nvmeof.target.subsystem import Subsystem
 from tests.target.harness import HOST, NQN, Target
@@ -155,3 +155,36 @@ def test_a_tcp_port_is_told_once_whatever_is_asked():
 def test_a_form_that_does_not_exist():
     with pytest.raises(ConfigurationError, match="own, tcp, tsas"):
         PortConfig(advertise_as=("rdma",))
+
+
+def test_a_page_is_built_once_per_generation_host_and_form(monkeypatch):
+    target, built = Target(), []
+
+    def counted(*arguments, **options):
+        built.append((arguments[2], *options.values()))
+        return discovery_log(*arguments, **options)
+
+    monkeypatch.setattr("nvmeof.target.discovery.discovery_log", counted)
+    for number in range(100):
+        target.inventory.add_subsystem(Subsystem(SubsystemConfig(nqn=f"nqn.2026-01.org.example:{number}")))
+    first, second = target.discovery(), target.discovery(hostnqn=HOST + "0")
+    whole = discovery_log(target.inventory, first.ctx.port, HOST)
+    for _ in range(2):
+        pieces = [first.read_bytes(first.log_page(0x70, 4096, at)) for at in range(0, len(whole), 4096)]
+        assert b"".join(pieces)[: len(whole)] == whole
+    assert built == [(HOST, False, False)]
+    for queue in (second, first):
+        queue.read_bytes(queue.log_page(0x70, 1024))
+        queue.read_bytes(queue.log_page(0x70, 1024, lsp=1))
+    assert built == [(HOST, False, False), (HOST + "0", False, False), (HOST + "0", True, False), (HOST, True, False)]
+    target.inventory.remove_subsystem(NQN)
+    assert NQN.encode() not in first.read_bytes(first.log_page(0x70, 1 << 17)) and len(built) == 5
+
+
+def test_pages_that_are_kept_are_few():
+    target = Target()
+    for number in range(3 * LOGS_KEPT):
+        read_discovery_log(target.inventory, target.port.seen_at(f"127.0.0.{number}", 4420), HOST)
+    assert len(target.inventory.log_pages) == LOGS_KEPT
+    newest = read_discovery_log(target.inventory, target.port.seen_at(f"127.0.0.{3 * LOGS_KEPT - 1}", 4420), HOST)
+    assert any(page is newest for page in target.inventory.log_pages.values())

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from nvmeof.spec.discovery import ENTRY_BYTES, EXTENDED_ENTRY_TAIL, HEADER_BYTES, DiscoveryFlags, DiscoveryLsp
+from struct import Struct
+from typing import Final
+
+from nvmeof.spec.discovery import ENTRY_BYTES, HEADER_BYTES, DiscoveryFlags, DiscoveryLsp
 from nvmeof.spec.enums import LogPageId
 from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.target.commands.log_pages import LogPageSpec, add_log_pages
 from nvmeof.target.context import QueueContext
 from nvmeof.target.controller import Controller
-from nvmeof.target.discovery import discovery_log
+from nvmeof.target.discovery import read_discovery_log
 
+_TEL: Final = Struct("<I")  # first of EXTENDED_ENTRY_TAIL: asked for once per entry and piece
 # Not ALL_SUBSYSTEMS: what a host may not use it is not told of, whatever it asks for.
 _SUPPORTED = DiscoveryLsp.EXTENDED_ENTRIES | DiscoveryLsp.PORT_LOCAL
 
 
 def _discovery(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     asked = command.lsp & _SUPPORTED
-    return discovery_log(
+    return read_discovery_log(
         ctx.inventory,
         ctx.port,
         ctx.host_nqn,
@@ -28,10 +32,12 @@ def _discovery(ctx: QueueContext, controller: Controller, command: GetLogPage, n
 def _entries(page: bytes) -> list[int]:
     """An index of 0 is the header, 1 the first entry."""
     extended = page[18] & DiscoveryFlags.EXTENDED
+    if not extended:
+        return [0, *range(HEADER_BYTES, len(page), ENTRY_BYTES)]
     offsets, position = [0], HEADER_BYTES
     while position < len(page):
         offsets.append(position)
-        position += EXTENDED_ENTRY_TAIL.parse(page[position + ENTRY_BYTES :]).tel if extended else ENTRY_BYTES
+        position += _TEL.unpack_from(page, position + ENTRY_BYTES)[0]
     return offsets
 
 
