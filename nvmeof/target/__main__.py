@@ -39,6 +39,7 @@ from nvmeof.target.config import (
     SubsystemConfig,
     TargetConfig,
 )
+from nvmeof.target.keeper import SUBSYSTEM_SECTIONS
 from nvmeof.target.namespace import Namespace
 from nvmeof.target.server import DEFAULT_SUBNQN, Target
 from nvmeof.target.sizes import format_size, parse_size
@@ -140,7 +141,7 @@ def _state(options: Options) -> FileKeeper | None:
             raise ConfigurationError(
                 f"--state {options.state} is where the --file {path} has its own: give another one"
             )
-    return FileKeeper(state)
+    return FileKeeper(state, sections=SUBSYSTEM_SECTIONS)
 
 
 def _ports(options: Options) -> list[PortConfig]:

@@ -15,6 +15,12 @@ class BlockRanges:
         self._starts: list[int] = []
         self._ends: list[int] = []
 
+    def copy(self) -> BlockRanges:
+        """Return another set of the same blocks."""
+        other = BlockRanges()
+        other._starts, other._ends = self._starts.copy(), self._ends.copy()
+        return other
+
     def __len__(self) -> int:
         return len(self._starts)
 

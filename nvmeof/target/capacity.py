@@ -64,8 +64,8 @@ class Pool(Protocol):
         """New storage of zeroes, opened; durable as far as the pool is."""
         ...
 
-    def open(self, name: str) -> Backend | Awaitable[Backend]:
-        """Storage that was created before."""
+    def open(self, name: str, *, zoned: bool = False) -> Backend | Awaitable[Backend]:
+        """Storage that was created before. `zoned`: zones were kept with it."""
         ...
 
     def delete(self, name: str, backend: Backend | None) -> Awaitable[None] | None:

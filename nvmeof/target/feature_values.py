@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nvmeof.spec.features import HOST_BEHAVIOR_SUPPORT
 from nvmeof.target.keeper import Keeper, damaged, document_of
+
+logger = logging.getLogger(__name__)
 
 _SECTION: Final = "features"
 
@@ -96,6 +99,13 @@ def load_all(keeper: Keeper) -> list[tuple[int, Saved]]:
         if saved is not None and len(fid) == 2 and all(digit in "0123456789abcdef" for digit in fid):
             found.append((int(fid, 16), saved))
     return found
+
+
+def check_saved(keeper: Keeper) -> None:
+    """Log that saved values of controllers cannot be read: their features have their defaults."""
+    kept = keeper.get(_SECTION)
+    if kept is not None and len(load_all(keeper)) < (len(kept) if isinstance(kept, dict) else 1):
+        logger.warning("what %s keeps as %r cannot be read in full: the rest has defaults", keeper.origin, _SECTION)
 
 
 def save(keeper: Keeper, fid: int, selector: int, saved: Saved) -> Awaitable[None] | None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from nvmeof.errors import ConfigurationError
 
 BLOCK_BYTES_CHOICES = (512, 1024, 2048, 4096)
+
+DATA_SECTIONS: Final = frozenset({"format", "reservations", "features", "uncorrectable", "sanitize"})
+"""Sections that belong to the data of a namespace (PATH.nvmeof)."""
+SUBSYSTEM_SECTIONS: Final = frozenset({"history", "lifetime", "self-test", "telemetry", "features", "sanitize"})
+"""Sections that belong to a subsystem (--state)."""
+POOL_SECTIONS: Final = SUBSYSTEM_SECTIONS | {"namespaces"}
+"""Sections of a pool (pool.json), which also has those of the subsystem unless there is a --state."""
+
+T = TypeVar("T")
+
+
+class NotKeptError(OSError):
+    """A value could not be written to where it is kept; the value before holds again."""
 
 
 class Keeper(Protocol):
@@ -26,8 +39,12 @@ class Keeper(Protocol):
     def put(self, section: str, value: Any) -> Awaitable[None] | None:
         """Keep a value (None: nothing); done when it is on non-volatile media. Raises or ends with `OSError`.
 
-        The value must not be changed afterwards. `get` shows it at once.
+        The value must not be changed afterwards. `get` shows it at once, and the value before again after a failure.
         """
+        ...
+
+    def watch(self, section: str, withdrawn: Callable[[], None]) -> None:
+        """Call `withdrawn` in the step in which a value of the section is found not to have been kept."""
         ...
 
 
@@ -52,6 +69,70 @@ class MemoryKeeper:
             self._values[section] = value
         return None
 
+    def watch(self, section: str, withdrawn: Callable[[], None]) -> None:
+        """Nothing fails later than at once."""
+
+
+class KeptValue(Generic[T]):
+    """A value that lives in one section of a keeper: a change that cannot be kept is taken back.
+
+    `changed` is called after each change, and after one was taken back. Values are compared by identity and must not be
+    modified in place.
+    """
+
+    __slots__ = ("_changed", "_dump", "_keeper", "_section", "_settled", "now")
+
+    def __init__(
+        self, keeper: Keeper, section: str, now: T, dump: Callable[[T], Any], changed: Callable[[], None]
+    ) -> None:
+        self.now = now
+        self._settled = now  # the last that is known to be kept
+        self._keeper = keeper
+        self._section = section
+        self._dump = dump
+        self._changed = changed
+        keeper.watch(section, self._withdraw)
+
+    def set(self, value: T) -> Awaitable[None] | None:
+        """Let a value hold, and keep it; done when it is on non-volatile media. Raises or ends with `OSError`."""
+        if value is not self.now:
+            self.now = value
+            self._changed()
+        try:
+            pending = self._keeper.put(self._section, self._dump(value))
+        except OSError:
+            self._withdraw()
+            raise
+        if pending is None:
+            self._settled = value
+            return None
+        return self._later(pending, value)
+
+    def replace(self, value: T) -> None:
+        """Let a value hold that need not be kept."""
+        changed = value is not self.now
+        self.now = self._settled = value
+        if changed:
+            self._changed()
+
+    async def _later(self, pending: Awaitable[None], value: T) -> None:
+        try:
+            await pending
+        except OSError:
+            # A change that came later was built on this one: if it can be kept, so is this one.
+            if self.now is value:
+                self._withdraw()
+            raise
+        except BaseException:
+            self._settled = value  # the command was given up; the write goes on
+            raise
+        self._settled = value
+
+    def _withdraw(self) -> None:
+        if self.now is not self._settled:
+            self.now = self._settled
+            self._changed()
+
 
 def document_of(keeper: Keeper, section: str) -> dict[str, Any]:
     """A section that is a JSON object; an empty one for anything else."""
@@ -67,7 +148,7 @@ def damaged(keeper: Keeper, section: str, error: Exception) -> ConfigurationErro
     )
 
 
-FORMAT_SECTION = "format"
+FORMAT_SECTION: Final = "format"
 """What Format NVM has made of a namespace: `block_bytes`; and `erase` (SES) while that has not come to its end."""
 
 

@@ -6,12 +6,15 @@ to time and at a clean stop: a kill loses those of the last minutes, as it does 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from nvmeof.target.keeper import Keeper, document_of
 from nvmeof.target.namespace import BLOCK_COUNTERS, Namespace, NamespaceCounters
+
+logger = logging.getLogger(__name__)
 
 SECTION: Final = "lifetime"
 SAVE_SECONDS: Final = 300.0
@@ -86,6 +89,13 @@ def _number(kept: Any, name: str) -> int | float:
     return value if isinstance(value, int | float) and 0 <= value < _NUMBER_MAX else 0
 
 
+def _sound(kept: Any) -> bool:
+    """Whether everything that is kept is something that can have been counted."""
+    if isinstance(kept, dict):
+        return all(_sound(value) for value in kept.values())
+    return isinstance(kept, bool | int | float) and 0 <= kept < _NUMBER_MAX
+
+
 def _load(kept: Any) -> Totals:
     return Totals(**{field.name: int(_number(kept, field.name)) for field in fields(Totals)})
 
@@ -96,6 +106,9 @@ class Lifetime:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         kept = document_of(keeper, SECTION)
+        found = keeper.get(SECTION)
+        if found is not None and not (isinstance(found, dict) and _sound(found)):
+            logger.warning("what %s keeps as %r cannot be read: some counters begin anew", keeper.origin, SECTION)
         self.power_cycles = int(_number(kept, "power_cycles")) + 1
         self.unsafe_shutdowns = int(_number(kept, "unsafe_shutdowns"))
         self.unsafe = bool(kept) and not kept.get("clean", False)

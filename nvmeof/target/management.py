@@ -202,7 +202,7 @@ class NamespaceManager:
         for name in list(self._unused):
             await self._clear_away(name, None)
         for _, record in sorted(self._records.items()):
-            backend = await settled(self.pool.open(record.name))
+            backend = await settled(self.pool.open(record.name, zoned=record.csi == Csi.ZONED))
             try:
                 self._owner.insert(self._made(record, backend), attached=False)
             except BaseException:

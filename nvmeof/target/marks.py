@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from nvmeof.target.block_ranges import BlockRanges
-from nvmeof.target.keeper import Keeper, damaged
+from nvmeof.target.keeper import Keeper, KeptValue, damaged
 
 SECTION: Final = "uncorrectable"
 RANGES_MAX: Final = 4096
@@ -18,31 +18,43 @@ so that their number is what a command costs everybody."""
 
 
 class Marks:
-    """`marked` and `failing` are sets of logical blocks; `found` is called when there is one more that fails.
+    """`marked` and `failing` are sets of logical blocks; `found` is called when there is one more that fails,
+    `changed` when other blocks are marked than before.
 
     `block_bytes` is kept with them: it may be another one the next time. Raises `ConfigurationError` for what cannot be
     read: a host that marked blocks must not be given their data.
     """
 
-    __slots__ = ("_keeper", "block_bytes", "failing", "found", "generation", "marked", "some")
+    __slots__ = ("_keeper", "_kept", "block_bytes", "changed", "failing", "found", "generation", "some")
 
     def __init__(self, keeper: Keeper, size_blocks: int, block_bytes: int = 512) -> None:
         self._keeper = keeper
         self.block_bytes = block_bytes
-        self.marked = BlockRanges()
         self.failing = BlockRanges()
         self.generation = 0  # changes when one more fails or is marked
         self.found: Callable[[], object] = lambda: None
+        self.changed: Callable[[], object] = lambda: None
         self.some = False  # whether there are any at all, of either kind
-        self._restore(keeper.get(SECTION), size_blocks)
+        marked = self._restore(keeper.get(SECTION), size_blocks)
+        self._kept = KeptValue(keeper, SECTION, marked, self._dump, self._changed)
         self._count()
+
+    @property
+    def marked(self) -> BlockRanges:
+        """Those that a host has marked; not to be modified."""
+        return self._kept.now
 
     def _count(self) -> None:
         self.some = bool(self.marked) or bool(self.failing)
 
-    def _restore(self, kept: Any, size_blocks: int) -> None:
+    def _changed(self) -> None:
+        self._count()
+        self.changed()
+
+    def _restore(self, kept: Any, size_blocks: int) -> BlockRanges:
+        marked = BlockRanges()
         if kept is None:
-            return
+            return marked
         try:
             unit = int(kept["block_bytes"])
             for start, end in kept["ranges"]:
@@ -51,9 +63,10 @@ class Marks:
                 # A block that is marked in part cannot be read.
                 first, last = start * unit // self.block_bytes, -(-end * unit // self.block_bytes)
                 if first < size_blocks:
-                    self.marked.add(int(first), int(min(last, size_blocks)))
+                    marked.add(int(first), int(min(last, size_blocks)))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise damaged(self._keeper, SECTION, error) from error
+        return marked
 
     @property
     def durable(self) -> bool:
@@ -69,26 +82,34 @@ class Marks:
         """Whether blocks cannot be replaced: that would cut a range in two, and there are too many already."""
         return len(self.marked) >= 2 * RANGES_MAX and self.marked.splits(start, end)
 
-    def _keep(self) -> Awaitable[None] | None:
-        self._count()
-        ranges = [list(item) for item in self.marked]
-        return self._keeper.put(SECTION, {"block_bytes": self.block_bytes, "ranges": ranges} if ranges else None)
+    def _dump(self, marked: BlockRanges) -> dict[str, Any] | None:
+        ranges = [list(item) for item in marked]
+        return {"block_bytes": self.block_bytes, "ranges": ranges} if ranges else None
 
     def mark(self, start: int, end: int) -> Awaitable[None] | None:
-        """Blocks cannot be read from now on. Done when that is kept; raises or ends with `OSError`."""
-        if not self.marked.covers(start, end):
+        """Blocks cannot be read from now on. Done when that is kept; raises or ends with `OSError`, and has no effect.
+
+        What is marked already is kept again: it may still be on its way.
+        """
+        marked = self.marked
+        if not marked.covers(start, end):
             self.generation += 1
-        self.marked.add(start, end)
-        return self._keep()
+            marked = marked.copy()
+            marked.add(start, end)
+        return self._kept.set(marked)
 
     def forget(self, start: int, end: int) -> Awaitable[None] | None:
         """Blocks have been replaced, and can be read again. Done when that is kept; raises or ends with `OSError`."""
         self.failing.remove(start, end)
+        self._count()
         if not self.marked.overlaps(start, end):
-            self._count()
             return None
-        self.marked.remove(start, end)
-        return self._keep()
+        return self._kept.set(self._without(start, end))
+
+    def _without(self, start: int, end: int) -> BlockRanges:
+        marked = self.marked.copy()
+        marked.remove(start, end)
+        return marked
 
     def concern(self, start: int, end: int) -> bool:
         """Whether any of these blocks is marked or failed."""
@@ -96,18 +117,16 @@ class Marks:
 
     def clip(self, size_blocks: int) -> None:
         """The namespace has become smaller."""
-        self.marked.remove(size_blocks, 1 << 64)
+        if self.marked:
+            self._kept.replace(self._without(size_blocks, 1 << 64))
         self.failing.remove(size_blocks, 1 << 64)
         self._count()
 
     def clear(self) -> Awaitable[None] | None:
         """Nothing is left of what the blocks held. Done when that is kept; raises or ends with `OSError`."""
         self.failing = BlockRanges()
-        if not self.marked:
-            self.some = False
-            return None
-        self.marked = BlockRanges()
-        return self._keep()
+        self._count()
+        return self._kept.set(BlockRanges()) if self.marked else None
 
     def fail(self, start: int, end: int) -> None:
         """Some of these blocks could not be read."""

@@ -18,7 +18,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.backend.base import Backend, Lease, SourceError
 from nvmeof.target.feature_values import Values, load_strictly
 from nvmeof.target.in_progress import InProgress
-from nvmeof.target.keeper import MemoryKeeper, formatted_block_bytes
+from nvmeof.target.keeper import MemoryKeeper, NotKeptError, formatted_block_bytes
 from nvmeof.target.marks import RANGES_MAX, Marks
 from nvmeof.target.permit import Permits
 from nvmeof.target.reservation_store import ReservationStore
@@ -85,6 +85,8 @@ def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
     code = error.errno
     if code == errno.ECANCELED:
         return Status.ABORTED_BY_REQUEST, False
+    if isinstance(error, NotKeptError):
+        return Status.INTERNAL_ERROR, False  # the command is right, and may succeed when it can be kept again
     if code in _NO_ROOM and writing:
         return Status.CAPACITY_EXCEEDED, True
     if code in _WRITE_REFUSED and writing:
@@ -162,6 +164,7 @@ class Namespace:
             backend.capabilities.size_bytes // backend.capabilities.block_bytes,
             backend.capabilities.block_bytes,
         )
+        self.marks.changed = self._show_memory
         self.refresh()
 
     def refresh(self) -> None:
@@ -273,9 +276,7 @@ class Namespace:
                 Status.CAPACITY_EXCEEDED,
                 message=f"namespace {self.nsid} keeps no more than {RANGES_MAX} ranges of uncorrectable blocks",
             )
-        result = self._call(lambda: self.marks.mark(slba, slba + nlb), writing=True)
-        self._show_memory()
-        return result
+        return self._call(lambda: self.marks.mark(slba, slba + nlb), writing=True)
 
     def _check_replaceable(self, slba: int, nlb: int) -> None:
         if self.marks.some and self.marks.crowded(slba, slba + nlb):
@@ -290,7 +291,6 @@ class Namespace:
             return result
         if result is None and not self.marks.durable:
             self.marks.forget(slba, slba + nlb)
-            self._show_memory()
             return None
         return self._rewritten_later(slba, nlb, result)
 
@@ -299,9 +299,7 @@ class Namespace:
         if self.marks.durable:
             # What replaces them must not be lost when the marks are gone for good: old data would come back.
             await settled(self.flush())
-        kept = self._call(lambda: self.marks.forget(slba, slba + nlb), writing=True)
-        self._show_memory()
-        await settled(kept)
+        await settled(self._call(lambda: self.marks.forget(slba, slba + nlb), writing=True))
 
     def read(self, slba: int, nlb: int) -> Lease | Awaitable[Lease]:
         """The data of `nlb` blocks; release the lease when it has been sent."""

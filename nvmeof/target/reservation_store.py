@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.reservations import ALL_TYPES, Rescap
 from nvmeof.spec.status import Status
-from nvmeof.target.keeper import Keeper, damaged
+from nvmeof.target.keeper import Keeper, KeptValue, damaged
 from nvmeof.target.reservations import Reservations
-from nvmeof.target.runtime import settled
 
 _SECTION: Final = "reservations"
 
@@ -23,16 +21,21 @@ class ReservationStore:
     not what was put there: a namespace must not be served without reservations that somebody relies on.
     """
 
-    __slots__ = ("_changed", "_keeper", "state")
+    __slots__ = ("_keeper", "_kept")
 
     def __init__(self, keeper: Keeper, changed: Callable[[], None]) -> None:
         self._keeper = keeper
-        self._changed = changed
         kept = keeper.get(_SECTION)
         try:
-            self.state = Reservations() if kept is None else Reservations.from_document(kept)
+            state = Reservations() if kept is None else Reservations.from_document(kept)
         except (ValueError, OverflowError) as error:
             raise damaged(keeper, _SECTION, error) from error
+        self._kept = KeptValue(keeper, _SECTION, state, _document, changed)
+
+    @property
+    def state(self) -> Reservations:
+        """What holds now."""
+        return self._kept.now
 
     @property
     def durable(self) -> bool:
@@ -51,39 +54,22 @@ class ReservationStore:
         Raises or ends with `CommandError` when it cannot be kept: what held before holds again then, unless there was
         another change since.
         """
-        before, self.state = self.state, state
-        if state is not before:
-            self._changed()
+        before = self._kept.now
         # Also what was so already is kept: it may still be on its way, and is relied on when this is done.
-        return self._keep(before, state) if state.persistent or before.persistent else None
-
-    def _put(self) -> Awaitable[None] | None:
-        return self._keeper.put(_SECTION, self.state.document() if self.state.persistent else None)
-
-    def _keep(self, before: Reservations, after: Reservations) -> Awaitable[None] | None:
+        if not (state.persistent or before.persistent):
+            self._kept.replace(state)
+            return None
         try:
-            pending = self._put()
+            pending = self._kept.set(state)
         except OSError as error:
-            self._back(before, after)
             raise self._failed(error) from error
-        return None if pending is None else self._kept(pending, before, after)
+        return None if pending is None else self._finish(pending)
 
-    async def _kept(self, pending: Awaitable[None], before: Reservations, after: Reservations) -> None:
+    async def _finish(self, pending: Awaitable[None]) -> None:
         try:
             await pending
         except OSError as error:
-            if self._back(before, after):
-                # The keeper's own copy goes back too: a later write must not make the failed change durable.
-                with contextlib.suppress(OSError):
-                    await settled(self._put())
             raise self._failed(error) from error
-
-    def _back(self, before: Reservations, after: Reservations) -> bool:
-        if self.state is not after or before is after:
-            return False
-        self.state = before
-        self._changed()
-        return True
 
     @staticmethod
     def _failed(error: OSError) -> CommandError:
@@ -92,3 +78,7 @@ class ReservationStore:
             dnr=False,
             message=f"the reservations cannot be kept through a power loss: {error.strerror or error}",
         )
+
+
+def _document(state: Reservations) -> dict[str, Any] | None:
+    return state.document() if state.persistent else None

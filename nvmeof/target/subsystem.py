@@ -16,7 +16,7 @@ from nvmeof.target.attachments import Attachments
 from nvmeof.target.backend.base import Backend
 from nvmeof.target.capacity import occupied_bytes
 from nvmeof.target.config import NamespaceConfig, SubsystemConfig
-from nvmeof.target.feature_values import Values
+from nvmeof.target.feature_values import Values, check_saved
 from nvmeof.target.formatting import interrupted, resume
 from nvmeof.target.history import History, hardware_error, power_on_or_reset, sanitize_completion, watch
 from nvmeof.target.keeper import Keeper, MemoryKeeper
@@ -86,6 +86,7 @@ class Subsystem:
         self.nqn = config.nqn
         self.discovery = discovery
         self.keeper: Keeper = config.keeper or (config.pool.keeper if config.pool is not None else MemoryKeeper())
+        check_saved(self.keeper)
         self.history = History(self.keeper)
         self.lifetime = Lifetime(self.keeper)
         self.telemetry: object | None = None  # what log page 08h shows

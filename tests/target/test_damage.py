@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvmeof.errors import ConfigurationError
-from nvmeof.target.__main__ import EXIT_USAGE, main
+from nvmeof.target.__main__ import EXIT_USAGE, Options, main, make_target
+from nvmeof.target.backend import kept_document
+from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.ramdisk import Ramdisk
 from tests.target.harness import Target
@@ -139,7 +143,12 @@ def test_a_command_that_there_is_not(field: str, value: int) -> None:
         "[]",
         "5",
         '{"nvmeof":1}',
-        '{"nvmeof":2,"kept":{}}',
+        '{"nvmeof":3,"kept":{}}',
+        '{"nvmeof":true,"kept":{}}',
+        '{"nvmeof":2,"kept":{},"x":1}',
+        '{"nvmeof":2,"kept":{"reservqtions":{}}}',
+        '{"nvmeof":2,"sha256":5,"kept":{}}',
+        '{"nvmeof":2,"kept":{},"kept":{}}',
         '{"nvmeof":1,"kept":[1]}',
         "[" * 100000,
         '{"nvmeof":1,"kept":{"a":NaN}}',
@@ -154,3 +163,104 @@ def test_a_file_that_is_no_keeper(tmp_path: Path, text: str) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match=rf"{path} .*to start anew"):
         FileKeeper(path)
+
+
+def changed_bits(data: bytes) -> Iterator[bytes]:
+    """Each bit changed, one at a time."""
+    for index in range(len(data)):
+        for bit in range(8):
+            yield data[:index] + bytes([data[index] ^ 1 << bit]) + data[index + 1 :]
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "PATH.nvmeof": OF_A_FILE,
+    "--state": {name: OF_A_SUBSYSTEM[name] for name in ("history", "lifetime", "features", "sanitize")},
+    "pool.json": {"namespaces": {"namespaces": [], "unused": [NSID_1], "hosts": []}, "history": {"events": []}},
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_bit_and_every_length(tmp_path: Path, kind: str) -> None:
+    """Right, or refused with a sentence that names the file: never another value."""
+    path, right = tmp_path / "kept", SMALL[kind]
+    data = kept_document.build(right).encode()
+    path.write_bytes(data)
+    assert FileKeeper(path).values == right
+    refused = 0
+    for damaged in (*changed_bits(data), *(data[:length] for length in range(len(data)))):
+        path.write_bytes(damaged)
+        try:
+            assert FileKeeper(path).values == right
+        except ConfigurationError as error:
+            assert str(error).startswith(f"{path} ") and "start anew" in str(error)
+            refused += 1
+    assert refused >= 9 * len(data) - 16, "but for white space at the end"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_document_without_a_checksum_is_taken_once(tmp_path: Path, caplog: Any, known: bool) -> None:
+    """Of the first version, or edited by hand; not when it has what is not known, by damage or by a newer version."""
+    disk, beside = tmp_path / "disk", tmp_path / "disk.nvmeof"
+    disk.write_bytes(bytes(8192))
+    old = json.dumps({"nvmeof": 1, "kept": {"format" if known else "formbt": {"block_bytes": 4096}}}, indent=1)
+    beside.write_text(old)
+
+    async def block_bytes() -> int:
+        backend = FileBackend(disk)
+        await backend.open()
+        await backend.close()
+        return backend.capabilities.block_bytes
+
+    if not known:
+        with pytest.raises(ConfigurationError, match=r"disk\.nvmeof has a section 'formbt', which is unknown"):
+            asyncio.run(block_bytes())
+        assert beside.read_text() == old
+        return
+    assert asyncio.run(block_bytes()) == 4096
+    assert f"{beside} has no checksum: it is taken as it is" in caplog.text
+    assert kept_document.parse(beside.read_text(), {"format"}) == ({"format": {"block_bytes": 4096}}, True)
+    caplog.clear()
+    assert asyncio.run(block_bytes()) == 4096 and not caplog.text
+
+
+def test_a_newer_version_is_told_from_damage(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_text('{"nvmeof": 3, "kept": {"zeal": 1}}')
+    with pytest.raises(ConfigurationError, match=rf"{path} was written by a newer version of nvmeof"):
+        FileKeeper(path)
+
+
+@pytest.mark.parametrize("what", ["nvmeof", "zones"])
+def test_a_link_to_nothing_is_no_empty_file(tmp_path: Path, what: str) -> None:
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    beside = tmp_path / f"disk.{what}"
+    beside.symlink_to(tmp_path / "away")
+    option = f"{tmp_path / 'disk'}{',zoned,zone-size=64K' if what == 'zones' else ''}"
+    with pytest.raises(ConfigurationError, match=rf"{beside} is a link to {tmp_path / 'away'}, which is not there"):
+        asyncio.run(served(option))
+    assert not (tmp_path / "away").exists()
+
+
+async def served(option: str) -> None:
+    """A start and a clean end."""
+    async with make_target(Options(trtype="tcp", listen=("127.0.0.1:0",), file=(option,))):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("section", "kept"),
+    [
+        ("lifetime", 5),
+        ("lifetime", {"power_cycles": "x"}),
+        ("lifetime", {"namespaces": {NSID_1: {"reads": -1}}}),
+        ("features", 5),
+        ("features", {"0b.0": {}}),
+        ("history", {"events": [5]}),
+        ("self-test", {"results": 5}),
+        ("telemetry", {"areas": 5}),
+    ],
+)
+def test_what_begins_anew_is_a_line_of_the_log(caplog: Any, section: str, kept: Any) -> None:
+    assert serves(OF_A_SUBSYSTEM, {}) and not caplog.text
+    assert serves({section: kept}, {})
+    assert "cannot be read" in caplog.text

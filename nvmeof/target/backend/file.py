@@ -27,7 +27,7 @@ from nvmeof.target.backend.ranges import RangeLocks
 from nvmeof.target.backend.saver import settle
 from nvmeof.target.backend.threads import ThreadBatches
 from nvmeof.target.backend.zone_file import FileZoneStore
-from nvmeof.target.keeper import MemoryKeeper, formatted_block_bytes
+from nvmeof.target.keeper import DATA_SECTIONS, MemoryKeeper, formatted_block_bytes
 from nvmeof.target.pool import BufferPool
 from nvmeof.target.sizes import format_size, parse_size
 from nvmeof.target.zone_store import ZoneLayout, ZoneStore
@@ -194,9 +194,12 @@ class FileBackend(FileCalls):
     def _open_keeper(self) -> FileKeeper | MemoryKeeper:
         if self._device and self._kept is None:
             return MemoryKeeper()
-        keeper = FileKeeper(self._kept_path)
+        keeper = FileKeeper(self._kept_path, sections=DATA_SECTIONS)
         # Each process has all of it in memory: of two that write, each would undo what the other has kept.
-        return MemoryKeeper(keeper.values, keeper.origin) if self._read_only or self._guest else keeper
+        if self._read_only or self._guest:
+            return MemoryKeeper(keeper.values, keeper.origin)
+        keeper.add_checksum()
+        return keeper
 
     @property
     def _kept_path(self) -> Path:

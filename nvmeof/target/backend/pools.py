@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import json
+import logging
 import os
 from collections.abc import Awaitable
 from pathlib import Path
@@ -15,16 +17,19 @@ from pathlib import Path
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.backend import syscalls
 from nvmeof.target.backend.base import Backend
-from nvmeof.target.backend.file import KEPT_SUFFIX, FileBackend, beside
+from nvmeof.target.backend.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, beside
 from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.ramdisk import Ramdisk
-from nvmeof.target.keeper import FORMAT_SECTION, MemoryKeeper
+from nvmeof.target.keeper import DATA_SECTIONS, FORMAT_SECTION, POOL_SECTIONS, MemoryKeeper
 from nvmeof.target.sizes import format_size, parse_size
 
 KEEPER_NAME = "pool.json"
 """What a pool keeps of its namespaces, and of the subsystem unless that has a file of its own."""
 SUFFIX = ".namespace"
+_NAMESPACES = "namespaces"
 _SHARED_ERRORS = frozenset({errno.EAGAIN, errno.EACCES})
+
+logger = logging.getLogger(__name__)
 
 
 class RamdiskPool:
@@ -53,7 +58,7 @@ class RamdiskPool:
         ramdisk = self._ramdisks[name] = Ramdisk(size_bytes, block_bytes=block_bytes)
         return ramdisk
 
-    def open(self, name: str) -> Backend:
+    def open(self, name: str, *, zoned: bool = False) -> Backend:
         return self._ramdisks[name]
 
     def delete(self, name: str, backend: Backend | None) -> Awaitable[None] | None:
@@ -78,7 +83,7 @@ class FilePool:
             _make_directory(self.directory)
         except OSError as error:
             raise ConfigurationError(f"cannot use {self.directory} as a pool: {error.strerror}") from error
-        self.keeper = FileKeeper(self.directory / KEEPER_NAME)
+        self.keeper = FileKeeper(self.directory / KEEPER_NAME, sections=POOL_SECTIONS)
 
     @property
     def description(self) -> str:
@@ -102,10 +107,32 @@ class FilePool:
             raise
         self._lock = lock
         try:
+            if not self.keeper.path.exists():  # before it is made
+                self._check_named(None)
             self.keeper.hold()
+            self._check_named(self.keeper.get(_NAMESPACES))
         except BaseException:
             await self.release()
             raise
+
+    def _check_named(self, kept: object) -> None:
+        """Raise `ConfigurationError` for namespaces in the directory whose list has gone; log those not in the list."""
+        found = sorted(each.name for each in self.directory.glob(f"*{SUFFIX}"))
+        if found and kept is None:
+            raise ConfigurationError(
+                f"{self.directory} holds {len(found)} files of namespaces ({found[0]}{', ...' if found[1:] else ''}), "
+                f"and {self.keeper.path} does not name them: put {KEEPER_NAME} back, or move these files away to "
+                "start anew"
+            )
+        names = json.dumps(kept)
+        unnamed = [each for each in found if each.removesuffix(SUFFIX) not in names]
+        if unnamed:
+            logger.warning(
+                "%s is not named in %s: it is no namespace, and its space is not counted (%d such files)",
+                self.directory / unnamed[0],
+                self.keeper.path,
+                len(unnamed),
+            )
 
     async def release(self) -> None:
         """Let the directory go."""
@@ -119,20 +146,26 @@ class FilePool:
         try:
             await asyncio.to_thread(self._make_file, path, size_bytes)
             # What a host may change later (Format NVM) is in one place from the start.
-            keeper = FileKeeper(beside(path, KEPT_SUFFIX))
+            keeper = FileKeeper(beside(path, KEPT_SUFFIX), sections=DATA_SECTIONS)
             await keeper.put(FORMAT_SECTION, {"block_bytes": block_bytes})
-            return await self.open(name)
+            return await self.open(name)  # zones are made with the namespace
         except BaseException:
             await self.delete(name, None)
             raise
 
-    async def open(self, name: str) -> Backend:
+    async def open(self, name: str, *, zoned: bool = False) -> Backend:
         path = self.path(name)
         if not path.exists():
             raise ConfigurationError(
                 f"{path} is not there, and {self.keeper.path} names it as a namespace: put it back, or take it out of "
                 "there to give the namespace up"
             )
+        for kept in (beside(path, KEPT_SUFFIX), *([beside(path, ZONES_SUFFIX)] if zoned else [])):
+            if not kept.exists():
+                raise ConfigurationError(
+                    f"{kept} is not there, which keeps what belongs to {path}: put it back, or take the namespace out "
+                    f"of {self.keeper.path} to give it up"
+                )
         backend = FileBackend(self.path(name), workers=self._workers)
         await backend.open()
         return backend

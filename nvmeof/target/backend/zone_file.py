@@ -1,5 +1,8 @@
 """Zones kept in a file beside the data: one record per zone, written in place.
 
+The file begins with a header (4,096 bytes) that says what zones these are. Header and records have checksums: what does
+not match is refused.
+
 A record has two halves. The first is what the zone is now; it is written before a command completes, and the system has
 it from then on: the end of this process, also a sudden one, does not change it. But what the system has not yet written
 out is lost with the power, the data as well as these records, and in any order. The second half is written only when
@@ -10,25 +13,34 @@ started again, the first, else the second. So a write pointer is never beyond da
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
+import stat
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 from nvmeof.errors import ConfigurationError
-from nvmeof.spec.zns import ZoneState
+from nvmeof.spec.zns import ZoneAttributes, ZoneState
 from nvmeof.target.backend import syscalls
+from nvmeof.target.backend.kept_document import check_link
 from nvmeof.target.backend.saver import Saver
 from nvmeof.target.zone_store import ZoneLayout, ZoneRecord
 
-_MAGIC: Final = b"NVMeoF zones\0\0\0\1"  # ends with the version
-_HEADER: Final = struct.Struct("<16s16sQQQQ")  # magic, boot, bytes of a zone, its capacity, its extension, count
+_MAGIC: Final = b"NVMeoF zones\0\0\0"
+_VERSION: Final = 2
+_HEADER: Final = struct.Struct("<15sB16sQQQQI")
+"""Magic, version, boot, bytes of a zone, its capacity, its extension, count; CRC-32 of all that."""
 _HEADER_BYTES: Final = 4096
-_HALF: Final = struct.Struct("<BB6xQ")
+_HALF: Final = struct.Struct("<BB2xIQ")  # state, attributes, CRC-32, bytes written
+_CHECKED: Final = struct.Struct("<QBBQ")  # number of the zone, state, attributes, bytes written: what the CRC is of
+_CRC: Final = struct.Struct("<I")
+_CRC_AT: Final = 60
+"""Where in a record the CRC-32 of the zone's descriptor extension is: right before that."""
 _RECORD_BYTES: Final = 64  # no record goes from one sector of the media into the next
+_EMPTY_AT_ONCE: Final = 4096  # zones
 _ANEW: Final = "remove it to begin with empty zones"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -62,14 +74,15 @@ class FileZoneStore:
         self._count = 0
         self._pending: dict[int, ZoneRecord] = {}
         self._saver = Saver(self._begin)
+        check_link(path)
+        self._extended = False  # an extension was written, and may not be on the media yet
         try:
-            self._fd = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT), 0o600)
+            self._fd = self._open_file(path, count)
         except OSError as error:
-            if read_only and error.errno == errno.ENOENT:
-                self._fd = -1  # never written: all zones are empty
-                self._records = [ZoneRecord()] * count
-                return
             raise ConfigurationError(f"cannot open {path}: {error.strerror}") from error
+        if self._fd < 0:
+            self._records = [ZoneRecord()] * count
+            return
         try:
             self._records = self._open(count)
         except OSError as error:
@@ -81,20 +94,34 @@ class FileZoneStore:
 
     # Opening
 
-    def _open(self, count: int) -> list[ZoneRecord]:
-        header = os.pread(self._fd, _HEADER.size, 0)
-        if not any(header) and not self._read_only:  # new, or the end came while it was made
+    def _open_file(self, path: Path, count: int) -> int:
+        """Open the file, and make it when it is not there; -1 when it need not be made: all zones are empty."""
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a FIFO may never come to its beginning
+                raise ConfigurationError(f"zones cannot be kept in {path}: it is no regular file; {_ANEW}")
+        except FileNotFoundError:
+            return -1 if self._read_only else self._make(path, count)
+        return os.open(path, os.O_CLOEXEC | (os.O_RDONLY if self._read_only else os.O_RDWR))
+
+    def _make(self, path: Path, count: int) -> int:
+        """Make a file of empty zones. It has its name when all of it is on the media."""
+        new = path.with_name(path.name + ".new")
+        fd = os.open(new, os.O_CLOEXEC | os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            self._fd = fd
+            self._reserve(0, count)
             self._count = count
-            self._reserve(count)
             self._write_header()
-            syscalls.sync_directory(self.path.parent)
-            return [ZoneRecord()] * count
-        if len(header) != _HEADER.size or header[:16] != _MAGIC:
-            raise ConfigurationError(f"{self.path} is not what zones are kept in; {_ANEW}")
-        _, boot, *lengths, kept = _HEADER.unpack(header)
-        layout = ZoneLayout(self.layout.block_bytes, *lengths)
-        if layout != self.layout:
-            raise ConfigurationError(f"{self.path} is about {layout}, and not about {self.layout}; {_ANEW}")
+            new.rename(path)
+            syscalls.sync_directory(path.parent)
+        except BaseException:
+            os.close(fd)
+            new.unlink(missing_ok=True)
+            raise
+        return fd
+
+    def _open(self, count: int) -> list[ZoneRecord]:
+        boot, kept, checked = self._read_header()
         if kept > count and self._held > count:
             raise ConfigurationError(f"{self.path} is about {kept} zones, more than the {count} that are to be served")
         self._count = kept
@@ -105,22 +132,55 @@ class FileZoneStore:
                 f"{max(there - _HEADER_BYTES, 0) // self._stride} are lost; {_ANEW}"
             )
         same_boot = boot == boot_id() and any(boot)
-        records = self._read_all(second_half=not same_boot)
-        if not same_boot and not self._read_only:
-            # The first halves are put right before the header says that they count.
+        records = self._read_all(second_half=not same_boot, checked=checked)
+        if not (same_boot and checked) and not self._read_only:
+            # The records are put right before the header says that they count, and are checked.
             for index, record in enumerate(records):
-                os.pwrite(self._fd, self._encode(record), self._at(index))
+                self._rewrite(index, record, whole=not checked)
             os.fdatasync(self._fd)
             self._write_header()
         self._records = records
         self.resize(count)
         return self._records
 
-    def _read_all(self, *, second_half: bool) -> list[ZoneRecord]:
+    def _rewrite(self, index: int, record: ZoneRecord, *, whole: bool) -> None:
+        """Put the first half right; of a file without checksums all of the record."""
+        half = self._encode(index, record)
+        if not whole:
+            os.pwrite(self._fd, half, self._at(index))
+            return
+        extension = os.pread(self._fd, self.layout.extension_bytes, self._at(index) + _RECORD_BYTES)
+        os.pwrite(self._fd, (half + half).ljust(_CRC_AT, b"\0") + _CRC.pack(crc32(extension)), self._at(index))
+
+    def _read_header(self) -> tuple[bytes, int, bool]:
+        """Return the boot, the number of zones, and whether there are checksums."""
+        raw = os.pread(self._fd, _HEADER.size, 0)
+        if len(raw) != _HEADER.size or raw[:15] != _MAGIC:
+            raise ConfigurationError(f"{self.path} is not what zones are kept in, or damaged; {_ANEW}")
+        _, version, boot, *lengths, kept, crc = _HEADER.unpack(raw)
+        if version > _VERSION and crc == crc32(raw[: -_CRC.size]):
+            raise ConfigurationError(
+                f"{self.path} was written by a newer version of nvmeof (its format is {version}, and {_VERSION} is "
+                f"known here): use that version, or {_ANEW}"
+            )
+        # A file of the first version has zeroes there.
+        if crc != (crc32(raw[: -_CRC.size]) if version == _VERSION else 0) or version not in (1, _VERSION):
+            raise ConfigurationError(f"{self.path} is damaged: its header does not match its checksum; {_ANEW}")
+        layout = ZoneLayout(self.layout.block_bytes, *lengths)
+        if layout != self.layout:
+            raise ConfigurationError(f"{self.path} is about {layout}, and not about {self.layout}; {_ANEW}")
+        return boot, kept, version == _VERSION
+
+    def _read_all(self, *, second_half: bool, checked: bool) -> list[ZoneRecord]:
         records = []
         raw = os.pread(self._fd, self._count * self._stride, _HEADER_BYTES).ljust(self._count * self._stride, b"\0")
-        for start in range(0, len(raw), self._stride):
-            state, attributes, written = _HALF.unpack_from(raw, start + _HALF.size * second_half)
+        for index, start in enumerate(range(0, len(raw), self._stride)):
+            state, attributes, crc, written = _HALF.unpack_from(raw, start + _HALF.size * second_half)
+            extension = raw[start + _CRC_AT : start + self._stride]
+            if checked:
+                self._check(index, _CHECKED.pack(index, state, attributes, written), crc)
+                if attributes & ZoneAttributes.EXTENSION_VALID:
+                    self._check(index, extension[_CRC.size :], _CRC.unpack_from(extension)[0])
             try:
                 known = ZoneState(state or ZoneState.EMPTY)
             except ValueError:
@@ -135,24 +195,39 @@ class FileZoneStore:
             records.append(ZoneRecord(known, attributes, -(-written // self.layout.block_bytes)))
         return records
 
-    def _encode(self, record: ZoneRecord) -> bytes:
-        # An empty zone is all zeroes: a new file needs no records.
+    def _check(self, index: int, data: bytes, crc: int) -> None:
+        if crc32(data) != crc:
+            raise ConfigurationError(
+                f"{self.path} is damaged: what it keeps of zone {index} does not match its checksum; put it back from "
+                f"a copy, or {_ANEW}"
+            )
+
+    def _encode(self, index: int, record: ZoneRecord) -> bytes:
         state = 0 if record.state is ZoneState.EMPTY else record.state
-        return _HALF.pack(state, record.attributes, record.written * self.layout.block_bytes)
+        written = record.written * self.layout.block_bytes
+        crc = crc32(_CHECKED.pack(index, state, record.attributes, written))
+        return _HALF.pack(state, record.attributes, crc, written)
 
     def _write_header(self) -> None:
         _, *lengths = self.layout
-        header = _HEADER.pack(_MAGIC, boot_id(), *lengths, self._count)
-        os.pwrite(self._fd, header, 0)
+        header = _HEADER.pack(_MAGIC, _VERSION, boot_id(), *lengths, self._count, 0)[: -_CRC.size]
+        os.pwrite(self._fd, header + _CRC.pack(crc32(header)), 0)
         os.fdatasync(self._fd)
 
-    def _reserve(self, count: int) -> None:
-        """Have the space, before the header speaks of it: later writes in place shall not fail for want of it."""
-        size_bytes = _HEADER_BYTES + count * self._stride
+    def _reserve(self, first: int, end: int) -> None:
+        """Write records of empty zones, and have their space: later writes in place shall not fail for want of it."""
+        size_bytes = self._at(end)
         try:
             os.posix_fallocate(self._fd, 0, size_bytes)
         except OSError:
             os.ftruncate(self._fd, size_bytes)
+        no_extension = _CRC.pack(crc32(bytes(self.layout.extension_bytes)))
+        for start in range(first, end, _EMPTY_AT_ONCE):
+            records = bytearray()
+            for index in range(start, min(start + _EMPTY_AT_ONCE, end)):
+                half = self._encode(index, ZoneRecord())
+                records += ((half + half).ljust(_CRC_AT, b"\0") + no_extension).ljust(self._stride, b"\0")
+            os.pwrite(self._fd, records, self._at(start))
         os.fdatasync(self._fd)
 
     def _at(self, index: int) -> int:
@@ -167,7 +242,7 @@ class FileZoneStore:
     def put(self, index: int, record: ZoneRecord) -> None:
         """What a zone is now. Raises `OSError`."""
         if not self._read_only:
-            os.pwrite(self._fd, self._encode(record), self._at(index))
+            os.pwrite(self._fd, self._encode(index, record), self._at(index))
             self._records[index] = record
 
     def extension(self, index: int) -> bytes:
@@ -178,7 +253,8 @@ class FileZoneStore:
 
     def put_extension(self, index: int, extension: bytes) -> None:
         """Keep a zone's descriptor extension. Raises `OSError`."""
-        os.pwrite(self._fd, extension, self._at(index) + _RECORD_BYTES)
+        os.pwrite(self._fd, _CRC.pack(crc32(extension)) + extension, self._at(index) + _CRC_AT)
+        self._extended = True
 
     def commit(self, records: Mapping[int, ZoneRecord]) -> Awaitable[None] | None:
         """These zones are so on non-volatile media; done when that is kept there too. Ends with `OSError`.
@@ -196,9 +272,12 @@ class FileZoneStore:
 
     def commit_now(self, records: Mapping[int, ZoneRecord]) -> None:
         """The same at once, in whatever thread. Raises `OSError`."""
+        if self._extended:  # before a record that speaks of it
+            self._extended = False
+            os.fdatasync(self._fd)
         for index, record in records.items():
             if index < self._count:
-                os.pwrite(self._fd, self._encode(record), self._at(index) + _HALF.size)
+                os.pwrite(self._fd, self._encode(index, record), self._at(index) + _HALF.size)
         os.fdatasync(self._fd)
 
     def resize(self, count: int) -> None:
@@ -214,7 +293,7 @@ class FileZoneStore:
             return
         # What may be behind the end, if it was shortened last and that came to no end, is not what is new there.
         os.ftruncate(self._fd, self._at(self._count))
-        self._reserve(count)
+        self._reserve(self._count, count)
         self._count = count
         self._write_header()
 

@@ -474,16 +474,16 @@ async def test_two_targets_and_one_file(tmp_path, ours, theirs, allowed):
 
 async def test_whoever_shares_a_file_does_not_undo_what_the_other_keeps(tmp_path):
     first = await opened(tmp_path / "disk", size="1M")
-    await first.keeper.put("a", 1)
+    await first.keeper.put("features", 1)
     second = await opened(tmp_path / "disk", shared=True)
-    assert second.keeper.get("a") == 1 and not second.keeper.durable
-    await first.keeper.put("b", 2)
-    second.keeper.put("c", 3)
+    assert second.keeper.get("features") == 1 and not second.keeper.durable
+    await first.keeper.put("uncorrectable", 2)
+    second.keeper.put("sanitize", 3)
     await second.close()
     await first.close()
     third = await opened(tmp_path / "disk", shared=True)
     assert third.keeper.durable, "nobody else has it"
-    assert [third.keeper.get(name) for name in "abc"] == [1, 2, None]
+    assert [third.keeper.get(name) for name in ("features", "uncorrectable", "sanitize")] == [1, 2, None]
     await third.close()
 
 
@@ -507,11 +507,11 @@ async def test_a_fifo_is_not_waited_for(tmp_path, read_only):
 async def test_what_belongs_to_a_file_is_found_by_all_of_its_names(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     backend = await opened(tmp_path / "disk", size="1M")
-    await backend.keeper.put("a", 1)
+    await backend.keeper.put("features", 1)
     await backend.close()
     backend = await opened(tmp_path / "link")
-    assert backend.keeper.get("a") == 1
-    await backend.keeper.put("b", 2)
+    assert backend.keeper.get("features") == 1
+    await backend.keeper.put("uncorrectable", 2)
     await backend.close()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "disk.nvmeof", "link"]
 

@@ -11,27 +11,32 @@ from typing import Any
 import pytest
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.target.backend import kept_document
 from nvmeof.target.backend.file import FileBackend
-from nvmeof.target.backend.file_keeper import FileKeeper, _text
+from nvmeof.target.backend.file_keeper import FileKeeper
 from nvmeof.target.backend.ramdisk import Ramdisk
+
+
+def opened(path: Path) -> FileKeeper:
+    return FileKeeper(path, sections="abn")
 
 
 async def test_what_was_put_is_there_for_the_next_process(tmp_path: Path) -> None:
     path = tmp_path / "disk.nvmeof"
-    keeper = FileKeeper(path)
+    keeper = opened(path)
     assert keeper.durable and keeper.get("a") is None
     await keeper.put("a", {"x": [1, 2]})
     await keeper.put("b", 7)
-    assert FileKeeper(path).get("a") == {"x": [1, 2]}
-    assert FileKeeper(path).get("b") == 7
+    assert opened(path).get("a") == {"x": [1, 2]}
+    assert opened(path).get("b") == 7
     await keeper.put("b", None)
-    assert FileKeeper(path).get("b") is None
+    assert opened(path).get("b") is None
     assert not (tmp_path / (keeper.path.name + ".new")).exists()
 
 
 async def test_a_file_that_keeps_nothing_goes(tmp_path: Path) -> None:
     path = tmp_path / "disk.nvmeof"
-    keeper = FileKeeper(path)
+    keeper = opened(path)
     await keeper.put("a", 1)
     await keeper.put("a", None)
     assert not path.exists()
@@ -39,21 +44,21 @@ async def test_a_file_that_keeps_nothing_goes(tmp_path: Path) -> None:
 
 
 async def test_it_is_its_owners(tmp_path: Path) -> None:
-    keeper = FileKeeper(tmp_path / "k")
+    keeper = opened(tmp_path / "k")
     await keeper.put("a", 1)
     assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
     (tmp_path / "k").chmod(0o640)
     await keeper.put("a", 2)
     assert (tmp_path / "k").stat().st_mode & 0o777 == 0o640
     (tmp_path / "link").symlink_to(tmp_path / "k")
-    await FileKeeper(tmp_path / "link").put("b", 3)
-    assert (tmp_path / "link").is_symlink() and FileKeeper(tmp_path / "k").get("b") == 3
+    await opened(tmp_path / "link").put("b", 3)
+    assert (tmp_path / "link").is_symlink() and opened(tmp_path / "k").get("b") == 3
 
 
 async def test_only_one_holds_it(tmp_path: Path) -> None:
     """Whoever replaced the file with what it has in memory would undo what the other has kept."""
     path = tmp_path / "state"
-    first, second = FileKeeper(path), FileKeeper(path)
+    first, second = opened(path), opened(path)
     first.hold()
     first.hold()
     for value in (1, 2, None):
@@ -73,7 +78,7 @@ async def test_only_one_holds_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["away/state", ".", "/proc/self/x"])
 def test_where_nothing_can_be_kept(tmp_path: Path, where: str) -> None:
     with pytest.raises(ConfigurationError, match=r"nothing can be kept in|is not what this version keeps"):
-        FileKeeper(tmp_path / where).hold()
+        opened(tmp_path / where).hold()
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
@@ -82,11 +87,11 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     for path in (tmp_path / "fifo", tmp_path / "huge", Path("/dev/zero")):
         with pytest.raises(ConfigurationError, match=r"is not what this version keeps|is no regular file"):
-            FileKeeper(path)
+            opened(path)
 
 
 async def test_values_that_come_together_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper = FileKeeper(tmp_path / "k")
+    keeper = opened(tmp_path / "k")
     texts: list[str | None] = []
     real = FileKeeper._replace
 
@@ -97,11 +102,11 @@ async def test_values_that_come_together_are_written_together(tmp_path: Path, mo
     monkeypatch.setattr(FileKeeper, "_replace", replace)
     await asyncio.gather(*(keeper.put("n", value) for value in range(50)))
     assert len(texts) <= 2
-    assert FileKeeper(keeper.path).get("n") == 49
+    assert opened(keeper.path).get("n") == 49
 
 
 async def test_a_failure_is_told_and_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper = FileKeeper(tmp_path / "k")
+    keeper = opened(tmp_path / "k")
     await keeper.put("a", 1)
 
     def full(self: Path, target: Path) -> Path:
@@ -111,10 +116,11 @@ async def test_a_failure_is_told_and_the_old_file_stays(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="No space"):
         await keeper.put("a", 2)
     monkeypatch.undo()
-    assert FileKeeper(keeper.path).get("a") == 1
+    assert opened(keeper.path).get("a") == 1
     assert not (tmp_path / (keeper.path.name + ".new")).exists()
+    assert keeper.get("a") == 1, "it was withdrawn"
     await keeper.put("b", 3)
-    assert FileKeeper(keeper.path).get("a") == 2
+    assert opened(keeper.path).get("a") == 1
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_a_broken_file_is_refused_in_a_sentence(tmp_path: Path, text: str) -> No
     path = tmp_path / "k"
     path.write_text(text)
     with pytest.raises(ConfigurationError, match="k "):
-        FileKeeper(path)
+        opened(path)
     assert path.read_text() == text
 
 
@@ -154,7 +160,7 @@ async def test_what_cannot_outlive_its_process_says_so(tmp_path: Path) -> None:
     await read_only.close()
     elsewhere = FileBackend(tmp_path / "disk.img", kept=tmp_path / "state.json")
     await elsewhere.open()
-    put = elsewhere.keeper.put("a", 1)
+    put = elsewhere.keeper.put("features", {})
     assert put is not None
     await put
     await elsewhere.close()
@@ -176,7 +182,7 @@ def test_the_end_at_any_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h
     for number in range(1, 200):
         path = tmp_path / str(number) / "k"
         path.parent.mkdir()
-        keeper, kept, wanted = FileKeeper(path), {}, {}
+        keeper, kept, wanted = opened(path), {}, {}
         left = number
 
         def count(real: Any) -> Any:
@@ -199,11 +205,11 @@ def test_the_end_at_any_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h
                 if held:
                     keeper.hold()
                 for wanted in values:
-                    keeper._replace(_text(wanted) if wanted or held else None)
+                    keeper._replace(kept_document.build(wanted) if wanted or held else None)
                     kept = wanted
             except Crash:
                 pass
-        again = FileKeeper(path)
+        again = opened(path)
         assert again.values in (kept, wanted)
         keeper._let_go()
         again.hold()
@@ -228,7 +234,7 @@ async def test_the_order_that_a_loss_of_power_needs(tmp_path: Path, monkeypatch:
         done.append(f"name {target.name}")
         return replace(self, target)
 
-    keeper = FileKeeper(tmp_path / "k")
+    keeper = opened(tmp_path / "k")
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", replaced)
     await keeper.put("a", 1)

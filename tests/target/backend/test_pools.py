@@ -2,6 +2,7 @@ import asyncio
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -279,7 +280,8 @@ async def test_an_unknown_command_set_and_a_lost_file_are_told(tmp_path):
         await life.create()
         path = life.pool.path(str(life.subsystem.namespaces[1].uuid))
     text = (tmp_path / KEEPER_NAME).read_text()
-    (tmp_path / KEEPER_NAME).write_text(text.replace('"csi": 0', '"csi": 77'))
+    edited = re.sub(r'"sha256": "\w+", ', "", text.replace('"csi": 0', '"csi": 77'))
+    (tmp_path / KEEPER_NAME).write_text(edited)
     with pytest.raises(ConfigurationError, match="I/O command set 77"):
         await Life(tmp_path).__aenter__()
     (tmp_path / KEEPER_NAME).write_text(text)
@@ -288,10 +290,46 @@ async def test_an_unknown_command_set_and_a_lost_file_are_told(tmp_path):
         await Life(tmp_path).__aenter__()
 
 
-async def test_files_that_nobody_knows_are_left_alone(tmp_path):
+@pytest.mark.parametrize("how", ["missing", "empty", "without its section"])
+async def test_namespaces_whose_list_has_gone(tmp_path, how):
+    """They are not taken for no namespaces."""
+    async with Life(tmp_path) as life:
+        await life.create()
+    keeper = tmp_path / KEEPER_NAME
+    before = sorted(each.name for each in tmp_path.iterdir() if each != keeper)
+    keeper.unlink()
+    if how != "missing":
+        keeper.write_text("" if how == "empty" else '{"nvmeof": 2, "kept": {}}')
+    expected = "is not what this version keeps" if how == "empty" else "does not name them: put pool.json back"
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=expected):
+            await Life(tmp_path).__aenter__()
+    assert keeper.exists() == (how != "missing")
+    assert sorted(each.name for each in tmp_path.iterdir() if each != keeper) == before
+
+
+async def test_what_is_kept_of_a_namespace_has_gone(tmp_path):
+    """Without it the namespace would have other blocks, and no protection."""
+    async with Life(tmp_path) as life:
+        await life.create()
+        path = life.pool.path(str(life.subsystem.namespaces[1].uuid))
+    beside = path.with_name(path.name + ".nvmeof")
+    beside.rename(tmp_path / "away")
+    with pytest.raises(ConfigurationError, match=rf"{beside} is not there.*put it back"):
+        await Life(tmp_path).__aenter__()
+    (tmp_path / "away").rename(beside)
+    async with Life(tmp_path) as life:
+        assert list(life.subsystem.namespaces) == [1]
+
+
+async def test_files_that_nobody_knows_are_left_alone(tmp_path, caplog):
     other = tmp_path / "3b241101-e2bb-4255-8caf-4136c566a962.namespace"
+    async with Life(tmp_path) as life:
+        await life.create()
     other.write_bytes(b"valuable")
     async with Life(tmp_path) as life:
+        assert list(life.subsystem.namespaces) == [1] and f"{other} is not named in" in caplog.text
+        await life.delete(1)
         await life.create()
         await life.delete(1)
     assert other.read_bytes() == b"valuable"

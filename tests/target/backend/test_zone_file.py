@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import shutil
+import zlib
 
 import pytest
 
@@ -182,7 +183,7 @@ def test_other_zones(path, other):
         opened(path, LAYOUT._replace(**other))
 
 
-@pytest.mark.parametrize("content", [b"x", b"NVMeoF zones\0\0\0\2" + bytes(4096), bytes(16) + b"x"])
+@pytest.mark.parametrize("content", [b"", b"x", b"NVMeoF zones\0\0\0\2", bytes(8192), bytes(16) + b"x"])
 def test_another_file(path, content):
     path.write_bytes(content)
     with pytest.raises(ConfigurationError, match="not what zones are kept in"):
@@ -199,9 +200,17 @@ def test_records_that_cannot_be(path, offset, value):
         opened(path)
 
 
-def test_the_end_came_while_the_file_was_made(path):
-    path.write_bytes(bytes(8192))
-    assert opened(path) == [ZoneRecord()] * COUNT
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fdatasync", "fsync"])
+def test_the_end_came_while_the_file_was_made(path, monkeypatch, call):
+    """It has its name when all of it is there."""
+
+    def end(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, call, end)
+    with pytest.raises(KeyboardInterrupt):
+        opened(path)
+    monkeypatch.undo()
     assert opened(path) == [ZoneRecord()] * COUNT
 
 
@@ -299,3 +308,101 @@ async def test_the_backend_has_one_store(tmp_path):
     await other.open()
     assert other.zone_store(LAYOUT, 16).load()[3] == FULL
     await other.close()
+
+
+def kept_zones(path):
+    """A file of a few zones, and what is right after a restart of the program."""
+    layout = ZoneLayout(512, 65536, 49152, 64)
+    store = FileZoneStore(path, layout, 3)
+    store.put(0, FULL)
+    store.put_extension(1, b"e" * 64)
+    store.put(1, CLOSED)
+    store.commit_now({0: FULL, 1: CLOSED})
+    store.abandon()
+    return layout, [FULL, CLOSED, ZoneRecord()], b"e" * 64
+
+
+def found_zones(path, layout):
+    store = FileZoneStore(path, layout, 3)
+    try:
+        return store.load(), store.extension(1)
+    finally:
+        store.abandon()
+
+
+@pytest.mark.parametrize("rebooted", [False, True])
+def test_every_bit_and_every_length(path, reboot, rebooted):
+    """Right, or refused with a sentence that names the file: never another state or write pointer."""
+    layout, right, extension = kept_zones(path)
+    if rebooted:
+        reboot()
+    data = path.read_bytes()
+    used = [*range(72), *range(4096, len(data))]
+    changed = (data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :] for at in used for bit in range(8))
+    refused = 0
+    for damaged in (*changed, *(data[:length] for length in range(0, len(data), 5))):
+        path.write_bytes(damaged)
+        try:
+            assert found_zones(path, layout) == (right, extension)
+        except ConfigurationError as error:
+            assert str(error).startswith(f"{path} ") and "remove it to begin with empty zones" in str(error)
+            refused += 1
+    assert refused == len(data) // 5 + 8 * (68 + 3 * 14 + 68), "all that is used"
+
+
+def test_a_sector_of_zeroes_is_no_empty_zone(path):
+    layout, _, _ = kept_zones(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + bytes(512))
+    with pytest.raises(ConfigurationError, match="what it keeps of zone 0 does not match its checksum"):
+        found_zones(path, layout)
+
+
+def test_records_that_changed_their_places(path):
+    layout, _, _ = kept_zones(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + data[4224:4352] + data[4096:4224] + data[4352:])
+    with pytest.raises(ConfigurationError, match="of zone 0 does not match"):
+        found_zones(path, layout)
+
+
+def first_version(data):
+    """The same file as the first version wrote it: without checksums."""
+    old = bytearray(data)
+    old[15] = 1
+    old[64:68] = bytes(4)
+    for start in range(4096, len(old), 128):
+        for half in (0, 16):
+            old[start + half + 4 : start + half + 8] = bytes(4)
+        old[start + 60 : start + 64] = bytes(4)
+    return bytes(old)
+
+
+@pytest.mark.parametrize("rebooted", [False, True])
+def test_a_file_of_the_first_version_is_taken_once(path, reboot, rebooted):
+    layout, right, extension = kept_zones(path)
+    data = path.read_bytes()
+    path.write_bytes(first_version(data))
+    if rebooted:
+        reboot()
+    assert found_zones(path, layout) == (right, extension)
+    assert path.read_bytes()[:16] == data[:15] + b"\2"
+    assert found_zones(path, layout) == (right, extension)
+    if not rebooted:
+        assert path.read_bytes() == data
+
+
+def test_a_newer_version(path):
+    layout, _, _ = kept_zones(path)
+    data = bytearray(path.read_bytes())
+    data[15] = 3
+    data[64:68] = zlib.crc32(data[:64]).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(ConfigurationError, match=rf"{path} was written by a newer version"):
+        found_zones(path, layout)
+
+
+def test_a_fifo(path):
+    os.mkfifo(path)
+    with pytest.raises(ConfigurationError, match=rf"zones cannot be kept in {path}: it is no regular file"):
+        opened(path)
