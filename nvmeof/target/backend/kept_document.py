@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +28,7 @@ def check_link(path: Path) -> None:
     """Raise `ConfigurationError` for a symbolic link to nothing: what was kept is where its target has gone."""
     if path.is_symlink() and not path.exists():
         raise ConfigurationError(
-            f"{path} is a link to {os.readlink(path)}, which is not there: put that back, or remove the link to go on "
+            f"{path} is a link to {path.readlink()}, which is not there: put that back, or remove the link to go on "
             "without what was kept"
         )
 
