@@ -7,7 +7,6 @@ opened), 2 asked for wrongly.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import resource
@@ -21,6 +20,7 @@ from typing import Any, Final
 import click
 
 import nvmeof
+from nvmeof.address import is_link_local, is_loopback, split_scope
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.launch import command_line
 from nvmeof.protocol.connection import ConnectionConfig
@@ -32,8 +32,8 @@ from nvmeof.target.backend.pools import FilePool, RamdiskPool
 from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.capacity import Pool
 from nvmeof.target.config import (
+    ADVERTISE_DEFAULT,
     ADVERTISE_FORMS,
-    ADVERTISE_OWN,
     NamespaceConfig,
     PortConfig,
     SubsystemConfig,
@@ -145,7 +145,7 @@ def _state(options: Options) -> FileKeeper | None:
 
 
 def _ports(options: Options) -> list[PortConfig]:
-    advertised = None if options.advertise is None else Address.parse(options.advertise, default_port=0)
+    advertised = Address("", 0) if options.advertise is None else Address.parse(options.advertise, default_port=0)
     ports = []
     given = [(text, NVME_PORT, False) for text in options.listen or ("0.0.0.0",)]
     given += [(text, DISCOVERY_PORT, True) for text in options.discovery]
@@ -156,11 +156,11 @@ def _ports(options: Options) -> list[PortConfig]:
                 transport=options.trtype,
                 host=address.host,
                 port=address.port,
-                advertise_host=advertised.host if advertised else None,
+                advertise_host=advertised.host or None,
                 # The port that is advertised is the subsystem's, not that of the discovery service beside it.
-                advertise_port=(advertised.port or None) if advertised and not discovery_only else None,
+                advertise_port=(advertised.port or None) if not discovery_only else None,
                 discovery_only=discovery_only,
-                advertise_as=options.advertise_as or (ADVERTISE_OWN,),
+                advertise_as=options.advertise_as or ADVERTISE_DEFAULT,
             )
         )
     return ports
@@ -208,14 +208,16 @@ def make_target(options: Options) -> Target:
 
 def _reachable(host: str) -> str:
     """An address that a host on this machine can use."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _elsewhere(host: str, reachable: str) -> str:
+    """What a host on another machine has to change of the lines to connect with."""
+    if host != reachable:
+        return f" (from elsewhere: this machine's address instead of {reachable})"
+    if is_link_local(host):
+        return f" (from elsewhere: behind %, that machine's interface instead of {split_scope(host)[1]})"
+    return ""
 
 
 def facts(target: Target, options: Options) -> dict[str, Any]:
@@ -306,8 +308,7 @@ def _say(told: dict[str, Any]) -> None:
         click.echo(f"announced  {path['address']} on {path['device']} ({path['flags']})")
     first = told["listeners"][0]
     host = _reachable(first["address"])
-    elsewhere = "" if host == first["address"] else f" (from elsewhere: this machine's address instead of {host})"
-    click.echo(f"connect with{elsewhere}")
+    click.echo(f"connect with{_elsewhere(first['address'], host)}")
     click.echo(f"  nvme connect -t tcp -a {host} -s {first['port']} -n {told['subnqn']}")
     click.echo(
         f"  {command_line('host')} connect -t {told['transport']} -a {host} -s {first['port']} -n {told['subnqn']}"
@@ -321,7 +322,7 @@ def _warn(told: dict[str, Any]) -> None:
     public = [
         str(Address(listener["address"], listener["port"]))
         for listener in told["listeners"]
-        if not listener["discovery_only"] and not _loopback(listener["address"])
+        if not listener["discovery_only"] and not is_loopback(listener["address"])
     ]
     if public:
         _remark(
@@ -388,17 +389,22 @@ def _raise_file_limit() -> None:
     "--listen",
     multiple=True,
     metavar="ADDR[:PORT]",
-    help="Address to serve on; repeatable.  [default: 0.0.0.0:4420]",
+    help="Address to serve on; repeatable. IPv6 with a port in brackets: [::1]:4420. A port alone, * and [::] are "
+    "all addresses of both families.  [default: 0.0.0.0:4420]",
 )
 @click.option(
     "--discovery", multiple=True, metavar="ADDR[:PORT]", help="A discovery-only port (8009 unless given); repeatable."
 )
-@click.option("--advertise", metavar="ADDR[:PORT]", help="Address that Discovery tells hosts, behind NAT or a proxy.")
+@click.option(
+    "--advertise",
+    metavar="ADDR[:PORT]",
+    help="Address (or port alone) that Discovery tells hosts, behind NAT or a proxy.",
+)
 @click.option(
     "--advertise-as",
     multiple=True,
     type=click.Choice(ADVERTISE_FORMS),
-    help="Form of Discovery entries: own TRTYPE, plain tcp beside it, or tsas; repeatable.  [default: own]",
+    help="Form of Discovery entries: own TRTYPE, plain tcp, or tsas; repeatable.  [default: own and tcp]",
 )
 @click.option(
     "--ramdisk",

@@ -10,6 +10,7 @@ import uuid as uuid_module
 from dataclasses import dataclass, field
 
 from nvmeof import __version__
+from nvmeof.address import is_wildcard
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.nqn import validate_nqn
 from nvmeof.target.backend.base import Backend
@@ -23,7 +24,7 @@ ADVERTISE_OWN = "own"
 ADVERTISE_TCP = "tcp"
 ADVERTISE_TSAS = "tsas"
 ADVERTISE_FORMS = (ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS)
-WILDCARDS = frozenset({"0.0.0.0", "::", ""})
+ADVERTISE_DEFAULT = (ADVERTISE_OWN, ADVERTISE_TCP)
 
 
 def derive_serial(subnqn: str) -> str:
@@ -126,7 +127,8 @@ class PortConfig:
     """An address that is listened on. `advertise` replaces the address (and port) in Discovery log entries.
 
     `advertise_as` says in which forms Discovery tells it, one entry each: `own` is the transport's own TRTYPE; `tcp` is
-    plain NVMe/TCP, for hosts that know no MPTCP; `tsas` is TRTYPE 3 with MPTCP named in TSAS, an older proposal.
+    plain NVMe/TCP, for hosts that know no MPTCP; `tsas` is TRTYPE 3 with MPTCP named in TSAS, an older proposal. By
+    default `own` comes first, for hosts that take the first form that they know, then `tcp`.
     """
 
     transport: str = "tcp"  # the registered transport's name
@@ -135,7 +137,7 @@ class PortConfig:
     advertise_host: str | None = None
     advertise_port: int | None = None
     discovery_only: bool = False
-    advertise_as: tuple[str, ...] = (ADVERTISE_OWN,)
+    advertise_as: tuple[str, ...] = ADVERTISE_DEFAULT
 
     def __post_init__(self) -> None:
         for form in self.advertise_as:
@@ -149,10 +151,10 @@ class PortConfig:
         for host in (self.host, self.advertise_host or ""):
             if len(host) > 255:
                 raise ConfigurationError("an address has at most 255 characters")
-
-    @property
-    def wildcard(self) -> bool:
-        return self.host in WILDCARDS
+        if self.advertise_host is not None and is_wildcard(self.advertise_host):
+            raise ConfigurationError(
+                f"{self.advertise_host!r} cannot be advertised: give an address that hosts can connect to"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from nvmeof.address import is_link_local, is_loopback, is_wildcard, split_scope
 from nvmeof.spec.discovery import (
     DISCOVERY_LOG_ENTRY,
     DiscoveryFlags,
@@ -26,39 +27,46 @@ _SUBNQN_OFFSET, _SUBNQN_BYTES = layout(DISCOVERY_LOG_ENTRY)["subnqn"]
 _SUBNQN_END = _SUBNQN_OFFSET + _SUBNQN_BYTES
 
 
-def address_for(port: PortInfo, seen: PortInfo) -> tuple[str, str] | None:
-    """TRADDR and TRSVCID of a port for a host that came to `seen`; None when it cannot be told.
+def addresses_for(port: PortInfo, seen: PortInfo) -> list[tuple[str, str]]:
+    """TRADDR and TRSVCID of a port, once each, for a host that came to `seen`; none when there is no usable one.
 
-    A wildcard listener is reached at the address that the host used, if that is of its family. What the
-    administrator advertises comes before anything else.
+    The address that the host came to comes first. A wildcard listener is reached at that address too, if it is of its
+    family. What the administrator advertises comes in place of all of them. A TRADDR has no scope: the interface of a
+    link-local address is the reader's affair.
     """
-    if port.portid == seen.portid:
-        traddr, trsvcid = seen.traddr, seen.trsvcid
-    else:
-        traddr, trsvcid = port.traddr, port.trsvcid
-        if port.wildcard:
-            if port.adrfam != seen.adrfam:
-                return None
-            traddr = seen.traddr
-    if port.advertise_host is not None:
-        traddr = port.advertise_host
+    trsvcid = seen.trsvcid if port.portid == seen.portid else port.trsvcid
     if port.advertise_port is not None:
         trsvcid = str(port.advertise_port)
-    return traddr, trsvcid
+    hosts = port.advertised or [host for host in _hosts(port, seen) if _usable(host, seen.traddr)]
+    return list(dict.fromkeys((split_scope(host)[0], trsvcid) for host in hosts))
+
+
+def _hosts(port: PortInfo, seen: PortInfo) -> list[str]:
+    hosts = [seen.traddr] if port.portid == seen.portid or port.listens_on(seen.traddr) else []
+    return hosts + [host for host in port.addresses if not is_wildcard(host)]
+
+
+def _usable(host: str, came_to: str) -> bool:
+    """Whether a host that reached us at `came_to` can reach that address: not one of another link, or of loopback."""
+    if is_link_local(host):
+        return host == came_to or (is_link_local(came_to) and split_scope(host)[1] == split_scope(came_to)[1])
+    if is_loopback(host):
+        return is_loopback(came_to)
+    return True
 
 
 def _forms(port: PortInfo) -> list[tuple[int, TcpProtocol]]:
     """TRTYPE and TSAS' protocol of a port's entries; the same form is told once."""
-    forms = {
-        ADVERTISE_OWN: (port.trtype, TcpProtocol.TCP),
-        ADVERTISE_TCP: (int(Trtype.TCP), TcpProtocol.TCP),
-        ADVERTISE_TSAS: (int(Trtype.TCP), TcpProtocol.MPTCP),
-    }
-    return list(dict.fromkeys(forms[form] for form in port.advertise_as))
+    forms = {ADVERTISE_OWN: (port.trtype, TcpProtocol.TCP)}
+    if port.plain_tcp:
+        forms[ADVERTISE_TCP] = (int(Trtype.TCP), TcpProtocol.TCP)
+        forms[ADVERTISE_TSAS] = (int(Trtype.TCP), TcpProtocol.MPTCP)
+    told = [forms[form] for form in port.advertise_as if form in forms]
+    return list(dict.fromkeys(told)) or [forms[ADVERTISE_OWN]]
 
 
-def _entries(port: PortInfo, address: tuple[str, str], subnqn: str, subtype: SubType) -> list[bytes]:
-    return [_entry(port, form, address, subnqn, subtype) for form in _forms(port)]
+def _entries(port: PortInfo, addresses: list[tuple[str, str]], subnqn: str, subtype: SubType) -> list[bytes]:
+    return [_entry(port, form, address, subnqn, subtype) for address in addresses for form in _forms(port)]
 
 
 def _entry(
@@ -107,16 +115,13 @@ def discovery_log(
 
     `extended`: entries with their extended attributes. `port_local`: only what is behind the port `seen`.
     """
-    entries: list[bytes] = []
     plain = _extension("") if extended else b""
-    own = address_for(inventory.ports.get(seen.portid, seen), seen)
-    if own is not None:
-        entries += [entry + plain for entry in _entries(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY)]
+    own = addresses_for(inventory.ports.get(seen.portid, seen), seen)[:1]
+    entries = [entry + plain for entry in _entries(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY)]
     for port in inventory.ports.values():
-        address = address_for(port, seen)
-        if port.discovery_only or address is None or (port_local and port.portid != seen.portid):
+        if port.discovery_only or (port_local and port.portid != seen.portid):
             continue
-        templates = _entries(port, address, "", SubType.NVM)
+        templates = _entries(port, addresses_for(port, seen), "", SubType.NVM)
         for subsystem in inventory.subsystems.values():
             if subsystem.host_allowed(host_nqn):
                 extension = _extension(subsystem.config.admin_label) if extended else b""

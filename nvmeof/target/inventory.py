@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, replace
 
+from nvmeof.address import ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
-from nvmeof.target.config import ADVERTISE_OWN, WILDCARDS, SubsystemConfig
+from nvmeof.target.config import ADVERTISE_DEFAULT, SubsystemConfig
 from nvmeof.target.subsystem import Subsystem
 
 
 def address_family(address: str) -> Adrfam:
-    """ADRFAM of a textual IP address; a host name counts as IPv4."""
-    try:
-        return Adrfam.IPV6 if ipaddress.ip_address(address.partition("%")[0]).version == 6 else Adrfam.IPV4
-    except ValueError:
-        return Adrfam.IPV4
+    """Tell ADRFAM of a textual IP address; a label of the memory transport counts as IPv4."""
+    parsed = ip_of(address)
+    return Adrfam.IPV6 if parsed is not None and parsed.version == 6 else Adrfam.IPV4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortInfo:
     """A port as one host sees it: `traddr` and `trsvcid` are those that the host connected to.
 
-    In `Inventory.ports`, `traddr` is what is listened on, possibly a wildcard. `sectype` is what TSAS
-    says of TLS.
+    In `Inventory.ports`, `traddr` is what was asked for, possibly a wildcard or a name, and `bound` are the addresses
+    that are listened on. `advertised`: what Discovery tells in their place. `plain_tcp`: hosts that know nothing but
+    NVMe/TCP can connect. `sectype` is what TSAS says of TLS.
     """
 
     portid: int
@@ -32,19 +31,27 @@ class PortInfo:
     trtype: int
     traddr: str
     trsvcid: str
-    advertise_host: str | None = None
+    bound: tuple[str, ...] = ()
+    advertised: tuple[str, ...] = ()
     advertise_port: int | None = None
     discovery_only: bool = False
     sectype: SecType = SecType.NONE
-    advertise_as: tuple[str, ...] = (ADVERTISE_OWN,)
+    advertise_as: tuple[str, ...] = ADVERTISE_DEFAULT
+    plain_tcp: bool = True
 
     @property
     def adrfam(self) -> Adrfam:
         return address_family(self.traddr)
 
     @property
-    def wildcard(self) -> bool:
-        return self.traddr in WILDCARDS
+    def addresses(self) -> tuple[str, ...]:
+        """What is listened on, wildcards as such."""
+        return self.bound or (self.traddr,)
+
+    def listens_on(self, address: str) -> bool:
+        """Whether a wildcard of this port takes connections to an address."""
+        family = address_family(address)
+        return any(is_wildcard(each) and address_family(each) == family for each in self.addresses)
 
     def seen_at(self, traddr: str, trsvcid: int | str) -> PortInfo:
         """This port as seen by a host that reached it at that address."""

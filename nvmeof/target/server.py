@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
+from nvmeof.address import check_host, ip_of, is_wildcard, split_scope
 from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.target.backend.base import Backend
@@ -30,6 +31,7 @@ from nvmeof.target.runtime import Runtime, settled
 from nvmeof.target.subsystem import Subsystem
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, Endpoint, Listener, SocketOptions
+from nvmeof.transport.options import resolve, to_address
 from nvmeof.transport.paths.interfaces import covered
 from nvmeof.transport.paths.model import PathEndpoint, PathRole, parse_path
 from nvmeof.transport.paths.session import PathOptions, PathSession
@@ -206,10 +208,11 @@ class Target:
             trtype=transport.trtype,
             traddr=port.host,
             trsvcid=str(port.port),
-            advertise_host=port.advertise_host,
+            advertised=await self._advertised(port),
             advertise_port=port.advertise_port,
             discovery_only=port.discovery_only,
             advertise_as=port.advertise_as,
+            plain_tcp=transport.plain_tcp,
         )
 
         def accepted(endpoint: Endpoint) -> None:
@@ -218,13 +221,35 @@ class Target:
             driver.queue.ctx.connection = partial(_figures, endpoint)
             self.drivers.add(driver)
 
-        listeners = await transport.listen(port.host, port.port, self.options, accepted)
+        listeners = await transport.listen(port.host, port.port, self._listen_options(port), accepted)
         self.listeners += listeners
         if port.discovery_only:
             self.discovery_listeners += listeners
         self._acceptors.append((replace(port, port=listeners[0].address.port), accepted))
-        info = replace(info, trsvcid=str(listeners[0].address.port))
+        bound = tuple(listener.address.host for listener in listeners)
+        info = replace(info, trsvcid=str(listeners[0].address.port), bound=bound)
         self.inventory.add_port(info)
+
+    def _listen_options(self, port: PortConfig) -> SocketOptions:
+        """A wildcard of both families leaves IPv4 to the port that 0.0.0.0 was asked for with the same number."""
+        if not port.port or not is_wildcard(port.host):
+            return self.options
+        beside = any(
+            each is not port and (each.host, each.port) == ("0.0.0.0", port.port) for each in self.config.ports
+        )
+        return replace(self.options, ipv6_only=beside)
+
+    async def _advertised(self, port: PortConfig) -> tuple[str, ...]:
+        """The addresses that Discovery tells in place of a port's own: a name is looked up, as TRADDR holds none."""
+        host = port.advertise_host
+        if host is None or not base.get(port.transport).plain_tcp:
+            return () if host is None else (host,)
+        if ip_of(host) is not None:
+            return (split_scope(check_host(host))[0],)
+        found = await resolve(host, 0)
+        addresses = tuple(split_scope(to_address(sockaddr).host)[0] for _, sockaddr in found)
+        logger.info("advertising %s as %s", host, ", ".join(addresses))
+        return addresses
 
     async def _start_paths(self, options: PathOptions) -> None:
         addresses = [listener.address for listener in self._mptcp_listeners()]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from nvmeof.address import Address as Address
 from nvmeof.errors import ConfigurationError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -27,38 +28,6 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 ENTRY_POINT_GROUP = "nvmeof.transports"
 
 log = logging.getLogger("nvmeof.transport")
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A transport address: `host` (numeric, a name, or a label for memory) and `port` 0..65535."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: str, default_port: int = 4420) -> Address:
-        """Read `1.2.3.4:4420`, `[::1]:4420`, `::1`, `name`, `:4420`. Raises ConfigurationError with a sentence."""
-        host, port_text = text.strip(), ""
-        if host.startswith("["):
-            host, bracket, rest = host[1:].partition("]")
-            if not bracket or (rest and not rest.startswith(":")):
-                raise ConfigurationError(f"{text!r} is not an address: an IPv6 address is written [ADDRESS]:PORT")
-            port_text = rest[1:]
-            if rest and not port_text:
-                raise ConfigurationError(f"{text!r} has no port after the colon")
-        elif host.count(":") == 1:
-            host, _, port_text = host.partition(":")
-            if not port_text:
-                raise ConfigurationError(f"{text!r} has no port after the colon")
-        if not port_text:
-            return cls(host, default_port)
-        if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
-            raise ConfigurationError(f"{port_text!r} in {text!r} is not a port: give a number from 0 to 65535")
-        return cls(host, int(port_text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +54,8 @@ class SocketOptions:
     """For all addresses of a name together."""
     backlog: int = 1024
     """Connections that may wait to be accepted (the kernel caps it at net.core.somaxconn)."""
+    ipv6_only: bool = False
+    """Listen on `::` for IPv6 alone: somebody else listens on 0.0.0.0 with the same port."""
 
     def __post_init__(self) -> None:
         if self.tos is not None and not 0 <= self.tos <= 255:
@@ -285,10 +256,14 @@ class Listener(ABC):
 
 
 class Transport(ABC):
-    """A way to carry a queue's bytes. `trtype` is the code of Discovery log entries (NVMe Base, TRTYPE)."""
+    """A way to carry a queue's bytes. `trtype` is the code of Discovery log entries (NVMe Base, TRTYPE).
+
+    `plain_tcp`: a peer that knows nothing but TCP can connect to a listener of this transport.
+    """
 
     name: str
     trtype: int
+    plain_tcp: bool = False
 
     @abstractmethod
     async def listen(

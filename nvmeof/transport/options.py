@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from nvmeof.address import WILDCARD_NAMES, Address, check_host, ip_of, is_link_local, split_scope
 from nvmeof.errors import ConfigurationError, ConnectTimeout, TransportError
-from nvmeof.transport.base import Address, SocketOptions, log
+from nvmeof.transport.base import SocketOptions, log
 
 SockAddr: TypeAlias = tuple[Any, ...]
 Resolved: TypeAlias = tuple[socket.AddressFamily, SockAddr]
-
-WILDCARD_HOSTS: Final = ("", "*")
-"""Listen on every address of both families."""
 
 SO_MARK: Final = 36
 """Not in Python's socket module before 3.14."""
@@ -32,40 +30,90 @@ def warn_once(sentence: str) -> None:
         log.warning("%s", sentence)
 
 
-def strip_brackets(host: str) -> str:
-    """`[::1]` and `::1` are the same host."""
-    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+async def resolve(host: str, port: int, *, passive: bool = False, interface: str | None = None) -> list[Resolved]:
+    """Find all stream addresses of a host, in the system's order of preference, each once.
 
-
-async def resolve(host: str, port: int, *, passive: bool = False) -> list[Resolved]:
-    """All stream addresses of a host, in the system's order of preference, each once.
-
-    Names are looked up in an executor; numeric addresses are not looked up at all. With `passive`, '' and '*' stand
-    for every address of both families. Raises TransportError with a sentence.
+    Names are looked up in an executor; numeric addresses are not looked up at all. With `passive`, '', '*' and '::'
+    stand for every address of both families. `interface` is that of link-local addresses which come without one.
+    Raises ConfigurationError for what is no address and for a missing or unknown interface, TransportError for a name
+    that cannot be found.
     """
-    host = strip_brackets(host)
     if not 0 <= port <= 65535:
         raise TransportError(f"{port} is not a port: give a number from 0 to 65535")
-    if host in WILDCARD_HOSTS:
+    host = check_host(host)
+    four, six = (socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0))
+    if host in WILDCARD_NAMES:
         if not passive:
             raise TransportError("no address to connect to was given")
-        return [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0))]
+        return [four, six]
+    if passive and host == "::":
+        return [six, four]
+    if ip_of(host) is not None:
+        return [_numeric(host, port, interface)]
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except (socket.gaierror, ValueError):
-        try:
-            loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
-            raise TransportError(f"cannot find the address of {host!r}: {reason}") from None
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
+        raise TransportError(f"cannot find the address of {host!r}: {reason}") from None
     addresses: dict[Resolved, None] = {}
     for family, _, _, _, sockaddr in found:
         if family in (socket.AF_INET, socket.AF_INET6):
             addresses[socket.AddressFamily(family), sockaddr] = None
     if not addresses:
         raise TransportError(f"{host!r} has no IPv4 or IPv6 address")
-    return list(addresses)
+    return _with_interfaces(list(addresses), interface)
+
+
+def _numeric(host: str, port: int, interface: str | None) -> Resolved:
+    """The socket address of an IP address, a link-local one with its interface's number."""
+    address, scope = split_scope(host)
+    if ":" not in address:
+        return socket.AF_INET, (address, port)
+    if not is_link_local(address):
+        return socket.AF_INET6, (address, port, 0, 0)
+    if not scope and not interface:
+        raise ConfigurationError(
+            f"{address} is link-local and needs its interface: write {address}%INTERFACE ({interface_names()})"
+        )
+    index = interface_index(scope or interface or "", host)
+    if scope and interface and interface_index(interface, host) != index:
+        raise ConfigurationError(f"{host} is on another interface than {interface}, which was asked for")
+    return socket.AF_INET6, (address, port, 0, index)
+
+
+def _with_interfaces(addresses: list[Resolved], interface: str | None) -> list[Resolved]:
+    """What a name has, link-local addresses with their interface, or without those where it is not known."""
+    found: list[Resolved] = []
+    missing: ConfigurationError | None = None
+    for family, sockaddr in addresses:
+        if family == socket.AF_INET6 and is_link_local(sockaddr[0]) and not sockaddr[3]:
+            try:
+                family, sockaddr = _numeric(sockaddr[0], sockaddr[1], interface)
+            except ConfigurationError as error:
+                missing = error
+                continue
+        found.append((family, sockaddr))
+    if not found and missing is not None:
+        raise missing
+    return found
+
+
+def interface_names() -> str:
+    """The network interfaces of this machine, for a sentence."""
+    names = sorted(name for _, name in socket.if_nameindex())
+    return f"this machine has {', '.join(names)}" if names else "this machine has none"
+
+
+def interface_index(interface: str, host: str = "") -> int:
+    """The number of a network interface, given by name or number. Raises ConfigurationError where there is none."""
+    try:
+        if interface.isascii() and interface.isdigit():
+            socket.if_indextoname(int(interface))
+            return int(interface)
+        return socket.if_nametoindex(interface)
+    except (OSError, OverflowError, ValueError):
+        where = f" ({host})" if host else ""
+        raise ConfigurationError(f"there is no network interface {interface!r}{where}: {interface_names()}") from None
 
 
 def to_address(sockaddr: SockAddr) -> Address:
@@ -166,8 +214,7 @@ def bind_to_interface(sock: socket.socket, interface: str) -> None:
     except PermissionError:
         raise TransportError(f"binding to the interface {interface!r} needs the privilege CAP_NET_RAW") from None
     except OSError:
-        known = ", ".join(sorted(name for _, name in socket.if_nameindex()))
-        raise ConfigurationError(f"there is no network interface {interface!r}: this machine has {known}") from None
+        raise ConfigurationError(f"there is no network interface {interface!r}: {interface_names()}") from None
 
 
 def congestion_of(sock: socket.socket) -> str | None:

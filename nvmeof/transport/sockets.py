@@ -19,10 +19,10 @@ from fcntl import ioctl
 from termios import FIONREAD
 from typing import Final, NoReturn
 
+from nvmeof.address import Address, is_wildcard, strip_brackets
 from nvmeof.errors import TransportError
 from nvmeof.transport import options as setup
 from nvmeof.transport.base import (
-    Address,
     Buffer,
     ConnectionInfo,
     Endpoint,
@@ -307,6 +307,8 @@ class SocketListener(Listener):
 class SocketTransport(Transport):
     """Listens and connects with stream sockets; what kind of socket is the subclass's."""
 
+    plain_tcp = True
+
     def open_socket(self, family: socket.AddressFamily) -> tuple[socket.socket, str | None]:
         """A new socket, and why it is less than this transport promises (None: it is not). Raises OSError."""
         raise NotImplementedError
@@ -322,7 +324,9 @@ class SocketTransport(Transport):
     async def listen(
         self, host: str, port: int, options: SocketOptions, accepted: Callable[[Endpoint], None]
     ) -> list[Listener]:
-        addresses = await setup.resolve(host, port, passive=True)
+        addresses = await setup.resolve(host, port, passive=True, interface=options.host_iface)
+        if options.ipv6_only and is_wildcard(host):
+            addresses = [each for each in addresses if each[0] == socket.AF_INET6] or addresses
         for attempts_left in range(15, -1, -1):
             try:
                 sockets = self._bind_all(addresses, options)
@@ -366,7 +370,7 @@ class SocketTransport(Transport):
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                # so that 0.0.0.0 and [::] can have the same port, each with its own socket
+                # IPv4 has a socket of its own: no peer, and no Discovery entry, has an address like ::ffff:192.0.2.1
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if options.host_iface:
                 setup.bind_to_interface(sock, options.host_iface)
@@ -385,7 +389,7 @@ class SocketTransport(Transport):
         deadline = loop.time() + options.connect_timeout_seconds
         try:
             async with asyncio.timeout_at(deadline):
-                addresses = await setup.resolve(host, port)
+                addresses = await setup.resolve(host, port, interface=options.host_iface)
                 sources = await self._sources(options)
         except TimeoutError:
             raise setup.connect_timeout(Address(host, port), options.connect_timeout_seconds) from None
@@ -413,7 +417,7 @@ class SocketTransport(Transport):
         """The local address to bind to, per family; empty: the kernel chooses."""
         if not options.host_traddr:
             return {}
-        found = await setup.resolve(options.host_traddr, 0)
+        found = await setup.resolve(options.host_traddr, 0, interface=options.host_iface)
         return dict(reversed(found))  # of several in one family, the first
 
     async def _connect_one(
@@ -467,5 +471,5 @@ def _with_address(error: OSError, sockaddr: SockAddr) -> OSError:
 
 def listen_failure(error: OSError, host: str, port: int) -> TransportError:
     """The sentence for a listener that could not be made, with the very address when it is known."""
-    where = error.filename if isinstance(error.filename, Address) else Address(setup.strip_brackets(host), port)
+    where = error.filename if isinstance(error.filename, Address) else Address(strip_brackets(host), port)
     return setup.listen_error(error, where)

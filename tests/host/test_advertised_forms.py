@@ -54,6 +54,7 @@ def forms(*names: str) -> list[str]:
 @pytest.mark.parametrize(
     ("names", "told"),
     [
+        ([], [("mptcp", 0), ("tcp", 0)]),
         (["own"], [("mptcp", 0)]),
         (["tcp"], [("tcp", 0)]),
         (["tsas"], [("mptcp", 1)]),
@@ -79,7 +80,7 @@ def test_each_form_is_shown_and_connected_to_once_with_mptcp(
     assert all("(mptcp)" in line for line in connects)
 
 
-@pytest.mark.parametrize("names", [["own"], ["tcp"], ["tsas"], ["own", "tcp", "tsas"]])
+@pytest.mark.parametrize("names", [[], ["own"], ["tcp"], ["tsas"], ["own", "tcp", "tsas"]])
 def test_a_host_that_asks_for_tcp_gets_it_from_every_form(
     start: Start, capsys: pytest.CaptureFixture[str], names: list[str]
 ) -> None:
@@ -106,7 +107,7 @@ def test_a_host_without_mptcp_in_its_kernel_falls_back(
 
 
 def test_another_number_for_mptcp(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
-    where = start("--trtype-code", "77")
+    where = start("--trtype-code", "77", "--advertise-as", "own")
     before = get("mptcp").trtype
     assert main(["list", *where]) == 0
     assert NQN not in capsys.readouterr().out, "77 means nothing to a host that was not told"

@@ -65,7 +65,7 @@ def test_ports_and_families():
 def test_what_is_advertised_comes_first():
     target = Target()
     target.inventory.remove_port(1)
-    public = port(1, "0.0.0.0", advertise_host="203.0.113.5", advertise_port=4444)
+    public = port(1, "0.0.0.0", advertised=("203.0.113.5",), advertise_port=4444)
     target.inventory.add_port(public)
     _, entries = log(target, public.seen_at("10.0.0.1", 4420))
     assert {(entry.traddr, entry.trsvcid) for entry in entries} == {("203.0.113.5", "4444")}
@@ -75,7 +75,7 @@ def test_transport_numbers_are_the_ports():
     target = Target()
     target.inventory.add_port(replace(port(7, "192.0.2.7"), transport="mptcp", trtype=4))
     _, entries = log(target)
-    assert [entry.trtype for entry in entries] == [3, 3, 4]
+    assert [entry.trtype for entry in entries] == [3, 3, 4, 3]
 
 
 def test_a_host_sees_only_what_it_may_use():
@@ -188,3 +188,71 @@ def test_pages_that_are_kept_are_few():
     assert len(target.inventory.log_pages) == LOGS_KEPT
     newest = read_discovery_log(target.inventory, target.port.seen_at(f"127.0.0.{3 * LOGS_KEPT - 1}", 4420), HOST)
     assert any(page is newest for page in target.inventory.log_pages.values())
+
+
+def told(target: Target, came_to: str, portid: int = 1) -> list[tuple[str, str, int]]:
+    """Address, port and family of each entry of a subsystem for a host that came to an address of a port."""
+    seen = target.inventory.ports[portid]
+    _, entries = log(target, seen.seen_at(came_to, seen.trsvcid))
+    return [(entry.traddr, entry.trsvcid, entry.adrfam) for entry in entries if entry.subnqn == NQN]
+
+
+def with_ports(*ports: PortInfo) -> Target:
+    target = Target()
+    target.inventory.remove_port(1)
+    for each in ports:
+        target.inventory.add_port(each)
+    return target
+
+
+def test_a_name_is_told_as_the_addresses_that_are_listened_on():
+    target = with_ports(
+        port(1, "storage", bound=("192.0.2.1", "2001:db8::1")), port(2, "192.0.2.9", "4421", bound=("192.0.2.9",))
+    )
+    name = [("192.0.2.1", "4420", 1), ("2001:db8::1", "4420", 2)]
+    assert told(target, "192.0.2.9", 2) == [*name, ("192.0.2.9", "4421", 1)]
+    assert told(target, "2001:db8::1") == [*reversed(name), ("192.0.2.9", "4421", 1)], "first where the host came to"
+
+
+def test_a_wildcard_of_both_families_is_told_in_that_of_the_host():
+    target = with_ports(port(1, "::", bound=("::", "0.0.0.0")), port(2, "127.0.0.1", "4421"), port(3, "0::0", "4422"))
+    assert told(target, "192.0.2.1") == [("192.0.2.1", "4420", 1)]
+    assert told(target, "2001:db8::1") == [("2001:db8::1", "4420", 2), ("2001:db8::1", "4422", 2)]
+    assert told(target, "2001:db8::1", 3) == told(target, "2001:db8::1")
+
+
+def test_a_link_local_address_is_told_without_its_interface_and_on_its_link_only():
+    target = with_ports(
+        port(1, "fe80::1%eth0"), port(2, "fe80::2%eth1", "4421"), port(3, "::", "4422"), port(4, "192.0.2.1", "4423")
+    )
+    assert told(target, "fe80::1%eth0") == [("fe80::1", "4420", 2), ("fe80::1", "4422", 2), ("192.0.2.1", "4423", 1)]
+    assert told(target, "fe80::2%eth1", 2)[0] == ("fe80::2", "4421", 2)
+    assert told(target, "fe80::9%eth1", 3)[0] == ("fe80::2", "4421", 2)
+    assert told(target, "2001:db8::1", 3) == [("2001:db8::1", "4422", 2), ("192.0.2.1", "4423", 1)]
+    assert told(target, "192.0.2.1", 4) == [("192.0.2.1", "4423", 1)]
+
+
+def test_loopback_is_told_on_loopback_only():
+    target = with_ports(
+        port(1, "127.0.0.1"), port(2, "localhost", "4421", bound=("::1",)), port(3, "192.0.2.1", "4422")
+    )
+    assert len(told(target, "127.0.0.1")) == 3
+    assert told(target, "192.0.2.1", 3) == [("192.0.2.1", "4422", 1)]
+
+
+def test_several_addresses_that_are_advertised():
+    target = with_ports(port(1, "0.0.0.0", advertised=("203.0.113.5", "2001:db8::5")))
+    assert told(target, "10.0.0.1") == [("203.0.113.5", "4420", 1), ("2001:db8::5", "4420", 2)]
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "*"])
+def test_a_wildcard_cannot_be_advertised(address):
+    with pytest.raises(ConfigurationError, match="cannot be advertised"):
+        PortConfig(advertise_host=address)
+
+
+def test_a_transport_that_no_tcp_host_reaches_is_told_in_its_own_form_alone():
+    memory = PortInfo(portid=1, transport="memory", trtype=254, traddr="memory", trsvcid="1", plain_tcp=False)
+    for forms in (memory.advertise_as, ("tcp",)):
+        _, entries = log(with_ports(replace(memory, advertise_as=forms)), memory)
+        assert [entry.trtype for entry in entries] == [254, 254]

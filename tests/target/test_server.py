@@ -80,13 +80,45 @@ async def test_addresses(trtype, listen):
             assert own[4] == base.get(trtype).trtype and own[5] == (2 if ":" in address.host else 1)
 
 
-@pytest.mark.parametrize(("wildcard", "used"), [("0.0.0.0", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("::", "::1")])
+@pytest.mark.parametrize(
+    ("wildcard", "used"),
+    [("0.0.0.0", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("::", "::1"), ("::", "127.0.0.1"), ("", "::1")],
+)
 async def test_a_wildcard_listener_tells_the_address_that_the_host_used(wildcard, used):
     async with Target(config(tcp(wildcard))) as target:
         port = target.address.port
         found = await discovered(target, address=Address(used, port))
         family = 2 if ":" in used else 1
         assert found == [(3, DISCOVERY, used, str(port), 3, family), (2, NQN, used, str(port), 3, family)]
+
+
+async def test_a_name_is_listened_on_and_told_as_its_addresses():
+    ports = (tcp("127.0.0.1", discovery_only=True), tcp("localhost"))
+    async with Target(config(*ports)) as target:
+        only, *named = target.addresses
+        found = await discovered(target, address=only)
+        assert [(entry[2], int(entry[3])) for entry in found[1:]] == [(each.host, each.port) for each in named]
+        assert named and {each.host for each in named} <= {"127.0.0.1", "::1"}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_both_wildcards_share_a_port(order):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    ports = [PortConfig(host="0.0.0.0", port=number), PortConfig(host="::", port=number)][::order]
+    async with Target(config(*ports)) as target:
+        for used in ("127.0.0.1", "::1"):
+            found = await discovered(target, address=Address(used, number))
+            assert [(entry[2], entry[5]) for entry in found[1:]] == [(used, 2 if ":" in used else 1)]
+
+
+async def test_a_name_is_advertised_as_its_addresses():
+    async with Target(config(tcp("0.0.0.0", advertise_host="localhost"))) as target:
+        found = await discovered(target, address=Address("127.0.0.1", target.address.port))
+        assert {entry[2] for entry in found} <= {"127.0.0.1", "::1"}
+    with pytest.raises(TransportError, match="cannot find the address"):
+        await Target(config(tcp("127.0.0.1", advertise_host="no-such-host.invalid"))).start()
 
 
 async def test_advertise_overrides_what_the_host_used():

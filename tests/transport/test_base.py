@@ -8,44 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.transport import Address, ConnectionInfo, MemoryTransport, SocketOptions, SubflowInfo, base
-
-
-@pytest.mark.parametrize(
-    ("text", "host", "port"),
-    [
-        ("1.2.3.4:4420", "1.2.3.4", 4420),
-        ("1.2.3.4", "1.2.3.4", 1),
-        ("[::1]:8009", "::1", 8009),
-        ("[::1]", "::1", 1),
-        ("::1", "::1", 1),
-        ("fe80::1%eth0", "fe80::1%eth0", 1),
-        ("[fe80::1%eth0]:0", "fe80::1%eth0", 0),
-        ("storage.example.org:65535", "storage.example.org", 65535),
-        (":4420", "", 4420),
-        ("*", "*", 1),
-    ],
-)
-def test_address_is_read(text: str, host: str, port: int) -> None:
-    assert Address.parse(text, default_port=1) == Address(host, port)
-
-
-@pytest.mark.parametrize("text", ["1.2.3.4:", "1.2.3.4:65536", "a:b", "a:-1", "[::1", "[::1]4420", "[::1]:", "a:٣"])
-def test_bad_address_is_named(text: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        Address.parse(text)
-    assert "\n" not in str(caught.value)
-    assert text.rpartition(":")[2] in str(caught.value)
-
-
-@given(st.ip_addresses(), st.integers(0, 65535))
-def test_address_text_round_trip(ip: Any, port: int) -> None:
-    address = Address(str(ip), port)
-    assert Address.parse(str(address)) == address
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ TRANSPORTS = pytest.mark.parametrize("name", ["tcp", "mptcp"])
 async def test_both_families_share_a_port(name: str) -> None:
     async with listening(name, "0.0.0.0") as (four, _):
         port = four[0].address.port
-        async with listening(name, "[::]", port=port) as (six, _):
+        with pytest.raises(TransportError, match=r"cannot listen on 0\.0\.0\.0"):
+            await get(name).listen("[::]", port, SocketOptions(), lambda endpoint: None)
+        async with listening(name, "[::]", SocketOptions(ipv6_only=True), port=port) as (six, _):
             assert [each.address for each in four + six] == [Address("0.0.0.0", port), Address("::", port)]
             near4 = await get(name).connect("127.0.0.1", port, SocketOptions())
             near6 = await get(name).connect("::1", port, SocketOptions())
@@ -33,10 +35,10 @@ async def test_both_families_share_a_port(name: str) -> None:
 
 
 @TRANSPORTS
-@pytest.mark.parametrize("host", ["*", ""])
+@pytest.mark.parametrize("host", ["*", "", "[::]", "::0"])
 async def test_wildcard_is_both_families_on_one_port(name: str, host: str) -> None:
     async with listening(name, host) as (listeners, accepted):
-        assert [each.address.host for each in listeners] == ["0.0.0.0", "::"]
+        assert [each.address.host for each in listeners] == (["::", "0.0.0.0"] if ":" in host else ["0.0.0.0", "::"])
         assert len({each.address.port for each in listeners}) == 1
         near = await get(name).connect("localhost", listeners[0].address.port, SocketOptions())
         await wait_for(lambda: accepted)
@@ -45,7 +47,9 @@ async def test_wildcard_is_both_families_on_one_port(name: str, host: str) -> No
 
 
 async def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
-    async def resolve(host: str, port: int, *, passive: bool = False) -> list[options.Resolved]:
+    async def resolve(
+        host: str, port: int, *, passive: bool = False, interface: str | None = None
+    ) -> list[options.Resolved]:
         return [
             (socket.AF_INET6, (each, port, 0, 0)) if ":" in each else (socket.AF_INET, (each, port)) for each in hosts
         ]

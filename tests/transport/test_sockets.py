@@ -286,7 +286,9 @@ async def test_a_connect_can_be_cancelled() -> None:
 async def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
     """Make every host name stand for these addresses."""
 
-    async def resolve(host: str, port: int, *, passive: bool = False) -> list[options.Resolved]:
+    async def resolve(
+        host: str, port: int, *, passive: bool = False, interface: str | None = None
+    ) -> list[options.Resolved]:
         return [
             (socket.AF_INET6, (each, port, 0, 0)) if ":" in each else (socket.AF_INET, (each, port)) for each in hosts
         ]

@@ -7,8 +7,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nvmeof.transport.base import Address
-from nvmeof.transport.options import WILDCARD_HOSTS, strip_brackets
+from nvmeof.address import WILDCARD_NAMES, Address, is_loopback, strip_brackets
 from nvmeof.transport.paths import netlink
 from nvmeof.transport.paths.model import SUBFLOWS_MAX, PathSpec
 from nvmeof.transport.paths.netlink import NLM_F_DUMP, NetlinkSocket
@@ -127,7 +126,7 @@ def auto_signal(listening: list[Address]) -> list[PathSpec]:
     that are listened on, at most one address each per interface.
     """
     hosts = [strip_brackets(each.host) for each in listening]
-    if all(_is_loopback(host) for host in hosts):
+    if all(is_loopback(host) for host in hosts):
         return []
     versions = {version for host in hosts for version in _versions(host)}
     return _one_per_interface(versions)
@@ -139,7 +138,7 @@ def auto_subflow(peer: str) -> list[PathSpec]:
     A peer on loopback has no further paths.
     """
     host = strip_brackets(peer).partition("%")[0]
-    if _is_loopback(host):
+    if is_loopback(host):
         return []
     source = source_for(host)
     if source is not None and source[1] in interfaces() and interfaces()[source[1]].loopback:
@@ -161,19 +160,12 @@ def _one_per_interface(versions: set[int], first: str | None = None) -> list[Pat
 
 
 def _versions(host: str) -> tuple[int, ...]:
-    if host in WILDCARD_HOSTS:
+    if host in WILDCARD_NAMES:
         return (4, 6)
     try:
         return (ipaddress.ip_address(host.partition("%")[0]).version,)
     except ValueError:
         return (4,)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def covered(address: str, listening: list[Address]) -> bool:

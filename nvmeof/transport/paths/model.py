@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import Any, Final
 
+from nvmeof.address import ip_of, split_scope
 from nvmeof.errors import ConfigurationError, TransportError
 
 INSTALL_HINT = "path management needs pyroute2: pip install 'nvmeof-mptcp[mptcp]'"
@@ -167,15 +167,14 @@ def parse_path(text: str, *, fullmesh: bool = False) -> PathSpec:
     Raises ConfigurationError with a sentence.
     """
     where, *words = text.strip().split(",")
-    address, percent, device = where.partition("%")
-    if percent and not device:
+    address, device = split_scope(where)
+    if "%" in where and not device:
         raise ConfigurationError(f"{text!r} names no interface after the %")
-    try:
-        parsed = ipaddress.ip_address(address.strip("[]"))
-    except ValueError:
+    parsed = ip_of(address)
+    if parsed is None:
         raise ConfigurationError(
             f"{address!r} is not an IP address: a path is ADDR, ADDR%INTERFACE or 'auto', with ,backup as a flag"
-        ) from None
+        )
     if parsed.is_unspecified or parsed.is_multicast:
         raise ConfigurationError(f"{address} is not an address of one interface")
     return PathSpec(str(parsed), device or None, **{"fullmesh": fullmesh, **_words(text, words)})
