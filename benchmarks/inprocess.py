@@ -9,15 +9,15 @@ from typing import Any
 from benchmarks import wireformat as w
 from benchmarks.session import HOST_NQN, BenchmarkError, SessionOptions, Stream, bring_up
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
-from nvmeof.target.backend.ramdisk import Ramdisk
-from nvmeof.target.completion import Completion
-from nvmeof.target.config import NamespaceConfig, SubsystemConfig
-from nvmeof.target.context import QueueContext
-from nvmeof.target.inventory import Inventory, PortInfo
-from nvmeof.target.orphans import Orphans
-from nvmeof.target.pool import BufferPool
-from nvmeof.target.queue import TargetQueue
-from nvmeof.target.subsystem import Subsystem
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.core.completion import Completion
+from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.queue import TargetQueue
+from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
+from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.wire import Buffer
 
 SUBNQN = "nqn.2026-01.io.nvmeof:inprocess"
@@ -54,11 +54,11 @@ class _Runtime:
 class InProcessQueue(Stream):
     """One connection and its `TargetQueue`; to `benchmarks.session` it looks like a connected socket."""
 
-    def __init__(self, inventory: Inventory, port: PortInfo, pool: BufferPool, digests: bool) -> None:
+    def __init__(self, registry: TargetRegistry, port: PortInfo, pool: BufferPool, digests: bool) -> None:
         config = ConnectionConfig(header_digest=digests, data_digest=digests)
         self.connection = Connection(Role.TARGET, config)
-        self.queue = TargetQueue(self.connection, pool, Orphans(), self)
-        self.queue.ctx = QueueContext(_Runtime(), inventory, port, self.queue, peer=HOST_NQN)
+        self.queue = TargetQueue(self.connection, pool, DetachedCommands(), self)
+        self.queue.ctx = CommandContext(_Runtime(), registry, port, self.queue, peer=HOST_NQN)
         self._out = bytearray()
 
     # what the queue asks of its driver
@@ -144,16 +144,16 @@ class InProcessQueue(Stream):
 
 def open_queue(size_bytes: int, *, digests: bool = False, flow_control: bool = False) -> InProcessQueue:
     """An I/O queue of an enabled controller whose namespace 1 is a ramdisk, ready for commands."""
-    inventory = Inventory()
+    registry = TargetRegistry()
     namespaces = (NamespaceConfig(backend=Ramdisk(size_bytes)),)
-    inventory.add_subsystem(Subsystem(SubsystemConfig(nqn=SUBNQN, namespaces=namespaces)))
+    registry.add_subsystem(Subsystem(SubsystemConfig(nqn=SUBNQN, namespaces=namespaces)))
     port = PortInfo(portid=1, transport="tcp", trtype=3, traddr="127.0.0.1", trsvcid="4420")
-    inventory.add_port(port)
+    registry.add_port(port)
     pool = BufferPool()
     queues: list[InProcessQueue] = []
 
     def dial() -> InProcessQueue:
-        queues.append(InProcessQueue(inventory, port, pool, digests))
+        queues.append(InProcessQueue(registry, port, pool, digests))
         return queues[-1]
 
     options = SessionOptions(

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     )
     from nvmeof.host.client import HostController, connect, discover
     from nvmeof.host.namespace import Namespace
-    from nvmeof.target.backend.file import FileBackend
-    from nvmeof.target.backend.pools import FilePool, RamdiskPool
-    from nvmeof.target.backend.ramdisk import Ramdisk
-    from nvmeof.target.config import NamespaceConfig
+    from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
     from nvmeof.target.server import Target
-    from nvmeof.target.zone_geometry import ZoneGeometry
+    from nvmeof.target.storage.file import FileBackend
+    from nvmeof.target.storage.pools import FilePool, RamdiskPool
+    from nvmeof.target.storage.ramdisk import Ramdisk
+    from nvmeof.target.subsystem.config import NamespaceConfig
 
 __version__ = "0.1.0"
 
@@ -35,18 +35,18 @@ _HOMES = {
     "ConfigurationError": "nvmeof.errors",
     "ConnectTimeout": "nvmeof.errors",
     "ConnectionLost": "nvmeof.errors",
-    "FileBackend": "nvmeof.target.backend.file",
-    "FilePool": "nvmeof.target.backend.pools",
+    "FileBackend": "nvmeof.target.storage.file",
+    "FilePool": "nvmeof.target.storage.pools",
     "HostController": "nvmeof.host.client",
     "Namespace": "nvmeof.host.namespace",
-    "NamespaceConfig": "nvmeof.target.config",
+    "NamespaceConfig": "nvmeof.target.subsystem.config",
     "NvmeStatusError": "nvmeof.errors",
     "NvmeofError": "nvmeof.errors",
-    "Ramdisk": "nvmeof.target.backend.ramdisk",
-    "RamdiskPool": "nvmeof.target.backend.pools",
+    "Ramdisk": "nvmeof.target.storage.ramdisk",
+    "RamdiskPool": "nvmeof.target.storage.pools",
     "Target": "nvmeof.target.server",
     "TransportError": "nvmeof.errors",
-    "ZoneGeometry": "nvmeof.target.zone_geometry",
+    "ZoneGeometry": "nvmeof.target.namespaces.zone_geometry",
     "connect": "nvmeof.host.client",
     "discover": "nvmeof.host.client",
 }

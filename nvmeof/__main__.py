@@ -27,7 +27,7 @@ from nvmeof.errors import NvmeofError
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.namespace import Namespace
 from nvmeof.launch import command_line
-from nvmeof.target.sizes import format_size, parse_size
+from nvmeof.size_text import format_size, parse_size
 from nvmeof.transport.runloop import run
 
 LABEL_COLUMNS: Final = 11

@@ -18,7 +18,7 @@ import pytest
 
 import nvmeof.target
 from nvmeof.errors import CommandError
-from nvmeof.target.completion import Completion
+from nvmeof.target.core.completion import Completion
 
 ROOT: Final = Path(nvmeof.target.__path__[0])
 _DEPTH: Final = 4  # a refusal may be made by helpers of its module

@@ -24,14 +24,20 @@ from nvmeof.address import is_link_local, is_loopback, split_scope
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.launch import command_line
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.size_text import format_size, parse_size
 from nvmeof.spec.enums import DISCOVERY_PORT, NVME_PORT
-from nvmeof.target.backend.base import DEFAULT_BLOCK_BYTES, Backend
-from nvmeof.target.backend.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, beside
-from nvmeof.target.backend.file_keeper import FileKeeper
-from nvmeof.target.backend.pools import FilePool, RamdiskPool
-from nvmeof.target.backend.ramdisk import Ramdisk
-from nvmeof.target.capacity import Pool
-from nvmeof.target.config import (
+from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
+from nvmeof.target.namespaces.endurance_group import Pool
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
+from nvmeof.target.namespaces.zoned import ZonedNamespace
+from nvmeof.target.server import DEFAULT_SUBNQN, Target
+from nvmeof.target.storage.base import DEFAULT_BLOCK_BYTES, Backend
+from nvmeof.target.storage.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, beside
+from nvmeof.target.storage.json_file_store import JsonFileStore
+from nvmeof.target.storage.pools import FilePool, RamdiskPool
+from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.config import (
     ADVERTISE_DEFAULT,
     ADVERTISE_FORMS,
     NamespaceConfig,
@@ -39,12 +45,6 @@ from nvmeof.target.config import (
     SubsystemConfig,
     TargetConfig,
 )
-from nvmeof.target.keeper import SUBSYSTEM_SECTIONS
-from nvmeof.target.namespace import Namespace
-from nvmeof.target.server import DEFAULT_SUBNQN, Target
-from nvmeof.target.sizes import format_size, parse_size
-from nvmeof.target.zone_geometry import ZoneGeometry, parse_zoned
-from nvmeof.target.zoned import ZonedNamespace
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, SocketOptions
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
@@ -132,7 +132,7 @@ def _pool(options: Options) -> Pool | None:
     return RamdiskPool(options.capacity) if options.pool is None else FilePool(options.pool, options.capacity)
 
 
-def _state(options: Options) -> FileKeeper | None:
+def _state(options: Options) -> JsonFileStore | None:
     if options.state is None:
         return None
     state = Path(options.state).resolve()
@@ -141,7 +141,7 @@ def _state(options: Options) -> FileKeeper | None:
             raise ConfigurationError(
                 f"--state {options.state} is where the --file {path} has its own: give another one"
             )
-    return FileKeeper(state, sections=SUBSYSTEM_SECTIONS)
+    return JsonFileStore(state, sections=SUBSYSTEM_SECTIONS)
 
 
 def _ports(options: Options) -> list[PortConfig]:
@@ -184,7 +184,7 @@ def make_target(options: Options) -> Target:
         incapsule_bytes=parse_size(options.in_capsule),
         any_keep_alive_seconds=options.keep_alive,
         admin_label=options.admin_label,
-        keeper=_state(options),
+        metadata_store=_state(options),
     )
     return Target(
         TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options))),
@@ -345,7 +345,7 @@ async def serve(options: Options) -> None:
         signals += 1
         if signals > 1:
             logger.warning("%s again: stopping at once", number.name)
-            target.hurry()
+            target.stop_now()
         else:
             logger.info("%s: stopping", number.name)
             stopping.set()

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
-from nvmeof.target.completion import Completion
-from nvmeof.target.context import QueueContext
-from nvmeof.target.inventory import Inventory, PortInfo
-from nvmeof.target.orphans import Orphans
-from nvmeof.target.pool import BufferPool
-from nvmeof.target.queue import TargetQueue
-from nvmeof.target.runtime import Runtime
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.core.completion import Completion
+from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.core.runtime import Runtime
+from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.queue import TargetQueue
+from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.transport.base import Endpoint
 
 logger = logging.getLogger("nvmeof.target")
@@ -38,16 +38,16 @@ class Owner(Protocol):
 
     loop: asyncio.AbstractEventLoop
     runtime: Runtime
-    inventory: Inventory
+    registry: TargetRegistry
     pool: BufferPool
-    orphans: Orphans
+    detached_commands: DetachedCommands
     tasks: set[asyncio.Task[Any]]
 
     def ended(self, driver: QueueDriver) -> None: ...
 
 
 class QueueDriver:
-    """Owns an endpoint from its acceptance to its end. Implements :class:`nvmeof.target.queue.Driver`."""
+    """Owns an endpoint from its acceptance to its end. Implements :class:`nvmeof.target.queue.queue.Driver`."""
 
     __slots__ = (
         "_blocked",
@@ -70,9 +70,9 @@ class QueueDriver:
         self._owner = owner
         self.endpoint = endpoint
         self.connection = Connection(Role.TARGET, config)
-        self.queue = TargetQueue(self.connection, owner.pool, owner.orphans, self)
+        self.queue = TargetQueue(self.connection, owner.pool, owner.detached_commands, self)
         peer = str(endpoint.peer_address)
-        self.queue.ctx = QueueContext(owner.runtime, owner.inventory, port, self.queue, peer=peer)
+        self.queue.ctx = CommandContext(owner.runtime, owner.registry, port, self.queue, peer=peer)
         self.opened_at = owner.loop.time()
         self.reason = ""
         self._blocked = False  # the socket takes nothing: wait for it

@@ -17,18 +17,18 @@ from typing import Any, Final
 from nvmeof.address import check_host, ip_of, is_wildcard, split_scope
 from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
-from nvmeof.target.backend.base import Backend
-from nvmeof.target.backend.file_keeper import FileKeeper
-from nvmeof.target.capacity import Pool
-from nvmeof.target.commands.logs_health import snapshot
-from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
-from nvmeof.target.controller import Controller
+from nvmeof.target.commands.logs.logs_health import snapshot
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.core.runtime import Runtime, settled
 from nvmeof.target.driver import QueueDriver
-from nvmeof.target.inventory import Inventory, PortInfo
-from nvmeof.target.orphans import Orphans
-from nvmeof.target.pool import BufferPool
-from nvmeof.target.runtime import Runtime, settled
-from nvmeof.target.subsystem import Subsystem
+from nvmeof.target.namespaces.endurance_group import Pool
+from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.storage.base import Backend
+from nvmeof.target.storage.json_file_store import JsonFileStore
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
+from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, Endpoint, Listener, SocketOptions
 from nvmeof.transport.options import resolve, to_address
@@ -51,7 +51,7 @@ _STOP_POLL_SECONDS: Final = 0.005
 
 
 class _LoopRuntime:
-    """:class:`nvmeof.target.runtime.Runtime` on an event loop."""
+    """:class:`nvmeof.target.core.runtime.Runtime` on an event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.create_future: Callable[[], asyncio.Future[Any]] = loop.create_future
@@ -121,9 +121,9 @@ class Target:
             connection or ConnectionConfig(header_digest=digests, data_digest=digests),
             incapsule_bytes=max(8192, largest),
         )
-        self.inventory = Inventory()
+        self.registry = TargetRegistry()
         self.pool = BufferPool(config.staging_bytes)
-        self.orphans = Orphans()
+        self.detached_commands = DetachedCommands()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.drivers: set[QueueDriver] = set()
         self.listeners: list[Listener] = []
@@ -140,7 +140,7 @@ class Target:
         self._backends: list[Backend] = []
         self._subsystems: list[Subsystem] = []
         self._pools: list[Pool] = []
-        self._keepers: list[FileKeeper] = []
+        self._metadata_stores: list[JsonFileStore] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stop_by: float | None = None
 
@@ -164,7 +164,7 @@ class Target:
     @property
     def subsystems(self) -> dict[str, Subsystem]:
         """The subsystems by NQN."""
-        return self.inventory.subsystems
+        return self.registry.subsystems
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
@@ -172,15 +172,15 @@ class Target:
         """Open the namespaces and listen. What was opened is closed again when this fails."""
         self.loop = asyncio.get_running_loop()
         self.runtime = self._background = _LoopRuntime(self.loop)
-        self.inventory.started_at = self.loop.time()
+        self.registry.started_at = self.loop.time()
         try:
             for subsystem_config in self.config.subsystems:
                 for namespace in subsystem_config.namespaces:
                     await namespace.backend.open()
                     self._backends.append(namespace.backend)
-                if isinstance(subsystem_config.keeper, FileKeeper):
-                    subsystem_config.keeper.hold()
-                    self._keepers.append(subsystem_config.keeper)
+                if isinstance(subsystem_config.metadata_store, JsonFileStore):
+                    subsystem_config.metadata_store.hold()
+                    self._metadata_stores.append(subsystem_config.metadata_store)
                 if subsystem_config.pool is not None:
                     await subsystem_config.pool.acquire()
                     self._pools.append(subsystem_config.pool)
@@ -189,7 +189,7 @@ class Target:
                 if subsystem.manager is not None:
                     await subsystem.manager.open()
                 await self._power_on(subsystem)
-                self.inventory.add_subsystem(subsystem)
+                self.registry.add_subsystem(subsystem)
                 subsystem.resume(self.runtime)
             for portid, port in enumerate(self.config.ports, 1):
                 await self._listen(portid, port)
@@ -228,7 +228,7 @@ class Target:
         self._acceptors.append((replace(port, port=listeners[0].address.port), accepted))
         bound = tuple(listener.address.host for listener in listeners)
         info = replace(info, trsvcid=str(listeners[0].address.port), bound=bound)
-        self.inventory.add_port(info)
+        self.registry.add_port(info)
 
     def _listen_options(self, port: PortConfig) -> SocketOptions:
         """A wildcard of both families leaves IPv4 to the port that 0.0.0.0 was asked for with the same number."""
@@ -297,7 +297,7 @@ class Target:
             if self.loop.time() >= self._stop_by:
                 break
             await asyncio.sleep(_STOP_POLL_SECONDS)
-        self.inventory.end_all("the target is stopping")
+        self.registry.end_all("the target is stopping")
         for driver in list(self.drivers):
             driver.queue.lost("the target is stopping")
         while (self.drivers or self.tasks) and self.loop.time() < self._stop_by:  # noqa: ASYNC110
@@ -313,11 +313,11 @@ class Target:
         pools, self._pools = self._pools, []
         for pool in pools:
             await pool.release()
-        keepers, self._keepers = self._keepers, []
-        for keeper in keepers:
-            await keeper.release()
+        metadata_stores, self._metadata_stores = self._metadata_stores, []
+        for metadata_store in metadata_stores:
+            await metadata_store.release()
 
-    def hurry(self) -> None:
+    def stop_now(self) -> None:
         """Make a `stop` that is under way wait for nothing any more but the flush."""
         self._stop_by = self.loop.time()
         for driver in list(self.drivers):
@@ -408,7 +408,7 @@ class Target:
         """End what has been silent for too long, then sleep until the next deadline."""
         now = self.loop.time()
         following = now + min(_TICK_SECONDS, self.connect_seconds)
-        for subsystem in (*self.subsystems.values(), self.inventory.discovery):
+        for subsystem in (*self.subsystems.values(), self.registry.discovery):
             subsystem.tick(now)
             for controller in list(subsystem.controllers.values()):
                 if not isinstance(controller, Controller):

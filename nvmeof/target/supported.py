@@ -11,12 +11,12 @@ from typing import Any
 
 from nvmeof.spec.enums import AdminOpcode, Cns, FabricsType, FeatureId, LogPageId, NvmOpcode
 from nvmeof.spec.properties import PROPERTIES
-from nvmeof.target.commands.base import CommandSpec, Direction, NsidRule
+from nvmeof.target.commands.dispatch.base import CommandSpec, Direction, NsidRule
+from nvmeof.target.commands.dispatch.command_tables import ZNS
 from nvmeof.target.commands.fabrics import SUPPORTED_PROPERTIES, WRITABLE_PROPERTIES
-from nvmeof.target.commands.features import FEATURES, FeatureSpec
-from nvmeof.target.commands.identify import IDENTIFY, IdentifySpec
-from nvmeof.target.commands.log_pages import LOG_PAGES, LogPageSpec
-from nvmeof.target.commands.registry import ZNS
+from nvmeof.target.commands.identify.identify import IDENTIFY, IdentifySpec
+from nvmeof.target.commands.rows.features import FEATURES, FeatureSpec
+from nvmeof.target.commands.rows.log_pages import LOG_PAGES, LogPageSpec
 from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
 
 _PCIE = "for PCI Express only"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nvmeof.pdu.digest import crc32c_table
-from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.server import Target
+from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.transport import Address, Endpoint, SocketOptions, get
 
 SECONDS = 10.0

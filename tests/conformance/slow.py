@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from nvmeof.target.backend.base import Backend, Capabilities, Lease
+from nvmeof.target.storage.base import Backend, Capabilities, Lease
 
 
 class SlowBackend(Backend):

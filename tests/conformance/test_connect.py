@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nvmeof.target.backend.ramdisk import Ramdisk
-from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.server import Target
+from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from tests.conformance.rawhost import (
     CC,
     CC_DISABLED,

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from nvmeof.protocol.connection import ConnectionConfig
-from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.conformance.rawhost import (
     C2H_TERM,
     CAPSULE,

@@ -8,8 +8,8 @@ import struct
 
 import pytest
 
-from nvmeof.target.backend.file import FileBackend
-from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.storage.file import FileBackend
+from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.conformance.rawhost import IN_CAPSULE, WRITE, RawHost, association, io_sqe, make_sqe, running
 
 WRITE_UNCORRECTABLE, COMPARE, VERIFY, COPY = 0x04, 0x05, 0x0C, 0x19

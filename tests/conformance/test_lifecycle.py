@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.conformance.rawhost import (
     CAP,
     CC,
@@ -337,7 +337,7 @@ async def test_hurry_ends_a_stop_at_once(log):
         stopping = asyncio.ensure_future(target.stop())
         await asyncio.sleep(0.05)
         assert not stopping.done()
-        target.hurry()
+        target.stop_now()
         await asyncio.wait_for(stopping, 2)
         assert backend.closed
 

@@ -96,7 +96,7 @@ async def test_format_under_load(kind, digests, tmp_path):
             assert seen <= {0, Status.FORMAT_IN_PROGRESS, Status.DATA_SGL_LENGTH_INVALID, Status.INVALID_FIELD}
             assert 0 in seen
             namespace = target.subsystems[target.subnqn].namespaces[1]
-            assert (namespace.block_bytes, namespace.size_blocks, namespace.barred) == (4096, 8192, None)
+            assert (namespace.block_bytes, namespace.size_blocks, namespace.blocked_status) == (4096, 8192, None)
             for slba in range(0, 8192, 64):
                 result = await controller.io_passthru(0x02, nsid=1, data_bytes=4096, cdw10=slba, cdw12=0)
                 assert not any(result.data)

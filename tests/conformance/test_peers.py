@@ -9,10 +9,10 @@ import tracemalloc
 import pytest
 
 from nvmeof.protocol.config import BACKLOG_BYTES
-from nvmeof.target.backend.ramdisk import Ramdisk
-from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
-from nvmeof.target.queue import STAGING_SHARES
+from nvmeof.target.queue.queue import STAGING_SHARES
 from nvmeof.target.server import Target
+from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.transport import SocketOptions, get
 from tests.conformance.rawhost import (
     R2T,

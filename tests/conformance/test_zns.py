@@ -12,8 +12,8 @@ import pytest
 from nvmeof import FileBackend, NvmeStatusError, Ramdisk, Target, connect
 from nvmeof.spec.status import Status
 from nvmeof.spec.zns import ZoneState, parse_zone_report
-from nvmeof.target.config import NamespaceConfig
-from nvmeof.target.zone_geometry import ZoneGeometry
+from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
+from nvmeof.target.subsystem.config import NamespaceConfig
 
 ZONE = 4096  # blocks of 512 bytes
 GEOMETRY = ZoneGeometry(zone_bytes=ZONE * 512, capacity_bytes=3 << 19, max_open=4, max_active=6)

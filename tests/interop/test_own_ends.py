@@ -16,7 +16,7 @@ import pytest
 import nvmeof
 from nvmeof.errors import NvmeStatusError
 from nvmeof.protocol.connection import ConnectionConfig
-from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.interop import tshark
 from tests.interop.pcap import Direction, Piece, write_pcap
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nvmeof.protocol.connection import Connection
 from nvmeof.protocol.events import TransferDone
-from nvmeof.target.permit import Permit
+from nvmeof.target.core.admission import AdmissionToken
 from tests.protocol.wire import Framing, feed, ready_target, sent, split
 
 OLD, NEW = 0x11, 0xEE
@@ -185,7 +185,7 @@ def test_memory_that_is_not_live_any_more_stays_as_it_is(cut_at, data_digest):
     framing = Framing(data_digest=data_digest)
     connection = ready_target(framing, maxh2cdata_bytes=1 << 20)
     live = bytearray([OLD]) * 65536
-    alive = Permit()
+    alive = AdmissionToken()
     feed(connection, framing.command(7, 1, len(live)))
     sent(connection)
     connection.request_data(7, memoryview(live), None, unit_bytes=512, live=alive)

@@ -7,9 +7,9 @@ import fcntl
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from nvmeof.target.backend.base import Backend, Capabilities, Lease
-from nvmeof.target.backend.file import FileBackend
-from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.storage.base import Backend, Capabilities, Lease
+from nvmeof.target.storage.file import FileBackend
+from nvmeof.target.storage.ramdisk import Ramdisk
 
 T = TypeVar("T")
 

@@ -11,14 +11,14 @@ from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import DISCOVERY_NQN, FABRICS_OPCODE, FabricsType
 from nvmeof.spec.properties import CC_OFFSET, CSTS_OFFSET
 from nvmeof.spec.sqe import Sqe
-from nvmeof.target.backend.base import Backend
-from nvmeof.target.backend.ramdisk import Ramdisk
+from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.table import execute, prepare
-from nvmeof.target.completion import Completion
-from nvmeof.target.config import NamespaceConfig, SubsystemConfig
-from nvmeof.target.context import QueueContext
-from nvmeof.target.inventory import Inventory, PortInfo
-from nvmeof.target.subsystem import Subsystem
+from nvmeof.target.core.completion import Completion
+from nvmeof.target.storage.base import Backend
+from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
+from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.wire import build
 
 NQN = "nqn.2026-01.org.example:disk"
@@ -157,16 +157,16 @@ class Target:
 
     def __init__(self, *backends: Backend, **options: Any) -> None:
         self.runtime = FakeRuntime()
-        self.inventory = Inventory()
+        self.registry = TargetRegistry()
         namespaces = tuple(NamespaceConfig(backend=backend) for backend in backends or (Ramdisk("1M"),))
         self.subsystem = Subsystem(SubsystemConfig(nqn=NQN, namespaces=namespaces, **options))
-        self.inventory.add_subsystem(self.subsystem)
+        self.registry.add_subsystem(self.subsystem)
         self.port = PortInfo(portid=1, transport="tcp", trtype=3, traddr="0.0.0.0", trsvcid="4420")
-        self.inventory.add_port(self.port)
+        self.registry.add_port(self.port)
 
     def queue(self, port: PortInfo | None = None) -> TestQueue:
         seen = port or self.port.seen_at("192.0.2.1", 4420)
-        return TestQueue(QueueContext(self.runtime, self.inventory, seen, FakeQueue()))
+        return TestQueue(CommandContext(self.runtime, self.registry, seen, FakeQueue()))
 
     def admin(self, **connect: Any) -> TestQueue:
         """A connected and enabled admin queue."""
@@ -188,7 +188,7 @@ class Target:
 class TestQueue:
     __test__ = False
 
-    def __init__(self, ctx: QueueContext) -> None:
+    def __init__(self, ctx: CommandContext) -> None:
         self.ctx = ctx
         self.cid = 0
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.log_pages import DEVICE_SELF_TEST, SANITIZE_STATUS
-from nvmeof.target.backend.file import FileBackend
-from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.commands.table import execute, prepare
-from nvmeof.target.completion import Completion
-from nvmeof.target.keeper import MemoryKeeper
+from nvmeof.target.core.completion import Completion
+from nvmeof.target.core.metadata import MemoryStore
+from nvmeof.target.storage.file import FileBackend
+from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.target.harness import Pending, Target, TestQueue
 
 
@@ -61,7 +61,7 @@ class Flawed(Ramdisk):
         super().set_block_bytes(block_bytes)
 
 
-class Durable(MemoryKeeper):
+class Durable(MemoryStore):
     """A keeper that calls itself durable: what is kept outlives the backend that it is given to. It can fail."""
 
     durable = True
@@ -84,9 +84,9 @@ class _Done:
         return iter(())
 
 
-def kept(backend: Ramdisk, keeper: Durable) -> Ramdisk:
+def kept(backend: Ramdisk, metadata_store: Durable) -> Ramdisk:
     """A ramdisk that keeps what belongs to it as a file does."""
-    backend.keeper = keeper
+    backend.metadata_store = metadata_store
     return backend
 
 

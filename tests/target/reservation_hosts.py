@@ -14,9 +14,9 @@ from nvmeof.spec.reservations import (
     pack_keys,
     pack_release,
 )
-from nvmeof.target.backend.base import Backend
 from nvmeof.target.commands.table import execute, prepare
-from nvmeof.target.completion import Completion
+from nvmeof.target.core.completion import Completion
+from nvmeof.target.storage.base import Backend
 from tests.target.harness import Pending, Target, TestQueue
 
 REGISTER, REPORT, ACQUIRE, RELEASE = 0x0D, 0x0E, 0x11, 0x15

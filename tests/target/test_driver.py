@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from nvmeof.target.backend.file import FileBackend
-from nvmeof.target.backend.ramdisk import Ramdisk
 from nvmeof.target.driver import READS_AT_A_TIME, printable
 from nvmeof.target.server import Target
+from nvmeof.target.storage.file import FileBackend
+from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.transport import SocketOptions
 from nvmeof.transport.memory import MemoryTransport
 from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, RawHost, association, io_sqe, make_sqe, running, until
@@ -112,7 +112,7 @@ async def test_the_admin_queue_goes_last():
                     "spawn": driver.spawn,
                 },
             )()
-        target.inventory.end_all("the end")
+        target.registry.end_all("the end")
         assert order == [2, 1, 0]
         for host in hosts:
             await host.ended()
@@ -152,7 +152,7 @@ async def test_a_host_comes_back_while_its_namespace_is_being_formatted():
         await hosts[1].send(hosts[1].capsule(io_sqe(3, FLUSH, 0, 1, length=0)))
         assert (await hosts[1].completion(3)).status == 0
         backend.go_on.set()
-        await until(lambda: target.subsystems[target.subnqn].namespaces[1].barred is None)
+        await until(lambda: target.subsystems[target.subnqn].namespaces[1].blocked_status is None)
         assert (await hosts[1].read(0, 1)).status == 0
 
 

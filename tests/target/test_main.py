@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import pytest
 
 from nvmeof.target.__main__ import Options, facts, main, make_target
-from nvmeof.target.backend.file import FileBackend
 from nvmeof.target.server import Target
+from nvmeof.target.storage.file import FileBackend
 from nvmeof.transport import Address
 from tests.conformance.rawhost import HOSTNQN, IN_CAPSULE, WRITE, RawHost, association, io_sqe, make_sqe, until
 from tests.target.management_tools import controller_list, create_data

@@ -11,10 +11,10 @@ import pytest
 
 from nvmeof.errors import ConfigurationError, TransportError
 from nvmeof.spec.discovery import parse_discovery_entries
-from nvmeof.target.backend.file import FileBackend
-from nvmeof.target.backend.ramdisk import Ramdisk
-from nvmeof.target.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.server import Target
+from nvmeof.target.storage.file import FileBackend
+from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.transport import Address, base
 from nvmeof.transport.runloop import loop_factory
 from tests.conformance.rawhost import (
@@ -155,16 +155,16 @@ async def test_allowed_hosts_see_and_use_what_others_do_not():
         host = await RawHost.open(target)
         assert (await host.try_connect(hostnqn=OTHER)).status == 0x184
         first = await admin(target)
-        target.inventory.set_allowed_hosts(target.subnqn, frozenset({OTHER}))
+        target.registry.set_allowed_hosts(target.subnqn, frozenset({OTHER}))
         await first.ended()
         await host.connect(hostnqn=OTHER)
 
 
 async def test_discovery_generation_counts_changes():
     async with running("tcp") as target:
-        before = target.inventory.generation
-        target.inventory.set_allowed_hosts(target.subnqn, frozenset({OTHER}))
-        assert target.inventory.generation == before + 1
+        before = target.registry.generation
+        target.registry.set_allowed_hosts(target.subnqn, frozenset({OTHER}))
+        assert target.registry.generation == before + 1
 
 
 # -- loops

@@ -2,8 +2,8 @@ from pathlib import Path
 
 from nvmeof.spec.enums import AdminOpcode, NvmOpcode
 from nvmeof.target import supported
-from nvmeof.target.commands.features import FEATURES
-from nvmeof.target.commands.log_pages import LOG_PAGES
+from nvmeof.target.commands.rows.features import FEATURES
+from nvmeof.target.commands.rows.log_pages import LOG_PAGES
 from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
 
 PAGE = Path(__file__).parents[2] / "docs" / "supported.md"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nvmeof.spec.zns import ZoneDescriptor, parse_zone_report
-from nvmeof.target.completion import Completion
+from nvmeof.target.core.completion import Completion
 from tests.target.harness import TestQueue
 
 BLOCK = 512

@@ -6,8 +6,11 @@ from collections.abc import Awaitable
 
 from nvmeof.spec.enums import IDENTIFY_BYTES, AdminOpcode, CommandEffects
 from nvmeof.spec.sqe import Sqe
-from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, fixed
-from nvmeof.target.commands.features import (
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, fixed
+from nvmeof.target.commands.dispatch.command_tables import ADMIN, DISCOVERY, register
+from nvmeof.target.commands.identify.identify import check_identify, identify
+from nvmeof.target.commands.rows.features import (
     check_get_features,
     check_set_features,
     get_bytes,
@@ -15,15 +18,12 @@ from nvmeof.target.commands.features import (
     set_bytes,
     set_features,
 )
-from nvmeof.target.commands.identify import check_identify, identify
-from nvmeof.target.commands.log_pages import check_get_log_page, get_log_page, log_bytes
-from nvmeof.target.commands.registry import ADMIN, DISCOVERY, register
-from nvmeof.target.context import QueueContext
+from nvmeof.target.commands.rows.log_pages import check_get_log_page, get_log_page, log_bytes
 
 _NOT_ABORTED = 1
 
 
-def abort(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def abort(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Abort. DW0 bit 0 says that it was not done, or not yet.
 
     Aborted are Asynchronous Event Requests, and what the queue can end at once: see `AbortableCommands.abort`. This
@@ -39,13 +39,13 @@ def abort(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
     return Completion(dw0=_NOT_ABORTED)
 
 
-def async_event_request(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def async_event_request(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Held until something happens."""
     assert ctx.controller is not None
     return ctx.controller.events.request(sqe.cid)
 
 
-def keep_alive(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def keep_alive(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """The keep alive timer starts anew."""
     assert ctx.controller is not None
     ctx.controller.keep_alive()

@@ -34,15 +34,15 @@ from nvmeof.spec.properties import (
 )
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status, status_field
-from nvmeof.target.commands.base import CommandSpec, Completion, Direction, fixed
-from nvmeof.target.commands.features import restore_features
-from nvmeof.target.commands.nvm import run_all
-from nvmeof.target.commands.registry import FABRICS_ADMIN, FABRICS_IO, register
-from nvmeof.target.context import QueueContext
-from nvmeof.target.controller import VERSION, Controller
-from nvmeof.target.namespace import Namespace
-from nvmeof.target.states import CONNECTED_STATES, UNCONNECTED_ONLY, ControllerState
-from nvmeof.target.subsystem import Subsystem
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, fixed
+from nvmeof.target.commands.dispatch.command_tables import FABRICS_ADMIN, FABRICS_IO, register
+from nvmeof.target.commands.io.nvm import run_all
+from nvmeof.target.commands.rows.features import restore_features
+from nvmeof.target.controller.controller import VERSION, Controller
+from nvmeof.target.core.states import CONNECTED_STATES, UNCONNECTED_ONLY, ControllerState
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.wire import layout
 
 _MAX_ADMIN_ENTRIES = 4096
@@ -60,7 +60,7 @@ def _connect_fields(sqe: Sqe) -> tuple[int, int, int, int, int]:
     return sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 0xFFFF, sqe.cdw11 >> 16 & 0xFF, sqe.cdw12
 
 
-def check_connect(ctx: QueueContext, sqe: Sqe) -> None:
+def check_connect(ctx: CommandContext, sqe: Sqe) -> None:
     """What can be refused before the Connect data has been looked at."""
     recfmt, qid, sqsize, _, _ = _connect_fields(sqe)
     if recfmt != RECORD_FORMAT:
@@ -75,7 +75,7 @@ def check_connect(ctx: QueueContext, sqe: Sqe) -> None:
         raise _invalid("sqsize", f"an admin queue of {sqsize + 1} entries is larger than {_MAX_ADMIN_ENTRIES}")
 
 
-def connect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def connect(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Make this queue the admin queue of a new controller, or an I/O queue of an existing one. DW0: CNTLID."""
     assert data is not None
     raw = bytes(data)
@@ -87,7 +87,7 @@ def connect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
     if not fields.hostnqn.isprintable():
         # It goes into log lines.
         raise _invalid("hostnqn", "the Connect data's HOSTNQN contains characters that cannot be printed")
-    subsystem = ctx.inventory.find(fields.subnqn, ctx.port)
+    subsystem = ctx.registry.find(fields.subnqn, ctx.port)
     if subsystem is None:
         raise _invalid("subnqn", f"there is no subsystem {fields.subnqn!r} here (host {fields.hostnqn!r})")
     if not subsystem.host_allowed(fields.hostnqn):
@@ -121,7 +121,7 @@ def connect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
 
 
 def _new_association(
-    ctx: QueueContext, subsystem: Subsystem, cntlid: int, host_nqn: str, hostid: bytes, kato_ms: int
+    ctx: CommandContext, subsystem: Subsystem, cntlid: int, host_nqn: str, hostid: bytes, kato_ms: int
 ) -> Controller:
     if cntlid != CNTLID_DYNAMIC:
         raise _invalid("cntlid", f"controllers are allocated dynamically; CNTLID {cntlid:#06x} cannot be asked for")
@@ -137,7 +137,7 @@ def _new_association(
     )
 
 
-def _log_failure(ctx: QueueContext, controller: object, sqe: Sqe, error: CommandError, hostid: bytes) -> None:
+def _log_failure(ctx: CommandContext, controller: object, sqe: Sqe, error: CommandError, hostid: bytes) -> None:
     """An I/O queue that could not be made belongs to its controller's Error Information log, if it is that host's."""
     if isinstance(controller, Controller) and controller.hostid == hostid:
         controller.error_log.add(
@@ -209,7 +209,7 @@ def _property(controller: Controller, sqe: Sqe, record_offsets: dict[str, int], 
     return offset
 
 
-def property_get(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def property_get(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Property Get: the value in DW0 and DW1."""
     assert ctx.controller is not None
     offset = _property(ctx.controller, sqe, PROPERTY_GET.offsets, SUPPORTED_PROPERTIES)
@@ -217,14 +217,14 @@ def property_get(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Comple
     return Completion(dw0=value & 0xFFFFFFFF, dw1=value >> 32)
 
 
-def property_set(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def property_set(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Property Set: what it does is the property's own matter."""
     assert ctx.controller is not None
     offset = _property(ctx.controller, sqe, PROPERTY_SET.offsets, WRITABLE_PROPERTIES)
     return _WRITE_PROPERTY[offset](ctx, ctx.controller, sqe.cdw12)
 
 
-def _write_cc(ctx: QueueContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
+def _write_cc(ctx: CommandContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
     """The completion of a shutdown waits until everything is flushed."""
     if not controller.write_cc(value):
         return Completion()
@@ -232,19 +232,19 @@ def _write_cc(ctx: QueueContext, controller: Controller, value: int) -> Completi
     return _flush(ctx.namespaces.values(), lambda: controller.shutdown_complete(token))
 
 
-def _write_csts(ctx: QueueContext, controller: Controller, value: int) -> Completion:
+def _write_csts(ctx: CommandContext, controller: Controller, value: int) -> Completion:
     controller.clear_csts(value)
     return Completion()
 
 
-def _write_nssr(ctx: QueueContext, controller: Controller, value: int) -> Completion:
+def _write_nssr(ctx: CommandContext, controller: Controller, value: int) -> Completion:
     """An NVM Subsystem Reset. Any other value does nothing."""
     if value == NSSR_RESET:
         controller.subsystem.reset()
     return Completion()
 
 
-def _write_nssd(ctx: QueueContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
+def _write_nssd(ctx: CommandContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
     """An NVM Subsystem Shutdown; an abrupt one flushes as well. Any other value does nothing."""
     subsystem = controller.subsystem
     token = subsystem.begin_shutdown() if value in (NSSD_NORMAL, NSSD_ABRUPT) else None
@@ -253,7 +253,7 @@ def _write_nssd(ctx: QueueContext, controller: Controller, value: int) -> Comple
     return _flush(subsystem.namespaces.values(), lambda: subsystem.shutdown_complete(token))
 
 
-_WRITE_PROPERTY: dict[int, Callable[[QueueContext, Controller, int], Completion | Awaitable[Completion]]] = {
+_WRITE_PROPERTY: dict[int, Callable[[CommandContext, Controller, int], Completion | Awaitable[Completion]]] = {
     CC_OFFSET: _write_cc,
     CSTS_OFFSET: _write_csts,
     NSSR_OFFSET: _write_nssr,
@@ -281,7 +281,7 @@ async def _flush_later(flushed: Awaitable[Completion], done: Callable[[], None])
     return Completion()
 
 
-def disconnect(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def disconnect(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Disconnect: this I/O queue ends once the completion is sent."""
     if sqe.cdw10 & 0xFFFF != RECORD_FORMAT:
         raise CommandError(Status.CONNECT_INCOMPATIBLE_FORMAT, DISCONNECT.error_location("recfmt"))

@@ -14,40 +14,26 @@ from nvmeof.spec.enums import FABRICS_OPCODE, NSID_ALL
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, TRANSPORT_DATA_BLOCK, Psdt
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.aborting import Watched
-from nvmeof.target.commands import (
-    admin,
-    cancel,
-    compare,
-    copy,
-    fabrics,
-    feature_metadata,
-    feature_namespace,
-    feature_rows,
-    format_nvm,
-    identify_namespaces,
-    lba_status,
-    logs_discovery,
-    logs_events,
-    logs_general,
-    logs_health,
-    logs_telemetry,
-    namespace_management,
-    nvm,
-    reservation_features,
-    reservation_gate,
-    reservations,
-    sanitize,
-    self_test,
-    uncorrectable,
-    verify,
-    write_protection,
-    zns,
+from nvmeof.target.commands import admin, fabrics, zns
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, always, not_active
+from nvmeof.target.commands.dispatch.command_tables import (
+    ADMIN,
+    ADMISSION_CHECKS,
+    DISCOVERY,
+    FABRICS_ADMIN,
+    FABRICS_IO,
+    IO_COMMAND_SETS,
+    NVM,
 )
-from nvmeof.target.commands.base import CommandSpec, Completion, Direction, NsidRule, always, not_active
-from nvmeof.target.commands.fused import FUSED_OPCODES
-from nvmeof.target.commands.registry import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, GATES, IO_COMMAND_SETS, NVM
-from nvmeof.target.context import QueueContext
+from nvmeof.target.commands.features import feature_metadata, feature_namespace, feature_rows
+from nvmeof.target.commands.identify import identify_namespaces
+from nvmeof.target.commands.io import cancel, compare, copy, lba_status, nvm, uncorrectable, verify
+from nvmeof.target.commands.io.fused import FUSED_OPCODES
+from nvmeof.target.commands.logs import logs_discovery, logs_events, logs_general, logs_health, logs_telemetry
+from nvmeof.target.commands.media import format_nvm, namespace_management, sanitize, self_test, write_protection
+from nvmeof.target.commands.reservations import reservation_features, reservation_gate, reservations
+from nvmeof.target.core.aborting import AbortableAwait
 
 ADMIN_INCAPSULE_BYTES = 8192
 """What an admin capsule may carry: fixed by the NVMe/TCP transport."""
@@ -60,7 +46,7 @@ _SGL_LENGTH = SQE.error_location("sgl_length")
 _SGL_TYPE = SQE.error_location("sgl_type")
 
 
-def lookup(ctx: QueueContext, sqe: Sqe) -> CommandSpec:
+def lookup(ctx: CommandContext, sqe: Sqe) -> CommandSpec:
     """The row of a command on this queue. Raises Invalid Opcode, or Command Sequence Error before Connect."""
     opcode = sqe.opcode
     if opcode == FABRICS_OPCODE:
@@ -86,13 +72,13 @@ def lookup(ctx: QueueContext, sqe: Sqe) -> CommandSpec:
     return spec
 
 
-def _out_of_state(ctx: QueueContext, spec: CommandSpec) -> CommandError:
+def _out_of_state(ctx: CommandContext, spec: CommandSpec) -> CommandError:
     return CommandError(
         Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {ctx.state.value}"
     )
 
 
-def _check_namespace(ctx: QueueContext, spec: CommandSpec, sqe: Sqe) -> None:
+def _check_namespace(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     """The NSID is what the row wants, and nothing else's rule, such as a reservation's, stands in the way."""
     rule = spec.nsid
     if rule is NsidRule.ACTIVE or (rule is NsidRule.ACTIVE_OR_ALL and sqe.nsid != NSID_ALL):
@@ -103,11 +89,11 @@ def _check_namespace(ctx: QueueContext, spec: CommandSpec, sqe: Sqe) -> None:
             ctx.subsystem.check_access()
     elif rule is NsidRule.UNUSED and sqe.nsid:
         raise CommandError(Status.INVALID_FIELD, SQE.error_location("nsid"), message=f"{spec.name} is for no namespace")
-    for gate in GATES:
+    for gate in ADMISSION_CHECKS:
         gate(ctx, spec, sqe)
 
 
-def _check_sgl(ctx: QueueContext, sqe: Sqe, spec: CommandSpec, expected: int) -> int:
+def _check_sgl(ctx: CommandContext, sqe: Sqe, spec: CommandSpec, expected: int) -> int:
     """How many bytes move. SGL1 must be of a kind that this direction has, and describe what the command needs."""
     length = sqe.sgl_length
     if sqe.sgl_type == DATA_BLOCK_IN_CAPSULE and spec.direction is Direction.HOST_TO_CONTROLLER:
@@ -135,7 +121,7 @@ def _check_sgl(ctx: QueueContext, sqe: Sqe, spec: CommandSpec, expected: int) ->
     return length
 
 
-def prepare(ctx: QueueContext, sqe: Sqe) -> tuple[CommandSpec, int]:
+def prepare(ctx: CommandContext, sqe: Sqe) -> tuple[CommandSpec, int]:
     """All checks that come before data: the row, and how many bytes of data move (0: none).
 
     Raises `CommandError`; its completion is made by `ctx.refuse(sqe, error)`.
@@ -162,7 +148,7 @@ def prepare(ctx: QueueContext, sqe: Sqe) -> tuple[CommandSpec, int]:
     return spec, _check_sgl(ctx, sqe, spec, expected)
 
 
-def check_again(ctx: QueueContext, spec: CommandSpec, sqe: Sqe) -> None:
+def check_again(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     """What may have changed since `prepare`, for a command whose data came some time later. Raises `CommandError`."""
     if ctx.state not in spec.states:
         raise _out_of_state(ctx, spec)
@@ -175,7 +161,7 @@ def check_again(ctx: QueueContext, spec: CommandSpec, sqe: Sqe) -> None:
 
 
 def execute(
-    ctx: QueueContext, spec: CommandSpec, sqe: Sqe, data: memoryview | None = None
+    ctx: CommandContext, spec: CommandSpec, sqe: Sqe, data: memoryview | None = None
 ) -> Completion | Awaitable[Completion]:
     """Run a prepared command. Never raises: errors are completions, also those that come later.
 
@@ -190,10 +176,10 @@ def execute(
         return _failed(ctx, spec, sqe, error)
     if isinstance(result, Completion):
         return result
-    return _finish(ctx, spec, sqe, Watched(ctx.waiting, sqe.cid, result) if spec.abortable else result)
+    return _finish(ctx, spec, sqe, AbortableAwait(ctx.waiting, sqe.cid, result) if spec.abortable else result)
 
 
-async def _finish(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, pending: Awaitable[Completion]) -> Completion:
+async def _finish(ctx: CommandContext, spec: CommandSpec, sqe: Sqe, pending: Awaitable[Completion]) -> Completion:
     lifetime = ctx.subsystem.lifetime if ctx.qid and ctx.subsystem is not None else None
     if lifetime is not None:
         lifetime.begin(ctx.runtime.now())
@@ -208,7 +194,7 @@ async def _finish(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, pending: Await
             lifetime.end(ctx.runtime.now())
 
 
-def _failed(ctx: QueueContext, spec: CommandSpec, sqe: Sqe, error: Exception) -> Completion:
+def _failed(ctx: CommandContext, spec: CommandSpec, sqe: Sqe, error: Exception) -> Completion:
     """A defect of ours: one command fails, and says so in the log; the others go on."""
     logger.error("%s failed on queue %d: %s: %s", spec.name, ctx.qid, type(error).__name__, error)
     logger.debug("%s", spec.name, exc_info=error)

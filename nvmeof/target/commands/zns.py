@@ -1,6 +1,6 @@
 """The Zoned Namespace Command Set: Zone Append, Zone Management Send and Receive, and what Identify tells of it.
 
-The commands of the NVM Command Set are part of it; their rules of zones are in :mod:`nvmeof.target.zoned`.
+The commands of the NVM Command Set are part of it; their rules of zones are in :mod:`nvmeof.target.namespaces.zoned`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from nvmeof.spec.zns import (
     ZoneSendAction,
     build_changed_zones,
 )
-from nvmeof.target.backend.base import Backend
-from nvmeof.target.commands.base import Access, CommandSpec, Completion, Direction, NsidRule, not_active
-from nvmeof.target.commands.identify import CommandSetStructures, add_command_set
-from nvmeof.target.commands.log_pages import LogPageSpec, add_log_pages
-from nvmeof.target.commands.nvm import (
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule, not_active
+from nvmeof.target.commands.dispatch.command_tables import ZNS, register
+from nvmeof.target.commands.identify.identify import CommandSetStructures, add_command_set
+from nvmeof.target.commands.io.nvm import (
     active_namespace,
     block_bytes,
     check_directive,
@@ -41,15 +41,15 @@ from nvmeof.target.commands.nvm import (
     completed,
     through,
 )
-from nvmeof.target.commands.registry import ZNS, register
-from nvmeof.target.context import QueueContext
-from nvmeof.target.controller import Controller
-from nvmeof.target.formats import LBA_FORMATS, formats_of
-from nvmeof.target.management import NamespaceKind, register_kind
-from nvmeof.target.namespace import Namespace, NamespaceIdentifiers
-from nvmeof.target.zone_geometry import ZoneGeometry
-from nvmeof.target.zone_states import ACTIONS, SELECTED
-from nvmeof.target.zoned import ZonedNamespace
+from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.namespaces.lba_formats import LBA_FORMATS, formats_of
+from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
+from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
+from nvmeof.target.namespaces.zone_states import ACTIONS, SELECTED
+from nvmeof.target.namespaces.zoned import ZonedNamespace
+from nvmeof.target.storage.base import Backend
+from nvmeof.target.subsystem.management import NamespaceKind, register_kind
 from nvmeof.wire import build
 
 _SLBA = SQE.error_location("cdw10")
@@ -59,7 +59,7 @@ _DATA = SQE.error_location("sgl_address")
 _OPTIONS = SQE.error_location("cdw13", 9)
 
 
-def zoned(ctx: QueueContext, sqe: Sqe) -> ZonedNamespace:
+def zoned(ctx: CommandContext, sqe: Sqe) -> ZonedNamespace:
     """The namespace of a command of this command set. Raises `CommandError` when it has gone."""
     namespace = active_namespace(ctx, sqe)
     if not isinstance(namespace, ZonedNamespace):  # another one has taken its place meanwhile
@@ -74,7 +74,7 @@ def _invalid(location: int, message: str) -> CommandError:
 # Zone Append
 
 
-def check_append(ctx: QueueContext, sqe: Sqe) -> None:
+def check_append(ctx: CommandContext, sqe: Sqe) -> None:
     """Up to ZASL, to a zone that is named by its first block, without protection information or a directive."""
     namespace = zoned(ctx, sqe)
     check_extension(sqe)
@@ -90,7 +90,7 @@ def check_append(ctx: QueueContext, sqe: Sqe) -> None:
     namespace.check_writable()
 
 
-def append(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def append(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Zone Append; DW0 and DW1 tell where the data went."""
     assert data is not None
     slba, pending = zoned(ctx, sqe).append(sqe.slba, data, fua=through(ctx, sqe))
@@ -106,14 +106,14 @@ async def _appended(pending: Awaitable[None], completion: Completion) -> Complet
 # Zone Management Send
 
 
-def _send_bytes(ctx: QueueContext, sqe: Sqe) -> int:
+def _send_bytes(ctx: CommandContext, sqe: Sqe) -> int:
     """Length rule: only a descriptor extension is data."""
     if ZoneSend.decode(sqe.cdw13).action != ZoneSendAction.SET_EXTENSION:
         return 0
     return zoned(ctx, sqe).zones.layout.extension_bytes
 
 
-def check_send(ctx: QueueContext, sqe: Sqe) -> None:
+def check_send(ctx: CommandContext, sqe: Sqe) -> None:
     """An action that there is, for the first block of a zone or for all, in a namespace that may be written."""
     namespace, send = zoned(ctx, sqe), ZoneSend.decode(sqe.cdw13)
     action = ACTIONS.get(send.action)
@@ -131,7 +131,7 @@ def check_send(ctx: QueueContext, sqe: Sqe) -> None:
     namespace.check_writable()
 
 
-def send(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def send(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Zone Management Send."""
     namespace, command = zoned(ctx, sqe), ZoneSend.decode(sqe.cdw13)
     if command.action == ZoneSendAction.SET_EXTENSION:
@@ -143,12 +143,12 @@ def send(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion | A
 # Zone Management Receive
 
 
-def _receive_bytes(ctx: QueueContext, sqe: Sqe) -> int:
+def _receive_bytes(ctx: CommandContext, sqe: Sqe) -> int:
     """Length rule: NUMD dwords, 0's-based."""
     return (sqe.cdw12 + 1) * 4
 
 
-def check_receive(ctx: QueueContext, sqe: Sqe) -> None:
+def check_receive(ctx: CommandContext, sqe: Sqe) -> None:
     """A report that there is, within MDTS, long enough for its header."""
     namespace, receive = zoned(ctx, sqe), ZoneReceive.decode(sqe.cdw13)
     if receive.action not in list(ZoneReceiveAction):
@@ -166,7 +166,7 @@ def check_receive(ctx: QueueContext, sqe: Sqe) -> None:
     namespace.check_range(sqe.slba, 1)
 
 
-def receive(ctx: QueueContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def receive(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Zone Management Receive: a report, from the zone of the given block on."""
     command = ZoneReceive.decode(sqe.cdw13)
     report = zoned(ctx, sqe).zones.report(
@@ -280,7 +280,7 @@ register_kind(NamespaceKind(Csi.ZONED, _options, _make))
 # The log of changed zones
 
 
-def _changed_zones(ctx: QueueContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _changed_zones(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     if nsid not in ctx.namespaces:
         raise not_active(ctx, nsid)
     if not isinstance(ctx.namespaces[nsid], ZonedNamespace):

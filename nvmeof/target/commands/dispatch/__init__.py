@@ -1,0 +1,1 @@
+"""What a row of the command tables is, and the tables themselves."""

@@ -1,0 +1,139 @@
+"""The shape of a command's table row: everything that the target knows of a command stands in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, CommandEffects
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.core.completion import Completion
+from nvmeof.target.core.states import READY_ONLY, ControllerState
+from nvmeof.target.subsystem.subsystem import Subsystem
+
+_NSID = SQE.error_location("nsid")
+
+
+class Direction(Enum):
+    """Where a command's data goes; the value is the opcode's bits 1:0 (NVMe Base, Opcode format)."""
+
+    NONE = 0
+    HOST_TO_CONTROLLER = 1
+    CONTROLLER_TO_HOST = 2
+
+
+class NsidRule(Enum):
+    """What a command's NSID must be."""
+
+    UNUSED = "not used"
+    ACTIVE = "an active namespace"
+    ACTIVE_OR_ALL = "an active namespace, or FFFFFFFFh for all"
+    HANDLER = "depends on the command's other fields"
+
+
+class Access(Enum):
+    """What a command does to the data of its namespace: who else's rules stand in its way depends on it."""
+
+    NONE = "none"
+    READ = "reads"
+    WRITE = "writes"
+    READ_WRITE = "reads and writes"
+
+
+Handler: TypeAlias = Callable[[CommandContext, Sqe, memoryview | None], Completion | Awaitable[Completion]]
+Check: TypeAlias = Callable[[CommandContext, Sqe], None]
+TransferBytes: TypeAlias = Callable[[CommandContext, Sqe], int]
+
+
+def no_data(ctx: CommandContext, sqe: Sqe) -> int:
+    """The length rule of a command without data."""
+    return 0
+
+
+def always(subsystem: Subsystem) -> bool:
+    """For a command that every subsystem has."""
+    return True
+
+
+def no_check(ctx: CommandContext, sqe: Sqe) -> None:
+    """For a command whose fields are looked at by its handler, or whose fields are all legal."""
+
+
+def fixed(length: int) -> TransferBytes:
+    """The length rule of a command that always moves `length` bytes."""
+
+    def transfer_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+        return length
+
+    return transfer_bytes
+
+
+def check_nsid(ctx: CommandContext, nsid: int) -> None:
+    """Raise Invalid Namespace or Format for an NSID that no namespace can have: 0h, or beyond NN."""
+    assert ctx.subsystem is not None
+    if not 1 <= nsid <= ctx.subsystem.config.max_namespaces:
+        raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
+
+
+def not_active(ctx: CommandContext, nsid: int) -> CommandError:
+    """The refusal of a command for a namespace that is not active (NVMe Base, Common Command Format).
+
+    Invalid Field in Command for an NSID that a namespace could have, and for FFFFFFFFh where that is of no meaning. Any
+    other `check_nsid` refuses here already.
+    """
+    if nsid == NSID_ALL:
+        return CommandError(Status.INVALID_FIELD, _NSID, message="it is no command for all namespaces")
+    check_nsid(ctx, nsid)
+    return CommandError(Status.INVALID_FIELD, _NSID, message=f"namespace {nsid} is not active")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """A row: opcode, handler, data, NSID and state rules, effects.
+
+    `transfer_bytes` gives how many bytes the command moves. With `longer_sgl_bytes` the SGL may describe more than
+    that, up to so many bytes (Dataset Management: hosts send a whole page whatever the number of ranges); otherwise it
+    must describe exactly that many. `check` runs before any data moves and raises `CommandError`.
+    `abortable`: the handler waits for one operation at a time, and does nothing more when that is given up.
+    The handler's `data` is complete host data (digest checked) and valid only until the completion is given.
+    """
+
+    opcode: int
+    name: str
+    handler: Handler
+    direction: Direction = Direction.NONE
+    transfer_bytes: TransferBytes = no_data
+    check: Check = no_check
+    nsid: NsidRule = NsidRule.UNUSED
+    states: frozenset[ControllerState] = READY_ONLY
+    effects: CommandEffects = CommandEffects.SUPPORTED
+    access: Access = Access.NONE
+    longer_sgl_bytes: int = 0
+    abortable: bool = False
+    oncs: int = 0  # its bit in Identify Controller's ONCS
+    oacs: int = 0  # and in OACS
+    offered: Callable[[Subsystem], bool] = always  # whether a subsystem has the command; else it is unknown there
+    remark: str = ""  # for docs/supported.md
+
+
+__all__ = [
+    "Access",
+    "Check",
+    "CommandSpec",
+    "Completion",
+    "Direction",
+    "Handler",
+    "NsidRule",
+    "TransferBytes",
+    "always",
+    "check_nsid",
+    "fixed",
+    "no_check",
+    "no_data",
+    "not_active",
+]

@@ -1,0 +1,1 @@
+"""Identify: one function for each data structure (CNS)."""

@@ -1,0 +1,1 @@
+"""Commands of the NVM command set that read and write blocks."""

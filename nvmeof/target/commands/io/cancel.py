@@ -1,0 +1,70 @@
+"""Cancel: the Abort command of an I/O queue, for one of its commands or for all (NVMe Base, Cancel command)."""
+
+from __future__ import annotations
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, NvmOpcode
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.command_tables import NVM, register
+
+SINGLE, MULTIPLE = 0, 1
+_ALL_COMMANDS = 0xFFFF
+_COUNT_MAX = 0xFFFF
+_NSID = SQE.error_location("nsid")
+_SQID = SQE.error_location("cdw10")
+_CID = SQE.error_location("cdw10", 16)
+_ACTION = SQE.error_location("cdw11")
+
+
+def check_cancel(ctx: CommandContext, sqe: Sqe) -> None:
+    """One command of this queue but itself, or all of them."""
+    sqid, cid, action = sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 3
+    if sqe.nsid != NSID_ALL and sqe.nsid not in ctx.namespaces:
+        raise not_active(ctx, sqe.nsid)
+    if action not in (SINGLE, MULTIPLE):
+        raise CommandError(Status.INVALID_FIELD, _ACTION, message=f"cancel action {action} is reserved")
+    if sqid != ctx.qid:
+        raise CommandError(Status.INVALID_FIELD, _SQID, message=f"queue {ctx.qid} cancels no commands of queue {sqid}")
+    if action == SINGLE and cid == sqe.cid:
+        raise CommandError(Status.INVALID_COMMAND_ID, _CID, message="a Cancel command that is to cancel itself")
+    if action == MULTIPLE and cid != _ALL_COMMANDS:
+        raise CommandError(Status.INVALID_FIELD, _CID, message="to cancel several commands the CID has to be FFFFh")
+
+
+def cancel(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Cancel. DW0 tells how many commands were aborted (bits 15:0), and how many may be yet (bits 31:16)."""
+    commands = ctx.queue.commands()
+    if sqe.cdw11 & 3 == SINGLE:
+        cid = sqe.cdw10 >> 16
+        if cid in commands and sqe.nsid not in (NSID_ALL, commands[cid]):
+            raise CommandError(
+                Status.INVALID_FIELD, _NSID, message=f"command {cid:#x} is for namespace {commands[cid]}"
+            )
+        chosen = [cid] if cid in commands else []
+    else:
+        chosen = [cid for cid, nsid in commands.items() if sqe.nsid in (NSID_ALL, nsid)]
+    aborted = deferred = 0
+    for cid in chosen:
+        if ctx.queue.abort(cid):
+            aborted += 1
+        elif cid in ctx.aborting:
+            deferred += 1
+    return Completion(dw0=min(aborted, _COUNT_MAX) | min(deferred, _COUNT_MAX) << 16)
+
+
+register(
+    NVM,
+    (
+        CommandSpec(
+            opcode=NvmOpcode.CANCEL,
+            name="Cancel",
+            handler=cancel,
+            check=check_cancel,
+            nsid=NsidRule.HANDLER,
+            remark="NSID: an active namespace, or FFFFFFFFh for all",
+        ),
+    ),
+)

@@ -1,0 +1,216 @@
+"""Copy, within a namespace and across namespaces, by descriptors of formats 0h and 2h (NVM Command Set, Copy command).
+
+The write portion of a Copy is one write as far as atomicity goes (NVMCSA): what fits into the atomic write unit is
+gathered first, and written in one piece. All of it happens here, without the network: every Copy is a fast one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, CommandEffects, NvmOpcode, Oncs
+from nvmeof.spec.sqe import COPY_FORMAT_SHIFT, COPY_RANGE, COPY_RANGE_BYTES, SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.dispatch.command_tables import ADMISSION_CHECKS, NVM, register
+from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, through
+from nvmeof.target.core.runtime import settled
+from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES, Namespace
+
+FORMAT_ACROSS = 2
+"""Descriptor format 2h: each range names its namespace."""
+COPY_FORMATS = 1 << 0 | 1 << FORMAT_ACROSS
+"""CDFS: the descriptor formats that are there. Formats 1h and 3h are for protection information of 16 bytes."""
+COPY_FORMATS_TO_ENABLE = 1 << FORMAT_ACROSS
+"""CDFE: those that a host has to enable."""
+COPY_RANGES_MAX = 128
+"""MSRC + 1: source ranges per command."""
+COPY_RANGE_LIMIT_BYTES = 4 << 20
+"""MSSRL: one source range."""
+COPY_LIMIT_BYTES = 16 << 20
+"""MCL: all of a command, so that none keeps a ramdisk's queues waiting for long."""
+_PIECE_BYTES = 256 << 10  # at a time, from one namespace to another
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source range."""
+
+    namespace: Namespace
+    slba: int
+    blocks: int
+
+
+def _format(sqe: Sqe) -> int:
+    return sqe.cdw12 >> COPY_FORMAT_SHIFT & 0xF
+
+
+def _copy_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+    """Length rule: NR (0's-based) descriptors."""
+    return ((sqe.cdw12 & 0xFF) + 1) * COPY_RANGE_BYTES
+
+
+def _too_large(message: str) -> CommandError:
+    return CommandError(Status.COMMAND_SIZE_LIMIT_EXCEEDED, message=message)
+
+
+def check_copy(ctx: CommandContext, sqe: Sqe) -> None:
+    """A format that is there and enabled, up to MSRC ranges, to a namespace that may be written.
+
+    PRINFOR, PRINFOW, STCR and STCW are of no effect without protection information.
+    """
+    form = _format(sqe)
+    assert ctx.controller is not None
+    enabled = 1 | ctx.controller.features.host_behavior.cdfe
+    if not COPY_FORMATS & enabled & 1 << form:
+        supported = COPY_FORMATS & 1 << form
+        raise CommandError(
+            Status.INVALID_FIELD,
+            SQE.error_location("cdw12", COPY_FORMAT_SHIFT),
+            message=f"Copy descriptors of format {form:X}h are not {'enabled' if supported else 'supported'}",
+        )
+    check_directive(sqe)
+    check_extension(sqe)
+    count = (sqe.cdw12 & 0xFF) + 1
+    if count > COPY_RANGES_MAX:
+        raise _too_large(f"{count} source ranges are more than MSRC allows ({COPY_RANGES_MAX})")
+    active_namespace(ctx, sqe).check_writable()
+
+
+def _source_namespace(ctx: CommandContext, sqe: Sqe, nsid: int, destination: Namespace) -> Namespace:
+    """The namespace of a source range, from which this host may read what fits the destination."""
+    if nsid == sqe.nsid:
+        return destination
+    assert ctx.subsystem is not None
+    if nsid in (0, NSID_ALL) or nsid > ctx.subsystem.config.max_namespaces:
+        raise CommandError(Status.INVALID_NAMESPACE, message=f"to copy from namespace {nsid:#x}, which cannot exist")
+    source = ctx.namespaces.get(nsid)
+    if source is None:
+        raise CommandError(Status.INVALID_FIELD, message=f"to copy from namespace {nsid}, which is not active")
+    if not source.accessible:
+        ctx.subsystem.check_access()
+    # Who may not read there must not do so through a Copy.
+    read = replace(sqe, opcode=NvmOpcode.READ, nsid=nsid)
+    for gate in ADMISSION_CHECKS:
+        gate(ctx, NVM[NvmOpcode.READ], read)
+    if source.block_bytes != destination.block_bytes:
+        raise CommandError(
+            Status.INCOMPATIBLE_NAMESPACE,
+            message=f"to copy blocks of {source.block_bytes} bytes to blocks of {destination.block_bytes}",
+        )
+    return source
+
+
+def _sources(ctx: CommandContext, sqe: Sqe, data: memoryview) -> list[Source]:
+    """The source ranges, all checked before the first is copied."""
+    destination, across = active_namespace(ctx, sqe), _format(sqe) == FORMAT_ACROSS
+    sources = []
+    for at in range(0, _copy_bytes(ctx, sqe), COPY_RANGE_BYTES):
+        item = COPY_RANGE.unpack_from(data, at)
+        if item.extension_type & 0xF:
+            raise CommandError(Status.INVALID_FIELD, message="a source range with a command extension (CETYPE)")
+        namespace = _source_namespace(ctx, sqe, item.snsid, destination) if across else destination
+        sources.append(Source(namespace, item.slba, item.blocks))
+    shift = destination.block_shift
+    longest, total = max(item.blocks for item in sources), sum(item.blocks for item in sources)
+    if longest > COPY_RANGE_LIMIT_BYTES >> shift:
+        raise _too_large(f"a source range of {longest} blocks is larger than MSSRL")
+    if total > COPY_LIMIT_BYTES >> shift:
+        raise _too_large(f"to copy {total} blocks is more than MCL ({COPY_LIMIT_BYTES >> shift})")
+    destination.check_range(sqe.slba, total)
+    for source in sources:
+        first, end = source.slba, source.slba + source.blocks
+        source.namespace.check_range(first, source.blocks)
+        # Formats that know of one namespace only leave it to the host what it gets then.
+        if across and source.namespace is destination and first < sqe.slba + total and sqe.slba < end:
+            raise CommandError(
+                Status.OVERLAPPING_IO_RANGE,
+                message=f"blocks {first}..{end - 1} are source and destination of one Copy",
+            )
+    return sources
+
+
+def copy(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+    """Copy. After a failure DW0 tells the first range that was not copied."""
+    assert data is not None
+    return _copy(ctx, sqe, active_namespace(ctx, sqe), _sources(ctx, sqe, data))
+
+
+async def _copy(ctx: CommandContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:
+    fua = through(ctx, sqe)
+    total = sum(item.blocks for item in sources)
+    if total << destination.block_shift <= ATOMIC_WRITE_BYTES:
+        await _copy_at_once(destination, sources, sqe.slba, total, fua)
+    else:
+        slba = sqe.slba
+        for index, item in enumerate(sources):
+            try:
+                await _copy_range(ctx, sqe, destination, item, slba, fua)
+            except CommandError as error:
+                error.dw0 = index
+                raise
+            slba += item.blocks
+    destination.counters.copies += 1
+    return Completion()
+
+
+async def _copy_at_once(destination: Namespace, sources: list[Source], slba: int, blocks: int, fua: bool) -> None:
+    """Read all, then write all in one step."""
+    shift = destination.block_shift
+    buffer, at = memoryview(bytearray(blocks << shift)), 0
+    for item in sources:
+        end = at + (item.blocks << shift)
+        await settled(item.namespace.read_into(item.slba, buffer[at:end]))
+        at = end
+    await _write(destination, slba, buffer, fua)
+
+
+async def _copy_range(
+    ctx: CommandContext, sqe: Sqe, destination: Namespace, source: Source, slba: int, fua: bool
+) -> None:
+    ctx.check_not_aborted(sqe.cid)
+    if source.namespace is destination:
+        await settled(destination.copy(source.slba, slba, source.blocks, fua=fua))
+        return
+    step = _PIECE_BYTES >> destination.block_shift
+    buffer = memoryview(bytearray(min(_PIECE_BYTES, source.blocks << destination.block_shift)))
+    for done in range(0, source.blocks, step):
+        ctx.check_not_aborted(sqe.cid)
+        part = buffer[: source.blocks - done << destination.block_shift]
+        await settled(source.namespace.read_into(source.slba + done, part))
+        await _write(destination, slba + done, part, fua)
+
+
+async def _write(destination: Namespace, slba: int, data: memoryview, fua: bool) -> None:
+    written = destination.write(slba, data, fua=fua)
+    # It is no Write command, and its blocks were read as well as written.
+    counters, blocks = destination.counters, len(data) >> destination.block_shift
+    counters.writes -= 1
+    counters.blocks_written -= blocks
+    counters.blocks_copied += blocks
+    await settled(written)
+
+
+register(
+    NVM,
+    (
+        CommandSpec(
+            opcode=NvmOpcode.COPY,
+            access=Access.READ_WRITE,
+            name="Copy",
+            abortable=True,
+            handler=copy,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=_copy_bytes,
+            check=check_copy,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            longer_sgl_bytes=COPY_RANGES_MAX * COPY_RANGE_BYTES,
+            oncs=Oncs.COPY | Oncs.COPY_SINGLE_ATOMICITY | Oncs.ALL_FAST_COPY,
+            remark="descriptor formats 0h and, where the host enables it, 2h",
+        ),
+    ),
+)

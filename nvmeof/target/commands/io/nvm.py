@@ -1,0 +1,309 @@
+"""I/O commands of the NVM Command Set: Read, Write, Flush, Write Zeroes, Dataset Management.
+
+This is the complete path of every one of them; a queue may serve plain Reads of `Namespace.memory` by itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
+from typing import TypeVar
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, CommandEffects, Csi, NvmOpcode, Oncs
+from nvmeof.spec.sqe import (
+    CDW12_DEALLOCATE,
+    CDW12_EXTENSION_TYPE_MASK,
+    CDW12_EXTENSION_TYPE_SHIFT,
+    CDW12_FUA,
+    CDW12_NAMESPACE_ZEROES,
+    DSM_DEALLOCATE,
+    DSM_MAX_RANGES,
+    DSM_RANGE,
+    DSM_RANGE_BYTES,
+    SQE,
+    Sqe,
+)
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule, not_active
+from nvmeof.target.commands.dispatch.command_tables import NVM, register
+from nvmeof.target.core.runtime import settled
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.storage.base import Lease
+
+_DTYPE_MASK = 0xF << 20
+_ZEROES_DTYPE_MASK = 0x7 << 20  # bit 23 is NSZ
+_ALL_BLOCKS_CLEARED = 1
+T = TypeVar("T")
+
+
+def active_namespace(ctx: CommandContext, sqe: Sqe) -> Namespace:
+    """The namespace of a command that `prepare` has let pass. Raises `CommandError` when it has gone."""
+    try:
+        return ctx.namespaces[sqe.nsid]
+    except KeyError:  # it went while the command's data was on its way
+        raise not_active(ctx, sqe.nsid) from None
+
+
+def completed(result: Awaitable[None] | None, dw0: int = 0) -> Completion | Awaitable[Completion]:
+    """Success, at once or when the backend is done."""
+    return Completion(dw0=dw0) if result is None else _later(result, dw0)
+
+
+async def _later(pending: Awaitable[None], dw0: int) -> Completion:
+    await pending
+    return Completion(dw0=dw0)
+
+
+def block_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+    """Length rule of Read and Write: NLB blocks."""
+    return sqe.transfer_blocks << active_namespace(ctx, sqe).block_shift
+
+
+def check_extension(sqe: Sqe) -> None:
+    """Refuse command extensions. PRINFO and STC are of no effect in a namespace without protection information."""
+    if sqe.cdw12 & CDW12_EXTENSION_TYPE_MASK:
+        raise CommandError(
+            Status.INVALID_FIELD,
+            SQE.error_location("cdw12", CDW12_EXTENSION_TYPE_SHIFT),
+            message="command extensions are not supported (CETYPE)",
+        )
+
+
+def check_directive(sqe: Sqe, mask: int = _DTYPE_MASK) -> None:
+    """Refuse directives."""
+    if sqe.cdw12 & mask:
+        raise CommandError(
+            Status.INVALID_FIELD, SQE.error_location("cdw12", 20), message="directives are not supported (DTYPE)"
+        )
+
+
+def check_transfer(ctx: CommandContext, sqe: Sqe) -> None:
+    """Read, Write and Compare: within MDTS and the namespace. LR and DSM are hints."""
+    namespace = active_namespace(ctx, sqe)
+    check_extension(sqe)
+    length = sqe.transfer_blocks << namespace.block_shift
+    assert ctx.subsystem is not None
+    limit = ctx.subsystem.config.max_transfer_bytes
+    if length > limit:
+        raise CommandError(
+            Status.INVALID_FIELD,
+            SQE.error_location("cdw12"),
+            message=f"a transfer of {length} bytes is larger than MDTS ({limit} bytes)",
+        )
+    namespace.check_range(sqe.slba, sqe.transfer_blocks)
+
+
+def check_write(ctx: CommandContext, sqe: Sqe) -> None:
+    """Write: as a Read, to a namespace that may be written, without a directive."""
+    check_transfer(ctx, sqe)
+    check_directive(sqe)
+    active_namespace(ctx, sqe).check_writable()
+
+
+def read(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Read."""
+    namespace = active_namespace(ctx, sqe)
+    result: Lease | Awaitable[Lease]
+    if sqe.cdw12 & CDW12_FUA:
+        result = committed(sqe, namespace, lambda: namespace.read(sqe.slba, sqe.transfer_blocks))
+    else:
+        result = namespace.read(sqe.slba, sqe.transfer_blocks)
+    return _leased(result) if isinstance(result, Lease) else _read_later(result)
+
+
+def committed(sqe: Sqe, namespace: Namespace, operation: Callable[[], T | Awaitable[T]]) -> T | Awaitable[T]:
+    """Read, compare or verify. With Force Unit Access what is only in a volatile cache is committed before."""
+    if sqe.cdw12 & CDW12_FUA and namespace.backend.capabilities.volatile_cache:
+        return _commit(namespace, operation)
+    return operation()
+
+
+async def _commit(namespace: Namespace, operation: Callable[[], T | Awaitable[T]]) -> T:
+    await settled(namespace.flush())
+    return await settled(operation())
+
+
+def _leased(lease: Lease) -> Completion:
+    return Completion(data=lease.view, release=lease.release, stable=lease.stable)
+
+
+async def _read_later(pending: Awaitable[Lease]) -> Completion:
+    return _leased(await pending)
+
+
+def through(ctx: CommandContext, sqe: Sqe) -> bool:
+    """Whether a write must reach the media before it completes: FUA, or the host switched the write cache off."""
+    assert ctx.controller is not None
+    return bool(sqe.cdw12 & CDW12_FUA) or not ctx.controller.write_cache_enabled
+
+
+def write(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Write."""
+    assert data is not None
+    return completed(active_namespace(ctx, sqe).write(sqe.slba, data, fua=through(ctx, sqe)))
+
+
+def check_write_zeroes(ctx: CommandContext, sqe: Sqe) -> None:
+    """Write Zeroes moves no data: MDTS does not apply. NSZ is for a namespace that can be deallocated to zeroes."""
+    namespace = active_namespace(ctx, sqe)
+    check_extension(sqe)
+    check_directive(sqe, _ZEROES_DTYPE_MASK)
+    if sqe.cdw12 & CDW12_NAMESPACE_ZEROES:
+        capabilities = namespace.backend.capabilities
+        if not sqe.cdw12 & CDW12_DEALLOCATE:
+            raise CommandError(
+                Status.INVALID_FIELD, SQE.error_location("cdw12", 25), message="NSZ without DEAC of Write Zeroes"
+            )
+        if namespace.csi != Csi.NVM or not (capabilities.can_deallocate and capabilities.deallocated_reads_zero):
+            raise CommandError(
+                Status.INVALID_FIELD,
+                SQE.error_location("cdw12", 23),
+                message=f"namespace {namespace.nsid} cannot be zeroed by deallocation (NSZ)",
+            )
+    else:
+        namespace.check_range(sqe.slba, sqe.transfer_blocks)
+    namespace.check_writable()
+
+
+def write_zeroes(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Write Zeroes; with DEAC the space is given back, with NSZ all of it. DW0 bit 0 then says so (LBACZ)."""
+    deallocate = bool(sqe.cdw12 & CDW12_DEALLOCATE)
+    namespace = active_namespace(ctx, sqe)
+    if sqe.cdw12 & CDW12_NAMESPACE_ZEROES:
+        return completed(
+            namespace.write_zeroes(0, namespace.size_blocks, deallocate=True, fua=through(ctx, sqe)),
+            _ALL_BLOCKS_CLEARED,
+        )
+    return completed(
+        namespace.write_zeroes(sqe.slba, sqe.transfer_blocks, deallocate=deallocate, fua=through(ctx, sqe))
+    )
+
+
+def flush(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Flush one namespace, or all with FFFFFFFFh."""
+    if sqe.nsid != NSID_ALL:
+        return completed(active_namespace(ctx, sqe).flush())
+    return run_all(namespace.flush for namespace in ctx.namespaces.values())
+
+
+def run_all(operations: Iterable[Callable[[], Awaitable[None] | None]]) -> Completion | Awaitable[Completion]:
+    """Do all of them, also when one fails; the (last) failure is the command's."""
+    pending: list[Awaitable[None]] = []
+    failure: CommandError | None = None
+    for operation in operations:
+        try:
+            result = operation()
+        except CommandError as error:
+            failure = error
+        else:
+            if result is not None:
+                pending.append(result)
+    if pending:
+        return _finish_all(pending, failure)
+    if failure is not None:
+        raise failure
+    return Completion()
+
+
+async def _finish_all(pending: list[Awaitable[None]], failure: CommandError | None) -> Completion:
+    left = deque(pending)
+    try:
+        while left:
+            try:
+                await left.popleft()
+            except CommandError as error:
+                failure = error
+    finally:  # given up at the target's end: what was not waited for must not be complained of
+        for each in left:
+            if isinstance(each, Coroutine):
+                each.close()
+    if failure is not None:
+        raise failure
+    return Completion()
+
+
+def _dsm_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+    """Length rule of Dataset Management: NR (0's-based) ranges of 16 bytes."""
+    return ((sqe.cdw10 & 0xFF) + 1) * DSM_RANGE_BYTES
+
+
+def check_dataset_management(ctx: CommandContext, sqe: Sqe) -> None:
+    """A read-only namespace can't be deallocated; the other attributes are hints."""
+    if sqe.cdw11 & DSM_DEALLOCATE:
+        active_namespace(ctx, sqe).check_writable()
+
+
+def dataset_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Deallocate up to 256 ranges; all are checked before the first is touched."""
+    assert data is not None
+    namespace = active_namespace(ctx, sqe)
+    ranges = [DSM_RANGE.unpack_from(data, offset) for offset in range(0, _dsm_bytes(ctx, sqe), DSM_RANGE_BYTES)]
+    for item in ranges:
+        if item.slba + item.length_blocks > namespace.size_blocks:
+            raise CommandError(
+                Status.LBA_OUT_OF_RANGE,
+                message=f"a range to deallocate ends at block {item.slba + item.length_blocks}, "
+                f"namespace {namespace.nsid} has {namespace.size_blocks}",
+            )
+    if not sqe.cdw11 & DSM_DEALLOCATE:
+        return Completion()
+    return run_all(partial(namespace.deallocate, item.slba, item.length_blocks) for item in ranges)
+
+
+register(
+    NVM,
+    (
+        CommandSpec(opcode=NvmOpcode.FLUSH, name="Flush", handler=flush, nsid=NsidRule.ACTIVE_OR_ALL, abortable=True),
+        CommandSpec(
+            opcode=NvmOpcode.WRITE,
+            access=Access.WRITE,
+            name="Write",
+            abortable=True,
+            handler=write,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=block_bytes,
+            check=check_write,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+        ),
+        CommandSpec(
+            opcode=NvmOpcode.READ,
+            access=Access.READ,
+            name="Read",
+            abortable=True,
+            handler=read,
+            direction=Direction.CONTROLLER_TO_HOST,
+            transfer_bytes=block_bytes,
+            check=check_transfer,
+            nsid=NsidRule.ACTIVE,
+        ),
+        CommandSpec(
+            opcode=NvmOpcode.WRITE_ZEROES,
+            access=Access.WRITE,
+            name="Write Zeroes",
+            abortable=True,
+            handler=write_zeroes,
+            check=check_write_zeroes,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            oncs=Oncs.WRITE_ZEROES | Oncs.NAMESPACE_ZEROES,
+            remark="DEAC and NSZ",
+        ),
+        CommandSpec(
+            opcode=NvmOpcode.DATASET_MANAGEMENT,
+            access=Access.WRITE,
+            name="Dataset Management",
+            handler=dataset_management,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=_dsm_bytes,
+            check=check_dataset_management,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            longer_sgl_bytes=DSM_MAX_RANGES * DSM_RANGE_BYTES,
+            oncs=Oncs.DATASET_MANAGEMENT,
+        ),
+    ),
+)

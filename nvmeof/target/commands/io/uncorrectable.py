@@ -1,0 +1,43 @@
+"""Write Uncorrectable: blocks that cannot be read until they are written (NVM Command Set)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from nvmeof.spec.enums import CommandEffects, NvmOpcode, Oncs
+from nvmeof.spec.sqe import Sqe
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.dispatch.command_tables import NVM, register
+from nvmeof.target.commands.io.nvm import active_namespace, check_directive, completed
+
+
+def check_write_uncorrectable(ctx: CommandContext, sqe: Sqe) -> None:
+    """Of any size (WUSL is 0), within a namespace that may be written."""
+    namespace = active_namespace(ctx, sqe)
+    check_directive(sqe)
+    namespace.check_range(sqe.slba, sqe.transfer_blocks)
+    namespace.check_writable()
+
+
+def write_uncorrectable(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Write Uncorrectable."""
+    return completed(active_namespace(ctx, sqe).mark_uncorrectable(sqe.slba, sqe.transfer_blocks))
+
+
+register(
+    NVM,
+    (
+        CommandSpec(
+            opcode=NvmOpcode.WRITE_UNCORRECTABLE,
+            access=Access.WRITE,
+            name="Write Uncorrectable",
+            handler=write_uncorrectable,
+            check=check_write_uncorrectable,
+            nsid=NsidRule.ACTIVE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            oncs=Oncs.WRITE_UNCORRECTABLE,
+            remark="kept beside the data of a file",
+        ),
+    ),
+)

@@ -1,0 +1,55 @@
+"""The Discovery log, in the forms that a host can ask for."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+from nvmeof.spec.discovery import ENTRY_BYTES, HEADER_BYTES, DiscoveryFlags, DiscoveryLsp
+from nvmeof.spec.enums import LogPageId
+from nvmeof.spec.log_pages import GetLogPage
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.controller.discovery import read_discovery_log
+
+_TEL: Final = Struct("<I")  # first of EXTENDED_ENTRY_TAIL: asked for once per entry and piece
+# Not ALL_SUBSYSTEMS: what a host may not use it is not told of, whatever it asks for.
+_SUPPORTED = DiscoveryLsp.EXTENDED_ENTRIES | DiscoveryLsp.PORT_LOCAL
+
+
+def _discovery(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    asked = command.lsp & _SUPPORTED
+    return read_discovery_log(
+        ctx.registry,
+        ctx.port,
+        ctx.host_nqn,
+        extended=bool(asked & DiscoveryLsp.EXTENDED_ENTRIES),
+        port_local=bool(asked & DiscoveryLsp.PORT_LOCAL),
+    )
+
+
+def _entries(page: bytes) -> list[int]:
+    """An index of 0 is the header, 1 the first entry."""
+    extended = page[18] & DiscoveryFlags.EXTENDED
+    if not extended:
+        return [0, *range(HEADER_BYTES, len(page), ENTRY_BYTES)]
+    offsets, position = [0], HEADER_BYTES
+    while position < len(page):
+        offsets.append(position)
+        position += _TEL.unpack_from(page, position + ENTRY_BYTES)[0]
+    return offsets
+
+
+add_log_pages(
+    LogPageSpec(
+        LogPageId.DISCOVERY,
+        "Discovery",
+        _discovery,
+        io=False,
+        discovery=True,
+        entries=_entries,
+        lidsp=int(_SUPPORTED),
+        remark="extended entries (EXTDLPE), those of one port (PLEO), and by index (OT)",
+    )
+)

@@ -1,0 +1,143 @@
+"""Log pages that tell of the controller itself: what it supports, what went wrong, what changed, and ANA."""
+
+from __future__ import annotations
+
+from nvmeof.spec.enums import AdminOpcode, CommandEffects, LogPageId
+from nvmeof.spec.log_pages import (
+    ANA_LSP_GROUPS_ONLY,
+    ERROR_INFORMATION_ENTRY,
+    FEATURES_SUPPORTED_AND_EFFECTS,
+    FIRMWARE_SLOT,
+    IOS,
+    LIDSP_SHIFT,
+    LSUPP,
+    AnaGroup,
+    GetLogPage,
+    build_ana_log,
+    build_changed_namespaces,
+    build_effects,
+    build_supported_log_pages,
+)
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.command_tables import ADMIN, DISCOVERY, IO_COMMAND_SETS
+from nvmeof.target.commands.rows.features import FEATURES
+from nvmeof.target.commands.rows.log_pages import LOG_PAGES, LogPageSpec, add_log_pages, command_set
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.controller.error_log import ERROR_LOG_ENTRIES
+from nvmeof.target.subsystem.subsystem import ANA_GROUP
+from nvmeof.wire import build
+
+_FIRST_SLOT_END = 16
+_SCOPES = 0xFFF << 20
+_ADMIN_SCOPES: dict[int, CommandEffects] = {
+    AdminOpcode.NAMESPACE_MANAGEMENT: CommandEffects.SUBSYSTEM_SCOPE,
+    AdminOpcode.NAMESPACE_ATTACHMENT: CommandEffects.CONTROLLER_SCOPE | CommandEffects.NAMESPACE_SCOPE,
+    AdminOpcode.SET_FEATURES: CommandEffects.SUBSYSTEM_SCOPE
+    | CommandEffects.CONTROLLER_SCOPE
+    | CommandEffects.NAMESPACE_SCOPE,
+    AdminOpcode.FORMAT_NVM: CommandEffects.NAMESPACE_SCOPE,
+    AdminOpcode.SANITIZE: CommandEffects.SUBSYSTEM_SCOPE,
+    AdminOpcode.DEVICE_SELF_TEST: CommandEffects.SUBSYSTEM_SCOPE,
+}
+"""Those that have an effect on more than the controller that executes them, or on something else."""
+
+
+def _supported(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    return build_supported_log_pages(
+        {
+            row.lid: LSUPP | (IOS if row.entries is not None else 0) | row.lidsp << LIDSP_SHIFT
+            for row in LOG_PAGES.values()
+            if row.here(controller)
+        }
+    )
+
+
+def _errors(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    entries = b"".join(
+        build(
+            ERROR_INFORMATION_ENTRY,
+            error_count=entry.error_count,
+            sqid=entry.sqid,
+            cid=entry.cid,
+            status=entry.status_field,
+            parameter_error_location=entry.error_location,
+            lba=0 if controller.subsystem.sanitizer.state.processing else entry.lba,
+            nsid=entry.nsid,
+            trtype=entry.trtype,
+            csi=entry.csi,
+            cs=entry.command_specific,
+            opcode=entry.opcode,
+            log_page_version=1,
+        )
+        for entry in controller.error_log.newest()
+    )
+    return entries.ljust(ERROR_LOG_ENTRIES * ERROR_INFORMATION_ENTRY.sizeof(), b"\0")
+
+
+def _firmware(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    page = build(FIRMWARE_SLOT, afi=1, frs=[controller.subsystem.config.firmware])
+    return page[:_FIRST_SLOT_END].ljust(len(page), b"\0")  # a slot that is not there has no spaces either
+
+
+def _changed(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    return build_changed_namespaces(controller.changed_namespaces)
+
+
+def _changed_read(controller: Controller) -> None:
+    controller.changed_namespaces.clear()
+
+
+def admin_effects(opcode: int, effects: CommandEffects) -> CommandEffects:
+    """An admin command's entry, with its scope: what it may have an effect on."""
+    return effects if effects & _SCOPES else effects | _ADMIN_SCOPES.get(opcode, CommandEffects.CONTROLLER_SCOPE)
+
+
+def _effects(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    # A command set that exists and is not here has no commands.
+    io = {} if controller.discovery else IO_COMMAND_SETS.get(command_set(controller, command), {})
+    admin = DISCOVERY if controller.discovery else ADMIN
+    # A discovery controller has no UUID List.
+    absent = CommandEffects.UUID_SELECTION if controller.discovery else CommandEffects(0)
+    # I/O commands report no scope: Linux warns of each whose entry says more than what it does to logical blocks.
+    return build_effects(
+        {
+            opcode: admin_effects(opcode, spec.effects & ~absent)
+            for opcode, spec in admin.items()
+            if spec.offered(controller.subsystem)
+        },
+        {opcode: spec.effects for opcode, spec in io.items()},
+    )
+
+
+def _ana(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    # The header's count starts at 0 with a reset; a group's at 1, for 0 there means that nothing is counted.
+    changes = controller.ana_changes
+    group = AnaGroup(ANA_GROUP, controller.subsystem.ana_state, changes + 1, tuple(ctx.namespaces))
+    return build_ana_log(changes, [group], groups_only=bool(command.lsp & ANA_LSP_GROUPS_ONLY))
+
+
+def _feature_effects(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    effects = [0] * 256
+    for fid, row in FEATURES.items():
+        if row.supported(controller) and (row.discovery or not controller.discovery):
+            effects[fid] = row.log_entry
+    return build(FEATURES_SUPPORTED_AND_EFFECTS, fids=effects)
+
+
+add_log_pages(
+    LogPageSpec(LogPageId.SUPPORTED_LOG_PAGES, "Supported Log Pages", _supported, discovery=True, csi=True),
+    LogPageSpec(LogPageId.ERROR_INFORMATION, "Error Information", _errors, discovery=True),
+    LogPageSpec(LogPageId.FIRMWARE_SLOT, "Firmware Slot Information", _firmware),
+    LogPageSpec(LogPageId.CHANGED_NAMESPACES, "Changed Attached Namespace List", _changed, acknowledge=_changed_read),
+    LogPageSpec(
+        LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS, "Commands Supported and Effects", _effects, csi=True, discovery=True
+    ),
+    LogPageSpec(LogPageId.ANA, "Asymmetric Namespace Access", _ana, remark="groups only (RGO)"),
+    LogPageSpec(
+        LogPageId.FEATURES_SUPPORTED_AND_EFFECTS,
+        "Feature Identifiers and Effects",
+        _feature_effects,
+        csi=True,
+        discovery=True,
+    ),
+)

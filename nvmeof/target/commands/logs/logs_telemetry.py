@@ -1,0 +1,108 @@
+"""The Telemetry log pages, and when a capture is made: as a host asks, and when something went wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import FeatureId, LogPageId
+from nvmeof.spec.log_pages import GetLogPage
+from nvmeof.spec.persistent_events import EventType
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.spec.telemetry import AREAS, BLOCK_BYTES, CREATE, HEADER_BYTES, LIDSP_MCDAS, MCDA_MASK, MCDA_SHIFT
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.rows.features import FEATURES, Scope
+from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.controller.error_reporting import FAILURE_LISTENERS
+from nvmeof.target.controller.telemetry import Capture, controller_page, dump, host_page, telemetry_of
+
+_MCDA = SQE.error_location("cdw10", 9)
+_REASON_HOST = "asked for by a host"
+_NOT_TOLD = frozenset({FeatureId.HOST_IDENTIFIER})
+
+
+def _features(controller: Controller) -> dict[str, Any]:
+    """What the controller's features are set to: DW0 and data (hexadecimal) by name."""
+    found: dict[str, Any] = {}
+    for fid, row in FEATURES.items():
+        if row.scope is Scope.NAMESPACE or fid in _NOT_TOLD or not row.supported(controller):
+            continue
+        try:
+            value = row.read(controller, Sqe(cdw10=fid))
+        except CommandError:
+            continue  # one that wants to be told more
+        found[row.name] = value.dw0
+        if value.data is not None and any(value.data):
+            found[row.name] = [value.dw0, value.data.rstrip(b"\0").hex()]
+    return found
+
+
+def _area_4(controller: Controller) -> bool:
+    """Whether the host has said that it knows data area 4 (ETDAS)."""
+    return bool(controller.features.host_behavior.etdas)
+
+
+def _check_host(controller: Controller, command: GetLogPage) -> None:
+    areas = command.lsp >> MCDA_SHIFT & MCDA_MASK
+    if command.lsp & CREATE and areas > AREAS:
+        raise CommandError(Status.INVALID_FIELD, _MCDA, message=f"there is no telemetry data area {areas}")
+
+
+def _host(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    area_4 = _area_4(controller)
+    if controller.host_telemetry is None:
+        controller.host_telemetry = Capture()
+    capture = controller.host_telemetry
+    assert isinstance(capture, Capture)
+    if not command.lsp & CREATE:
+        return host_page(controller, capture, area_4=area_4)
+    most = command.lsp >> MCDA_SHIFT & MCDA_MASK or AREAS
+    areas = min(most, AREAS if area_4 else AREAS - 1)
+    capture.take(dump(controller, _REASON_HOST, _features, areas=areas), _REASON_HOST)
+    page = host_page(controller, capture, area_4=area_4)
+    controller.record(EventType.TELEMETRY_CREATED, page[:HEADER_BYTES])
+    return page
+
+
+def _initiated(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    return controller_page(controller, area_4=_area_4(controller))
+
+
+def _acknowledge(controller: Controller) -> None:
+    telemetry_of(controller).acknowledge()
+
+
+def capture_fault(controller: Controller, reason: str) -> None:
+    """Something went wrong: capture the state, unless that was done just now, and tell all hosts of the subsystem."""
+    now = controller.runtime.now()
+    initiated = telemetry_of(controller)
+    if controller.discovery or not initiated.due(now):
+        return
+    initiated.store(dump(controller, reason, _features, areas=AREAS), reason, now)
+    controller.record(EventType.TELEMETRY_CREATED, controller_page(controller, area_4=False)[:HEADER_BYTES])
+    for each in list(controller.subsystem.controllers.values()):
+        each.telemetry_changed()
+
+
+FAILURE_LISTENERS.append(capture_fault)
+add_log_pages(
+    LogPageSpec(
+        LogPageId.TELEMETRY_HOST,
+        "Telemetry Host-Initiated",
+        _host,
+        check=_check_host,
+        lidsp=LIDSP_MCDAS,
+        whole=BLOCK_BYTES,
+        remark="JSON text, see telemetry.md; area 4 for hosts that enable it",
+    ),
+    LogPageSpec(
+        LogPageId.TELEMETRY_CONTROLLER,
+        "Telemetry Controller-Initiated",
+        _initiated,
+        acknowledge=_acknowledge,
+        whole=BLOCK_BYTES,
+        remark="after internal errors, media errors and protocol faults",
+    ),
+)

@@ -1,0 +1,1 @@
+"""Commands that change media as a whole: sanitize, format, self-test, protection, namespace management."""

@@ -1,0 +1,164 @@
+"""Format NVM (NVMe Base and NVM Command Set, Format NVM command), and what commands may do meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from functools import partial
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, Oacs
+from nvmeof.spec.media import FormatNvm, SecureErase, SelfTestResult
+from nvmeof.spec.persistent_events import EventType
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status, status_field
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.command_tables import ADMIN, ADMISSION_CHECKS, register, register_gate
+from nvmeof.target.commands.media.sanitize import gate as sanitize_gate
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.namespaces.format_job import can_format, format_namespace
+from nvmeof.target.namespaces.lba_formats import lookup
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.subsystem.persistent_events import format_completion, format_start
+
+FNA = 0
+"""Format and secure erase are for one namespace; no cryptographic erase; FFFFFFFFh is taken."""
+_LBAF = SQE.error_location("cdw10")
+_PI = SQE.error_location("cdw10", 5)
+_PIL = SQE.error_location("cdw10", 8)
+_SES = SQE.error_location("cdw10", 9)
+
+
+def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
+    """Abort what would touch the data of a namespace that is being formatted (or deletes it)."""
+    if spec.access is Access.NONE and (ctx.qid or spec.opcode != AdminOpcode.NAMESPACE_MANAGEMENT):
+        return
+    if ctx.subsystem is None:
+        return
+    if spec.opcode == AdminOpcode.NAMESPACE_MANAGEMENT and not ctx.qid:
+        if sqe.cdw10 & 0xF != 1:  # only a deletion takes it away
+            return
+        every = ctx.subsystem.namespaces.values()
+        concerned = [each for each in every if sqe.nsid in (NSID_ALL, each.nsid)]
+    else:
+        namespace = ctx.namespaces.get(sqe.nsid)
+        concerned = [] if namespace is None else [namespace]
+    for namespace in concerned:
+        if namespace.blocked_status is Status.FORMAT_IN_PROGRESS:
+            raise CommandError(
+                Status.FORMAT_IN_PROGRESS, dnr=False, message=f"namespace {namespace.nsid} is being formatted"
+            )
+
+
+assert sanitize_gate in ADMISSION_CHECKS  # it is asked before
+register_gate(gate)
+
+
+def _concerned(ctx: CommandContext, sqe: Sqe) -> list[Namespace]:
+    """The namespaces that a command formats: any that is allocated, or all that are attached."""
+    assert ctx.subsystem is not None
+    if sqe.nsid == NSID_ALL:
+        return list(ctx.namespaces.values())
+    namespace = ctx.subsystem.namespaces.get(sqe.nsid)
+    if namespace is None:
+        raise not_active(ctx, sqe.nsid)
+    return [namespace]
+
+
+def _block_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+    """The block size of the format that is asked for. Raises Invalid Format.
+
+    MSET is ignored: no format has metadata.
+    """
+    assert ctx.controller is not None
+    command = FormatNvm.decode(sqe.cdw10)
+    index = command.index
+    if ctx.controller.features.host_behavior.lbafee:
+        index |= command.upper << 4
+    for wrong, location, name in (
+        (command.pi, _PI, "protection information (PI)"),
+        (command.pil, _PIL, "protection information first (PIL)"),
+    ):
+        if wrong:
+            raise CommandError(Status.INVALID_FORMAT, location, message=f"there is no {name}")
+    return lookup(index, _LBAF)
+
+
+def check_format(ctx: CommandContext, sqe: Sqe) -> None:
+    """A format and an erase that there are, of namespaces that can have them now."""
+    concerned = _concerned(ctx, sqe)
+    ses = FormatNvm.decode(sqe.cdw10).ses
+    if ses not in (SecureErase.NONE, SecureErase.USER_DATA):
+        raise CommandError(Status.INVALID_FIELD, _SES, message=f"secure erase {ses} is not supported")
+    block_bytes = _block_bytes(ctx, sqe)
+    for namespace in concerned:
+        if not namespace.accessible and ctx.subsystem is not None:
+            ctx.subsystem.check_access()
+        if namespace.blocked_status not in (None, Status.NAMESPACE_NOT_READY):  # the latter by a format that failed
+            raise CommandError(
+                namespace.blocked_status,
+                dnr=False,
+                message=f"namespace {namespace.nsid}: {namespace.blocked_status.description}",
+            )
+        namespace.check_writable()
+        if not can_format(namespace, block_bytes):
+            raise CommandError(
+                Status.INVALID_FORMAT,
+                _LBAF,
+                message=f"namespace {namespace.nsid} cannot have blocks of {block_bytes} bytes",
+            )
+
+
+def format_nvm(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+    """Format NVM. Its completion comes when it is done."""
+    check_format(ctx, sqe)
+    assert ctx.controller is not None
+    concerned = _concerned(ctx, sqe)
+    tests = ctx.controller.subsystem.self_test
+    if sqe.nsid == NSID_ALL or any(tests.concerns(each.nsid) for each in concerned):
+        tests.abort(SelfTestResult.ABORTED_BY_FORMAT)
+    for namespace in concerned:
+        namespace.block_access(Status.FORMAT_IN_PROGRESS)
+    return _format(ctx, ctx.controller, sqe, concerned)
+
+
+async def _format(ctx: CommandContext, controller: Controller, sqe: Sqe, concerned: list[Namespace]) -> Completion:
+    secure = FormatNvm.decode(sqe.cdw10).ses == SecureErase.USER_DATA
+    block_bytes = _block_bytes(ctx, sqe)
+    controller.record(EventType.FORMAT_START, format_start(sqe.nsid, FNA, sqe.cdw10))
+    failure: CommandError | None = None
+    for namespace in concerned:
+        if failure is not None:
+            namespace.block_access(None)
+            continue
+        ready = partial(controller.subsystem.attributes_changed, namespace)
+        try:
+            await format_namespace(ctx.runtime, namespace, block_bytes, secure=secure, ready=ready)
+        except CommandError as error:
+            failure = error
+    field = status_field(0 if failure is None else failure.status)
+    controller.record(EventType.FORMAT_COMPLETION, format_completion(sqe.nsid, field, failed=failure is not None))
+    if failure is not None:
+        raise failure
+    return Completion()
+
+
+register(
+    ADMIN,
+    (
+        CommandSpec(
+            opcode=AdminOpcode.FORMAT_NVM,
+            name="Format NVM",
+            handler=format_nvm,
+            check=check_format,
+            nsid=NsidRule.HANDLER,
+            effects=CommandEffects.SUPPORTED
+            | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE
+            | CommandEffects.NAMESPACE_CAPABILITY_CHANGE
+            | CommandEffects.COMMAND_SUBMISSION_NO_OTHER_ON_NAMESPACE,
+            oacs=Oacs.FORMAT_NVM,
+            remark="blocks of 512 or 4096 bytes, user data erase; nothing is encrypted that a cryptographic erase "
+            "could make unreadable",
+        ),
+    ),
+)

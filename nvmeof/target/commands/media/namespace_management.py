@@ -1,0 +1,231 @@
+"""Namespace Management and Namespace Attachment (NVMe Base), for subsystems with a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from itertools import pairwise
+from typing import Any
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, LogPageId, Nmic, Oacs
+from nvmeof.spec.identify import CONTROLLER_LIST_MAX, parse_controller_list
+from nvmeof.spec.identify_namespace import format_index
+from nvmeof.spec.log_pages import GetLogPage, build_changed_namespaces
+from nvmeof.spec.namespace_management import (
+    CONTROLLER_LIST_BYTES,
+    NAMESPACE_CREATE,
+    NAMESPACE_CREATE_BYTES,
+    AttachmentSelect,
+    ManagementSelect,
+)
+from nvmeof.spec.persistent_events import EventType
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule, check_nsid, fixed
+from nvmeof.target.commands.dispatch.command_tables import ADMIN, register
+from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.namespaces.endurance_group import ENDURANCE_GROUP_ID
+from nvmeof.target.namespaces.lba_formats import lookup
+from nvmeof.target.subsystem.management import KINDS, NamespaceManager, NewNamespace
+from nvmeof.target.subsystem.persistent_events import change_namespace
+from nvmeof.target.subsystem.subsystem import ANA_GROUP, Subsystem
+
+_SEL = SQE.error_location("cdw10")
+_CSI = SQE.error_location("cdw11", 24)
+_NSID = SQE.error_location("nsid")
+_DATA = SQE.error_location("sgl_address")
+
+
+def managed(subsystem: Subsystem) -> bool:
+    """Whether hosts may manage the namespaces of a subsystem."""
+    return subsystem.manager is not None
+
+
+def _parties(ctx: CommandContext) -> tuple[Controller, NamespaceManager]:
+    assert ctx.controller is not None and ctx.controller.subsystem.manager is not None
+    return ctx.controller, ctx.controller.subsystem.manager
+
+
+def _select(sqe: Sqe) -> int:
+    return sqe.cdw10 & 0xF
+
+
+def _check_select(sqe: Sqe, last: int) -> None:
+    if _select(sqe) > last:
+        raise CommandError(Status.INVALID_FIELD, _SEL, message=f"operation {_select(sqe)} is reserved (SEL)")
+
+
+# Namespace Management
+
+
+def management_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+    """Length rule: only a create operation has data."""
+    return NAMESPACE_CREATE_BYTES if _select(sqe) == ManagementSelect.CREATE else 0
+
+
+def check_management(ctx: CommandContext, sqe: Sqe) -> None:
+    """What can be refused before the data of a create operation is there."""
+    _check_select(sqe, ManagementSelect.DELETE)
+    if _select(sqe) == ManagementSelect.DELETE:
+        if sqe.nsid != NSID_ALL:
+            check_nsid(ctx, sqe.nsid)
+        return
+    if sqe.nsid:
+        raise CommandError(Status.INVALID_FIELD, _NSID, message="the NSID of a new namespace is not the host's choice")
+    csi = sqe.cdw11 >> 24
+    if csi not in KINDS:
+        raise CommandError(Status.IO_COMMAND_SET_NOT_SUPPORTED, _CSI, message=f"I/O command set {csi} is not supported")
+
+
+def namespace_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+    """Create (DW0: the NSID) or delete; FFFFFFFFh deletes all."""
+    if _select(sqe) == ManagementSelect.DELETE:
+        return _delete(ctx, sqe)
+    assert data is not None
+    fields = NAMESPACE_CREATE.parse(bytes(data))
+    return _create(ctx, sqe, fields, new_namespace(fields, sqe.cdw11 >> 24))
+
+
+def _invalid(message: str, status: Status = Status.INVALID_FIELD) -> CommandError:
+    return CommandError(status, _DATA, message=message)
+
+
+def new_namespace(fields: Any, csi: int) -> NewNamespace:
+    """What the data of a create operation asks for. Raises `CommandError`."""
+    if fields.nmic & Nmic.DISPERSED:
+        raise _invalid("dispersed namespaces are not supported (NMIC)")
+    if fields.nvmsetid:
+        raise _invalid(f"there is no NVM Set {fields.nvmsetid}")
+    if fields.endgid not in (0, ENDURANCE_GROUP_ID):
+        raise _invalid(f"there is no Endurance Group {fields.endgid}")
+    if fields.lbstm:
+        raise _invalid("no format has storage tags to mask (LBSTM)")
+    if fields.nphndls:
+        raise _invalid("there are no placement handles (NPHNDLS)")
+    if fields.anagrpid not in (0, ANA_GROUP):
+        raise _invalid(f"there is no ANA group {fields.anagrpid}", Status.ANA_GROUP_ID_INVALID)
+    block_bytes = lookup(format_index(fields.flbas), _DATA)
+    if fields.dps:
+        raise _invalid("no format has room for protection information (DPS)", Status.INVALID_FORMAT)
+    if not fields.nsze or fields.ncap > fields.nsze:
+        raise _invalid(f"a namespace of {fields.nsze} blocks cannot have a capacity of {fields.ncap}")
+    if fields.ncap != fields.nsze:
+        raise _invalid("thin provisioning is not supported", Status.THIN_PROVISIONING_NOT_SUPPORTED)
+    return NewNamespace(
+        size_bytes=fields.nsze * block_bytes,
+        block_bytes=block_bytes,
+        shared=bool(fields.nmic & Nmic.SHARED),
+        csi=csi,
+        options=KINDS[csi].check(fields, block_bytes),
+    )
+
+
+async def _create(ctx: CommandContext, sqe: Sqe, fields: Any, new: NewNamespace) -> Completion:
+    controller, manager = _parties(ctx)
+    nsid = await manager.create(ctx.runtime, new)
+    names = ("nsze", "ncap", "flbas", "dps", "nmic")
+    told = {name: fields[name] for name in names}
+    _remember(controller, sqe, nsid, anagrpid=fields.anagrpid or ANA_GROUP, endgid=ENDURANCE_GROUP_ID, **told)
+    return Completion(dw0=nsid)
+
+
+async def _delete(ctx: CommandContext, sqe: Sqe) -> Completion:
+    controller, manager = _parties(ctx)
+    nsid = None if sqe.nsid == NSID_ALL else sqe.nsid
+    going = None if nsid is None else controller.subsystem.namespaces.get(nsid)
+    told: dict[str, int] = {}
+    if going is not None:
+        told = {"nsze": going.size_blocks, "ncap": going.size_blocks, "nmic": Nmic.SHARED}
+        told |= {"anagrpid": going.anagrpid, "endgid": ENDURANCE_GROUP_ID}
+    await manager.delete(ctx.runtime, nsid, by=controller.cntlid)
+    _remember(controller, sqe, sqe.nsid, **told)
+    return Completion()
+
+
+def _remember(controller: Controller, sqe: Sqe, nsid: int, **fields: int) -> None:
+    controller.record(EventType.CHANGE_NAMESPACE, change_namespace(sqe.cdw10, nsid, **fields))
+
+
+# Namespace Attachment
+
+
+def check_attachment(ctx: CommandContext, sqe: Sqe) -> None:
+    """What can be refused before the controller list is there."""
+    _check_select(sqe, AttachmentSelect.DETACH)
+    check_nsid(ctx, sqe.nsid)
+
+
+def namespace_attachment(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+    """Attach to, or detach from, every controller of a list: all of them or none."""
+    assert data is not None
+    return _attachment(ctx, sqe, controllers_of(data))
+
+
+def controllers_of(data: memoryview) -> list[int]:
+    """The CNTLIDs of a controller list. Raises Controller List Invalid unless there are some, and they ascend."""
+    count = int.from_bytes(data[:2], "little")
+    cntlids = parse_controller_list(data) if 0 < count <= CONTROLLER_LIST_MAX else []
+    if not cntlids or any(first >= second for first, second in pairwise(cntlids)):
+        raise _invalid(f"a list of {count} controllers that do not ascend", Status.CONTROLLER_LIST_INVALID)
+    return cntlids
+
+
+async def _attachment(ctx: CommandContext, sqe: Sqe, cntlids: list[int]) -> Completion:
+    _, manager = _parties(ctx)
+    operation = manager.attach if _select(sqe) == AttachmentSelect.ATTACH else manager.detach
+    await operation(ctx.runtime, sqe.nsid, cntlids)
+    return Completion()
+
+
+# What has changed
+
+
+def _changed(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    return build_changed_namespaces(controller.changed_allocations)
+
+
+def _changed_read(controller: Controller) -> None:
+    controller.changed_allocations.clear()
+
+
+add_log_pages(
+    LogPageSpec(
+        LogPageId.CHANGED_ALLOCATED_NAMESPACES,
+        "Changed Allocated Namespace List",
+        _changed,
+        acknowledge=_changed_read,
+    )
+)
+register(
+    ADMIN,
+    (
+        CommandSpec(
+            opcode=AdminOpcode.NAMESPACE_MANAGEMENT,
+            name="Namespace Management",
+            handler=namespace_management,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=management_bytes,
+            check=check_management,
+            nsid=NsidRule.HANDLER,
+            access=Access.WRITE,
+            effects=CommandEffects.SUPPORTED | CommandEffects.NAMESPACE_INVENTORY_CHANGE,
+            oacs=Oacs.NAMESPACE_MANAGEMENT,
+            offered=managed,
+            remark="where the subsystem has a pool of capacity",
+        ),
+        CommandSpec(
+            opcode=AdminOpcode.NAMESPACE_ATTACHMENT,
+            name="Namespace Attachment",
+            handler=namespace_attachment,
+            direction=Direction.HOST_TO_CONTROLLER,
+            transfer_bytes=fixed(CONTROLLER_LIST_BYTES),
+            check=check_attachment,
+            nsid=NsidRule.HANDLER,
+            effects=CommandEffects.SUPPORTED | CommandEffects.NAMESPACE_INVENTORY_CHANGE,
+            offered=managed,
+            remark="where the subsystem has a pool of capacity",
+        ),
+    ),
+)

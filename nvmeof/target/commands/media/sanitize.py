@@ -1,0 +1,242 @@
+"""Sanitize, its log page and its configuration, and what commands may do meanwhile (NVMe Base, Sanitize command)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from functools import partial
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import (
+    AdminOpcode,
+    AsyncCommandSetInfo,
+    AsyncEventType,
+    CommandEffects,
+    FeatureId,
+    LogPageId,
+    NvmOpcode,
+)
+from nvmeof.spec.log_pages import SANITIZE_STATUS, GetLogPage
+from nvmeof.spec.media import NO_ESTIMATE, Sanicap, SanitizeAction, SanitizeCommand, SanitizeOutcome, SelfTestResult
+from nvmeof.spec.persistent_events import EventType
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion
+from nvmeof.target.commands.dispatch.command_tables import ADMIN, register, register_gate
+from nvmeof.target.commands.rows.features import Scope, add_features, current_value, dword
+from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.controller.events import Event
+from nvmeof.target.subsystem.persistent_events import sanitize_start
+from nvmeof.target.subsystem.sanitize import Sanitizer, SanitizeState
+from nvmeof.wire import build
+
+SANICAP = Sanicap.BLOCK_ERASE | Sanicap.OVERWRITE | Sanicap.NO_DEALLOCATE_INHIBITED | Sanicap.MEDIA_NOT_MODIFIED_AFTER
+"""Nothing is encrypted, so there is no cryptographic erase. Everything is deallocated in the end, also when a host does
+not want that (NDI): a sparse file or disk must not fill up for it."""
+
+ADMIN_ALLOWED = frozenset(
+    {
+        AdminOpcode.GET_LOG_PAGE,  # of these pages:
+        AdminOpcode.IDENTIFY,
+        AdminOpcode.ABORT,
+        AdminOpcode.SET_FEATURES,
+        AdminOpcode.GET_FEATURES,
+        AdminOpcode.ASYNC_EVENT_REQUEST,
+        AdminOpcode.KEEP_ALIVE,
+    }
+)
+"""Admin commands that are processed during a sanitize operation, and after one has failed."""
+LOG_PAGES_ALLOWED = frozenset(
+    {
+        LogPageId.ERROR_INFORMATION,
+        LogPageId.SMART_HEALTH,
+        LogPageId.CHANGED_NAMESPACES,
+        LogPageId.RESERVATION_NOTIFICATION,
+        LogPageId.SANITIZE_STATUS,
+        # Not in the list, but hosts that lose their path do not come back without it; it has nothing of the data.
+        LogPageId.ANA,
+    }
+)
+IO_ALLOWED = frozenset({NvmOpcode.FLUSH})
+
+COMPLETED = Event(
+    AsyncEventType.IO_COMMAND_SET_SPECIFIC, AsyncCommandSetInfo.SANITIZE_COMPLETED, LogPageId.SANITIZE_STATUS, 0
+)
+COMPLETED_UNEXPECTED_DEALLOCATION = Event(
+    AsyncEventType.IO_COMMAND_SET_SPECIFIC,
+    AsyncCommandSetInfo.SANITIZE_COMPLETED_UNEXPECTED_DEALLOCATION,
+    LogPageId.SANITIZE_STATUS,
+    0,
+)
+_ESTIMATE_BYTES_PER_SECOND = 500_000_000
+_OVERWRITE_PASSES = 16
+_ACTION = SQE.error_location("cdw10")
+_NDAS = SQE.error_location("cdw10", 9)
+_EMVS = SQE.error_location("cdw10", 10)
+_STARTS = frozenset({SanitizeAction.BLOCK_ERASE, SanitizeAction.OVERWRITE})
+
+
+# While one is in progress
+
+
+def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
+    """Abort what may not be processed now: Sanitize In Progress, or Sanitize Failed."""
+    subsystem = ctx.subsystem
+    if subsystem is None:
+        return
+    sanitizer = subsystem.sanitizer
+    if sanitizer.state is SanitizeState.IDLE:
+        if sanitizer.erased and ctx.qid and spec.access in (Access.WRITE, Access.READ_WRITE):
+            sanitizer.written()
+        return
+    if allowed(sanitizer.state, ctx.qid, sqe):
+        return
+    # After a failure admin commands are told that it is in progress: it is until a host has dealt with it.
+    failed = bool(ctx.qid) and sanitizer.state.failure
+    status = Status.SANITIZE_FAILED if failed else Status.SANITIZE_IN_PROGRESS
+    raise CommandError(status, dnr=False, message=f"{spec.name}: {status.description}")
+
+
+def allowed(state: SanitizeState, qid: int, sqe: Sqe) -> bool:
+    """Whether a command is processed in a state other than idle."""
+    if qid:
+        return sqe.opcode in IO_ALLOWED
+    if sqe.opcode == AdminOpcode.SANITIZE:
+        return state.failure
+    if sqe.opcode == AdminOpcode.GET_LOG_PAGE:
+        return sqe.cdw10 & 0xFF in LOG_PAGES_ALLOWED
+    return sqe.opcode in ADMIN_ALLOWED
+
+
+register_gate(gate)
+
+
+# The command
+
+
+def _invalid(message: str, location: int) -> CommandError:
+    return CommandError(Status.INVALID_FIELD, location, message=message)
+
+
+def check_sanitize(ctx: CommandContext, sqe: Sqe) -> None:
+    """An action that there is, and that the state of the last operation allows."""
+    controller = ctx.controller
+    assert controller is not None
+    command, state = SanitizeCommand.decode(sqe.cdw10, sqe.cdw11), controller.subsystem.sanitizer.state
+    if command.action == SanitizeAction.EXIT_FAILURE_MODE:
+        if state is SanitizeState.RESTRICTED_FAILURE:
+            raise _failed("the failure of a restricted sanitize operation is left by another one alone")
+        return
+    if command.action not in _STARTS:
+        raise _invalid(f"sanitize action {command.action} is not supported", _ACTION)
+    if command.emvs:
+        raise _invalid("there is no media verification state (EMVS)", _EMVS)
+    if state is SanitizeState.RESTRICTED_FAILURE and command.ause:
+        raise _failed("after the failure of a restricted sanitize operation the next one must be restricted (AUSE)")
+    if command.ndas and not current_value(controller, FeatureId.SANITIZE_CONFIG).dw0 & 1:
+        raise _invalid("everything is deallocated: this cannot be inhibited (NDAS)", _NDAS)
+    for namespace in controller.subsystem.namespaces.values():
+        if namespace.read_only:
+            raise CommandError(
+                Status.NAMESPACE_WRITE_PROTECTED, message=f"namespace {namespace.nsid} is write protected"
+            )
+        if namespace.blocked_status is Status.FORMAT_IN_PROGRESS:
+            raise CommandError(
+                Status.FORMAT_IN_PROGRESS, dnr=False, message=f"namespace {namespace.nsid} is being formatted"
+            )
+
+
+def _failed(message: str) -> CommandError:
+    return CommandError(Status.SANITIZE_FAILED, _ACTION, message=message)
+
+
+def sanitize(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Sanitize. The operation it starts goes on after its completion."""
+    check_sanitize(ctx, sqe)
+    assert ctx.controller is not None
+    if sqe.cdw10 & 7 == SanitizeAction.EXIT_FAILURE_MODE:
+        sanitizer = ctx.controller.subsystem.sanitizer
+        return _leave(sanitizer) if sanitizer.state.failure else Completion()
+    return _start(ctx, ctx.controller, sqe)
+
+
+async def _leave(sanitizer: Sanitizer) -> Completion:
+    try:
+        await sanitizer.leave_failure()
+    except OSError as error:
+        raise _not_kept(error) from error
+    return Completion()
+
+
+def _not_kept(error: OSError) -> CommandError:
+    return CommandError(
+        Status.INTERNAL_ERROR, dnr=False, message=f"what becomes of sanitize cannot be kept: {error.strerror or error}"
+    )
+
+
+async def _start(ctx: CommandContext, controller: Controller, sqe: Sqe) -> Completion:
+    subsystem = controller.subsystem
+    subsystem.self_test.abort(SelfTestResult.ABORTED_BY_SANITIZE)
+    for each in list(subsystem.controllers.values()):
+        if isinstance(each, Controller):
+            each.withdraw_permits()
+            each.events.withdraw(LogPageId.SANITIZE_STATUS)
+    try:
+        await subsystem.sanitizer.start(ctx.runtime, sqe.cdw10, sqe.cdw11, partial(_ended, controller))
+    except OSError as error:
+        raise _not_kept(error) from error
+    controller.record(EventType.SANITIZE_START, sanitize_start(SANICAP, sqe.cdw10, sqe.cdw11))
+    return Completion()
+
+
+def _ended(controller: Controller, sanitizer: Sanitizer) -> None:
+    """Only the controller that started it tells its host."""
+    unexpected = sanitizer.outcome is SanitizeOutcome.SUCCESS_UNEXPECTED_DEALLOCATION
+    if not controller.gone:
+        controller.events.report(COMPLETED_UNEXPECTED_DEALLOCATION if unexpected else COMPLETED)
+    controller.subsystem.sanitized(controller.runtime, sanitizer)
+
+
+# Its log page and feature
+
+
+def _status(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    sanitizer = controller.subsystem.sanitizer
+    size_bytes = sum(each.backend.capabilities.size_bytes for each in controller.subsystem.namespaces.values())
+    once = max(size_bytes // _ESTIMATE_BYTES_PER_SECOND, 1)
+    return build(
+        SANITIZE_STATUS,
+        sprog=sanitizer.sprog,
+        sstat=sanitizer.sstat,
+        scdw10=sanitizer.cdw10,
+        eto=min(once * _OVERWRITE_PASSES, NO_ESTIMATE - 1),
+        etbe=min(once, NO_ESTIMATE - 1),
+        etce=NO_ESTIMATE,
+        etond=NO_ESTIMATE,
+        etbend=NO_ESTIMATE,
+        etcend=NO_ESTIMATE,
+        etpvds=NO_ESTIMATE,
+        ssi=sanitizer.ssi,
+    )
+
+
+register(
+    ADMIN,
+    (
+        CommandSpec(
+            opcode=AdminOpcode.SANITIZE,
+            name="Sanitize",
+            handler=sanitize,
+            check=check_sanitize,
+            effects=CommandEffects.SUPPORTED
+            | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE
+            | CommandEffects.COMMAND_SUBMISSION_NO_OTHER,
+            remark="block erase and overwrite of all namespaces, in the background, over restarts too; "
+            "nothing is encrypted that a cryptographic erase could make unreadable. What a file system or a device "
+            "keeps elsewhere (copies on write, snapshots, spare blocks) is out of reach",
+        ),
+    ),
+)
+add_log_pages(LogPageSpec(LogPageId.SANITIZE_STATUS, "Sanitize Status", _status))
+add_features(dword(FeatureId.SANITIZE_CONFIG, "Sanitize Config", 1, scope=Scope.SUBSYSTEM, persistent=True))

@@ -1,0 +1,108 @@
+"""Device Self-test and its log page (NVMe Base, Device Self-test command)."""
+
+from __future__ import annotations
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, LogPageId, Oacs
+from nvmeof.spec.log_pages import DEVICE_SELF_TEST, GetLogPage
+from nvmeof.spec.media import SELF_TEST_RESULTS, SelfTestCode, SelfTestResult
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.command_tables import ADMIN, register
+from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.controller.health import critical_warning
+from nvmeof.target.subsystem.subsystem import Subsystem
+from nvmeof.wire import build
+
+_BYTES_PER_SECOND = 500_000_000
+_CODE = SQE.error_location("cdw10")
+
+
+def extended_minutes(subsystem: Subsystem) -> int:
+    """EDSTT: how long an extended test of all namespaces takes, nominally."""
+    size_bytes = sum(each.backend.capabilities.size_bytes for each in subsystem.namespaces.values())
+    return min(size_bytes // (_BYTES_PER_SECOND * 60) + 1, 0xFFFF)
+
+
+def _chosen(ctx: CommandContext, sqe: Sqe) -> list[int]:
+    """The NSIDs that a test is to look at."""
+    assert ctx.subsystem is not None
+    if sqe.nsid == 0:
+        return []
+    if sqe.nsid == NSID_ALL:
+        return list(ctx.namespaces)
+    if sqe.nsid in ctx.namespaces:
+        return [sqe.nsid]
+    raise not_active(ctx, sqe.nsid)
+
+
+def check_self_test(ctx: CommandContext, sqe: Sqe) -> None:
+    """A test that there is, of namespaces that there are, while no other is in progress."""
+    assert ctx.subsystem is not None
+    code = sqe.cdw10 & 0xF
+    if code == SelfTestCode.ABORT:
+        return
+    if code not in (SelfTestCode.SHORT, SelfTestCode.EXTENDED):
+        raise CommandError(Status.INVALID_FIELD, _CODE, message=f"there is no self-test {code:X}h")
+    nsids = _chosen(ctx, sqe)
+    if ctx.subsystem.self_test.running:
+        raise CommandError(Status.SELF_TEST_IN_PROGRESS, message="a device self-test is in progress already")
+    for nsid in nsids:
+        blocked_status = ctx.namespaces[nsid].blocked_status
+        if blocked_status is not None:
+            raise CommandError(blocked_status, dnr=False, message=f"namespace {nsid}: {blocked_status.description}")
+
+
+def self_test(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Device Self-test. What it starts goes on after its completion."""
+    check_self_test(ctx, sqe)
+    controller = ctx.controller
+    assert controller is not None
+    tests = controller.subsystem.self_test
+    code = SelfTestCode(sqe.cdw10 & 0xF)
+    if code is SelfTestCode.ABORT:
+        tests.abort(SelfTestResult.ABORTED_BY_COMMAND)
+        return Completion()
+    tests.healthy = lambda: critical_warning(controller) == 0
+    nsids = _chosen(ctx, sqe)
+    tests.start(ctx.runtime, code, nsids, chosen=sqe.nsid not in (0, NSID_ALL), cntlid=controller.cntlid)
+    return Completion()
+
+
+def _log(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    tests = controller.subsystem.self_test
+    results: list[dict[str, object]] = [
+        {
+            "status": result.result | result.code << 4,
+            "segment": result.segment,
+            "valid": result.valid,
+            "power_on_hours": result.power_on_hours,
+            "nsid": result.nsid,
+            "failing_lba": result.lba,
+            "sct": result.status >> 8,
+            "sc": result.status & 0xFF,
+        }
+        for result in tests.results
+    ]
+    results += [{"status": SelfTestResult.NOT_USED} for _ in range(SELF_TEST_RESULTS - len(results))]
+    return build(DEVICE_SELF_TEST, operation=tests.running, completion=tests.percent, results=results)
+
+
+register(
+    ADMIN,
+    (
+        CommandSpec(
+            opcode=AdminOpcode.DEVICE_SELF_TEST,
+            name="Device Self-test",
+            handler=self_test,
+            check=check_self_test,
+            nsid=NsidRule.HANDLER,
+            oacs=Oacs.DEVICE_SELF_TEST,
+            remark="short (samples of every namespace) and extended (every block), one at a time per subsystem",
+        ),
+    ),
+)
+add_log_pages(LogPageSpec(LogPageId.DEVICE_SELF_TEST, "Device Self-test", _log))

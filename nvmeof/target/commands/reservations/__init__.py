@@ -1,0 +1,1 @@
+"""Reservation commands, their features, and the admission check that enforces reservations."""

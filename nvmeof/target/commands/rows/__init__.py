@@ -1,0 +1,4 @@
+"""What a row of a feature or of a log page is.
+
+Must not know single features or pages.
+"""

@@ -1,0 +1,499 @@
+"""Get Features and Set Features: the way of both through a feature's row (NVMe Base, Feature definitions).
+
+A row's `apply` validates what the host sends and makes it so; its `read` gives the current value. The rest is alike
+for all: which NSID goes with which scope, what SEL chooses, what SV saves, and what a reset leaves. The rows are in the
+modules beside this one; the Feature Identifiers and Effects log and docs/supported.md are made from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, FeatureId, FeatureSelect
+from nvmeof.spec.features import FEATURE_DATA_BYTES, FeatureCapabilities
+from nvmeof.spec.persistent_events import EventType
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import Completion, check_nsid, not_active
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.core.metadata import MetadataStore
+from nvmeof.target.namespaces.feature_values import Saved, Value, Values, load, load_all, save
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.subsystem.persistent_events import set_feature
+
+_NOT_IN_HISTORY = frozenset(
+    {
+        FeatureId.POWER_MANAGEMENT,
+        FeatureId.NUMBER_OF_QUEUES,
+        FeatureId.ASYNC_EVENT_CONFIGURATION,
+        FeatureId.TIMESTAMP,
+        FeatureId.KEEP_ALIVE_TIMER,
+        FeatureId.HOST_BEHAVIOR_SUPPORT,
+        FeatureId.SOFTWARE_PROGRESS_MARKER,
+    }
+)
+"""The specification wants some of these not to be there; the others every host sets with every connection."""
+_FID = SQE.error_location("cdw10")
+_SEL = SQE.error_location("cdw10", 8)
+_SV = SQE.error_location("cdw10", 31)
+_NSID = SQE.error_location("nsid")
+
+Read = Callable[[Controller, Sqe], Value]
+Apply = Callable[[Controller, Sqe, "memoryview | None"], "int | Awaitable[int]"]
+Check = Callable[[Controller, Sqe], None]
+
+
+class Scope(Enum):
+    """What a feature's value belongs to; the value is its bit of FSP in the Feature Identifiers and Effects log."""
+
+    NAMESPACE = 1 << 20
+    CONTROLLER = 1 << 21
+    ENDURANCE_GROUP = 1 << 23
+    SUBSYSTEM = 1 << 25
+
+    @property
+    def word(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """A row. `read` and `default` answer Get Features; `apply` does Set Features and returns its DW0, now or later.
+
+    `apply` None: not changeable; `refusal` is then the status. `check` is asked before any data moves, and again before
+    `apply`. `supported` says whether this controller has it.
+
+    Of a feature with the scope NAMESPACE all of these see commands whose NSID is that of one attached namespace
+    (`namespace_of`): a Set Features for FFFFFFFFh comes once for each of them, after `check` has passed for all. What a
+    Get Features for FFFFFFFFh is refused with is `all_refusal`.
+
+    `saveable`: SV keeps a value over resets and restarts (of all controllers of the subsystem, or of the namespace).
+    `persistent`: every value is kept so, without being asked; SV is refused. `selector` names which of several values
+    of the feature a command means (temperature sensors); each is saved for itself.
+    """
+
+    fid: int
+    name: str
+    read: Read
+    default: Read
+    apply: Apply | None = None
+    discovery: bool = False  # also on discovery controllers
+    supported: Callable[[Controller], bool] = lambda controller: True
+    condition: str = ""  # `supported` in words
+    refusal: Status = Status.FEATURE_NOT_CHANGEABLE
+    scope: Scope = Scope.CONTROLLER
+    saveable: bool = False
+    persistent: bool = False
+    selector: Callable[[Sqe], int] = lambda sqe: 0
+    check: Check = lambda controller, sqe: None
+    all_refusal: Status = Status.INVALID_NAMESPACE
+    for_all: bool = True  # whether Set Features takes FFFFFFFFh
+    effects: CommandEffects = CommandEffects.SUPPORTED  # without the scope
+    transfer_bytes: Callable[[Sqe], int] | None = None  # of Set Features, where it depends on the command
+
+    @property
+    def data_bytes(self) -> int:
+        """Length of its data structure, 0 for none."""
+        return FEATURE_DATA_BYTES.get(self.fid, 0)
+
+    @property
+    def capabilities(self) -> int:
+        """DW0 of Get Features with SEL 011b."""
+        result = FeatureCapabilities(0)
+        if self.apply is not None:
+            result |= FeatureCapabilities.CHANGEABLE
+        if self.saveable:
+            result |= FeatureCapabilities.SAVEABLE
+        if self.scope is Scope.NAMESPACE:
+            result |= FeatureCapabilities.NAMESPACE_SPECIFIC
+        return result
+
+    @property
+    def log_entry(self) -> int:
+        """Its dword of the Feature Identifiers and Effects log."""
+        return self.effects | self.scope.value
+
+
+FEATURES: dict[int, FeatureSpec] = {}
+
+
+def add_features(*rows: FeatureSpec) -> None:
+    """Add features; each has one row."""
+    for row in rows:
+        if row.fid in FEATURES:
+            raise ValueError(f"{row.name}: {row.fid:02X}h has a row already")
+        FEATURES[row.fid] = row
+
+
+# What rows are made with
+
+
+def invalid(message: str, field: str = "cdw11", bit: int = 0) -> CommandError:
+    """Invalid Field in Command, with its place."""
+    return CommandError(Status.INVALID_FIELD, SQE.error_location(field, bit), message=message)
+
+
+def invalid_data(message: str) -> CommandError:
+    """Invalid Field in Command, for something in the data: the place is the pointer to it."""
+    return invalid(message, "sgl_address")
+
+
+def check_bits(name: str, value: int, allowed: int, field: str = "cdw11") -> None:
+    """Raise Invalid Field in Command at the lowest bit of `value` that is not `allowed`."""
+    wrong = value & ~allowed
+    if wrong:
+        bit = (wrong & -wrong).bit_length() - 1
+        raise invalid(f"{name}: bit {bit} of {value:#x} is not supported", field, bit)
+
+
+def constant(dw0: int = 0, data: bytes | None = None) -> Read:
+    """A default that is the same for all."""
+    value = Value(dw0, data)
+    return lambda controller, sqe: value
+
+
+def namespace_of(controller: Controller, sqe: Sqe) -> Namespace:
+    """The namespace that a command for a feature with the scope NAMESPACE is for."""
+    return controller.namespaces[sqe.nsid]
+
+
+def _values(row: FeatureSpec, controller: Controller, sqe: Sqe) -> Values:
+    if row.scope is Scope.NAMESPACE:
+        return namespace_of(controller, sqe).features
+    return controller.features.values if row.scope is Scope.CONTROLLER else controller.subsystem.features
+
+
+def current_value(controller: Controller, fid: int, nsid: int = 0, selector: int = 0, *, cdw11: int = 0) -> Value:
+    """A feature's current value, for who acts by it. `nsid`: of a feature with the scope NAMESPACE."""
+    row = FEATURES[fid]
+    return row.read(controller, Sqe(opcode=AdminOpcode.GET_FEATURES, nsid=nsid, cdw10=fid, cdw11=cdw11))
+
+
+def remembered(
+    fid: int,
+    name: str,
+    default: Read,
+    decode: Callable[[Controller, Sqe, bytes | None], Value],
+    *,
+    changed: Callable[[Controller, Sqe], None] = lambda controller, sqe: None,
+    scope: Scope = Scope.CONTROLLER,
+    saveable: bool = False,
+    persistent: bool = False,
+    selector: Callable[[Sqe], int] = lambda sqe: 0,
+    discovery: bool = False,
+    supported: Callable[[Controller], bool] = lambda controller: True,
+    condition: str = "",
+    effects: CommandEffects = CommandEffects.SUPPORTED,
+) -> FeatureSpec:
+    """A row for a feature that is a value, remembered. `decode` makes it of a Set Features, or raises `CommandError`.
+
+    `changed` is called after it was set.
+    """
+
+    def read(controller: Controller, sqe: Sqe) -> Value:
+        row = FEATURES[fid]
+        chosen = selector(sqe)
+        value = _values(row, controller, sqe).get((fid, chosen))
+        if value is None and scope is not Scope.CONTROLLER:
+            # Of a controller the saved values become current with its reset; of what outlives controllers, at once.
+            kept = load(_metadata_store(row, controller, sqe), fid, chosen)
+            value = None if kept is None else kept.value
+        return default(controller, sqe) if value is None else value
+
+    def apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
+        value = decode(controller, sqe, None if data is None else bytes(data))
+        _values(FEATURES[fid], controller, sqe)[fid, selector(sqe)] = value
+        changed(controller, sqe)
+        return 0
+
+    return FeatureSpec(
+        fid,
+        name,
+        read,
+        default,
+        apply,
+        discovery,
+        supported,
+        condition,
+        scope=scope,
+        saveable=saveable,
+        persistent=persistent,
+        selector=selector,
+        effects=effects,
+    )
+
+
+def dword(
+    fid: FeatureId,
+    name: str,
+    mask: int,
+    default: int = 0,
+    *,
+    scope: Scope = Scope.CONTROLLER,
+    saveable: bool = False,
+    persistent: bool = False,
+    changed: Callable[[Controller, Sqe], None] = lambda controller, sqe: None,
+    supported: Callable[[Controller], bool] = lambda controller: True,
+    condition: str = "",
+) -> FeatureSpec:
+    """A feature that is one dword, remembered, whose bits outside `mask` must be zero."""
+
+    def decode(controller: Controller, sqe: Sqe, data: bytes | None) -> Value:
+        check_bits(name, sqe.cdw11, mask)
+        return Value(sqe.cdw11)
+
+    return remembered(
+        fid,
+        name,
+        constant(default),
+        decode,
+        scope=scope,
+        saveable=saveable,
+        persistent=persistent,
+        changed=changed,
+        supported=supported,
+        condition=condition,
+    )
+
+
+# The commands
+
+
+def _row(ctx: CommandContext, sqe: Sqe) -> FeatureSpec:
+    controller = ctx.controller
+    assert controller is not None
+    row = FEATURES.get(sqe.cdw10 & 0xFF)
+    if row is None or not row.supported(controller) or (controller.discovery and not row.discovery):
+        raise CommandError(Status.INVALID_FIELD, _FID, message=f"feature {sqe.cdw10 & 0xFF:#04x} is not supported")
+    return row
+
+
+def _select(sqe: Sqe) -> int:
+    return sqe.cdw10 >> 8 & 7
+
+
+def _metadata_store(row: FeatureSpec, controller: Controller, sqe: Sqe) -> MetadataStore:
+    return (
+        namespace_of(controller, sqe).backend.metadata_store
+        if row.scope is Scope.NAMESPACE
+        else controller.subsystem.metadata_store
+    )
+
+
+def _check_attached(ctx: CommandContext, sqe: Sqe) -> None:
+    """The NSID of a feature with the scope NAMESPACE."""
+    if sqe.nsid not in ctx.namespaces:
+        raise not_active(ctx, sqe.nsid)
+
+
+def get_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+    """Length rule of Get Features."""
+    return 0 if _select(sqe) == FeatureSelect.SUPPORTED_CAPABILITIES else _row(ctx, sqe).data_bytes
+
+
+def set_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+    """Length rule of Set Features."""
+    row = _row(ctx, sqe)
+    return row.data_bytes if row.transfer_bytes is None else row.transfer_bytes(sqe)
+
+
+def check_get_features(ctx: CommandContext, sqe: Sqe) -> None:
+    """Known, SEL, and the NSID of a feature that is a namespace's."""
+    row, select = _row(ctx, sqe), _select(sqe)
+    if select > FeatureSelect.SUPPORTED_CAPABILITIES:
+        raise CommandError(Status.INVALID_FIELD, _SEL, message=f"SEL {select} is reserved")
+    if row.scope is Scope.NAMESPACE and select != FeatureSelect.SUPPORTED_CAPABILITIES:
+        if sqe.nsid == NSID_ALL:
+            raise CommandError(row.all_refusal, _NSID, message=f"{row.name} of all namespaces cannot be told")
+        _check_attached(ctx, sqe)
+
+
+def get_features(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """Current, default or saved value, or the capabilities. What was not saved has its default as saved value."""
+    row, select, controller = _row(ctx, sqe), _select(sqe), ctx.controller
+    assert controller is not None
+    if select == FeatureSelect.SUPPORTED_CAPABILITIES:
+        return Completion(dw0=row.capabilities)
+    # What the command means is looked at by `default` as well: a wrong selector has no saved value either.
+    value = (row.read if select == FeatureSelect.CURRENT else row.default)(controller, sqe)
+    if select == FeatureSelect.SAVED and (row.saveable or row.persistent):
+        kept = load(_metadata_store(row, controller, sqe), row.fid, row.selector(sqe))
+        value = value if kept is None else kept.value
+    return Completion(dw0=value.dw0, data=value.data)
+
+
+def _targets(ctx: CommandContext, row: FeatureSpec, sqe: Sqe) -> list[Sqe]:
+    """The command, once for each namespace that it is for."""
+    if row.scope is not Scope.NAMESPACE or sqe.nsid != NSID_ALL:
+        return [sqe]
+    return [dataclasses.replace(sqe, nsid=nsid) for nsid in ctx.namespaces]
+
+
+def check_set_features(ctx: CommandContext, sqe: Sqe) -> None:
+    """Everything that does not need the data: known, changeable, saveable, its NSID."""
+    row = _row(ctx, sqe)
+    if row.apply is None:
+        raise CommandError(row.refusal, _FID, message=f"{row.name} cannot be changed")
+    if sqe.cdw10 >> 31 and not row.saveable:
+        raise CommandError(Status.FEATURE_NOT_SAVEABLE, _SV, message=f"{row.name} cannot be saved")
+    if row.scope is Scope.NAMESPACE:
+        if sqe.nsid != NSID_ALL or not row.for_all:
+            _check_attached(ctx, sqe)
+    elif sqe.nsid not in (0, NSID_ALL):
+        check_nsid(ctx, sqe.nsid)
+        raise CommandError(
+            Status.FEATURE_NOT_NAMESPACE_SPECIFIC, _NSID, message=f"{row.name} is not namespace specific"
+        )
+    assert ctx.controller is not None
+    for each in _targets(ctx, row, sqe):
+        row.check(ctx.controller, each)
+
+
+def set_features(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+    """Change a feature's current value, and its saved value when SV asks for that."""
+    check_set_features(ctx, sqe)
+    row = _row(ctx, sqe)
+    targets = _targets(ctx, row, sqe)
+    if len(targets) != 1:
+        return _set_all(ctx, row, targets, data)
+    result = _set_one(ctx, row, targets[0], data)
+    return Completion(dw0=result) if isinstance(result, int) else _set_later(result)
+
+
+async def _set_later(pending: Awaitable[int]) -> Completion:
+    return Completion(dw0=await pending)
+
+
+async def _set_all(ctx: CommandContext, row: FeatureSpec, targets: list[Sqe], data: memoryview | None) -> Completion:
+    for sqe in targets:
+        # One that went while another was written needs it no more.
+        if sqe.nsid in ctx.namespaces:
+            result = _set_one(ctx, row, sqe, data)
+            if not isinstance(result, int):
+                await result
+    return Completion()
+
+
+def _set_one(ctx: CommandContext, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
+    assert ctx.controller is not None and row.apply is not None
+    result = _noted(ctx.controller, row, sqe, data)
+    if not (row.persistent or sqe.cdw10 >> 31):
+        return result
+    if not isinstance(result, int):
+        return _save_after(ctx.controller, row, sqe, data, result)
+    pending = _save(ctx.controller, row, sqe, data)
+    return result if pending is None else _after(pending, result)
+
+
+def _noted(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
+    """Set the value, and write a change into the history."""
+    assert row.apply is not None
+    if row.fid in _NOT_IN_HISTORY:
+        return row.apply(controller, sqe, data)
+    before = row.read(controller, sqe)
+    result = row.apply(controller, sqe, data)
+    if isinstance(result, int):
+        _note(controller, row, sqe, data, before, result)
+        return result
+    return _note_later(controller, row, sqe, data, before, result)
+
+
+def _note(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None, before: Value, dw0: int) -> None:
+    if row.read(controller, sqe) == before:
+        return
+    dwords = [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15]
+    while len(dwords) > 2 and not dwords[-1]:
+        dwords.pop()
+    controller.record(EventType.SET_FEATURE, set_feature(dwords, b"" if data is None else bytes(data), dw0))
+
+
+async def _note_later(
+    controller: Controller,
+    row: FeatureSpec,
+    sqe: Sqe,
+    data: memoryview | None,
+    before: Value,
+    pending: Awaitable[int],
+) -> int:
+    kept = None if data is None else memoryview(bytes(data))
+    dw0 = await pending
+    _note(controller, row, sqe, kept, before, dw0)
+    return dw0
+
+
+async def _save_after(
+    controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None, pending: Awaitable[int]
+) -> int:
+    result = await pending
+    saving = _save(controller, row, sqe, data)
+    return result if saving is None else await _after(saving, result)
+
+
+def _save(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> Awaitable[None] | None:
+    dwords = (sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15)
+    saved = Saved(dwords, None if data is None else bytes(data), row.read(controller, sqe))
+    try:
+        return save(_metadata_store(row, controller, sqe), row.fid, row.selector(sqe), saved)
+    except OSError as error:
+        raise _not_saved(error) from error
+
+
+async def _after(saving: Awaitable[None], result: int) -> int:
+    try:
+        await saving
+    except OSError as error:
+        raise _not_saved(error) from error
+    return result
+
+
+def _not_saved(error: OSError) -> CommandError:
+    return CommandError(
+        Status.INTERNAL_ERROR, dnr=False, message=f"the value is set, but saving it failed: {error.strerror or error}"
+    )
+
+
+def restore_features(controller: Controller) -> None:
+    """Make the saved values of the subsystem's controllers current in this one, which is new or was just reset."""
+    for fid, saved in load_all(controller.subsystem.metadata_store):
+        row = FEATURES.get(fid)
+        if row is None or row.apply is None or row.scope is not Scope.CONTROLLER:
+            continue
+        if not row.supported(controller) or (controller.discovery and not row.discovery):
+            continue
+        words = {f"cdw{11 + i}": dword for i, dword in enumerate(saved.dwords)}
+        sqe = Sqe(opcode=AdminOpcode.SET_FEATURES, cdw10=fid, **words)
+        try:
+            row.apply(controller, sqe, None if saved.data is None else memoryview(saved.data))
+        except CommandError:
+            continue  # saved when the target was configured in another way: the default it is
+
+
+__all__ = [
+    "FEATURES",
+    "Apply",
+    "FeatureSpec",
+    "Read",
+    "Scope",
+    "Value",
+    "add_features",
+    "check_bits",
+    "check_get_features",
+    "check_set_features",
+    "constant",
+    "current_value",
+    "dword",
+    "get_bytes",
+    "get_features",
+    "invalid",
+    "invalid_data",
+    "namespace_of",
+    "remembered",
+    "restore_features",
+    "set_bytes",
+    "set_features",
+]

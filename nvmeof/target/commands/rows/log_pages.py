@@ -1,0 +1,191 @@
+"""Get Log Page: the way of the command, and the table that has one row per log page (NVMe Base, Get Log Page command).
+
+The rows are in the modules `logs_*` beside this one, and in those of whatever has a log page of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import NSID_ALL, Csi, LogPageId, Lpa
+from nvmeof.spec.log_pages import GetLogPage
+from nvmeof.spec.properties import Cc, CcCss
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import Completion, check_nsid, not_active
+from nvmeof.target.commands.rows.uuid_selection import check_uuid_index
+from nvmeof.target.controller.controller import Controller
+
+LSP = SQE.error_location("cdw10", 8)
+LSI = SQE.error_location("cdw11", 16)
+_LID = SQE.error_location("cdw10")
+_NUMDL = SQE.error_location("cdw10", 16)
+_OFFSET = SQE.error_location("cdw12")
+_OT = SQE.error_location("cdw14", 23)
+_CSI = SQE.error_location("cdw14", 24)
+_NSID = SQE.error_location("nsid")
+
+Builder = Callable[[CommandContext, Controller, GetLogPage, int], bytes]
+PageCheck = Callable[[Controller, GetLogPage], None]
+
+
+def no_page_check(controller: Controller, command: GetLogPage) -> None:
+    """For a page without parameters of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogPageSpec:
+    """A row. `build(ctx, controller, command, nsid)` makes the whole page.
+
+    `per_namespace`: an NSID may name a namespace, and `build` looks whether it does; other pages belong to the
+    controller or the subsystem. `check` runs before anything else of the page and raises `CommandError`.
+    `acknowledge` is called when the page was read with RAE = 0.
+    `entries`: offsets of the page's entries, in bytes, for a page that takes an index as offset (OT).
+    `lidsp`: its LID Specific Parameter in the Supported Log Pages log. `csi`: it is of one I/O command set.
+    `whole`: an offset and a length that are not multiples of so many bytes are refused.
+    """
+
+    lid: int
+    name: str
+    build: Builder
+    io: bool = True
+    discovery: bool = False
+    per_namespace: bool = False
+    check: PageCheck = no_page_check
+    acknowledge: Callable[[Controller], None] | None = None
+    entries: Callable[[bytes], list[int]] | None = None
+    lidsp: int = 0
+    csi: bool = False
+    whole: int = 4
+    remark: str = ""  # for docs/supported.md
+
+    def here(self, controller: Controller) -> bool:
+        """Whether this kind of controller has it."""
+        return self.discovery if controller.discovery else self.io
+
+
+LOG_PAGES: dict[int, LogPageSpec] = {}
+
+
+def add_log_pages(*rows: LogPageSpec) -> None:
+    """Add log pages; each has one row."""
+    for row in rows:
+        if row.lid in LOG_PAGES:
+            raise ValueError(f"{row.name}: {row.lid:02X}h has a row already")
+        LOG_PAGES[row.lid] = row
+
+
+_ATTRIBUTES = {
+    LogPageId.SUPPORTED_LOG_PAGES: Lpa.SUPPORTED_LOG_PAGES,
+    LogPageId.SMART_HEALTH: Lpa.SMART_PER_NAMESPACE,
+    LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS: Lpa.COMMANDS_SUPPORTED_AND_EFFECTS,
+    LogPageId.TELEMETRY_HOST: Lpa.TELEMETRY | Lpa.TELEMETRY_DATA_AREA_4,
+    LogPageId.PERSISTENT_EVENTS: Lpa.PERSISTENT_EVENTS,
+}
+
+
+def log_attributes(controller: Controller) -> Lpa:
+    """LPA of Identify Controller, from the rows that there are."""
+    attributes = Lpa.EXTENDED_DATA
+    for lid, attribute in _ATTRIBUTES.items():
+        row = LOG_PAGES.get(lid)
+        if row is not None and row.here(controller):
+            attributes |= attribute
+    return attributes
+
+
+def command_set(controller: Controller, command: GetLogPage) -> int:
+    """The I/O command set that a page is asked for; without CC.CSS = 110b that is the NVM Command Set."""
+    return command.csi if Cc.decode(controller.cc).css == CcCss.ALL_SUPPORTED else Csi.NVM
+
+
+def decode(sqe: Sqe) -> GetLogPage:
+    """The command's dwords in converted units."""
+    return GetLogPage.decode(sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14)
+
+
+def log_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+    """Length rule: NUMD dwords."""
+    return decode(sqe).length_bytes
+
+
+def _invalid(location: int, message: str) -> CommandError:
+    return CommandError(Status.INVALID_FIELD, location, message=message)
+
+
+def check_get_log_page(ctx: CommandContext, sqe: Sqe) -> None:
+    """A page that exists here, its NSID, a length within MDTS, and an offset of the kind that it takes.
+
+    Fields that a page does not use are not looked at: LSP, LSI and CSI of others.
+    """
+    controller, subsystem = ctx.controller, ctx.subsystem
+    assert controller is not None and subsystem is not None
+    command = decode(sqe)
+    row = LOG_PAGES.get(command.lid)
+    if row is None or not row.here(controller):
+        raise CommandError(Status.INVALID_LOG_PAGE, _LID, message=f"log page {command.lid:#04x} is not supported")
+    _check_nsid(ctx, row, sqe.nsid)
+    check_uuid_index(controller, command.uuid_index)
+    limit = subsystem.config.max_transfer_bytes
+    if command.length_bytes > limit:
+        raise _invalid(_NUMDL, f"{command.length_bytes} bytes of a log page are more than MDTS ({limit})")
+    if command.length_bytes % row.whole:
+        raise _invalid(_NUMDL, f"{row.name} is read in multiples of {row.whole} bytes, not {command.length_bytes}")
+    if command.index_offset:
+        if row.entries is None:
+            raise _invalid(_OT, f"{row.name} takes no index as offset (OT)")
+    elif command.offset_bytes % row.whole:
+        raise _invalid(_OFFSET, f"the offset {command.offset_bytes} is not a multiple of {row.whole}")
+    if row.csi and command_set(controller, command) not in list(Csi):
+        raise _invalid(_CSI, f"I/O command set {command.csi} does not exist")
+    row.check(controller, command)
+
+
+def _check_nsid(ctx: CommandContext, row: LogPageSpec, nsid: int) -> None:
+    if nsid in (0, NSID_ALL) or row.per_namespace:
+        return
+    check_nsid(ctx, nsid)
+    raise _invalid(_NSID, f"{row.name} is not of a namespace (NSID {nsid})")
+
+
+def namespaces_of(ctx: CommandContext, nsid: int) -> list[int]:
+    """The namespaces that a page with `per_namespace` is about: one, or all with 0h and FFFFFFFFh."""
+    if nsid in (0, NSID_ALL):
+        return list(ctx.namespaces)
+    if nsid in ctx.namespaces:
+        return [nsid]
+    raise not_active(ctx, nsid)
+
+
+def _start(row: LogPageSpec, command: GetLogPage, page: bytes) -> int:
+    """Where in the page the answer begins."""
+    if command.index_offset:
+        assert row.entries is not None
+        offsets = row.entries(page)
+        if command.offset_bytes >= len(offsets):
+            raise _invalid(_OFFSET, f"index {command.offset_bytes} of {row.name}, which has {len(offsets)} entries")
+        return offsets[command.offset_bytes]
+    if command.offset_bytes > len(page):
+        raise _invalid(_OFFSET, f"offset {command.offset_bytes} is beyond the {len(page)} bytes of {row.name}")
+    return command.offset_bytes
+
+
+def get_log_page(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+    """A part of a page; what is asked for beyond its end reads as zeroes. RAE = 0 lets its events be sent again."""
+    command, controller = decode(sqe), ctx.controller
+    assert controller is not None
+    row = LOG_PAGES[command.lid]
+    page = row.build(ctx, controller, command, sqe.nsid)
+    if not page:
+        # Something else was asked for than its content. The data that the SGL describes is sent all the same: hosts
+        # take it for an error of the transfer when there is less.
+        return Completion(data=bytes(command.length_bytes))
+    start = _start(row, command, page)
+    if not command.retain:
+        controller.events.log_page_read(command.lid)
+        if row.acknowledge is not None:
+            row.acknowledge(controller)
+    return Completion(data=page[start : start + command.length_bytes].ljust(command.length_bytes, b"\0"))

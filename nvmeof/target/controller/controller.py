@@ -1,0 +1,502 @@
+"""A controller: one association between a host and a subsystem, from its Connect to its end.
+
+Properties (CC, CSTS), the keep-alive timer, features, asynchronous events and the Error Information log live here; the
+queues are only known by what can be done to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.enums import Csi, FeatureId
+from nvmeof.spec.features import build_timestamp
+from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
+from nvmeof.spec.properties import Cc, CcCss, Crto, Csts, Shst, Vs
+from nvmeof.spec.reservations import NotificationType
+from nvmeof.spec.status import Status
+from nvmeof.target.controller.error_log import ErrorLog
+from nvmeof.target.controller.events import (
+    ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED,
+    ANA_CHANGE,
+    DISCOVERY_EVENTS,
+    DISCOVERY_LOG_CHANGE,
+    IO_EVENTS,
+    LBA_STATUS_ALERT,
+    NAMESPACE_ATTRIBUTE_CHANGED,
+    RESERVATION_LOG_AVAILABLE,
+    TELEMETRY_LOG_CHANGED,
+    ZONE_DESCRIPTOR_CHANGED,
+    AsyncEvents,
+)
+from nvmeof.target.controller.keep_alive import KeepAliveTimer
+from nvmeof.target.controller.lba_status_events import POLL_INTERVAL, LbaAlert
+from nvmeof.target.controller.properties import (
+    CC_WRITABLE,
+    CQE_BYTES,
+    SQE_BYTES,
+    capabilities,
+    check_cc,
+    usable,
+)
+from nvmeof.target.controller.reservation_events import ReservationNotices
+from nvmeof.target.core.admission import AdmissionToken
+from nvmeof.target.core.runtime import Runtime
+from nvmeof.target.core.states import ControllerState
+from nvmeof.target.namespaces.feature_values import FeatureValues
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.subsystem.persistent_events import hardware_error, power_on_or_reset
+from nvmeof.target.subsystem.registry import PortInfo
+from nvmeof.target.subsystem.subsystem import Subsystem
+
+VERSION = Vs(2, 1)
+KEEP_ALIVE_GRANULARITY_SECONDS = 0.1  # KAS = 1
+KATO_MAX_MS = 0xFFFFFFFF // 100 * 100
+"""The largest timeout that is a multiple of the granularity and can be told."""
+DISCOVERY_IDLE_SECONDS = 120.0
+NOT_ENABLED_SECONDS = 120.0
+"""For how long, at least, an association is kept that is not enabled (any more) and silent."""
+
+
+class Queue(Protocol):
+    """What a controller and its commands may do to one of its queues.
+
+    `close` ends it (the queue then calls `CommandContext.detach`). `abort` ends a command, which has no effect from then
+    on; False when it cannot, or not at once: the CID is then in `CommandContext.aborting`. `commands` are those in
+    progress, NSID by CID. `abort_namespace` (for Preempt and Abort) ends those for a namespace as `abort` does.
+    """
+
+    def close(self, reason: str) -> None: ...
+
+    def abort(self, cid: int) -> bool: ...
+
+    def commands(self) -> dict[int, int]: ...
+
+    def abort_namespace(self, nsid: int) -> None: ...
+
+
+class Controller:
+    """Created by an admin queue's Connect; `destroy` ends it.
+
+    `kato_ms`: the keep alive timeout that the host asked for, 0 for none (a discovery controller then goes after two
+    minutes without a command). Times are seconds on the runtime's clock. `restore` makes saved features current, at the
+    start and after every reset.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        subsystem: Subsystem,
+        cntlid: int,
+        *,
+        host_nqn: str,
+        hostid: bytes,
+        port: PortInfo,
+        kato_ms: int,
+        restore: Callable[[Controller], None] = lambda controller: None,
+    ) -> None:
+        self.runtime = runtime
+        self.subsystem = subsystem
+        self.cntlid = cntlid
+        self.host_nqn = host_nqn
+        self.hostid = hostid
+        self.port = port
+        self.discovery = subsystem.discovery
+        self.cc = 0
+        self.ready = False
+        self.failed = False
+        self.shutdown_status = Shst.NORMAL
+        self.gone = False
+        self.subsystem_was_reset = subsystem.was_reset  # CSTS.NSSRO, until it is cleared
+        self.features = FeatureValues(timestamp_set_at=runtime.now(), reset_at=runtime.now())
+        self._restore = restore
+        self.error_log = ErrorLog()
+        self.events = AsyncEvents(
+            runtime, subsystem.config.max_async_events, DISCOVERY_EVENTS if self.discovery else IO_EVENTS
+        )
+        self.lba_alert = self._new_lba_alert()
+        self.attached: dict[int, Namespace] = {}  # by NSID, in their order
+        self.namespaces: dict[int, Namespace] = {}  # the active ones: attached, with a command set that is enabled
+        self.figures: dict[int, Callable[[], dict[str, object]]] = {}  # of queues, by QID
+        self.connections: dict[int, Callable[[], dict[str, object]]] = {}  # and of what carries them
+        self.event_context: bytes | None = None  # what is being read of log page 0Dh
+        self.host_telemetry: object | None = None  # what log page 07h shows
+        self.ana_changes = 0  # of what the ANA log says, since the last reset
+        self.changed_namespaces: set[int] = set()  # since log page 04h was last read
+        self.changed_allocations: set[int] = set()  # the same of log page 1Ch
+        self.changed_zones: dict[int, set[int]] = {}  # the same of log page BFh: zones by NSID
+        self.reservation_notices = ReservationNotices()
+        self.queues: dict[int, Queue] = {}
+        self._admission_tokens: dict[int, AdmissionToken] = {}  # by NSID
+        self.kato_ms = 0
+        self._shutdowns = 0
+        self._timer = KeepAliveTimer(runtime, lambda: self.keep_alive_seconds, self._expired)
+        self.state = ControllerState.DISABLED
+        self.set_kato(kato_ms)
+        subsystem.start_attached(self)
+        subsystem.controllers[cntlid] = self
+        restore(self)
+
+    # Properties
+
+    @property
+    def csts(self) -> int:
+        """Controller Status: RDY, CFS, SHST, ST, NSSRO."""
+        whole = self.subsystem.shutdown_status
+        return Csts(
+            rdy=self.ready,
+            cfs=self.failed,
+            shst=whole or self.shutdown_status,
+            st=bool(whole),
+            nssro=self.subsystem_was_reset,
+        ).encode()
+
+    @property
+    def cap(self) -> int:
+        """Controller Capabilities, 64 bits."""
+        return capabilities(self.subsystem.config, discovery=self.discovery).encode()
+
+    @property
+    def crto(self) -> int:
+        """Controller Ready Timeouts."""
+        return Crto(crwmt_seconds=self.subsystem.config.ready_timeout_seconds).encode()
+
+    def write_cc(self, value: int) -> bool:
+        """Property Set of CC. True when a shutdown began: flush, then call `shutdown_complete`.
+
+        What is read-only stays zero. After a shutdown, only a reset, or enabling without SHN, makes the controller
+        ready again. A shutdown of the whole subsystem takes an NVM Subsystem Reset. Raises Invalid Field in Command.
+        """
+        value &= CC_WRITABLE
+        check_cc(self.cc, value, io_queues=any(self.queues))
+        old, new = Cc.decode(self.cc), Cc.decode(value)
+        self.cc = value
+        was_reset = old.en and not new.en
+        if was_reset:
+            self._reset()
+        elif new.en and not old.en:
+            if not new.shn:
+                self._end_shutdown()
+            if self.shutdown_status is Shst.NORMAL and not self.subsystem.shutdown_status:
+                self._enable(new)
+        began = bool(new.shn) and (was_reset or not old.shn) and not self.subsystem.shutdown_status
+        if began:
+            self._shutdowns += 1
+            self.shutdown_status = Shst.OCCURRING
+        self._update_state()
+        self._timer.restart()
+        return began
+
+    def _end_shutdown(self) -> None:
+        self._shutdowns += 1
+        self.shutdown_status = Shst.NORMAL
+
+    def subsystem_shutdown(self) -> None:
+        """An NVM Subsystem Shutdown began: no command is taken any more."""
+        self._update_state()
+        self._timer.restart()
+
+    def subsystem_reset(self) -> None:
+        """NVM Subsystem Reset: everything is as after Connect. The association stays, with its admin queue."""
+        self.cc = 0
+        self.subsystem_was_reset = True
+        self._reset()
+        self._update_state()
+        self._timer.restart()
+
+    def clear_csts(self, value: int) -> None:
+        """Property Set of CSTS: NSSRO is cleared by writing it; all else is read-only."""
+        if value & Csts.BITS.encode(nssro=1):
+            self.subsystem_was_reset = False
+
+    @property
+    def shutdown_token(self) -> int:
+        """Names the shutdown in progress, for `shutdown_complete`."""
+        return self._shutdowns
+
+    def shutdown_complete(self, token: int) -> None:
+        """What the shutdown had to flush is flushed; ignored when another shutdown or a reset came in between."""
+        if token == self._shutdowns and self.shutdown_status is Shst.OCCURRING:
+            self.shutdown_status = Shst.COMPLETE
+            self._update_state()
+
+    def _enable(self, configuration: Cc) -> None:
+        if usable(configuration, discovery=self.discovery):
+            self.ready = True
+            self._select_namespaces()
+        else:
+            self.failed = True
+            self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
+
+    def _reset(self) -> None:
+        """Controller Reset: I/O queues end, features and events go back to their defaults; the admin queue stays."""
+        self.ready = self.failed = False
+        self.subsystem.self_test.controller_reset(self.cntlid)
+        self._end_shutdown()
+        self._close_queues("the controller was reset", [qid for qid in self.queues if qid])
+        now = self.runtime.now()
+        self.record(EventType.POWER_ON_OR_RESET, self._reset_information(now))
+        self.features = FeatureValues(timestamp_set_at=now, reset_at=now)
+        self.event_context = None
+        self.ana_changes = 0
+        self.changed_namespaces.clear()
+        self.changed_allocations.clear()
+        self.changed_zones.clear()
+        self.reservation_notices.clear()
+        self.events.reset()
+        self.lba_alert = self._new_lba_alert()
+        self._restore(self)
+
+    # Namespaces
+
+    def attach(self, *namespaces: Namespace) -> None:
+        """Give this controller namespaces."""
+        self.attached.update((namespace.nsid, namespace) for namespace in namespaces)
+        self._select_namespaces()
+
+    def detach(self, nsid: int) -> bool:
+        """Take a namespace away, if it is attached: commands for it that have not begun are refused."""
+        if self.attached.pop(nsid, None) is None:
+            return False
+        self.namespaces.pop(nsid, None)
+        self.withdraw_permits()
+        return True
+
+    def busy_with(self, nsid: int) -> bool:
+        """Whether I/O commands for that NSID are in progress; a namespace of that number may have gone meanwhile."""
+        return any(nsid in queue.commands().values() for qid, queue in self.queues.items() if qid)
+
+    def enabled(self, csi: int) -> bool:
+        """Whether CC.CSS lets that I/O command set be used; any before it is set."""
+        configuration = Cc.decode(self.cc)
+        return csi == Csi.NVM or not configuration.en or configuration.css == CcCss.ALL_SUPPORTED
+
+    def _select_namespaces(self) -> None:
+        """Queues hold on to the table: it is changed in place."""
+        self.namespaces.clear()
+        self.namespaces.update((nsid, each) for nsid, each in sorted(self.attached.items()) if self.enabled(each.csi))
+        self.withdraw_permits()
+
+    def admission_token(self, namespace: Namespace) -> AdmissionToken:
+        """The permit for Reads and Writes of a namespace, one of which has just passed all checks."""
+        admission_token = self._admission_tokens.get(namespace.nsid)
+        if admission_token is None or not admission_token.valid:
+            admission_token = self._admission_tokens[namespace.nsid] = AdmissionToken()
+            namespace.admission_tokens.add(admission_token)
+        return admission_token
+
+    def withdraw_permits(self) -> None:
+        """Something has changed that may be in the way of this controller's commands: all are checked again."""
+        for admission_token in self._admission_tokens.values():
+            admission_token.valid = False
+        self._admission_tokens.clear()
+
+    def _update_state(self) -> None:
+        self.withdraw_permits()
+        if self.gone:
+            self.state = ControllerState.GONE
+        elif self.failed:
+            self.state = ControllerState.FAILED
+        elif self.shutdown_status is not Shst.NORMAL or self.subsystem.shutdown_status:
+            self.state = ControllerState.SHUTDOWN
+        else:
+            self.state = ControllerState.READY if self.ready else ControllerState.DISABLED
+
+    @property
+    def write_cache_enabled(self) -> bool:
+        """Feature 06h: whether a write may complete before it is on non-volatile media."""
+        value = self.features.values.get((FeatureId.VOLATILE_WRITE_CACHE, 0))
+        return value is None or bool(value.dw0)
+
+    # Queues
+
+    def attach_queue(self, qid: int, queue: Queue) -> None:
+        """A queue's Connect was accepted."""
+        self.queues[qid] = queue
+
+    def detach_queue(self, qid: int, queue: Queue, reason: str = "the queue was closed") -> None:
+        """A queue has gone; without its admin queue the controller ends. A queue that was replaced is no loss."""
+        if self.queues.get(qid) is not queue:
+            return
+        del self.queues[qid]
+        self.figures.pop(qid, None)
+        self.connections.pop(qid, None)
+        if qid == 0:
+            self.destroy(reason)
+
+    def destroy(self, reason: str) -> None:
+        """End the association: all its queues are closed. Harmless when repeated."""
+        if self.gone:
+            return
+        self.gone = True
+        self._timer.cancel()
+        self.ready = False
+        self._update_state()
+        self.subsystem.controllers.pop(self.cntlid, None)
+        self.subsystem.self_test.controller_reset(self.cntlid)
+        self.events.abort_all(Status.ABORTED_SQ_DELETION)
+        # I/O queues first: the admin queue is what the host watches.
+        self._close_queues(reason, sorted(self.queues, reverse=True))
+
+    def _close_queues(self, reason: str, qids: list[int]) -> None:
+        for qid in qids:
+            queue = self.queues.pop(qid, None)
+            self.figures.pop(qid, None)
+            self.connections.pop(qid, None)
+            if queue is not None:
+                queue.close(reason)
+
+    # Keep alive
+
+    def set_kato(self, kato_ms: int) -> None:
+        """Take a keep alive timeout (milliseconds, rounded up to the granularity); the timer starts anew."""
+        step = int(KEEP_ALIVE_GRANULARITY_SECONDS * 1000)
+        self.kato_ms = min(-(-kato_ms // step) * step, KATO_MAX_MS)
+        self._timer.restart()
+
+    @property
+    def keep_alive_seconds(self) -> float:
+        """How long an interval is, in one of which commands have to come; 0: forever.
+
+        The Keep Alive Timer is active while the controller is ready; otherwise the association may be removed, but not
+        for two minutes.
+        """
+        if self.state is not ControllerState.READY:
+            return NOT_ENABLED_SECONDS
+        if self.kato_ms:
+            return self.kato_ms / 1000
+        return DISCOVERY_IDLE_SECONDS if self.discovery else self.subsystem.config.any_keep_alive_seconds
+
+    def touch(self, now: float) -> None:
+        """Commands arrived on one of the queues (traffic based keep alive)."""
+        self._timer.heard = True
+
+    def keep_alive(self) -> None:
+        """A Keep Alive command: the interval starts anew."""
+        self._timer.restart()
+
+    def next_deadline(self) -> float | None:
+        """When `check_deadline` should be called next; None: never."""
+        return None if self.gone else self._timer.deadline()
+
+    def check_deadline(self, now: float) -> bool:
+        """End the association when its host was silent for a whole interval; True when that happened."""
+        return not self.gone and self._timer.check(now)
+
+    def _expired(self) -> None:
+        if self.state is not ControllerState.READY:
+            self.destroy(f"not enabled, and no command for {NOT_ENABLED_SECONDS:g} s")
+            return
+        silence = self.keep_alive_seconds
+        self.failed = True
+        self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
+        self.destroy(f"keep alive timeout: no command for {silence:g} s")
+
+    # History
+
+    @property
+    def timestamp(self) -> bytes:
+        """The Timestamp data structure (Feature 0Eh) as it is now."""
+        features = self.features
+        elapsed = self.runtime.now() - features.timestamp_set_at
+        return build_timestamp(features.timestamp_ms / 1000 + elapsed, origin=features.timestamp_origin)
+
+    def record(self, kind: EventType, data: bytes) -> None:
+        """Write an event into the subsystem's history: `nvmeof.target.subsystem.persistent_events` has what makes its data."""
+        if self.discovery:
+            return
+        self.subsystem.history.add(
+            kind,
+            data,
+            now=self.runtime.now(),
+            timestamp=self.timestamp,
+            cntlid=self.cntlid,
+            portid=self.port.portid,
+        )
+
+    def _reset_information(self, now: float) -> bytes:
+        lifetime = self.subsystem.lifetime
+        milliseconds = int(lifetime.power_on_seconds(now) * 1000)
+        descriptor = (self.cntlid, lifetime.power_cycles, milliseconds, self.timestamp)
+        return power_on_or_reset(self.subsystem.config.firmware, [descriptor])
+
+    # Events
+
+    def _new_lba_alert(self) -> LbaAlert:
+        def interval() -> int:
+            value = self.features.values.get((FeatureId.LBA_STATUS_REPORT_INTERVAL, 0))
+            return POLL_INTERVAL if value is None else value.dw0 & 0xFFFF
+
+        return LbaAlert(self.runtime, lambda: self.events.report(LBA_STATUS_ALERT), interval)
+
+    def unreadable_found(self) -> None:
+        """Blocks of an attached namespace may not be readable any more."""
+        self.lba_alert.found()
+
+    def namespace_changed(self, nsid: int) -> None:
+        """A namespace came, went or changed its attributes."""
+        if self.discovery:
+            return
+        self.ana_changes += 1
+        self.changed_namespaces.add(nsid)
+        self.events.report(NAMESPACE_ATTRIBUTE_CHANGED)
+
+    def allocation_changed(self, nsid: int) -> None:
+        """A namespace of the subsystem came, went, changed its attributes, or is attached elsewhere."""
+        if self.discovery:
+            return
+        self.changed_allocations.add(nsid)
+        self.events.report(ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED)
+
+    def zone_changed(self, nsid: int, zslba: int) -> None:
+        """The zone of an active namespace that begins at that block has changed without a command's doing."""
+        self.changed_zones.setdefault(nsid, set()).add(zslba)
+        self.events.report(replace(ZONE_DESCRIPTOR_CHANGED, parameter=nsid))
+
+    def reservation_changed(self, nsid: int, kind: NotificationType) -> None:
+        """Something happened to the reservation of an attached namespace, or to the host's registration."""
+        self.reservation_notices.add(kind, nsid)
+        self.events.report(RESERVATION_LOG_AVAILABLE)
+
+    def reservation_log_read(self) -> None:
+        """The host has read one notice; of others it is told anew."""
+        if self.reservation_notices:
+            self.events.report(RESERVATION_LOG_AVAILABLE)
+
+    def abort_namespace(self, nsid: int) -> None:
+        """Preempt and Abort: end the commands for a namespace that can be ended at once."""
+        for queue in list(self.queues.values()):
+            queue.abort_namespace(nsid)
+
+    def telemetry_changed(self) -> None:
+        """There is controller-initiated telemetry that nobody has taken note of."""
+        if not self.discovery:
+            self.events.report(TELEMETRY_LOG_CHANGED)
+
+    def ana_changed(self) -> None:
+        """The ANA log changed."""
+        self.ana_changes += 1
+        if not self.discovery:
+            self.events.report(ANA_CHANGE)
+
+    def discovery_changed(self) -> None:
+        """The Discovery log changed."""
+        if self.discovery:
+            self.events.report(DISCOVERY_LOG_CHANGE)
+
+    # Checks
+
+    def check_entry_sizes(self, error_location: int) -> None:
+        """Raise Command Sequence Error while CC does not say how large the entries of I/O queues are."""
+        configuration = Cc.decode(self.cc)
+        if configuration.iosqes_bytes != SQE_BYTES or configuration.iocqes_bytes != CQE_BYTES:
+            raise CommandError(
+                Status.COMMAND_SEQUENCE_ERROR, error_location, message="CC.IOSQES and CC.IOCQES are not set to 6 and 4"
+            )
+
+    def check_qid_free(self, qid: int, error_location: int) -> None:
+        """Raise Command Sequence Error for a queue that exists already."""
+        if qid in self.queues:
+            raise CommandError(Status.COMMAND_SEQUENCE_ERROR, error_location, message=f"queue {qid} exists already")

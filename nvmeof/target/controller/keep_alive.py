@@ -1,0 +1,62 @@
+"""Traffic based keep alive on the controller's side (NVMe Base, Keep Alive)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nvmeof.target.core.runtime import Runtime, TimerHandle
+
+_PRECISE_SECONDS = 1.0  # a shorter interval needs a timer of its own: others are looked at once a second
+
+
+class KeepAliveTimer:
+    """Intervals, in each of which a command has to come: any is enough, wherever in the interval it was.
+
+    `seconds` tells how long an interval is now, 0 for as long as it takes; `expired` is called when one has passed in
+    silence. `heard` is set by whoever sees a command.
+    """
+
+    __slots__ = ("_expired", "_runtime", "_seconds", "_start", "_timer", "heard")
+
+    def __init__(self, runtime: Runtime, seconds: Callable[[], float], expired: Callable[[], None]) -> None:
+        self._runtime = runtime
+        self._seconds = seconds
+        self._expired = expired
+        self._start = runtime.now()
+        self._timer: TimerHandle | None = None
+        self.heard = False
+
+    def restart(self) -> None:
+        """A new interval begins."""
+        self._start = self._runtime.now()
+        self.heard = False
+        self.cancel()
+        seconds = self._seconds()
+        if 0 < seconds < _PRECISE_SECONDS:
+            self._timer = self._runtime.call_later(seconds, self._on_timer)
+
+    def cancel(self) -> None:
+        """Nothing is to happen any more by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.check(self._runtime.now())
+
+    def deadline(self) -> float | None:
+        """When the interval ends; None: never."""
+        seconds = self._seconds()
+        return self._start + seconds if seconds else None
+
+    def check(self, now: float) -> bool:
+        """Call at the deadline or later: the next interval begins, or it has expired (True)."""
+        deadline = self.deadline()
+        if deadline is None or now < deadline:
+            return False
+        if self.heard:
+            self.restart()
+            return False
+        self._expired()
+        return True

@@ -1,0 +1,91 @@
+"""Commands that can still be given up: what each of them waits for is shown by its CID."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.status import Status
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Abandonable(Protocol):
+    """Something that is waited for and may be given up, such as a file backend's operation in its threads' queue."""
+
+    def abandon(self) -> bool:
+        """Give it up. True: it is not done, now or later, and fails at once with `ECANCELED`.
+
+        False: it has begun; it may stop on its way, and fail so.
+        """
+        ...
+
+    def keep(self) -> None:
+        """Never give it up from now on, nor stop on its way."""
+        ...
+
+
+def _wait(pending: Awaitable[Any], seen: Callable[[object], None]) -> Generator[Any, Any, Any]:
+    """Await something; each future that is waited for on the way is shown to `seen` first."""
+    inner = pending.__await__()
+    try:
+        future = next(inner)
+        while True:
+            seen(future)
+            try:
+                sent = yield future
+            except BaseException as error:
+                future = inner.throw(error)
+            else:
+                future = inner.send(sent)
+    except StopIteration as stop:
+        return stop.value
+
+
+class AbortableAwait:
+    """Awaits something; meanwhile `waiting[cid]` is the very future that is waited for."""
+
+    __slots__ = ("_cid", "_pending", "_waiting")
+
+    def __init__(self, waiting: dict[int, object], cid: int, pending: Awaitable[T]) -> None:
+        self._waiting = waiting
+        self._cid = cid
+        self._pending: Awaitable[Any] = pending
+
+    def _seen(self, future: object) -> None:
+        self._waiting[self._cid] = future
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        try:
+            return (yield from _wait(self._pending, self._seen))
+        finally:
+            self._waiting.pop(self._cid, None)
+
+
+class Uninterruptible:
+    """Awaits something that is not given up any more: what others have done meanwhile goes by it."""
+
+    __slots__ = ("_pending",)
+
+    def __init__(self, pending: Awaitable[T]) -> None:
+        self._pending: Awaitable[Any] = pending
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return _wait(self._pending, _keep)
+
+
+def _keep(future: object) -> None:
+    if isinstance(future, Abandonable):
+        future.keep()
+
+
+def abandon(waiting: object) -> bool:
+    """Give up what a command waits for, if that is possible."""
+    return isinstance(waiting, Abandonable) and waiting.abandon()
+
+
+def aborted_by_request(message: str = "aborted by request") -> CommandError:
+    """For a command that an Abort or Cancel command named."""
+    return CommandError(Status.ABORTED_BY_REQUEST, dnr=False, message=message)

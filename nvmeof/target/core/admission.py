@@ -1,0 +1,36 @@
+"""Permits: what was found out about a command once, and holds for others like it until it is withdrawn."""
+
+from __future__ import annotations
+
+
+class AdmissionToken:
+    """Good for one controller and one namespace, as long as it is `valid`.
+
+    A queue that holds one need not check again what does not depend on a command's own fields: that the controller is
+    ready, that the namespace is attached, as large as it was, accessible, writable, and not reserved for others.
+    """
+
+    __slots__ = ("valid",)
+
+    def __init__(self) -> None:
+        self.valid = True
+
+
+class AdmissionTokens:
+    """Those that depend on one thing, to be withdrawn together when it changes."""
+
+    __slots__ = ("_given",)
+
+    def __init__(self) -> None:
+        self._given: list[AdmissionToken] = []
+
+    def add(self, admission_token: AdmissionToken) -> None:
+        """One more depends on it."""
+        self._given = [each for each in self._given if each.valid]
+        self._given.append(admission_token)
+
+    def withdraw(self) -> None:
+        """It has changed: everything has to be checked anew."""
+        for admission_token in self._given:
+            admission_token.valid = False
+        self._given.clear()

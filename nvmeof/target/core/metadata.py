@@ -1,0 +1,179 @@
+"""What has to outlive a process: small values by name, such as reservations, beside the data that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from nvmeof.errors import ConfigurationError
+
+BLOCK_BYTES_CHOICES = (512, 1024, 2048, 4096)
+
+DATA_SECTIONS: Final = frozenset({"format", "reservations", "features", "uncorrectable", "sanitize"})
+"""Sections that belong to the data of a namespace (PATH.nvmeof)."""
+SUBSYSTEM_SECTIONS: Final = frozenset({"history", "lifetime", "self-test", "telemetry", "features", "sanitize"})
+"""Sections that belong to a subsystem (--state)."""
+POOL_SECTIONS: Final = SUBSYSTEM_SECTIONS | {"namespaces"}
+"""Sections of a pool (pool.json), which also has those of the subsystem unless there is a --state."""
+
+T = TypeVar("T")
+
+
+class NotKeptError(OSError):
+    """A value could not be written to where it is kept; the value before holds again."""
+
+
+class MetadataStore(Protocol):
+    """Sections of JSON values."""
+
+    durable: bool
+    """Whether what is kept is there again after a power loss."""
+
+    origin: str
+    """Where that is, for people."""
+
+    def get(self, section: str) -> Any:
+        """What was put last; None for nothing."""
+        ...
+
+    def put(self, section: str, value: Any) -> Awaitable[None] | None:
+        """Keep a value (None: nothing); done when it is on non-volatile media. Raises or ends with `OSError`.
+
+        The value must not be changed afterwards. `get` shows it at once, and the value before again after a failure.
+        """
+        ...
+
+    def watch(self, section: str, withdrawn: Callable[[], None]) -> None:
+        """Call `withdrawn` in the step in which a value of the section is found not to have been kept."""
+        ...
+
+
+class MemoryStore:
+    """Keeps for as long as it lives."""
+
+    durable = False
+
+    def __init__(self, values: Mapping[str, Any] | None = None, origin: str = "memory") -> None:
+        self._values: dict[str, Any] = dict(values or {})
+        self.origin = origin
+
+    def get(self, section: str) -> Any:
+        """What was put last; None for nothing."""
+        return self._values.get(section)
+
+    def put(self, section: str, value: Any) -> Awaitable[None] | None:
+        """Keep a value (None: nothing)."""
+        if value is None:
+            self._values.pop(section, None)
+        else:
+            self._values[section] = value
+        return None
+
+    def watch(self, section: str, withdrawn: Callable[[], None]) -> None:
+        """Nothing fails later than at once."""
+
+
+class KeptValue(Generic[T]):
+    """A value that lives in one section of a keeper: a change that cannot be kept is taken back.
+
+    `changed` is called after each change, and after one was taken back. Values are compared by identity and must not be
+    modified in place.
+    """
+
+    __slots__ = ("_changed", "_dump", "_metadata_store", "_section", "_settled", "now")
+
+    def __init__(
+        self, metadata_store: MetadataStore, section: str, now: T, dump: Callable[[T], Any], changed: Callable[[], None]
+    ) -> None:
+        self.now = now
+        self._settled = now  # the last that is known to be kept
+        self._metadata_store = metadata_store
+        self._section = section
+        self._dump = dump
+        self._changed = changed
+        metadata_store.watch(section, self._withdraw)
+
+    def set(self, value: T) -> Awaitable[None] | None:
+        """Let a value hold, and keep it; done when it is on non-volatile media. Raises or ends with `OSError`."""
+        if value is not self.now:
+            self.now = value
+            self._changed()
+        try:
+            pending = self._metadata_store.put(self._section, self._dump(value))
+        except OSError:
+            self._withdraw()
+            raise
+        if pending is None:
+            self._settled = value
+            return None
+        return self._later(pending, value)
+
+    def replace(self, value: T) -> None:
+        """Let a value hold that need not be kept."""
+        changed = value is not self.now
+        self.now = self._settled = value
+        if changed:
+            self._changed()
+
+    async def _later(self, pending: Awaitable[None], value: T) -> None:
+        try:
+            await pending
+        except OSError:
+            # A change that came later was built on this one: if it can be kept, so is this one.
+            if self.now is value:
+                self._withdraw()
+            raise
+        except BaseException:
+            self._settled = value  # the command was given up; the write goes on
+            raise
+        self._settled = value
+
+    def _withdraw(self) -> None:
+        if self.now is not self._settled:
+            self.now = self._settled
+            self._changed()
+
+
+def document_of(metadata_store: MetadataStore, section: str) -> dict[str, Any]:
+    """A section that is a JSON object; an empty one for anything else."""
+    document = metadata_store.get(section)
+    return document if isinstance(document, dict) else {}
+
+
+def damaged(metadata_store: MetadataStore, section: str, error: Exception) -> ConfigurationError:
+    """Of what must not be forgotten unsaid: that a section holds what nobody has put there, and how to go on."""
+    return ConfigurationError(
+        f"what {metadata_store.origin} keeps as {section!r} cannot be read ({type(error).__name__}: {error}): repair it, or "
+        "take that entry out to go on without"
+    )
+
+
+FORMAT_SECTION: Final = "format"
+"""What Format NVM has made of a namespace: `block_bytes`; and `erase` (SES) while that has not come to its end."""
+
+
+def formatted_block_bytes(metadata_store: MetadataStore) -> int | None:
+    """The block size that a host has formatted a namespace to; None when none has.
+
+    Raises `ConfigurationError` for what cannot be read: with blocks of another size all data would be elsewhere.
+    """
+    kept = metadata_store.get(FORMAT_SECTION)
+    if kept is None:
+        return None
+    try:
+        block_bytes = int(kept["block_bytes"])
+        if block_bytes not in BLOCK_BYTES_CHOICES:
+            raise ValueError(f"there are no blocks of {block_bytes} bytes")
+        if kept.get("erase") not in (None, 0, 1):
+            raise ValueError(f"there is no erasure {kept['erase']!r}")
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise damaged(metadata_store, FORMAT_SECTION, error) from error
+    return block_bytes
+
+
+def erasure_interrupted(metadata_store: MetadataStore) -> bool:
+    """Whether a format was begun, and has not come to its end. Raises `ConfigurationError` like the block size."""
+    return (
+        formatted_block_bytes(metadata_store) is not None
+        and metadata_store.get(FORMAT_SECTION).get("erase") is not None
+    )

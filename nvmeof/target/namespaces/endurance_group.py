@@ -1,0 +1,73 @@
+"""Capacity of an NVM subsystem: what namespaces occupy, and the pools that new ones are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Final, Protocol
+
+from nvmeof.target.core.metadata import MetadataStore
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.storage.base import Backend
+
+ENDURANCE_GROUP_ID: Final = 1
+"""The one Endurance Group of a subsystem: all of its capacity is alike."""
+GRANULARITY_BYTES: Final = 4096
+"""Capacity is allocated in units of it."""
+
+
+def rounded(size_bytes: int) -> int:
+    """The capacity that so many bytes take."""
+    return -(-size_bytes // GRANULARITY_BYTES) * GRANULARITY_BYTES
+
+
+def occupied_bytes(namespace: Namespace) -> int:
+    """NVMCAP: the capacity that is allocated to a namespace."""
+    return rounded(namespace.size_blocks << namespace.block_shift)
+
+
+class Pool(Protocol):
+    """Where the storage of created namespaces comes from, by names that are given out once.
+
+    An operation completes at once or gives an awaitable, and raises (or
+    ends with) `OSError` or `ConfigurationError`.
+    """
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Of all namespaces together."""
+        ...
+
+    @property
+    def volatile_cache(self) -> bool:
+        """Whether its storage may lose completed writes at a power failure before a Flush."""
+        ...
+
+    @property
+    def metadata_store(self) -> MetadataStore:
+        """What has to be known of the namespaces."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """A few words for a log line."""
+        ...
+
+    async def acquire(self) -> None:
+        """Before anything else: nobody else uses it from now on, and `keeper` tells what is in it."""
+        ...
+
+    async def release(self) -> None:
+        """The end; all storage is closed before."""
+        ...
+
+    def create(self, name: str, size_bytes: int, block_bytes: int) -> Backend | Awaitable[Backend]:
+        """New storage of zeroes, opened; durable as far as the pool is."""
+        ...
+
+    def open(self, name: str, *, zoned: bool = False) -> Backend | Awaitable[Backend]:
+        """Storage that was created before. `zoned`: zones were kept with it."""
+        ...
+
+    def delete(self, name: str, backend: Backend | None) -> Awaitable[None] | None:
+        """Close storage and give its space back; that of a name that is not there is none. `backend`: if opened."""
+        ...

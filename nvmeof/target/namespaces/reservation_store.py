@@ -1,0 +1,84 @@
+"""Where a namespace's reservations live: the value that holds now, and what is kept of it through a power loss."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from nvmeof.errors import CommandError
+from nvmeof.spec.reservations import ALL_TYPES, Rescap
+from nvmeof.spec.status import Status
+from nvmeof.target.core.metadata import KeptValue, MetadataStore, damaged
+from nvmeof.target.namespaces.reservations import Reservations
+
+_SECTION: Final = "reservations"
+
+
+class ReservationStore:
+    """`changed` is called whenever other hosts may be barred than before.
+
+    With PTPL set everything is in the keeper, else nothing. Raises `ConfigurationError` for a keeper's section that is
+    not what was put there: a namespace must not be served without reservations that somebody relies on.
+    """
+
+    __slots__ = ("_kept", "_metadata_store")
+
+    def __init__(self, metadata_store: MetadataStore, changed: Callable[[], None]) -> None:
+        self._metadata_store = metadata_store
+        kept = metadata_store.get(_SECTION)
+        try:
+            state = Reservations() if kept is None else Reservations.from_document(kept)
+        except (ValueError, OverflowError) as error:
+            raise damaged(metadata_store, _SECTION, error) from error
+        self._kept = KeptValue(metadata_store, _SECTION, state, _document, changed)
+
+    @property
+    def state(self) -> Reservations:
+        """What holds now."""
+        return self._kept.now
+
+    @property
+    def durable(self) -> bool:
+        """Whether reservations can persist through a power loss."""
+        return self._metadata_store.durable
+
+    @property
+    def capabilities(self) -> Rescap:
+        """RESCAP."""
+        persistence = Rescap.PERSIST_THROUGH_POWER_LOSS if self.durable else Rescap(0)
+        return ALL_TYPES | Rescap.IGNORE_EXISTING_KEY_1_3 | persistence
+
+    def change(self, state: Reservations) -> Awaitable[None] | None:
+        """Let it hold from now on; done when it is on non-volatile media, where it has to be.
+
+        Raises or ends with `CommandError` when it cannot be kept: what held before holds again then, unless there was
+        another change since.
+        """
+        before = self._kept.now
+        # Also what was so already is kept: it may still be on its way, and is relied on when this is done.
+        if not (state.persistent or before.persistent):
+            self._kept.replace(state)
+            return None
+        try:
+            pending = self._kept.set(state)
+        except OSError as error:
+            raise self._failed(error) from error
+        return None if pending is None else self._finish(pending)
+
+    async def _finish(self, pending: Awaitable[None]) -> None:
+        try:
+            await pending
+        except OSError as error:
+            raise self._failed(error) from error
+
+    @staticmethod
+    def _failed(error: OSError) -> CommandError:
+        return CommandError(
+            Status.INTERNAL_ERROR,
+            dnr=False,
+            message=f"the reservations cannot be kept through a power loss: {error.strerror or error}",
+        )
+
+
+def _document(state: Reservations) -> dict[str, Any] | None:
+    return state.document() if state.persistent else None

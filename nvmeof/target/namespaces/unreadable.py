@@ -1,0 +1,150 @@
+"""Which blocks of a namespace cannot be read: those marked by Write Uncorrectable, and those that failed to be read.
+
+What a host has marked outlives the process where the keeper does. What failed is found again by whoever reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+from nvmeof.target.core.block_ranges import BlockRanges
+from nvmeof.target.core.metadata import KeptValue, MetadataStore, damaged
+
+SECTION: Final = "uncorrectable"
+RANGES_MAX: Final = 4096
+"""How many ranges are kept of each kind; twice as many when writes have cut them. All are kept anew with each change,
+so that their number is what a command costs everybody."""
+
+
+class UnreadableBlocks:
+    """`marked` and `failing` are sets of logical blocks; `found` is called when there is one more that fails,
+    `changed` when other blocks are marked than before.
+
+    `block_bytes` is kept with them: it may be another one the next time. Raises `ConfigurationError` for what cannot be
+    read: a host that marked blocks must not be given their data.
+    """
+
+    __slots__ = ("_kept", "_metadata_store", "block_bytes", "changed", "failing", "found", "generation", "some")
+
+    def __init__(self, metadata_store: MetadataStore, size_blocks: int, block_bytes: int = 512) -> None:
+        self._metadata_store = metadata_store
+        self.block_bytes = block_bytes
+        self.failing = BlockRanges()
+        self.generation = 0  # changes when one more fails or is marked
+        self.found: Callable[[], object] = lambda: None
+        self.changed: Callable[[], object] = lambda: None
+        self.some = False  # whether there are any at all, of either kind
+        marked = self._restore(metadata_store.get(SECTION), size_blocks)
+        self._kept = KeptValue(metadata_store, SECTION, marked, self._dump, self._changed)
+        self._count()
+
+    @property
+    def marked(self) -> BlockRanges:
+        """Those that a host has marked; not to be modified."""
+        return self._kept.now
+
+    def _count(self) -> None:
+        self.some = bool(self.marked) or bool(self.failing)
+
+    def _changed(self) -> None:
+        self._count()
+        self.changed()
+
+    def _restore(self, kept: Any, size_blocks: int) -> BlockRanges:
+        marked = BlockRanges()
+        if kept is None:
+            return marked
+        try:
+            unit = int(kept["block_bytes"])
+            for start, end in kept["ranges"]:
+                if not 0 <= start < end:
+                    raise ValueError(f"{start} to {end} is no range")
+                # A block that is marked in part cannot be read.
+                first, last = start * unit // self.block_bytes, -(-end * unit // self.block_bytes)
+                if first < size_blocks:
+                    marked.add(int(first), int(min(last, size_blocks)))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise damaged(self._metadata_store, SECTION, error) from error
+        return marked
+
+    @property
+    def durable(self) -> bool:
+        """Whether marks are there again after a power loss."""
+        return self._metadata_store.durable
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another range."""
+        return len(self.marked) >= RANGES_MAX
+
+    def crowded(self, start: int, end: int) -> bool:
+        """Whether blocks cannot be replaced: that would cut a range in two, and there are too many already."""
+        return len(self.marked) >= 2 * RANGES_MAX and self.marked.splits(start, end)
+
+    def _dump(self, marked: BlockRanges) -> dict[str, Any] | None:
+        ranges = [list(item) for item in marked]
+        return {"block_bytes": self.block_bytes, "ranges": ranges} if ranges else None
+
+    def mark(self, start: int, end: int) -> Awaitable[None] | None:
+        """Blocks cannot be read from now on. Done when that is kept; raises or ends with `OSError`, and has no effect.
+
+        What is marked already is kept again: it may still be on its way.
+        """
+        marked = self.marked
+        if not marked.covers(start, end):
+            self.generation += 1
+            marked = marked.copy()
+            marked.add(start, end)
+        return self._kept.set(marked)
+
+    def forget(self, start: int, end: int) -> Awaitable[None] | None:
+        """Blocks have been replaced, and can be read again. Done when that is kept; raises or ends with `OSError`."""
+        self.failing.remove(start, end)
+        self._count()
+        if not self.marked.overlaps(start, end):
+            return None
+        return self._kept.set(self._without(start, end))
+
+    def _without(self, start: int, end: int) -> BlockRanges:
+        marked = self.marked.copy()
+        marked.remove(start, end)
+        return marked
+
+    def concern(self, start: int, end: int) -> bool:
+        """Whether any of these blocks is marked or failed."""
+        return self.marked.overlaps(start, end) or self.failing.overlaps(start, end)
+
+    def clip(self, size_blocks: int) -> None:
+        """The namespace has become smaller."""
+        if self.marked:
+            self._kept.replace(self._without(size_blocks, 1 << 64))
+        self.failing.remove(size_blocks, 1 << 64)
+        self._count()
+
+    def clear(self) -> Awaitable[None] | None:
+        """Nothing is left of what the blocks held. Done when that is kept; raises or ends with `OSError`."""
+        self.failing = BlockRanges()
+        self._count()
+        return self._kept.set(BlockRanges()) if self.marked else None
+
+    def fail(self, start: int, end: int) -> None:
+        """Some of these blocks could not be read."""
+        if len(self.failing) >= RANGES_MAX or self.failing.covers(start, end):
+            return
+        self.failing.add(start, end)
+        self.some = True
+        self.generation += 1
+        self.found()
+
+    def ranges(self, first: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """All of them from `first` to `end`, in order: start, end, and whether a host has marked them."""
+        both = BlockRanges()
+        for start, stop in self.failing:
+            both.add(start, stop)
+        for start, stop in self.marked:
+            both.remove(start, stop)
+        merged = [(start, stop, False) for start, stop in both] + [(start, stop, True) for start, stop in self.marked]
+        for start, stop, by_host in sorted(merged):
+            if start < end and stop > first:
+                yield max(start, first), min(stop, end), by_host

@@ -1,0 +1,96 @@
+"""The part of a target's queue that ends commands before they are done: for Abort, Cancel, Preempt and Abort."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from nvmeof.errors import CommandError
+from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.events import CommandData
+from nvmeof.spec.sqe import SQE
+from nvmeof.target.core.aborting import abandon, aborted_by_request
+from nvmeof.target.queue.fast_path import Transfer
+from nvmeof.target.queue.fused_pairs import FusedCommands
+
+
+class AbortableCommands(FusedCommands):
+    """Between what brings fused commands together and the queue."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._running: dict[int, int] = {}  # NSID by CID: commands that did not complete at once
+        self.held: deque[tuple[memoryview, CommandData | None]] = deque()
+        """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
+
+    def _retry(self) -> None:
+        raise AssertionError("the queue does that")
+
+    def commands(self) -> dict[int, int]:
+        """NSID by CID of the commands in progress."""
+        found = {cid: transfer.sqe.nsid for cid, transfer in self._transfers.items()}
+        found.update((cid, transfer.sqe.nsid) for transfer, cid, _ in self._waiting)
+        found.update(self._running)
+        found.update(self._fused_commands())
+        return found
+
+    def abort(self, cid: int) -> bool:
+        """End a command that has no effect from then on; False when there is none of that CID, or not so at once.
+
+        At once end: commands that are held back or wait for memory for their data, halves of a fused operation that
+        wait for each other, and what a backend has not begun. What works in several steps, or has yet to receive data
+        that was asked for into memory of its own, ends when it comes to it (`CommandContext.aborting`). A Write whose
+        data goes straight to the namespace goes on: some of it is there.
+        """
+        waiting = next((item for item in self._waiting if item[1] == cid), None)
+        if waiting is not None:
+            self._waiting.remove(waiting)
+            self._end_waiting(waiting[0], aborted_by_request())
+            self.driver.wake()
+            # The next one may need less memory.
+            self.pool.forget(self._retry)
+            self._retry()
+            return True
+        if cid in self._fused_commands():
+            return self._abort_half(cid)
+        if cid not in self._busy and self._abort_held(cid):
+            return True
+        transfer = self._transfers.get(cid)
+        if transfer is not None:
+            if transfer.pattern is None:
+                self.ctx.aborting.add(cid)
+            return False
+        if cid not in self._running or cid not in self.ctx.waiting:
+            return False
+        if abandon(self.ctx.waiting[cid]):
+            return True
+        self.ctx.aborting.add(cid)
+        return False
+
+    def _abort_held(self, cid: int) -> bool:
+        for item in self.held:
+            sqe = SQE.unpack_from(item[0])
+            if sqe.cid == cid:
+                self.held.remove(item)
+                self._complete(sqe, self.ctx.refuse(sqe, aborted_by_request()))
+                self.driver.wake()
+                return True
+        return False
+
+    def abort_namespace(self, nsid: int) -> None:
+        """Preempt and Abort: end the commands for a namespace as `abort` does, with a status of their own.
+
+        Of those whose data is on its way straight to the namespace nothing more reaches it: its permits were withdrawn,
+        and they are checked again when the data is there.
+        """
+        for cid, other in self.commands().items():
+            if other == nsid:
+                self.ctx.preempted.add(cid)
+                self.abort(cid)
+
+    def _end_waiting(self, transfer: Transfer, error: CommandError) -> None:
+        """End a command that has waited for memory, and is not among those who wait any more."""
+        sqe = transfer.sqe
+        if sqe.cid in self._pairs:
+            self._half_failed(sqe.cid, error, None)
+        else:
+            self._complete(sqe, self.ctx.refuse(sqe, error))

@@ -1,0 +1,328 @@
+"""The part of a target's queue that brings the halves of fused operations together.
+
+The first half waits until the next command is there. When that is the second half, the data of both is collected, and
+they are executed as one. What is wrong with a half is told of it, and of the other that it was in vain; a half whose
+neighbour is no half is aborted as well.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nvmeof.errors import CommandError
+from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.events import CommandData
+from nvmeof.spec.sqe import Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.dispatch.base import CommandSpec, Completion
+from nvmeof.target.commands.io.fused import (
+    FUSE_FIRST,
+    FUSE_SECOND,
+    FUSED_OPCODES,
+    Completions,
+    compare_and_write,
+    failed_fused,
+    mismatch,
+    missing_fused,
+)
+from nvmeof.target.commands.table import check_again, execute, prepare
+from nvmeof.target.core.aborting import abandon, aborted_by_request
+from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.fast_path import FastPath, Transfer
+
+if TYPE_CHECKING:
+    from nvmeof.target.queue.queue import Driver
+
+
+@dataclass(slots=True, eq=False)
+class Half:
+    """One command of two. `data` is whole when it is there; `lent` is the pool's, when that lies there."""
+
+    sqe: Sqe
+    raw: bytes
+    spec: CommandSpec | None = None
+    length: int = 0
+    data: memoryview | None = None
+    lent: memoryview | None = None
+    error: CommandError | None = None
+    completed: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more is to come of it."""
+        return self.data is not None or self.error is not None
+
+
+@dataclass(slots=True, eq=False)
+class Pair:
+    """Both halves. `aborted` is the one that an Abort command named while they were being executed."""
+
+    first: Half
+    second: Half
+    running: bool = False
+    aborted: Half | None = None
+
+
+class FusedCommands(FastPath):
+    """Between the short cuts and the queue."""
+
+    pool: BufferPool
+    detached_commands: DetachedCommands
+    driver: Driver
+    pending: int
+    _waiting: deque[tuple[Transfer, int, int]]
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._first: Half | None = None  # its second half should be the next command
+        self._pairs: dict[int, Pair] = {}  # by the CIDs of halves without a completion
+
+    # What the queue does
+
+    def _allocate_staging(self, spec: CommandSpec, raw: bytes, cid: int, length: int) -> None:
+        raise AssertionError("the queue does that")
+
+    def _complete(self, sqe: Sqe, completion: Completion) -> None:
+        raise AssertionError("the queue does that")
+
+    def _capsule_data(self, sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
+        raise AssertionError("the queue does that")
+
+    def _copy_in(self, data: memoryview) -> tuple[memoryview, memoryview | None]:
+        raise AssertionError("the queue does that")
+
+    # Commands
+
+    def _fuse(self, sqe: Sqe, view: memoryview, capsule: CommandData | None) -> bool:
+        """Take a half of a fused operation; False for a command that is none, or cannot be one."""
+        first, self._first = self._first, None
+        fuse = sqe.fuse
+        conflict = sqe.cid in self._busy
+        if first is not None and (fuse != FUSE_SECOND or conflict):
+            self._refuse_half(first, missing_fused())
+            first = None
+        if not fuse or not self.ctx.qid or self.ctx.controller is None:
+            return False
+        if conflict:
+            self._conflict(sqe)
+            return True
+        half = self._half(sqe, view, capsule)
+        if fuse == FUSE_FIRST:
+            self._first = half
+            if half.error is not None:
+                self._refuse_half(half, half.error)
+            else:
+                self._busy.add(sqe.cid)
+                # The next command must not take a short cut past this one.
+                self._read = self._write = self._granted = None
+        elif first is None or first.completed or FUSED_OPCODES.get(fuse) != sqe.opcode:
+            self._no_pair(first, half)
+        else:
+            self._pair(first, half)
+        return True
+
+    def _half(self, sqe: Sqe, view: memoryview, capsule: CommandData | None) -> Half:
+        half = Half(sqe, bytes(view))
+        try:
+            half.spec, half.length = prepare(self.ctx, sqe)
+            data = self._capsule_data(sqe, half.length, capsule)
+        except CommandError as error:
+            half.error = error
+        else:
+            if data is not None:
+                half.data, half.lent = self._copy_in(data)
+        return half
+
+    def _no_pair(self, first: Half | None, second: Half) -> None:
+        """A second half that does not find its first one, or none that could be executed."""
+        if FUSED_OPCODES.get(second.sqe.fuse) != second.sqe.opcode:
+            # No such operation is supported: that is the matter of both.
+            assert second.error is not None
+            if first is not None:
+                self._refuse_half(first, second.error)
+            self._refuse_half(second, second.error)
+        else:
+            self._refuse_half(second, missing_fused() if first is None else failed_fused())
+
+    def _pair(self, first: Half, second: Half) -> None:
+        error = mismatch(first.sqe, second.sqe)
+        if error is not None:
+            self._refuse_half(first, error)
+            self._refuse_half(second, error)
+            return
+        pair = Pair(first, second)
+        for half in (first, second):
+            self._pairs[half.sqe.cid] = pair
+        self._busy.add(second.sqe.cid)
+        for half in (first, second):
+            if not half.settled:
+                assert half.spec is not None
+                self._allocate_staging(half.spec, half.raw, half.sqe.cid, half.length)
+        self._settle(pair)
+
+    # Data that was asked for
+
+    def _half_arrived(self, cid: int, data: memoryview, lent: memoryview | None) -> None:
+        """All data of a half is there."""
+        pair = self._pairs[cid]
+        half = _half_of(pair, cid)
+        half.data, half.lent = data, lent
+        if cid in self.ctx.aborting:
+            half.error = aborted_by_request()
+        self._settle(pair)
+
+    def _half_failed(self, cid: int, error: CommandError, lent: memoryview | None) -> None:
+        """A half cannot have its data."""
+        pair = self._pairs[cid]
+        half = _half_of(pair, cid)
+        half.error, half.lent = error, lent
+        self._settle(pair)
+
+    # Execution
+
+    def _settle(self, pair: Pair) -> None:
+        """Execute what can be executed, once both halves are there."""
+        first, second = pair.first, pair.second
+        if not (first.settled and second.settled):
+            return
+        for half in (first, second):
+            if half.error is None:
+                assert half.spec is not None
+                try:
+                    check_again(self.ctx, half.spec, half.sqe)
+                except CommandError as error:
+                    half.error = error
+        pair.running = True
+        if first.error is not None:
+            self._refuse_half(first, first.error)
+            self._refuse_half(second, failed_fused())
+            return
+        assert first.spec is not None and first.data is not None
+        if second.error is not None:
+            # The write's failure is its own: the comparison comes before it, and is not affected.
+            alone = execute(self.ctx, first.spec, first.sqe, first.data)
+            if isinstance(alone, Completion):
+                self._end_pair(pair, (alone, self._refused(second, alone)))
+            else:
+                self._end_later(pair, _both(alone, lambda completion: self._refused(second, completion)))
+            return
+        assert second.data is not None
+        result = compare_and_write(self.ctx, first.sqe, second.sqe, first.data, second.data)
+        if isinstance(result, tuple):
+            self._end_pair(pair, result)
+        else:
+            self._end_later(pair, result)
+
+    def _refused(self, second: Half, first: Completion) -> Completion:
+        """The completion of a second half with an error of its own."""
+        if second.completed:
+            return Completion()
+        assert second.error is not None
+        return self.ctx.refuse(second.sqe, failed_fused() if first.status else second.error)
+
+    def _end_later(self, pair: Pair, pending: Awaitable[Completions]) -> None:
+        host = self.ctx.host_nqn
+        namespace = self.ctx.namespaces.get(pair.first.sqe.nsid)
+        begun = None if namespace is None else namespace.in_progress.begin(self.ctx.hostid)
+        outcome: list[Completions] = []
+
+        async def run() -> Completion:
+            outcome.append(await pending)
+            return outcome[0][1]
+
+        def ended(completion: Completion) -> None:
+            if self.closed:
+                self._release(pair)
+                self.detached_commands.done(host)
+            else:
+                self.pending -= 1
+                self._end_pair(pair, outcome[0])
+                self.driver.wake()
+            if begun is not None:
+                begun.end()
+
+        self.pending += 1
+        self.driver.spawn(run(), ended)
+
+    def _end_pair(self, pair: Pair, completions: Completions) -> None:
+        aborted, result = pair.aborted, list(completions)
+        if aborted is not None and result[0].status == Status.ABORTED_BY_REQUEST and aborted is pair.second:
+            # Neither half was executed: each is told its part in that.
+            result.reverse()
+        for half, completion in zip((pair.first, pair.second), result, strict=True):
+            self._complete_half(half, completion)
+
+    def _refuse_half(self, half: Half, error: CommandError) -> None:
+        if not half.completed:
+            self._complete_half(half, self.ctx.refuse(half.sqe, error))
+
+    def _complete_half(self, half: Half, completion: Completion) -> None:
+        if half.lent is not None:
+            self.pool.give(half.lent)
+            half.lent = None
+        if half.completed:
+            return
+        half.completed = True
+        self._pairs.pop(half.sqe.cid, None)
+        self._complete(half.sqe, completion)
+
+    # Endings
+
+    def _abort_half(self, cid: int) -> bool:
+        """Abort a half, or say that it is none that can be aborted now."""
+        first = self._first
+        if first is not None and first.sqe.cid == cid and not first.completed:
+            self._refuse_half(first, aborted_by_request())
+            self.driver.wake()
+            return True
+        pair = self._pairs.get(cid)
+        if pair is None:
+            return False
+        half = _half_of(pair, cid)
+        if pair.running:
+            pair.aborted = half
+            return abandon(self.ctx.waiting.get(pair.first.sqe.cid))
+        if cid in self._transfers:
+            self.ctx.aborting.add(cid)  # its host goes on sending
+            return False
+        half.error = aborted_by_request()
+        self._refuse_half(half, half.error)
+        self._settle(pair)
+        self.driver.wake()
+        return True
+
+    def _release(self, pair: Pair) -> None:
+        for half in (pair.first, pair.second):
+            if half.lent is not None:
+                self.pool.give(half.lent)
+                half.lent = None
+
+    def _drop_fused(self) -> None:
+        """The queue ends: nothing is executed any more but what has begun."""
+        if self._first is not None and self._first.lent is not None:
+            self.pool.give(self._first.lent)
+        self._first = None
+        for pair in set(self._pairs.values()):
+            if not pair.running:
+                self._release(pair)
+        self._pairs.clear()
+
+    def _fused_commands(self) -> dict[int, int]:
+        """NSID by CID of halves in progress."""
+        found = {cid: pair.first.sqe.nsid for cid, pair in self._pairs.items()}
+        if self._first is not None and not self._first.completed:
+            found[self._first.sqe.cid] = self._first.sqe.nsid
+        return found
+
+
+def _half_of(pair: Pair, cid: int) -> Half:
+    return pair.first if pair.first.sqe.cid == cid else pair.second
+
+
+async def _both(first: Awaitable[Completion], second: Callable[[Completion], Completion]) -> Completions:
+    completion = await first
+    return completion, second(completion)

@@ -1,0 +1,429 @@
+"""One queue of a target: what its connection tells becomes commands, and their outcomes become completions.
+
+Every command takes the way of its table row (:mod:`nvmeof.target.commands.table`), but for plain Reads and Writes of a
+namespace that is memory: :mod:`nvmeof.target.queue.fast_path` serves those that are like one that has gone the whole way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from nvmeof.errors import CommandError
+from nvmeof.pdu.termination import fes_text
+from nvmeof.protocol.config import BACKLOG_BYTES
+from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.events import (
+    CommandBatch,
+    CommandData,
+    Event,
+    PeerClosed,
+    ProtocolFailure,
+    Terminated,
+)
+from nvmeof.spec.connect import CONNECT_DATA
+from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
+from nvmeof.spec.nqn import terminated_nqn
+from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status, status_field
+from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction
+from nvmeof.target.commands.table import check_again, execute, prepare
+from nvmeof.target.core.aborting import aborted_by_request
+from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.queue.aborts import AbortableCommands
+from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.fast_path import Transfer
+from nvmeof.wire import layout
+
+STAGING_SHARES: Final = 4
+"""One queue stages at most this fraction of the pool for data that its host has yet to send: one that has stopped
+sending must not keep all the others from writing."""
+HOLD_BYTES: Final = BACKLOG_BYTES
+"""While more than this is to be sent, no further command goes the whole way: one receive may bring hundreds of them,
+and the answer to each, a log page for instance, may be as long as MDTS."""
+_NO_BUFFER: Final = memoryview(b"")
+_HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
+
+
+class Driver(Protocol):
+    """What a queue needs of whoever owns its socket and the event loop."""
+
+    def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
+        """Wait for ``pending`` (to its end, whatever happens to the queue), then call ``done``."""
+        ...
+
+    def wake(self) -> None:
+        """There is something to send that was not asked for by what was just received."""
+        ...
+
+    def finish(self, reason: str, *, fault: bool = False) -> None:
+        """The queue has come to its end: send what is queued, then close the socket. ``fault``: somebody did wrong."""
+        ...
+
+
+class TargetQueue(AbortableCommands):
+    """Serves one connection. ``close`` ends it from the controller's side; the driver calls ``lost``."""
+
+    def __init__(
+        self, connection: Connection, pool: BufferPool, detached_commands: DetachedCommands, driver: Driver
+    ) -> None:
+        super().__init__(connection)
+        self.pool = pool
+        self.detached_commands = detached_commands
+        self.driver = driver
+        self._staged_bytes = 0  # what transfers have of the pool's memory
+        self._waiting: deque[tuple[Transfer, int, int]] = deque()  # for staging memory
+        self._draining = False
+        self.connecting = False
+        """A Connect waits for commands that its host left behind."""
+        self.pending = 0
+        """Commands that are being worked on, Asynchronous Event Requests included."""
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def handle(self, events: list[Event], now: float) -> None:
+        """What the connection told, in order."""
+        controller = self.ctx.controller
+        if controller is not None:
+            controller.touch(now)
+        position = 0
+        while position < len(events) and not self.closed:
+            event = events[position]
+            position += 1
+            if isinstance(event, Transfer):
+                self._transfer_done(event)
+                continue
+            if self._draining and isinstance(event, CommandBatch | CommandData):
+                continue  # not begun, and so left without an answer: the host sends it again elsewhere
+            if isinstance(event, CommandBatch):
+                self._batch(event)
+            elif isinstance(event, CommandData):
+                position = self._data_run(events, position - 1)
+            elif isinstance(event, ProtocolFailure):
+                self._end(f"protocol error: {event.error}", fault=True)
+            elif isinstance(event, Terminated):
+                self._end(f"the host terminated the connection: {fes_text(event.fes)} (FEI {event.fei:#x})", fault=True)
+            elif isinstance(event, PeerClosed):
+                self._end("closed by the host")
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    def _command(self, view: memoryview, capsule: CommandData | None) -> None:
+        """One command, the whole way."""
+        if self.held or self.connection.backlog_bytes > HOLD_BYTES:
+            self._defer(view, capsule)
+        else:
+            self._admit(view, capsule)
+
+    def _defer(self, view: memoryview, capsule: CommandData | None) -> None:
+        raw = memoryview(bytes(view))
+        if capsule is not None:
+            capsule = CommandData(raw, memoryview(bytes(capsule.data)), capsule.digest_ok)
+        self.held.append((raw, capsule))
+
+    def resume(self) -> None:
+        """Some of the output has gone: take commands that were held, in their order, as long as that goes on."""
+        while self.held and not self.closed and self.connection.backlog_bytes <= HOLD_BYTES:
+            self._admit(*self.held.popleft())
+
+    def _admit(self, view: memoryview, capsule: CommandData | None) -> None:
+        ctx = self.ctx
+        sqe = SQE.unpack_from(view)
+        if (sqe.fuse or self._first is not None) and self._fuse(sqe, view, capsule):
+            return
+        if sqe.cid in self._busy:
+            self._conflict(sqe)
+            return
+        try:
+            spec, length = prepare(ctx, sqe)
+            data = self._capsule_data(sqe, length, capsule)
+        except CommandError as error:
+            self._complete(sqe, ctx.refuse(sqe, error))
+            return
+        if spec.direction is Direction.HOST_TO_CONTROLLER and length and data is None:
+            if ctx.qid and sqe.opcode == NvmOpcode.WRITE:
+                self._granted = self._pattern(spec, view, sqe, length)
+            self._busy.add(sqe.cid)
+            self._allocate_staging(spec, bytes(view), sqe.cid, length)
+            return
+        if ctx.qid and sqe.opcode == NvmOpcode.READ:
+            self._read = self._pattern(spec, view, sqe, length)
+        elif ctx.qid and sqe.opcode == NvmOpcode.WRITE:
+            self._write = self._pattern(spec, view, sqe, length)
+        if data is None or (ctx.qid and self._write is not None and sqe.opcode == NvmOpcode.WRITE):
+            self._run(spec, sqe, data, None)
+        else:
+            self._run_copied(spec, sqe, data)
+
+    def _conflict(self, sqe: Sqe) -> None:
+        """Refuse a command whose CID is in use; the one that uses it goes on."""
+        error = CommandError(Status.COMMAND_ID_CONFLICT, SQE.error_location("cid"), message="the CID is in use")
+        self._complete(sqe, self.ctx.refuse(sqe, error))
+
+    def _capsule_data(self, sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
+        """A command's in-capsule data; raises when SGL1 and the capsule tell different things."""
+        location = SQE.error_location("sgl_length")
+        in_capsule = sqe.sgl_type == DATA_BLOCK_IN_CAPSULE and length > 0
+        if capsule is None:
+            if in_capsule:
+                raise CommandError(
+                    Status.DATA_SGL_LENGTH_INVALID, location, message=f"{length} bytes should be in the capsule"
+                )
+            return None
+        if not in_capsule or len(capsule.data) < length:
+            raise CommandError(
+                Status.DATA_SGL_LENGTH_INVALID,
+                location,
+                message=f"{len(capsule.data)} bytes are in a capsule whose SGL says {length if in_capsule else 'none'}",
+            )
+        if not capsule.digest_ok:
+            raise CommandError(
+                Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="the digest of in-capsule data is wrong"
+            )
+        return capsule.data[:length]
+
+    def _run_copied(self, spec: CommandSpec, sqe: Sqe, data: memoryview) -> None:
+        """Run a command that may keep its data for longer than the receive buffer does."""
+        self._run(spec, sqe, *self._copy_in(data))
+
+    def _copy_in(self, data: memoryview) -> tuple[memoryview, memoryview | None]:
+        """A copy of in-capsule data, and the pool's memory that it is in."""
+        buffer = self.pool.take(len(data))
+        if buffer is None:
+            return memoryview(bytearray(data)), None
+        buffer[:] = data
+        return buffer, buffer
+
+    def _allocate_staging(self, spec: CommandSpec, raw: bytes, cid: int, length: int) -> None:
+        """Ask the host for a command's data, or wait for memory to put it into."""
+        transfer = Transfer(cid, _NO_BUFFER, spec, raw)
+        if not self._request(transfer, cid, length):
+            if not self._waiting:
+                self.pool.when_free(self._retry)
+            self._waiting.append((transfer, cid, length))
+
+    def _request(self, transfer: Transfer, cid: int, length: int) -> bool:
+        if self._waiting and self._waiting[0][0] is not transfer:
+            return False
+        if self._staged_bytes and self._staged_bytes + length > self.pool.limit_bytes // STAGING_SHARES:
+            return False
+        buffer = self.pool.take(length)
+        if buffer is None:
+            return False
+        transfer.buffer = transfer.place = transfer.lent = buffer
+        self._transfers[cid] = transfer
+        self._staged_bytes += length
+        self.connection.ask(transfer)
+        return True
+
+    def _retry(self) -> None:
+        """Some staging memory has become free."""
+        asked = False
+        while self._waiting and self._request(*self._waiting[0]):
+            self._waiting.popleft()
+            asked = True
+        if self._waiting:
+            self.pool.when_free(self._retry)
+        if asked:
+            self.driver.wake()
+
+    def _transfer_done(self, transfer: Transfer) -> None:
+        cid, lent, pattern = transfer.cid, transfer.lent, transfer.pattern
+        del self._transfers[cid]
+        if lent is None and transfer.data is None and pattern is not None and pattern.admission_token.valid:
+            self._busy.discard(cid)  # it is in its place, without digests
+            counters = pattern.namespace.counters
+            counters.writes += 1
+            counters.blocks_written += pattern.length >> pattern.shift
+            self.ctx.counters.commands += 1
+            self.connection.send_completion(cid)
+            return
+        buffer = transfer.place
+        if lent is not None:
+            self._staged_bytes -= len(lent)
+        if not transfer.ok:
+            error = CommandError(Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="a data digest is wrong")
+            self._refuse_deferred(transfer.sqe, error, lent)
+        elif transfer.data is not None:
+            # The namespace has gone, moved or become inaccessible meanwhile: what it is now decides.
+            assert pattern is not None
+            now = self.ctx.namespaces.get(pattern.nsid, pattern.namespace)
+            if now is not pattern.namespace:
+                # What went to the old one before may be lost with it, and is not in the data.
+                error = CommandError(
+                    Status.NAMESPACE_NOT_READY, dnr=False, message=f"namespace {pattern.nsid} was replaced meanwhile"
+                )
+                self._refuse_deferred(transfer.sqe, error, None)
+                return
+            self._resume_deferred(transfer.spec, transfer.sqe, transfer.data, None)
+        elif pattern is not None and lent is not None and pattern.admission_token.valid:
+            pattern.namespace.backend.write(transfer.slba << pattern.shift, buffer)
+            self.pool.give(lent)
+            self._busy.discard(cid)
+            self._wrote(pattern, (cid,))
+        elif lent is not None:
+            self._resume_deferred(transfer.spec, transfer.sqe, buffer, lent)
+        else:
+            self._resume_deferred(transfer.spec, transfer.sqe, memoryview(bytearray(buffer)), None)
+
+    def _resume_deferred(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> None:
+        """Execute a command some time after it was found legal: another may have come in between."""
+        if sqe.cid in self._pairs:
+            self._half_arrived(sqe.cid, data, lent)
+            return
+        try:
+            if sqe.cid in self.ctx.aborting:
+                raise aborted_by_request()
+            check_again(self.ctx, spec, sqe)
+        except CommandError as error:
+            self._refuse_deferred(sqe, error, lent)
+            return
+        self._run(spec, sqe, data, lent)
+
+    def _refuse_deferred(self, sqe: Sqe, error: CommandError, lent: memoryview | None) -> None:
+        if sqe.cid in self._pairs:
+            self._half_failed(sqe.cid, error, lent)
+            return
+        if lent is not None:
+            self.pool.give(lent)
+        self._complete(sqe, self.ctx.refuse(sqe, error))
+
+    def _run(self, spec: CommandSpec, sqe: Sqe, data: memoryview | None, lent: memoryview | None) -> None:
+        """Execute a command; ``lent`` is the pool's memory that it uses until it has ended."""
+        ctx = self.ctx
+        connecting = ctx.controller is None
+        if connecting and data is not None and self._wait_for_orphans(spec, sqe, data, lent):
+            return
+        result = execute(ctx, spec, sqe, data)
+        if isinstance(result, Completion):
+            if lent is not None:
+                self.pool.give(lent)
+            if connecting and ctx.controller is not None:
+                self._connected()
+            self._complete(sqe, result)
+            return
+        self._busy.add(sqe.cid)
+        self._running[sqe.cid] = 0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid
+        host = ctx.host_nqn
+        namespace = None if sqe.opcode == FABRICS_OPCODE else ctx.namespaces.get(sqe.nsid)
+        begun = None if namespace is None else namespace.in_progress.begin(ctx.hostid)
+
+        def ended(completion: Completion) -> None:
+            if lent is not None:
+                self.pool.give(lent)
+            self._running.pop(sqe.cid, None)
+            if self.closed:
+                if completion.release is not None:
+                    completion.release()
+                if ctx.qid:
+                    self.detached_commands.done(host)
+            else:
+                self.pending -= 1
+                self._complete(sqe, completion)
+                self.driver.wake()
+            if begun is not None:
+                begun.end()
+
+        self.pending += 1
+        self.driver.spawn(result, ended)
+
+    def _wait_for_orphans(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> bool:
+        """Whether an admin Connect has to wait until its host's old commands have ended; it is then resumed."""
+        if sqe.opcode != FABRICS_OPCODE or sqe.fctype != FabricsType.CONNECT:
+            return False
+        name = bytes(data[_HOSTNQN_OFFSET : _HOSTNQN_OFFSET + _HOSTNQN_BYTES])
+        if not terminated_nqn(name):
+            return False
+
+        def resume() -> None:
+            self.connecting = False
+            if self.closed:
+                if lent is not None:
+                    self.pool.give(lent)
+                return
+            self._resume_deferred(spec, sqe, data, lent)
+            self.driver.wake()
+
+        if not self.detached_commands.wait(name.split(b"\0", 1)[0].decode(errors="backslashreplace"), resume):
+            return False
+        self._busy.add(sqe.cid)
+        self.connecting = True
+        return True
+
+    def _connected(self) -> None:
+        ctx = self.ctx
+        self.connection.set_queue(ctx.qid, ctx.entries, flow_control=ctx.flow_control)
+        if ctx.qid and ctx.subsystem is not None:
+            self.connection.set_incapsule(ctx.subsystem.config.incapsule_bytes)
+
+    def _complete(self, sqe: Sqe, completion: Completion) -> None:
+        cid = sqe.cid
+        if completion.status != Status.COMMAND_ID_CONFLICT:
+            self._busy.discard(cid)
+            self.ctx.aborting.discard(cid)
+            self.ctx.preempted.discard(cid)
+        field = 0
+        if completion.status:
+            field = status_field(completion.status, completion.dnr, completion.more)
+        if completion.data is None:
+            self.connection.send_completion(cid, field, completion.dw0, completion.dw1)
+            if completion.release is not None:
+                completion.release()
+        else:
+            self.connection.send_read(
+                cid,
+                completion.data,
+                field,
+                completion.dw0,
+                completion.dw1,
+                release=completion.release,
+                stable=completion.stable,
+            )
+        if completion.disconnect:
+            self._end("disconnected by the host")
+
+    # -- endings -------------------------------------------------------------------------------------------------
+
+    def close(self, reason: str) -> None:
+        """The controller ends this queue."""
+        self._end(reason)
+
+    def lost(self, reason: str, *, fault: bool = False) -> None:
+        """The socket has gone."""
+        self._end(reason, fault=fault)
+
+    def drain(self) -> bool:
+        """Begin no command any more; True when none is in progress."""
+        self._draining = True
+        self.pool.forget(self._retry)
+        self._waiting.clear()
+        self.held.clear()
+        return not self.pending and not self._transfers
+
+    def _end(self, reason: str, *, fault: bool = False) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.pool.forget(self._retry)
+        self._waiting.clear()
+        self.held.clear()
+        host = self.ctx.host_nqn
+        if self.ctx.qid:  # an admin command writes nothing that could overtake; a Format may take hours
+            for _ in range(self.pending):
+                self.detached_commands.add(host)
+        self.ctx.detach(reason, fault=fault)
+        self.driver.finish(reason, fault=fault)
+        self._drop_fused()
+        # A queue that has ended is fed no more: nobody writes to what was granted.
+        transfers, self._transfers = self._transfers, {}
+        self._staged_bytes = 0
+        for transfer in transfers.values():
+            if transfer.lent is not None:
+                self.pool.give(transfer.lent)
+
+    @property
+    def receiving(self) -> bool:
+        """Whether data that was asked for is still to come."""
+        return bool(self._transfers)

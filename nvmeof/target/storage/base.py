@@ -1,0 +1,249 @@
+"""What stores a namespace's bytes: the contract between a namespace and its storage.
+
+A backend works in bytes and knows nothing of NVMe. Ranges have been checked by its one caller
+(`nvmeof.target.namespaces.namespace`), which also turns every `OSError` into a status. An operation either completes at once, or
+gives back an awaitable; buffers that were passed in are borrowed until that is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from nvmeof.target.core.metadata import BLOCK_BYTES_CHOICES as BLOCK_BYTES_CHOICES
+from nvmeof.target.core.metadata import MetadataStore
+from nvmeof.target.core.runtime import settled
+from nvmeof.target.storage.zone_store import MemoryZoneStore, ZoneLayout, ZoneStore
+
+DEFAULT_BLOCK_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do, apart from how it does it."""
+
+    size_bytes: int
+    block_bytes: int = 512  # the logical block size that it is presented with
+    can_write: bool = True
+    can_deallocate: bool = False
+    can_write_zeroes: bool = False  # faster than writing zeroes
+    can_fua: bool = True
+    volatile_cache: bool = False  # what was written may be lost at a power failure before `flush`
+    deallocated_reads_zero: bool = True
+    preferred_bytes: int = 4096  # writes and deallocations of this granularity and alignment are cheap
+
+
+class Lease:
+    """Bytes that a reader may look at until it calls `release`.
+
+    `stable` False: the memory is shared with writers and may change; read it (and compute digests over it) in the same
+    synchronous step in which it goes to the socket, and copy what was not taken.
+    """
+
+    __slots__ = ("_release", "stable", "view")
+
+    def __init__(self, view: memoryview, *, stable: bool, release: Callable[[], None] | None = None) -> None:
+        self.view = view
+        self.stable = stable
+        self._release = release
+
+    def release(self) -> None:
+        """Give the memory back. Calling it again does nothing."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+
+def _same(lease: Lease, data: memoryview) -> bool:
+    try:
+        # A bytearray compares with any buffer at the speed of memory, two memoryviews element by element.
+        return bytearray(data) == lease.view
+    finally:
+        lease.release()
+
+
+async def _same_later(pending: Awaitable[Lease], data: memoryview) -> bool:
+    return _same(await pending, data)
+
+
+async def _verify_later(pending: Awaitable[Lease]) -> None:
+    (await pending).release()
+
+
+class SourceError(OSError):
+    """What is to be copied, or compared before it is written, cannot be read."""
+
+
+async def _read_later(pending: Awaitable[Lease], view: memoryview) -> None:
+    lease = await pending
+    try:
+        view[:] = lease.view
+    finally:
+        lease.release()
+
+
+async def _not_at_once(pending: Awaitable[Lease]) -> bool:
+    (await pending).release()
+    raise OSError(errno.EOPNOTSUPP, "this backend cannot compare and write as one")
+
+
+async def _wrote_later(pending: Awaitable[None]) -> bool:
+    await pending
+    return True
+
+
+async def _copy(backend: Backend, source: int, destination: int, length: int, fua: bool) -> None:
+    try:
+        lease = await settled(backend.acquire_read(source, length))
+    except OSError as error:
+        raise SourceError(error.errno, error.strerror) from error
+    try:
+        await settled(backend.write(destination, lease.view, fua=fua))
+    finally:
+        lease.release()
+
+
+class Backend(ABC):
+    """Storage of `capabilities.size_bytes` bytes. `offset` and `length` are bytes."""
+
+    memory: memoryview | None = None
+    """The whole content, writable, for a backend that is plain memory; a hot path slices it directly."""
+
+    metadata_store: MetadataStore
+    """Where a namespace keeps what belongs to its data (reservations, zones); known once the backend is open."""
+
+    _zones: ZoneStore | None = None
+
+    @property
+    def has_zones(self) -> bool:
+        """Whether zones are kept beside the data, which is of no use without them."""
+        return False
+
+    def zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
+        """Where the zones of a zoned namespace are kept; the same each time.
+
+        Raises `ConfigurationError` for zones that are not those that were kept.
+        """
+        if self._zones is None or self._zones.layout[1:] != layout[1:]:
+            self._zones = self._make_zone_store(layout, count)
+        return self._zones
+
+    def _make_zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
+        return MemoryZoneStore(layout, count)
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What it can do now; the size changes with `resize`."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """A few words for a log line."""
+
+    async def open(self) -> None:  # noqa: B027 - optional for a backend
+        """Make it ready. Raises `OSError` or `ConfigurationError`; calling it twice is harmless."""
+
+    async def close(self) -> None:  # noqa: B027 - optional for a backend
+        """Let everything go, after what was begun has ended. Calling it twice is harmless."""
+
+    @abstractmethod
+    def acquire_read(self, offset: int, length: int) -> Lease | Awaitable[Lease]:
+        """The bytes of a range, to be released by the caller."""
+
+    def read_into(self, offset: int, view: memoryview) -> Awaitable[None] | None:
+        """Read a range into `view`, for who must not hold more of anybody else's memory."""
+        lease = self.acquire_read(offset, len(view))
+        if not isinstance(lease, Lease):
+            return _read_later(lease, view)
+        view[:] = lease.view
+        lease.release()
+        return None
+
+    def compare(self, offset: int, data: memoryview) -> bool | Awaitable[bool]:
+        """Whether a range holds `data`, as one reader sees it. `data` is borrowed until the answer is there."""
+        lease = self.acquire_read(offset, len(data))
+        return _same(lease, data) if isinstance(lease, Lease) else _same_later(lease, data)
+
+    def compare_and_write(
+        self, offset: int, compare: memoryview, data: memoryview, *, fua: bool = False
+    ) -> bool | Awaitable[bool]:
+        """Write `data` if a range holds `compare`, with nothing in between; whether it was so.
+
+        Raises `SourceError` when it cannot be read, any other `OSError` when it cannot be written. This one will do
+        for a backend that reads at once; one that does not has to bring its own, and `EOPNOTSUPP` says so.
+        """
+        try:
+            lease = self.acquire_read(offset, len(compare))
+        except OSError as error:
+            raise SourceError(error.errno, error.strerror) from error
+        if not isinstance(lease, Lease):
+            return _not_at_once(lease)
+        if not _same(lease, compare):
+            return False
+        written = self.write(offset, data, fua=fua)
+        return True if written is None else _wrote_later(written)
+
+    def verify(self, offset: int, length: int) -> Awaitable[None] | None:
+        """Read a range for nobody; an `OSError` tells that it cannot be read."""
+        lease = self.acquire_read(offset, length)
+        if isinstance(lease, Lease):
+            lease.release()
+            return None
+        return _verify_later(lease)
+
+    @abstractmethod
+    def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
+        """Write a range. `fua`: done only when the bytes are on non-volatile media."""
+
+    def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> Awaitable[None] | None:
+        """Copy a range to another, as memmove does. Raises `SourceError` when it cannot be read."""
+        return _copy(self, source, destination, length, fua)
+
+    @abstractmethod
+    def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None] | None:
+        """Make a range read as zeroes; `deallocate` says that its space need not stay reserved."""
+
+    @abstractmethod
+    def deallocate(self, offset: int, length: int) -> Awaitable[None] | None:
+        """Give the space of a range back; it reads as zeroes when the capability says so."""
+
+    @abstractmethod
+    def flush(self) -> Awaitable[None] | None:
+        """Done when everything that was completed before is on non-volatile media."""
+
+    @abstractmethod
+    def resize(self, size_bytes: int) -> None:
+        """Change the size; bytes beyond the old one read as zeroes. Raises `OSError`."""
+
+    # What a backend may leave as it is here
+
+    @property
+    def identity(self) -> str:
+        """What tells its data from any other after a restart, for those whose keeper is not durable.
+
+        What was begun with other data, such as erasing it, does not go on with this.
+        """
+        return self.description
+
+    overwrite_to_erase = False
+    """Whether what is given back may be found again on the media: to erase it, it has to be written over before."""
+
+    @property
+    def used_bytes(self) -> int:
+        """How much of the size has space of its own; all of it where that is not known at little cost."""
+        return self.capabilities.size_bytes
+
+    def allocated(self, offset: int, length: int) -> list[tuple[int, int]] | Awaitable[list[tuple[int, int]]]:
+        """The parts (start, end) of a range that may hold data, in order; what is between them reads as zeroes."""
+        return [(offset, offset + length)]
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        """Change the logical block size that it is presented with.
+
+        The size becomes as many whole blocks as there is room for. Raises `OSError` when that cannot be done.
+        """
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))

@@ -1,0 +1,71 @@
+"""Erasing what a namespace holds: in pieces, with a pause after each, so that the event loop goes on.
+
+Both Format NVM and Sanitize do it. The ranges go to the backend itself, where they take their turn behind what was
+begun before: its range locks see to it that nothing old is written, or read, behind an erased piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from nvmeof.target.core.runtime import Future, Runtime, settled
+from nvmeof.target.storage.base import Backend
+
+Told = Callable[[int], None]
+"""Is told how many bytes further it has come."""
+
+PIECE_BYTES: Final = 64 << 20
+WRITE_BYTES: Final = 1 << 20
+_ZEROES: Final = bytes(4)
+
+
+async def pause(runtime: Runtime) -> None:
+    """Let everybody else have their turn."""
+    future: Future[None] = runtime.create_future()
+    runtime.call_later(0.0, lambda: None if future.done() else future.set_result(None))
+    await future
+
+
+async def overwrite(runtime: Runtime, backend: Backend, pattern: bytes, told: Told) -> None:
+    """Write a pattern over all that the backend has space for, and have it on the media. Raises `OSError`."""
+    size_bytes = backend.capabilities.size_bytes
+    data = memoryview(pattern * (WRITE_BYTES // len(pattern)))
+    for offset in range(0, size_bytes, PIECE_BYTES):
+        length = min(PIECE_BYTES, size_bytes - offset)
+        for start, end in await settled(backend.allocated(offset, length)):
+            for position in range(start, end, WRITE_BYTES):
+                await settled(backend.write(position, data[: end - position]))
+                await pause(runtime)
+        told(length)
+        await pause(runtime)
+    await settled(backend.flush())
+
+
+async def give_back(runtime: Runtime, backend: Backend, told: Told) -> None:
+    """Make everything read as zeroes, and give its space back. Raises `OSError`."""
+    size_bytes = backend.capabilities.size_bytes
+    for offset in range(0, size_bytes, PIECE_BYTES):
+        length = min(PIECE_BYTES, size_bytes - offset)
+        await settled(backend.write_zeroes(offset, length, deallocate=True))
+        told(length)
+        await pause(runtime)
+    await settled(backend.flush())
+
+
+def passes_to_erase(backend: Backend) -> list[bytes]:
+    """The patterns that have to be written first, so that nobody finds the old data on the media."""
+    return [_ZEROES] if backend.overwrite_to_erase else []
+
+
+async def erase(runtime: Runtime, backend: Backend, *, secure: bool, told: Told) -> None:
+    """Nothing is left of what it held. `secure`: not on the media either. Raises `OSError`."""
+    if secure:
+        for pattern in passes_to_erase(backend):
+            await overwrite(runtime, backend, pattern, told)
+    await give_back(runtime, backend, told)
+
+
+def bytes_to_erase(backend: Backend, *, secure: bool) -> int:
+    """What `erase` will tell of altogether."""
+    return backend.capabilities.size_bytes * (1 + (len(passes_to_erase(backend)) if secure else 0))

@@ -1,0 +1,536 @@
+"""A namespace in a regular file or on a block device.
+
+Reads are served from the page cache without a thread where the kernel can (RWF_NOWAIT); whatever may block runs in a
+few threads. Unaligned or overlapping requests are kept apart by range locks, so that no reader sees half a block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.size_text import format_size, parse_size
+from nvmeof.target.core.metadata import DATA_SECTIONS, MemoryStore, formatted_block_bytes
+from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.storage import syscalls
+from nvmeof.target.storage.base import BLOCK_BYTES_CHOICES, DEFAULT_BLOCK_BYTES, Capabilities, Lease
+from nvmeof.target.storage.file_calls import NOT_SUPPORTED, FileCalls
+from nvmeof.target.storage.json_file_store import JsonFileStore
+from nvmeof.target.storage.operation import Operation
+from nvmeof.target.storage.ranges import RangeLocks
+from nvmeof.target.storage.threads import ThreadBatches
+from nvmeof.target.storage.write_coalescer import settle
+from nvmeof.target.storage.zone_file import FileZoneStore
+from nvmeof.target.storage.zone_store import ZoneLayout, ZoneStore
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+KEPT_SUFFIX: Final = ".nvmeof"
+ZONES_SUFFIX: Final = ".zones"
+_WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """By whatever name a file is opened, what belongs to its data is beside the file itself."""
+    path = path.resolve()
+    return path.with_name(path.name + suffix)
+
+
+class FileBackend(FileCalls):
+    """`size`: None takes the file's; else the file is made, or extended sparse, to that size.
+
+    `shared`: go on without the lock that keeps two targets from serving one file for writing when another process has
+    it; what belongs to the data is read then, and not kept. `workers`: threads.
+    `kept`: the file for what belongs to the data and must outlive the process (reservations and the like). Beside a
+    regular file that may be written it is PATH.nvmeof; a device has none unless it is given.
+    `block_bytes`: None for 512, or what a host has formatted it to; anything else than that cannot be opened.
+    """
+
+    overwrite_to_erase = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        size: str | int | None = None,
+        block_bytes: int | None = None,
+        read_only: bool = False,
+        shared: bool = False,
+        workers: int = 4,
+        pool: BufferPool | None = None,
+        kept: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if block_bytes is not None and block_bytes not in BLOCK_BYTES_CHOICES:
+            raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")
+        super().__init__(path)
+        self._wanted_bytes = None if size is None else parse_size(size)
+        self._wanted_block_bytes = block_bytes
+        self._block_bytes = block_bytes or DEFAULT_BLOCK_BYTES
+        self._room_bytes = 0
+        self._read_only = read_only
+        self._shared = shared
+        self._guest = False  # another process has the lock
+        self._workers = workers
+        self._pool = pool or BufferPool()
+        self._kept = kept
+        self._threads: ThreadBatches | None = None  # None: closed
+        self._ranges = RangeLocks()
+        self._read_nowait = self._write_nowait = True
+        self._flushing = False
+        self._flush_waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        if self._capabilities is None:
+            raise ConfigurationError(f"{self.path} has not been opened yet")
+        return self._capabilities
+
+    @property
+    def description(self) -> str:
+        return f"{'device' if self._device else 'file'} {self.path}"
+
+    @property
+    def identity(self) -> str:
+        status = os.fstat(self._fd)
+        known = syscalls.device_identity(self._fd) if self._device else f"inode {status.st_ino}"
+        return f"{self.path.resolve()}, {self._room_bytes} bytes, {known}"
+
+    # Opening and closing
+
+    async def open(self) -> None:
+        if self._fd >= 0:
+            return
+        fd = self._open_file()
+        try:
+            self._capabilities = self._examine(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+        self._threads = ThreadBatches(self._workers, f"nvmeof-{self.path.name}")
+
+    def _open_file(self) -> int:
+        flags = os.O_CLOEXEC | (os.O_RDONLY if self._read_only else os.O_RDWR)
+        try:
+            self._check_kind(self.path.stat().st_mode)  # before a FIFO would wait for a writer
+            return os.open(self.path, flags)
+        except FileNotFoundError as error:
+            if self._wanted_bytes is None or self._read_only:
+                raise ConfigurationError(f"{self.path} does not exist; give a size to have it made") from error
+        except OSError as error:
+            advice = "" if self._read_only else "; it could be served read-only" * (error.errno == errno.EROFS)
+            raise ConfigurationError(f"cannot open {self.path}: {error.strerror}{advice}") from error
+        return self._make_file(flags, self._wanted_bytes)
+
+    def _check_kind(self, mode: int) -> None:
+        if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
+            raise ConfigurationError(f"{self.path} is neither a regular file nor a block device")
+
+    def _make_file(self, flags: int, size_bytes: int) -> int:
+        """The name of the new file is on the media before anything is said to be in it."""
+        for kept in (self._kept_path, self._zones_path):
+            if kept is not None and kept.exists():
+                raise ConfigurationError(
+                    f"{kept} belongs to {self.path}, which is not there: put it back, or remove what belonged to it"
+                )
+        try:
+            path = self.path.resolve()
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.ftruncate(fd, size_bytes)
+                os.fsync(fd)
+                syscalls.sync_directory(path.parent)
+            except BaseException:
+                os.close(fd)
+                path.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot make {self.path} of {format_size(size_bytes)}: {error.strerror}"
+            ) from error
+        return fd
+
+    def _examine(self, fd: int) -> Capabilities:
+        mode = os.fstat(fd).st_mode
+        self._device = stat.S_ISBLK(mode)
+        self._check_kind(mode)
+        self._guest = False
+        self._lock(fd)
+        self.metadata_store = self._open_keeper()
+        self._block_bytes = self._choose_block_bytes()
+        writable = not self._read_only
+        if self._device:
+            size_bytes = syscalls.device_size(fd)
+            writable = writable and not syscalls.device_read_only(fd)
+            if self._wanted_bytes is not None and self._wanted_bytes > size_bytes:
+                raise ConfigurationError(f"{self.path} has {size_bytes} bytes, fewer than {self._wanted_bytes}")
+            size_bytes = self._wanted_bytes or size_bytes
+        else:
+            size_bytes = self._file_size(fd)
+        self._room_bytes = size_bytes
+        size_bytes -= size_bytes % self._block_bytes
+        if size_bytes == 0:
+            raise ConfigurationError(f"{self.path} is smaller than one block of {self._block_bytes} bytes; give a size")
+        return Capabilities(
+            size_bytes=size_bytes,
+            block_bytes=self._block_bytes,
+            can_write=writable,
+            can_deallocate=writable,
+            can_write_zeroes=writable,
+            volatile_cache=writable,
+            # A discarded block of a device may read as anything.
+            deallocated_reads_zero=not self._device,
+        )
+
+    def _open_keeper(self) -> JsonFileStore | MemoryStore:
+        if self._device and self._kept is None:
+            return MemoryStore()
+        metadata_store = JsonFileStore(self._kept_path, sections=DATA_SECTIONS)
+        # Each process has all of it in memory: of two that write, each would undo what the other has kept.
+        if self._read_only or self._guest:
+            return MemoryStore(metadata_store.values, metadata_store.origin)
+        metadata_store.add_checksum()
+        return metadata_store
+
+    @property
+    def _kept_path(self) -> Path:
+        return Path(self._kept or beside(self.path, KEPT_SUFFIX))
+
+    @property
+    def _zones_path(self) -> Path | None:
+        if self._kept is not None:
+            return Path(f"{self._kept}{ZONES_SUFFIX}")
+        return None if self._device else beside(self.path, ZONES_SUFFIX)
+
+    @property
+    def has_zones(self) -> bool:
+        return self._zones_path is not None and self._zones_path.exists()
+
+    def _make_zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
+        path = self._zones_path
+        if path is None:
+            raise ConfigurationError(f"zones of {self.description} need a file that they are kept in")
+        if isinstance(self._zones, FileZoneStore):
+            raise ConfigurationError(f"{path} is about {self._zones.layout}, and in use")
+        if self._shared and self.capabilities.can_write:
+            raise ConfigurationError(f"{self.path} cannot be shared: nobody else would see its write pointers move")
+        held = count if self._device else os.fstat(self._fd).st_size // layout.zone_bytes
+        return FileZoneStore(path, layout, count, held=held, read_only=not self.capabilities.can_write)
+
+    def _choose_block_bytes(self) -> int:
+        wanted, formatted = self._wanted_block_bytes, formatted_block_bytes(self.metadata_store)
+        if formatted is None:
+            return wanted or DEFAULT_BLOCK_BYTES
+        if wanted not in (None, formatted):
+            raise ConfigurationError(
+                f"{self.path}: a host has formatted it to blocks of {formatted} bytes; it cannot have {wanted}"
+            )
+        return formatted
+
+    def _lock(self, fd: int) -> None:
+        if self._shared and self._read_only:
+            return  # it keeps nothing, and nobody need wait for it
+        kind = fcntl.LOCK_SH if self._read_only else fcntl.LOCK_EX
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if self._shared:
+                self._guest = True
+                return
+            raise ConfigurationError(f"{self.path} is in use by another process") from error
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+
+    def _file_size(self, fd: int) -> int:
+        size_bytes = os.fstat(fd).st_size
+        wanted = self._wanted_bytes
+        if wanted is None:
+            return size_bytes
+        if wanted > size_bytes:
+            if self._read_only:
+                raise ConfigurationError(f"{self.path} has {size_bytes} bytes, fewer than {wanted}, and is read-only")
+            try:
+                os.ftruncate(fd, wanted)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"cannot extend {self.path} to {format_size(wanted)}: {error.strerror}"
+                ) from error
+        return wanted
+
+    async def close(self) -> None:
+        """Wait for what was begun, flush, close. What cannot be flushed is logged."""
+        threads = self._threads
+        if threads is None:
+            return
+        self._threads = None
+        await threads.close()
+        if isinstance(self.metadata_store, JsonFileStore):
+            await self.metadata_store.close()
+        fd, self._fd = self._fd, -1
+        zones, self._zones = self._zones, None
+        try:
+            if self.capabilities.can_write:
+                await asyncio.to_thread(os.fdatasync, fd)
+            if isinstance(zones, FileZoneStore):
+                await zones.settle()
+        except OSError as error:
+            logger.error("%s: flush failed: %s", self.description, error.strerror or error)
+        finally:
+            os.close(fd)
+            if isinstance(zones, FileZoneStore):
+                zones.abandon()
+
+    def resize(self, size_bytes: int) -> None:
+        if size_bytes <= 0 or size_bytes % self._block_bytes:
+            raise OSError(errno.EINVAL, f"{size_bytes} bytes is not a whole number of {self._block_bytes}-byte blocks")
+        if self._device:
+            if size_bytes > syscalls.device_size(self._fd):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        elif size_bytes != os.fstat(self._fd).st_size:
+            os.ftruncate(self._fd, size_bytes)
+        self._room_bytes = size_bytes
+        self._capabilities = replace(self.capabilities, size_bytes=size_bytes)
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        size_bytes = self._room_bytes - self._room_bytes % block_bytes
+        if block_bytes not in BLOCK_BYTES_CHOICES or not size_bytes:
+            raise OSError(errno.EINVAL, f"{self._room_bytes} bytes cannot be blocks of {block_bytes}")
+        self._block_bytes = block_bytes
+        self._capabilities = replace(self.capabilities, size_bytes=size_bytes, block_bytes=block_bytes)
+
+    # Operations
+
+    def acquire_read(self, offset: int, length: int) -> Lease | Awaitable[Lease]:
+        view = self._pool.take(length)
+        if view is None or self._ranges.busy(offset, offset + length, exclusive=False):
+            return self._read_later(offset, length, view, 0)
+        done = 0
+        if self._read_nowait:
+            try:
+                done = os.preadv(self._fd, [view], offset, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno in NOT_SUPPORTED:
+                    # A property of the file system: asking again would only cost a system call per read.
+                    self._read_nowait = False
+                elif error.errno not in _WOULD_WAIT:
+                    self._pool.give(view)
+                    raise
+            if done == length:
+                return self._lease(view)
+        return self._read_later(offset, length, view, done)
+
+    def _lease(self, view: memoryview) -> Lease:
+        return Lease(view, stable=True, release=lambda: self._pool.give(view))
+
+    def _read_later(self, offset: int, length: int, view: memoryview | None, done: int) -> Operation[Lease]:
+        future: Operation[Lease] = Operation()
+        if view is None:
+            self._read_when_free(offset, length, future)
+        else:
+            self._read_in_thread(offset, view, done, future)
+        return future
+
+    def _read_when_free(self, offset: int, length: int, future: Operation[Lease]) -> None:
+        if future.done():
+            return  # given up
+        try:
+            self._open_threads()
+        except OSError as error:  # closed meanwhile: not the affair of whoever gave the memory back
+            future.set_exception(error)
+            return
+        view = self._pool.take(length)
+        if view is None:
+            self._pool.when_free(lambda: self._read_when_free(offset, length, future))
+        else:
+            self._read_in_thread(offset, view, 0, future)
+
+    def _read_in_thread(self, offset: int, view: memoryview, done: int, future: Operation[Lease]) -> None:
+        def read() -> Lease:
+            self._read_fully(view[done:], offset + done)
+            return self._lease(view)
+
+        def free(delivered: bool) -> None:
+            if not delivered:
+                self._pool.give(view)
+
+        self._locked(offset, len(view), False, read, future, free)
+
+    def read_into(self, offset: int, view: memoryview) -> Operation[None]:
+        future: Operation[None] = Operation()
+        self._locked(offset, len(view), False, lambda: self._read_fully(view, offset), future, None)
+        return future
+
+    def compare(self, offset: int, data: memoryview) -> Operation[bool]:
+        # In a thread, in pieces: a command that holds the pool's memory for its data never waits for more of it.
+        future: Operation[bool] = Operation()
+        self._locked(offset, len(data), False, lambda: self._compare_now(offset, data, future), future, None)
+        return future
+
+    def compare_and_write(
+        self, offset: int, compare: memoryview, data: memoryview, *, fua: bool = False
+    ) -> Operation[bool]:
+        future: Operation[bool] = Operation()
+        # Locked from the first byte read to the last one written: nobody else gets in between.
+        self._locked(
+            offset,
+            len(data),
+            True,
+            lambda: self._compare_and_write_now(offset, compare, data, fua, future),
+            future,
+            None,
+            slow=fua,
+        )
+        return future
+
+    def verify(self, offset: int, length: int) -> Operation[None]:
+        future: Operation[None] = Operation()
+        self._locked(offset, length, False, lambda: self._verify_now(offset, length, future), future, None, slow=True)
+        return future
+
+    def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
+        done = 0
+        if self._write_nowait and not fua and not self._ranges.busy(offset, offset + len(data), exclusive=True):
+            try:
+                done = os.pwritev(self._fd, [data], offset, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno in NOT_SUPPORTED:
+                    self._write_nowait = False
+                elif error.errno not in _WOULD_WAIT:
+                    raise
+            if done == len(data):
+                return None
+        rest, start = data[done:], offset + done
+        future: Operation[None] = Operation()
+        future.half_done = done > 0  # half a block must not stay
+        # The whole range is locked, also when a part of it is written already: nobody sees the halves.
+        self._locked(offset, len(data), True, lambda: self._write_fully(rest, start, fua), future, None, slow=fua)
+        return future
+
+    def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> Operation[None]:
+        future: Operation[None] = Operation()
+        first, last = min(source, destination), max(source, destination)
+        if last < first + length:
+            ranges = [(first, last + length, True)]
+        else:
+            # Both locks in one step: copies to and fro wait for each other in the order of their arrival.
+            ranges = [(source, source + length, False), (destination, destination + length, True)]
+        self._run_locked(
+            ranges, lambda: self._copy_now(source, destination, length, fua, future), future, None, slow=True
+        )
+        return future
+
+    def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> Operation[None]:
+        future: Operation[None] = Operation()
+        self._locked(
+            offset, length, True, lambda: self._zero(offset, length, deallocate, fua, future), future, None, slow=True
+        )
+        return future
+
+    def deallocate(self, offset: int, length: int) -> Operation[None]:
+        future: Operation[None] = Operation()
+        self._locked(offset, length, True, lambda: self._deallocate_now(offset, length), future, None, slow=True)
+        return future
+
+    def flush(self) -> Awaitable[None] | None:
+        if not self.capabilities.can_write:
+            return None
+        threads = self._open_threads()
+        future: Operation[None] = Operation()
+        self._flush_waiters.append(future)
+        if not self._flushing:
+            self._start_flush(threads)
+        return future
+
+    @property
+    def used_bytes(self) -> int:
+        size_bytes = self.capabilities.size_bytes
+        if self._device or self._fd < 0:
+            return size_bytes
+        return min(os.fstat(self._fd).st_blocks * 512, size_bytes)
+
+    def allocated(self, offset: int, length: int) -> Awaitable[list[tuple[int, int]]]:
+        future: Operation[list[tuple[int, int]]] = Operation()
+        self._locked(offset, length, False, lambda: self._allocated_now(offset, length), future, None, slow=True)
+        return future
+
+    def _start_flush(self, threads: ThreadBatches) -> None:
+        # One at a time, for all who asked before it began: more would only keep threads from reading.
+        waiters, self._flush_waiters = self._flush_waiters, []
+        self._flushing = True
+        flushed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(result: asyncio.Future[None]) -> None:
+            self._flushing = False
+            settle(waiters, result.exception())
+            if self._flush_waiters:
+                self._start_flush(threads)
+
+        flushed.add_done_callback(done)
+        threads.run(self._flush_now, flushed, slow=True)
+
+    def _open_threads(self) -> ThreadBatches:
+        if self._threads is None:
+            raise OSError(errno.EBADF, f"{self.path} is closed")
+        return self._threads
+
+    def _locked(
+        self,
+        offset: int,
+        length: int,
+        exclusive: bool,
+        call: Callable[[], T],
+        future: Operation[T],
+        after: Callable[[bool], None] | None,
+        *,
+        slow: bool = False,
+    ) -> None:
+        self._run_locked([(offset, offset + length, exclusive)], call, future, after, slow=slow)
+
+    def _run_locked(
+        self,
+        ranges: list[tuple[int, int, bool]],
+        call: Callable[[], T],
+        future: Operation[T],
+        after: Callable[[bool], None] | None,
+        *,
+        slow: bool,
+    ) -> None:
+        """Run in a thread with all of the ranges (start, end, exclusive) locked; none overlaps another."""
+        try:
+            threads = self._open_threads()
+        except OSError:
+            if after is not None:
+                after(False)
+            raise
+        locks = [self._ranges.acquire(start, end, exclusive=exclusive) for start, end, exclusive in ranges]
+
+        def finished(delivered: bool) -> None:
+            # Here, not when the future is done: a cancelled command does not free its range before the thread does.
+            for lock in locks:
+                self._ranges.release(lock)
+            if after is not None:
+                after(delivered)
+
+        def start() -> None:
+            if not all(lock.granted for lock in locks):
+                return
+            if future.done():  # given up
+                finished(False)
+            else:
+                threads.run(call, future, finished, slow=slow)
+
+        waiting = [lock for lock in locks if not lock.granted]
+        for lock in waiting:
+            lock.when_granted = start
+        if not waiting:
+            start()

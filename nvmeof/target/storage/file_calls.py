@@ -1,0 +1,170 @@
+"""System calls of a file backend that may block: they run in its threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from nvmeof.target.storage import syscalls
+from nvmeof.target.storage.base import Backend, Capabilities, SourceError
+from nvmeof.target.storage.operation import Operation
+
+NOT_SUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+_ZEROES = bytes(1 << 20)
+_PIECE_BYTES = 1 << 18  # what a thread reads at a time of data that goes nowhere else
+
+
+class FileCalls(Backend):
+    """The part of :class:`~nvmeof.target.storage.file.FileBackend` that knows nothing of the event loop."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._fd = -1
+        self._device = False
+        self._capabilities: Capabilities | None = None
+        self._write_dsync = True
+        self._zero_range = True
+
+    def _read_fully(self, view: memoryview, offset: int) -> None:
+        while view:
+            count = os.preadv(self._fd, [view], offset)
+            if count == 0:
+                raise OSError(errno.EIO, f"{self.path} has become shorter than its namespace")
+            view = view[count:]
+            offset += count
+
+    def _compare_now(self, offset: int, data: memoryview, operation: Operation[bool]) -> bool:
+        piece = bytearray(min(len(data), _PIECE_BYTES))
+        for start in range(0, len(data), _PIECE_BYTES):
+            operation.check()
+            wanted = data[start : start + _PIECE_BYTES]
+            if len(wanted) < len(piece):
+                piece = bytearray(len(wanted))
+            self._read_fully(memoryview(piece), offset + start)
+            if piece != wanted:
+                return False
+        return True
+
+    def _compare_and_write_now(
+        self, offset: int, compare: memoryview, data: memoryview, fua: bool, operation: Operation[bool]
+    ) -> bool:
+        try:
+            same = self._compare_now(offset, compare, operation)
+        except OSError as error:
+            if error.errno == errno.ECANCELED:
+                raise
+            raise SourceError(error.errno, error.strerror) from error
+        if same:
+            self._write_fully(data, offset, fua)
+        return same
+
+    def _verify_now(self, offset: int, length: int, operation: Operation[None]) -> None:
+        piece = memoryview(bytearray(min(length, _PIECE_BYTES)))
+        for start in range(0, length, _PIECE_BYTES):
+            operation.check()
+            self._read_fully(piece[: length - start], offset + start)
+
+    def _write_fully(self, data: memoryview, offset: int, fua: bool) -> None:
+        sync_after = fua
+        while data:
+            count = 0
+            if fua and self._write_dsync:
+                try:
+                    count = os.pwritev(self._fd, [data], offset, os.RWF_DSYNC)
+                    sync_after = False
+                except OSError as error:
+                    if error.errno not in NOT_SUPPORTED:
+                        raise
+                    self._write_dsync = False
+                    sync_after = True
+            if not count:
+                count = os.pwritev(self._fd, [data], offset)
+            if count == 0:
+                raise OSError(errno.EIO, f"{self.path} takes no more bytes")
+            data = data[count:]
+            offset += count
+        if sync_after:
+            os.fdatasync(self._fd)
+
+    def _copy_now(self, source: int, destination: int, length: int, fua: bool, operation: Operation[None]) -> None:
+        piece = memoryview(bytearray(min(length, _PIECE_BYTES)))
+        starts = range(0, length, _PIECE_BYTES)
+        # A destination that lies in its source's way is filled from the end, as memmove does.
+        for start in starts if destination < source else reversed(starts):
+            operation.check()
+            part = piece[: length - start]
+            try:
+                self._read_fully(part, source + start)
+            except OSError as error:
+                raise SourceError(error.errno, error.strerror) from error
+            self._write_fully(part, destination + start, False)
+        if fua:
+            os.fdatasync(self._fd)
+
+    def _zero(self, offset: int, length: int, deallocate: bool, fua: bool, operation: Operation[None]) -> None:
+        if not self._zero_fast(offset, length, deallocate):
+            end = offset + length
+            for start in range(offset, end, len(_ZEROES)):
+                operation.check()
+                part = memoryview(_ZEROES)[: min(len(_ZEROES), end - start)]
+                self._write_fully(part, start, False)
+        if fua:
+            os.fdatasync(self._fd)
+
+    def _zero_fast(self, offset: int, length: int, deallocate: bool) -> bool:
+        if not self._zero_range:
+            return False
+        if self._device:
+            ways = [syscalls.zero_device]
+        else:
+            ways = [syscalls.zero_range, syscalls.punch_hole]
+            if deallocate:
+                ways.reverse()
+        for way in ways:
+            try:
+                way(self._fd, offset, length)
+            except OSError as error:
+                if error.errno not in syscalls.UNSUPPORTED:
+                    raise
+            else:
+                return True
+        self._zero_range = False
+        return False
+
+    def _deallocate_now(self, offset: int, length: int) -> None:
+        way = syscalls.discard_device if self._device else syscalls.punch_hole
+        try:
+            way(self._fd, offset, length)
+        except OSError as error:
+            if error.errno not in syscalls.UNSUPPORTED:
+                raise
+            # Deallocate is a hint: from now on it is not even tried.
+            self._capabilities = replace(self.capabilities, can_deallocate=False)
+
+    def _flush_now(self) -> None:
+        os.fdatasync(self._fd)
+
+    def _allocated_now(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """By the file system's holes; all of it where there is nothing to be learnt of them."""
+        end = offset + length
+        if self._device:
+            return [(offset, end)]
+        found = []
+        position = offset
+        while position < end:
+            try:
+                start = os.lseek(self._fd, position, os.SEEK_DATA)
+                stop = os.lseek(self._fd, start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole from here on
+                    break
+                if error.errno not in NOT_SUPPORTED:
+                    raise
+                return [(offset, end)]
+            if start >= end:
+                break
+            found.append((start, min(stop, end)))
+            position = stop
+        return found

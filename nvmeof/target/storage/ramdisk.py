@@ -1,0 +1,166 @@
+"""A namespace in memory: one anonymous private mapping, sparse, whose deallocated pages go back to the system."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.size_text import format_size, parse_size
+from nvmeof.target.core.metadata import MemoryStore
+from nvmeof.target.storage.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease
+
+_PAGE = mmap.PAGESIZE
+_PHYSICAL_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+# Not in the mmap module before Python 3.13.
+_MAP_NORESERVE = 0x4000
+_PAGEMAP_CHUNK = 128 << 20
+# The top byte of a pagemap entry: bit 7 present, bit 6 swapped.
+_PRESENT = re.compile(rb"[\x40-\xff]+", re.DOTALL)
+# Zeroes are copied from one small block that stays in cache, not made anew per request.
+_ZEROES = bytes(1 << 16)
+
+
+class Ramdisk(Backend):
+    """`size`: bytes, or text such as `1G`; a whole number of blocks of `block_bytes`."""
+
+    memory: memoryview
+    identity = ""
+
+    def __init__(self, size: str | int, *, block_bytes: int = 512) -> None:
+        self.metadata_store = MemoryStore()
+        self.identity = str(uuid.uuid4())  # what it held is never there again
+        size_bytes = parse_size(size)
+        if block_bytes not in BLOCK_BYTES_CHOICES:
+            raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")
+        if size_bytes % block_bytes:
+            raise ConfigurationError(f"a ramdisk of {size} is not a whole number of {block_bytes}-byte blocks")
+        self._capabilities = Capabilities(
+            size_bytes=size_bytes,
+            block_bytes=block_bytes,
+            can_deallocate=True,
+            can_write_zeroes=True,
+            preferred_bytes=_PAGE,
+        )
+        self._map = self._new_map(size_bytes)
+        self._room_bytes = size_bytes
+        self.memory = memoryview(self._map)[:size_bytes]
+
+    @staticmethod
+    def _new_map(size_bytes: int) -> mmap.mmap:
+        try:
+            # NORESERVE: a sparse disk may be larger than memory, as a sparse file may be larger than its file system.
+            mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        except (OSError, OverflowError, ValueError) as error:
+            raise ConfigurationError(f"cannot map a ramdisk of {format_size(size_bytes)}: {error}") from error
+        # Huge pages make random access to much memory cheaper. On a disk larger than the memory they would use up in
+        # 2 MiB pieces what is written in small ones.
+        if size_bytes <= _PHYSICAL_BYTES // 2:
+            with contextlib.suppress(OSError):  # a kernel without them
+                mapping.madvise(mmap.MADV_HUGEPAGE)
+        return mapping
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    @property
+    def description(self) -> str:
+        return f"ramdisk {format_size(self._capabilities.size_bytes)}"
+
+    def acquire_read(self, offset: int, length: int) -> Lease:
+        return Lease(self.memory[offset : offset + length], stable=False)
+
+    def write(self, offset: int, data: memoryview, *, fua: bool = False) -> None:
+        self.memory[offset : offset + len(data)] = data
+
+    def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> None:
+        memory = self.memory
+        memory[destination : destination + length] = memory[source : source + length]
+
+    def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> None:
+        # Long ranges go the quick way in any case: filling 256 MiB would hold everybody else up.
+        if deallocate or length > len(_ZEROES):
+            self.deallocate(offset, length)
+        else:
+            self._fill(offset, offset + length)
+
+    def deallocate(self, offset: int, length: int) -> None:
+        end = offset + length
+        first = -(-offset // _PAGE) * _PAGE
+        # The last page of the disk is ours whole, also when the disk ends inside it.
+        last = end if end == self._room_bytes else end // _PAGE * _PAGE
+        if last <= first:
+            self._fill(offset, end)
+            return
+        self._fill(offset, first)
+        self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        self._fill(last, end)
+
+    def _fill(self, start: int, end: int) -> None:
+        memory = self.memory
+        while start < end:
+            part = min(end - start, len(_ZEROES))
+            memory[start : start + part] = _ZEROES[:part]
+            start += part
+
+    def flush(self) -> None:
+        return None
+
+    def resize(self, size_bytes: int) -> None:
+        """Moves to a new mapping: views handed out before keep showing the old content."""
+        block = self._capabilities.block_bytes
+        if size_bytes <= 0 or size_bytes % block:
+            raise OSError(errno.EINVAL, f"{size_bytes} bytes is not a whole number of {block}-byte blocks")
+        new = self._new_map(size_bytes)
+        memory = memoryview(new)[:size_bytes]
+        keep = min(size_bytes, self._capabilities.size_bytes)
+        for first, end in self._populated(keep):
+            for start in range(first, end, len(_ZEROES)):
+                part = self.memory[start : min(start + len(_ZEROES), end)]
+                # Pages that were only read hold zeroes: a sparse disk stays sparse.
+                if part != _ZEROES[: len(part)]:
+                    memory[start : start + len(part)] = part
+        self._map, self.memory, self._room_bytes = new, memory, size_bytes
+        self._capabilities = replace(self._capabilities, size_bytes=size_bytes)
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        """The mapping stays; a rest that makes no whole block cannot be reached until the blocks are smaller again."""
+        size_bytes = self._room_bytes - self._room_bytes % block_bytes
+        if block_bytes not in BLOCK_BYTES_CHOICES or not size_bytes:
+            raise OSError(errno.EINVAL, f"{self._room_bytes} bytes cannot be blocks of {block_bytes}")
+        self.memory = memoryview(self._map)[:size_bytes]
+        self._capabilities = replace(self._capabilities, size_bytes=size_bytes, block_bytes=block_bytes)
+
+    def allocated(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """By pages: those that were never written have none."""
+        first = offset // _PAGE * _PAGE
+        end = offset + length
+        return [(max(start, offset), min(stop, end)) for start, stop in self._populated(end, first)]
+
+    def _populated(self, end: int, first: int = 0) -> Iterator[tuple[int, int]]:
+        """The ranges from `first` to `end` that have pages, in memory or swapped out (proc(5), pagemap)."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        try:
+            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+                for chunk in range(first, end, _PAGEMAP_CHUNK):
+                    pages = -(-min(_PAGEMAP_CHUNK, end - chunk) // _PAGE)
+                    pagemap.seek((address + chunk) // _PAGE * 8)
+                    flags = pagemap.read(pages * 8)[7::8]
+                    for run in _PRESENT.finditer(flags):
+                        yield chunk + run.start() * _PAGE, min(chunk + run.end() * _PAGE, end)
+        except OSError:
+            yield first, end
+
+    async def close(self) -> None:
+        """The mapping goes when the last view of it has gone; its pages go now."""
+        if not self._map.closed and self._capabilities.size_bytes:
+            self._map.madvise(mmap.MADV_DONTNEED)

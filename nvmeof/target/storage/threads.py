@@ -1,0 +1,106 @@
+"""A few threads for system calls that block: handed over in batches, answered with one wake-up per batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias, TypeVar, cast
+
+from nvmeof.target.storage.operation import Operation
+
+T = TypeVar("T")
+After: TypeAlias = Callable[[bool], None]
+_Item: TypeAlias = "tuple[Callable[[], object], asyncio.Future[object], After, bool]"
+_Result: TypeAlias = "tuple[asyncio.Future[object], After, object, Exception | None]"
+_BATCH = 32
+
+
+def _nothing(delivered: bool) -> None:
+    """For a call that leaves nothing to be freed."""
+
+
+class ThreadBatches:
+    """Runs callables in at most `workers` threads; what is submitted in one step is handed over together."""
+
+    def __init__(self, workers: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=name)
+        self._workers = workers
+        self._busy = 0
+        self._queue: deque[_Item] = deque()
+        self._scheduled = False
+        self._idle: list[asyncio.Future[None]] = []
+
+    def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Run `call` in a thread; its result or exception arrives in the future."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.run(call, future)
+        return future
+
+    def run(
+        self, call: Callable[[], T], future: asyncio.Future[T], after: After = _nothing, *, slow: bool = False
+    ) -> None:
+        """The same for a future of the caller's. A `slow` call is handed over alone: nothing waits behind it.
+
+        `after(delivered)` is called on the loop once the thread is done with it, also when the future was cancelled
+        meanwhile (`delivered` False, as for an exception): what the thread used may only be freed there.
+        """
+        loop = asyncio.get_running_loop()
+        self._queue.append((call, cast("asyncio.Future[object]", future), after, slow))
+        if not self._scheduled and self._busy < self._workers:
+            self._scheduled = True
+            loop.call_soon(self._dispatch, loop)
+
+    def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduled = False
+        while self._queue and self._busy < self._workers:
+            share = min(_BATCH, -(-len(self._queue) // (self._workers - self._busy)))
+            batch = [self._queue.popleft()]
+            while len(batch) < share and not batch[0][3] and not self._queue[0][3]:
+                batch.append(self._queue.popleft())
+            self._busy += 1
+            self._pool.submit(self._run, loop, batch)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, batch: list[_Item]) -> None:
+        """In a thread."""
+        results: list[_Result] = []
+        for call, future, after, _ in batch:
+            if isinstance(future, Operation) and not future.begin():
+                results.append((future, after, None, None))  # given up; what it had is freed on the loop
+                continue
+            try:
+                results.append((future, after, call(), None))
+            except Exception as error:
+                results.append((future, after, None, error))
+        try:
+            loop.call_soon_threadsafe(self._finish, loop, results)
+        except RuntimeError:
+            pass  # the loop was closed meanwhile: nobody waits any more
+
+    def _finish(self, loop: asyncio.AbstractEventLoop, results: list[_Result]) -> None:
+        self._busy -= 1
+        for future, after, result, error in results:
+            waited_for = not future.done()
+            after(waited_for and error is None)
+            if not waited_for:
+                continue
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+        if self._queue:
+            self._dispatch(loop)
+        elif not self._busy:
+            for waiting in self._idle:
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._idle.clear()
+
+    async def close(self) -> None:
+        """Wait for all that was submitted, then end the threads."""
+        while self._busy or self._queue:
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(waiting)
+            await waiting
+        self._pool.shutdown(wait=True)

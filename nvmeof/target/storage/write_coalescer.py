@@ -1,0 +1,52 @@
+"""Writing what is kept: one write at a time, and what comes meanwhile goes with the next one, all together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+
+def settle(waiters: Iterable[asyncio.Future[None]], error: BaseException | None) -> None:
+    """Tell those who still wait that it is done, or what it failed with."""
+    for waiter in waiters:
+        if waiter.done():
+            continue
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
+
+
+class WriteCoalescer:
+    """`begin` takes all that there is to write by now; the call that it gives writes that, in a thread."""
+
+    def __init__(self, begin: Callable[[], Callable[[], None]]) -> None:
+        self._begin = begin
+        self._waiters: list[asyncio.Future[None]] = []
+        self._saving: asyncio.Task[None] | None = None
+
+    def save(self) -> asyncio.Future[None]:
+        """Write; done when it is written, or ended with `OSError`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiters.append(future)
+        if self._saving is None:
+            self._saving = loop.create_task(self._save())
+        return future
+
+    async def finish(self) -> None:
+        """Wait for what is being written."""
+        if self._saving is not None:
+            await self._saving
+
+    async def _save(self) -> None:
+        while self._waiters:
+            waiters, self._waiters = self._waiters, []
+            call = self._begin()
+            error: OSError | None = None
+            try:
+                await asyncio.to_thread(call)
+            except OSError as caught:
+                error = caught
+            settle(waiters, error)
+        self._saving = None

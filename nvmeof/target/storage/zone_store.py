@@ -1,0 +1,123 @@
+"""Where the states and write pointers of zones are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import NamedTuple, Protocol
+
+from nvmeof.size_text import format_size
+from nvmeof.spec.zns import ZoneState
+
+
+class ZoneLayout(NamedTuple):
+    """What the zones kept are zones of: with another layout, but for the block size, they would mean something else."""
+
+    block_bytes: int
+    zone_bytes: int
+    capacity_bytes: int
+    extension_bytes: int
+
+    @property
+    def zone_blocks(self) -> int:
+        return self.zone_bytes // self.block_bytes
+
+    @property
+    def capacity_blocks(self) -> int:
+        return self.capacity_bytes // self.block_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"zones of {format_size(self.zone_bytes)} ({format_size(self.capacity_bytes)} usable, "
+            f"extensions of {self.extension_bytes} bytes)"
+        )
+
+
+class ZoneRecord(NamedTuple):
+    """One zone. `written`: blocks of it that hold data; `attributes` as in a zone descriptor."""
+
+    state: ZoneState = ZoneState.EMPTY
+    attributes: int = 0
+    written: int = 0
+
+
+class ZoneStore(Protocol):
+    """Records by the zone's number.
+
+    There are two of each zone. `put` is what it is now: it outlives this process, but not a loss of power. `commit`
+    tells what it is as far as the data is on non-volatile media: that is what is found after a loss of power.
+    """
+
+    layout: ZoneLayout
+    durable: bool
+    """Whether `commit` does anything."""
+
+    def load(self) -> list[ZoneRecord]:
+        """All of them, as they were left."""
+        ...
+
+    def put(self, index: int, record: ZoneRecord) -> None:
+        """What a zone is now. Raises `OSError`."""
+        ...
+
+    def extension(self, index: int) -> bytes:
+        """A zone's descriptor extension."""
+        ...
+
+    def put_extension(self, index: int, extension: bytes) -> None:
+        """Keep a zone's descriptor extension. Raises `OSError`."""
+        ...
+
+    def commit(self, records: Mapping[int, ZoneRecord]) -> Awaitable[None] | None:
+        """These zones are so on non-volatile media; done when that is kept there too. Ends with `OSError`."""
+        ...
+
+    def resize(self, count: int) -> None:
+        """Keep so many zones from now on, new ones empty. Raises `OSError`."""
+        ...
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        """Blocks have another size: records are in these from now on."""
+        ...
+
+
+class MemoryZoneStore:
+    """Implements :class:`ZoneStore` for as long as it lives."""
+
+    durable = False
+
+    def __init__(self, layout: ZoneLayout, count: int) -> None:
+        self.layout = layout
+        self._records = [ZoneRecord()] * count
+        self._extensions: dict[int, bytes] = {}
+
+    def load(self) -> list[ZoneRecord]:
+        """All of them."""
+        return list(self._records)
+
+    def put(self, index: int, record: ZoneRecord) -> None:
+        """What a zone is now."""
+        self._records[index] = record
+
+    def extension(self, index: int) -> bytes:
+        """A zone's descriptor extension."""
+        return self._extensions.get(index, bytes(self.layout.extension_bytes))
+
+    def put_extension(self, index: int, extension: bytes) -> None:
+        """Keep a zone's descriptor extension."""
+        self._extensions[index] = extension
+
+    def commit(self, records: Mapping[int, ZoneRecord]) -> Awaitable[None] | None:
+        """Memory has nothing to be committed to."""
+        return None
+
+    def set_block_bytes(self, block_bytes: int) -> None:
+        """Blocks have another size."""
+        old, self.layout = self.layout.block_bytes, self.layout._replace(block_bytes=block_bytes)
+        self._records = [each._replace(written=-(-each.written * old // block_bytes)) for each in self._records]
+
+    def resize(self, count: int) -> None:
+        """Keep so many zones from now on."""
+        del self._records[count:]
+        self._records += [ZoneRecord()] * (count - len(self._records))
+        for index in [index for index in self._extensions if index >= count]:
+            del self._extensions[index]

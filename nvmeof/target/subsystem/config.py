@@ -1,0 +1,181 @@
+"""What a target is made of, before it runs: frozen dataclasses, checked when they are made.
+
+Sizes are bytes and times are seconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid as uuid_module
+from dataclasses import dataclass, field
+
+from nvmeof import __version__
+from nvmeof.address import is_wildcard
+from nvmeof.errors import ConfigurationError
+from nvmeof.spec.nqn import validate_nqn
+from nvmeof.target.core.metadata import MetadataStore
+from nvmeof.target.namespaces.endurance_group import Pool
+from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
+from nvmeof.target.storage.base import Backend
+
+MAX_QUEUE_ENTRIES = 1024
+MAX_IO_QUEUES = 128
+ADVERTISE_OWN = "own"
+ADVERTISE_TCP = "tcp"
+ADVERTISE_TSAS = "tsas"
+ADVERTISE_FORMS = (ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS)
+ADVERTISE_DEFAULT = (ADVERTISE_OWN, ADVERTISE_TCP)
+
+
+def derive_serial(subnqn: str) -> str:
+    """A serial number (20 hexadecimal digits) that is the same for the same subsystem NQN."""
+    return hashlib.sha256(f"nvmeof serial {subnqn}".encode()).hexdigest()[:20]
+
+
+def firmware_revision() -> str:
+    """This package's version, as the eight characters of FR."""
+    return __version__[:8]
+
+
+def _printable(text: str, limit: int, what: str) -> None:
+    if len(text) > limit or not all(" " <= character <= "~" for character in text):
+        raise ConfigurationError(f"{what} must be at most {limit} printable ASCII characters, not {text!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceConfig:
+    """A namespace. Identifiers that are not given are derived from the subsystem's NQN and the NSID."""
+
+    backend: Backend
+    nsid: int | None = None  # None: the lowest free one
+    nguid: bytes | None = None
+    uuid: uuid_module.UUID | None = None
+    eui64: bytes | None = None
+    read_only: bool = False
+    zoned: ZoneGeometry | None = None  # None: of the NVM Command Set
+
+    def __post_init__(self) -> None:
+        if self.nsid is not None and not 1 <= self.nsid <= 0xFFFFFFFE:
+            raise ConfigurationError(f"an NSID is 1 to 4294967294, not {self.nsid}")
+        if self.nguid is not None and len(self.nguid) != 16:
+            raise ConfigurationError(f"an NGUID has 16 bytes, not {len(self.nguid)}")
+        if self.eui64 is not None and len(self.eui64) != 8:
+            raise ConfigurationError(f"an EUI-64 has 8 bytes, not {len(self.eui64)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsystemConfig:
+    """An NVM subsystem and the limits of its controllers."""
+
+    nqn: str
+    serial: str = ""  # derived from the NQN when empty
+    model: str = "nvmeof"
+    firmware: str = field(default_factory=firmware_revision)
+    allowed_hosts: frozenset[str] | None = None  # host NQNs; None: any host
+    namespaces: tuple[NamespaceConfig, ...] = ()
+    max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
+    max_io_queues: int = MAX_IO_QUEUES
+    max_transfer_bytes: int = 1 << 20  # MDTS: a power of two
+    incapsule_bytes: int = 8192  # data in an I/O command capsule (IOCCSZ)
+    max_async_events: int = 4  # Asynchronous Event Requests held per controller (AERL + 1)
+    max_namespaces: int = 1024  # NN and MNAN
+    pool: Pool | None = None  # what hosts may create namespaces from; None: they cannot manage namespaces
+    max_attached: int = 0  # namespaces attached to one controller (MAXCNA); 0: as many as there are
+    ready_timeout_seconds: float = 7.5  # CAP.TO
+    any_keep_alive_seconds: float = 0.0  # of an I/O controller whose host asks for no keep alive; 0: none
+    admin_label: str = ""  # a name for people, up to 256 bytes of UTF-8; Discovery tells it to hosts that ask
+    metadata_store: MetadataStore | None = (
+        None  # what outlives the process: history, saved features; None: nothing does
+    )
+
+    def __post_init__(self) -> None:
+        validate_nqn(self.nqn)
+        for host in self.allowed_hosts or ():
+            validate_nqn(host)
+        _printable(self.serial, 20, "a serial number")
+        _printable(self.model, 40, "a model number")
+        _printable(self.firmware, 8, "a firmware revision")
+        if len(self.admin_label.encode()) > 256 or not self.admin_label.isprintable():
+            raise ConfigurationError("a label must be printable, and at most 256 bytes")
+        if not 2 <= self.max_queue_entries <= 65536:
+            raise ConfigurationError(f"a queue has 2 to 65536 entries, not {self.max_queue_entries}")
+        if not 1 <= self.max_io_queues <= 65534:
+            raise ConfigurationError(f"a controller has 1 to 65534 I/O queues, not {self.max_io_queues}")
+        size = self.max_transfer_bytes
+        if size < 8192 or size & (size - 1) or size > 1 << 30:
+            raise ConfigurationError(f"the largest transfer is a power of two from 8192 bytes to 1 GiB, not {size}")
+        if self.incapsule_bytes % 16 or not 0 <= self.incapsule_bytes <= 1 << 20:
+            raise ConfigurationError(f"in-capsule data is a multiple of 16 up to 1 MiB, not {self.incapsule_bytes}")
+        if not 1 <= self.max_async_events <= 256:
+            raise ConfigurationError(f"1 to 256 Asynchronous Event Requests can be held, not {self.max_async_events}")
+        if not 1 <= self.max_namespaces <= 0xFFFFFFFE:
+            raise ConfigurationError(f"a subsystem has 1 to 4294967294 namespaces, not {self.max_namespaces}")
+        if not 0 <= self.max_attached <= self.max_namespaces:
+            raise ConfigurationError(
+                f"a controller has 0 to {self.max_namespaces} attached namespaces, not {self.max_attached}"
+            )
+        if self.any_keep_alive_seconds < 0:
+            raise ConfigurationError(f"a keep alive timeout is not negative: {self.any_keep_alive_seconds}")
+        if not 0.5 <= self.ready_timeout_seconds <= 127.5:
+            raise ConfigurationError(f"the ready timeout is 0.5 to 127.5 s, not {self.ready_timeout_seconds}")
+
+    @property
+    def serial_number(self) -> str:
+        return self.serial or derive_serial(self.nqn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortConfig:
+    """An address that is listened on. `advertise` replaces the address (and port) in Discovery log entries.
+
+    `advertise_as` says in which forms Discovery tells it, one entry each: `own` is the transport's own TRTYPE; `tcp` is
+    plain NVMe/TCP, for hosts that know no MPTCP; `tsas` is TRTYPE 3 with MPTCP named in TSAS, an older proposal. By
+    default `own` comes first, for hosts that take the first form that they know, then `tcp`.
+    """
+
+    transport: str = "tcp"  # the registered transport's name
+    host: str = "0.0.0.0"
+    port: int = 4420
+    advertise_host: str | None = None
+    advertise_port: int | None = None
+    discovery_only: bool = False
+    advertise_as: tuple[str, ...] = ADVERTISE_DEFAULT
+
+    def __post_init__(self) -> None:
+        for form in self.advertise_as:
+            if form not in ADVERTISE_FORMS:
+                raise ConfigurationError(f"a port is advertised as {', '.join(ADVERTISE_FORMS)}, not as {form!r}")
+        if not self.advertise_as:
+            raise ConfigurationError("a port has to be advertised in some form")
+        for port in (self.port, self.advertise_port or 0):
+            if not 0 <= port <= 65535:
+                raise ConfigurationError(f"a port is 0 to 65535, not {port}")
+        for host in (self.host, self.advertise_host or ""):
+            if len(host) > 255:
+                raise ConfigurationError("an address has at most 255 characters")
+        if self.advertise_host is not None and is_wildcard(self.advertise_host):
+            raise ConfigurationError(
+                f"{self.advertise_host!r} cannot be advertised: give an address that hosts can connect to"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetConfig:
+    """Everything that one target process offers."""
+
+    subsystems: tuple[SubsystemConfig, ...]
+    ports: tuple[PortConfig, ...] = (PortConfig(),)
+    staging_bytes: int = 256 << 20  # memory for data on its way, of all queues together
+
+    def __post_init__(self) -> None:
+        nqns = [subsystem.nqn for subsystem in self.subsystems]
+        for nqn in nqns:
+            if nqns.count(nqn) > 1:
+                raise ConfigurationError(f"the subsystem {nqn} is configured twice")
+        metadata_stores = [
+            id(subsystem.metadata_store) for subsystem in self.subsystems if subsystem.metadata_store is not None
+        ]
+        if len(set(metadata_stores)) < len(metadata_stores):
+            raise ConfigurationError("two subsystems cannot have one keeper: give each its own")
+        if self.staging_bytes < 4 << 20:
+            raise ConfigurationError(f"staging memory must be 4 MiB or more, not {self.staging_bytes} bytes")

@@ -1,0 +1,225 @@
+"""What a subsystem counts over its whole life: power cycles, power-on time, and what its namespaces did.
+
+All of it is in the subsystem's keeper, so it goes on after a restart when the keeper lasts. Counters are kept from time
+to time and at a clean stop: a kill loses those of the last minutes, as it does with a device.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from nvmeof.target.core.metadata import MetadataStore, document_of
+from nvmeof.target.namespaces.namespace import BLOCK_COUNTERS, Namespace, NamespaceCounters
+
+logger = logging.getLogger(__name__)
+
+SECTION: Final = "lifetime"
+SAVE_SECONDS: Final = 300.0
+"""How often counters are kept."""
+_NAMESPACES_MAX: Final = 1024
+_NUMBER_MAX: Final = 1 << 96  # nobody counts so far, and what is made of it still has room in SMART's 16 bytes
+
+
+@dataclass(slots=True)
+class Totals:
+    """Commands, and bytes instead of blocks, of one namespace or several."""
+
+    reads: int = 0
+    writes: int = 0
+    verifies: int = 0
+    copies: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    bytes_verified: int = 0
+    bytes_copied: int = 0
+    media_errors: int = 0
+
+    def add(self, counters: NamespaceCounters, block_shift: int) -> None:
+        """Add what a namespace of that block size has counted."""
+        for field in fields(counters):
+            value = getattr(counters, field.name)
+            name = field.name
+            if name in BLOCK_COUNTERS:
+                name, value = name.replace("blocks", "bytes"), value << block_shift
+            setattr(self, name, getattr(self, name) + value)
+
+    @classmethod
+    def of(cls, namespaces: Iterable[Namespace]) -> Totals:
+        """Those of namespaces."""
+        totals = cls()
+        for namespace in namespaces:
+            totals.add(namespace.counters, namespace.block_shift)
+        return totals
+
+    def plus(self, other: Totals) -> Totals:
+        """Both together."""
+        return Totals(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+
+    @property
+    def host_reads(self) -> int:
+        """SMART Host Read Commands: Compare, Copy and Read."""
+        return self.reads + self.copies
+
+    @property
+    def host_writes(self) -> int:
+        """User Data Out Commands: Copy and Write."""
+        return self.writes + self.copies
+
+    @property
+    def smart_bytes_read(self) -> int:
+        """What SMART Data Units Read Commands have read: Compare, Read and Verify."""
+        return self.bytes_read + self.bytes_verified
+
+    @property
+    def smart_bytes_written(self) -> int:
+        """What User Data Out Commands have written: Copy and Write."""
+        return self.bytes_written + self.bytes_copied
+
+
+def _dump(totals: Totals) -> dict[str, int]:
+    return {field.name: getattr(totals, field.name) for field in fields(totals) if getattr(totals, field.name)}
+
+
+def _number(kept: Any, name: str) -> int | float:
+    """What was counted under that name; 0 for what nobody has counted."""
+    value = kept.get(name, 0) if isinstance(kept, dict) else 0
+    return value if isinstance(value, int | float) and 0 <= value < _NUMBER_MAX else 0
+
+
+def _sound(kept: Any) -> bool:
+    """Whether everything that is kept is something that can have been counted."""
+    if isinstance(kept, dict):
+        return all(_sound(value) for value in kept.values())
+    return isinstance(kept, bool | int | float) and 0 <= kept < _NUMBER_MAX
+
+
+def _load(kept: Any) -> Totals:
+    return Totals(**{field.name: int(_number(kept, field.name)) for field in fields(Totals)})
+
+
+class Lifetime:
+    """`power_cycles` counts this one too. Until `start` the clock stands still."""
+
+    def __init__(self, metadata_store: MetadataStore) -> None:
+        self._metadata_store = metadata_store
+        kept = document_of(metadata_store, SECTION)
+        found = metadata_store.get(SECTION)
+        if found is not None and not (isinstance(found, dict) and _sound(found)):
+            logger.warning(
+                "what %s keeps as %r cannot be read: some counters begin anew", metadata_store.origin, SECTION
+            )
+        self.power_cycles = int(_number(kept, "power_cycles")) + 1
+        self.unsafe_shutdowns = int(_number(kept, "unsafe_shutdowns"))
+        self.unsafe = bool(kept) and not kept.get("clean", False)
+        """Whether the last run did not end as it should have."""
+        if self.unsafe:
+            self.unsafe_shutdowns += 1
+        self.errors = int(_number(kept, "errors"))
+        """Entries that the Error Information logs of all controllers ever had."""
+        self._snapshot_at: float | None = None
+        self._seconds = float(_number(kept, "power_on_seconds"))
+        self._busy = float(_number(kept, "busy_seconds"))
+        self._busy_since: float | None = None
+        self._outstanding = 0
+        self._started_at: float | None = None
+        self._saved_at = 0.0
+        namespaces = kept.get("namespaces")
+        self._of: dict[str, Totals] = (
+            {uuid: _load(each) for uuid, each in namespaces.items()} if isinstance(namespaces, dict) else {}
+        )
+        self.gone = _load(kept.get("gone"))
+        """What namespaces did that are no more."""
+        self._adopted: dict[int, Namespace] = {}
+
+    # Namespaces
+
+    def adopt(self, namespace: Namespace) -> None:
+        """A namespace came: it goes on counting where it was, if it was here before."""
+        kept = self._of.pop(str(namespace.uuid), None)
+        if kept is not None:
+            for field in fields(namespace.counters):
+                name, shift = field.name, 0
+                if name in BLOCK_COUNTERS:
+                    name, shift = name.replace("blocks", "bytes"), namespace.block_shift
+                setattr(namespace.counters, field.name, getattr(kept, name) >> shift)
+        self._adopted[id(namespace)] = namespace
+
+    def release(self, namespace: Namespace) -> None:
+        """A namespace went; what it did stays counted."""
+        self._adopted.pop(id(namespace), None)
+        totals = Totals.of([namespace])
+        if totals == Totals():
+            return
+        self._of[str(namespace.uuid)] = totals
+        while len(self._of) > _NAMESPACES_MAX:
+            self.gone = self.gone.plus(self._of.pop(next(iter(self._of))))
+
+    @property
+    def totals(self) -> Totals:
+        """Everything that was ever done in the subsystem."""
+        totals = Totals.of(self._adopted.values()).plus(self.gone)
+        for each in self._of.values():
+            totals = totals.plus(each)
+        return totals
+
+    # Time; `now` is seconds on the runtime's clock
+
+    def start(self, now: float) -> Awaitable[None] | None:
+        """Power is on: from now on time counts, and an end without `stop` is an unsafe one."""
+        if self._started_at is None:
+            self._started_at = now
+        return self.save(now)
+
+    def power_on_seconds(self, now: float) -> float:
+        """For how long the subsystem has run, all runs together."""
+        return self._seconds + (now - self._started_at if self._started_at is not None else 0.0)
+
+    def begin(self, now: float) -> None:
+        """An I/O command did not complete at once."""
+        if not self._outstanding:
+            self._busy_since = now
+        self._outstanding += 1
+
+    def end(self, now: float) -> None:
+        """It has completed now."""
+        self._outstanding -= 1
+        if not self._outstanding and self._busy_since is not None:
+            self._busy += now - self._busy_since
+            self._busy_since = None
+
+    def busy_seconds(self, now: float) -> float:
+        """For how long I/O commands were outstanding."""
+        return self._busy + (now - self._busy_since if self._busy_since is not None else 0.0)
+
+    def snapshot_due(self, now: float, every_seconds: float) -> bool:
+        """Whether it is time for a snapshot of SMART; once it is, that counts as taken."""
+        if self._snapshot_at is not None and now - self._snapshot_at < every_seconds:
+            return False
+        self._snapshot_at = now
+        return True
+
+    def save_due(self, now: float) -> bool:
+        """Whether it is time for `save`."""
+        return self._started_at is not None and now - self._saved_at >= SAVE_SECONDS
+
+    def save(self, now: float, *, clean: bool = False) -> Awaitable[None] | None:
+        """Keep everything. Raises or ends with `OSError`."""
+        self._saved_at = now
+        namespaces = {uuid: _dump(each) for uuid, each in self._of.items()}
+        namespaces |= {str(each.uuid): _dump(Totals.of([each])) for each in self._adopted.values()}
+        return self._metadata_store.put(
+            SECTION,
+            {
+                "power_cycles": self.power_cycles,
+                "unsafe_shutdowns": self.unsafe_shutdowns,
+                "power_on_seconds": round(self.power_on_seconds(now), 3),
+                "busy_seconds": round(self.busy_seconds(now), 3),
+                "clean": clean,
+                "errors": self.errors,
+                "namespaces": namespaces,
+                "gone": _dump(self.gone),
+            },
+        )

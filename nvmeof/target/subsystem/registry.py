@@ -1,0 +1,127 @@
+"""Everything that a target offers: subsystems, ports, and the discovery service that tells hosts about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nvmeof.address import ip_of, is_wildcard
+from nvmeof.errors import ConfigurationError
+from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
+from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, SubsystemConfig
+from nvmeof.target.subsystem.subsystem import Subsystem
+
+
+def address_family(address: str) -> Adrfam:
+    """Tell ADRFAM of a textual IP address; a label of the memory transport counts as IPv4."""
+    parsed = ip_of(address)
+    return Adrfam.IPV6 if parsed is not None and parsed.version == 6 else Adrfam.IPV4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortInfo:
+    """A port as one host sees it: `traddr` and `trsvcid` are those that the host connected to.
+
+    In `TargetRegistry.ports`, `traddr` is what was asked for, possibly a wildcard or a name, and `bound` are the addresses
+    that are listened on. `advertised`: what Discovery tells in their place. `plain_tcp`: hosts that know nothing but
+    NVMe/TCP can connect. `sectype` is what TSAS says of TLS.
+    """
+
+    portid: int
+    transport: str
+    trtype: int
+    traddr: str
+    trsvcid: str
+    bound: tuple[str, ...] = ()
+    advertised: tuple[str, ...] = ()
+    advertise_port: int | None = None
+    discovery_only: bool = False
+    sectype: SecType = SecType.NONE
+    advertise_as: tuple[str, ...] = ADVERTISE_DEFAULT
+    plain_tcp: bool = True
+
+    @property
+    def adrfam(self) -> Adrfam:
+        return address_family(self.traddr)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What is listened on, wildcards as such."""
+        return self.bound or (self.traddr,)
+
+    def listens_on(self, address: str) -> bool:
+        """Whether a wildcard of this port takes connections to an address."""
+        family = address_family(address)
+        return any(is_wildcard(each) and address_family(each) == family for each in self.addresses)
+
+    def seen_at(self, traddr: str, trsvcid: int | str) -> PortInfo:
+        """This port as seen by a host that reached it at that address."""
+        return replace(self, traddr=traddr, trsvcid=str(trsvcid))
+
+
+class TargetRegistry:
+    """`generation` is the Discovery log's GENCTR: it changes with every change of subsystems and ports."""
+
+    def __init__(self) -> None:
+        self.subsystems: dict[str, Subsystem] = {}
+        self.ports: dict[int, PortInfo] = {}
+        self.generation = 1
+        self.log_pages: dict[tuple[PortInfo, str, bool, bool], bytes] = {}
+        """Discovery logs of this generation, by the port as seen, host NQN and form."""
+        self.started_at: float | None = None  # when the target started, for power-on hours; set by who runs it
+        self.discovery = Subsystem(
+            SubsystemConfig(nqn=DISCOVERY_NQN, model="nvmeof discovery", max_async_events=4), discovery=True
+        )
+
+    def add_subsystem(self, subsystem: Subsystem) -> None:
+        """Offer a subsystem on every port that is not discovery-only."""
+        if subsystem.nqn in self.subsystems or subsystem.nqn == DISCOVERY_NQN:
+            raise ConfigurationError(f"the subsystem {subsystem.nqn} exists already")
+        self.subsystems[subsystem.nqn] = subsystem
+        self.changed()
+
+    def remove_subsystem(self, nqn: str) -> Subsystem:
+        """Stop offering a subsystem and end its associations."""
+        try:
+            subsystem = self.subsystems.pop(nqn)
+        except KeyError:
+            raise ConfigurationError(f"there is no subsystem {nqn}") from None
+        for controller in list(subsystem.controllers.values()):
+            controller.destroy("the subsystem was removed")
+        self.changed()
+        return subsystem
+
+    def set_allowed_hosts(self, nqn: str, hosts: frozenset[str] | None) -> None:
+        """Change who may use a subsystem, and so what Discovery tells each host."""
+        self.subsystems[nqn].set_allowed_hosts(hosts)
+        self.changed()
+
+    def add_port(self, port: PortInfo) -> None:
+        """A listener is up."""
+        if port.portid in self.ports:
+            raise ConfigurationError(f"port {port.portid} exists already")
+        self.ports[port.portid] = port
+        self.changed()
+
+    def remove_port(self, portid: int) -> None:
+        """A listener has gone; its connections are not touched."""
+        if self.ports.pop(portid, None) is not None:
+            self.changed()
+
+    def find(self, subnqn: str, port: PortInfo) -> Subsystem | None:
+        """The subsystem of that NQN, if it is offered on that port."""
+        if subnqn == DISCOVERY_NQN:
+            return self.discovery
+        return None if port.discovery_only else self.subsystems.get(subnqn)
+
+    def changed(self) -> None:
+        """The Discovery log changed: count it and tell the discovery controllers."""
+        self.generation += 1
+        self.log_pages.clear()
+        for controller in list(self.discovery.controllers.values()):
+            controller.discovery_changed()
+
+    def end_all(self, reason: str) -> None:
+        """End every association (the target stops)."""
+        for subsystem in (*self.subsystems.values(), self.discovery):
+            for controller in list(subsystem.controllers.values()):
+                controller.destroy(reason)

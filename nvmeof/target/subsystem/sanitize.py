@@ -1,0 +1,346 @@
+"""The sanitize operation of a subsystem: one at a time, over all namespaces, in the background.
+
+What it does and how it ended is kept with every namespace that keeps anything durably, and with the subsystem: an
+operation that the end of the process has interrupted goes on at the next start, and a failure stays a failure.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.spec.enums import FeatureId
+from nvmeof.spec.media import SPROG_NONE, SSI, SSTAT, SanitizeAction, SanitizeCommand, SanitizeOutcome
+from nvmeof.spec.status import Status
+from nvmeof.target.core.metadata import MetadataStore, damaged, erasure_interrupted
+from nvmeof.target.core.runtime import Runtime, settled
+from nvmeof.target.namespaces.feature_values import forget
+from nvmeof.target.namespaces.format_job import forget_interrupted
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.storage.erase import give_back, overwrite, passes_to_erase
+
+SECTION: Final = "sanitize"
+Ended = Callable[["Sanitizer"], object]
+
+logger = logging.getLogger(__name__)
+
+
+class SanitizeState(Enum):
+    """Where a sanitize operation stands (NVMe Base, Sanitize Operation State Machine)."""
+
+    IDLE = "idle"
+    RESTRICTED_PROCESSING = "restricted processing"
+    UNRESTRICTED_PROCESSING = "unrestricted processing"
+    RESTRICTED_FAILURE = "restricted failure"
+    UNRESTRICTED_FAILURE = "unrestricted failure"
+
+    @property
+    def processing(self) -> bool:
+        return self in (SanitizeState.RESTRICTED_PROCESSING, SanitizeState.UNRESTRICTED_PROCESSING)
+
+    @property
+    def failure(self) -> bool:
+        return self in (SanitizeState.RESTRICTED_FAILURE, SanitizeState.UNRESTRICTED_FAILURE)
+
+
+_STATE_CODES: Final = {
+    SanitizeState.IDLE: (0, 0),
+    SanitizeState.RESTRICTED_PROCESSING: (1, 0),
+    SanitizeState.RESTRICTED_FAILURE: (2, 1),
+    SanitizeState.UNRESTRICTED_PROCESSING: (3, 0),
+    SanitizeState.UNRESTRICTED_FAILURE: (4, 3),
+}
+"""SANS and FAILS."""
+
+
+class _Kept(Enum):
+    """What is kept of an operation: that it runs, or how it ended."""
+
+    RUNNING = "running"
+    FAILED = "failed"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An operation as it is kept. `left`: its failure mode was left without another attempt.
+
+    `data`: UUID and `Backend.identity` of its namespaces, for those that keep nothing themselves. The UUID of one that
+    is configured says nothing of its data: it may be another disk by the next start.
+    """
+
+    kept: str
+    cdw10: int
+    cdw11: int
+    left: bool = False
+    data: frozenset[tuple[str, str]] = frozenset()
+
+    def dump(self) -> dict[str, Any]:
+        """For a keeper."""
+        value: dict[str, Any] = {"state": self.kept, "cdw10": self.cdw10, "cdw11": self.cdw11, "left": self.left}
+        if self.data:
+            value["namespaces"] = [list(each) for each in sorted(self.data)]
+        return value
+
+    @classmethod
+    def load(cls, metadata_store: MetadataStore) -> Record | None:
+        """What a keeper has; None for nothing.
+
+        Raises `ConfigurationError` for what nobody has put there: what was to be erased must not be served.
+        """
+        kept = metadata_store.get(SECTION)
+        if kept is None:
+            return None
+        try:
+            data = frozenset((str(uuid), str(identity)) for uuid, identity in kept.get("namespaces", ()))
+            cdw10, cdw11 = int(kept["cdw10"]), int(kept["cdw11"])
+            SanitizeCommand.decode(cdw10, cdw11)
+            return cls(_Kept(kept["state"]).value, cdw10, cdw11, bool(kept["left"]), data)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
+            raise damaged(metadata_store, SECTION, error) from error
+
+
+async def _put_all(metadata_stores: Iterable[MetadataStore], record: Record) -> None:
+    pending: list[Awaitable[None]] = []
+    for metadata_store in metadata_stores:
+        result = metadata_store.put(SECTION, record.dump())
+        if result is not None:
+            pending.append(result)
+    failure: OSError | None = None
+    for each in pending:
+        try:
+            await each
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _data_of(namespace: Namespace) -> tuple[str, str]:
+    return str(namespace.uuid), namespace.backend.identity
+
+
+class Sanitizer:
+    """`namespaces` is the subsystem's live table; `keeper` its own keeper.
+
+    `erased` tells that nothing was written since the last success (Global Data Erased).
+    """
+
+    def __init__(self, namespaces: dict[int, Namespace], metadata_store: MetadataStore) -> None:
+        self._namespaces = namespaces
+        self._metadata_store = metadata_store
+        self.state = SanitizeState.IDLE
+        self.outcome = SanitizeOutcome.NEVER
+        self.cdw10 = 0
+        self.cdw11 = 0
+        self.passes_done = 0
+        self.erased = False
+        self._done_bytes = 0
+        self._total_bytes = 1
+
+    @property
+    def command(self) -> SanitizeCommand:
+        """The command of the last operation."""
+        return SanitizeCommand.decode(self.cdw10, self.cdw11)
+
+    @property
+    def sprog(self) -> int:
+        """SPROG: how much is done in 65536ths; FFFFh when nothing is in progress."""
+        if not self.state.processing:
+            return SPROG_NONE
+        return min(self._done_bytes * 65536 // self._total_bytes, SPROG_NONE - 1)
+
+    @property
+    def sstat(self) -> int:
+        """SSTAT."""
+        passes = self.passes_done if self.command.action == SanitizeAction.OVERWRITE else 0
+        return SSTAT.encode(sos=self.outcome, opc=min(passes, 31), gde=self.erased)
+
+    @property
+    def ssi(self) -> int:
+        """SSI: the state, and what has failed."""
+        state, failed = _STATE_CODES[self.state]
+        return SSI.encode(sans=state, fails=failed)
+
+    def check(self, namespace: Namespace) -> None:
+        """Raise `ConfigurationError` for one that has to be erased and cannot be, or when that cannot be known."""
+        metadata_store = namespace.backend.metadata_store
+        record = Record.load(metadata_store)
+        to_erase = erasure_interrupted(metadata_store) or (record is not None and record.kept == _Kept.RUNNING.value)
+        if to_erase and not metadata_store.durable:
+            raise ConfigurationError(
+                f"{namespace.backend.description} is half erased, by another process or as that was interrupted: it "
+                "has to be served for writing, and not shared, until that has ended"
+            )
+
+    # Its way
+
+    async def start(self, runtime: Runtime, cdw10: int, cdw11: int, ended: Ended) -> None:
+        """Begin an operation; done when it is certain that it will come to its end, whatever happens.
+
+        Raises `OSError` when that cannot be kept; then nothing has begun. `ended` is called at its end.
+        """
+        before = self.state
+        namespaces = list(self._namespaces.values())
+        self._enter(cdw10, cdw11, namespaces)
+        try:
+            data = frozenset(_data_of(each) for each in namespaces)
+            await _put_all(self._metadata_stores(namespaces), Record(_Kept.RUNNING.value, cdw10, cdw11, data=data))
+        except OSError:
+            self._withdraw(before, namespaces)
+            raise
+        self.outcome = SanitizeOutcome.IN_PROGRESS
+        runtime.run(self._work(runtime, namespaces, ended))
+
+    def _enter(self, cdw10: int, cdw11: int, namespaces: list[Namespace]) -> None:
+        self._last = (self.cdw10, self.cdw11)
+        self.cdw10, self.cdw11 = cdw10, cdw11
+        self.state = SanitizeState.UNRESTRICTED_PROCESSING if self.command.ause else SanitizeState.RESTRICTED_PROCESSING
+        self.erased = False
+        self._done_bytes = 0
+        self.passes_done = 0
+        self._total_bytes = max(sum(self._bytes_of(each) for each in namespaces), 1)
+        self._bar(Status.SANITIZE_IN_PROGRESS)
+
+    def _withdraw(self, before: SanitizeState, namespaces: list[Namespace]) -> None:
+        """It could not begin: what was kept of it must not make it begin at the next start either."""
+        self.cdw10, self.cdw11 = self._last
+        self.state = before
+        self._bar(Status.SANITIZE_FAILED if before.failure else None)
+        kept = None
+        if self.outcome is not SanitizeOutcome.NEVER:
+            state = _Kept.FAILED if self.outcome is SanitizeOutcome.FAILED else _Kept.DONE
+            kept = Record(state.value, self.cdw10, self.cdw11, left=not before.failure).dump()
+        for metadata_store in self._metadata_stores(namespaces):
+            try:
+                # Nobody waits for it: it is there with the next thing that can be kept.
+                metadata_store.put(SECTION, kept)
+            except OSError as error:
+                logger.error("a sanitize operation that did not begin may be begun at the next start: %s", error)
+
+    async def _work(self, runtime: Runtime, namespaces: list[Namespace], ended: Ended) -> None:
+        cdw10, cdw11 = self.cdw10, self.cdw11
+        try:
+            await self._erase(runtime, namespaces)
+            for namespace in namespaces:
+                await forget_interrupted(namespace)
+                await settled(namespace.erased())
+                await settled(
+                    forget(namespace.features, namespace.backend.metadata_store, FeatureId.NAMESPACE_ADMIN_LABEL)
+                )
+            await _put_all(self._metadata_stores(namespaces), Record(_Kept.DONE.value, cdw10, cdw11))
+        except OSError as error:
+            logger.error("the sanitize operation failed: %s", error.strerror or error)
+            self._fail()
+            try:
+                await _put_all(self._metadata_stores(namespaces), Record(_Kept.FAILED.value, cdw10, cdw11))
+            except OSError as again:
+                logger.error("and that could not be kept: %s", again.strerror or again)
+        else:
+            self.state = SanitizeState.IDLE
+            self.erased = True
+            self.outcome = self._success()
+            self._bar(None)
+        ended(self)
+
+    def _success(self) -> SanitizeOutcome:
+        # Everything is deallocated in the end, also when that was not wanted.
+        unexpected = self.command.ndas
+        return SanitizeOutcome.SUCCESS_UNEXPECTED_DEALLOCATION if unexpected else SanitizeOutcome.SUCCESS
+
+    def _fail(self) -> None:
+        self.outcome = SanitizeOutcome.FAILED
+        restricted = self.state is SanitizeState.RESTRICTED_PROCESSING
+        self.state = SanitizeState.RESTRICTED_FAILURE if restricted else SanitizeState.UNRESTRICTED_FAILURE
+        self._bar(Status.SANITIZE_FAILED)
+
+    def _patterns(self, namespace: Namespace) -> list[bytes]:
+        command = self.command
+        return command.patterns if command.action == SanitizeAction.OVERWRITE else passes_to_erase(namespace.backend)
+
+    def _bytes_of(self, namespace: Namespace) -> int:
+        return namespace.backend.capabilities.size_bytes * (len(self._patterns(namespace)) + 1)
+
+    def _told(self, count: int) -> None:
+        self._done_bytes += count
+
+    async def _erase(self, runtime: Runtime, namespaces: list[Namespace]) -> None:
+        patterns = {namespace.nsid: self._patterns(namespace) for namespace in namespaces}
+        for number in range(max((len(each) for each in patterns.values()), default=0)):
+            for namespace in namespaces:
+                chosen = patterns[namespace.nsid]
+                if number < len(chosen):
+                    await overwrite(runtime, namespace.backend, chosen[number], self._told)
+            self.passes_done = number + 1
+        for namespace in namespaces:
+            await give_back(runtime, namespace.backend, self._told)
+
+    def _bar(self, status: Status | None) -> None:
+        for namespace in self._namespaces.values():
+            namespace.block_access(status)
+
+    def _metadata_stores(self, namespaces: Iterable[Namespace]) -> list[MetadataStore]:
+        return [
+            self._metadata_store,
+            *(each.backend.metadata_store for each in namespaces if each.unreadable_blocks.durable),
+        ]
+
+    # What goes on elsewhere
+
+    def written(self) -> None:
+        """A host writes: not everything is erased any more."""
+        self.erased = False
+
+    async def leave_failure(self) -> None:
+        """Exit Failure Mode: what was not erased can be used again. Raises `OSError` when that cannot be kept."""
+        namespaces = list(self._namespaces.values())
+        await _put_all(self._metadata_stores(namespaces), Record(_Kept.FAILED.value, self.cdw10, self.cdw11, left=True))
+        self.state = SanitizeState.IDLE
+        self._bar(None)
+
+    def resume(self, runtime: Runtime, ended: Ended) -> None:
+        """Go on where the last process ended, and know how the last operation ended. Call it when namespaces came."""
+        if self.state.processing:
+            return
+        own = Record.load(self._metadata_store)
+        found = [(each, self._record(each, own)) for each in self._namespaces.values()]
+        running = [(each, record) for each, record in found if record and record.kept == _Kept.RUNNING.value]
+        if running:
+            _, record = running[0]
+            assert record is not None
+            namespaces = [each for each, _ in running]
+            logger.warning("a sanitize operation was interrupted: it goes on with %d namespaces", len(namespaces))
+            self._enter(record.cdw10, record.cdw11, namespaces)
+            self.outcome = SanitizeOutcome.IN_PROGRESS
+            runtime.run(self._work(runtime, namespaces, ended))
+            return
+        records = [record for _, record in found if record] + ([own] if own else [])
+        failed = [record for record in records if record.kept == _Kept.FAILED.value]
+        chosen = next(iter(failed or records), None)
+        if chosen is not None and self.outcome is SanitizeOutcome.NEVER:
+            self._remember(chosen)
+
+    @staticmethod
+    def _record(namespace: Namespace, own: Record | None) -> Record | None:
+        """What is kept of a namespace, or for one that keeps nothing (a device), with the subsystem."""
+        record = Record.load(namespace.backend.metadata_store)
+        if namespace.unreadable_blocks.durable or record is not None:
+            return record
+        return own if own is not None and _data_of(namespace) in own.data else None
+
+    def _remember(self, record: Record) -> None:
+        self.cdw10, self.cdw11 = record.cdw10, record.cdw11
+        if record.kept == _Kept.DONE.value:
+            self.outcome = self._success()
+            return
+        # One that was interrupted, and whose data is not here any more, has not succeeded.
+        self.outcome = SanitizeOutcome.FAILED
+        if record.kept == _Kept.FAILED.value and not record.left:
+            unrestricted = self.command.ause
+            self.state = SanitizeState.UNRESTRICTED_FAILURE if unrestricted else SanitizeState.RESTRICTED_FAILURE
+            self._bar(Status.SANITIZE_FAILED)

@@ -1,0 +1,405 @@
+"""An NVM subsystem: namespaces, the hosts that may use it, and the controllers that are alive."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from functools import partial
+from typing import Protocol
+
+from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.spec.enums import CNTLID_MAX, AnaState
+from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
+from nvmeof.spec.properties import Shst
+from nvmeof.spec.reservations import NotificationType
+from nvmeof.spec.status import Status
+from nvmeof.target.core.metadata import MemoryStore, MetadataStore
+from nvmeof.target.core.runtime import Runtime
+from nvmeof.target.namespaces.endurance_group import occupied_bytes
+from nvmeof.target.namespaces.feature_values import Values, check_saved
+from nvmeof.target.namespaces.format_job import interrupted, resume
+from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
+from nvmeof.target.namespaces.zoned import ZonedNamespace, make_namespace
+from nvmeof.target.storage.base import Backend
+from nvmeof.target.subsystem.attachments import Attachments
+from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.subsystem.lifetime_counters import Lifetime
+from nvmeof.target.subsystem.management import NamespaceManager
+from nvmeof.target.subsystem.persistent_events import (
+    History,
+    hardware_error,
+    power_on_or_reset,
+    sanitize_completion,
+    watch,
+)
+from nvmeof.target.subsystem.sanitize import Sanitizer
+from nvmeof.target.subsystem.self_test import SelfTest
+
+FIRST_CNTLID = 1
+ANA_GROUP = 1
+
+
+class Association(Protocol):
+    """What a subsystem knows of its controllers."""
+
+    cntlid: int
+    host_nqn: str
+    hostid: bytes
+    attached: dict[int, Namespace]
+    namespaces: dict[int, Namespace]
+
+    def attach(self, *namespaces: Namespace) -> None: ...
+
+    def detach(self, nsid: int) -> bool: ...
+
+    def busy_with(self, nsid: int) -> bool: ...
+
+    def enabled(self, csi: int) -> bool: ...
+
+    def namespace_changed(self, nsid: int) -> None: ...
+
+    def allocation_changed(self, nsid: int) -> None: ...
+
+    def zone_changed(self, nsid: int, zslba: int) -> None: ...
+
+    def unreadable_found(self) -> None: ...
+
+    def reservation_changed(self, nsid: int, kind: NotificationType) -> None: ...
+
+    def abort_namespace(self, nsid: int) -> None: ...
+
+    def telemetry_changed(self) -> None: ...
+
+    def ana_changed(self) -> None: ...
+
+    def discovery_changed(self) -> None: ...
+
+    def subsystem_shutdown(self) -> None: ...
+
+    def subsystem_reset(self) -> None: ...
+
+    def destroy(self, reason: str) -> None: ...
+
+
+class Subsystem:
+    """`namespaces` is the live table NSID -> Namespace of those that exist (are allocated), whichever controllers they
+    are attached to.
+
+    `keeper`: what has to outlive the process. `history`: the events of the Persistent Event log.
+    """
+
+    def __init__(self, config: SubsystemConfig, *, discovery: bool = False) -> None:
+        self.config = config
+        self.nqn = config.nqn
+        self.discovery = discovery
+        self.metadata_store: MetadataStore = config.metadata_store or (
+            config.pool.metadata_store if config.pool is not None else MemoryStore()
+        )
+        check_saved(self.metadata_store)
+        self.history = History(self.metadata_store)
+        self.lifetime = Lifetime(self.metadata_store)
+        self.telemetry: object | None = None  # what log page 08h shows
+        self.namespaces: dict[int, Namespace] = {}
+        self.attachments = Attachments()
+        self.controllers: dict[int, Association] = {}
+        self.ana_change_count = 0
+        self.ana_state = AnaState.OPTIMIZED
+        self.was_reset = False  # CSTS.NSSRO of new controllers
+        self.shutdown_status = Shst.NORMAL  # of an NVM Subsystem Shutdown
+        self._shutdowns = 0
+        self.features: Values = {}  # those with the scope of the subsystem, as set since the start
+        self.sanitizer = Sanitizer(self.namespaces, self.metadata_store)
+        self.self_test = SelfTest(
+            self.namespaces,
+            self.metadata_store,
+            lambda runtime: int(self.lifetime.power_on_seconds(runtime.now()) // 3600),
+        )
+        self._allowed_hosts = config.allowed_hosts
+        self._last_cntlid = FIRST_CNTLID - 1
+        self.manager = NamespaceManager(self, config.pool) if config.pool is not None else None
+        for namespace in config.namespaces:
+            self.add_namespace(namespace)
+
+    # Hosts
+
+    def host_allowed(self, host_nqn: str) -> bool:
+        """Whether that host may connect and sees the subsystem in Discovery."""
+        return self.discovery or self._allowed_hosts is None or host_nqn in self._allowed_hosts
+
+    def set_allowed_hosts(self, hosts: frozenset[str] | None) -> None:
+        """Change who may connect (None: any host). Associations of hosts that may not any more are ended."""
+        self._allowed_hosts = hosts
+        for controller in list(self.controllers.values()):
+            if not self.host_allowed(controller.host_nqn):
+                controller.destroy("the host is not allowed any more")
+
+    # Namespaces
+
+    def add_namespace(self, config: NamespaceConfig) -> Namespace:
+        """Make a namespace, attached to every controller. Raises `ConfigurationError` for an NSID that is taken."""
+        nsid = config.nsid if config.nsid is not None else self._free_nsid()
+        if nsid in self.namespaces or (self.manager is not None and nsid in self.manager.nsids):
+            raise ConfigurationError(f"namespace {nsid} of {self.nqn} exists already")
+        if nsid > self.config.max_namespaces:
+            raise ConfigurationError(f"namespace {nsid} is beyond the limit of {self.config.max_namespaces}")
+        derived = NamespaceIdentifiers.derive(self.nqn, nsid)
+        identifiers = NamespaceIdentifiers(
+            nguid=config.nguid or derived.nguid, uuid=config.uuid or derived.uuid, eui64=config.eui64 or derived.eui64
+        )
+        namespace = make_namespace(
+            nsid, config.backend, identifiers, config.zoned, read_only=config.read_only, anagrpid=ANA_GROUP
+        )
+        self.insert(namespace, attached=True)
+        return namespace
+
+    def insert(self, namespace: Namespace, *, attached: bool) -> None:
+        """A namespace exists from now on. `attached`: to all controllers that take one more, of now and later."""
+        self.sanitizer.check(namespace)
+        namespace.set_accessible(self.accessible)
+        self.lifetime.adopt(namespace)
+        self.namespaces[namespace.nsid] = namespace
+        # Kept in the order of NSIDs: lists of namespaces are made from it.
+        ordered = sorted(self.namespaces.items())
+        self.namespaces.clear()
+        self.namespaces.update(ordered)
+        if isinstance(namespace, ZonedNamespace):
+            namespace.zone_changed = partial(self._zone_changed, namespace.nsid)
+        namespace.unreadable_blocks.found = partial(self._unreadable_found, namespace.nsid)
+        self.attachments.set_default(namespace.nsid, attached)
+        if attached:
+            limit = self.config.max_attached or self.config.max_namespaces
+            for controller in list(self.controllers.values()):
+                if len(controller.attached) < limit:
+                    controller.attach(namespace)
+        self._namespace_changed(namespace.nsid)
+
+    def remove_namespace(self, nsid: int) -> Namespace:
+        """Make a namespace inactive; commands in progress finish on its backend, which the caller closes."""
+        if nsid not in self.namespaces:
+            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
+        namespace = self.withdraw(nsid)
+        if self.manager is not None:
+            self.manager.attachments_changed()
+        return namespace
+
+    def withdraw(self, nsid: int, *, by: int | None = None) -> Namespace:
+        """A namespace is gone. `by`: CNTLID of the controller that was asked to delete it, and so needs no event."""
+        namespace = self.namespaces.pop(nsid)
+        namespace.admission_tokens.withdraw()
+        self.lifetime.release(namespace)
+        self.attachments.forget(nsid)
+        for controller in list(self.controllers.values()):
+            was_attached = controller.detach(nsid)
+            if controller.cntlid == by:
+                continue
+            if was_attached:
+                controller.namespace_changed(nsid)
+            controller.allocation_changed(nsid)
+        return namespace
+
+    def resize_namespace(self, nsid: int, size_bytes: int) -> None:
+        """Change a namespace's size. Raises `OSError` when the backend can't."""
+        if nsid not in self.namespaces:
+            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
+        namespace = self.namespaces[nsid]
+        namespace.check_size(size_bytes)
+        namespace.backend.resize(size_bytes)
+        namespace.refresh()
+        self._namespace_changed(nsid)
+
+    def attributes_changed(self, namespace: Namespace) -> None:
+        """What Identify tells of a namespace has become something else: hosts are told."""
+        namespace.refresh()
+        self._namespace_changed(namespace.nsid)
+
+    def resume(self, runtime: Runtime) -> None:
+        """Go on with what was interrupted: a sanitize operation, formats, a self-test. Call it when namespaces came."""
+        for namespace in self.namespaces.values():
+            secure = interrupted(namespace)
+            if secure is not None and namespace.blocked_status is None:
+                namespace.block_access(Status.FORMAT_IN_PROGRESS)
+                runtime.run(
+                    resume(runtime, namespace, secure=secure, ready=partial(self.attributes_changed, namespace))
+                )
+        self.sanitizer.resume(runtime, partial(self.sanitized, runtime))
+        self.self_test.resume(runtime)
+
+    def sanitized(self, runtime: Runtime, sanitizer: Sanitizer) -> None:
+        """A sanitize operation has ended."""
+        data = sanitize_completion(sanitizer.sprog, sanitizer.sstat)
+        self.history.add(EventType.SANITIZE_COMPLETION, data, now=runtime.now())
+
+    def _free_nsid(self) -> int:
+        nsid = 1
+        while not self.nsid_free(nsid):
+            nsid += 1
+        return nsid
+
+    def nsid_free(self, nsid: int) -> bool:
+        """Whether a new namespace can have that NSID.
+
+        Not while commands for an old one with the same are in progress: their data must not go to the new one.
+        """
+        if nsid in self.namespaces or (self.manager is not None and nsid in self.manager.nsids):
+            return False
+        return not any(controller.busy_with(nsid) for controller in self.controllers.values())
+
+    def _namespace_changed(self, nsid: int) -> None:
+        for controller in list(self.controllers.values()):
+            if nsid in controller.attached:
+                controller.namespace_changed(nsid)
+            controller.allocation_changed(nsid)
+
+    def _unreadable_found(self, nsid: int) -> None:
+        for controller in list(self.controllers.values()):
+            if nsid in controller.namespaces:
+                controller.unreadable_found()
+
+    def _zone_changed(self, nsid: int, zslba: int) -> None:
+        for controller in list(self.controllers.values()):
+            if nsid in controller.namespaces:
+                controller.zone_changed(nsid, zslba)
+
+    # Attachment
+
+    def start_attached(self, controller: Association) -> None:
+        """Attach a new controller to what its host's controllers start with."""
+        limit = self.config.max_attached or len(self.namespaces)
+        chosen = [
+            namespace
+            for nsid, namespace in self.namespaces.items()
+            if self.attachments.attached(controller.host_nqn, nsid)
+            and (namespace.shared or not self.attached_controllers(nsid))
+        ]
+        controller.attach(*chosen[:limit])
+
+    def attached_controllers(self, nsid: int) -> list[int]:
+        """CNTLIDs of the controllers that a namespace is attached to."""
+        return [controller.cntlid for controller in self.controllers.values() if nsid in controller.attached]
+
+    @property
+    def members(self) -> Mapping[int, Association]:
+        """The controllers by CNTLID."""
+        return self.controllers
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The most namespaces, and the most that one controller is attached to (0: no such limit)."""
+        return self.config.max_namespaces, self.config.max_attached
+
+    # Capacity
+
+    @property
+    def total_bytes(self) -> int:
+        """TNVMCAP: the pool's capacity and that of the configured namespaces."""
+        made = self.manager.nsids if self.manager is not None else frozenset()
+        configured = sum(occupied_bytes(each) for nsid, each in self.namespaces.items() if nsid not in made)
+        return configured + (self.manager.pool.capacity_bytes if self.manager is not None else 0)
+
+    @property
+    def unallocated_bytes(self) -> int:
+        """UNVMCAP: what is left of the pool."""
+        return self.manager.unallocated_bytes if self.manager is not None else 0
+
+    @property
+    def created_backends(self) -> list[Backend]:
+        """Those of namespaces that were created from the pool."""
+        made = self.manager.nsids if self.manager is not None else frozenset()
+        return [namespace.backend for nsid, namespace in self.namespaces.items() if nsid in made]
+
+    @property
+    def backends(self) -> list[Backend]:
+        return [namespace.backend for namespace in self.namespaces.values()]
+
+    @property
+    def volatile_cache(self) -> bool:
+        """Whether any namespace may lose completed writes at a power failure before a Flush, also one yet to be made.
+
+        Hosts ask when they connect, and go by it for whatever they attach later.
+        """
+        if self.config.pool is not None and self.config.pool.volatile_cache:
+            return True
+        return any(backend.capabilities.volatile_cache for backend in self.backends)
+
+    # Its life
+
+    def power_on(self, now: float) -> Awaitable[None] | None:
+        """It is there: time counts, and its history says so. Done when that is kept; raises or ends with `OSError`."""
+        lifetime = self.lifetime
+        if lifetime.unsafe:
+            self.history.add(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.UNSAFE_SHUTDOWN), now=now)
+        self.history.add(EventType.POWER_ON_OR_RESET, power_on_or_reset(self.config.firmware, []), now=now)
+        return lifetime.start(now)
+
+    def begin_shutdown(self) -> int | None:
+        """NVM Subsystem Shutdown of all controllers, for good: only an NVM Subsystem Reset ends it.
+
+        Flush, then call `shutdown_complete` with what this returns; None when it is shut down already.
+        """
+        if self.shutdown_status is not Shst.NORMAL:
+            return None
+        self._shutdowns += 1
+        self.shutdown_status = Shst.OCCURRING
+        for controller in list(self.controllers.values()):
+            controller.subsystem_shutdown()
+        return self._shutdowns
+
+    def shutdown_complete(self, token: int) -> None:
+        """What the shutdown had to flush is flushed; ignored after a reset."""
+        if token == self._shutdowns and self.shutdown_status is Shst.OCCURRING:
+            self.shutdown_status = Shst.COMPLETE
+
+    def reset(self) -> None:
+        """NVM Subsystem Reset: all controllers are reset, a shutdown ends, what was set and not saved is forgotten."""
+        self.was_reset = True
+        self.shutdown_status = Shst.NORMAL
+        for controller in list(self.controllers.values()):
+            controller.subsystem_reset()
+        self.features.clear()
+        for namespace in self.namespaces.values():
+            namespace.features.clear()
+
+    def power_off(self, now: float) -> Awaitable[None] | None:
+        """The end, after everything was flushed. Done when it is kept; raises or ends with `OSError`."""
+        return self.lifetime.save(now, clean=True)
+
+    def tick(self, now: float) -> None:
+        """Call every second or so: counters are kept from time to time."""
+        if self.lifetime.save_due(now):
+            watch(self.lifetime.save(now), self.nqn)
+
+    # Asymmetric namespace access: one group, whose state can be changed
+
+    @property
+    def accessible(self) -> bool:
+        return self.ana_state in (AnaState.OPTIMIZED, AnaState.NON_OPTIMIZED)
+
+    def set_ana_state(self, state: AnaState) -> None:
+        """Change the state of the one ANA group on all paths to this target."""
+        if state == self.ana_state:
+            return
+        self.ana_state = state
+        self.ana_change_count += 1
+        for namespace in self.namespaces.values():
+            namespace.set_accessible(self.accessible)
+        for controller in list(self.controllers.values()):
+            controller.ana_changed()
+
+    def check_access(self) -> None:
+        """Raise the path related status that fits the ANA state, unless data may be accessed."""
+        if not self.accessible:
+            status = {
+                AnaState.PERSISTENT_LOSS: Status.ANA_PERSISTENT_LOSS,
+                AnaState.CHANGE: Status.ANA_TRANSITION,
+            }.get(self.ana_state, Status.ANA_INACCESSIBLE)
+            raise CommandError(status, dnr=False, message=f"the namespaces' ANA state is {self.ana_state.name.lower()}")
+
+    # Controllers
+
+    def allocate_cntlid(self) -> int:
+        """The controller ID that was free for longest. Raises Connect's Controller Busy when none is left."""
+        for step in range(1, CNTLID_MAX - FIRST_CNTLID + 2):
+            cntlid = FIRST_CNTLID + (self._last_cntlid - FIRST_CNTLID + step) % (CNTLID_MAX - FIRST_CNTLID + 1)
+            if cntlid not in self.controllers:
+                self._last_cntlid = cntlid
+                return cntlid
+        raise CommandError(Status.CONNECT_CONTROLLER_BUSY, dnr=False, message="all controller IDs are in use")

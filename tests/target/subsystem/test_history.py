@@ -1,0 +1,537 @@
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.spec.enums import FeatureId
+from nvmeof.spec.log_pages import SMART_HEALTH
+from nvmeof.spec.namespace_management import NAMESPACE_CREATE
+from nvmeof.spec.persistent_events import (
+    CHANGE_NAMESPACE,
+    FORMAT_COMPLETION,
+    FORMAT_START,
+    HARDWARE_ERROR,
+    HEADER,
+    RESET_INFORMATION,
+    SANITIZE_COMPLETION,
+    SANITIZE_START,
+    TIMESTAMP_CHANGE,
+    EventType,
+    HardwareErrorCode,
+    parse_events,
+)
+from nvmeof.spec.properties import CC_OFFSET
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.logs import logs_health
+from nvmeof.target.core.metadata import MemoryStore
+from nvmeof.target.namespaces.namespace import NamespaceCounters
+from nvmeof.target.server import Target as WholeTarget
+from nvmeof.target.storage.json_file_store import JsonFileStore
+from nvmeof.target.storage.pools import RamdiskPool
+from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem import lifetime_counters as lifetime_module
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.subsystem.lifetime_counters import SAVE_SECONDS
+from nvmeof.target.subsystem.persistent_events import FREQUENT_EVENTS, HISTORY_BYTES, History, set_feature
+from nvmeof.target.subsystem.subsystem import Subsystem
+from nvmeof.wire import build
+from tests.target.harness import CC_ENABLE, NQN, Target
+from tests.target.media_tools import Flawed, error, submit
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+READ, ESTABLISH, RELEASE, HEADER_ONLY = 0, 1, 2, 3
+PEL = 0x0D
+
+
+def events_of(admin):
+    """All events, newest first, read in two parts as nvme-cli does."""
+    header = HEADER.parse(admin.read_bytes(admin.log_page(PEL, 512, lsp=ESTABLISH, rae=True)))
+    size = -(-header.tll // 4) * 4
+    page = admin.read_bytes(admin.log_page(PEL, size, lsp=READ, rae=True))
+    assert admin.log_page(PEL, 512, lsp=RELEASE).status == 0
+    return list(parse_events(page))
+
+
+def kinds(admin):
+    return [event.type for event in events_of(admin)]
+
+
+def reset(admin):
+    admin.set_property(CC_OFFSET, CC_ENABLE & ~1)
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+
+
+# The page and its contexts
+
+
+def test_the_header_field_by_field():
+    target = Target()
+    target.subsystem.power_on(target.runtime.time)
+    admin = target.admin()
+    target.runtime.time += 7200
+    raw = admin.read_bytes(admin.log_page(PEL, 512, lsp=ESTABLISH))
+    header = HEADER.parse(raw)
+    assert (header.lid, header.tnev, header.lrev, header.lhl) == (0x0D, 1, 3, 492)
+    assert header.tll == 512 + 24 + 8 and (header.poh, header.pwrcc) == (2, 1)
+    assert (header.sn, header.subnqn) == (target.subsystem.config.serial_number, NQN)
+    assert header.mn == "nvmeof" and (header.vid, header.ssvid) == (0, 0)
+    assert (header.gnum, header.rci) == (1, 0)
+    assert int.from_bytes(header.tstmp[:6], "little") == 7200_000
+    bits = int.from_bytes(header.seb, "little")
+    always = {1, 3, 4, 5, 0x0B, 0x0C}
+    assert always <= {bit for bit in range(256) if bits >> bit & 1} <= always | {6, 7, 8, 9, 10}
+
+
+ACTIONS = st.lists(st.sampled_from([READ, ESTABLISH, RELEASE, HEADER_ONLY, "reset", "event"]), max_size=20)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ACTIONS)
+def test_contexts_against_a_model(actions):
+    target = Target()
+    admin = target.admin()
+    controller = admin.ctx.controller
+    context = None
+    generation = 0
+    for action in actions:
+        if action == "reset":
+            reset(admin)
+            context = None
+            continue
+        if action == "event":
+            controller.record(EventType.HARDWARE_ERROR, b"\x06\0\0\0")
+            continue
+        completion = admin.log_page(PEL, 8192, lsp=action)
+        if (action == READ and context is None) or (action == ESTABLISH and context is not None):
+            assert completion.status == Status.COMMAND_SEQUENCE_ERROR
+            continue
+        assert completion.status == 0
+        if action == RELEASE:
+            assert not any(completion.data)
+            context = None
+            continue
+        existed = context is not None
+        if context is None:
+            generation += 1
+            context = list(reversed(target.subsystem.history.events))
+        header = HEADER.parse(bytes(completion.data)[:512])
+        assert (header.gnum, header.tnev) == (generation, len(context))
+        if action == HEADER_ONLY:
+            assert header.rci == (1 << 18 | 1 << 16 | controller.port.portid if existed else 0)
+            assert not any(bytes(completion.data)[512:])
+        else:
+            assert header.rci == 0
+            if header.tll <= 8192:
+                assert list(parse_events(completion.data)) == context
+
+
+def test_a_context_belongs_to_one_controller():
+    target = Target()
+    first, second = target.admin(), target.admin()
+    assert first.log_page(PEL, 512, lsp=ESTABLISH).status == 0
+    assert second.log_page(PEL, 512, lsp=READ).status == Status.COMMAND_SEQUENCE_ERROR
+    assert second.log_page(PEL, 512, lsp=ESTABLISH).status == 0
+
+
+def test_events_of_later_are_not_in_a_context():
+    target = Target()
+    admin = target.admin()
+    before = admin.read_bytes(admin.log_page(PEL, 4096, lsp=ESTABLISH))
+    admin.ctx.controller.record(EventType.HARDWARE_ERROR, b"\x06\0\0\0")
+    assert admin.read_bytes(admin.log_page(PEL, 4096, lsp=READ)) == before
+    admin.log_page(PEL, 512, lsp=RELEASE)
+    assert kinds(admin)[0] == EventType.HARDWARE_ERROR
+
+
+# What is written down
+
+
+def test_power_on_and_resets():
+    target = Target()
+    target.subsystem.power_on(target.runtime.time)
+    admin = target.admin()
+    target.runtime.time += 3
+    reset(admin)
+    newest, oldest = events_of(admin)
+    assert newest.type == oldest.type == EventType.POWER_ON_OR_RESET
+    assert oldest.data == target.subsystem.config.firmware.encode().ljust(8) and oldest.cntlid == 0xFFFF
+    descriptor = RESET_INFORMATION.parse(newest.data[8:])
+    assert (descriptor.cntlid, descriptor.cpwrc, descriptor.poms) == (admin.ctx.controller.cntlid, 1, 3000)
+    assert int.from_bytes(descriptor.cts[:6], "little") == 3000 and newest.portid == 1
+
+
+def test_a_timestamp_that_is_set():
+    target = Target()
+    admin = target.admin()
+    target.runtime.time += 5
+    stamp = (1_700_000_000_000).to_bytes(6, "little") + bytes(2)
+    assert admin.set_feature(FeatureId.TIMESTAMP, data=stamp).status == 0
+    (event,) = [each for each in events_of(admin) if each.type == EventType.TIMESTAMP_CHANGE]
+    data = TIMESTAMP_CHANGE.parse(event.data)
+    assert int.from_bytes(data.ptstp[:6], "little") == 5000 and data.msr == 5000
+    assert event.timestamp[:6] == stamp[:6] and event.timestamp[6] == 1 << 1
+
+
+def test_features_that_change():
+    target = Target()
+    admin = target.admin()
+    admin.set_feature(FeatureId.ARBITRATION, 0x07)
+    assert EventType.SET_FEATURE not in kinds(admin), "it was that already"
+    admin.set_feature(FeatureId.ARBITRATION, 0x01020303)
+    (event,) = [each for each in events_of(admin) if each.type == EventType.SET_FEATURE]
+    assert event.data == b"\x0a\0\0\0" + b"\1\0\0\0" + b"\3\3\2\1" + bytes(4)
+    admin.set_feature(FeatureId.ASYNC_EVENT_CONFIGURATION, 0x100)
+    admin.set_feature(FeatureId.ARBITRATION, 0x1F0)
+    assert kinds(admin).count(EventType.SET_FEATURE) == 1, "not what every host sets, nor what was refused"
+
+
+def test_the_data_of_a_set_feature_event():
+    assert set_feature([1, 2, 3], b"ab\0\0", 9) == (b"\x0b\0\2\0" + b"\1\0\0\0\2\0\0\0\3\0\0\0" + b"ab" + b"\x09\0\0\0")
+
+
+def test_a_fatal_configuration():
+    target = Target()
+    admin = target.queue()
+    admin.connect()
+    admin.set_property(CC_OFFSET, CC_ENABLE | 3 << 7)
+    (event,) = target.subsystem.history.events
+    assert HARDWARE_ERROR.parse(event.data).nssheec == HardwareErrorCode.CONTROLLER_FATAL_STATUS
+
+
+def test_a_format():
+    target = Target(Ramdisk("1M"))
+    admin = target.admin()
+    assert submit(target, admin, 0x80, nsid=1, cdw10=1).status == 0
+    completed, started = events_of(admin)[:2]
+    assert (started.type, completed.type) == (EventType.FORMAT_START, EventType.FORMAT_COMPLETION)
+    start, end = FORMAT_START.parse(started.data), FORMAT_COMPLETION.parse(completed.data)
+    assert (start.nsid, start.fcdw10, end.nsid, end.fstat, end.info) == (1, 1, 1, 0, 0)
+
+
+def test_a_format_that_fails():
+    backend = Flawed("1M")
+    backend.fails["write_zeroes"] = error()
+    target = Target(backend)
+    admin = target.admin()
+    status = submit(target, admin, 0x80, nsid=1).status
+    assert status
+    (event,) = [each for each in events_of(admin) if each.type == EventType.FORMAT_COMPLETION]
+    end = FORMAT_COMPLETION.parse(event.data)
+    assert end.fstat == 1 and end.info >> 1 & 0x7FF == status
+
+
+def test_a_sanitize_operation():
+    target = Target(Ramdisk("1M"))
+    admin = target.admin()
+    assert submit(target, admin, 0x84, cdw10=2).status == 0
+    for _ in range(1000):
+        target.runtime.turn()
+    found = {event.type: event.data for event in events_of(admin)}
+    assert SANITIZE_START.parse(found[EventType.SANITIZE_START]).scdw10 == 2
+    assert SANITIZE_COMPLETION.parse(found[EventType.SANITIZE_COMPLETION]).sprog == 0xFFFF
+
+
+def test_namespaces_that_are_created_and_deleted():
+    target = Target(pool=RamdiskPool("10M"))
+    admin = target.admin()
+    data = build(NAMESPACE_CREATE, nsze=2048, ncap=2048, nmic=1)
+    completion = submit(target, admin, 0x0D, data)
+    assert completion.status == 0
+    assert submit(target, admin, 0x0D, nsid=completion.dw0, cdw10=1).status == 0
+    deleted, created = [CHANGE_NAMESPACE.parse(e.data) for e in events_of(admin) if e.type == 6]
+    for event, select in ((created, 0), (deleted, 1)):
+        assert (event.nmcdw10, event.nsid, event.nsze, event.ncap) == (select, completion.dw0, 2048, 2048)
+        assert (event.nmic, event.anagrpid, event.endgid) == (1, 1, 1)
+
+
+def test_smart_is_written_down_once_a_day():
+    target = Target()
+    admin = target.admin()
+    controller = admin.ctx.controller
+    for _ in range(3):
+        logs_health.snapshot(controller)
+    target.runtime.time += 24 * 3600
+    logs_health.snapshot(controller)
+    logs_health.snapshot(target.admin().ctx.controller)
+    found = [event for event in events_of(admin) if event.type == EventType.SMART_SNAPSHOT]
+    assert len(found) == 2
+    assert SMART_HEALTH.parse(found[0].data).available_spare == 100 and len(found[0].data) == 512
+
+
+def test_discovery_controllers_write_nothing():
+    target = Target()
+    queue = target.discovery()
+    reset(queue)
+    assert not target.registry.discovery.history.events
+
+
+# Bounds
+
+
+def test_the_oldest_make_room():
+    history = History(MemoryStore())
+    for number in range(300):
+        history.add(EventType.SMART_SNAPSHOT, number.to_bytes(2, "little") + bytes(510), now=number * 1000.0)
+    assert sum(event.length_bytes for event in history.events) <= HISTORY_BYTES
+    assert len(history) == HISTORY_BYTES // 536
+    assert history.events[-1].data[:2] == (299).to_bytes(2, "little")
+
+
+def test_frequent_events_are_not_all_written_down():
+    history = History(MemoryStore())
+    for number in range(100):
+        history.add(EventType.POWER_ON_OR_RESET, b"", now=number / 10)
+    assert len(history) == FREQUENT_EVENTS and history.suppressed == 100 - FREQUENT_EVENTS
+    history.add(EventType.HARDWARE_ERROR, b"", now=10.0)
+    history.add(EventType.POWER_ON_OR_RESET, b"", now=70.0)
+    assert len(history) == FREQUENT_EVENTS + 2
+
+
+# Over restarts
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 14), st.binary(max_size=20), st.none() | st.integers(0, 65535), st.integers(0, 65535)),
+        max_size=10,
+    )
+)
+def test_what_was_written_is_there_after_a_restart(events):
+    metadata_store = MemoryStore()
+    history = History(metadata_store)
+    for kind, data, portid, cntlid in events:
+        history.add(EventType(kind), data, now=0.0, timestamp=bytes(range(8)), cntlid=cntlid, portid=portid)
+    generation = history.next_generation()
+    again = History(metadata_store)
+    assert again.events == history.events and again.generation == generation
+
+
+@pytest.mark.parametrize("kept", [7, [], {"events": 3}, {"events": [[1]]}, {"generation": "x"}])
+def test_a_history_that_cannot_be_read(kept, caplog):
+    metadata_store = MemoryStore()
+    metadata_store.put("history", kept)
+    history = History(metadata_store)
+    history.add(EventType.HARDWARE_ERROR, b"", now=0.0)
+    assert len(history) == 1
+    assert "cannot be read" in caplog.text or kept == []
+
+
+class Full(MemoryStore):
+    def put(self, section, value):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_keeper_that_fails_is_a_line_of_the_log(caplog):
+    target = Target(metadata_store=Full())
+    admin = target.admin()
+    reset(admin)
+    assert kinds(admin) == [EventType.POWER_ON_OR_RESET]
+    assert "could not be kept: [Errno 28] No space left on device" in caplog.text
+
+
+async def test_a_file_that_fails_later_is_a_line_of_the_log(tmp_path, caplog):
+    directory = tmp_path / "there"
+    directory.mkdir()
+    metadata_store = JsonFileStore(directory / "state")
+    subsystem = Subsystem(SubsystemConfig(nqn=NQN, metadata_store=metadata_store))
+    directory.rmdir()
+    subsystem.history.add(EventType.HARDWARE_ERROR, b"", now=0.0)
+    await metadata_store.close()
+    await asyncio.sleep(0)
+    assert "the history could not be kept" in caplog.text
+
+
+def _subsystem(path):
+    return Subsystem(SubsystemConfig(nqn=NQN, metadata_store=JsonFileStore(path)))
+
+
+async def test_power_cycles_and_hours_go_on(tmp_path):
+    path = tmp_path / "state"
+    for run in range(1, 4):
+        subsystem = _subsystem(path)
+        await subsystem.power_on(1000.0 * run)
+        assert subsystem.lifetime.power_cycles == run
+        assert subsystem.lifetime.power_on_seconds(1000.0 * run) == 3600.0 * (run - 1)
+        await subsystem.power_off(1000.0 * run + 3600)
+        assert subsystem.lifetime.unsafe_shutdowns == 0
+    assert len(_subsystem(path).history) == 3
+
+
+async def test_an_unsafe_shutdown_is_counted_and_written_down(tmp_path):
+    path = tmp_path / "state"
+    await _subsystem(path).power_on(0.0)
+    subsystem = _subsystem(path)
+    await subsystem.power_on(0.0)
+    assert (subsystem.lifetime.power_cycles, subsystem.lifetime.unsafe_shutdowns) == (2, 1)
+    codes = [HARDWARE_ERROR.parse(e.data).nssheec for e in subsystem.history.events if e.type == 5]
+    assert codes == [HardwareErrorCode.UNSAFE_SHUTDOWN]
+    await subsystem.power_off(1.0)
+    again = _subsystem(path)
+    await again.power_on(2.0)
+    assert again.lifetime.unsafe_shutdowns == 1
+
+
+def test_counters_of_namespaces_go_on():
+    metadata_store = MemoryStore()
+    target = Target(Ramdisk("1M"), Ramdisk("1M"), metadata_store=metadata_store)
+    target.subsystem.power_on(0.0)
+    admin = target.admin()
+    queue = target.io(admin)
+    for _ in range(3):
+        queue.command(0x02, length=512, nsid=1)
+    queue.command(0x01, bytes(1024), nsid=2, cdw12=1)
+    target.subsystem.remove_namespace(1)
+    admin.command(0xFE)
+    target.subsystem.power_off(1.0)
+
+    target = Target(Ramdisk("1M", block_bytes=1024), Ramdisk("1M"), metadata_store=metadata_store)
+    admin = target.admin()
+
+    def smart(nsid):
+        data = SMART_HEALTH.parse(admin.read_bytes(admin.log_page(2, 512, nsid=nsid)))
+        return data.host_read_commands, data.host_write_commands
+
+    assert smart(0) == (3, 1) and smart(1) == (3, 0) and smart(2) == (0, 1)
+    assert target.subsystem.namespaces[1].counters.blocks_read == 1, "three blocks of 512 bytes, in blocks of 1024"
+    assert target.subsystem.lifetime.errors == 1
+
+
+def test_namespaces_that_came_and_went_are_summed_up(monkeypatch):
+    monkeypatch.setattr(lifetime_module, "_NAMESPACES_MAX", 3)
+    metadata_store = MemoryStore()
+    subsystem = Subsystem(SubsystemConfig(nqn=NQN, metadata_store=metadata_store))
+    for number in range(10):
+        namespace = subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), nsid=number + 1))
+        namespace.counters.reads = number
+        subsystem.remove_namespace(number + 1)
+    subsystem.power_off(0.0)
+    kept = metadata_store.get("lifetime")
+    assert len(kept["namespaces"]) == 3 and kept["gone"]["reads"] == sum(range(7))
+    assert subsystem.lifetime.totals.reads == Subsystem(subsystem.config).lifetime.totals.reads == 45
+
+
+def test_counters_go_on_in_blocks_of_another_size():
+    counters = NamespaceCounters(reads=3, blocks_read=17, blocks_written=8, media_errors=1)
+    counters.rescale(9, 12)
+    assert (counters.reads, counters.blocks_read, counters.blocks_written, counters.media_errors) == (3, 2, 1, 1)
+    counters.rescale(12, 9)
+    assert counters.blocks_read == 16
+
+
+class Slow(Ramdisk):
+    """Reads are asked for, and come when the test says so."""
+
+    memory = None
+
+    async def acquire_read(self, offset, length):
+        await self.gate
+        return super().acquire_read(offset, length)
+
+
+def test_a_controller_is_busy_while_an_io_command_takes_its_time():
+    backend = Slow("1M")
+    target = Target(backend)
+    backend.gate = target.runtime.create_future()
+    admin = target.admin()
+    queue = target.io(admin)
+    pending = queue.submit(queue.sqe(0x02, length=512, nsid=1))
+    target.runtime.time += 150
+    data = SMART_HEALTH.parse(admin.read_bytes(admin.log_page(2, 512)))
+    assert data.controller_busy_time == 2, "minutes"
+    backend.gate.set_result(None)
+    pending.step()
+    target.runtime.time += 1000
+    assert target.subsystem.lifetime.busy_seconds(target.runtime.time) == 150
+
+
+def test_busy_time():
+    lifetime = Target().subsystem.lifetime
+    lifetime.begin(10.0)
+    lifetime.begin(11.0)
+    lifetime.end(15.0)
+    assert lifetime.busy_seconds(16.0) == 6.0
+    lifetime.end(20.0)
+    assert lifetime.busy_seconds(100.0) == 10.0
+
+
+PROGRAM = """
+import asyncio, sys
+from nvmeof.spec.persistent_events import EventType
+from nvmeof.target.storage.json_file_store import FileKeeper
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.subsystem.subsystem import Subsystem
+
+async def main():
+    subsystem = Subsystem(SubsystemConfig(nqn="nqn.2026-01.org.example:disk", keeper=FileKeeper(sys.argv[1])))
+    await subsystem.power_on(0.0)
+    subsystem.history.add(EventType.HARDWARE_ERROR, b"before", now=1.0)
+    await subsystem.keeper.close()
+    print("written", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_what_was_written_outlives_a_kill(tmp_path):
+    path = tmp_path / "state"
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(path)], stdout=subprocess.PIPE, cwd=REPOSITORY
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        process.send_signal(signal.SIGKILL)
+    subsystem = _subsystem(path)
+    assert [event.data[:6] for event in subsystem.history.events][-1] == b"before"
+    assert subsystem.lifetime.unsafe and subsystem.lifetime.power_cycles == 2
+
+
+def _target(path):
+    config = SubsystemConfig(
+        nqn=NQN, metadata_store=JsonFileStore(path), namespaces=(NamespaceConfig(backend=Ramdisk("1M")),)
+    )
+    return WholeTarget(TargetConfig(subsystems=(config,), ports=(PortConfig(transport="memory", host="here"),)))
+
+
+async def test_a_target_keeps_its_state_at_a_stop_and_after_none(tmp_path):
+    path = tmp_path / "state"
+    async with _target(path) as target:
+        assert target.subsystems[NQN].lifetime.power_cycles == 1
+        target.subsystems[NQN].namespaces[1].counters.reads = 5
+    async with _target(path) as target:
+        lifetime = target.subsystems[NQN].lifetime
+        assert (lifetime.power_cycles, lifetime.unsafe_shutdowns, lifetime.totals.reads) == (2, 0, 5)
+        document = path.read_bytes()
+    path.write_bytes(document)  # as if it had been killed
+    async with _target(path) as target:
+        lifetime = target.subsystems[NQN].lifetime
+        assert (lifetime.power_cycles, lifetime.unsafe_shutdowns, lifetime.totals.reads) == (3, 1, 5)
+
+
+async def test_counters_are_kept_from_time_to_time(tmp_path):
+    path = tmp_path / "state"
+    async with _target(path) as target:
+        subsystem = target.subsystems[NQN]
+        subsystem.namespaces[1].counters.reads = 7
+        now = target.loop.time()
+        subsystem.tick(now + 10)
+        await asyncio.sleep(0.05)
+        assert _subsystem(path).lifetime.totals.reads == 0
+        subsystem.tick(now + SAVE_SECONDS + 1)
+        for _ in range(200):
+            if _subsystem(path).lifetime.totals.reads:
+                break
+            await asyncio.sleep(0.01)
+        assert _subsystem(path).lifetime.totals.reads == 7
+
+
+async def test_a_state_that_cannot_be_kept_is_told_at_the_start(tmp_path):
+    with pytest.raises(ConfigurationError, match="nothing can be kept in"):
+        await _target(tmp_path / "nowhere" / "state").start()
