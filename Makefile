@@ -6,7 +6,7 @@ QUICK ?=
 KERNELS ?=
 PYTEST_ARGS ?=
 
-.PHONY: run test lint dist bench experiments interop lab supported clean help
+.PHONY: run test lint dist bench experiments interop lab supported map clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -65,6 +65,9 @@ interop: $(VENV)/.test ## Linux kernels in QEMU against target and host; QUICK=1
 
 lab:             ## fetch and build what `make interop` boots (as root, Debian)
 	tools/lab/prepare
+
+map: $(BIN)/python ## draw docs/modules.svg and docs/modules.md from the imports
+	$(BIN)/python tools/module_map.py
 
 supported: $(VENV)/.run ## derive docs/supported.md from the code's tables
 	$(BIN)/python -m nvmeof.target.supported > docs/supported.md

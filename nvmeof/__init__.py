@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nvmeof.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from nvmeof.errors import (
         ConfigurationError,
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from nvmeof.target.storage.pools import FilePool, RamdiskPool
     from nvmeof.target.storage.ramdisk import Ramdisk
     from nvmeof.target.subsystem.config import NamespaceConfig
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "ConfigurationError": "nvmeof.errors",

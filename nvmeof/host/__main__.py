@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import click
 
-import nvmeof
 from nvmeof.errors import ConfigurationError, LocalProtocolError, NvmeofError
 from nvmeof.host.cli import bench, data, mptcpize, paths, show
 from nvmeof.host.cli.output import remark
+from nvmeof.version import __version__
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 130
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("-v", "--verbose", count=True, help="Say more on stderr; twice for everything.")
-@click.version_option(nvmeof.__version__, prog_name="nvmeof-host")
+@click.version_option(__version__, prog_name="nvmeof-host")
 def cli(verbose: int) -> None:
     """Discover, connect to and use NVMe/TCP and NVMe-over-MPTCP subsystems."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]

@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import click
 
-import nvmeof
 from nvmeof.address import is_link_local, is_loopback, split_scope
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.launch import command_line
@@ -50,6 +49,7 @@ from nvmeof.transport.base import Address, SocketOptions
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 from nvmeof.transport.paths.session import PathOptions
 from nvmeof.transport.runloop import loop_name, run
+from nvmeof.version import __version__
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -500,7 +500,7 @@ def _raise_file_limit() -> None:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log every refused command too.")
 @click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
-@click.version_option(nvmeof.__version__, prog_name="nvmeof-target")
+@click.version_option(__version__, prog_name="nvmeof-target")
 def cli(verbose: bool, quiet: bool, block_size: str | None, **given: Any) -> None:
     """Serve namespaces to NVMe/TCP and NVMe-over-MPTCP hosts, until SIGINT or SIGTERM.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from nvmeof.protocol.states import diagram
 
-TEXT = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "architecture.md").read_text()
 
 
 def test_the_diagram_is_drawn_from_the_table() -> None:
@@ -22,8 +25,20 @@ def test_the_example_runs() -> None:
         names[name].close()  # type: ignore[attr-defined]
 
 
+def test_the_files_that_it_names_exist() -> None:
+    names = re.findall(r"`(?:nvmeof/)?((?:target|host|transport|protocol|pdu|spec|aio)/[\w/]+\.py)`", TEXT)
+    assert names
+    for name in names:
+        assert (ROOT / "nvmeof" / name).exists(), name
+
+
 def test_the_modules_that_it_names_exist() -> None:
-    root = Path(__file__).parents[2] / "nvmeof"
-    for package, names in re.findall(r"(target|host|transport|protocol|pdu|spec|wire)\.(\w+)", TEXT):
-        if package in ("target", "host"):
-            assert (root / package / f"{names}.py").exists() or names in ("start", "send_command", "send_read"), names
+    for package, rest in re.findall(r"`(?:nvmeof\.)?(target|transport|protocol|pdu|spec)((?:\.\w+)+)", TEXT):
+        first = rest[1:].partition(".")[0]
+        base = ROOT / "nvmeof" / package
+        assert first.startswith("send_") or (base / first).is_dir() or (base / f"{first}.py").exists(), package + rest
+
+
+def test_the_map_is_made_from_the_imports() -> None:
+    made = subprocess.run([sys.executable, ROOT / "tools" / "module_map.py", "--check"], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr

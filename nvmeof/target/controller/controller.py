@@ -63,8 +63,8 @@ NOT_ENABLED_SECONDS = 120.0
 class Queue(Protocol):
     """What a controller and its commands may do to one of its queues.
 
-    `close` ends it (the queue then calls `CommandContext.detach`). `abort` ends a command, which has no effect from then
-    on; False when it cannot, or not at once: the CID is then in `CommandContext.aborting`. `commands` are those in
+    `close` ends it (the queue then calls `CommandContext.detach`). `abort` ends a command, which has no effect from
+    then on; False when it cannot, or not at once: the CID is then in `CommandContext.aborting`. `commands` are those in
     progress, NSID by CID. `abort_namespace` (for Preempt and Abort) ends those for a namespace as `abort` does.
     """
 
@@ -404,7 +404,7 @@ class Controller:
         return build_timestamp(features.timestamp_ms / 1000 + elapsed, origin=features.timestamp_origin)
 
     def record(self, kind: EventType, data: bytes) -> None:
-        """Write an event into the subsystem's history: `nvmeof.target.subsystem.persistent_events` has what makes its data."""
+        """Write an event into the subsystem's history; `subsystem.persistent_events` has what makes its data."""
         if self.discovery:
             return
         self.subsystem.history.add(

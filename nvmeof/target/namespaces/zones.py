@@ -1,8 +1,8 @@
 """The zones of one namespace: states, write pointers, limits. No data, no waiting.
 
-What may happen to a zone in which state is in :mod:`nvmeof.target.namespaces.zone_states`. A write takes its place at the write
-pointer when it begins (`begin_write`, `begin_append`), in one step with all checks, and is told to have ended (`end`)
-when its data is there: many may be under way in one zone.
+What may happen to a zone in which state is in :mod:`nvmeof.target.namespaces.zone_states`. A write takes its place at
+the write pointer when it begins (`begin_write`, `begin_append`), in one step with all checks, and is told
+to have ended (`end`) when its data is there: many may be under way in one zone.
 
 A write that fails leaves a gap. When no other write behind it has succeeded the write pointer goes back to the gap's
 start, as if nothing had been; else the zone becomes read only, which hosts are told by an event.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from nvmeof.errors import CommandError
 from nvmeof.protocol.connection import Connection
@@ -31,11 +30,9 @@ from nvmeof.target.commands.io.fused import (
 from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.core.aborting import abandon, aborted_by_request
 from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.queue.contract import Driver
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.fast_path import FastPath, Transfer
-
-if TYPE_CHECKING:
-    from nvmeof.target.queue.queue import Driver
 
 
 @dataclass(slots=True, eq=False)

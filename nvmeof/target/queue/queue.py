@@ -1,14 +1,14 @@
 """One queue of a target: what its connection tells becomes commands, and their outcomes become completions.
 
 Every command takes the way of its table row (:mod:`nvmeof.target.commands.table`), but for plain Reads and Writes of a
-namespace that is memory: :mod:`nvmeof.target.queue.fast_path` serves those that are like one that has gone the whole way.
+namespace that is memory: :mod:`nvmeof.target.queue.fast_path` serves those that are like one that has gone
+the whole way.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final
 
 from nvmeof.errors import CommandError
 from nvmeof.pdu.termination import fes_text
@@ -33,6 +33,7 @@ from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.core.aborting import aborted_by_request
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.queue.aborts import AbortableCommands
+from nvmeof.target.queue.contract import Driver
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.fast_path import Transfer
 from nvmeof.wire import layout
@@ -45,22 +46,6 @@ HOLD_BYTES: Final = BACKLOG_BYTES
 and the answer to each, a log page for instance, may be as long as MDTS."""
 _NO_BUFFER: Final = memoryview(b"")
 _HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
-
-
-class Driver(Protocol):
-    """What a queue needs of whoever owns its socket and the event loop."""
-
-    def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
-        """Wait for ``pending`` (to its end, whatever happens to the queue), then call ``done``."""
-        ...
-
-    def wake(self) -> None:
-        """There is something to send that was not asked for by what was just received."""
-        ...
-
-    def finish(self, reason: str, *, fault: bool = False) -> None:
-        """The queue has come to its end: send what is queued, then close the socket. ``fault``: somebody did wrong."""
-        ...
 
 
 class TargetQueue(AbortableCommands):

@@ -1,8 +1,8 @@
 """What stores a namespace's bytes: the contract between a namespace and its storage.
 
 A backend works in bytes and knows nothing of NVMe. Ranges have been checked by its one caller
-(`nvmeof.target.namespaces.namespace`), which also turns every `OSError` into a status. An operation either completes at once, or
-gives back an awaitable; buffers that were passed in are borrowed until that is done.
+(`nvmeof.target.namespaces.namespace`), which also turns every `OSError` into a status. An operation either
+completes at once, or gives back an awaitable; buffers that were passed in are borrowed until that is done.
 """
 
 from __future__ import annotations

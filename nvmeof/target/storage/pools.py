@@ -121,8 +121,8 @@ class FilePool:
         if found and kept is None:
             raise ConfigurationError(
                 f"{self.directory} holds {len(found)} files of namespaces ({found[0]}{', ...' if found[1:] else ''}), "
-                f"and {self.metadata_store.path} does not name them: put {KEEPER_NAME} back, or move these files away to "
-                "start anew"
+                f"and {self.metadata_store.path} does not name them: put {KEEPER_NAME} back, "
+                "or move these files away to start anew"
             )
         names = json.dumps(kept)
         unnamed = [each for each in found if each.removesuffix(SUFFIX) not in names]
@@ -157,8 +157,8 @@ class FilePool:
         path = self.path(name)
         if not path.exists():
             raise ConfigurationError(
-                f"{path} is not there, and {self.metadata_store.path} names it as a namespace: put it back, or take it out of "
-                "there to give the namespace up"
+                f"{path} is not there, and {self.metadata_store.path} names it as a namespace: put it back, "
+                "or take it out of there to give the namespace up"
             )
         for kept in (beside(path, KEPT_SUFFIX), *([beside(path, ZONES_SUFFIX)] if zoned else [])):
             if not kept.exists():

@@ -9,7 +9,6 @@ import hashlib
 import uuid as uuid_module
 from dataclasses import dataclass, field
 
-from nvmeof import __version__
 from nvmeof.address import is_wildcard
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.nqn import validate_nqn
@@ -17,6 +16,7 @@ from nvmeof.target.core.metadata import MetadataStore
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.storage.base import Backend
+from nvmeof.version import __version__
 
 MAX_QUEUE_ENTRIES = 1024
 MAX_IO_QUEUES = 128

@@ -21,9 +21,9 @@ def address_family(address: str) -> Adrfam:
 class PortInfo:
     """A port as one host sees it: `traddr` and `trsvcid` are those that the host connected to.
 
-    In `TargetRegistry.ports`, `traddr` is what was asked for, possibly a wildcard or a name, and `bound` are the addresses
-    that are listened on. `advertised`: what Discovery tells in their place. `plain_tcp`: hosts that know nothing but
-    NVMe/TCP can connect. `sectype` is what TSAS says of TLS.
+    In `TargetRegistry.ports`, `traddr` is what was asked for, possibly a wildcard or a name, and `bound` are the
+    addresses that are listened on. `advertised`: what Discovery tells in their place. `plain_tcp`: hosts that know
+    nothing but NVMe/TCP can connect. `sectype` is what TSAS says of TLS.
     """
 
     portid: int

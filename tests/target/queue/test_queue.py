@@ -68,7 +68,8 @@ class Wire(RawHost):
     """A queue and a host that writes bytes to it."""
 
     def __init__(self, target: Target, *, dgst: int = 0, cattr: int = 0, entries: int = 128, short_cut: bool = True,
-                 pool: BufferPool | None = None, detached_commands: DetachedCommands | None = None) -> None:  # fmt: skip
+                 pool: BufferPool | None = None,
+                 detached_commands: DetachedCommands | None = None) -> None:  # fmt: skip
         self.header_digest, self.data_digest = bool(dgst & 1), bool(dgst & 2)
         self.target = target
         self.driver = FakeDriver()

@@ -464,12 +464,12 @@ def test_busy_time():
 PROGRAM = """
 import asyncio, sys
 from nvmeof.spec.persistent_events import EventType
-from nvmeof.target.storage.json_file_store import FileKeeper
+from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.subsystem.subsystem import Subsystem
 
 async def main():
-    subsystem = Subsystem(SubsystemConfig(nqn="nqn.2026-01.org.example:disk", keeper=FileKeeper(sys.argv[1])))
+    subsystem = Subsystem(SubsystemConfig(nqn="nqn.2026-01.org.example:disk", keeper=JsonFileStore(sys.argv[1])))
     await subsystem.power_on(0.0)
     subsystem.history.add(EventType.HARDWARE_ERROR, b"before", now=1.0)
     await subsystem.keeper.close()

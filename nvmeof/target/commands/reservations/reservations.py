@@ -1,7 +1,8 @@
 """Reservation Register, Acquire, Release and Report (NVMe Base, I/O commands).
 
-Everything is checked and computed by :mod:`nvmeof.target.namespaces.reservations`. A command completes when its change is durable
-(where it has to be); then the hosts concerned are told, and Preempt and Abort waits for what it could not abort.
+Everything is checked and computed by :mod:`nvmeof.target.namespaces.reservations`. A command completes when its
+change is durable (where it has to be); then the hosts concerned are told, and Preempt and Abort waits for what it
+could not abort.
 """
 
 from __future__ import annotations
