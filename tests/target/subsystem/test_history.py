@@ -472,7 +472,7 @@ async def main():
     subsystem = Subsystem(SubsystemConfig(nqn="nqn.2026-01.org.example:disk", metadata_store=JsonFileStore(sys.argv[1])))
     await subsystem.power_on(0.0)
     subsystem.history.add(EventType.HARDWARE_ERROR, b"before", now=1.0)
-    await subsystem.keeper.close()
+    await subsystem.metadata_store.close()
     print("written", flush=True)
     await asyncio.sleep(60)
 
