@@ -11,8 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import logging
 import uuid
 from collections.abc import Coroutine, Iterator
@@ -20,6 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from nvmeof.address import parse_port, split_scope
 from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
 from nvmeof.host import tcp_queue  # noqa: F401  (registers the software device)
 from nvmeof.host.controller import Controller
@@ -36,7 +35,7 @@ from nvmeof.transport.paths.model import PathRole
 from nvmeof.transport.paths.session import PathOptions, PathSession
 from nvmeof.wire import Buffer
 
-__all__ = ["AsyncioRuntime", "HostController", "PassthruResult", "connect", "discover", "reachable_address"]
+__all__ = ["AsyncioRuntime", "HostController", "PassthruResult", "connect", "discover"]
 
 log = logging.getLogger("nvmeof.host")
 
@@ -146,7 +145,10 @@ class HostController(Controller):
         async def read(length_bytes: int, offset: int) -> bytes:
             return await self.get_log(LogPageId.DISCOVERY, length_bytes, offset, nsid=0)
 
-        return await read_discovery_log(read)
+        entries = await read_discovery_log(read)
+        peer = self.device.peer_address(self._admin) or ""
+        interface = split_scope(peer)[1] or self.options.host_iface or ""
+        return [entry.read_from(self.options.traddr, interface) for entry in entries]
 
     async def admin_passthru(
         self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int
@@ -184,11 +186,11 @@ def _raw(
 
 
 async def connect(
-    traddr: str,
-    trsvcid: int = NVME_PORT,
+    traddr: str | DiscoveryEntry,
+    trsvcid: int | str | None = None,
     *,
-    subnqn: str,
-    transport: str = DEFAULT_TRANSPORT,
+    subnqn: str | None = None,
+    transport: str | None = None,
     hostnqn: str | None = None,
     hostid: str | uuid.UUID | None = None,
     registry: DeviceRegistry = devices,
@@ -197,17 +199,29 @@ async def connect(
 ) -> HostController:
     """Connect to the controller of ``subnqn``: admin queue, I/O queues, keep-alive.
 
+    ``traddr``: an IP address (a link-local one with its interface, ``fe80::1%eth0``) or a name; or an entry that
+    :func:`discover` gave, which says all of the following. ``trsvcid``: the port, as number or text (4420).
+    ``transport``: ``mptcp`` unless given, which falls back to TCP; with an entry, the entry's.
     ``paths``: the local addresses that MPTCP connects from (`PathOptions(paths=("auto",))`), and how.
     ``options``: the other fields of :class:`ConnectOptions` (``nr_io_queues``, ``queue_size``, ``keep_alive_tmo``,
     ``hdr_digest``, ``data_digest``, ``disable_sqflow``, ``host_traddr``, ``host_iface``, ``tos``, ...). Raises
     :class:`TransportError`, :class:`NvmeStatusError`, :class:`ConfigurationError`.
     """
+    if isinstance(traddr, DiscoveryEntry):
+        entry = _reachable(traddr)
+        traddr, trsvcid = entry.address, entry.port if trsvcid is None else trsvcid
+        subnqn, transport = subnqn or entry.subnqn, transport or entry.transport
+        if not entry.is_nvm:
+            options = {"discovery": True, "nr_io_queues": 0, **options}
+    if subnqn is None:
+        raise ConfigurationError("no subsystem NQN was given: give subnqn=, or an entry that discover() gave")
     validate_nqn(subnqn, "the subsystem NQN")
+    transport = transport or DEFAULT_TRANSPORT
     hostnqn, identifier = host_identity(hostnqn, hostid)
     try:
         chosen = ConnectOptions(
             traddr=traddr,
-            trsvcid=trsvcid,
+            trsvcid=NVME_PORT if trsvcid is None else parse_port(trsvcid),
             transport=transport,
             subnqn=subnqn,
             hostnqn=hostnqn,
@@ -231,9 +245,9 @@ async def connect(
 
 
 async def discover(
-    traddr: str, trsvcid: int | None = None, *, transport: str = DEFAULT_TRANSPORT, **options: Any
+    traddr: str, trsvcid: int | str | None = None, *, transport: str = DEFAULT_TRANSPORT, **options: Any
 ) -> list[DiscoveryEntry]:
-    """The Discovery log of the discovery service at that address.
+    """Read the Discovery log of the discovery service at that address. :func:`connect` takes its entries.
 
     Without ``trsvcid`` the discovery port (8009) is tried first, then 4420, where most targets answer too. Raises as
     :func:`connect` does.
@@ -250,14 +264,14 @@ async def discover(
             raise second from first
 
 
-async def _discover(traddr: str, trsvcid: int, transport: str, options: dict[str, Any]) -> list[DiscoveryEntry]:
+async def _discover(traddr: str, trsvcid: int | str, transport: str, options: dict[str, Any]) -> list[DiscoveryEntry]:
     async with await connect(traddr, trsvcid, transport=transport, **options) as controller:
         return await controller.discovery_log()
 
 
-def reachable_address(entry: DiscoveryEntry, asked: str) -> str:
-    """The entry's address, or the one that discovery was asked at where the entry gives a wildcard."""
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(entry.traddr).is_unspecified:
-            return asked
-    return entry.traddr or asked
+def _reachable(entry: DiscoveryEntry) -> DiscoveryEntry:
+    """The entry. Raises TransportError where it leads to a port with which this host cannot speak."""
+    if entry.requires_tls:
+        where = Address(entry.address, entry.port)
+        raise TransportError(f"{entry.subnqn} at {where} requires TLS, which this host does not speak")
+    return entry

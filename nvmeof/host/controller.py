@@ -252,6 +252,10 @@ class Controller(Association):
         if granted < wanted:
             log.info("%s grants %d I/O queues, %d were asked for", options.subnqn, granted, wanted)
         entries = min(options.queue_size, self.cap.mqes_entries)
+        # a name may have several addresses, of several machines: all queues go where the admin queue went
+        address = self.device.peer_address(self._admin)
+        if address is not None:
+            options = options.with_changes(traddr=address)
         for qid in range(1, min(wanted, granted) + 1):
             queue = Queue(
                 self.device,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from nvmeof.errors import NvmeofError
+from nvmeof.address import is_wildcard, parse_port, strip_brackets, with_scope
+from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.spec.discovery import (
     DISCOVERY_LOG_HEADER,
     ENTRY_BYTES,
     HEADER_BYTES,
     parse_discovery_entries,
 )
-from nvmeof.spec.enums import Adrfam, SubType, TcpProtocol, Trtype
+from nvmeof.spec.enums import TREQ_SECURE_CHANNEL, Adrfam, SecType, SubType, TcpProtocol, Treq, Trtype
 
 MAX_ENTRIES = 65536
 """More than this is taken for nonsense: 64 MiB of log."""
@@ -26,7 +27,11 @@ ReadLog = Callable[[int, int], Coroutine[Any, Any, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryEntry:
-    """One way to reach a subsystem. Numbers as in the log; ``transport``, ``family`` and ``kind`` are their names."""
+    """One way to reach a subsystem. Numbers as in the log; ``transport``, ``family`` and ``kind`` are their names.
+
+    ``traddr`` is as in the log too, but for one thing: a link-local address has the interface (``%eth0``) of the
+    connection that the log came over, in place of one that means something at the target only.
+    """
 
     trtype: int
     adrfam: int
@@ -41,6 +46,37 @@ class DiscoveryEntry:
     eflags: int
     sectype: int
     prottype: int = TcpProtocol.TCP
+    asked: str = field(default="", compare=False)
+    """The address that the log was read from."""
+
+    @property
+    def address(self) -> str:
+        """Where to connect to: ``traddr``, or where that is empty or a wildcard, the address that was asked."""
+        return self.asked if is_wildcard(self.traddr) and self.asked else self.traddr
+
+    @property
+    def port(self) -> int:
+        """``trsvcid`` as a number. Raises :class:`NvmeofError` where that is none."""
+        try:
+            return parse_port(self.trsvcid)
+        except ConfigurationError:
+            raise NvmeofError(f"the discovery entry of {self.subnqn} has no port number: {self.trsvcid!r}") from None
+
+    @property
+    def requires_tls(self) -> bool:
+        """Whether only a secure channel (TLS) leads there."""
+        return self.treq & TREQ_SECURE_CHANNEL == Treq.SECURE_CHANNEL_REQUIRED
+
+    @property
+    def security(self) -> str:
+        """SECTYPE and TREQ for a person: ``none``, ``tls 1.3, required``."""
+        kind = _name(SecType, self.sectype).replace("tls_1_", "tls 1.")
+        wanted = {Treq.SECURE_CHANNEL_REQUIRED: ", required", Treq.SECURE_CHANNEL_NOT_REQUIRED: ", not required"}
+        return kind + wanted.get(Treq(self.treq & TREQ_SECURE_CHANNEL), "")
+
+    def read_from(self, address: str, interface: str) -> DiscoveryEntry:
+        """The entry of a log that was read from `address`, over a connection of `interface` (empty: not known)."""
+        return replace(self, traddr=with_scope(strip_brackets(self.traddr), interface), asked=address)
 
     @property
     def transport(self) -> str:
@@ -66,10 +102,11 @@ class DiscoveryEntry:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the fields, with the names beside the numbers."""
-        return {**asdict(self), "transport": self.transport, "family": self.family, "kind": self.kind}
+        fields = {name: value for name, value in asdict(self).items() if name != "asked"}
+        return {**fields, "transport": self.transport, "family": self.family, "kind": self.kind}
 
 
-def _name(names: type[Trtype] | type[Adrfam] | type[SubType], value: int) -> str:
+def _name(names: type[Trtype] | type[Adrfam] | type[SubType] | type[SecType], value: int) -> str:
     try:
         return names(value).name.lower()
     except ValueError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TypedDict
 from uuid import UUID
 
+from nvmeof.address import check_host, ip_of
 from nvmeof.errors import ConfigurationError
 
 QUEUE_SIZE_MIN = 2
@@ -48,7 +48,7 @@ class ConnectOptions:
     """
 
     traddr: str
-    """IP address or host name."""
+    """IP address, a link-local one with its interface (``fe80::1%eth0``), or host name."""
     trsvcid: int = 4420
     transport: str = "tcp"
     subnqn: str
@@ -89,6 +89,9 @@ class ConnectOptions:
     def __post_init__(self) -> None:
         if not self.traddr:
             raise ConfigurationError("an address is needed")
+        for host in (self.traddr, self.host_traddr):
+            if host:
+                check_host(host)
         _within("port", self.trsvcid, 1, 65535)
         _within("number of I/O queues", self.nr_io_queues, 0 if self.discovery else 1, 65535)
         _within("queue size", self.queue_size, QUEUE_SIZE_MIN, QUEUE_SIZE_MAX)
@@ -141,13 +144,8 @@ def distinct_paths(candidates: Iterable[ConnectOptions]) -> list[ConnectOptions]
 
 def _address(text: str) -> str:
     """One spelling per address: shortest form of an IP address, IPv4 for IPv4 mapped into IPv6, names in lower case."""
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError:
-        return text.lower().removesuffix(".")
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)
+    host = check_host(text)
+    return host.lower().removesuffix(".") if ip_of(host) is None else host
 
 
 def _within(what: str, value: float, low: int, high: int) -> None:

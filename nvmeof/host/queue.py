@@ -314,6 +314,10 @@ class QueueDevice(ABC):
     def queue_connected(self, queue: Queue) -> None:  # noqa: B027  (optional)
         """The Connect command on ``queue`` succeeded: ``entries`` and ``flow_control`` are in force."""
 
+    def peer_address(self, queue: Queue) -> str | None:
+        """The address that a queue is connected to, numeric and with its interface; None where the device has none."""
+        return None
+
     def describe(self, queue: Queue) -> dict[str, object]:
         """Facts about the queue's connection as they are now, for people and JSON."""
         return {"transport": self.name}

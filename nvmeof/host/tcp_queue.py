@@ -311,6 +311,10 @@ class TcpQueueDevice(QueueDevice):
         if queue.private is not None:
             queue.private.close()
 
+    def peer_address(self, queue: Queue) -> str | None:
+        link: TcpQueue | None = queue.private
+        return None if link is None else link.endpoint.peer_address.host
+
     def describe(self, queue: Queue) -> dict[str, object]:
         link: TcpQueue | None = queue.private
         if link is None:

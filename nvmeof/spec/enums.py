@@ -334,6 +334,10 @@ class Treq(IntEnum):
     DISABLE_SQ_FLOW_CONTROL = 4
 
 
+TREQ_SECURE_CHANNEL = 3
+"""Bits 1:0 of TREQ."""
+
+
 class SecType(IntEnum):
     """TSAS of NVMe/TCP, byte 0: security type."""
 

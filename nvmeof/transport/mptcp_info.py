@@ -16,6 +16,7 @@ import sys
 from typing import Final
 
 from nvmeof.transport.base import Address, SubflowInfo
+from nvmeof.transport.options import interface_name
 from nvmeof.transport.tcp_info import TCP_INFO_BYTES, Layout, subflow_info
 
 SOL_MPTCP: Final = 284
@@ -174,10 +175,5 @@ def _address(storage: bytes) -> Address:
             return Address(socket.inet_ntop(socket.AF_INET, packed[12:]), port)
         text = socket.inet_ntop(socket.AF_INET6, packed)
         scope = int.from_bytes(storage[24:28], sys.byteorder)
-        if scope:
-            try:
-                text += f"%{socket.if_indextoname(scope)}"
-            except OSError:
-                text += f"%{scope}"
-        return Address(text, port)
+        return Address(f"{text}%{interface_name(scope)}" if scope else text, port)
     return Address("", port)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from nvmeof.address import WILDCARD_NAMES, Address, check_host, ip_of, is_link_local, split_scope
+from nvmeof.address import WILDCARD_NAMES, Address, check_host, ip_of, is_link_local, split_scope, with_scope
 from nvmeof.errors import ConfigurationError, ConnectTimeout, TransportError
 from nvmeof.transport.base import SocketOptions, log
 
@@ -117,8 +117,44 @@ def interface_index(interface: str, host: str = "") -> int:
 
 
 def to_address(sockaddr: SockAddr) -> Address:
-    """The Address of a socket address of the socket module (a scope id stays in the host part)."""
-    return Address(str(sockaddr[0]), int(sockaddr[1]))
+    """The Address of a socket address of the socket module; that of a link has its interface in the host part."""
+    host = str(sockaddr[0])
+    if len(sockaddr) > 3 and sockaddr[3] and "%" not in host:
+        host = f"{host}%{interface_name(sockaddr[3])}"
+    return Address(host, int(sockaddr[1]))
+
+
+def both_ends(sock: socket.socket, peer: SockAddr) -> tuple[Address, Address]:
+    """The local and the peer's address of a connected socket, link-local ones with their interface.
+
+    An MPTCP socket has forgotten it (getsockname(2) gives the scope 0, seen on Linux 6.18), so each end takes it from the
+    other, or from the interface that has the local address.
+    """
+    local, there = to_address(sock.getsockname()), to_address(peer)
+    if not (is_link_local(local.host) or is_link_local(there.host)):
+        return local, there
+    scope = split_scope(there.host)[1] or split_scope(local.host)[1] or interface_of(local.host)
+    return Address(with_scope(local.host, scope), local.port), Address(with_scope(there.host, scope), there.port)
+
+
+def interface_of(host: str) -> str:
+    """The only network interface that has an IPv6 address; empty where none has it, or several."""
+    address = ip_of(host)
+    try:
+        lines = Path("/proc/net/if_inet6").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return ""
+    found = [line.split() for line in lines]
+    names = {fields[-1] for fields in found if address is not None and fields and fields[0] == address.packed.hex()}
+    return names.pop() if len(names) == 1 else ""
+
+
+def interface_name(index: int) -> str:
+    """The name of a network interface; its number in decimal where it has gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return str(index)
 
 
 def apply(sock: socket.socket, options: SocketOptions) -> None:

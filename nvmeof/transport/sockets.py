@@ -19,7 +19,7 @@ from fcntl import ioctl
 from termios import FIONREAD
 from typing import Final, NoReturn
 
-from nvmeof.address import Address, is_wildcard, strip_brackets
+from nvmeof.address import Address, is_link_local, is_wildcard, strip_brackets
 from nvmeof.errors import TransportError
 from nvmeof.transport import options as setup
 from nvmeof.transport.base import (
@@ -101,8 +101,7 @@ class SocketEndpoint(Endpoint):
         self._sock = sock
         self._fd = sock.fileno()
         self.transport_name = transport_name
-        self.local_address = setup.to_address(sock.getsockname())
-        self.peer_address = setup.to_address(peer)
+        self.local_address, self.peer_address = setup.both_ends(sock, peer)
         self.recv_into = sock.recv_into
         self.recv_both = _recv_both(sock.recvmsg_into)
         self._available = array("i", [0])
@@ -216,19 +215,27 @@ class SocketListener(Listener):
         options: SocketOptions,
         accepted: Callable[[Endpoint], None],
         fallback_reason: str | None = None,
+        interface: int = 0,
     ) -> None:
         self._sock = sock
+        self._interface = interface
         self._transport = transport
         self._options = options
         self._accepted = accepted
         self._fallback_reason = fallback_reason
-        self.address = setup.to_address(sock.getsockname())
+        self.address = setup.to_address(self._on_interface(sock.getsockname()))
         self._count = 0
         self._closed = False
         self._pause_seconds = 0.0
         self._resume: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._accept_batch)
+
+    def _on_interface(self, sockaddr: SockAddr) -> SockAddr:
+        """A socket address with the interface that is listened on, which MPTCP sockets forget."""
+        if self._interface and is_link_local(str(sockaddr[0])):
+            return (*sockaddr[:3], self._interface)
+        return sockaddr
 
     def _accept_batch(self) -> None:
         for _ in range(ACCEPT_BATCH):
@@ -245,7 +252,7 @@ class SocketListener(Listener):
                 self._pause(error)
                 return
             self._count += 1
-            self._start(sock, peer)
+            self._start(sock, self._on_interface(peer))
 
     def _start(self, sock: socket.socket, peer: SockAddr) -> None:
         """Set an accepted socket up and hand it over; a failure costs this connection only."""
@@ -335,13 +342,16 @@ class SocketTransport(Transport):
                 # port 0: the port that the kernel picked on one address may be taken on another
                 if port or error.errno != errno.EADDRINUSE or not attempts_left:
                     raise listen_failure(error, host, port) from None
-        return [SocketListener(sock, self, options, accepted, reason) for sock, reason in sockets]
+        return [SocketListener(sock, self, options, accepted, reason, interface) for sock, reason, interface in sockets]
 
     def _bind_all(
         self, addresses: Sequence[Resolved], options: SocketOptions
-    ) -> list[tuple[socket.socket, str | None]]:
-        """Sockets listening on all the addresses and one port. Raises OSError or TransportError, leaving none open."""
-        bound: list[tuple[socket.socket, str | None]] = []
+    ) -> list[tuple[socket.socket, str | None, int]]:
+        """Sockets listening on all the addresses and one port, each with its fall-back and interface's number.
+
+        Raises OSError or TransportError, leaving none open.
+        """
+        bound: list[tuple[socket.socket, str | None, int]] = []
         absent: OSError | None = None
         with contextlib.ExitStack() as cleanup:
             for family, sockaddr in addresses:
@@ -356,7 +366,7 @@ class SocketTransport(Transport):
                         continue
                     raise _with_address(error, sockaddr) from None
                 cleanup.callback(sock.close)
-                bound.append((sock, reason))
+                bound.append((sock, reason, sockaddr[3] if len(sockaddr) > 3 else 0))
             if not bound and absent is not None:
                 raise absent
             cleanup.pop_all()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from nvmeof.errors import NvmeofError
-from nvmeof.host.client import reachable_address
 from nvmeof.host.discovery import DiscoveryEntry, read_discovery_log
 from nvmeof.spec.discovery import DISCOVERY_LOG_HEADER, build_discovery_entry, build_discovery_log
 from nvmeof.spec.enums import DISCOVERY_NQN
@@ -86,12 +85,47 @@ def test_unknown_numbers_are_shown_as_such() -> None:
     assert (entry().transport, entry().family, entry().kind) == ("77", "99", "nvm")
 
 
-def test_wildcards_mean_the_address_that_was_asked() -> None:
-    assert reachable_address(entry(), "192.0.2.7") == "192.0.2.7"
-    assert reachable_address(entry(traddr="::"), "2001:db8::1") == "2001:db8::1"
-    assert reachable_address(entry(traddr=""), "192.0.2.7") == "192.0.2.7"
-    assert reachable_address(entry(traddr="192.0.2.8"), "192.0.2.7") == "192.0.2.8"
-    assert reachable_address(entry(traddr="storage.example.org"), "192.0.2.7") == "storage.example.org"
+@pytest.mark.parametrize(
+    ("traddr", "asked", "where"),
+    [
+        ("0.0.0.0", "192.0.2.7", "192.0.2.7"),
+        ("::", "2001:db8::1", "2001:db8::1"),
+        ("", "192.0.2.7", "192.0.2.7"),
+        ("192.0.2.8", "192.0.2.7", "192.0.2.8"),
+        ("storage.example.org", "192.0.2.7", "storage.example.org"),
+    ],
+)
+def test_wildcards_mean_the_address_that_was_asked(traddr: str, asked: str, where: str) -> None:
+    found = entry(traddr=traddr).read_from(asked, "eth0")
+    assert (found.traddr, found.address) == (traddr, where)
+    assert found == entry(traddr=traddr), "where a log was read from makes no other entry"
+    assert found.as_dict() == entry(traddr=traddr).as_dict()
+
+
+def test_a_link_local_address_takes_the_interface_of_the_connection() -> None:
+    for told in ("fe80::1", "fe80::1%there", "[fe80::1]"):
+        assert entry(traddr=told).read_from("name", "eth0").address == "fe80::1%eth0"
+    assert entry(traddr="fe80::1").read_from("192.0.2.1", "").address == "fe80::1"
+    assert entry(traddr="2001:db8::1").read_from("fe80::1%eth0", "eth0").address == "2001:db8::1"
+
+
+def test_ports_of_entries() -> None:
+    assert entry(trsvcid="04420").port == 4420
+    for wrong in ("", "nvme", "70000"):
+        with pytest.raises(NvmeofError, match="has no port number"):
+            _ = entry(trsvcid=wrong).port
+
+
+async def test_the_interface_of_the_connection_reaches_the_entries(device: FakeDevice, connected: Connect) -> None:
+    device.identify.update(cntrltype=2, oaes=0, ioccsz=0, ofcs=0)
+    device.discovery_log = build_discovery_log(
+        1, [build_discovery_entry(trtype=3, adrfam=2, subtype=2, trsvcid="1", subnqn=SUBNQN, traddr="fe80::7")]
+    )
+    options = {"subnqn": DISCOVERY_NQN, "discovery": True, "nr_io_queues": 0, "keep_alive_tmo": 0}
+    controller = await connected(**options)
+    assert [each.address for each in await controller.discovery_log()] == ["fe80::7"]
+    device.peer_address = lambda queue: "fe80::1%eth3"  # type: ignore[method-assign]
+    assert [each.address for each in await controller.discovery_log()] == ["fe80::7%eth3"]
 
 
 async def test_a_discovery_controller(device: FakeDevice, connected: Connect) -> None:

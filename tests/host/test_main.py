@@ -70,7 +70,7 @@ def test_discover(run: Run, target: FakeTarget, capsys: pytest.CaptureFixture[st
     assert run("discover") == 0
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split()[0] == "Transport"
-    assert row.split() == ["tcp", f"127.0.0.1:{target.port}", "ipv4", "nvm", SUBNQN]
+    assert row.split() == ["tcp", f"127.0.0.1:{target.port}", "ipv4", "nvm", "none", SUBNQN]
     assert run("discover", "-o", "json") == 0
     (record,) = json.loads(capsys.readouterr().out)["records"]
     assert (record["trtype"], record["subnqn"], record["subtype"]) == ("tcp", SUBNQN, "nvme subsystem")
@@ -379,3 +379,57 @@ def test_transport_in_use() -> None:
     assert (
         output.transport_in_use({"transport": "mptcp", "protocol": "mptcp", "subflows": [1, 2]}) == "mptcp (2 subflows)"
     )
+
+
+def test_discover_shows_what_security_is_asked_for(
+    run: Run, device: FakeDevice, target: FakeTarget, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def entry(treq: int, sectype: int) -> bytes:
+        return build_discovery_entry(
+            trtype=3, adrfam=1, subtype=2, trsvcid=str(target.port), subnqn=SUBNQN, traddr="127.0.0.1", treq=treq,
+            sectype=sectype,
+        )  # fmt: skip
+
+    device.discovery_log = build_discovery_log(1, [entry(4, 0), entry(5, 2), entry(2, 1), entry(1, 7)])
+    assert run("discover") == 0
+    rows = [line.split("nvm ")[1].split(SUBNQN)[0].strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == ["none", "tls 1.3, required", "tls 1.2, not required", "7, required"]
+    assert run("list", nqn=None) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count(SUBNQN) == 1
+    assert f"left out {SUBNQN} at 127.0.0.1: it requires TLS, which this host does not speak" in captured.err
+    device.discovery_log = build_discovery_log(1, [entry(5, 2)])
+    assert run("id-ctrl", nqn=None) == 1
+    assert "names no NVM subsystem that can be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-a", "127.0.0.1:4420"], "give the address 127.0.0.1 and the port 4420 apart"),
+        (["-a", "[::1]:4420"], "give the address ::1 and the port 4420 apart"),
+        (["-a", "127.1"], "write four decimal numbers"),
+        (["-a", "fe80::1"], "needs its interface: write fe80::1%INTERFACE (this machine has "),
+        (["-a", "fe80::1%nosuch"], "there is no network interface 'nosuch' (fe80::1%nosuch): this machine has "),
+        (["-a", "fe80::1%"], "names no interface after the %"),
+        (["-a", "::1%lo"], "leave %lo away"),
+        (["-a", "127.0.0.1", "-w", "127.1"], "write four decimal numbers"),
+        (["-a", "::1", "-w", "fe80::1"], "fe80::1 is link-local and needs its interface"),
+        (["-a", "127.0.0.1", "-s", "http"], "'http' is not a port"),
+        (["-a", "127.0.0.1", "-s", "65536"], "65536' is not a port"),
+        (["-a", "127.0.0.1", "-s", "0"], "the port must be between 1 and 65535"),
+    ],
+)
+@pytest.mark.parametrize("command", ["discover", "list", "id-ctrl"])
+def test_addresses_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], command: str, arguments: list[str], says: str
+) -> None:
+    where = arguments if "-s" in arguments else [*arguments, "-s", "1"]
+    assert main([command, "-t", "tcp", *where]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_port_may_be_hexadecimal(run: Run, target: FakeTarget) -> None:
+    assert run("list", "-s", f"{target.port:#x}") == 0

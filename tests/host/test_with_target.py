@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import nvmeof
 from nvmeof import FileBackend, HostController, NvmeStatusError, Ramdisk, Target, connect, discover
 from nvmeof.host.controller import AsyncEvent, HostState
 from nvmeof.spec.status import Status
+from nvmeof.transport import options
 
 from .conftest import HOSTNQN
 
@@ -96,6 +98,70 @@ async def test_discovery() -> None:
         entries = await discover(target.address.host, target.address.port, transport="tcp", hostnqn=HOSTNQN)
         (entry,) = [each for each in entries if each.is_nvm]
         assert (entry.subnqn, entry.traddr, entry.trsvcid) == (target.subnqn, "127.0.0.1", str(target.address.port))
+
+
+@pytest.mark.parametrize("trtype", ["tcp", "mptcp"])
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::1]:0", "localhost:0"])
+async def test_connecting_with_what_discover_gave(trtype: str, listen: str) -> None:
+    async with Target(namespaces=[Ramdisk("1M")], trtype=trtype, listen=listen) as target:
+        asked = "127.0.0.1" if listen.startswith("0.") else target.address.host
+        entries = await discover(asked, str(target.address.port), hostnqn=HOSTNQN)
+        found = [each for each in entries if each.is_nvm]
+        assert found[0].transport == trtype
+        assert {each.transport for each in found} == {trtype, "tcp"}
+        for entry in found:
+            async with await connect(entry, hostnqn=HOSTNQN, nr_io_queues=2) as controller:
+                assert (await controller.identify()).subnqn == target.subnqn
+                assert {each["transport"] for each in controller.describe()} == {entry.transport}
+            by_text = connect(entry.traddr, entry.trsvcid, subnqn=entry.subnqn, hostnqn=HOSTNQN, transport="tcp")
+            async with await by_text as controller:
+                assert controller.options.trsvcid == target.address.port
+        async with await connect(found[0], hostnqn=HOSTNQN, transport="tcp") as controller:
+            assert controller.options.transport == "tcp"
+        (own, *_) = [each for each in entries if not each.is_nvm]
+        async with await connect(own, hostnqn=HOSTNQN, keep_alive_tmo=0) as controller:
+            assert await controller.discovery_log() == entries
+
+
+async def test_entries_that_cannot_be_connected_to() -> None:
+    async with Target(namespaces=[Ramdisk("1M")], trtype="tcp") as target:
+        found = await discover(target.address.host, target.address.port, hostnqn=HOSTNQN)
+        entry = found[-1]
+        for change, kind, says in (
+            ({"treq": 5, "sectype": 2}, nvmeof.TransportError, "requires TLS"),
+            ({"trtype": 1}, nvmeof.ConfigurationError, "rdma"),
+            ({"trsvcid": "x"}, nvmeof.NvmeofError, "has no port number"),
+            ({"traddr": "fe80::1"}, nvmeof.ConfigurationError, "needs its interface"),
+        ):
+            with pytest.raises(kind, match=says):
+                await connect(replace(entry, **change), hostnqn=HOSTNQN)
+        with pytest.raises(nvmeof.ConfigurationError, match="no subsystem NQN was given"):
+            await connect(entry.traddr, entry.trsvcid, hostnqn=HOSTNQN)
+        with pytest.raises(nvmeof.ConfigurationError, match="'4420x' is not a port"):
+            await connect(entry.traddr, "4420x", subnqn=entry.subnqn, hostnqn=HOSTNQN)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "mptcp"])
+async def test_all_queues_go_where_the_admin_queue_went(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may stand for several machines, in an order that changes with each look-up."""
+    async with Target(namespaces=[Ramdisk("1M")], trtype=transport, listen="127.0.0.2:0") as target:
+        port = target.address.port
+        async with Target(namespaces=[Ramdisk("1M")], trtype=transport, listen=f"127.0.0.3:{port}") as other:
+            order = ["127.0.0.2", "127.0.0.3"]
+            real = options.resolve
+
+            async def resolve(host: str, *rest: Any, **more: Any) -> list[options.Resolved]:
+                if host != "storage":
+                    return await real(host, *rest, **more)
+                order.reverse()
+                return [found for each in reversed(order) for found in await real(each, *rest, **more)]
+
+            monkeypatch.setattr(options, "resolve", resolve)
+            chosen = {"subnqn": target.subnqn, "hostnqn": HOSTNQN, "transport": transport}
+            async with await connect("storage", port, nr_io_queues=3, **chosen) as controller:
+                peers = {str(each["peer"]) for each in controller.describe()}
+                assert len(peers) == 1 and len(controller.io_queues) == 3
+                assert len(target.drivers) + len(other.drivers) == 4
 
 
 async def test_ipv6() -> None:

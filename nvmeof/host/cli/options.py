@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nvmeof.address import parse_port
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.cli import output as out
-from nvmeof.host.client import HostController, connect, discover, reachable_address
+from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
@@ -48,6 +49,21 @@ class Bytes(IntegerType):
 BYTES = Bytes()
 
 
+class Port(IntegerType):
+    """A port, decimal or hexadecimal with 0x."""
+
+    name = "port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_port(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+
+
+PORT = Port()
+
+
 def _set_trtype_code(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
     if value is not None:
         set_trtype_code("mptcp", value)
@@ -55,8 +71,8 @@ def _set_trtype_code(ctx: click.Context, param: click.Parameter, value: int | No
 
 _CONNECTION = (
     click.option("-t", "--transport", default="mptcp", show_default=True, help="tcp, mptcp (falls back to tcp), ..."),
-    click.option("-a", "--traddr", required=True, metavar="ADDR", help="Address or name of the target."),
-    click.option("-s", "--trsvcid", type=int, metavar="PORT", help="TCP port.  [default: 4420; discovery 8009, 4420]"),
+    click.option("-a", "--traddr", required=True, metavar="ADDR", help="Address (fe80::1%eth0) or name of the target."),
+    click.option("-s", "--trsvcid", type=PORT, metavar="PORT", help="TCP port.  [default: 4420; discovery 8009, 4420]"),
     click.option("-w", "--host-traddr", metavar="ADDR", help="Local address to connect from."),
     click.option("-f", "--host-iface", metavar="IFACE", help="Local network interface to connect from."),
     click.option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme/hostnqn, or our own]"),
@@ -176,8 +192,7 @@ async def open_controller(options: dict[str, Any], **changes: Any) -> HostContro
     if nqn is None:
         entry = await _only_subsystem(options)
         nqn = entry.subnqn
-        chosen["traddr"] = reachable_address(entry, options["traddr"])
-        chosen["trsvcid"] = entry_port(entry)
+        chosen["traddr"], chosen["trsvcid"] = entry.address, entry.port
     if nqn == DISCOVERY_NQN:
         chosen.update(discovery=True, nr_io_queues=0)
     chosen.setdefault("trsvcid", NVME_PORT)
@@ -198,14 +213,17 @@ async def _only_subsystem(options: dict[str, Any]) -> DiscoveryEntry:
     entries.sort(key=lambda entry: entry.trsvcid != str(options.get("trsvcid")))
     names = sorted({entry.subnqn for entry in entries})
     if not names:
-        raise NvmeofError(f"the discovery service at {options['traddr']} names no NVM subsystem")
+        raise NvmeofError(f"the discovery service at {options['traddr']} names no NVM subsystem that can be used")
     if len(names) > 1:
         raise ConfigurationError(f"which subsystem? Give one with --nqn: {', '.join(names)}")
     return entries[0]
 
 
 def usable(entry: DiscoveryEntry) -> bool:
-    """An NVM subsystem behind a transport that this package has."""
+    """Whether an entry is an NVM subsystem behind a transport that this package has; a port with TLS gets a remark."""
+    if entry.is_nvm and entry.requires_tls:
+        out.remark(f"left out {entry.subnqn} at {entry.address}: it requires TLS, which this host does not speak")
+        return False
     try:
         get(entry.trtype)
     except ConfigurationError:
@@ -237,8 +255,8 @@ def paths_to_subsystems(entries: Iterable[DiscoveryEntry], options: dict[str, An
         try:
             path = ConnectOptions(
                 transport=options["transport"],
-                traddr=reachable_address(entry, options["traddr"]),
-                trsvcid=entry_port(entry),
+                traddr=entry.address,
+                trsvcid=entry.port,
                 subnqn=entry.subnqn,
                 hostnqn=hostnqn,
                 hostid=hostid,
@@ -250,13 +268,6 @@ def paths_to_subsystems(entries: Iterable[DiscoveryEntry], options: dict[str, An
             continue
         found.setdefault(entry.subnqn, []).append(path)
     return {subnqn: distinct_paths(candidates) for subnqn, candidates in found.items()}
-
-
-def entry_port(entry: DiscoveryEntry) -> int:
-    """The entry's port. Raises :class:`NvmeofError` where that is no number."""
-    if not (entry.trsvcid.isascii() and entry.trsvcid.isdigit()):
-        raise NvmeofError(f"the discovery entry of {entry.subnqn} has no port number: {entry.trsvcid!r}")
-    return int(entry.trsvcid)
 
 
 async def open_namespace(controller: HostController, nsid: int | None) -> Namespace:

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from nvmeof.errors import NvmeofError, TransportError
+from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.controller import AsyncEvent
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.namespace import Namespace
-from nvmeof.spec.enums import NSID_ALL
+from nvmeof.spec.enums import NSID_ALL, NVME_PORT
 from nvmeof.spec.identify_namespace import format_index
 from nvmeof.spec.log_pages import DATA_UNIT_BYTES
 from nvmeof.spec.nqn import uuid_nqn
@@ -44,11 +44,12 @@ async def discover_command(output: str, **options: Any) -> None:
             Address(entry.traddr, _port(entry)),
             entry.family,
             entry.kind.replace("_", " "),
+            entry.security,
             entry.subnqn,
         )
         for entry in entries
     ]
-    out.print_table(("Transport", "Address", "Family", "Type", "Subsystem NQN"), rows)
+    out.print_table(("Transport", "Address", "Family", "Type", "Security", "Subsystem NQN"), rows)
 
 
 def _port(entry: DiscoveryEntry) -> int:
@@ -101,7 +102,7 @@ async def list_command(output: str, **options: Any) -> None:
 async def _subsystems(options: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """The ways to each subsystem: where to connect, once for each distinct path."""
     if options.get("nqn"):
-        return [[{"subnqn": options["nqn"], "trsvcid": options.get("trsvcid") or 4420}]]
+        return [[{"subnqn": options["nqn"], "trsvcid": options.get("trsvcid") or NVME_PORT}]]
     found = opt.paths_to_subsystems(await discover(**opt.discovery_options(options)), options)
     return [
         [{"subnqn": path.subnqn, "traddr": path.traddr, "trsvcid": path.trsvcid} for path in paths]
@@ -115,7 +116,7 @@ async def _first_that_connects(paths: list[dict[str, Any]], options: dict[str, A
         chosen = {**opt.split_options(options), **place, "nr_io_queues": 1}
         try:
             return await connect(paths=opt.path_options(options), **chosen)
-        except TransportError:
+        except (TransportError, ConfigurationError):
             if place is paths[-1]:
                 raise
     raise AssertionError("a subsystem without a path")
