@@ -127,7 +127,7 @@ def to_address(sockaddr: SockAddr) -> Address:
 def both_ends(sock: socket.socket, peer: SockAddr) -> tuple[Address, Address]:
     """The local and the peer's address of a connected socket, link-local ones with their interface.
 
-    An MPTCP socket has forgotten it (getsockname(2) gives the scope 0, seen on Linux 6.18), so each end takes it from the
+    An MPTCP socket has forgotten it (getsockname(2) gives scope 0, seen on Linux 6.18), so each end takes it from the
     other, or from the interface that has the local address.
     """
     local, there = to_address(sock.getsockname()), to_address(peer)

@@ -469,7 +469,8 @@ from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, Subsyste
 from nvmeof.target.subsystem.subsystem import Subsystem
 
 async def main():
-    subsystem = Subsystem(SubsystemConfig(nqn="nqn.2026-01.org.example:disk", metadata_store=JsonFileStore(sys.argv[1])))
+    store = JsonFileStore(sys.argv[1])
+    subsystem = Subsystem(SubsystemConfig(nqn="nqn.2026-01.org.example:disk", metadata_store=store))
     await subsystem.power_on(0.0)
     subsystem.history.add(EventType.HARDWARE_ERROR, b"before", now=1.0)
     await subsystem.metadata_store.close()
