@@ -6,7 +6,7 @@ QUICK ?=
 KERNELS ?=
 PYTEST_ARGS ?=
 
-.PHONY: run test lint dist bench experiments interop lab supported map clean help
+.PHONY: run test lint dist bench experiments interop lab supported map guard clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -52,6 +52,9 @@ dist: $(VENV)/.dist  ## a wheel and an sdist in dist/, checked
 
 bench: $(VENV)/.test ## benchmarks beside their floors; QUICK=1 for half a minute
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
+guard: $(VENV)/.test ## instructions per command beside the stored baseline; needs valgrind and a C compiler
+	$(BIN)/python -m benchmarks.instructions
 
 $(VENV)/.plots: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast,mptcp,plots]'
