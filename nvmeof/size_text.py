@@ -10,10 +10,10 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:I?B)?", re.IGNORECASE)
 
 
-def parse_size(text: str | int) -> int:
-    """Bytes of a size such as `1G`, `512MiB` or `4096` (units are powers of 1024).
+def parse_size(text: str | int, *, zero: bool = False) -> int:
+    """Return the bytes of a size such as `1G`, `512MiB` or `4096` (units are powers of 1024).
 
-    Raises `ConfigurationError` for anything else, for a fraction of a byte and for zero.
+    Raises `ConfigurationError` for anything else, for a fraction of a byte and, unless `zero`, for zero.
     """
     if isinstance(text, int):
         value = text
@@ -26,7 +26,7 @@ def parse_size(text: str | int) -> int:
         if scaled != int(scaled):
             raise ConfigurationError(f"{text!r} is not a whole number of bytes")
         value = int(scaled)
-    if value <= 0:
+    if value < 0 or not (value or zero):
         raise ConfigurationError(f"a size must be greater than zero, not {text!r}")
     return value
 

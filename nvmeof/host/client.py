@@ -28,7 +28,7 @@ from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectKeywords, ConnectOptions
 from nvmeof.host.queue import DeviceRegistry, devices
 from nvmeof.spec.enums import DISCOVERY_NQN, DISCOVERY_PORT, NVME_PORT, DataTransfer, LogPageId
-from nvmeof.spec.nqn import validate_nqn
+from nvmeof.spec.nqn import check_nqn
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.transport.base import Address, Endpoint
 from nvmeof.transport.paths.model import PathRole
@@ -215,7 +215,7 @@ async def connect(
             options = {"discovery": True, "nr_io_queues": 0, **options}
     if subnqn is None:
         raise ConfigurationError("no subsystem NQN was given: give subnqn=, or an entry that discover() gave")
-    validate_nqn(subnqn, "the subsystem NQN")
+    check_nqn(subnqn, "the subsystem NQN")
     transport = transport or DEFAULT_TRANSPORT
     hostnqn, identifier = host_identity(hostnqn, hostid)
     try:

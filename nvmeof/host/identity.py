@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from nvmeof.errors import ConfigurationError
-from nvmeof.spec.nqn import nqn_uuid, uuid_nqn, validate_nqn
+from nvmeof.spec.nqn import check_nqn, nqn_uuid, uuid_nqn
 
 log = logging.getLogger("nvmeof.identity")
 
@@ -29,12 +29,12 @@ def host_identity(hostnqn: str | None = None, hostid: str | uuid.UUID | None = N
     """
     given_id = _parse_hostid(hostid, "the host identifier") if hostid else None
     if hostnqn:
-        validate_nqn(hostnqn, "the host NQN")
+        check_nqn(hostnqn, "the host NQN")
         return hostnqn, given_id or nqn_uuid(hostnqn) or uuid.uuid5(uuid.NAMESPACE_URL, hostnqn)
     for directory in (SYSTEM_DIRECTORY, config_directory()):
         nqn = _read(directory / "hostnqn")
         if nqn:
-            validate_nqn(nqn, f"the host NQN in {directory / 'hostnqn'}")
+            check_nqn(nqn, f"the host NQN in {directory / 'hostnqn'}")
             kept = _read(directory / "hostid")
             kept_id = _parse_hostid(kept, f"the host identifier in {directory / 'hostid'}") if kept else None
             return nqn, given_id or kept_id or nqn_uuid(nqn) or uuid.uuid5(uuid.NAMESPACE_URL, nqn)
@@ -53,8 +53,9 @@ def _parse_hostid(value: str | uuid.UUID, what: str) -> uuid.UUID:
 
 
 def _read(path: Path) -> str:
+    """Return the first line of a file, which is all that libnvme takes of it; empty where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8").strip().partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError):
         return ""
 

@@ -373,6 +373,10 @@ class TargetSide(Engine):
         sqhd = self._fetched if self.flow_control else self._sqhd()
         self._out.add(self.encoder.response(cid, status_field, dw0, dw1, sqhd, self.qid))
 
+    def forget_command(self) -> None:
+        """Take back the place of a command in the submission queue that is never going to have a completion."""
+        self.in_flight -= 1
+
     def send_completions(self, cids: Sequence[int]) -> None:
         """Queue the successful completions of several commands that have no data to send."""
         if len(cids) == 1 or self._announce_disabled or self._out.data_digest:

@@ -1,12 +1,13 @@
 """NVMe Qualified Names (NVMe Base, NVMe Qualified Names) and host identifiers.
 
-Names that a person configures are held to the format. Of names that a peer sends only length and termination matter,
-as for the Linux kernel; an unknown name is refused because nothing has it, not because of its form.
+Names that come from outside (a command line, a file, a peer) need only be 1 to 223 bytes without control characters:
+users of the Linux kernel name subsystems and hosts as they like. The strict form is for names that are made here.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 import uuid
 
 from nvmeof.errors import ConfigurationError
@@ -18,6 +19,8 @@ NQN_MAX_BYTES = 223
 
 UUID_NQN_PREFIX = "nqn.2014-08.org.nvmexpress:uuid:"
 
+_CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories that no name may contain."""
 _DATED = re.compile(r"nqn\.(\d{4})-(\d{2})\.([^:]+)(?::(.+))?", re.DOTALL)
 _DOMAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 
@@ -26,24 +29,31 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_nqn(text: str, what: str = "NQN") -> str:
-    """``text`` if it can be sent as an NQN at all: 1 to 223 bytes, printable. For names of subsystems elsewhere.
+def has_control_characters(text: str) -> bool:
+    """Tell whether a name could break a line or drive a terminal: control characters, line separators, surrogates."""
+    return any(unicodedata.category(character) in _CONTROL for character in text)
 
-    Linux lets its users name a subsystem anything, so a host that connects asks for no more than this.
+
+def check_nqn(text: str, what: str = "NQN") -> str:
+    """Return ``text`` if it can be sent as an NQN: 1 to 223 bytes without control characters.
+
+    For every name that comes from outside. Raises :class:`~nvmeof.errors.ConfigurationError`, one sentence that starts
+    with ``what``. Source: drivers/nvme/host/fabrics.c and drivers/nvme/target/configfs.c look at the length only.
     """
     if not text:
         raise ConfigurationError(f"{what} is empty")
     if len(text.encode("utf-8", "surrogatepass")) > NQN_MAX_BYTES:
         raise ConfigurationError(f"{what} {_shortened(text)!r} is longer than {NQN_MAX_BYTES} bytes")
-    if not text.isprintable():
-        raise ConfigurationError(f"{what} {_shortened(text)!r} contains characters that cannot be printed")
+    if has_control_characters(text):
+        raise ConfigurationError(f"{what} {_shortened(text)!r} contains control characters")
     return text
 
 
 def validate_nqn(text: str, what: str = "NQN") -> str:
-    """``text`` if it is a well-formed NQN: dated with a reversed domain, UUID-based, or the discovery NQN.
+    """Return ``text`` if it is a well-formed NQN: dated with a reversed domain, UUID-based, or the discovery NQN.
 
-    Raises :class:`~nvmeof.errors.ConfigurationError` with one sentence that starts with ``what``.
+    For names that are made here; names from outside need only pass :func:`check_nqn`. Raises
+    :class:`~nvmeof.errors.ConfigurationError` with one sentence that starts with ``what``.
     """
     check_nqn(text, what)
     shown = _shortened(text)
@@ -87,6 +97,11 @@ def nqn_uuid(text: str) -> uuid.UUID | None:
         return uuid.UUID(text[len(UUID_NQN_PREFIX) :])
     except ValueError:
         return None
+
+
+def unnamed_host(hostid: bytes) -> str:
+    """Make what stands for the name of a host whose Connect has an empty HOSTNQN: its HOSTID tells it from others."""
+    return f"(no HOSTNQN, HOSTID {uuid.UUID(bytes=bytes(hostid))})"
 
 
 def terminated_nqn(field: Buffer) -> bool:

@@ -24,7 +24,7 @@ from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.launch import command_line
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.size_text import format_size, parse_size
-from nvmeof.spec.enums import DISCOVERY_PORT, NVME_PORT
+from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.namespace import Namespace
@@ -85,6 +85,8 @@ class Options:
     queue_size: int = 1024
     mdts: str = "1M"
     in_capsule: str = "8K"
+    cntlid_min: int = 1
+    cntlid_max: int = CNTLID_MAX
     digests: bool = True
     congestion: str | None = None
     sndbuf: str | None = None
@@ -180,8 +182,10 @@ def make_target(options: Options) -> Target:
         pool=_pool(options),
         max_io_queues=options.max_queues,
         max_queue_entries=options.queue_size,
-        max_transfer_bytes=parse_size(options.mdts),
-        incapsule_bytes=parse_size(options.in_capsule),
+        max_transfer_bytes=parse_size(options.mdts, zero=True),
+        incapsule_bytes=parse_size(options.in_capsule, zero=True),
+        cntlid_min=options.cntlid_min,
+        cntlid_max=options.cntlid_max,
         any_keep_alive_seconds=options.keep_alive,
         admin_label=options.admin_label,
         metadata_store=_state(options),
@@ -450,13 +454,28 @@ def _raise_file_limit() -> None:
 )
 @click.option("--max-queues", type=int, default=128, show_default=True, help="I/O queues per controller.")
 @click.option("--queue-size", type=int, default=1024, show_default=True, help="Entries per I/O queue at the most.")
-@click.option("--mdts", default="1M", show_default=True, metavar="SIZE", help="Largest transfer of one command.")
+@click.option(
+    "--mdts",
+    default="1M",
+    show_default=True,
+    metavar="SIZE",
+    help="Largest transfer of one command; 0 tells hosts no limit, and takes what memory allows (64M).",
+)
 @click.option(
     "--in-capsule",
     default="8K",
     show_default=True,
     metavar="SIZE",
-    help="Largest data within an I/O command's capsule.",
+    help="Largest data within an I/O command's capsule; 0: none.",
+)
+@click.option("--cntlid-min", type=int, default=1, show_default=True, metavar="N", help="Lowest controller identifier.")
+@click.option(
+    "--cntlid-max",
+    type=int,
+    default=CNTLID_MAX,
+    show_default=True,
+    metavar="N",
+    help="Highest one; targets that serve the same subsystem NQN need ranges that do not overlap.",
 )
 @click.option(
     "--digests/--no-digests", default=True, show_default=True, help="Grant digests (CRC32C) to hosts that ask."

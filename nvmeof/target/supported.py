@@ -91,7 +91,6 @@ _WHY_LOG: dict[int, str] = {
     LogPageId.ENDURANCE_GROUP_EVENTS: "the endurance group has no events: nothing wears out",
     LogPageId.MEDIA_UNIT_STATUS: "no media units: a namespace is memory or a file",
     LogPageId.SUPPORTED_CAPACITY_CONFIGURATIONS: _NO_SETS,
-    LogPageId.NVME_MI_COMMANDS_SUPPORTED_AND_EFFECTS: _NO_MI,
     LogPageId.COMMAND_AND_FEATURE_LOCKDOWN: _NO_LOCKDOWN,
     LogPageId.BOOT_PARTITION: _NO_HARDWARE,
     LogPageId.ROTATIONAL_MEDIA: _NO_HARDWARE,

@@ -33,7 +33,7 @@ from tests.conformance.rawhost import (
 )
 from tests.conformance.slow import SlowBackend
 
-SEQUENCE = 0x0C
+OPCODE, SEQUENCE = 0x01, 0x0C
 AER = 0x0C
 KEEP_ALIVE = 0x18
 OTHER = "nqn.2014-08.org.nvmexpress:uuid:99999999-2222-3333-4444-555555555555"
@@ -169,7 +169,7 @@ async def test_two_connects_that_waited_make_one_controller():
         await asyncio.sleep(0.02)
         backend.gate.set()
         assert (await tasks[0]).status == 0
-        assert (await again.completion(2)).status == SEQUENCE
+        assert (await again.completion(2)).status == OPCODE
         assert len(target.subsystems[target.subnqn].controllers) == 1
 
 

@@ -173,7 +173,7 @@ async def test_unknown_options(connected: Connect) -> None:
     with pytest.raises(ConfigurationError, match="number_of_wheels"):
         await connected(number_of_wheels=4)
     with pytest.raises(ConfigurationError, match="subsystem NQN"):
-        await connected(subnqn="disk")
+        await connected(subnqn="disk\n")
 
 
 async def test_a_status_becomes_an_error_with_its_name(device: FakeDevice, connected: Connect) -> None:

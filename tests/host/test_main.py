@@ -252,7 +252,7 @@ def test_bench(run: Run, capsys: pytest.CaptureFixture[str], device: FakeDevice)
         (["dsm", "--ad", "--slbs", "1,2", "--blocks", "1"], 2, "2 first blocks, but 1 lengths"),
         (["dsm", "--ad", "--slbs", "x", "--blocks", "1"], 2, "numbers separated by commas"),
         (["id-ctrl", "-i", "0"], 2, "number of I/O queues"),
-        (["id-ctrl", "-q", "me"], 2, "host NQN"),
+        (["id-ctrl", "-q", "me\n"], 2, "host NQN"),
         (["id-ctrl", "-I", "me"], 2, "no UUID"),
         (["id-ctrl", "-t", "pigeon"], 2, "pigeon"),
         (["id-ctrl", "--no-such-option"], 2, "No such option"),

@@ -146,13 +146,23 @@ def test_of_a_given_name_the_identifier_is_derived(home: Path) -> None:
 
 def test_malformed_identities(home: Path) -> None:
     with pytest.raises(ConfigurationError, match="host NQN"):
-        host_identity("not a name")
+        host_identity("not a\nname")
     with pytest.raises(ConfigurationError, match="host identifier is no UUID"):
         host_identity(hostid="seven")
     (home / "etc").mkdir()
-    (home / "etc/hostnqn").write_text("nonsense\n")
+    (home / "etc/hostnqn").write_text("n" * 224)
     with pytest.raises(ConfigurationError, match="etc/hostnqn"):
         host_identity()
+
+
+@pytest.mark.parametrize(
+    "name", ["testhost", "host with blanks", "nqn.2014-08.org.nvmexpress:uuid:" + "1" * 32, "h" * 223]
+)
+def test_names_in_the_files_of_nvme_cli_are_taken_as_they_are(home: Path, name: str) -> None:
+    (home / "etc").mkdir()
+    (home / "etc/hostnqn").write_text(f"{name}\n# a second line, which libnvme does not read either\n")
+    assert host_identity()[0] == name
+    assert host_identity(name)[0] == name
 
 
 def test_an_identity_that_cannot_be_kept(home: Path, caplog: pytest.LogCaptureFixture) -> None:

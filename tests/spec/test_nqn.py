@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import DISCOVERY_NQN
-from nvmeof.spec.nqn import check_nqn, nqn_uuid, terminated_nqn, uuid_nqn, validate_nqn
+from nvmeof.spec.nqn import check_nqn, nqn_uuid, terminated_nqn, unnamed_host, uuid_nqn, validate_nqn
 
 UUID = "c2c6a1a0-8f5e-4a8e-9d42-0f5d6a3b1c2d"
 
@@ -47,8 +47,8 @@ def test_well_formed(text: str) -> None:
         ("nqn.2014-08..com:x", "domain"),
         ("nqn.2014-08.com..example:x", "domain"),
         ("nqn.2014-08.com_example:x", "domain"),
-        ("nqn.2014-08.com.example:a\nb", "printed"),
-        ("nqn.2014-08.com.example:a\0b", "printed"),
+        ("nqn.2014-08.com.example:a\nb", "control"),
+        ("nqn.2014-08.com.example:a\0b", "control"),
         ("nqn.2014-08.org.nvmexpress:uuid:1234", "UUID"),
         ("nqn.2014-08.org.nvmexpress:uuid:{" + UUID + "}", "UUID"),
         ("nqn.2014-08.com.example:" + "x" * 200, "223 bytes"),
@@ -64,12 +64,45 @@ def test_ill_formed(text: str, word: str) -> None:
     assert len(message) < 200
 
 
-def test_names_elsewhere_need_only_length_and_print() -> None:
-    assert check_nqn("testnqn") == "testnqn"
-    assert check_nqn("x" * 223)
-    for bad in ("", "x" * 224, "a\tb", "\ud800"):
-        with pytest.raises(ConfigurationError):
-            check_nqn(bad)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "testnqn",
+        "subsystem-1",
+        "nvme-ram0",
+        "nqn.2016-06.org.example.node1_1",
+        "nqn.2014-08.org.nvmexpress:uuid:" + "0123456789abcdef" * 2,
+        "a name with blanks",
+        "träger\xa0\u200e1",
+        "x" * 223,
+        "ä" * 111,
+    ],
+)
+def test_names_from_outside_need_only_length_and_no_control_characters(text: str) -> None:
+    assert check_nqn(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "x" * 224, "ä" * 112, "a\tb", "a\nb", "\x7f", "a\x85b", "a\u2028b", "\ud800"])
+def test_names_that_cannot_be_sent_or_shown(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^the NQN "):
+        check_nqn(text, "the NQN")
+
+
+@given(st.text(max_size=230))
+def test_a_name_that_is_taken_never_breaks_a_line(text: str) -> None:
+    try:
+        check_nqn(text)
+    except ConfigurationError as error:
+        assert "\n" not in str(error)
+    else:
+        assert 1 <= len(text.encode()) <= 223
+        assert len(text.splitlines()) == 1 and "\x1b" not in text
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_what_stands_for_a_missing_name_is_one_per_identifier(hostid: bytes) -> None:
+    name = unnamed_host(hostid)
+    assert hostid.hex() in name.replace("-", "") and name.isprintable() and len(name) <= 223
 
 
 @given(st.uuids())

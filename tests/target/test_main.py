@@ -237,11 +237,12 @@ USAGE = {
     "size": (["--ramdisk", "huge"], "huge"),
     "block size": (["--block-size", "777"], "777"),
     "port": (["-l", "127.0.0.1:70000"], "not a port"),
-    "nqn": (["-n", "disk"], "disk"),
-    "allowed host": (["--allow-host", "me"], "me"),
+    "nqn": (["-n", "disk\t"], "control characters"),
+    "allowed host": (["--allow-host", "m" * 224], "223 bytes"),
     "transport": (["-t", "rdma"], "known are"),
     "mdts": (["--mdts", "3M"], "power of two"),
     "in-capsule": (["--in-capsule", "100"], "multiple of 16"),
+    "cntlid": (["--cntlid-min", "9", "--cntlid-max", "8"], "--cntlid-min"),
     "queue size": (["--queue-size", "1"], "2 to 65536"),
     "option": (["--nonsense"], "nonsense"),
     "argument": (["extra"], "extra"),
@@ -291,6 +292,18 @@ def test_help(capsys, arguments):
     out = capsys.readouterr().out
     assert "nvmeof-target" in out
     assert all(len(line) <= 110 for line in out.splitlines())
+
+
+async def test_names_and_limits_as_other_targets_take_them():
+    options = Options(
+        trtype="memory", listen=("memory:0",), ramdisk=("1M",), subnqn="subsystem-1", allow_host=("testhost",),
+        mdts="0", in_capsule="0", cntlid_min=100, cntlid_max=199,
+    )  # fmt: skip
+    async with make_target(options) as target:
+        config = target.subsystems["subsystem-1"].config
+        assert config.allowed_hosts == {"testhost"}
+        assert (config.max_transfer_bytes, config.transfer_limit_bytes, config.incapsule_bytes) == (0, 64 << 20, 0)
+        assert (config.cntlid_min, config.cntlid_max) == (100, 199)
 
 
 async def test_options_reach_the_target(tmp_path):

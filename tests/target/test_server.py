@@ -231,8 +231,8 @@ async def test_a_namespace_that_cannot_be_opened(tmp_path):
     [
         ({"listen": []}, "at least one address"),
         ({"listen": "127.0.0.1:99999"}, "not a port"),
-        ({"subnqn": "disk"}, "disk"),
-        ({"allowed_hosts": ["nobody"]}, "nobody"),
+        ({"subnqn": "a disk\n"}, "a disk"),
+        ({"allowed_hosts": ["nobody\0"]}, "nobody"),
     ],
 )
 def test_options_that_cannot_be_used(options, text):

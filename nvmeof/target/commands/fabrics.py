@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Container, Iterable
 
 from nvmeof.errors import CommandError
@@ -18,7 +19,7 @@ from nvmeof.spec.connect import (
     connect_invalid_dw0,
 )
 from nvmeof.spec.enums import CNTLID_DYNAMIC, FabricsType
-from nvmeof.spec.nqn import terminated_nqn
+from nvmeof.spec.nqn import has_control_characters, terminated_nqn, unnamed_host
 from nvmeof.spec.properties import (
     CAP_OFFSET,
     CC_OFFSET,
@@ -45,6 +46,7 @@ from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.wire import layout
 
+logger = logging.getLogger(__name__)
 _MAX_ADMIN_ENTRIES = 4096
 _DATA_LAYOUT = layout(CONNECT_DATA)
 
@@ -78,33 +80,30 @@ def check_connect(ctx: CommandContext, sqe: Sqe) -> None:
 def connect(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Make this queue the admin queue of a new controller, or an I/O queue of an existing one. DW0: CNTLID."""
     assert data is not None
-    raw = bytes(data)
-    for name in ("subnqn", "hostnqn"):
-        start, width = _DATA_LAYOUT[name]
-        if not terminated_nqn(raw[start : start + width]):
-            raise _invalid(name, f"the Connect data's {name.upper()} is empty or not terminated")
-    fields = CONNECT_DATA.parse(raw)
-    if not fields.hostnqn.isprintable():
+    fields = CONNECT_DATA.parse(_terminated(bytes(data)))
+    host_nqn = fields.hostnqn or unnamed_host(fields.hostid)
+    if has_control_characters(fields.hostnqn):
         # It goes into log lines.
-        raise _invalid("hostnqn", "the Connect data's HOSTNQN contains characters that cannot be printed")
+        raise _invalid("hostnqn", "the Connect data's HOSTNQN contains control characters")
     subsystem = ctx.registry.find(fields.subnqn, ctx.port)
     if subsystem is None:
-        raise _invalid("subnqn", f"there is no subsystem {fields.subnqn!r} here (host {fields.hostnqn!r})")
+        raise _invalid("subnqn", f"there is no subsystem {fields.subnqn!r} here (host {host_nqn!r})")
     if not subsystem.host_allowed(fields.hostnqn):
         raise CommandError(
             Status.CONNECT_INVALID_HOST,
-            message=f"host {fields.hostnqn!r} is not allowed to use {subsystem.nqn}",
+            message=f"host {host_nqn!r} is not allowed to use {subsystem.nqn}",
             dw0=connect_invalid_dw0("hostnqn"),
         )
     _, qid, sqsize, cattr, kato_ms = _connect_fields(sqe)
     if qid == 0:
-        controller = _new_association(ctx, subsystem, fields.cntlid, fields.hostnqn, fields.hostid, kato_ms)
+        controller = _new_association(ctx, subsystem, fields.cntlid, host_nqn, fields.hostid, kato_ms)
     else:
         try:
-            controller = _join_association(subsystem, qid, sqsize, fields.cntlid, fields.hostnqn, fields.hostid)
+            controller = _join_association(subsystem, qid, sqsize, fields.cntlid, fields.hostnqn)
         except CommandError as error:
-            _log_failure(ctx, subsystem.controllers.get(fields.cntlid), sqe, error, fields.hostid)
+            _log_failure(ctx, subsystem.controllers.get(fields.cntlid), sqe, error, fields.hostnqn)
             raise
+        _compare_hostid(ctx, controller, qid, fields.hostid)
     controller.attach_queue(qid, ctx.queue)
     controller.figures[qid] = ctx.figures
     if ctx.connection is not None:
@@ -114,10 +113,39 @@ def connect(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completio
     ctx.qid = qid
     ctx.entries = sqsize + 1
     ctx.flow_control = not cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
-    ctx.host_nqn = fields.hostnqn
-    ctx.hostid = fields.hostid
+    ctx.host_nqn = controller.host_nqn
+    ctx.hostid = controller.hostid
     ctx.namespaces = controller.namespaces
     return Completion(dw0=controller.cntlid)
+
+
+def _terminated(raw: bytes) -> bytes:
+    """Check the names' fields of Connect data: a NUL at byte 223 or before; HOSTNQN may be empty, as for Linux."""
+    for name in ("subnqn", "hostnqn"):
+        start, width = _DATA_LAYOUT[name]
+        field = raw[start : start + width]
+        if not terminated_nqn(field) and (name == "subnqn" or field[0]):
+            empty = "empty or " if name == "subnqn" else ""
+            raise _invalid(name, f"the Connect data's {name.upper()} is {empty}not terminated")
+    return raw
+
+
+def _compare_hostid(ctx: CommandContext, controller: Controller, qid: int, hostid: bytes) -> None:
+    """Tell once that a host names itself otherwise for an I/O queue: the HOSTID of the admin queue's Connect counts."""
+    if hostid != controller.hostid and not controller.hostid_differs:
+        controller.hostid_differs = True
+        logger.info(
+            "%s: the Connect of I/O queue %d has HOSTID %s, the admin queue's has %s, which is used for all queues",
+            ctx.peer,
+            qid,
+            hostid.hex(),
+            controller.hostid.hex(),
+        )
+
+
+def _same_host(controller: Controller, host_nqn: str) -> bool:
+    """Whether an I/O queue's Connect names the controller's host; one without a name has none there either."""
+    return controller.host_nqn == (host_nqn or unnamed_host(controller.hostid))
 
 
 def _new_association(
@@ -137,9 +165,9 @@ def _new_association(
     )
 
 
-def _log_failure(ctx: CommandContext, controller: object, sqe: Sqe, error: CommandError, hostid: bytes) -> None:
+def _log_failure(ctx: CommandContext, controller: object, sqe: Sqe, error: CommandError, host_nqn: str) -> None:
     """An I/O queue that could not be made belongs to its controller's Error Information log, if it is that host's."""
-    if isinstance(controller, Controller) and controller.hostid == hostid:
+    if isinstance(controller, Controller) and _same_host(controller, host_nqn):
         controller.error_log.add(
             sqid=sqe.cdw10 >> 16,
             cid=sqe.cid,
@@ -152,9 +180,7 @@ def _log_failure(ctx: CommandContext, controller: object, sqe: Sqe, error: Comma
         )
 
 
-def _join_association(
-    subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, host_nqn: str, hostid: bytes
-) -> Controller:
+def _join_association(subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, host_nqn: str) -> Controller:
     config = subsystem.config
     if subsystem.discovery:
         raise _invalid("qid", "a discovery controller has no I/O queues")
@@ -163,10 +189,8 @@ def _join_association(
     controller = subsystem.controllers.get(cntlid)
     if not isinstance(controller, Controller):
         raise _invalid("cntlid", f"{subsystem.nqn} has no controller {cntlid}")
-    if controller.host_nqn != host_nqn:
+    if not _same_host(controller, host_nqn):
         raise _invalid("hostnqn", f"host {host_nqn!r} is not the one of controller {cntlid} ({controller.host_nqn!r})")
-    if controller.hostid != hostid:
-        raise _invalid("hostid", f"HOSTID {hostid.hex()} is not the one of controller {cntlid}")
     if controller.state is not ControllerState.READY:
         raise CommandError(
             Status.COMMAND_SEQUENCE_ERROR,

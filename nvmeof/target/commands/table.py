@@ -34,6 +34,7 @@ from nvmeof.target.commands.logs import logs_discovery, logs_events, logs_genera
 from nvmeof.target.commands.media import format_nvm, namespace_management, sanitize, self_test, write_protection
 from nvmeof.target.commands.reservations import reservation_features, reservation_gate, reservations
 from nvmeof.target.core.aborting import AbortableAwait
+from nvmeof.target.core.states import UNCONNECTED_ONLY
 
 ADMIN_INCAPSULE_BYTES = 8192
 """What an admin capsule may carry: fixed by the NVMe/TCP transport."""
@@ -73,6 +74,8 @@ def lookup(ctx: CommandContext, sqe: Sqe) -> CommandSpec:
 
 
 def _out_of_state(ctx: CommandContext, spec: CommandSpec) -> CommandError:
+    if spec.states is UNCONNECTED_ONLY:  # as nvmet: nothing but authentication and properties follows a Connect
+        return CommandError(Status.INVALID_OPCODE, _FCTYPE, message=f"{spec.name} on a queue that is connected")
     return CommandError(
         Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {ctx.state.value}"
     )

@@ -82,7 +82,7 @@ def check_append(ctx: CommandContext, sqe: Sqe) -> None:
         raise _invalid(SQE.error_location("cdw12", 25), "there is no protection information to remap (PIREMAP)")
     check_directive(sqe)
     assert ctx.subsystem is not None
-    limit, length = ctx.subsystem.config.max_transfer_bytes, block_bytes(ctx, sqe)
+    limit, length = ctx.subsystem.config.transfer_limit_bytes, block_bytes(ctx, sqe)
     if length > limit:
         raise _invalid(SQE.error_location("cdw12"), f"to append {length} bytes is more than ZASL ({limit})")
     namespace.check_range(sqe.slba, 1)
@@ -158,7 +158,7 @@ def check_receive(ctx: CommandContext, sqe: Sqe) -> None:
     if receive.which not in REPORTED_STATES:
         raise _invalid(_SELECT_ALL, f"there is no reporting option {receive.which:02X}h")
     assert ctx.subsystem is not None
-    limit, length = ctx.subsystem.config.max_transfer_bytes, _receive_bytes(ctx, sqe)
+    limit, length = ctx.subsystem.config.transfer_limit_bytes, _receive_bytes(ctx, sqe)
     if not ZONE_REPORT_HEADER_BYTES <= length <= limit:
         raise _invalid(
             SQE.error_location("cdw12"), f"a report has {ZONE_REPORT_HEADER_BYTES} to {limit} bytes, not {length}"
@@ -240,7 +240,7 @@ def _namespace_structure(namespace: Namespace | None) -> bytes:
 
 
 def _controller_structure(controller: Controller) -> bytes:
-    return build(IDENTIFY_CONTROLLER_ZNS, zasl=mdts_field(controller.subsystem.config.max_transfer_bytes))
+    return build(IDENTIFY_CONTROLLER_ZNS, zasl=mdts_field(controller.subsystem.config.max_transfer_bytes or None))
 
 
 add_command_set(CommandSetStructures(Csi.ZONED, _namespace_structure, _controller_structure))

@@ -102,6 +102,7 @@ class Controller:
         self.cntlid = cntlid
         self.host_nqn = host_nqn
         self.hostid = hostid
+        self.hostid_differs = False  # that an I/O queue's Connect had another one was told
         self.port = port
         self.discovery = subsystem.discovery
         self.cc = 0

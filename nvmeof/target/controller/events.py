@@ -152,6 +152,15 @@ class AsyncEvents:
                 return True
         return False
 
+    def forget(self, cid: int) -> bool:
+        """End the held request of that CID without a completion; False when there is none."""
+        for position, (held_cid, future) in enumerate(self._requests):
+            if held_cid == cid and not future.done():
+                del self._requests[position]
+                future.set_result(Completion(forgotten=True))
+                return True
+        return False
+
     def report(self, event: Event) -> None:
         """Something happened; nothing is sent when the host did not ask for it or has not read the last one yet."""
         if (event.enable and not self.enabled & event.enable) or event in self._masked:

@@ -16,6 +16,7 @@ class Completion:
     whoever takes the completion calls it exactly once. `stable` False: the data may still change, see `Lease`.
     `more`: the Error Information log tells more.
     `disconnect`: the queue ends once this completion has been sent.
+    `forgotten`: it is not sent, since its CID has become another command's.
     """
 
     status: int = 0
@@ -27,6 +28,7 @@ class Completion:
     stable: bool = True
     more: bool = False
     disconnect: bool = False
+    forgotten: bool = False
 
 
 __all__ = ["Completion"]

@@ -7,6 +7,7 @@ the whole way.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import Final
 
@@ -24,7 +25,7 @@ from nvmeof.protocol.events import (
 )
 from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
-from nvmeof.spec.nqn import terminated_nqn
+from nvmeof.spec.nqn import terminated_nqn, unnamed_host
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
@@ -38,6 +39,7 @@ from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.fast_path import Transfer
 from nvmeof.wire import layout
 
+logger = logging.getLogger("nvmeof.target")
 STAGING_SHARES: Final = 4
 """One queue stages at most this fraction of the pool for data that its host has yet to send: one that has stopped
 sending must not keep all the others from writing."""
@@ -118,7 +120,7 @@ class TargetQueue(AbortableCommands):
         sqe = SQE.unpack_from(view)
         if (sqe.fuse or self._first is not None) and self._fuse(sqe, view, capsule):
             return
-        if sqe.cid in self._busy:
+        if sqe.cid in self._busy and not self._forget_event_request(sqe.cid):
             self._conflict(sqe)
             return
         try:
@@ -143,9 +145,26 @@ class TargetQueue(AbortableCommands):
             self._run_copied(spec, sqe, data)
 
     def _conflict(self, sqe: Sqe) -> None:
-        """Refuse a command whose CID is in use; the one that uses it goes on."""
-        error = CommandError(Status.COMMAND_ID_CONFLICT, SQE.error_location("cid"), message="the CID is in use")
+        """Refuse a command whose CID is in use; the one that uses it goes on. Sent with another CID it may succeed."""
+        location = SQE.error_location("cid")
+        error = CommandError(Status.COMMAND_ID_CONFLICT, location, dnr=False, message="the CID is in use")
         self._complete(sqe, self.ctx.refuse(sqe, error))
+
+    def _forget_event_request(self, cid: int) -> bool:
+        """Forget the waiting Asynchronous Event Request of a CID that its host uses anew; False when there is none.
+
+        Hosts do that which forget their requests before they shut a controller down (SPDK's, at every end). The request
+        holds no data, and its host waits for it no more: no completion can be taken for the other command's.
+        """
+        controller = self.ctx.controller
+        if self.ctx.qid or controller is None or not controller.events.forget(cid):
+            return False
+        logger.info("%s: CID %#x of a waiting Asynchronous Event Request is used anew: forgotten", self.ctx.peer, cid)
+        self._running.pop(cid, None)
+        self._busy.discard(cid)
+        self.ctx.aborting.discard(cid)
+        self.connection.forget_command()
+        return True
 
     def _capsule_data(self, sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
         """A command's in-capsule data; raises when SGL1 and the capsule tell different things."""
@@ -298,6 +317,10 @@ class TargetQueue(AbortableCommands):
         def ended(completion: Completion) -> None:
             if lent is not None:
                 self.pool.give(lent)
+            if completion.forgotten:
+                if not self.closed:
+                    self.pending -= 1
+                return
             self._running.pop(sqe.cid, None)
             if self.closed:
                 if completion.release is not None:
@@ -319,8 +342,9 @@ class TargetQueue(AbortableCommands):
         if sqe.opcode != FABRICS_OPCODE or sqe.fctype != FabricsType.CONNECT:
             return False
         name = bytes(data[_HOSTNQN_OFFSET : _HOSTNQN_OFFSET + _HOSTNQN_BYTES])
-        if not terminated_nqn(name):
+        if name[0] and not terminated_nqn(name):
             return False
+        host = name.split(b"\0", 1)[0].decode(errors="backslashreplace") or unnamed_host(bytes(data[:16]))
 
         def resume() -> None:
             self.connecting = False
@@ -331,7 +355,7 @@ class TargetQueue(AbortableCommands):
             self._resume_deferred(spec, sqe, data, lent)
             self.driver.wake()
 
-        if not self.detached_commands.wait(name.split(b"\0", 1)[0].decode(errors="backslashreplace"), resume):
+        if not self.detached_commands.wait(host, resume):
             return False
         self._busy.add(sqe.cid)
         self.connecting = True

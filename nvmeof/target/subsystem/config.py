@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from nvmeof.address import is_wildcard
 from nvmeof.errors import ConfigurationError
-from nvmeof.spec.nqn import validate_nqn
+from nvmeof.spec.enums import CNTLID_MAX
+from nvmeof.spec.nqn import check_nqn
 from nvmeof.target.core.metadata import MetadataStore
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
@@ -20,6 +21,8 @@ from nvmeof.version import __version__
 
 MAX_QUEUE_ENTRIES = 1024
 MAX_IO_QUEUES = 128
+UNLIMITED_TRANSFER_BYTES = 64 << 20
+"""The longest command of a target that tells no limit (MDTS 0): what one command may take of the staging memory."""
 ADVERTISE_OWN = "own"
 ADVERTISE_TCP = "tcp"
 ADVERTISE_TSAS = "tsas"
@@ -75,8 +78,10 @@ class SubsystemConfig:
     namespaces: tuple[NamespaceConfig, ...] = ()
     max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
     max_io_queues: int = MAX_IO_QUEUES
-    max_transfer_bytes: int = 1 << 20  # MDTS: a power of two
+    max_transfer_bytes: int = 1 << 20  # MDTS: a power of two; 0: none is told, and up to UNLIMITED_TRANSFER_BYTES taken
     incapsule_bytes: int = 8192  # data in an I/O command capsule (IOCCSZ)
+    cntlid_min: int = 1  # the range of the controllers' identifiers, as nvmet's attr_cntlid_min and _max: give targets
+    cntlid_max: int = CNTLID_MAX  # that serve one subsystem NQN ranges that do not overlap
     max_async_events: int = 4  # Asynchronous Event Requests held per controller (AERL + 1)
     max_namespaces: int = 1024  # NN and MNAN
     pool: Pool | None = None  # what hosts may create namespaces from; None: they cannot manage namespaces
@@ -89,9 +94,9 @@ class SubsystemConfig:
     )
 
     def __post_init__(self) -> None:
-        validate_nqn(self.nqn)
+        check_nqn(self.nqn, "the subsystem NQN")
         for host in self.allowed_hosts or ():
-            validate_nqn(host)
+            check_nqn(host, "the NQN of an allowed host")
         _printable(self.serial, 20, "a serial number")
         _printable(self.model, 40, "a model number")
         _printable(self.firmware, 8, "a firmware revision")
@@ -102,10 +107,17 @@ class SubsystemConfig:
         if not 1 <= self.max_io_queues <= 65534:
             raise ConfigurationError(f"a controller has 1 to 65534 I/O queues, not {self.max_io_queues}")
         size = self.max_transfer_bytes
-        if size < 8192 or size & (size - 1) or size > 1 << 30:
-            raise ConfigurationError(f"the largest transfer is a power of two from 8192 bytes to 1 GiB, not {size}")
+        if size and (size < 8192 or size & (size - 1) or size > 1 << 30):
+            raise ConfigurationError(
+                f"the largest transfer is a power of two from 8192 bytes to 1 GiB, or 0 for no limit, not {size}"
+            )
         if self.incapsule_bytes % 16 or not 0 <= self.incapsule_bytes <= 1 << 20:
             raise ConfigurationError(f"in-capsule data is a multiple of 16 up to 1 MiB, not {self.incapsule_bytes}")
+        if not 1 <= self.cntlid_min <= self.cntlid_max <= CNTLID_MAX:
+            raise ConfigurationError(
+                f"controller identifiers are a range within 1 to {CNTLID_MAX}, "
+                f"not {self.cntlid_min} to {self.cntlid_max} (see --cntlid-min and --cntlid-max)"
+            )
         if not 1 <= self.max_async_events <= 256:
             raise ConfigurationError(f"1 to 256 Asynchronous Event Requests can be held, not {self.max_async_events}")
         if not 1 <= self.max_namespaces <= 0xFFFFFFFE:
@@ -118,6 +130,11 @@ class SubsystemConfig:
             raise ConfigurationError(f"a keep alive timeout is not negative: {self.any_keep_alive_seconds}")
         if not 0.5 <= self.ready_timeout_seconds <= 127.5:
             raise ConfigurationError(f"the ready timeout is 0.5 to 127.5 s, not {self.ready_timeout_seconds}")
+
+    @property
+    def transfer_limit_bytes(self) -> int:
+        """The longest transfer that a command may ask for: MDTS, or where none is told what memory allows."""
+        return self.max_transfer_bytes or UNLIMITED_TRANSFER_BYTES
 
     @property
     def serial_number(self) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from nvmeof.errors import CommandError, ConfigurationError
-from nvmeof.spec.enums import CNTLID_MAX, AnaState
+from nvmeof.spec.enums import AnaState
 from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
 from nvmeof.spec.properties import Shst
 from nvmeof.spec.reservations import NotificationType
@@ -34,7 +34,6 @@ from nvmeof.target.subsystem.persistent_events import (
 from nvmeof.target.subsystem.sanitize import Sanitizer
 from nvmeof.target.subsystem.self_test import SelfTest
 
-FIRST_CNTLID = 1
 ANA_GROUP = 1
 
 
@@ -114,7 +113,7 @@ class Subsystem:
             lambda runtime: int(self.lifetime.power_on_seconds(runtime.now()) // 3600),
         )
         self._allowed_hosts = config.allowed_hosts
-        self._last_cntlid = FIRST_CNTLID - 1
+        self._last_cntlid = config.cntlid_min - 1
         self.manager = NamespaceManager(self, config.pool) if config.pool is not None else None
         for namespace in config.namespaces:
             self.add_namespace(namespace)
@@ -397,8 +396,10 @@ class Subsystem:
 
     def allocate_cntlid(self) -> int:
         """The controller ID that was free for longest. Raises Connect's Controller Busy when none is left."""
-        for step in range(1, CNTLID_MAX - FIRST_CNTLID + 2):
-            cntlid = FIRST_CNTLID + (self._last_cntlid - FIRST_CNTLID + step) % (CNTLID_MAX - FIRST_CNTLID + 1)
+        first = self.config.cntlid_min
+        size = self.config.cntlid_max - first + 1
+        for step in range(1, size + 1):
+            cntlid = first + (self._last_cntlid - first + step) % size
             if cntlid not in self.controllers:
                 self._last_cntlid = cntlid
                 return cntlid

@@ -188,7 +188,7 @@ def test_supported_log_pages_say_what_works():
     target = Target()
     for queue, expected in (
         (target.admin(), {lid for lid, row in LOG_PAGES.items() if row.io}),
-        (target.discovery(), {0, 1, 5, 0x12, 0x70}),
+        (target.discovery(), {0, 1, 5, 0x12, 0x13, 0x70}),
     ):
         lids = SUPPORTED_LOG_PAGES.parse(queue.read_bytes(queue.log_page(0, 1024))).lids
         assert {lid for lid, value in enumerate(lids) if value & 1} == expected

@@ -40,7 +40,7 @@ def test_io_queue_joins_its_controller():
         ({"subnqn": b""}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 256),
         ({"subnqn": b"x" * 256}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 256),
         ({"hostnqn": "nqn.2026-01.org.example:a\nb"}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 512),
-        ({"hostnqn": b""}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 512),
+        ({"hostnqn": b"x" * 224}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 512),
         ({"cntlid": 1}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 16),
         ({"cntlid": 0xFFFE}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 16),
     ],
@@ -60,7 +60,7 @@ def test_admin_connect_refused(fields, status, dw0):
         ({"qid": 129}, Status.CONNECT_INVALID_PARAMETERS, 42),
         ({"cntlid": 77}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 16),
         ({"hostnqn": OTHER_HOST}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 512),
-        ({"hostid": b"\1" * 16}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA),
+        ({"hostnqn": ""}, Status.CONNECT_INVALID_PARAMETERS, IATTR_DATA | 512),
         ({"subnqn": DISCOVERY_NQN}, Status.CONNECT_INVALID_PARAMETERS, 42),
         ({"sqsize": 1024}, Status.CONNECT_INVALID_PARAMETERS, 44),
         ({"qid": 5}, Status.COMMAND_SEQUENCE_ERROR, 0),
@@ -123,7 +123,8 @@ def test_controller_ids_run_out():
 
 def test_connect_twice_on_a_queue():
     queue = Target().admin()
-    assert queue.try_connect().status == Status.COMMAND_SEQUENCE_ERROR
+    completion = queue.try_connect()
+    assert (completion.status, completion.dnr) == (Status.INVALID_OPCODE, True)
 
 
 @pytest.mark.parametrize("opcode", [0x00, 0x02, 0x06, 0x18, 0xC0])

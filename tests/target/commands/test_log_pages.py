@@ -223,7 +223,7 @@ def test_a_connect_that_fails_is_in_the_log_of_its_controller():
     assert (error.sqid, error.opcode, error.nsid) == (5, 0x7F, 0)
     assert error.parameter_error_location == 42
     stranger = target.queue()
-    stranger.try_connect(qid=5, cntlid=admin.ctx.controller.cntlid, hostid=bytes(16))
+    stranger.try_connect(qid=5, cntlid=admin.ctx.controller.cntlid, hostnqn="nqn.2026-01.org.example:x")
     assert last_error(admin).error_count == error.error_count, "another host does not write into it"
 
 

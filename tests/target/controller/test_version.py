@@ -68,7 +68,7 @@ LPA = {
     Lpa.COMMANDS_SUPPORTED_AND_EFFECTS: {0x05},
     Lpa.TELEMETRY: {0x07, 0x08},
     Lpa.PERSISTENT_EVENTS: {0x0D},
-    Lpa.SUPPORTED_LOG_PAGES: {0x00, 0x05, 0x12},
+    Lpa.SUPPORTED_LOG_PAGES: {0x00, 0x05, 0x12, 0x13},
 }
 RESERVATIONS = {"features": {0x81, 0x82, 0x83}, "logs": {0x80}}
 ENDURANCE_GROUPS = {"logs": {0x09}, "identify": {0x19}}

@@ -35,8 +35,10 @@ def test_sizes_round_trip(size):
 @pytest.mark.parametrize(
     "options",
     [
-        {"nqn": "disk"},
-        {"nqn": NQN, "allowed_hosts": frozenset({"me"})},
+        {"nqn": ""},
+        {"nqn": "x" * 224},
+        {"nqn": "a\nb"},
+        {"nqn": NQN, "allowed_hosts": frozenset({"me\x1b[0m"})},
         {"nqn": NQN, "serial": "x" * 21},
         {"nqn": NQN, "model": "häuschen"},
         {"nqn": NQN, "max_queue_entries": 1},
@@ -45,6 +47,9 @@ def test_sizes_round_trip(size):
         {"nqn": NQN, "max_transfer_bytes": 5000},
         {"nqn": NQN, "max_transfer_bytes": 4096},
         {"nqn": NQN, "incapsule_bytes": 100},
+        {"nqn": NQN, "cntlid_min": 0},
+        {"nqn": NQN, "cntlid_max": 0xFFF0},
+        {"nqn": NQN, "cntlid_min": 9, "cntlid_max": 8},
         {"nqn": NQN, "max_async_events": 0},
         {"nqn": NQN, "max_namespaces": 0},
         {"nqn": NQN, "ready_timeout_seconds": 0.1},

@@ -105,7 +105,7 @@ def _controller(ctx: CommandContext, controller: Controller, command: IdentifyCo
         "fr": config.firmware,
         "cntlid": controller.cntlid,
         "ver": VERSION.encode(),
-        "mdts": mdts_field(config.max_transfer_bytes),
+        "mdts": mdts_field(config.max_transfer_bytes or None),
         "oaes": controller.events.oaes,
         "aerl": config.max_async_events - 1,
         "acl": ABORT_LIMIT - 1,

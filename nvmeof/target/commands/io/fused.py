@@ -46,13 +46,15 @@ def mismatch(first: Sqe, second: Sqe) -> CommandError | None:
 
 
 def failed_fused() -> CommandError:
-    """For the half whose other half failed."""
-    return CommandError(Status.ABORTED_FAILED_FUSED, message="the other half of the fused operation failed")
+    """Make the refusal of the half whose other half failed. Without DNR: sent again, the pair may succeed."""
+    return CommandError(Status.ABORTED_FAILED_FUSED, dnr=False, message="the other half of the fused operation failed")
 
 
 def missing_fused() -> CommandError:
-    """For a half that is alone."""
-    return CommandError(Status.ABORTED_MISSING_FUSED, message="the other half of the fused operation is not beside it")
+    """Make the refusal of a half that is alone. Without DNR: sent again, the pair may succeed."""
+    return CommandError(
+        Status.ABORTED_MISSING_FUSED, dnr=False, message="the other half of the fused operation is not beside it"
+    )
 
 
 def compare_and_write(

@@ -55,7 +55,7 @@ def check_lba_status(ctx: CommandContext, sqe: Sqe) -> None:
     namespace = active_namespace(ctx, sqe)
     if sqe.cdw13 >> 24 not in (LbaStatusAction.SCAN, LbaStatusAction.TRACKED):
         raise CommandError(Status.INVALID_FIELD, _ACTION, message=f"there is no action type {sqe.cdw13 >> 24:02X}h")
-    limit = ctx.subsystem.config.max_transfer_bytes
+    limit = ctx.subsystem.config.transfer_limit_bytes
     if status_bytes(ctx, sqe) > limit:
         raise CommandError(
             Status.INVALID_FIELD, _MNDW, message=f"{status_bytes(ctx, sqe)} bytes are more than MDTS ({limit})"

@@ -86,7 +86,7 @@ def check_transfer(ctx: CommandContext, sqe: Sqe) -> None:
     check_extension(sqe)
     length = sqe.transfer_blocks << namespace.block_shift
     assert ctx.subsystem is not None
-    limit = ctx.subsystem.config.max_transfer_bytes
+    limit = ctx.subsystem.config.transfer_limit_bytes
     if length > limit:
         raise CommandError(
             Status.INVALID_FIELD,

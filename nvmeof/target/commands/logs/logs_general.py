@@ -28,6 +28,7 @@ from nvmeof.target.subsystem.subsystem import ANA_GROUP
 from nvmeof.wire import build
 
 _FIRST_SLOT_END = 16
+_NVME_MI_EFFECTS_BYTES = 4096
 _SCOPES = 0xFFF << 20
 _ADMIN_SCOPES: dict[int, CommandEffects] = {
     AdminOpcode.NAMESPACE_MANAGEMENT: CommandEffects.SUBSYSTEM_SCOPE,
@@ -124,6 +125,10 @@ def _feature_effects(ctx: CommandContext, controller: Controller, command: GetLo
     return build(FEATURES_SUPPORTED_AND_EFFECTS, fids=effects)
 
 
+def _no_management_interface(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+    return bytes(_NVME_MI_EFFECTS_BYTES)
+
+
 add_log_pages(
     LogPageSpec(LogPageId.SUPPORTED_LOG_PAGES, "Supported Log Pages", _supported, discovery=True, csi=True),
     LogPageSpec(LogPageId.ERROR_INFORMATION, "Error Information", _errors, discovery=True),
@@ -139,5 +144,12 @@ add_log_pages(
         _feature_effects,
         csi=True,
         discovery=True,
+    ),
+    LogPageSpec(
+        LogPageId.NVME_MI_COMMANDS_SUPPORTED_AND_EFFECTS,
+        "NVMe-MI Commands Supported and Effects",
+        _no_management_interface,
+        discovery=True,
+        remark="says that there are none; bit 5 of LPA stands for this page too",
     ),
 )

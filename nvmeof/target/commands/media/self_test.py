@@ -49,7 +49,7 @@ def check_self_test(ctx: CommandContext, sqe: Sqe) -> None:
         raise CommandError(Status.INVALID_FIELD, _CODE, message=f"there is no self-test {code:X}h")
     nsids = _chosen(ctx, sqe)
     if ctx.subsystem.self_test.running:
-        raise CommandError(Status.SELF_TEST_IN_PROGRESS, message="a device self-test is in progress already")
+        raise CommandError(Status.SELF_TEST_IN_PROGRESS, dnr=False, message="a device self-test is in progress already")
     for nsid in nsids:
         blocked_status = ctx.namespaces[nsid].blocked_status
         if blocked_status is not None:

@@ -17,7 +17,6 @@ from nvmeof.spec.reservations import (
     CDW10_IGNORE_EXISTING_KEY,
     CDW10_PERSISTENCE,
     CDW10_TYPE,
-    CNTLID_NONE,
     RELEASE_DATA_BYTES,
     REPORT_EXTENDED,
     RESERVATION_KEYS,
@@ -213,21 +212,18 @@ def check_report(ctx: CommandContext, sqe: Sqe) -> None:
             message="host identifiers have 128 bits: a report has the extended data structure (EDS)",
         )
     assert ctx.subsystem is not None
-    if _report_bytes(ctx, sqe) > ctx.subsystem.config.max_transfer_bytes:
+    if _report_bytes(ctx, sqe) > ctx.subsystem.config.transfer_limit_bytes:
         raise _invalid(f"{_report_bytes(ctx, sqe)} bytes of a report are more than MDTS", "cdw10")
 
 
 def reservation_report(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Reservation Report: as much of it as is asked for. What is asked for beyond its end is sent as zeroes, for there
-    are hosts that take less data than they described for an error.
+    are hosts that take less data than they described for an error. One entry per host, with CNTLID FFFFh: controllers
+    are of the dynamic model (NVMe Base, Registered Controller; nvmet_execute_pr_report does so too).
     """
     assert ctx.subsystem is not None
     state = active_namespace(ctx, sqe).reservations.state
-    cntlids = {each.hostid: cntlid for cntlid, each in sorted(ctx.subsystem.controllers.items(), reverse=True)}
-    registrants = tuple(
-        Registrant(host, key, state.holds(host), cntlids.get(host, CNTLID_NONE))
-        for host, key in state.registrants.items()
-    )
+    registrants = tuple(Registrant(host, key, state.holds(host)) for host, key in state.registrants.items())
     report = ReservationReport(state.generation, state.rtype or 0, state.persistent, registrants).encode()
     length = _report_bytes(ctx, sqe)
     return Completion(data=report[:length].ljust(length, b"\0"))

@@ -129,7 +129,7 @@ def check_get_log_page(ctx: CommandContext, sqe: Sqe) -> None:
         raise CommandError(Status.INVALID_LOG_PAGE, _LID, message=f"log page {command.lid:#04x} is not supported")
     _check_nsid(ctx, row, sqe.nsid)
     check_uuid_index(controller, command.uuid_index)
-    limit = subsystem.config.max_transfer_bytes
+    limit = subsystem.config.transfer_limit_bytes
     if command.length_bytes > limit:
         raise _invalid(_NUMDL, f"{command.length_bytes} bytes of a log page are more than MDTS ({limit})")
     if command.length_bytes % row.whole:
