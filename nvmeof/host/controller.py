@@ -17,7 +17,7 @@ from nvmeof.host import commands
 from nvmeof.host.association import Association, HostState
 from nvmeof.host.deadlines import Deadlines
 from nvmeof.host.namespace import Namespace
-from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, ConnectOptions
+from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, QUEUE_SIZE_MIN, ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
 from nvmeof.host.runtime import Runtime, sleep
 from nvmeof.spec.connect import CONNECT_DATA, describe_connect_invalid
@@ -53,6 +53,9 @@ log = logging.getLogger("nvmeof.host")
 
 OFCS_DISCONNECT = 1 << 0
 """OFCS of Identify Controller: the Disconnect command is supported."""
+MIN_IOCCSZ = 4
+"""IOCCSZ of capsules that hold an SQE and no data."""
+MIN_IORCSZ = 1
 EVENTS_WANTED = Oaes.NAMESPACE_ATTRIBUTE | Oaes.ANA_CHANGE
 PRIORITY_COMMANDS = 4
 """Identifiers of an admin queue that only keep-alive and Abort may use."""
@@ -241,9 +244,43 @@ class Controller(Association):
         self.deadlines.set_abort_limit(info.acl + 1)
         if self.is_discovery:
             return
-        if info.icdoff:
-            raise TransportError(f"{self.options.subnqn} puts in-capsule data at an offset (ICDOFF {info.icdoff})")
+        self._check_fabrics_limits()
         self._keep_alive(bool(info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE))
+
+    def _check_fabrics_limits(self) -> None:
+        """Refuse a controller that no I/O queue can work with, as nvme_check_ctrl_fabric_info of Linux does.
+
+        Raises :class:`TransportError`, one sentence.
+        """
+        info, name = self.info, self.options.subnqn
+        if info.icdoff:
+            raise TransportError(
+                f"{name} puts in-capsule data at an offset (ICDOFF {info.icdoff}), which is not supported"
+            )
+        if not info.kas:
+            raise TransportError(
+                f"{name} has no keep alive (KAS 0), which is mandatory over fabrics: update the target"
+            )
+        if info.ioccsz < MIN_IOCCSZ:
+            raise TransportError(
+                f"{name} takes I/O command capsules of {info.ioccsz * 16} bytes (IOCCSZ {info.ioccsz}), "
+                f"and a command has {MIN_IOCCSZ * 16}: update the target"
+            )
+        if info.iorcsz < MIN_IORCSZ:
+            raise TransportError(
+                f"{name} sends I/O response capsules of 0 bytes (IORCSZ 0), and a completion has {MIN_IORCSZ * 16}: "
+                "update the target"
+            )
+
+    def _io_entries(self) -> int:
+        """Size of the I/O queues: as asked for, within MQES and MAXCMD (0, which some controllers say, is no limit)."""
+        wanted = self.options.queue_size
+        entries = min(wanted, self.cap.mqes_entries)
+        if self.info.maxcmd and self.info.maxcmd < entries:
+            entries = max(self.info.maxcmd, QUEUE_SIZE_MIN)
+        if entries < wanted:
+            log.info("%s takes I/O queues of %d entries, %d were asked for", self.options.subnqn, entries, wanted)
+        return entries
 
     async def _connect_io_queues(self) -> None:
         options = self.options
@@ -251,7 +288,7 @@ class Controller(Association):
         granted = await self.set_number_of_queues(wanted)
         if granted < wanted:
             log.info("%s grants %d I/O queues, %d were asked for", options.subnqn, granted, wanted)
-        entries = min(options.queue_size, self.cap.mqes_entries)
+        entries = self._io_entries()
         # a name may have several addresses, of several machines: all queues go where the admin queue went
         address = self.device.peer_address(self._admin)
         if address is not None:
@@ -263,7 +300,7 @@ class Controller(Association):
                 qid,
                 entries,
                 timeout=options.io_timeout,
-                capsule_bytes=max(self.info.ioccsz * 16, 64),
+                capsule_bytes=self.info.ioccsz * 16,
             )
             self.io_queues.append(queue)
             await self._create(queue)

@@ -7,6 +7,7 @@ first command of an idle queue leaves at once, which is what a lone caller's lat
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from nvmeof.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, NvmeofError, TransportError
@@ -14,10 +15,11 @@ from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request, devices
 from nvmeof.pdu.termination import fes_text
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State, Tap
-from nvmeof.protocol.events import Completions, Event, PeerClosed, ProtocolFailure, Ready, Terminated
+from nvmeof.protocol.events import Completions, Deviation, Event, PeerClosed, ProtocolFailure, Ready, Terminated
 from nvmeof.spec.sqe import SQE_BYTES
 from nvmeof.transport import Address, Endpoint, SocketOptions, get, names
 
+log = logging.getLogger("nvmeof.host")
 ADMIN_RECEIVE_BYTES = 16 * 1024
 IO_RECEIVE_BYTES = 128 * 1024
 READS_PER_WAKEUP = 16
@@ -53,6 +55,7 @@ class TcpQueue:
             Ready: self._on_ready,
             Terminated: self._on_terminated,
             ProtocolFailure: self._on_protocol_failure,
+            Deviation: self._on_deviation,
             PeerClosed: self._on_peer_closed,
         }
 
@@ -191,6 +194,9 @@ class TcpQueue:
     def _on_protocol_failure(self, event: ProtocolFailure) -> None:
         self.flush()  # the TermReq
         self._lost(ConnectionLost(f"{self._peer} broke the protocol on queue {self.queue.qid}: {event.error}"))
+
+    def _on_deviation(self, event: Deviation) -> None:
+        log.info("%s departs from the specification on queue %d: %s", self._peer, self.queue.qid, event.message)
 
     def _on_peer_closed(self, event: PeerClosed) -> None:
         self._lost(ConnectionLost(f"{self._peer} closed the connection of queue {self.queue.qid}"))

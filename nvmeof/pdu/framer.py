@@ -75,7 +75,8 @@ def rule_of(pdu_type: int) -> HeaderRule:
 def check_header(pdu_type: int, flags: int, hlen: int, pdo: int, plen: int, framing: Framing) -> tuple[int, int]:
     """Check a common header; returns (offset of the data, length of the data), both 0 without data.
 
-    Raises PduError, FEI being the offset of the field in error.
+    With PDO 0 the data begins right after the header and its digest, where Linux looks for it whatever PDO says. Raises
+    PduError, FEI being the offset of the field in error.
     """
     rule = rule_of(pdu_type)
     if hlen != rule.hlen:
@@ -105,7 +106,9 @@ def _check_data(
         raise _invalid(FLAGS_OFFSET, "DDGSTF is not what the handshake settled")
     if plen < header_end + trailer + 1:
         raise _invalid(PLEN_OFFSET, f"PLEN is {plen}, too small for a header of {header_end} bytes and data")
-    if pdo < header_end or pdo > align(header_end, 128) or pdo % framing.pda_bytes:
+    if not pdo:
+        pdo = header_end
+    elif pdo < header_end or pdo > align(header_end, 128) or pdo % framing.pda_bytes:
         raise _invalid(PDO_OFFSET, f"PDO is {pdo}, after a header of {header_end} bytes aligned to {framing.pda_bytes}")
     length = plen - pdo - trailer
     if length < 1:

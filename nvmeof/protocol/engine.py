@@ -13,7 +13,7 @@ from ..pdu.termination import TERM_REQ, TERM_REQ_BYTES, Fes, term_req
 from ..wire import Buffer
 from .config import BACKLOG_BUFFERS, BACKLOG_BYTES, ConnectionConfig, Role, Tap
 from .encoder import Encoder
-from .events import Event, Negotiated, PeerClosed, ProtocolFailure, Terminated
+from .events import Deviation, Event, Negotiated, PeerClosed, ProtocolFailure, Terminated
 from .output import Output
 from .states import ENDED, RECEIVED, TRANSITIONS, Effect, Input, State
 from .transfers import ALWAYS, Live
@@ -40,6 +40,7 @@ class Engine:
     # one base only, so those of the two roles are here as well.
     __slots__ = (  # noqa: RUF023
         "_buffer",
+        "_deviation_told",
         "_end",
         "_framing",
         "_in_place",
@@ -109,6 +110,7 @@ class Engine:
         if len(buffer) % 8 or len(buffer) < max(self.incapsule_bytes + CAPSULE_OVERHEAD_BYTES, 1024):
             raise LocalProtocolError(f"a receive buffer of {len(buffer)} bytes: not a multiple of 8, or too small")
         self._buffer = memoryview(buffer)
+        self._deviation_told = False
         self._start = 0
         self._end = 0
         self._pdu_start = 0
@@ -276,6 +278,10 @@ class Engine:
                 return False
             self._check_header_digest(start, true_hlen)
         data_offset, data_length = check_header(pdu_type, flags, hlen, pdo, plen, self._framing)
+        if not pdo and data_length and pdu_type > PduType.C2H_TERM_REQ and not self._deviation_told:
+            self._deviation_told = True
+            name = PduType(pdu_type).name
+            events.append(Deviation(f"{name} with data and PDO 0: its data is taken from byte {data_offset} on"))
         effect = transition[0]
         in_place = effect is Effect.RECEIVE_DATA
         needed = data_offset if in_place else plen

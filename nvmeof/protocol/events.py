@@ -100,10 +100,25 @@ class ProtocolFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Deviation:
+    """The peer departs from the specification in a way that is taken all the same; told once per connection."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class PeerClosed:
     """The peer has closed its side."""
 
 
 Event: TypeAlias = (
-    Ready | CommandBatch | CommandData | TransferDone | Completions | Terminated | ProtocolFailure | PeerClosed
+    Ready
+    | CommandBatch
+    | CommandData
+    | TransferDone
+    | Completions
+    | Terminated
+    | ProtocolFailure
+    | Deviation
+    | PeerClosed
 )

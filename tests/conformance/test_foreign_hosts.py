@@ -251,6 +251,32 @@ async def test_what_lpa_promises_can_be_read():
             host.close()
 
 
+# -- PDO 0 in PDUs with data
+
+
+@pytest.mark.parametrize("dgst", [0, 1, 2, 3])
+async def test_data_with_pdo_0_is_taken_from_behind_the_header(trtype, log, dgst):
+    async with running(trtype) as target:
+        first, host = await association(target, dgst=dgst)
+        for cid, kind in enumerate((1, 3)):  # without and with others in one receive
+            data = bytes([65 + cid]) * 512
+            sqes = [io_sqe(10 * cid + i, WRITE, i, 1, sgl=1) for i in range(kind)]
+            await host.send(b"".join(host.capsule(sqe, data, pdo=0) for sqe in sqes))
+            assert [(await host.completion()).status for _ in sqes] == [0] * kind
+            assert (await host.read(0, kind)).data == data * kind
+        await host.send(host.capsule(io_sqe(3, WRITE, 8, 128)))
+        ttag, _, length = await host.r2t(3)
+        body = bytes(range(256)) * (length // 256)
+        await host.send(host.h2c(3, ttag, 0, body[:4096], last=False, pdo=0))
+        await host.send(host.h2c(3, ttag, 4096, body[4096:], pdo=0))
+        assert (await host.completion(3)).status == 0
+        assert (await host.read(8, 128)).data == body
+        lines = causes(log.records, "with data and PDO 0")
+        assert len(lines) == 1 and "CAPSULE_CMD" in lines[0]
+        for each in (first, host):
+            each.close()
+
+
 # -- Fabrics commands where they do not belong
 
 

@@ -41,7 +41,7 @@ class FakeDevice(QueueDevice):
         self.memory = bytearray(blocks * BLOCK_BYTES)
         self.identify: dict[str, Any] = {
             "cntlid": 7, "mdts": 5, "ioccsz": 4 + 512, "iorcsz": 1, "kas": 10, "acl": 3, "nn": 1, "ofcs": 1,
-            "sn": "FAKE", "mn": "Fake controller", "oaes": 1 << 8, **identify,
+            "maxcmd": 64, "sn": "FAKE", "mn": "Fake controller", "oaes": 1 << 8, **identify,
         }  # fmt: skip
         self.namespace: dict[str, Any] = {"nsze": blocks, "ncap": blocks, "lbaf": [{"lbads": 9}]}
         self.active = [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -45,6 +46,53 @@ async def test_connecting(device: FakeDevice, connected: Connect) -> None:
     facts = controller.describe()
     assert [each["qid"] for each in facts] == [0, 1, 2]
     assert facts[1]["transport"] == "fake"
+
+
+@pytest.mark.parametrize(("maxcmd", "entries"), [(8, 8), (1, 2), (0, 64), (64, 64), (100, 64)])
+async def test_the_queue_is_no_larger_than_maxcmd(
+    device: FakeDevice, connected: Connect, caplog: pytest.LogCaptureFixture, maxcmd: int, entries: int
+) -> None:
+    """MAXCMD 0, which some controllers say, is no limit; MQES is one."""
+    caplog.set_level(logging.INFO, "nvmeof")
+    device.identify.update(maxcmd=maxcmd)
+    await connected(queue_size=100)
+    (io,) = [sqe for qid, sqe in device.log if qid and sqe.opcode == FABRICS and sqe.fctype == 1]
+    assert io.cdw11 & 0xFFFF == entries - 1
+    assert device.queues[1].entries == entries
+    assert f"takes I/O queues of {entries} entries, 100 were asked for" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("kas", 0, "KAS 0"),
+        ("ioccsz", 3, "IOCCSZ 3"),
+        ("ioccsz", 0, "IOCCSZ 0"),
+        ("iorcsz", 0, "IORCSZ 0"),
+        ("icdoff", 1, "ICDOFF 1"),
+    ],
+)
+async def test_a_controller_that_no_io_queue_works_with(
+    device: FakeDevice, connected: Connect, field: str, value: int, words: str
+) -> None:
+    """As Linux: refused with a sentence, and nothing is left behind."""
+    device.identify.update({field: value})
+    with pytest.raises(TransportError, match=words) as caught:
+        await connected()
+    assert SUBNQN in str(caught.value) and "\n" not in str(caught.value)
+    assert "create_queue 1" not in device.calls and device.calls[-1] == "release_ctrl"
+
+
+async def test_a_discovery_controller_needs_nothing_for_io_queues(device: FakeDevice, connected: Connect) -> None:
+    device.identify.update(cntrltype=2, oaes=0, ofcs=0, kas=0, ioccsz=0, iorcsz=0, maxcmd=0)
+    await connected(discovery=True, nr_io_queues=0)
+
+
+async def test_commands_without_data_in_their_capsules(device: FakeDevice, connected: Connect) -> None:
+    device.identify.update(ioccsz=4)
+    controller = await connected()
+    assert device.queues[1].capsule_bytes == 64
+    await controller.namespace(1).write(0, bytes(512))
 
 
 async def test_disconnecting(device: FakeDevice, connected: Connect) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from nvmeof.errors import ConfigurationError, ConnectionLost, ConnectTimeout, NvmeStatusError, TransportError
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.controller import HostState
+from nvmeof.pdu.digest import digest_bytes
 from nvmeof.pdu.termination import Fes
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.protocol.events import ProtocolFailure
@@ -123,6 +125,35 @@ async def test_discovering(start: Start, device: FakeDevice) -> None:
     target = await start()
     (entry,) = await discover(target.host, target.port, transport="tcp", hostnqn=HOSTNQN)
     assert entry.subnqn == SUBNQN
+
+
+@pytest.mark.parametrize("digests", [False, True])
+async def test_read_data_with_pdo_0_is_taken_from_behind_the_header(
+    start: Start, device: FakeDevice, caplog: pytest.LogCaptureFixture, digests: bool
+) -> None:
+    """What a target of the field sends in C2HData: short reads, and those that are received in place."""
+    caplog.set_level(logging.INFO, "nvmeof")
+    target = await start(header_digest=digests, data_digest=digests)
+    device.memory[:] = bytes(range(256)) * (len(device.memory) // 256)
+
+    def without_pdo(buffers: list[Any]) -> list[Any]:
+        changed = []
+        for buffer in buffers:
+            raw = bytearray(buffer)
+            if raw[0] == 7 and len(raw) in (24, 28) and raw[2] == 24:
+                raw[3] = 0
+                raw[24:] = digest_bytes(raw[:24]) if raw[24:] else b""
+            changed.append(raw)
+        return changed
+
+    target.mangle = without_pdo
+    async with host(target, hdr_digest=digests, data_digest=digests) as controller:
+        namespace = controller.namespace(1)
+        assert await namespace.read(0, 1) == device.memory[:512]
+        assert await namespace.read(0, 256) == device.memory[: 256 * 512]
+    lines = [record.getMessage() for record in caplog.records if "PDO 0" in record.getMessage()]
+    assert len(lines) == 2, "one per queue"
+    assert all("C2H_DATA with data and PDO 0" in line for line in lines)
 
 
 # -- bad ends

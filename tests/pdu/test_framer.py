@@ -128,10 +128,20 @@ def test_plen_too_small_for_data(kind: PduType) -> None:
 
 
 @pytest.mark.parametrize("kind", [CMD, H2C, C2H])
+def test_with_pdo_0_data_begins_after_header_and_digest(kind: PduType) -> None:
+    hlen = RULES[kind].hlen
+    assert check_header(kind, 0, hlen, 0, hlen + 512, PLAIN) == (hlen, 512)
+    assert check_header(kind, HDGSTF | DDGSTF, hlen, 0, hlen + 4 + 512 + 4, BOTH) == (hlen + 4, 512)
+    assert check_header(kind, 0, hlen, 0, hlen + 512, Framing(pda_bytes=128)) == (hlen, 512)
+    if kind is not CMD:
+        fails(PLAIN, kind, 0, hlen, 0, hlen, PLEN)
+
+
+@pytest.mark.parametrize("kind", [CMD, H2C, C2H])
 def test_pdo(kind: PduType) -> None:
     hlen = RULES[kind].hlen
     plen = 4096
-    for pdo in (0, hlen - 4, hlen + 1, hlen + 2, 129, 132, 252, 255):
+    for pdo in (1, hlen - 4, hlen + 1, hlen + 2, 129, 132, 252, 255):
         fails(PLAIN, kind, 0, hlen, pdo, plen, PDO)
     fails(HEADER, kind, HDGSTF, hlen, hlen, plen, PDO)  # the header's digest lies there
     fails(Framing(pda_bytes=128), kind, 0, hlen, hlen, plen, PDO)
@@ -166,7 +176,7 @@ def test_what_passes_is_consistent(kind: int, flags: int, hlen: int, pdo: int, p
         assert error.fes == Fes.INVALID_HEADER_FIELD
         assert error.fei in (TYPE, FLAGS, HLEN, PDO, PLEN)
         return
-    assert offset in (0, 24, pdo)
+    assert offset in (0, 24, pdo) or (pdo == 0 and offset == hlen + 4 * framing.header_digest)
     assert offset <= 128
     trailer = 4 if framing.data_digest and RULES[kind].data != "undigested" else 0
     if length:

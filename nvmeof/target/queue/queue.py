@@ -18,6 +18,7 @@ from nvmeof.protocol.connection import Connection
 from nvmeof.protocol.events import (
     CommandBatch,
     CommandData,
+    Deviation,
     Event,
     PeerClosed,
     ProtocolFailure,
@@ -92,6 +93,8 @@ class TargetQueue(AbortableCommands):
                 self._end(f"protocol error: {event.error}", fault=True)
             elif isinstance(event, Terminated):
                 self._end(f"the host terminated the connection: {fes_text(event.fes)} (FEI {event.fei:#x})", fault=True)
+            elif isinstance(event, Deviation):
+                logger.info("%s: the host departs from the specification: %s", self.ctx.peer, event.message)
             elif isinstance(event, PeerClosed):
                 self._end("closed by the host")
 
