@@ -53,7 +53,7 @@ async def test_the_queue_is_no_larger_than_maxcmd(
     device: FakeDevice, connected: Connect, caplog: pytest.LogCaptureFixture, maxcmd: int, entries: int
 ) -> None:
     """MAXCMD 0, which some controllers say, is no limit; MQES is one."""
-    caplog.set_level(logging.INFO, "nvmeof")
+    caplog.set_level(logging.INFO, "nvmeof.host")
     device.identify.update(maxcmd=maxcmd)
     await connected(queue_size=100)
     (io,) = [sqe for qid, sqe in device.log if qid and sqe.opcode == FABRICS and sqe.fctype == 1]

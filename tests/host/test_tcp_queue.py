@@ -132,7 +132,7 @@ async def test_read_data_with_pdo_0_is_taken_from_behind_the_header(
     start: Start, device: FakeDevice, caplog: pytest.LogCaptureFixture, digests: bool
 ) -> None:
     """What a target of the field sends in C2HData: short reads, and those that are received in place."""
-    caplog.set_level(logging.INFO, "nvmeof")
+    caplog.set_level(logging.INFO, "nvmeof.host")
     target = await start(header_digest=digests, data_digest=digests)
     device.memory[:] = bytes(range(256)) * (len(device.memory) // 256)
 
