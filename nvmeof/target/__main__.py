@@ -44,6 +44,7 @@ from nvmeof.target.subsystem.config import (
     SubsystemConfig,
     TargetConfig,
 )
+from nvmeof.target.subsystem.namespace_option import parse_namespace_option
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, SocketOptions
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
@@ -70,6 +71,7 @@ class Options:
     advertise: str | None = None
     advertise_as: tuple[str, ...] = ()
     ramdisk: tuple[str, ...] = ()
+    namespace: tuple[str, ...] = ()
     file: tuple[str, ...] = ()
     size: str | None = None
     capacity: str | None = None
@@ -110,7 +112,7 @@ def _backends(options: Options) -> list[NamespaceConfig]:
     for name, given in (("size", options.size is not None), ("shared", options.shared)):
         if given and not options.file:
             raise ConfigurationError(f"--{name} is about a --file, and there is none")
-    ramdisks = options.ramdisk or (() if options.file or options.capacity else (DEFAULT_RAMDISK,))
+    ramdisks = options.ramdisk or (() if options.file or options.namespace or options.capacity else (DEFAULT_RAMDISK,))
     backends: list[tuple[Backend, ZoneGeometry | None]] = []
     for size, zoned in map(parse_zoned, ramdisks):
         backends.append((Ramdisk(size, block_bytes=options.block_size or DEFAULT_BLOCK_BYTES), zoned))
@@ -123,7 +125,10 @@ def _backends(options: Options) -> list[NamespaceConfig]:
             shared=options.shared,
         )
         backends.append((file, zoned))
-    return [NamespaceConfig(backend=backend, read_only=options.read_only, zoned=zoned) for backend, zoned in backends]
+    configs = [
+        NamespaceConfig(backend=backend, read_only=options.read_only, zoned=zoned) for backend, zoned in backends
+    ]
+    return [*configs, *map(parse_namespace_option, options.namespace)]
 
 
 def _pool(options: Options) -> Pool | None:
@@ -423,6 +428,13 @@ def _raise_file_limit() -> None:
     metavar="PATH[,ZONES]",
     help="A namespace in a file or block device; repeatable; numbered after the ramdisks. What belongs to a "
     "file's data is kept beside it, in PATH.nvmeof and PATH.zones.",
+)
+@click.option(
+    "--namespace",
+    multiple=True,
+    metavar="KIND:VALUE[,OPTION=...][,FILTER:...]",
+    help="A namespace of any kind, with filters in front of it: file:/srv/a.img,nsid=7,delay:read=10ms; repeatable; "
+    "numbered after the others. A comma in a value is written ,, (docs/howto/filters.md).",
 )
 @click.option("--size", metavar="SIZE", help="Create the --file, or extend it, to this size.")
 @click.option(

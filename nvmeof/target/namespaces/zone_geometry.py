@@ -14,7 +14,7 @@ _WORD = "zoned"
 _SIZES = ("zone-size", "zone-capacity", "zdes")
 _NUMBERS = ("max-open", "max-active")
 _FLAG = "read-across"
-_WORDS = (_WORD, *_SIZES, *_NUMBERS, _FLAG)
+ZONED_WORDS = (_WORD, *_SIZES, *_NUMBERS, _FLAG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ def _number(key: str, value: str) -> int:
 
 
 def _known(word: str) -> bool:
-    return word.partition("=")[0] in _WORDS
+    return word.partition("=")[0] in ZONED_WORDS
 
 
 def parse_zoned(text: str) -> tuple[str, ZoneGeometry | None]:
@@ -100,7 +100,9 @@ def parse_zoned(text: str) -> tuple[str, ZoneGeometry | None]:
     while first > 1 and _known(words[first - 1]):
         first -= 1
     if any(map(_known, words[1:first])):
-        raise ConfigurationError(f"{words[first - 1]!r} is no word for a zoned namespace: one of {', '.join(_WORDS)}")
+        raise ConfigurationError(
+            f"{words[first - 1]!r} is no word for a zoned namespace: one of {', '.join(ZONED_WORDS)}"
+        )
     given: dict[str, str] = {}
     for word in words[first:]:
         key, sign, value = word.partition("=")
