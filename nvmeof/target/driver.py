@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.completion import Completion
+from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.runtime import Runtime
 from nvmeof.target.queue.detached import DetachedCommands
@@ -24,6 +25,8 @@ READS_AT_A_TIME: Final = 16
 FLUSH_BYTES: Final = 64 * 1024
 FLUSH_TURNS: Final = 2
 """While there is more to read, what is to be sent waits for company, but neither long nor without end."""
+SEND_MOST_BYTES: Final = 8 << 20
+"""After so much was sent in one go, also to a host that takes it as fast as it comes, the others get their turn."""
 LINGER_SECONDS: Final = 2.0
 """How long a connection that ends waits for the peer to take what is queued, and to close."""
 
@@ -42,6 +45,8 @@ class Owner(Protocol):
     pool: BufferPool
     detached_commands: DetachedCommands
     tasks: set[asyncio.Task[Any]]
+
+    def connected(self, driver: QueueDriver) -> None: ...
 
     def ended(self, driver: QueueDriver) -> None: ...
 
@@ -86,6 +91,11 @@ class QueueDriver:
         endpoint.set_reader(self._readable)
 
     @property
+    def said(self) -> bool:
+        """Whether a Connect has succeeded."""
+        return self._said
+
+    @property
     def connected(self) -> bool:
         """Whether a Connect has succeeded, or would have but for commands that its host left behind."""
         return self._said or self.queue.connecting
@@ -124,14 +134,22 @@ class QueueDriver:
                 self._flush()
             wanted = len(buffer) if behind is None else len(buffer) + len(behind)
             # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
-            if n < wanted or self._finishing or (self._blocked and not connection.want_read):
+            if (
+                n < wanted
+                or self._finishing
+                or self._woken
+                or (self._blocked and not connection.want_read)
+                or self.queue.crowded
+            ):
                 break
         if connection.want_write:
             self._flush()
         self._update_reader()
 
     def _update_reader(self) -> None:
-        wanted = (self._finishing or (self.connection.want_read and not self._draining)) and not self._closed
+        wanted = not self._closed and (
+            self._finishing or (self.connection.want_read and not self._draining and not self.queue.crowded)
+        )
         if wanted is not self._reading:
             self._reading = wanted
             self.endpoint.set_reader(self._readable if wanted else None)
@@ -140,14 +158,18 @@ class QueueDriver:
         if self._blocked or self._closed:
             return
         connection, queue, send = self.connection, self.queue, self.endpoint.sendmsg
+        left = SEND_MOST_BYTES
         while connection.want_write:
+            if left <= 0 and not self._finishing:
+                self.wake()
+                return
             try:
                 n = send(connection.data_to_send())
             except (BlockingIOError, InterruptedError):
                 connection.bytes_sent(0)
                 self._blocked = True
                 self.endpoint.set_writer(self._writable)
-                return
+                break
             except OSError as error:
                 connection.bytes_sent(0)
                 if self._finishing:
@@ -156,8 +178,11 @@ class QueueDriver:
                     queue.lost(f"connection lost: {error.strerror or error}")
                 return
             connection.bytes_sent(n)
-            if queue.held:
+            left -= n
+            if queue.held or queue.reads:
                 queue.resume()
+        if queue.counted:
+            queue.settle()
 
     def _writable(self) -> None:
         self._blocked = False
@@ -273,6 +298,7 @@ class QueueDriver:
         if self._linger is not None:
             self._linger.cancel()
         self.connection.close()
+        self.queue.settle()
         self.endpoint.set_reader(None)
         self.endpoint.set_writer(None)
         self.endpoint.close()
@@ -300,6 +326,10 @@ class QueueDriver:
         if controller is None:
             return
         self._said = True
+        self._owner.connected(self)
+        left_out = self._owner.registry.peer_log.hosts.admit(ctx.peer, self._owner.loop.time())
+        if left_out is None:
+            return
         info = self.endpoint.describe()
         transport = info.protocol
         if info.fallback:
@@ -310,7 +340,7 @@ class QueueDriver:
             names = [n for n, on in (("header", parameters.header_digest), ("data", parameters.data_digest)) if on]
             digests = f", {' and '.join(names)} digests"
         logger.info(
-            "%s: queue %d of controller %d connected (%s%s), %d entries, subsystem %s, host %s",
+            "%s: queue %d of controller %d connected (%s%s), %d entries, subsystem %s, host %s%s",
             ctx.peer,
             ctx.qid,
             controller.cntlid,
@@ -319,19 +349,25 @@ class QueueDriver:
             ctx.entries,
             controller.subsystem.nqn,
             printable(ctx.host_nqn),
+            left_out_text(left_out),
         )
 
     def _say_ended(self, level: int) -> None:
-        ctx = self.queue.ctx
+        ctx, peers = self.queue.ctx, self._owner.registry.peer_log
+        left_out = (peers.hosts if self._said else peers.strangers).admit(ctx.peer, self._owner.loop.time())
+        if left_out is None:
+            return
+        text = left_out_text(left_out)
         if self._said:
             logger.log(
                 level,
-                "%s: queue %d ended: %s (%d commands, %d refused)",
+                "%s: queue %d ended: %s (%d commands, %d refused)%s",
                 ctx.peer,
                 ctx.qid,
                 self.reason,
                 ctx.counters.commands,
                 ctx.counters.errors,
+                text,
             )
         else:
-            logger.log(level, "%s: connection ended before Connect: %s", ctx.peer, self.reason)
+            logger.log(level, "%s: connection ended before Connect: %s%s", ctx.peer, self.reason, text)

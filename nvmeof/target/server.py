@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextvars import copy_context
 from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
@@ -19,7 +21,10 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.target.commands.logs.logs_health import snapshot
 from nvmeof.target.controller.controller import Controller
-from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOST, AddressShares, connections_most
+from nvmeof.target.core.log_rate import left_out_text
+from nvmeof.target.core.owner import OWNER
+from nvmeof.target.core.pool import RESERVE_SHARE, BufferPool, MemoryShare
 from nvmeof.target.core.runtime import Runtime, settled
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.namespaces.endurance_group import Pool
@@ -45,8 +50,12 @@ DRAIN_SECONDS: Final = 10.0
 """How long a stop waits for commands in progress."""
 RECEIVE_SECONDS: Final = 2.0
 """How long of that it waits for data that hosts were asked for."""
+STALLED_SECONDS: Final = 10.0
+"""Memory of which none has come back for so long is taken from its association when one that has none waits for it."""
 _TICK_SECONDS: Final = 1.0
 _SHORTEST_TICK_SECONDS: Final = 0.02
+_TICK_SHARE: Final = 50
+"""The event loop spends no more than this fraction of its time in ticks, however many connections there are."""
 _STOP_POLL_SECONDS: Final = 0.005
 
 
@@ -61,7 +70,9 @@ class _LoopRuntime:
         self.background: set[asyncio.Task[None]] = set()
 
     def run(self, coroutine: Coroutine[Any, Any, None], /) -> None:
-        task = self._loop.create_task(coroutine)
+        context = copy_context()
+        context.run(OWNER.set, None)  # it is no command's any more
+        task = context.run(self._loop.create_task, coroutine)
         self.background.add(task)
         task.add_done_callback(self._ended)
 
@@ -122,10 +133,14 @@ class Target:
             incapsule_bytes=max(8192, largest),
         )
         self.registry = TargetRegistry()
-        self.pool = BufferPool(config.staging_bytes)
+        longest = max((s.max_transfer_bytes for s in config.subsystems), default=0)
+        self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))
         self.detached_commands = DetachedCommands()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.drivers: set[QueueDriver] = set()
+        self._moves: dict[MemoryShare, tuple[int, float]] = {}  # what was last seen of a share, and when
+        self._connections = AddressShares(CONNECTIONS_MOST)
+        self._strangers = AddressShares(STRANGERS_MOST)
         self.listeners: list[Listener] = []
         self.discovery_listeners: list[Listener] = []
         """Those of the listeners that offer nothing but Discovery."""
@@ -173,6 +188,7 @@ class Target:
         self.loop = asyncio.get_running_loop()
         self.runtime = self._background = _LoopRuntime(self.loop)
         self.registry.started_at = self.loop.time()
+        self._connections.most = connections_most(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         try:
             for subsystem_config in self.config.subsystems:
                 for namespace in subsystem_config.namespaces:
@@ -216,6 +232,9 @@ class Target:
         )
 
         def accepted(endpoint: Endpoint) -> None:
+            if not self._admit(endpoint):
+                endpoint.abort()
+                return
             local = endpoint.local_address
             driver = QueueDriver(self, endpoint, info.seen_at(local.host, local.port), self._connection_config)
             driver.queue.ctx.connection = partial(_figures, endpoint)
@@ -229,6 +248,24 @@ class Target:
         bound = tuple(listener.address.host for listener in listeners)
         info = replace(info, trsvcid=str(listeners[0].address.port), bound=bound)
         self.registry.add_port(info)
+
+    def _admit(self, endpoint: Endpoint) -> bool:
+        """Count a new connection, unless its address has its share of them already."""
+        address = endpoint.peer_address.host
+        if self._connections.take(address):
+            if self._strangers.take(address):
+                return True
+            self._connections.give(address)
+        left_out = self.registry.peer_log.strangers.admit(str(endpoint.peer_address), self.loop.time())
+        if left_out is not None:
+            logger.warning(
+                "%s: connection refused: of %d open ones, %d have made no Connect, and too many are of this address%s",
+                endpoint.peer_address,
+                self._connections.taken,
+                self._strangers.taken,
+                left_out_text(left_out),
+            )
+        return False
 
     def _listen_options(self, port: PortConfig) -> SocketOptions:
         """A wildcard of both families leaves IPv4 to the port that 0.0.0.0 was asked for with the same number."""
@@ -377,9 +414,17 @@ class Target:
 
     # -- while it runs -------------------------------------------------------------------------------------------
 
+    def connected(self, driver: QueueDriver) -> None:
+        """A connection has made its Connect."""
+        self._strangers.give(driver.endpoint.peer_address.host)
+
     def ended(self, driver: QueueDriver) -> None:
         """A connection has gone."""
-        self.drivers.discard(driver)
+        if driver in self.drivers:
+            self.drivers.discard(driver)
+            self._connections.give(driver.endpoint.peer_address.host)
+            if not driver.said:
+                self._strangers.give(driver.endpoint.peer_address.host)
 
     async def add_namespace(self, namespace: Backend | NamespaceConfig, *, subnqn: str | None = None) -> int:
         """Open a backend and offer it; returns its NSID. Hosts are told by an asynchronous event."""
@@ -425,7 +470,26 @@ class Target:
                 driver.finish_unconnected(self.connect_seconds)
             else:
                 following = min(following, driver.opened_at + self.connect_seconds)
-        self._timer = self.loop.call_at(max(following, now + _SHORTEST_TICK_SECONDS), self._tick)
+        self._end_stalled(now)
+        ended = self.loop.time()
+        shortest = max(_SHORTEST_TICK_SECONDS, _TICK_SHARE * (ended - now))
+        self._timer = self.loop.call_at(max(following, ended + shortest), self._tick)
+
+    def _end_stalled(self, now: float) -> None:
+        """End associations that keep all memory from one that has none, and neither take nor send any data."""
+        if not self.pool.starving:
+            self._moves.clear()
+            return
+        for driver in list(self.drivers):
+            share, controller = driver.queue.share, driver.queue.ctx.controller
+            moves, since = self._moves.get(share, (-1, now))
+            if controller is None or not share.held_bytes or moves != share.moves:
+                self._moves[share] = (share.moves, now)
+            elif now - since >= STALLED_SECONDS and self.pool.starving:
+                seconds = f"{STALLED_SECONDS:g}"
+                controller.destroy(
+                    f"it has moved no data for {seconds} s, and others wait for the memory that it holds"
+                )
 
 
 def _figures(endpoint: Endpoint) -> dict[str, object]:

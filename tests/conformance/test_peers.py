@@ -9,7 +9,6 @@ import tracemalloc
 import pytest
 
 from nvmeof.protocol.config import BACKLOG_BYTES
-from nvmeof.target.queue.queue import STAGING_SHARES
 from nvmeof.target.server import Target
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
@@ -140,7 +139,7 @@ async def test_many_long_log_pages_at_once(trtype):
         tracemalloc.start()
         await host.send(data)
         driver = next(iter(target.drivers))
-        await until(lambda: driver.queue.held)
+        await until(lambda: driver.queue.reads)
         for cid in range(pages):
             completion = await host.completion(cid)
             assert completion.status == 0 and len(completion.data) == length
@@ -176,9 +175,9 @@ async def test_one_queue_cannot_take_all_staging_memory():
         greedy = (await association(target))[1]
         await greedy.send(b"".join(greedy.capsule(io_sqe(cid, WRITE, 0, 2048)) for cid in range(16)))
         ttags = {}
-        for cid in (0, 1):
+        for cid in range(4):
             ttags[cid] = (await greedy.r2t(cid))[0]
-        assert target.pool.used_bytes == (8 << 20) // STAGING_SHARES
+        assert target.pool.used_bytes == (8 << 20) // 2
         other = (await association(target))[1]
         assert (await other.write(0, b"o" * 65536, in_capsule=False)).status == 0
         # the greedy one goes on when it sends what it was asked for
@@ -252,7 +251,7 @@ async def test_a_thousand_connections_opened_and_left(trtype, log):
             assert len(open_files()) <= before
             assert target.pool.used_bytes == 0
             lines = causes(log.records, "connection ended before Connect")
-            assert len(lines) == count
+            assert len(lines) < 40, "one peer does not fill the log"
             await healthy(target)
         assert len(open_files()) <= files
     finally:

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from nvmeof.target.driver import READS_AT_A_TIME, printable
+from nvmeof.target.driver import READS_AT_A_TIME, SEND_MOST_BYTES, printable
 from nvmeof.target.server import Target
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
@@ -94,6 +94,25 @@ async def test_a_host_that_floods_lets_others_have_their_turn():
         hosts[1].endpoint.sendmsg([flood] * 30)
         driver._readable()
         assert 1 <= calls <= READS_AT_A_TIME
+
+
+async def test_a_host_that_takes_everything_lets_others_have_their_turn():
+    """What is sent in one go is bounded, also to a socket that never says that it is full."""
+    async with running(check=False, namespaces=[Ramdisk("4M")]) as target:
+        hosts = await association(target)
+        driver = next(driver for driver in target.drivers if driver.queue.ctx.qid == 1)
+        sent: list[int] = []
+
+        def taken(buffers):
+            sent.append(min(1 << 20, sum(map(len, buffers))))
+            return sent[-1]
+
+        driver.endpoint.sendmsg = taken
+        hosts[1].endpoint.sendmsg([b"".join(hosts[1].capsule(io_sqe(cid, READ, 0, 2048)) for cid in range(31))])
+        driver._readable()
+        assert sum(sent) <= 2 * (SEND_MOST_BYTES + (1 << 20)) < 31 << 20
+        await until(lambda: sum(sent) >= 31 << 20)
+        assert not driver.connection.want_write
 
 
 async def test_the_admin_queue_goes_last():

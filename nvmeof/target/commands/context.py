@@ -18,6 +18,7 @@ from nvmeof.target.controller.controller import Controller, Queue
 from nvmeof.target.controller.error_reporting import command_failed, report
 from nvmeof.target.core.aborting import aborted_by_request
 from nvmeof.target.core.completion import Completion
+from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.runtime import Runtime
 from nvmeof.target.core.states import ControllerState
 from nvmeof.target.namespaces.namespace import Namespace
@@ -111,9 +112,12 @@ class CommandContext:
         controller = self.controller
         if error.status == Status.ABORTED_BY_REQUEST and sqe.cid in self.preempted:
             error.status = Status.ABORTED_PREEMPT
-        logger.log(
-            logging.WARNING if controller is None else logging.DEBUG, "%s: command refused: %s", self.peer, error
-        )
+        if controller is not None:
+            logger.debug("%s: command refused: %s", self.peer, error)
+        else:
+            left_out = self.registry.peer_log.strangers.admit(self.peer, self.runtime.now())
+            if left_out is not None:
+                logger.warning("%s: command refused: %s%s", self.peer, error, left_out_text(left_out))
         if controller is not None:
             controller.error_log.add(
                 sqid=self.qid,

@@ -34,6 +34,7 @@ from nvmeof.target.commands.logs import logs_discovery, logs_events, logs_genera
 from nvmeof.target.commands.media import format_nvm, namespace_management, sanitize, self_test, write_protection
 from nvmeof.target.commands.reservations import reservation_features, reservation_gate, reservations
 from nvmeof.target.core.aborting import AbortableAwait
+from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.states import UNCONNECTED_ONLY
 
 ADMIN_INCAPSULE_BYTES = 8192
@@ -199,7 +200,10 @@ async def _finish(ctx: CommandContext, spec: CommandSpec, sqe: Sqe, pending: Awa
 
 def _failed(ctx: CommandContext, spec: CommandSpec, sqe: Sqe, error: Exception) -> Completion:
     """A defect of ours: one command fails, and says so in the log; the others go on."""
-    logger.error("%s failed on queue %d: %s: %s", spec.name, ctx.qid, type(error).__name__, error)
+    left_out = ctx.registry.peer_log.hosts.admit(ctx.peer, ctx.runtime.now())
+    if left_out is not None:
+        kind = type(error).__name__
+        logger.error("%s failed on queue %d: %s: %s%s", spec.name, ctx.qid, kind, error, left_out_text(left_out))
     logger.debug("%s", spec.name, exc_info=error)
     return ctx.refuse(sqe, CommandError(Status.INTERNAL_ERROR, message=str(error)))
 

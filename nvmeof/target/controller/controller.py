@@ -43,6 +43,8 @@ from nvmeof.target.controller.properties import (
 )
 from nvmeof.target.controller.reservation_events import ReservationNotices
 from nvmeof.target.core.admission import AdmissionToken
+from nvmeof.target.core.fifo_lock import FifoLock
+from nvmeof.target.core.pool import MemoryShare
 from nvmeof.target.core.runtime import Runtime
 from nvmeof.target.core.states import ControllerState
 from nvmeof.target.namespaces.feature_values import FeatureValues
@@ -56,6 +58,8 @@ KEEP_ALIVE_GRANULARITY_SECONDS = 0.1  # KAS = 1
 KATO_MAX_MS = 0xFFFFFFFF // 100 * 100
 """The largest timeout that is a multiple of the granularity and can be told."""
 DISCOVERY_IDLE_SECONDS = 120.0
+COPIES_MOST = 8
+"""Copy commands that are in progress at a time; others wait."""
 NOT_ENABLED_SECONDS = 120.0
 """For how long, at least, an association is kept that is not enabled (any more) and silent."""
 
@@ -130,6 +134,8 @@ class Controller:
         self.changed_zones: dict[int, set[int]] = {}  # the same of log page BFh: zones by NSID
         self.reservation_notices = ReservationNotices()
         self.queues: dict[int, Queue] = {}
+        self.copies = FifoLock(COPIES_MOST)
+        self.memory = MemoryShare()  # what its I/O queues hold of the target's memory for data
         self._admission_tokens: dict[int, AdmissionToken] = {}  # by NSID
         self.kato_ms = 0
         self._shutdowns = 0

@@ -1,4 +1,4 @@
-"""Turns: operations that must not overlap, in the order of their arrival."""
+"""A lock for what awaits in between; those who wait for it take turns by owner."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.runtime import Future, Runtime
 
 
@@ -18,11 +19,15 @@ class _Waiter:
 
 
 class FifoLock:
-    """A lock for what waits in between, on whatever event loop it runs."""
+    """A lock for coroutines that await while they hold it, on whatever event loop they run.
 
-    def __init__(self) -> None:
-        self._taken = False
-        self._waiting: deque[_Waiter] = deque()
+    `most`: how many may hold it at a time. Each owner (`nvmeof.target.core.owner`) has a line of its own, served in the
+    order of arrival, and the lines take turns: whoever asks for little waits for one of each other owner at the most.
+    """
+
+    def __init__(self, most: int = 1) -> None:
+        self._free = most
+        self._lines: dict[object, deque[_Waiter]] = {}  # whose turn is next first
 
     @asynccontextmanager
     async def turn(self, runtime: Runtime) -> AsyncIterator[None]:
@@ -34,25 +39,32 @@ class FifoLock:
             self._pass_on()
 
     async def _take(self, runtime: Runtime) -> None:
-        if not self._taken:
-            self._taken = True
+        if self._free:
+            self._free -= 1
             return
-        waiter = _Waiter(runtime.create_future())
-        self._waiting.append(waiter)
+        waiter, owner = _Waiter(runtime.create_future()), OWNER.get()
+        self._lines.setdefault(owner, deque()).append(waiter)
         try:
             await waiter.future
         except BaseException:  # given up while it waited
+            line = self._lines.get(owner)
             if waiter.granted:
                 self._pass_on()
-            elif waiter in self._waiting:
-                self._waiting.remove(waiter)
+            elif line is not None and waiter in line:
+                line.remove(waiter)
+                if not line:
+                    del self._lines[owner]
             raise
 
     def _pass_on(self) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
+        while self._lines:
+            owner = next(iter(self._lines))
+            line = self._lines.pop(owner)
+            waiter = line.popleft()
+            if line:
+                self._lines[owner] = line  # behind the others
             if not waiter.future.done():
                 waiter.granted = True
                 waiter.future.set_result(None)
                 return
-        self._taken = False
+        self._free += 1

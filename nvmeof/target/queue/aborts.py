@@ -8,28 +8,29 @@ from nvmeof.errors import CommandError
 from nvmeof.protocol.connection import Connection
 from nvmeof.protocol.events import CommandData
 from nvmeof.spec.sqe import SQE
+from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.aborting import abandon, aborted_by_request
 from nvmeof.target.queue.fast_path import Transfer
-from nvmeof.target.queue.fused_pairs import FusedCommands
+from nvmeof.target.queue.staging import StagedCommands
 
 
-class AbortableCommands(FusedCommands):
-    """Between what brings fused commands together and the queue."""
+class AbortableCommands(StagedCommands):
+    """Between what takes memory for commands and the queue."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        self._running: dict[int, int] = {}  # NSID by CID: commands that did not complete at once
+        self._running: dict[
+            int, tuple[int, CommandSpec]
+        ] = {}  # NSID and row by CID: those that did not complete at once
         self.held: deque[tuple[memoryview, CommandData | None]] = deque()
         """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
-
-    def _retry(self) -> None:
-        raise AssertionError("the queue does that")
 
     def commands(self) -> dict[int, int]:
         """NSID by CID of the commands in progress."""
         found = {cid: transfer.sqe.nsid for cid, transfer in self._transfers.items()}
-        found.update((cid, transfer.sqe.nsid) for transfer, cid, _ in self._waiting)
-        found.update(self._running)
+        found.update((wanted.cid, wanted.transfer.sqe.nsid) for wanted in self._waiting)
+        found.update((sqe.cid, sqe.nsid) for sqe, _, _ in self.reads)
+        found.update((cid, nsid) for cid, (nsid, _) in self._running.items())
         found.update(self._fused_commands())
         return found
 
@@ -41,10 +42,10 @@ class AbortableCommands(FusedCommands):
         that was asked for into memory of its own, ends when it comes to it (`CommandContext.aborting`). A Write whose
         data goes straight to the namespace goes on: some of it is there.
         """
-        waiting = next((item for item in self._waiting if item[1] == cid), None)
+        waiting = next((wanted for wanted in self._waiting if wanted.cid == cid), None)
         if waiting is not None:
             self._waiting.remove(waiting)
-            self._end_waiting(waiting[0], aborted_by_request())
+            self._end_waiting(waiting.transfer, aborted_by_request())
             self.driver.wake()
             # The next one may need less memory.
             self.pool.forget(self._retry)
@@ -52,7 +53,7 @@ class AbortableCommands(FusedCommands):
             return True
         if cid in self._fused_commands():
             return self._abort_half(cid)
-        if cid not in self._busy and self._abort_held(cid):
+        if (cid not in self._busy and self._abort_held(cid)) or (self.reads and self._abort_read(cid)):
             return True
         transfer = self._transfers.get(cid)
         if transfer is not None:

@@ -7,7 +7,6 @@ neighbour is no half is aborted as well.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -29,10 +28,11 @@ from nvmeof.target.commands.io.fused import (
 )
 from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.core.aborting import abandon, aborted_by_request
-from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.core.owner import OWNER
+from nvmeof.target.core.pool import BufferPool, MemoryShare
 from nvmeof.target.queue.contract import Driver
 from nvmeof.target.queue.detached import DetachedCommands
-from nvmeof.target.queue.fast_path import FastPath, Transfer
+from nvmeof.target.queue.fast_path import FastPath
 
 
 @dataclass(slots=True, eq=False)
@@ -62,16 +62,17 @@ class Pair:
     second: Half
     running: bool = False
     aborted: Half | None = None
+    orphan: bool = False  # it is executed after its queue has ended
 
 
 class FusedCommands(FastPath):
     """Between the short cuts and the queue."""
 
     pool: BufferPool
+    share: MemoryShare
     detached_commands: DetachedCommands
     driver: Driver
     pending: int
-    _waiting: deque[tuple[Transfer, int, int]]
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
@@ -80,7 +81,7 @@ class FusedCommands(FastPath):
 
     # What the queue does
 
-    def _allocate_staging(self, spec: CommandSpec, raw: bytes, cid: int, length: int) -> None:
+    def _stage_pair(self, pair: Pair) -> None:
         raise AssertionError("the queue does that")
 
     def _complete(self, sqe: Sqe, completion: Completion) -> None:
@@ -155,10 +156,7 @@ class FusedCommands(FastPath):
         for half in (first, second):
             self._pairs[half.sqe.cid] = pair
         self._busy.add(second.sqe.cid)
-        for half in (first, second):
-            if not half.settled:
-                assert half.spec is not None
-                self._allocate_staging(half.spec, half.raw, half.sqe.cid, half.length)
+        self._stage_pair(pair)
         self._settle(pair)
 
     # Data that was asked for
@@ -194,6 +192,7 @@ class FusedCommands(FastPath):
                 except CommandError as error:
                     half.error = error
         pair.running = True
+        OWNER.set(self.share)
         if first.error is not None:
             self._refuse_half(first, first.error)
             self._refuse_half(second, failed_fused())
@@ -234,7 +233,8 @@ class FusedCommands(FastPath):
         def ended(completion: Completion) -> None:
             if self.closed:
                 self._release(pair)
-                self.detached_commands.done(host)
+                if pair.orphan:
+                    self.detached_commands.done(host)
             else:
                 self.pending -= 1
                 self._end_pair(pair, outcome[0])
@@ -306,6 +306,9 @@ class FusedCommands(FastPath):
         for pair in set(self._pairs.values()):
             if not pair.running:
                 self._release(pair)
+            elif not abandon(self.ctx.waiting.get(pair.first.sqe.cid)):
+                pair.orphan = True
+                self.detached_commands.add(self.ctx.host_nqn)
         self._pairs.clear()
 
     def _fused_commands(self) -> dict[int, int]:

@@ -8,7 +8,6 @@ the whole way.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import Final
 
 from nvmeof.errors import CommandError
@@ -30,9 +29,10 @@ from nvmeof.spec.nqn import terminated_nqn, unnamed_host
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
-from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction
 from nvmeof.target.commands.table import check_again, execute, prepare
-from nvmeof.target.core.aborting import aborted_by_request
+from nvmeof.target.core.aborting import abandon, aborted_by_request
+from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.queue.aborts import AbortableCommands
 from nvmeof.target.queue.contract import Driver
@@ -41,13 +41,11 @@ from nvmeof.target.queue.fast_path import Transfer
 from nvmeof.wire import layout
 
 logger = logging.getLogger("nvmeof.target")
-STAGING_SHARES: Final = 4
-"""One queue stages at most this fraction of the pool for data that its host has yet to send: one that has stopped
-sending must not keep all the others from writing."""
+RUNNING_MOST: Final = 128
+"""While an I/O queue has this many commands in its backends, no more are received: each may hold a copy of its data."""
 HOLD_BYTES: Final = BACKLOG_BYTES
 """While more than this is to be sent, no further command goes the whole way: one receive may bring hundreds of them,
 and the answer to each, a log page for instance, may be as long as MDTS."""
-_NO_BUFFER: Final = memoryview(b"")
 _HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
 
 
@@ -61,9 +59,10 @@ class TargetQueue(AbortableCommands):
         self.pool = pool
         self.detached_commands = detached_commands
         self.driver = driver
-        self._staged_bytes = 0  # what transfers have of the pool's memory
-        self._waiting: deque[tuple[Transfer, int, int]] = deque()  # for staging memory
         self._draining = False
+        self.crowded = False
+        """No more commands should be received until some have ended."""
+        self._orphaned: set[int] = set()  # CIDs of commands that go on although the queue has ended
         self.connecting = False
         """A Connect waits for commands that its host left behind."""
         self.pending = 0
@@ -117,6 +116,8 @@ class TargetQueue(AbortableCommands):
         """Some of the output has gone: take commands that were held, in their order, as long as that goes on."""
         while self.held and not self.closed and self.connection.backlog_bytes <= HOLD_BYTES:
             self._admit(*self.held.popleft())
+        if self.reads:
+            self._continue_reads()
 
     def _admit(self, view: memoryview, capsule: CommandData | None) -> None:
         ctx = self.ctx
@@ -138,12 +139,19 @@ class TargetQueue(AbortableCommands):
             self._busy.add(sqe.cid)
             self._allocate_staging(spec, bytes(view), sqe.cid, length)
             return
+        reserved = 0
+        if length and data is None:  # it reads: into memory of the target's, unless its namespace is memory
+            namespace = ctx.namespaces.get(sqe.nsid) if ctx.qid else None
+            if namespace is None or namespace.memory is None:
+                if not self._reserve(sqe, view, length):
+                    return
+                reserved = length
         if ctx.qid and sqe.opcode == NvmOpcode.READ:
             self._read = self._pattern(spec, view, sqe, length)
         elif ctx.qid and sqe.opcode == NvmOpcode.WRITE:
             self._write = self._pattern(spec, view, sqe, length)
         if data is None or (ctx.qid and self._write is not None and sqe.opcode == NvmOpcode.WRITE):
-            self._run(spec, sqe, data, None)
+            self._run(spec, sqe, data, None, reserved)
         else:
             self._run_copied(spec, sqe, data)
 
@@ -195,47 +203,6 @@ class TargetQueue(AbortableCommands):
         """Run a command that may keep its data for longer than the receive buffer does."""
         self._run(spec, sqe, *self._copy_in(data))
 
-    def _copy_in(self, data: memoryview) -> tuple[memoryview, memoryview | None]:
-        """A copy of in-capsule data, and the pool's memory that it is in."""
-        buffer = self.pool.take(len(data))
-        if buffer is None:
-            return memoryview(bytearray(data)), None
-        buffer[:] = data
-        return buffer, buffer
-
-    def _allocate_staging(self, spec: CommandSpec, raw: bytes, cid: int, length: int) -> None:
-        """Ask the host for a command's data, or wait for memory to put it into."""
-        transfer = Transfer(cid, _NO_BUFFER, spec, raw)
-        if not self._request(transfer, cid, length):
-            if not self._waiting:
-                self.pool.when_free(self._retry)
-            self._waiting.append((transfer, cid, length))
-
-    def _request(self, transfer: Transfer, cid: int, length: int) -> bool:
-        if self._waiting and self._waiting[0][0] is not transfer:
-            return False
-        if self._staged_bytes and self._staged_bytes + length > self.pool.limit_bytes // STAGING_SHARES:
-            return False
-        buffer = self.pool.take(length)
-        if buffer is None:
-            return False
-        transfer.buffer = transfer.place = transfer.lent = buffer
-        self._transfers[cid] = transfer
-        self._staged_bytes += length
-        self.connection.ask(transfer)
-        return True
-
-    def _retry(self) -> None:
-        """Some staging memory has become free."""
-        asked = False
-        while self._waiting and self._request(*self._waiting[0]):
-            self._waiting.popleft()
-            asked = True
-        if self._waiting:
-            self.pool.when_free(self._retry)
-        if asked:
-            self.driver.wake()
-
     def _transfer_done(self, transfer: Transfer) -> None:
         cid, lent, pattern = transfer.cid, transfer.lent, transfer.pattern
         del self._transfers[cid]
@@ -248,8 +215,6 @@ class TargetQueue(AbortableCommands):
             self.connection.send_completion(cid)
             return
         buffer = transfer.place
-        if lent is not None:
-            self._staged_bytes -= len(lent)
         if not transfer.ok:
             error = CommandError(Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="a data digest is wrong")
             self._refuse_deferred(transfer.sqe, error, lent)
@@ -297,12 +262,18 @@ class TargetQueue(AbortableCommands):
             self.pool.give(lent)
         self._complete(sqe, self.ctx.refuse(sqe, error))
 
-    def _run(self, spec: CommandSpec, sqe: Sqe, data: memoryview | None, lent: memoryview | None) -> None:
-        """Execute a command; ``lent`` is the pool's memory that it uses until it has ended."""
+    def _run(
+        self, spec: CommandSpec, sqe: Sqe, data: memoryview | None, lent: memoryview | None, reserved: int = 0
+    ) -> None:
+        """Execute a command; ``lent`` is the pool's memory that it uses until it has ended.
+
+        ``reserved``: bytes that were counted for what it reads, until that has been sent.
+        """
         ctx = self.ctx
         connecting = ctx.controller is None
         if connecting and data is not None and self._wait_for_orphans(spec, sqe, data, lent):
             return
+        OWNER.set(self.share)
         result = execute(ctx, spec, sqe, data)
         if isinstance(result, Completion):
             if lent is not None:
@@ -311,8 +282,11 @@ class TargetQueue(AbortableCommands):
                 self._connected()
             self._complete(sqe, result)
             return
+        self._reading += reserved
         self._busy.add(sqe.cid)
-        self._running[sqe.cid] = 0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid
+        self._running[sqe.cid] = (0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid, spec)
+        if len(self._running) >= RUNNING_MOST and ctx.qid:
+            self.crowded = True
         host = ctx.host_nqn
         namespace = None if sqe.opcode == FABRICS_OPCODE else ctx.namespaces.get(sqe.nsid)
         begun = None if namespace is None else namespace.in_progress.begin(ctx.hostid)
@@ -328,12 +302,16 @@ class TargetQueue(AbortableCommands):
             if self.closed:
                 if completion.release is not None:
                     completion.release()
-                if ctx.qid:
+                if sqe.cid in self._orphaned:
                     self.detached_commands.done(host)
             else:
                 self.pending -= 1
+                if len(self._running) < RUNNING_MOST:
+                    self.crowded = False
                 self._complete(sqe, completion)
                 self.driver.wake()
+            if reserved:
+                self._read_ended(reserved)
             if begun is not None:
                 begun.end()
 
@@ -367,7 +345,8 @@ class TargetQueue(AbortableCommands):
     def _connected(self) -> None:
         ctx = self.ctx
         self.connection.set_queue(ctx.qid, ctx.entries, flow_control=ctx.flow_control)
-        if ctx.qid and ctx.subsystem is not None:
+        if ctx.qid and ctx.subsystem is not None and ctx.controller is not None:
+            self.share = ctx.controller.memory
             self.connection.set_incapsule(ctx.subsystem.config.incapsule_bytes)
 
     def _complete(self, sqe: Sqe, completion: Completion) -> None:
@@ -409,8 +388,7 @@ class TargetQueue(AbortableCommands):
     def drain(self) -> bool:
         """Begin no command any more; True when none is in progress."""
         self._draining = True
-        self.pool.forget(self._retry)
-        self._waiting.clear()
+        self._drop_waiting()
         self.held.clear()
         return not self.pending and not self._transfers
 
@@ -418,22 +396,28 @@ class TargetQueue(AbortableCommands):
         if self.closed:
             return
         self.closed = True
-        self.pool.forget(self._retry)
-        self._waiting.clear()
+        self._drop_waiting()
         self.held.clear()
-        host = self.ctx.host_nqn
         if self.ctx.qid:  # an admin command writes nothing that could overtake; a Format may take hours
-            for _ in range(self.pending):
-                self.detached_commands.add(host)
+            self._leave_orphans()
         self.ctx.detach(reason, fault=fault)
         self.driver.finish(reason, fault=fault)
         self._drop_fused()
         # A queue that has ended is fed no more: nobody writes to what was granted.
         transfers, self._transfers = self._transfers, {}
-        self._staged_bytes = 0
         for transfer in transfers.values():
             if transfer.lent is not None:
                 self.pool.give(transfer.lent)
+
+    def _leave_orphans(self) -> None:
+        """Give up what has not begun; the host's next Connect waits for what has, and may still change data."""
+        ctx = self.ctx
+        for cid, (_, spec) in self._running.items():
+            ctx.aborting.add(cid)
+            changes = spec.access is not Access.READ and spec.opcode != NvmOpcode.FLUSH
+            if not abandon(ctx.waiting.get(cid)) and changes:
+                self._orphaned.add(cid)
+                self.detached_commands.add(ctx.host_nqn)
 
     @property
     def receiving(self) -> bool:

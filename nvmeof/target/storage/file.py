@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import stat
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Final, TypeVar
 from nvmeof.errors import ConfigurationError
 from nvmeof.size_text import format_size, parse_size
 from nvmeof.target.core.metadata import DATA_SECTIONS, MemoryStore, formatted_block_bytes
-from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.core.owner import OWNER
+from nvmeof.target.core.pool import BufferPool, class_bytes
 from nvmeof.target.storage import syscalls
 from nvmeof.target.storage.base import BLOCK_BYTES_CHOICES, DEFAULT_BLOCK_BYTES, Capabilities, Lease
 from nvmeof.target.storage.file_calls import NOT_SUPPORTED, FileCalls
@@ -36,6 +38,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 KEPT_SUFFIX: Final = ".nvmeof"
 ZONES_SUFFIX: Final = ".zones"
+WORKERS: Final = 8
+"""Threads of a file: one association keeps at most half of them busy, two three quarters, and so on."""
+IDLE_BYTES: Final = 64 << 20
+"""How much memory for reads is kept for the next ones."""
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 
 
@@ -65,7 +71,7 @@ class FileBackend(FileCalls):
         block_bytes: int | None = None,
         read_only: bool = False,
         shared: bool = False,
-        workers: int = 4,
+        workers: int = WORKERS,
         pool: BufferPool | None = None,
         kept: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -80,7 +86,8 @@ class FileBackend(FileCalls):
         self._shared = shared
         self._guest = False  # another process has the lock
         self._workers = workers
-        self._pool = pool or BufferPool()
+        # How much hosts may have is counted where their commands are taken, by association.
+        self._pool = pool or BufferPool(sys.maxsize, idle_limit_bytes=IDLE_BYTES)
         self._kept = kept
         self._threads: ThreadBatches | None = None  # None: closed
         self._ranges = RangeLocks()
@@ -350,7 +357,7 @@ class FileBackend(FileCalls):
             return
         view = self._pool.take(length)
         if view is None:
-            self._pool.when_free(lambda: self._read_when_free(offset, length, future))
+            self._pool.when_free(lambda: self._read_when_free(offset, length, future), class_bytes(length))
         else:
             self._read_in_thread(offset, view, 0, future)
 
@@ -512,7 +519,7 @@ class FileBackend(FileCalls):
             if after is not None:
                 after(False)
             raise
-        locks = [self._ranges.acquire(start, end, exclusive=exclusive) for start, end, exclusive in ranges]
+        locks = self._ranges.acquire_all(ranges, OWNER.get())
 
         def finished(delivered: bool) -> None:
             # Here, not when the future is done: a cancelled command does not free its range before the thread does.

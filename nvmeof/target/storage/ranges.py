@@ -1,28 +1,31 @@
 """Range locks: a logical block is never read while half of it is written.
 
-Requests are granted in the order of their arrival, so that nobody starves and no two can wait for each other.
+Requests are granted in the order in which they enter the table, so that no two can wait for each other. Those of one
+owner enter in the order of their arrival, and those without an owner after all that came before them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 MOST_LOCKS: Final = 256
 """How many are looked at for each request. What comes beyond that waits in line, whatever its range: the work and the
-memory that a request takes must not grow with the number of commands that hosts have in progress."""
+memory that a request takes must not grow with the number of commands that hosts have in progress. Each owner has a line
+of its own, and no more of these than are left free when it asks."""
 
 
 class RangeLock:
     """One request. `granted` tells whether it holds its range; `when_granted` is called once when that comes later."""
 
-    __slots__ = ("_blockers", "_waiters", "end", "exclusive", "start", "when_granted")
+    __slots__ = ("_blockers", "_waiters", "end", "exclusive", "owner", "start", "when_granted")
 
-    def __init__(self, start: int, end: int, exclusive: bool) -> None:
+    def __init__(self, start: int, end: int, exclusive: bool, owner: object = None) -> None:
         self.start = start
         self.end = end
         self.exclusive = exclusive
+        self.owner = owner
         self.when_granted: Callable[[], object] | None = None
         self._blockers = 0
         self._waiters: list[RangeLock] = []
@@ -35,30 +38,63 @@ class RangeLock:
 class RangeLocks:
     """Locks over half-open ranges of bytes: readers share, writers exclude. Few are held at a time."""
 
-    __slots__ = ("_in_line", "_locks", "_released", "_releasing")
+    __slots__ = ("_arrivals", "_held", "_in_line", "_lines", "_locks", "_released", "_releasing")
 
     def __init__(self) -> None:
         self._locks: dict[RangeLock, None] = {}
-        self._in_line: deque[RangeLock] = deque()
+        self._held: dict[object, int] = {}  # how many of them by owner
+        self._lines: dict[object, deque[tuple[int, list[RangeLock]]]] = {}  # by owner, whose turn is next first
+        self._in_line = 0
+        self._arrivals = 0
         self._released: deque[RangeLock] = deque()
         self._releasing = False
 
     def __len__(self) -> int:
-        return len(self._locks) + len(self._in_line)
+        return len(self._locks) + self._in_line
 
     def busy(self, start: int, end: int, *, exclusive: bool) -> bool:
         """Whether a request for that range would have to wait."""
+        if not self._locks:
+            return False
         return any(lock.start < end and start < lock.end and (exclusive or lock.exclusive) for lock in self._locks)
 
-    def acquire(self, start: int, end: int, *, exclusive: bool) -> RangeLock:
+    def acquire(self, start: int, end: int, *, exclusive: bool, owner: object = None) -> RangeLock:
         """Ask for a range; look at `granted`, and set `when_granted` where it is False."""
-        wanted = RangeLock(start, end, exclusive)
-        if self._in_line or len(self._locks) >= MOST_LOCKS:
-            wanted._blockers = 1
-            self._in_line.append(wanted)
+        return self.acquire_all([(start, end, exclusive)], owner)[0]
+
+    def acquire_all(self, ranges: Sequence[tuple[int, int, bool]], owner: object = None) -> list[RangeLock]:
+        """Ask for several ranges (start, end, exclusive) in one step; none may overlap another."""
+        wanted = [RangeLock(start, end, exclusive, owner) for start, end, exclusive in ranges]
+        if (self._in_line and (owner is None or owner in self._lines)) or not self._room(len(wanted), owner):
+            for lock in wanted:
+                lock._blockers = 1
+            self._arrivals += 1
+            self._in_line += len(wanted)
+            self._lines.setdefault(owner, deque()).append((self._arrivals, wanted))
         else:
-            self._enter(wanted)
+            for lock in wanted:
+                self._enter(lock)
         return wanted
+
+    def _room(self, count: int, owner: object) -> bool:
+        free = MOST_LOCKS - len(self._locks)
+        return count + (0 if owner is None else self._held.get(owner, 0)) <= free
+
+    def _next(self) -> list[RangeLock] | None:
+        """The request that is next in line and may enter now; its owner's turn comes again after the others'."""
+        for owner, line in self._lines.items():
+            number, wanted = line[0]
+            if not self._room(len(wanted), owner):
+                continue
+            if owner is None and any(other[0][0] < number for other in self._lines.values()):
+                continue
+            line.popleft()
+            del self._lines[owner]
+            if line:
+                self._lines[owner] = line
+            self._in_line -= len(wanted)
+            return wanted
+        return None
 
     def _enter(self, wanted: RangeLock) -> None:
         start, end, exclusive = wanted.start, wanted.end, wanted.exclusive
@@ -67,10 +103,14 @@ class RangeLocks:
                 lock._waiters.append(wanted)
                 wanted._blockers += 1
         self._locks[wanted] = None
+        self._held[wanted.owner] = self._held.get(wanted.owner, 0) + 1
 
     def release(self, lock: RangeLock) -> None:
         """Give a range back; those who waited only for it are granted."""
         del self._locks[lock]
+        held = self._held.pop(lock.owner) - 1
+        if held:
+            self._held[lock.owner] = held
         self._released.append(lock)
         if self._releasing:  # by somebody who was granted just now: one after the other, not one inside the other
             return
@@ -79,10 +119,11 @@ class RangeLocks:
             while self._released:
                 for waiter in self._released.popleft()._waiters:
                     self._unblock(waiter)
-                while self._in_line and len(self._locks) < MOST_LOCKS:
-                    following = self._in_line.popleft()
-                    self._enter(following)
-                    self._unblock(following)
+                while self._in_line and (following := self._next()) is not None:
+                    for entering in following:
+                        self._enter(entering)
+                    for entering in following:
+                        self._unblock(entering)
         finally:
             self._releasing = False
 

@@ -1,4 +1,8 @@
-"""A few threads for system calls that block: handed over in batches, answered with one wake-up per batch."""
+"""A few threads for system calls that block: handed over in batches, answered with one wake-up per batch.
+
+The threads are shared out by owner, as memory is: an owner gets one more as long as it has no more of them than are
+idle, so that one alone keeps half of them busy, and a thread is left for the next.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, TypeVar, cast
 
+from nvmeof.target.core.owner import OWNER
 from nvmeof.target.storage.operation import Operation
 
 T = TypeVar("T")
@@ -15,6 +20,8 @@ After: TypeAlias = Callable[[bool], None]
 _Item: TypeAlias = "tuple[Callable[[], object], asyncio.Future[object], After, bool]"
 _Result: TypeAlias = "tuple[asyncio.Future[object], After, object, Exception | None]"
 _BATCH = 32
+_BATCH_AMONG_OTHERS = 4
+"""While others wait as well."""
 
 
 def _nothing(delivered: bool) -> None:
@@ -28,7 +35,8 @@ class ThreadBatches:
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=name)
         self._workers = workers
         self._busy = 0
-        self._queue: deque[_Item] = deque()
+        self._busy_for: dict[object, int] = {}  # by owner
+        self._queues: dict[object, deque[_Item]] = {}  # by owner, whose turn is next first
         self._scheduled = False
         self._idle: list[asyncio.Future[None]] = []
 
@@ -47,22 +55,41 @@ class ThreadBatches:
         meanwhile (`delivered` False, as for an exception): what the thread used may only be freed there.
         """
         loop = asyncio.get_running_loop()
-        self._queue.append((call, cast("asyncio.Future[object]", future), after, slow))
+        owner = OWNER.get()
+        queue = self._queues.get(owner)
+        if queue is None:
+            queue = self._queues[owner] = deque()
+        queue.append((call, cast("asyncio.Future[object]", future), after, slow))
         if not self._scheduled and self._busy < self._workers:
             self._scheduled = True
             loop.call_soon(self._dispatch, loop)
 
     def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
-        while self._queue and self._busy < self._workers:
-            share = min(_BATCH, -(-len(self._queue) // (self._workers - self._busy)))
-            batch = [self._queue.popleft()]
-            while len(batch) < share and not batch[0][3] and not self._queue[0][3]:
-                batch.append(self._queue.popleft())
+        while self._queues and self._busy < self._workers:
+            owner = next((owner for owner in self._queues if self._most(owner) > 0), self)
+            if owner is self:
+                return  # each of them has its share
+            queue = self._queues.pop(owner)
+            most = _BATCH_AMONG_OTHERS if self._queues else _BATCH
+            share = min(most, -(-len(queue) // self._most(owner)))
+            batch = [queue.popleft()]
+            while len(batch) < share and not batch[0][3] and not queue[0][3]:
+                batch.append(queue.popleft())
+            if queue:
+                self._queues[owner] = queue  # behind the others
             self._busy += 1
-            self._pool.submit(self._run, loop, batch)
+            self._busy_for[owner] = self._busy_for.get(owner, 0) + 1
+            self._pool.submit(self._run, loop, owner, batch)
 
-    def _run(self, loop: asyncio.AbstractEventLoop, batch: list[_Item]) -> None:
+    def _most(self, owner: object) -> int:
+        """How many more threads an owner may have at the most."""
+        idle = self._workers - self._busy
+        if owner is None:
+            return idle
+        return (idle - self._busy_for.get(owner, 0) + 1) // 2
+
+    def _run(self, loop: asyncio.AbstractEventLoop, owner: object, batch: list[_Item]) -> None:
         """In a thread."""
         results: list[_Result] = []
         for call, future, after, _ in batch:
@@ -74,12 +101,15 @@ class ThreadBatches:
             except Exception as error:
                 results.append((future, after, None, error))
         try:
-            loop.call_soon_threadsafe(self._finish, loop, results)
+            loop.call_soon_threadsafe(self._finish, loop, owner, results)
         except RuntimeError:
             pass  # the loop was closed meanwhile: nobody waits any more
 
-    def _finish(self, loop: asyncio.AbstractEventLoop, results: list[_Result]) -> None:
+    def _finish(self, loop: asyncio.AbstractEventLoop, owner: object, results: list[_Result]) -> None:
         self._busy -= 1
+        busy = self._busy_for.pop(owner) - 1
+        if busy:
+            self._busy_for[owner] = busy
         for future, after, result, error in results:
             waited_for = not future.done()
             after(waited_for and error is None)
@@ -89,7 +119,7 @@ class ThreadBatches:
                 future.set_result(result)
             else:
                 future.set_exception(error)
-        if self._queue:
+        if self._queues:
             self._dispatch(loop)
         elif not self._busy:
             for waiting in self._idle:
@@ -99,7 +129,7 @@ class ThreadBatches:
 
     async def close(self) -> None:
         """Wait for all that was submitted, then end the threads."""
-        while self._busy or self._queue:
+        while self._busy or self._queues:
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle.append(waiting)
             await waiting

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from nvmeof.address import ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
+from nvmeof.target.core.log_rate import PeerLog
 from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, SubsystemConfig
 from nvmeof.target.subsystem.subsystem import Subsystem
 
@@ -64,6 +65,7 @@ class TargetRegistry:
     def __init__(self) -> None:
         self.subsystems: dict[str, Subsystem] = {}
         self.ports: dict[int, PortInfo] = {}
+        self.peer_log = PeerLog()
         self.generation = 1
         self.log_pages: dict[tuple[PortInfo, str, bool, bool], bytes] = {}
         """Discovery logs of this generation, by the port as seen, host NQN and form."""

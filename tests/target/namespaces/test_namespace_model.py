@@ -455,6 +455,8 @@ class Commands(RuleBasedStateMachine):
                 self.check()
                 for queue in self.queues:
                     queue.queue.lost("the end")
+                    queue.connection.close()
+                    queue.queue.settle()
                     assert queue.pool.used_bytes == 0
             if self.backend is not None:
                 await self.backend.close()

@@ -39,7 +39,9 @@ async def drained(wire: Wire) -> bytes:
     while wire.driver.tasks:
         await asyncio.wait(wire.driver.tasks)
         await asyncio.sleep(0)
-    return sent(wire.connection)
+    out = sent(wire.connection)
+    wire.queue.settle()  # as the driver does
+    return out
 
 
 class Slow(FileBackend):

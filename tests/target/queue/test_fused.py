@@ -9,7 +9,7 @@ import pytest
 
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.identify import IDENTIFY_CONTROLLER
-from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.core.pool import BufferPool, MemoryShare
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.storage.base import SourceError
 from nvmeof.target.storage.ramdisk import Ramdisk
@@ -286,17 +286,17 @@ def test_abort_of_a_half_that_waits_for_data(asked, which, full):
         return
     target = Target(Ramdisk("64K"))
     admin = target.admin()
-    pool = BufferPool(16 << 10)
+    pool = BufferPool(16 << 10, reserve_bytes=8 << 10)
     wire = Wire(target, pool=pool)
-    held = pool.take(12 << 10) if full else None
+    held = [pool.take(16 << 10), pool.take(8 << 10, MemoryShare())] if full else []
     in_capsule = {}
     out = wire.feed(half(wire, 1, FIRST, bytes(512), asked=asked[0]) + half(wire, 2, SECOND, A, asked=asked[1]))
     outstanding = {cid for cid, _, _ in r2ts(out)}
     at_once = admin.command(0x08, cdw10=1 | which << 16).dw0 == 0
     assert at_once is (which not in outstanding)
     out += sent(wire.connection)
-    if held is not None:
-        pool.give(held)
+    for view in held:
+        pool.give(view)
     for _ in range(3):
         out += sent(wire.connection)
     in_capsule = {1: bytes(512), 2: A}

@@ -19,6 +19,7 @@ from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.namespaces.feature_values import Value
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.queue import HOLD_BYTES, TargetQueue
+from nvmeof.target.queue.staging import READ_AHEAD_BYTES, SPARE_BYTES
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
 from tests.conformance.rawhost import (
@@ -96,6 +97,7 @@ class Wire(RawHost):
             data = data[len(part) :]
             self.queue.handle(self.connection.bytes_received(len(part), 0.0), 0.0)
             out += sent(self.connection)
+        self.queue.settle()  # as the driver does
         return out
 
 
@@ -332,11 +334,11 @@ def test_the_short_cut_is_taken(monkeypatch):
     assert slow == [READ, WRITE]
 
 
-def wire_of_reads(length: int, count: int) -> Wire:
+def wire_of_reads(length: int, count: int, backend: type[Ramdisk] = Ramdisk, pool: BufferPool | None = None) -> Wire:
     """So many Reads of ``length`` bytes, which take no short cut, have come in one receive; nothing was sent yet."""
-    target = Target(Hidden("1M"))
+    target = Target(backend("1M"))
     target.admin()
-    wire = Wire(target)
+    wire = Wire(target, short_cut=False, pool=pool)
     data = b"".join(wire.capsule(io_sqe(cid, READ, 0, length // 512)) for cid in range(count))
     buffer = wire.connection.next_buffer()
     buffer[: len(data)] = data
@@ -500,7 +502,7 @@ def test_blocks_of_another_size_while_data_is_on_its_way(backend, opcode, length
 
 
 def test_staging_waits_for_memory_and_goes_on_in_order():
-    pool = BufferPool(64 << 10)
+    pool = BufferPool(64 << 10, reserve_bytes=0)
     wire = Wire(_with_admin(Hidden("1M")), pool=pool)
     held = pool.take(56 << 10)
     out = wire.feed(b"".join(wire.capsule(io_sqe(cid, WRITE, 16 * cid, 16)) for cid in range(4)))
@@ -510,19 +512,21 @@ def test_staging_waits_for_memory_and_goes_on_in_order():
     pool.give(held)
     assert wire.driver.wakes == 1
     asked = r2ts(sent(wire.connection))
-    assert [cid for cid, _, _ in asked] == [0, 1], "a quarter of the pool for one queue"
+    assert [cid for cid, _, _ in asked] == [0, 1, 2, 3]
+    wire.feed(b"".join(wire.capsule(io_sqe(cid, WRITE, 0, 16)) for cid in range(4, 8)))
+    assert not r2ts(sent(wire.connection)), "half of the pool for one host"
     done = []
     while asked:
         cid, ttag, length = asked.pop(0)
         out = wire.feed(wire.h2c(cid, ttag, 0, bytes([cid]) * length)) + sent(wire.connection)
         done += statuses(out)
         asked += r2ts(out)
-    assert done == [(cid, 0) for cid in range(4)]
+    assert done == [(cid, 0) for cid in range(8)]
     assert pool.used_bytes == 0
 
 
 def test_a_command_that_waits_for_memory_can_be_aborted():
-    pool = BufferPool(64 << 10)
+    pool = BufferPool(64 << 10, reserve_bytes=0)
     target = Target(Hidden("1M"))
     admin = target.admin()
     wire = Wire(target, pool=pool)
@@ -533,7 +537,7 @@ def test_a_command_that_waits_for_memory_can_be_aborted():
         return completion.dw0 == 0
 
     held = pool.take(56 << 10)
-    lengths = [8, 32, 8, 8]
+    lengths = [8, 80, 8, 8]
     assert not wire.feed(b"".join(wire.capsule(io_sqe(cid, WRITE, 0, blocks)) for cid, blocks in enumerate(lengths)))
     assert abort(0) and abort(2)
     assert not abort(0) and not abort(2) and not abort(9) and not abort(1, sqid=2) and not abort(1, sqid=0)
@@ -542,7 +546,7 @@ def test_a_command_that_waits_for_memory_can_be_aborted():
     assert not wire.feed(wire.capsule(io_sqe(2, WRITE, 0, 1))), "the CID is free again, and its command waits"
     pool.give(held)
     asked = r2ts(sent(wire.connection))
-    assert [cid for cid, _, _ in asked] == [1], "16 KiB are a quarter of the pool"
+    assert [cid for cid, _, _ in asked] == [1], "64 KiB are all of the pool"
     assert not abort(1), "its host sends data now; it ends when that is there"
     cid, ttag, length = asked[0]
     out = wire.feed(wire.h2c(cid, ttag, 0, bytes(length))) + sent(wire.connection)
@@ -553,7 +557,7 @@ def test_a_command_that_waits_for_memory_can_be_aborted():
 
 
 def test_a_shorter_command_goes_on_when_the_one_before_it_is_aborted():
-    pool = BufferPool(64 << 10)
+    pool = BufferPool(64 << 10, reserve_bytes=0)
     target = Target(Hidden("1M"))
     admin = target.admin()
     wire = Wire(target, pool=pool)
@@ -581,7 +585,7 @@ def test_the_end_gives_everything_back(how):
     target = _with_admin(Hidden("1M"))
     wire = Wire(target, pool=pool)
     wire.feed(b"".join(wire.capsule(io_sqe(cid, WRITE, 0, 64)) for cid in range(12)))
-    assert pool.used_bytes == 256 << 10
+    assert pool.used_bytes == 12 * (32 << 10)
     if how == "lost":
         wire.queue.lost("the cable is out")
     elif how == "closed":
@@ -600,6 +604,66 @@ def test_the_end_gives_everything_back(how):
     assert pool.used_bytes == 0
 
 
+def test_reads_wait_while_much_is_to_be_sent():
+    """What a host does not take is not read: no more than the read-ahead and one command is held for it."""
+    length, count = 256 << 10, 64
+    wire = wire_of_reads(length, count, Hidden, pool=BufferPool(64 << 20))
+    connection, queue, pool = wire.connection, wire.queue, wire.pool
+    taken = READ_AHEAD_BYTES // length  # with their headers that is a little more
+    assert len(queue.reads) == count - taken
+    assert taken * length <= pool.used_bytes <= taken * length + SPARE_BYTES + 1024
+    queue.resume()
+    assert len(queue.reads) == count - taken, "nothing has gone yet"
+    answers = b""
+    while connection.want_write:
+        answers += b"".join(map(bytes, connection.data_to_send()))[:length]
+        connection.bytes_sent(min(length, connection.backlog_bytes))
+        queue.resume()
+        assert connection.backlog_bytes <= READ_AHEAD_BYTES + length + 1024
+        assert pool.used_bytes <= READ_AHEAD_BYTES + length + SPARE_BYTES
+        queue.settle()
+        assert pool.used_bytes <= connection.backlog_bytes
+    assert not queue.reads and not queue._busy and pool.used_bytes == 0
+    responses = [pdu for pdu in split(answers) if pdu[0] == RESPONSE]
+    assert [struct.unpack_from("<HH", pdu, 20) for pdu in responses] == [(cid, 0) for cid in range(count)]
+
+
+def test_reads_wait_for_memory():
+    pool = BufferPool(64 << 10, reserve_bytes=0)
+    target = _with_admin(Hidden("1M"))
+    wire = Wire(target, pool=pool)
+    held = pool.take(64 << 10)
+    reads = b"".join(wire.capsule(io_sqe(cid, READ, 0, 16)) for cid in range(4))
+    assert not wire.feed(reads) and wire.queue.commands() == dict.fromkeys(range(4), 1)
+    assert statuses(wire.feed(wire.capsule(io_sqe(3, FLUSH, 0, 1)))) == [(3, Status.COMMAND_ID_CONFLICT)]
+    assert statuses(wire.feed(wire.capsule(make_sqe(9, FLUSH, nsid=1)))) == [(9, 0)], "others do not wait"
+    assert wire.queue.abort(2) and not wire.queue.abort(2)
+    assert statuses(sent(wire.connection)) == [(2, Status.ABORTED_BY_REQUEST)]
+    assert held is not None
+    pool.give(held)
+    assert wire.driver.wakes
+    assert statuses(sent(wire.connection)) == [(0, 0), (1, 0), (3, 0)]
+    wire.queue.settle()
+    assert not wire.queue._busy and pool.used_bytes == 0
+
+
+@pytest.mark.parametrize("how", ["lost", "drain"])
+def test_reads_that_wait_go_with_their_queue(how):
+    wire = wire_of_reads(512 << 10, 16, Hidden, pool=BufferPool(4 << 20))
+    queue, pool = wire.queue, wire.pool
+    assert queue.reads
+    if how == "lost":
+        queue.lost("gone")
+        wire.connection.close()  # as the driver does
+        queue.settle()
+    else:
+        assert queue.drain()
+        sent(wire.connection)
+        queue.settle()
+    queue.resume()
+    assert not queue.reads and pool.used_bytes == 0 and not pool._waiters
+
+
 def test_what_goes_on_after_the_end_is_an_orphan():
     detached_commands = DetachedCommands()
     target = _with_admin(Ramdisk("1M"))
@@ -614,16 +678,22 @@ def test_what_goes_on_after_the_end_is_an_orphan():
 
     gate = Gate()
     backend.flush = lambda: gate  # type: ignore[method-assign]
+    backend.write_zeroes = lambda *_, **options: gate  # type: ignore[method-assign]
     wire = Wire(target, detached_commands=detached_commands)
-    assert statuses(wire.feed(wire.capsule(make_sqe(5, FLUSH, nsid=1)))) == []
-    [(pending, done)] = wire.driver.spawned
-    assert wire.queue.pending == 1
+    assert statuses(wire.feed(wire.capsule(make_sqe(4, FLUSH, nsid=1)))) == []
+    assert statuses(wire.feed(wire.capsule(make_sqe(5, WRITE_ZEROES, nsid=1)))) == []
+    [(flushing, flushed), (pending, done)] = wire.driver.spawned
+    assert wire.queue.pending == 2
     resumed: list[int] = []
     assert not detached_commands.wait(HOST, lambda: resumed.append(1))
     wire.queue.lost("gone")
     assert detached_commands.wait(HOST, lambda: resumed.append(1))
     assert not detached_commands.wait("another host", lambda: resumed.append(2))
     gate.opened = True
+    completion = flushing.step()
+    assert completion is not None
+    flushed(completion)
+    assert not resumed, "a Flush changes no data: nothing waits for it"
     completion = pending.step()
     assert completion is not None
     done(completion)

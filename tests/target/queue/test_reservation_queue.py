@@ -21,7 +21,7 @@ OTHER = 3
 def reserved(*backends, pool: BufferPool | None = None) -> tuple[Target, Wire, Host]:
     """A queue of the host that holds the reservation, and another registrant."""
     target = _with_admin(*backends)
-    wire = Wire(target, pool=pool or BufferPool(64 << 10))
+    wire = Wire(target, pool=pool or BufferPool(64 << 10, reserve_bytes=0))
     for cid, opcode, keys, cdw10 in ((90, REGISTER, pack_keys(0, 5), 0), (91, ACQUIRE, pack_keys(5, 0), EA << 8)):
         sqe = make_sqe(cid, opcode, nsid=1, length=16, sgl=IN_CAPSULE, cdw10=cdw10)
         assert statuses(wire.feed(wire.capsule(sqe, keys))) == [(cid, 0)]
@@ -36,7 +36,7 @@ def preempt(host: Host, *, abort: bool = True):
 
 
 def test_commands_that_wait_for_memory_are_aborted():
-    pool = BufferPool(64 << 10)
+    pool = BufferPool(64 << 10, reserve_bytes=0)
     target, wire, host = reserved(Hidden("1M"), Hidden("1M"), pool=pool)
     held = pool.take(56 << 10)
     for cid, nsid in ((0, 1), (1, 2), (2, 1)):

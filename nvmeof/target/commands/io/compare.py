@@ -54,7 +54,7 @@ register(
             check=check_transfer,
             nsid=NsidRule.ACTIVE,
             oncs=Oncs.COMPARE,
-            remark="also fused with Write",
+            remark="also fused with Write, up to the memory that is kept for both (docs/isolation.md); ACWU is 32 KiB",
         ),
     ),
 )

@@ -136,7 +136,15 @@ def _sources(ctx: CommandContext, sqe: Sqe, data: memoryview) -> list[Source]:
 def copy(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
     """Copy. After a failure DW0 tells the first range that was not copied."""
     assert data is not None
-    return _copy(ctx, sqe, active_namespace(ctx, sqe), _sources(ctx, sqe, data))
+    return _copy_in_turn(ctx, sqe, active_namespace(ctx, sqe), _sources(ctx, sqe, data))
+
+
+async def _copy_in_turn(ctx: CommandContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:
+    """Each may need a buffer: of one association's few are in progress at a time."""
+    assert ctx.controller is not None
+    async with ctx.controller.copies.turn(ctx.runtime):
+        ctx.check_not_aborted(sqe.cid)
+        return await _copy(ctx, sqe, destination, sources)
 
 
 async def _copy(ctx: CommandContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:

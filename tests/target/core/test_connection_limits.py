@@ -1,0 +1,33 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, AddressShares, connections_most
+
+
+def test_an_address_gets_half_of_what_is_left():
+    shares = AddressShares(16)
+    taken = [sum(shares.take(address) for _ in range(20)) for address in "abcde"]
+    assert taken == [8, 4, 2, 1, 1] and shares.taken == 16
+    shares.give("a")
+    assert not shares.take("a") and shares.take("f")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60))
+def test_counts(steps):
+    shares, counts = AddressShares(12), dict.fromkeys("abcd", 0)
+    for address, give in steps:
+        free = 12 - sum(counts.values())
+        if give and counts[address]:
+            shares.give(address)
+            counts[address] -= 1
+        elif shares.take(address):
+            assert counts[address] < free
+            counts[address] += 1
+        else:
+            assert counts[address] >= free
+        assert shares.taken == sum(counts.values())
+
+
+def test_descriptors_are_left_for_files():
+    assert connections_most(1024) == 960 and connections_most(-1) == connections_most(1 << 20) == CONNECTIONS_MOST
+    assert connections_most(10) == 1
