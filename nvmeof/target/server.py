@@ -133,7 +133,7 @@ class Target:
             incapsule_bytes=max(8192, largest),
         )
         self.registry = TargetRegistry()
-        longest = max((s.max_transfer_bytes for s in config.subsystems), default=0)
+        longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
         self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))
         self.detached_commands = DetachedCommands()
         self.tasks: set[asyncio.Task[Any]] = set()
