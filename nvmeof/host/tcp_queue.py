@@ -22,6 +22,7 @@ from nvmeof.transport import Address, Endpoint, SocketOptions, get, names
 log = logging.getLogger("nvmeof.host")
 ADMIN_RECEIVE_BYTES = 16 * 1024
 IO_RECEIVE_BYTES = 128 * 1024
+_UNANSWERED = "in place of an answer to ICReq: does that port require TLS, which this host does not speak?"
 READS_PER_WAKEUP = 16
 """Socket reads before the event loop's other work gets its turn."""
 
@@ -193,13 +194,19 @@ class TcpQueue:
 
     def _on_protocol_failure(self, event: ProtocolFailure) -> None:
         self.flush()  # the TermReq
-        self._lost(ConnectionLost(f"{self._peer} broke the protocol on queue {self.queue.qid}: {event.error}"))
+        if self.ready.done():
+            self._lost(ConnectionLost(f"{self._peer} broke the protocol on queue {self.queue.qid}: {event.error}"))
+        else:
+            self._lost(ConnectionLost(f"cannot speak with {self._peer}: {event.error}"))
 
     def _on_deviation(self, event: Deviation) -> None:
         log.info("%s departs from the specification on queue %d: %s", self._peer, self.queue.qid, event.message)
 
     def _on_peer_closed(self, event: PeerClosed) -> None:
-        self._lost(ConnectionLost(f"{self._peer} closed the connection of queue {self.queue.qid}"))
+        if self.ready.done():
+            self._lost(ConnectionLost(f"{self._peer} closed the connection of queue {self.queue.qid}"))
+        else:
+            self._lost(ConnectionLost(f"{self._peer} closed the connection {_UNANSWERED}"))
 
     @property
     def _peer(self) -> Address:
@@ -207,7 +214,10 @@ class TcpQueue:
 
     def _socket_error(self, error: OSError) -> None:
         why = error.strerror or type(error).__name__
-        self._lost(ConnectionLost(f"the connection of queue {self.queue.qid} to {self._peer} was lost: {why}"))
+        if self.ready.done():
+            self._lost(ConnectionLost(f"the connection of queue {self.queue.qid} to {self._peer} was lost: {why}"))
+        else:
+            self._lost(ConnectionLost(f"{self._peer} ended the connection ({why}) {_UNANSWERED}"))
 
     def _lost(self, error: NvmeofError) -> None:
         if self.closed:

@@ -72,6 +72,20 @@ def rule_of(pdu_type: int) -> HeaderRule:
     return rule
 
 
+TLS_RECORDS: Final = range(0x14, 0x18)
+"""Content types of TLS records (RFC 8446, section 5.1); 15h is an alert, 16h a handshake message, as a hello is."""
+TLS_MAJOR_VERSION: Final = 3
+"""The byte behind it, in all versions from SSL 3.0 to TLS 1.3."""
+
+
+def check_first_bytes(first: int, second: int) -> None:
+    """Check the first two bytes that ever come from a peer; raises PduError where they begin a TLS record."""
+    if first in TLS_RECORDS and second == TLS_MAJOR_VERSION:
+        raise _invalid(
+            TYPE_OFFSET, f"the other side seems to speak TLS (first byte {first:02X}h), which is not spoken here"
+        )
+
+
 def check_header(pdu_type: int, flags: int, hlen: int, pdo: int, plen: int, framing: Framing) -> tuple[int, int]:
     """Check a common header; returns (offset of the data, length of the data), both 0 without data.
 

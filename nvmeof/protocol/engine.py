@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from ..errors import LocalProtocolError, PduError
 from ..pdu.digest import crc32c
-from ..pdu.framer import Framing, check_header, rule_of
-from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, Flags, PduType
+from ..pdu.framer import Framing, check_first_bytes, check_header, rule_of
+from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, FLAGS_OFFSET, Flags, PduType
 from ..pdu.termination import TERM_REQ, TERM_REQ_BYTES, Fes, term_req
 from ..wire import Buffer
 from .config import BACKLOG_BUFFERS, BACKLOG_BYTES, ConnectionConfig, Role, Tap
@@ -261,6 +261,8 @@ class Engine:
         available = self._end - start
         if self._payload_owner is not None:
             return self._parse_payload(start, available, events)
+        if self.parameters is None and available > FLAGS_OFFSET + 1:  # a TLS alert is shorter than a common header
+            check_first_bytes(self._buffer[start], self._buffer[start + FLAGS_OFFSET])
         if available < CH_BYTES:
             return False
         header = CH.struct.unpack_from(self._buffer, start)

@@ -9,6 +9,7 @@ without MPTCP, MPTCP switched off by sysctl, a peer (or a box between) without i
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import socket
@@ -39,14 +40,14 @@ _REMEMBERED_CAUSES: Final = 256
 _said_causes: set[tuple[str, str]] = set()
 
 
-def say_fallback(reason: str, peer_host: str = "") -> None:
+def say_fallback(reason: str, peer_host: str = "", level: int = logging.WARNING) -> None:
     """Log a fallback, once per cause (and peer); after many peers silence, so that memory stays bounded."""
     cause = (reason, peer_host)
     if cause in _said_causes or len(_said_causes) >= _REMEMBERED_CAUSES:
         return
     _said_causes.add(cause)
     where = f" with {peer_host}" if peer_host else ""
-    log.warning("using TCP in place of MPTCP%s: %s", where, reason)
+    log.log(level, "using TCP in place of MPTCP%s: %s", where, reason)
 
 
 def forget_fallbacks() -> None:
@@ -91,16 +92,27 @@ def _info_unknown_here() -> bool:
 
 
 class MptcpEndpoint(SocketEndpoint):
-    """A connection that was asked to be MPTCP. `fallback_reason`: why its socket is a TCP one from the start."""
+    """A connection that was asked to be MPTCP. `fallback_reason`: why its socket is a TCP one from the start.
 
-    def __init__(self, sock: socket.socket, transport_name: str, peer: SockAddr, fallback_reason: str | None) -> None:
+    `accepted`: it came to a listener, where ordinary TCP hosts are welcome and nothing to warn of.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        transport_name: str,
+        peer: SockAddr,
+        fallback_reason: str | None,
+        *,
+        accepted: bool = False,
+    ) -> None:
         super().__init__(sock, transport_name, peer)
         self._reason = fallback_reason
         self._ended = select.poll()
         self._ended.register(sock.fileno(), select.POLLRDHUP)
         if fallback_reason is None and not speaks_mptcp(sock):
             self._reason = FALLBACK_PEER
-            say_fallback(FALLBACK_PEER, self.peer_address.host)
+            say_fallback(FALLBACK_PEER, self.peer_address.host, logging.INFO if accepted else logging.WARNING)
 
     def available(self) -> int:
         # FIONREAD of an MPTCP socket counts the peer's DATA_FIN as a byte (Linux, net/mptcp/protocol.c,
@@ -171,4 +183,4 @@ class MptcpTransport(SocketTransport):
     def make_endpoint(
         self, sock: socket.socket, peer: SockAddr, *, accepted: bool, fallback_reason: str | None
     ) -> MptcpEndpoint:
-        return MptcpEndpoint(sock, self.name, peer, fallback_reason)
+        return MptcpEndpoint(sock, self.name, peer, fallback_reason, accepted=accepted)

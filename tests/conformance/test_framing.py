@@ -32,7 +32,14 @@ TRANSIENT = 0x22
 
 FIRST_BYTES = {
     "http": (b"GET / HTTP/1.1\r\nHost: target\r\n\r\n", INVALID_FIELD, 0, "PDU type 0x47 does not exist"),
-    "tls": (bytes.fromhex("1603010200010001fc0303") + bytes(100), INVALID_FIELD, 0, "PDU type 0x16"),
+    "tls": (
+        bytes.fromhex("1603010200010001fc0303") + bytes(100),
+        INVALID_FIELD,
+        0,
+        "seems to speak TLS (first byte 16h)",
+    ),
+    "tls alert": (bytes.fromhex("15030300020246"), INVALID_FIELD, 0, "seems to speak TLS (first byte 15h)"),
+    "no TLS version": (bytes.fromhex("1604010200010001fc"), INVALID_FIELD, 0, "PDU type 0x16 does not exist"),
     "wrong PFV": (icreq(pfv=1), UNSUPPORTED, 8, "PFV 0x1 is not supported"),
     "HPDA too large": (icreq(hpda=32), INVALID_FIELD, 10, "HPDA 32 is above 31"),
     "PLEN too small": (icreq(plen=127), INVALID_FIELD, 4, "PLEN is 127, this PDU has 128"),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -180,10 +181,12 @@ async def test_a_peer_that_never_answers_icreq(start: Start) -> None:
 @pytest.mark.parametrize(
     ("garbage", "words"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "broke the protocol"),
-        (b"\x01\x00\x80\x00\x80\x00\x00\x00" + b"\xff" * 120, "broke the protocol"),  # PFV
-        (b"\x05\x00\x18\x00\x18\x00\x00\x00" + bytes(16), "broke the protocol"),  # a response before ICResp
-        (b"", "closed the connection"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "cannot speak with 127.0.0.1:.*: PDU type 0x48 does not exist"),
+        (b"\x01\x00\x80\x00\x80\x00\x00\x00" + b"\xff" * 120, "cannot speak with .*: .*PFV"),
+        (b"\x05\x00\x18\x00\x18\x00\x00\x00" + bytes(16), "cannot speak with"),  # a response before ICResp
+        (bytes.fromhex("15030300020246"), r"cannot speak with .* seems to speak TLS \(first byte 15h\)"),
+        (bytes.fromhex("1603030040020000"), r"cannot speak with .* seems to speak TLS \(first byte 16h\)"),
+        (b"", "closed the connection in place of an answer to ICReq: does that port require TLS"),
     ],
 )
 async def test_garbage_in_place_of_icresp(start: Start, garbage: bytes, words: str) -> None:
@@ -200,6 +203,25 @@ async def test_garbage_in_place_of_icresp(start: Start, garbage: bytes, words: s
     with pytest.raises(ConnectionLost, match=words):
         async with host(target):
             pass
+
+
+async def test_a_connection_that_is_reset_in_place_of_icresp(start: Start) -> None:
+    target = await start()
+    target.on_accept = lambda link: link.endpoint.set_reader(link.endpoint.abort)
+    words = r"ended the connection \(.*reset.*\) in place of an answer to ICReq: does that port require TLS"
+    with pytest.raises(ConnectionLost, match=words):
+        async with host(target):
+            pass
+
+
+async def test_a_server_that_speaks_tls() -> None:
+    """What a port that wants TLS does with a plain host, done by Python's own TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        with pytest.raises(ConnectionLost, match="TLS"):
+            await connect("127.0.0.1", port, subnqn=SUBNQN, transport="tcp", hostnqn=HOSTNQN)
 
 
 async def test_digests_that_are_not_granted(start: Start) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import ssl
 import struct
 
 import pytest
@@ -119,6 +120,16 @@ async def test_a_name_is_advertised_as_its_addresses():
         assert {entry[2] for entry in found} <= {"127.0.0.1", "::1"}
     with pytest.raises(TransportError, match="cannot find the address"):
         await Target(config(tcp("127.0.0.1", advertise_host="no-such-host.invalid"))).start()
+
+
+async def test_a_host_that_speaks_tls_is_told_so_in_the_log(caplog):
+    caplog.set_level("INFO", logger="nvmeof.target")
+    context = ssl.create_default_context()
+    async with running("tcp") as target:
+        with pytest.raises(ssl.SSLError):
+            await asyncio.open_connection("127.0.0.1", target.address.port, ssl=context)
+        await until(lambda: "connection ended before Connect" in caplog.text)
+    assert "the other side seems to speak TLS (first byte 16h), which is not spoken here" in caplog.text
 
 
 async def test_advertise_overrides_what_the_host_used():
