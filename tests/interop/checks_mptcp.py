@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -10,7 +11,10 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+
+import nvmeof
 
 from .bench import Bench, CheckFailed, Skipped, check
 from .checks import expect
@@ -113,6 +117,32 @@ def advertised_forms(bench: Bench) -> None:
             nvme disconnect-all""")
         bench.say(said)
         bench.note = f"entries {', '.join(types)}; one controller over tcp"
+
+
+@check(Layout("mptcp", "ramdisk", 512, options=("--advertise", HOST_ADDRESS)), quick=True, only_ours=True)
+def connect_all(bench: Bench) -> None:
+    """`nvme connect-all` to a target as it is by default: over TCP, once; our own host takes MPTCP."""
+    with bench.target() as peer:
+        said = bench.run("""
+            modprobe nvme-tcp
+            nvme connect-all -t tcp -a $ADDR -s $PORT
+            attached
+            roundtrip $DEV 4096 1
+            [ "$(cat /sys/class/nvme/nvme*/subsysnqn | grep -xc "$NQN")" = 1 ] || die "more than one controller"
+            [ "$(cat /sys/class/nvme/$CTRL/transport)" = tcp ] || die "transport $(cat /sys/class/nvme/$CTRL/transport)"
+            nvme disconnect-all""")
+        bench.say(said)
+        own = asyncio.run(_first_of_the_log(peer.port, peer.nqn))
+        expect(own == ["mptcp", "mptcp"], f"our own host's queues: {own}")
+        bench.note = f"the kernel: one controller over tcp; our host's queues: {', '.join(own)}"
+
+
+async def _first_of_the_log(port: int, subnqn: str) -> list[str]:
+    """Connect with the first entry of the subsystem, here on the target's machine; the protocol of each queue."""
+    entries = [each for each in await nvmeof.discover("127.0.0.1", port) if each.subnqn == subnqn]
+    expect([each.transport for each in entries] == ["mptcp", "tcp"], f"entries: {entries}")
+    async with await nvmeof.connect(replace(entries[0], traddr="127.0.0.1")) as controller:
+        return [str(each["protocol"]) for each in controller.describe()]
 
 
 @check(Layout("mptcp", "ramdisk", 512), only_ours=True)
