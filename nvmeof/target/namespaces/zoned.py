@@ -16,7 +16,7 @@ from nvmeof.target.core.runtime import settled
 from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.namespaces.zone_states import ZoneInput
-from nvmeof.target.namespaces.zones import Reservation, Zone, Zones
+from nvmeof.target.namespaces.zones import Reservation, Zone, ZoneBefore, Zones
 from nvmeof.target.storage.base import Backend, Lease
 from nvmeof.target.storage.zone_store import ZoneLayout, ZoneRecord
 
@@ -303,26 +303,58 @@ class ZonedNamespace(Namespace):
     def manage(self, what: ZoneInput, zslba: int, *, select_all: bool = False) -> Pending:
         """Close, finish, open, reset or take offline a zone, or all that it is for."""
         self._check_write(0 if select_all else zslba, 1)
+        chosen = self.zones.selected(what) if select_all else [self.zones.at(zslba)]
+        before = [ZoneBefore.of(zone) for zone in chosen]
         changed = self.zones.manage(what, zslba, select_all=select_all)
         if not changed:
             return None
-        self._save(changed)
+        undo = self._undo(before, changed)
+        self._save(changed, undo)
         if what is ZoneInput.RESET:
-            return self._emptied(changed)
+            return self._emptied(changed, undo)
         if not self.zones.store.durable or what in (ZoneInput.OPEN, ZoneInput.CLOSE):
             return None
         # A finished zone's data has to be on the media before the zone may be said to be full.
-        return self.flush() if what is ZoneInput.FINISH else self._commit(self._records(changed))
+        if what is ZoneInput.FINISH:
+            return self._or_back(self.flush, undo)
+        return self._or_back(lambda: self._commit(self._records(changed)), undo)
 
     def set_extension(self, zslba: int, extension: bytes) -> Pending:
         """Give an empty zone a descriptor extension."""
         self._check_write(zslba, 1)
+        before = [ZoneBefore.of(self.zones.at(zslba))]
         try:
             zone = self.zones.set_extension(zslba, extension)
         except OSError as error:
             raise self._command_error(error, True, None) from error
-        self._save([zone])
-        return self._commit(self._records([zone])) if self.zones.store.durable else None
+        undo = self._undo(before, [zone])
+        self._save([zone], undo)
+        return self._or_back(lambda: self._commit(self._records([zone])), undo) if self.zones.store.durable else None
+
+    def _undo(self, before: list[ZoneBefore], changed: list[Zone]) -> Callable[[], None]:
+        """Return what takes a command back, for the zones that nobody has changed since."""
+        after = {zone.index: ZoneBefore.of(zone) for zone in changed}
+
+        def undo() -> None:
+            self.zones.take_back([each for each in before if after.get(each.zone.index) == ZoneBefore.of(each.zone)])
+
+        return undo
+
+    def _or_back(self, operation: Callable[[], Pending], undo: Callable[[], None]) -> Pending:
+        """Do what keeps a command; when that fails the command has no effect."""
+        try:
+            pending = operation()
+        except CommandError:
+            undo()
+            raise
+        return None if pending is None else self._or_back_later(pending, undo)
+
+    async def _or_back_later(self, pending: Awaitable[None], undo: Callable[[], None]) -> None:
+        try:
+            await pending
+        except CommandError:
+            undo()
+            raise
 
     def erased(self) -> Pending:
         """Nothing is left of what it held: all zones are empty. Done when that is kept."""
@@ -343,23 +375,24 @@ class ZonedNamespace(Namespace):
     def _records(zones: list[Zone]) -> Records:
         return {zone.index: (zone.generation, zone.record) for zone in zones}
 
-    def _save(self, zones: list[Zone]) -> None:
+    def _save(self, zones: list[Zone], undo: Callable[[], None]) -> None:
         try:
             for zone in zones:
                 self.zones.save(zone)
         except OSError as error:
+            undo()
             raise self._command_error(error, True, None) from error
 
-    def _emptied(self, zones: list[Zone]) -> Pending:
+    def _emptied(self, zones: list[Zone], undo: Callable[[], None]) -> Pending:
         """Zones were reset: keep that, and give their space back."""
         if self.zones.store.durable:
-            return self._emptied_later(zones)
+            return self._emptied_later(zones, undo)
         pending = [result for run in _runs(zones) if (result := self._drop(*run)) is not None]
         return _all(pending) if pending else None
 
-    async def _emptied_later(self, zones: list[Zone]) -> None:
+    async def _emptied_later(self, zones: list[Zone], undo: Callable[[], None]) -> None:
         # Not before that is on the media: with the power lost, a zone that still is what it was has its data.
-        await self._commit(self._records(zones))
+        await settled(self._or_back(lambda: self._commit(self._records(zones)), undo))
         # What has been written meanwhile stays; what is written from now on comes behind it.
         for start, end in _runs(zones):
             await settled(self._drop(start, end))

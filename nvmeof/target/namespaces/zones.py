@@ -10,10 +10,12 @@ start, as if nothing had been; else the zone becomes read only, which hosts are 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.sqe import SQE
@@ -69,6 +71,24 @@ class Zone:
     def shown_pointer(self) -> int:
         """WP as a report has it."""
         return NO_WRITE_POINTER if self.state in _NO_POINTER else self.pointer
+
+
+class ZoneBefore(NamedTuple):
+    """A zone as it was before a command."""
+
+    zone: Zone
+    state: ZoneState
+    attributes: int
+    pointer: int
+    written: int
+    generation: int
+    in_flight: int
+    failed_from: int | None
+
+    @classmethod
+    def of(cls, zone: Zone) -> ZoneBefore:
+        """A zone as it is now."""
+        return cls(zone, *(getattr(zone, name) for name in cls._fields[1:]))
 
 
 @dataclass(slots=True)
@@ -233,19 +253,29 @@ class Zones:
         )
 
     def end(self, place: Reservation, *, good: bool) -> None:
-        """A write has ended; unless `good`, nobody knows what is in its place. Raises `OSError` of the store."""
+        """A write has ended; unless `good`, nobody knows what is in its place.
+
+        Raises `OSError` of the store; then the write has failed.
+        """
         zone = place.zone
         if zone.generation != place.generation:
             return
         zone.in_flight -= 1
+        failure: OSError | None = None
         if good:
-            zone.written = max(zone.written, place.end)
-        elif zone.failed_from is None or place.start < zone.failed_from:
+            before, zone.written = zone.written, max(zone.written, place.end)
+            try:
+                self.save(zone)
+            except OSError as error:
+                zone.written, failure = before, error
+        if (failure is not None or not good) and (zone.failed_from is None or place.start < zone.failed_from):
             zone.failed_from = place.start
         if zone.failed_from is not None and not zone.in_flight:
             self._settle(zone, zone.failed_from)
-        if good:
-            self.save(zone)
+            if good and failure is None:
+                self.save(zone)
+        if failure is not None:
+            raise failure
 
     def _settle(self, zone: Zone, gap: int) -> None:
         """All writes of a zone have ended; from block `gap` on some have failed."""
@@ -263,9 +293,9 @@ class Zones:
     def save(self, zone: Zone) -> None:
         """Keep what a zone is now. Raises `OSError`."""
         record = zone.record
+        self.store.put(zone.index, record)
         if self.store.durable:
             self.dirty[zone.index] = (zone.generation, record)
-        self.store.put(zone.index, record)
 
     def committed(self, records: dict[int, tuple[int, ZoneRecord]]) -> None:
         """These were committed: they are dirty no more, unless they have changed meanwhile."""
@@ -305,13 +335,29 @@ class Zones:
         """Close, finish, open, reset or take offline one zone, or all that it is for; returns those that changed."""
         if not select_all:
             return [zone] if self._manage(zone := self.at(zslba), what) else []
-        chosen = [zone for zone in self.zones if zone.state in SELECTED[what]]
+        chosen = self.selected(what)
         limit = self.geometry.max_open
         if what is ZoneInput.OPEN and limit and self.opened - len(self._implicit) + len(chosen) > limit:
             raise CommandError(
                 Status.TOO_MANY_OPEN_ZONES, SLBA, message=f"to open {len(chosen)} more zones would exceed {limit}"
             )
         return [zone for zone in chosen if self._manage(zone, what)]
+
+    def selected(self, what: ZoneInput) -> list[Zone]:
+        """Those that a command with Select All is for."""
+        return [zone for zone in self.zones if zone.state in SELECTED[what]]
+
+    def take_back(self, before: list[ZoneBefore]) -> None:
+        """What was done to zones cannot be kept: they are again as they were, and kept so as far as that goes."""
+        limit = self.geometry.max_active
+        for zone, state, attributes, pointer, written, generation, in_flight, failed_from in before:
+            if limit and state in ACTIVE_STATES and zone.state not in ACTIVE_STATES and self.active >= limit:
+                continue  # another zone has taken its place meanwhile
+            self._enter(zone, state)
+            zone.attributes, zone.pointer, zone.written = attributes, pointer, written
+            zone.generation, zone.in_flight, zone.failed_from = generation, in_flight, failed_from
+            with contextlib.suppress(OSError):
+                self.save(zone)
 
     def _manage(self, zone: Zone, what: ZoneInput) -> bool:
         if self._next(zone, what) is zone.state:

@@ -23,6 +23,7 @@ from nvmeof.target.namespaces.feature_values import forget
 from nvmeof.target.namespaces.format_job import forget_interrupted
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.storage.erase import give_back, overwrite, passes_to_erase
+from nvmeof.target.subsystem.persistent_events import watch
 
 SECTION: Final = "sanitize"
 Ended = Callable[["Sanitizer"], object]
@@ -216,12 +217,17 @@ class Sanitizer:
         if self.outcome is not SanitizeOutcome.NEVER:
             state = _Kept.FAILED if self.outcome is SanitizeOutcome.FAILED else _Kept.DONE
             kept = Record(state.value, self.cdw10, self.cdw11, left=not before.failure).dump()
-        for metadata_store in self._metadata_stores(namespaces):
+        self._put_back(self._metadata_stores(namespaces), kept)
+
+    @staticmethod
+    def _put_back(metadata_stores: list[MetadataStore], kept: dict[str, Any] | None) -> None:
+        """What was to be kept of a command could not be kept everywhere: nowhere shall it be."""
+        for metadata_store in metadata_stores:
             try:
                 # Nobody waits for it: it is there with the next thing that can be kept.
-                metadata_store.put(SECTION, kept)
+                watch(metadata_store.put(SECTION, kept), "what was known of sanitize before")
             except OSError as error:
-                logger.error("a sanitize operation that did not begin may be begun at the next start: %s", error)
+                logger.error("the next start may go by a sanitize command that failed: %s", error)
 
     async def _work(self, runtime: Runtime, namespaces: list[Namespace], ended: Ended) -> None:
         cdw10, cdw11 = self.cdw10, self.cdw11
@@ -298,8 +304,12 @@ class Sanitizer:
 
     async def leave_failure(self) -> None:
         """Exit Failure Mode: what was not erased can be used again. Raises `OSError` when that cannot be kept."""
-        namespaces = list(self._namespaces.values())
-        await _put_all(self._metadata_stores(namespaces), Record(_Kept.FAILED.value, self.cdw10, self.cdw11, left=True))
+        metadata_stores = self._metadata_stores(self._namespaces.values())
+        try:
+            await _put_all(metadata_stores, Record(_Kept.FAILED.value, self.cdw10, self.cdw11, left=True))
+        except OSError:
+            self._put_back(metadata_stores, Record(_Kept.FAILED.value, self.cdw10, self.cdw11).dump())
+            raise
         self.state = SanitizeState.IDLE
         self._bar(None)
 

@@ -90,7 +90,7 @@ def test_saving_that_takes_time_or_fails(later, works):
             assert result.status == 0
             return
     assert result.status == Status.INTERNAL_ERROR and not result.dnr
-    assert admin.get_feature(0x0A).dw0 == 1
+    assert admin.get_feature(0x0A).dw0 == 0, "it has no effect"
 
 
 # What is kept

@@ -475,11 +475,18 @@ async def test_records_that_cannot_be_kept(machine, monkeypatch):
         assert error.value.status == Status.WRITE_FAULT and namespace.zones.zones[3].state is ZoneState.EMPTY
     with monkeypatch.context() as patch:
         patch.setattr(namespace.zones.store, "commit_now", broken)
-        await write(namespace, 1, "a")
-        for operation in (namespace.flush, lambda: namespace.manage(ZoneInput.RESET, 0)):
+        await write(namespace, 0, "a")
+        for operation in (
+            namespace.flush,
+            lambda: namespace.manage(ZoneInput.RESET, 0),
+            lambda: namespace.manage(ZoneInput.FINISH, 0),
+            lambda: namespace.set_extension(2 * ZONE, bytes(64)),
+        ):
             with pytest.raises(CommandError) as error:
                 await settled(operation())
             assert error.value.status == Status.WRITE_FAULT
+    assert seen(namespace, 3) == [("IMPLICITLY_OPENED", 1), ("EMPTY", 0), ("EMPTY", 0)], "they have no effect"
+    assert await read(namespace, 0, 1) == bytes(data("a"))
     await settled(namespace.flush())
     assert not namespace.zones.dirty
 

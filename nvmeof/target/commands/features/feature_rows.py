@@ -63,6 +63,10 @@ def _temperature_apply(controller: Controller, sqe: Sqe, data: memoryview | None
     return 0
 
 
+def _temperature_restore(controller: Controller, sqe: Sqe, value: Value) -> None:
+    controller.features.thresholds[_temperature(sqe)] = value.dw0
+
+
 def _power(controller: Controller, sqe: Sqe, data: bytes | None) -> Value:
     if sqe.cdw11 & 0x1F:
         raise invalid(f"there is no power state {sqe.cdw11 & 0x1F}")
@@ -170,6 +174,7 @@ add_features(
             _temperature_apply,
             saveable=True,
             selector=_temperature,
+            restore=_temperature_restore,
         ),
         dword(
             FeatureId.VOLATILE_WRITE_CACHE,

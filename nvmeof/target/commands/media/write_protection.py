@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from nvmeof.errors import CommandError
 from nvmeof.spec.enums import FeatureId
 from nvmeof.spec.media import WriteProtection
 from nvmeof.spec.sqe import Sqe
@@ -23,7 +22,6 @@ from nvmeof.target.commands.rows.features import (
     namespace_of,
 )
 from nvmeof.target.controller.controller import Controller
-from nvmeof.target.namespaces.namespace import Namespace
 
 _STATE_MASK = 0b111
 
@@ -39,31 +37,30 @@ def _check(controller: Controller, sqe: Sqe) -> None:
 
 
 def _apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
+    """Protect at once; an end of the protection waits until it is kept."""
     namespace = namespace_of(controller, sqe)
-    before, wanted = namespace.write_protected, bool(sqe.cdw11)
-    if wanted == before:
+    if not sqe.cdw11 or namespace.write_protected:
         return 0
-    namespace.protect(wanted)
+    namespace.protect(True)
     # No write comes after this, and what came before is on the media when it completes.
-    try:
-        pending = namespace.flush() if wanted else None
-    except CommandError:
-        namespace.protect(before)
-        raise
-    if pending is not None:
-        return _flushed(controller, namespace, pending)
-    controller.subsystem.attributes_changed(namespace)
+    pending = namespace.flush()
+    return 0 if pending is None else _flushed(pending)
+
+
+async def _flushed(pending: Awaitable[None]) -> int:
+    await pending
     return 0
 
 
-async def _flushed(controller: Controller, namespace: Namespace, pending: Awaitable[None]) -> int:
-    try:
-        await pending
-    except CommandError:
+def _restore(controller: Controller, sqe: Sqe, value: Value) -> None:
+    namespace_of(controller, sqe).protect(bool(value.dw0))
+
+
+def _kept(controller: Controller, sqe: Sqe) -> None:
+    namespace = namespace_of(controller, sqe)
+    if not sqe.cdw11 and namespace.write_protected:
         namespace.protect(False)
-        raise
     controller.subsystem.attributes_changed(namespace)
-    return 0
 
 
 add_features(
@@ -76,5 +73,8 @@ add_features(
         scope=Scope.NAMESPACE,
         persistent=True,
         check=_check,
+        restore=_restore,
+        kept=_kept,
+        to_keep=lambda controller, sqe: Value(sqe.cdw11),
     )
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from nvmeof.errors import CommandError
@@ -46,6 +46,7 @@ _NSID = SQE.error_location("nsid")
 Read = Callable[[Controller, Sqe], Value]
 Apply = Callable[[Controller, Sqe, "memoryview | None"], "int | Awaitable[int]"]
 Check = Callable[[Controller, Sqe], None]
+Restore = Callable[[Controller, Sqe, Value], None]
 
 
 class Scope(Enum):
@@ -73,7 +74,9 @@ class FeatureSpec:
     Get Features for FFFFFFFFh is refused with is `all_refusal`.
 
     `saveable`: SV keeps a value over resets and restarts (of all controllers of the subsystem, or of the namespace).
-    `persistent`: every value is kept so, without being asked; SV is refused. `selector` names which of several values
+    `persistent`: every value is kept so, without being asked; SV is refused. A value that cannot be kept is taken back:
+    `restore` makes the one before current again. `kept` is called when it is kept, with what must not be so earlier;
+    `to_keep` tells the value where `read` does not show it before that. `selector` names which of several values
     of the feature a command means (temperature sensors); each is saved for itself.
     """
 
@@ -91,6 +94,9 @@ class FeatureSpec:
     persistent: bool = False
     selector: Callable[[Sqe], int] = lambda sqe: 0
     check: Check = lambda controller, sqe: None
+    restore: Restore | None = None
+    kept: Check = lambda controller, sqe: None
+    to_keep: Read | None = None
     all_refusal: Status = Status.INVALID_NAMESPACE
     for_all: bool = True  # whether Set Features takes FFFFFFFFh
     effects: CommandEffects = CommandEffects.SUPPORTED  # without the scope
@@ -205,6 +211,10 @@ def remembered(
             value = None if kept is None else kept.value
         return default(controller, sqe) if value is None else value
 
+    def restore(controller: Controller, sqe: Sqe, value: Value) -> None:
+        _values(FEATURES[fid], controller, sqe)[fid, selector(sqe)] = value
+        changed(controller, sqe)
+
     def apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
         value = decode(controller, sqe, None if data is None else bytes(data))
         _values(FEATURES[fid], controller, sqe)[fid, selector(sqe)] = value
@@ -224,6 +234,7 @@ def remembered(
         saveable=saveable,
         persistent=persistent,
         selector=selector,
+        restore=restore,
         effects=effects,
     )
 
@@ -379,15 +390,82 @@ async def _set_all(ctx: CommandContext, row: FeatureSpec, targets: list[Sqe], da
     return Completion()
 
 
+@dataclass(slots=True)
+class _Changes:
+    """Changes of one feature that are being saved, the newest last, and the value that was sound before them."""
+
+    sound: Value
+    saving: list[_Saving] = field(default_factory=list)
+
+
+_CHANGES: dict[tuple[int, int, int], _Changes] = {}
+"""By the feature's owner, identifier and selector, while there are any."""
+
+
+class _Saving:
+    """A change of a feature that is being saved: when that fails, the value that was sound before is current again."""
+
+    __slots__ = ("_all", "_key", "before", "controller", "row", "sqe")
+
+    def __init__(self, controller: Controller, row: FeatureSpec, sqe: Sqe) -> None:
+        self.controller, self.row, self.sqe = controller, row, sqe
+        self.before = row.read(controller, sqe)
+        self._key = (id(_owner(row, controller, sqe)), row.fid, row.selector(sqe))
+        self._all = _CHANGES.setdefault(self._key, _Changes(self.before))
+        self._all.saving.append(self)
+
+    def _end(self) -> bool:
+        """Forget it; returns whether it was the newest."""
+        newest = self._all.saving[-1] is self
+        self._all.saving.remove(self)
+        if not self._all.saving:
+            _CHANGES.pop(self._key, None)
+        return newest
+
+    @property
+    def _gone(self) -> bool:
+        """Whether its namespace has been detached meanwhile."""
+        return self.row.scope is Scope.NAMESPACE and self.sqe.nsid not in self.controller.namespaces
+
+    def kept(self, data: memoryview | None, dw0: int) -> int:
+        """It is saved: it holds from now on, and is written into the history."""
+        if self._gone:
+            self._end()
+            return dw0
+        self.row.kept(self.controller, self.sqe)
+        self._all.sound = self.row.read(self.controller, self.sqe)
+        self._end()
+        if self.row.fid not in _NOT_IN_HISTORY:
+            _note(self.controller, self.row, self.sqe, data, self.before, dw0)
+        return dw0
+
+    def failed(self) -> None:
+        """It is not saved, or was refused: a newer change goes on."""
+        if self._end() and self.row.restore is not None and not self._gone:
+            self.row.restore(self.controller, self.sqe, self._all.sound)
+
+
+def _owner(row: FeatureSpec, controller: Controller, sqe: Sqe) -> object:
+    if row.scope is Scope.NAMESPACE:
+        return namespace_of(controller, sqe)
+    return controller if row.scope is Scope.CONTROLLER else controller.subsystem
+
+
 def _set_one(ctx: CommandContext, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
-    assert ctx.controller is not None and row.apply is not None
-    result = _noted(ctx.controller, row, sqe, data)
+    controller = ctx.controller
+    assert controller is not None and row.apply is not None
     if not (row.persistent or sqe.cdw10 >> 31):
-        return result
-    if not isinstance(result, int):
-        return _save_after(ctx.controller, row, sqe, data, result)
-    pending = _save(ctx.controller, row, sqe, data)
-    return result if pending is None else _after(pending, result)
+        return _noted(controller, row, sqe, data)
+    saving = _Saving(controller, row, sqe)
+    try:
+        result = row.apply(controller, sqe, data)
+        if isinstance(result, int):
+            pending = _save(controller, row, sqe, data)
+            return saving.kept(data, result) if pending is None else _saved_later(saving, data, result, pending)
+    except BaseException:
+        saving.failed()
+        raise
+    return _save_after(saving, data, result)
 
 
 def _noted(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
@@ -426,34 +504,44 @@ async def _note_later(
     return dw0
 
 
-async def _save_after(
-    controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None, pending: Awaitable[int]
-) -> int:
-    result = await pending
-    saving = _save(controller, row, sqe, data)
-    return result if saving is None else await _after(saving, result)
+async def _save_after(saving: _Saving, data: memoryview | None, applied: Awaitable[int]) -> int:
+    try:
+        result = await applied
+        pending = _save(saving.controller, saving.row, saving.sqe, data)
+    except BaseException:
+        saving.failed()
+        raise
+    return saving.kept(data, result) if pending is None else await _saved_later(saving, data, result, pending)
+
+
+async def _saved_later(saving: _Saving, data: memoryview | None, dw0: int, pending: Awaitable[None]) -> int:
+    noted = None if data is None else memoryview(bytes(data))
+    try:
+        await pending
+    except OSError as error:
+        saving.failed()
+        raise _not_saved(error) from error
+    except BaseException:
+        saving.kept(noted, dw0)  # the command was given up; the write goes on
+        raise
+    return saving.kept(noted, dw0)
 
 
 def _save(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> Awaitable[None] | None:
     dwords = (sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14, sqe.cdw15)
-    saved = Saved(dwords, None if data is None else bytes(data), row.read(controller, sqe))
+    value = (row.to_keep or row.read)(controller, sqe)
+    saved = Saved(dwords, None if data is None else bytes(data), value)
     try:
         return save(_metadata_store(row, controller, sqe), row.fid, row.selector(sqe), saved)
     except OSError as error:
         raise _not_saved(error) from error
 
 
-async def _after(saving: Awaitable[None], result: int) -> int:
-    try:
-        await saving
-    except OSError as error:
-        raise _not_saved(error) from error
-    return result
-
-
 def _not_saved(error: OSError) -> CommandError:
     return CommandError(
-        Status.INTERNAL_ERROR, dnr=False, message=f"the value is set, but saving it failed: {error.strerror or error}"
+        Status.INTERNAL_ERROR,
+        dnr=False,
+        message=f"the value cannot be saved, and is what it was: {error.strerror or error}",
     )
 
 

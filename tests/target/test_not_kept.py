@@ -1,0 +1,217 @@
+"""A command whose effect cannot be kept has none: not now, and not after the next start."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvmeof.spec.reservations import pack_keys
+from nvmeof.spec.status import Status
+from nvmeof.target.core.metadata import KeptValue, MemoryStore, NotKeptError
+from nvmeof.target.storage.json_file_store import JsonFileStore
+from nvmeof.target.storage.ramdisk import Ramdisk
+from tests.target.commands.test_nvm import read, rw
+from tests.target.harness import Target, TestQueue
+from tests.target.media_tools import Durable, finish, kept, sanitize_log
+
+CODES = [errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS]
+LABEL = b"label".ljust(256, b"\0")
+
+
+class Failing(Durable):
+    """Keeps nothing while it has an `error`, which comes at once or `later`."""
+
+    def __init__(self, values: dict[str, Any] | None = None, *, later: bool = False) -> None:
+        super().__init__()
+        self._values = dict(values or {})
+        self.later = later
+
+    def put(self, section, value):
+        if self.error is None:
+            return super().put(section, value)
+        failure = NotKeptError(self.error.errno, "it cannot be kept")
+        if not self.later:
+            raise failure
+        before = self._values.get(section)
+        MemoryStore.put(self, section, value)
+        return self._fail(section, before, failure)
+
+    async def _fail(self, section, before, failure):
+        MemoryStore.put(self, section, before)
+        raise failure
+
+
+class Machine:
+    """A target of one disk, whose keeper can fail; `again` is what the next process has."""
+
+    def __init__(self, metadata_store: Failing, subsystem: Failing, disk: Ramdisk | None = None) -> None:
+        self.metadata_store, self.subsystem_keeper = metadata_store, subsystem
+        self.disk = disk or Ramdisk("64K")
+        self.target = Target(kept(self.disk, metadata_store), metadata_store=subsystem)
+        self.target.subsystem.resume(self.target.runtime)
+        self.admin = self.target.admin()
+        self.io = self.target.io(self.admin)
+
+    def again(self) -> Machine:
+        again = Ramdisk("64K")
+        assert again.memory is not None and self.disk.memory is not None
+        again.memory[:] = self.disk.memory
+        return Machine(Failing(self.metadata_store._values), Failing(self.subsystem_keeper._values), again)
+
+    def run(self, queue: TestQueue, opcode: int, data: bytes | None = None, **fields: Any) -> Any:
+        return finish(self.target, queue.submit(queue.sqe(opcode, data, **fields), data))
+
+    def register(self, cdw10: int = 3 << 30) -> Any:
+        return self.run(self.io, 0x0D, pack_keys(0, 7), nsid=1, cdw10=cdw10)
+
+    def seen(self) -> dict[str, Any]:
+        """What a host sees. A write comes last: it changes what is written, and takes a mark away."""
+        self.target.runtime.settle()
+        report = self.run(self.io, 0x0E, nsid=1, cdw10=23, cdw11=1, length=96)
+        return {
+            "blocks": [read(self.io, slba, 1).status for slba in range(4)],
+            "protected": self.admin.get_feature(0x84, nsid=1).dw0,
+            "label": self.admin.get_feature(0x1F, nsid=1, length=256).data,
+            "recovery": self.admin.get_feature(0x05, nsid=1).dw0,
+            "cache": self.admin.get_feature(0x0A).dw0,
+            "format": self.target.subsystem.namespaces[1].block_bytes,
+            "reservation": report.status and self.io.read_bytes(report),
+            "sanitize": sanitize_log(self.admin).sstat,
+            "write": self.run(self.io, 0x01, bytes(512), **rw(3, 1)).status,
+        }
+
+
+def mark(machine: Machine, slba: int) -> Any:
+    return machine.run(machine.io, 0x04, **rw(slba, 1))
+
+
+def feature(fid: int, value: int = 0, data: bytes | None = None, *, save: bool = True, nsid: int = 1) -> Any:
+    def command(machine: Machine) -> Any:
+        return machine.run(machine.admin, 0x09, data, nsid=nsid, cdw10=fid | save << 31, cdw11=value)
+
+    return command
+
+
+PROTECT, UNPROTECT = feature(0x84, 1, save=False), feature(0x84, 0, save=False)
+
+
+def nothing(machine: Machine) -> None:
+    pass
+
+
+def marked(machine: Machine) -> None:
+    assert mark(machine, 1).status == 0
+
+
+def protected(machine: Machine) -> None:
+    assert PROTECT(machine).status == 0
+
+
+COMMANDS: dict[str, tuple[Callable[[Machine], Any], Callable[[Machine], Any]]] = {
+    "Write Uncorrectable": (nothing, lambda machine: mark(machine, 0)),
+    "another Write Uncorrectable": (marked, lambda machine: mark(machine, 0)),
+    "a Write of what was marked": (marked, lambda machine: machine.run(machine.io, 0x01, bytes(512), **rw(1, 1))),
+    "to protect": (nothing, PROTECT),
+    "to end the protection": (protected, UNPROTECT),
+    "a label": (nothing, feature(0x1F, 0, LABEL)),
+    "Error Recovery, saved": (lambda machine: feature(0x05, 3)(machine), feature(0x05, 5)),
+    "a controller's feature, saved": (nothing, feature(0x0A, 1, nsid=0)),
+    "a registration": (nothing, lambda machine: machine.register()),
+    "Format": (nothing, lambda machine: machine.run(machine.admin, 0x80, nsid=1, cdw10=1)),
+    "Sanitize": (nothing, lambda machine: machine.run(machine.admin, 0x84, cdw10=2)),
+}
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_all_or_nothing(name: str, code: int, later: bool) -> None:
+    before, command = COMMANDS[name]
+    machine = Machine(Failing(later=later), Failing(later=later))
+    before(machine)
+    was, was_kept = (
+        machine.again().seen(),
+        (dict(machine.metadata_store._values), dict(machine.subsystem_keeper._values)),
+    )
+    machine.metadata_store.error = machine.subsystem_keeper.error = OSError(code, os.strerror(code))
+    completion = command(machine)
+    assert (completion.status, completion.dnr) == (Status.INTERNAL_ERROR, False)
+    machine.target.runtime.settle()
+    if name != "Sanitize":  # its second keeper may have been asked to put back what was
+        for section in ("uncorrectable", "features", "reservations", "format"):
+            assert machine.metadata_store.get(section) == was_kept[0].get(section)
+            assert machine.subsystem_keeper.get(section) == was_kept[1].get(section)
+    machine.metadata_store.error = machine.subsystem_keeper.error = None
+    again = machine.again()
+    assert machine.seen() == was, "now"
+    assert again.seen() == was, "after the next start"
+    assert command(machine).status == 0, "and it can be tried again"
+
+
+async def test_what_was_built_on_a_value_that_failed_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second change holds the first one: if it were kept, so would be what a host was told has failed."""
+    metadata_store = JsonFileStore(tmp_path / "k", sections=("a", "b"))
+    changes: list[int] = []
+    value = KeptValue(metadata_store, "a", (0,), list, lambda: changes.append(len(value.now)))
+    await value.set((0, 1))
+    real, calls = JsonFileStore._replace, 0
+
+    def once(self: JsonFileStore, text: str | None) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError(errno.ENOSPC, "no space")
+        real(self, text)
+
+    monkeypatch.setattr(JsonFileStore, "_replace", once)
+    first = asyncio.ensure_future(value.set((*value.now, 2)))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(value.set((*value.now, 3)))  # type: ignore[arg-type]
+    other = asyncio.ensure_future(metadata_store.put("b", 5))  # type: ignore[arg-type]
+    results = await asyncio.gather(first, second, other, return_exceptions=True)
+    assert [type(each) for each in results] == [NotKeptError, NotKeptError, type(None)]
+    assert value.now == (0, 1) and metadata_store.values == {"a": [0, 1], "b": 5}
+    assert JsonFileStore(metadata_store.path, sections="ab").values == {"a": [0, 1], "b": 5}
+    await value.set((*value.now, 4))
+    assert JsonFileStore(metadata_store.path, sections="ab").get("a") == [0, 1, 4]
+    assert changes == [2, 3, 4, 2, 3]
+
+
+async def test_a_name_that_is_not_on_the_media_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file had been replaced when it failed: a kill right after that must not make the change hold."""
+    metadata_store = JsonFileStore(tmp_path / "k", sections="a")
+    await metadata_store.put("a", 1)
+    fsync = os.fsync
+
+    def fails(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink() == tmp_path:
+            raise OSError(errno.EIO, "broken")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(NotKeptError, match="broken"):
+        await metadata_store.put("a", 2)
+    await metadata_store.close()
+    assert JsonFileStore(metadata_store.path, sections="a").get("a") == 1 == metadata_store.get("a")
+
+
+async def test_what_cannot_be_kept_is_a_line_and_not_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata_store = JsonFileStore(tmp_path / "k", sections="a")
+
+    def full(self: JsonFileStore, text: str | None) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(JsonFileStore, "_replace", full)
+    for value in range(50):
+        with pytest.raises(NotKeptError):
+            await metadata_store.put("a", value)
+    lines = [record.message for record in caplog.records]
+    assert lines == [f"cannot write {metadata_store.path}: No space left on device; nothing was changed"]
