@@ -16,7 +16,7 @@ from nvmeof.spec.features import build_timestamp
 from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
 from nvmeof.spec.properties import Cc, CcCss, Crto, Csts, Shst, Vs
 from nvmeof.spec.reservations import NotificationType
-from nvmeof.spec.status import Status
+from nvmeof.spec.status import Status, status_field
 from nvmeof.target.controller.error_log import ErrorLog
 from nvmeof.target.controller.events import (
     ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED,
@@ -26,8 +26,10 @@ from nvmeof.target.controller.events import (
     IO_EVENTS,
     LBA_STATUS_ALERT,
     NAMESPACE_ATTRIBUTE_CHANGED,
+    RELIABILITY,
     RESERVATION_LOG_AVAILABLE,
     TELEMETRY_LOG_CHANGED,
+    TRANSIENT_INTERNAL_ERROR,
     ZONE_DESCRIPTOR_CHANGED,
     AsyncEvents,
 )
@@ -261,6 +263,8 @@ class Controller:
     def attach(self, *namespaces: Namespace) -> None:
         """Give this controller namespaces."""
         self.attached.update((namespace.nsid, namespace) for namespace in namespaces)
+        for namespace in namespaces:
+            namespace.lost_writes.connected(self.hostid, namespace.backend.sync_failures)
         self._select_namespaces()
 
     def detach(self, nsid: int) -> bool:
@@ -441,6 +445,21 @@ class Controller:
     def unreadable_found(self) -> None:
         """Blocks of an attached namespace may not be readable any more."""
         self.lba_alert.found()
+
+    def writes_lost(self, nsid: int) -> None:
+        """What was written to an attached namespace may be lost: an entry of the error log that is no command's."""
+        self.error_log.add(
+            sqid=0xFFFF,
+            cid=0xFFFF,
+            status_field=status_field(Status.WRITE_FAULT, True, False),
+            error_location=0xFFFF,
+            lba=0,
+            nsid=nsid,
+            trtype=0,
+            opcode=0,
+        )
+        self.events.report(TRANSIENT_INTERNAL_ERROR)  # after a persistent one hosts reset the controller
+        self.events.report(RELIABILITY)
 
     def namespace_changed(self, nsid: int) -> None:
         """A namespace came, went or changed its attributes."""

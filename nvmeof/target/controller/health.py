@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nvmeof.target.controller.controller import Controller
-from nvmeof.target.controller.events import TEMPERATURE
+from nvmeof.target.controller.events import RELIABILITY, TEMPERATURE
 
 COMPOSITE_KELVIN = 310
 WARNING_KELVIN = 343
@@ -12,19 +12,26 @@ SPARE_PERCENT = 100
 SPARE_THRESHOLD_PERCENT = 10
 
 WARNING_TEMPERATURE = 1 << 1
+WARNING_RELIABILITY = 1 << 2
 
 
 def critical_warning(controller: Controller) -> int:
-    """Critical Warning of the SMART log: temperature against the host's thresholds.
+    """Critical Warning of the SMART log: temperature against the host's thresholds, and whether data may be lost.
 
     A read-only namespace was asked to be so; it is no warning.
     """
     thresholds = controller.features.thresholds
     over, under = thresholds.get(0, WARNING_KELVIN), thresholds.get(1, 0)
-    return WARNING_TEMPERATURE if over <= COMPOSITE_KELVIN or under >= COMPOSITE_KELVIN else 0
+    warning = WARNING_TEMPERATURE if over <= COMPOSITE_KELVIN or under >= COMPOSITE_KELVIN else 0
+    if any(namespace.backend.sync_failures for namespace in controller.subsystem.namespaces.values()):
+        warning |= WARNING_RELIABILITY
+    return warning
 
 
-def report_temperature(controller: Controller) -> None:
-    """Send the temperature event when a threshold that the host has set is crossed."""
-    if critical_warning(controller) & WARNING_TEMPERATURE:
+def report_warnings(controller: Controller) -> None:
+    """Send the events of the critical warnings that there are, and that the host has enabled."""
+    warning = critical_warning(controller)
+    if warning & WARNING_TEMPERATURE:
         controller.events.report(TEMPERATURE)
+    if warning & WARNING_RELIABILITY:
+        controller.events.report(RELIABILITY)

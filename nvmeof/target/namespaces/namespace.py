@@ -6,6 +6,7 @@ Every call of a backend goes through here: ranges are checked and errors become 
 from __future__ import annotations
 
 import errno
+import logging
 import uuid as uuid_module
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,16 +21,20 @@ from nvmeof.target.core.metadata import MemoryStore, NotKeptError, formatted_blo
 from nvmeof.target.core.runtime import settled
 from nvmeof.target.namespaces.feature_values import Values, load_strictly
 from nvmeof.target.namespaces.inflight import InflightTable
+from nvmeof.target.namespaces.lost_writes import LostWrites
 from nvmeof.target.namespaces.reservation_store import ReservationStore
 from nvmeof.target.namespaces.unreadable import RANGES_MAX, UnreadableBlocks
-from nvmeof.target.storage.base import Backend, Lease, SourceError
+from nvmeof.target.storage.base import Backend, Lease, SizeChangedError, SourceError
+from nvmeof.target.storage.fault_log import FaultLog
 
 T = TypeVar("T")
 
+_faults = FaultLog(logging.getLogger(__name__))
 _IDENTIFIER_SPACE = uuid_module.uuid5(uuid_module.NAMESPACE_URL, "urn:nvmeof:namespace")
 _WRITE_REFUSED = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_NOT_THERE = frozenset({errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN})
+_NOT_THERE = frozenset({errno.EBADF, errno.ENXIO, errno.ENODEV, errno.ESHUTDOWN, errno.ESTALE})
+_MEDIA = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG, errno.EUCLEAN, errno.EREMOTEIO})
 _PASSING = frozenset({errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ENOMEM, errno.EBUSY})
 
 ATOMIC_WRITE_BYTES = 32 << 10
@@ -85,6 +90,8 @@ def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
     code = error.errno
     if code == errno.ECANCELED:
         return Status.ABORTED_BY_REQUEST, False
+    if isinstance(error, SizeChangedError):
+        return Status.LBA_OUT_OF_RANGE, True
     if isinstance(error, NotKeptError):
         return Status.INTERNAL_ERROR, False  # the command is right, and may succeed when it can be kept again
     if code in _NO_ROOM and writing:
@@ -93,7 +100,7 @@ def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
         return Status.NAMESPACE_WRITE_PROTECTED, True
     if code in _NOT_THERE:
         return Status.NAMESPACE_NOT_READY, False
-    if code == errno.EIO:
+    if code in _MEDIA:
         return (Status.WRITE_FAULT if writing else Status.UNRECOVERED_READ_ERROR), True
     return Status.INTERNAL_ERROR, code not in _PASSING
 
@@ -112,15 +119,19 @@ class Namespace:
         "blocked_status",
         "counters",
         "csi",
+        "degraded",
+        "failures_seen",
         "features",
         "format_remaining",
         "identifiers",
         "in_progress",
+        "lost_writes",
         "memory",
         "nsid",
         "reservations",
         "shared",
         "size_blocks",
+        "size_changed",
         "unreadable_blocks",
         "write_protected",
     )
@@ -149,6 +160,12 @@ class Namespace:
         self.accessible = True
         self.admission_tokens = AdmissionTokens()
         self.in_progress = InflightTable()
+        self.lost_writes = LostWrites()
+        self.degraded: Callable[[], None] = lambda: None
+        """Called when data that was written may be lost."""
+        self.size_changed: Callable[[], None] = lambda: None
+        """Called when the backend is found to be shorter than it was."""
+        self.failures_seen = backend.sync_failures
         self.features: Values = {}  # those with the scope of a namespace, as set since the start
         if getattr(backend, "metadata_store", None) is None:  # somebody's own
             backend.metadata_store = MemoryStore()
@@ -443,13 +460,30 @@ class Namespace:
     def _command_error(self, error: OSError, writing: bool, read: tuple[int, int] | None) -> CommandError:
         writing = writing and not isinstance(error, SourceError)
         status, dnr = status_of_os_error(error, writing=writing)
+        if self.backend.sync_failures != self.failures_seen:
+            self.failures_seen = self.backend.sync_failures
+            self.degraded()
+        if isinstance(error, SizeChangedError) or isinstance(error.__cause__, SizeChangedError):
+            self.size_changed()
         if status >> 8 == 2:
             self.counters.media_errors += 1
         if status == Status.UNRECOVERED_READ_ERROR and read is not None:
             self.unreadable_blocks.fail(read[0], read[0] + read[1])
         what = "writing to" if writing else "reading from"
+        message = f"{what} namespace {self.nsid} ({self.backend.description}) failed: {error.strerror or error}"
+        if error.errno != errno.ECANCELED and not isinstance(error, NotKeptError):
+            _faults.error((self.backend.description, what, error.errno), message)
+        return CommandError(status, dnr=dnr, message=message)
+
+    def tell_lost(self, hostid: bytes) -> CommandError | None:
+        """Return the error that a host has to be told of: what it wrote may be lost. It is told once."""
+        failures = self.backend.sync_failures
+        if not failures or not self.lost_writes.tell(hostid, failures):
+            return None
+        error = self.backend.sync_error or OSError(errno.EIO, "writing to the media failed")
+        status, _ = status_of_os_error(error, writing=True)
         return CommandError(
             status,
-            dnr=dnr,
-            message=f"{what} namespace {self.nsid} ({self.backend.description}) failed: {error.strerror}",
+            dnr=True,
+            message=f"what was written to namespace {self.nsid} before may be lost: {error.strerror or error}",
         )

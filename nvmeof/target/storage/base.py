@@ -73,6 +73,10 @@ async def _verify_later(pending: Awaitable[Lease]) -> None:
     (await pending).release()
 
 
+class SizeChangedError(OSError):
+    """A range is not in the file any more: somebody has made it shorter."""
+
+
 class SourceError(OSError):
     """What is to be copied, or compared before it is written, cannot be read."""
 
@@ -114,6 +118,12 @@ class Backend(ABC):
 
     metadata_store: MetadataStore
     """Where a namespace keeps what belongs to its data (reservations, zones); known once the backend is open."""
+
+    sync_failures: int = 0
+    """How often data that was written before could not be brought to the media: it may be lost."""
+
+    sync_error: OSError | None = None
+    """The last of these failures."""
 
     _zones: ZoneStore | None = None
 
@@ -220,6 +230,13 @@ class Backend(ABC):
         """Change the size; bytes beyond the old one read as zeroes. Raises `OSError`."""
 
     # What a backend may leave as it is here
+
+    def revalidate(self) -> str:
+        """Take over the size that the storage has now, if that can change without `resize`; cheap.
+
+        Returns what has happened, in words for the log; nothing for no change. Raises `OSError`.
+        """
+        return ""
 
     @property
     def identity(self) -> str:

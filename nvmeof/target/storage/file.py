@@ -26,6 +26,7 @@ from nvmeof.target.core.pool import BufferPool, class_bytes
 from nvmeof.target.storage import syscalls
 from nvmeof.target.storage.base import BLOCK_BYTES_CHOICES, DEFAULT_BLOCK_BYTES, Capabilities, Lease
 from nvmeof.target.storage.file_calls import NOT_SUPPORTED, FileCalls
+from nvmeof.target.storage.file_names import check_links, name_lost
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.operation import Operation
 from nvmeof.target.storage.ranges import RangeLocks
@@ -92,6 +93,7 @@ class FileBackend(FileCalls):
         self._threads: ThreadBatches | None = None  # None: closed
         self._ranges = RangeLocks()
         self._read_nowait = self._write_nowait = True
+        self._name_lost = False
         self._flushing = False
         self._flush_waiters: list[asyncio.Future[None]] = []
 
@@ -172,6 +174,8 @@ class FileBackend(FileCalls):
         self._check_kind(mode)
         self._guest = False
         self._lock(fd)
+        if not self._device and self._kept is None:
+            check_links(self.path, os.fstat(fd), (KEPT_SUFFIX, ZONES_SUFFIX))
         self.metadata_store = self._open_keeper()
         self._block_bytes = self._choose_block_bytes()
         writable = not self._read_only
@@ -287,7 +291,7 @@ class FileBackend(FileCalls):
         zones, self._zones = self._zones, None
         try:
             if self.capabilities.can_write:
-                await asyncio.to_thread(os.fdatasync, fd)
+                await asyncio.to_thread(os.fdatasync, fd)  # the end: nobody is left to be told
             if isinstance(zones, FileZoneStore):
                 await zones.settle()
         except OSError as error:
@@ -306,7 +310,32 @@ class FileBackend(FileCalls):
         elif size_bytes != os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, size_bytes)
         self._room_bytes = size_bytes
+        if self._wanted_bytes is not None:
+            self._wanted_bytes = size_bytes
         self._capabilities = replace(self.capabilities, size_bytes=size_bytes)
+
+    def revalidate(self) -> str:
+        if self._fd < 0:
+            return ""
+        status = os.fstat(self._fd)
+        if not self._device and not self._name_lost and name_lost(self.path, status):
+            self._name_lost = True
+            logger.error(
+                "%s has been removed or replaced by another file: the old one is served until the target ends, and "
+                "what is written to it cannot be found by that name; stop the target to serve the new one",
+                self.path,
+            )
+        now = syscalls.device_size(self._fd) if self._device else status.st_size
+        if self._wanted_bytes is not None:
+            now = min(now, self._wanted_bytes)
+        before, self._room_bytes = self.capabilities.size_bytes, now
+        now -= now % self._block_bytes
+        if now == before:
+            return ""
+        self._capabilities = replace(self.capabilities, size_bytes=now)
+        if now > before:
+            return f"{self.description} has grown from {before} to {now} bytes"
+        return f"{self.description} has become shorter, from {before} to {now} bytes: what was behind that is lost"
 
     def set_block_bytes(self, block_bytes: int) -> None:
         size_bytes = self._room_bytes - self._room_bytes % block_bytes
@@ -407,6 +436,8 @@ class FileBackend(FileCalls):
     def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
         done = 0
         if self._write_nowait and not fua and not self._ranges.busy(offset, offset + len(data), exclusive=True):
+            if not self._device and os.lseek(self._fd, 0, os.SEEK_END) < offset + len(data):
+                raise self._shorter()
             try:
                 done = os.pwritev(self._fd, [data], offset, os.RWF_NOWAIT)
             except OSError as error:

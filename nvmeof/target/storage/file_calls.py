@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from nvmeof.target.storage import syscalls
-from nvmeof.target.storage.base import Backend, Capabilities, SourceError
+from nvmeof.target.storage.base import Backend, Capabilities, SizeChangedError, SourceError
+from nvmeof.target.storage.fault_log import FaultLog
 from nvmeof.target.storage.operation import Operation
 
 NOT_SUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+_faults = FaultLog(logging.getLogger(__name__))
 _ZEROES = bytes(1 << 20)
 _PIECE_BYTES = 1 << 18  # what a thread reads at a time of data that goes nowhere else
 
@@ -31,9 +34,17 @@ class FileCalls(Backend):
         while view:
             count = os.preadv(self._fd, [view], offset)
             if count == 0:
-                raise OSError(errno.EIO, f"{self.path} has become shorter than its namespace")
+                raise self._shorter()
             view = view[count:]
             offset += count
+
+    def _shorter(self) -> SizeChangedError:
+        return SizeChangedError(errno.EIO, f"{self.path} has become shorter than its namespace")
+
+    def _check_inside(self, end: int) -> None:
+        """Raise `SizeChangedError` for a write that would make a file longer: it would be of holes, read as zeroes."""
+        if not self._device and os.lseek(self._fd, 0, os.SEEK_END) < end:
+            raise self._shorter()
 
     def _compare_now(self, offset: int, data: memoryview, operation: Operation[bool]) -> bool:
         piece = bytearray(min(len(data), _PIECE_BYTES))
@@ -68,6 +79,7 @@ class FileCalls(Backend):
 
     def _write_fully(self, data: memoryview, offset: int, fua: bool) -> None:
         sync_after = fua
+        self._check_inside(offset + len(data))
         while data:
             count = 0
             if fua and self._write_dsync:
@@ -75,6 +87,8 @@ class FileCalls(Backend):
                     count = os.pwritev(self._fd, [data], offset, os.RWF_DSYNC)
                     sync_after = False
                 except OSError as error:
+                    if error.errno == errno.EIO:
+                        self._sync_failed(error)
                     if error.errno not in NOT_SUPPORTED:
                         raise
                     self._write_dsync = False
@@ -86,7 +100,7 @@ class FileCalls(Backend):
             data = data[count:]
             offset += count
         if sync_after:
-            os.fdatasync(self._fd)
+            self._sync()
 
     def _copy_now(self, source: int, destination: int, length: int, fua: bool, operation: Operation[None]) -> None:
         piece = memoryview(bytearray(min(length, _PIECE_BYTES)))
@@ -101,7 +115,7 @@ class FileCalls(Backend):
                 raise SourceError(error.errno, error.strerror) from error
             self._write_fully(part, destination + start, False)
         if fua:
-            os.fdatasync(self._fd)
+            self._sync()
 
     def _zero(self, offset: int, length: int, deallocate: bool, fua: bool, operation: Operation[None]) -> None:
         if not self._zero_fast(offset, length, deallocate):
@@ -111,7 +125,7 @@ class FileCalls(Backend):
                 part = memoryview(_ZEROES)[: min(len(_ZEROES), end - start)]
                 self._write_fully(part, start, False)
         if fua:
-            os.fdatasync(self._fd)
+            self._sync()
 
     def _zero_fast(self, offset: int, length: int, deallocate: bool) -> bool:
         if not self._zero_range:
@@ -144,7 +158,24 @@ class FileCalls(Backend):
             self._capabilities = replace(self.capabilities, can_deallocate=False)
 
     def _flush_now(self) -> None:
-        os.fdatasync(self._fd)
+        self._sync()
+
+    def _sync(self) -> None:
+        """fdatasync(2). Its failure is told once by the system, to whoever comes first: it is counted."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._sync_failed(error)
+            raise
+
+    def _sync_failed(self, error: OSError) -> None:
+        self.sync_error = error
+        self.sync_failures += 1
+        _faults.error(
+            (self.path, error.errno),
+            f"{self.path}: writing to the media failed: {error.strerror or error}; what was written since the last "
+            "flush may be lost, each host is told at its next Flush",
+        )
 
     def _allocated_now(self, offset: int, length: int) -> list[tuple[int, int]]:
         """By the file system's holes; all of it where there is nothing to be learnt of them."""

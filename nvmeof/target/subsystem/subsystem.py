@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from bisect import bisect_right
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Protocol
@@ -35,6 +37,11 @@ from nvmeof.target.subsystem.sanitize import Sanitizer
 from nvmeof.target.subsystem.self_test import SelfTest
 
 ANA_GROUP = 1
+REVALIDATE_SECONDS = 0.9
+"""How often sizes of files are looked at."""
+REVALIDATE_AT_ONCE = 64
+
+logger = logging.getLogger("nvmeof.target")
 
 
 class Association(Protocol):
@@ -61,6 +68,8 @@ class Association(Protocol):
     def zone_changed(self, nsid: int, zslba: int) -> None: ...
 
     def unreadable_found(self) -> None: ...
+
+    def writes_lost(self, nsid: int) -> None: ...
 
     def reservation_changed(self, nsid: int, kind: NotificationType) -> None: ...
 
@@ -105,6 +114,8 @@ class Subsystem:
         self.was_reset = False  # CSTS.NSSRO of new controllers
         self.shutdown_status = Shst.NORMAL  # of an NVM Subsystem Shutdown
         self._shutdowns = 0
+        self._revalidated_at = 0.0
+        self._revalidated_nsid = 0
         self.features: Values = {}  # those with the scope of the subsystem, as set since the start
         self.sanitizer = Sanitizer(self.namespaces, self.metadata_store)
         self.self_test = SelfTest(
@@ -163,6 +174,8 @@ class Subsystem:
         if isinstance(namespace, ZonedNamespace):
             namespace.zone_changed = partial(self._zone_changed, namespace.nsid)
         namespace.unreadable_blocks.found = partial(self._unreadable_found, namespace.nsid)
+        namespace.size_changed = partial(self.revalidate, namespace)
+        namespace.degraded = partial(self._writes_lost, namespace.nsid)
         self.attachments.set_default(namespace.nsid, attached)
         if attached:
             limit = self.config.max_attached or self.config.max_namespaces
@@ -204,6 +217,35 @@ class Subsystem:
         namespace.backend.resize(size_bytes)
         namespace.refresh()
         self._namespace_changed(nsid)
+
+    def revalidate(self, namespace: Namespace) -> None:
+        """Take over the size that a namespace's file or device has now; hosts are told of another one."""
+        if namespace.blocked_status is not None or self.namespaces.get(namespace.nsid) is not namespace:
+            return
+        try:
+            what = namespace.backend.revalidate()
+            if not what:
+                return
+            logger.warning("namespace %d of %s: %s; hosts are told", namespace.nsid, self.nqn, what)
+            namespace.refresh()
+        except (OSError, ConfigurationError) as error:
+            logger.error("namespace %d of %s cannot be used until the next start: %s", namespace.nsid, self.nqn, error)
+            namespace.blocked_status = Status.NAMESPACE_NOT_READY
+            namespace.admission_tokens.withdraw()
+        self._namespace_changed(namespace.nsid)
+
+    def _revalidate_some(self, now: float) -> None:
+        """Look at a few namespaces a second, each in its turn."""
+        if now - self._revalidated_at < REVALIDATE_SECONDS:
+            return
+        self._revalidated_at = now
+        nsids = list(self.namespaces)
+        start = bisect_right(nsids, self._revalidated_nsid)
+        for nsid in nsids[start : start + REVALIDATE_AT_ONCE]:
+            self.revalidate(self.namespaces[nsid])
+            self._revalidated_nsid = nsid
+        if start + REVALIDATE_AT_ONCE >= len(nsids):
+            self._revalidated_nsid = 0
 
     def attributes_changed(self, namespace: Namespace) -> None:
         """What Identify tells of a namespace has become something else: hosts are told."""
@@ -252,6 +294,11 @@ class Subsystem:
         for controller in list(self.controllers.values()):
             if nsid in controller.namespaces:
                 controller.unreadable_found()
+
+    def _writes_lost(self, nsid: int) -> None:
+        for controller in list(self.controllers.values()):
+            if nsid in controller.attached:
+                controller.writes_lost(nsid)
 
     def _zone_changed(self, nsid: int, zslba: int) -> None:
         for controller in list(self.controllers.values()):
@@ -362,7 +409,8 @@ class Subsystem:
         return self.lifetime.save(now, clean=True)
 
     def tick(self, now: float) -> None:
-        """Call every second or so: counters are kept from time to time."""
+        """Call every second or so: counters are kept from time to time, sizes of files are looked at."""
+        self._revalidate_some(now)
         if self.lifetime.save_due(now):
             watch(self.lifetime.save(now), self.nqn)
 

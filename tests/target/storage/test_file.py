@@ -519,6 +519,24 @@ async def test_what_belongs_to_a_file_is_found_by_all_of_its_names(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "disk.nvmeof", "link"]
 
 
+async def test_what_belongs_to_a_file_is_not_lost_by_a_hard_link(tmp_path, caplog):
+    backend = await opened(tmp_path / "disk", size="1M")
+    await backend.metadata_store.put("features", 1)
+    await backend.close()
+    (tmp_path / "other").hardlink_to(tmp_path / "disk")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(
+        ConfigurationError, match=r"other is the same file as .*/disk \(a hard link\), and .*disk\.nvmeof"
+    ):
+        await opened(tmp_path / "other")
+    backend = await opened(tmp_path / "disk")
+    assert backend.metadata_store.get("features") == 1 and not caplog.text
+    await backend.close()
+    (tmp_path / "elsewhere" / "third").hardlink_to(tmp_path / "disk")
+    await (await opened(tmp_path / "elsewhere" / "third")).close()
+    assert "third has 3 names (hard links), some elsewhere" in caplog.text
+
+
 async def test_a_file_that_could_not_be_made_is_not_there(tmp_path, monkeypatch):
     def full(fd, size_bytes):
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))

@@ -28,7 +28,7 @@ from nvmeof.target.commands.rows.features import (
 )
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.events import SMART_CRITICAL_WARNINGS
-from nvmeof.target.controller.health import WARNING_KELVIN, report_temperature
+from nvmeof.target.controller.health import WARNING_KELVIN, report_warnings
 from nvmeof.target.subsystem.persistent_events import timestamp_change
 from nvmeof.wire import build
 
@@ -59,7 +59,7 @@ def _temperature_read(controller: Controller, sqe: Sqe) -> Value:
 
 def _temperature_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
     controller.features.thresholds[_temperature(sqe)] = sqe.cdw11 & 0xFFFF
-    report_temperature(controller)
+    report_warnings(controller)
     return 0
 
 
@@ -102,7 +102,7 @@ def _events_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> 
     allowed = controller.events.supported_bits | (0 if controller.discovery else SMART_CRITICAL_WARNINGS)
     check_bits("Asynchronous Event Configuration", sqe.cdw11, allowed)
     controller.events.enabled = sqe.cdw11
-    report_temperature(controller)
+    report_warnings(controller)
     return 0
 
 

@@ -127,7 +127,10 @@ def _namespace(find: Find) -> Callable[[CommandContext, Controller, IdentifyComm
         if find is _active and _common(controller, nsid):
             return format_structure(LBA_FORMATS[0])
         namespace = find(ctx, controller, nsid)
-        return bytes(IDENTIFY_BYTES) if namespace is None else namespace_structure(namespace)
+        if namespace is None:
+            return bytes(IDENTIFY_BYTES)
+        controller.subsystem.revalidate(namespace)
+        return namespace_structure(namespace)
 
     return structure
 

@@ -143,7 +143,28 @@ def through(ctx: CommandContext, sqe: Sqe) -> bool:
 def write(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Write."""
     assert data is not None
-    return completed(active_namespace(ctx, sqe).write(sqe.slba, data, fua=through(ctx, sqe)))
+    namespace, fua = active_namespace(ctx, sqe), through(ctx, sqe)
+    pending = namespace.write(sqe.slba, data, fua=fua)
+    return completed(telling(ctx, namespace, pending) if fua else pending)
+
+
+def telling(ctx: CommandContext, namespace: Namespace, pending: Awaitable[None] | None) -> Awaitable[None] | None:
+    """Flush, or write with FUA: it fails also when what the host wrote before could not be brought to the media."""
+    if pending is not None:
+        return _tell_later(ctx, namespace, pending)
+    error = namespace.tell_lost(ctx.hostid)
+    if error is not None:
+        raise error
+    return None
+
+
+async def _tell_later(ctx: CommandContext, namespace: Namespace, pending: Awaitable[None]) -> None:
+    try:
+        await pending
+    finally:
+        error = namespace.tell_lost(ctx.hostid)  # if it fails itself, the host knows
+    if error is not None:
+        raise error
 
 
 def check_write_zeroes(ctx: CommandContext, sqe: Sqe) -> None:
@@ -185,8 +206,17 @@ def write_zeroes(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Comp
 def flush(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Flush one namespace, or all with FFFFFFFFh."""
     if sqe.nsid != NSID_ALL:
-        return completed(active_namespace(ctx, sqe).flush())
-    return run_all(namespace.flush for namespace in ctx.namespaces.values())
+        return completed(_flush_one(ctx, active_namespace(ctx, sqe)))
+    return run_all(partial(_flush_one, ctx, namespace) for namespace in ctx.namespaces.values())
+
+
+def _flush_one(ctx: CommandContext, namespace: Namespace) -> Awaitable[None] | None:
+    try:
+        pending = namespace.flush()
+    except CommandError:
+        namespace.tell_lost(ctx.hostid)  # it is told by this
+        raise
+    return telling(ctx, namespace, pending)
 
 
 def run_all(operations: Iterable[Callable[[], Awaitable[None] | None]]) -> Completion | Awaitable[Completion]:

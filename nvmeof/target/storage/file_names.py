@@ -1,0 +1,57 @@
+"""The names of a file that is served: what belongs to its data is kept beside one of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from nvmeof.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+def check_links(path: Path, status: os.stat_result, suffixes: Sequence[str]) -> None:
+    """Raise `ConfigurationError` when something is kept beside another name (a hard link) of a file in its directory.
+
+    Names in other directories cannot be found: they are a line of the log. `suffixes`: of kept files.
+    """
+    if status.st_nlink < 2:
+        return
+    own = path.resolve()
+    others = [each for each in _names(own.parent, status) if each != own]
+    for each in others:
+        for kept in (each.with_name(each.name + suffix) for suffix in suffixes):
+            if kept.exists():
+                raise ConfigurationError(
+                    f"{path} is the same file as {each} (a hard link), and {kept} keeps what belongs to it: serve it by "
+                    "that name, or remove that file to go on without"
+                )
+    if len(others) + 1 < status.st_nlink:
+        logger.warning(
+            "%s has %d names (hard links), some elsewhere: what a host wants to be kept is found by this one alone",
+            path,
+            status.st_nlink,
+        )
+
+
+def _names(directory: Path, status: os.stat_result) -> list[Path]:
+    found = []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.inode() == status.st_ino and entry.is_file(follow_symlinks=False):
+                    found.append(directory / entry.name)
+    except OSError as error:
+        logger.debug("%s cannot be searched for names of a file: %s", directory, error)
+    return found
+
+
+def name_lost(path: Path, status: os.stat_result) -> bool:
+    """Return whether a file has not this name any more: it was removed, or another one has been put in its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return True
+    return (found.st_dev, found.st_ino) != (status.st_dev, status.st_ino)
