@@ -25,8 +25,8 @@ def check_links(path: Path, status: os.stat_result, suffixes: Sequence[str]) -> 
         for kept in (each.with_name(each.name + suffix) for suffix in suffixes):
             if kept.exists():
                 raise ConfigurationError(
-                    f"{path} is the same file as {each} (a hard link), and {kept} keeps what belongs to it: serve it by "
-                    "that name, or remove that file to go on without"
+                    f"{path} is the same file as {each} (a hard link), and {kept} keeps what belongs to it: serve it "
+                    "by that name, or remove that file to go on without"
                 )
     if len(others) + 1 < status.st_nlink:
         logger.warning(
