@@ -26,7 +26,7 @@ from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.subsystem.config import NamespaceConfig
 from tests.conformance.rawhost import FLUSH, RawHost, association, make_sqe, running, until
 
-OUT_OF_RANGE, WRITE_FAULT, CAPACITY_EXCEEDED = 0x80, 0x280, 0x81
+OUT_OF_RANGE, WRITE_FAULT, UNRECOVERED_READ_ERROR, CAPACITY_EXCEEDED = 0x80, 0x280, 0x281, 0x81
 MIB = 1 << 20
 
 
@@ -238,7 +238,7 @@ async def noticed(hosts: Hosts, admin: RawHost, how: str, io: RawHost) -> None:
     if how == "Identify":
         await hosts.size(admin)
     elif how == "a read":
-        assert (await io.read(2047, 1)).status == OUT_OF_RANGE
+        assert (await io.read(2047, 1)).status == UNRECOVERED_READ_ERROR
     elif how == "a write":
         assert (await io.write(2047, bytes(512))).status == OUT_OF_RANGE
     elif how == "a write with FUA":

@@ -90,7 +90,7 @@ def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
     code = error.errno
     if code == errno.ECANCELED:
         return Status.ABORTED_BY_REQUEST, False
-    if isinstance(error, SizeChangedError):
+    if isinstance(error, SizeChangedError) and writing:
         return Status.LBA_OUT_OF_RANGE, True
     if isinstance(error, NotKeptError):
         return Status.INTERNAL_ERROR, False  # the command is right, and may succeed when it can be kept again
