@@ -180,7 +180,9 @@ def execute(
         return _failed(ctx, spec, sqe, error)
     if isinstance(result, Completion):
         return result
-    return _finish(ctx, spec, sqe, AbortableAwait(ctx.waiting, sqe.cid, result) if spec.abortable else result)
+    if spec.abortable:
+        result = AbortableAwait(ctx.waiting, sqe.cid, result, ctx.aborting)
+    return _finish(ctx, spec, sqe, result)
 
 
 async def _finish(ctx: CommandContext, spec: CommandSpec, sqe: Sqe, pending: Awaitable[Completion]) -> Completion:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Container, Generator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from nvmeof.errors import CommandError
@@ -45,17 +45,27 @@ def _wait(pending: Awaitable[Any], seen: Callable[[object], None]) -> Generator[
 
 
 class AbortableAwait:
-    """Awaits something; meanwhile `waiting[cid]` is the very future that is waited for."""
+    """Awaits something; meanwhile `waiting[cid]` is the very future that is waited for.
 
-    __slots__ = ("_cid", "_pending", "_waiting")
+    What was in `aborting` already when it came to wait for the first time is given up there.
+    """
 
-    def __init__(self, waiting: dict[int, object], cid: int, pending: Awaitable[T]) -> None:
+    __slots__ = ("_aborting", "_cid", "_pending", "_waiting")
+
+    def __init__(
+        self, waiting: dict[int, object], cid: int, pending: Awaitable[T], aborting: Container[int] = ()
+    ) -> None:
         self._waiting = waiting
         self._cid = cid
         self._pending: Awaitable[Any] = pending
+        self._aborting: Container[int] | None = aborting
 
     def _seen(self, future: object) -> None:
         self._waiting[self._cid] = future
+        if self._aborting is not None:
+            aborting, self._aborting = self._aborting, None
+            if self._cid in aborting:
+                abandon(future)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         try:

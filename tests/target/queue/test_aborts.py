@@ -19,7 +19,7 @@ from nvmeof.target.subsystem.config import NamespaceConfig
 from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, TRANSPORT, WRITE, WRITE_ZEROES, io_sqe, make_sqe
 from tests.protocol.wire import sent
 from tests.target.backend_tools import AsyncDriver, Hidden
-from tests.target.harness import Target
+from tests.target.harness import HOST, Target
 from tests.target.queue.test_queue import Wire, r2ts, statuses
 
 COMPARE, VERIFY, DSM, COPY, CANCEL, ZONE_APPEND = 0x05, 0x0C, 0x09, 0x19, 0x18, 0x7D
@@ -120,6 +120,25 @@ async def test_what_no_thread_has_begun(slow, opcode, how):
     lease.release()
     assert not len(slow._ranges) and slow._pool.used_bytes == 0 and wire.pool.used_bytes == 0
     assert not wire.queue._busy and not wire.queue.ctx.waiting and not wire.queue.ctx.aborting
+
+
+async def test_what_came_together_with_the_end_of_its_queue_is_not_begun(slow):
+    """Its task has not even started when the queue ends."""
+    target = Target(slow)
+    target.admin()
+    wire = connect(target)
+    holder = await slow.held()
+    assert not wire.feed(wire.capsule(*one(WRITE)))
+    wire.queue.lost("gone")
+    assert not wire.queue.ctx.waiting
+    await drained(wire)
+    assert not wire.queue.detached_commands.wait(HOST, lambda: None)
+    slow.gate.set()
+    await holder
+    await slow._open_threads().submit(lambda: None)
+    lease = await slow.acquire_read(0, 8192)
+    assert not any(lease.view), "nothing of it was done"
+    lease.release()
 
 
 async def test_what_waits_for_a_locked_range(slow):
