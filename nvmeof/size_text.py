@@ -8,15 +8,18 @@ from nvmeof.errors import ConfigurationError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:I?B)?", re.IGNORECASE)
+_HEXADECIMAL = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)
 
 
 def parse_size(text: str | int, *, zero: bool = False) -> int:
-    """Return the bytes of a size such as `1G`, `512MiB` or `4096` (units are powers of 1024).
+    """Return the bytes of a size such as `1G`, `512MiB`, `4096` or `0x1000` (units are powers of 1024).
 
     Raises `ConfigurationError` for anything else, for a fraction of a byte and, unless `zero`, for zero.
     """
     if isinstance(text, int):
         value = text
+    elif _HEXADECIMAL.fullmatch(text.strip()):
+        value = int(text.strip(), 16)
     else:
         match = _SIZE.fullmatch(text.strip())
         if match is None:

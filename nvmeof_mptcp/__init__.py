@@ -39,6 +39,9 @@ def _check(command: str) -> None:
 def target() -> int:
     """Run ``nvmeof-target``; the exit code."""
     _check("nvmeof-target")
+    from nvmeof.cli import early
+
+    early.exit_at_interrupt()
     from nvmeof.target.__main__ import main
 
     return main()
@@ -47,6 +50,9 @@ def target() -> int:
 def host() -> int:
     """Run ``nvmeof-host``; the exit code."""
     _check("nvmeof-host")
+    from nvmeof.cli import early
+
+    early.exit_at_interrupt()
     from nvmeof.host.__main__ import main
 
     return main()

@@ -22,7 +22,7 @@ from nvmeof.address import parse_port, split_scope
 from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
 from nvmeof.host import tcp_queue  # noqa: F401  (registers the software device)
 from nvmeof.host.controller import Controller
-from nvmeof.host.discovery import DiscoveryEntry, read_discovery_log
+from nvmeof.host.discovery import DiscoveryEntry, DiscoveryLog, read_discovery_log
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectKeywords, ConnectOptions
@@ -148,7 +148,7 @@ class HostController(Controller):
         entries = await read_discovery_log(read)
         peer = self.device.peer_address(self._admin) or ""
         interface = split_scope(peer)[1] or self.options.host_iface or ""
-        return [entry.read_from(self.options.traddr, interface) for entry in entries]
+        return DiscoveryLog((entry.read_from(self.options.traddr, interface) for entry in entries), entries.genctr)
 
     async def admin_passthru(
         self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int

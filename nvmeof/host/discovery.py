@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -113,7 +113,15 @@ def _name(names: type[Trtype] | type[Adrfam] | type[SubType] | type[SecType], va
         return str(value)
 
 
-async def read_discovery_log(read: ReadLog) -> list[DiscoveryEntry]:
+class DiscoveryLog(list[DiscoveryEntry]):
+    """The entries of one generation of the log; ``genctr`` is its generation counter."""
+
+    def __init__(self, entries: Iterable[DiscoveryEntry] = (), genctr: int = 0) -> None:
+        super().__init__(entries)
+        self.genctr = genctr
+
+
+async def read_discovery_log(read: ReadLog) -> DiscoveryLog:
     """All entries, of one generation. Raises :class:`NvmeofError` when the log makes no sense or never rests."""
     for _ in range(ATTEMPTS):
         header = DISCOVERY_LOG_HEADER.parse(await read(HEADER_BYTES, 0))
@@ -127,7 +135,7 @@ async def read_discovery_log(read: ReadLog) -> list[DiscoveryEntry]:
             raw += await read(count * ENTRY_BYTES, HEADER_BYTES + first * ENTRY_BYTES)
         again = DISCOVERY_LOG_HEADER.parse(await read(HEADER_BYTES, 0))
         if (again.genctr, again.numrec) == (header.genctr, header.numrec):
-            return [_entry(parsed) for parsed in parse_discovery_entries(raw)]
+            return DiscoveryLog(map(_entry, parse_discovery_entries(raw)), header.genctr)
     raise NvmeofError(f"the discovery log changed {ATTEMPTS} times while it was read")
 
 

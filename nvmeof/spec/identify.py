@@ -34,9 +34,15 @@ POWER_STATE = c.Struct(
     c.Padding(1),
     "actp" / U16,
     "apws" / U8,
-    c.Padding(9),
+    "epfrt" / U8,
+    "fqvt" / U8,
+    "epfvt" / U8,
+    "epfrts_fqvts" / U8,
+    "epfvts" / U8,
+    c.Padding(4),
 )
-"""Power state descriptor, 32 bytes. ``flags``: bit 0 MXPS (``mp`` in 0.0001 W, else 0.01 W), bit 1 non-operational."""
+"""Power state descriptor, 32 bytes. ``flags``: bit 0 MXPS (``mp`` in 0.0001 W, else 0.01 W), bit 1 non-operational.
+``epfrts_fqvts``: scales of EPFRT (bits 3:0) and FQVT (bits 7:4)."""
 
 IDENTIFY_CONTROLLER = c.Struct(
     "vid" / U16,

@@ -1,10 +1,15 @@
 """``python -m nvmeof.target``: serve ramdisks and files to NVMe/TCP and NVMe-over-MPTCP hosts.
 
 Exit codes: 0 stopped by SIGINT or SIGTERM, 1 something could not be done (an address in use, a file that can't be
-opened), 2 asked for wrongly.
+opened), 2 asked for wrongly, 130 ended by SIGINT before it served.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from nvmeof.cli import early
+
+    early.exit_at_interrupt()
 
 import asyncio
 import json
@@ -20,6 +25,10 @@ from typing import Any, Final
 import click
 
 from nvmeof.address import is_link_local, is_loopback, split_scope
+from nvmeof.cli import streams
+from nvmeof.cli.early import EXIT_INTERRUPTED, raise_at_interrupt
+from nvmeof.cli.help import invoke
+from nvmeof.cli.types import SECONDS, U8, Bytes, Number
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.launch import command_line
 from nvmeof.protocol.connection import ConnectionConfig
@@ -54,6 +63,8 @@ from nvmeof.version import __version__
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+_PATIENCE_SECONDS: Final = 1.0
+"""How long a line of the log waits for its reader: a target serves on when nobody reads."""
 DEFAULT_RAMDISK: Final = "1G"
 _FILES_WANTED: Final = 65536
 
@@ -105,7 +116,7 @@ class Options:
 
 
 def _remark(text: str) -> None:
-    click.echo(f"nvmeof-target: {text}", err=True)
+    streams.remark("nvmeof-target", text)
 
 
 def _backends(options: Options) -> list[NamespaceConfig]:
@@ -344,6 +355,8 @@ def _warn(told: dict[str, Any]) -> None:
 
 async def serve(options: Options) -> None:
     """Start, say so, and stop on SIGINT or SIGTERM (a second one stops at once)."""
+    if options.output == "json":
+        streams.demand(streams.STDOUT)
     target = make_target(options)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -368,12 +381,16 @@ async def serve(options: Options) -> None:
         raise NvmeofError(f"{where}{error.strerror or error}") from error
     try:
         told = facts(target, options)
-        if options.output == "json":
-            click.echo(json.dumps(told))
-        else:
-            _say(told)
+        try:
+            if options.output == "json":
+                click.echo(json.dumps(told))
+            else:
+                _say(told)
+            sys.stdout.flush()
+        except OSError as error:
+            streams.discard(streams.STDOUT)
+            _remark(f"what is served could not be said: {streams.sentence(error)}; serving all the same")
         _warn(told)
-        sys.stdout.flush()
         await stopping.wait()
     finally:
         await target.stop()
@@ -392,7 +409,7 @@ def _raise_file_limit() -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("-t", "--trtype", default="mptcp", show_default=True, help="Transport: mptcp (falls back to tcp) or tcp.")
-@click.option("--trtype-code", type=click.IntRange(0, 255), help="TRTYPE told in Discovery (mptcp: 4, provisionally).")
+@click.option("--trtype-code", type=U8, help="TRTYPE told in Discovery (mptcp: 4, provisionally).")
 @click.option(
     "-l",
     "--listen",
@@ -439,7 +456,8 @@ def _raise_file_limit() -> None:
 @click.option("--size", metavar="SIZE", help="Create the --file, or extend it, to this size.")
 @click.option(
     "--block-size",
-    type=click.Choice(["512", "4096"]),
+    type=Bytes(),
+    metavar="512|4096",
     help="Logical block size in bytes.  [default: 512, or what a host has formatted the --file to]",
 )
 @click.option(
@@ -464,8 +482,22 @@ def _raise_file_limit() -> None:
 @click.option(
     "--allow-host", multiple=True, metavar="NQN", help="Only this host may connect; repeatable.  [default: any host]"
 )
-@click.option("--max-queues", type=int, default=128, show_default=True, help="I/O queues per controller.")
-@click.option("--queue-size", type=int, default=1024, show_default=True, help="Entries per I/O queue at the most.")
+@click.option(
+    "--max-queues",
+    type=Number(1, 65535),
+    metavar="N",
+    default=128,
+    show_default=True,
+    help="I/O queues per controller.",
+)
+@click.option(
+    "--queue-size",
+    type=Number(2, 65536),
+    metavar="N",
+    default=1024,
+    show_default=True,
+    help="Entries per I/O queue at the most.",
+)
 @click.option(
     "--mdts",
     default="1M",
@@ -494,7 +526,7 @@ def _raise_file_limit() -> None:
 )
 @click.option(
     "--keep-alive",
-    type=float,
+    type=SECONDS,
     default=0.0,
     show_default=True,
     metavar="SECONDS",
@@ -518,7 +550,7 @@ def _raise_file_limit() -> None:
 )
 @click.option("--mptcp-limits", metavar="SUBFLOWS,ADDRESSES", help="At least these limits.  [default: 8,8]")
 @click.option("--path-manager", metavar="NAME", help="kernel or userspace, for the whole network namespace.")
-@click.option("--tos", type=click.IntRange(0, 255), help="Type of service of all connections.")
+@click.option("--tos", type=U8, help="Type of service of all connections.")
 @click.option("--uvloop/--no-uvloop", default=None, help="Event loop.  [default: uvloop where installed]")
 @click.option(
     "-o",
@@ -532,7 +564,7 @@ def _raise_file_limit() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Log every refused command too.")
 @click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
 @click.version_option(__version__, prog_name="nvmeof-target")
-def cli(verbose: bool, quiet: bool, block_size: str | None, **given: Any) -> None:
+def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> None:
     """Serve namespaces to NVMe/TCP and NVMe-over-MPTCP hosts, until SIGINT or SIGTERM.
 
     Without options: a ramdisk of 1 GiB on 0.0.0.0:4420 over MPTCP; plain TCP hosts can connect as well.
@@ -540,31 +572,41 @@ def cli(verbose: bool, quiet: bool, block_size: str | None, **given: Any) -> Non
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    options = Options(block_size=int(block_size) if block_size else None, **given)
+    if block_size not in (None, 512, 4096):
+        raise click.UsageError(f"--block-size is 512 or 4096, not {block_size}")
+    options = Options(block_size=block_size, **given)
     _raise_file_limit()
     run(serve(options), uvloop=options.uvloop)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. One sentence on stderr for whatever goes wrong."""
+    streams.prepare(demand_output=False, patience_seconds=_PATIENCE_SECONDS)
+    raise_at_interrupt()
+    code = 0
     try:
-        cli.main(
-            args=list(arguments) if arguments is not None else None, prog_name="nvmeof-target", standalone_mode=False
-        )
+        invoke(cli, "nvmeof-target", arguments)
+        streams.flush()
     except click.exceptions.Exit as ended:
-        return ended.exit_code
+        code = ended.exit_code
     except click.UsageError as error:
-        _remark(error.format_message().rstrip(".") + " (see --help)")
-        return EXIT_USAGE
+        _remark(" ".join(error.format_message().split()).rstrip(".") + " (see --help)")
+        code = EXIT_USAGE
     except ConfigurationError as error:
         _remark(str(error))
-        return EXIT_USAGE
-    except (NvmeofError, OSError) as error:
+        code = EXIT_USAGE
+    except OSError as error:
+        _remark(streams.sentence(error))
+        code = EXIT_FAILED
+    except NvmeofError as error:
         _remark(str(error))
-        return EXIT_FAILED
+        code = EXIT_FAILED
     except (KeyboardInterrupt, click.Abort):
-        return 0
-    return 0
+        streams.interrupted()
+        _remark("interrupted")
+        code = EXIT_INTERRUPTED
+    streams.finish()
+    return code
 
 
 if __name__ == "__main__":

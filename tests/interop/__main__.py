@@ -18,6 +18,7 @@ from . import (  # noqa: F401  (they register themselves)
     checks_features,
     checks_host,
     checks_io,
+    checks_json,
     checks_logs,
     checks_media,
     checks_mptcp,

@@ -8,12 +8,13 @@ import random
 import time
 from array import array
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import cycle
 from typing import Any
 
 import click
 
+from nvmeof.cli.types import BYTES, Number, Seconds
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host import commands
 from nvmeof.host.cli import options as opt
@@ -29,6 +30,7 @@ PATTERNS = ("randread", "read", "randwrite", "write")
 ADDRESSES = 65536
 """Start blocks that are drawn beforehand and then used in turn."""
 WARM_UP_SECONDS = 0.25
+REPORT_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -50,6 +52,10 @@ class BenchResult:
     cpu_user_us_per_io: float
     cpu_system_us_per_io: float
     success_flag_possible: bool
+    complete: bool = True
+    """The load was there for as long as it was asked for."""
+    error: NvmeofError | None = None
+    """What a command failed with, which ended the load."""
     connections: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -138,27 +144,44 @@ def _sqes(namespace: Namespace, pattern: str, blocks: int) -> Callable[[], bytes
 
 
 async def run_bench(
-    controller: HostController, namespace: Namespace, *, pattern: str, block_bytes: int, depth: int, seconds: float
+    controller: HostController,
+    namespace: Namespace,
+    *,
+    pattern: str,
+    block_bytes: int,
+    depth: int,
+    seconds: float,
+    report: Callable[[str], None] = lambda text: None,
 ) -> BenchResult:
-    """Put load on ``namespace`` for ``seconds`` after a short warm-up. Raises what a command failed with."""
+    """Put load on ``namespace`` for ``seconds`` after a short warm-up; ``report`` is told how it goes.
+
+    When the task is cancelled meanwhile, or a command fails, the result is what was measured until then, and not
+    ``complete``. Raises what a command failed with when nothing was measured.
+    """
     if block_bytes % namespace.block_bytes or block_bytes < namespace.block_bytes:
         raise ConfigurationError(f"{block_bytes} bytes are no multiple of the block size, {namespace.block_bytes}")
     if block_bytes > min(controller.max_transfer_bytes, namespace.size_bytes):
         raise ConfigurationError(f"{block_bytes} bytes are more than one command or the namespace takes")
     load = Load(controller, namespace, pattern, block_bytes, depth)
     load.start()
+    interrupted = False
     try:
         await asyncio.wait([load.finished], timeout=WARM_UP_SECONDS)
         load.latencies = array("q")
         before, began = os.times(), time.perf_counter()
-        await asyncio.wait([load.finished], timeout=seconds)
+        try:
+            await _watch(load, began, seconds, block_bytes, report)
+        except asyncio.CancelledError:
+            interrupted = True
         elapsed, after, latencies = time.perf_counter() - began, os.times(), load.latencies
         connections = _figures(controller)
     finally:
         load.latencies = array("q")
         load.stop()
+        if interrupted:
+            asyncio.current_task().uncancel()  # type: ignore[union-attr]
         await load.finished
-    if load.error is not None:
+    if load.error is not None and not latencies:
         raise load.error
     ordered, ios = sorted(latencies), max(len(latencies), 1)
 
@@ -181,17 +204,36 @@ async def run_bench(
         cpu_user_us_per_io=(after.user - before.user) / ios * 1e6,
         cpu_system_us_per_io=(after.system - before.system) / ios * 1e6,
         success_flag_possible=controller.options.disable_sqflow,
+        complete=not interrupted and load.error is None,
+        error=load.error,
         connections=connections,
     )
 
 
-@click.command("bench")
+async def _watch(load: Load, began: float, seconds: float, size: int, report: Callable[[str], None]) -> None:
+    """Wait until the time is over or the load has ended; report twice a second."""
+    counted, then = 0, began
+    while not load.finished.done() and (left := began + seconds - time.perf_counter()) > 0:
+        await asyncio.wait([load.finished], timeout=min(left, REPORT_SECONDS))
+        now, ios = time.perf_counter(), len(load.latencies)
+        rate = (ios - counted) / (now - then) if now > then else 0.0
+        report(f"bench: {now - began:.1f} of {seconds:g} s, {rate:,.0f} IOPS, {rate * size / 1e6:,.1f} MB/s")
+        counted, then = ios, now
+
+
+@opt.command("bench")
 @opt.controller_options
 @opt.namespace_option
-@click.option("--rw", type=click.Choice(PATTERNS), default="randread", show_default=True)
-@click.option("-b", "--block-size", type=opt.BYTES, default=4096, show_default="4k", help="Bytes of one command.")
-@click.option("-d", "--depth", type=click.IntRange(1, 4095), default=32, show_default=True, help="Commands per queue.")
-@click.option("--runtime", type=click.FloatRange(0.01), default=5.0, show_default=True, metavar="SECONDS")
+@click.option("--rw", type=click.Choice(PATTERNS), default="randread", show_default=True, help="Kind of load.")
+@click.option(
+    "-b", "--block-size", type=BYTES, default=4096, metavar="SIZE", help="Bytes of one command.  [default: 4k]"
+)
+@click.option(
+    "-d", "--depth", type=Number(1, 4095), default=32, show_default=True, metavar="N", help="Commands per queue."
+)
+@click.option(
+    "--runtime", type=Seconds(0.01), default=5.0, show_default=True, metavar="SECONDS", help="How long it measures."
+)
 @click.option("--write-anyway", is_flag=True, help="Yes, overwrite what is on the namespace.")
 @opt.output_option
 @opt.coroutine
@@ -211,13 +253,18 @@ async def bench_command(
     options["queue_size"] = max(options["queue_size"], depth + 1)
     async with await opt.open_controller(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
-        result = await run_bench(
-            controller, namespace, pattern=rw, block_bytes=block_size, depth=depth, seconds=runtime
-        )
+        with out.live_line() as report:
+            result = await run_bench(
+                controller, namespace, pattern=rw, block_bytes=block_size, depth=depth, seconds=runtime, report=report
+            )
     if output == "json":
-        out.print_json(asdict(result))
-        return
-    print_result(result)
+        out.print_json({each.name: getattr(result, each.name) for each in fields(result) if each.name != "error"})
+    else:
+        print_result(result)
+    if result.error is not None:
+        raise result.error
+    if not result.complete:
+        raise asyncio.CancelledError  # the command was interrupted, and says so
 
 
 def _figures(controller: HostController) -> list[dict[str, Any]]:
@@ -254,6 +301,7 @@ def print_result(result: BenchResult) -> None:
     out.print_fields(
         (
             ("load", f"{result.pattern}, {out.block_size(result.block_bytes)}, depth {result.depth} x {result.queues}"),
+            ("measured", f"{result.seconds:.2f} s" + ("" if result.complete else ", ended early")),
             ("IOPS", f"{result.iops:,.0f}"),
             ("throughput", f"{result.megabytes_per_second:,.1f} MB/s"),
             (
@@ -281,7 +329,7 @@ def print_result(result: BenchResult) -> None:
         subflows = each.get("subflows") or []
         if len(subflows) > 1:
             headings = ("  subflow", "state", "in", "out", "share", "RTT", "cwnd", "resent", "control")
-            out.print_table(headings, _subflow_rows(subflows), right=headings[2:-1])
+            out.print_table(headings, _subflow_rows(subflows), right=headings[2:-1], key="  subflow")
 
 
 COMMANDS = (bench_command,)

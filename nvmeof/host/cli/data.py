@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import contextmanager
-from typing import IO, Any, cast
+from typing import Any
 
 import click
 
+from nvmeof.cli.types import BYTES, U64, parse_integer
 from nvmeof.errors import ConfigurationError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli.files import Sink, Source
 from nvmeof.host.namespace import Namespace
 
 CHUNK_BYTES = 8 << 20
@@ -19,10 +20,10 @@ CHUNK_BYTES = 8 << 20
 SHOWN_BYTES = 64 << 10
 """Up to this, what goes to a terminal is shown as a hex dump."""
 
-_start = click.option("--start-block", type=opt.NUMBER, default=0, show_default=True, help="First logical block.")
-_count = click.option("-c", "--block-count", type=opt.NUMBER, help="Number of blocks, 0's-based as nvme-cli has it.")
-_blocks = click.option("--blocks", type=opt.NUMBER, help="Number of blocks, as people count.")
-_size = click.option("-z", "--data-size", type=opt.BYTES, help="Size of the data in bytes: 4096, 4k, 1M.")
+_start = click.option("--start-block", type=U64, default=0, show_default=True, help="First logical block.")
+_count = click.option("-c", "--block-count", type=U64, help="Number of blocks, 0's-based as nvme-cli has it.")
+_blocks = click.option("--blocks", type=U64, help="Number of blocks, as people count.")
+_size = click.option("-z", "--data-size", type=BYTES, help="Size of the data in bytes: 4096, 4k, 1M.")
 _data = click.option("-d", "--data", "path", type=click.Path(dir_okay=False), help="File.  [default: stdin or stdout]")
 
 
@@ -45,16 +46,16 @@ def _range_blocks(
     return blocks
 
 
-@contextmanager
-def _opened(path: str | None, mode: str) -> Any:
-    if path is None or path == "-":
-        yield cast("IO[bytes]", sys.stdin.buffer if "r" in mode else sys.stdout.buffer)
-        return
-    with open(path, mode) as file:  # noqa: PTH123
-        yield file
+def _check_range(namespace: Namespace, start: int, count: int) -> None:
+    """Raise :class:`ConfigurationError` where a range reaches beyond the namespace."""
+    if start + count > namespace.size_blocks:
+        raise ConfigurationError(
+            f"blocks {start} to {start + count - 1} reach beyond the end of namespace {namespace.nsid}: "
+            f"it has {namespace.size_blocks} blocks"
+        )
 
 
-@click.command("read")
+@opt.command("read")
 @opt.controller_options
 @opt.namespace_option
 @_start
@@ -72,43 +73,48 @@ async def read_command(
     path: str | None,
     **options: Any,
 ) -> None:
-    """Read logical blocks to a file or stdout, one block unless told otherwise; a hex dump on a terminal."""
+    """Read logical blocks to a file or stdout, one block unless told otherwise; a hex dump on a terminal.
+
+    A file is replaced when all of the data is there, and not touched before.
+    """
+    sink = Sink(path)
     async with await opt.open_controller(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
         count = _range_blocks(namespace, block_count, blocks, data_size) or 1
+        _check_range(namespace, start_block, count)
         length = count * namespace.block_bytes if data_size is None else data_size
         if path is None and sys.stdout.isatty() and count * namespace.block_bytes <= SHOWN_BYTES:
             for line in out.hexdump((await namespace.read(start_block, count))[:length]):
                 print(line)
             return
-        with _opened(path, "wb") as file, out.progress("read", length) as advance:
-            await _read_to(namespace, start_block, count, length, file, advance)
+        with sink.filling(length), out.progress("read", length) as advance:
+            await _read_to(namespace, start_block, count, length, sink, advance)
     out.remark(f"read {length} bytes from block {start_block} of namespace {namespace.nsid}")
 
 
-async def _read_to(namespace: Namespace, lba: int, count: int, length: int, file: IO[bytes], advance: Any) -> None:
+async def _read_to(namespace: Namespace, lba: int, count: int, length: int, sink: Sink, advance: Any) -> None:
     step = max(CHUNK_BYTES // namespace.block_bytes, 1)
     buffers = [bytearray(min(step, count) * namespace.block_bytes) for _ in range(2)]
-    writing: asyncio.Task[Any] | None = None
-    try:
-        for index, start in enumerate(range(lba, lba + count, step)):
-            blocks = min(step, lba + count - start)
-            view = memoryview(buffers[index % 2])[: blocks * namespace.block_bytes]
+    writing: asyncio.Future[None] | None = None
+    for index, start in enumerate(range(lba, lba + count, step)):
+        blocks = min(step, lba + count - start)
+        view = memoryview(buffers[index % 2])[: blocks * namespace.block_bytes]
+        try:
             await namespace.read_into(start, view)
+        except asyncio.CancelledError:
             if writing is not None:
-                await writing
-            writing = asyncio.create_task(asyncio.to_thread(file.write, view[: min(len(view), length)]))
-            length -= len(view)
-            advance(len(view))
+                writing.cancel()
+            raise
         if writing is not None:
             await writing
-        await asyncio.to_thread(file.flush)
-    finally:
-        if writing is not None:
-            await asyncio.wait([writing])
+        writing = asyncio.ensure_future(sink.write(view[: min(len(view), length)]))
+        length -= len(view)
+        advance(len(view))
+    if writing is not None:
+        await writing
 
 
-@click.command("write")
+@opt.command("write")
 @opt.controller_options
 @opt.namespace_option
 @_start
@@ -129,64 +135,69 @@ async def write_command(
     **options: Any,
 ) -> None:
     """Write a file or stdin to logical blocks; the last block is filled up with zeroes."""
-    async with await opt.open_controller(options) as controller:
-        namespace = await opt.open_namespace(controller, nsid)
-        count = _range_blocks(namespace, block_count, blocks, data_size)
-        length = data_size if data_size is not None else None if count is None else count * namespace.block_bytes
-        with _opened(path, "rb") as file, out.progress("write", length or _file_size(file)) as advance:
-            written = await _write_from(namespace, start_block, length, file, advance, fua=fua)
-        if length is not None and written < length:
-            raise ConfigurationError(f"the data ended after {written} bytes; {length} were to be written")
-    used = -(-written // namespace.block_bytes)
-    out.remark(f"wrote {written} bytes to {used} blocks from block {start_block} of namespace {namespace.nsid}")
+    with Source(path) as source:
+        async with await opt.open_controller(options) as controller:
+            namespace = await opt.open_namespace(controller, nsid)
+            count = _range_blocks(namespace, block_count, blocks, data_size)
+            length = data_size if data_size is not None else None if count is None else count * namespace.block_bytes
+            if count is not None:
+                _check_range(namespace, start_block, count)
+            available = source.size_bytes
+            if length is not None and available is not None and available < length:
+                raise ConfigurationError(f"{source.name} has {available} bytes; {length} were to be written")
+            wanted = length if length is not None else available
+            if wanted is not None and wanted > (namespace.size_blocks - start_block) * namespace.block_bytes:
+                raise _too_long(namespace)
+            with out.progress("write", wanted or 0) as advance:
+                done = await _write_from(namespace, start_block, length, source, advance, fua=fua)
+            if length is not None and done < length:
+                raise ConfigurationError(f"the data ended after {done} bytes, which were written; {length} were wanted")
+    used = -(-done // namespace.block_bytes)
+    out.remark(f"wrote {done} bytes to {used} blocks from block {start_block} of namespace {namespace.nsid}")
 
 
-def _file_size(file: IO[bytes]) -> int:
-    try:
-        position = file.tell()
-        end = file.seek(0, 2)
-        file.seek(position)
-        return end - position
-    except OSError:
-        return 0
+def _too_long(namespace: Namespace) -> ConfigurationError:
+    return ConfigurationError(
+        f"the data is longer than the namespace, which ends at block {namespace.size_blocks - 1}: give a --data-size"
+    )
 
 
 async def _write_from(
-    namespace: Namespace, lba: int, length: int | None, file: IO[bytes], advance: Any, *, fua: bool
+    namespace: Namespace, start: int, length: int | None, source: Source, advance: Any, *, fua: bool
 ) -> int:
+    """Write at most `length` bytes from block `start`; how many there were. What fails is told with how far it came."""
     step = max(CHUNK_BYTES // namespace.block_bytes, 1) * namespace.block_bytes
-    end = namespace.size_blocks
-    done = 0
-    following = await asyncio.to_thread(_read_exactly, file, step if length is None else min(step, length))
-    while following:
-        data, done = following, done + len(following)
-        padded = data.ljust(-(-len(data) // namespace.block_bytes) * namespace.block_bytes, b"\0")
-        if lba + len(padded) // namespace.block_bytes > end:
-            raise ConfigurationError(f"the data is longer than the namespace, which ends at block {end}")
-        wanted = step if length is None else min(step, length - done)
-        reading = asyncio.create_task(asyncio.to_thread(_read_exactly, file, wanted))
-        try:
-            await namespace.write(lba, padded, fua=fua)
-        finally:
-            following = await reading
-        lba += len(padded) // namespace.block_bytes
-        advance(len(data))
+    lba, done = start, 0
+
+    def reading() -> asyncio.Future[bytes]:
+        ahead = done + len(data)
+        return asyncio.ensure_future(source.read(step if length is None else min(step, length - ahead)))
+
+    data = b""
+    try:
+        data = await reading()
+        while data:
+            blocks = -(-len(data) // namespace.block_bytes)
+            if lba + blocks > namespace.size_blocks:
+                raise _too_long(namespace)
+            following = reading()
+            try:
+                await namespace.write(lba, data.ljust(blocks * namespace.block_bytes, b"\0"), fua=fua)
+            except BaseException:
+                following.cancel()
+                raise
+            lba, done = lba + blocks, done + len(data)
+            advance(len(data))
+            data = b""
+            data = await following
+    except BaseException:
+        if done:
+            out.remark(f"stopped after {done} bytes, in {lba - start} blocks from block {start}")
+        raise
     return done
 
 
-def _read_exactly(file: IO[bytes], length: int) -> bytes:
-    """``length`` bytes, fewer only at the end of the file: pipes give less at a time."""
-    parts = []
-    while length > 0:
-        part = file.read(length)
-        if not part:
-            break
-        parts.append(part)
-        length -= len(part)
-    return b"".join(parts)
-
-
-@click.command("flush")
+@opt.command("flush")
 @opt.controller_options
 @opt.namespace_option
 @opt.coroutine
@@ -198,7 +209,7 @@ async def flush_command(nsid: int | None, **options: Any) -> None:
     out.remark(f"flushed namespace {namespace.nsid}")
 
 
-@click.command("write-zeroes")
+@opt.command("write-zeroes")
 @opt.controller_options
 @opt.namespace_option
 @_start
@@ -213,11 +224,12 @@ async def write_zeroes_command(
     async with await opt.open_controller(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
         count = _range_blocks(namespace, block_count, blocks, None) or 1
+        _check_range(namespace, start_block, count)
         await namespace.write_zeroes(start_block, count, deallocate=deac)
     out.remark(f"zeroed {count} blocks from block {start_block} of namespace {namespace.nsid}")
 
 
-@click.command("dsm")
+@opt.command("dsm")
 @opt.controller_options
 @opt.namespace_option
 @click.option("--slbs", required=True, metavar="LIST", help="First blocks, separated by commas.")
@@ -226,16 +238,23 @@ async def write_zeroes_command(
 @opt.coroutine
 async def dsm_command(nsid: int | None, slbs: str, lengths: str, ad: bool, **options: Any) -> None:
     """Dataset Management: deallocate ranges."""
-    try:
-        starts, counts = ([int(item, 0) for item in text.split(",")] for text in (slbs, lengths))
-    except ValueError:
-        raise ConfigurationError("--slbs and --blocks take numbers separated by commas") from None
+    starts, counts = _numbers(slbs), _numbers(lengths)
     if len(starts) != len(counts):
         raise ConfigurationError(f"{len(starts)} first blocks, but {len(counts)} lengths")
     async with await opt.open_controller(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
+        for start, count in zip(starts, counts, strict=True):
+            _check_range(namespace, start, count)
         await namespace.deallocate(zip(starts, counts, strict=True))
     out.remark(f"deallocated {sum(counts)} blocks in {len(counts)} ranges of namespace {namespace.nsid}")
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [parse_integer(item) for item in text.split(",")]
+    found = [number for number in numbers if number is not None and number >= 0]
+    if len(found) < len(numbers):
+        raise ConfigurationError("--slbs and --blocks take numbers separated by commas")
+    return found
 
 
 COMMANDS = (read_command, write_command, flush_command, write_zeroes_command, dsm_command)

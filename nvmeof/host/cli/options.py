@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from nvmeof.address import parse_port
+from nvmeof.cli import interrupts
+from nvmeof.cli.help import Command, GroupedOption
+from nvmeof.cli.types import BYTES, SECONDS, U8, U32, IntegerType, Number
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController, connect, discover
@@ -22,31 +25,7 @@ from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 from nvmeof.transport.paths.session import PathOptions
 from nvmeof.transport.runloop import run
 
-if TYPE_CHECKING:
-    IntegerType = click.ParamType[int]
-else:
-    IntegerType = click.ParamType  # generic for type checkers only, until click 8.2
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Bytes(IntegerType):
-    """A size: ``4096``, ``4k``, ``1M`` (binary units)."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        text = value.strip().lower().removesuffix("b").removesuffix("i")
-        shift = {"k": 10, "m": 20, "g": 30, "t": 40}.get(text[-1:], 0)
-        digits = text[:-1] if shift else text
-        if not (digits.isascii() and digits.isdigit()):
-            self.fail(f"{value!r} is not a size: give bytes, or 4k, 1M, 2G", param, ctx)
-        return int(digits) << shift
-
-
-BYTES = Bytes()
 
 
 class Port(IntegerType):
@@ -69,56 +48,96 @@ def _set_trtype_code(ctx: click.Context, param: click.Parameter, value: int | No
         set_trtype_code("mptcp", value)
 
 
+PROGRAM = "nvmeof-host"
+
+
+class HostCommand(Command):
+    """A command of nvmeof-host: `connect` explains the options of the connection, the others name the rarer ones."""
+
+    explained_by = f"{PROGRAM} connect --help"
+
+
+def command(name: str) -> Callable[[Callable[..., Any]], HostCommand]:
+    """Make a function a command of nvmeof-host."""
+    return click.command(name, cls=HostCommand)
+
+
+def _option(*declarations: Any, brief: bool = True, **attributes: Any) -> Callable[[F], F]:
+    return click.option(*declarations, cls=GroupedOption, group="Connection", brief=brief, **attributes)
+
+
 _CONNECTION = (
-    click.option("-t", "--transport", default="mptcp", show_default=True, help="tcp, mptcp (falls back to tcp), ..."),
-    click.option("-a", "--traddr", required=True, metavar="ADDR", help="Address (fe80::1%eth0) or name of the target."),
-    click.option("-s", "--trsvcid", type=PORT, metavar="PORT", help="TCP port.  [default: 4420; discovery 8009, 4420]"),
-    click.option("-w", "--host-traddr", metavar="ADDR", help="Local address to connect from."),
-    click.option("-f", "--host-iface", metavar="IFACE", help="Local network interface to connect from."),
-    click.option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme/hostnqn, or our own]"),
-    click.option("-I", "--hostid", metavar="UUID", help="Host identifier, a UUID."),
-    click.option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
-    click.option("-G", "--data-digest", is_flag=True, help="Data digests."),
-    click.option("-T", "--tos", type=int, metavar="TOS", help="IP type of service, 0 to 255."),
-    click.option("--mark", type=click.IntRange(0, 0xFFFFFFFF), metavar="N", help="SO_MARK of the sockets."),
-    click.option("--congestion", metavar="NAME", help="TCP congestion control of the sockets."),
-    click.option("--sndbuf", "sndbuf_bytes", type=BYTES, metavar="SIZE", help="Send buffer.  [default: adapts itself]"),
-    click.option(
-        "--rcvbuf", "rcvbuf_bytes", type=BYTES, metavar="SIZE", help="Receive buffer.  [default: adapts itself]"
+    _option("-a", "--traddr", brief=False, required=True, metavar="ADDR", help="Address (fe80::1%eth0) or name."),
+    _option(
+        "-s", "--trsvcid", brief=False, type=PORT, metavar="PORT",
+        help="TCP port.  [default: 4420; discovery 8009, 4420]",
     ),
-    click.option(
+    _option(
+        "-t", "--transport", brief=False, default="mptcp", show_default=True, metavar="NAME",
+        help="mptcp (falls back to tcp) or tcp.",
+    ),
+    _option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme/hostnqn, or our own]"),
+    _option("-I", "--hostid", metavar="UUID", help="Host identifier, a UUID."),
+    _option("-w", "--host-traddr", metavar="ADDR", help="Local address to connect from."),
+    _option("-f", "--host-iface", metavar="IFACE", help="Local network interface to connect from."),
+    _option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
+    _option("-G", "--data-digest", is_flag=True, help="Data digests."),
+    _option("-T", "--tos", type=U8, metavar="TOS", help="IP type of service, 0 to 255."),
+    _option("--mark", type=U32, metavar="N", help="SO_MARK of the sockets."),
+    _option("--congestion", metavar="NAME", help="TCP congestion control of the sockets."),
+    _option("--sndbuf", "sndbuf_bytes", type=BYTES, metavar="SIZE", help="Send buffer.  [default: adapts itself]"),
+    _option("--rcvbuf", "rcvbuf_bytes", type=BYTES, metavar="SIZE", help="Receive buffer.  [default: adapts itself]"),
+    _option(
         "--trtype-code",
-        type=click.IntRange(1, 255),
+        type=Number(1, 255),
         metavar="N",
         expose_value=False,
         callback=_set_trtype_code,
-        help="TRTYPE that stands for mptcp in Discovery entries.  [default: 4, provisionally]",
+        help="TRTYPE of mptcp in Discovery entries.  [default: 4, provisionally]",
     ),
-    click.option("--connect-timeout", type=float, default=10.0, show_default=True, metavar="SECONDS"),
-    click.option("-k", "--keep-alive-tmo", type=float, default=5.0, show_default=True, metavar="SECONDS"),
-)
+    _option(
+        "--connect-timeout", type=SECONDS, default=10.0, show_default=True, metavar="SECONDS",
+        help="For connecting.",
+    ),
+    _option(
+        "-k", "--keep-alive-tmo", type=SECONDS, default=5.0, show_default=True, metavar="SECONDS",
+        help="Keep Alive Timeout; 0: none.",
+    ),
+)  # fmt: skip
+_CONTROLLER = (
+    _option("-n", "--nqn", brief=False, metavar="NQN", help="Subsystem NQN.  [default: the only one there]"),
+    _option(
+        "-i", "--nr-io-queues", type=Number(0, 65535), default=1, show_default=True, metavar="N", help="I/O queues."
+    ),
+    _option(
+        "-Q", "--queue-size", type=Number(0, 65536), default=128, show_default=True, metavar="N", help="Entries of one."
+    ),
+    _option("--disable-sqflow", is_flag=True, help="Without SQ flow control."),
+    _option("--timeout", type=SECONDS, default=30.0, show_default=True, metavar="SECONDS", help="For a command."),
+)  # fmt: skip
 _PATHS = (
-    click.option(
+    _option(
         "--mptcp-subflow",
         multiple=True,
         metavar="ADDR[%DEV][,backup]|auto",
         help="Connect from this address too; repeatable. auto: from every interface that is up.",
     ),
-    click.option("--mptcp-fullmesh", is_flag=True, help="... to every address that the target announces."),
-    click.option("--mptcp-limits", metavar="SUBFLOWS,ADDRESSES", help="At least these limits.  [default: 8,8]"),
-    click.option("--path-manager", metavar="NAME", help="kernel or userspace, for the network namespace."),
-)
-_CONTROLLER = (
-    click.option("-n", "--nqn", metavar="NQN", help="Subsystem NQN.  [default: the only one that discovery names]"),
-    click.option("-i", "--nr-io-queues", type=int, default=1, show_default=True, metavar="N", help="I/O queues."),
-    click.option("-Q", "--queue-size", type=int, default=128, show_default=True, metavar="N", help="Entries of each."),
-    click.option("--disable-sqflow", is_flag=True, help="Without SQ flow control."),
-    click.option("--timeout", type=float, default=30.0, show_default=True, metavar="SECONDS", help="For a command."),
+    _option("--mptcp-fullmesh", is_flag=True, help="... to every address that the target announces."),
+    _option("--mptcp-limits", metavar="SUBFLOWS,ADDRESSES", help="At least these limits.  [default: 8,8]"),
+    _option("--path-manager", metavar="NAME", help="kernel or userspace, for the network namespace."),
 )
 _FORMAT = click.option(
-    "-o", "--output-format", "output", type=click.Choice(["normal", "json"]), default="normal", show_default=True
+    "-o",
+    "--output-format",
+    "output",
+    type=click.Choice(["normal", "json"]),
+    default="normal",
+    show_default=True,
+    help="For people, or for programs.",
 )
-_NAMESPACE = click.option("-N", "--namespace-id", "nsid", type=int, metavar="NSID", help="[default: the only one]")
+_NAMESPACE = click.option(
+    "-N", "--namespace-id", "nsid", type=U32, metavar="NSID", help="Namespace.  [default: the only one]"
+)
 
 
 def _apply(command: F, options: tuple[Callable[[F], F], ...]) -> F:
@@ -148,11 +167,11 @@ def namespace_option(command: F) -> F:
 
 
 def coroutine(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Make a coroutine function a command's callback; it runs on uvloop where that is installed."""
+    """Make a coroutine function a command's callback, on uvloop where installed; SIGINT ends it in order."""
 
     @functools.wraps(command)
     def callback(*args: Any, **kwargs: Any) -> None:
-        run(command(*args, **kwargs))
+        interrupts.run(PROGRAM, command(*args, **kwargs), run)
 
     return callback
 
@@ -282,23 +301,3 @@ async def open_namespace(controller: HostController, nsid: int | None) -> Namesp
     namespace = controller.namespace(nsid)
     await namespace.refresh()
     return namespace
-
-
-class Number(IntegerType):
-    """An integer, decimal or hexadecimal with 0x."""
-
-    name = "integer"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            number = int(value, 0)
-        except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
-        if number < 0:
-            self.fail(f"{value} is negative", param, ctx)
-        return number
-
-
-NUMBER = Number()

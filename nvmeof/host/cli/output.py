@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 from rich.text import Text
+
+from nvmeof.cli import streams
 
 PIPE_COLUMNS = 240
 """Width assumed where stdout is no terminal: wide enough that no table line is folded."""
@@ -33,7 +35,7 @@ def console() -> Console:
 
 def remark(text: str) -> None:
     """One line on stderr."""
-    print(f"nvmeof-host: {clean(text)}", file=sys.stderr)
+    streams.remark("nvmeof-host", text)
 
 
 def print_json(value: Any) -> None:
@@ -52,21 +54,64 @@ def plain_json(value: Any) -> Any:
     return value
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
-    """An aligned table without frame; the columns in ``right`` are right-aligned."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
-    target = console()
-    if target.is_terminal:
-        target.print(table)
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = (), key: str | None = None
+) -> None:
+    """Print an aligned table without frame; the columns in ``right`` are right-aligned.
+
+    No value is ever broken over two lines, so that each can be copied. Where the terminal is too narrow for the table,
+    the column ``key`` (an NQN) has a line of its own above the rest of its row; where that is still too wide, each row
+    becomes a block: its key, then ``name : value`` lines.
+    """
+    terminal = console()
+    cells: list[list[str]] = [list(map(clean, row)) for row in rows]
+    lines = _aligned(headings, cells, right)
+    room = terminal.width if terminal.is_terminal else PIPE_COLUMNS
+    if key in headings and _width(lines) > room:
+        at = headings.index(key)
+        others = [name for name in headings if name != key]
+        lines = _aligned(others, [row[:at] + row[at + 1 :] for row in cells], right)
+        if _width(lines) + 2 <= room:
+            above = [str(key), *(row[at] for row in cells)]
+            _print_lines(
+                terminal, [each for pair in zip(above, lines, strict=True) for each in (pair[0], f"  {pair[1]}")], 2
+            )
+            return
+    if terminal.is_terminal and _width(lines) > room:
+        for number, row in enumerate(cells):
+            if number:
+                print()
+            fields = dict(zip(headings, row, strict=True))
+            if key is not None:
+                print(fields.pop(key).strip())
+            print_fields((f"  {name.strip()}", value) for name, value in fields.items())
         return
-    with target.capture() as captured:
-        target.print(table)
-    for line in captured.get().splitlines():
-        print(line.rstrip())
+    _print_lines(terminal, _aligned(headings, cells, right), 1)
+
+
+def _aligned(headings: Sequence[str], rows: list[list[str]], right: Sequence[str]) -> list[str]:
+    widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            " " * (width - cell_len(cell)) + cell if name in right else cell + " " * (width - cell_len(cell))
+            for name, cell, width in zip(headings, cells, widths, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return [line(headings), *map(line, rows)]
+
+
+def _width(lines: list[str]) -> int:
+    return max(map(cell_len, lines))
+
+
+def _print_lines(terminal: Console, lines: list[str], headings: int) -> None:
+    for number, line in enumerate(lines):
+        if number < headings and terminal.is_terminal:
+            terminal.print(Text(line, style="bold"), soft_wrap=True)
+        else:
+            print(line)
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -118,3 +163,20 @@ def progress(what: str, total_bytes: int) -> Iterator[Any]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total_bytes)
         yield lambda more: bar.advance(task, more)
+
+
+@contextmanager
+def live_line() -> Iterator[Callable[[str], None]]:
+    """Yield a callable that shows a line on stderr in place of the one before, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    terminal = Console(stderr=True, highlight=False, markup=False)
+
+    def show(text: str) -> None:
+        print(f"\r{clean(text)[: terminal.width - 1]:<{terminal.width - 1}}\r", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        show("")

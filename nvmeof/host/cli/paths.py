@@ -11,11 +11,12 @@ from typing import Any
 import click
 from rich.live import Live
 
+from nvmeof.cli.types import Number, Seconds
 from nvmeof.errors import ConfigurationError, TransportError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.cli.watch import Sampler, view
-from nvmeof.transport.paths import KernelPaths, Limits, PathFlag, PathRole, diag, parse_path, sysctl
+from nvmeof.transport.paths import KernelPaths, Limits, PathEndpoint, PathFlag, PathRole, diag, parse_path, sysctl
 from nvmeof.transport.paths.driver import align_backup
 from nvmeof.transport.paths.interfaces import device_of
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
@@ -26,9 +27,12 @@ def _namespace() -> KernelPaths:
     return KernelPaths("command line", permanent=True)
 
 
-@click.group("paths")
-def paths_group() -> None:
+@click.group("paths", invoke_without_command=True)
+@click.pass_context
+def paths_group(ctx: click.Context) -> None:
     """MPTCP paths of this network namespace: show, change and watch them."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
 
 
 # -- endpoints
@@ -47,11 +51,7 @@ def list_command(output: str) -> None:
                 "path_manager": sysctl.path_manager(),
                 "endpoints": [
                     {
-                        "id": each.endpoint.id,
-                        "address": each.endpoint.address,
-                        "device": each.endpoint.device,
-                        "port": each.endpoint.port,
-                        "flags": each.endpoint.flags.words.split(),
+                        **_facts(each.endpoint),
                         "owned": each.owned,
                         "holders": list(each.holders),
                         "suspended": each.suspended,
@@ -77,13 +77,24 @@ def list_command(output: str) -> None:
     print(f"path manager : {sysctl.path_manager()} (for new connections)")
 
 
+def _facts(endpoint: PathEndpoint) -> dict[str, Any]:
+    return {
+        "id": endpoint.id,
+        "address": endpoint.address,
+        "device": endpoint.device,
+        "port": endpoint.port,
+        "flags": endpoint.flags.words.split(),
+    }
+
+
 @paths_group.command("add")
 @click.argument("path", metavar="ADDR[%DEV]")
 @click.option("--signal", "role", flag_value="signal", help="Announce it to peers (a target's address).")
 @click.option("--subflow", "role", flag_value="subflow", default="subflow", help="Connect from it.  [default]")
 @click.option("--backup", is_flag=True, help="Only for when no other path is left.")
 @click.option("--fullmesh", is_flag=True, help="Connect to every address of the peer.")
-def add_command(path: str, role: str, backup: bool, fullmesh: bool) -> None:
+@opt.output_option
+def add_command(path: str, role: str, backup: bool, fullmesh: bool, output: str) -> None:
     """Use an address, in open connections too. It stays until it is removed."""
     words = [path, *(["backup"] if backup else []), *(["fullmesh"] if fullmesh else [])]
     spec = parse_path(",".join(words))
@@ -96,19 +107,25 @@ def add_command(path: str, role: str, backup: bool, fullmesh: bool) -> None:
         endpoint = spec.endpoint(PathRole(role or "subflow"))
     with _namespace() as paths:
         added = paths.add(endpoint)
-    print(f"{added} id {added.id} {added.flags.words}")
+    if output == "json":
+        out.print_json(_facts(added))
+    else:
+        print(f"{added} id {added.id} {added.flags.words}")
 
 
 @paths_group.command("remove")
 @click.argument("address", metavar="ADDR")
 @click.option("--any", "whosever", is_flag=True, help="Also one that others hold, or that nvmeof did not add.")
-def remove_command(address: str, whosever: bool) -> None:
+@opt.output_option
+def remove_command(address: str, whosever: bool, output: str) -> None:
     """Use an address no longer: its subflows close, connections go on over the others."""
     wanted = parse_path(address).address
     with _namespace() as paths:
         removed = paths.remove((wanted, None), whosever=whosever)
         left = [each for each in paths.list() if each.endpoint.address == wanted]
-    if left:
+    if output == "json":
+        out.print_json({**_facts(removed), "removed": not left, "holders": list(left[0].holders) if left else []})
+    elif left:
         print(f"{removed} stays, for {', '.join(left[0].holders)}: --any removes it")
     else:
         print(f"{removed} removed")
@@ -117,12 +134,16 @@ def remove_command(address: str, whosever: bool) -> None:
 @paths_group.command("backup")
 @click.argument("address", metavar="ADDR")
 @click.argument("state", type=click.Choice(["on", "off"]), default="on")
-def backup_command(address: str, state: str) -> None:
+@opt.output_option
+def backup_command(address: str, state: str, output: str) -> None:
     """Make a path a backup (on), or a regular one (off), in open connections too."""
     wanted, backup = parse_path(address).address, state == "on"
     with _namespace() as paths:
         changed = paths.set_backup((wanted, None), backup)
     closed = sum(align_backup(wanted, backup, each.subflows) for each in diag.connections())
+    if output == "json":
+        out.print_json({**_facts(changed), "subflows_closed": closed})
+        return
     print(f"{changed} {changed.flags.words}")
     if closed:
         print(f"{closed} further subflows from it closed: the kernel changes one per connection")
@@ -193,7 +214,8 @@ def managers_command(chosen: str | None, output: str) -> None:
 
 @paths_group.command("use")
 @click.argument("behaviour", type=click.Choice(["all", "first", "backup"]))
-def use_command(behaviour: str) -> None:
+@opt.output_option
+def use_command(behaviour: str, output: str) -> None:
     """Which paths new connections use: all; only the first; or the others as its backup.
 
     all: limits 8 and 8, no backup flags. first: limits 0 and 0. backup: every address that is connected from gets the
@@ -204,14 +226,18 @@ def use_command(behaviour: str) -> None:
         for each in paths.list() if behaviour != "first" else ():
             if each.owned and not each.suspended and each.endpoint.flags & PathFlag.SUBFLOW:
                 paths.set_backup(each.endpoint.key, behaviour == "backup")
-    _print_limits(now)
+    _print_limits(now, output)
 
 
 @paths_group.command("recover")
-def recover_command() -> None:
+@opt.output_option
+def recover_command(output: str) -> None:
     """Take back what processes of nvmeof left that ended without doing so."""
     with _namespace() as paths:
         gone = paths.recover()
+    if output == "json":
+        out.print_json({"removed": [_facts(each) for each in gone]})
+        return
     for endpoint in gone:
         print(f"{endpoint} removed")
     if not gone:
@@ -222,9 +248,11 @@ def recover_command() -> None:
 
 
 @paths_group.command("watch")
-@click.option("-s", "--trsvcid", "port", type=int, metavar="PORT", help="Only connections with this port.")
-@click.option("--interval", type=click.FloatRange(0.05), default=1.0, show_default=True, metavar="SECONDS")
-@click.option("--count", type=click.IntRange(1), metavar="N", help="Stop after so many.  [default: at Ctrl-C]")
+@click.option("-s", "--trsvcid", "port", type=Number(1, 65535), metavar="PORT", help="Only connections with this port.")
+@click.option(
+    "--interval", type=Seconds(0.05), default=1.0, show_default=True, metavar="SECONDS", help="Time between two."
+)
+@click.option("--count", type=Number(1), metavar="N", help="Stop after so many.  [default: at Ctrl-C]")
 @opt.output_option
 @opt.coroutine
 async def watch_command(port: int | None, interval: float, count: int | None, output: str) -> None:
@@ -245,9 +273,9 @@ async def watch_command(port: int | None, interval: float, count: int | None, ou
                 facts: dict[str, Any] = {"time": time.time(), "connections": [each.as_dict() for each in rates]}
                 print(json.dumps(facts), flush=True)
             elif isinstance(live, Live):
-                live.update(view(rates), refresh=True)
+                live.update(view(rates, terminal.width), refresh=True)
             else:
-                terminal.print(view(rates))
+                terminal.print(view(rates, terminal.width))
                 sys.stdout.flush()
 
 

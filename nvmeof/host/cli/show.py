@@ -1,4 +1,4 @@
-"""Commands that show something: discover, list, id-ctrl, id-ns, the logs, features, connect."""
+"""Commands that show what is there: discover, list, id-ctrl, id-ns, connect, gen-hostnqn."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ import signal
 import sys
 from typing import Any
 
-import click
-
+from nvmeof.cli import interrupts
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
+from nvmeof.host.cli import nvme_json
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.controller import AsyncEvent
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.namespace import Namespace
-from nvmeof.spec.enums import NSID_ALL, NVME_PORT
+from nvmeof.spec.enums import NVME_PORT
 from nvmeof.spec.identify_namespace import format_index
-from nvmeof.spec.log_pages import DATA_UNIT_BYTES
 from nvmeof.spec.nqn import uuid_nqn
 from nvmeof.spec.properties import Vs
-from nvmeof.spec.status import describe_status, split_status
 from nvmeof.transport import Address
 from nvmeof.wire import plain
 
-KELVIN = 273
 
-
-@click.command("discover")
+@opt.command("discover")
 @opt.connection_options
 @opt.output_option
 @opt.coroutine
@@ -36,7 +32,8 @@ async def discover_command(output: str, **options: Any) -> None:
     """Show what a discovery service knows."""
     entries = await discover(**opt.discovery_options(options))
     if output == "json":
-        out.print_json({"records": [_entry_json(entry) for entry in entries]})
+        records = [nvme_json.discovery_record(entry) for entry in entries]
+        out.print_json({"genctr": getattr(entries, "genctr", 0), "records": records})
         return
     rows = [
         (
@@ -49,32 +46,15 @@ async def discover_command(output: str, **options: Any) -> None:
         )
         for entry in entries
     ]
-    out.print_table(("Transport", "Address", "Family", "Type", "Security", "Subsystem NQN"), rows)
+    headings = ("Transport", "Address", "Family", "Type", "Security", "Subsystem NQN")
+    out.print_table(headings, rows, key="Subsystem NQN")
 
 
 def _port(entry: DiscoveryEntry) -> int:
     return int(entry.trsvcid) if entry.trsvcid.isascii() and entry.trsvcid.isdigit() else 0
 
 
-def _entry_json(entry: DiscoveryEntry) -> dict[str, Any]:
-    kinds = {"nvm": "nvme subsystem", "referral": "discovery subsystem referral"}
-    return {
-        "trtype": opt.transport_name(entry),
-        "adrfam": entry.family,
-        "subtype": kinds.get(entry.kind, entry.kind.replace("_", " ") + " subsystem"),
-        "treq": entry.treq,
-        "portid": entry.portid,
-        "trsvcid": entry.trsvcid,
-        "subnqn": entry.subnqn,
-        "traddr": entry.traddr,
-        "cntlid": entry.cntlid,
-        "eflags": entry.eflags,
-        "sectype": entry.sectype,
-        "prottype": entry.prottype,
-    }
-
-
-@click.command("list")
+@opt.command("list")
 @opt.controller_options
 @opt.output_option
 @opt.coroutine
@@ -92,7 +72,7 @@ async def list_command(output: str, **options: Any) -> None:
         out.print_json({"Devices": rows})
     else:
         headings = ("Node", "Subsystem NQN", "Serial", "Model", "NSID", "Usage", "Format", "Transport")
-        out.print_table(headings, [_shown(row) for row in rows], ("NSID",))
+        out.print_table(headings, [_shown(row) for row in rows], ("NSID",), key="Subsystem NQN")
     for failure in failures:
         out.remark(failure)
     if failures and not rows:
@@ -128,6 +108,7 @@ def _row(index: int, controller: HostController, namespace: Namespace) -> dict[s
     return {
         "NameSpace": nsid,
         "DevicePath": f"nvme{index}n{nsid}",
+        "GenericPath": f"ng{index}n{nsid}",
         "SubsystemNQN": controller.options.subnqn,
         "Firmware": info.fr,
         "ModelNumber": info.mn,
@@ -156,7 +137,7 @@ def _shown(row: dict[str, Any]) -> tuple[object, ...]:
     )
 
 
-@click.command("id-ctrl")
+@opt.command("id-ctrl")
 @opt.controller_options
 @opt.output_option
 @opt.coroutine
@@ -165,7 +146,7 @@ async def id_ctrl_command(output: str, **options: Any) -> None:
     async with await opt.open_controller(options) as controller:
         info = plain(await controller.identify())
     if output == "json":
-        out.print_json(info)
+        out.print_json(nvme_json.identify_controller(info))
         return
     shown = {
         name: f"{value:#x}" if name in _HEXADECIMAL else _field(value)
@@ -189,7 +170,7 @@ def _field(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-@click.command("id-ns")
+@opt.command("id-ns")
 @opt.controller_options
 @opt.namespace_option
 @opt.output_option
@@ -200,8 +181,7 @@ async def id_ns_command(output: str, nsid: int | None, **options: Any) -> None:
         namespace = await opt.open_namespace(controller, nsid)
         info = plain(namespace.info)
     if output == "json":
-        info["lbafs"] = info.pop("lbaf")[: info["nlbaf"] + 1]
-        out.print_json({"nsid": namespace.nsid, **info})
+        out.print_json({"nsid": namespace.nsid, **nvme_json.identify_namespace(info)})
         return
     formats, in_use = info.pop("lbaf"), format_index(info["flbas"])
     out.print_fields((name, _field(value)) for name, value in info.items() if name != "vs")
@@ -213,111 +193,7 @@ async def id_ns_command(output: str, nsid: int | None, **options: Any) -> None:
     print(f"size    : {out.size(namespace.size_bytes)} ({namespace.size_bytes} bytes)")
 
 
-@click.command("smart-log")
-@opt.controller_options
-@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=NSID_ALL, help="[default: the controller]")
-@opt.output_option
-@opt.coroutine
-async def smart_log_command(output: str, nsid: int, **options: Any) -> None:
-    """SMART / Health Information log page."""
-    async with await opt.open_controller(options) as controller:
-        log = plain(await controller.smart_log(nsid))
-    if output == "json":
-        out.print_json(log)
-        return
-    shown = {name: _field(value) for name, value in log.items()}
-    shown["composite_temperature"] = f"{log['composite_temperature'] - KELVIN} °C"
-    for name in ("data_units_read", "data_units_written"):
-        shown[name] = f"{log[name]} ({out.size(log[name] * DATA_UNIT_BYTES)})"
-    out.print_fields(shown.items())
-
-
-@click.command("error-log")
-@opt.controller_options
-@click.option("-e", "--log-entries", type=click.IntRange(1, 256), default=64, show_default=True)
-@opt.output_option
-@opt.coroutine
-async def error_log_command(output: str, log_entries: int, **options: Any) -> None:
-    """Error Information log page, newest entry first."""
-    async with await opt.open_controller(options) as controller:
-        count = min(log_entries, controller.info.elpe + 1)
-        entries = [plain(entry) for entry in await controller.error_log(count)]
-    if output == "json":
-        out.print_json({"errors": entries})
-        return
-    rows = [
-        (
-            entry["error_count"],
-            entry["sqid"],
-            f"{entry['cid']:#06x}",
-            describe_status(split_status(entry["status"])[0]),
-            "-" if entry["parameter_error_location"] == 0xFFFF else f"{entry['parameter_error_location']:#06x}",
-            entry["lba"],
-            entry["nsid"],
-        )
-        for entry in entries
-    ]
-    out.print_table(("Count", "SQID", "CID", "Status", "Location", "LBA", "NSID"), rows)
-
-
-@click.command("get-log")
-@opt.controller_options
-@click.option("--log-id", type=opt.NUMBER, required=True, help="Log page identifier.")
-@click.option("-l", "--log-len", type=opt.BYTES, required=True, help="Bytes to read, a multiple of 4.")
-@click.option("--offset", type=opt.BYTES, default=0, help="Byte offset, a multiple of 4.")
-@click.option("--lsp", type=opt.NUMBER, default=0, help="Log specific parameter.")
-@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=NSID_ALL, help="[default: the controller]")
-@click.option("--rae", is_flag=True, help="Retain the asynchronous event.")
-@click.option("-b", "--raw-binary", is_flag=True, help="The bytes themselves.")
-@opt.output_option
-@opt.coroutine
-async def get_log_command(
-    log_id: int,
-    log_len: int,
-    offset: int,
-    lsp: int,
-    nsid: int,
-    rae: bool,
-    raw_binary: bool,
-    output: str,
-    **options: Any,
-) -> None:
-    """Any log page, as a hex dump, as JSON with the bytes in hexadecimal, or raw."""
-    async with await opt.open_controller(options) as controller:
-        data = await controller.get_log(log_id, log_len, offset, nsid=nsid, lsp=lsp, rae=rae)
-    if raw_binary:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    if output == "json":
-        out.print_json({"log": log_id, "offset": offset, "data": data})
-        return
-    for line in out.hexdump(data):
-        print(line)
-
-
-@click.command("get-feature")
-@opt.controller_options
-@click.option("--feature-id", type=opt.NUMBER, required=True, help="Feature identifier.")
-@click.option("--sel", type=click.IntRange(0, 3), default=0, help="0 current, 1 default, 2 saved, 3 capabilities.")
-@click.option("-N", "--namespace-id", "nsid", type=opt.NUMBER, default=0, help="[default: the controller]")
-@click.option("-l", "--data-len", type=opt.BYTES, default=0, help="Bytes of data that come with the value.")
-@opt.output_option
-@opt.coroutine
-async def get_feature_command(feature_id: int, sel: int, nsid: int, data_len: int, output: str, **options: Any) -> None:
-    """A feature's value."""
-    async with await opt.open_controller(options) as controller:
-        value: Any = await controller.get_feature(feature_id, sel, nsid=nsid, data_bytes=data_len)
-    number, data = value if data_len else (value, b"")
-    if output == "json":
-        out.print_json({"feature": feature_id, "value": number, "data": data})
-        return
-    print(f"get-feature:{feature_id:#04x}, value:{number:#010x}")
-    for line in out.hexdump(data):
-        print(line)
-
-
-@click.command("connect")
+@opt.command("connect")
 @opt.controller_options
 @opt.output_option
 @opt.coroutine
@@ -326,9 +202,7 @@ async def connect_command(output: str, **options: Any) -> None:
     async with await opt.open_controller(options) as controller:
         namespaces = await controller.namespaces()
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         lost: list[NvmeofError] = []
 
         def on_lost(error: NvmeofError) -> None:
@@ -338,7 +212,8 @@ async def connect_command(output: str, **options: Any) -> None:
         controller.on_lost.append(on_lost)
         controller.on_event.append(_print_event)
         _print_connection(controller, namespaces, output)
-        await stop.wait()
+        with interrupts.regular_end():
+            await stop.wait()
         if lost:
             raise lost[0]
     if output == "normal":
@@ -391,10 +266,14 @@ def _queue_text(facts: dict[str, Any]) -> str:
     return f"{text}, {facts['entries']} entries"
 
 
-@click.command("gen-hostnqn")
-def gen_hostnqn_command() -> None:
+@opt.command("gen-hostnqn")
+@opt.output_option
+def gen_hostnqn_command(output: str) -> None:
     """A new host NQN."""
-    print(uuid_nqn())
+    if output == "json":
+        out.print_json({"hostnqn": uuid_nqn()})
+    else:
+        print(uuid_nqn())
 
 
 COMMANDS = (
@@ -402,10 +281,6 @@ COMMANDS = (
     list_command,
     id_ctrl_command,
     id_ns_command,
-    smart_log_command,
-    error_log_command,
-    get_log_command,
-    get_feature_command,
     connect_command,
     gen_hostnqn_command,
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -96,8 +97,8 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
     return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
-def view(rates: list[ConnectionRate]) -> Group:
-    """All connections, one table each."""
+def view(rates: list[ConnectionRate], columns: int = out.PIPE_COLUMNS) -> Group:
+    """All connections, one table each; in a narrow terminal without the columns that say least."""
     parts: list[Any] = []
     for each in sorted(rates, key=lambda each: -(each.out_rate + each.in_rate)):
         info = each.info
@@ -109,7 +110,7 @@ def view(rates: list[ConnectionRate]) -> Group:
                 style="bold",
             )
         )
-        parts.append(_table(each))
+        parts.append(_table(each, columns))
     if not parts:
         parts.append(Text("no MPTCP connection in this network namespace"))
     return Group(*parts)
@@ -118,31 +119,43 @@ def view(rates: list[ConnectionRate]) -> Group:
 _HEADINGS = (
     "subflow", "state", "out/s", "in/s", "share", "", "RTT", "cwnd", "delivery/s", "resent", "idle", "control",
 )  # fmt: skip
+_LEAST_FIRST = ("control", "idle", "share", "cwnd", "delivery/s", "resent", "state")
+"""What is left out of a narrow terminal, in this order; "share" is the bar, its number stays."""
 _LEFT = frozenset(("subflow", "state", "share", "control"))
 
 
-def _table(rates: ConnectionRate) -> Table:
+def _table(rates: ConnectionRate, columns: int) -> Table:
+    rows = [[out.clean(cell) for cell in _cells(each)] for each in rates.flows]
+    widths = [max(map(cell_len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
+    shown = list(range(len(_HEADINGS)))
+    for name in _LEAST_FIRST:
+        if sum(widths[at] + 2 for at in shown) <= columns + 2:
+            break
+        shown.remove(_HEADINGS.index(name))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in _HEADINGS:
+    for at in shown:
+        heading = _HEADINGS[at]
         table.add_column(heading, justify="left" if heading in _LEFT else "right", no_wrap=True)
-    for each in rates.flows:
-        flow = each.flow
-        state = flow.state.lower() + (" backup" if flow.backup else "")
-        style = "" if flow.state == "ESTABLISHED" and not flow.timeouts else "red"
-        idle = min(flow.last_data_sent_ms or 0, flow.last_data_received_ms or 0)
-        cells = (
-            f"{flow.local} - {flow.peer}",
-            state,
-            out.size(each.out_rate),
-            out.size(each.in_rate),
-            bar(each.share),
-            f"{each.share:.0%}",
-            f"{(flow.rtt_us or 0) / 1000:.2f} ms",
-            flow.cwnd_segments or 0,
-            out.size(flow.delivery_rate_bytes_per_second or 0),
-            flow.retransmits or 0,
-            f"{idle / 1000:.1f} s",
-            flow.congestion or "",
-        )
-        table.add_row(*(Text(out.clean(cell)) for cell in cells), style=style)
+    for each, row in zip(rates.flows, rows, strict=True):
+        healthy = each.flow.state == "ESTABLISHED" and not each.flow.timeouts
+        table.add_row(*(Text(row[at]) for at in shown), style="" if healthy else "red")
     return table
+
+
+def _cells(rate: FlowRate) -> tuple[object, ...]:
+    flow = rate.flow
+    idle = min(flow.last_data_sent_ms or 0, flow.last_data_received_ms or 0)
+    return (
+        f"{flow.local} - {flow.peer}",
+        flow.state.lower() + (" backup" if flow.backup else ""),
+        out.size(rate.out_rate),
+        out.size(rate.in_rate),
+        bar(rate.share),
+        f"{rate.share:.0%}",
+        f"{(flow.rtt_us or 0) / 1000:.2f} ms",
+        flow.cwnd_segments or 0,
+        out.size(flow.delivery_rate_bytes_per_second or 0),
+        flow.retransmits or 0,
+        f"{idle / 1000:.1f} s",
+        flow.congestion or "",
+    )

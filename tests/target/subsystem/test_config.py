@@ -21,7 +21,7 @@ def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "1X", "-1", "0", "1 2", "1.3", "1e3", "0x10", 0, -4])
+@pytest.mark.parametrize("text", ["", "G", "1X", "-1", "0", "1 2", "1.3", "1e3", "0xg", 0, -4])
 def test_what_is_no_size(text):
     with pytest.raises(ConfigurationError):
         parse_size(text)

@@ -1,0 +1,105 @@
+"""The check of our host's JSON: key by key and value by value what nvme-cli prints of the same target."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from nvmeof.host.cli.nvme_json import error_entry
+from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY
+from nvmeof.wire import plain
+
+from .bench import Bench, CheckFailed, check
+from .checks import expect
+from .checks_logs import _json
+from .guest import REPOSITORY
+from .peers import NQN, Layout
+
+SMART_MOVES = frozenset(
+    ("data_units_read", "data_units_written", "host_read_commands", "host_write_commands", "controller_busy_time",
+     "num_err_log_entries", "power_on_hours")
+)  # fmt: skip
+"""What counts on between the two commands: only the keys and types are compared."""
+OWN = {
+    "id-ctrl": frozenset(("cntlid",)),
+    "smart-log": SMART_MOVES,
+    "ana-log": frozenset(("Asymmetric Namespace Access Log for NVMe device",)),
+    "list": frozenset(("DevicePath", "GenericPath", "UsedBytes")),
+    "id-ns": frozenset(("nuse",)),
+    "discover": frozenset(("traddr",)),  # a wildcard's is the address that was asked, which differs
+}
+"""Values that belong to each one's own controller or device node."""
+
+
+def differences(theirs: Any, ours: Any, own: frozenset[str], where: str = "") -> Iterator[str]:
+    """Yield in words what nvme-cli has and we have not, or have otherwise. More keys than its are allowed."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key, value in theirs.items():
+            if key not in ours:
+                yield f"{where}{key} is missing"
+            elif key in own:
+                if type(value) is not type(ours[key]):
+                    yield f"{where}{key} is {value!r}, ours {ours[key]!r}"
+            else:
+                yield from differences(value, ours[key], own, f"{where}{key}.")
+    elif isinstance(theirs, list) and isinstance(ours, list):
+        if len(theirs) != len(ours):
+            yield f"{where} has {len(theirs)} items, ours {len(ours)}"
+        for index, (value, other) in enumerate(zip(theirs, ours, strict=False)):
+            yield from differences(value, other, own, f"{where}{index}.")
+    elif where.endswith("trtype.") and (theirs, ours) == ("unrecognized", "mptcp"):
+        return  # TRTYPE 4 is nothing that nvme-cli knows
+    elif theirs != ours or type(theirs) is not type(ours):
+        yield f"{where.rstrip('.')} is {theirs!r}, ours {ours!r}"
+
+
+def _ours(command: str, port: int) -> Any:
+    where = ["-t", "tcp", "-a", "127.0.0.1", "-s", str(port), "-o", "json"]
+    name = [] if command == "discover" else ["-n", NQN]
+    result = subprocess.run(
+        [sys.executable, "-m", "nvmeof.host", command, *where, *name],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if result.returncode:
+        raise CheckFailed(f"{command}: {result.stderr}")
+    return json.loads(result.stdout)
+
+
+def _compare(bench: Bench, port: int) -> int:
+    """Compare all commands with the target that is attached in the guest and is at `port` here; the number of keys."""
+    compared = 0
+    for command in ("id-ctrl", "smart-log", "ana-log", "id-ns", "list", "discover"):
+        device = {"id-ns": "$DEV", "list": "", "discover": '-t tcp -a "$ADDR" -s "$PORT"'}.get(command, "/dev/$CTRL")
+        theirs = _json(bench.run(f"attached; nvme {command} {device} -o json 2>/dev/null"))
+        ours = _ours(command, port)
+        bench.say(f"{command}: nvme-cli {json.dumps(theirs)}, ours {json.dumps(ours)}")
+        found = list(differences(theirs, ours, OWN[command]))
+        expect(not found, f"{command}: {'; '.join(found)}")
+        compared += len(theirs)
+    raw = bench.run("""
+        attached
+        nvme read $DEV -s 99999999 -c 0 -z $BLOCK -d /tmp/x >/dev/null 2>&1 || true
+        nvme get-log /dev/$CTRL --log-id=1 --log-len=64 -b | od -An -v -tx1 | tr -d ' \\n'
+        echo; nvme error-log /dev/$CTRL -e 1 -o json""")
+    entry = bytes.fromhex(max(raw.split("{", 1)[0].split(), key=len))
+    (theirs,) = _json(raw)["errors"]
+    found = list(differences(theirs, error_entry(plain(ERROR_INFORMATION_ENTRY.parse(entry))), frozenset()))
+    expect(not found and theirs["error_count"], f"error-log: {'; '.join(found)} {theirs}")
+    return compared + len(theirs)
+
+
+@check(Layout("mptcp", "ramdisk", 512, options=("--capacity", "1T")), quick=True, only_ours=True)
+def json_keys(bench: Bench) -> None:
+    """`-o json` of our host has nvme-cli's keys and values, of our target and of the kernel's."""
+    with bench.target() as peer:
+        bench.run("connect")
+        compared = _compare(bench, peer.port)
+        bench.run("attached; disconnect")
+    with bench.nvmet():
+        bench.run("connect")
+        compared += _compare(bench, bench.guest.nvmet_port)
+        bench.run("attached; disconnect")
+    bench.note = f"{compared} keys compared"
