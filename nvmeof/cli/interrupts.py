@@ -58,6 +58,17 @@ def regular_end() -> Iterator[None]:
             raise
 
 
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Let what is computed in the block take its time after SIGINT: the time that is left begins anew at its end."""
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+
+
 def run(program: str, coroutine: Coroutine[Any, Any, T], runner: Callable[[Coroutine[Any, Any, T]], T]) -> T:
     """Run a coroutine so that SIGINT ends it. Raises KeyboardInterrupt when it was cancelled by one.
 

@@ -249,9 +249,12 @@ def test_bench_shows_how_it_goes_and_prints_what_it_has_measured_when_it_is_inte
     assert terminal.text.splitlines()[-1] == "nvmeof-host: interrupted"
 
 
-def test_bench_in_json_when_it_is_interrupted(target: FakeTarget) -> None:
+def test_bench_in_json_when_it_is_interrupted(target: FakeTarget, device: FakeDevice) -> None:
     command = [sys.executable, "-m", "nvmeof.host", *words(target, "bench", "--runtime", 60, "-o", "json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not device.sent(NvmOpcode.READ):
+            assert process.poll() is None
+            time.sleep(0.02)
         time.sleep(2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)

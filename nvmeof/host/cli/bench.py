@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from nvmeof.cli import interrupts
 from nvmeof.cli.types import BYTES, Number, Seconds
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host import commands
@@ -183,7 +184,8 @@ async def run_bench(
         await load.finished
     if load.error is not None and not latencies:
         raise load.error
-    ordered, ios = sorted(latencies), max(len(latencies), 1)
+    with interrupts.unhurried():
+        ordered, ios = sorted(latencies), max(len(latencies), 1)
 
     def percentile(share: float) -> float:
         return ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1000 if ordered else 0.0
