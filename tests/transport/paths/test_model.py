@@ -42,6 +42,7 @@ def test_flags_are_the_kernels() -> None:
         ("10.1.2.1,fullmesh,backup", PathSpec("10.1.2.1", None, True, True)),
         ("10.1.2.1,mark=0x10,congestion=reno", PathSpec("10.1.2.1", mark=16, congestion="reno")),
         ("[2001:db8::1]%eth0", PathSpec("2001:db8::1", "eth0")),
+        ("[2001:db8::1%eth0]", PathSpec("2001:db8::1", "eth0")),
         ("2001:0db8::0:1", PathSpec("2001:db8::1")),
     ],
 )
