@@ -71,8 +71,11 @@ class DiscoveryEntry:
     def security(self) -> str:
         """SECTYPE and TREQ for a person: ``none``, ``tls 1.3, required``."""
         kind = _name(SecType, self.sectype).replace("tls_1_", "tls 1.")
-        wanted = {Treq.SECURE_CHANNEL_REQUIRED: ", required", Treq.SECURE_CHANNEL_NOT_REQUIRED: ", not required"}
-        return kind + wanted.get(Treq(self.treq & TREQ_SECURE_CHANNEL), "")
+        wanted: dict[int, str] = {
+            Treq.SECURE_CHANNEL_REQUIRED: ", required",
+            Treq.SECURE_CHANNEL_NOT_REQUIRED: ", not required",
+        }
+        return kind + wanted.get(self.treq & TREQ_SECURE_CHANNEL, "")
 
     def read_from(self, address: str, interface: str) -> DiscoveryEntry:
         """The entry of a log that was read from `address`, over a connection of `interface` (empty: not known)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nvmeof.errors import NvmeofError
 from nvmeof.host.discovery import DiscoveryEntry, read_discovery_log
@@ -133,3 +135,10 @@ async def test_a_discovery_controller(device: FakeDevice, connected: Connect) ->
     controller = await connected(subnqn=DISCOVERY_NQN, discovery=True, nr_io_queues=0, keep_alive_tmo=0)
     assert not controller.io_queues
     assert [each.subnqn for each in await controller.discovery_log()] == [SUBNQN]
+
+
+@given(st.integers(0, 255), st.integers(0, 255))
+def test_any_security_has_a_text(treq: int, sectype: int) -> None:
+    text = entry(treq=treq, sectype=sectype).security
+    assert text.startswith(("none", "tls 1.2", "tls 1.3")[sectype] if sectype < 3 else str(sectype))
+    assert entry(treq=treq).requires_tls == (treq & 3 == 1) == text.endswith(", required")
