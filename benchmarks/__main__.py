@@ -12,12 +12,14 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks import codec, compare, connection, loopback, procstat, profiling, report
+from benchmarks import codec, compare, connection, isolation, loopback, procstat, profiling, report
 from benchmarks.cases import Case, full_grid, quick_grid
 from benchmarks.processes import choose_cores, mptcp_available
 from benchmarks.session import BenchmarkError
 
 PARTS = ("codec", "connection", "loopback")
+ALONE = ("isolation",)
+"""Parts that run only when they are asked for: they take their time."""
 QUICK = loopback.Plan(seconds=0.4, warmup_seconds=0.1, pairs=1, most_pairs=3, size_bytes=1 << 28)
 FULL = loopback.Plan()
 
@@ -62,11 +64,13 @@ def _plan(
 
 @click.group(invoke_without_command=True)
 @click.option("--quick", is_flag=True, help="A short form: fewer cases, short samples, about half a minute.")
-@click.option("--only", "only", multiple=True, type=click.Choice(PARTS), help="Run only this part (repeatable).")
-@click.option("--case", "match", help="Loopback: only cases with this name or pattern, e.g. 'tcp-read-4k-*'.")
+@click.option(
+    "--only", "only", multiple=True, type=click.Choice([*PARTS, *ALONE]), help="Run only this part (repeatable)."
+)
+@click.option("--case", "match", help="Only cases with this name or pattern, e.g. 'tcp-read-4k-*'.")
 @click.option("--transport", type=click.Choice(["tcp", "mptcp"]), help="Loopback: only this transport.")
 @click.option("--file", "file", is_flag=True, help="Loopback: measure a file namespace too (in TMPDIR).")
-@click.option("--seconds", type=click.FloatRange(0.05, 60), help="Loopback: length of a sample.")
+@click.option("--seconds", type=click.FloatRange(0.05, 60), help="Length of a sample; isolation: of each scenario.")
 @click.option("--pairs", type=click.IntRange(1, 100), help="Loopback: quiet samples wanted of each side.")
 @click.option(
     "--size-mib", type=click.IntRange(1, 1 << 20), help="Loopback: size of the namespace and of the floor's memory."
@@ -80,6 +84,11 @@ def _plan(
 @click.option("--congestion", help="TCP congestion control of all sides, e.g. reno [default: the system's].")
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file [default: benchmarks/results]."
+)
+@click.option(
+    "--against",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Isolation: measure the target of this other checkout too, in the same run.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 2 when a goal is missed.")
 @click.pass_context
@@ -103,6 +112,8 @@ def main(context: click.Context, /, **options: Any) -> None:
         report.print_connection(console, outcome["connection"])
     if "loopback" in parts:
         _run_loopback(console, outcome, options)
+    if "isolation" in parts:
+        _run_isolation(console, outcome, options)
     try:
         path = report.save(outcome, options["output"])
     except OSError as error:
@@ -136,9 +147,39 @@ def _run_loopback(console: Console, outcome: dict[str, Any], options: dict[str, 
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from error
     outcome["loopback"] = results
-    outcome["goals"] = loopback.check_goals(results)
+    goals = loopback.check_goals(results)
+    outcome["goals"] = goals
     report.print_loopback(console, results)
-    report.print_goals(console, outcome["goals"])
+    report.print_goals(console, goals)
+
+
+def _run_isolation(console: Console, outcome: dict[str, Any], options: dict[str, Any]) -> None:
+    cores = choose_cores()
+    if cores.server is None:
+        raise click.ClickException("the isolation benchmark needs two CPUs: one for the target, one for the load")
+    plan = isolation.QUICK if options["quick"] else isolation.Plan()
+    if options["seconds"] is not None:
+        plan = replace(plan, seconds=options["seconds"])
+    if options["pairs"] is not None:
+        plan = replace(plan, rounds=options["pairs"])
+    match = options["match"] or "*"
+    scenarios = [name for name in isolation.SCENARIOS if fnmatch(name, match)]
+    if not scenarios:
+        raise click.ClickException(f"no scenario is called {match!r}; there are {', '.join(isolation.SCENARIOS)}")
+    builds = [isolation.this_build()]
+    if options["against"]:
+        builds.append(isolation.Build(options["against"].name, options["against"].resolve()))
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    outcome["isolation_plan"] = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+    results = isolation.run(
+        scenarios, builds, cores, plan, lambda text: console.print(text, highlight=False, markup=False)
+    )
+    outcome["isolation"] = results
+    isolation.print_results(console, results)
+    outcome.setdefault("goals", []).extend(isolation.check_goals(results))
 
 
 @main.command("profile")

@@ -47,11 +47,16 @@ class Server:
     port: int
 
 
-def _pinned(argv: Sequence[str], cpu: int | None, **kwargs: Any) -> subprocess.Popen[str]:
+def pinned(
+    argv: Sequence[str], cpu: int | None, search: Sequence[str] | None = None, **kwargs: Any
+) -> subprocess.Popen[str]:
+    """A process on one CPU. ``search``: where it finds modules [default: this checkout, then what is set]."""
+
     def place() -> None:
         procstat.pin(cpu)
 
-    search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    if search is None:
+        search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
     return subprocess.Popen(list(argv), preexec_fn=place, text=True, env=environment, **kwargs)
 
@@ -74,7 +79,8 @@ def target_arguments(port: int, *, trtype: str, storage: Sequence[str], congesti
     return arguments + (["--congestion", congestion] if congestion else [])
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ask a process to end, and kill it when it does not."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -84,7 +90,8 @@ def _stop(process: subprocess.Popen[str]) -> None:
             process.wait()
 
 
-def _wait_for_port(process: subprocess.Popen[str], port: int, log: Any) -> None:
+def wait_for_port(process: subprocess.Popen[str], port: int, log: Any) -> None:
+    """Wait until something listens. Raises `BenchmarkError` with the last line of ``log`` when the process ends."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -110,19 +117,19 @@ def running_target(
     port = free_port()
     arguments = target_arguments(port, trtype=trtype, storage=storage, congestion=congestion)
     with tempfile.TemporaryFile("w+") as log:
-        process = _pinned([*launcher, *arguments], cpu, stdout=log, stderr=subprocess.STDOUT)
+        process = pinned([*launcher, *arguments], cpu, stdout=log, stderr=subprocess.STDOUT)
         try:
-            _wait_for_port(process, port, log)
+            wait_for_port(process, port, log)
             yield Server("target", process.pid, port)
         finally:
-            _stop(process)
+            stop(process)
 
 
 @contextlib.contextmanager
 def running_floor(mptcp: bool, size_bytes: int, cpu: int | None, *, congestion: str | None = None) -> Iterator[Server]:
     argv = [sys.executable, "-m", "benchmarks.floor", "--size-bytes", str(size_bytes)]
     argv += ["--mptcp"] * mptcp + (["--congestion", congestion] if congestion else [])
-    process = _pinned(argv, cpu, stdout=subprocess.PIPE)
+    process = pinned(argv, cpu, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         line = process.stdout.readline().strip()
@@ -130,7 +137,7 @@ def running_floor(mptcp: bool, size_bytes: int, cpu: int | None, *, congestion: 
             raise BenchmarkError("the floor server did not start")
         yield Server("floor", process.pid, int(line))
     finally:
-        _stop(process)
+        stop(process)
         if process.stdout:
             process.stdout.close()
 
@@ -142,7 +149,7 @@ def generate(
     argv = [sys.executable, "-m", "benchmarks.generator", "--port", str(server.port), "--watch", str(server.pid)]
     argv += ["--floor"] if server.name == "floor" else ["--subnqn", SUBNQN]
     argv += ["--cpu", str(cpu)] if cpu is not None else []
-    process = _pinned([*argv, *arguments], cpu, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = pinned([*argv, *arguments], cpu, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         out, err = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired as error:

@@ -26,6 +26,14 @@ class BenchmarkError(Exception):
     """Something that makes a measurement impossible, in one sentence for the user."""
 
 
+def connect_command(subnqn: str, qid: int, sqsize: int, cattr: int, cntlid: int, host: int = 1) -> tuple[bytes, bytes]:
+    """The SQE and the in-capsule data of a Connect; KATO is 0. ``host`` is the host's number, 1 to 9."""
+    data = HOST_ID[:-1] + bytes([host]) + struct.pack("<H", cntlid) + bytes(238)
+    data += subnqn.encode().ljust(256, b"\0") + (HOST_NQN[:-1] + str(host)).encode().ljust(256, b"\0") + bytes(256)
+    sqe = struct.pack("<BBHB19xQI3xB", w.FABRICS, w.PSDT_SGL, 0, w.CONNECT, 0, len(data), w.IN_CAPSULE)
+    return sqe + struct.pack("<HHHBxI12x", 0, qid, sqsize, cattr, 0), data
+
+
 def open_socket(
     host: str, port: int, *, mptcp: bool, congestion: str | None, timeout_seconds: float = 10.0
 ) -> socket.socket:
@@ -169,12 +177,9 @@ class Queue:
             raise BenchmarkError(f"{what} failed with status code type {sct:#x}, status code {sc:#04x}")
         return reply
 
-    def connect(self, subnqn: str, qid: int, sqsize: int, cattr: int, cntlid: int) -> int:
-        """Fabrics Connect; returns the CNTLID."""
-        data = HOST_ID + struct.pack("<H", cntlid) + bytes(238)
-        data += subnqn.encode().ljust(256, b"\0") + HOST_NQN.encode().ljust(256, b"\0") + bytes(256)
-        sqe = struct.pack("<BBHB19xQI3xB", w.FABRICS, w.PSDT_SGL, 0, w.CONNECT, 0, len(data), w.IN_CAPSULE)
-        sqe += struct.pack("<HHHBxI12x", 0, qid, sqsize, cattr, 0)
+    def connect(self, subnqn: str, qid: int, sqsize: int, cattr: int, cntlid: int, host: int = 1) -> int:
+        """Fabrics Connect as the host of that number (1 to 9); returns the CNTLID."""
+        sqe, data = connect_command(subnqn, qid, sqsize, cattr, cntlid, host)
         return self.expect(f"Connect of queue {qid}", sqe, data).dw0 & 0xFFFF
 
     def property_get(self, offset: int, size: int = 4) -> int:

@@ -1,0 +1,56 @@
+"""The target of the isolation benchmark, on the public classes of whatever build PYTHONPATH names.
+
+Run by path, not as a module of this checkout: ``python -P target.py JSON`` with PYTHONPATH set to the build. It is
+kept to what both builds of a comparison have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import resource
+import signal
+import sys
+from typing import Any
+
+from nvmeof.target.server import Target
+from nvmeof.target.storage.base import Backend
+from nvmeof.target.storage.file import FileBackend
+from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.transport.runloop import run
+
+
+def config(given: dict[str, Any]) -> TargetConfig:
+    """Namespace 1 is memory, namespace 2 a file; the other subsystem has one in memory, to be sanitized."""
+
+    def subsystem(nqn: str, *backends: Backend) -> SubsystemConfig:
+        return SubsystemConfig(nqn=nqn, namespaces=tuple(NamespaceConfig(backend=each) for each in backends))
+
+    size, other = given["size_bytes"], given["other_subnqn"]
+    return TargetConfig(
+        subsystems=(
+            subsystem(given["subnqn"], Ramdisk(size), FileBackend(given["file"], size=size)),
+            subsystem(other, Ramdisk(given["other_size_bytes"])),
+            *(subsystem(f"{other}:{number}") for number in range(given["further_subsystems"])),
+        ),
+        ports=(PortConfig(transport="tcp", host="127.0.0.1", port=given["port"]),),
+    )
+
+
+async def serve(given: dict[str, Any]) -> None:
+    """Serve until SIGTERM."""
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    async with Target(config(given)):
+        await stopping.wait()
+
+
+if __name__ == "__main__":
+    # As the target's own command line has it.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+    run(serve(json.loads(sys.argv[1])))
