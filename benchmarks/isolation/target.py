@@ -12,30 +12,40 @@ import logging
 import resource
 import signal
 import sys
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
-from nvmeof.target.server import Target
-from nvmeof.target.storage.base import Backend
-from nvmeof.target.storage.file import FileBackend
-from nvmeof.target.storage.ramdisk import Ramdisk
-from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof import FileBackend, Ramdisk, Target
 from nvmeof.transport.runloop import run
 
 
-def config(given: dict[str, Any]) -> TargetConfig:
+def _config_module() -> ModuleType:
+    """Where the configuration classes are: an older build has them elsewhere."""
+    try:
+        return import_module("nvmeof.target.subsystem.subsystem.config")
+    except ModuleNotFoundError:
+        return import_module("nvmeof.target.subsystem.config")
+
+
+def config(given: dict[str, Any]) -> Any:
     """Namespace 1 is memory, namespace 2 a file; the other subsystem has one in memory, to be sanitized."""
 
-    def subsystem(nqn: str, *backends: Backend) -> SubsystemConfig:
-        return SubsystemConfig(nqn=nqn, namespaces=tuple(NamespaceConfig(backend=each) for each in backends))
+    names = _config_module()
+
+    def subsystem(nqn: str, *backends: Any) -> Any:
+        return names.SubsystemConfig(
+            nqn=nqn, namespaces=tuple(names.NamespaceConfig(backend=each) for each in backends)
+        )
 
     size, other = given["size_bytes"], given["other_subnqn"]
-    return TargetConfig(
+    return names.TargetConfig(
         subsystems=(
             subsystem(given["subnqn"], Ramdisk(size), FileBackend(given["file"], size=size)),
             subsystem(other, Ramdisk(given["other_size_bytes"])),
             *(subsystem(f"{other}:{number}") for number in range(given["further_subsystems"])),
         ),
-        ports=(PortConfig(transport="tcp", host="127.0.0.1", port=given["port"]),),
+        ports=(names.PortConfig(transport="tcp", host="127.0.0.1", port=given["port"]),),
     )
 
 
