@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any
 
 from benchmarks import wireformat as w
@@ -45,6 +45,9 @@ class _Runtime:
 
     def now(self) -> float:
         return NOW
+
+    def in_turn(self, owner: Hashable, callback: Callable[[], object], /) -> None:
+        raise BenchmarkError("a command wants to take turns, and nothing here can")
 
     def run(self, coroutine: Coroutine[Any, Any, None], /) -> None:
         coroutine.close()

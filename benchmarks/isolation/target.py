@@ -54,6 +54,8 @@ async def serve(given: dict[str, Any]) -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with Target(config(given)):
+        # as the command line of that build has it
+        getattr(import_module("nvmeof.target.__main__"), "freeze_heap", int)()
         await stopping.wait()
 
 

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     early.exit_at_interrupt()
 
 import asyncio
+import gc
 import json
 import logging
 import resource
@@ -379,6 +380,7 @@ async def serve(options: Options) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise NvmeofError(f"{where}{error.strerror or error}") from error
+    freeze_heap()
     try:
         told = facts(target, options)
         try:
@@ -397,6 +399,12 @@ async def serve(options: Options) -> None:
     if target.unflushed:
         raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")
     logger.info("stopped")
+
+
+def freeze_heap() -> None:
+    """Take what is there now out of the garbage collector's sight: a full collection would stop everybody for long."""
+    gc.collect()
+    gc.freeze()
 
 
 def _raise_file_limit() -> None:

@@ -13,6 +13,7 @@ from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.runtime import Runtime
+from nvmeof.target.core.slices import Slices
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.queue import TargetQueue
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
@@ -43,6 +44,7 @@ class Owner(Protocol):
     runtime: Runtime
     registry: TargetRegistry
     pool: BufferPool
+    slices: Slices
     detached_commands: DetachedCommands
     tasks: set[asyncio.Task[Any]]
 
@@ -57,12 +59,15 @@ class QueueDriver:
     __slots__ = (
         "_blocked",
         "_closed",
+        "_deferred",
         "_draining",
         "_finishing",
         "_linger",
         "_owner",
+        "_paced",
         "_reading",
         "_said",
+        "_slices",
         "_woken",
         "connection",
         "endpoint",
@@ -73,6 +78,7 @@ class QueueDriver:
 
     def __init__(self, owner: Owner, endpoint: Endpoint, port: PortInfo, config: ConnectionConfig) -> None:
         self._owner = owner
+        self._slices = owner.slices
         self.endpoint = endpoint
         self.connection = Connection(Role.TARGET, config)
         self.queue = TargetQueue(self.connection, owner.pool, owner.detached_commands, self)
@@ -80,6 +86,9 @@ class QueueDriver:
         self.queue.ctx = CommandContext(owner.runtime, owner.registry, port, self.queue, peer=peer)
         self.opened_at = owner.loop.time()
         self.reason = ""
+        self.queue.slices = owner.slices
+        self._paced = True  # it is no I/O queue: its work is done in slices
+        self._deferred = False  # it is read when it is its host's turn
         self._blocked = False  # the socket takes nothing: wait for it
         self._reading = True
         self._finishing = False
@@ -103,8 +112,33 @@ class QueueDriver:
     # -- the socket ----------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
+        if self._paced:
+            self._read_in_turn()
+            return
         try:
             self._receive()
+        except Exception as error:
+            self._broken(error)
+
+    def _read_in_turn(self) -> None:
+        """What is no I/O queue is read at once only while this turn of the loop has time for it."""
+        slices = self._slices
+        if slices.open:
+            began = slices.clock()
+            self._read_now()
+            slices.spend(slices.clock() - began)
+        else:
+            self._deferred = True
+            self._update_reader()
+            slices.add(self.queue.owner, self._read_now)
+
+    def _read_now(self) -> None:
+        self._deferred = False
+        if self._closed:
+            return
+        try:
+            self._receive()
+            self._update_reader()
         except Exception as error:
             self._broken(error)
 
@@ -147,7 +181,7 @@ class QueueDriver:
         self._update_reader()
 
     def _update_reader(self) -> None:
-        wanted = not self._closed and (
+        wanted = not (self._closed or self._deferred) and (
             self._finishing or (self.connection.want_read and not self._draining and not self.queue.crowded)
         )
         if wanted is not self._reading:
@@ -326,6 +360,7 @@ class QueueDriver:
         if controller is None:
             return
         self._said = True
+        self._paced = not ctx.qid
         self._owner.connected(self)
         left_out = self._owner.registry.peer_log.hosts.admit(ctx.peer, self._owner.loop.time())
         if left_out is None:

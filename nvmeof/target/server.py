@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import time
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from contextvars import copy_context
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,6 +27,7 @@ from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import RESERVE_SHARE, BufferPool, MemoryShare
 from nvmeof.target.core.runtime import Runtime, settled
+from nvmeof.target.core.slices import Slices
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.queue.detached import DetachedCommands
@@ -67,7 +69,11 @@ class _LoopRuntime:
         self.call_later: Callable[[float, Callable[[], object]], asyncio.TimerHandle] = loop.call_later
         self.now = loop.time
         self._loop = loop
+        self.slices = Slices(loop.call_soon, time.perf_counter)
         self.background: set[asyncio.Task[None]] = set()
+
+    def in_turn(self, owner: Hashable, callback: Callable[[], object], /) -> None:
+        self.slices.add(owner, callback, whole=True)
 
     def run(self, coroutine: Coroutine[Any, Any, None], /) -> None:
         context = copy_context()
@@ -148,6 +154,7 @@ class Target:
         """What could not be flushed at the end: what was written last may be lost."""
         self.loop: asyncio.AbstractEventLoop
         self.runtime: Runtime
+        self.slices: Slices
         self._background: _LoopRuntime
         self.paths: PathSession | None = None
         self._path_options = paths
@@ -187,6 +194,7 @@ class Target:
         """Open the namespaces and listen. What was opened is closed again when this fails."""
         self.loop = asyncio.get_running_loop()
         self.runtime = self._background = _LoopRuntime(self.loop)
+        self.slices = self._background.slices
         self.registry.started_at = self.loop.time()
         self._connections.most = connections_most(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         try:

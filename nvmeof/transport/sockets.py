@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import socket
 import struct
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from fcntl import ioctl
@@ -39,7 +40,10 @@ IOV_MAX: Final = 1024
 """Buffers that one sendmsg takes (include/uapi/linux/uio.h, UIO_MAXIOV); more would be EMSGSIZE."""
 
 ACCEPT_BATCH: Final = 64
-"""Connections accepted per turn of the loop."""
+"""Connections accepted per turn of the loop, at most."""
+
+ACCEPT_SECONDS: Final = 200e-6
+"""How long connections are accepted in one turn of the loop; the others wait for the next."""
 
 ACCEPT_PAUSE_SECONDS: Final = (0.1, 1.0)
 """First and longest pause when descriptors or memory run out."""
@@ -238,8 +242,9 @@ class SocketListener(Listener):
         return sockaddr
 
     def _accept_batch(self) -> None:
-        for _ in range(ACCEPT_BATCH):
-            if self._closed:
+        until = time.perf_counter() + ACCEPT_SECONDS
+        for number in range(ACCEPT_BATCH):
+            if self._closed or (number and time.perf_counter() >= until):
                 return
             try:
                 sock, peer = self._sock.accept()

@@ -125,6 +125,9 @@ class LoopRuntime:
         self.create_future, self.call_later, self.now = loop.create_future, loop.call_later, loop.time
         self.tasks: set[asyncio.Task] = set()
 
+    def in_turn(self, owner, callback) -> None:
+        self.call_later(0.0, callback)
+
     def run(self, coroutine) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self.tasks.add(task)

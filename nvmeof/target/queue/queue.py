@@ -8,6 +8,7 @@ the whole way.
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from typing import Final
 
 from nvmeof.errors import CommandError
@@ -34,6 +35,7 @@ from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.core.aborting import abandon, aborted_by_request
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.core.slices import LONG_SECONDS, Slices
 from nvmeof.target.queue.aborts import AbortableCommands
 from nvmeof.target.queue.contract import Driver
 from nvmeof.target.queue.detached import DetachedCommands
@@ -63,6 +65,11 @@ class TargetQueue(AbortableCommands):
         self.crowded = False
         """No more commands should be received until some have ended."""
         self._orphaned: set[int] = set()  # CIDs of commands that go on although the queue has ended
+        self.slices: Slices | None = None
+        """Who shares out the event loop's time; None: nobody does."""
+        self._long = 0  # commands that went the whole way in this turn
+        self._long_began = 0.0
+        self._going_on = False
         self.connecting = False
         """A Connect waits for commands that its host left behind."""
         self.pending = 0
@@ -75,6 +82,7 @@ class TargetQueue(AbortableCommands):
         controller = self.ctx.controller
         if controller is not None:
             controller.touch(now)
+        self._long = 0
         position = 0
         while position < len(events) and not self.closed:
             event = events[position]
@@ -101,7 +109,7 @@ class TargetQueue(AbortableCommands):
 
     def _command(self, view: memoryview, capsule: CommandData | None) -> None:
         """One command, the whole way."""
-        if self.held or self.connection.backlog_bytes > HOLD_BYTES:
+        if self.held or self.connection.backlog_bytes > HOLD_BYTES or self._late():
             self._defer(view, capsule)
         else:
             self._admit(view, capsule)
@@ -111,10 +119,43 @@ class TargetQueue(AbortableCommands):
         if capsule is not None:
             capsule = CommandData(raw, memoryview(bytes(capsule.data)), capsule.digest_ok)
         self.held.append((raw, capsule))
+        self._go_on_in_turn()
+
+    def _late(self) -> bool:
+        """Whether this queue has had its share of this turn of the event loop: one receive may bring hundreds of
+        commands that take long."""
+        slices = self.slices
+        if slices is None:
+            return False
+        self._long += 1
+        if self._long == 1:
+            self._long_began = slices.clock()
+            return False
+        return slices.clock() - self._long_began > LONG_SECONDS
+
+    @property
+    def owner(self) -> Hashable:
+        """Who takes turns with others for the event loop's time: the host, or what is at an address before Connect."""
+        return self.ctx.host_nqn or self.ctx.peer.rpartition(":")[0]
+
+    def _go_on_in_turn(self) -> None:
+        if self.slices is not None and not self._going_on:
+            self._going_on = True
+            self.slices.add(self.owner, self._go_on)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        self._long = 0
+        if self.held and not self.closed:
+            self.resume()
+            self.driver.wake()
 
     def resume(self) -> None:
-        """Some of the output has gone: take commands that were held, in their order, as long as that goes on."""
+        """Take commands that were held, in their order, while there is room for their output and time for them."""
         while self.held and not self.closed and self.connection.backlog_bytes <= HOLD_BYTES:
+            if self._late():
+                self._go_on_in_turn()
+                return
             self._admit(*self.held.popleft())
         if self.reads:
             self._continue_reads()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from nvmeof.target.core.runtime import Future, Runtime, settled
+from nvmeof.target.core.runtime import Runtime, pause, settled
 from nvmeof.target.storage.base import Backend
 
 Told = Callable[[int], None]
@@ -17,24 +17,27 @@ Told = Callable[[int], None]
 
 PIECE_BYTES: Final = 64 << 20
 WRITE_BYTES: Final = 1 << 20
+MEMORY_PIECE_BYTES: Final = 8 << 20
+MEMORY_WRITE_BYTES: Final = 256 << 10
+"""The same for memory, where the event loop itself does the work: well under a millisecond."""
 _ZEROES: Final = bytes(4)
 
 
-async def pause(runtime: Runtime) -> None:
-    """Let everybody else have their turn."""
-    future: Future[None] = runtime.create_future()
-    runtime.call_later(0.0, lambda: None if future.done() else future.set_result(None))
-    await future
+def piece_bytes(backend: Backend) -> int:
+    """How much of a backend is erased, or looked at, in one go."""
+    return PIECE_BYTES if backend.memory is None else MEMORY_PIECE_BYTES
 
 
 async def overwrite(runtime: Runtime, backend: Backend, pattern: bytes, told: Told) -> None:
     """Write a pattern over all that the backend has space for, and have it on the media. Raises `OSError`."""
     size_bytes = backend.capabilities.size_bytes
-    data = memoryview(pattern * (WRITE_BYTES // len(pattern)))
-    for offset in range(0, size_bytes, PIECE_BYTES):
-        length = min(PIECE_BYTES, size_bytes - offset)
+    step = piece_bytes(backend)
+    write_bytes = WRITE_BYTES if backend.memory is None else MEMORY_WRITE_BYTES
+    data = memoryview(pattern * (write_bytes // len(pattern)))
+    for offset in range(0, size_bytes, step):
+        length = min(step, size_bytes - offset)
         for start, end in await settled(backend.allocated(offset, length)):
-            for position in range(start, end, WRITE_BYTES):
+            for position in range(start, end, write_bytes):
                 await settled(backend.write(position, data[: end - position]))
                 await pause(runtime)
         told(length)
@@ -45,8 +48,9 @@ async def overwrite(runtime: Runtime, backend: Backend, pattern: bytes, told: To
 async def give_back(runtime: Runtime, backend: Backend, told: Told) -> None:
     """Make everything read as zeroes, and give its space back. Raises `OSError`."""
     size_bytes = backend.capabilities.size_bytes
-    for offset in range(0, size_bytes, PIECE_BYTES):
-        length = min(PIECE_BYTES, size_bytes - offset)
+    step = piece_bytes(backend)
+    for offset in range(0, size_bytes, step):
+        length = min(step, size_bytes - offset)
         await settled(backend.write_zeroes(offset, length, deallocate=True))
         told(length)
         await pause(runtime)

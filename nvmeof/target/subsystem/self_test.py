@@ -17,9 +17,8 @@ from typing import Any, Final
 from nvmeof.spec.media import SELF_TEST_RESULTS, SelfTestCode, SelfTestResult, SelfTestValid
 from nvmeof.spec.status import Status
 from nvmeof.target.core.metadata import MetadataStore
-from nvmeof.target.core.runtime import Runtime, settled
+from nvmeof.target.core.runtime import Runtime, pause, settled
 from nvmeof.target.namespaces.namespace import Namespace, status_of_os_error
-from nvmeof.target.storage.erase import pause
 from nvmeof.target.subsystem.persistent_events import watch
 
 SECTION: Final = "self-test"

@@ -161,7 +161,7 @@ def test_meanwhile():
     assert read(io, 0, 1).status == 0
     pending = admin.submit(admin.sqe(FORMAT, nsid=1, cdw10=1))
     assert isinstance(pending, Pending)
-    assert identify(admin).fpi in (0x80 | 100, 0x80 | 75)
+    assert identify(admin).fpi in (0x80 | 100, 0x80 | 97)
     ready = IDENTIFY_NAMESPACE_INDEPENDENT.parse(admin.read_bytes(admin.identify(8, 1)))
     assert (ready.nstat, ready.fpi & 0x80) == (0, 0x80)
     for completion in (

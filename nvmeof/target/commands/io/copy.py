@@ -17,7 +17,7 @@ from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
 from nvmeof.target.commands.dispatch.command_tables import ADMISSION_CHECKS, NVM, register
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, through
-from nvmeof.target.core.runtime import settled
+from nvmeof.target.core.runtime import pause, settled
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES, Namespace
 
 FORMAT_ACROSS = 2
@@ -32,7 +32,7 @@ COPY_RANGE_LIMIT_BYTES = 4 << 20
 """MSSRL: one source range."""
 COPY_LIMIT_BYTES = 16 << 20
 """MCL: all of a command, so that none keeps a ramdisk's queues waiting for long."""
-_PIECE_BYTES = 256 << 10  # at a time, from one namespace to another
+_PIECE_BYTES = 256 << 10  # at a time in memory, and from one namespace to another
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +153,10 @@ async def _copy(ctx: CommandContext, sqe: Sqe, destination: Namespace, sources: 
     if total << destination.block_shift <= ATOMIC_WRITE_BYTES:
         await _copy_at_once(destination, sources, sqe.slba, total, fua)
     else:
-        slba = sqe.slba
+        slba, pace = sqe.slba, _Pace(ctx, sqe, destination)
         for index, item in enumerate(sources):
             try:
-                await _copy_range(ctx, sqe, destination, item, slba, fua)
+                await _copy_range(pace, destination, item, slba, fua)
             except CommandError as error:
                 error.dw0 = index
                 raise
@@ -176,20 +176,43 @@ async def _copy_at_once(destination: Namespace, sources: list[Source], slba: int
     await _write(destination, slba, buffer, fua)
 
 
-async def _copy_range(
-    ctx: CommandContext, sqe: Sqe, destination: Namespace, source: Source, slba: int, fua: bool
-) -> None:
-    ctx.check_not_aborted(sqe.cid)
-    if source.namespace is destination:
-        await settled(destination.copy(source.slba, slba, source.blocks, fua=fua))
-        return
+async def _copy_range(pace: _Pace, destination: Namespace, source: Source, slba: int, fua: bool) -> None:
     step = _PIECE_BYTES >> destination.block_shift
+    if source.namespace is destination:
+        if destination.backend.memory is None:
+            step = source.blocks  # its threads do it
+        starts = range(0, source.blocks, step)
+        # Where a range is copied a little further up, its end goes first, as memmove has it.
+        for done in starts if slba < source.slba else reversed(starts):
+            blocks = min(step, source.blocks - done)
+            await pace.piece(blocks)
+            await settled(destination.copy(source.slba + done, slba + done, blocks, fua=fua))
+        return
     buffer = memoryview(bytearray(min(_PIECE_BYTES, source.blocks << destination.block_shift)))
     for done in range(0, source.blocks, step):
-        ctx.check_not_aborted(sqe.cid)
         part = buffer[: source.blocks - done << destination.block_shift]
+        await pace.piece(len(part) >> destination.block_shift)
         await settled(source.namespace.read_into(source.slba + done, part))
         await _write(destination, slba + done, part, fua)
+
+
+class _Pace:
+    """Lets everybody else have their turn between the pieces that the event loop itself copies."""
+
+    def __init__(self, ctx: CommandContext, sqe: Sqe, destination: Namespace) -> None:
+        self._ctx = ctx
+        self._cid = sqe.cid
+        self._at_once = _PIECE_BYTES >> destination.block_shift if destination.backend.memory is not None else None
+        self._blocks = 0
+
+    async def piece(self, blocks: int) -> None:
+        """Before so many more blocks are copied. Raises `CommandError` when the command was aborted."""
+        self._ctx.check_not_aborted(self._cid)
+        self._blocks += blocks
+        if self._at_once is not None and self._blocks > self._at_once:
+            await pause(self._ctx.runtime, self._ctx.host_nqn)
+            self._ctx.check_not_aborted(self._cid)
+            self._blocks = blocks
 
 
 async def _write(destination: Namespace, slba: int, data: memoryview, fua: bool) -> None:

@@ -28,8 +28,8 @@ from nvmeof.target.commands.rows.features import Scope, Value, add_features, con
 from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.lba_status_events import POLL_INTERVAL
+from nvmeof.target.core.runtime import pause
 from nvmeof.target.namespaces.namespace import Namespace
-from nvmeof.target.storage.erase import pause
 from nvmeof.target.subsystem.self_test import find_unreadable
 
 SCAN_BYTES = 4 << 20
@@ -90,7 +90,7 @@ async def _scan(ctx: CommandContext, namespace: Namespace, sqe: Sqe, first: int,
             position = block + 1
             if len(list(namespace.unreadable_blocks.ranges(first, position))) > _room(sqe):
                 break
-        await pause(ctx.runtime)
+        await pause(ctx.runtime, ctx.host_nqn)
     return _answer(namespace, sqe, first, end)
 
 

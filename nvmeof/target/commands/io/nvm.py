@@ -29,13 +29,15 @@ from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule, not_active
 from nvmeof.target.commands.dispatch.command_tables import NVM, register
-from nvmeof.target.core.runtime import settled
+from nvmeof.target.core.runtime import pause, settled
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.storage.base import Lease
 
 _DTYPE_MASK = 0xF << 20
 _ZEROES_DTYPE_MASK = 0x7 << 20  # bit 23 is NSZ
 _ALL_BLOCKS_CLEARED = 1
+_MEMORY_PIECE_BYTES = 8 << 20
+"""How much memory is given back in one go: the event loop does it."""
 T = TypeVar("T")
 
 
@@ -194,13 +196,41 @@ def write_zeroes(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Comp
     deallocate = bool(sqe.cdw12 & CDW12_DEALLOCATE)
     namespace = active_namespace(ctx, sqe)
     if sqe.cdw12 & CDW12_NAMESPACE_ZEROES:
-        return completed(
-            namespace.write_zeroes(0, namespace.size_blocks, deallocate=True, fua=through(ctx, sqe)),
-            _ALL_BLOCKS_CLEARED,
-        )
-    return completed(
-        namespace.write_zeroes(sqe.slba, sqe.transfer_blocks, deallocate=deallocate, fua=through(ctx, sqe))
-    )
+        first, blocks, deallocate, dw0 = 0, namespace.size_blocks, True, _ALL_BLOCKS_CLEARED
+    else:
+        first, blocks, dw0 = sqe.slba, sqe.transfer_blocks, 0
+    zero = partial(namespace.write_zeroes, deallocate=deallocate, fua=through(ctx, sqe))
+    if _is_long(namespace, blocks):
+        return completed(_in_pieces(ctx, sqe, namespace, zero, [(first, blocks)]), dw0)
+    return completed(zero(first, blocks), dw0)
+
+
+def _is_long(namespace: Namespace, blocks: int) -> bool:
+    """Whether it takes the event loop too long to do something to so many blocks in one go."""
+    return namespace.backend.memory is not None and blocks << namespace.block_shift > _MEMORY_PIECE_BYTES
+
+
+async def _in_pieces(
+    ctx: CommandContext,
+    sqe: Sqe,
+    namespace: Namespace,
+    operation: Callable[[int, int], Awaitable[None] | None],
+    ranges: Iterable[tuple[int, int]],
+) -> None:
+    """Do it range by range, a long one piece by piece, and let everybody else have their turn in between."""
+    step = _MEMORY_PIECE_BYTES >> namespace.block_shift
+    done = 0
+    for first, blocks in ranges:
+        end = first + blocks
+        while first < end:
+            following = min(end, (first // step + 1) * step)
+            if done + following - first > step:
+                await pause(ctx.runtime, ctx.host_nqn)
+                ctx.check_not_aborted(sqe.cid)
+                done = 0
+            await settled(operation(first, following - first))
+            done += following - first
+            first = following
 
 
 def flush(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
@@ -280,6 +310,9 @@ def dataset_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -
             )
     if not sqe.cdw11 & DSM_DEALLOCATE:
         return Completion()
+    if _is_long(namespace, sum(item.length_blocks for item in ranges)):
+        spans = [(item.slba, item.length_blocks) for item in ranges]
+        return completed(_in_pieces(ctx, sqe, namespace, namespace.deallocate, spans))
     return run_all(partial(namespace.deallocate, item.slba, item.length_blocks) for item in ranges)
 
 

@@ -1,0 +1,77 @@
+"""Slices: what takes the event loop's time beside reads and writes is done a little at a time, in turn by owner.
+
+Connects, admin commands, ends of connections and the pieces of long operations all come here when there is more of
+them than a fraction of a millisecond per turn of the loop. Between two turns the loop serves everybody's I/O.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Final
+
+SLICE_SECONDS: Final = 200e-6
+"""How much of it is done in one turn of the loop; what has begun is finished, so it may be one piece more."""
+LONG_SECONDS: Final = 300e-6
+"""How long one queue begins commands on the long way in one turn of the loop."""
+
+
+class Slices:
+    """Shares out the loop's time for expensive work. One owner's pieces keep their order; owners take turns.
+
+    ``call_soon`` calls back in the next turn of the event loop, ``clock`` tells seconds.
+    """
+
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        clock: Callable[[], float],
+        slice_seconds: float = SLICE_SECONDS,
+    ) -> None:
+        self.clock = clock
+        self.slice_seconds = slice_seconds
+        self._call_soon = call_soon
+        self._waiting: dict[Hashable, deque[tuple[Callable[[], object], bool]]] = {}  # whose turn it is comes first
+        self._spent_seconds = 0.0  # in this turn of the loop
+        self._scheduled = False
+
+    @property
+    def open(self) -> bool:
+        """Whether expensive work may be done at once: nothing waits, and this turn's slice is not used up."""
+        return not self._waiting and self._spent_seconds < self.slice_seconds
+
+    def spend(self, seconds: float) -> None:
+        """Take note of work that was done at once."""
+        self._spent_seconds += seconds
+        self._schedule()
+
+    def add(self, owner: Hashable, work: Callable[[], object], *, whole: bool = False) -> None:
+        """Call ``work`` in a turn of the loop to come, when it is the owner's turn.
+
+        ``whole``: it only lets something go on, of unknown length; nothing else is begun in that turn.
+        """
+        self._waiting.setdefault(owner, deque()).append((work, whole))
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """A new turn of the loop: do what fits into a slice."""
+        self._scheduled = False
+        self._spent_seconds = 0.0
+        began = self.clock()
+        try:
+            while self._waiting and self._spent_seconds < self.slice_seconds:
+                owner = next(iter(self._waiting))
+                queue = self._waiting.pop(owner)
+                work, whole = queue.popleft()
+                if queue:
+                    self._waiting[owner] = queue  # behind all others
+                work()
+                self._spent_seconds = self.slice_seconds if whole else self.clock() - began
+        finally:
+            if self._waiting or self._spent_seconds:
+                self._schedule()
