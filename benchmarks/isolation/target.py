@@ -7,6 +7,7 @@ kept to what both builds of a comparison have.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import resource
@@ -22,10 +23,11 @@ from nvmeof.transport.runloop import run
 
 def _config_module() -> ModuleType:
     """Where the configuration classes are: an older build has them elsewhere."""
-    try:
-        return import_module("nvmeof.target.subsystem.subsystem.config")
-    except ModuleNotFoundError:
-        return import_module("nvmeof.target.subsystem.config")
+    homes = [f"nvmeof.target.{name}" for name in ("subsystem.config", "config")]
+    for home in homes:
+        with contextlib.suppress(ModuleNotFoundError):
+            return import_module(home)
+    raise ModuleNotFoundError(f"none of {', '.join(homes)} is there")
 
 
 def config(given: dict[str, Any]) -> Any:

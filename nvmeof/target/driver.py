@@ -26,8 +26,10 @@ READS_AT_A_TIME: Final = 16
 FLUSH_BYTES: Final = 64 * 1024
 FLUSH_TURNS: Final = 2
 """While there is more to read, what is to be sent waits for company, but neither long nor without end."""
-SEND_MOST_BYTES: Final = 8 << 20
+SEND_MOST_BYTES: Final = 1 << 20
 """After so much was sent in one go, also to a host that takes it as fast as it comes, the others get their turn."""
+READ_SECONDS: Final = 500e-6
+"""How long one socket is read in one turn of the loop, if there is more than one receive in it."""
 LINGER_SECONDS: Final = 2.0
 """How long a connection that ends waits for the peer to take what is queued, and to close."""
 
@@ -148,7 +150,7 @@ class QueueDriver:
             return
         connection, endpoint = self.connection, self.endpoint
         receive, receive_both, available = endpoint.recv_into, endpoint.recv_both, endpoint.available
-        now = self._owner.loop.time()
+        now, clock, until = self._owner.loop.time(), self._slices.clock, 0.0
         for turn in range(1, READS_AT_A_TIME + 1):
             buffer = connection.next_buffer(available)
             behind = connection.behind
@@ -175,6 +177,10 @@ class QueueDriver:
                 or (self._blocked and not connection.want_read)
                 or self.queue.crowded
             ):
+                break
+            if turn == 1:
+                until = clock() + READ_SECONDS
+            elif clock() >= until:
                 break
         if connection.want_write:
             self._flush()

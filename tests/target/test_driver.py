@@ -6,16 +6,29 @@ import asyncio
 import gc
 import struct
 import threading
+from itertools import pairwise
 
 import pytest
 
-from nvmeof.target.driver import READS_AT_A_TIME, SEND_MOST_BYTES, printable
+from nvmeof.protocol.connection import Connection
+from nvmeof.target.driver import READ_SECONDS, READS_AT_A_TIME, SEND_MOST_BYTES, printable
 from nvmeof.target.server import Target
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.transport import SocketOptions
 from nvmeof.transport.memory import MemoryTransport
-from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, RawHost, association, io_sqe, make_sqe, running, until
+from tests.conformance.rawhost import (
+    FLUSH,
+    IN_CAPSULE,
+    READ,
+    RawHost,
+    association,
+    connect_data,
+    io_sqe,
+    make_sqe,
+    running,
+    until,
+)
 from tests.target.backend_tools import Hidden
 
 FORMAT, LBA_STATUS, DATASET_MANAGEMENT = 0x80, 0x86, 0x09
@@ -212,3 +225,52 @@ async def test_commands_of_several_operations_that_are_given_up(tmp_path, recwar
     await stopping
     gc.collect()
     assert not [str(each.message) for each in recwarn if "never awaited" in str(each.message)]
+
+
+async def test_a_storm_of_connects_leaves_the_loop_to_others():
+    """However many Connects come at once, one turn of the loop begins no more of them than a slice has room for."""
+    async with running() as target:
+        slices = target.slices
+        slices.slice_seconds = 0.0  # room for nothing at once, and for one piece per turn
+        storm = [await RawHost.open(target) for _ in range(12)]
+        seen = [0]
+
+        def count() -> int:
+            return sum(len(subsystem.controllers) for subsystem in target.subsystems.values())
+
+        data = connect_data(target.subnqn)
+        for host in storm:
+            await host.send(host.capsule(make_sqe(0, 0x7F, nsid=1, length=1024, sgl=IN_CAPSULE, cdw11=31), data))
+        for _ in range(2000):
+            await asyncio.sleep(0)
+            seen.append(count())
+            if seen[-1] == len(storm):
+                break
+        steps = [after - before for before, after in pairwise(seen)]
+        assert seen[-1] == len(storm)
+        assert max(steps) == 1
+
+
+async def test_a_long_receive_lets_others_have_their_turn(monkeypatch):
+    """A socket that always has more is read for a bounded time, whatever the number of receives."""
+    async with running() as target:
+        hosts = await association(target)
+        [driver] = [driver for driver in target.drivers if driver.queue.ctx.qid == 1]
+        now, calls = 0.0, 0
+
+        def clock():
+            return now
+
+        def endless(buffer):
+            nonlocal now, calls
+            now += READ_SECONDS / 4
+            calls += 1
+            buffer[:] = bytes(len(buffer))
+            return len(buffer)
+
+        monkeypatch.setattr(target.slices, "clock", clock)
+        driver.endpoint.recv_into = endless
+        monkeypatch.setattr(Connection, "bytes_received", lambda connection, n, now: [])
+        driver._readable()
+        assert 2 <= calls <= 6
+        assert hosts

@@ -64,14 +64,18 @@ class Slices:
         self._spent_seconds = 0.0
         began = self.clock()
         try:
-            while self._waiting and self._spent_seconds < self.slice_seconds:
+            while self._waiting:
                 owner = next(iter(self._waiting))
                 queue = self._waiting.pop(owner)
                 work, whole = queue.popleft()
                 if queue:
                     self._waiting[owner] = queue  # behind all others
                 work()
-                self._spent_seconds = self.slice_seconds if whole else self.clock() - began
+                self._spent_seconds = self.clock() - began
+                if whole:
+                    self._spent_seconds += self.slice_seconds
+                if self._spent_seconds >= self.slice_seconds:
+                    break
         finally:
             if self._waiting or self._spent_seconds:
                 self._schedule()

@@ -15,7 +15,7 @@ from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
 from tests.target.backend_tools import Hidden
 from tests.target.commands.test_nvm import BLOCKS, ERRORS, Broken, Recording, io_queue, last_error, read, write
-from tests.target.harness import IN_CAPSULE, Target
+from tests.target.harness import IN_CAPSULE, Pending, Target
 
 
 def copy(queue, slba: int, *sources: tuple[int, int], extra: int = 0, **fields):
@@ -343,3 +343,50 @@ def test_copy_to_and_from_zones():
     assert queue.read_bytes(read(queue, 300, 4)) == b"c" * 512 + bytes(512 * 3)
     completion = across(queue, 0, (1, 0, 100), (1, 0, 100), nsid=2)
     assert (completion.status, completion.dw0) == (Status.ZONED_BOUNDARY_ERROR, 1), "the second range ends in another"
+
+
+@pytest.mark.parametrize("form", [0, 2])
+def test_a_long_copy_lets_others_have_their_turn(form):
+    """16 MiB would hold up everybody else for milliseconds: it is done in pieces, and can be aborted between two."""
+    target = Target(Ramdisk("32M"), Ramdisk("32M"))
+    _, queue = enabled(target)
+    memory = target.subsystem.namespaces[2 if form else 1].memory
+    memory[: 16 << 20] = content = os.urandom(1 << 20) * 16
+    ranges = [(2, at * 8192, 8192) for at in range(4)]
+    data = b"".join(struct.pack("<I4xQH14x", nsid if form else 0, at, blocks - 1) for nsid, at, blocks in ranges)
+    pending = queue.submit(queue.sqe(0x19, data, nsid=1, cdw10=32768, cdw12=3 | form << 8), data)
+    turns, before = 0, 0
+    destination = target.subsystem.namespaces[1].memory[16 << 20 :]
+    while isinstance(pending, Pending) and pending.step() is None:
+        assert target.runtime.turn()
+        turns += 1
+        here = queue.ctx.namespaces[1].counters.blocks_copied
+        assert here - before <= 512, "256 KiB at a time"
+        before = here
+    assert turns >= 63
+    assert pending.completion.status == 0
+    assert destination[: 16 << 20] == content
+
+
+def test_a_long_copy_is_aborted_between_two_pieces():
+    target = Target(Ramdisk("32M"))
+    _, queue = enabled(target)
+    data = struct.pack("<8xQH14x", 0, 8191)
+    sqe = queue.sqe(0x19, data, nsid=1, cdw10=32768, cdw12=0)
+    pending = queue.submit(sqe, data)
+    assert isinstance(pending, Pending)
+    queue.ctx.aborting.add(sqe.cid)
+    while pending.step() is None:
+        assert target.runtime.turn()
+    assert pending.completion.status == Status.ABORTED_BY_REQUEST
+    assert queue.ctx.namespaces[1].counters.blocks_copied == 512
+
+
+@pytest.mark.parametrize(("slba", "source"), [(100, 0), (0, 100), (8000, 0), (0, 8000)])
+def test_a_long_copy_onto_itself_is_a_memmove(slba, source):
+    target = Target(Ramdisk("16M"))
+    _, queue = enabled(target)
+    memory = target.subsystem.namespaces[1].memory
+    memory[:] = content = os.urandom(16 << 20)
+    assert copy(queue, slba, (source, 8192)).status == 0
+    assert memory[slba * 512 :][: 4 << 20] == content[source * 512 :][: 4 << 20]

@@ -9,7 +9,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.storage.base import Backend, Capabilities, Lease
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
-from tests.target.harness import IN_CAPSULE, Target, TestQueue
+from tests.target.harness import IN_CAPSULE, Pending, Target, TestQueue
 
 BLOCKS = 2048  # of 512 bytes
 
@@ -341,3 +341,30 @@ def test_force_unit_access_and_write_cache_switched_off():
     admin.set_feature(0x06, 1)
     write(queue, 0, bytes(512))
     assert backend.fua == [False, True, True, False]
+
+
+@pytest.mark.parametrize("how", ["dsm", "zeroes", "all"])
+def test_long_deallocation_lets_others_have_their_turn(how):
+    target = Target(Ramdisk("64M"))
+    queue = target.io(target.admin())
+    memory = target.subsystem.namespaces[1].memory
+    memory[:] = b"x" * len(memory)
+    first, end = 3, (64 << 20) // 512 - (0 if how == "all" else 3)
+    if how == "dsm":
+        data = b"".join(struct.pack("<IIQ", 0, 1000, at) for at in (3, 1003)) + struct.pack("<IIQ", 0, end - 2003, 2003)
+        pending = queue.submit(queue.sqe(0x09, data, nsid=1, cdw10=2, cdw11=4), data)
+    elif how == "zeroes":
+        end = first + 65536
+        pending = queue.submit(queue.sqe(0x08, nsid=1, cdw10=first, cdw12=65535))
+    else:
+        first = 0
+        pending = queue.submit(queue.sqe(0x08, nsid=1, cdw12=1 << 25 | 1 << 23))
+    turns = 0
+    while isinstance(pending, Pending) and pending.step() is None:
+        assert target.runtime.turn()
+        turns += 1
+    assert turns >= (3 if how == "zeroes" else 7), "8 MiB at a time"
+    assert (pending.completion.status, pending.completion.dw0) == (0, how == "all")
+    assert not any(memory[first * 512 : end * 512])
+    assert bytes(memory[: first * 512]) == b"x" * (first * 512)
+    assert bytes(memory[end * 512 :]) == b"x" * (len(memory) - end * 512)

@@ -16,6 +16,7 @@ from nvmeof.spec.enums import AnaState
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.core.slices import LONG_SECONDS, Slices
 from nvmeof.target.namespaces.feature_values import Value
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.queue import HOLD_BYTES, TargetQueue
@@ -709,3 +710,72 @@ def test_drain_begins_nothing_and_ends_what_was_begun():
     assert wire.feed(wire.capsule(io_sqe(4, READ, 0, 8)) * 3 + Command(WRITE, 5).bytes(wire)) == b""
     assert statuses(wire.feed(wire.h2c(cid, ttag, 0, bytes(length)))) == [(3, 0)]
     assert wire.queue.drain() and not wire.queue.receiving
+
+
+# -- the event loop's time
+
+
+class HandLoop:
+    """A clock that moves with every look at it, and callbacks that are called by hand."""
+
+    def __init__(self, step: float) -> None:
+        self.time, self.step = 0.0, step
+        self.soon: list[Callable[[], None]] = []
+        self.slices = Slices(lambda callback: self.soon.append(callback), self.clock)
+
+    def clock(self) -> float:
+        self.time += self.step
+        return self.time
+
+    def turn(self) -> None:
+        callbacks, self.soon = self.soon, []
+        for callback in callbacks:
+            callback()
+
+
+def flushes(wire: Wire, cids: range) -> bytes:
+    return b"".join(wire.capsule(make_sqe(cid, FLUSH, nsid=1)) for cid in cids)
+
+
+def answered(out: bytes) -> list[int]:
+    return [struct.unpack_from("<H", pdu, 20)[0] for pdu in split(out)]
+
+
+def test_one_receive_takes_the_loop_for_a_bounded_time_only():
+    """100 commands that go the whole way, each of which takes a tenth of a queue's share of a turn."""
+    wire = Wire(two_namespaces())
+    loop = HandLoop(LONG_SECONDS / 10)
+    wire.queue.slices = loop.slices
+    done = [answered(wire.feed(flushes(wire, range(100))))]
+    assert 1 < len(done[0]) < 20
+    assert len(wire.queue.held) == 100 - len(done[0])
+    while loop.soon:
+        loop.turn()
+        done.append(answered(sent(wire.connection)))
+        assert len(done[-1]) < 20
+    assert [cid for turn in done for cid in turn] == list(range(100)), "in their order"
+    assert wire.driver.wakes, "what comes later is sent"
+    assert not wire.queue.held
+
+
+def test_what_is_held_keeps_its_order_with_what_comes_later():
+    wire = Wire(two_namespaces())
+    loop = HandLoop(LONG_SECONDS / 10)
+    wire.queue.slices = loop.slices
+    out = answered(wire.feed(flushes(wire, range(30)))) + answered(wire.feed(flushes(wire, range(30, 40))))
+    while loop.soon:
+        loop.turn()
+        out += answered(sent(wire.connection))
+    assert out == list(range(40))
+
+
+def test_a_queue_that_ends_with_commands_held_goes_on_with_none():
+    wire = Wire(two_namespaces())
+    loop = HandLoop(LONG_SECONDS / 10)
+    wire.queue.slices = loop.slices
+    wire.feed(flushes(wire, range(100)))
+    wire.queue.lost("gone")
+    while loop.soon:
+        loop.turn()
+    assert not sent(wire.connection)
+    assert not wire.queue.held

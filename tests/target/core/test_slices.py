@@ -1,0 +1,118 @@
+"""Slices, with a loop and a clock moved by hand: how much per turn, whose turn, and what may be done at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvmeof.target.core.slices import Slices
+
+
+class Loop:
+    """Work takes the time that it says; a turn calls what was asked for in the one before."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.soon: list[Callable[[], None]] = []
+        self.slices = Slices(lambda callback: self.soon.append(callback), lambda: self.time, slice_seconds=1.0)
+        self.done: list[tuple[str, int]] = []
+
+    def add(self, owner: str, number: int, seconds: float = 0.0, *, whole: bool = False) -> None:
+        def work() -> None:
+            self.time += seconds
+            self.done.append((owner, number))
+
+        self.slices.add(owner, work, whole=whole)
+
+    def turn(self) -> list[tuple[str, int]]:
+        self.done = []
+        callbacks, self.soon[:] = list(self.soon), []
+        for callback in callbacks:
+            callback()
+        return self.done
+
+    def turns(self) -> list[list[tuple[str, int]]]:
+        out = []
+        while self.soon:
+            out.append(self.turn())
+        return out
+
+
+def test_a_turn_does_what_fits_into_a_slice():
+    loop = Loop()
+    for number in range(5):
+        loop.add("a", number, 0.4)
+    assert loop.turn() == [("a", 0), ("a", 1), ("a", 2)], "what has begun is finished"
+    assert not loop.slices.open
+    assert loop.turns() == [[("a", 3), ("a", 4)], []]
+    assert loop.slices.open
+
+
+def test_owners_take_turns_whatever_one_has_piled_up():
+    loop = Loop()
+    for number in range(100):
+        loop.add("many", number, 1.0)
+    loop.turn()
+    loop.add("few", 0, 1.0)
+    assert [loop.turn(), loop.turn()] == [[("many", 1)], [("few", 0)]]
+
+
+def test_of_what_only_goes_on_one_is_let_go_per_turn():
+    loop = Loop()
+    for number in range(3):
+        loop.add("a", number, whole=True)
+    loop.add("b", 0, whole=True)
+    assert loop.turns() == [[("a", 0)], [("b", 0)], [("a", 1)], [("a", 2)], []]
+
+
+def test_what_is_done_at_once_uses_the_slice_of_its_turn():
+    loop = Loop()
+    assert loop.slices.open
+    loop.slices.spend(0.9)
+    assert loop.slices.open
+    loop.slices.spend(0.2)
+    assert not loop.slices.open
+    loop.turn()
+    assert loop.slices.open, "a new turn"
+    assert loop.turns() == [], "an idle loop is not kept turning"
+
+
+def test_nothing_overtakes_what_waits():
+    loop = Loop()
+    loop.add("a", 0)
+    assert not loop.slices.open
+    loop.turns()
+    assert loop.slices.open
+
+
+def test_work_that_raises_takes_nothing_else_along():
+    loop = Loop()
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    loop.slices.add("a", broken)
+    loop.add("b", 1)
+    with pytest.raises(ZeroDivisionError):
+        loop.turn()
+    assert ("b", 1) in [done for turn in loop.turns() for done in turn]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.0, 0.3, 0.7, 2.0]), st.booleans()), max_size=40))
+def test_all_is_done_in_the_order_of_its_owner_and_no_turn_is_long(work):
+    loop = Loop()
+    for number, (owner, seconds, whole) in enumerate(work):
+        loop.add(owner, number, seconds, whole=whole)
+    done = []
+    while loop.soon:
+        began = loop.time
+        done += loop.turn()
+        longest = max((seconds for _, seconds, _ in work), default=0.0)
+        assert loop.time - began < 1.0 + longest or loop.time == began
+    assert sorted(number for _, number in done) == list(range(len(work)))
+    for owner in "abc":
+        numbers = [number for who, number in done if who == owner]
+        assert numbers == sorted(numbers)
