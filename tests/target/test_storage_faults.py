@@ -21,8 +21,12 @@ from nvmeof.target.namespaces.lost_writes import LostWrites
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.server import Target
 from nvmeof.target.storage import fault_log, file_calls
+from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.fault_log import FaultLog
 from nvmeof.target.storage.file import FileBackend
+from nvmeof.target.storage.filter import BackendFilter, Kind
+from nvmeof.target.storage.filters.delay import DelayFilter
+from nvmeof.target.storage.filters.error import ErrorFilter
 from nvmeof.target.subsystem.config import NamespaceConfig
 from tests.conformance.rawhost import FLUSH, RawHost, association, make_sqe, running, until
 
@@ -131,6 +135,23 @@ async def test_every_host_learns_of_a_sync_that_failed(
         assert [await hosts.flush(io) for _, io in (new, third, second, new)] == [status, status, status, 0]
         lines = [record.message for record in caplog.records if "writing to the media failed" in record.message]
         assert len(lines) == 1 and f"{path}: writing to the media failed: {os.strerror(code)}" in lines[0]
+
+
+async def test_filters_hide_neither_failures_nor_sizes(path: Path, broken: list[int]) -> None:
+    backend = ErrorFilter(DelayFilter(FileBackend(path), {}), kinds=[Kind.FLUSH], after=1, count=1)
+    async with running(check=False, namespaces=[NamespaceConfig(backend=backend)]) as target:
+        hosts = Hosts(target, path)
+        (admin, first), (_, second) = await hosts.host(1), await hosts.host(2)
+        broken.append(errno.ENOSPC)
+        assert [await hosts.flush(io) for io in (first, second)] == [CAPACITY_EXCEEDED, WRITE_FAULT]
+        assert [await hosts.flush(io) for io in (first, second, first, second)] == [CAPACITY_EXCEEDED, 0, 0, 0]
+        os.truncate(path, 2 * MIB)
+        assert await hosts.size(admin) == 4096
+
+
+def test_a_filter_forwards_every_member() -> None:
+    members = {name for name in vars(Backend) if not name.startswith("_")} | set(Backend.__annotations__)
+    assert {name for name in members if not name.startswith("_")} - set(vars(BackendFilter)) == set()
 
 
 async def test_health_tells_of_it(path: Path, broken: list[int]) -> None:

@@ -118,6 +118,17 @@ class BackendFilter(Backend):
     def set_block_bytes(self, block_bytes: int) -> None:
         self.next.set_block_bytes(block_bytes)
 
+    def revalidate(self) -> str:
+        return self.next.revalidate()
+
+    @property
+    def sync_failures(self) -> int:  # type: ignore[override]
+        return self.next.sync_failures
+
+    @property
+    def sync_error(self) -> OSError | None:  # type: ignore[override]
+        return self.next.sync_error
+
 
 class Kind(StrEnum):
     """The kinds of operations on data that filters tell apart; `all` in an option means every one."""

@@ -47,6 +47,7 @@ class ErrorFilter(OperationFilter):
         self.errno = errno
         self.rate = rate
         self.failed = 0
+        self._flushes_failed = 0
         self._after = after
         self._count = count
         self._random = random.Random(seed)
@@ -54,8 +55,18 @@ class ErrorFilter(OperationFilter):
     def around(self, kind: Kind, offset: int, length: int, call: Callable[[], T | Awaitable[T]]) -> T | Awaitable[T]:
         if kind in self.kinds and self._fails():
             self.failed += 1
+            self._flushes_failed += kind is Kind.FLUSH
             raise OSError(self.errno, os.strerror(self.errno))
         return call()
+
+    @property
+    def sync_failures(self) -> int:  # type: ignore[override]
+        """A Flush that fails is one after which data may be lost: all hosts are told."""
+        return self.next.sync_failures + self._flushes_failed
+
+    @property
+    def sync_error(self) -> OSError | None:  # type: ignore[override]
+        return self.next.sync_error or OSError(self.errno, os.strerror(self.errno))
 
     def _fails(self) -> bool:
         if self._after:
