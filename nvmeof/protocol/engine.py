@@ -40,6 +40,7 @@ class Engine:
     # one base only, so those of the two roles are here as well.
     __slots__ = (  # noqa: RUF023
         "_buffer",
+        "_departure",
         "_deviation_told",
         "_end",
         "_framing",
@@ -110,6 +111,7 @@ class Engine:
         if len(buffer) % 8 or len(buffer) < max(self.incapsule_bytes + CAPSULE_OVERHEAD_BYTES, 1024):
             raise LocalProtocolError(f"a receive buffer of {len(buffer)} bytes: not a multiple of 8, or too small")
         self._buffer = memoryview(buffer)
+        self._departure = ""  # from the specification, found in a data PDU's own fields
         self._deviation_told = False
         self._start = 0
         self._end = 0
@@ -294,6 +296,9 @@ class Engine:
         if in_place:
             self._payload_unit = 0
             self._payload_owner, self._payload = self._receive_data(pdu, data_length)
+            if self._departure and not self._deviation_told:
+                self._deviation_told = True
+                events.append(Deviation(self._departure))
             self._payload_position = 0
             self._payload_crc = 0
             return True

@@ -255,6 +255,8 @@ class TargetSide(Engine):
         window = self._r2ts.accept(
             header.cccid, header.ttag, header.datao, length, header.flags, self.config.maxh2cdata_bytes
         )
+        if window.next_offset == window.end and not header.flags & Flags.LAST_PDU:
+            self._departure = "the last H2CData of an R2T without LAST_PDU: its length says that it is the last"
         grant = window.grant
         if grant.unit_bytes and (header.datao % grant.unit_bytes or length % grant.unit_bytes):
             grant.collect(header.datao)  # the host may cut its data anywhere; up to here it was between units

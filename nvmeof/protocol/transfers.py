@@ -158,7 +158,10 @@ class R2tTable:
         self.granted_bytes = 0
 
     def accept(self, cccid: int, ttag: int, datao: int, datal: int, flags: int, limit_bytes: int) -> R2tWindow | Grant:
-        """The window that an H2CData belongs to; raises PduError when it does not fit it."""
+        """Return the window that an H2CData belongs to; raises PduError when it does not fit it.
+
+        LAST_PDU may be missing on the last one: the R2T's length says that it is the last, as for nvmet.
+        """
         window = self.windows.get(ttag)
         if window is None:
             raise PduError(Fes.INVALID_HEADER_FIELD, TTAG_OFFSET, f"H2CData for TTAG {ttag:#x}, which is not in use")
@@ -172,7 +175,7 @@ class R2tTable:
             raise PduError(Fes.DATA_OUT_OF_RANGE, 0, f"H2CData {datao}+{datal} goes beyond its R2T, end {window.end}")
         if datao != window.next_offset:
             raise PduError(Fes.PDU_SEQUENCE_ERROR, 0, f"H2CData at {datao}, expected {window.next_offset}")
-        if bool(flags & Flags.LAST_PDU) != (datao + datal == window.end):
+        if flags & Flags.LAST_PDU and datao + datal != window.end:
             raise PduError(Fes.INVALID_HEADER_FIELD, FLAGS_OFFSET, "LAST_PDU is not on the last H2CData of its R2T")
         window.next_offset += datal
         return window

@@ -130,6 +130,7 @@ _WHY_FEATURE: dict[int, str] = {
 }
 _NSID_WORDS = {
     NsidRule.UNUSED: "",
+    NsidRule.ZERO: "",
     NsidRule.ACTIVE: "NSID: an active namespace",
     NsidRule.ACTIVE_OR_ALL: "NSID: an active namespace, or FFFFFFFFh for all",
     NsidRule.HANDLER: "",
@@ -148,7 +149,8 @@ _INTRODUCTION = """# What the target supports
 
 Made from the target's tables by `python -m nvmeof.target.supported`; a test keeps this page equal to them. What is
 marked "no" is refused with Invalid Command Opcode, Invalid Field in Command or Invalid Log Page. "io" and "discovery"
-name the kind of controller.
+name the kind of controller. Where the target is stricter than Linux, and when a refusal says "do not retry":
+[stricter-than-linux.md](stricter-than-linux.md), [do-not-retry.md](do-not-retry.md).
 """
 
 

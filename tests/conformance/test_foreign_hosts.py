@@ -19,6 +19,7 @@ from tests.conformance.rawhost import (
     admin,
     association,
     causes,
+    connect_data,
     healthy,
     io,
     io_sqe,
@@ -275,6 +276,53 @@ async def test_data_with_pdo_0_is_taken_from_behind_the_header(trtype, log, dgst
         assert len(lines) == 1 and "CAPSULE_CMD" in lines[0]
         for each in (first, host):
             each.close()
+
+
+# -- data
+
+
+async def test_the_last_h2cdata_without_last_pdu(trtype, log):
+    async with running(trtype) as target:
+        first, host = await association(target)
+        for cid, pieces in ((1, 1), (2, 4)):
+            await host.send(host.capsule(io_sqe(cid, WRITE, 0, 16)))
+            ttag, _, length = await host.r2t(cid)
+            data, step = bytes([cid]) * length, length // pieces
+            for start in range(0, length, step):
+                await host.send(host.h2c(cid, ttag, start, data[start : start + step], last=False))
+            assert (await host.completion(cid)).status == 0
+            assert (await host.read(0, 16)).data == data
+        assert len(causes(log.records, "without LAST_PDU")) == 1
+        for each in (first, host):
+            each.close()
+
+
+async def test_in_capsule_data_at_an_offset():
+    """The address of an in-capsule SGL is an offset (SGLS bit 20); the short cuts for writes do not mistake it."""
+    async with running() as target:
+        first, host = await association(target)
+        for cid in range(4):
+            assert (await host.write(cid, bytes([0x10 + cid]) * 512, cid)).status == 0
+        for cid in range(4):  # the same length, in a capsule with as much before it
+            sqe = io_sqe(cid, WRITE, cid, 1, sgl=1, address=512)
+            assert (await host.call(sqe, bytes(512) + bytes([cid + 1]) * 512)).status == 0
+        assert (await host.read(0, 4)).data == b"".join(bytes([cid + 1]) * 512 for cid in range(4))
+        for address, status in ((513, 0x0F), (8192, 0x16), (1 << 63, 0x16)):
+            sqe = io_sqe(5, WRITE, 0, 1, sgl=1, address=address)
+            assert (await host.call(sqe, bytes(1024))).status == status
+        for each in (first, host):
+            each.close()
+
+
+async def test_connect_with_a_whole_page_of_data():
+    async with running() as target:
+        host = await RawHost.open(target)
+        data = connect_data(target.subnqn)
+        completion = await host.call(
+            make_sqe(1, 0x7F, nsid=1, length=4096, sgl=1, cdw11=31), data + b"what follows is not looked at".ljust(3072)
+        )
+        assert completion.status == 0
+        host.close()
 
 
 # -- Fabrics commands where they do not belong

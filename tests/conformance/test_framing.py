@@ -194,7 +194,6 @@ H2C_WRONGS = {
     "another CID": (lambda h, t: h.h2c(4, t, 0, bytes(4096)), INVALID_FIELD, 8, "under another command's TTAG"),
     "out of order": (lambda h, t: h.h2c(3, t, 512, bytes(512), last=False), SEQUENCE, 0, "H2CData at 512, expected 0"),
     "LAST too early": (lambda h, t: h.h2c(3, t, 0, bytes(512)), INVALID_FIELD, 1, "LAST_PDU"),
-    "LAST missing": (lambda h, t: h.h2c(3, t, 0, bytes(4096), last=False), INVALID_FIELD, 1, "LAST_PDU"),
     "DATAL is not PLEN's": (lambda h, t: h.h2c(3, t, 0, bytes(4096), datal=4092), INVALID_FIELD, 16, "DATAL is 4092"),
     "no data": (lambda h, t: h.h2c(3, t, 0, b""), INVALID_FIELD, 4, "PLEN is 24, too small"),
 }  # fmt: skip

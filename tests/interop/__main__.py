@@ -27,7 +27,7 @@ from . import (  # noqa: F401  (they register themselves)
     checks_zns,
 )
 from .bench import CHECKS, Check
-from .guest import LAB, REPOSITORY, kernels
+from .guest import LAB, NEWEST, REPOSITORY, kernels, release
 from .runner import Result, Runner
 
 QUICK_KERNEL = "6.12"
@@ -73,7 +73,7 @@ def prepare() -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--kernel", "wanted", multiple=True, metavar="VERSION", help="6.1, 6.12, 7.2; repeatable (all).")
+@click.option("--kernel", "wanted", multiple=True, metavar="VERSION", help="6.1, 6.12 or newest; repeatable (all).")
 @click.option("--check", "patterns", multiple=True, metavar="NAME", help="A check, or a pattern; repeatable (all).")
 @click.option("--quick", is_flag=True, help=f"The short form: fewer checks, on {QUICK_KERNEL}.")
 @click.option("--list", "listing", is_flag=True, help="Name the checks and end.")
@@ -103,10 +103,11 @@ def main(
     if not no_prepare:
         prepare()
     available = kernels()
-    for name in wanted:
+    chosen_kernels = [available[-1] if name == NEWEST and available else name for name in wanted]
+    for name in chosen_kernels:
         if name not in available:
             raise click.ClickException(f"there is no kernel {name}; there are {', '.join(available) or 'none'}")
-    versions = list(wanted) or ([QUICK_KERNEL] if quick and QUICK_KERNEL in available else available)
+    versions = chosen_kernels or ([QUICK_KERNEL] if quick and QUICK_KERNEL in available else available)
     if not versions:
         raise click.ClickException("there are no kernels; run tools/lab/prepare")
     directory = directory or REPOSITORY / "build" / "interop"
@@ -117,6 +118,7 @@ def main(
                       f" {result.seconds:6.1f} s  ", end="")  # fmt: skip
         console.print(result.detail if result.verdict == "FAIL" else result.detail[:120], markup=False, highlight=False)
 
+    console.print("kernels:", ", ".join(map(release, versions)), markup=False, highlight=False)
     started = time.monotonic()
     runner = Runner(directory, "ours" if peer == "ours" else "nvmet", told)
     for kernel in versions:

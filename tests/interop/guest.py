@@ -36,10 +36,23 @@ class CommandFailed(Exception):
         super().__init__(f"{'timed out' if status is None else f'exit status {status}'}\n{tail}")
 
 
-def kernels() -> list[str]:
-    """The kernels that tools/lab/prepare has built, oldest first."""
+NEWEST = "newest"
+"""In place of a version: the newest kernel that was built."""
+
+
+def _kernel_directory() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    directory = Path(os.environ.get("LAB_DIR") or f"{cache}/nvmeof-lab") / "kernel"
+    return Path(os.environ.get("LAB_DIR") or f"{cache}/nvmeof-lab") / "kernel"
+
+
+def release(kernel: str) -> str:
+    """Return what `uname -r` says in that kernel, for a result that names what was tried."""
+    return (_kernel_directory() / kernel / "release").read_text(encoding="utf-8").strip()
+
+
+def kernels() -> list[str]:
+    """Return the kernels that tools/lab/prepare has built, oldest first."""
+    directory = _kernel_directory()
     found = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
     return sorted(found, key=lambda name: [int(part) for part in name.split(".")])
 

@@ -298,7 +298,6 @@ def asked(size: int = 100, **config: int) -> Connection:
         ("far beyond", PLAIN.h2c(7, 0, 0xFFFFFFFF, bytes(100)), (4, 0)),
         ("begins in the middle", PLAIN.h2c(7, 0, 50, bytes(50)), (2, 0)),
         ("LAST_PDU early", PLAIN.h2c(7, 0, 0, bytes(50), last=True), (1, 1)),
-        ("LAST_PDU missing", PLAIN.h2c(7, 0, 0, bytes(100), last=False), (1, 1)),
         ("DATAL below what follows", PLAIN.h2c(7, 0, 0, bytes(100))[:16] + b"\x10" + bytes(107), (1, 16)),
         ("DATAL above what follows", PLAIN.h2c(7, 0, 0, bytes(100))[:16] + b"\xff" + bytes(107), (1, 16)),
         ("PLEN huge", PLAIN.h2c(7, 0, 0, bytes(100))[:4] + b"\xff" * 4 + bytes(100), (1, 16)),

@@ -47,6 +47,8 @@ from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.wire import layout
 
 logger = logging.getLogger(__name__)
+_LONGEST_CONNECT_BYTES = 4096
+"""A host may send a whole page for Connect: what follows the 1,024 bytes is not looked at."""
 _MAX_ADMIN_ENTRIES = 4096
 _DATA_LAYOUT = layout(CONNECT_DATA)
 
@@ -322,6 +324,7 @@ _CONNECT = CommandSpec(
     handler=connect,
     direction=Direction.HOST_TO_CONTROLLER,
     transfer_bytes=fixed(CONNECT_DATA_BYTES),
+    longer_sgl_bytes=_LONGEST_CONNECT_BYTES,
     check=check_connect,
     states=UNCONNECTED_ONLY,
 )

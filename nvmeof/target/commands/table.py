@@ -91,8 +91,12 @@ def _check_namespace(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
             raise not_active(ctx, sqe.nsid)
         if not namespace.accessible and ctx.subsystem is not None:
             ctx.subsystem.check_access()
-    elif rule is NsidRule.UNUSED and sqe.nsid:
+    elif rule is NsidRule.ZERO and sqe.nsid:
         raise CommandError(Status.INVALID_FIELD, SQE.error_location("nsid"), message=f"{spec.name} is for no namespace")
+    elif rule is NsidRule.UNUSED and sqe.nsid:
+        # The specification only advises to refuse it, and neither nvmet nor SPDK does.
+        logger.debug("%s: %s with NSID %#x, which it does not use", ctx.peer, spec.name, sqe.nsid)
+        sqe.nsid = 0
     for gate in ADMISSION_CHECKS:
         gate(ctx, spec, sqe)
 
@@ -104,11 +108,11 @@ def _check_sgl(ctx: CommandContext, sqe: Sqe, spec: CommandSpec, expected: int) 
         limit = ADMIN_INCAPSULE_BYTES
         if ctx.qid and ctx.subsystem is not None:
             limit = ctx.subsystem.config.incapsule_bytes
-        if sqe.sgl_address or length > limit:
+        if sqe.sgl_address + length > limit:
             raise CommandError(
                 Status.SGL_OFFSET_INVALID,
                 _SGL,
-                message=f"in-capsule data of {length} bytes at offset {sqe.sgl_address}; up to {limit} at 0 are taken",
+                message=f"in-capsule data of {length} bytes at offset {sqe.sgl_address}; up to {limit} bytes are taken",
             )
     elif sqe.sgl_type != TRANSPORT_DATA_BLOCK:
         raise CommandError(

@@ -228,7 +228,8 @@ class TargetQueue(AbortableCommands):
                     Status.DATA_SGL_LENGTH_INVALID, location, message=f"{length} bytes should be in the capsule"
                 )
             return None
-        if not in_capsule or len(capsule.data) < length:
+        first = sqe.sgl_address  # an offset in the capsule, as SGLS says
+        if not in_capsule or len(capsule.data) < first + length:
             raise CommandError(
                 Status.DATA_SGL_LENGTH_INVALID,
                 location,
@@ -238,7 +239,7 @@ class TargetQueue(AbortableCommands):
             raise CommandError(
                 Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="the digest of in-capsule data is wrong"
             )
-        return capsule.data[:length]
+        return capsule.data[first : first + length]
 
     def _run_copied(self, spec: CommandSpec, sqe: Sqe, data: memoryview) -> None:
         """Run a command that may keep its data for longer than the receive buffer does."""

@@ -42,10 +42,12 @@ def last_location(queue: TestQueue) -> int:
 def test_commands_that_are_for_no_namespace(kind, nsid):
     queue = getattr(Target(), kind)()
     table = ADMIN if kind == "admin" else DISCOVERY
-    opcodes = {opcode for opcode, spec in table.items() if spec.nsid is NsidRule.UNUSED}
-    assert opcodes == {0x08, 0x0C, 0x18} | ({0x84} if kind == "admin" else set())
-    for opcode in opcodes:
-        assert queue.command(opcode, nsid=nsid).status == Status.INVALID_FIELD
+    assert {opcode for opcode, spec in table.items() if spec.nsid is NsidRule.UNUSED} == {0x08, 0x0C, 0x18}
+    assert queue.command(0x08, nsid=nsid).status == queue.command(0x18, nsid=nsid).status == 0, "it is not looked at"
+    refused = {opcode for opcode, spec in table.items() if spec.nsid is NsidRule.ZERO}
+    assert refused == ({0x84} if kind == "admin" else set()), "who names a namespace must not lose them all"
+    for opcode in refused:
+        assert queue.command(opcode, nsid=nsid, cdw10=2).status == Status.INVALID_FIELD
         assert last_location(queue) == 4
 
 

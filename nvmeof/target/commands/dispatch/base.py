@@ -31,6 +31,7 @@ class NsidRule(Enum):
     """What a command's NSID must be."""
 
     UNUSED = "not used"
+    ZERO = "0h: not used, and a host that gives one means something else"
     ACTIVE = "an active namespace"
     ACTIVE_OR_ALL = "an active namespace, or FFFFFFFFh for all"
     HANDLER = "depends on the command's other fields"

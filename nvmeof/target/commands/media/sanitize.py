@@ -21,7 +21,7 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule
 from nvmeof.target.commands.dispatch.command_tables import ADMIN, register, register_gate
 from nvmeof.target.commands.rows.features import Scope, add_features, current_value, dword
 from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
@@ -229,6 +229,7 @@ register(
             name="Sanitize",
             handler=sanitize,
             check=check_sanitize,
+            nsid=NsidRule.ZERO,
             effects=CommandEffects.SUPPORTED
             | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE
             | CommandEffects.COMMAND_SUBMISSION_NO_OTHER,
