@@ -93,7 +93,8 @@ async def test_a_command_that_is_refused(small, case):
     ("sqe", "data", "status"),
     [
         (io_sqe(7, WRITE, 0, 2, sgl=IN_CAPSULE), bytes(512), SGL_LENGTH),
-        (io_sqe(7, WRITE, 0, 1, sgl=IN_CAPSULE, address=16), bytes(1024), SGL_OFFSET),
+        (io_sqe(7, WRITE, 0, 1, sgl=IN_CAPSULE, address=1 << 40), bytes(1024), SGL_OFFSET),
+        (io_sqe(7, WRITE, 0, 1, sgl=IN_CAPSULE, address=513), bytes(1024), SGL_LENGTH),
         (io_sqe(7, WRITE, BLOCKS, 1, sgl=IN_CAPSULE), bytes(512), RANGE),
         (io_sqe(7, WRITE, 0, 1), bytes(512), SGL_LENGTH),
         (io_sqe(7, READ, 0, 1), bytes(512), SGL_LENGTH),
