@@ -154,6 +154,25 @@ def test_all_or_nothing(name: str, code: int, later: bool) -> None:
     assert command(machine).status == 0, "and it can be tried again"
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize(("fid", "value", "save"), [(0x84, 1, False), (0x05, 7, True)])
+def test_all_namespaces_or_none(fid: int, value: int, save: bool, later: bool) -> None:
+    """Set Features for FFFFFFFFh: the first namespace has kept it already when the second cannot."""
+    stores = [Failing(later=later), Failing(later=later)]
+    target = Target(*(kept(Ramdisk("64K"), store) for store in stores))
+    admin = target.admin()
+    fields = {"nsid": 0xFFFFFFFF, "cdw10": fid | save << 31, "cdw11": value}
+    stores[1].error = OSError(errno.EIO, "broken")
+    assert finish(target, admin.submit(admin.sqe(0x09, **fields))).status == Status.INTERNAL_ERROR
+    assert [admin.get_feature(fid, nsid=nsid).dw0 for nsid in (1, 2)] == [0, 0]
+    assert [admin.get_feature(fid, 2, nsid=nsid).dw0 for nsid in (1, 2)] == [0, 0], "saved"
+    again = Target(*(kept(Ramdisk("64K"), Failing(store._values)) for store in stores)).admin()
+    assert [again.get_feature(fid, nsid=nsid).dw0 for nsid in (1, 2)] == [0, 0]
+    stores[1].error = None
+    assert finish(target, admin.submit(admin.sqe(0x09, **fields))).status == 0
+    assert [admin.get_feature(fid, nsid=nsid).dw0 for nsid in (1, 2)] == [value, value]
+
+
 async def test_what_was_built_on_a_value_that_failed_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second change holds the first one: if it were kept, so would be what a host was told has failed."""
     metadata_store = JsonFileStore(tmp_path / "k", sections=("a", "b"))

@@ -8,6 +8,7 @@ modules beside this one; the Feature Identifiers and Effects log and docs/suppor
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,6 +23,7 @@ from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Completion, check_nsid, not_active
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.core.metadata import MetadataStore
+from nvmeof.target.core.runtime import settled
 from nvmeof.target.namespaces.feature_values import Saved, Value, Values, load, load_all, save
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.subsystem.persistent_events import set_feature
@@ -42,6 +44,8 @@ _FID = SQE.error_location("cdw10")
 _SEL = SQE.error_location("cdw10", 8)
 _SV = SQE.error_location("cdw10", 31)
 _NSID = SQE.error_location("nsid")
+
+logger = logging.getLogger(__name__)
 
 Read = Callable[[Controller, Sqe], Value]
 Apply = Callable[[Controller, Sqe, "memoryview | None"], "int | Awaitable[int]"]
@@ -381,13 +385,35 @@ async def _set_later(pending: Awaitable[int]) -> Completion:
 
 
 async def _set_all(ctx: CommandContext, row: FeatureSpec, targets: list[Sqe], data: memoryview | None) -> Completion:
+    assert ctx.controller is not None
+    done: list[tuple[Sqe, Value]] = []
     for sqe in targets:
         # One that went while another was written needs it no more.
         if sqe.nsid in ctx.namespaces:
-            result = _set_one(ctx, row, sqe, data)
-            if not isinstance(result, int):
-                await result
+            before = row.read(ctx.controller, sqe)
+            try:
+                result = _set_one(ctx, row, sqe, data)
+                if not isinstance(result, int):
+                    await result
+            except CommandError:
+                await _take_back(ctx.controller, row, done)
+                raise
+            done.append((sqe, before))
     return Completion()
+
+
+async def _take_back(controller: Controller, row: FeatureSpec, done: list[tuple[Sqe, Value]]) -> None:
+    """Give namespaces the values that they had: the command has failed for another one."""
+    for sqe, before in reversed(done):
+        if row.restore is None or sqe.nsid not in controller.namespaces:
+            continue
+        row.restore(controller, sqe, before)
+        if row.persistent or sqe.cdw10 >> 31:
+            store, saved = _metadata_store(row, controller, sqe), Saved((before.dw0, 0, 0, 0, 0), before.data, before)
+            try:
+                await settled(save(store, row.fid, row.selector(sqe), saved))
+            except OSError as error:
+                logger.error("%s of namespace %d is kept as a failed command set it: %s", row.name, sqe.nsid, error)
 
 
 @dataclass(slots=True)
