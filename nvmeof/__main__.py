@@ -6,6 +6,11 @@ reads back and compares, and tells what it found. Exit code 0 when all of it wen
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from nvmeof.cli import early
+
+    early.exit_at_interrupt()
+
 import asyncio
 import hashlib
 import json
@@ -23,7 +28,11 @@ import click
 from rich.console import Console
 
 import nvmeof
-from nvmeof.errors import NvmeofError
+from nvmeof.cli import interrupts, streams
+from nvmeof.cli.early import EXIT_INTERRUPTED, raise_at_interrupt
+from nvmeof.cli.help import invoke
+from nvmeof.cli.types import Number, Seconds
+from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.namespace import Namespace
 from nvmeof.launch import command_line
@@ -217,8 +226,8 @@ async def demonstrate(demo: Demo) -> int:
 @click.option("-t", "--transport", default="mptcp", show_default=True, help="mptcp (falls back to tcp) or tcp.")
 @click.option("--ramdisk", default="256M", show_default=True, metavar="SIZE", help="Size of the target's ramdisk.")
 @click.option("--data", default="128M", show_default=True, metavar="SIZE", help="How much is written and read back.")
-@click.option("--seconds", default=1.0, show_default=True, help="Length of the random reads.")
-@click.option("--queues", default=2, show_default=True, help="I/O queues.")
+@click.option("--seconds", type=Seconds(0.01), default=1.0, show_default=True, help="Length of the random reads.")
+@click.option("--queues", type=Number(1, 65535), default=2, show_default=True, help="I/O queues.")
 @click.version_option(nvmeof.__version__, prog_name="nvmeof")
 def cli(transport: str, ramdisk: str, data: str, seconds: float, queues: int) -> None:
     """Show a target and a host at work: discover, connect, identify, write, read back, verify."""
@@ -227,7 +236,8 @@ def cli(transport: str, ramdisk: str, data: str, seconds: float, queues: int) ->
         raise click.UsageError("--data is more than the --ramdisk holds")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(f"nvmeof {nvmeof.__version__}: NVMe over {transport.upper()}, no root, no kernel module\n")
-    code = run(demonstrate(Demo(transport, ramdisk_bytes, data_bytes, seconds, queues, console)))
+    demo = Demo(transport, ramdisk_bytes, data_bytes, seconds, queues, console)
+    code = interrupts.run("nvmeof", demonstrate(demo), run)
     if code:
         sys.exit(1)
     host = command_line("host")
@@ -236,23 +246,38 @@ def cli(transport: str, ramdisk: str, data: str, seconds: float, queues: int) ->
 
 
 def main() -> int:
-    """Run the demonstration; the exit code."""
+    """Run the demonstration; the exit code. One sentence on stderr for whatever goes wrong."""
+    streams.prepare()
+    raise_at_interrupt()
+    code = 0
     try:
-        cli.main(prog_name="nvmeof", standalone_mode=False)
+        invoke(cli, "nvmeof")
+        streams.flush()
     except click.exceptions.Exit as ended:
-        return ended.exit_code
+        code = ended.exit_code
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
     except click.ClickException as error:
-        print(f"nvmeof: {error.format_message()}", file=sys.stderr)
-        return 2
-    except (NvmeofError, OSError, TimeoutError) as error:
-        print(f"nvmeof: {error}", file=sys.stderr)
-        return 1
+        streams.remark("nvmeof", error.format_message())
+        code = 2
+    except ConfigurationError as error:
+        streams.remark("nvmeof", str(error))
+        code = 2
+    except OSError as error:
+        streams.remark("nvmeof", streams.sentence(error))
+        code = 1
+    except (NvmeofError, TimeoutError) as error:
+        streams.remark("nvmeof", str(error))
+        code = 1
     except ExceptionGroup as group:
-        print(f"nvmeof: {group.exceptions[0]}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    return 0
+        streams.remark("nvmeof", str(group.exceptions[0]))
+        code = 1
+    except KeyboardInterrupt:
+        streams.interrupted()
+        streams.remark("nvmeof", "interrupted")
+        code = EXIT_INTERRUPTED
+    streams.finish()
+    return code
 
 
 if __name__ == "__main__":

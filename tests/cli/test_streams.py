@@ -19,6 +19,7 @@ import pytest
 NQN = "nqn.2026-01.org.example:streams"
 HOST = [sys.executable, "-m", "nvmeof.host"]
 TARGET = [sys.executable, "-m", "nvmeof.target"]
+DEMONSTRATION = [sys.executable, "-m", "nvmeof"]
 SIZE_MIB = 4
 DEADLINE_SECONDS = 20.0
 
@@ -159,7 +160,7 @@ def test_a_full_output_is_named(command, arguments: tuple[object, ...]) -> None:
 
 
 def test_help_and_version_on_a_full_output() -> None:
-    for program in (HOST, TARGET):
+    for program in (HOST, TARGET, DEMONSTRATION):
         for option in ("--help", "--version"):
             with FULL.open("wb") as full:
                 result = run([*program, option], stdout=full)
@@ -267,7 +268,7 @@ def test_ctrl_c_while_the_target_does_not_answer(tmp_path: Path) -> None:
                     assert err == b"nvmeof-host: interrupted\n"
 
 
-@pytest.mark.parametrize("program", [HOST, TARGET])
+@pytest.mark.parametrize("program", [HOST, TARGET, DEMONSTRATION])
 @pytest.mark.parametrize("after_seconds", [0.12, 0.2, 0.3])
 def test_ctrl_c_while_modules_are_imported(program: list[str], after_seconds: float) -> None:
     # the import of rich hangs, as if the disk were slow
