@@ -18,33 +18,52 @@ if TYPE_CHECKING:
         ConfigurationError,
         ConnectionLost,
         ConnectTimeout,
+        LocalProtocolError,
         NvmeofError,
         NvmeStatusError,
         TransportError,
     )
-    from nvmeof.host.client import HostController, connect, discover
+    from nvmeof.host.client import HostController, PassthruResult, connect, discover
+    from nvmeof.host.controller import AsyncEvent
+    from nvmeof.host.discovery import DiscoveryEntry
     from nvmeof.host.namespace import Namespace
+    from nvmeof.host.results import ErrorLogEntry, IdentifyController, IdentifyNamespace, SmartLog
     from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
     from nvmeof.target.server import Target
     from nvmeof.target.storage.file import FileBackend
     from nvmeof.target.storage.pools import FilePool, RamdiskPool
     from nvmeof.target.storage.ramdisk import Ramdisk
-    from nvmeof.target.subsystem.config import NamespaceConfig
+    from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+    from nvmeof.transport.base import SocketOptions
+    from nvmeof.transport.paths.session import PathOptions
 
 _HOMES = {
+    "AsyncEvent": "nvmeof.host.controller",
     "ConfigurationError": "nvmeof.errors",
     "ConnectTimeout": "nvmeof.errors",
     "ConnectionLost": "nvmeof.errors",
+    "DiscoveryEntry": "nvmeof.host.discovery",
+    "ErrorLogEntry": "nvmeof.host.results",
     "FileBackend": "nvmeof.target.storage.file",
     "FilePool": "nvmeof.target.storage.pools",
     "HostController": "nvmeof.host.client",
+    "IdentifyController": "nvmeof.host.results",
+    "IdentifyNamespace": "nvmeof.host.results",
+    "LocalProtocolError": "nvmeof.errors",
     "Namespace": "nvmeof.host.namespace",
     "NamespaceConfig": "nvmeof.target.subsystem.config",
     "NvmeStatusError": "nvmeof.errors",
     "NvmeofError": "nvmeof.errors",
+    "PassthruResult": "nvmeof.host.client",
+    "PathOptions": "nvmeof.transport.paths.session",
+    "PortConfig": "nvmeof.target.subsystem.config",
     "Ramdisk": "nvmeof.target.storage.ramdisk",
     "RamdiskPool": "nvmeof.target.storage.pools",
+    "SmartLog": "nvmeof.host.results",
+    "SocketOptions": "nvmeof.transport.base",
+    "SubsystemConfig": "nvmeof.target.subsystem.config",
     "Target": "nvmeof.target.server",
+    "TargetConfig": "nvmeof.target.subsystem.config",
     "TransportError": "nvmeof.errors",
     "ZoneGeometry": "nvmeof.target.namespaces.zone_geometry",
     "connect": "nvmeof.host.client",
@@ -52,19 +71,32 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncEvent",
     "ConfigurationError",
     "ConnectTimeout",
     "ConnectionLost",
+    "DiscoveryEntry",
+    "ErrorLogEntry",
     "FileBackend",
     "FilePool",
     "HostController",
+    "IdentifyController",
+    "IdentifyNamespace",
+    "LocalProtocolError",
     "Namespace",
     "NamespaceConfig",
     "NvmeStatusError",
     "NvmeofError",
+    "PassthruResult",
+    "PathOptions",
+    "PortConfig",
     "Ramdisk",
     "RamdiskPool",
+    "SmartLog",
+    "SocketOptions",
+    "SubsystemConfig",
     "Target",
+    "TargetConfig",
     "TransportError",
     "ZoneGeometry",
     "connect",

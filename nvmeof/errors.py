@@ -9,8 +9,8 @@
     ├── CommandError                a command is refused: becomes a CQE, and an Error log entry
     ├── NvmeStatusError             host: a command completed with a status other than success
     ├── TransportError              a connection could not be made, or was lost
-    │   ├── ConnectTimeout
-    │   └── ConnectionLost
+    │   ├── ConnectTimeout          (also a TimeoutError)
+    │   └── ConnectionLost          (also a ConnectionError)
     └── ConfigurationError          a bad option (also a ValueError)
 
 Messages are one sentence for a person. FES and FEI are those of the NVMe/TCP Transport specification (H2CTermReq and
@@ -97,11 +97,11 @@ class TransportError(NvmeofError):
     """A connection or listener could not be made, or was lost; the message says which address and why."""
 
 
-class ConnectTimeout(TransportError):
+class ConnectTimeout(TransportError, TimeoutError):
     """The peer did not answer in time."""
 
 
-class ConnectionLost(TransportError):
+class ConnectionLost(TransportError, ConnectionError):
     """An established connection ended without our doing."""
 
 

@@ -18,6 +18,8 @@ def parse_size(text: str | int, *, zero: bool = False) -> int:
     """
     if isinstance(text, int):
         value = text
+    elif not isinstance(text, str):
+        raise ConfigurationError(f"{text!r} is not a size: write for example '256M', '1G' or 4096")
     elif _HEXADECIMAL.fullmatch(text.strip()):
         value = int(text.strip(), 16)
     else:

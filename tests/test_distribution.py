@@ -31,6 +31,7 @@ def installed(tmp_path: Path) -> Path:
     for name in ("nvmeof", "nvmeof_mptcp"):
         (tmp_path / name).mkdir()
         shutil.copy(ROOT / name / "__init__.py", tmp_path / name)
+    shutil.copy(ROOT / "nvmeof" / "version.py", tmp_path / "nvmeof")
     return tmp_path
 
 

@@ -58,8 +58,10 @@ def test_status_error_has_a_sentence_of_its_own() -> None:
 
 def test_what_callers_catch() -> None:
     assert issubclass(ConfigurationError, ValueError)
-    assert issubclass(ConnectTimeout, TransportError)
-    assert issubclass(ConnectionLost, TransportError)
+    assert issubclass(ConnectTimeout, TransportError) and issubclass(ConnectTimeout, TimeoutError)
+    assert issubclass(ConnectionLost, TransportError) and issubclass(ConnectionLost, ConnectionError)
+    assert str(ConnectTimeout("no answer from 192.0.2.1")) == "no answer from 192.0.2.1"
+    assert not issubclass(TransportError, OSError)  # most of it is no error of the system's
     for unrelated in (CommandError, PduError, LocalProtocolError):
         assert not issubclass(unrelated, TransportError)
     with pytest.raises(NvmeofError):

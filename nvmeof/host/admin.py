@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, overload
 
 from nvmeof.errors import LocalProtocolError
 from nvmeof.host import commands
+from nvmeof.host.results import (
+    ErrorLogEntry,
+    IdentifyController,
+    IdentifyNamespace,
+    NvmCommandSetLimits,
+    SmartLog,
+)
 from nvmeof.spec.enums import IDENTIFY_BYTES, NSID_ALL, Cns, FeatureId, LogPageId
 from nvmeof.spec.identify import (
-    IDENTIFY_CONTROLLER,
-    IDENTIFY_CONTROLLER_NVM,
     NAMESPACE_LIST_MAX,
     NamespaceDescriptor,
     parse_namespace_descriptors,
     parse_namespace_list,
     valid_namespace_list_start,
 )
-from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
-from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY, SMART_HEALTH
 from nvmeof.spec.persistent_events import LogAction
 from nvmeof.spec.telemetry import CREATE
 from nvmeof.wire import Buffer
@@ -66,13 +69,13 @@ class AdminCommands(ABC):
         await self.admin(commands.identify(cns, nsid, cntid, csi), data_in=memoryview(data))
         return bytes(data)
 
-    async def identify(self) -> Any:
-        """Identify Controller (CNS 01h), decoded: a mapping with the specification's field names."""
-        return IDENTIFY_CONTROLLER.parse(await self.identify_raw(Cns.CONTROLLER))
+    async def identify(self) -> IdentifyController:
+        """Identify Controller (CNS 01h), decoded: ``info.mn``, or ``info["mn"]``, is the model number."""
+        return IdentifyController.parse(await self.identify_raw(Cns.CONTROLLER))
 
-    async def identify_namespace(self, nsid: int) -> Any:
+    async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
         """Identify Namespace (CNS 00h), decoded. All zero for a namespace that is not active."""
-        return IDENTIFY_NAMESPACE.parse(await self.identify_raw(Cns.NAMESPACE, nsid))
+        return IdentifyNamespace.parse(await self.identify_raw(Cns.NAMESPACE, nsid))
 
     async def active_namespaces(self) -> list[int]:
         """NSIDs of the active namespaces, ascending (CNS 02h, as many lists as it takes)."""
@@ -92,9 +95,9 @@ class AdminCommands(ABC):
         """Identifiers of a namespace (CNS 03h): EUI64, NGUID, UUID, command set."""
         return parse_namespace_descriptors(await self.identify_raw(Cns.NAMESPACE_DESCRIPTORS, nsid))
 
-    async def identify_nvm_limits(self) -> Any:
+    async def identify_nvm_limits(self) -> NvmCommandSetLimits:
         """Limits of the NVM command set (CNS 06h), decoded: VSL, WZSL, DMRL and so on."""
-        return IDENTIFY_CONTROLLER_NVM.parse(await self.identify_raw(Cns.CSI_CONTROLLER))
+        return NvmCommandSetLimits.parse(await self.identify_raw(Cns.CSI_CONTROLLER))
 
     async def get_log(
         self,
@@ -123,16 +126,24 @@ class AdminCommands(ABC):
             await self.admin(sqe, data_in=piece)
         return bytes(data)
 
-    async def smart_log(self, nsid: int = NSID_ALL) -> Any:
-        """The SMART / Health Information log page, decoded."""
-        return SMART_HEALTH.parse(await self.get_log(LogPageId.SMART_HEALTH, SMART_HEALTH.sizeof(), nsid=nsid))
+    async def smart_log(self, nsid: int = NSID_ALL) -> SmartLog:
+        """The SMART / Health Information log page, decoded: ``log.composite_temperature`` in kelvin, and so on."""
+        return SmartLog.parse(await self.get_log(LogPageId.SMART_HEALTH, SmartLog.size_bytes(), nsid=nsid))
 
-    async def error_log(self, entries: int = 1) -> list[Any]:
+    async def error_log(self, entries: int = 1) -> list[ErrorLogEntry]:
         """The newest ``entries`` of the Error Information log page, decoded; entries never used are left out."""
-        size = ERROR_INFORMATION_ENTRY.sizeof()
+        size = ErrorLogEntry.size_bytes()
         raw = await self.get_log(LogPageId.ERROR_INFORMATION, entries * size)
-        parsed = [ERROR_INFORMATION_ENTRY.parse(raw[start : start + size]) for start in range(0, len(raw), size)]
+        parsed = [ErrorLogEntry.parse(raw[start : start + size]) for start in range(0, len(raw), size)]
         return [entry for entry in parsed if entry.error_count]
+
+    @overload
+    async def get_feature(self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0) -> int: ...
+
+    @overload
+    async def get_feature(
+        self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int
+    ) -> tuple[int, bytes]: ...
 
     async def get_feature(
         self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int = 0

@@ -199,13 +199,27 @@ async def connect(
 ) -> HostController:
     """Connect to the controller of ``subnqn``: admin queue, I/O queues, keep-alive.
 
+    ::
+
+        async with await connect("192.0.2.1", subnqn="nqn.2026-01.org.example:disk", nr_io_queues=2) as controller:
+            for namespace in await controller.namespaces():
+                print(namespace.nsid, namespace.size_bytes)
+
     ``traddr``: an IP address (a link-local one with its interface, ``fe80::1%eth0``) or a name; or an entry that
     :func:`discover` gave, which says all of the following. ``trsvcid``: the port, as number or text (4420).
     ``transport``: ``mptcp`` unless given, which falls back to TCP; with an entry, the entry's.
-    ``paths``: the local addresses that MPTCP connects from (`PathOptions(paths=("auto",))`), and how.
-    ``options``: the other fields of :class:`ConnectOptions` (``nr_io_queues``, ``queue_size``, ``keep_alive_tmo``,
-    ``hdr_digest``, ``data_digest``, ``disable_sqflow``, ``host_traddr``, ``host_iface``, ``tos``, ...). Raises
-    :class:`TransportError`, :class:`NvmeStatusError`, :class:`ConfigurationError`.
+    ``hostnqn``, ``hostid``: who this host is; those of nvme-cli's files in /etc/nvme, or of this user, when not given.
+    ``paths``: the local addresses that MPTCP connects from (``PathOptions(paths=("auto",))``), and how.
+    ``registry``: the queue devices to choose from; the software device is the only one unless a program adds its own.
+
+    ``options``: the other fields of :class:`ConnectOptions`. Times are seconds: ``connect_timeout`` (10),
+    ``io_timeout`` and ``admin_timeout`` (30), ``keep_alive_tmo`` (5; 0 for none). Counts: ``nr_io_queues`` (1) and
+    ``queue_size`` (128 entries). Bytes: ``sndbuf_bytes``, ``rcvbuf_bytes``. Also ``hdr_digest``, ``data_digest``,
+    ``disable_sqflow``, ``host_traddr``, ``host_iface``, ``tos``, ``mark``, ``congestion``.
+
+    Raises :class:`ConfigurationError` for an option that cannot be used, :class:`ConnectTimeout` (a TimeoutError) when
+    nothing answers, another :class:`TransportError` when no connection comes about, :class:`NvmeStatusError` when the
+    controller refuses. ``asyncio.timeout`` around it is obeyed at once, and leaves nothing open.
     """
     if isinstance(traddr, DiscoveryEntry):
         entry = _reachable(traddr)
@@ -248,6 +262,11 @@ async def discover(
     traddr: str, trsvcid: int | str | None = None, *, transport: str = DEFAULT_TRANSPORT, **options: Any
 ) -> list[DiscoveryEntry]:
     """Read the Discovery log of the discovery service at that address. :func:`connect` takes its entries.
+
+    ::
+
+        for entry in await discover("192.0.2.1"):
+            print(entry.subnqn, entry.transport, entry.traddr, entry.trsvcid)
 
     Without ``trsvcid`` the discovery port (8009) is tried first, then 4420, where most targets answer too. Raises as
     :func:`connect` does.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from nvmeof.errors import ConnectionLost, LocalProtocolError, NvmeofError, NvmeStatusError, TransportError
 from nvmeof.host import commands
@@ -19,6 +18,7 @@ from nvmeof.host.deadlines import Deadlines
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, QUEUE_SIZE_MIN, ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
+from nvmeof.host.results import IdentifyController
 from nvmeof.host.runtime import Runtime, sleep
 from nvmeof.spec.connect import CONNECT_DATA, describe_connect_invalid
 from nvmeof.spec.enums import (
@@ -61,6 +61,7 @@ PRIORITY_COMMANDS = 4
 """Identifiers of an admin queue that only keep-alive and Abort may use."""
 UNLIMITED_TRANSFER_BYTES = 4 << 20
 """Largest single transfer where neither the controller nor the device sets a limit."""
+NSID_MAX = 0xFFFFFFFE
 READY_POLL_SECONDS = 0.002
 SHUTDOWN_MAX_SECONDS = 60.0
 SHUTDOWN_SECONDS = 5.0
@@ -115,16 +116,28 @@ class Controller(Association):
         self.version = Vs()
         self.cap = Cap()
         self._cc = Cc()
-        self.info: Any = None
-        """Identify Controller as read when connecting."""
+        self._info: IdentifyController | None = None
         self.max_transfer_bytes = UNLIMITED_TRANSFER_BYTES
         self.on_event: list[Callable[[AsyncEvent], object]] = []
         """Called with each asynchronous event, after its log page was read."""
         self._limits: NvmLimits | None = None
         self._namespaces: dict[int, Namespace] = {}
 
+    @property
+    def info(self) -> IdentifyController:
+        """Identify Controller as read when connecting. Raises LocalProtocolError before."""
+        if self._info is None:
+            raise LocalProtocolError("the controller is not connected: await connect() first")
+        return self._info
+
     def namespace(self, nsid: int) -> Namespace:
-        """The namespace ``nsid``, identified on first use by its own methods."""
+        """The namespace ``nsid``: read and write it. Its own methods identify it when that is first needed.
+
+        What of it is known without that (``size_bytes``) needs ``await namespace.refresh()`` before; those that
+        :meth:`HostController.namespaces` lists are identified. Raises LocalProtocolError for what is no NSID.
+        """
+        if not 1 <= nsid <= NSID_MAX:
+            raise LocalProtocolError(f"a namespace has an NSID from 1 to {NSID_MAX}, not {nsid}")
         namespace = self._namespaces.get(nsid)
         if namespace is None:
             namespace = self._namespaces[nsid] = Namespace(self, nsid)
@@ -158,7 +171,7 @@ class Controller(Association):
     @property
     def is_discovery(self) -> bool:
         """A discovery controller: no I/O queues."""
-        return self.options.discovery or (self.info is not None and self.info.cntrltype == ControllerType.DISCOVERY)
+        return self.options.discovery or (self._info is not None and self._info.cntrltype == ControllerType.DISCOVERY)
 
     async def _connect_admin_queue(self) -> None:
         options = self.options
@@ -230,7 +243,7 @@ class Controller(Association):
             pause = min(pause * 2, 0.1)
 
     async def _learn(self) -> None:
-        info = self.info = await self.identify()
+        info = self._info = await self.identify()
         if info.cntlid != self.cntlid:
             raise TransportError(
                 f"{self.options.subnqn} gave controller {self.cntlid:#x} on Connect and {info.cntlid:#x} on Identify"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 from nvmeof.errors import LocalProtocolError, NvmeofError, NvmeStatusError
 from nvmeof.host import commands
+from nvmeof.host.results import IdentifyNamespace
 from nvmeof.spec.identify_namespace import format_index
 from nvmeof.spec.sqe import DSM_RANGE, DsmRange
 from nvmeof.spec.status import Status
@@ -22,28 +23,66 @@ BOUNDARY_MIN_BYTES = 16384
 
 
 class Namespace:
-    """One namespace of a controller. Block addresses and counts are in logical blocks of ``block_bytes``."""
+    """One namespace of a controller. Block addresses and counts are in logical blocks of ``block_bytes``.
+
+    ::
+
+        namespace = controller.namespace(1)
+        await namespace.write(0, bytes(4096))
+        data = await namespace.read(0, 4096 // namespace.block_bytes)
+
+    The operations raise :class:`NvmeStatusError` for a command that fails, :class:`ConnectionLost` when the connection
+    has gone, :class:`LocalProtocolError` for what is no range of whole blocks.
+    """
 
     def __init__(self, controller: Controller, nsid: int) -> None:
         self.controller = controller
         self.nsid = nsid
-        self.info: Any = None
-        """Identify Namespace as last read."""
-        self.block_bytes = 0
-        self.size_blocks = 0
+        self._info: IdentifyNamespace | None = None
+        self._block_bytes = 0
+        self._size_blocks = 0
         self._max_blocks = 0
         self._boundary_blocks = 0
 
     def __repr__(self) -> str:
-        return f"<Namespace {self.nsid}: {self.size_blocks} blocks of {self.block_bytes} bytes>"
+        if self._info is None:
+            return f"<Namespace {self.nsid}, not identified yet>"
+        return f"<Namespace {self.nsid}: {self._size_blocks} blocks of {self._block_bytes} bytes>"
+
+    @property
+    def info(self) -> IdentifyNamespace:
+        """Identify Namespace as last read. Raises LocalProtocolError before the namespace was identified."""
+        if self._info is None:
+            self._unknown()
+        return self._info
+
+    def _unknown(self) -> NoReturn:
+        raise LocalProtocolError(f"namespace {self.nsid} is not identified yet: await its refresh() first")
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of a logical block in bytes. Raises LocalProtocolError before the namespace was identified."""
+        if not self._block_bytes:
+            self._unknown()
+        return self._block_bytes
+
+    @property
+    def size_blocks(self) -> int:
+        """NSZE: the namespace's size in logical blocks. Raises LocalProtocolError as :attr:`info` does."""
+        if not self._block_bytes:
+            self._unknown()
+        return self._size_blocks
 
     @property
     def size_bytes(self) -> int:
-        """NSZE in bytes."""
+        """NSZE in bytes. Raises LocalProtocolError as :attr:`info` does."""
         return self.size_blocks * self.block_bytes
 
-    async def refresh(self) -> Any:
-        """Identify the namespace (again); the decoded structure. Raises NvmeStatusError when it is not active."""
+    async def refresh(self) -> IdentifyNamespace:
+        """Identify the namespace (again); the decoded structure.
+
+        Raises NvmeStatusError when it is not active, NvmeofError for a block format that this host has not.
+        """
         info = await self.controller.identify_namespace(self.nsid)
         if not info.nsze:
             raise NvmeStatusError(
@@ -56,31 +95,33 @@ class Namespace:
             raise NvmeofError(f"namespace {self.nsid} claims logical blocks of 2^{lba_format.lbads} bytes")
         if lba_format.ms:
             raise NvmeofError(f"namespace {self.nsid} has {lba_format.ms} bytes of metadata per block: not supported")
-        self.info = info
-        self.block_bytes = 1 << lba_format.lbads
-        self.size_blocks = info.nsze
-        self._max_blocks = min(self.controller.max_transfer_bytes // self.block_bytes, NLB_MAX_BLOCKS)
+        self._info = info
+        self._block_bytes = 1 << lba_format.lbads
+        self._size_blocks = info.nsze
+        self._max_blocks = min(self.controller.max_transfer_bytes // self._block_bytes, NLB_MAX_BLOCKS)
         if not self._max_blocks:
             raise NvmeofError(
-                f"namespace {self.nsid} has blocks of {self.block_bytes} bytes, "
+                f"namespace {self.nsid} has blocks of {self._block_bytes} bytes, "
                 f"but a transfer takes {self.controller.max_transfer_bytes} at most"
             )
         boundary = info.noiob
-        sensible = boundary * self.block_bytes >= BOUNDARY_MIN_BYTES and boundary < self._max_blocks * 16
+        sensible = boundary * self._block_bytes >= BOUNDARY_MIN_BYTES and boundary < self._max_blocks * 16
         self._boundary_blocks = boundary if sensible else 0
         return info
 
     async def _ready(self) -> None:
-        if not self.block_bytes:
+        if not self._block_bytes:
             await self.refresh()
 
     # -- reading
 
     async def read(self, lba: int, blocks: int = 1) -> bytes:
-        """``blocks`` logical blocks from ``lba`` on."""
-        if not self.block_bytes:
+        """``blocks`` logical blocks from ``lba`` on. See :meth:`read_into` for much data: it needs no copy."""
+        if not self._block_bytes:
             await self.refresh()
-        data = bytearray(blocks * self.block_bytes)
+        if not 0 < blocks <= self._max_blocks:
+            await self._expect(lba, blocks)
+        data = bytearray(blocks * self._block_bytes)
         # nobody else has the buffer: a cancelled caller need not wait for it
         await self._read(lba, memoryview(data), hold=False)
         return bytes(data)
@@ -88,9 +129,10 @@ class Namespace:
     async def read_into(self, lba: int, destination: memoryview | bytearray) -> None:
         """Fill ``destination``, a whole number of blocks, from ``lba`` on.
 
-        The buffer belongs to the transfer until this returns; a cancellation is raised only when it is free again.
+        The buffer belongs to the transfer until this returns. After a cancellation, which is raised at once, it is the
+        caller's own again, with some of the data or none.
         """
-        if not self.block_bytes:
+        if not self._block_bytes:
             await self.refresh()
         view = memoryview(destination)
         if view.format != "B" or view.ndim != 1:
@@ -104,7 +146,7 @@ class Namespace:
         if blocks <= self._max_blocks and not self._boundary_blocks:
             await self.controller.io(commands.read(self.nsid, lba, blocks), data_in=view, hold=hold)
             return
-        size = self.block_bytes
+        size = self._block_bytes
         parts = (
             (
                 commands.read(self.nsid, start, count),
@@ -113,6 +155,7 @@ class Namespace:
             )
             for start, count in self.split(lba, blocks)
         )
+        await self._expect(lba, blocks)
         await self.controller.io_transfer(parts, hold=hold)
 
     # -- writing
@@ -120,9 +163,10 @@ class Namespace:
     async def write(self, lba: int, data: Buffer, *, fua: bool = False) -> None:
         """Write ``data``, a whole number of blocks, from ``lba`` on; ``fua``: it is on the medium on return.
 
-        A writable buffer must not change until this returns; a cancellation is raised only when it is free again.
+        A writable buffer must not change until this returns. After a cancellation, which is raised at once, it is the
+        caller's own again; whether the data is written then is not known.
         """
-        if not self.block_bytes:
+        if not self._block_bytes:
             await self.refresh()
         view = memoryview(data)
         if view.format != "B" or view.ndim != 1:
@@ -132,7 +176,7 @@ class Namespace:
         if blocks <= self._max_blocks and not self._boundary_blocks:
             await self.controller.io(commands.write(self.nsid, lba, blocks, fua=fua), data_out=view, hold=hold)
             return
-        size = self.block_bytes
+        size = self._block_bytes
         parts = (
             (
                 commands.write(self.nsid, start, count, fua=fua),
@@ -141,6 +185,7 @@ class Namespace:
             )
             for start, count in self.split(lba, blocks)
         )
+        await self._expect(lba, blocks)
         await self.controller.io_transfer(parts, hold=hold)
 
     async def flush(self) -> None:
@@ -154,7 +199,7 @@ class Namespace:
         limits = await self.controller.nvm_limits()
         most = NLB_MAX_BLOCKS
         if limits.write_zeroes_bytes:
-            most = max(1, min(most, limits.write_zeroes_bytes // self.block_bytes))
+            most = max(1, min(most, limits.write_zeroes_bytes // self._block_bytes))
         parts = (
             (
                 commands.write_zeroes(self.nsid, start, min(most, lba + blocks - start), deallocate=deallocate),
@@ -200,13 +245,29 @@ class Namespace:
             lba += count
 
     def _blocks(self, lba: int, length_bytes: int) -> int:
-        blocks, rest = divmod(length_bytes, self.block_bytes)
+        blocks, rest = divmod(length_bytes, self._block_bytes)
         if rest:
             raise LocalProtocolError(
-                f"{length_bytes} bytes are no multiple of the block size, {self.block_bytes} bytes"
+                f"{length_bytes} bytes are no multiple of the block size, {self._block_bytes} bytes"
             )
         self._check_range(lba, blocks)
         return blocks
+
+    async def _expect(self, lba: int, blocks: int) -> None:
+        """Refuse what takes several commands, or much memory, and ends beyond the namespace, before any of it is done.
+
+        One command is the controller's to refuse.
+        """
+        self._check_range(lba, blocks)
+        if lba + blocks > self._size_blocks:
+            await self.refresh()  # it may have grown
+            if lba + blocks > self._size_blocks:
+                raise NvmeStatusError(
+                    Status.LBA_OUT_OF_RANGE,
+                    f"LBA out of range: {blocks} blocks from {lba} on end beyond namespace {self.nsid}, "
+                    f"which has {self._size_blocks} blocks",
+                    dnr=True,
+                )
 
     @staticmethod
     def _check_range(lba: int, blocks: int) -> None:

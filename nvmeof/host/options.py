@@ -97,8 +97,9 @@ class ConnectOptions:
         _within("queue size", self.queue_size, QUEUE_SIZE_MIN, QUEUE_SIZE_MAX)
         _within("keep-alive timeout", self.keep_alive_tmo, 0, 0xFFFFFFFF // 1000)
         for name in ("io_timeout", "admin_timeout", "connect_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
+            seconds = getattr(self, name)
+            if not isinstance(seconds, int | float) or not seconds > 0:
+                raise ConfigurationError(f"{name} must be a number of seconds, more than 0, not {seconds!r}")
         if self.tos is not None:
             _within("type of service", self.tos, 0, 255)
 
@@ -149,5 +150,7 @@ def _address(text: str) -> str:
 
 
 def _within(what: str, value: float, low: int, high: int) -> None:
+    if not isinstance(value, int | float):
+        raise ConfigurationError(f"the {what} is a number from {low} to {high}, not {value!r}")
     if not low <= value <= high:
         raise ConfigurationError(f"the {what} must be between {low} and {high}, not {value}")

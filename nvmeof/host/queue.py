@@ -17,7 +17,8 @@ the series' names:
 ====================  ================================================================================================
 
 Upcalls: :meth:`Request.done` with ``(result, status)``, exactly once per request unless the queue is drained first, and
-:meth:`Queue.report_err`. A request's buffers belong to the device from ``send_req`` until one of these two ends.
+:meth:`Queue.report_err`. A request's buffers belong to the device from ``send_req`` until one of these two ends, or
+until a device that can do so gives them back early (``give_back``, optional: the caller was cancelled).
 """
 
 from __future__ import annotations
@@ -310,6 +311,13 @@ class QueueDevice(ABC):
     @abstractmethod
     def destroy_queue(self, queue: Queue) -> None:
         """Free the queue: drained before."""
+
+    def give_back(self, request: Request) -> bool:
+        """Let go of the buffers of an outstanding request, whose caller has been cancelled; True when that is done.
+
+        The request itself goes on until ``done``. A device that cannot do it keeps the caller waiting until then.
+        """
+        return False
 
     def queue_connected(self, queue: Queue) -> None:  # noqa: B027  (optional)
         """The Connect command on ``queue`` succeeded: ``entries`` and ``flow_control`` are in force."""

@@ -73,8 +73,9 @@ def _release(future: Future[None]) -> None:
 async def execute(runtime: Runtime, queue: Queue, command: Command, abort: AbortFunction, *, hold: bool = True) -> int:
     """Submit ``command`` and wait for DW0 | DW1 << 32. Raises what the command or its queue failed with.
 
-    When the caller is cancelled, the command is aborted; with ``hold`` the cancellation waits until its buffers, where
-    it has any that can change, are the caller's own again (its completion, or the end of the queue).
+    When the caller is cancelled, the command is aborted; with ``hold`` its buffers, where it has any that can change,
+    are the caller's own again when the cancellation is raised: at once where the device can give them back, else with
+    the completion or the end of the queue.
     """
     queue.submit(command)
     try:
@@ -86,7 +87,8 @@ async def execute(runtime: Runtime, queue: Queue, command: Command, abort: Abort
             queue.withdraw(command)
         else:
             abort(command)
-            if hold and (command.data_in is not None or not isinstance(command.data_out, bytes | None)):
+            held = command.data_in is not None or not isinstance(command.data_out, bytes | None)
+            if hold and held and command.cid >= 0 and not queue.device.give_back(command):
                 command.released = runtime.create_future()
                 await _wait_released(runtime, command)
         raise
@@ -171,6 +173,8 @@ class Transfer:
                 self._outstanding.discard(part)
         for part in list(self._outstanding):
             abort(part)
+            if part.cid < 0 or part.queue.device.give_back(part):
+                self._outstanding.discard(part)
 
     @property
     def idle(self) -> bool:

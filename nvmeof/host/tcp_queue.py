@@ -13,6 +13,7 @@ from collections.abc import Callable
 from nvmeof.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, NvmeofError, TransportError
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request, devices
+from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.pdu.termination import fes_text
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State, Tap
 from nvmeof.protocol.events import Completions, Deviation, Event, PeerClosed, ProtocolFailure, Ready, Terminated
@@ -85,6 +86,8 @@ class TcpQueue:
                 raise TransportError(
                     f"{self.endpoint.peer_address} does not offer {name} digests, which were asked for"
                 )
+            if granted:
+                warn_if_slow()
 
     # -- out
 
@@ -314,6 +317,11 @@ class TcpQueueDevice(QueueDevice):
     def send_req(self, request: Request, more: bool) -> None:
         link: TcpQueue = request.queue.private
         link.send(request, more)
+
+    def give_back(self, request: Request) -> bool:
+        link: TcpQueue = request.queue.private
+        link.connection.give_back(request.cid, request.data_out)
+        return True
 
     def poll_queue(self, queue: Queue) -> int:
         link: TcpQueue | None = queue.private

@@ -225,6 +225,27 @@ class HostSide(Engine):
             out.add_data(self.encoder.h2c_data(header.cccid, header.ttag, header.r2to + offset, len(part), last), part)
         request.r2t_ends.append(out.end_position)
 
+    def give_back(self, cid: int, data_out: Buffer | None = None) -> None:
+        """Let go of the buffers of a command at once; the command itself goes on until its completion.
+
+        What is still to be sent is copied (``data_out``: the buffer that was given, which may be queued within a
+        capsule); what is still to come goes to memory that nobody reads. Nothing happens for a CID that is not in use.
+        """
+        request = self._requests.get(cid)
+        if request is None:
+            return
+        if data_out is not None:
+            self._out.keep(memoryview(data_out).obj)
+        if request.data_out is not None:
+            request.data_out = memoryview(bytes(request.data_out))
+        if request.data_in is None:
+            return
+        request.data_in = memoryview(bytearray(len(request.data_in)))
+        payload = self._payload
+        if payload is not None and self._payload_owner[0] is request:
+            start = request.received - len(payload)
+            self._payload = request.data_in[start : request.received]
+
     def _forget(self) -> None:
         super()._forget()
         self._requests.clear()

@@ -1,7 +1,7 @@
 """``python -m nvmeof.target``: serve ramdisks and files to NVMe/TCP and NVMe-over-MPTCP hosts.
 
-Exit codes: 0 stopped by SIGINT or SIGTERM, 1 something could not be done (an address in use, a file that can't be
-opened), 2 asked for wrongly, 130 ended by SIGINT before it served.
+Exit codes: 0 stopped by SIGINT, SIGTERM or SIGHUP, 1 something could not be done (an address in use, a file that can't
+be opened), 2 asked for wrongly, 130 ended by SIGINT before it served.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import gc
 import json
 import logging
 import resource
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -330,10 +331,9 @@ def _say(told: dict[str, Any]) -> None:
     first = told["listeners"][0]
     host = _reachable(first["address"])
     click.echo(f"connect with{_elsewhere(first['address'], host)}")
-    click.echo(f"  nvme connect -t tcp -a {host} -s {first['port']} -n {told['subnqn']}")
-    click.echo(
-        f"  {command_line('host')} connect -t {told['transport']} -a {host} -s {first['port']} -n {told['subnqn']}"
-    )
+    where = f"-a {host} -s {first['port']} -n {shlex.quote(told['subnqn'])}"
+    click.echo(f"  nvme connect -t tcp {where}")
+    click.echo(f"  {command_line('host')} connect -t {told['transport']} {where}")
     click.echo("stop with Ctrl-C")
 
 
@@ -355,7 +355,7 @@ def _warn(told: dict[str, Any]) -> None:
 
 
 async def serve(options: Options) -> None:
-    """Start, say so, and stop on SIGINT or SIGTERM (a second one stops at once)."""
+    """Start, say so, and stop on SIGINT, SIGTERM or SIGHUP (a second one stops at once)."""
     if options.output == "json":
         streams.demand(streams.STDOUT)
     target = make_target(options)
@@ -373,7 +373,10 @@ async def serve(options: Options) -> None:
             logger.info("%s: stopping", number.name)
             stopping.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+        ending.append(signal.SIGHUP)
+    for number in ending:
         loop.add_signal_handler(number, stop, number)
     try:
         await target.start()
@@ -466,7 +469,7 @@ def _raise_file_limit() -> None:
     "--block-size",
     type=Bytes(),
     metavar="512|4096",
-    help="Logical block size in bytes.  [default: 512, or what a host has formatted the --file to]",
+    help="Logical block size in bytes.  [default: what the --file had before, or 512]",
 )
 @click.option(
     "--capacity",
@@ -573,7 +576,7 @@ def _raise_file_limit() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
 @click.version_option(__version__, prog_name="nvmeof-target")
 def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> None:
-    """Serve namespaces to NVMe/TCP and NVMe-over-MPTCP hosts, until SIGINT or SIGTERM.
+    """Serve namespaces to NVMe/TCP and NVMe-over-MPTCP hosts, until SIGINT, SIGTERM or SIGHUP.
 
     Without options: a ramdisk of 1 GiB on 0.0.0.0:4420 over MPTCP; plain TCP hosts can connect as well.
     """

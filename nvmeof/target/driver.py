@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
+from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.completion import Completion
@@ -380,6 +381,7 @@ class QueueDriver:
         if parameters is not None and (parameters.header_digest or parameters.data_digest):
             names = [n for n, on in (("header", parameters.header_digest), ("data", parameters.data_digest)) if on]
             digests = f", {' and '.join(names)} digests"
+            warn_if_slow()
         logger.info(
             "%s: queue %d of controller %d connected (%s%s), %d entries, subsystem %s, host %s%s",
             ctx.peer,

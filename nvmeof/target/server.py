@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from nvmeof.address import check_host, ip_of, is_wildcard, split_scope
-from nvmeof.errors import ConfigurationError
+from nvmeof.errors import ConfigurationError, LocalProtocolError
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.size_text import format_size
 from nvmeof.target.commands.logs.logs_health import snapshot
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOST, AddressShares, connections_most
@@ -30,9 +31,13 @@ from nvmeof.target.core.runtime import Runtime, settled
 from nvmeof.target.core.slices import Slices
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.namespaces.endurance_group import Pool
+from nvmeof.target.namespaces.zoned import ZonedNamespace
+from nvmeof.target.namespaces.zones import Zones
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.json_file_store import JsonFileStore
+from nvmeof.target.storage.pools import RamdiskPool
+from nvmeof.target.storage.ramdisk import PHYSICAL_BYTES, Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
@@ -97,7 +102,12 @@ class _LoopRuntime:
 
 
 class Target:
-    """Serves subsystems to NVMe/TCP and NVMe-over-MPTCP hosts.
+    """Serves subsystems to NVMe/TCP and NVMe-over-MPTCP hosts, within ``async with`` or from ``start`` to ``stop``.
+
+    ::
+
+        async with Target(namespaces=[Ramdisk("1G"), FileBackend("/srv/disk.img")], listen="192.0.2.1") as target:
+            await asyncio.Event().wait()
 
     Either a whole ``config``, or the parts of a simple one: ``namespaces`` (backends or NamespaceConfig) of one
     subsystem ``subnqn``, offered by transport ``trtype`` on the addresses ``listen`` (``host:port``, port 0 for any
@@ -105,7 +115,8 @@ class Target:
 
     ``pool``: what hosts may create namespaces from (a ``RamdiskPool`` or a ``FilePool``); without one they cannot.
     ``digests``: grant header and data digests to hosts that ask. ``options``: socket options of all listeners.
-    ``paths``: the addresses that MPTCP announces to hosts.
+    ``paths``: the addresses that MPTCP announces to hosts. ``connect_seconds``: a connection without a Connect command
+    is closed after so long.
     ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
@@ -138,7 +149,18 @@ class Target:
             connection or ConnectionConfig(header_digest=digests, data_digest=digests),
             incapsule_bytes=max(8192, largest),
         )
+        self.loop: asyncio.AbstractEventLoop
+        self.runtime: Runtime
+        self.slices: Slices
+        self._background: _LoopRuntime
+        self._path_options = paths
+        self._started = self._ended = False
+        self._new_run()
+
+    def _new_run(self) -> None:
+        """Make anew what belongs to the time from a start to a stop."""
         self.registry = TargetRegistry()
+        config = self.config
         longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
         self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))
         self.detached_commands = DetachedCommands()
@@ -152,12 +174,7 @@ class Target:
         """Those of the listeners that offer nothing but Discovery."""
         self.unflushed: list[str] = []
         """What could not be flushed at the end: what was written last may be lost."""
-        self.loop: asyncio.AbstractEventLoop
-        self.runtime: Runtime
-        self.slices: Slices
-        self._background: _LoopRuntime
         self.paths: PathSession | None = None
-        self._path_options = paths
         self._acceptors: list[tuple[PortConfig, Callable[[Endpoint], None]]] = []
         self._backends: list[Backend] = []
         self._subsystems: list[Subsystem] = []
@@ -170,12 +187,14 @@ class Target:
 
     @property
     def address(self) -> Address:
-        """The first address that is listened on, with its real port."""
+        """The first address that is listened on, with its real port. Raises LocalProtocolError before ``start``."""
+        if not self.listeners:
+            raise LocalProtocolError("the target has no address yet: await start() first, or use `async with`")
         return self.listeners[0].address
 
     @property
     def addresses(self) -> list[Address]:
-        """All addresses that are listened on."""
+        """All addresses that are listened on; none before ``start``."""
         return [listener.address for listener in self.listeners]
 
     @property
@@ -191,7 +210,18 @@ class Target:
     # -- start and stop ------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the namespaces and listen. What was opened is closed again when this fails."""
+        """Open the namespaces and listen. What was opened is closed again when this fails.
+
+        A target can start again after ``stop`` or a ``start`` that failed, with what its configuration says: ramdisks
+        are empty then, and namespaces that were added meanwhile are gone.
+        Raises ConfigurationError, TransportError and OSError; LocalProtocolError while it runs.
+        """
+        if self._started:
+            raise LocalProtocolError("the target runs already: stop() comes before another start()")
+        if self._ended:
+            self._new_run()
+        self._started = True
+        _warn_of_memory(self.config)
         self.loop = asyncio.get_running_loop()
         self.runtime = self._background = _LoopRuntime(self.loop)
         self.slices = self._background.slices
@@ -321,7 +351,12 @@ class Target:
                 self.listeners += found
 
     async def add_path(self, path: str) -> PathEndpoint:
-        """Announce one more address, in the connections that are open too: `ADDR[%dev][,backup]`."""
+        """Announce one more address, in the connections that are open too: `ADDR[%dev][,backup]`.
+
+        Raises ConfigurationError, TransportError, LocalProtocolError before ``start``.
+        """
+        if not self._started:
+            raise LocalProtocolError("the target does not run: start() comes before a path is added")
         if self.paths is None:
             self.paths = PathSession(PathRole.SIGNAL, PathOptions(), self._endpoints, what="target")
             await self.paths.start([])
@@ -329,7 +364,12 @@ class Target:
         return self.paths.add_path(path)
 
     async def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:
-        """Stop listening, let commands in progress end, end all associations, flush and close the namespaces."""
+        """Stop listening, let commands in progress end, end all associations, flush and close the namespaces.
+
+        ``drain_seconds``: how long it waits for commands in progress. Nothing happens when it does not run.
+        """
+        if not self._started:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -361,9 +401,12 @@ class Target:
         metadata_stores, self._metadata_stores = self._metadata_stores, []
         for metadata_store in metadata_stores:
             await metadata_store.release()
+        self._started, self._ended = False, True
 
     def stop_now(self) -> None:
         """Make a `stop` that is under way wait for nothing any more but the flush."""
+        if not self._started:
+            return
         self._stop_by = self.loop.time()
         for driver in list(self.drivers):
             driver.abort("the target is stopping at once")
@@ -435,27 +478,57 @@ class Target:
                 self._strangers.give(driver.endpoint.peer_address.host)
 
     async def add_namespace(self, namespace: Backend | NamespaceConfig, *, subnqn: str | None = None) -> int:
-        """Open a backend and offer it; returns its NSID. Hosts are told by an asynchronous event."""
-        config = namespace if isinstance(namespace, NamespaceConfig) else NamespaceConfig(backend=namespace)
+        """Open a backend and offer it in the first subsystem, or ``subnqn``; returns its NSID.
+
+        Hosts are told by an asynchronous event. Raises ConfigurationError and OSError, and LocalProtocolError before
+        ``start``.
+        """
+        subsystem = self._subsystem(subnqn)
+        config = _namespace_config(namespace)
         await config.backend.open()
         try:
-            added = self.subsystems[subnqn or self.subnqn].add_namespace(config)
+            added = subsystem.add_namespace(config)
         except ConfigurationError:
             await config.backend.close()
             raise
         self._backends.append(config.backend)
-        self.subsystems[subnqn or self.subnqn].resume(self.runtime)
+        subsystem.resume(self.runtime)
         return added.nsid
 
+    def _subsystem(self, subnqn: str | None) -> Subsystem:
+        if not self._started:
+            raise LocalProtocolError("the target does not run: start() comes before its namespaces are changed")
+        found = self.subsystems.get(subnqn or self.subnqn)
+        if found is None:
+            raise ConfigurationError(f"there is no subsystem {subnqn}")
+        return found
+
     async def remove_namespace(self, nsid: int, *, subnqn: str | None = None) -> None:
-        """Withdraw a namespace and close its backend; one that a host has created is deleted with its data."""
-        subsystem = self.subsystems[subnqn or self.subnqn]
+        """Withdraw a namespace and close its backend; one that a host has created is deleted with its data.
+
+        Raises ConfigurationError for one that is not there, LocalProtocolError before ``start``.
+        """
+        subsystem = self._subsystem(subnqn)
         if subsystem.manager is not None and nsid in subsystem.manager.nsids:
             await subsystem.manager.delete(self.runtime, nsid)
             return
         namespace = subsystem.remove_namespace(nsid)
         self._backends.remove(namespace.backend)
         await namespace.backend.close()
+
+    def zones(self, nsid: int, *, subnqn: str | None = None) -> Zones:
+        """Return the zones of a zoned namespace, of the first subsystem or ``subnqn``, to change them as a device does.
+
+        ``zones = target.zones(1)``, then ``zones.degrade(zones[3])`` makes the fourth zone read only. Raises
+        ConfigurationError for a namespace that is not there or has no zones, LocalProtocolError before ``start``.
+        """
+        subsystem = self._subsystem(subnqn)
+        namespace = subsystem.namespaces.get(nsid)
+        if namespace is None:
+            raise ConfigurationError(f"{subsystem.nqn} has no namespace {nsid}")
+        if not isinstance(namespace, ZonedNamespace):
+            raise ConfigurationError(f"namespace {nsid} of {subsystem.nqn} has no zones")
+        return namespace.zones
 
     def _tick(self) -> None:
         """End what has been silent for too long, then sleep until the next deadline."""
@@ -511,8 +584,29 @@ def _figures(endpoint: Endpoint) -> dict[str, object]:
     return {name: value for name, value in info.items() if value is not None and name != "token"}
 
 
+def _warn_of_memory(config: TargetConfig) -> None:
+    """Say that hosts may write more to ramdisks, which are sparse, than there is memory for."""
+    total_bytes = sum(
+        namespace.backend.size_bytes
+        for subsystem in config.subsystems
+        for namespace in subsystem.namespaces
+        if isinstance(namespace.backend, Ramdisk)
+    )
+    total_bytes += sum(s.pool.capacity_bytes for s in config.subsystems if isinstance(s.pool, RamdiskPool))
+    if total_bytes > PHYSICAL_BYTES:
+        logger.warning(
+            "the ramdisks hold %s together, and this machine has %.1fG of memory: hosts that write more than that end "
+            "the target",
+            format_size(total_bytes), PHYSICAL_BYTES / (1 << 30),
+        )  # fmt: skip
+
+
+def _namespace_config(namespace: Any) -> NamespaceConfig:
+    return namespace if isinstance(namespace, NamespaceConfig) else NamespaceConfig(backend=namespace)
+
+
 def simple_config(
-    namespaces: Iterable[Backend | NamespaceConfig],
+    namespaces: Iterable[Any],
     subnqn: str,
     trtype: str,
     listen: str | Sequence[str],
@@ -520,7 +614,12 @@ def simple_config(
     pool: Pool | None = None,
 ) -> TargetConfig:
     """The configuration of one subsystem on one transport."""
-    configs = tuple(n if isinstance(n, NamespaceConfig) else NamespaceConfig(backend=n) for n in namespaces)
+    if isinstance(namespaces, str):
+        _namespace_config(namespaces)  # raises, and says what to write instead
+    if isinstance(namespaces, Backend | NamespaceConfig):
+        name = type(namespaces).__name__
+        raise ConfigurationError(f"namespaces is a list: write for instance [Ramdisk('1G')], not a {name} alone")
+    configs = tuple(_namespace_config(namespace) for namespace in namespaces)
     subsystem = SubsystemConfig(
         nqn=subnqn,
         namespaces=configs,

@@ -142,11 +142,42 @@ async def test_errors_of_single_and_split_commands(device: FakeDevice, connected
     assert caught.value.status == Status.LBA_OUT_OF_RANGE
     with pytest.raises(NvmeStatusError, match=r"(?i)LBA out of range"):
         await namespace.read(4000, 200)
-    # after the first error no more parts go out
+    # what ends beyond the namespace does not begin: nothing is half written
+    device.log.clear()
+    for operation in (
+        lambda: namespace.write(4095, bytes(512 * 2000)),
+        lambda: namespace.read_into(4095, bytearray(512 * 2000)),
+        lambda: namespace.read(0, 10**14),  # more than there is memory for
+    ):
+        with pytest.raises(NvmeStatusError, match=r"LBA out of range.*4096 blocks") as caught:
+            await operation()
+        assert caught.value.status == Status.LBA_OUT_OF_RANGE and caught.value.dnr
+    assert not device.sent(NvmOpcode.WRITE) and not device.sent(NvmOpcode.READ)
+
+
+async def test_after_the_first_error_no_more_parts_go_out(device: FakeDevice, connected: Connect) -> None:
+    device.identify["mdts"] = 1
+    namespace = (await connected()).namespace(1)
+    await namespace.refresh()
+    device.memory = device.memory[: 4000 * BLOCK_BYTES]  # less than it says
     device.log.clear()
     with pytest.raises(NvmeStatusError):
-        await namespace.write(4095, bytes(512 * 2000))
-    assert len(device.log) == 32
+        await namespace.write(3999, bytes(512 * 97))
+    assert len(device.log) == 7
+    device.log.clear()
+    with pytest.raises(NvmeStatusError):
+        await namespace.write(2000, bytes(512 * 2096))
+    assert len(device.log) < 140
+
+
+async def test_a_range_is_looked_at_again_when_the_namespace_has_grown(device: FakeDevice, connected: Connect) -> None:
+    device.identify["mdts"] = 1
+    namespace = (await connected()).namespace(1)
+    device.namespace["nsze"] = 100
+    await namespace.refresh()
+    device.namespace["nsze"] = 4096
+    assert len(await namespace.read(0, 4096)) == 4096 * 512
+    assert namespace.size_blocks == 4096
 
 
 @pytest.mark.parametrize(

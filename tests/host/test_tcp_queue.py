@@ -403,3 +403,52 @@ async def test_the_failure_event_is_never_ours(start: Start, device: FakeDevice)
         await asyncio.gather(*(namespace.write(lba, bytes(BLOCK_BYTES)) for lba in range(100)))
         await namespace.write(0, bytes(3000 * BLOCK_BYTES))
     assert not [event for event in target.events if isinstance(event, ProtocolFailure)]
+
+
+@pytest.mark.parametrize(
+    "what", ["identify", "smart_log", "read", "read_into", "long read_into", "write", "long write"]
+)
+async def test_a_timeout_is_obeyed_while_the_target_is_stopped(start: Start, what: str) -> None:
+    """The target's process is stopped: it takes bytes and answers nothing, Aborts neither."""
+    target = await start()
+    async with host(target) as controller:
+        namespace = controller.namespace(1)
+        await namespace.refresh()
+        target.silent = True
+        buffer = bytearray(6 << 20 if what.startswith("long") else 4096)
+        operations: dict[str, Callable[[], Awaitable[Any]]] = {
+            "identify": controller.identify,
+            "smart_log": controller.smart_log,
+            "read": lambda: namespace.read(0),
+            "read_into": lambda: namespace.read_into(0, buffer),
+            "write": lambda: namespace.write(0, buffer),
+        }
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await operations[what.removeprefix("long ")]()
+        assert asyncio.get_running_loop().time() - began < 2.0
+        for link in target.accepted:
+            link.endpoint.abort()
+
+
+async def test_data_that_comes_after_a_cancelled_read_into_does_not_land_in_its_buffer(
+    start: Start, device: FakeDevice
+) -> None:
+    target = await start()
+    async with host(target) as controller:
+        namespace = controller.namespace(1)
+        await namespace.write(0, b"\xaa" * BLOCK_BYTES)
+        device.hold(NvmOpcode.READ)
+        into = bytearray(BLOCK_BYTES)
+        reading = asyncio.create_task(namespace.read_into(0, into))
+        await asyncio.sleep(0.05)
+        held = device.held.pop()  # the Abort finds nothing
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        device.intercept = None
+        device.send_req(held, False)
+        assert await namespace.read(0) == b"\xaa" * BLOCK_BYTES  # the late answer was before this one
+        assert into == bytes(BLOCK_BYTES)
+        assert controller.io_queues[0].load == 0

@@ -17,6 +17,7 @@ import pytest
 import nvmeof
 from nvmeof import FileBackend, HostController, NvmeStatusError, Ramdisk, Target, connect, discover
 from nvmeof.host.controller import AsyncEvent, HostState
+from nvmeof.pdu import digest
 from nvmeof.spec.status import Status
 from nvmeof.transport import options
 
@@ -293,3 +294,19 @@ def test_public_names() -> None:
     assert set(nvmeof.__all__) <= set(dir(nvmeof))
     with pytest.raises(AttributeError, match="no attribute 'Wheel'"):
         _ = nvmeof.Wheel
+
+
+@pytest.mark.parametrize("end", ["nvmeof.host.tcp_queue", "nvmeof.target.driver"])
+@pytest.mark.parametrize("digests", [False, True])
+async def test_each_end_says_that_digests_are_slow(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: str, digests: bool
+) -> None:
+    for module in ("nvmeof.host.tcp_queue", "nvmeof.target.driver"):
+        if module != end:
+            monkeypatch.setattr(f"{module}.warn_if_slow", lambda: None)
+    digest.warn_if_slow.cache_clear()
+    monkeypatch.setattr(digest, "FAST", False)
+    async with pair(data_digest=digests):
+        pass
+    assert sum("fast CRC32C" in record.getMessage() for record in caplog.records) == digests
+    digest.warn_if_slow.cache_clear()

@@ -374,3 +374,54 @@ def test_close_gives_all_buffers_back(opcode: int) -> None:
     h.close()
     assert h.outstanding == 0
     buffer.extend(b"not exported any more")
+
+
+# -- buffers given back early ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", [PLAIN, BOTH])
+@pytest.mark.parametrize("size", [4096, 100_000])
+@pytest.mark.parametrize("cut", [0, 10, 24, 28, 500, 4000])
+def test_a_read_whose_buffer_is_given_back_goes_on_elsewhere(framing: Framing, size: int, cut: int) -> None:
+    h = ready_host(framing)
+    into = bytearray(size)
+    h.send_command(7, sqe(), data_in=memoryview(into))
+    sent(h)
+    stream = framing.c2h(7, 0, b"\xaa" * size) + framing.response(7)
+    feed(h, stream[:cut])
+    h.give_back(7)
+    into[:] = b"\x55" * size
+    [completions] = feed(h, stream[cut:])
+    assert completions == Completions([(7, 0, 0, 0)])
+    assert into == b"\x55" * size
+    h.give_back(7)  # it is over: nothing happens
+
+
+@pytest.mark.parametrize("framing", [PLAIN, BOTH])
+@pytest.mark.parametrize("gone", [0, 30, 5000])
+def test_a_write_whose_buffer_is_given_back_sends_what_was_there(framing: Framing, gone: int) -> None:
+    def stream(given_back: bool) -> bytes:
+        h = ready_host(framing, maxh2cdata=4096)
+        data = bytearray(b"\xaa" * 20000)
+        h.send_command(3, sqe(WRITE), data)
+        out = sent(h)
+        feed(h, framing.r2t(3, 1, 0, 8192))
+        out += sent(h, gone)
+        if given_back:
+            h.give_back(3, data)
+            data[:] = bytes(20000)
+        out += sent(h)
+        feed(h, framing.r2t(3, 2, 8192, 20000 - 8192))
+        return out + sent(h)
+
+    assert stream(True) == stream(False)
+
+
+@pytest.mark.parametrize("framing", [PLAIN, BOTH])
+def test_data_in_a_capsule_that_is_given_back_before_it_is_sent(framing: Framing) -> None:
+    h = ready_host(framing, incapsule_bytes=8192)
+    data = bytearray(b"\xaa" * 4096)
+    h.send_command(3, sqe(WRITE), data)
+    h.give_back(3, data)
+    data[:] = bytes(4096)
+    assert b"\xaa" * 4096 in sent(h)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from nvmeof.target import __main__ as target_main
 from nvmeof.target.__main__ import Options, facts, main, make_target
 from nvmeof.target.server import Target
 from nvmeof.target.storage.file import FileBackend
@@ -84,7 +85,7 @@ async def served(*arguments: str) -> AsyncIterator[Served]:
 # -- running
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("loop", ["--uvloop", "--no-uvloop"])
 async def test_a_signal_under_load_stops_it_cleanly(tmp_path, number, loop):
     """Exit code 0, in a moment; what was answered is in the file, and no block is half written."""
@@ -228,6 +229,36 @@ def test_text_for_a_person(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0 and "Traceback" not in err
+
+
+def test_names_with_blanks_are_quoted_in_lines_to_copy(capsys):
+    listener = {"address": "127.0.0.1", "port": 4420, "protocol": "tcp", "fallback": None, "discovery_only": False}
+    target_main._say(
+        {
+            "subnqn": "a name", "serial": "1", "namespaces": [], "pool": None, "listeners": [listener], "paths": [],
+            "transport": "tcp", "trtype": 3, "loop": "asyncio",
+        }
+    )  # fmt: skip
+    lines = [line for line in capsys.readouterr().out.splitlines() if " -n " in line]
+    assert len(lines) == 2 and all(shlex.split(line)[-2:] == ["-n", "a name"] for line in lines)
+
+
+def test_nohup_is_respected():
+    """A target that was started with SIGHUP ignored goes on when its terminal is closed."""
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" HUP; exec "$0" -m nvmeof.target -t tcp -l 127.0.0.1:0 --ramdisk 1M', sys.executable],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert any("stop with Ctrl-C" in line for line in process.stdout)
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    finally:
+        process.terminate()
+        process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
 
 
 # -- options

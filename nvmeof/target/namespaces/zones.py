@@ -144,6 +144,9 @@ class Zones:
     def __len__(self) -> int:
         return len(self.zones)
 
+    def __getitem__(self, index: int) -> Zone:
+        return self.zones[index]
+
     def resize(self, count: int) -> None:
         """Have so many zones from now on; new ones are empty. Raises `OSError`."""
         if count == len(self.zones):

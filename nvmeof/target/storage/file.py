@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.size_text import format_size, parse_size
-from nvmeof.target.core.metadata import DATA_SECTIONS, MemoryStore, formatted_block_bytes
+from nvmeof.target.core.metadata import DATA_SECTIONS, FORMAT_SECTION, MemoryStore, formatted_block_bytes
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import BufferPool, class_bytes
 from nvmeof.target.storage import syscalls
@@ -43,7 +43,14 @@ WORKERS: Final = 8
 """Threads of a file: one association keeps at most half of them busy, two three quarters, and so on."""
 IDLE_BYTES: Final = 64 << 20
 """How much memory for reads is kept for the next ones."""
+_OPEN_HERE: Final[set[tuple[int, int]]] = set()
+"""Device and inode of what this process has locked."""
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
+
+
+def _identity_of(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -53,13 +60,17 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 class FileBackend(FileCalls):
-    """`size`: None takes the file's; else the file is made, or extended sparse, to that size.
+    """Storage in a regular file or on a block device: ``FileBackend("/srv/disk.img", size="64G")``.
+
+    `size`: None takes the file's; else the file is made, or extended sparse, to that size.
 
     `shared`: go on without the lock that keeps two targets from serving one file for writing when another process has
     it; what belongs to the data is read then, and not kept. `workers`: threads.
     `kept`: the file for what belongs to the data and must outlive the process (reservations and the like). Beside a
     regular file that may be written it is PATH.nvmeof; a device has none unless it is given.
-    `block_bytes`: None for 512, or what a host has formatted it to; anything else than that cannot be opened.
+    `block_bytes`: None for what it had before, or 512 for a new one. It is remembered there too, as is what a host
+    formats it to; another one than that cannot be opened.
+    Opening raises `ConfigurationError` for what cannot be served: no such file, in use, of other blocks.
     """
 
     overwrite_to_erase = True
@@ -125,6 +136,9 @@ class FileBackend(FileCalls):
             os.close(fd)
             raise
         self._fd = fd
+        if not self._guest:
+            _OPEN_HERE.add(_identity_of(fd))
+        await self._remember_block_bytes()
         self._threads = ThreadBatches(self._workers, f"nvmeof-{self.path.name}")
 
     def _open_file(self) -> int:
@@ -188,9 +202,15 @@ class FileBackend(FileCalls):
         else:
             size_bytes = self._file_size(fd)
         self._room_bytes = size_bytes
-        size_bytes -= size_bytes % self._block_bytes
+        rest = size_bytes % self._block_bytes
+        size_bytes -= rest
         if size_bytes == 0:
             raise ConfigurationError(f"{self.path} is smaller than one block of {self._block_bytes} bytes; give a size")
+        if rest:
+            logger.warning(
+                "%s: its last %d bytes are not served: they are no whole block of %d bytes",
+                self.path, rest, self._block_bytes,
+            )  # fmt: skip
         return Capabilities(
             size_bytes=size_bytes,
             block_bytes=self._block_bytes,
@@ -243,9 +263,24 @@ class FileBackend(FileCalls):
             return wanted or DEFAULT_BLOCK_BYTES
         if wanted not in (None, formatted):
             raise ConfigurationError(
-                f"{self.path}: a host has formatted it to blocks of {formatted} bytes; it cannot have {wanted}"
+                f"{self.path} has blocks of {formatted} bytes (it was made with them, or a host has formatted it), not "
+                f"of {wanted}: leave the block size out"
             )
         return formatted
+
+    async def _remember_block_bytes(self) -> None:
+        """Keep a block size that was asked for, so that a start without it does not move all data."""
+        wanted = self._wanted_block_bytes
+        if wanted in (None, DEFAULT_BLOCK_BYTES) or not isinstance(self.metadata_store, JsonFileStore):
+            return
+        if formatted_block_bytes(self.metadata_store) is None:
+            try:
+                await self.metadata_store.put(FORMAT_SECTION, {"block_bytes": wanted})
+            except OSError as error:
+                logger.warning(
+                    "%s: its block size cannot be kept (%s): give it again at the next start",
+                    self.path, error.strerror or error,
+                )  # fmt: skip
 
     def _lock(self, fd: int) -> None:
         if self._shared and self._read_only:
@@ -257,6 +292,10 @@ class FileBackend(FileCalls):
             if self._shared:
                 self._guest = True
                 return
+            if _identity_of(fd) in _OPEN_HERE:
+                raise ConfigurationError(
+                    f"{self.path} is served already by this process: give each file once (links count as the file)"
+                ) from error
             raise ConfigurationError(f"{self.path} is in use by another process") from error
         except OSError as error:
             if error.errno not in NOT_SUPPORTED:
@@ -267,6 +306,11 @@ class FileBackend(FileCalls):
         wanted = self._wanted_bytes
         if wanted is None:
             return size_bytes
+        if wanted < size_bytes:
+            logger.warning(
+                "%s has %d bytes: only the first %s are served, as the size says",
+                self.path, size_bytes, format_size(wanted),
+            )  # fmt: skip
         if wanted > size_bytes:
             if self._read_only:
                 raise ConfigurationError(f"{self.path} has {size_bytes} bytes, fewer than {wanted}, and is read-only")
@@ -288,6 +332,7 @@ class FileBackend(FileCalls):
         if isinstance(self.metadata_store, JsonFileStore):
             await self.metadata_store.close()
         fd, self._fd = self._fd, -1
+        _OPEN_HERE.discard(_identity_of(fd))
         zones, self._zones = self._zones, None
         try:
             if self.capabilities.can_write:

@@ -33,7 +33,10 @@ logger = logging.getLogger(__name__)
 
 
 class RamdiskPool:
-    """`capacity`: bytes, or text such as `10G`. Namespaces are ramdisks; memory is used as they are written to."""
+    """Memory for hosts to create namespaces from: ``Target(pool=RamdiskPool("10G"))``.
+
+    `capacity`: bytes, or text such as `10G`. Namespaces are ramdisks; memory is used as they are written to.
+    """
 
     volatile_cache = False
 
@@ -44,6 +47,7 @@ class RamdiskPool:
 
     @property
     def description(self) -> str:
+        """A few words for a log line."""
         return f"memory {format_size(self.capacity_bytes)}"
 
     async def acquire(self) -> None:
@@ -55,20 +59,24 @@ class RamdiskPool:
         self.metadata_store = MemoryStore()
 
     def create(self, name: str, size_bytes: int, block_bytes: int) -> Backend:
+        """Make storage of zeroes by a name that is new."""
         ramdisk = self._ramdisks[name] = Ramdisk(size_bytes, block_bytes=block_bytes)
         return ramdisk
 
     def open(self, name: str, *, zoned: bool = False) -> Backend:
+        """Open storage that was created before. Raises `ConfigurationError` when it is not all there."""
         return self._ramdisks[name]
 
     def delete(self, name: str, backend: Backend | None) -> Awaitable[None] | None:
+        """Close storage and give its space back. `backend`: if opened."""
         self._ramdisks.pop(name, None)
         return None if backend is None else backend.close()
 
 
 class FilePool:
-    """`directory` is made unless it is there; each namespace is a sparse file in it. `capacity`: of all together.
+    """A directory for hosts to create namespaces in: ``Target(pool=FilePool("/srv/nvme", "100G"))``.
 
+    `directory` is made unless it is there; each namespace is a sparse file in it. `capacity`: of all together.
     One process uses a directory at a time. Raises `ConfigurationError` for one that cannot be used.
     """
 
@@ -87,6 +95,7 @@ class FilePool:
 
     @property
     def description(self) -> str:
+        """A few words for a log line."""
         return f"directory {self.directory}"
 
     def path(self, name: str) -> Path:
@@ -142,6 +151,7 @@ class FilePool:
             os.close(lock)
 
     async def create(self, name: str, size_bytes: int, block_bytes: int) -> Backend:
+        """Make storage of zeroes by a name that is new."""
         path = self.path(name)
         try:
             await asyncio.to_thread(self._make_file, path, size_bytes)
@@ -154,6 +164,7 @@ class FilePool:
             raise
 
     async def open(self, name: str, *, zoned: bool = False) -> Backend:
+        """Open storage that was created before. Raises `ConfigurationError` when it is not all there."""
         path = self.path(name)
         if not path.exists():
             raise ConfigurationError(
@@ -171,6 +182,7 @@ class FilePool:
         return backend
 
     async def delete(self, name: str, backend: Backend | None) -> None:
+        """Close storage and give its space back. `backend`: if opened."""
         if backend is not None:
             await backend.close()
         await asyncio.to_thread(self._remove_files, self.path(name))

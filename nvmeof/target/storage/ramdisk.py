@@ -19,7 +19,7 @@ from nvmeof.target.core.metadata import MemoryStore
 from nvmeof.target.storage.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease
 
 _PAGE = mmap.PAGESIZE
-_PHYSICAL_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+PHYSICAL_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 # Not in the mmap module before Python 3.13.
 _MAP_NORESERVE = 0x4000
 _PAGEMAP_CHUNK = 128 << 20
@@ -30,19 +30,30 @@ _ZEROES = bytes(1 << 16)
 
 
 class Ramdisk(Backend):
-    """`size`: bytes, or text such as `1G`; a whole number of blocks of `block_bytes`."""
+    """Storage in memory: ``Ramdisk("1G")``. It is sparse, and ends with the target.
+
+    `size`: bytes, or text such as `1G`; a whole number of blocks of `block_bytes` (512 or 4096). Raises
+    `ConfigurationError`.
+    """
 
     memory: memoryview
     identity = ""
 
     def __init__(self, size: str | int, *, block_bytes: int = 512) -> None:
-        self.metadata_store = MemoryStore()
-        self.identity = str(uuid.uuid4())  # what it held is never there again
         size_bytes = parse_size(size)
         if block_bytes not in BLOCK_BYTES_CHOICES:
             raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")
         if size_bytes % block_bytes:
             raise ConfigurationError(f"a ramdisk of {size} is not a whole number of {block_bytes}-byte blocks")
+        self._made = size_bytes, block_bytes
+        self._begin()
+
+    def _begin(self) -> None:
+        size_bytes, block_bytes = self._made
+        self.metadata_store = MemoryStore()
+        self.identity = str(uuid.uuid4())  # what it held is never there again
+        self._zones = None
+        self._gone = False
         self._capabilities = Capabilities(
             size_bytes=size_bytes,
             block_bytes=block_bytes,
@@ -63,7 +74,7 @@ class Ramdisk(Backend):
             raise ConfigurationError(f"cannot map a ramdisk of {format_size(size_bytes)}: {error}") from error
         # Huge pages make random access to much memory cheaper. On a disk larger than the memory they would use up in
         # 2 MiB pieces what is written in small ones.
-        if size_bytes <= _PHYSICAL_BYTES // 2:
+        if size_bytes <= PHYSICAL_BYTES // 2:
             with contextlib.suppress(OSError):  # a kernel without them
                 mapping.madvise(mmap.MADV_HUGEPAGE)
         return mapping
@@ -71,6 +82,11 @@ class Ramdisk(Backend):
     @property
     def capabilities(self) -> Capabilities:
         return self._capabilities
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size as it was made."""
+        return self._made[0]
 
     @property
     def description(self) -> str:
@@ -160,7 +176,13 @@ class Ramdisk(Backend):
         except OSError:
             yield first, end
 
+    async def open(self) -> None:
+        """After it was closed it is another ramdisk: empty, and as it was made."""
+        if self._gone:
+            self._begin()
+
     async def close(self) -> None:
         """The mapping goes when the last view of it has gone; its pages go now."""
         if not self._map.closed and self._capabilities.size_bytes:
             self._map.madvise(mmap.MADV_DONTNEED)
+        self._gone = True

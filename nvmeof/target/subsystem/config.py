@@ -9,7 +9,7 @@ import hashlib
 import uuid as uuid_module
 from dataclasses import dataclass, field
 
-from nvmeof.address import is_wildcard
+from nvmeof.address import Address, ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import CNTLID_MAX
 from nvmeof.spec.nqn import check_nqn
@@ -58,6 +58,11 @@ class NamespaceConfig:
     zoned: ZoneGeometry | None = None  # None: of the NVM Command Set
 
     def __post_init__(self) -> None:
+        if not isinstance(self.backend, Backend):
+            raise ConfigurationError(
+                f"{self.backend!r} is no storage: write Ramdisk({str(self.backend)!r}) for memory or "
+                f"FileBackend({str(self.backend)!r}) for a file or device"
+            )
         if self.nsid is not None and not 1 <= self.nsid <= 0xFFFFFFFE:
             raise ConfigurationError(f"an NSID is 1 to 4294967294, not {self.nsid}")
         if self.nguid is not None and len(self.nguid) != 16:
@@ -138,6 +143,7 @@ class SubsystemConfig:
 
     @property
     def serial_number(self) -> str:
+        """The serial number that hosts are told: as given, or derived from the NQN."""
         return self.serial or derive_serial(self.nqn)
 
 
@@ -194,5 +200,30 @@ class TargetConfig:
         ]
         if len(set(metadata_stores)) < len(metadata_stores):
             raise ConfigurationError("two subsystems cannot have one keeper: give each its own")
+        self._check_ports()
         if self.staging_bytes < 4 << 20:
             raise ConfigurationError(f"staging memory must be 4 MiB or more, not {self.staging_bytes} bytes")
+
+    def _check_ports(self) -> None:
+        """Refuse an address that is given twice, or that a wildcard covers, before the kernel says "in use"."""
+        fixed = [port for port in self.ports if port.port]
+        for index, port in enumerate(fixed):
+            for other in fixed[:index]:
+                if (port.transport, port.port) != (other.transport, other.port) or port.transport == "memory":
+                    continue
+                if port.host == other.host:
+                    raise ConfigurationError(f"the address {Address(port.host, port.port)} is given twice")
+                for one, covered in ((port, other), (other, port)):
+                    if _stands_for(one.host, covered.host):
+                        raise ConfigurationError(
+                            f"{Address(one.host, one.port)} stands for all addresses, {covered.host} among them: "
+                            "give one of both"
+                        )
+
+
+def _stands_for(host: str, other: str) -> bool:
+    """Whether listening on a host takes what another one would: a wildcard, of both families or of that one's."""
+    if not is_wildcard(host):
+        return False
+    wildcard, address = ip_of(host), ip_of(other)
+    return wildcard is None or type(wildcard) is type(address)
