@@ -44,7 +44,8 @@ from nvmeof.wire import layout
 
 logger = logging.getLogger("nvmeof.target")
 RUNNING_MOST: Final = 128
-"""While an I/O queue has this many commands in its backends, no more are received: each may hold a copy of its data."""
+"""While an I/O queue has this many commands in its backends, or any queue so many that are held, no more are received:
+each may hold a copy of its data."""
 HOLD_BYTES: Final = BACKLOG_BYTES
 """While more than this is to be sent, no further command goes the whole way: one receive may bring hundreds of them,
 and the answer to each, a log page for instance, may be as long as MDTS."""
@@ -119,7 +120,12 @@ class TargetQueue(AbortableCommands):
         if capsule is not None:
             capsule = CommandData(raw, memoryview(bytes(capsule.data)), capsule.digest_ok)
         self.held.append((raw, capsule))
+        self._look_for_crowds()
         self._go_on_in_turn()
+
+    def _look_for_crowds(self) -> None:
+        running = len(self._running) if self.ctx.qid else 0  # an admin queue has to hear an Abort
+        self.crowded = running >= RUNNING_MOST or len(self.held) >= RUNNING_MOST
 
     def _late(self) -> bool:
         """Whether this queue has had its share of this turn of the event loop: one receive may bring hundreds of
@@ -146,7 +152,7 @@ class TargetQueue(AbortableCommands):
     def _go_on(self) -> None:
         self._going_on = False
         self._long = 0
-        if self.held and not self.closed:
+        if (self.held or self.reads) and not self.closed:
             self.resume()
             self.driver.wake()
 
@@ -157,6 +163,8 @@ class TargetQueue(AbortableCommands):
                 self._go_on_in_turn()
                 return
             self._admit(*self.held.popleft())
+            if self.crowded:
+                self._look_for_crowds()
         if self.reads:
             self._continue_reads()
 
@@ -327,8 +335,8 @@ class TargetQueue(AbortableCommands):
         self._reading += reserved
         self._busy.add(sqe.cid)
         self._running[sqe.cid] = (0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid, spec)
-        if len(self._running) >= RUNNING_MOST and ctx.qid:
-            self.crowded = True
+        if len(self._running) >= RUNNING_MOST:
+            self._look_for_crowds()
         host = ctx.host_nqn
         namespace = None if sqe.opcode == FABRICS_OPCODE else ctx.namespaces.get(sqe.nsid)
         begun = None if namespace is None else namespace.in_progress.begin(ctx.hostid)
@@ -348,8 +356,8 @@ class TargetQueue(AbortableCommands):
                     self.detached_commands.done(host)
             else:
                 self.pending -= 1
-                if len(self._running) < RUNNING_MOST:
-                    self.crowded = False
+                if self.crowded:
+                    self._look_for_crowds()
                 self._complete(sqe, completion)
                 self.driver.wake()
             if reserved:

@@ -58,6 +58,12 @@ class StagedCommands(FusedCommands):
     def _admit(self, view: memoryview, capsule: CommandData | None) -> None:
         raise AssertionError("the queue does that")
 
+    def _late(self) -> bool:
+        raise AssertionError("the queue does that")
+
+    def _go_on_in_turn(self) -> None:
+        raise AssertionError("the queue does that")
+
     # Data from the host
 
     def _copy_in(self, data: memoryview) -> tuple[memoryview, memoryview | None]:
@@ -188,6 +194,9 @@ class StagedCommands(FusedCommands):
         self._continuing = True
         try:
             while self.reads and not self.closed and self.connection.backlog_bytes <= READ_AHEAD_BYTES:
+                if self._late():
+                    self._go_on_in_turn()
+                    return
                 sqe, view, length = self.reads[0]
                 needed = self.connection.backlog_bytes + self._reading + length
                 if needed > self.counted and not self.pool.fits(needed - self.counted, self.share):

@@ -19,7 +19,7 @@ from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.slices import LONG_SECONDS, Slices
 from nvmeof.target.namespaces.feature_values import Value
 from nvmeof.target.queue.detached import DetachedCommands
-from nvmeof.target.queue.queue import HOLD_BYTES, TargetQueue
+from nvmeof.target.queue.queue import HOLD_BYTES, RUNNING_MOST, TargetQueue
 from nvmeof.target.queue.staging import READ_AHEAD_BYTES, SPARE_BYTES
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
@@ -627,6 +627,20 @@ def test_reads_wait_while_much_is_to_be_sent():
     assert not queue.reads and not queue._busy and pool.used_bytes == 0
     responses = [pdu for pdu in split(answers) if pdu[0] == RESPONSE]
     assert [struct.unpack_from("<HH", pdu, 20) for pdu in responses] == [(cid, 0) for cid in range(count)]
+
+
+def test_no_more_is_received_while_many_commands_are_held():
+    """Each may hold a copy of its data."""
+    wire = wire_of_reads(512 << 10, RUNNING_MOST)
+    queue, connection = wire.queue, wire.connection
+    assert queue.held and not queue.crowded
+    for cid in range(RUNNING_MOST, 2 * RUNNING_MOST):
+        queue._command(memoryview(io_sqe(cid, READ, 0, 1024)), None)
+    assert len(queue.held) >= RUNNING_MOST and queue.crowded
+    while connection.want_write:
+        sent(connection)
+        queue.resume()
+    assert not queue.held and not queue.crowded
 
 
 def test_reads_wait_for_memory():
