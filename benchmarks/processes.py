@@ -48,12 +48,18 @@ class Server:
 
 
 def pinned(
-    argv: Sequence[str], cpu: int | None, search: Sequence[str] | None = None, **kwargs: Any
+    argv: Sequence[str], cpu: int | None, search: Sequence[str] | None = None, nice: int = 0, **kwargs: Any
 ) -> subprocess.Popen[str]:
-    """A process on one CPU. ``search``: where it finds modules [default: this checkout, then what is set]."""
+    """A process on one CPU. ``search``: where it finds modules [default: this checkout, then what is set].
+
+    ``nice``: its priority, if that is permitted.
+    """
 
     def place() -> None:
         procstat.pin(cpu)
+        if nice:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, 0, nice)
 
     if search is None:
         search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

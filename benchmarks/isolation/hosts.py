@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import socket
 import struct
@@ -34,7 +33,6 @@ from benchmarks.session import CC_ENABLE_NVM, DYNAMIC_CNTLID, BenchmarkError, Qu
 
 MIB = 1 << 20
 SLOW_BYTES_PER_SECOND = 2 * MIB
-NICE = 10
 GRACE_SECONDS = 15
 
 Run = Callable[[], None]
@@ -361,7 +359,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--behave", action="store_true")
     options = parser.parse_args(argv)
-    os.nice(NICE)
     what = next(each for each in MISBEHAVIOURS if each.name == options.name)
     host = Host(options.port, what.number)
     try:
