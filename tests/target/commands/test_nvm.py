@@ -132,7 +132,7 @@ def test_data_must_be_described_by_sgls(flags):
         (0x02, {"sgl_type": IN_CAPSULE}, Status.SGL_DESCRIPTOR_TYPE_INVALID),
         (0x02, {"sgl_type": 0x00}, Status.SGL_DESCRIPTOR_TYPE_INVALID),
         (0x01, {"sgl_type": 0x40}, Status.SGL_DESCRIPTOR_TYPE_INVALID),
-        (0x01, {"sgl_type": IN_CAPSULE, "sgl_address": 4}, Status.SGL_OFFSET_INVALID),
+        (0x01, {"sgl_type": IN_CAPSULE, "sgl_address": 8192}, Status.SGL_OFFSET_INVALID),
     ],
 )
 def test_sgls(opcode, fields, status):
