@@ -12,12 +12,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks import codec, compare, connection, isolation, loopback, procstat, profiling, report
+from benchmarks import codec, compare, connection, isolation, loopback, procstat, profiling, report, start
 from benchmarks.cases import Case, full_grid, quick_grid
 from benchmarks.processes import choose_cores, mptcp_available
 from benchmarks.session import BenchmarkError
 
-PARTS = ("codec", "connection", "loopback")
+PARTS = ("codec", "connection", "loopback", "mptcp-start")
 ALONE = ("isolation",)
 """Parts that run only when they are asked for: they take their time."""
 QUICK = loopback.Plan(seconds=0.4, warmup_seconds=0.1, pairs=1, most_pairs=3, size_bytes=1 << 28)
@@ -93,7 +93,8 @@ def _plan(
 @click.option("--strict", is_flag=True, help="Exit with 2 when a goal is missed.")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
-    """Benchmarks of the codecs, of the connection without sockets, and of a target process on loopback.
+    """Benchmarks of the codecs, of the connection without sockets, of a target process on loopback, and of the first
+    MiB of a connection over MPTCP.
 
     README.md in this folder says what each number means.
     """
@@ -114,6 +115,8 @@ def main(context: click.Context, /, **options: Any) -> None:
         _run_loopback(console, outcome, options)
     if "isolation" in parts:
         _run_isolation(console, outcome, options)
+    if "mptcp-start" in parts:
+        _run_start(console, outcome, options)
     try:
         path = report.save(outcome, options["output"])
     except OSError as error:
@@ -180,6 +183,22 @@ def _run_isolation(console: Console, outcome: dict[str, Any], options: dict[str,
     outcome["isolation"] = results
     isolation.print_results(console, results)
     outcome.setdefault("goals", []).extend(isolation.check_goals(results))
+
+
+def _run_start(console: Console, outcome: dict[str, Any], options: dict[str, Any]) -> None:
+    if not mptcp_available():
+        console.print("This kernel has no MPTCP: mptcp-start is left out.")
+        return
+    plan = replace(start.QUICK if options["quick"] else start.FULL, congestion=options["congestion"])
+    try:
+        result = start.run(choose_cores(), plan)
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from error
+    outcome["mptcp-start"] = result
+    reached = start.goals(result)
+    outcome["goals"] = [*outcome.get("goals", []), *reached]
+    report.print_start(console, result)
+    report.print_goals(console, reached)
 
 
 @main.command("profile")

@@ -145,6 +145,19 @@ def print_loopback(console: Console, results: Sequence[dict[str, Any]]) -> None:
         console.print("~ no quiet sample: other processes had part of the core; the figures are a sign of life only.")
 
 
+def print_start(console: Console, result: dict[str, Any]) -> None:
+    table = Table(title="Fresh connections, our host and our target, MB/s (medians)", title_justify="left")
+    table.add_column("direction")
+    for part in ("first 64 MiB", "steady state"):
+        for column in ("tcp", "mptcp", "ratio"):
+            table.add_column(f"{part}, {column}", justify="right")
+    for row in result["rows"]:
+        cells = [f"{row[part][key]:,.2f}" if key == "ratio" else f"{row[part][key]:,.0f}"
+                 for part in ("first", "steady") for key in ("tcp", "mptcp", "ratio")]  # fmt: skip
+        table.add_row(row["direction"], *cells)
+    console.print(table)
+
+
 def print_goals(console: Console, goals: Sequence[dict[str, Any]]) -> None:
     for goal in goals:
         verdict = "[green]pass[/]" if goal["reached"] else "[red]FAIL[/]"

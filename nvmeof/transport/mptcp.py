@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import socket
+from functools import partial
 from typing import Final
 
 from nvmeof.transport import mptcp_info
@@ -20,6 +21,7 @@ from nvmeof.transport.base import ConnectionInfo, log
 from nvmeof.transport.options import SockAddr, congestion_of, integer_option
 from nvmeof.transport.sockets import SocketEndpoint, SocketTransport
 from nvmeof.transport.tcp import sent_once, tcp_connection_info
+from nvmeof.transport.window import WindowOpener, open_window
 
 IPPROTO_MPTCP: Final = 262
 TRTYPE_MPTCP: Final = 4
@@ -113,6 +115,8 @@ class MptcpEndpoint(SocketEndpoint):
         if fallback_reason is None and not speaks_mptcp(sock):
             self._reason = FALLBACK_PEER
             say_fallback(FALLBACK_PEER, self.peer_address.host, logging.INFO if accepted else logging.WARNING)
+        if self._reason is None:
+            WindowOpener(self, partial(open_window, sock))
 
     def available(self) -> int:
         # FIONREAD of an MPTCP socket counts the peer's DATA_FIN as a byte (Linux, net/mptcp/protocol.c,
