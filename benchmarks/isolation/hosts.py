@@ -75,14 +75,14 @@ def behave(host: Host, what: Misbehaviour) -> Run:
 
 
 def reads_not_received(host: Host) -> Run:
-    """32 reads of 1 MiB on each of eight queues: four are never received, four at 2 MiB/s together."""
+    """32 reads of 1 MiB of the file on each of eight queues: four are never received, four at 2 MiB/s together."""
     _, cntlid = host.connect_admin(SUBNQN)
     queues = [host.connect_io(SUBNQN, cntlid, qid) for qid in range(1, 9)]
     slow = queues[4:]
 
     def read(queue: Connection, cid: int) -> None:
         host.count("commands")
-        queue.sock.sendall(io_capsule(w.READ, cid, _nsid(cid), host.offset(MIB), MIB))
+        queue.sock.sendall(io_capsule(w.READ, cid, FILE, host.offset(MIB), MIB))
 
     def run() -> None:
         for queue in queues:
