@@ -111,12 +111,12 @@ class FusedCommands(FastPath):
         half = self._half(sqe, view, capsule)
         if fuse == FUSE_FIRST:
             self._first = half
+            # The next command must not take a short cut past this one, a refused one included: it may part the halves.
+            self._read = self._write = self._granted = None
             if half.error is not None:
                 self._refuse_half(half, half.error)
             else:
                 self._busy.add(sqe.cid)
-                # The next command must not take a short cut past this one.
-                self._read = self._write = self._granted = None
         elif first is None or first.completed or FUSED_OPCODES.get(fuse) != sqe.opcode:
             self._no_pair(first, half)
         else:

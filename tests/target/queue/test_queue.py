@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
@@ -209,7 +209,17 @@ def state_of(wire: Wire) -> Any:
     )
 
 
+PARTED = [  # the halves of a fused operation, the first of them refused, with a Write between them
+    Command(WRITE, 0, sgl=TRANSPORT),
+    Command(READ, 0),
+    Command(READ, 1, flags=0x41),
+    Command(WRITE, 2, sgl=TRANSPORT),
+    Command(WRITE, 1, flags=0x42),
+]
+
+
 @settings(max_examples=150, deadline=None)
+@example(batches=[PARTED], changes=["nothing"] * 4, dgst=0, cattr=0, size=1 << 30)
 @given(
     batches=BATCHES,
     changes=st.lists(CHANGES, min_size=4, max_size=4),
