@@ -4,7 +4,8 @@ A cut link closes nothing in the kernel: its subflow stays, and what was given t
 timeout. Two things tell: rtnetlink, at once, when this machine's own link goes down; and TCP_INFO, after some seconds,
 when the path is broken further away (timeouts in a row, nothing acknowledged, while another subflow of the same
 connection gets through). In both cases the path is suspended, so that its subflows close and the connection's data
-takes the others. The last live subflow of a connection is never closed.
+takes the others. The last live subflow of a connection is never closed; with no link left, or only
+those of backup paths, none is.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from nvmeof.transport.base import Endpoint, SubflowInfo, log
 from nvmeof.transport.paths.driver import Connections, Flow, PathDriver, flows_of
 from nvmeof.transport.paths.events import AddressEvent, LinkEvent, NetworkEvents
 from nvmeof.transport.paths.interfaces import Interface, interfaces
-from nvmeof.transport.paths.model import PathEndpoint
+from nvmeof.transport.paths.model import PathEndpoint, PathFlag
 
 LINK: Final = "its link is down"
 SILENT: Final = "nothing comes back over it"
 
-_SETTLE_SECONDS: Final = 0.02
+_SETTLE_SECONDS: Final = 0.1
 """Between a link's event and the look at all links, so that several come together."""
 _TIMEOUTS: Final = 3
 """Retransmission timeouts in a row that make a subflow suspect..."""
@@ -114,13 +115,22 @@ class PathKeeper:
         except OSError as error:
             log.debug("looking at the links: %s", error.strerror or error)  # the next event, or round, looks again
             return
-        flows: list[list[Flow]] | None = None
-        for state in list(self._paths):
-            alive = carries(state.endpoint, known)
-            if state.up and not alive:
-                if flows is None:
-                    flows = flows_of(self._connections())
-                self._suspend(state, LINK, [flow for each in flows for flow in each])
+        links = [(state, carries(state.endpoint, known)) for state in self._paths]
+        ours = {state.endpoint.address for state in self._paths}
+        flows: list[Flow] = []
+        if any(state.up and not alive for state, alive in links):
+            flows = [flow for each in flows_of(self._connections()) for flow in each]
+        # With no link left, or only those of backup paths, there is nowhere better to go: subflows that nobody closed
+        # go on when their links are back, and that costs less than making them anew (docs/experiments.md, on windows).
+        others = any(alive and not state.endpoint.flags & PathFlag.BACKUP for state, alive in links) or any(
+            flow.live
+            and flow.local_host not in ours
+            and any(each.up and flow.local_host in each.addresses for each in known.values())
+            for flow in flows
+        )
+        for state, alive in links:
+            if state.up and not alive and others:
+                self._suspend(state, LINK, flows)
             elif not state.up and alive and state.reason == LINK:
                 self._resume(state)
 

@@ -135,6 +135,35 @@ async def test_a_link_goes_and_comes_back(world: World) -> None:
     assert world.paths[1].up
 
 
+async def test_with_no_link_left_all_subflows_are_left_to_the_kernel(world: World) -> None:
+    world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
+    world.up["eth1"] = world.up["eth2"] = False
+    assert world.look() == []
+    assert all(path.up for path in world.paths)
+    world.up["eth1"] = True
+    assert world.look() == [("suspend", "10.1.2.2")], "now there is another way"
+    world.up["eth2"] = True
+    assert world.look() == [("resume", "10.1.2.2")]
+
+
+async def test_with_only_backup_paths_left_subflows_are_left_to_the_kernel(world: World) -> None:
+    backup = world.paths[1].endpoint
+    world.paths[1].endpoint = dataclasses.replace(backup, flags=backup.flags | PathFlag.BACKUP)
+    world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
+    world.up["eth1"] = False
+    assert world.look() == []
+    world.up["eth1"] = True
+    world.up["eth2"] = False
+    assert world.look() == [("suspend", "10.1.2.2")]
+
+
+async def test_a_way_that_is_no_path_of_ours_counts_too(world: World) -> None:
+    world.paths.pop(0)
+    world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
+    world.up["eth2"] = False
+    assert world.look() == [("suspend", "10.1.2.2")]
+
+
 async def test_events_of_other_links_are_nothing_to_it(world: World) -> None:
     world.keeper._soon = None
     world.keeper._event(LinkEvent("eth9", False))
