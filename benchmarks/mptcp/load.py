@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.session import BenchmarkError
 from nvmeof.errors import NvmeofError
-from nvmeof.host import commands
+from nvmeof.host import sqe_builders
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.queue import Queue, Request
 
@@ -147,7 +147,7 @@ def _sqes(namespace: Namespace, pattern: str, size: int) -> list[bytes]:
     starts = [random.randrange(slots) * blocks for _ in range(ADDRESSES)]
     if not pattern.startswith("rand"):
         starts = [slot % slots * blocks for slot in range(ADDRESSES)]
-    make = commands.write if pattern.endswith("write") else commands.read
+    make = sqe_builders.write if pattern.endswith("write") else sqe_builders.read
     return [make(namespace.nsid, start, blocks) for start in starts]
 
 

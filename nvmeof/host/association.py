@@ -11,12 +11,12 @@ from enum import Enum
 from typing import Any
 
 from nvmeof.errors import LocalProtocolError, NvmeofError
-from nvmeof.host.admin import AdminCommands
-from nvmeof.host.deadlines import Deadlines
+from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
 from nvmeof.host.requests import Command, execute, run_transfer
 from nvmeof.host.runtime import Runtime, Timer
+from nvmeof.host.timeouts import Timeouts
 from nvmeof.spec.enums import CNTLID_DYNAMIC
 from nvmeof.wire import Buffer
 
@@ -49,7 +49,7 @@ class Association(AdminCommands):
         self.io_queues: list[Queue] = []
         self.on_lost: list[Callable[[NvmeofError], object]] = []
         """Called once when the association is lost, not when it is ended in order."""
-        self.deadlines: Deadlines | None = None
+        self.timeouts: Timeouts | None = None
         self._next_queue = 0
         self._timer: Timer | None = None
 
@@ -144,30 +144,30 @@ class Association(AdminCommands):
 
     def abort(self, request: Request) -> None:
         """Send an Abort for an outstanding request."""
-        if self.deadlines is not None:
-            self.deadlines.abort(request)
+        if self.timeouts is not None:
+            self.timeouts.abort(request)
 
-    # -- deadlines
+    # -- timeouts
 
     def _keep_alive(self, traffic_based: bool) -> None:
         """Start keep-alive, and the timer anew: it may have been set for later."""
-        assert self.deadlines is not None
+        assert self.timeouts is not None
         if self.options.keep_alive_tmo:
-            self.deadlines.set_keep_alive(self.runtime.now(), self.options.keep_alive_tmo, traffic_based=traffic_based)
+            self.timeouts.set_keep_alive(self.runtime.now(), self.options.keep_alive_tmo, traffic_based=traffic_based)
             self._on_timer()
 
     def _on_timer(self) -> None:
-        """Call :meth:`Deadlines.check`, and come back when it wants to be called again."""
-        deadlines = self.deadlines
-        if deadlines is None or self.state in (HostState.CLOSED, HostState.FAILED):
+        """Call :meth:`Timeouts.check`, and come back when it wants to be called again."""
+        timeouts = self.timeouts
+        if timeouts is None or self.state in (HostState.CLOSED, HostState.FAILED):
             return
         now = self.runtime.now()
-        deadlines.check(now)
+        timeouts.check(now)
         if self.error is not None:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.runtime.call_later(max(deadlines.next_deadline - now, 0.001), self._on_timer)
+        self._timer = self.runtime.call_later(max(timeouts.next_deadline - now, 0.001), self._on_timer)
 
     # -- the end
 

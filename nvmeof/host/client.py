@@ -20,7 +20,7 @@ from typing import Any, Self, Unpack
 
 from nvmeof.address import parse_port, split_scope
 from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
-from nvmeof.host import tcp_queue  # noqa: F401  (registers the software device)
+from nvmeof.host import socket_queue  # noqa: F401  (registers the software device)
 from nvmeof.host.controller import Controller
 from nvmeof.host.discovery import DiscoveryEntry, DiscoveryLog, read_discovery_log
 from nvmeof.host.identity import host_identity

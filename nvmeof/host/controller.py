@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nvmeof.errors import ConnectionLost, LocalProtocolError, NvmeofError, NvmeStatusError, TransportError
-from nvmeof.host import commands
+from nvmeof.host import sqe_builders
 from nvmeof.host.association import Association, HostState
-from nvmeof.host.deadlines import Deadlines
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, QUEUE_SIZE_MIN, ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
 from nvmeof.host.results import IdentifyController
 from nvmeof.host.runtime import Runtime, sleep
+from nvmeof.host.timeouts import Timeouts
 from nvmeof.spec.connect import CONNECT_DATA, describe_connect_invalid
 from nvmeof.spec.enums import (
     CNTLID_DYNAMIC,
@@ -97,7 +97,7 @@ class _EventRequest(Request):
     __slots__ = ("controller",)
 
     def __init__(self, controller: Controller) -> None:
-        super().__init__(commands.async_event_request())
+        super().__init__(sqe_builders.async_event_request())
         self.controller = controller
         self.timeout = 0.0
 
@@ -185,7 +185,7 @@ class Controller(Association):
         )
         self.admin_queue = queue
         await self._create(queue)
-        self.deadlines = Deadlines(queue, self.queues, self._queue_error)
+        self.timeouts = Timeouts(queue, self.queues, self._queue_error)
         self._on_timer()
         kato_ms = round(options.keep_alive_tmo * 1000)
         self.cntlid = await self._fabrics_connect(queue, CNTLID_DYNAMIC, kato_ms)
@@ -200,7 +200,7 @@ class Controller(Association):
             subnqn=options.subnqn,
             hostnqn=options.hostnqn,
         )
-        sqe = commands.connect(queue.qid, queue.entries, kato_ms=kato_ms, disable_sqflow=options.disable_sqflow)
+        sqe = sqe_builders.connect(queue.qid, queue.entries, kato_ms=kato_ms, disable_sqflow=options.disable_sqflow)
         try:
             result = await self._execute(queue, sqe, data_out=data, timeout=options.connect_timeout, abortable=False)
         except NvmeStatusError as error:
@@ -253,8 +253,8 @@ class Controller(Association):
             self.device.max_hw_sectors or UNLIMITED_TRANSFER_BYTES,
             UNLIMITED_TRANSFER_BYTES,
         )
-        assert self.deadlines is not None
-        self.deadlines.set_abort_limit(info.acl + 1)
+        assert self.timeouts is not None
+        self.timeouts.set_abort_limit(info.acl + 1)
         if self.is_discovery:
             return
         self._check_fabrics_limits()
@@ -406,8 +406,8 @@ class Controller(Association):
             self.state = HostState.CLOSED
 
     async def _end_in_order(self) -> None:
-        assert self.deadlines is not None
-        self.deadlines.stop_keep_alive()
+        assert self.timeouts is not None
+        self.timeouts.stop_keep_alive()
         seconds = min(self.info.rtd3e / 1e6, SHUTDOWN_MAX_SECONDS) or SHUTDOWN_SECONDS
         late = ConnectionLost(f"{self.options.subnqn} did not shut down within {seconds:g} s")
         guard = self.runtime.call_later(seconds, lambda: self._queue_error(self._admin, late))
@@ -425,7 +425,7 @@ class Controller(Association):
             return
         for queue in self.io_queues:
             try:
-                await self._execute(queue, commands.disconnect(), abortable=False)
+                await self._execute(queue, sqe_builders.disconnect(), abortable=False)
             except NvmeStatusError as error:
                 log.info("I/O queue %d: %s", queue.qid, error)
             except ConnectionLost:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from nvmeof.errors import LocalProtocolError, NvmeofError, NvmeStatusError
-from nvmeof.host import commands
+from nvmeof.host import sqe_builders
 from nvmeof.host.results import IdentifyNamespace
 from nvmeof.spec.identify_namespace import format_index
 from nvmeof.spec.sqe import DSM_RANGE, DsmRange
@@ -144,12 +144,12 @@ class Namespace:
     async def _read(self, lba: int, view: memoryview, *, hold: bool) -> None:
         blocks = self._blocks(lba, len(view))
         if blocks <= self._max_blocks and not self._boundary_blocks:
-            await self.controller.io(commands.read(self.nsid, lba, blocks), data_in=view, hold=hold)
+            await self.controller.io(sqe_builders.read(self.nsid, lba, blocks), data_in=view, hold=hold)
             return
         size = self._block_bytes
         parts = (
             (
-                commands.read(self.nsid, start, count),
+                sqe_builders.read(self.nsid, start, count),
                 None,
                 view[(start - lba) * size : (start - lba + count) * size],
             )
@@ -174,12 +174,12 @@ class Namespace:
         blocks = self._blocks(lba, len(view))
         hold = not isinstance(data, bytes)
         if blocks <= self._max_blocks and not self._boundary_blocks:
-            await self.controller.io(commands.write(self.nsid, lba, blocks, fua=fua), data_out=view, hold=hold)
+            await self.controller.io(sqe_builders.write(self.nsid, lba, blocks, fua=fua), data_out=view, hold=hold)
             return
         size = self._block_bytes
         parts = (
             (
-                commands.write(self.nsid, start, count, fua=fua),
+                sqe_builders.write(self.nsid, start, count, fua=fua),
                 view[(start - lba) * size : (start - lba + count) * size],
                 None,
             )
@@ -190,7 +190,7 @@ class Namespace:
 
     async def flush(self) -> None:
         """Bring all completed writes to the medium."""
-        await self.controller.io(commands.flush(self.nsid))
+        await self.controller.io(sqe_builders.flush(self.nsid))
 
     async def write_zeroes(self, lba: int, blocks: int, *, deallocate: bool = False) -> None:
         """Zero ``blocks`` blocks from ``lba`` on; ``deallocate``: give the storage back where that reads as zeroes."""
@@ -202,7 +202,7 @@ class Namespace:
             most = max(1, min(most, limits.write_zeroes_bytes // self._block_bytes))
         parts = (
             (
-                commands.write_zeroes(self.nsid, start, min(most, lba + blocks - start), deallocate=deallocate),
+                sqe_builders.write_zeroes(self.nsid, start, min(most, lba + blocks - start), deallocate=deallocate),
                 None,
                 None,
             )
@@ -223,7 +223,7 @@ class Namespace:
         at_once = limits.dsm_ranges
         groups = [pieces[start : start + at_once] for start in range(0, len(pieces), at_once)]
         parts = (
-            (commands.dataset_management(self.nsid, len(group)), b"".join(_range(*piece) for piece in group), None)
+            (sqe_builders.dataset_management(self.nsid, len(group)), b"".join(_range(*piece) for piece in group), None)
             for group in groups
         )
         await self.controller.io_transfer(parts)

@@ -1,7 +1,7 @@
 """The host's I/O queue contract: the level that the Linux series "NVMeTCP Offload ULP" cuts at.
 
 The controller above gives whole commands to a :class:`QueueDevice` and gets whole completions back; connections,
-PDUs, digests and sockets are the device's affair. The software device (:mod:`nvmeof.host.tcp_queue`) is one of them;
+PDUs, digests and sockets are the device's affair. The software device (:mod:`nvmeof.host.socket_queue`) is one of them;
 an offload engine, or a test's in-memory controller, is another. The eight operations and the device's limits carry
 the series' names:
 
@@ -378,4 +378,4 @@ def check_options(device: QueueDevice, options: ConnectOptions) -> None:
 
 
 devices = DeviceRegistry()
-"""The default registry; :mod:`nvmeof.host.tcp_queue` adds the software device."""
+"""The default registry; :mod:`nvmeof.host.socket_queue` adds the software device."""

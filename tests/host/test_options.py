@@ -29,7 +29,7 @@ from .test_queue import options
         ({"queue_size": 1}, "queue size must be between 2"),
         ({"queue_size": 4097}, "queue size"),
         ({"keep_alive_tmo": -1}, "keep-alive"),
-        ({"io_timeout": 0}, "io_timeout must be more than 0"),
+        ({"io_timeout": 0}, "io_timeout must be a number of seconds, more than 0, not 0"),
         ({"admin_timeout": float("nan")}, "admin_timeout"),
         ({"tos": 256}, "type of service"),
     ],

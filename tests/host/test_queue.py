@@ -10,7 +10,7 @@ import pytest
 from nvmeof.errors import ConfigurationError, ConnectionLost, LocalProtocolError, NvmeofError
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import QUEUE_OPS, DeviceRegistry, Queue, Request
-from nvmeof.host.tcp_queue import TcpQueueDevice
+from nvmeof.host.socket_queue import SocketQueueDevice
 
 from .conftest import HOSTNQN
 from .fake_device import SUBNQN, FakeDevice
@@ -64,7 +64,7 @@ def test_registration_is_refused_when_something_is_missing(op: str) -> None:
 
 def test_a_class_without_an_operation_cannot_be_made() -> None:
     class Half(FakeDevice):
-        poll_queue = TcpQueueDevice.__mro__[1].poll_queue  # type: ignore[assignment]
+        poll_queue = SocketQueueDevice.__mro__[1].poll_queue  # type: ignore[assignment]
 
     Half.__abstractmethods__ = frozenset({"poll_queue"})  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="poll_queue"):

@@ -226,8 +226,8 @@ async def test_keep_alive_keeps_an_idle_association() -> None:
         await asyncio.sleep(2.5)
         assert controller.state is HostState.LIVE
         assert await controller.namespace(1).read(0) == bytes(512)
-        assert controller.deadlines is not None
-        assert controller.deadlines.keep_alives >= 4
+        assert controller.timeouts is not None
+        assert controller.timeouts.keep_alives >= 4
 
 
 async def test_namespaces_that_come_and_go() -> None:
@@ -296,12 +296,12 @@ def test_public_names() -> None:
         _ = nvmeof.Wheel
 
 
-@pytest.mark.parametrize("end", ["nvmeof.host.tcp_queue", "nvmeof.target.driver"])
+@pytest.mark.parametrize("end", ["nvmeof.host.socket_queue", "nvmeof.target.driver"])
 @pytest.mark.parametrize("digests", [False, True])
 async def test_each_end_says_that_digests_are_slow(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: str, digests: bool
 ) -> None:
-    for module in ("nvmeof.host.tcp_queue", "nvmeof.target.driver"):
+    for module in ("nvmeof.host.socket_queue", "nvmeof.target.driver"):
         if module != end:
             monkeypatch.setattr(f"{module}.warn_if_slow", lambda: None)
     digest.warn_if_slow.cache_clear()

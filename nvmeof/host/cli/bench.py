@@ -17,7 +17,7 @@ import click
 from nvmeof.cli import interrupts
 from nvmeof.cli.types import BYTES, Number, Seconds
 from nvmeof.errors import ConfigurationError, NvmeofError
-from nvmeof.host import commands
+from nvmeof.host import sqe_builders
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController
@@ -140,7 +140,7 @@ def _sqes(namespace: Namespace, pattern: str, blocks: int) -> Callable[[], bytes
         starts = [random.randrange(slots) * blocks for _ in range(min(ADDRESSES, slots * 4))]
     else:
         starts = [slot * blocks for slot in range(min(ADDRESSES, slots))]
-    make = commands.write if pattern.endswith("write") else commands.read
+    make = sqe_builders.write if pattern.endswith("write") else sqe_builders.read
     return cycle([make(namespace.nsid, start, blocks) for start in starts]).__next__
 
 

@@ -10,7 +10,7 @@ import click
 
 from nvmeof.cli.types import BYTES, U8, U32, Bytes, Number
 from nvmeof.errors import ConfigurationError, NvmeofError
-from nvmeof.host.admin import LOG_CHUNK_BYTES
+from nvmeof.host.admin_commands import LOG_CHUNK_BYTES
 from nvmeof.host.cli import nvme_json
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out

@@ -1,7 +1,7 @@
 """The software queue device: NVMe/TCP by a queue connection over an endpoint of a transport (tcp, mptcp, memory).
 
-One :class:`TcpQueue` per queue. Commands that are submitted in one turn of the event loop leave in one ``sendmsg``; the
-first command of an idle queue leaves at once, which is what a lone caller's latency wants.
+One :class:`SocketQueue` per queue. Commands that are submitted in one turn of the event loop leave in one
+``sendmsg``; the first command of an idle queue leaves at once, which is what a lone caller's latency wants.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ READS_PER_WAKEUP = 16
 """Socket reads before the event loop's other work gets its turn."""
 
 
-class TcpQueue:
+class SocketQueue:
     """The connection of one queue: moves bytes between endpoint and protocol, and completions up."""
 
     def __init__(self, queue: Queue, endpoint: Endpoint, tap: Tap | None = None) -> None:
@@ -251,7 +251,7 @@ class TcpQueue:
         self.endpoint.close()
 
 
-class TcpQueueDevice(QueueDevice):
+class SocketQueueDevice(QueueDevice):
     """NVMe/TCP in software over any registered transport; ``tap`` gives each new queue's connection a tap."""
 
     name = "tcp"
@@ -298,7 +298,7 @@ class TcpQueueDevice(QueueDevice):
             connect_timeout_seconds=options.connect_timeout,
         )
         endpoint = await get(options.transport).connect(options.traddr, options.trsvcid, socket_options)
-        link = TcpQueue(queue, endpoint, self._tap(queue) if self._tap else None)
+        link = SocketQueue(queue, endpoint, self._tap(queue) if self._tap else None)
         try:
             await link.handshake(max(deadline - loop.time(), 0.1))
         except TransportError:
@@ -311,20 +311,20 @@ class TcpQueueDevice(QueueDevice):
         queue.private = link
 
     def queue_connected(self, queue: Queue) -> None:
-        link: TcpQueue = queue.private
+        link: SocketQueue = queue.private
         link.connection.set_queue(queue.qid, queue.entries, flow_control=queue.flow_control)
 
     def send_req(self, request: Request, more: bool) -> None:
-        link: TcpQueue = request.queue.private
+        link: SocketQueue = request.queue.private
         link.send(request, more)
 
     def give_back(self, request: Request) -> bool:
-        link: TcpQueue = request.queue.private
+        link: SocketQueue = request.queue.private
         link.connection.give_back(request.cid, request.data_out)
         return True
 
     def poll_queue(self, queue: Queue) -> int:
-        link: TcpQueue | None = queue.private
+        link: SocketQueue | None = queue.private
         return link.on_readable() if link is not None and not link.closed else 0
 
     def drain_queue(self, queue: Queue) -> None:
@@ -336,11 +336,11 @@ class TcpQueueDevice(QueueDevice):
             queue.private.close()
 
     def peer_address(self, queue: Queue) -> str | None:
-        link: TcpQueue | None = queue.private
+        link: SocketQueue | None = queue.private
         return None if link is None else link.endpoint.peer_address.host
 
     def describe(self, queue: Queue) -> dict[str, object]:
-        link: TcpQueue | None = queue.private
+        link: SocketQueue | None = queue.private
         if link is None:
             return {"transport": queue.options.transport}
         facts = link.endpoint.describe().as_dict()
@@ -351,4 +351,4 @@ class TcpQueueDevice(QueueDevice):
         return facts
 
 
-devices.register(TcpQueueDevice())
+devices.register(SocketQueueDevice())

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, overload
 
 from nvmeof.errors import LocalProtocolError
-from nvmeof.host import commands
+from nvmeof.host import sqe_builders
 from nvmeof.host.results import (
     ErrorLogEntry,
     IdentifyController,
@@ -56,17 +56,17 @@ class AdminCommands(ABC):
 
     async def property_get(self, offset: int, size: int = 4) -> int:
         """A controller property of 4 or 8 bytes."""
-        value = await self.admin(commands.property_get(offset, size))
+        value = await self.admin(sqe_builders.property_get(offset, size))
         return value if size == 8 else value & 0xFFFFFFFF
 
     async def property_set(self, offset: int, value: int, size: int = 4) -> None:
         """Set a controller property of 4 or 8 bytes."""
-        await self.admin(commands.property_set(offset, size, value))
+        await self.admin(sqe_builders.property_set(offset, size, value))
 
     async def identify_raw(self, cns: int, nsid: int = 0, cntid: int = 0, csi: int = 0) -> bytes:
         """Any Identify data structure: 4,096 bytes."""
         data = bytearray(IDENTIFY_BYTES)
-        await self.admin(commands.identify(cns, nsid, cntid, csi), data_in=memoryview(data))
+        await self.admin(sqe_builders.identify(cns, nsid, cntid, csi), data_in=memoryview(data))
         return bytes(data)
 
     async def identify(self) -> IdentifyController:
@@ -122,7 +122,7 @@ class AdminCommands(ABC):
             piece = data[start : start + chunk_bytes]
             keep = rae or start + len(piece) < length_bytes
             specific = _continued(page, lsp) if start else lsp
-            sqe = commands.get_log_page(page, len(piece), offset + start, nsid=nsid, lsp=specific, rae=keep)
+            sqe = sqe_builders.get_log_page(page, len(piece), offset + start, nsid=nsid, lsp=specific, rae=keep)
             await self.admin(sqe, data_in=piece)
         return bytes(data)
 
@@ -149,7 +149,7 @@ class AdminCommands(ABC):
         self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int = 0
     ) -> Any:
         """A feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
-        sqe = commands.get_features(fid, select, nsid=nsid, cdw11=cdw11)
+        sqe = sqe_builders.get_features(fid, select, nsid=nsid, cdw11=cdw11)
         if not data_bytes:
             return await self.admin(sqe) & 0xFFFFFFFF
         data = bytearray(data_bytes)
@@ -160,7 +160,7 @@ class AdminCommands(ABC):
         self, fid: int, value: int, *, save: bool = False, nsid: int = 0, cdw12: int = 0, data: Buffer | None = None
     ) -> int:
         """Set a feature (``value`` is CDW11); DW0 of the completion."""
-        sqe = commands.set_features(fid, value, save=save, nsid=nsid, cdw12=cdw12)
+        sqe = sqe_builders.set_features(fid, value, save=save, nsid=nsid, cdw12=cdw12)
         return await self.admin(sqe, data_out=data) & 0xFFFFFFFF
 
     async def set_number_of_queues(self, queues: int) -> int:

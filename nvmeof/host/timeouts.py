@@ -1,6 +1,6 @@
 """What a host must do in time: keep-alive, command timeouts, and the Aborts that these and cancelled callers send.
 
-A machine without a clock: :meth:`Deadlines.check` gets the time, :attr:`Deadlines.next_deadline` says when it wants to
+A machine without a clock: :meth:`Timeouts.check` gets the time, :attr:`Timeouts.next_deadline` says when it wants to
 be called again.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from nvmeof.errors import ConnectionLost, NvmeofError
-from nvmeof.host import commands
+from nvmeof.host import sqe_builders
 from nvmeof.host.queue import Queue, Request
 from nvmeof.spec.status import split_status
 
@@ -44,7 +44,7 @@ class BackgroundCommand(Request):
         self.then(None, 0)
 
 
-class Deadlines:
+class Timeouts:
     """Keep-alive, timeouts and Aborts of one controller.
 
     ``queues`` gives all its queues, the admin queue included; ``lost(queue, error)`` is told of a queue that answers
@@ -117,7 +117,7 @@ class Deadlines:
             return
         self._keep_alive_out = True
         self.keep_alives += 1
-        self._admin.submit(BackgroundCommand(commands.keep_alive(), self._kato, self._kept_alive))
+        self._admin.submit(BackgroundCommand(sqe_builders.keep_alive(), self._kato, self._kept_alive))
 
     def _kept_alive(self, result: int | None, status: int) -> None:
         self._keep_alive_out = False
@@ -163,7 +163,7 @@ class Deadlines:
         queue, cid = request.queue, request.cid
         queue.abort_sent(cid)
         done = partial(self._abort_done, queue, cid)
-        self._admin.submit(BackgroundCommand(commands.abort(queue.qid, cid), self._admin.timeout, done))
+        self._admin.submit(BackgroundCommand(sqe_builders.abort(queue.qid, cid), self._admin.timeout, done))
 
     def _abort_done(self, queue: Queue, cid: int, result: int | None, status: int) -> None:
         self._aborts_free += 1

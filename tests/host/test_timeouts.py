@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from nvmeof.errors import NvmeofError
-from nvmeof.host.deadlines import Deadlines
 from nvmeof.host.queue import Queue, Request
+from nvmeof.host.timeouts import Timeouts
 from nvmeof.spec.enums import AdminOpcode
 from nvmeof.spec.status import Status, status_field
 
@@ -24,7 +24,7 @@ class Bench:
         self.admin = Queue(self.device, chosen, 0, 8, reserved=2, timeout=chosen.admin_timeout)
         self.io = Queue(self.device, chosen, 1, 16, timeout=chosen.io_timeout)
         self.lost: list[tuple[int, NvmeofError]] = []
-        self.deadlines = Deadlines(self.admin, lambda: (self.admin, self.io), self._lost)
+        self.timeouts = Timeouts(self.admin, lambda: (self.admin, self.io), self._lost)
 
     def _lost(self, queue: Queue, error: NvmeofError) -> None:
         self.lost.append((queue.qid, error))
@@ -37,7 +37,7 @@ class Bench:
     def run(self, start: float, end: float, step: float = 0.25) -> None:
         now = start
         while now <= end:
-            self.deadlines.check(now)
+            self.timeouts.check(now)
             now += step
 
     def answer(self, request: Request, result: int = 0, status: int = 0) -> None:
@@ -46,35 +46,35 @@ class Bench:
 
 def test_keep_alive_fires_twice_within_kato() -> None:
     bench = Bench()
-    bench.deadlines.set_keep_alive(0.0, 8.0, traffic_based=False)
-    assert bench.deadlines.next_deadline <= 4.0
+    bench.timeouts.set_keep_alive(0.0, 8.0, traffic_based=False)
+    assert bench.timeouts.next_deadline <= 4.0
     for now in (3.9, 4.0):
-        bench.deadlines.check(now)
+        bench.timeouts.check(now)
     (first,) = bench.sent(AdminOpcode.KEEP_ALIVE)
     bench.answer(first)
-    bench.deadlines.check(8.0)
+    bench.timeouts.check(8.0)
     assert len(bench.sent(AdminOpcode.KEEP_ALIVE)) == 2
 
 
 def test_traffic_takes_the_place_of_keep_alive_only_where_agreed() -> None:
     for traffic_based, expected in ((True, 0), (False, 1)):
         bench = Bench()
-        bench.deadlines.set_keep_alive(0.0, 8.0, traffic_based=traffic_based)
+        bench.timeouts.set_keep_alive(0.0, 8.0, traffic_based=traffic_based)
         for now in (1.0, 2.0, 3.0, 4.0):
             request = Noted()
             bench.io.submit(request)
             bench.answer(request)
-            bench.deadlines.check(now)
+            bench.timeouts.check(now)
         assert len(bench.sent(AdminOpcode.KEEP_ALIVE)) == expected
     bench = Bench()
-    bench.deadlines.set_keep_alive(0.0, 8.0, traffic_based=True)
-    bench.deadlines.check(2.0)
+    bench.timeouts.set_keep_alive(0.0, 8.0, traffic_based=True)
+    bench.timeouts.check(2.0)
     assert len(bench.sent(AdminOpcode.KEEP_ALIVE)) == 1  # no traffic
 
 
 def test_a_keep_alive_without_answer_ends_the_association() -> None:
     bench = Bench()
-    bench.deadlines.set_keep_alive(0.0, 4.0, traffic_based=False)
+    bench.timeouts.set_keep_alive(0.0, 4.0, traffic_based=False)
     bench.run(0.0, 5.0)
     assert not bench.lost
     bench.run(5.25, 9.0)
@@ -85,23 +85,23 @@ def test_a_keep_alive_without_answer_ends_the_association() -> None:
 
 def test_a_refused_keep_alive_ends_the_association() -> None:
     bench = Bench()
-    bench.deadlines.set_keep_alive(0.0, 4.0, traffic_based=False)
-    bench.deadlines.check(2.0)
+    bench.timeouts.set_keep_alive(0.0, 4.0, traffic_based=False)
+    bench.timeouts.check(2.0)
     bench.answer(bench.sent(AdminOpcode.KEEP_ALIVE)[0], status=Status.INVALID_FIELD)
     assert "refused Keep Alive" in str(bench.lost[0][1])
 
 
 def test_stopping_keep_alive() -> None:
     bench = Bench()
-    bench.deadlines.set_keep_alive(0.0, 4.0, traffic_based=False)
-    bench.deadlines.stop_keep_alive()
+    bench.timeouts.set_keep_alive(0.0, 4.0, traffic_based=False)
+    bench.timeouts.stop_keep_alive()
     bench.run(0.0, 20.0)
     assert not bench.sent(AdminOpcode.KEEP_ALIVE)
 
 
 def test_a_timeout_first_aborts_and_then_ends_the_association() -> None:
     bench = Bench(io_timeout=4.0)
-    bench.deadlines.check(100.0)
+    bench.timeouts.check(100.0)
     stuck, fine = Noted(), Noted()
     bench.io.submit(stuck)
     bench.io.submit(fine)
@@ -122,7 +122,7 @@ def test_a_timeout_first_aborts_and_then_ends_the_association() -> None:
 def test_a_timeout_whose_abort_works_costs_only_the_command() -> None:
     bench = Bench(io_timeout=4.0)
     stuck = Noted()
-    bench.deadlines.check(0.0)
+    bench.timeouts.check(0.0)
     bench.io.submit(stuck)
     bench.run(0.25, 6.0)
     bench.answer(stuck, status=Status.ABORTED_BY_REQUEST)
@@ -135,19 +135,19 @@ def test_a_timeout_whose_abort_works_costs_only_the_command() -> None:
 @pytest.mark.parametrize("limit", [1, 2, 4])
 def test_no_more_aborts_at_a_time_than_the_controller_takes(limit: int) -> None:
     bench = Bench()
-    bench.deadlines.set_abort_limit(limit)
+    bench.timeouts.set_abort_limit(limit)
     requests = [Noted() for _ in range(5)]
     for request in requests:
         bench.io.submit(request)
     for request in requests:
-        bench.deadlines.abort(request)
-        bench.deadlines.abort(request)  # asking twice changes nothing
-    assert bench.deadlines.aborts == limit
+        bench.timeouts.abort(request)
+        bench.timeouts.abort(request)  # asking twice changes nothing
+    assert bench.timeouts.aborts == limit
     bench.answer(requests[4])  # over before its turn: needs no Abort
     for _ in range(5):
         for abort in [each for each in bench.sent(AdminOpcode.ABORT) if each.cid >= 0]:
             bench.answer(abort)
-    assert bench.deadlines.aborts == (5 if limit > 4 else 4)
+    assert bench.timeouts.aborts == (5 if limit > 4 else 4)
 
 
 def test_a_request_that_is_over_is_not_aborted() -> None:
@@ -155,19 +155,19 @@ def test_a_request_that_is_over_is_not_aborted() -> None:
     request = Noted()
     bench.io.submit(request)
     bench.answer(request)
-    bench.deadlines.abort(request)
-    assert bench.deadlines.aborts == 0
+    bench.timeouts.abort(request)
+    assert bench.timeouts.aborts == 0
 
 
 def test_a_caller_that_gives_up_shortly_before_the_timeout_does_not_end_the_association() -> None:
     """The Abort that this sends gets as much time as one after a timeout."""
     bench = Bench(io_timeout=4.0)
-    bench.deadlines.check(0.0)
+    bench.timeouts.check(0.0)
     stuck = Noted()
     bench.io.submit(stuck)
     bench.run(0.25, 4.75)
-    assert not bench.deadlines.aborts
-    bench.deadlines.abort(stuck)
+    assert not bench.timeouts.aborts
+    bench.timeouts.abort(stuck)
     bench.run(5.0, 8.5)
     assert not bench.lost
     bench.run(8.75, 11.0)
@@ -181,7 +181,7 @@ def test_an_identifier_that_an_abort_names_is_not_used_again_before_the_abort_is
     for request in (cancelled, *others):
         bench.io.submit(request)  # the last one has to wait for an identifier
     cid = cancelled.cid
-    bench.deadlines.abort(cancelled)
+    bench.timeouts.abort(cancelled)
     bench.answer(cancelled)
     assert others[-1].cid < 0, "would be what the Abort hits"
     bench.answer(others[0])
@@ -199,7 +199,7 @@ def test_an_abort_that_is_over_first_holds_nothing() -> None:
     request = Noted()
     room = bench.io.room
     bench.io.submit(request)
-    bench.deadlines.abort(request)
+    bench.timeouts.abort(request)
     bench.answer(bench.sent(AdminOpcode.ABORT)[0])
     bench.answer(request, status=Status.ABORTED_BY_REQUEST)
     assert bench.io.room == room
