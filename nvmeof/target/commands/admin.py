@@ -7,7 +7,14 @@ from collections.abc import Awaitable
 from nvmeof.spec.enums import IDENTIFY_BYTES, AdminOpcode, CommandEffects
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, fixed
+from nvmeof.target.commands.dispatch.base import (
+    CommandSpec,
+    Completion,
+    Direction,
+    NsidRule,
+    fixed,
+    processed_during_sanitize,
+)
 from nvmeof.target.commands.dispatch.command_tables import ADMIN, DISCOVERY, register
 from nvmeof.target.commands.identify.identify import check_identify, identify
 from nvmeof.target.commands.rows.features import (
@@ -18,7 +25,7 @@ from nvmeof.target.commands.rows.features import (
     set_bytes,
     set_features,
 )
-from nvmeof.target.commands.rows.log_pages import check_get_log_page, get_log_page, log_bytes
+from nvmeof.target.commands.rows.log_pages import check_get_log_page, get_log_page, log_bytes, page_during_sanitize
 
 _NOT_ABORTED = 1
 
@@ -60,6 +67,7 @@ _IDENTIFY = CommandSpec(
     transfer_bytes=fixed(IDENTIFY_BYTES),
     check=check_identify,
     nsid=NsidRule.HANDLER,
+    during_sanitize=processed_during_sanitize,
 )
 _GET_LOG_PAGE = CommandSpec(
     opcode=AdminOpcode.GET_LOG_PAGE,
@@ -69,12 +77,14 @@ _GET_LOG_PAGE = CommandSpec(
     transfer_bytes=log_bytes,
     check=check_get_log_page,
     nsid=NsidRule.HANDLER,
+    during_sanitize=page_during_sanitize,
     effects=CommandEffects.SUPPORTED | CommandEffects.UUID_SELECTION,
 )
 _ABORT = CommandSpec(
     opcode=AdminOpcode.ABORT,
     name="Abort",
     handler=abort,
+    during_sanitize=processed_during_sanitize,
     remark="of commands that wait for an event, for memory, for their other half or for a backend, and between steps",
 )
 _SET_FEATURES = CommandSpec(
@@ -85,6 +95,11 @@ _SET_FEATURES = CommandSpec(
     transfer_bytes=set_bytes,
     check=check_set_features,
     nsid=NsidRule.HANDLER,
+    during_sanitize=processed_during_sanitize,
+    effects=CommandEffects.SUPPORTED
+    | CommandEffects.SUBSYSTEM_SCOPE
+    | CommandEffects.CONTROLLER_SCOPE
+    | CommandEffects.NAMESPACE_SCOPE,
 )
 _GET_FEATURES = CommandSpec(
     opcode=AdminOpcode.GET_FEATURES,
@@ -94,11 +109,17 @@ _GET_FEATURES = CommandSpec(
     transfer_bytes=get_bytes,
     check=check_get_features,
     nsid=NsidRule.HANDLER,
+    during_sanitize=processed_during_sanitize,
 )
 _ASYNC_EVENT_REQUEST = CommandSpec(
-    opcode=AdminOpcode.ASYNC_EVENT_REQUEST, name="Asynchronous Event Request", handler=async_event_request
+    opcode=AdminOpcode.ASYNC_EVENT_REQUEST,
+    name="Asynchronous Event Request",
+    handler=async_event_request,
+    during_sanitize=processed_during_sanitize,
 )
-_KEEP_ALIVE = CommandSpec(opcode=AdminOpcode.KEEP_ALIVE, name="Keep Alive", handler=keep_alive)
+_KEEP_ALIVE = CommandSpec(
+    opcode=AdminOpcode.KEEP_ALIVE, name="Keep Alive", handler=keep_alive, during_sanitize=processed_during_sanitize
+)
 
 _ROWS = (
     _GET_LOG_PAGE,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvmeof.spec.enums import FeatureId, LogPageId
-from nvmeof.spec.features import LBA_RANGE_TYPE
+from nvmeof.spec.features import FEATURE_DATA_BYTES, LBA_RANGE_TYPE
 from nvmeof.spec.host_metadata import MetadataElement, build_host_metadata
 from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY
 from nvmeof.spec.properties import CC_OFFSET
@@ -438,3 +438,9 @@ def test_any_metadata_is_refused_or_well_formed(data, action, fid):
     completion = admin.set_feature(fid, action << 13, data=data.ljust(4096, b"\0"), nsid=where)
     assert completion.status in (0, Status.INVALID_FIELD)
     assert len(admin.read_bytes(admin.get_feature(fid, length=4096, nsid=where))) == 4096
+
+
+def test_the_length_of_a_features_data_is_that_of_the_specification():
+    assert {fid: row.data_bytes for fid, row in FEATURES.items()} == {
+        fid: FEATURE_DATA_BYTES.get(fid, 0) for fid in FEATURES
+    }

@@ -10,7 +10,6 @@ from nvmeof.spec.enums import AdminOpcode, LogPageId, NvmOpcode
 from nvmeof.spec.media import SanitizeCommand
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.dispatch.command_tables import ADMIN, NVM
-from nvmeof.target.commands.media.sanitize import ADMIN_ALLOWED, IO_ALLOWED, LOG_PAGES_ALLOWED
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
 from nvmeof.target.subsystem.sanitize import SanitizeState
@@ -270,10 +269,9 @@ def states():
         yield "failure", target, admin, target.io(admin)
 
 
-def test_the_tables_allow_what_the_specification_lists():
-    assert sorted(ADMIN_ALLOWED) == [0x02, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x18]
-    assert sorted(LOG_PAGES_ALLOWED) == [0x01, 0x02, 0x04, 0x0C, 0x80, 0x81]
-    assert sorted(IO_ALLOWED) == [0x00]
+ADMIN_ALLOWED = {0x02, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x18}
+LOG_PAGES_ALLOWED = {0x01, 0x02, 0x04, 0x0C, 0x80, 0x81}
+"""What the specification lists, and log page 0Ch (ANA)."""
 
 
 def test_every_admin_command_in_every_state():

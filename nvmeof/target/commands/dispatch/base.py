@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NSID_ALL, CommandEffects
+from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.states import READY_ONLY, ControllerState
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.namespaces.reservations import Group
 from nvmeof.target.subsystem.subsystem import Subsystem
 
 _NSID = SQE.error_location("nsid")
@@ -65,6 +68,30 @@ def no_check(ctx: CommandContext, sqe: Sqe) -> None:
     """For a command whose fields are looked at by its handler, or whose fields are all legal."""
 
 
+def never(sqe: Sqe) -> bool:
+    """For a command that does not do so, whatever its fields are."""
+    return False
+
+
+def aborted_by_sanitize(ctx: CommandContext, sqe: Sqe) -> bool:
+    """For a command that is aborted during a sanitize operation."""
+    return False
+
+
+def processed_during_sanitize(ctx: CommandContext, sqe: Sqe) -> bool:
+    """For a command that is processed during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
+    return True
+
+
+def namespaces_named(ctx: CommandContext, sqe: Sqe) -> Iterable[Namespace]:
+    """Find the namespaces that a command's NSID names. FFFFFFFFh: all, for an I/O command all that are active."""
+    assert ctx.subsystem is not None
+    if sqe.nsid == NSID_ALL:
+        return (ctx.namespaces if ctx.qid else ctx.subsystem.namespaces).values()
+    namespace = ctx.subsystem.namespaces.get(sqe.nsid)
+    return () if namespace is None else (namespace,)
+
+
 def fixed(length: int) -> TransferBytes:
     """The length rule of a command that always moves `length` bytes."""
 
@@ -102,6 +129,14 @@ class CommandSpec:
     must describe exactly that many. `check` runs before any data moves and raises `CommandError`.
     `abortable`: the handler waits for one operation at a time, and does nothing more when that is given up.
     The handler's `data` is complete host data (digest checked) and valid only until the completion is given.
+
+    Who stands in the command's way: `access` is what it does to data; `reservation` what it is to another host's
+    reservation (None: by its access), which may be one of `concerned`; `during_sanitize` whether it is processed
+    during a sanitize operation and after one has failed; `deletes` whether it takes namespaces away.
+
+    What the logs say of the command: `effects` (a scope in it is its own, an admin command without one has the scope of
+    its controller), `events` which types of persistent events exist because of the command, `lba_in_cdw10` whether
+    CDW10 and CDW11 are a logical block address.
     """
 
     opcode: int
@@ -114,6 +149,12 @@ class CommandSpec:
     states: frozenset[ControllerState] = READY_ONLY
     effects: CommandEffects = CommandEffects.SUPPORTED
     access: Access = Access.NONE
+    reservation: Group | None = None
+    concerned: Callable[[CommandContext, Sqe], Iterable[Namespace]] = namespaces_named
+    during_sanitize: Callable[[CommandContext, Sqe], bool] = aborted_by_sanitize
+    deletes: Callable[[Sqe], bool] = never
+    events: tuple[EventType, ...] = ()
+    lba_in_cdw10: bool = False
     longer_sgl_bytes: int = 0
     abortable: bool = False
     oncs: int = 0  # its bit in Identify Controller's ONCS
@@ -131,10 +172,14 @@ __all__ = [
     "Handler",
     "NsidRule",
     "TransferBytes",
+    "aborted_by_sanitize",
     "always",
     "check_nsid",
     "fixed",
+    "namespaces_named",
+    "never",
     "no_check",
     "no_data",
     "not_active",
+    "processed_during_sanitize",
 ]

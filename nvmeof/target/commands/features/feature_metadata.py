@@ -88,6 +88,7 @@ def _row(fid: FeatureId, name: str, scope: Scope) -> FeatureSpec:
         discovery=False,
         scope=scope,
         check=partial(_check, fid),
+        data_bytes=len(_EMPTY),
     )
 
 

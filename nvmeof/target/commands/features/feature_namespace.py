@@ -6,7 +6,6 @@ namespace's data.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 from nvmeof.errors import CommandError
@@ -83,16 +82,15 @@ def _check_label(controller: Controller, sqe: Sqe) -> None:
 
 
 add_features(
-    dataclasses.replace(
-        remembered(
-            FeatureId.LBA_RANGE_TYPE,
-            "LBA Range Type",
-            _whole_namespace,
-            _lba_ranges,
-            scope=Scope.NAMESPACE,
-            saveable=True,
-        ),
+    remembered(
+        FeatureId.LBA_RANGE_TYPE,
+        "LBA Range Type",
+        _whole_namespace,
+        _lba_ranges,
+        scope=Scope.NAMESPACE,
+        saveable=True,
         for_all=False,
+        data_bytes=_RANGES_BYTES,
     ),
     # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept.
     dword(
@@ -103,15 +101,14 @@ add_features(
         saveable=True,
         condition="without DULBE: memory that was written at full speed does not tell which blocks are deallocated",
     ),
-    dataclasses.replace(
-        remembered(
-            FeatureId.NAMESPACE_ADMIN_LABEL,
-            "Namespace Admin Label",
-            constant(0, bytes(NAMESPACE_ADMIN_LABEL_BYTES)),
-            _label,
-            scope=Scope.NAMESPACE,
-            saveable=True,
-        ),
+    remembered(
+        FeatureId.NAMESPACE_ADMIN_LABEL,
+        "Namespace Admin Label",
+        constant(0, bytes(NAMESPACE_ADMIN_LABEL_BYTES)),
+        _label,
+        scope=Scope.NAMESPACE,
+        saveable=True,
         check=_check_label,
+        data_bytes=NAMESPACE_ADMIN_LABEL_BYTES,
     ),
 )

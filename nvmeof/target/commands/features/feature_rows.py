@@ -33,6 +33,7 @@ from nvmeof.target.subsystem.persistent_events import timestamp_change
 from nvmeof.wire import build
 
 _ALL_SENSORS = 0xF
+_HOST_IDENTIFIER_BYTES = 16
 _CDW10 = SQE.error_location("cdw10")
 _CDW11 = SQE.error_location("cdw11")
 
@@ -165,7 +166,9 @@ def _has_cache(controller: Controller) -> bool:
 add_features(
     *(
         dword(FeatureId.ARBITRATION, "Arbitration", 0xFFFFFF07, 0x07, saveable=True),
-        remembered(FeatureId.POWER_MANAGEMENT, "Power Management", constant(0), _power, saveable=True),
+        remembered(
+            FeatureId.POWER_MANAGEMENT, "Power Management", constant(0), _power, saveable=True, in_history=False
+        ),
         FeatureSpec(
             FeatureId.TEMPERATURE_THRESHOLD,
             "Temperature Threshold",
@@ -191,6 +194,7 @@ add_features(
             _queues_read,
             lambda controller, sqe: Value(_queues_granted(controller)),
             _queues_apply,
+            in_history=False,
         ),
         dword(FeatureId.WRITE_ATOMICITY_NORMAL, "Write Atomicity Normal", 1, 0, saveable=True),
         FeatureSpec(
@@ -200,6 +204,7 @@ add_features(
             constant(0),
             _events_apply,
             discovery=True,
+            in_history=False,
         ),
         FeatureSpec(
             FeatureId.TIMESTAMP,
@@ -207,6 +212,8 @@ add_features(
             _timestamp_read,
             lambda controller, sqe: Value(0, build_timestamp(0, origin=0)),
             _timestamp_apply,
+            data_bytes=TIMESTAMP.sizeof(),
+            in_history=False,
         ),
         FeatureSpec(
             FeatureId.KEEP_ALIVE_TIMER,
@@ -215,18 +222,28 @@ add_features(
             constant(0),
             _keep_alive_apply,
             discovery=True,
+            in_history=False,
         ),
         FeatureSpec(
             FeatureId.HOST_BEHAVIOR_SUPPORT,
             "Host Behavior Support",
             lambda controller, sqe: Value(0, controller.features.behavior),
-            lambda controller, sqe: Value(0, bytes(512)),
+            lambda controller, sqe: Value(0, bytes(HOST_BEHAVIOR_SUPPORT.sizeof())),
             _behavior_apply,
+            data_bytes=HOST_BEHAVIOR_SUPPORT.sizeof(),
+            in_history=False,
         ),
         FeatureSpec(
             FeatureId.IO_COMMAND_SET_PROFILE, "I/O Command Set Profile", constant(0), constant(0), _profile_apply
         ),
-        dword(FeatureId.SOFTWARE_PROGRESS_MARKER, "Software Progress Marker", 0xFF, saveable=True, persistent=True),
+        dword(
+            FeatureId.SOFTWARE_PROGRESS_MARKER,
+            "Software Progress Marker",
+            0xFF,
+            saveable=True,
+            persistent=True,
+            in_history=False,
+        ),
         FeatureSpec(
             FeatureId.HOST_IDENTIFIER,
             "Host Identifier",
@@ -234,6 +251,8 @@ add_features(
             _host_identifier,
             # Connect has set it already, and it can't be set twice.
             refusal=Status.COMMAND_SEQUENCE_ERROR,
+            data_bytes=_HOST_IDENTIFIER_BYTES,
+            private=True,
         ),
     )
 )

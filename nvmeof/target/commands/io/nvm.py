@@ -27,10 +27,19 @@ from nvmeof.spec.sqe import (
 )
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule, not_active
+from nvmeof.target.commands.dispatch.base import (
+    Access,
+    CommandSpec,
+    Completion,
+    Direction,
+    NsidRule,
+    not_active,
+    processed_during_sanitize,
+)
 from nvmeof.target.commands.dispatch.command_tables import NVM, register
 from nvmeof.target.core.runtime import pause, settled
 from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.namespaces.reservations import Group
 from nvmeof.target.storage.base import Lease
 
 _DTYPE_MASK = 0xF << 20
@@ -319,7 +328,15 @@ def dataset_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -
 register(
     NVM,
     (
-        CommandSpec(opcode=NvmOpcode.FLUSH, name="Flush", handler=flush, nsid=NsidRule.ACTIVE_OR_ALL, abortable=True),
+        CommandSpec(
+            opcode=NvmOpcode.FLUSH,
+            name="Flush",
+            handler=flush,
+            nsid=NsidRule.ACTIVE_OR_ALL,
+            abortable=True,
+            reservation=Group.WRITE,
+            during_sanitize=processed_during_sanitize,
+        ),
         CommandSpec(
             opcode=NvmOpcode.WRITE,
             access=Access.WRITE,

@@ -6,7 +6,7 @@ The context belongs to a controller, and goes with its reset.
 from __future__ import annotations
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import LogPageId
+from nvmeof.spec.enums import LogPageId, Lpa
 from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.persistent_events import (
     HEADER,
@@ -40,19 +40,12 @@ _ALWAYS = (
     EventType.SET_FEATURE,
     EventType.TELEMETRY_CREATED,
 )
-_OF_COMMANDS = {
-    0x0D: (EventType.CHANGE_NAMESPACE,),
-    0x80: (EventType.FORMAT_START, EventType.FORMAT_COMPLETION),
-    0x84: (EventType.SANITIZE_START, EventType.SANITIZE_COMPLETION),
-    0x10: (EventType.FIRMWARE_COMMIT,),
-}
-"""Events that there are where their command is: by its opcode."""
+"""Events that exist whatever commands the subsystem has."""
 
 
 def supported() -> tuple[EventType, ...]:
     """The types of events that may be in the log."""
-    more = tuple(each for opcode, events in _OF_COMMANDS.items() if opcode in ADMIN for each in events)
-    return tuple(sorted(_ALWAYS + more))
+    return tuple(sorted({*_ALWAYS, *(event for spec in ADMIN.values() for event in spec.events)}))
 
 
 def _header(controller: Controller, count: int, length_bytes: int, generation: int) -> bytes:
@@ -122,6 +115,7 @@ add_log_pages(
         _events,
         check=_check,
         lidsp=_LIDSP_HEADER_ACTION,
+        lpa=Lpa.PERSISTENT_EVENTS,
         remark="kept over restarts with --state",
     )
 )

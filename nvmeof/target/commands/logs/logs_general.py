@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvmeof.spec.enums import AdminOpcode, CommandEffects, LogPageId
+from nvmeof.spec.enums import CommandEffects, LogPageId, Lpa
 from nvmeof.spec.log_pages import (
     ANA_LSP_GROUPS_ONLY,
     ERROR_INFORMATION_ENTRY,
@@ -30,17 +30,6 @@ from nvmeof.wire import build
 _FIRST_SLOT_END = 16
 _NVME_MI_EFFECTS_BYTES = 4096
 _SCOPES = 0xFFF << 20
-_ADMIN_SCOPES: dict[int, CommandEffects] = {
-    AdminOpcode.NAMESPACE_MANAGEMENT: CommandEffects.SUBSYSTEM_SCOPE,
-    AdminOpcode.NAMESPACE_ATTACHMENT: CommandEffects.CONTROLLER_SCOPE | CommandEffects.NAMESPACE_SCOPE,
-    AdminOpcode.SET_FEATURES: CommandEffects.SUBSYSTEM_SCOPE
-    | CommandEffects.CONTROLLER_SCOPE
-    | CommandEffects.NAMESPACE_SCOPE,
-    AdminOpcode.FORMAT_NVM: CommandEffects.NAMESPACE_SCOPE,
-    AdminOpcode.SANITIZE: CommandEffects.SUBSYSTEM_SCOPE,
-    AdminOpcode.DEVICE_SELF_TEST: CommandEffects.SUBSYSTEM_SCOPE,
-}
-"""Those that have an effect on more than the controller that executes them, or on something else."""
 
 
 def _supported(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
@@ -88,9 +77,9 @@ def _changed_read(controller: Controller) -> None:
     controller.changed_namespaces.clear()
 
 
-def admin_effects(opcode: int, effects: CommandEffects) -> CommandEffects:
-    """An admin command's entry, with its scope: what it may have an effect on."""
-    return effects if effects & _SCOPES else effects | _ADMIN_SCOPES.get(opcode, CommandEffects.CONTROLLER_SCOPE)
+def admin_effects(effects: CommandEffects) -> CommandEffects:
+    """Give an admin command without a scope of its own that of the controller: what it may have an effect on."""
+    return effects if effects & _SCOPES else effects | CommandEffects.CONTROLLER_SCOPE
 
 
 def _effects(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
@@ -102,7 +91,7 @@ def _effects(ctx: CommandContext, controller: Controller, command: GetLogPage, n
     # I/O commands report no scope: Linux warns of each whose entry says more than what it does to logical blocks.
     return build_effects(
         {
-            opcode: admin_effects(opcode, spec.effects & ~absent)
+            opcode: admin_effects(spec.effects & ~absent)
             for opcode, spec in admin.items()
             if spec.offered(controller.subsystem)
         },
@@ -130,14 +119,40 @@ def _no_management_interface(ctx: CommandContext, controller: Controller, comman
 
 
 add_log_pages(
-    LogPageSpec(LogPageId.SUPPORTED_LOG_PAGES, "Supported Log Pages", _supported, discovery=True, csi=True),
-    LogPageSpec(LogPageId.ERROR_INFORMATION, "Error Information", _errors, discovery=True),
-    LogPageSpec(LogPageId.FIRMWARE_SLOT, "Firmware Slot Information", _firmware),
-    LogPageSpec(LogPageId.CHANGED_NAMESPACES, "Changed Attached Namespace List", _changed, acknowledge=_changed_read),
     LogPageSpec(
-        LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS, "Commands Supported and Effects", _effects, csi=True, discovery=True
+        LogPageId.SUPPORTED_LOG_PAGES,
+        "Supported Log Pages",
+        _supported,
+        discovery=True,
+        csi=True,
+        lpa=Lpa.SUPPORTED_LOG_PAGES,
     ),
-    LogPageSpec(LogPageId.ANA, "Asymmetric Namespace Access", _ana, remark="groups only (RGO)"),
+    LogPageSpec(LogPageId.ERROR_INFORMATION, "Error Information", _errors, discovery=True, during_sanitize=True),
+    LogPageSpec(LogPageId.FIRMWARE_SLOT, "Firmware Slot Information", _firmware),
+    LogPageSpec(
+        LogPageId.CHANGED_NAMESPACES,
+        "Changed Attached Namespace List",
+        _changed,
+        acknowledge=_changed_read,
+        during_sanitize=True,
+    ),
+    LogPageSpec(
+        LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS,
+        "Commands Supported and Effects",
+        _effects,
+        csi=True,
+        discovery=True,
+        lpa=Lpa.COMMANDS_SUPPORTED_AND_EFFECTS,
+    ),
+    LogPageSpec(
+        LogPageId.ANA,
+        "Asymmetric Namespace Access",
+        _ana,
+        # Not in the specification's list, but hosts that lose their path do not come back without it; it has nothing of
+        # the data.
+        during_sanitize=True,
+        remark="groups only (RGO)",
+    ),
     LogPageSpec(
         LogPageId.FEATURES_SUPPORTED_AND_EFFECTS,
         "Feature Identifiers and Effects",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.endurance import ENDURANCE_GROUP, UNIT_BYTES
-from nvmeof.spec.enums import NSID_ALL, LogPageId
+from nvmeof.spec.enums import NSID_ALL, LogPageId, Lpa
 from nvmeof.spec.log_pages import DATA_UNIT_BYTES, SMART_HEALTH, GetLogPage
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.status import Status
@@ -90,7 +90,14 @@ def _endurance(ctx: CommandContext, controller: Controller, command: GetLogPage,
 
 
 add_log_pages(
-    LogPageSpec(LogPageId.SMART_HEALTH, "SMART / Health Information", _smart, per_namespace=True),
+    LogPageSpec(
+        LogPageId.SMART_HEALTH,
+        "SMART / Health Information",
+        _smart,
+        per_namespace=True,
+        lpa=Lpa.SMART_PER_NAMESPACE,
+        during_sanitize=True,
+    ),
     LogPageSpec(
         LogPageId.ENDURANCE_GROUP,
         "Endurance Group Information",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import FeatureId, LogPageId
+from nvmeof.spec.enums import LogPageId, Lpa
 from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
@@ -20,14 +20,13 @@ from nvmeof.target.controller.telemetry import Capture, controller_page, dump, h
 
 _MCDA = SQE.error_location("cdw10", 9)
 _REASON_HOST = "asked for by a host"
-_NOT_TOLD = frozenset({FeatureId.HOST_IDENTIFIER})
 
 
 def _features(controller: Controller) -> dict[str, Any]:
     """What the controller's features are set to: DW0 and data (hexadecimal) by name."""
     found: dict[str, Any] = {}
     for fid, row in FEATURES.items():
-        if row.scope is Scope.NAMESPACE or fid in _NOT_TOLD or not row.supported(controller):
+        if row.scope is Scope.NAMESPACE or row.private or not row.supported(controller):
             continue
         try:
             value = row.read(controller, Sqe(cdw10=fid))
@@ -94,6 +93,7 @@ add_log_pages(
         _host,
         check=_check_host,
         lidsp=LIDSP_MCDAS,
+        lpa=Lpa.TELEMETRY | Lpa.TELEMETRY_DATA_AREA_4,
         whole=BLOCK_BYTES,
         remark="JSON text, see telemetry.md; area 4 for hosts that enable it",
     ),

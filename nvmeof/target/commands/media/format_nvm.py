@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 
 from nvmeof.errors import CommandError
@@ -19,6 +19,7 @@ from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.format_job import can_format, format_namespace
 from nvmeof.target.namespaces.lba_formats import lookup
 from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.namespaces.reservations import Group
 from nvmeof.target.subsystem.persistent_events import format_completion, format_start
 
 FNA = 0
@@ -31,18 +32,15 @@ _SES = SQE.error_location("cdw10", 9)
 
 def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     """Abort what would touch the data of a namespace that is being formatted (or deletes it)."""
-    if spec.access is Access.NONE and (ctx.qid or spec.opcode != AdminOpcode.NAMESPACE_MANAGEMENT):
-        return
     if ctx.subsystem is None:
         return
-    if spec.opcode == AdminOpcode.NAMESPACE_MANAGEMENT and not ctx.qid:
-        if sqe.cdw10 & 0xF != 1:  # only a deletion takes it away
-            return
-        every = ctx.subsystem.namespaces.values()
-        concerned = [each for each in every if sqe.nsid in (NSID_ALL, each.nsid)]
+    concerned: Iterable[Namespace]
+    if spec.deletes(sqe):
+        concerned = spec.concerned(ctx, sqe)
+    elif spec.access is Access.NONE or (namespace := ctx.namespaces.get(sqe.nsid)) is None:
+        return
     else:
-        namespace = ctx.namespaces.get(sqe.nsid)
-        concerned = [] if namespace is None else [namespace]
+        concerned = (namespace,)
     for namespace in concerned:
         if namespace.blocked_status is Status.FORMAT_IN_PROGRESS:
             raise CommandError(
@@ -155,8 +153,11 @@ register(
             effects=CommandEffects.SUPPORTED
             | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE
             | CommandEffects.NAMESPACE_CAPABILITY_CHANGE
-            | CommandEffects.COMMAND_SUBMISSION_NO_OTHER_ON_NAMESPACE,
+            | CommandEffects.COMMAND_SUBMISSION_NO_OTHER_ON_NAMESPACE
+            | CommandEffects.NAMESPACE_SCOPE,
             oacs=Oacs.FORMAT_NVM,
+            reservation=Group.WRITE,
+            events=(EventType.FORMAT_START, EventType.FORMAT_COMPLETION),
             remark="blocks of 512 or 4096 bytes, user data erase; nothing is encrypted that a cryptographic erase "
             "could make unreadable",
         ),

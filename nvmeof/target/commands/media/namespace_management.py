@@ -22,12 +22,13 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule, check_nsid, fixed
+from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, check_nsid, fixed
 from nvmeof.target.commands.dispatch.command_tables import ADMIN, register
 from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.endurance_group import ENDURANCE_GROUP_ID
 from nvmeof.target.namespaces.lba_formats import lookup
+from nvmeof.target.namespaces.reservations import Group
 from nvmeof.target.subsystem.management import KINDS, NamespaceManager, NewNamespace
 from nvmeof.target.subsystem.persistent_events import change_namespace
 from nvmeof.target.subsystem.subsystem import ANA_GROUP, Subsystem
@@ -50,6 +51,10 @@ def _parties(ctx: CommandContext) -> tuple[Controller, NamespaceManager]:
 
 def _select(sqe: Sqe) -> int:
     return sqe.cdw10 & 0xF
+
+
+def _deletes(sqe: Sqe) -> bool:
+    return _select(sqe) == ManagementSelect.DELETE
 
 
 def _check_select(sqe: Sqe, last: int) -> None:
@@ -209,8 +214,12 @@ register(
             transfer_bytes=management_bytes,
             check=check_management,
             nsid=NsidRule.HANDLER,
-            access=Access.WRITE,
-            effects=CommandEffects.SUPPORTED | CommandEffects.NAMESPACE_INVENTORY_CHANGE,
+            reservation=Group.WRITE,
+            deletes=_deletes,
+            effects=CommandEffects.SUPPORTED
+            | CommandEffects.NAMESPACE_INVENTORY_CHANGE
+            | CommandEffects.SUBSYSTEM_SCOPE,
+            events=(EventType.CHANGE_NAMESPACE,),
             oacs=Oacs.NAMESPACE_MANAGEMENT,
             offered=managed,
             remark="where the subsystem has a pool of capacity",
@@ -223,7 +232,11 @@ register(
             transfer_bytes=fixed(CONTROLLER_LIST_BYTES),
             check=check_attachment,
             nsid=NsidRule.HANDLER,
-            effects=CommandEffects.SUPPORTED | CommandEffects.NAMESPACE_INVENTORY_CHANGE,
+            reservation=Group.WRITE,
+            effects=CommandEffects.SUPPORTED
+            | CommandEffects.NAMESPACE_INVENTORY_CHANGE
+            | CommandEffects.CONTROLLER_SCOPE
+            | CommandEffects.NAMESPACE_SCOPE,
             offered=managed,
             remark="where the subsystem has a pool of capacity",
         ),

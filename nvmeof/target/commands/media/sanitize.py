@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 
 from nvmeof.errors import CommandError
@@ -13,7 +13,6 @@ from nvmeof.spec.enums import (
     CommandEffects,
     FeatureId,
     LogPageId,
-    NvmOpcode,
 )
 from nvmeof.spec.log_pages import SANITIZE_STATUS, GetLogPage
 from nvmeof.spec.media import NO_ESTIMATE, Sanicap, SanitizeAction, SanitizeCommand, SanitizeOutcome, SelfTestResult
@@ -27,6 +26,8 @@ from nvmeof.target.commands.rows.features import Scope, add_features, current_va
 from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.events import Event
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.namespaces.reservations import Group
 from nvmeof.target.subsystem.persistent_events import sanitize_start
 from nvmeof.target.subsystem.sanitize import Sanitizer, SanitizeState
 from nvmeof.wire import build
@@ -34,31 +35,6 @@ from nvmeof.wire import build
 SANICAP = Sanicap.BLOCK_ERASE | Sanicap.OVERWRITE | Sanicap.NO_DEALLOCATE_INHIBITED | Sanicap.MEDIA_NOT_MODIFIED_AFTER
 """Nothing is encrypted, so there is no cryptographic erase. Everything is deallocated in the end, also when a host does
 not want that (NDI): a sparse file or disk must not fill up for it."""
-
-ADMIN_ALLOWED = frozenset(
-    {
-        AdminOpcode.GET_LOG_PAGE,  # of these pages:
-        AdminOpcode.IDENTIFY,
-        AdminOpcode.ABORT,
-        AdminOpcode.SET_FEATURES,
-        AdminOpcode.GET_FEATURES,
-        AdminOpcode.ASYNC_EVENT_REQUEST,
-        AdminOpcode.KEEP_ALIVE,
-    }
-)
-"""Admin commands that are processed during a sanitize operation, and after one has failed."""
-LOG_PAGES_ALLOWED = frozenset(
-    {
-        LogPageId.ERROR_INFORMATION,
-        LogPageId.SMART_HEALTH,
-        LogPageId.CHANGED_NAMESPACES,
-        LogPageId.RESERVATION_NOTIFICATION,
-        LogPageId.SANITIZE_STATUS,
-        # Not in the list, but hosts that lose their path do not come back without it; it has nothing of the data.
-        LogPageId.ANA,
-    }
-)
-IO_ALLOWED = frozenset({NvmOpcode.FLUSH})
 
 COMPLETED = Event(
     AsyncEventType.IO_COMMAND_SET_SPECIFIC, AsyncCommandSetInfo.SANITIZE_COMPLETED, LogPageId.SANITIZE_STATUS, 0
@@ -90,7 +66,7 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
         if sanitizer.erased and ctx.qid and spec.access in (Access.WRITE, Access.READ_WRITE):
             sanitizer.written()
         return
-    if allowed(sanitizer.state, ctx.qid, sqe):
+    if spec.during_sanitize(ctx, sqe):
         return
     # After a failure admin commands are told that it is in progress: it is until a host has dealt with it.
     failed = bool(ctx.qid) and sanitizer.state.failure
@@ -98,15 +74,14 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     raise CommandError(status, dnr=False, message=f"{spec.name}: {status.description}")
 
 
-def allowed(state: SanitizeState, qid: int, sqe: Sqe) -> bool:
-    """Whether a command is processed in a state other than idle."""
-    if qid:
-        return sqe.opcode in IO_ALLOWED
-    if sqe.opcode == AdminOpcode.SANITIZE:
-        return state.failure
-    if sqe.opcode == AdminOpcode.GET_LOG_PAGE:
-        return sqe.cdw10 & 0xFF in LOG_PAGES_ALLOWED
-    return sqe.opcode in ADMIN_ALLOWED
+def _after_failure(ctx: CommandContext, sqe: Sqe) -> bool:
+    """Another sanitize operation may be started once one has failed, but not during one."""
+    return ctx.subsystem is not None and ctx.subsystem.sanitizer.state.failure
+
+
+def _all_namespaces(ctx: CommandContext, sqe: Sqe) -> Iterable[Namespace]:
+    assert ctx.subsystem is not None
+    return ctx.subsystem.namespaces.values()
 
 
 register_gate(gate)
@@ -232,12 +207,17 @@ register(
             nsid=NsidRule.ZERO,
             effects=CommandEffects.SUPPORTED
             | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE
-            | CommandEffects.COMMAND_SUBMISSION_NO_OTHER,
+            | CommandEffects.COMMAND_SUBMISSION_NO_OTHER
+            | CommandEffects.SUBSYSTEM_SCOPE,
+            reservation=Group.WRITE,
+            concerned=_all_namespaces,
+            during_sanitize=_after_failure,
+            events=(EventType.SANITIZE_START, EventType.SANITIZE_COMPLETION),
             remark="block erase and overwrite of all namespaces, in the background, over restarts too; "
             "nothing is encrypted that a cryptographic erase could make unreadable. What a file system or a device "
             "keeps elsewhere (copies on write, snapshots, spare blocks) is out of reach",
         ),
     ),
 )
-add_log_pages(LogPageSpec(LogPageId.SANITIZE_STATUS, "Sanitize Status", _status))
+add_log_pages(LogPageSpec(LogPageId.SANITIZE_STATUS, "Sanitize Status", _status, during_sanitize=True))
 add_features(dword(FeatureId.SANITIZE_CONFIG, "Sanitize Config", 1, scope=Scope.SUBSYSTEM, persistent=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, AdminOpcode, LogPageId, Oacs
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, LogPageId, Oacs
 from nvmeof.spec.log_pages import DEVICE_SELF_TEST, GetLogPage
 from nvmeof.spec.media import SELF_TEST_RESULTS, SelfTestCode, SelfTestResult
 from nvmeof.spec.sqe import SQE, Sqe
@@ -100,6 +100,7 @@ register(
             handler=self_test,
             check=check_self_test,
             nsid=NsidRule.HANDLER,
+            effects=CommandEffects.SUPPORTED | CommandEffects.SUBSYSTEM_SCOPE,
             oacs=Oacs.DEVICE_SELF_TEST,
             remark="short (samples of every namespace) and extended (every block), one at a time per subsystem",
         ),

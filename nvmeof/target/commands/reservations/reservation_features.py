@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import replace
 
 from nvmeof.spec.enums import FeatureId, LogPageId
 from nvmeof.spec.log_pages import GetLogPage
@@ -56,10 +55,11 @@ def _notification(ctx: CommandContext, controller: Controller, command: GetLogPa
 
 
 add_features(
-    replace(
-        dword(
-            FeatureId.RESERVATION_NOTIFICATION_MASK, "Reservation Notification Mask", _MASKABLE, scope=Scope.NAMESPACE
-        ),
+    dword(
+        FeatureId.RESERVATION_NOTIFICATION_MASK,
+        "Reservation Notification Mask",
+        _MASKABLE,
+        scope=Scope.NAMESPACE,
         all_refusal=Status.INVALID_FIELD,
     ),
     FeatureSpec(
@@ -79,5 +79,6 @@ add_log_pages(
         "Reservation Notification",
         _notification,
         acknowledge=Controller.reservation_log_read,
+        during_sanitize=True,
     )
 )

@@ -12,10 +12,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypedDict, Unpack
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, FeatureId, FeatureSelect
-from nvmeof.spec.features import FEATURE_DATA_BYTES, FeatureCapabilities
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, FeatureSelect
+from nvmeof.spec.features import FeatureCapabilities
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
@@ -28,18 +29,6 @@ from nvmeof.target.namespaces.feature_values import Saved, Value, Values, load, 
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.subsystem.persistent_events import set_feature
 
-_NOT_IN_HISTORY = frozenset(
-    {
-        FeatureId.POWER_MANAGEMENT,
-        FeatureId.NUMBER_OF_QUEUES,
-        FeatureId.ASYNC_EVENT_CONFIGURATION,
-        FeatureId.TIMESTAMP,
-        FeatureId.KEEP_ALIVE_TIMER,
-        FeatureId.HOST_BEHAVIOR_SUPPORT,
-        FeatureId.SOFTWARE_PROGRESS_MARKER,
-    }
-)
-"""The specification wants some of these not to be there; the others every host sets with every connection."""
 _FID = SQE.error_location("cdw10")
 _SEL = SQE.error_location("cdw10", 8)
 _SV = SQE.error_location("cdw10", 31)
@@ -66,6 +55,11 @@ class Scope(Enum):
         return self.name.lower().replace("_", " ")
 
 
+def no_selector(sqe: Sqe) -> int:
+    """For a feature that has one value."""
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureSpec:
     """A row. `read` and `default` answer Get Features; `apply` does Set Features and returns its DW0, now or later.
@@ -82,6 +76,9 @@ class FeatureSpec:
     `restore` makes the one before current again. `kept` is called when it is kept, with what must not be so earlier;
     `to_keep` tells the value where `read` does not show it before that. `selector` names which of several values
     of the feature a command means (temperature sensors); each is saved for itself.
+
+    `in_history`: a change is a persistent event. The specification wants some features not to be there, and others are
+    set by every host with every connection. `private`: telemetry does not show the value.
     """
 
     fid: int
@@ -96,7 +93,7 @@ class FeatureSpec:
     scope: Scope = Scope.CONTROLLER
     saveable: bool = False
     persistent: bool = False
-    selector: Callable[[Sqe], int] = lambda sqe: 0
+    selector: Callable[[Sqe], int] = no_selector
     check: Check = lambda controller, sqe: None
     restore: Restore | None = None
     kept: Check = lambda controller, sqe: None
@@ -104,12 +101,10 @@ class FeatureSpec:
     all_refusal: Status = Status.INVALID_NAMESPACE
     for_all: bool = True  # whether Set Features takes FFFFFFFFh
     effects: CommandEffects = CommandEffects.SUPPORTED  # without the scope
+    data_bytes: int = 0  # length of its data structure, 0 for none
     transfer_bytes: Callable[[Sqe], int] | None = None  # of Set Features, where it depends on the command
-
-    @property
-    def data_bytes(self) -> int:
-        """Length of its data structure, 0 for none."""
-        return FEATURE_DATA_BYTES.get(self.fid, 0)
+    in_history: bool = True
+    private: bool = False
 
     @property
     def capabilities(self) -> int:
@@ -172,16 +167,34 @@ def namespace_of(controller: Controller, sqe: Sqe) -> Namespace:
     return controller.namespaces[sqe.nsid]
 
 
-def _values(row: FeatureSpec, controller: Controller, sqe: Sqe) -> Values:
-    if row.scope is Scope.NAMESPACE:
+def _values(scope: Scope, controller: Controller, sqe: Sqe) -> Values:
+    if scope is Scope.NAMESPACE:
         return namespace_of(controller, sqe).features
-    return controller.features.values if row.scope is Scope.CONTROLLER else controller.subsystem.features
+    return controller.features.values if scope is Scope.CONTROLLER else controller.subsystem.features
 
 
 def current_value(controller: Controller, fid: int, nsid: int = 0, selector: int = 0, *, cdw11: int = 0) -> Value:
     """A feature's current value, for who acts by it. `nsid`: of a feature with the scope NAMESPACE."""
     row = FEATURES[fid]
     return row.read(controller, Sqe(opcode=AdminOpcode.GET_FEATURES, nsid=nsid, cdw10=fid, cdw11=cdw11))
+
+
+class Options(TypedDict, total=False):
+    """The fields of a row that `remembered` and `dword` take beside those that they make."""
+
+    discovery: bool
+    supported: Callable[[Controller], bool]
+    condition: str
+    scope: Scope
+    saveable: bool
+    persistent: bool
+    selector: Callable[[Sqe], int]
+    check: Check
+    all_refusal: Status
+    for_all: bool
+    effects: CommandEffects
+    data_bytes: int
+    in_history: bool
 
 
 def remembered(
@@ -191,89 +204,52 @@ def remembered(
     decode: Callable[[Controller, Sqe, bytes | None], Value],
     *,
     changed: Callable[[Controller, Sqe], None] = lambda controller, sqe: None,
-    scope: Scope = Scope.CONTROLLER,
-    saveable: bool = False,
-    persistent: bool = False,
-    selector: Callable[[Sqe], int] = lambda sqe: 0,
-    discovery: bool = False,
-    supported: Callable[[Controller], bool] = lambda controller: True,
-    condition: str = "",
-    effects: CommandEffects = CommandEffects.SUPPORTED,
+    **options: Unpack[Options],
 ) -> FeatureSpec:
-    """A row for a feature that is a value, remembered. `decode` makes it of a Set Features, or raises `CommandError`.
+    """Make a row for a feature that is a value, remembered.
 
-    `changed` is called after it was set.
+    `decode` makes the value of a Set Features, or raises `CommandError`; `changed` is called after it was set. The
+    `options` are fields of `FeatureSpec`.
     """
+    scope = options.get("scope", Scope.CONTROLLER)
+    selector = options.get("selector", no_selector)
 
     def read(controller: Controller, sqe: Sqe) -> Value:
-        row = FEATURES[fid]
         chosen = selector(sqe)
-        value = _values(row, controller, sqe).get((fid, chosen))
+        value = _values(scope, controller, sqe).get((fid, chosen))
         if value is None and scope is not Scope.CONTROLLER:
             # Of a controller the saved values become current with its reset; of what outlives controllers, at once.
-            kept = load(_metadata_store(row, controller, sqe), fid, chosen)
+            kept = load(_metadata_store(scope, controller, sqe), fid, chosen)
             value = None if kept is None else kept.value
         return default(controller, sqe) if value is None else value
 
     def restore(controller: Controller, sqe: Sqe, value: Value) -> None:
-        _values(FEATURES[fid], controller, sqe)[fid, selector(sqe)] = value
+        _values(scope, controller, sqe)[fid, selector(sqe)] = value
         changed(controller, sqe)
 
     def apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-        value = decode(controller, sqe, None if data is None else bytes(data))
-        _values(FEATURES[fid], controller, sqe)[fid, selector(sqe)] = value
-        changed(controller, sqe)
+        restore(controller, sqe, decode(controller, sqe, None if data is None else bytes(data)))
         return 0
 
-    return FeatureSpec(
-        fid,
-        name,
-        read,
-        default,
-        apply,
-        discovery,
-        supported,
-        condition,
-        scope=scope,
-        saveable=saveable,
-        persistent=persistent,
-        selector=selector,
-        restore=restore,
-        effects=effects,
-    )
+    return FeatureSpec(fid, name, read, default, apply, restore=restore, **options)
 
 
 def dword(
-    fid: FeatureId,
+    fid: int,
     name: str,
     mask: int,
     default: int = 0,
     *,
-    scope: Scope = Scope.CONTROLLER,
-    saveable: bool = False,
-    persistent: bool = False,
     changed: Callable[[Controller, Sqe], None] = lambda controller, sqe: None,
-    supported: Callable[[Controller], bool] = lambda controller: True,
-    condition: str = "",
+    **options: Unpack[Options],
 ) -> FeatureSpec:
-    """A feature that is one dword, remembered, whose bits outside `mask` must be zero."""
+    """Make a row for a feature that is one dword, remembered, whose bits outside `mask` must be zero."""
 
     def decode(controller: Controller, sqe: Sqe, data: bytes | None) -> Value:
         check_bits(name, sqe.cdw11, mask)
         return Value(sqe.cdw11)
 
-    return remembered(
-        fid,
-        name,
-        constant(default),
-        decode,
-        scope=scope,
-        saveable=saveable,
-        persistent=persistent,
-        changed=changed,
-        supported=supported,
-        condition=condition,
-    )
+    return remembered(fid, name, constant(default), decode, changed=changed, **options)
 
 
 # The commands
@@ -292,10 +268,10 @@ def _select(sqe: Sqe) -> int:
     return sqe.cdw10 >> 8 & 7
 
 
-def _metadata_store(row: FeatureSpec, controller: Controller, sqe: Sqe) -> MetadataStore:
+def _metadata_store(scope: Scope, controller: Controller, sqe: Sqe) -> MetadataStore:
     return (
         namespace_of(controller, sqe).backend.metadata_store
-        if row.scope is Scope.NAMESPACE
+        if scope is Scope.NAMESPACE
         else controller.subsystem.metadata_store
     )
 
@@ -337,7 +313,7 @@ def get_features(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Comp
     # What the command means is looked at by `default` as well: a wrong selector has no saved value either.
     value = (row.read if select == FeatureSelect.CURRENT else row.default)(controller, sqe)
     if select == FeatureSelect.SAVED and (row.saveable or row.persistent):
-        kept = load(_metadata_store(row, controller, sqe), row.fid, row.selector(sqe))
+        kept = load(_metadata_store(row.scope, controller, sqe), row.fid, row.selector(sqe))
         value = value if kept is None else kept.value
     return Completion(dw0=value.dw0, data=value.data)
 
@@ -409,7 +385,10 @@ async def _take_back(controller: Controller, row: FeatureSpec, done: list[tuple[
             continue
         row.restore(controller, sqe, before)
         if row.persistent or sqe.cdw10 >> 31:
-            store, saved = _metadata_store(row, controller, sqe), Saved((before.dw0, 0, 0, 0, 0), before.data, before)
+            store, saved = (
+                _metadata_store(row.scope, controller, sqe),
+                Saved((before.dw0, 0, 0, 0, 0), before.data, before),
+            )
             try:
                 await settled(save(store, row.fid, row.selector(sqe), saved))
             except OSError as error:
@@ -461,7 +440,7 @@ class _Saving:
         self.row.kept(self.controller, self.sqe)
         self._all.sound = self.row.read(self.controller, self.sqe)
         self._end()
-        if self.row.fid not in _NOT_IN_HISTORY:
+        if self.row.in_history:
             _note(self.controller, self.row, self.sqe, data, self.before, dw0)
         return dw0
 
@@ -497,7 +476,7 @@ def _set_one(ctx: CommandContext, row: FeatureSpec, sqe: Sqe, data: memoryview |
 def _noted(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
     """Set the value, and write a change into the history."""
     assert row.apply is not None
-    if row.fid in _NOT_IN_HISTORY:
+    if not row.in_history:
         return row.apply(controller, sqe, data)
     before = row.read(controller, sqe)
     result = row.apply(controller, sqe, data)
@@ -558,7 +537,7 @@ def _save(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview |
     value = (row.to_keep or row.read)(controller, sqe)
     saved = Saved(dwords, None if data is None else bytes(data), value)
     try:
-        return save(_metadata_store(row, controller, sqe), row.fid, row.selector(sqe), saved)
+        return save(_metadata_store(row.scope, controller, sqe), row.fid, row.selector(sqe), saved)
     except OSError as error:
         raise _not_saved(error) from error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, Csi, LogPageId, Lpa
+from nvmeof.spec.enums import NSID_ALL, Csi, Lpa
 from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.properties import Cc, CcCss
 from nvmeof.spec.sqe import SQE, Sqe
@@ -60,6 +60,8 @@ class LogPageSpec:
     lidsp: int = 0
     csi: bool = False
     whole: int = 4
+    lpa: int = 0  # its bits in Identify Controller's LPA
+    during_sanitize: bool = False  # whether it is read during a sanitize operation, and after one has failed
     remark: str = ""  # for docs/supported.md
 
     def here(self, controller: Controller) -> bool:
@@ -78,22 +80,12 @@ def add_log_pages(*rows: LogPageSpec) -> None:
         LOG_PAGES[row.lid] = row
 
 
-_ATTRIBUTES = {
-    LogPageId.SUPPORTED_LOG_PAGES: Lpa.SUPPORTED_LOG_PAGES,
-    LogPageId.SMART_HEALTH: Lpa.SMART_PER_NAMESPACE,
-    LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS: Lpa.COMMANDS_SUPPORTED_AND_EFFECTS,
-    LogPageId.TELEMETRY_HOST: Lpa.TELEMETRY | Lpa.TELEMETRY_DATA_AREA_4,
-    LogPageId.PERSISTENT_EVENTS: Lpa.PERSISTENT_EVENTS,
-}
-
-
 def log_attributes(controller: Controller) -> Lpa:
     """LPA of Identify Controller, from the rows that there are."""
     attributes = Lpa.EXTENDED_DATA
-    for lid, attribute in _ATTRIBUTES.items():
-        row = LOG_PAGES.get(lid)
-        if row is not None and row.here(controller):
-            attributes |= attribute
+    for row in LOG_PAGES.values():
+        if row.here(controller):
+            attributes |= row.lpa
     return attributes
 
 
@@ -110,6 +102,12 @@ def decode(sqe: Sqe) -> GetLogPage:
 def log_bytes(ctx: CommandContext, sqe: Sqe) -> int:
     """Length rule: NUMD dwords."""
     return decode(sqe).length_bytes
+
+
+def page_during_sanitize(ctx: CommandContext, sqe: Sqe) -> bool:
+    """Whether the page may be read during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
+    row = LOG_PAGES.get(sqe.cdw10 & 0xFF)
+    return row is not None and row.during_sanitize
 
 
 def _invalid(location: int, message: str) -> CommandError:
