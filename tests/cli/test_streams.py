@@ -21,7 +21,10 @@ HOST = [sys.executable, "-m", "nvmeof.host"]
 TARGET = [sys.executable, "-m", "nvmeof.target"]
 DEMONSTRATION = [sys.executable, "-m", "nvmeof"]
 SIZE_MIB = 4
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 50.0  # a machine with much else to do is slow; nothing here may take so long by itself
+IDLE_SECONDS = 4.0
+
+pytestmark = pytest.mark.timeout(240)
 
 CLOSING = """
 import os, sys
@@ -49,6 +52,15 @@ def port() -> Iterator[int]:
     process.send_signal(signal.SIGINT)
     assert process.wait(DEADLINE_SECONDS) == 0
     process.stdout.close()
+
+
+@pytest.fixture
+def reserved_port() -> Iterator[int]:
+    """A port that stays bound, so that nobody else is given it, and that a target can listen at all the same."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
 
 
 @pytest.fixture
@@ -110,17 +122,15 @@ def test_a_host_that_needs_a_missing_stream_says_so(command, descriptors: str, n
 
 
 @pytest.mark.parametrize("descriptors", ["0", "1", "2", "0,1,2"])
-def test_a_target_without_some_streams_serves(tmp_path: Path, descriptors: str) -> None:
-    with reserved_port() as free:
-        listen = f"127.0.0.1:{free}"
-    arguments = [*TARGET, "-t", "tcp", "-l", listen, "--ramdisk", "1M", "-n", NQN]
+def test_a_target_without_some_streams_serves(reserved_port: int, descriptors: str) -> None:
+    arguments = [*TARGET, "-t", "tcp", "-l", f"127.0.0.1:{reserved_port}", "--ramdisk", "1M", "-n", NQN]
     process = subprocess.Popen(without(descriptors, arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         answer = None
         end = time.monotonic() + DEADLINE_SECONDS
         while (answer is None or answer.returncode) and time.monotonic() < end:
             assert process.poll() is None, process.communicate()
-            answer = run([*HOST, "id-ns", "-t", "tcp", "-a", "127.0.0.1", "-s", str(free), "-n", NQN, "-o", "json"])
+            answer = run([*HOST, "id-ns", "-t", "tcp", "-a", "127.0.0.1", "-s", str(reserved_port), "-n", NQN, "-o", "json"])
         assert answer is not None and answer.returncode == 0, answer
         # no connection got the number of a missing stream
         for descriptor in (0, 1, 2):
@@ -130,12 +140,6 @@ def test_a_target_without_some_streams_serves(tmp_path: Path, descriptors: str) 
         _, err = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 0
     assert b"Traceback" not in err
-
-
-@contextlib.contextmanager
-def reserved_port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        yield probe.getsockname()[1]
 
 
 def test_a_target_that_is_asked_for_json_needs_an_output() -> None:
@@ -187,18 +191,25 @@ def test_a_reader_that_goes_away_is_no_traceback(command) -> None:
 # -- Ctrl-C
 
 
-def interrupted(process: subprocess.Popen[bytes], seconds: float = 4.0) -> tuple[bytes, bytes]:
-    """Send SIGINT; it has to end soon, with exit code 130."""
-    began = time.monotonic()
+def scheduled_seconds(process: subprocess.Popen[bytes]) -> float:
+    """How long a process was running or ready to run: what others took of the machine is not its own slowness."""
+    running_ns, ready_ns, _ = Path(f"/proc/{process.pid}/schedstat").read_text().split()
+    return (int(running_ns) + int(ready_ns)) / 1e9
+
+
+def interrupted(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """Send SIGINT; it has to end without waiting for anything, with exit code 130."""
+    began, scheduled_before = time.monotonic(), scheduled_seconds(process)
     process.send_signal(signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(DEADLINE_SECONDS)
-    took = time.monotonic() - began
-    if process.poll() is None:
-        process.kill()
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        if time.monotonic() - began > DEADLINE_SECONDS:
+            process.kill()
+        time.sleep(0.01)
+    idle = time.monotonic() - began - (scheduled_seconds(process) - scheduled_before)
+    process.wait()
     out, err = b"", process.stderr.read() if process.stderr else b""
     assert process.returncode == 130, err
-    assert took < seconds
+    assert idle < IDLE_SECONDS
     assert b"Traceback" not in err and b"Fatal" not in err
     return out, err
 
@@ -283,23 +294,21 @@ def test_ctrl_c_while_modules_are_imported(program: list[str], after_seconds: fl
         assert err == b""
 
 
-def test_a_target_serves_on_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
+def test_a_target_serves_on_when_nobody_reads_what_it_says(reserved_port: int) -> None:
     reading, writing = os.pipe()
     while select.select([], [writing], [], 0)[1]:
         os.write(writing, bytes(4096))
-    with reserved_port() as free:
-        listen = f"127.0.0.1:{free}"
-    arguments = [*TARGET, "-t", "tcp", "-l", listen, "--ramdisk", "1M", "-n", NQN, "-v"]
+    arguments = [*TARGET, "-t", "tcp", "-l", f"127.0.0.1:{reserved_port}", "--ramdisk", "1M", "-n", NQN, "-v"]
     process = subprocess.Popen(arguments, stdout=writing, stderr=writing)
     try:
         end = time.monotonic() + DEADLINE_SECONDS
         code = 1
         while code and time.monotonic() < end:
             assert process.poll() is None
-            code = run([*HOST, "id-ns", "-t", "tcp", "-a", "127.0.0.1", "-s", str(free), "-n", NQN]).returncode
+            code = run([*HOST, "id-ns", "-t", "tcp", "-a", "127.0.0.1", "-s", str(reserved_port), "-n", NQN]).returncode
         assert code == 0
         process.send_signal(signal.SIGINT)
-        assert process.wait(8) == 0
+        assert process.wait(DEADLINE_SECONDS) == 0
     finally:
         process.kill()
         process.wait()
