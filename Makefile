@@ -32,8 +32,8 @@ run: $(VENV)/.run   ## the main job from end to end, in seconds
 	@$(BIN)/python -m nvmeof
 
 test: $(VENV)/.test  ## the everyday test suite
-	$(BIN)/python -m pytest -n 2 -m 'not timing' --reruns 1 --only-rerun 'Connection|Timeout' $(if $(PYTEST_ARGS),$(PYTEST_ARGS),--all-refusals)
-	$(BIN)/python -m pytest -m timing --reruns 2 --reruns-delay 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m 'not timing' $(if $(PYTEST_ARGS),$(PYTEST_ARGS),--all-refusals)
+	$(BIN)/python -m pytest -m timing $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers
 	$(BIN)/ruff check .

@@ -232,17 +232,16 @@ async def test_keep_alive_keeps_an_idle_association() -> None:
 
 async def test_namespaces_that_come_and_go() -> None:
     async with pair() as (target, controller):
-        events: list[AsyncEvent] = []
-        controller.on_event.append(events.append)
+        events: asyncio.Queue[AsyncEvent] = asyncio.Queue()
+        controller.on_event.append(events.put_nowait)
         assert [each.nsid for each in await controller.namespaces()] == [1]
         nsid = await target.add_namespace(Ramdisk("1M"))
-        await asyncio.sleep(0.1)
-        assert [event.log_page for event in events] == [4]
+        assert (await asyncio.wait_for(events.get(), 20)).log_page == 4
         assert [each.nsid for each in await controller.namespaces()] == [1, nsid]
         await target.remove_namespace(nsid)
-        await asyncio.sleep(0.1)
-        assert len(events) == 2
+        assert (await asyncio.wait_for(events.get(), 20)).log_page == 4
         assert [each.nsid for each in await controller.namespaces()] == [1]
+        assert events.empty()
 
 
 async def test_a_target_that_stops_fails_what_is_outstanding() -> None:
