@@ -130,7 +130,9 @@ def test_a_target_without_some_streams_serves(reserved_port: int, descriptors: s
         end = time.monotonic() + DEADLINE_SECONDS
         while (answer is None or answer.returncode) and time.monotonic() < end:
             assert process.poll() is None, process.communicate()
-            answer = run([*HOST, "id-ns", "-t", "tcp", "-a", "127.0.0.1", "-s", str(reserved_port), "-n", NQN, "-o", "json"])
+            answer = run(
+                [*HOST, "id-ns", "-t", "tcp", "-a", "127.0.0.1", "-s", str(reserved_port), "-n", NQN, "-o", "json"]
+            )
         assert answer is not None and answer.returncode == 0, answer
         # no connection got the number of a missing stream
         for descriptor in (0, 1, 2):
