@@ -23,8 +23,8 @@ if TYPE_CHECKING:
         NvmeStatusError,
         TransportError,
     )
+    from nvmeof.host.async_events import AsyncEvent
     from nvmeof.host.client import HostController, PassthruResult, connect, discover
-    from nvmeof.host.controller import AsyncEvent
     from nvmeof.host.discovery import DiscoveryEntry
     from nvmeof.host.namespace import Namespace
     from nvmeof.host.results import ErrorLogEntry, IdentifyController, IdentifyNamespace, SmartLog
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from nvmeof.transport.paths.session import PathOptions
 
 _HOMES = {
-    "AsyncEvent": "nvmeof.host.controller",
+    "AsyncEvent": "nvmeof.host.async_events",
     "ConfigurationError": "nvmeof.errors",
     "ConnectTimeout": "nvmeof.errors",
     "ConnectionLost": "nvmeof.errors",

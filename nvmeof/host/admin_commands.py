@@ -1,12 +1,15 @@
-"""Admin and property commands as methods: what they send, how long their data is, and what comes back decoded."""
+"""Admin and property commands as methods: what they send, how long their data is, and what comes back decoded.
+
+:class:`AdminCommands` knows neither queues nor connections: it is given a function that carries one admin command.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, overload
+from typing import Protocol, overload
 
 from nvmeof.errors import LocalProtocolError
 from nvmeof.host import sqe_builders
+from nvmeof.host.requests import DEFAULT_OPTIONS, RequestOptions
 from nvmeof.host.results import (
     ErrorLogEntry,
     IdentifyController,
@@ -39,20 +42,29 @@ def _continued(page: int, lsp: int) -> int:
     return lsp
 
 
-class AdminCommands(ABC):
-    """The commands of an admin queue; :meth:`admin` carries them."""
+class Execute(Protocol):
+    """Sends one admin command; DW0 | DW1 << 32 of its completion. Raises :class:`NvmeStatusError` and others."""
 
-    @abstractmethod
-    async def admin(
+    async def __call__(
         self,
         sqe: bytes,
+        /,
         *,
         data_out: Buffer | None = None,
         data_in: memoryview | None = None,
-        timeout: float | None = None,
-        priority: bool = False,
-    ) -> int:
-        """Send one admin command; DW0 | DW1 << 32 of its completion. Raises :class:`NvmeStatusError` and others."""
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> int: ...
+
+
+class AdminCommands:
+    """The commands of an admin queue, sent with ``execute``.
+
+    Each raises :class:`NvmeStatusError` when the controller completes it with another status than success, and
+    :class:`ConnectionLost` when the admin queue died.
+    """
+
+    def __init__(self, execute: Execute) -> None:
+        self.admin = execute
 
     async def property_get(self, offset: int, size: int = 4) -> int:
         """A controller property of 4 or 8 bytes."""
@@ -147,7 +159,7 @@ class AdminCommands(ABC):
 
     async def get_feature(
         self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int = 0
-    ) -> Any:
+    ) -> int | tuple[int, bytes]:
         """A feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
         sqe = sqe_builders.get_features(fid, select, nsid=nsid, cdw11=cdw11)
         if not data_bytes:

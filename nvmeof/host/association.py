@@ -1,6 +1,7 @@
 """An association's queues: submitting commands to them, the timer that watches over them, and their common end.
 
-What is done with them, from Connect to shutdown, is :class:`nvmeof.host.controller.Controller`'s.
+What is done with them, from Connect to shutdown, is :class:`nvmeof.host.controller.Controller`'s; this module must not
+know a command by its opcode.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from enum import Enum
 from typing import Any
 
 from nvmeof.errors import LocalProtocolError, NvmeofError
-from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
-from nvmeof.host.requests import Command, execute, run_transfer
+from nvmeof.host.requests import DEFAULT_OPTIONS, Command, RequestOptions, execute
 from nvmeof.host.runtime import Runtime, Timer
 from nvmeof.host.timeouts import Timeouts
 from nvmeof.spec.enums import CNTLID_DYNAMIC
@@ -34,7 +34,7 @@ class HostState(Enum):
     FAILED = "failed"
 
 
-class Association(AdminCommands):
+class Association:
     """The queues of one controller on ``device``, and the commands that go through them."""
 
     def __init__(self, device: QueueDevice, options: ConnectOptions, runtime: Runtime) -> None:
@@ -45,22 +45,49 @@ class Association(AdminCommands):
         self.error: NvmeofError | None = None
         """Why the association ended."""
         self.cntlid = CNTLID_DYNAMIC
-        self.admin_queue: Queue | None = None
         self.io_queues: list[Queue] = []
         self.on_lost: list[Callable[[NvmeofError], object]] = []
         """Called once when the association is lost, not when it is ended in order."""
-        self.timeouts: Timeouts | None = None
+        self._admin_queue: Queue | None = None
+        self._timeouts: Timeouts | None = None
         self._next_queue = 0
         self._timer: Timer | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.cntlid:#x} of {self.options.subnqn}: {self.state.value}>"
 
+    # -- queues
+
+    @property
+    def admin_queue(self) -> Queue:
+        """The admin queue. Raises LocalProtocolError before there is one."""
+        if self._admin_queue is None:
+            raise LocalProtocolError("the controller is not connected")
+        return self._admin_queue
+
+    def queues(self) -> Iterator[Queue]:
+        """All queues, the admin queue first."""
+        if self._admin_queue is not None:
+            yield self._admin_queue
+        yield from self.io_queues
+
+    async def create_admin_queue(self, queue: Queue) -> None:
+        """Connect the admin queue's transport, and start the timer. Raises what ``create_queue`` of the device does."""
+        self._admin_queue = queue
+        await self._create(queue)
+        self._timeouts = Timeouts(queue, self.queues, self.queue_error)
+        self._on_timer()
+
+    async def create_io_queue(self, queue: Queue) -> None:
+        """Connect an I/O queue's transport. Raises what ``create_queue`` of the device does."""
+        self.io_queues.append(queue)
+        await self._create(queue)
+
     async def _create(self, queue: Queue) -> None:
         if self.error is not None:
             raise self.error
         queue.epoch = self.runtime.now()
-        queue.on_error = self._queue_error
+        queue.on_error = self.queue_error
         await self.device.create_queue(queue)
         if queue.error is not None:
             # lost with the association while it was being made: nobody else knows of it
@@ -70,67 +97,21 @@ class Association(AdminCommands):
 
     # -- commands
 
-    @property
-    def _admin(self) -> Queue:
-        if self.admin_queue is None:
-            raise LocalProtocolError("the controller is not connected")
-        return self.admin_queue
-
-    def queues(self) -> Iterator[Queue]:
-        """All queues, the admin queue first."""
-        if self.admin_queue is not None:
-            yield self.admin_queue
-        yield from self.io_queues
-
-    async def admin(
-        self,
-        sqe: bytes,
-        *,
-        data_out: Buffer | None = None,
-        data_in: memoryview | None = None,
-        timeout: float | None = None,
-        priority: bool = False,
-    ) -> int:
-        return await self._execute(
-            self._admin, sqe, data_out=data_out, data_in=data_in, timeout=timeout, priority=priority
-        )
-
-    async def io(
-        self,
-        sqe: bytes,
-        *,
-        data_out: Buffer | None = None,
-        data_in: memoryview | None = None,
-        timeout: float | None = None,
-        hold: bool = True,
-    ) -> int:
-        """Send one I/O command on the next queue; DW0 | DW1 << 32 of its completion."""
-        command = Command(self.runtime.create_future(), sqe, data_out, data_in)
-        if timeout is not None:
-            command.timeout = timeout
-        return await execute(self.runtime, self.pick_queue(), command, self.abort, hold=hold)
-
-    async def _execute(
+    async def execute(
         self,
         queue: Queue,
         sqe: bytes,
         *,
         data_out: Buffer | None = None,
         data_in: memoryview | None = None,
-        timeout: float | None = None,
-        priority: bool = False,
-        abortable: bool = True,
+        options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
-        command = Command(self.runtime.create_future(), sqe, data_out, data_in)
-        command.priority = priority
-        command.aborted = not abortable
-        if timeout is not None:
-            command.timeout = timeout
-        return await execute(self.runtime, queue, command, self.abort)
+        """Send one command on ``queue``; DW0 | DW1 << 32 of its completion.
 
-    async def io_transfer(self, parts: Iterator[Any], *, hold: bool = True) -> int:
-        """Many I/O commands as one operation: ``parts`` yields ``(sqe, data_out, data_in)``."""
-        return await run_transfer(self.runtime, self.pick_queue, parts, self.abort, hold=hold)
+        Raises :class:`NvmeStatusError` when it fails, :class:`ConnectionLost` when the queue died.
+        """
+        command = Command(self.runtime.create_future(), sqe, data_out, data_in, options)
+        return await execute(self.runtime, queue, command, self.abort, hold=options.hold)
 
     def pick_queue(self) -> Queue:
         """The I/O queue for the next command: they take turns."""
@@ -144,21 +125,28 @@ class Association(AdminCommands):
 
     def abort(self, request: Request) -> None:
         """Send an Abort for an outstanding request."""
-        if self.timeouts is not None:
-            self.timeouts.abort(request)
+        if self._timeouts is not None:
+            self._timeouts.abort(request)
 
     # -- timeouts
 
-    def _keep_alive(self, traffic_based: bool) -> None:
+    @property
+    def timeouts(self) -> Timeouts:
+        """Keep-alive, command timeouts and Aborts. Raises LocalProtocolError before the admin queue is connected."""
+        if self._timeouts is None:
+            raise LocalProtocolError("the controller is not connected")
+        return self._timeouts
+
+    def start_keep_alive(self, *, traffic_based: bool) -> None:
         """Start keep-alive, and the timer anew: it may have been set for later."""
-        assert self.timeouts is not None
         if self.options.keep_alive_tmo:
-            self.timeouts.set_keep_alive(self.runtime.now(), self.options.keep_alive_tmo, traffic_based=traffic_based)
+            now = self.runtime.now()
+            self.timeouts.set_keep_alive(now, self.options.keep_alive_tmo, traffic_based=traffic_based)
             self._on_timer()
 
     def _on_timer(self) -> None:
         """Call :meth:`Timeouts.check`, and come back when it wants to be called again."""
-        timeouts = self.timeouts
+        timeouts = self._timeouts
         if timeouts is None or self.state in (HostState.CLOSED, HostState.FAILED):
             return
         now = self.runtime.now()
@@ -171,13 +159,13 @@ class Association(AdminCommands):
 
     # -- the end
 
-    def _queue_error(self, queue: Queue, error: NvmeofError) -> None:
-        """A queue is broken: the association ends, since a controller outlives none of its queues here."""
+    def queue_error(self, queue: Queue, error: NvmeofError) -> None:
+        """End the association: ``queue`` is broken, and a controller outlives none of its queues here."""
         if self.state in (HostState.FAILED, HostState.CLOSED):
             return
         if self.state is HostState.CLOSING and queue.qid:
             # deleted by our Disconnect: the controller may close the connection before we do
-            self._close_queue(queue, error)
+            self.close_queue(queue, error)
             return
         was, self.state = self.state, HostState.FAILED
         self.error = error
@@ -198,12 +186,14 @@ class Association(AdminCommands):
         for queue in reversed(queues):
             self.device.destroy_queue(queue)
 
-    def _close_queue(self, queue: Queue, error: NvmeofError) -> None:
+    def close_queue(self, queue: Queue, error: NvmeofError) -> None:
+        """Fail what is outstanding on one queue with ``error``, and free the queue."""
         if queue.error is None:
             queue.fail(error)
             self.device.destroy_queue(queue)
 
-    async def _free(self, error: NvmeofError) -> None:
+    async def free(self, error: NvmeofError) -> None:
+        """Close all queues, unless a loss has done that, and release the device; later commands get ``error``."""
         if self.state is not HostState.FAILED:
             self._close_queues(error)
             self.state = HostState.CLOSED

@@ -21,12 +21,13 @@ from typing import Any, Self, Unpack
 from nvmeof.address import parse_port, split_scope
 from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
 from nvmeof.host import socket_queue  # noqa: F401  (registers the software device)
+from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.controller import Controller
 from nvmeof.host.discovery import DiscoveryEntry, DiscoveryLog, read_discovery_log
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectKeywords, ConnectOptions
-from nvmeof.host.queue import DeviceRegistry, devices
+from nvmeof.host.queue import DeviceRegistry, QueueDevice, devices
 from nvmeof.spec.enums import DISCOVERY_NQN, DISCOVERY_PORT, NVME_PORT, DataTransfer, LogPageId
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.spec.sqe import SQE, Sqe
@@ -81,16 +82,22 @@ class PassthruResult:
     data: bytes
 
 
-class HostController(Controller):
-    """A connected controller: :class:`Controller` for asyncio programs. Ends with its ``async with`` block.
+class HostController(Controller, AdminCommands):
+    """A connected controller, for asyncio programs: what :func:`connect` gives. Ends with its ``async with`` block.
+
+    Namespaces and raw commands are methods of its own; those of :class:`AdminCommands` (identify, log pages, features)
+    are its methods too. Both bases are whole by themselves, and this class adds MPTCP paths.
 
     The commands raise :class:`NvmeStatusError` when they complete with another status than success,
     :class:`ConnectionLost` when a queue died.
     """
 
-    runtime: AsyncioRuntime
-    paths: PathSession | None = None
-    """MPTCP paths beyond what the system has by itself, where :func:`connect` was asked for them."""
+    def __init__(self, device: QueueDevice, options: ConnectOptions, runtime: AsyncioRuntime) -> None:
+        Controller.__init__(self, device, options, runtime)
+        AdminCommands.__init__(self, self._execute_admin)
+        self._background = runtime
+        self.paths: PathSession | None = None
+        """MPTCP paths beyond what the system has by itself, where :func:`connect` was asked for them."""
 
     def endpoints(self) -> Iterator[Endpoint]:
         """The open connections of all queues."""
@@ -122,7 +129,7 @@ class HostController(Controller):
         """Shut the controller down in order and close all connections. Safe to call twice."""
         try:
             await self.shutdown()
-            await self.runtime.stop()
+            await self._background.stop()
         finally:
             self.stop_paths()
 
@@ -146,7 +153,7 @@ class HostController(Controller):
             return await self.get_log(LogPageId.DISCOVERY, length_bytes, offset, nsid=0)
 
         entries = await read_discovery_log(read)
-        peer = self.device.peer_address(self._admin) or ""
+        peer = self.device.peer_address(self.association.admin_queue) or ""
         interface = split_scope(peer)[1] or self.options.host_iface or ""
         return DiscoveryLog((entry.read_from(self.options.traddr, interface) for entry in entries), entries.genctr)
 
@@ -244,7 +251,8 @@ async def connect(
         )
     except TypeError as error:
         raise ConfigurationError(f"unknown connect option: {str(error).rpartition(' ')[2]}") from None
-    controller = HostController(registry.claim(chosen), chosen, AsyncioRuntime())
+    runtime = AsyncioRuntime()
+    controller = HostController(registry.claim(chosen), chosen, runtime)
     try:
         if paths is not None and paths.wanted:
             if transport != "mptcp":
@@ -252,7 +260,7 @@ async def connect(
             await controller.start_paths(paths)
         await controller.connect()
     except BaseException:
-        await controller.runtime.stop()
+        await runtime.stop()
         controller.stop_paths()
         raise
     return controller

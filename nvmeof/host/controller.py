@@ -8,29 +8,30 @@ and no clock here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from nvmeof.errors import ConnectionLost, LocalProtocolError, NvmeofError, NvmeStatusError, TransportError
 from nvmeof.host import sqe_builders
+from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.association import Association, HostState
+from nvmeof.host.async_events import AsyncEvents
+from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, QUEUE_SIZE_MIN, ConnectOptions
-from nvmeof.host.queue import Queue, QueueDevice, Request
-from nvmeof.host.results import IdentifyController
+from nvmeof.host.queue import Queue, QueueDevice
+from nvmeof.host.requests import DEFAULT_OPTIONS, Command, CommandPart, RequestOptions, execute, run_transfer
+from nvmeof.host.results import IdentifyController, IdentifyNamespace
 from nvmeof.host.runtime import Runtime, sleep
-from nvmeof.host.timeouts import Timeouts
 from nvmeof.spec.connect import CONNECT_DATA, describe_connect_invalid
 from nvmeof.spec.enums import (
     CNTLID_DYNAMIC,
     NSID_ALL,
     ControllerType,
     Ctratt,
-    FeatureId,
-    LogPageId,
     Oaes,
 )
-from nvmeof.spec.identify import mdts_bytes, parse_namespace_list
+from nvmeof.spec.identify import mdts_bytes
 from nvmeof.spec.properties import (
     CAP_OFFSET,
     CC_OFFSET,
@@ -47,7 +48,7 @@ from nvmeof.spec.properties import (
 )
 from nvmeof.spec.sqe import DSM_MAX_RANGES
 from nvmeof.spec.status import Status
-from nvmeof.wire import build
+from nvmeof.wire import Buffer, build
 
 log = logging.getLogger("nvmeof.host")
 
@@ -66,62 +67,53 @@ READY_POLL_SECONDS = 0.002
 SHUTDOWN_MAX_SECONDS = 60.0
 SHUTDOWN_SECONDS = 5.0
 """How long a shutdown may take where the controller does not say (RTD3E 0)."""
+_NOT_ABORTABLE = RequestOptions(abortable=False)
 
 
-@dataclass(frozen=True, slots=True)
-class AsyncEvent:
-    """What a controller told through an Asynchronous Event Request: type, information, and the log page to read."""
+class Controller:
+    """One association with a controller, over queues of ``device``; the :class:`IoPort` of its namespaces.
 
-    type: int
-    info: int
-    log_page: int
-
-    @classmethod
-    def decode(cls, dw0: int) -> AsyncEvent:
-        """From DW0 of the completion."""
-        return cls(dw0 & 7, dw0 >> 8 & 0xFF, dw0 >> 16 & 0xFF)
-
-
-@dataclass(frozen=True, slots=True)
-class NvmLimits:
-    """Limits of Write Zeroes and Dataset Management; 0 for none."""
-
-    write_zeroes_bytes: int = 0
-    dsm_ranges: int = DSM_MAX_RANGES
-    dsm_range_blocks: int = 0xFFFFFFFF
-
-
-class _EventRequest(Request):
-    """The outstanding Asynchronous Event Request."""
-
-    __slots__ = ("controller",)
-
-    def __init__(self, controller: Controller) -> None:
-        super().__init__(sqe_builders.async_event_request())
-        self.controller = controller
-        self.timeout = 0.0
-
-    def completed(self, result: int, status: int) -> None:
-        self.controller._event_completed(result & 0xFFFFFFFF, status)
-
-    def failed(self, error: NvmeofError) -> None:
-        """The queue is gone: nobody waits for an event."""
-
-
-class Controller(Association):
-    """One association with a controller, over queues of ``device``."""
+    Its parts: ``association`` (queues, timeouts, their end), ``commands`` (admin commands as methods), ``events``.
+    """
 
     def __init__(self, device: QueueDevice, options: ConnectOptions, runtime: Runtime) -> None:
-        super().__init__(device, options, runtime)
+        self.association = Association(device, options, runtime)
+        self.commands = AdminCommands(self._execute_admin)
+        self.events = AsyncEvents(self.association, self.commands, self._namespaces_changed)
+        self.device = device
+        self.options = options
+        self.runtime = runtime
+        self.subnqn = options.subnqn
         self.version = Vs()
         self.cap = Cap()
+        self.max_transfer_bytes = UNLIMITED_TRANSFER_BYTES
+        self.queues = self.association.queues
+        self.io_queues = self.association.io_queues
+        self.describe = self.association.describe
+        self.on_lost = self.association.on_lost
+        self.on_event = self.events.listeners
         self._cc = Cc()
         self._info: IdentifyController | None = None
-        self.max_transfer_bytes = UNLIMITED_TRANSFER_BYTES
-        self.on_event: list[Callable[[AsyncEvent], object]] = []
-        """Called with each asynchronous event, after its log page was read."""
         self._limits: NvmLimits | None = None
         self._namespaces: dict[int, Namespace] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.cntlid:#x} of {self.subnqn}: {self.state.value}>"
+
+    @property
+    def state(self) -> HostState:
+        """Where the association is."""
+        return self.association.state
+
+    @property
+    def error(self) -> NvmeofError | None:
+        """Why the association ended; None while it has not."""
+        return self.association.error
+
+    @property
+    def cntlid(self) -> int:
+        """The controller identifier that Connect gave."""
+        return self.association.cntlid
 
     @property
     def info(self) -> IdentifyController:
@@ -143,6 +135,42 @@ class Controller(Association):
             namespace = self._namespaces[nsid] = Namespace(self, nsid)
         return namespace
 
+    # -- commands: what IoPort asks for, and the admin queue
+
+    async def _execute_admin(
+        self,
+        sqe: bytes,
+        /,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> int:
+        queue = self.association.admin_queue
+        return await self.association.execute(queue, sqe, data_out=data_out, data_in=data_in, options=options)
+
+    async def io(
+        self,
+        sqe: bytes,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> int:
+        """Send one I/O command on the next queue; DW0 | DW1 << 32 of its completion."""
+        association = self.association
+        command = Command(self.runtime.create_future(), sqe, data_out, data_in, options)
+        return await execute(self.runtime, association.pick_queue(), command, association.abort, hold=options.hold)
+
+    async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
+        """Send many I/O commands as one operation, in turn over the queues; the results of all, or'ed."""
+        association = self.association
+        return await run_transfer(self.runtime, association.pick_queue, parts, association.abort, hold=hold)
+
+    async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
+        """Identify Namespace (CNS 00h), decoded. All zero for a namespace that is not active."""
+        return await self.commands.identify_namespace(nsid)
+
     # -- setting up
 
     async def connect(self) -> None:
@@ -151,9 +179,10 @@ class Controller(Association):
         Raises :class:`TransportError`, :class:`NvmeStatusError` or :class:`ConfigurationError`; everything that was
         made is freed then.
         """
-        if self.state is not HostState.NEW:
-            raise LocalProtocolError(f"a controller connects once; this one is {self.state.value}")
-        self.state = HostState.CONNECTING
+        association = self.association
+        if association.state is not HostState.NEW:
+            raise LocalProtocolError(f"a controller connects once; this one is {association.state.value}")
+        association.state = HostState.CONNECTING
         await self.device.setup_ctrl(self.options)
         try:
             await self._connect_admin_queue()
@@ -161,12 +190,12 @@ class Controller(Association):
             await self._learn()
             if not self.is_discovery and self.options.nr_io_queues:
                 await self._connect_io_queues()
-            await self._listen_for_events()
+            await self.events.start(self.info.oaes & (Oaes.DISCOVERY_LOG if self.is_discovery else EVENTS_WANTED))
         except BaseException as error:
             reason = error if isinstance(error, NvmeofError) else ConnectionLost("the connection was given up")
-            await self._free(reason)
+            await association.free(reason)
             raise
-        self.state = HostState.LIVE
+        association.state = HostState.LIVE
 
     @property
     def is_discovery(self) -> bool:
@@ -183,13 +212,10 @@ class Controller(Association):
             reserved=PRIORITY_COMMANDS,
             timeout=options.admin_timeout,
         )
-        self.admin_queue = queue
-        await self._create(queue)
-        self.timeouts = Timeouts(queue, self.queues, self._queue_error)
-        self._on_timer()
+        await self.association.create_admin_queue(queue)
         kato_ms = round(options.keep_alive_tmo * 1000)
-        self.cntlid = await self._fabrics_connect(queue, CNTLID_DYNAMIC, kato_ms)
-        self._keep_alive(traffic_based=False)  # until CTRATT is known
+        self.association.cntlid = await self._fabrics_connect(queue, CNTLID_DYNAMIC, kato_ms)
+        self.association.start_keep_alive(traffic_based=False)  # until CTRATT is known
 
     async def _fabrics_connect(self, queue: Queue, cntlid: int, kato_ms: int = 0) -> int:
         options = self.options
@@ -202,7 +228,9 @@ class Controller(Association):
         )
         sqe = sqe_builders.connect(queue.qid, queue.entries, kato_ms=kato_ms, disable_sqflow=options.disable_sqflow)
         try:
-            result = await self._execute(queue, sqe, data_out=data, timeout=options.connect_timeout, abortable=False)
+            result = await self.association.execute(
+                queue, sqe, data_out=data, options=RequestOptions(timeout=options.connect_timeout, abortable=False)
+            )
         except NvmeStatusError as error:
             raise _connect_refused(error, queue.qid, options) from None
         granted, authentication = result & 0xFFFF, result >> 16 & 0xFFFF
@@ -216,23 +244,23 @@ class Controller(Association):
         return granted
 
     async def _enable(self) -> None:
-        self.cap = Cap.decode(await self.property_get(CAP_OFFSET, 8))
-        csts = Csts.decode(await self.property_get(CSTS_OFFSET))
+        self.cap = Cap.decode(await self.commands.property_get(CAP_OFFSET, 8))
+        csts = Csts.decode(await self.commands.property_get(CSTS_OFFSET))
         cc = Cc(css=CcCss.ALL_SUPPORTED if self.cap.css & CapCss.IO_COMMAND_SETS else CcCss.NVM)
         if csts.rdy:
-            await self.property_set(CC_OFFSET, cc.encode())
+            await self.commands.property_set(CC_OFFSET, cc.encode())
             await self._wait_csts("stop", lambda status: not status.rdy, self.cap.timeout_seconds)
         cc = replace(cc, en=True)
-        await self.property_set(CC_OFFSET, cc.encode())
+        await self.commands.property_set(CC_OFFSET, cc.encode())
         await self._wait_csts("become ready", lambda status: status.rdy, self.cap.timeout_seconds)
         self._cc = cc
-        self.version = Vs.decode(await self.property_get(VS_OFFSET))
+        self.version = Vs.decode(await self.commands.property_get(VS_OFFSET))
 
     async def _wait_csts(self, what: str, reached: Callable[[Csts], bool], seconds: float) -> None:
         deadline = self.runtime.now() + max(seconds, 0.5)
         pause = READY_POLL_SECONDS
         while True:
-            status = Csts.decode(await self.property_get(CSTS_OFFSET))
+            status = Csts.decode(await self.commands.property_get(CSTS_OFFSET))
             if reached(status):
                 return
             if status.cfs:
@@ -243,7 +271,7 @@ class Controller(Association):
             pause = min(pause * 2, 0.1)
 
     async def _learn(self) -> None:
-        info = self._info = await self.identify()
+        info = self._info = await self.commands.identify()
         if info.cntlid != self.cntlid:
             raise TransportError(
                 f"{self.options.subnqn} gave controller {self.cntlid:#x} on Connect and {info.cntlid:#x} on Identify"
@@ -253,12 +281,11 @@ class Controller(Association):
             self.device.max_hw_sectors or UNLIMITED_TRANSFER_BYTES,
             UNLIMITED_TRANSFER_BYTES,
         )
-        assert self.timeouts is not None
-        self.timeouts.set_abort_limit(info.acl + 1)
+        self.association.timeouts.set_abort_limit(info.acl + 1)
         if self.is_discovery:
             return
         self._check_fabrics_limits()
-        self._keep_alive(bool(info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE))
+        self.association.start_keep_alive(traffic_based=bool(info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE))
 
     def _check_fabrics_limits(self) -> None:
         """Refuse a controller that no I/O queue can work with, as nvme_check_ctrl_fabric_info of Linux does.
@@ -298,12 +325,12 @@ class Controller(Association):
     async def _connect_io_queues(self) -> None:
         options = self.options
         wanted = options.nr_io_queues
-        granted = await self.set_number_of_queues(wanted)
+        granted = await self.commands.set_number_of_queues(wanted)
         if granted < wanted:
             log.info("%s grants %d I/O queues, %d were asked for", options.subnqn, granted, wanted)
         entries = self._io_entries()
         # a name may have several addresses, of several machines: all queues go where the admin queue went
-        address = self.device.peer_address(self._admin)
+        address = self.device.peer_address(self.association.admin_queue)
         if address is not None:
             options = options.with_changes(traddr=address)
         for qid in range(1, min(wanted, granted) + 1):
@@ -315,8 +342,7 @@ class Controller(Association):
                 timeout=options.io_timeout,
                 capsule_bytes=self.info.ioccsz * 16,
             )
-            self.io_queues.append(queue)
-            await self._create(queue)
+            await self.association.create_io_queue(queue)
         for queue in self.io_queues:
             await self._fabrics_connect(queue, self.cntlid)
 
@@ -324,7 +350,7 @@ class Controller(Association):
         """What Identify CNS 06h says about Write Zeroes and Dataset Management; read once, when first needed."""
         if self._limits is None:
             try:
-                raw = await self.identify_nvm_limits()
+                raw = await self.commands.identify_nvm_limits()
                 self._limits = NvmLimits(
                     mdts_bytes(raw.wzsl, self.cap.mpsmin_bytes) or 0,
                     min(raw.dmrl, DSM_MAX_RANGES) or DSM_MAX_RANGES,
@@ -337,54 +363,18 @@ class Controller(Association):
 
     # -- asynchronous events
 
-    async def _listen_for_events(self) -> None:
-        wanted = self.info.oaes & (Oaes.DISCOVERY_LOG if self.is_discovery else EVENTS_WANTED)
-        if wanted:
-            try:
-                await self.set_feature(FeatureId.ASYNC_EVENT_CONFIGURATION, int(wanted))
-            except NvmeStatusError as error:
-                log.info("%s does not take the asynchronous event configuration: %s", self.options.subnqn, error)
-        self._admin.submit(_EventRequest(self))
-
-    def _event_completed(self, dw0: int, status: int) -> None:
-        if status >= 2:
-            # Asynchronous Event Request Limit Exceeded, or aborted by a shutdown: asking again would loop
-            return
-        event = AsyncEvent.decode(dw0)
-        self.runtime.spawn(self._handle_event(event))
-
-    async def _handle_event(self, event: AsyncEvent) -> None:
-        try:
-            if event.log_page:
-                await self._clear_event(event)
-        except NvmeStatusError as error:
-            log.info("the log page %#04x of an event could not be read: %s", event.log_page, error)
-        except NvmeofError:
-            return
-        for callback in list(self.on_event):
-            callback(event)
-        if self.state in (HostState.LIVE, HostState.CONNECTING) and self._admin.error is None:
-            self._admin.submit(_EventRequest(self))
-
-    async def _clear_event(self, event: AsyncEvent) -> None:
-        """Read the event's log page, which lets the controller report the next event of that kind."""
-        if event.log_page == LogPageId.CHANGED_NAMESPACES:
-            raw = await self.get_log(LogPageId.CHANGED_NAMESPACES, 4096)
-            changed = parse_namespace_list(raw)
-            everything = changed[:1] == [NSID_ALL]
-            for namespace in list(self._namespaces.values()):
-                if everything or namespace.nsid in changed:
-                    await self._refresh(namespace)
-        elif event.log_page in (LogPageId.DISCOVERY, LogPageId.ANA):
-            await self.get_log(event.log_page, 16, nsid=0)
-        else:
-            await self.get_log(event.log_page, 512)
+    async def _namespaces_changed(self, nsids: list[int]) -> None:
+        """Identify those again that a Changed Namespace List names; NSID FFFFFFFFh first: all of them."""
+        everything = nsids[:1] == [NSID_ALL]
+        for namespace in list(self._namespaces.values()):
+            if everything or namespace.nsid in nsids:
+                await self._refresh(namespace)
 
     async def _refresh(self, namespace: Namespace) -> None:
         try:
             await namespace.refresh()
         except NvmeofError as error:
-            if self._admin.error is not None:
+            if self.association.admin_queue.error is not None:
                 raise
             # it has gone, or is none that we can use: the others may still be
             log.info("namespace %d has changed, but cannot be identified: %s", namespace.nsid, error)
@@ -395,22 +385,23 @@ class Controller(Association):
         Never raises for what the controller does, and takes no longer than its RTD3E (5 s where it gives none). Safe
         to call again, and after a loss. When cancelled, it closes everything at once.
         """
-        if self.state is HostState.CLOSED:
+        association = self.association
+        if association.state is HostState.CLOSED:
             return
         try:
-            if self.state is HostState.LIVE:
-                self.state = HostState.CLOSING
+            if association.state is HostState.LIVE:
+                association.state = HostState.CLOSING
                 await self._end_in_order()
         finally:
-            await self._free(ConnectionLost("the host disconnected"))
-            self.state = HostState.CLOSED
+            await association.free(ConnectionLost("the host disconnected"))
+            association.state = HostState.CLOSED
 
     async def _end_in_order(self) -> None:
-        assert self.timeouts is not None
-        self.timeouts.stop_keep_alive()
+        association = self.association
+        association.timeouts.stop_keep_alive()
         seconds = min(self.info.rtd3e / 1e6, SHUTDOWN_MAX_SECONDS) or SHUTDOWN_SECONDS
         late = ConnectionLost(f"{self.options.subnqn} did not shut down within {seconds:g} s")
-        guard = self.runtime.call_later(seconds, lambda: self._queue_error(self._admin, late))
+        guard = self.runtime.call_later(seconds, lambda: association.queue_error(association.admin_queue, late))
         try:
             await self._disconnect_io_queues()
             await self._shut_down(seconds)
@@ -425,17 +416,17 @@ class Controller(Association):
             return
         for queue in self.io_queues:
             try:
-                await self._execute(queue, sqe_builders.disconnect(), abortable=False)
+                await self.association.execute(queue, sqe_builders.disconnect(), options=_NOT_ABORTABLE)
             except NvmeStatusError as error:
                 log.info("I/O queue %d: %s", queue.qid, error)
             except ConnectionLost:
                 if self.error is not None:
                     raise
             else:
-                self._close_queue(queue, ConnectionLost("the queue was deleted"))
+                self.association.close_queue(queue, ConnectionLost("the queue was deleted"))
 
     async def _shut_down(self, seconds: float) -> None:
-        await self.property_set(CC_OFFSET, replace(self._cc, shn=Shn.NORMAL).encode())
+        await self.commands.property_set(CC_OFFSET, replace(self._cc, shn=Shn.NORMAL).encode())
         await self._wait_csts("shut down", lambda status: status.shst == Shst.COMPLETE, seconds)
 
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from nvmeof.errors import LocalProtocolError, NvmeofError, NvmeStatusError
 from nvmeof.host import sqe_builders
+from nvmeof.host.io_port import IoPort
+from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions
 from nvmeof.host.results import IdentifyNamespace
 from nvmeof.spec.identify_namespace import format_index
 from nvmeof.spec.sqe import DSM_RANGE, DsmRange
 from nvmeof.spec.status import Status
 from nvmeof.wire import Buffer
 
-if TYPE_CHECKING:
-    from nvmeof.host.controller import Controller
-
 NLB_MAX_BLOCKS = 1 << 16
 """What the 0's-based 16-bit NLB can express."""
+_NO_HOLD = RequestOptions(hold=False)
 BOUNDARY_MIN_BYTES = 16384
 """An optimal I/O boundary (NOIOB) below this is not worth a command of its own for each stretch."""
 
 
 class Namespace:
-    """One namespace of a controller. Block addresses and counts are in logical blocks of ``block_bytes``.
+    """One namespace of a subsystem. Block addresses and counts are in logical blocks of ``block_bytes``.
 
     ::
 
@@ -35,8 +35,8 @@ class Namespace:
     has gone, :class:`LocalProtocolError` for what is no range of whole blocks.
     """
 
-    def __init__(self, controller: Controller, nsid: int) -> None:
-        self.controller = controller
+    def __init__(self, port: IoPort, nsid: int) -> None:
+        self.port = port
         self.nsid = nsid
         self._info: IdentifyNamespace | None = None
         self._block_bytes = 0
@@ -83,11 +83,11 @@ class Namespace:
 
         Raises NvmeStatusError when it is not active, NvmeofError for a block format that this host has not.
         """
-        info = await self.controller.identify_namespace(self.nsid)
+        info = await self.port.identify_namespace(self.nsid)
         if not info.nsze:
             raise NvmeStatusError(
                 Status.INVALID_NAMESPACE,
-                f"{self.controller.options.subnqn} has no active namespace {self.nsid}",
+                f"{self.port.subnqn} has no active namespace {self.nsid}",
                 dnr=True,
             )
         lba_format = info.lbaf[format_index(info.flbas)]
@@ -98,11 +98,11 @@ class Namespace:
         self._info = info
         self._block_bytes = 1 << lba_format.lbads
         self._size_blocks = info.nsze
-        self._max_blocks = min(self.controller.max_transfer_bytes // self._block_bytes, NLB_MAX_BLOCKS)
+        self._max_blocks = min(self.port.max_transfer_bytes // self._block_bytes, NLB_MAX_BLOCKS)
         if not self._max_blocks:
             raise NvmeofError(
                 f"namespace {self.nsid} has blocks of {self._block_bytes} bytes, "
-                f"but a transfer takes {self.controller.max_transfer_bytes} at most"
+                f"but a transfer takes {self.port.max_transfer_bytes} at most"
             )
         boundary = info.noiob
         sensible = boundary * self._block_bytes >= BOUNDARY_MIN_BYTES and boundary < self._max_blocks * 16
@@ -144,10 +144,11 @@ class Namespace:
     async def _read(self, lba: int, view: memoryview, *, hold: bool) -> None:
         blocks = self._blocks(lba, len(view))
         if blocks <= self._max_blocks and not self._boundary_blocks:
-            await self.controller.io(sqe_builders.read(self.nsid, lba, blocks), data_in=view, hold=hold)
+            sqe = sqe_builders.read(self.nsid, lba, blocks)
+            await self.port.io(sqe, data_in=view, options=DEFAULT_OPTIONS if hold else _NO_HOLD)
             return
         size = self._block_bytes
-        parts = (
+        parts: Iterator[CommandPart] = (
             (
                 sqe_builders.read(self.nsid, start, count),
                 None,
@@ -156,7 +157,7 @@ class Namespace:
             for start, count in self.split(lba, blocks)
         )
         await self._expect(lba, blocks)
-        await self.controller.io_transfer(parts, hold=hold)
+        await self.port.io_transfer(parts, hold=hold)
 
     # -- writing
 
@@ -174,10 +175,11 @@ class Namespace:
         blocks = self._blocks(lba, len(view))
         hold = not isinstance(data, bytes)
         if blocks <= self._max_blocks and not self._boundary_blocks:
-            await self.controller.io(sqe_builders.write(self.nsid, lba, blocks, fua=fua), data_out=view, hold=hold)
+            sqe = sqe_builders.write(self.nsid, lba, blocks, fua=fua)
+            await self.port.io(sqe, data_out=view, options=DEFAULT_OPTIONS if hold else _NO_HOLD)
             return
         size = self._block_bytes
-        parts = (
+        parts: Iterator[CommandPart] = (
             (
                 sqe_builders.write(self.nsid, start, count, fua=fua),
                 view[(start - lba) * size : (start - lba + count) * size],
@@ -186,21 +188,21 @@ class Namespace:
             for start, count in self.split(lba, blocks)
         )
         await self._expect(lba, blocks)
-        await self.controller.io_transfer(parts, hold=hold)
+        await self.port.io_transfer(parts, hold=hold)
 
     async def flush(self) -> None:
         """Bring all completed writes to the medium."""
-        await self.controller.io(sqe_builders.flush(self.nsid))
+        await self.port.io(sqe_builders.flush(self.nsid))
 
     async def write_zeroes(self, lba: int, blocks: int, *, deallocate: bool = False) -> None:
         """Zero ``blocks`` blocks from ``lba`` on; ``deallocate``: give the storage back where that reads as zeroes."""
         await self._ready()
         self._check_range(lba, blocks)
-        limits = await self.controller.nvm_limits()
+        limits = await self.port.nvm_limits()
         most = NLB_MAX_BLOCKS
         if limits.write_zeroes_bytes:
             most = max(1, min(most, limits.write_zeroes_bytes // self._block_bytes))
-        parts = (
+        parts: Iterator[CommandPart] = (
             (
                 sqe_builders.write_zeroes(self.nsid, start, min(most, lba + blocks - start), deallocate=deallocate),
                 None,
@@ -208,12 +210,12 @@ class Namespace:
             )
             for start in range(lba, lba + blocks, most)
         )
-        await self.controller.io_transfer(parts)
+        await self.port.io_transfer(parts)
 
     async def deallocate(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Tell the controller that the ``(lba, blocks)`` ranges are of no use any more (Dataset Management)."""
         await self._ready()
-        limits = await self.controller.nvm_limits()
+        limits = await self.port.nvm_limits()
         pieces: list[tuple[int, int]] = []
         for lba, blocks in ranges:
             self._check_range(lba, blocks)
@@ -222,11 +224,11 @@ class Namespace:
             return
         at_once = limits.dsm_ranges
         groups = [pieces[start : start + at_once] for start in range(0, len(pieces), at_once)]
-        parts = (
+        parts: Iterator[CommandPart] = (
             (sqe_builders.dataset_management(self.nsid, len(group)), b"".join(_range(*piece) for piece in group), None)
             for group in groups
         )
-        await self.controller.io_transfer(parts)
+        await self.port.io_transfer(parts)
 
     # -- splitting and checks
 

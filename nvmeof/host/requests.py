@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from nvmeof.errors import LocalProtocolError, NvmeofError
 from nvmeof.host.queue import Queue, Request
@@ -18,6 +18,26 @@ TRANSFER_WINDOW = 32
 
 AbortFunction = Callable[[Request], None]
 """Sends an Abort for an outstanding request."""
+
+CommandPart = tuple[bytes, Buffer | None, memoryview | None]
+"""One command of a transfer: its SQE, the data that goes to the controller, and where the controller's data lands."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """How one command is sent and waited for; what it is and its buffers are arguments of their own."""
+
+    timeout: float | None = None
+    """Seconds until the command is aborted; None: the queue's own (``io_timeout``, ``admin_timeout``)."""
+    priority: bool = False
+    """Use the identifiers that are reserved for keep-alive and Abort, when no others are free."""
+    hold: bool = True
+    """Give a cancelled caller its buffers back before the cancellation is raised."""
+    abortable: bool = True
+    """Send an Abort when the command times out; without it the queue is torn down at once (Connect, Disconnect)."""
+
+
+DEFAULT_OPTIONS = RequestOptions()
 
 
 def error_of(request: Request, status: int, result: int) -> NvmeofError:
@@ -42,11 +62,21 @@ class Command(Request):
     __slots__ = ("future", "released")
 
     def __init__(
-        self, future: Future[int], sqe: bytes, data_out: Buffer | None = None, data_in: memoryview | None = None
+        self,
+        future: Future[int],
+        sqe: bytes,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
     ) -> None:
         super().__init__(sqe, data_out, data_in)
         self.future = future
         self.released: Future[None] | None = None
+        if options is not DEFAULT_OPTIONS:
+            self.priority = options.priority
+            self.aborted = not options.abortable
+            if options.timeout is not None:
+                self.timeout = options.timeout
 
     def completed(self, result: int, status: int) -> None:
         future = self.future
@@ -115,7 +145,7 @@ class Transfer:
 
     __slots__ = ("_error", "_outstanding", "_parts", "_pick", "future", "result")
 
-    def __init__(self, runtime: Runtime, pick: Callable[[], Queue], parts: Iterator[Any]) -> None:
+    def __init__(self, runtime: Runtime, pick: Callable[[], Queue], parts: Iterator[CommandPart]) -> None:
         self.future: Future[int] = runtime.create_future()
         self._parts = parts
         self._pick = pick
@@ -133,7 +163,7 @@ class Transfer:
                 break
         self._finish()
 
-    def _submit(self, queue: Queue, part: Any, more: bool) -> bool:
+    def _submit(self, queue: Queue, part: CommandPart, more: bool) -> bool:
         request = Part(self, *part)
         self._outstanding.add(request)
         try:
@@ -199,7 +229,12 @@ class Part(Request):
 
 
 async def run_transfer(
-    runtime: Runtime, pick: Callable[[], Queue], parts: Iterator[Any], abort: AbortFunction, *, hold: bool = True
+    runtime: Runtime,
+    pick: Callable[[], Queue],
+    parts: Iterator[CommandPart],
+    abort: AbortFunction,
+    *,
+    hold: bool = True,
 ) -> int:
     """Run all ``parts``; the first error is raised when all others have ended. Cancelling works as in `execute`."""
     transfer = Transfer(runtime, pick, parts)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nvmeof.errors import ConfigurationError, ConnectionLost, NvmeStatusError, TransportError
-from nvmeof.host.controller import AsyncEvent, HostState
+from nvmeof.host.association import HostState
+from nvmeof.host.async_events import AsyncEvent
 from nvmeof.host.queue import Request
 from nvmeof.spec.connect import connect_invalid_dw0
 from nvmeof.spec.enums import AdminOpcode, FeatureId, NvmOpcode
@@ -409,7 +410,7 @@ async def test_one_namespace_that_vanishes_keeps_no_other_from_being_read_anew(
             device.namespace["lbaf"] = [{"lbads": 9}]
 
     monkeypatch.setattr(device, "_identify", answer)
-    monkeypatch.setattr("nvmeof.host.controller.parse_namespace_list", lambda raw: [1, 2, 3])
+    monkeypatch.setattr("nvmeof.host.async_events.parse_namespace_list", lambda raw: [1, 2, 3])
     device.raise_event(2, 0, 0x04)
     await asyncio.sleep(0.05)
     assert [each.size_blocks for each in namespaces] == [4096, 4096, 8192]

@@ -16,7 +16,8 @@ import pytest
 
 import nvmeof
 from nvmeof import FileBackend, HostController, NvmeStatusError, Ramdisk, Target, connect, discover
-from nvmeof.host.controller import AsyncEvent, HostState
+from nvmeof.host.association import HostState
+from nvmeof.host.async_events import AsyncEvent
 from nvmeof.pdu import digest
 from nvmeof.spec.status import Status
 from nvmeof.transport import options
@@ -226,8 +227,7 @@ async def test_keep_alive_keeps_an_idle_association() -> None:
         await asyncio.sleep(2.5)
         assert controller.state is HostState.LIVE
         assert await controller.namespace(1).read(0) == bytes(512)
-        assert controller.timeouts is not None
-        assert controller.timeouts.keep_alives >= 4
+        assert controller.association.timeouts.keep_alives >= 4
 
 
 async def test_namespaces_that_come_and_go() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 from nvmeof.cli import interrupts
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
+from nvmeof.host.async_events import AsyncEvent
 from nvmeof.host.cli import nvme_json
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController, connect, discover
-from nvmeof.host.controller import AsyncEvent
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.namespace import Namespace
 from nvmeof.spec.enums import NVME_PORT

@@ -1,0 +1,110 @@
+"""Asynchronous events of a controller: the outstanding request, the log page of each event, and who listens.
+
+NVM Express Base specification, Asynchronous Event Request command. This module must not know sockets, clocks or how a
+controller is connected.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from nvmeof.errors import NvmeofError, NvmeStatusError
+from nvmeof.host import sqe_builders
+from nvmeof.host.admin_commands import AdminCommands
+from nvmeof.host.association import Association, HostState
+from nvmeof.host.queue import Request
+from nvmeof.spec.enums import FeatureId, LogPageId
+from nvmeof.spec.identify import parse_namespace_list
+
+log = logging.getLogger("nvmeof.host")
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncEvent:
+    """What a controller reports through an Asynchronous Event Request: type, information, and the log page to read."""
+
+    type: int
+    info: int
+    log_page: int
+
+    @classmethod
+    def decode(cls, dw0: int) -> AsyncEvent:
+        """Decode DW0 of the completion."""
+        return cls(dw0 & 7, dw0 >> 8 & 0xFF, dw0 >> 16 & 0xFF)
+
+
+class _EventRequest(Request):
+    """The outstanding Asynchronous Event Request: no timeout, and nothing that waits for it."""
+
+    __slots__ = ("then",)
+
+    def __init__(self, then: Callable[[int, int], None]) -> None:
+        super().__init__(sqe_builders.async_event_request())
+        self.then = then
+        self.timeout = 0.0
+
+    def completed(self, result: int, status: int) -> None:
+        self.then(result & 0xFFFFFFFF, status)
+
+    def failed(self, error: NvmeofError) -> None:
+        """The queue is gone, and with it the request."""
+
+
+class AsyncEvents:
+    """Keeps one Asynchronous Event Request outstanding on the admin queue of ``association``.
+
+    ``changed(nsids)`` is awaited with the namespaces of a Changed Namespace List, before the listeners are called.
+    """
+
+    def __init__(
+        self, association: Association, commands: AdminCommands, changed: Callable[[list[int]], Awaitable[None]]
+    ) -> None:
+        self._association = association
+        self._commands = commands
+        self._changed = changed
+        self.listeners: list[Callable[[AsyncEvent], object]] = []
+        """Called with each event, after its log page was read."""
+
+    async def start(self, wanted: int) -> None:
+        """Ask for the events of ``wanted`` (bits of OAES); the specification's own errors come without asking."""
+        if wanted:
+            try:
+                await self._commands.set_feature(FeatureId.ASYNC_EVENT_CONFIGURATION, wanted)
+            except NvmeStatusError as error:
+                subnqn = self._association.options.subnqn
+                log.info("%s does not take the asynchronous event configuration: %s", subnqn, error)
+        self._ask()
+
+    def _ask(self) -> None:
+        self._association.admin_queue.submit(_EventRequest(self._completed))
+
+    def _completed(self, dw0: int, status: int) -> None:
+        if status >= 2:
+            # Asynchronous Event Request Limit Exceeded, or aborted by a shutdown: asking again would loop
+            return
+        self._association.runtime.spawn(self._handle(AsyncEvent.decode(dw0)))
+
+    async def _handle(self, event: AsyncEvent) -> None:
+        try:
+            if event.log_page:
+                await self._clear(event)
+        except NvmeStatusError as error:
+            log.info("the log page %#04x of an event could not be read: %s", event.log_page, error)
+        except NvmeofError:
+            return
+        for listener in list(self.listeners):
+            listener(event)
+        association = self._association
+        if association.state in (HostState.LIVE, HostState.CONNECTING) and association.admin_queue.error is None:
+            self._ask()
+
+    async def _clear(self, event: AsyncEvent) -> None:
+        """Read the event's log page, which lets the controller report the next event of that kind."""
+        if event.log_page == LogPageId.CHANGED_NAMESPACES:
+            await self._changed(parse_namespace_list(await self._commands.get_log(LogPageId.CHANGED_NAMESPACES, 4096)))
+        elif event.log_page in (LogPageId.DISCOVERY, LogPageId.ANA):
+            await self._commands.get_log(event.log_page, 16, nsid=0)
+        else:
+            await self._commands.get_log(event.log_page, 512)

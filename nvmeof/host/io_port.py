@@ -1,0 +1,66 @@
+"""What a namespace needs of whoever carries its I/O, so that namespace and controller do not know each other.
+
+:class:`nvmeof.host.controller.Controller` is one: its I/O goes over its own queues. Multipath will stand here too: a
+head that has several controllers of one subsystem, picks one of them for each command by its ANA state, and sends the
+command again over another when a path fails, is one more ``IoPort``; namespaces and their users will not see the
+difference.
+
+This module must not know queues, devices or connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions
+from nvmeof.host.results import IdentifyNamespace
+from nvmeof.spec.sqe import DSM_MAX_RANGES
+from nvmeof.wire import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class NvmLimits:
+    """Limits of Write Zeroes and Dataset Management (Identify CNS 06h, NVM Command Set); 0 bytes: no limit."""
+
+    write_zeroes_bytes: int = 0
+    dsm_ranges: int = DSM_MAX_RANGES
+    dsm_range_blocks: int = 0xFFFFFFFF
+
+
+class IoPort(Protocol):
+    """Carries the commands of namespaces to a subsystem. Its methods raise :class:`NvmeofError` as commands do."""
+
+    @property
+    def subnqn(self) -> str:
+        """NQN of the subsystem, for messages."""
+        ...
+
+    @property
+    def max_transfer_bytes(self) -> int:
+        """Most bytes that one command may transfer: MDTS and the device's own limit."""
+        ...
+
+    async def io(
+        self,
+        sqe: bytes,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> int:
+        """Send one I/O command; DW0 | DW1 << 32 of its completion."""
+        ...
+
+    async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
+        """Send many I/O commands as one operation; the results of all, or'ed."""
+        ...
+
+    async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
+        """Identify Namespace (CNS 00h); all zero for a namespace that is not active."""
+        ...
+
+    async def nvm_limits(self) -> NvmLimits:
+        """Limits of Write Zeroes and Dataset Management; read from the controller when first needed."""
+        ...
