@@ -18,7 +18,7 @@ from nvmeof.target.server import Target
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.transport import Address, Endpoint, SocketOptions, get
 
-SECONDS = 10.0
+SECONDS = 30.0
 HOSTNQN = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
 HOSTID = bytes(range(16))
 ICREQ, ICRESP, H2C_TERM, C2H_TERM, CAPSULE, RESPONSE, H2C, C2H, R2T = 0, 1, 2, 3, 4, 5, 6, 7, 9

@@ -17,6 +17,7 @@ from nvmeof.spec.enums import AdminOpcode, FeatureId, NvmOpcode
 from nvmeof.spec.properties import Csts
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
+from tests.conformance.rawhost import until
 
 from .conftest import HOSTNQN, Connect
 from .fake_device import SUBNQN, FakeDevice
@@ -287,10 +288,10 @@ async def test_asynchronous_events(device: FakeDevice, connected: Connect) -> No
     (namespace,) = await controller.namespaces()
     device.namespace["nsze"] = 8192
     device.raise_event(2, 0, 0x04)
-    await asyncio.sleep(0.05)
+    await until(lambda: device.events)  # asked again
     assert seen == [AsyncEvent(2, 0, 0x04)]
     assert namespace.size_blocks == 8192
-    assert len(device.events) == 1  # asked again
+    assert len(device.events) == 1
     # the log page is read without retaining the event, which lets the next one come
     assert not device.sent(AdminOpcode.GET_LOG_PAGE)[-1].cdw10 & 1 << 15
 
@@ -311,7 +312,7 @@ async def test_a_broken_queue_ends_the_association(device: FakeDevice, connected
     await namespace.refresh()
     device.hold(NvmOpcode.READ)
     reads = [asyncio.create_task(namespace.read(lba)) for lba in range(4)]
-    await asyncio.sleep(0.01)
+    await until(lambda: len(device.held) == 4)
     device.break_queue(2)
     results = await asyncio.gather(*reads, return_exceptions=True)
     assert all(isinstance(result, ConnectionLost) and "broke queue 2" in str(result) for result in results)
@@ -412,6 +413,6 @@ async def test_one_namespace_that_vanishes_keeps_no_other_from_being_read_anew(
     monkeypatch.setattr(device, "_identify", answer)
     monkeypatch.setattr("nvmeof.host.async_events.parse_namespace_list", lambda raw: [1, 2, 3])
     device.raise_event(2, 0, 0x04)
-    await asyncio.sleep(0.05)
+    await until(lambda: device.events)  # asked again
     assert [each.size_blocks for each in namespaces] == [4096, 4096, 8192]
-    assert len(device.events) == 1  # asked again
+    assert len(device.events) == 1

@@ -14,6 +14,7 @@ from nvmeof.errors import LocalProtocolError, NvmeofError, NvmeStatusError
 from nvmeof.host.namespace import Namespace
 from nvmeof.spec.enums import AdminOpcode, NvmOpcode
 from nvmeof.spec.status import Status
+from tests.conformance.rawhost import until
 
 from .conftest import Connect
 from .fake_device import BLOCK_BYTES, FakeDevice
@@ -241,11 +242,11 @@ async def test_a_cancelled_read_into_keeps_the_buffer_until_the_completion(
     device.hold(NvmOpcode.READ)
     into = bytearray(512)
     task = asyncio.create_task(namespace.read_into(0, into))
-    await asyncio.sleep(0.01)
+    await until(lambda: device.held)
     # an Abort that aborts nothing: the read goes on
     held = device.held.pop()
     task.cancel()
-    await asyncio.sleep(0.01)
+    await until(lambda: device.sent(AdminOpcode.ABORT))
     assert [(sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16) for sqe in device.sent(AdminOpcode.ABORT)] == [(1, held.cid)]
     assert not task.done()
     assert held.cid in controller.io_queues[0].requests  # the slot is not used again
@@ -266,10 +267,8 @@ async def test_a_cancelled_read_is_aborted(device: FakeDevice, connected: Connec
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
             await namespace.read(0, 1)
-    await asyncio.sleep(0.01)
+    await until(lambda: not device.held and not controller.io_queues[0].load)
     assert len(device.sent(AdminOpcode.ABORT)) == 1
-    assert not device.held
-    assert controller.io_queues[0].load == 0
     device.intercept = None
     assert await namespace.read(0, 1) == bytes(512)
 
@@ -281,7 +280,7 @@ async def test_cancelling_what_has_not_gone_out_sends_no_abort(device: FakeDevic
     device.hold(NvmOpcode.READ)
     first = asyncio.create_task(namespace.read(0))
     second = asyncio.create_task(namespace.read_into(1, bytearray(512)))
-    await asyncio.sleep(0.01)
+    await until(lambda: device.held)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
@@ -298,8 +297,7 @@ async def test_a_cancelled_transfer_aborts_its_parts_and_sends_no_more(device: F
     await namespace.refresh()
     device.hold(NvmOpcode.WRITE)
     task = asyncio.create_task(namespace.write(0, bytearray(512 * 16 * 100)))
-    await asyncio.sleep(0.01)
-    assert len(device.held) == 8
+    await until(lambda: len(device.held) == 8)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

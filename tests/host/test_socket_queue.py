@@ -21,6 +21,7 @@ from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.protocol.events import ProtocolFailure
 from nvmeof.spec.enums import NvmOpcode
 from nvmeof.spec.status import Status
+from tests.conformance.rawhost import until
 
 from .conftest import HOSTNQN
 from .fake_device import BLOCK_BYTES, SUBNQN, FakeDevice
@@ -72,8 +73,7 @@ async def test_data(start: Start, device: FakeDevice, transport: str, digests: b
         assert facts[1]["transport"] == transport
         assert facts[1]["hdr_digest"] is digests
         assert facts[1]["data_digest"] is digests
-    await asyncio.sleep(0.02)
-    assert all(link.endpoint.closed for link in target.accepted)
+    await until(lambda: all(link.endpoint.closed for link in target.accepted))
     assert not target.events
 
 
@@ -114,9 +114,8 @@ async def test_polling_reaps_without_the_event_loop(start: Start, device: FakeDe
         queue = controller.io_queues[0]
         queue.private.endpoint.set_reader(None)
         task = asyncio.create_task(namespace.read(0))
-        await asyncio.sleep(0.05)
+        await until(lambda: controller.device.poll_queue(queue) == 1)
         assert not task.done()
-        assert controller.device.poll_queue(queue) == 1
         assert controller.device.poll_queue(queue) == 0
         await task
 
@@ -252,13 +251,13 @@ async def test_bad_pdus_on_a_live_queue(start: Start, device: FakeDevice, pdu: b
         await namespace.refresh()
         device.hold(NvmOpcode.READ)
         reading = asyncio.create_task(namespace.read(0))
-        await asyncio.sleep(0.05)
+        await until(lambda: device.held)
         target.links[1].connection.send_raw(pdu)
         target.links[1].flush()
         with pytest.raises(ConnectionLost, match=rf"broke the protocol on queue 1.*{words}"):
             await reading
         assert controller.state is HostState.FAILED
-        await asyncio.sleep(0.05)
+        await until(lambda: target.events)
     # the peer was told why
     assert [type(event).__name__ for event in target.events][:1] == ["Terminated"]
 
@@ -270,7 +269,7 @@ async def test_a_term_req_names_the_reason(start: Start, device: FakeDevice) -> 
         await namespace.refresh()
         device.hold(NvmOpcode.READ)
         reading = asyncio.create_task(namespace.read(0))
-        await asyncio.sleep(0.05)
+        await until(lambda: device.held)
         target.links[1].connection.terminate(Fes.PDU_SEQUENCE_ERROR, 0, bytes(24))
         target.links[1].flush()
         with pytest.raises(ConnectionLost, match="terminated queue 1: PDU Sequence Error"):
@@ -285,7 +284,7 @@ async def test_a_connection_that_closes(start: Start, device: FakeDevice, qid: i
         await namespace.refresh()
         device.hold(NvmOpcode.READ)
         tasks = [asyncio.create_task(namespace.read(lba)) for lba in range(3)]
-        await asyncio.sleep(0.05)
+        await until(lambda: len(device.held) == 3)
         target.links[qid].endpoint.abort()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(result, ConnectionLost)
@@ -300,7 +299,7 @@ async def test_a_peer_that_stops_in_the_middle_of_a_pdu(start: Start, device: Fa
         device.hold(NvmOpcode.READ)
         into = bytearray(BLOCK_BYTES)
         reading = asyncio.create_task(namespace.read_into(0, into))
-        await asyncio.sleep(0.05)
+        await until(lambda: device.held)
         cid = device.held[0].cid
         target.links[1].connection.send_raw(
             b"\x07\x04\x18\x18\x18\x02\x00\x00" + cid.to_bytes(2, "little") + bytes(6) + b"\x00\x02\x00\x00" + bytes(4)
@@ -371,7 +370,7 @@ async def test_a_read_that_brings_too_little(start: Start, device: FakeDevice) -
         await namespace.refresh()
         device.hold(NvmOpcode.READ)
         reading = asyncio.create_task(namespace.read(0, 2))
-        await asyncio.sleep(0.05)
+        await until(lambda: device.held)
         target.links[1].connection.send_completion(device.held[0].cid, 0)
         target.links[1].flush()
         with pytest.raises(NvmeStatusError) as caught:
@@ -442,7 +441,7 @@ async def test_data_that_comes_after_a_cancelled_read_into_does_not_land_in_its_
         device.hold(NvmOpcode.READ)
         into = bytearray(BLOCK_BYTES)
         reading = asyncio.create_task(namespace.read_into(0, into))
-        await asyncio.sleep(0.05)
+        await until(lambda: device.held)
         held = device.held.pop()  # the Abort finds nothing
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -106,7 +106,7 @@ async def test_a_signal_under_load_stops_it_cleanly(tmp_path, number, loop):
         hosts = await association(target, queues=4)
         tasks = [asyncio.ensure_future(load(host, lane)) for lane, host in enumerate(hosts[1:])]
         await until(lambda: len(answered) == 4 and sum(answered.values()) > 40)
-        code, err = await asyncio.wait_for(target.ended(number), 8)
+        code, err = await target.ended(number)
         for host in hosts:
             host.close()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -126,9 +126,11 @@ async def test_a_second_signal_stops_it_at_once(tmp_path):
         await hosts[1].send(hosts[1].capsule(io_sqe(1, WRITE, 0, 64)))
         await hosts[1].r2t(1)
         target.process.send_signal(signal.SIGTERM)
+        assert target.process.stderr is not None
+        await asyncio.wait_for(target.process.stderr.readuntil(b"SIGTERM: stopping"), SECONDS)
         await asyncio.sleep(0.3)
         assert target.process.returncode is None, "it waits for the data"
-        code, err = await asyncio.wait_for(target.ended(signal.SIGTERM), 1)
+        code, err = await target.ended(signal.SIGTERM)
         assert code == 0 and "SIGTERM again: stopping at once" in err and "Traceback" not in err
 
 

@@ -16,7 +16,7 @@ from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.operation import Operation
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
-from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, TRANSPORT, WRITE, WRITE_ZEROES, io_sqe, make_sqe
+from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, TRANSPORT, WRITE, WRITE_ZEROES, io_sqe, make_sqe, until
 from tests.protocol.wire import sent
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import HOST, Target
@@ -246,8 +246,7 @@ async def test_copy_stops_between_ranges():
     wire.feed(wire.capsule(make_sqe(7, COPY, nsid=1, length=96, sgl=IN_CAPSULE, cdw10=1000, cdw12=2), data))
     await asyncio.sleep(0)
     backend.steps[0].set_result(None)
-    await asyncio.sleep(0.01)
-    assert len(backend.steps) == 2
+    await until(lambda: len(backend.steps) == 2)
     out = wire.feed(wire.capsule(make_sqe(9, CANCEL, nsid=1, cdw10=1 | 7 << 16)))
     assert statuses(out) == [(9, OK)] and struct.unpack_from("<I", out, 8)[0] == 1 << 16, "one is eligible"
     backend.steps[1].set_result(None)
@@ -282,24 +281,24 @@ def test_an_aborted_cid_can_be_used_again():
     assert statuses(wire.feed(wire.h2c(cid, ttag, 0, b"x" * length))) == [(7, OK)]
 
 
-async def test_fused_halves_that_a_thread_has_not_begun(slow):
-    for which, expected in ((1, {1: ABORTED, 2: 0x09}), (2, {1: 0x09, 2: ABORTED})):
-        target = Target(slow)
-        admin = target.admin()
-        wire = connect(target)
-        holder = await slow.held()
-        wire.feed(wire.capsule(io_sqe(1, COMPARE, 0, 1, sgl=IN_CAPSULE, flags=0x41), BLOCK))
-        wire.feed(wire.capsule(io_sqe(2, WRITE, 0, 1, sgl=IN_CAPSULE, flags=0x42), b"x" * 512))
-        await asyncio.sleep(0.01)
-        assert wire.queue.commands() == {1: 1, 2: 1}
-        assert admin.command(0x08, cdw10=1 | which << 16).dw0 == 0
-        assert dict(statuses(await drained(wire))) == expected
-        slow.gate.set()
-        await holder
-        lease = await slow.acquire_read(0, 512)
-        assert not any(lease.view)
-        lease.release()
-        assert wire.pool.used_bytes == 0
+@pytest.mark.parametrize(("which", "expected"), [(1, {1: ABORTED, 2: 0x09}), (2, {1: 0x09, 2: ABORTED})])
+async def test_fused_halves_that_a_thread_has_not_begun(slow, which, expected):
+    target = Target(slow)
+    admin = target.admin()
+    wire = connect(target)
+    holder = await slow.held()
+    wire.feed(wire.capsule(io_sqe(1, COMPARE, 0, 1, sgl=IN_CAPSULE, flags=0x41), BLOCK))
+    wire.feed(wire.capsule(io_sqe(2, WRITE, 0, 1, sgl=IN_CAPSULE, flags=0x42), b"x" * 512))
+    await until(lambda: 1 in wire.queue.ctx.waiting)
+    assert wire.queue.commands() == {1: 1, 2: 1}
+    assert admin.command(0x08, cdw10=1 | which << 16).dw0 == 0
+    assert dict(statuses(await drained(wire))) == expected
+    slow.gate.set()
+    await holder
+    lease = await slow.acquire_read(0, 512)
+    assert not any(lease.view)
+    lease.release()
+    assert wire.pool.used_bytes == 0
 
 
 @pytest.mark.parametrize("opcode", [WRITE, WRITE_ZEROES, ZONE_APPEND, COPY])
@@ -320,8 +319,7 @@ async def test_a_write_that_has_its_place_in_a_zone(slow, opcode, how):
         blocks, moved = (65, b"") if opcode == WRITE_ZEROES else (1, data)
         sgl = IN_CAPSULE if moved else TRANSPORT
         wire.feed(wire.capsule(io_sqe(7, opcode, 0, blocks, nsid=2, sgl=sgl, length=len(moved)), moved))
-    await asyncio.sleep(0.01)
-    assert zone.in_flight == 1
+    await until(lambda: zone.in_flight == 1)
     if how == "abort":
         assert admin.command(0x08, cdw10=1 | 7 << 16).dw0 == 1
     elif how == "cancel all":

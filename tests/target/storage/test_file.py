@@ -12,6 +12,7 @@ from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.storage import syscalls
 from nvmeof.target.storage.base import Lease, SourceError
 from nvmeof.target.storage.file import FileBackend
+from tests.conformance.rawhost import until
 from tests.target.backend_tools import read, settled, write
 
 
@@ -351,8 +352,7 @@ async def test_cancelling_frees_buffers_and_ranges_only_when_the_thread_is_done(
     assert disk._pool.used_bytes == 4096 and len(disk._ranges) == 1
     proceed.set()
     await disk.flush()
-    await asyncio.sleep(0.05)
-    assert disk._pool.used_bytes == 0 and len(disk._ranges) == 0
+    await until(lambda: disk._pool.used_bytes == 0 and len(disk._ranges) == 0)
 
 
 async def test_flushes_that_wait_share_the_next_one(disk, monkeypatch):
