@@ -71,6 +71,7 @@ async def served(*arguments: str) -> AsyncIterator[Served]:
     try:
         assert process.stdout is not None
         line = await asyncio.wait_for(process.stdout.readline(), SECONDS)
+        assert line or process.stderr is None, (await process.stderr.read()).decode()
         told = json.loads(line)
         first = told["listeners"][0]
         yield Served(process, told, told["subnqn"], Address(first["address"], first["port"]))
