@@ -124,7 +124,7 @@ def _remark(text: str) -> None:
 def _backends(options: Options) -> list[NamespaceConfig]:
     for name, given in (("size", options.size is not None), ("shared", options.shared)):
         if given and not options.file:
-            raise ConfigurationError(f"--{name} is about a --file, and there is none")
+            raise ConfigurationError(f"--{name} requires --file")
     ramdisks = options.ramdisk or (() if options.file or options.namespace or options.capacity else (DEFAULT_RAMDISK,))
     backends: list[tuple[Backend, ZoneGeometry | None]] = []
     for size, zoned in map(parse_zoned, ramdisks):
@@ -147,7 +147,7 @@ def _backends(options: Options) -> list[NamespaceConfig]:
 def _pool(options: Options) -> Pool | None:
     if options.capacity is None:
         if options.pool is not None:
-            raise ConfigurationError("a --pool needs a --capacity: how much hosts may create in it")
+            raise ConfigurationError("--pool requires --capacity (the space that hosts may allocate)")
         return None
     return RamdiskPool(options.capacity) if options.pool is None else FilePool(options.pool, options.capacity)
 
@@ -159,7 +159,7 @@ def _state(options: Options) -> JsonFileStore | None:
     for path, _ in map(parse_zoned, options.file):
         if state in (beside(Path(path), suffix) for suffix in ("", KEPT_SUFFIX, ZONES_SUFFIX)):
             raise ConfigurationError(
-                f"--state {options.state} is where the --file {path} has its own: give another one"
+                f"--state {options.state} is already used for the metadata of --file {path}; choose another path"
             )
     return JsonFileStore(state, sections=SUBSYSTEM_SECTIONS)
 

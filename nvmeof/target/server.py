@@ -90,7 +90,7 @@ class _LoopRuntime:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.background.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            logger.error("in the background: %s: %s", type(task.exception()).__name__, task.exception())
+            logger.error("background task failed: %s: %s", type(task.exception()).__name__, task.exception())
 
     async def cancel(self) -> None:
         """End what runs in the background."""

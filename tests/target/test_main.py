@@ -396,7 +396,7 @@ def test_a_closed_stdout_is_no_traceback():
 @pytest.mark.parametrize("name", ["disk", "disk.nvmeof", "disk.zones"])
 def test_the_state_is_not_where_a_file_has_its_own(tmp_path, capsys, name):
     assert main(["--file", str(tmp_path / "disk"), "--size", "1M", "--state", str(tmp_path / name)]) == 2
-    assert "is where the --file" in capsys.readouterr().err
+    assert "is already used for the metadata of --file" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -143,8 +143,8 @@ def document_of(metadata_store: MetadataStore, section: str) -> dict[str, Any]:
 def damaged(metadata_store: MetadataStore, section: str, error: Exception) -> ConfigurationError:
     """Of what must not be forgotten unsaid: that a section holds what nobody has put there, and how to go on."""
     return ConfigurationError(
-        f"what {metadata_store.origin} keeps as {section!r} cannot be read ({type(error).__name__}: {error}): "
-        "repair it, or take that entry out to go on without"
+        f"section {section!r} of {metadata_store.origin} is invalid ({type(error).__name__}: {error}); "
+        "repair it, or remove the section to continue without it"
     )
 
 

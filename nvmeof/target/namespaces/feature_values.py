@@ -106,7 +106,7 @@ def check_saved(metadata_store: MetadataStore) -> None:
     kept = metadata_store.get(_SECTION)
     if kept is not None and len(load_all(metadata_store)) < (len(kept) if isinstance(kept, dict) else 1):
         logger.warning(
-            "what %s keeps as %r cannot be read in full: the rest has defaults", metadata_store.origin, _SECTION
+            "section %r of %s is only partly valid; the other values are the defaults", _SECTION, metadata_store.origin
         )
 
 

@@ -26,7 +26,7 @@ def check_links(path: Path, status: os.stat_result, suffixes: Sequence[str]) -> 
             if kept.exists():
                 raise ConfigurationError(
                     f"{path} is the same file as {each} (a hard link), and {kept} keeps what belongs to it: serve it "
-                    "by that name, or remove that file to go on without"
+                    "by that name, or remove that file to continue without it"
                 )
     if len(others) + 1 < status.st_nlink:
         logger.warning(

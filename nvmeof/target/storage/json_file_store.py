@@ -67,18 +67,19 @@ class JsonFileStore:
             # Whatever else is there may be endless, or never come to a beginning.
             status = self.path.stat()
             if not stat.S_ISREG(status.st_mode):
-                raise ConfigurationError(f"nothing can be kept in {self.path}: it is no regular file")
+                raise ConfigurationError(f"cannot use {self.path} as a state file: not a regular file")
             if status.st_size > _BYTES_MAX:
                 raise ConfigurationError(
-                    f"{self.path} is not what this version keeps, it is too large: move it away to start anew"
+                    f"{self.path} is too large to be a state file of this version; "
+                    "move it away to start with empty state"
                 )
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
         except UnicodeDecodeError as error:
             raise ConfigurationError(
-                f"{self.path} is not what this version keeps, or damaged (no UTF-8): put it back from a copy, or move "
-                "it away to start anew"
+                f"{self.path} is not a state file of this version, or is damaged (no UTF-8): restore it from a copy, "
+                "or move it away to start with empty state"
             ) from error
         except OSError as error:
             raise ConfigurationError(f"cannot read {self.path}: {error.strerror}") from error
@@ -126,7 +127,7 @@ class JsonFileStore:
         except BlockingIOError as error:
             raise ConfigurationError(f"{self.path} is in use by another process") from error
         except OSError as error:
-            raise ConfigurationError(f"nothing can be kept in {self.path}: {error.strerror}") from error
+            raise ConfigurationError(f"cannot use {self.path} as a state file: {error.strerror}") from error
         self._lock = fd
         try:
             self._values = self._read()

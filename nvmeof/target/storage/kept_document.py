@@ -70,22 +70,22 @@ def parse(text: str, known: Collection[str]) -> tuple[dict[str, Any], bool]:
         version, kept = document["nvmeof"], document["kept"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"is not what this version keeps, or damaged ({type(error).__name__}): put it back from a copy, or move it "
-            "away to start anew"
+            f"is not a state file of this version, or is damaged ({type(error).__name__}): restore it from a copy, "
+            "or move it away to start with empty state"
         ) from error
     if type(version) is not int or version < 1 or not isinstance(kept, dict):
         raise ValueError(
-            "is not what this version keeps, or damaged: put it back from a copy, or move it away to start anew"
+            "is not a state file of this version, or is damaged: restore it from a copy, or move it away to start with empty state"
         )
     if version > VERSION:
         raise ValueError(
             f"was written by a newer version of nvmeof (its format is {version}, and {VERSION} is known here): "
-            "use that version, or move it away to start anew"
+            "use that version, or move it away to start with empty state"
         )
     strange = sorted(set(document) - _NAMES)
     if strange:
         raise ValueError(
-            f"has an entry {strange[0]!r}, which is unknown: {REMOVE_CHECKSUM}, or move it away to start anew"
+            f"has an entry {strange[0]!r}, which is unknown: {REMOVE_CHECKSUM}, or move it away to start with empty state"
         )
     checksum = document.get("sha256")
     if checksum is not None:
@@ -94,7 +94,7 @@ def parse(text: str, known: Collection[str]) -> tuple[dict[str, Any], bool]:
     if unknown:
         raise ValueError(
             f"has a section {unknown[0]!r}, which is unknown (damaged, or written by a newer version of nvmeof): use "
-            "that version, repair it, or move it away to start anew"
+            "that version, repair it, or move it away to start with empty state"
         )
     return kept, checksum is not None
 
@@ -103,6 +103,8 @@ def _check(checksum: Any, kept: Mapping[str, Any]) -> None:
     try:
         found = _checksum(_lines(kept))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is damaged ({error}): put it back from a copy, or move it away to start anew") from error
+        raise ValueError(
+            f"is damaged ({error}): restore it from a copy, or move it away to start with empty state"
+        ) from error
     if checksum != found:
-        raise ValueError(f"does not match its checksum: {REMOVE_CHECKSUM}, or move it away to start anew")
+        raise ValueError(f"does not match its checksum: {REMOVE_CHECKSUM}, or move it away to start with empty state")

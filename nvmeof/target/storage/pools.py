@@ -131,7 +131,7 @@ class FilePool:
             raise ConfigurationError(
                 f"{self.directory} holds {len(found)} files of namespaces ({found[0]}{', ...' if found[1:] else ''}), "
                 f"and {self.metadata_store.path} does not name them: put {KEEPER_NAME} back, "
-                "or move these files away to start anew"
+                "or move these files away to start with an empty pool"
             )
         names = json.dumps(kept)
         unnamed = [each for each in found if each.removesuffix(SUFFIX) not in names]

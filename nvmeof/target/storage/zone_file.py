@@ -98,7 +98,7 @@ class FileZoneStore:
         """Open the file, and make it when it is not there; -1 when it need not be made: all zones are empty."""
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # a FIFO may never come to its beginning
-                raise ConfigurationError(f"zones cannot be kept in {path}: it is no regular file; {_ANEW}")
+                raise ConfigurationError(f"zones cannot be kept in {path}: not a regular file; {_ANEW}")
         except FileNotFoundError:
             return -1 if self._read_only else self._make(path, count)
         return os.open(path, os.O_CLOEXEC | (os.O_RDONLY if self._read_only else os.O_RDWR))

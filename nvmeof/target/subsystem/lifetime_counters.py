@@ -108,9 +108,7 @@ class Lifetime:
         kept = document_of(metadata_store, SECTION)
         found = metadata_store.get(SECTION)
         if found is not None and not (isinstance(found, dict) and _sound(found)):
-            logger.warning(
-                "what %s keeps as %r cannot be read: some counters begin anew", metadata_store.origin, SECTION
-            )
+            logger.warning("section %r of %s is invalid; some counters start from zero", SECTION, metadata_store.origin)
         self.power_cycles = int(_number(kept, "power_cycles")) + 1
         self.unsafe_shutdowns = int(_number(kept, "unsafe_shutdowns"))
         self.unsafe = bool(kept) and not kept.get("clean", False)

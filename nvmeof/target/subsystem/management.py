@@ -228,9 +228,9 @@ class NamespaceManager:
     def attachments_changed(self) -> None:
         """A configured namespace has gone: another one with its NSID must not have what was its own."""
         try:
-            watch(self._save(), "what is attached")
+            watch(self._save(), "namespace attachments")
         except OSError as error:
-            logger.error("%s cannot keep what is attached: %s", self.pool.description, error.strerror or error)
+            logger.error("%s cannot store namespace attachments: %s", self.pool.description, error.strerror or error)
 
     async def _keep(self, undo: Callable[[], None], attachments: Attachments | None = None) -> None:
         """Keep what was changed before; take it back with `undo` when that fails, so that no later saving has it."""

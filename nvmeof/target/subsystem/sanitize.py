@@ -175,8 +175,8 @@ class Sanitizer:
         to_erase = erasure_interrupted(metadata_store) or (record is not None and record.kept == _Kept.RUNNING.value)
         if to_erase and not metadata_store.durable:
             raise ConfigurationError(
-                f"{namespace.backend.description} is half erased, by another process or as that was interrupted: it "
-                "has to be served for writing, and not shared, until that has ended"
+                f"{namespace.backend.description} is only partly erased (erase interrupted or run by "
+                "another process); serve it writable and unshared until the erase completes"
             )
 
     # Its way

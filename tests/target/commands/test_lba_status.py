@@ -278,7 +278,7 @@ def test_marks_that_cannot_be_read_are_told(nonsense):
     """The old data of blocks that were marked must not come back."""
     metadata_store = Durable()
     metadata_store._values["uncorrectable"] = nonsense
-    with pytest.raises(ConfigurationError, match="'uncorrectable' cannot be read"):
+    with pytest.raises(ConfigurationError, match="section 'uncorrectable' of"):
         Target(kept(Ramdisk("1M"), metadata_store))
 
 

@@ -217,7 +217,7 @@ def test_a_repeated_command_is_durable_as_well(target, metadata_store):
 def test_keeper_of_somebody_else():
     disk = Ramdisk("1M")
     disk.metadata_store.put("reservations", {"registrants": 5})
-    with pytest.raises(ConfigurationError, match="'reservations' cannot be read"):
+    with pytest.raises(ConfigurationError, match="section 'reservations' of"):
         Target(disk)
 
 

@@ -254,7 +254,7 @@ async def test_pools_that_cannot_be_used(tmp_path):
     with pytest.raises(ConfigurationError, match="not a size"):
         FilePool(tmp_path, "much")
     (tmp_path / KEEPER_NAME).write_text("{")
-    with pytest.raises(ConfigurationError, match="is not what this version keeps"):
+    with pytest.raises(ConfigurationError, match="is not a state file of this version"):
         FilePool(tmp_path, "1M")
 
 
@@ -300,7 +300,7 @@ async def test_namespaces_whose_list_has_gone(tmp_path, how):
     metadata_store.unlink()
     if how != "missing":
         metadata_store.write_text("" if how == "empty" else '{"nvmeof": 2, "kept": {}}')
-    expected = "is not what this version keeps" if how == "empty" else "does not name them: put pool.json back"
+    expected = "is not a state file of this version" if how == "empty" else "does not name them: put pool.json back"
     for _ in range(2):
         with pytest.raises(ConfigurationError, match=expected):
             await Life(tmp_path).__aenter__()

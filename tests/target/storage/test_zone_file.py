@@ -404,5 +404,5 @@ def test_a_newer_version(path):
 
 def test_a_fifo(path):
     os.mkfifo(path)
-    with pytest.raises(ConfigurationError, match=rf"zones cannot be kept in {path}: it is no regular file"):
+    with pytest.raises(ConfigurationError, match=rf"zones cannot be kept in {path}: not a regular file"):
         opened(path)

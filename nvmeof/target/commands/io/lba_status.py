@@ -77,7 +77,7 @@ async def _scan(ctx: CommandContext, namespace: Namespace, sqe: Sqe, first: int,
     position = first
     while position < end:
         if ctx.controller is None:
-            raise CommandError(Status.ABORTED_SQ_DELETION, dnr=False, message="nobody waits for it any more")
+            raise CommandError(Status.ABORTED_SQ_DELETION, dnr=False, message="aborted: the queue was deleted")
         # Formatted or shorter than before: what is there now decides.
         namespace.check_range(position, 1)
         piece = min(position + blocks, end, namespace.size_blocks)

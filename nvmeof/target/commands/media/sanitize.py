@@ -101,7 +101,7 @@ def check_sanitize(ctx: CommandContext, sqe: Sqe) -> None:
     command, state = SanitizeCommand.decode(sqe.cdw10, sqe.cdw11), controller.subsystem.sanitizer.state
     if command.action == SanitizeAction.EXIT_FAILURE_MODE:
         if state is SanitizeState.RESTRICTED_FAILURE:
-            raise _failed("the failure of a restricted sanitize operation is left by another one alone")
+            raise _failed("a failed restricted sanitize can only be cleared by another sanitize operation")
         return
     if command.action not in _STARTS:
         raise _invalid(f"sanitize action {command.action} is not supported", _ACTION)

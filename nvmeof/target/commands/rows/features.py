@@ -300,7 +300,7 @@ def check_get_features(ctx: CommandContext, sqe: Sqe) -> None:
         raise CommandError(Status.INVALID_FIELD, _SEL, message=f"SEL {select} is reserved")
     if row.scope is Scope.NAMESPACE and select != FeatureSelect.SUPPORTED_CAPABILITIES:
         if sqe.nsid == NSID_ALL:
-            raise CommandError(row.all_refusal, _NSID, message=f"{row.name} of all namespaces cannot be told")
+            raise CommandError(row.all_refusal, _NSID, message=f"{row.name} cannot be reported for NSID FFFFFFFFh")
         _check_attached(ctx, sqe)
 
 
