@@ -75,7 +75,8 @@ def parse(text: str, known: Collection[str]) -> tuple[dict[str, Any], bool]:
         ) from error
     if type(version) is not int or version < 1 or not isinstance(kept, dict):
         raise ValueError(
-            "is not a state file of this version, or is damaged: restore it from a copy, or move it away to start with empty state"
+            "is not a state file of this version, or is damaged: restore it from a copy, "
+            "or move it away to start with empty state"
         )
     if version > VERSION:
         raise ValueError(
@@ -85,7 +86,8 @@ def parse(text: str, known: Collection[str]) -> tuple[dict[str, Any], bool]:
     strange = sorted(set(document) - _NAMES)
     if strange:
         raise ValueError(
-            f"has an entry {strange[0]!r}, which is unknown: {REMOVE_CHECKSUM}, or move it away to start with empty state"
+            f"has an entry {strange[0]!r}, which is unknown: {REMOVE_CHECKSUM}, "
+            "or move it away to start with empty state"
         )
     checksum = document.get("sha256")
     if checksum is not None:

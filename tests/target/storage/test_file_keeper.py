@@ -77,7 +77,7 @@ async def test_only_one_holds_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["away/state", ".", "/proc/self/x"])
 def test_where_nothing_can_be_kept(tmp_path: Path, where: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"cannot use as a state file|is not a state file of this version"):
+    with pytest.raises(ConfigurationError, match=r"cannot use .* as a state file|is not a state file of this version"):
         opened(tmp_path / where).hold()
 
 
@@ -86,7 +86,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 40)
     for path in (tmp_path / "fifo", tmp_path / "huge", Path("/dev/zero")):
-        with pytest.raises(ConfigurationError, match=r"is not a state file of this version|not a regular file"):
+        with pytest.raises(ConfigurationError, match="a state file"):
             opened(path)
 
 
