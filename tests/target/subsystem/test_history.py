@@ -534,5 +534,5 @@ async def test_counters_are_kept_from_time_to_time(tmp_path):
 
 
 async def test_a_state_that_cannot_be_kept_is_told_at_the_start(tmp_path):
-    with pytest.raises(ConfigurationError, match="cannot use .* as a state file"):
+    with pytest.raises(ConfigurationError, match=r"cannot use .* as a state file"):
         await _target(tmp_path / "nowhere" / "state").start()
