@@ -49,9 +49,12 @@ class _Runtime:
     def in_turn(self, owner: Hashable, callback: Callable[[], object], /) -> None:
         raise BenchmarkError("a command wants to take turns, and nothing here can")
 
-    def run(self, coroutine: Coroutine[Any, Any, None], /) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, object], /) -> None:
         coroutine.close()
         raise BenchmarkError("something wants to run in the background, and nothing here can")
+
+    def in_thread(self, function: Callable[[], Any], /) -> Any:
+        raise BenchmarkError("something wants to run in a thread, and nothing here can")
 
 
 class InProcessQueue(Stream):

@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks.processes import SUBNQN, Cores, Server, pinned, running_target
 from benchmarks.session import BenchmarkError
+from nvmeof.aio.runloop import run as run_loop
 from nvmeof.errors import NvmeofError
 from nvmeof.host.client import HostController, connect
-from nvmeof.transport.runloop import run as run_loop
 
 CHUNK_BYTES = 256 * 1024
 CHUNKS_IN_FLIGHT = 8

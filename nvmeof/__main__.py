@@ -28,6 +28,7 @@ import click
 from rich.console import Console
 
 import nvmeof
+from nvmeof.aio.runloop import run
 from nvmeof.cli import interrupts, streams
 from nvmeof.cli.early import EXIT_INTERRUPTED, raise_at_interrupt
 from nvmeof.cli.help import invoke
@@ -37,7 +38,6 @@ from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.namespace import Namespace
 from nvmeof.launch import command_line
 from nvmeof.size_text import format_size, parse_size
-from nvmeof.transport.runloop import run
 
 LABEL_COLUMNS: Final = 11
 CHUNK_BYTES: Final = 256 * 1024

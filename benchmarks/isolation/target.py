@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from nvmeof import FileBackend, Ramdisk, Target
-from nvmeof.transport.runloop import run
+from nvmeof.aio.runloop import run
 
 
 def _config_module() -> ModuleType:

@@ -15,8 +15,8 @@ from nvmeof.errors import LocalProtocolError, NvmeofError
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
 from nvmeof.host.requests import DEFAULT_OPTIONS, Command, RequestOptions, execute
-from nvmeof.host.runtime import Runtime, Timer
 from nvmeof.host.timeouts import Timeouts
+from nvmeof.runtime import Runtime, TimerHandle
 from nvmeof.spec.enums import CNTLID_DYNAMIC
 from nvmeof.wire import Buffer
 
@@ -51,7 +51,7 @@ class Association:
         self._admin_queue: Queue | None = None
         self._timeouts: Timeouts | None = None
         self._next_queue = 0
-        self._timer: Timer | None = None
+        self._timer: TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.cntlid:#x} of {self.options.subnqn}: {self.state.value}>"

@@ -10,15 +10,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from nvmeof.address import parse_port, split_scope
+from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
 from nvmeof.host import socket_queue  # noqa: F401  (registers the software device)
 from nvmeof.host.admin_commands import AdminCommands
@@ -36,42 +36,12 @@ from nvmeof.transport.paths.model import PathRole
 from nvmeof.transport.paths.session import PathOptions, PathSession
 from nvmeof.wire import Buffer
 
-__all__ = ["AsyncioRuntime", "HostController", "PassthruResult", "connect", "discover"]
+__all__ = ["HostController", "PassthruResult", "connect", "discover"]
 
 log = logging.getLogger("nvmeof.host")
 
 DEFAULT_TRANSPORT = "mptcp"
 """MPTCP falls back to TCP by itself wherever the kernel or the peer lacks it."""
-
-
-class AsyncioRuntime:
-    """Futures, timers and the clock of the running event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[object]] = set()
-        self.create_future = self._loop.create_future
-        self.call_later = self._loop.call_later
-        self.now = self._loop.time
-
-    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
-        """Run in the background; an exception goes to the log."""
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a background operation failed: %s", task.exception())
-
-    async def stop(self) -> None:
-        """Cancel what is still in the background."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +221,7 @@ async def connect(
         )
     except TypeError as error:
         raise ConfigurationError(f"unknown connect option: {str(error).rpartition(' ')[2]}") from None
-    runtime = AsyncioRuntime()
+    runtime = AsyncioRuntime(log)
     controller = HostController(registry.claim(chosen), chosen, runtime)
     try:
         if paths is not None and paths.wanted:

@@ -8,7 +8,7 @@ from itertools import islice
 
 from nvmeof.errors import LocalProtocolError, NvmeofError
 from nvmeof.host.queue import Queue, Request
-from nvmeof.host.runtime import Future, Runtime
+from nvmeof.runtime import Future, Runtime
 from nvmeof.spec.enums import FABRICS_OPCODE, AdminOpcode, FabricsType, NvmOpcode
 from nvmeof.spec.status import status_error
 from nvmeof.wire import Buffer

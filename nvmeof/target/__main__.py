@@ -27,6 +27,7 @@ from typing import Any, Final
 import click
 
 from nvmeof.address import is_link_local, is_loopback, split_scope
+from nvmeof.aio.runloop import loop_name, run
 from nvmeof.cli import streams
 from nvmeof.cli.early import EXIT_INTERRUPTED, raise_at_interrupt
 from nvmeof.cli.help import invoke
@@ -60,7 +61,6 @@ from nvmeof.transport import base
 from nvmeof.transport.base import Address, SocketOptions
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 from nvmeof.transport.paths.session import PathOptions
-from nvmeof.transport.runloop import loop_name, run
 from nvmeof.version import __version__
 
 EXIT_FAILED: Final = 1

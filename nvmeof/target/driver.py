@@ -9,11 +9,11 @@ from typing import Any, Final, Protocol
 
 from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
+from nvmeof.runtime import Runtime
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool
-from nvmeof.target.core.runtime import Runtime
 from nvmeof.target.core.slices import Slices
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.queue import TargetQueue
@@ -44,12 +44,14 @@ class Owner(Protocol):
     """What a driver needs of its server."""
 
     loop: asyncio.AbstractEventLoop
-    runtime: Runtime
     registry: TargetRegistry
     pool: BufferPool
     slices: Slices
     detached_commands: DetachedCommands
     tasks: set[asyncio.Task[Any]]
+
+    @property
+    def runtime(self) -> Runtime: ...
 
     def connected(self, driver: QueueDriver) -> None: ...
 

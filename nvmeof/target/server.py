@@ -10,16 +10,18 @@ import asyncio
 import logging
 import resource
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
-from contextvars import copy_context
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context, copy_context
 from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
 from nvmeof.address import check_host, ip_of, is_wildcard, split_scope
+from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import ConfigurationError, LocalProtocolError
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.runtime import settled
 from nvmeof.size_text import format_size
 from nvmeof.target.commands.logs.logs_health import snapshot
 from nvmeof.target.controller.controller import Controller
@@ -27,7 +29,6 @@ from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOS
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import RESERVE_SHARE, BufferPool, MemoryShare
-from nvmeof.target.core.runtime import Runtime, settled
 from nvmeof.target.core.slices import Slices
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.namespaces.endurance_group import Pool
@@ -66,39 +67,11 @@ _TICK_SHARE: Final = 50
 _STOP_POLL_SECONDS: Final = 0.005
 
 
-class _LoopRuntime:
-    """:class:`nvmeof.target.core.runtime.Runtime` on an event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.create_future: Callable[[], asyncio.Future[Any]] = loop.create_future
-        self.call_later: Callable[[float, Callable[[], object]], asyncio.TimerHandle] = loop.call_later
-        self.now = loop.time
-        self._loop = loop
-        self.slices = Slices(loop.call_soon, time.perf_counter)
-        self.background: set[asyncio.Task[None]] = set()
-
-    def in_turn(self, owner: Hashable, callback: Callable[[], object], /) -> None:
-        self.slices.add(owner, callback, whole=True)
-
-    def run(self, coroutine: Coroutine[Any, Any, None], /) -> None:
-        context = copy_context()
-        context.run(OWNER.set, None)  # it is no command's any more
-        task = context.run(self._loop.create_task, coroutine)
-        self.background.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self.background.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("background task failed: %s: %s", type(task.exception()).__name__, task.exception())
-
-    async def cancel(self) -> None:
-        """End what runs in the background."""
-        tasks = list(self.background)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_TICK_SECONDS)
+def _ownerless() -> Context:
+    """Return the context of background work, which belongs to no command's association."""
+    context = copy_context()
+    context.run(OWNER.set, None)
+    return context
 
 
 class Target:
@@ -150,9 +123,8 @@ class Target:
             incapsule_bytes=max(8192, largest),
         )
         self.loop: asyncio.AbstractEventLoop
-        self.runtime: Runtime
+        self.runtime: AsyncioRuntime
         self.slices: Slices
-        self._background: _LoopRuntime
         self._path_options = paths
         self._started = self._ended = False
         self._new_run()
@@ -223,8 +195,10 @@ class Target:
         self._started = True
         _warn_of_memory(self.config)
         self.loop = asyncio.get_running_loop()
-        self.runtime = self._background = _LoopRuntime(self.loop)
-        self.slices = self._background.slices
+        self.slices = Slices(self.loop.call_soon, time.perf_counter)
+        self.runtime = AsyncioRuntime(
+            logger, self.loop, in_turn=partial(self.slices.add, whole=True), background_context=_ownerless
+        )
         self.registry.started_at = self.loop.time()
         self._connections.most = connections_most(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         try:
@@ -390,7 +364,7 @@ class Target:
         for driver in list(self.drivers):
             driver.abort("the target is stopping")
         await self._give_up_tasks()
-        await self._background.cancel()
+        await self.runtime.stop()
         if self.paths is not None:
             self.paths.stop()
         await self._close_backends()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable
 from typing import Any, cast
 
 from nvmeof.errors import CommandError
@@ -20,6 +20,7 @@ from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.wire import build
+from tests.fake_runtime import FakeRuntime
 
 NQN = "nqn.2026-01.org.example:disk"
 HOST = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
@@ -28,91 +29,6 @@ CC_ENABLE = 0x460061
 CC_DISABLED = 0x460060
 IN_CAPSULE = 0x01
 TRANSPORT = 0x5A
-
-
-class FakeFuture:
-    """Resolved by hand; awaiting an unresolved one is an error of the test."""
-
-    def __init__(self) -> None:
-        self.result: Any = None
-        self._done = False
-
-    def set_result(self, result: Any) -> None:
-        assert not self._done
-        self.result, self._done = result, True
-
-    def done(self) -> bool:
-        return self._done
-
-    def cancel(self) -> bool:
-        self._done = True
-        return True
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        while not self._done:
-            yield self
-        return self.result
-
-
-class FakeTimer:
-    def __init__(self, when: float = 0.0, callback: Callable[[], object] = lambda: None) -> None:
-        self.when = when
-        self.callback = callback
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class FakeRuntime:
-    """Timers fire and what runs in the background goes on when a test calls `turn` or `settle`."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-        self.timers: list[FakeTimer] = []
-        self.background: list[Coroutine[Any, Any, None]] = []
-
-    def create_future(self) -> FakeFuture:
-        return FakeFuture()
-
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> FakeTimer:
-        timer = FakeTimer(self.time + seconds, callback)
-        self.timers.append(timer)
-        return timer
-
-    def now(self) -> float:
-        return self.time
-
-    def in_turn(self, owner: object, callback: Callable[[], object]) -> None:
-        self.call_later(0.0, callback)
-
-    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self.background.append(coroutine)
-
-    def __del__(self) -> None:
-        for coroutine in self.background:
-            coroutine.close()
-
-    def turn(self) -> bool:
-        """Whatever can be done now, once; False when there was nothing."""
-        due = [timer for timer in self.timers if timer.when <= self.time]
-        self.timers = [timer for timer in self.timers if timer.when > self.time]
-        for timer in due:
-            if not timer.cancelled:
-                timer.callback()
-        before = list(self.background)
-        for coroutine in before:
-            try:
-                coroutine.send(None)
-            except StopIteration:
-                self.background.remove(coroutine)
-        return bool(due) or self.background != before
-
-    def settle(self) -> None:
-        """Until everything waits for a later time or for somebody else."""
-        idle = 0
-        while idle < 3:
-            idle = 0 if self.turn() else idle + 1
 
 
 class FakeQueue:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import logging
 from pathlib import Path
 from typing import Any
 
+from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import CommandError
 from nvmeof.spec.log_pages import DEVICE_SELF_TEST, SANITIZE_STATUS
 from nvmeof.target.commands.table import execute, prepare
@@ -117,34 +118,12 @@ def location(queue: TestQueue) -> int:
     return queue.ctx.controller.error_log.newest()[0].error_location
 
 
-class LoopRuntime:
-    """The runtime of the running loop, for files."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.create_future, self.call_later, self.now = loop.create_future, loop.call_later, loop.time
-        self.tasks: set[asyncio.Task] = set()
-
-    def in_turn(self, owner, callback) -> None:
-        self.call_later(0.0, callback)
-
-    def run(self, coroutine) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    async def cancel(self) -> None:
-        for task in list(self.tasks):
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-
 async def file_target(path: Path, **options: Any) -> tuple[FileBackend, Target]:
     """An opened file, and a target of it that runs in this loop; the options are the file's."""
     backend = FileBackend(path, **options)
     await backend.open()
     target = Target(backend)
-    target.runtime = LoopRuntime()
+    target.runtime = AsyncioRuntime(logging.getLogger("nvmeof.target"))
     return backend, target
 
 

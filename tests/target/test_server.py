@@ -10,6 +10,7 @@ import struct
 
 import pytest
 
+from nvmeof.aio.runloop import loop_factory
 from nvmeof.errors import ConfigurationError, TransportError
 from nvmeof.spec.discovery import parse_discovery_entries
 from nvmeof.target.server import Target
@@ -17,7 +18,6 @@ from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.transport import Address, base
-from nvmeof.transport.runloop import loop_factory
 from tests.conformance.rawhost import (
     HOSTNQN,
     RawHost,

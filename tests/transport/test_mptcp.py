@@ -199,7 +199,7 @@ def test_memory_of_causes_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
 SWITCHED_OFF = """
 import asyncio, logging, sys
 from nvmeof.transport import SocketOptions, get
-from nvmeof.transport.runloop import run
+from nvmeof.aio.runloop import run
 
 async def main():
     accepted = []

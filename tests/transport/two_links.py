@@ -11,8 +11,8 @@ import subprocess
 import sys
 from typing import Any
 
+from nvmeof.aio.runloop import run
 from nvmeof.transport import Endpoint, SocketOptions, get
-from nvmeof.transport.runloop import run
 
 SETUP = """
 mount -t tmpfs tmpfs /run

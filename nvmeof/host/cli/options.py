@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from nvmeof.address import parse_port
+from nvmeof.aio.runloop import run
 from nvmeof.cli import interrupts
 from nvmeof.cli.help import Command, GroupedOption
 from nvmeof.cli.types import BYTES, SECONDS, U8, U32, IntegerType, Number
@@ -23,7 +24,6 @@ from nvmeof.spec.enums import DISCOVERY_NQN, NVME_PORT
 from nvmeof.transport import get, set_trtype_code
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 from nvmeof.transport.paths.session import PathOptions
-from nvmeof.transport.runloop import run
 
 F = TypeVar("F", bound=Callable[..., Any])
 

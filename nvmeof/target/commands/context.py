@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
+from nvmeof.runtime import Runtime
 from nvmeof.spec.enums import FABRICS_OPCODE, NvmOpcode
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status, status_field
@@ -19,7 +20,6 @@ from nvmeof.target.controller.error_reporting import command_failed, report
 from nvmeof.target.core.aborting import aborted_by_request
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.log_rate import left_out_text
-from nvmeof.target.core.runtime import Runtime
 from nvmeof.target.core.states import ControllerState
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from nvmeof.errors import CommandError
+from nvmeof.runtime import Runtime
 from nvmeof.spec.enums import Csi, FeatureId
 from nvmeof.spec.features import build_timestamp
 from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
@@ -47,7 +48,6 @@ from nvmeof.target.controller.reservation_events import ReservationNotices
 from nvmeof.target.core.admission import AdmissionToken
 from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.core.pool import MemoryShare
-from nvmeof.target.core.runtime import Runtime
 from nvmeof.target.core.states import ControllerState
 from nvmeof.target.namespaces.feature_values import FeatureValues
 from nvmeof.target.namespaces.namespace import Namespace

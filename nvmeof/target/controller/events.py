@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
+from nvmeof.runtime import Future, Runtime
 from nvmeof.spec.enums import (
     AsyncCommandSetInfo,
     AsyncErrorInfo,
@@ -23,7 +24,6 @@ from nvmeof.spec.enums import (
 from nvmeof.spec.features import AsyncEventConfig
 from nvmeof.spec.status import Status
 from nvmeof.target.core.completion import Completion
-from nvmeof.target.core.runtime import Future, Runtime
 
 SMART_CRITICAL_WARNINGS = 0x3F
 """Feature 0Bh bits 5:0: the SMART critical warnings that a host may ask events for."""

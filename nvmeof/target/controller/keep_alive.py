@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nvmeof.target.core.runtime import Runtime, TimerHandle
+from nvmeof.runtime import Runtime, TimerHandle
 
 _PRECISE_SECONDS = 1.0  # a shorter interval needs a timer of its own: others are looked at once a second
 

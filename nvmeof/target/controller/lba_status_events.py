@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from nvmeof.target.core.runtime import Runtime
+from nvmeof.runtime import Runtime
 
 POLL_INTERVAL: Final = 10
 """LSIPI: how long a host should wait between two looks at the log page, in units of 100 ms."""

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from nvmeof.runtime import Future, Runtime
 from nvmeof.target.core.owner import OWNER
-from nvmeof.target.core.runtime import Future, Runtime
 
 
 class _Waiter:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nvmeof.errors import CommandError
+from nvmeof.runtime import Runtime, settled
 from nvmeof.spec.status import Status
 from nvmeof.target.core.metadata import FORMAT_SECTION, MetadataStore, formatted_block_bytes
-from nvmeof.target.core.runtime import Runtime, settled
 from nvmeof.target.namespaces.namespace import Namespace, status_of_os_error
 from nvmeof.target.storage.erase import bytes_to_erase, erase
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.runtime import settled
 from nvmeof.spec.enums import Csi, FeatureId
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.core.admission import AdmissionTokens
 from nvmeof.target.core.metadata import MemoryStore, NotKeptError, formatted_block_bytes
-from nvmeof.target.core.runtime import settled
 from nvmeof.target.namespaces.feature_values import Values, load_strictly
 from nvmeof.target.namespaces.inflight import InflightTable
 from nvmeof.target.namespaces.lost_writes import LostWrites

@@ -10,9 +10,9 @@ import errno
 from collections.abc import Awaitable, Callable
 
 from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.runtime import settled
 from nvmeof.spec.enums import Csi
 from nvmeof.target.core.aborting import Uninterruptible
-from nvmeof.target.core.runtime import settled
 from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.namespaces.zone_states import ZoneInput

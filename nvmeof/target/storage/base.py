@@ -13,9 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from nvmeof.runtime import settled
 from nvmeof.target.core.metadata import BLOCK_BYTES_CHOICES as BLOCK_BYTES_CHOICES
 from nvmeof.target.core.metadata import MetadataStore
-from nvmeof.target.core.runtime import settled
 from nvmeof.target.storage.zone_store import MemoryZoneStore, ZoneLayout, ZoneStore
 
 DEFAULT_BLOCK_BYTES = 512

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from nvmeof.target.core.runtime import Runtime, pause, settled
+from nvmeof.runtime import Runtime, pause, settled
 from nvmeof.target.storage.base import Backend
 
 Told = Callable[[int], None]

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.runtime import Runtime, settled
 from nvmeof.spec.enums import AnaState, Csi
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.core.fifo_lock import FifoLock
-from nvmeof.target.core.runtime import Runtime, settled
 from nvmeof.target.namespaces.endurance_group import Pool, occupied_bytes, rounded
 from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.storage.base import Backend

@@ -14,11 +14,11 @@ from enum import Enum
 from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.runtime import Runtime, settled
 from nvmeof.spec.enums import FeatureId
 from nvmeof.spec.media import SPROG_NONE, SSI, SSTAT, SanitizeAction, SanitizeCommand, SanitizeOutcome
 from nvmeof.spec.status import Status
 from nvmeof.target.core.metadata import MetadataStore, damaged, erasure_interrupted
-from nvmeof.target.core.runtime import Runtime, settled
 from nvmeof.target.namespaces.feature_values import forget
 from nvmeof.target.namespaces.format_job import forget_interrupted
 from nvmeof.target.namespaces.namespace import Namespace
@@ -196,7 +196,7 @@ class Sanitizer:
             self._withdraw(before, namespaces)
             raise
         self.outcome = SanitizeOutcome.IN_PROGRESS
-        runtime.run(self._work(runtime, namespaces, ended))
+        runtime.spawn(self._work(runtime, namespaces, ended))
 
     def _enter(self, cdw10: int, cdw11: int, namespaces: list[Namespace]) -> None:
         self._last = (self.cdw10, self.cdw11)
@@ -327,7 +327,7 @@ class Sanitizer:
             logger.warning("a sanitize operation was interrupted: it goes on with %d namespaces", len(namespaces))
             self._enter(record.cdw10, record.cdw11, namespaces)
             self.outcome = SanitizeOutcome.IN_PROGRESS
-            runtime.run(self._work(runtime, namespaces, ended))
+            runtime.spawn(self._work(runtime, namespaces, ended))
             return
         records = [record for _, record in found if record] + ([own] if own else [])
         failed = [record for record in records if record.kept == _Kept.FAILED.value]

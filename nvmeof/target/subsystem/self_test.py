@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any, Final
 
+from nvmeof.runtime import Runtime, pause, settled
 from nvmeof.spec.media import SELF_TEST_RESULTS, SelfTestCode, SelfTestResult, SelfTestValid
 from nvmeof.spec.status import Status
 from nvmeof.target.core.metadata import MetadataStore
-from nvmeof.target.core.runtime import Runtime, pause, settled
 from nvmeof.target.namespaces.namespace import Namespace, status_of_os_error
 from nvmeof.target.subsystem.persistent_events import watch
 
@@ -122,7 +122,7 @@ class SelfTest:
         test = self._test = _Test(code, tuple(nsids), chosen, cntlid)
         test.total_bytes = max(sum(self._bytes_of(test, nsid) for nsid in nsids), 1)
         self._keep()
-        runtime.run(self._work(runtime, test))
+        runtime.spawn(self._work(runtime, test))
 
     def abort(self, result: SelfTestResult) -> None:
         """End the test that is in progress, if there is one, for a reason."""

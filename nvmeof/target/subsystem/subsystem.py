@@ -9,13 +9,13 @@ from functools import partial
 from typing import Protocol
 
 from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.runtime import Runtime
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
 from nvmeof.spec.properties import Shst
 from nvmeof.spec.reservations import NotificationType
 from nvmeof.spec.status import Status
 from nvmeof.target.core.metadata import MemoryStore, MetadataStore
-from nvmeof.target.core.runtime import Runtime
 from nvmeof.target.namespaces.endurance_group import occupied_bytes
 from nvmeof.target.namespaces.feature_values import Values, check_saved
 from nvmeof.target.namespaces.format_job import interrupted, resume
@@ -258,7 +258,7 @@ class Subsystem:
             secure = interrupted(namespace)
             if secure is not None and namespace.blocked_status is None:
                 namespace.block_access(Status.FORMAT_IN_PROGRESS)
-                runtime.run(
+                runtime.spawn(
                     resume(runtime, namespace, secure=secure, ready=partial(self.attributes_changed, namespace))
                 )
         self.sanitizer.resume(runtime, partial(self.sanitized, runtime))

@@ -16,7 +16,8 @@ from nvmeof.target.core.metadata import MemoryStore
 from nvmeof.target.namespaces.inflight import InflightTable
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
-from tests.target.harness import FakeFuture, Pending, Target
+from tests.fake_runtime import FakeFuture
+from tests.target.harness import Pending, Target
 from tests.target.reservation_hosts import ACQUIRE, REGISTER, RELEASE, Host, hostid
 from tests.target.reservation_model import EA, WE, WEAR, WERO
 

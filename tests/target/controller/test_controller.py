@@ -18,7 +18,8 @@ from nvmeof.target.core.states import ControllerState
 from nvmeof.target.storage.base import Backend, Capabilities
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
-from tests.target.harness import CC_DISABLED, CC_ENABLE, FakeFuture, Pending, Target, TestQueue
+from tests.fake_runtime import FakeFuture
+from tests.target.harness import CC_DISABLED, CC_ENABLE, Pending, Target, TestQueue
 
 SHN_NORMAL, SHN_ABRUPT = 1 << 14, 2 << 14
 RDY, CFS, SHST_COMPLETE, NSSRO, ST = 1, 2, 2 << 2, 1 << 4, 1 << 6

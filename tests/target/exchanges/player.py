@@ -24,7 +24,7 @@ from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
-from tests.target.harness import FakeRuntime
+from tests.fake_runtime import FakeRuntime
 
 NQN = "nqn.2026-01.org.example:recorded"
 RECORDED = Path(__file__).with_name("recorded.xz")

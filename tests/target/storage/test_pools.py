@@ -1,6 +1,7 @@
 import asyncio
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import Csi
 from nvmeof.spec.namespace_management import NAMESPACE_CREATE
@@ -24,10 +26,6 @@ from nvmeof.target.subsystem.subsystem import Subsystem
 NQN = "nqn.2026-01.org.example:pool"
 MEGABYTE = 1 << 20
 HOST = "nqn.2026-01.org.example:host"
-
-
-class Runtime:
-    create_future = staticmethod(lambda: asyncio.get_running_loop().create_future())
 
 
 class Member:
@@ -65,6 +63,7 @@ class Life:
         self.configured = configured
 
     async def __aenter__(self) -> "Life":
+        self.runtime = AsyncioRuntime(logging.getLogger("nvmeof.target"))
         await self.pool.acquire()
         namespaces = (NamespaceConfig(backend=Ramdisk("1M")),) if self.configured else ()
         try:
@@ -83,16 +82,17 @@ class Life:
         await self.pool.release()
 
     async def create(self, size=MEGABYTE, **fields) -> int:
-        return await self.manager.create(Runtime, NewNamespace(**{"size_bytes": size, "block_bytes": 512, **fields}))
+        new = NewNamespace(**{"size_bytes": size, "block_bytes": 512, **fields})
+        return await self.manager.create(self.runtime, new)
 
     async def delete(self, nsid) -> None:
-        await self.manager.delete(Runtime, nsid)
+        await self.manager.delete(self.runtime, nsid)
 
     async def attach(self, nsid, *cntlids) -> None:
-        await self.manager.attach(Runtime, nsid, cntlids or (1,))
+        await self.manager.attach(self.runtime, nsid, cntlids or (1,))
 
     async def detach(self, nsid, *cntlids) -> None:
-        await self.manager.detach(Runtime, nsid, cntlids or (1,))
+        await self.manager.detach(self.runtime, nsid, cntlids or (1,))
 
     async def write(self, nsid, data) -> None:
         pending = self.subsystem.namespaces[nsid].write(0, memoryview(bytearray(data)), fua=True)
@@ -518,7 +518,7 @@ async def test_what_cannot_be_cleared_away_keeps_nobody_from_starting(tmp_path, 
 
 async def test_a_configured_namespace_that_was_removed_leaves_nothing_to_the_next(tmp_path):
     async with Life(tmp_path, configured=True) as life:
-        await life.manager.detach(Runtime(), 1, [1])
+        await life.manager.detach(life.runtime, 1, [1])
         life.subsystem.remove_namespace(1)
     async with Life(tmp_path, configured=True) as life:
         assert 1 in life.member.attached

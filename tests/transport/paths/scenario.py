@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from nvmeof import Ramdisk, Target, connect
+from nvmeof.aio.runloop import run
 from nvmeof.host.client import HostController
 from nvmeof.transport import Address, SocketOptions
 from nvmeof.transport.paths import KernelPaths, PathOptions, diag, sysctl
 from nvmeof.transport.paths.model import Limits, PathRole, parse_path
-from nvmeof.transport.runloop import run
 
 NQN = "nqn.2026-01.io.nvmeof:target"
 PORT = 4420

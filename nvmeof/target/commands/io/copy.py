@@ -10,6 +10,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 
 from nvmeof.errors import CommandError
+from nvmeof.runtime import pause, settled
 from nvmeof.spec.enums import NSID_ALL, CommandEffects, NvmOpcode, Oncs
 from nvmeof.spec.sqe import COPY_FORMAT_SHIFT, COPY_RANGE, COPY_RANGE_BYTES, SQE, Sqe
 from nvmeof.spec.status import Status
@@ -17,7 +18,6 @@ from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
 from nvmeof.target.commands.dispatch.command_tables import ADMISSION_CHECKS, NVM, register
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, through
-from nvmeof.target.core.runtime import pause, settled
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES, Namespace
 
 FORMAT_ACROSS = 2

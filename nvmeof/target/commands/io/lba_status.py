@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from dataclasses import replace
 
 from nvmeof.errors import CommandError
+from nvmeof.runtime import pause
 from nvmeof.spec.enums import AdminOpcode, FeatureId, LogPageId, Oacs
 from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.media import (
@@ -28,7 +29,6 @@ from nvmeof.target.commands.rows.features import Scope, Value, add_features, con
 from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.lba_status_events import POLL_INTERVAL
-from nvmeof.target.core.runtime import pause
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.subsystem.self_test import find_unreadable
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from nvmeof.errors import CommandError
+from nvmeof.runtime import pause, settled
 from nvmeof.spec.enums import NSID_ALL, CommandEffects, Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import (
     CDW12_DEALLOCATE,
@@ -37,7 +38,6 @@ from nvmeof.target.commands.dispatch.base import (
     processed_during_sanitize,
 )
 from nvmeof.target.commands.dispatch.command_tables import NVM, register
-from nvmeof.target.core.runtime import pause, settled
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.reservations import Group
 from nvmeof.target.storage.base import Lease

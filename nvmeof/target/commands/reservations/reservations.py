@@ -12,6 +12,7 @@ from enum import IntEnum
 from functools import partial
 
 from nvmeof.errors import CommandError
+from nvmeof.runtime import Future, settled
 from nvmeof.spec.enums import FeatureId, NvmOpcode, Oncs
 from nvmeof.spec.reservations import (
     CDW10_IGNORE_EXISTING_KEY,
@@ -38,7 +39,6 @@ from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direct
 from nvmeof.target.commands.dispatch.command_tables import NVM, register
 from nvmeof.target.commands.io.nvm import active_namespace
 from nvmeof.target.commands.rows.features import current_value
-from nvmeof.target.core.runtime import Future, settled
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.reservations import Notice, Outcome, Reservations
 

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TypedDict, Unpack
 
 from nvmeof.errors import CommandError
+from nvmeof.runtime import settled
 from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, FeatureSelect
 from nvmeof.spec.features import FeatureCapabilities
 from nvmeof.spec.persistent_events import EventType
@@ -24,7 +25,6 @@ from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Completion, check_nsid, not_active
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.core.metadata import MetadataStore
-from nvmeof.target.core.runtime import settled
 from nvmeof.target.namespaces.feature_values import Saved, Value, Values, load, load_all, save
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.subsystem.persistent_events import set_feature

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
-from nvmeof.target.core.runtime import settled
+from nvmeof.runtime import settled
 from nvmeof.target.storage.arguments import Arguments
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.filter import Kind, OperationFilter

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from nvmeof.errors import ConfigurationError
-from nvmeof.target.core.runtime import settled
+from nvmeof.runtime import settled
 from nvmeof.target.storage.arguments import Arguments
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.filter import Kind, OperationFilter

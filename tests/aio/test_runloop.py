@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from nvmeof.aio import runloop
 from nvmeof.errors import ConfigurationError
-from nvmeof.transport import runloop
 
 
 async def name() -> str:
