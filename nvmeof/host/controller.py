@@ -22,6 +22,7 @@ from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, QUEUE_SIZE_MIN, ConnectOpti
 from nvmeof.host.queue import Queue, QueueDevice
 from nvmeof.host.requests import DEFAULT_OPTIONS, Command, CommandPart, RequestOptions, execute, run_transfer
 from nvmeof.host.results import IdentifyController, IdentifyNamespace
+from nvmeof.runtime import Runtime, sleep
 from nvmeof.spec.connect import CONNECT_DATA, describe_connect_invalid
 from nvmeof.spec.enums import (
     CNTLID_DYNAMIC,
