@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.status import Status
+from nvmeof.target.commands.io.lba_status import SCAN_BYTES
 from nvmeof.target.core.block_ranges import BlockRanges
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
@@ -102,6 +103,15 @@ def test_a_scan_finds_what_cannot_be_read():
     assert parsed(admin, lba_status(target, admin)) == (2, expected)
     mark(target.io(admin), 6, 1)
     assert parsed(admin, lba_status(target, admin, slba=5, length=2)) == (2, [(5, 1, 1), (6, 1, 3)])
+
+
+def test_a_scan_ends_with_its_queue():
+    target = Target(Ramdisk(3 * SCAN_BYTES))
+    admin = target.admin()
+    scan = admin.submit(admin.sqe(0x86, length=4096, nsid=1, cdw12=1023, cdw13=SCAN << 24))
+    assert scan.step() is None, "one piece after the other"
+    admin.ctx.controller = None
+    assert finish(target, scan).status == Status.ABORTED_SQ_DELETION
 
 
 def test_a_scan_goes_no_further_than_its_answer_has_room():
