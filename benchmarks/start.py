@@ -105,8 +105,7 @@ def _host(tcp: Server, mptcp: Server, cpu: int | None, plan: Plan) -> list[dict[
 async def _move(controller: HostController, direction: str, size_bytes: int) -> float:
     """Read or write so much, in order; MB/s."""
     namespace = controller.namespace(1)
-    if not namespace.block_bytes:
-        await namespace.refresh()
+    await namespace.refresh()
     span, block = namespace.size_bytes, namespace.block_bytes
     offsets = iter(range(0, size_bytes, CHUNK_BYTES))
 

@@ -76,7 +76,7 @@ STRUCTURES: list[tuple[str, c.Struct, int, dict[str, int]]] = [
         32,
         {
             "mp": 0, "flags": 3, "enlat": 4, "exlat": 8, "rrt": 12, "rrl": 13, "rwt": 14, "rwl": 15, "idlp": 16,
-            "ips": 18, "actp": 20, "apws": 22,
+            "ips": 18, "actp": 20, "apws": 22, "epfrt": 23, "fqvt": 24, "epfvt": 25, "epfrts_fqvts": 26, "epfvts": 27,
         },
     ),
     (
