@@ -149,7 +149,7 @@ class Transfer:
         self.future: Future[int] = runtime.create_future()
         self._parts = parts
         self._pick = pick
-        self._outstanding: set[Part] = set()
+        self._outstanding: dict[Part, None] = {}  # in the order of submission, in which a cancellation aborts them
         self._error: BaseException | None = None
         self.result = 0
 
@@ -165,18 +165,18 @@ class Transfer:
 
     def _submit(self, queue: Queue, part: CommandPart, more: bool) -> bool:
         request = Part(self, *part)
-        self._outstanding.add(request)
+        self._outstanding[request] = None
         try:
             queue.submit(request, more)
         except NvmeofError as error:
-            self._outstanding.discard(request)
+            self._outstanding.pop(request, None)
             self._error = self._error or error
             return False
         return True
 
     def part_done(self, part: Part, error: NvmeofError | None, result: int) -> None:
         """One part has ended."""
-        self._outstanding.discard(part)
+        self._outstanding.pop(part, None)
         if error is not None:
             self._error = self._error or error
         self.result |= result
@@ -200,11 +200,11 @@ class Transfer:
         for part in list(self._outstanding):
             # first what waits: the slots that Aborts free must not send it
             if part.cid < 0 and part.queue.withdraw(part):
-                self._outstanding.discard(part)
+                self._outstanding.pop(part, None)
         for part in list(self._outstanding):
             abort(part)
             if part.cid < 0 or part.queue.device.give_back(part):
-                self._outstanding.discard(part)
+                self._outstanding.pop(part, None)
 
     @property
     def idle(self) -> bool:
