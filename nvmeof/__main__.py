@@ -29,11 +29,10 @@ from rich.console import Console
 
 import nvmeof
 from nvmeof.aio.runloop import run
-from nvmeof.cli import interrupts, streams
-from nvmeof.cli.early import EXIT_INTERRUPTED, raise_at_interrupt
-from nvmeof.cli.help import invoke
+from nvmeof.cli import interrupts
+from nvmeof.cli.exit_codes import run_program
 from nvmeof.cli.types import Number, Seconds
-from nvmeof.errors import ConfigurationError, NvmeofError
+from nvmeof.errors import NvmeofError
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.namespace import Namespace
 from nvmeof.launch import command_line
@@ -247,37 +246,7 @@ def cli(transport: str, ramdisk: str, data: str, seconds: float, queues: int) ->
 
 def main() -> int:
     """Run the demonstration; the exit code. One sentence on stderr for whatever goes wrong."""
-    streams.prepare()
-    raise_at_interrupt()
-    code = 0
-    try:
-        invoke(cli, "nvmeof")
-        streams.flush()
-    except click.exceptions.Exit as ended:
-        code = ended.exit_code
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
-    except click.ClickException as error:
-        streams.remark("nvmeof", error.format_message())
-        code = 2
-    except ConfigurationError as error:
-        streams.remark("nvmeof", str(error))
-        code = 2
-    except OSError as error:
-        streams.remark("nvmeof", streams.sentence(error))
-        code = 1
-    except (NvmeofError, TimeoutError) as error:
-        streams.remark("nvmeof", str(error))
-        code = 1
-    except ExceptionGroup as group:
-        streams.remark("nvmeof", str(group.exceptions[0]))
-        code = 1
-    except KeyboardInterrupt:
-        streams.interrupted()
-        streams.remark("nvmeof", "interrupted")
-        code = EXIT_INTERRUPTED
-    streams.finish()
-    return code
+    return run_program("nvmeof", cli)
 
 
 if __name__ == "__main__":

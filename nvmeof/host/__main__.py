@@ -16,17 +16,10 @@ from collections.abc import Sequence
 
 import click
 
-from nvmeof.cli import streams
-from nvmeof.cli.early import EXIT_INTERRUPTED, raise_at_interrupt
-from nvmeof.cli.help import invoke
-from nvmeof.errors import ConfigurationError, LocalProtocolError, NvmeofError
+from nvmeof.cli.exit_codes import run_program
 from nvmeof.host.cli import bench, data, logs, mptcpize, paths, show
 from nvmeof.host.cli.options import PROGRAM
-from nvmeof.host.cli.output import remark
 from nvmeof.version import __version__
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 
 @click.group(
@@ -53,44 +46,7 @@ for _command in (*show.COMMANDS, *logs.COMMANDS, *data.COMMANDS, *bench.COMMANDS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. One sentence on stderr for whatever goes wrong."""
-    streams.prepare()
-    raise_at_interrupt()
-    try:
-        invoke(cli, PROGRAM, arguments)
-        streams.flush()
-        code = 0
-    except BaseException as error:
-        code = _failed(error)
-    streams.finish()
-    return code
-
-
-def _failed(error: BaseException) -> int:
-    """Say in one sentence what went wrong; the exit code."""
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else EXIT_FAILED
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        streams.interrupted()
-        remark("interrupted")
-        return EXIT_INTERRUPTED
-    if isinstance(error, BrokenPipeError):
-        return EXIT_FAILED  # whoever read our output has had enough
-    if isinstance(error, OSError):
-        remark(streams.sentence(error))
-        return EXIT_FAILED
-    if isinstance(error, click.UsageError):
-        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        remark(" ".join(error.format_message().split()).rstrip(".") + hint)
-        return EXIT_USAGE
-    if isinstance(error, click.ClickException):
-        remark(error.format_message())
-        return EXIT_FAILED
-    if isinstance(error, NvmeofError):
-        remark(str(error))
-        return EXIT_USAGE if isinstance(error, ConfigurationError | LocalProtocolError) else EXIT_FAILED
-    raise error
+    return run_program(PROGRAM, cli, arguments)
 
 
 if __name__ == "__main__":

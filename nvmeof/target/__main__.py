@@ -29,8 +29,7 @@ import click
 from nvmeof.address import is_link_local, is_loopback, split_scope
 from nvmeof.aio.runloop import loop_name, run
 from nvmeof.cli import streams
-from nvmeof.cli.early import EXIT_INTERRUPTED, raise_at_interrupt
-from nvmeof.cli.help import invoke
+from nvmeof.cli.exit_codes import run_program
 from nvmeof.cli.types import SECONDS, U8, Bytes, Number
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.launch import command_line
@@ -63,8 +62,6 @@ from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 from nvmeof.transport.paths.session import PathOptions
 from nvmeof.version import __version__
 
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
 _PATIENCE_SECONDS: Final = 1.0
 """How long a line of the log waits for its reader: a target serves on when nobody reads."""
 DEFAULT_RAMDISK: Final = "1G"
@@ -592,32 +589,7 @@ def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. One sentence on stderr for whatever goes wrong."""
-    streams.prepare(demand_output=False, patience_seconds=_PATIENCE_SECONDS)
-    raise_at_interrupt()
-    code = 0
-    try:
-        invoke(cli, "nvmeof-target", arguments)
-        streams.flush()
-    except click.exceptions.Exit as ended:
-        code = ended.exit_code
-    except click.UsageError as error:
-        _remark(" ".join(error.format_message().split()).rstrip(".") + " (see --help)")
-        code = EXIT_USAGE
-    except ConfigurationError as error:
-        _remark(str(error))
-        code = EXIT_USAGE
-    except OSError as error:
-        _remark(streams.sentence(error))
-        code = EXIT_FAILED
-    except NvmeofError as error:
-        _remark(str(error))
-        code = EXIT_FAILED
-    except (KeyboardInterrupt, click.Abort):
-        streams.interrupted()
-        _remark("interrupted")
-        code = EXIT_INTERRUPTED
-    streams.finish()
-    return code
+    return run_program("nvmeof-target", cli, arguments, demand_output=False, patience_seconds=_PATIENCE_SECONDS)
 
 
 if __name__ == "__main__":
