@@ -1,154 +1,51 @@
-"""Loads that a host puts on one or several controllers: requests that are sent again as soon as they complete."""
+"""Loads that a host puts on one or several controllers: one that measures, and one that verifies."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
-from array import array
 from collections.abc import Sequence
-from itertools import cycle
 from typing import Any
 
 from benchmarks.session import BenchmarkError
 from nvmeof.errors import NvmeofError
-from nvmeof.host import sqe_builders
+from nvmeof.host.load import Load, round_robin
 from nvmeof.host.namespace import Namespace
-from nvmeof.host.queue import Queue, Request
+from nvmeof.host.queue import Queue
 
 STOP_SECONDS = 60.0
-ADDRESSES = 4096
 
 
-class Load:
-    """``depth`` requests per queue on ``queues``, in turn over all of them (Linux's ``round-robin``), until stopped.
-
-    What completes between :meth:`open_window` and :meth:`close_window` counts.
-    """
-
-    def __init__(self, namespace: Namespace, queues: Sequence[Queue], pattern: str, size: int, depth: int) -> None:
-        self.size = size
-        self.latencies_ns = array("q")
-        self.error: NvmeofError | None = None
-        self.running = True
-        self.active = 0
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queues = list(queues)
-        self._turn = 0
-        self._depth = depth
-        self._write = pattern.endswith("write")
-        self.next_sqe = cycle(_sqes(namespace, pattern, size)).__next__
-        self._opened = 0.0
-
-    def start(self, ramp_seconds: float = 0.0) -> None:
-        """Submit the first requests, the queues in turn; spread over ``ramp_seconds``, so that windows can grow."""
-        data = os.urandom(self.size) if self._write else None
-        loop, count = asyncio.get_running_loop(), self._depth * len(self._queues)
-        for index in range(count):
-            if ramp_seconds:
-                loop.call_later(ramp_seconds * index / count, self._add, data)
-            else:
-                self._add(data)
-
-    def _add(self, data: bytes | None) -> None:
-        if self.running:
-            self.active += 1
-            LoadRequest(self, data, None if self._write else memoryview(bytearray(self.size))).send()
-
-    def queue(self) -> Queue:
-        """The next queue in turn that has room for a request."""
-        for _ in self._queues:
-            self._turn = (self._turn + 1) % len(self._queues)
-            if self._queues[self._turn].room:
-                break
-        return self._queues[self._turn]
-
-    def open_window(self) -> None:
-        """Count from now on."""
-        self.latencies_ns = array("q")
-        self._opened = time.perf_counter()
-
-    def close_window(self) -> dict[str, Any]:
-        """What completed since :meth:`open_window`. Raises what a command failed with."""
-        elapsed, latencies = time.perf_counter() - self._opened, sorted(self.latencies_ns)
-        if self.error is not None:
-            raise self.error
-        if not latencies:
-            raise BenchmarkError(f"no command of {self.size} bytes completed within {elapsed:.1f} s")
-
-        def percentile(share: float) -> float:
-            return latencies[min(int(len(latencies) * share), len(latencies) - 1)] / 1e6
-
-        return {
-            "ios": len(latencies),
-            "seconds": elapsed,
-            "iops": len(latencies) / elapsed,
-            "mb_per_s": len(latencies) * self.size / elapsed / 1e6,
-            "p50_ms": percentile(0.5),
-            "p99_ms": percentile(0.99),
-            "max_ms": percentile(1.0),
-        }
-
-    async def stop(self) -> None:
-        """Send nothing more and wait for what is under way. Raises what a command failed with."""
-        self.running = False
-        if self.active:
-            await asyncio.wait_for(self.finished, STOP_SECONDS)
-        if self.error is not None:
-            raise self.error
-
-    def ended(self, error: NvmeofError | None) -> None:
-        """A request is over for good."""
-        self.active -= 1
-        if error is not None:
-            self.error = self.error or error
-            self.running = False
-        if not self.active and not self.finished.done():
-            self.finished.set_result(None)
+def round_robin_load(namespace: Namespace, queues: Sequence[Queue], pattern: str, size: int, depth: int) -> Load:
+    """Return a load of ``depth`` requests per queue, in turn over the queues of one or several controllers."""
+    return Load(namespace, queues, pattern, size, depth, next_queue=round_robin(queues))
 
 
-class LoadRequest(Request):
-    """One of the requests that are always under way."""
-
-    __slots__ = ("load", "started_ns")
-
-    def __init__(self, load: Load, data_out: bytes | None, data_in: memoryview | None) -> None:
-        super().__init__(b"", data_out, data_in)
-        self.load = load
-        self.started_ns = 0
-
-    def send(self) -> None:
-        """Submit with the next address, on the next queue."""
-        self.sqe = self.load.next_sqe()
-        self.started_ns = time.perf_counter_ns()
-        try:
-            self.load.queue().submit(self)
-        except NvmeofError as error:
-            self.load.ended(error)
-
-    def completed(self, result: int, status: int) -> None:
-        load = self.load
-        load.latencies_ns.append(time.perf_counter_ns() - self.started_ns)
-        if status >= 2:
-            load.ended(NvmeofError(f"a command completed with the status {status >> 1 & 0x7FF:#05x}"))
-        elif load.running:
-            self.send()
-        else:
-            load.ended(None)
-
-    def failed(self, error: NvmeofError) -> None:
-        self.load.ended(error)
+def close_window(load: Load) -> dict[str, Any]:
+    """Return what completed since :meth:`Load.open_window`. Raises what a command failed with."""
+    figures = load.close_window()
+    if load.error is not None:
+        raise load.error
+    if not figures.ios:
+        raise BenchmarkError(f"no command of {figures.block_bytes} bytes completed within {figures.seconds:.1f} s")
+    return {
+        "ios": figures.ios,
+        "seconds": figures.seconds,
+        "iops": figures.iops,
+        "mb_per_s": figures.megabytes_per_second,
+        "p50_ms": figures.latency_us(0.5) / 1000,
+        "p99_ms": figures.latency_us(0.99) / 1000,
+        "max_ms": figures.latency_us(1.0) / 1000,
+    }
 
 
-def _sqes(namespace: Namespace, pattern: str, size: int) -> list[bytes]:
-    blocks = size // namespace.block_bytes
-    slots = namespace.size_blocks // blocks
-    starts = [random.randrange(slots) * blocks for _ in range(ADDRESSES)]
-    if not pattern.startswith("rand"):
-        starts = [slot % slots * blocks for slot in range(ADDRESSES)]
-    make = sqe_builders.write if pattern.endswith("write") else sqe_builders.read
-    return [make(namespace.nsid, start, blocks) for start in starts]
+async def stop(load: Load) -> None:
+    """Send nothing more and wait for what is under way. Raises what a command failed with."""
+    load.stop()
+    await asyncio.wait_for(load.finished, STOP_SECONDS)
+    if load.error is not None:
+        raise load.error
 
 
 class Verifier:

@@ -14,10 +14,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.mptcp.load import Load, Verifier
+from benchmarks.mptcp.load import Verifier, close_window, round_robin_load, stop
 from nvmeof import connect
 from nvmeof.errors import NvmeofError
 from nvmeof.host.client import HostController
+from nvmeof.host.load import Load
 from nvmeof.host.namespace import Namespace
 from nvmeof.transport.paths.session import PathOptions
 
@@ -89,12 +90,12 @@ async def phases(order: Order) -> dict[str, Any]:
                 await namespace.flush()
                 results.append({"pattern": pattern, "seconds": time.perf_counter() - began})
                 continue
-            load = Load(namespace, queues, pattern, order["block_bytes"], order["depth"])
+            load = round_robin_load(namespace, queues, pattern, order["block_bytes"], order["depth"])
             load.start(order.get("ramp_seconds", 0.0))
             await _window([load], order)
-            results.append({"pattern": pattern, **load.close_window()})
+            results.append({"pattern": pattern, **close_window(load)})
             facts = connection_facts(controllers)
-            await load.stop()
+            await stop(load)
         return {"phases": results, "connections": facts}
 
 
@@ -111,20 +112,22 @@ async def latency(order: Order) -> dict[str, Any]:
         controllers = await open_controllers(order, stack)
         namespace = await _namespace(controllers[0])
         queues = controllers[0].io_queues
-        small = Load(namespace, queues[-1:], "randread", 4096, 1)
+        small = round_robin_load(namespace, queues[-1:], "randread", 4096, 1)
         small.start()
         await _window([small], order)
-        alone = small.close_window()
-        await small.stop()
+        alone = close_window(small)
+        await stop(small)
         streams = queues[:-1] if len(queues) > 1 else queues
-        stream = Load(namespace, streams, order["stream"], order["block_bytes"], order["depth"] // len(streams))
+        stream = round_robin_load(
+            namespace, streams, order["stream"], order["block_bytes"], order["depth"] // len(streams)
+        )
         stream.start()
-        small = Load(namespace, queues[-1:], "randread", 4096, 1)
+        small = round_robin_load(namespace, queues[-1:], "randread", 4096, 1)
         small.start()
         await _window([stream, small], order)
-        beside, streamed = small.close_window(), stream.close_window()
+        beside, streamed = close_window(small), close_window(stream)
         facts = connection_facts(controllers)
-        await asyncio.gather(stream.stop(), small.stop())
+        await asyncio.gather(stop(stream), stop(small))
         return {"alone": alone, "beside": beside, "stream": streamed, "connections": facts}
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import time
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from itertools import cycle
 from typing import Any
 
 import click
@@ -17,19 +14,14 @@ import click
 from nvmeof.cli import interrupts
 from nvmeof.cli.types import BYTES, Number, Seconds
 from nvmeof.errors import ConfigurationError, NvmeofError
-from nvmeof.host import sqe_builders
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController
+from nvmeof.host.load import PATTERNS, Load
 from nvmeof.host.namespace import Namespace
-from nvmeof.host.queue import Queue, Request
-from nvmeof.host.requests import error_of
 from nvmeof.transport.base import Endpoint
 from nvmeof.transport.paths.diag import with_diag
 
-PATTERNS = ("randread", "read", "randwrite", "write")
-ADDRESSES = 65536
-"""Start blocks that are drawn beforehand and then used in turn."""
 WARM_UP_SECONDS = 0.25
 REPORT_SECONDS = 0.5
 
@@ -60,90 +52,6 @@ class BenchResult:
     connections: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Load:
-    """``depth`` requests per queue that are sent again as soon as they complete, until :meth:`stop`.
-
-    They use the queues directly, one step below :class:`Namespace`: what is measured is the protocol and the device,
-    not futures and tasks.
-    """
-
-    def __init__(self, controller: HostController, namespace: Namespace, pattern: str, size: int, depth: int) -> None:
-        self.latencies = array("q")
-        self.running = True
-        self.error: NvmeofError | None = None
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.active = 0
-        self._queues = controller.io_queues
-        self._depth = depth
-        self._size = size
-        self._write = pattern.endswith("write")
-        self.next_sqe = _sqes(namespace, pattern, size // namespace.block_bytes)
-
-    def start(self) -> None:
-        """Submit the first requests."""
-        data = os.urandom(self._size) if self._write else None
-        for queue in self._queues:
-            for index in range(self._depth):
-                into = None if self._write else memoryview(bytearray(self._size))
-                request = LoadRequest(self, data, into)
-                self.active += 1
-                request.send(queue, index + 1 < self._depth and queue.room > 1)
-
-    def stop(self) -> None:
-        """Send nothing more; ``finished`` is done when all have completed."""
-        self.running = False
-
-    def ended(self, error: NvmeofError | None) -> None:
-        """One request is over for good."""
-        self.active -= 1
-        if error is not None:
-            self.error = self.error or error
-            self.running = False
-        if not self.active and not self.finished.done():
-            self.finished.set_result(None)
-
-
-class LoadRequest(Request):
-    """One of the requests that are always under way."""
-
-    __slots__ = ("load", "started_ns")
-
-    def __init__(self, load: Load, data_out: bytes | None, data_in: memoryview | None) -> None:
-        super().__init__(b"", data_out, data_in)
-        self.load = load
-        self.started_ns = 0
-
-    def send(self, queue: Queue, more: bool = False) -> None:
-        """Submit with the next address."""
-        self.sqe = self.load.next_sqe()
-        self.started_ns = time.perf_counter_ns()
-        queue.submit(self, more)
-
-    def completed(self, result: int, status: int) -> None:
-        load = self.load
-        load.latencies.append(time.perf_counter_ns() - self.started_ns)
-        if status >= 2:
-            load.ended(error_of(self, status, result))
-        elif load.running:
-            self.send(self.queue)
-        else:
-            load.ended(None)
-
-    def failed(self, error: NvmeofError) -> None:
-        self.load.ended(error)
-
-
-def _sqes(namespace: Namespace, pattern: str, blocks: int) -> Callable[[], bytes]:
-    """A function that gives one command after the other."""
-    slots = namespace.size_blocks // blocks
-    if pattern.startswith("rand"):
-        starts = [random.randrange(slots) * blocks for _ in range(min(ADDRESSES, slots * 4))]
-    else:
-        starts = [slot * blocks for slot in range(min(ADDRESSES, slots))]
-    make = sqe_builders.write if pattern.endswith("write") else sqe_builders.read
-    return cycle([make(namespace.nsid, start, blocks) for start in starts]).__next__
-
-
 async def run_bench(
     controller: HostController,
     namespace: Namespace,
@@ -163,46 +71,42 @@ async def run_bench(
         raise ConfigurationError(f"{block_bytes} bytes are no multiple of the block size, {namespace.block_bytes}")
     if block_bytes > min(controller.max_transfer_bytes, namespace.size_bytes):
         raise ConfigurationError(f"{block_bytes} bytes are more than one command or the namespace takes")
-    load = Load(controller, namespace, pattern, block_bytes, depth)
+    load = Load(namespace, controller.io_queues, pattern, block_bytes, depth)
     load.start()
     interrupted = False
     try:
         await asyncio.wait([load.finished], timeout=WARM_UP_SECONDS)
-        load.latencies = array("q")
         before, began = os.times(), time.perf_counter()
+        load.open_window()
         try:
             await _watch(load, began, seconds, block_bytes, report)
         except asyncio.CancelledError:
             interrupted = True
-        elapsed, after, latencies = time.perf_counter() - began, os.times(), load.latencies
+        after = os.times()
+        with interrupts.unhurried():
+            figures = load.close_window()
         connections = _figures(controller)
     finally:
-        load.latencies = array("q")
         load.stop()
         if interrupted:
             asyncio.current_task().uncancel()  # type: ignore[union-attr]
         await load.finished
-    if load.error is not None and not latencies:
+    if load.error is not None and not figures.ios:
         raise load.error
-    with interrupts.unhurried():
-        ordered, ios = sorted(latencies), max(len(latencies), 1)
-
-    def percentile(share: float) -> float:
-        return ordered[min(int(len(ordered) * share), len(ordered) - 1)] / 1000 if ordered else 0.0
-
+    ios = max(figures.ios, 1)
     return BenchResult(
         pattern=pattern,
         block_bytes=block_bytes,
         depth=depth,
         queues=len(controller.io_queues),
-        seconds=elapsed,
-        ios=len(latencies),
-        iops=len(latencies) / elapsed,
-        megabytes_per_second=len(latencies) * block_bytes / elapsed / 1e6,
-        latency_p50_us=percentile(0.5),
-        latency_p99_us=percentile(0.99),
-        latency_p999_us=percentile(0.999),
-        latency_max_us=percentile(1.0),
+        seconds=figures.seconds,
+        ios=figures.ios,
+        iops=figures.iops,
+        megabytes_per_second=figures.megabytes_per_second,
+        latency_p50_us=figures.latency_us(0.5),
+        latency_p99_us=figures.latency_us(0.99),
+        latency_p999_us=figures.latency_us(0.999),
+        latency_max_us=figures.latency_us(1.0),
         cpu_user_us_per_io=(after.user - before.user) / ios * 1e6,
         cpu_system_us_per_io=(after.system - before.system) / ios * 1e6,
         success_flag_possible=controller.options.disable_sqflow,
@@ -217,7 +121,7 @@ async def _watch(load: Load, began: float, seconds: float, size: int, report: Ca
     counted, then = 0, began
     while not load.finished.done() and (left := began + seconds - time.perf_counter()) > 0:
         await asyncio.wait([load.finished], timeout=min(left, REPORT_SECONDS))
-        now, ios = time.perf_counter(), len(load.latencies)
+        now, ios = time.perf_counter(), len(load.latencies_ns)
         rate = (ios - counted) / (now - then) if now > then else 0.0
         report(f"bench: {now - began:.1f} of {seconds:g} s, {rate:,.0f} IOPS, {rate * size / 1e6:,.1f} MB/s")
         counted, then = ios, now
