@@ -91,8 +91,7 @@ async def test_a_lost_queue_ends_the_load(device: FakeDevice, connected: Connect
     device.hold(NvmOpcode.READ)
     load = Load(namespace, controller.io_queues, "read", 512, depth=2)
     load.start(ramp_seconds)
-    while not device.held:
-        await asyncio.sleep(0)
+    await asyncio.sleep(ramp_seconds / 2)
     device.break_queue(2)
     await asyncio.wait_for(load.finished, 5)
     assert isinstance(load.error, ConnectionLost)
