@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import inprocess
 from benchmarks import wireformat as w
 from benchmarks.timing import nanoseconds
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.protocol.events import CommandBatch
 from nvmeof.spec.sqe import SQE
 from nvmeof.wire import Buffer
@@ -26,12 +26,12 @@ LBA_BYTES = 512
 ENTRIES = 128
 NOW = 0.0
 
-Answer = Callable[[Connection, list[Any]], None]
+Answer = Callable[[TargetConnection, list[Any]], None]
 
 
-def ready_connection(*, digests: bool = False, flow_control: bool = False) -> Connection:
+def ready_connection(*, digests: bool = False, flow_control: bool = False) -> TargetConnection:
     """A target's connection after its handshake, with queue 1 connected."""
-    connection = Connection(Role.TARGET, ConnectionConfig(header_digest=digests, data_digest=digests))
+    connection = TargetConnection(ConnectionConfig(header_digest=digests, data_digest=digests))
     request = w.COMMON_HEADER.pack(w.ICREQ, 0, 128, 0, 128) + w.INITIALIZE.pack(0, 0, 3 if digests else 0, 0)
     connection.next_buffer()[: len(request)] = request
     connection.bytes_received(len(request), NOW)
@@ -73,7 +73,7 @@ def long_writes(count: int = BATCH, seed: int = 1) -> bytes:
     return b"".join(framing.head(w.CAPSULE_CMD, sqe) for sqe in sqes)
 
 
-def _parse_only(connection: Connection, events: list[Any]) -> None:
+def _parse_only(connection: TargetConnection, events: list[Any]) -> None:
     """Receive the batch and forget it: the commands' count is given back by hand."""
     for event in events:
         connection.in_flight -= event.count
@@ -83,7 +83,7 @@ def _slices(memory: memoryview) -> Answer:
     """The least that can stand behind a connection: CID and SLBA picked, a slice of memory answered."""
     header = w.CAPSULE_BYTES - w.SQE.size
 
-    def answer(connection: Connection, events: list[Any]) -> None:
+    def answer(connection: TargetConnection, events: list[Any]) -> None:
         for event in events:
             if not isinstance(event, CommandBatch):
                 raise AssertionError(f"unexpected event {event!r}")
@@ -101,7 +101,7 @@ def _gathered(memory: memoryview) -> Answer:
     strides = (w.CAPSULE_BYTES, w.CAPSULE_BYTES + 4)
     pick = {stride: SQE.select("cid", "cdw10", before=header, size=stride) for stride in strides}
 
-    def answer(connection: Connection, events: list[Any]) -> None:
+    def answer(connection: TargetConnection, events: list[Any]) -> None:
         for event in events:
             cids: list[int] = []
             views: list[Buffer] = []
@@ -113,7 +113,7 @@ def _gathered(memory: memoryview) -> Answer:
     return answer
 
 
-def _round(connection: Connection, batch: bytes, answer: Answer) -> Callable[[], int]:
+def _round(connection: TargetConnection, batch: bytes, answer: Answer) -> Callable[[], int]:
     size = len(batch)
 
     def once() -> int:

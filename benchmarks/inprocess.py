@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import wireformat as w
 from benchmarks.session import HOST_NQN, BenchmarkError, SessionOptions, Stream, bring_up
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.pool import BufferPool
@@ -62,7 +62,7 @@ class InProcessQueue(Stream):
 
     def __init__(self, registry: TargetRegistry, port: PortInfo, pool: BufferPool, digests: bool) -> None:
         config = ConnectionConfig(header_digest=digests, data_digest=digests)
-        self.connection = Connection(Role.TARGET, config)
+        self.connection = TargetConnection(config)
         self.queue = TargetQueue(self.connection, pool, DetachedCommands(), self)
         self.queue.ctx = CommandContext(_Runtime(), registry, port, self.queue, peer=HOST_NQN)
         self._out = bytearray()

@@ -5,7 +5,7 @@ python examples/misbehaving_host.py
 
 from __future__ import annotations
 
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnection, TargetConnection
 from nvmeof.protocol.events import Event, ProtocolFailure
 
 
@@ -24,8 +24,8 @@ def deliver(sender: Connection, receiver: Connection) -> list[Event]:
 
 def main() -> None:
     """Shake hands, then send the target a PDU that only targets send."""
-    host = Connection(Role.HOST, ConnectionConfig())
-    target = Connection(Role.TARGET, ConnectionConfig())
+    host = HostConnection(ConnectionConfig())
+    target = TargetConnection(ConnectionConfig())
     host.start()
     deliver(host, target)
     deliver(target, host)

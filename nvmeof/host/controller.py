@@ -240,7 +240,6 @@ class Controller:
             raise TransportError(
                 f"I/O queue {queue.qid} was connected to controller {granted:#x} in place of {cntlid:#x}: not our peer"
             )
-        self.device.queue_connected(queue)
         return granted
 
     async def _enable(self) -> None:

@@ -319,9 +319,6 @@ class QueueDevice(ABC):
         """
         return False
 
-    def queue_connected(self, queue: Queue) -> None:  # noqa: B027  (optional)
-        """The Connect command on ``queue`` succeeded: ``entries`` and ``flow_control`` are in force."""
-
     def peer_address(self, queue: Queue) -> str | None:
         """The address that a queue is connected to, numeric and with its interface; None where the device has none."""
         return None

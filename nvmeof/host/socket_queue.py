@@ -15,7 +15,7 @@ from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request, devices
 from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.pdu.termination import fes_text
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State, Tap
+from nvmeof.protocol.connection import ConnectionConfig, HostConnection, State, Tap
 from nvmeof.protocol.events import Completions, Deviation, Event, PeerClosed, ProtocolFailure, Ready, Terminated
 from nvmeof.spec.sqe import SQE_BYTES
 from nvmeof.transport import Address, Endpoint, SocketOptions, get, names
@@ -36,8 +36,7 @@ class SocketQueue:
         self.queue = queue
         self.endpoint = endpoint
         self.loop = asyncio.get_running_loop()
-        self.connection = Connection(
-            Role.HOST,
+        self.connection = HostConnection(
             ConnectionConfig(
                 header_digest=options.hdr_digest,
                 data_digest=options.data_digest,
@@ -309,10 +308,6 @@ class SocketQueueDevice(QueueDevice):
             endpoint.abort()
             raise
         queue.private = link
-
-    def queue_connected(self, queue: Queue) -> None:
-        link: SocketQueue = queue.private
-        link.connection.set_queue(queue.qid, queue.entries, flow_control=queue.flow_control)
 
     def send_req(self, request: Request, more: bool) -> None:
         link: SocketQueue = request.queue.private

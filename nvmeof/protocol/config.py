@@ -1,9 +1,8 @@
-"""What one end of a queue connection is, what it asks for and allows, and who listens in."""
+"""What one end of a queue connection asks for and allows, and who listens in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from ..errors import LocalProtocolError
@@ -14,13 +13,6 @@ from ..wire import Buffer
 BACKLOG_BYTES: Final = 8 << 20
 """A target stops reading while more than this, or so many buffers, wait to be sent."""
 BACKLOG_BUFFERS: Final = 4096
-
-
-class Role(Enum):
-    """Which end of the queue this is."""
-
-    HOST = "host"
-    TARGET = "target"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,14 @@
-"""The part of a queue connection that both roles share: the receive buffer, framing, handshake, ending."""
+"""The part of a queue connection that both roles share: the receive buffer, framing, handshake, ending.
+
+Must not know which role it has: what differs is a class variable or an abstract method of :class:`Engine`, and
+:class:`~nvmeof.protocol.host.HostConnection` and :class:`~nvmeof.protocol.target.TargetConnection` have the rest.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ..errors import LocalProtocolError, PduError
 from ..pdu.digest import crc32c
@@ -11,12 +16,12 @@ from ..pdu.framer import Framing, check_first_bytes, check_header, rule_of
 from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, FLAGS_OFFSET, Flags, PduType
 from ..pdu.termination import TERM_REQ, TERM_REQ_BYTES, Fes, term_req
 from ..wire import Buffer
-from .config import BACKLOG_BUFFERS, BACKLOG_BYTES, ConnectionConfig, Role, Tap
+from .config import ConnectionConfig, Tap
 from .encoder import Encoder
 from .events import Deviation, Event, Negotiated, PeerClosed, ProtocolFailure, Terminated
 from .output import Output
 from .states import ENDED, RECEIVED, TRANSITIONS, Effect, Input, State
-from .transfers import ALWAYS, Live
+from .transfers import ALWAYS, BufferValidity
 
 LARGE_BYTES: Final = 32 * 1024
 """A command with this much data or more is expected to fill several receives. While there is one, payloads are received
@@ -33,12 +38,10 @@ def _unknown() -> int:
     return 0
 
 
-class Engine:
-    """Base of :class:`~nvmeof.protocol.connection.Connection`; not used by itself."""
+class Engine(ABC):
+    """Base of both roles. With slots an attribute costs less than in a dictionary, from some thirty of them on."""
 
-    # With slots an attribute costs less than in a dictionary, from some thirty of them on. A class may have slots from
-    # one base only, so those of the two roles are here as well.
-    __slots__ = (  # noqa: RUF023
+    __slots__ = (
         "_buffer",
         "_departure",
         "_deviation_told",
@@ -50,7 +53,6 @@ class Engine:
         "_out",
         "_payload",
         "_payload_crc",
-        "_payload_done",
         "_payload_live",
         "_payload_owner",
         "_payload_position",
@@ -58,51 +60,27 @@ class Engine:
         "_pdu_start",
         "_small_window",
         "_start",
-        "_take_run",
         "behind",
         "config",
         "encoder",
         "incapsule_bytes",
         "make_encoder",
         "parameters",
-        "qid",
-        "role",
         "state",
         "tap",
-        # the host side's
-        "_requests",
-        "_response_stride",
-        "_response_word",
-        "_whole_data",
-        "sqhd",
-        # the target side's
-        "_announce_disabled",
-        "_command_pdo",
-        "_command_word",
-        "_data_word",
-        "_fetched",
-        "_h2c_most",
-        "_h2c_overhead",
-        "_h2c_word",
-        "_r2ts",
-        "_stride",
-        "_success_flags",
-        "_words",
-        "entries",
-        "flow_control",
-        "in_flight",
     )
+    first_state: ClassVar[State]
+    term_req_type: ClassVar[PduType]
+    """What this end terminates a connection with."""
 
-    def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
-        self.role = role
+    def __init__(self, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
         self.config = config
-        self.state = State.HOST_NEW if role is Role.HOST else State.TARGET_WAIT_ICREQ
+        self.state = self.first_state
         self.parameters: Negotiated | None = None
         self.make_encoder: Callable[[bool, bool, int], Encoder] = Encoder
         """Makes the encoder once the handshake has settled header digest, data digest and alignment (bytes)."""
         self.encoder = Encoder()
         self.tap: Tap | None = None
-        self.qid = 0
         self.incapsule_bytes = config.incapsule_bytes
         self._out = Output()
         self._framing = Framing(max_data_bytes=self.incapsule_bytes)
@@ -121,11 +99,7 @@ class Engine:
         self._payload: memoryview | None = None
         self._payload_position = 0
         self._payload_owner: Any = None
-        self._payload_live: Live = ALWAYS  # with units: for how long
-        self._take_run: Callable[[Any, list[Event]], bool]
-        """The role's: take a run of its most frequent PDU at once; False when there is none at the front."""
-        self._payload_done: Callable[[Any, Any, bool, list[Event]], None]
-        """The role's: a payload is all there, with a right digest or not."""
+        self._payload_live: BufferValidity = ALWAYS  # with units: for how long
         self._payload_crc = 0
         self._payload_unit = 0  # live memory: only so many bytes at a time may change, 0 for any number
         self._in_place: memoryview | None = None
@@ -217,7 +191,7 @@ class Engine:
                 else:  # nothing is left to look at: it is whole
                     self._payload = None
                     owner, self._payload_owner = self._payload_owner, None
-                    self._payload_done(self, owner, True, events)
+                    self._payload_done(owner, True, events)
             if more <= 0:
                 return events
             n = more
@@ -245,7 +219,7 @@ class Engine:
                     and self._end - start >= CH_BYTES
                 ):
                     self._pdu_start = start
-                    if self._take_run(self, events):
+                    if self._take_run(events):
                         if self._payload is not None and self._end - self._start < self._payload_unit:
                             return  # what is left of less than a unit of live memory waits
                         continue
@@ -339,7 +313,7 @@ class Engine:
         self._start = start + DIGEST_BYTES
         digest = int.from_bytes(self._buffer[start : start + DIGEST_BYTES], "little")
         owner, self._payload_owner = self._payload_owner, None
-        self._payload_done(self, owner, digest == self._payload_crc, events)
+        self._payload_done(owner, digest == self._payload_crc, events)
         return True
 
     def _payload_advance(self, data: memoryview, events: list[Event]) -> None:
@@ -355,17 +329,35 @@ class Engine:
         self._payload = None
         if not digest:  # else the owner stays: its digest is due
             owner, self._payload_owner = self._payload_owner, None
-            self._payload_done(self, owner, True, events)
+            self._payload_done(owner, True, events)
+
+    def _give_up_live(self, payload: memoryview) -> memoryview:
+        """Go on in a private buffer, without units: the memory was revoked during the transfer. Returns the buffer."""
+        private: memoryview = self._payload_owner.collect_rest(len(payload), self._payload_position)
+        self._payload = private
+        self._payload_unit = 0
+        return private
 
     # -- what the roles do ---------------------------------------------------------------------------------------
 
-    def _receive_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
-        """Check a data PDU's header; returns its owner and where its payload goes."""
-        raise LocalProtocolError("the role decides")
+    @abstractmethod
+    def _take_run(self, events: list[Event]) -> bool:
+        """Take a run of the role's most frequent PDU at once; False when there is none at the front."""
 
-    def _give_up_live(self, payload: memoryview) -> memoryview:
-        """Live memory is about to change that is not live any more: go on elsewhere, without units; returns where."""
-        raise LocalProtocolError("the role decides")
+    @abstractmethod
+    def _receive_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
+        """Check a data PDU's header; returns its owner and where its payload goes.
+
+        The owner of a payload with units has a method ``collect_rest``.
+        """
+
+    @abstractmethod
+    def _payload_done(self, owner: Any, ok: bool, events: list[Event]) -> None:
+        """Account for a payload that is all there, with a right digest or not."""
+
+    @abstractmethod
+    def _receive_pdu(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
+        """Do the effect of a PDU that only this role receives; data are ``length`` bytes from ``offset`` on."""
 
     def _receive(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
         """Do a transition's effect for a PDU that is whole in the receive buffer."""
@@ -373,7 +365,7 @@ class Engine:
             request = TERM_REQ.unpack_from(pdu)
             events.append(Terminated(request.fes, request.fei, bytes(pdu[TERM_REQ_BYTES:])))
         elif effect is not Effect.NOTHING:
-            raise LocalProtocolError(f"no effect {effect.value} in role {self.role.value}")
+            self._receive_pdu(effect, pdu, offset, length, events)
 
     def _settle(self, parameters: Negotiated) -> None:
         """The handshake is done: from here on PDUs have the digests and alignments of ``parameters``."""
@@ -391,8 +383,6 @@ class Engine:
 
     def set_incapsule(self, incapsule_bytes: int) -> None:
         """Change the most data that a command capsule may bring (ioccsz is known only after Identify)."""
-        if self.role is Role.TARGET and incapsule_bytes + CAPSULE_OVERHEAD_BYTES > len(self._buffer):
-            raise LocalProtocolError(f"{incapsule_bytes} bytes in a capsule do not fit the receive buffer")
         self.incapsule_bytes = incapsule_bytes
         self._reframe()
 
@@ -423,10 +413,9 @@ class Engine:
         self._out.drop()
 
     def _queue_term_req(self, fes: int, fei: int, header: Buffer) -> None:
-        kind = PduType.H2C_TERM_REQ if self.role is Role.HOST else PduType.C2H_TERM_REQ
         self._payload = None
         self._payload_owner = None
-        self._out.add_last(term_req(kind, fes, fei, header))
+        self._out.add_last(term_req(self.term_req_type, fes, fei, header))
 
     def terminate(self, fes: int, fei: int = 0, header: Buffer = b"") -> None:
         """End the connection with a TermReq, after what is queued; nothing else is sent after it.
@@ -478,10 +467,7 @@ class Engine:
         A host goes on reading: what it queues is bounded by its own commands, and two ends that both wait for the
         other to read would wait for ever.
         """
-        if self.state is State.CLOSED:
-            return False
-        out = self._out
-        return self.role is Role.HOST or (out.pending_bytes <= BACKLOG_BYTES and len(out.ready) <= BACKLOG_BUFFERS)
+        return self.state is not State.CLOSED
 
     @property
     def backlog_bytes(self) -> int:

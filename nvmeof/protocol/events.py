@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..errors import PduError
+from .transfers import R2tTransfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +50,6 @@ class CommandData:
     digest_ok: bool
 
 
-class TransferDone:
-    """Target: all that was asked for with ``request_data`` is there (``ok`` false: with a wrong data digest).
-
-    ``data`` is all of it when it did not go to its buffer, because that was not live any more. It is the grant itself
-    that becomes this event.
-    """
-
-    __slots__ = ("cid", "context", "data", "ok")
-
-    def __init__(self, cid: int, context: object, ok: bool = True, data: memoryview | None = None) -> None:
-        self.cid = cid
-        self.context = context
-        self.ok = ok
-        self.data = data
-
-    def _fields(self) -> tuple[int, object, bool, memoryview | None]:
-        return self.cid, self.context, self.ok, self.data
-
-    def __eq__(self, other: object) -> bool:
-        return self._fields() == other._fields() if isinstance(other, TransferDone) else NotImplemented
-
-    __hash__ = object.__hash__
-
-    def __repr__(self) -> str:
-        return f"TransferDone{self._fields()}"
-
-
 @dataclass(slots=True)
 class Completions:
     """Host: (CID, status field as in the CQE, DW0, DW1) of commands that have ended, in the order of arrival."""
@@ -115,7 +89,7 @@ Event: TypeAlias = (
     Ready
     | CommandBatch
     | CommandData
-    | TransferDone
+    | R2tTransfer
     | Completions
     | Terminated
     | ProtocolFailure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from struct import Struct
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ..errors import LocalProtocolError, PduError
 from ..pdu.capsule import CAPSULE_RESP, CAPSULE_RESP_BYTES
@@ -25,10 +25,10 @@ from ..pdu.transfer import C2H_DATA, CCCID_OFFSET, R2T_PDU, TRANSFER_BYTES
 from ..spec.sgl import SglType
 from ..spec.status import Status
 from ..wire import Buffer
-from .config import ConnectionConfig, Role
+from .config import ConnectionConfig
 from .engine import LARGE_BYTES, Engine
 from .events import Completions, Event, Negotiated, Ready
-from .states import Input, State
+from .states import Effect, Input, State
 from .transfers import Request
 
 _WORD: Final = Struct("<Q")
@@ -47,13 +47,15 @@ _NO_SGL: Final = (0, 0, _SGL_TRANSPORT)
 _SQE_BYTES: Final = 64
 
 
-class HostSide(Engine):
-    """What a connection does as a host; part of :class:`~nvmeof.protocol.connection.Connection`."""
+class HostConnection(Engine):
+    """One NVMe/TCP queue connection as a host: ``start`` first, then as :mod:`nvmeof.protocol.connection` says."""
 
-    __slots__ = ()
+    __slots__ = ("_requests", "_response_stride", "_response_word", "_whole_data", "sqhd")
+    first_state: ClassVar = State.HOST_NEW
+    term_req_type: ClassVar = PduType.H2C_TERM_REQ
 
-    def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
-        super().__init__(role, config, receive_buffer)
+    def __init__(self, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
+        super().__init__(config, receive_buffer)
         self.sqhd = 0
         """The last SQ head pointer that the controller told."""
         self._requests: dict[int, Request] = {}
@@ -113,7 +115,7 @@ class HostSide(Engine):
         self._whole_data = _WHOLE_DATA if plain else {}
         events.append(Ready(parameters))
 
-    def _take_responses(self, events: list[Event]) -> bool:
+    def _take_run(self, events: list[Event]) -> bool:
         """A run of CapsuleResps, and of C2HData that are each all the data of their command.
 
         The latter only without digests and when whole in the receive buffer; whatever is otherwise, or looks wrong,
@@ -156,6 +158,15 @@ class HostSide(Engine):
                 events.append(Completions(entries))
         return start != first
 
+    def _receive_pdu(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
+        if effect is Effect.RECEIVE_RESPONSE:
+            self._receive_response(pdu, events)
+        elif effect is Effect.RECEIVE_R2T:
+            self._receive_r2t(pdu)
+        else:
+            assert effect is Effect.ACCEPT_ICRESP
+            self._accept_icresp(pdu, events)
+
     def _receive_response(self, pdu: memoryview, events: list[Event]) -> None:
         dw0, dw1, self.sqhd, _, cid, status_field = _COMPLETION.unpack_from(pdu)
         events.append(Completions([self._complete(cid, status_field, dw0, dw1)]))
@@ -181,7 +192,7 @@ class HostSide(Engine):
                 status_field = Status.DATA_TRANSFER_ERROR << 1
         return cid, status_field, dw0, dw1
 
-    def _receive_c2h_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
+    def _receive_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
         header = C2H_DATA.unpack_from(pdu)
         if header.datal != length:
             raise PduError(
@@ -195,7 +206,7 @@ class HostSide(Engine):
         destination = request.accept_data(header.datao, length, header.flags)
         return (request, bool(header.flags & Flags.SUCCESS)), destination
 
-    def _c2h_data_done(self, owner: tuple[Request, bool], ok: bool, events: list[Event]) -> None:
+    def _payload_done(self, owner: tuple[Request, bool], ok: bool, events: list[Event]) -> None:
         request, success = owner
         request.digest_ok = request.digest_ok and ok
         if not success:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ..errors import LocalProtocolError, PduError
 from ..pdu.capsule import CAPSULE_CMD_BYTES, command_header
@@ -14,11 +14,11 @@ from ..pdu.header import CH, CH_BYTES, DIGEST_BYTES, Flags, PduType, align
 from ..pdu.termination import Fes
 from ..pdu.transfer import H2C_DATA, TRANSFER_BYTES
 from ..wire import Buffer
-from .config import ConnectionConfig, Role
-from .engine import LARGE_BYTES, Engine
+from .config import BACKLOG_BUFFERS, BACKLOG_BYTES, ConnectionConfig
+from .engine import CAPSULE_OVERHEAD_BYTES, LARGE_BYTES, Engine
 from .events import CommandBatch, CommandData, Event, Negotiated, Ready
-from .states import ENDED, State
-from .transfers import ALWAYS, Grant, Live, R2tTable, R2tWindow
+from .states import ENDED, Effect, State
+from .transfers import ALWAYS, BufferValidity, R2tPart, R2tTable, R2tTransfer
 
 _WORD: Final = Struct("<Q")
 _WORD_BYTES: Final = 8
@@ -33,13 +33,37 @@ _READY: Final = State.TARGET_READY
 SQHD_DISABLED: Final = 0xFFFF
 
 
-class TargetSide(Engine):
-    """What a connection does as a target; part of :class:`~nvmeof.protocol.connection.Connection`."""
+class TargetConnection(Engine):
+    """One NVMe/TCP queue connection as a target. Driven as :mod:`nvmeof.protocol.connection` says.
 
-    __slots__ = ()
+    ``receive_buffer`` may be given by whoever wants to choose its memory: a multiple of 8 bytes, and large enough for
+    a capsule with its data.
+    """
 
-    def __init__(self, role: Role, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
-        super().__init__(role, config, receive_buffer)
+    __slots__ = (
+        "_announce_disabled",
+        "_command_pdo",
+        "_command_word",
+        "_data_word",
+        "_fetched",
+        "_h2c_most",
+        "_h2c_overhead",
+        "_h2c_word",
+        "_r2ts",
+        "_stride",
+        "_success_flags",
+        "_words",
+        "entries",
+        "flow_control",
+        "in_flight",
+        "qid",
+    )
+    first_state: ClassVar = State.TARGET_WAIT_ICREQ
+    term_req_type: ClassVar = PduType.C2H_TERM_REQ
+
+    def __init__(self, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
+        super().__init__(config, receive_buffer)
+        self.qid = 0
         self.entries = DEFAULT_ENTRIES
         self.flow_control = True
         self.in_flight = 0
@@ -84,11 +108,32 @@ class TargetSide(Engine):
         self.entries = entries
         self._fetched %= entries
         self.flow_control = flow_control
-        if self.role is Role.TARGET and not flow_control:
+        if not flow_control:
             self._announce_disabled = True
             self._success_flags = Flags.LAST_PDU | Flags.SUCCESS
 
+    def set_incapsule(self, incapsule_bytes: int) -> None:
+        """As for a host; raises LocalProtocolError when so much does not fit the receive buffer."""
+        if incapsule_bytes + CAPSULE_OVERHEAD_BYTES > len(self._buffer):
+            raise LocalProtocolError(f"{incapsule_bytes} bytes in a capsule do not fit the receive buffer")
+        super().set_incapsule(incapsule_bytes)
+
+    @property
+    def want_read(self) -> bool:
+        """False at the end, and while the host takes nothing of what it asked for."""
+        out = self._out
+        return (
+            self.state is not State.CLOSED and out.pending_bytes <= BACKLOG_BYTES and len(out.ready) <= BACKLOG_BUFFERS
+        )
+
     # -- bytes in ------------------------------------------------------------------------------------------------
+
+    def _receive_pdu(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
+        if effect is Effect.RECEIVE_COMMAND:
+            self._receive_command(pdu, offset, length, events)
+        else:
+            assert effect is Effect.ACCEPT_ICREQ
+            self._accept_icreq(pdu, events)
 
     def _accept_icreq(self, pdu: memoryview, events: list[Event]) -> None:
         request = ICREQ.unpack_from(pdu)
@@ -115,7 +160,7 @@ class TargetSide(Engine):
         self._set_stride(parameters.header_digest, parameters.data_digest)
         events.append(Ready(parameters))
 
-    def _take_commands(self, events: list[Event]) -> bool:
+    def _take_run(self, events: list[Event]) -> bool:
         """A run of capsules without data, all with the header that nearly all hosts send."""
         start = self._start
         word = self._command_word
@@ -187,24 +232,23 @@ class TargetSide(Engine):
         if self._end - start < TRANSFER_BYTES:
             return False
         cccid, ttag, datao, datal = _H2C_FIELDS.unpack_from(self._buffer, start)
-        grant = self._r2ts.windows.get(ttag)
+        transfer = self._r2ts.open.get(ttag)
         if (
-            grant is None
-            or isinstance(grant, R2tWindow)
-            or grant.cid != cccid
+            type(transfer) is not R2tTransfer
+            or transfer.cid != cccid
             or datao
-            or grant.next_offset
-            or datal != grant.end
+            or transfer.received
+            or datal != transfer.asked
             or datal > self._h2c_most
             or plen != self._h2c_overhead + datal
         ):
             return False
-        grant.next_offset = datal
+        transfer.received = datal
         self._start = start + TRANSFER_BYTES
-        self._payload = grant.buffer
-        self._payload_unit = grant.unit_bytes
-        self._payload_live = grant.live
-        self._payload_owner = grant
+        self._payload = transfer.buffer
+        self._payload_unit = transfer.unit_bytes
+        self._payload_live = transfer.validity
+        self._payload_owner = transfer
         self._payload_position = 0
         self._payload_crc = 0
         return True
@@ -246,62 +290,56 @@ class TargetSide(Engine):
             ok = crc32c(data, 0) == int.from_bytes(pdu[end : end + DIGEST_BYTES], "little")
         events.append(CommandData(pdu[CH_BYTES:CAPSULE_CMD_BYTES], data, ok))
 
-    def _receive_h2c_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
+    def _receive_data(self, pdu: memoryview, length: int) -> tuple[Any, memoryview]:
         header = H2C_DATA.unpack_from(pdu)
         if header.datal != length:
             raise PduError(
                 Fes.INVALID_HEADER_FIELD, H2C_DATA.offsets["datal"], f"DATAL is {header.datal}, PLEN leaves {length}"
             )
-        window = self._r2ts.accept(
+        r2t = self._r2ts.accept(
             header.cccid, header.ttag, header.datao, length, header.flags, self.config.maxh2cdata_bytes
         )
-        if window.next_offset == window.end and not header.flags & Flags.LAST_PDU:
+        if r2t.received == r2t.asked and not header.flags & Flags.LAST_PDU:
             self._departure = "the last H2CData of an R2T without LAST_PDU: its length says that it is the last"
-        grant = window.grant
-        if grant.unit_bytes and (header.datao % grant.unit_bytes or length % grant.unit_bytes):
-            grant.collect(header.datao)  # the host may cut its data anywhere; up to here it was between units
-        self._payload_unit = grant.unit_bytes
-        self._payload_live = grant.live
-        return window, grant.buffer[header.datao : header.datao + length]
+        transfer = r2t.transfer
+        if transfer.unit_bytes and (header.datao % transfer.unit_bytes or length % transfer.unit_bytes):
+            transfer.collect(header.datao)  # the host may cut its data anywhere; up to here it was between units
+        self._payload_unit = transfer.unit_bytes
+        self._payload_live = transfer.validity
+        return r2t, transfer.buffer[header.datao : header.datao + length]
 
-    def _h2c_data_done(self, window: R2tWindow | Grant, ok: bool, events: list[Event]) -> None:
-        if not ok:
-            window.grant.ok = False
-        if window.next_offset != window.end:
-            return
-        table = self._r2ts
-        del table.windows[window.ttag]
-        if isinstance(window, R2tWindow):
-            grant = window.grant
-            table.granted_bytes -= window.length
-            grant.received += window.length
-            if grant.received != len(grant.buffer):
-                self._ask_more(grant)
+    def _payload_done(self, owner: R2tTransfer | R2tPart, ok: bool, events: list[Event]) -> None:
+        size = owner.asked
+        if type(owner) is R2tTransfer:
+            transfer = owner
+            if not ok:
+                transfer.ok = False
+            if transfer.received != size:
                 return
-            size = grant.received
+            self._r2ts.close(transfer.ttag, size)
         else:
-            grant, size = window, window.end
-            table.granted_bytes -= size
+            transfer = owner.transfer
+            if not ok:
+                transfer.ok = False
+            if owner.received != size:
+                return
+            self._r2ts.close(owner.ttag, size - owner.begin)
+            transfer.received += size - owner.begin
+            size = transfer.received
+            if size != len(transfer.buffer):
+                self._ask_more(transfer)
+                return
         if size >= LARGE_BYTES:
             self._large_expected -= 1
-        if grant.collected_from is not None:
-            grant.data = grant.commit()
-        events.append(grant)
+        if transfer.collected_from is not None:
+            transfer.commit()
+        events.append(transfer)
 
     def _forget(self) -> None:
         super()._forget()
         self._r2ts.clear()
 
     # -- bytes out -----------------------------------------------------------------------------------------------
-
-    def _give_up_live(self, payload: memoryview) -> memoryview:
-        window: R2tWindow | Grant = self._payload_owner
-        grant = window.grant
-        begin = window.next_offset - len(payload)
-        grant.collect(begin + self._payload_position)
-        self._payload = collected = grant.buffer[begin : window.next_offset]
-        self._payload_unit = 0
-        return collected
 
     def request_data(
         self,
@@ -310,42 +348,42 @@ class TargetSide(Engine):
         context: object,
         *,
         unit_bytes: int = 0,
-        live: Live = ALWAYS,
+        validity: BufferValidity = ALWAYS,
     ) -> None:
-        """Ask for a command's data, which is received into ``buffer``; ``TransferDone`` tells when it is all there.
+        """Ask for a command's data, received into ``buffer``; the event is an ``R2tTransfer``, when it is all there.
 
         With ``unit_bytes`` the buffer may be live memory that others read: it changes by whole units only, each in one
         step. What cannot go there so (data with digests, with several R2Ts at a time, or cut inside a unit by the host)
         is collected first.
-        ``live`` is asked before each change; once it is not valid, the memory stays as it is, and the event brings
-        the data.
+        ``validity`` is asked before each change; once it is not valid, the memory stays as it is, and the event
+        brings the data.
 
         On a connection that has ended since the command arrived nothing happens: the data will never come. Raises
         LocalProtocolError for a buffer that cannot take it, before the handshake, and when no TTAG is left.
         """
         if self.state is State.TARGET_READY and (not len(buffer) or buffer.readonly or buffer.format != "B"):
             raise LocalProtocolError("data is asked for into a writable buffer of bytes")
-        self.ask(Grant(cid, buffer, context, unit_bytes, live))
+        self.ask(R2tTransfer(cid, buffer, context, unit_bytes, validity))
 
-    def ask(self, grant: Grant) -> None:
-        """As ``request_data``, for somebody who has made the grant, with a buffer that can take the data."""
+    def ask(self, transfer: R2tTransfer) -> None:
+        """As ``request_data``, for a transfer that the caller has made, with a buffer that can take the data."""
         if self.state is not _READY:
             if self.state in ENDED:
                 return
             raise LocalProtocolError("data is asked for on a ready connection")
-        size, unit = len(grant.buffer), grant.unit_bytes
+        size, unit = len(transfer.buffer), transfer.unit_bytes
         step = self.config.r2t_bytes
         if unit and (self._framing.data_digest or size % unit or (step and self._several(size, step))):
-            grant.collect(0)
+            transfer.collect(0)
         if step is None:
-            ttag = self._r2ts.open_whole(grant, size)
-            self._out.add(self.encoder.r2t(grant.cid, ttag, 0, size))
+            ttag = self._r2ts.open_whole(transfer, size)
+            self._out.add(self.encoder.r2t(transfer.cid, ttag, 0, size))
         else:
             assert self.parameters is not None
-            self._ask_more(grant)
+            self._ask_more(transfer)
             outstanding = 1
-            while grant.asked < size and outstanding < self.parameters.maxr2t and not self._r2ts.full:
-                self._ask_more(grant)
+            while transfer.asked < size and outstanding < self.parameters.maxr2t and not self._r2ts.full:
+                self._ask_more(transfer)
                 outstanding += 1
         if size >= LARGE_BYTES:
             self._large_expected += 1
@@ -354,20 +392,19 @@ class TargetSide(Engine):
         """Whether several R2Ts may be answered in any order: no offset then from which on data is collected."""
         return self.parameters is not None and self.parameters.maxr2t > 1 and size > step
 
-    def _ask_more(self, grant: Grant) -> None:
-        """One more R2T, when there is something left to ask for."""
-        rest = len(grant.buffer) - grant.asked
+    def _ask_more(self, transfer: R2tTransfer) -> None:
+        """Send one more R2T, when there is something left to ask for."""
+        rest = len(transfer.buffer) - transfer.asked
         if not rest:
             return
         length = min(rest, self.config.r2t_bytes or rest)
-        offset = grant.asked
-        window = self._r2ts.open(grant, length)
-        self._out.add(self.encoder.r2t(grant.cid, window.ttag, offset, length))
+        part = self._r2ts.open_part(transfer, length)
+        self._out.add(self.encoder.r2t(transfer.cid, part.ttag, part.begin, length))
 
     @property
-    def granted_bytes(self) -> int:
+    def asked_bytes(self) -> int:
         """Bytes asked for with R2Ts that have not all arrived."""
-        return self._r2ts.granted_bytes
+        return self._r2ts.asked_bytes
 
     def send_completion(self, cid: int, status_field: int = 0, dw0: int = 0, dw1: int = 0) -> None:
         """Queue a command's completion; SQHD and SQID are ours to know."""

@@ -1,21 +1,20 @@
-"""Accounting of data in flight: a target's grants and R2Ts, a host's requests."""
+"""Accounting of data in flight: a target's transfers and their R2Ts, a host's requests."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from typing import Final, Protocol, final
 
 from ..errors import LocalProtocolError, PduError
 from ..pdu.header import FLAGS_OFFSET, Flags
 from ..pdu.termination import Fes
 from ..pdu.transfer import CCCID_OFFSET, DATAL_OFFSET, TTAG_OFFSET
-from .events import TransferDone
 
 MAX_TTAG: Final = 0xFFFF
 
 
-class Live(Protocol):
-    """Says how long memory may be written to."""
+class BufferValidity(Protocol):
+    """Tells whether a buffer may still be written."""
 
     @property
     def valid(self) -> bool: ...
@@ -26,164 +25,200 @@ class _Always:
 
 
 ALWAYS: Final = _Always()
-"""For memory that is live for as long as it is granted."""
+"""For a buffer that may be written until its data is there."""
 
 
-class Grant(TransferDone):
-    """Target: one command's data, asked for by R2Ts into ``buffer`` (the granted buffer, received in place).
+@final
+class R2tTransfer:
+    """Target: the data of one command, from its R2T to the event that says that all of it is there.
 
-    With ``unit_bytes`` the buffer is live memory that changes by whole units, for as long as ``live`` is valid. Data
-    that cannot go there so is collected in a buffer of our own; ``place`` is where it belongs. A grant that is asked
-    for at once is its own window, and when all is there its own event.
+    One object is the accounting of what was asked for, the owner of the payload that is received into ``buffer``, and
+    the event: ``ok`` is false when a data digest was wrong, and ``context`` is the caller's.
+
+    With ``unit_bytes`` the buffer is memory that others read: it changes by whole units, for as long as ``validity``
+    is valid. Data that cannot go there so is collected in a private buffer, and goes there in one step at the end.
+    When it must not even then, ``data`` is all of it.
+
+    Nearly always one R2T asks for all of it, and the transfer stands for that R2T as well (``ttag``); else there is an
+    `R2tPart` for each.
     """
 
     __slots__ = (
+        "_final",
         "asked",
         "buffer",
+        "cid",
         "collected_from",
-        "end",
-        "live",
-        "next_offset",
-        "place",
+        "context",
+        "ok",
         "received",
         "ttag",
         "unit_bytes",
+        "validity",
     )
 
     def __init__(
-        self, cid: int, buffer: memoryview, context: object = None, unit_bytes: int = 0, live: Live = ALWAYS
+        self,
+        cid: int,
+        buffer: memoryview,
+        context: object = None,
+        unit_bytes: int = 0,
+        validity: BufferValidity = ALWAYS,
     ) -> None:
         self.cid = cid
+        self.buffer = buffer
         self.context = context
-        self.ok = True
-        self.data = None
         self.unit_bytes = unit_bytes
-        self.live = live
-        self.buffer = self.place = buffer
+        self.validity = validity
+        self.ok = True
         self.asked = 0
+        """Bytes that R2Ts were sent for."""
         self.received = 0
-        self.next_offset = self.end = self.ttag = 0
+        """Bytes that H2CData headers announced; with several R2Ts, the bytes of those that are complete."""
         self.collected_from: int | None = None
+        """Offset from which on the data is in a private buffer; None: none of it."""
+
+    ttag: int
+    _final: memoryview  # where collected data belongs
 
     def collect(self, offset: int) -> None:
-        """From ``offset`` on, the data goes to a buffer of our own."""
-        self.buffer = memoryview(bytearray(len(self.place)))
+        """Receive the data from ``offset`` on into a private buffer."""
+        self._final = self.buffer
+        self.buffer = memoryview(bytearray(len(self.buffer)))
         self.collected_from = offset
         self.unit_bytes = 0
 
-    def commit(self) -> memoryview | None:
-        """All has arrived: what was collected goes to its place in one step, unless a digest was wrong.
+    def collect_rest(self, payload_bytes: int, position: int) -> memoryview:
+        """Collect the rest of the payload of an H2CData, of which ``position`` bytes are there; returns its buffer."""
+        begin = self.received - payload_bytes
+        self.collect(begin + position)
+        return self.buffer[begin : self.received]
 
-        When its place is not live any more, nothing goes there, and the whole data is returned.
-        """
+    def commit(self) -> None:
+        """Move collected data to where it belongs in one step, if its digests are right and it still may go there."""
         start = self.collected_from
         if start is None or not self.ok:
-            return None
-        if self.live.valid:
-            self.place[start:] = self.buffer[start:]
-            return None
-        self.buffer[:start] = self.place[:start]
-        return self.buffer
+            return
+        if self.validity.valid:
+            self._final[start:] = self.buffer[start:]
+            self.buffer = self._final
+            self.collected_from = None
+        else:
+            self.buffer[:start] = self._final[:start]
 
     @property
-    def grant(self) -> Grant:
-        """As a window: whose it is."""
+    def data(self) -> memoryview | None:
+        """All data, when it has not gone to the buffer that it was asked for into; else None."""
+        return None if self.collected_from is None or not self.ok else self.buffer
+
+    @property
+    def transfer(self) -> R2tTransfer:
+        """As an R2T: whose data it asks for."""
         return self
 
-    @property
-    def length(self) -> int:
-        """As a window: how much it asks for."""
-        return self.end
+    def __repr__(self) -> str:
+        return f"R2tTransfer(cid={self.cid:#x}, {self.received} of {self.asked} bytes, ok={self.ok})"
 
 
-class R2tWindow:
-    """Target: one of several R2Ts of a grant; ``next_offset`` is where its next H2CData must begin."""
+class R2tPart:
+    """Target: one of several R2Ts of a transfer. Offsets are those of the whole data.
 
-    __slots__ = ("end", "grant", "length", "next_offset", "ttag")
+    It asks for the bytes from ``begin`` to ``asked``; up to ``received`` H2CData headers have announced them.
+    """
 
-    def __init__(self, ttag: int, grant: Grant, start: int, length: int) -> None:
+    __slots__ = ("asked", "begin", "received", "transfer", "ttag")
+
+    def __init__(self, ttag: int, transfer: R2tTransfer, begin: int, length: int) -> None:
         self.ttag = ttag
-        self.grant = grant
-        self.next_offset = start
-        self.length = length
-        self.end = start + length
+        self.transfer = transfer
+        self.begin = self.received = begin
+        self.asked = begin + length
+
+    def collect_rest(self, payload_bytes: int, position: int) -> memoryview:
+        """As for the transfer."""
+        begin = self.received - payload_bytes
+        self.transfer.collect(begin + position)
+        return self.transfer.buffer[begin : self.received]
 
 
 class R2tTable:
-    """The R2Ts of one connection, by TTAG."""
+    """The R2Ts of one connection that wait for data, by TTAG."""
 
-    __slots__ = ("_last", "granted_bytes", "windows")
+    __slots__ = ("_last", "asked_bytes", "open")
 
     def __init__(self) -> None:
-        self.windows: dict[int, R2tWindow | Grant] = {}
-        self.granted_bytes = 0
+        self.open: dict[int, R2tPart | R2tTransfer] = {}
+        self.asked_bytes = 0
+        """Bytes of all of them."""
         self._last = MAX_TTAG
 
     def _free(self) -> int:
         if self.full:
             raise LocalProtocolError("no TTAG is left")
         ttag = (self._last + 1) & MAX_TTAG
-        while ttag in self.windows:
+        while ttag in self.open:
             ttag = (ttag + 1) & MAX_TTAG
         self._last = ttag
         return ttag
 
-    def open(self, grant: Grant, length: int) -> R2tWindow:
-        """A window of ``length`` more bytes of the grant. Raises LocalProtocolError when no TTAG is left."""
+    def open_part(self, transfer: R2tTransfer, length: int) -> R2tPart:
+        """Open an R2T for ``length`` more bytes of a transfer. Raises LocalProtocolError when no TTAG is left."""
         ttag = self._free()
-        window = self.windows[ttag] = R2tWindow(ttag, grant, grant.asked, length)
-        grant.asked += length
-        self.granted_bytes += length
-        return window
+        part = self.open[ttag] = R2tPart(ttag, transfer, transfer.asked, length)
+        transfer.asked += length
+        self.asked_bytes += length
+        return part
 
-    def open_whole(self, grant: Grant, length: int) -> int:
-        """The whole of a grant as one window; returns its TTAG. Raises LocalProtocolError when none is left."""
+    def open_whole(self, transfer: R2tTransfer, length: int) -> int:
+        """Open one R2T for all of a transfer; returns its TTAG. Raises LocalProtocolError when none is left."""
         ttag = (self._last + 1) & MAX_TTAG
-        if ttag in self.windows:
+        if ttag in self.open:
             ttag = self._free()
-        self._last = grant.ttag = ttag
-        self.windows[ttag] = grant
-        grant.asked = grant.end = length
-        self.granted_bytes += length
+        self._last = transfer.ttag = ttag
+        self.open[ttag] = transfer
+        transfer.asked = length
+        self.asked_bytes += length
         return ttag
 
     @property
     def full(self) -> bool:
         """Whether every TTAG is in use."""
-        return len(self.windows) > MAX_TTAG
+        return len(self.open) > MAX_TTAG
 
     def clear(self) -> None:
-        """Forget all windows."""
-        self.windows.clear()
-        self.granted_bytes = 0
+        """Forget all R2Ts."""
+        self.open.clear()
+        self.asked_bytes = 0
 
-    def accept(self, cccid: int, ttag: int, datao: int, datal: int, flags: int, limit_bytes: int) -> R2tWindow | Grant:
-        """Return the window that an H2CData belongs to; raises PduError when it does not fit it.
+    def accept(
+        self, cccid: int, ttag: int, datao: int, datal: int, flags: int, limit_bytes: int
+    ) -> R2tPart | R2tTransfer:
+        """Return the R2T that an H2CData belongs to; raises PduError when it does not fit it.
 
         LAST_PDU may be missing on the last one: the R2T's length says that it is the last, as for nvmet.
         """
-        window = self.windows.get(ttag)
-        if window is None:
+        r2t = self.open.get(ttag)
+        if r2t is None:
             raise PduError(Fes.INVALID_HEADER_FIELD, TTAG_OFFSET, f"H2CData for TTAG {ttag:#x}, which is not in use")
-        if cccid != window.grant.cid:
+        if cccid != r2t.transfer.cid:
             raise PduError(
                 Fes.INVALID_HEADER_FIELD, CCCID_OFFSET, f"H2CData for CID {cccid:#x} under another command's TTAG"
             )
         if datal > limit_bytes:
             raise PduError(Fes.LIMIT_EXCEEDED, 0, f"H2CData of {datal} bytes, MAXH2CDATA is {limit_bytes}")
-        if datao + datal > window.end:
-            raise PduError(Fes.DATA_OUT_OF_RANGE, 0, f"H2CData {datao}+{datal} goes beyond its R2T, end {window.end}")
-        if datao != window.next_offset:
-            raise PduError(Fes.PDU_SEQUENCE_ERROR, 0, f"H2CData at {datao}, expected {window.next_offset}")
-        if flags & Flags.LAST_PDU and datao + datal != window.end:
+        if datao + datal > r2t.asked:
+            raise PduError(Fes.DATA_OUT_OF_RANGE, 0, f"H2CData {datao}+{datal} goes beyond its R2T, end {r2t.asked}")
+        if datao != r2t.received:
+            raise PduError(Fes.PDU_SEQUENCE_ERROR, 0, f"H2CData at {datao}, expected {r2t.received}")
+        if flags & Flags.LAST_PDU and datao + datal != r2t.asked:
             raise PduError(Fes.INVALID_HEADER_FIELD, FLAGS_OFFSET, "LAST_PDU is not on the last H2CData of its R2T")
-        window.next_offset += datal
-        return window
+        r2t.received += datal
+        return r2t
 
-    def close(self, window: R2tWindow | Grant) -> None:
-        """The window's data has all arrived."""
-        del self.windows[window.ttag]
-        self.granted_bytes -= window.length
+    def close(self, ttag: int, length: int) -> None:
+        """Forget an R2T of ``length`` bytes, whose data has all arrived."""
+        del self.open[ttag]
+        self.asked_bytes -= length
 
 
 class Request:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from nvmeof.pdu.digest import warn_if_slow
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
+from nvmeof.protocol.connection import ConnectionConfig, State, TargetConnection
 from nvmeof.runtime import Runtime
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.completion import Completion
@@ -85,7 +85,7 @@ class QueueDriver:
         self._owner = owner
         self._slices = owner.slices
         self.endpoint = endpoint
-        self.connection = Connection(Role.TARGET, config)
+        self.connection = TargetConnection(config)
         self.queue = TargetQueue(self.connection, owner.pool, owner.detached_commands, self)
         peer = str(endpoint.peer_address)
         self.queue.ctx = CommandContext(owner.runtime, owner.registry, port, self.queue, peer=peer)

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nvmeof.host.queue import Queue, Request
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
-from nvmeof.protocol.events import CommandBatch, CommandData, Ready, TransferDone
+from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
+from nvmeof.protocol.events import CommandBatch, CommandData, Ready
+from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.sgl import SglType
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import status_field
@@ -38,7 +39,7 @@ class Link:
     def __init__(self, target: FakeTarget, endpoint: Endpoint) -> None:
         self.target = target
         self.endpoint = endpoint
-        self.connection = Connection(Role.TARGET, target.config)
+        self.connection = TargetConnection(target.config)
         self.qid = 0
         endpoint.set_reader(self.readable)
 
@@ -72,7 +73,7 @@ class Link:
                 self.command(bytes(event.view[start : start + 64]), None)
         elif isinstance(event, CommandData):
             self.command(bytes(event.sqe), bytes(event.data))
-        elif isinstance(event, TransferDone):
+        elif isinstance(event, R2tTransfer):
             raw, buffer = event.context  # type: ignore[misc]
             self.run(raw, bytes(buffer))
         else:

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
-from nvmeof.protocol.events import CommandBatch, CommandData, Completions, Ready, TransferDone
+from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnection, State, TargetConnection
+from nvmeof.protocol.events import CommandBatch, CommandData, Completions, Ready
+from nvmeof.protocol.transfers import R2tTransfer
 
 from .wire import READ, WRITE, sqe
 
@@ -83,16 +84,12 @@ class BothEnds(RuleBasedStateMachine):
             maxr2t, self.largest = 5, 600
         else:
             self.largest = MOST_BYTES
-        self.host = Connection(
-            Role.HOST,
-            ConnectionConfig(
+        self.host = HostConnection(ConnectionConfig(
                 header_digest=digests[0], data_digest=digests[1], pda_bytes=hpda, maxr2t=maxr2t,
                 incapsule_bytes=incapsule,
             ),
         )  # fmt: skip
-        self.target = Connection(
-            Role.TARGET,
-            ConnectionConfig(
+        self.target = TargetConnection(ConnectionConfig(
                 header_digest=digests[2], data_digest=digests[3], pda_bytes=cpda, maxh2cdata_bytes=maxh2cdata,
                 r2t_bytes=r2t_bytes, incapsule_bytes=incapsule,
             ),
@@ -126,7 +123,7 @@ class BothEnds(RuleBasedStateMachine):
                 cid = int.from_bytes(event.sqe[2:4], "little")
                 assert bytes(event.data) == self.expected[cid]
                 self.held.append((cid, None))
-            elif isinstance(event, TransferDone):
+            elif isinstance(event, R2tTransfer):
                 assert event.ok
                 assert event.context == self.expected[event.cid]
                 self.held.append((event.cid, None))
@@ -254,12 +251,12 @@ class BothEnds(RuleBasedStateMachine):
         assert not self.expected
         assert not self.readable
         assert self.target.in_flight == 0
-        assert self.target.granted_bytes == 0
+        assert self.target.asked_bytes == 0
         for connection in (self.host, self.target):
             assert connection.backlog_bytes == 0
             assert connection._large_expected == 0
             assert not connection._requests
-            assert not connection._r2ts.windows
+            assert not connection._r2ts.open
             assert not connection._out._releases
             assert not connection._out.ready
             assert connection._payload is None

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
-from nvmeof.protocol.events import CommandBatch, CommandData, ProtocolFailure, Terminated, TransferDone
+from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnection, State, TargetConnection
+from nvmeof.protocol.events import CommandBatch, CommandData, ProtocolFailure, Terminated
+from nvmeof.protocol.transfers import R2tTransfer
 
 from .wire import LAST, SUCCESS, WRITE, Framing, feed, icreq, icresp, ready_host, ready_target, sent, sqe, term_req
 
@@ -19,11 +20,11 @@ FRAMINGS = [Framing(), Framing(True), Framing(False, True), Framing(True, True, 
 
 
 def new_target(framing: Framing) -> Connection:
-    return Connection(Role.TARGET, ConnectionConfig())
+    return TargetConnection(ConnectionConfig())
 
 
 def new_host(framing: Framing) -> Connection:
-    h = Connection(Role.HOST, ConnectionConfig(header_digest=True, data_digest=True))
+    h = HostConnection(ConnectionConfig(header_digest=True, data_digest=True))
     h.start()
     sent(h)
     return h
@@ -103,7 +104,7 @@ def survives(connection: Connection, stream: bytes, steps: random.Random) -> Non
                     answer(connection, event.view[index * event.stride + 8 :][:64], steps)
             elif isinstance(event, CommandData):
                 answer(connection, event.sqe, steps)
-            elif isinstance(event, TransferDone):
+            elif isinstance(event, R2tTransfer):
                 connection.send_completion(event.cid)
         if steps.random() < 0.5:
             sent(connection, steps.choice((0, 10, 10_000)))
@@ -115,7 +116,7 @@ def survives(connection: Connection, stream: bytes, steps: random.Random) -> Non
     if ended:
         assert connection.state is State.CLOSED
         assert not connection._requests
-        assert not connection._r2ts.windows
+        assert not connection._r2ts.open
     else:
         assert connection.state not in (State.TERMINATING, State.CLOSED)
         assert connection.want_read

@@ -7,14 +7,14 @@ import struct
 import pytest
 
 from nvmeof.errors import LocalProtocolError
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
+from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnection, State, TargetConnection
 from nvmeof.protocol.events import Negotiated, Ready
 
 from .wire import failure, feed, icreq, icresp, sent, split
 
 
 def handshake(host: ConnectionConfig, target: ConnectionConfig) -> tuple[Connection, Connection]:
-    h, t = Connection(Role.HOST, host), Connection(Role.TARGET, target)
+    h, t = HostConnection(host), TargetConnection(target)
     h.start()
     [there] = feed(t, sent(h))
     [here] = feed(h, sent(t))
@@ -27,14 +27,14 @@ def handshake(host: ConnectionConfig, target: ConnectionConfig) -> tuple[Connect
 
 @pytest.mark.parametrize("pda_bytes", range(4, 129, 4))
 def test_icreq_on_the_wire(pda_bytes: int) -> None:
-    h = Connection(Role.HOST, ConnectionConfig(pda_bytes=pda_bytes, maxr2t=17, header_digest=True))
+    h = HostConnection(ConnectionConfig(pda_bytes=pda_bytes, maxr2t=17, header_digest=True))
     h.start()
     assert sent(h) == icreq(hpda=pda_bytes // 4 - 1, dgst=1, maxr2t=16)
 
 
 @pytest.mark.parametrize("pda_bytes", range(4, 129, 4))
 def test_icresp_on_the_wire(pda_bytes: int) -> None:
-    t = Connection(Role.TARGET, ConnectionConfig(pda_bytes=pda_bytes, maxh2cdata_bytes=131072, data_digest=True))
+    t = TargetConnection(ConnectionConfig(pda_bytes=pda_bytes, maxh2cdata_bytes=131072, data_digest=True))
     feed(t, icreq(dgst=3))
     assert sent(t) == icresp(cpda=pda_bytes // 4 - 1, dgst=2, maxh2cdata=131072)
 
@@ -84,7 +84,7 @@ def test_maxr2t_is_0s_based(maxr2t: int) -> None:
     ],
 )
 def test_bad_icreq(request_: bytes, expected: tuple[int, int]) -> None:
-    t = Connection(Role.TARGET, ConnectionConfig())
+    t = TargetConnection(ConnectionConfig())
     assert failure(feed(t, request_)) == expected
     [pdu] = split(sent(t))
     kind, flags, hlen, pdo, plen, fes, fei = struct.unpack_from("<BBBBIHI", pdu)
@@ -111,7 +111,7 @@ def test_bad_icreq(request_: bytes, expected: tuple[int, int]) -> None:
     ],
 )
 def test_bad_icresp(response: bytes, expected: tuple[int, int]) -> None:
-    h = Connection(Role.HOST, ConnectionConfig())
+    h = HostConnection(ConnectionConfig())
     h.start()
     sent(h)
     assert failure(feed(h, response)) == expected
@@ -121,7 +121,7 @@ def test_bad_icresp(response: bytes, expected: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("maxh2cdata", [4096, 0xFFFFFFFC])
 def test_maxh2cdata_range(maxh2cdata: int) -> None:
-    h = Connection(Role.HOST, ConnectionConfig())
+    h = HostConnection(ConnectionConfig())
     h.start()
     sent(h)
     [event] = feed(h, icresp(maxh2cdata=maxh2cdata))
@@ -130,7 +130,7 @@ def test_maxh2cdata_range(maxh2cdata: int) -> None:
 
 
 def test_reserved_bits_and_bytes_are_ignored() -> None:
-    t = Connection(Role.TARGET, ConnectionConfig(header_digest=True))
+    t = TargetConnection(ConnectionConfig(header_digest=True))
     request = bytearray(icreq(dgst=0xFC))
     request[1] = 0xFF  # FLAGS
     request[3] = 0xFF  # PDO
@@ -163,12 +163,12 @@ def test_bad_config(bad: dict[str, int]) -> None:
 @pytest.mark.parametrize("size", [0, 1000, 8200, 8705])
 def test_receive_buffer_must_hold_a_capsule(size: int) -> None:
     with pytest.raises(LocalProtocolError):
-        Connection(Role.TARGET, ConnectionConfig(), bytearray(size))
+        TargetConnection(ConnectionConfig(), bytearray(size))
 
 
 def test_a_given_receive_buffer_is_used() -> None:
     buffer = bytearray(16384)
-    t = Connection(Role.TARGET, ConnectionConfig(), buffer)
+    t = TargetConnection(ConnectionConfig(), buffer)
     assert len(t.next_buffer()) == 16384
     feed(t, icreq())
     assert buffer[:128] == icreq()

@@ -9,9 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nvmeof.protocol.connection import Connection
-from nvmeof.protocol.events import TransferDone
 from nvmeof.target.core.admission import AdmissionToken
-from tests.protocol.wire import Framing, feed, ready_target, sent, split
+from tests.protocol.wire import Arrived, Framing, feed, ready_target, sent, split
 
 OLD, NEW = 0x11, 0xEE
 
@@ -121,7 +120,7 @@ def test_no_unit_is_ever_torn(unit, kilobytes, pdus, arrivals, header_digest, da
                     seen = new
                 if socket.taken == len(socket.stream):
                     break
-    assert done == [TransferDone(7, "context", True)]
+    assert done == [Arrived(7, "context", True)]
     assert seen == length // unit
 
 
@@ -151,7 +150,7 @@ def test_several_writes_arrive_behind_one_another(unit, kilobytes, arrivals):
                 check_units(live, unit)
         if socket.taken == len(stream):
             break
-    assert done == [TransferDone(cid, cid, True) for cid in range(len(lives))]
+    assert done == [Arrived(cid, cid, True) for cid in range(len(lives))]
     assert all(live == bytearray([NEW]) * len(live) for live in lives)
 
 
@@ -188,7 +187,7 @@ def test_memory_that_is_not_live_any_more_stays_as_it_is(cut_at, data_digest):
     alive = AdmissionToken()
     feed(connection, framing.command(7, 1, len(live)))
     sent(connection)
-    connection.request_data(7, memoryview(live), None, unit_bytes=512, live=alive)
+    connection.request_data(7, memoryview(live), None, unit_bytes=512, validity=alive)
     [(ttag, _, _)] = asked(connection)
     socket = Socket(framing.h2c(7, ttag, 0, bytes([NEW]) * len(live)))
     socket.arrived = cut_at
@@ -202,7 +201,7 @@ def test_memory_that_is_not_live_any_more_stays_as_it_is(cut_at, data_digest):
     while socket.available:
         events += socket.drive(connection)
     assert bytes(live) == before
-    assert events == [TransferDone(7, None, True, memoryview(bytes([NEW]) * len(live)))]
+    assert events == [Arrived(7, None, True, memoryview(bytes([NEW]) * len(live)))]
 
 
 def test_a_wrong_digest_leaves_nothing_behind():
@@ -215,7 +214,7 @@ def test_a_wrong_digest_leaves_nothing_behind():
     [(ttag, _, _)] = asked(connection)
     pdu = bytearray(framing.h2c(7, ttag, 0, bytes([NEW]) * len(live)))
     pdu[100] ^= 1
-    assert feed(connection, bytes(pdu)) == [TransferDone(7, None, False)]
+    assert feed(connection, bytes(pdu)) == [Arrived(7, None, False)]
     assert live == bytearray([OLD]) * len(live)
 
 
@@ -253,5 +252,5 @@ def test_windows_may_be_answered_in_any_order(first_cut, second_cut, order):
             while socket.available:
                 events += socket.drive(connection)
                 check_units(live, 512)
-    assert events == [TransferDone(7, None, True)]
+    assert events == [Arrived(7, None, True)]
     assert check_units(live, 512) == 64

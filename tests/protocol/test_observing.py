@@ -7,12 +7,27 @@ import pytest
 from nvmeof.pdu.capsule import CAPSULE_CMD_BYTES
 from nvmeof.pdu.header import CH
 from nvmeof.pdu.transfer import C2H_DATA, H2C_DATA, R2T_PDU
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, Tap
+from nvmeof.protocol.connection import ConnectionConfig, Tap, TargetConnection
 from nvmeof.protocol.encoder import Encoder
-from nvmeof.protocol.events import Completions, TransferDone
+from nvmeof.protocol.events import Completions
 from nvmeof.wire import Buffer
 
-from .wire import LAST, SUCCESS, WRITE, Framing, crc, failure, feed, icreq, ready_host, ready_target, sent, split, sqe
+from .wire import (
+    LAST,
+    SUCCESS,
+    WRITE,
+    Arrived,
+    Framing,
+    crc,
+    failure,
+    feed,
+    icreq,
+    ready_host,
+    ready_target,
+    sent,
+    split,
+    sqe,
+)
 
 PLAIN, BOTH = Framing(), Framing(True, True)
 
@@ -86,7 +101,7 @@ class LyingEncoder(Encoder):
 
 
 def test_an_encoder_can_be_put_in_before_the_handshake() -> None:
-    t = Connection(Role.TARGET, ConnectionConfig(header_digest=True, data_digest=True))
+    t = TargetConnection(ConnectionConfig(header_digest=True, data_digest=True))
     t.make_encoder = LyingEncoder
     feed(t, icreq(dgst=3, hpda=31))
     sent(t)
@@ -133,7 +148,7 @@ def test_several_h2c_data_by_hand() -> None:
     h = ready_host()
     for offset in (0, 4):
         h.send_raw(h.encoder.h2c_data(1, 0, offset, 4, offset == 4) + b"wxyz")
-    assert feed(t, sent(h)) == [TransferDone(1, None, True)]
+    assert feed(t, sent(h)) == [Arrived(1, None, True)]
     assert buffer == b"wxyzwxyz"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from nvmeof.errors import LocalProtocolError
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role, State
+from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnection, State, TargetConnection
 from nvmeof.protocol.events import CommandBatch, Completions, PeerClosed, ProtocolFailure, Ready, Terminated
 from nvmeof.protocol.states import RECEIVED, TRANSITIONS, Effect, Input, diagram
 
@@ -17,7 +17,7 @@ PLAIN = Framing()
 
 
 def host_new() -> Connection:
-    return Connection(Role.HOST, ConnectionConfig())
+    return HostConnection(ConnectionConfig())
 
 
 def host_wait() -> Connection:
@@ -37,7 +37,7 @@ def host_ready() -> Connection:
 
 
 def target_wait() -> Connection:
-    return Connection(Role.TARGET, ConnectionConfig())
+    return TargetConnection(ConnectionConfig())
 
 
 def target_ready() -> Connection:
@@ -140,7 +140,7 @@ def test_pdu(state: State, make: Callable[[], Connection], happened: Input) -> N
         assert (failure.error.fes, failure.error.fei) == (2, 0)
         assert connection.state is State.TERMINATING
         reply = sent(connection)
-        assert reply[0] == (2 if connection.role is Role.HOST else 3)
+        assert reply[0] == (2 if isinstance(connection, HostConnection) else 3)
         assert connection.state is State.CLOSED  # type: ignore[comparison-overlap]
 
 
@@ -158,7 +158,7 @@ def _check_effect(happened: Input, connection: Connection, events: list) -> None
         assert events == [Completions([(1, 0x4004, 0, 0)])]
     elif happened is Input.H2C_DATA:
         assert events[0].cid == 1
-        assert connection.granted_bytes == 0
+        assert connection.asked_bytes == 0
     elif happened is Input.C2H_DATA:
         assert events == [Completions([(1, 0, 0, 0)])]
     elif happened is Input.R2T:
@@ -195,7 +195,7 @@ def test_peer_error(state: State, make: Callable[[], Connection]) -> None:
         assert isinstance(failure, ProtocolFailure)
         assert (failure.error.fes, failure.error.fei) == (1, 0)
         assert connection.state is State.TERMINATING
-        assert sent(connection)[-32:] == term_req(2 if connection.role is Role.HOST else 3, 1, 0, b"\x0a" * 8)
+        assert sent(connection)[-32:] == term_req(2 if isinstance(connection, HostConnection) else 3, 1, 0, b"\x0a" * 8)
 
 
 @pytest.mark.parametrize(("state", "make"), MAKE)
@@ -206,7 +206,7 @@ def test_terminate(state: State, make: Callable[[], Connection]) -> None:
             connection.terminate(4)
         return
     connection.terminate(4)
-    kind = 2 if connection.role is Role.HOST else 3
+    kind = 2 if isinstance(connection, HostConnection) else 3
     assert connection.state is State.TERMINATING
     # one TermReq only, the first
     assert sent(connection) == term_req(kind, 1 if state is State.TERMINATING else 4)

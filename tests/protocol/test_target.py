@@ -8,7 +8,7 @@ import pytest
 
 from nvmeof.errors import LocalProtocolError
 from nvmeof.protocol.connection import Connection, State
-from nvmeof.protocol.events import CommandBatch, CommandData, ProtocolFailure, TransferDone
+from nvmeof.protocol.events import CommandBatch, CommandData, ProtocolFailure
 
 from .wire import (
     DDGSTF,
@@ -17,6 +17,7 @@ from .wire import (
     READ,
     SUCCESS,
     WRITE,
+    Arrived,
     Framing,
     commands,
     crc,
@@ -202,7 +203,7 @@ def test_data_digest_of_any_h2c_data_spoils_the_transfer(broken: int, size: int)
         if i == broken:
             pdu[-1] ^= 0x80
         events += feed(t, bytes(pdu))
-    assert events == [TransferDone(1, "context", False)]
+    assert events == [Arrived(1, "context", False)]
     assert t.state is State.TARGET_READY
 
 
@@ -217,11 +218,11 @@ def test_write(framing: Framing, size: int) -> None:
     buffer = bytearray(size)
     t.request_data(7, memoryview(buffer), "context")
     assert sent(t) == framing.r2t(7, 0, 0, size)
-    assert t.granted_bytes == size
+    assert t.asked_bytes == size
     data = bytes(i * 7 & 0xFF for i in range(size))
-    assert feed(t, framing.h2c(7, 0, 0, data), 5000) == [TransferDone(7, "context", True)]
+    assert feed(t, framing.h2c(7, 0, 0, data), 5000) == [Arrived(7, "context", True)]
     assert buffer == data
-    assert t.granted_bytes == 0
+    assert t.asked_bytes == 0
 
 
 def test_large_payload_goes_to_its_buffer_and_nothing_else_does() -> None:
@@ -248,7 +249,7 @@ def test_several_h2c_data_per_r2t() -> None:
     data = bytes(range(250)) * 40
     cuts = [0, 1, 4, 5000, 9999, 10_000]
     stream = b"".join(PLAIN.h2c(7, 0, a, data[a:b], last=b == 10_000) for a, b in pairwise(cuts))
-    assert feed(t, stream) == [TransferDone(7, None, True)]
+    assert feed(t, stream) == [Arrived(7, None, True)]
     assert buffer == data
 
 
@@ -260,11 +261,11 @@ def test_maxr2t(maxr2t: int, outstanding: int) -> None:
     t.request_data(7, memoryview(buffer), None)
     first = [PLAIN.r2t(7, i, i * 1000, min(1000, 3500 - i * 1000)) for i in range(4)]
     assert sent(t) == b"".join(first[:outstanding])
-    assert t.granted_bytes == (3500 if outstanding == 4 else outstanding * 1000)
+    assert t.asked_bytes == (3500 if outstanding == 4 else outstanding * 1000)
     for i in range(4):
         length = min(1000, 3500 - i * 1000)
         events = feed(t, PLAIN.h2c(7, i, i * 1000, bytes([i + 1]) * length))
-        assert events == ([TransferDone(7, None, True)] if i == 3 else [])
+        assert events == ([Arrived(7, None, True)] if i == 3 else [])
         assert sent(t) == (first[i + outstanding] if i + outstanding < 4 else b"")
     assert buffer == b"\1" * 1000 + b"\2" * 1000 + b"\3" * 1000 + b"\4" * 500
 
@@ -275,7 +276,7 @@ def test_outstanding_r2ts_may_be_answered_in_any_order() -> None:
     buffer = bytearray(8)
     t.request_data(7, memoryview(buffer), None)
     events = feed(t, PLAIN.h2c(7, 1, 4, b"wxyz") + PLAIN.h2c(7, 0, 0, b"abcd"))
-    assert events == [TransferDone(7, None, True)]
+    assert events == [Arrived(7, None, True)]
     assert buffer == b"abcdwxyz"
 
 
@@ -311,7 +312,7 @@ def test_wrong_h2c_data(name: str, pdu: bytes, expected: tuple[int, int]) -> Non
     assert failure(feed(t, pdu)) == expected
     assert sent(t)[:14] == term_req(3, *expected, data=pdu[:24])[:14]
     assert t.state is State.CLOSED
-    assert t.granted_bytes == 0
+    assert t.asked_bytes == 0
 
 
 def test_out_of_order_within_an_r2t() -> None:

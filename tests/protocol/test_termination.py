@@ -126,7 +126,7 @@ def test_end_of_stream_at_every_byte_of_a_header(make: object) -> None:
         assert connection.state is State.CLOSED
         assert (connection.want_read, connection.want_write) == (False, False)
         assert not connection._requests
-        assert not connection._r2ts.windows
+        assert not connection._r2ts.open
         assert connection._payload is None
 
 

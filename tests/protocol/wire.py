@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nvmeof.pdu.digest import crc32c_table
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnection, TargetConnection
 from nvmeof.protocol.events import ProtocolFailure, Ready
+from nvmeof.protocol.transfers import R2tTransfer
 
 HDGSTF, DDGSTF, LAST, SUCCESS = 1, 2, 4, 8
 READ, WRITE = 2, 1
@@ -76,6 +77,20 @@ def term_req(kind: int, fes: int, fei: int = 0, data: bytes = b"") -> bytes:
     return struct.pack("<BBBBIHI10x", kind, 0, 24, 0, 24 + len(data), fes, fei) + data
 
 
+@dataclass
+class Arrived:
+    """What an `R2tTransfer` is compared with, once it has become an event."""
+
+    cid: int
+    context: object
+    ok: bool = True
+    data: memoryview | None = None
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, R2tTransfer)
+        return (self.cid, self.context, self.ok, self.data) == (other.cid, other.context, other.ok, other.data)
+
+
 def feed(connection: Connection, data: bytes, step: int = 1 << 30) -> list[Any]:
     """Receive ``data``, at most ``step`` bytes at a time; all events."""
     events: list[Any] = []
@@ -130,8 +145,7 @@ def ready_target(
     **config: Any,
 ) -> Connection:
     """A target after handshake and Connect. ``framing`` is what it receives; it sends with HPDA ``hpda``."""
-    connection = Connection(
-        Role.TARGET,
+    connection = TargetConnection(
         ConnectionConfig(
             header_digest=framing.header_digest, data_digest=framing.data_digest, pda_bytes=framing.pda, **config
         ),
@@ -146,8 +160,7 @@ def ready_target(
 
 def ready_host(framing: Framing = Framing(), *, cpda: int = 0, maxh2cdata: int = 65536, **config: Any) -> Connection:
     """A host after its handshake. ``framing`` is what it receives; it sends with CPDA ``cpda``."""
-    connection = Connection(
-        Role.HOST,
+    connection = HostConnection(
         ConnectionConfig(
             header_digest=framing.header_digest, data_digest=framing.data_digest, pda_bytes=framing.pda, **config
         ),

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.connection import TargetConnection
 from nvmeof.target.driver import READ_SECONDS, READS_AT_A_TIME, SEND_MOST_BYTES, printable
 from nvmeof.target.server import Target
 from nvmeof.target.storage.file import FileBackend
@@ -270,7 +270,7 @@ async def test_a_long_receive_lets_others_have_their_turn(monkeypatch):
 
         monkeypatch.setattr(target.slices, "clock", clock)
         driver.endpoint.recv_into = endless
-        monkeypatch.setattr(Connection, "bytes_received", lambda connection, n, now: [])
+        monkeypatch.setattr(TargetConnection, "bytes_received", lambda connection, n, now: [])
         driver._readable()
         assert 2 <= calls <= 6
         assert hosts

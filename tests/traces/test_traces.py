@@ -13,9 +13,10 @@ from nvmeof.pdu.framer import Framing, check_header
 from nvmeof.pdu.handshake import ICREQ, ICRESP, Dgst, pda_to_bytes
 from nvmeof.pdu.header import CH, DIGEST_BYTES, PduType
 from nvmeof.pdu.transfer import C2H_DATA, H2C_DATA, R2T_PDU
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnection, TargetConnection
 from nvmeof.protocol.encoder import Encoder
-from nvmeof.protocol.events import CommandBatch, CommandData, Completions, Event, Ready, TransferDone
+from nvmeof.protocol.events import CommandBatch, CommandData, Completions, Event, Ready
+from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.cqe import CQE
 from nvmeof.spec.sqe import SQE
 from tests import traces
@@ -151,7 +152,7 @@ def test_our_target_follows_linux_host(name: str, connection: int, at_once: int)
     """All that Linux's host sent goes into a target connection, which answers with what Linux's target answered."""
     pdus = conversation(name, connection)
     framing = settled(pdus)[2]
-    target = Connection(Role.TARGET, config_of(pdus))
+    target = TargetConnection(config_of(pdus))
     commands: list[bytes] = []
     data: dict[int, bytes] = {}
     transfers: dict[int, memoryview] = {}
@@ -164,7 +165,7 @@ def test_our_target_follows_linux_host(name: str, connection: int, at_once: int)
             assert event.digest_ok
             commands.append(bytes(event.sqe))
             data[SQE.unpack_from(event.sqe).cid] = bytes(event.data)
-        elif isinstance(event, TransferDone):
+        elif isinstance(event, R2tTransfer):
             assert event.ok
             data[event.cid] = bytes(transfers.pop(event.cid))
         else:
@@ -211,7 +212,7 @@ def test_our_host_says_what_linux_said(name: str, connection: int, at_once: int)
     """A host connection given Linux's commands sends Linux's bytes, and understands all that came back."""
     pdus = conversation(name, connection)
     framing = settled(pdus)[2]
-    host = Connection(Role.HOST, config_of(pdus))
+    host = HostConnection(config_of(pdus))
     wanted: dict[int, memoryview] = {}
     got: list[tuple[int, int, int, int]] = []
 
@@ -264,7 +265,7 @@ def test_a_wrong_bit_in_a_digested_header_is_found() -> None:
     pdus = next(
         c for c in (conversation(trace.name, n) for n in trace.connections) if ICRESP.unpack_from(c[1].data).dgst
     )
-    target = Connection(Role.TARGET, config_of(pdus))
+    target = TargetConnection(config_of(pdus))
     events: list[Event] = []
     feed(target, pdus[0].data, 0, events.append)
     command = bytearray(pdus[2].data)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import deque
 
 from nvmeof.errors import CommandError
-from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import CommandData
+from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.sqe import SQE
 from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.aborting import abandon, aborted_by_request
-from nvmeof.target.queue.fast_path import Transfer
+from nvmeof.target.queue.fast_path import DeferredCommand, command_of, nsid_of
 from nvmeof.target.queue.staging import StagedCommands
 
 
 class AbortableCommands(StagedCommands):
     """Between what takes memory for commands and the queue."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: TargetConnection) -> None:
         super().__init__(connection)
         self._running: dict[
             int, tuple[int, CommandSpec]
@@ -27,8 +28,8 @@ class AbortableCommands(StagedCommands):
 
     def commands(self) -> dict[int, int]:
         """NSID by CID of the commands in progress."""
-        found = {cid: transfer.sqe.nsid for cid, transfer in self._transfers.items()}
-        found.update((wanted.cid, wanted.transfer.sqe.nsid) for wanted in self._waiting)
+        found = {cid: nsid_of(transfer) for cid, transfer in self._transfers.items()}
+        found.update((wanted.transfer.cid, nsid_of(wanted.transfer)) for wanted in self._waiting)
         found.update((sqe.cid, sqe.nsid) for sqe, _, _ in self.reads)
         found.update((cid, nsid) for cid, (nsid, _) in self._running.items())
         found.update(self._fused_commands())
@@ -42,7 +43,7 @@ class AbortableCommands(StagedCommands):
         that was asked for into memory of its own, ends when it comes to it (`CommandContext.aborting`). A Write whose
         data goes straight to the namespace goes on: some of it is there.
         """
-        waiting = next((wanted for wanted in self._waiting if wanted.cid == cid), None)
+        waiting = next((wanted for wanted in self._waiting if wanted.transfer.cid == cid), None)
         if waiting is not None:
             self._waiting.remove(waiting)
             self._end_waiting(waiting.transfer, aborted_by_request())
@@ -57,7 +58,7 @@ class AbortableCommands(StagedCommands):
             return True
         transfer = self._transfers.get(cid)
         if transfer is not None:
-            if transfer.pattern is None:
+            if isinstance(transfer.context, DeferredCommand):
                 self.ctx.aborting.add(cid)
             return False
         if cid not in self._running or cid not in self.ctx.waiting:
@@ -88,9 +89,9 @@ class AbortableCommands(StagedCommands):
                 self.ctx.preempted.add(cid)
                 self.abort(cid)
 
-    def _end_waiting(self, transfer: Transfer, error: CommandError) -> None:
+    def _end_waiting(self, transfer: R2tTransfer, error: CommandError) -> None:
         """End a command that has waited for memory, and is not among those who wait any more."""
-        sqe = transfer.sqe
+        _, sqe = command_of(transfer)
         if sqe.cid in self._pairs:
             self._half_failed(sqe.cid, error, None)
         else:

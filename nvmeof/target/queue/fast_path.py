@@ -8,15 +8,15 @@ was found out for the first still holds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import Struct
-from typing import Final
+from typing import Final, cast
 
 from nvmeof.pdu.capsule import CAPSULE_CMD_BYTES
 from nvmeof.pdu.header import CH_BYTES
-from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import CommandBatch, CommandData, Event
-from nvmeof.protocol.transfers import ALWAYS, Grant, Live
+from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandSpec
@@ -33,6 +33,7 @@ _STRIDES: Final = {
     CAPSULE_CMD_BYTES: Struct(f"<{CH_BYTES}x{_FIELDS}"),
     CAPSULE_CMD_BYTES + 4: Struct(f"<{CH_BYTES}x{_FIELDS}4x"),
 }
+NO_BUFFER: Final = memoryview(b"")
 _FIELD_NAMES: Final = ("opcode", "cid", "nsid", "sgl_length", "cdw10", "cdw12")
 assert _SHORT.size == SQE_BYTES
 assert [SQE.offsets[name] for name in _FIELD_NAMES] == [0, 2, 4, 32, 40, 48]
@@ -54,6 +55,41 @@ class CommandTemplate:
     max_slba: int
     spec: CommandSpec
     staged: bool  # its data is collected before any of it goes to the memory
+    block_bytes: int
+    blocks: int
+    raw: bytes  # its SQE
+
+    def sqe(self, cid: int, slba: int) -> Sqe:
+        """Return the command with another CID and SLBA."""
+        return replace(SQE.unpack_from(self.raw), cid=cid, cdw10=slba & 0xFFFFFFFF, cdw11=slba >> 32)
+
+
+def command_of(transfer: R2tTransfer) -> tuple[CommandSpec, Sqe]:
+    """Return the row and the command that a transfer is for."""
+    context = transfer.context
+    if isinstance(context, DeferredCommand):
+        return context.spec, context.sqe
+    template, slba = shortened(transfer)
+    return template.spec, template.sqe(transfer.cid, slba)
+
+
+def shortened(transfer: R2tTransfer) -> tuple[CommandTemplate, int]:
+    """Return template and SLBA of a Write that took the fast path."""
+    template, slba = cast("tuple[CommandTemplate, int]", transfer.context)
+    return template, slba
+
+
+def nsid_of(transfer: R2tTransfer) -> int:
+    """Return the NSID of the command that a transfer is for."""
+    context = transfer.context
+    return context.sqe.nsid if isinstance(context, DeferredCommand) else shortened(transfer)[0].nsid
+
+
+def staging_of(transfer: R2tTransfer) -> memoryview | None:
+    """Return the pool's memory that the data is staged in; None when it goes straight to the namespace."""
+    if isinstance(transfer.context, DeferredCommand) or shortened(transfer)[0].staged:
+        return transfer.buffer
+    return None
 
 
 def _usable(pattern: CommandTemplate | None) -> CommandTemplate | None:
@@ -61,47 +97,12 @@ def _usable(pattern: CommandTemplate | None) -> CommandTemplate | None:
     return pattern if pattern is not None and pattern.admission_token.valid else None
 
 
-class Transfer(Grant):
-    """Data of one command on its way from the host: where it goes, and what to do when it is there.
+@dataclass(slots=True, eq=False)
+class DeferredCommand:
+    """Context of the transfer of a command that went the whole way: what is executed when its data is there."""
 
-    ``lent`` is the pool's memory that it is staged in; None when it goes straight to the namespace. ``pattern`` and
-    ``slba`` are those of a Write that took the short cut; its SQE is taken apart only when needed.
-    """
-
-    __slots__ = ("_sqe", "lent", "pattern", "raw", "slba", "spec")
-
-    def __init__(
-        self,
-        cid: int,
-        buffer: memoryview,
-        spec: CommandSpec,
-        raw: Buffer,
-        unit_bytes: int = 0,
-        live: Live = ALWAYS,
-        pattern: CommandTemplate | None = None,
-        slba: int = 0,
-    ) -> None:
-        # As Grant does it, without the call: there is one of these for every Write.
-        self.cid = cid
-        self.context = self.data = self.collected_from = None
-        self.ok = True
-        self.unit_bytes = unit_bytes
-        self.live = live
-        self.buffer = self.place = buffer
-        self.asked = self.received = self.next_offset = self.end = self.ttag = 0
-        self.lent: memoryview | None = None
-        self.spec = spec
-        self.raw = raw
-        self.pattern = pattern
-        self.slba = slba
-        self._sqe: Sqe | None = None
-
-    @property
-    def sqe(self) -> Sqe:
-        """The command."""
-        if self._sqe is None:
-            self._sqe = SQE.unpack_from(self.raw)
-        return self._sqe
+    spec: CommandSpec
+    sqe: Sqe
 
 
 class FastPath:
@@ -109,11 +110,11 @@ class FastPath:
 
     ctx: CommandContext
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: TargetConnection) -> None:
         self.connection = connection
         self.closed = False
         self._busy: set[int] = set()  # CIDs of commands that did not complete at once
-        self._transfers: dict[int, Transfer] = {}  # by CID: data that was asked for
+        self._transfers: dict[int, R2tTransfer] = {}  # by CID: data that was asked for
         self._read: CommandTemplate | None = None
         self._write: CommandTemplate | None = None  # with its data in the capsule
         self._granted: CommandTemplate | None = None  # a Write whose data was asked for
@@ -126,7 +127,7 @@ class FastPath:
         """Refuse a command whose CID is in use."""
         raise AssertionError("the queue does that")
 
-    def _request(self, transfer: Transfer, cid: int, length: int) -> bool:
+    def _request(self, transfer: R2tTransfer, length: int) -> bool:
         """Stage a command's data and ask the host for it; False when there is no memory for it now."""
         raise AssertionError("the queue does that")
 
@@ -164,7 +165,7 @@ class FastPath:
                 and nsid == granted.nsid
                 and sgl == granted.sgl
                 and cdw12 == granted.cdw12
-                and self._ask_for(granted, sqe, cid, slba)
+                and self._ask_for(granted, cid, slba)
             ):
                 continue
             self._command(sqe, None)
@@ -203,8 +204,9 @@ class FastPath:
         # A digest is known to be right only when all is there.
         staged = length <= ATOMIC_BYTES or (parameters is not None and parameters.data_digest)
         return CommandTemplate(
-            word, nsid, sgl, cdw12, namespace, memory, admission_token, length, shift, max_slba, spec, staged
-        )
+            word, nsid, sgl, cdw12, namespace, memory, admission_token, length, shift, max_slba, spec, staged,
+            1 << shift, length >> shift, bytes(view),
+        )  # fmt: skip
 
     def _data_run(self, events: list[Event], position: int) -> int:
         """Commands with data in their capsules, from ``position`` on; returns where the run ends."""
@@ -250,19 +252,17 @@ class FastPath:
         self.ctx.counters.commands += count
         self.connection.send_completions(cids)
 
-    def _ask_for(self, pattern: CommandTemplate, view: memoryview, cid: int, slba: int) -> bool:
+    def _ask_for(self, pattern: CommandTemplate, cid: int, slba: int) -> bool:
         """Ask for the data of a Write that is like the pattern's; False when it has to go the whole way."""
         if cid in self._busy:
             return False
-        raw, length = bytes(view), pattern.length
-        start = slba << pattern.shift
-        buffer = pattern.memory[start : start + length]
-        transfer = Transfer(cid, buffer, pattern.spec, raw, 1 << pattern.shift, pattern.admission_token, pattern, slba)
         if pattern.staged:
-            transfer.unit_bytes = 0
-            if not self._request(transfer, cid, length):
+            if not self._request(R2tTransfer(cid, NO_BUFFER, (pattern, slba)), pattern.length):
                 return False
         else:
+            start = slba << pattern.shift
+            buffer = pattern.memory[start : start + pattern.length]
+            transfer = R2tTransfer(cid, buffer, (pattern, slba), pattern.block_bytes, pattern.admission_token)
             self._transfers[cid] = transfer
             self.connection.ask(transfer)
         self._busy.add(cid)

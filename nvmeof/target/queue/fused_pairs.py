@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
-from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import CommandData
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
@@ -40,7 +40,6 @@ class Half:
     """One command of two. `data` is whole when it is there; `lent` is the pool's, when that lies there."""
 
     sqe: Sqe
-    raw: bytes
     spec: CommandSpec | None = None
     length: int = 0
     data: memoryview | None = None
@@ -74,7 +73,7 @@ class FusedCommands(FastPath):
     driver: Driver
     pending: int
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: TargetConnection) -> None:
         super().__init__(connection)
         self._first: Half | None = None  # its second half should be the next command
         self._pairs: dict[int, Pair] = {}  # by the CIDs of halves without a completion
@@ -95,7 +94,7 @@ class FusedCommands(FastPath):
 
     # Commands
 
-    def _fuse(self, sqe: Sqe, view: memoryview, capsule: CommandData | None) -> bool:
+    def _fuse(self, sqe: Sqe, capsule: CommandData | None) -> bool:
         """Take a half of a fused operation; False for a command that is none, or cannot be one."""
         first, self._first = self._first, None
         fuse = sqe.fuse
@@ -108,7 +107,7 @@ class FusedCommands(FastPath):
         if conflict:
             self._conflict(sqe)
             return True
-        half = self._half(sqe, view, capsule)
+        half = self._half(sqe, capsule)
         if fuse == FUSE_FIRST:
             self._first = half
             # The next command must not take a short cut past this one, a refused one included: it may part the halves.
@@ -123,8 +122,8 @@ class FusedCommands(FastPath):
             self._pair(first, half)
         return True
 
-    def _half(self, sqe: Sqe, view: memoryview, capsule: CommandData | None) -> Half:
-        half = Half(sqe, bytes(view))
+    def _half(self, sqe: Sqe, capsule: CommandData | None) -> Half:
+        half = Half(sqe)
         try:
             half.spec, half.length = prepare(self.ctx, sqe)
             data = self._capsule_data(sqe, half.length, capsule)

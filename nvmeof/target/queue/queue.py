@@ -14,7 +14,7 @@ from typing import Final
 from nvmeof.errors import CommandError
 from nvmeof.pdu.termination import fes_text
 from nvmeof.protocol.config import BACKLOG_BYTES
-from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import (
     CommandBatch,
     CommandData,
@@ -24,6 +24,7 @@ from nvmeof.protocol.events import (
     ProtocolFailure,
     Terminated,
 )
+from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
 from nvmeof.spec.nqn import terminated_nqn, unnamed_host
@@ -39,7 +40,7 @@ from nvmeof.target.core.slices import LONG_SECONDS, Slices
 from nvmeof.target.queue.aborts import AbortableCommands
 from nvmeof.target.queue.contract import Driver
 from nvmeof.target.queue.detached import DetachedCommands
-from nvmeof.target.queue.fast_path import Transfer
+from nvmeof.target.queue.fast_path import CommandTemplate, DeferredCommand, command_of, shortened, staging_of
 from nvmeof.wire import layout
 
 logger = logging.getLogger("nvmeof.target")
@@ -56,7 +57,7 @@ class TargetQueue(AbortableCommands):
     """Serves one connection. ``close`` ends it from the controller's side; the driver calls ``lost``."""
 
     def __init__(
-        self, connection: Connection, pool: BufferPool, detached_commands: DetachedCommands, driver: Driver
+        self, connection: TargetConnection, pool: BufferPool, detached_commands: DetachedCommands, driver: Driver
     ) -> None:
         super().__init__(connection)
         self.pool = pool
@@ -88,7 +89,7 @@ class TargetQueue(AbortableCommands):
         while position < len(events) and not self.closed:
             event = events[position]
             position += 1
-            if isinstance(event, Transfer):
+            if isinstance(event, R2tTransfer):
                 self._transfer_done(event)
                 continue
             if self._draining and isinstance(event, CommandBatch | CommandData):
@@ -171,7 +172,7 @@ class TargetQueue(AbortableCommands):
     def _admit(self, view: memoryview, capsule: CommandData | None) -> None:
         ctx = self.ctx
         sqe = SQE.unpack_from(view)
-        if (sqe.fuse or self._first is not None) and self._fuse(sqe, view, capsule):
+        if (sqe.fuse or self._first is not None) and self._fuse(sqe, capsule):
             return
         if sqe.cid in self._busy and not self._forget_event_request(sqe.cid):
             self._conflict(sqe)
@@ -186,7 +187,7 @@ class TargetQueue(AbortableCommands):
             if ctx.qid and sqe.opcode == NvmOpcode.WRITE:
                 self._granted = self._pattern(spec, view, sqe, length)
             self._busy.add(sqe.cid)
-            self._allocate_staging(spec, bytes(view), sqe.cid, length)
+            self._allocate_staging(spec, sqe, length)
             return
         reserved = 0
         if length and data is None:  # it reads: into memory of the target's, unless its namespace is memory
@@ -253,42 +254,50 @@ class TargetQueue(AbortableCommands):
         """Run a command that may keep its data for longer than the receive buffer does."""
         self._run(spec, sqe, *self._copy_in(data))
 
-    def _transfer_done(self, transfer: Transfer) -> None:
-        cid, lent, pattern = transfer.cid, transfer.lent, transfer.pattern
+    def _transfer_done(self, transfer: R2tTransfer) -> None:
+        """All data that was asked for is there: of a Write of the fast path mostly where it belongs already."""
+        cid = transfer.cid
         del self._transfers[cid]
-        if lent is None and transfer.data is None and pattern is not None and pattern.admission_token.valid:
-            self._busy.discard(cid)  # it is in its place, without digests
-            counters = pattern.namespace.counters
-            counters.writes += 1
-            counters.blocks_written += pattern.length >> pattern.shift
-            self.ctx.counters.commands += 1
-            self.connection.send_completion(cid)
+        if isinstance(transfer.context, DeferredCommand):
+            self._staged_done(transfer, transfer.buffer)
             return
-        buffer = transfer.place
-        if not transfer.ok:
-            error = CommandError(Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="a data digest is wrong")
-            self._refuse_deferred(transfer.sqe, error, lent)
-        elif transfer.data is not None:
-            # The namespace has gone, moved or become inaccessible meanwhile: what it is now decides.
-            assert pattern is not None
-            now = self.ctx.namespaces.get(pattern.nsid, pattern.namespace)
-            if now is not pattern.namespace:
-                # What went to the old one before may be lost with it, and is not in the data.
-                error = CommandError(
-                    Status.NAMESPACE_NOT_READY, dnr=False, message=f"namespace {pattern.nsid} was replaced meanwhile"
-                )
-                self._refuse_deferred(transfer.sqe, error, None)
-                return
-            self._resume_deferred(transfer.spec, transfer.sqe, transfer.data, None)
-        elif pattern is not None and lent is not None and pattern.admission_token.valid:
-            pattern.namespace.backend.write(transfer.slba << pattern.shift, buffer)
-            self.pool.give(lent)
-            self._busy.discard(cid)
-            self._wrote(pattern, (cid,))
-        elif lent is not None:
-            self._resume_deferred(transfer.spec, transfer.sqe, buffer, lent)
+        template, slba = shortened(transfer)
+        if not template.admission_token.valid or not transfer.ok:
+            if template.staged:
+                self._staged_done(transfer, transfer.buffer)
+            else:
+                self._overtaken(transfer, template)
+            return
+        if template.staged:
+            template.namespace.backend.write(slba << template.shift, transfer.buffer)
+            self.pool.give(transfer.buffer)
+        self._busy.discard(cid)
+        counters = template.namespace.counters
+        counters.writes += 1
+        counters.blocks_written += template.blocks
+        self.ctx.counters.commands += 1
+        self.connection.send_completion(cid)
+
+    def _staged_done(self, transfer: R2tTransfer, staging: memoryview | None) -> None:
+        spec, sqe = command_of(transfer)
+        if transfer.ok:
+            self._resume_deferred(spec, sqe, transfer.buffer, staging)
         else:
-            self._resume_deferred(transfer.spec, transfer.sqe, memoryview(bytearray(buffer)), None)
+            error = CommandError(Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="a data digest is wrong")
+            self._refuse_deferred(sqe, error, staging)
+
+    def _overtaken(self, transfer: R2tTransfer, template: CommandTemplate) -> None:
+        """What was found out about a Write straight to the namespace holds no more, or a digest of it was wrong."""
+        if transfer.ok and transfer.data is None:
+            transfer.buffer = memoryview(bytearray(transfer.buffer))
+        elif transfer.ok and self.ctx.namespaces.get(template.nsid, template.namespace) is not template.namespace:
+            # What went to the old one before may be lost with it, and is not in the data.
+            error = CommandError(
+                Status.NAMESPACE_NOT_READY, dnr=False, message=f"namespace {template.nsid} was replaced meanwhile"
+            )
+            self._refuse_deferred(command_of(transfer)[1], error, None)
+            return
+        self._staged_done(transfer, None)
 
     def _resume_deferred(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> None:
         """Execute a command some time after it was found legal: another may have come in between."""
@@ -456,8 +465,9 @@ class TargetQueue(AbortableCommands):
         # A queue that has ended is fed no more: nobody writes to what was granted.
         transfers, self._transfers = self._transfers, {}
         for transfer in transfers.values():
-            if transfer.lent is not None:
-                self.pool.give(transfer.lent)
+            staging = staging_of(transfer)
+            if staging is not None:
+                self.pool.give(staging)
 
     def _leave_orphans(self) -> None:
         """Give up what has not begun; the host's next Connect waits for what has, and may still change data."""

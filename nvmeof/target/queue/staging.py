@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from nvmeof.errors import CommandError
-from nvmeof.protocol.connection import Connection
+from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import CommandData
+from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.aborting import aborted_by_request
 from nvmeof.target.core.pool import MemoryShare, class_bytes
-from nvmeof.target.queue.fast_path import Transfer
+from nvmeof.target.queue.fast_path import NO_BUFFER, DeferredCommand
 from nvmeof.target.queue.fused_pairs import FusedCommands, Half, Pair
 
 READ_AHEAD_BYTES: Final = 1 << 20
@@ -26,15 +27,13 @@ READ_AHEAD_BYTES: Final = 1 << 20
 read."""
 SPARE_BYTES: Final = 512 << 10
 """How much more is counted than a command needs, for the next ones."""
-_NO_BUFFER: Final = memoryview(b"")
 
 
 @dataclass(slots=True, eq=False)
 class Wanted:
     """A command that waits for memory for its data. `together_bytes`: what must be free before it takes any."""
 
-    transfer: Transfer
-    cid: int
+    transfer: R2tTransfer
     length: int
     together_bytes: int
 
@@ -42,7 +41,7 @@ class Wanted:
 class StagedCommands(FusedCommands):
     """Between what brings fused commands together and what aborts commands."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: TargetConnection) -> None:
         super().__init__(connection)
         self.share = MemoryShare()
         """What the queue's memory is counted by: the association's, from an I/O queue's Connect on."""
@@ -74,10 +73,10 @@ class StagedCommands(FusedCommands):
         buffer[:] = data
         return buffer, buffer
 
-    def _allocate_staging(self, spec: CommandSpec, raw: bytes, cid: int, length: int, together_bytes: int = 0) -> None:
+    def _allocate_staging(self, spec: CommandSpec, sqe: Sqe, length: int, together_bytes: int = 0) -> None:
         """Ask the host for a command's data, or wait for memory to put it into."""
-        transfer = Transfer(cid, _NO_BUFFER, spec, raw)
-        wanted = Wanted(transfer, cid, length, max(class_bytes(length), together_bytes))
+        transfer = R2tTransfer(sqe.cid, NO_BUFFER, DeferredCommand(spec, sqe))
+        wanted = Wanted(transfer, length, max(class_bytes(length), together_bytes))
         if self._waiting or not self._grant(wanted):
             if not self._waiting:
                 self._wait(wanted)
@@ -93,7 +92,7 @@ class StagedCommands(FusedCommands):
             return
         for index, half in enumerate(halves):
             assert half.spec is not None
-            self._allocate_staging(half.spec, half.raw, half.sqe.cid, half.length, 0 if index else sum(sizes))
+            self._allocate_staging(half.spec, half.sqe, half.length, 0 if index else sum(sizes))
 
     def _too_long(self, half: Half) -> CommandError:
         return CommandError(
@@ -102,9 +101,9 @@ class StagedCommands(FusedCommands):
             "bytes is the most that they may have",
         )
 
-    def _request(self, transfer: Transfer, cid: int, length: int) -> bool:
+    def _request(self, transfer: R2tTransfer, length: int) -> bool:
         """Stage the data of a Write that took the short cut, unless other commands wait for memory already."""
-        return not self._waiting and self._grant(Wanted(transfer, cid, length, class_bytes(length)))
+        return not self._waiting and self._grant(Wanted(transfer, length, class_bytes(length)))
 
     def _grant(self, wanted: Wanted, *, fits: bool = False) -> bool:
         if not fits and not self.pool.fits(wanted.together_bytes, self.share):
@@ -112,8 +111,8 @@ class StagedCommands(FusedCommands):
         transfer = wanted.transfer
         buffer = self.pool.take(wanted.length, self.share, fits=True)
         assert buffer is not None
-        transfer.buffer = transfer.place = transfer.lent = buffer
-        self._transfers[wanted.cid] = transfer
+        transfer.buffer = buffer
+        self._transfers[transfer.cid] = transfer
         self.connection.ask(transfer)
         return True
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.pool import BufferPool
@@ -36,7 +36,7 @@ class Line:
 
     def __init__(self, target: PlayedTarget, digests: bool) -> None:
         self.target = target
-        self.connection = Connection(Role.TARGET, ConnectionConfig(header_digest=digests, data_digest=digests))
+        self.connection = TargetConnection(ConnectionConfig(header_digest=digests, data_digest=digests))
         self.queue = TargetQueue(self.connection, target.pool, target.detached, self)
         seen = target.port.seen_at("192.0.2.1", 4420)
         self.queue.ctx = CommandContext(target.runtime, target.registry, seen, self.queue, peer="192.0.2.9:50000")

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.queue.detached import DetachedCommands
@@ -107,7 +107,7 @@ class Queue(Wire):
     def __post_init__(self) -> None:
         self.header_digest, self.data_digest = bool(self.dgst & 1), bool(self.dgst & 2)
         self.driver = AsyncDriver()
-        self.connection = Connection(Role.TARGET, ConnectionConfig(header_digest=True, data_digest=True))
+        self.connection = TargetConnection(ConnectionConfig(header_digest=True, data_digest=True))
         self.pool = BufferPool(4 << 20)
         self.queue = TargetQueue(self.connection, self.pool, DetachedCommands(), self.driver)
         seen = self.target.port.seen_at("192.0.2.1", 4420)

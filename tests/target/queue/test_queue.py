@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nvmeof.protocol.connection import Connection, ConnectionConfig, Role
+from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
@@ -75,7 +75,7 @@ class Wire(RawHost):
         self.header_digest, self.data_digest = bool(dgst & 1), bool(dgst & 2)
         self.target = target
         self.driver = FakeDriver()
-        self.connection = Connection(Role.TARGET, ConnectionConfig(header_digest=True, data_digest=True))
+        self.connection = TargetConnection(ConnectionConfig(header_digest=True, data_digest=True))
         self.pool = pool or BufferPool(1 << 20)
         self.queue = TargetQueue(self.connection, self.pool, detached_commands or DetachedCommands(), self.driver)
         seen = target.port.seen_at("192.0.2.1", 4420)
