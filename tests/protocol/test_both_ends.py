@@ -14,7 +14,7 @@ from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnect
 from nvmeof.protocol.events import CommandBatch, CommandData, Completions, Ready
 from nvmeof.protocol.transfers import R2tTransfer
 
-from .wire import READ, WRITE, sqe
+from .wire import READ, WRITE, sqe, unfinished
 
 FLUSH = 0
 ENTRIES = 8
@@ -255,8 +255,7 @@ class BothEnds(RuleBasedStateMachine):
         for connection in (self.host, self.target):
             assert connection.backlog_bytes == 0
             assert connection._large_expected == 0
-            assert not connection._requests
-            assert not connection._r2ts.open
+            assert not unfinished(connection)
             assert not connection._out._releases
             assert not connection._out.ready
             assert connection._payload is None

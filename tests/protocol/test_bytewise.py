@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nvmeof.protocol.connection import Connection
 from nvmeof.protocol.events import CommandBatch, CommandData, Completions, ProtocolFailure
+from nvmeof.protocol.transfers import R2tTransfer
 
 from .wire import LAST, READ, SUCCESS, WRITE, Framing, feed, ready_host, ready_target, sent, sqe
 
@@ -31,6 +32,8 @@ def told(events: list[Any]) -> list[Any]:
             out += [("completion", entry) for entry in event.entries]
         elif isinstance(event, ProtocolFailure):
             out.append(("failure", event.error.fes, event.error.fei))
+        elif isinstance(event, R2tTransfer):
+            out.append(("data", event.cid, event.context, event.ok, event.data))
         else:
             out.append(event)
     return out

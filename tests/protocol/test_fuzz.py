@@ -14,7 +14,21 @@ from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnect
 from nvmeof.protocol.events import CommandBatch, CommandData, ProtocolFailure, Terminated
 from nvmeof.protocol.transfers import R2tTransfer
 
-from .wire import LAST, SUCCESS, WRITE, Framing, feed, icreq, icresp, ready_host, ready_target, sent, sqe, term_req
+from .wire import (
+    LAST,
+    SUCCESS,
+    WRITE,
+    Framing,
+    feed,
+    icreq,
+    icresp,
+    ready_host,
+    ready_target,
+    sent,
+    sqe,
+    term_req,
+    unfinished,
+)
 
 FRAMINGS = [Framing(), Framing(True), Framing(False, True), Framing(True, True, 128)]
 
@@ -115,8 +129,7 @@ def survives(connection: Connection, stream: bytes, steps: random.Random) -> Non
         sent(connection)
     if ended:
         assert connection.state is State.CLOSED
-        assert not connection._requests
-        assert not connection._r2ts.open
+        assert not unfinished(connection)
     else:
         assert connection.state not in (State.TERMINATING, State.CLOSED)
         assert connection.want_read

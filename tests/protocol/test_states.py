@@ -173,6 +173,9 @@ def _check_effect(happened: Input, connection: Connection, events: list) -> None
 @pytest.mark.parametrize(("state", "make"), MAKE)
 def test_start(state: State, make: Callable[[], Connection]) -> None:
     connection = make()
+    if not isinstance(connection, HostConnection):
+        assert not hasattr(connection, "start")
+        return
     if state is State.HOST_NEW:
         connection.start()
         assert connection.state is State.HOST_WAIT_ICRESP
@@ -245,6 +248,9 @@ def test_close(state: State, make: Callable[[], Connection]) -> None:
 @pytest.mark.parametrize(("state", "make"), MAKE)
 def test_sending_a_command(state: State, make: Callable[[], Connection]) -> None:
     connection = make()
+    if not isinstance(connection, HostConnection):
+        assert not hasattr(connection, "send_command")
+        return
     if state is State.HOST_READY:
         connection.send_command(7, sqe())
         assert sent(connection) == PLAIN.pdu(4, 0, sqe()[:1] + b"\x40\x07\0" + bytes(35) + b"\x5a" + bytes(24))
@@ -256,6 +262,9 @@ def test_sending_a_command(state: State, make: Callable[[], Connection]) -> None
 @pytest.mark.parametrize(("state", "make"), MAKE)
 def test_asking_for_data(state: State, make: Callable[[], Connection]) -> None:
     connection = make()
+    if not isinstance(connection, TargetConnection):
+        assert not hasattr(connection, "request_data")
+        return
     sent(connection) if state is not State.TERMINATING else None
     queued = connection.backlog_bytes
     if state is State.TARGET_READY:

@@ -7,7 +7,20 @@ import pytest
 from nvmeof.protocol.connection import Connection, State
 from nvmeof.protocol.events import CommandBatch, PeerClosed, ProtocolFailure, Terminated
 
-from .wire import LAST, SUCCESS, WRITE, Framing, commands, feed, ready_host, ready_target, sent, sqe, term_req
+from .wire import (
+    LAST,
+    SUCCESS,
+    WRITE,
+    Framing,
+    commands,
+    feed,
+    ready_host,
+    ready_target,
+    sent,
+    sqe,
+    term_req,
+    unfinished,
+)
 
 PLAIN, BOTH = Framing(), Framing(True, True)
 
@@ -125,8 +138,7 @@ def test_end_of_stream_at_every_byte_of_a_header(make: object) -> None:
         assert connection.eof_received() == [PeerClosed()]
         assert connection.state is State.CLOSED
         assert (connection.want_read, connection.want_write) == (False, False)
-        assert not connection._requests
-        assert not connection._r2ts.open
+        assert not unfinished(connection)
         assert connection._payload is None
 
 

@@ -77,6 +77,11 @@ def term_req(kind: int, fes: int, fei: int = 0, data: bytes = b"") -> bytes:
     return struct.pack("<BBBBIHI10x", kind, 0, 24, 0, 24 + len(data), fes, fei) + data
 
 
+def unfinished(connection: Connection) -> object:
+    """What still waits for data or a completion."""
+    return connection._requests if isinstance(connection, HostConnection) else connection._r2ts.open
+
+
 @dataclass
 class Arrived:
     """What an `R2tTransfer` is compared with, once it has become an event."""
