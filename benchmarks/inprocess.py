@@ -10,6 +10,7 @@ from benchmarks import wireformat as w
 from benchmarks.session import HOST_NQN, BenchmarkError, SessionOptions, Stream, bring_up
 from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.queue.detached import DetachedCommands
@@ -150,7 +151,7 @@ class InProcessQueue(Stream):
 
 def open_queue(size_bytes: int, *, digests: bool = False, flow_control: bool = False) -> InProcessQueue:
     """An I/O queue of an enabled controller whose namespace 1 is a ramdisk, ready for commands."""
-    registry = TargetRegistry()
+    registry = TargetRegistry(standard_tables())
     namespaces = (NamespaceConfig(backend=Ramdisk(size_bytes)),)
     registry.add_subsystem(Subsystem(SubsystemConfig(nqn=SUBNQN, namespaces=namespaces)))
     port = PortInfo(portid=1, transport="tcp", trtype=3, traddr="127.0.0.1", trsvcid="4420")

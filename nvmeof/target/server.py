@@ -24,12 +24,14 @@ from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.runtime import settled
 from nvmeof.size_text import format_size
 from nvmeof.target.commands.logs.logs_health import snapshot
+from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOST, AddressShares, connections_most
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import RESERVE_SHARE, BufferPool, MemoryShare
 from nvmeof.target.core.slices import Slices
+from nvmeof.target.core.tables import Tables
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zoned import ZonedNamespace
@@ -40,6 +42,7 @@ from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.pools import RamdiskPool
 from nvmeof.target.storage.ramdisk import PHYSICAL_BYTES, Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.subsystem.namespace_kinds import NamespaceKinds
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.transport import base
@@ -91,6 +94,7 @@ class Target:
     ``paths``: the addresses that MPTCP announces to hosts. ``connect_seconds``: a connection without a Connect command
     is closed after so long.
     ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
+    ``tables``: its commands, log pages and features; see :func:`~nvmeof.target.commands.standard.standard_tables`.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
     :class:`~nvmeof.errors.TransportError` for an address that cannot be listened on.
@@ -111,11 +115,13 @@ class Target:
         connection: ConnectionConfig | None = None,
         connect_seconds: float = CONNECT_SECONDS,
         paths: PathOptions | None = None,
+        tables: Tables | None = None,
     ) -> None:
         if config is None:
             config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts, pool)
         self.config = config
         self.options = options or SocketOptions()
+        self.tables = tables or standard_tables()
         self.connect_seconds = connect_seconds
         largest = max((s.incapsule_bytes for s in config.subsystems), default=0)
         self._connection_config = replace(
@@ -131,7 +137,7 @@ class Target:
 
     def _new_run(self) -> None:
         """Make anew what belongs to the time from a start to a stop."""
-        self.registry = TargetRegistry()
+        self.registry = TargetRegistry(self.tables)
         config = self.config
         longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
         self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))
@@ -212,7 +218,7 @@ class Target:
                 if subsystem_config.pool is not None:
                     await subsystem_config.pool.acquire()
                     self._pools.append(subsystem_config.pool)
-                subsystem = Subsystem(subsystem_config)
+                subsystem = Subsystem(subsystem_config, kinds=self.tables[NamespaceKinds])
                 self._subsystems.append(subsystem)
                 if subsystem.manager is not None:
                     await subsystem.manager.open()

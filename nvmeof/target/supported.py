@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any
 
-from nvmeof.spec.enums import AdminOpcode, Cns, FabricsType, FeatureId, LogPageId, NvmOpcode
+from nvmeof.spec.enums import AdminOpcode, Cns, Csi, FabricsType, FeatureId, LogPageId, NvmOpcode
 from nvmeof.spec.properties import PROPERTIES
 from nvmeof.target.commands.dispatch.base import CommandSpec, Direction, NsidRule
-from nvmeof.target.commands.dispatch.command_tables import ZNS
+from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.fabrics import SUPPORTED_PROPERTIES, WRITABLE_PROPERTIES
-from nvmeof.target.commands.identify.identify import IDENTIFY, IdentifySpec
-from nvmeof.target.commands.rows.features import FEATURES, FeatureSpec
-from nvmeof.target.commands.rows.log_pages import LOG_PAGES, LogPageSpec
-from nvmeof.target.commands.table import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM
+from nvmeof.target.commands.rows.features import FeatureSpec, FeatureTable
+from nvmeof.target.commands.rows.log_pages import LogPageSpec, LogPageTable
+from nvmeof.target.commands.rows.structures import IdentifySpec, IdentifyTable
+from nvmeof.target.commands.standard import standard_tables
+from nvmeof.target.core.tables import Tables
 
 _PCIE = "for PCI Express only"
 _LATER = "not there yet"
@@ -184,18 +185,20 @@ def _rows(
             yield f"{member:02X}h", row.name, "yes", remark(row)
 
 
-def _commands(kind: type[IntEnum], table: Mapping[int, CommandSpec], why: Mapping[int, str]) -> Iterator[str]:
+def _commands(
+    kind: type[IntEnum], table: Mapping[int, CommandSpec], why: Mapping[int, str], zoned: Mapping[int, CommandSpec]
+) -> Iterator[str]:
     # Fabrics and zones have sections of their own.
-    members = [each for each in kind if each.name != "FABRICS" and not (kind is NvmOpcode and each in ZNS)]
+    members = [each for each in kind if each.name != "FABRICS" and not (kind is NvmOpcode and each in zoned)]
     return _table(("opcode", "command", "", "remark"), _rows(members, table, why, _command_remark))
 
 
-def _zoned_commands() -> Iterator[str]:
+def _zoned_commands(zoned: Mapping[int, CommandSpec]) -> Iterator[str]:
     yield "All of the NVM Command Set, by the rules of zones, and:"
     yield ""
     yield from _table(
         ("opcode", "command", "", "remark"),
-        ((f"{opcode:02X}h", spec.name, "yes", _command_remark(spec)) for opcode, spec in sorted(ZNS.items())),
+        ((f"{opcode:02X}h", spec.name, "yes", _command_remark(spec)) for opcode, spec in sorted(zoned.items())),
     )
 
 
@@ -230,17 +233,20 @@ def _properties() -> Iterator[str]:
     return _table(("offset", "property", "", "remark"), rows)
 
 
-def render() -> str:
-    """The whole page, ending with a newline."""
-    identify = _rows(Cns, IDENTIFY, _WHY_IDENTIFY, _identify_remark)
-    log_pages = _rows(LogPageId, LOG_PAGES, _WHY_LOG, _log_page_remark)
-    features = _rows(FeatureId, FEATURES, _WHY_FEATURE, _feature_remark)
+def render(tables: Tables) -> str:
+    """Make the whole page, ending with a newline."""
+    commands = tables[CommandTables]
+    zoned = commands.beside_nvm(Csi.ZONED)
+    fabrics = {**commands.fabrics_admin, **commands.fabrics_io}
+    identify = _rows(Cns, tables[IdentifyTable], _WHY_IDENTIFY, _identify_remark)
+    log_pages = _rows(LogPageId, tables[LogPageTable], _WHY_LOG, _log_page_remark)
+    features = _rows(FeatureId, tables[FeatureTable], _WHY_FEATURE, _feature_remark)
     sections = (
-        ("Fabrics commands", _commands(FabricsType, {**FABRICS_ADMIN, **FABRICS_IO}, _WHY_FABRICS)),
+        ("Fabrics commands", _commands(FabricsType, fabrics, _WHY_FABRICS, zoned)),
         ("Properties", _properties()),
-        ("Admin commands", _commands(AdminOpcode, ADMIN, _WHY_ADMIN)),
-        ("I/O commands (NVM Command Set)", _commands(NvmOpcode, NVM, _WHY_NVM)),
-        ("I/O commands of zoned namespaces (Zoned Namespace Command Set)", _zoned_commands()),
+        ("Admin commands", _commands(AdminOpcode, commands.admin, _WHY_ADMIN, zoned)),
+        ("I/O commands (NVM Command Set)", _commands(NvmOpcode, commands.nvm, _WHY_NVM, zoned)),
+        ("I/O commands of zoned namespaces (Zoned Namespace Command Set)", _zoned_commands(zoned)),
         ("Identify data structures", _table(("CNS", "structure", "", "remark"), identify)),
         ("Log pages", _table(("LID", "log page", "", "remark"), log_pages)),
         ("Features", _table(("FID", "feature", "", "remark"), features)),
@@ -252,4 +258,4 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    print(render(), end="")
+    print(render(standard_tables()), end="")

@@ -12,15 +12,31 @@ from nvmeof.spec.enums import DISCOVERY_NQN, FABRICS_OPCODE, FabricsType
 from nvmeof.spec.properties import CC_OFFSET, CSTS_OFFSET
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.command_tables import CommandTables
+from nvmeof.target.commands.rows.features import FeatureTable
+from nvmeof.target.commands.rows.log_pages import LogPageTable
+from nvmeof.target.commands.rows.structures import CommandSetTable, IdentifyTable
+from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.commands.table import execute, prepare
 from nvmeof.target.core.completion import Completion
+from nvmeof.target.core.tables import Tables
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.subsystem.namespace_kinds import NamespaceKinds
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.wire import build
 from tests.fake_runtime import FakeRuntime
+
+TABLES = standard_tables()
+"""What the targets of this module have; a test may patch them."""
+COMMANDS = TABLES[CommandTables]
+ADMIN, DISCOVERY, NVM = COMMANDS.admin, COMMANDS.discovery, COMMANDS.nvm
+FABRICS_ADMIN, FABRICS_IO = COMMANDS.fabrics_admin, COMMANDS.fabrics_io
+ZNS = COMMANDS.beside_nvm(2)
+LOG_PAGES, FEATURES = TABLES[LogPageTable], TABLES[FeatureTable]
+IDENTIFY, COMMAND_SETS = TABLES[IdentifyTable], TABLES[CommandSetTable]
 
 NQN = "nqn.2026-01.org.example:disk"
 HOST = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
@@ -74,11 +90,12 @@ class Pending:
 class Target:
     """An inventory with one subsystem and one port."""
 
-    def __init__(self, *backends: Backend, **options: Any) -> None:
+    def __init__(self, *backends: Backend, tables: Tables = TABLES, **options: Any) -> None:
         self.runtime = FakeRuntime()
-        self.registry = TargetRegistry()
+        self.registry = TargetRegistry(tables)
         namespaces = tuple(NamespaceConfig(backend=backend) for backend in backends or (Ramdisk("1M"),))
-        self.subsystem = Subsystem(SubsystemConfig(nqn=NQN, namespaces=namespaces, **options))
+        config = SubsystemConfig(nqn=NQN, namespaces=namespaces, **options)
+        self.subsystem = Subsystem(config, kinds=tables[NamespaceKinds])
         self.registry.add_subsystem(self.subsystem)
         self.port = PortInfo(portid=1, transport="tcp", trtype=3, traddr="0.0.0.0", trsvcid="4420")
         self.registry.add_port(self.port)

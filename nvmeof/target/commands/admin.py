@@ -15,7 +15,6 @@ from nvmeof.target.commands.dispatch.base import (
     fixed,
     processed_during_sanitize,
 )
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, DISCOVERY, register
 from nvmeof.target.commands.identify.identify import check_identify, identify
 from nvmeof.target.commands.rows.features import (
     check_get_features,
@@ -26,6 +25,7 @@ from nvmeof.target.commands.rows.features import (
     set_features,
 )
 from nvmeof.target.commands.rows.log_pages import check_get_log_page, get_log_page, log_bytes, page_during_sanitize
+from nvmeof.target.commands.rows.rows import Rows
 
 _NOT_ABORTED = 1
 
@@ -130,6 +130,9 @@ _ROWS = (
     _ASYNC_EVENT_REQUEST,
     _KEEP_ALIVE,
 )
-register(ADMIN, _ROWS)
 # A discovery controller has the same commands; its rows of Identify, log pages and features are fewer.
-register(DISCOVERY, _ROWS)
+
+ROWS = Rows(
+    admin=_ROWS,
+    discovery=_ROWS,
+)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import Runtime
-from nvmeof.spec.enums import FABRICS_OPCODE, NvmOpcode
+from nvmeof.spec.enums import FABRICS_OPCODE
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.controller.controller import Controller, Queue
@@ -26,21 +26,10 @@ from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
 
 logger = logging.getLogger(__name__)
-_WITH_LBA = frozenset(
-    {
-        NvmOpcode.WRITE,
-        NvmOpcode.READ,
-        NvmOpcode.WRITE_UNCORRECTABLE,
-        NvmOpcode.COMPARE,
-        NvmOpcode.WRITE_ZEROES,
-        NvmOpcode.VERIFY,
-        NvmOpcode.COPY,
-        NvmOpcode.ZONE_MANAGEMENT_SEND,
-        NvmOpcode.ZONE_MANAGEMENT_RECEIVE,
-        NvmOpcode.ZONE_APPEND,
-    }
-)
-"""I/O commands whose CDW10 and CDW11 are a logical block address."""
+
+
+class LbaOpcodes(frozenset[int]):
+    """The opcodes of I/O commands whose CDW10 and CDW11 are a logical block address."""
 
 
 @dataclass(slots=True)
@@ -72,6 +61,7 @@ class CommandContext:
         "registry",
         "runtime",
         "subsystem",
+        "tables",
         "waiting",
     )
 
@@ -80,6 +70,7 @@ class CommandContext:
     ) -> None:
         self.runtime = runtime
         self.registry = registry
+        self.tables = registry.tables
         self.port = port
         self.queue = queue
         self.peer = peer
@@ -124,7 +115,7 @@ class CommandContext:
                 cid=sqe.cid,
                 status_field=status_field(error.status, error.dnr, True),
                 error_location=error.error_location,
-                lba=sqe.slba if self.qid and sqe.opcode in _WITH_LBA else 0,
+                lba=sqe.slba if self.qid and sqe.opcode in self.tables[LbaOpcodes] else 0,
                 nsid=0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid,
                 trtype=self.port.trtype,
                 opcode=sqe.opcode,
@@ -132,7 +123,7 @@ class CommandContext:
                 command_specific=error.command_specific,
             )
             controller.subsystem.lifetime.errors += 1
-            command_failed(controller, error)
+            command_failed(self.tables, controller, error)
         return Completion(error.status, error.dnr, error.dw0, more=controller is not None)
 
     def check_not_aborted(self, cid: int) -> None:
@@ -164,5 +155,5 @@ class CommandContext:
         controller, self.controller = self.controller, None
         if controller is not None:
             if fault:
-                report(controller, f"queue {self.qid} ended: {reason}")
+                report(self.tables, controller, f"queue {self.qid} ended: {reason}")
             controller.detach_queue(self.qid, self.queue, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Container, Iterable
+from functools import partial
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.connect import (
@@ -37,9 +38,9 @@ from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, fixed
-from nvmeof.target.commands.dispatch.command_tables import FABRICS_ADMIN, FABRICS_IO, register
 from nvmeof.target.commands.io.nvm import run_all
-from nvmeof.target.commands.rows.features import restore_features
+from nvmeof.target.commands.rows.features import FeatureTable, restore_features
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import VERSION, Controller
 from nvmeof.target.core.states import CONNECTED_STATES, UNCONNECTED_ONLY, ControllerState
 from nvmeof.target.namespaces.namespace import Namespace
@@ -163,7 +164,7 @@ def _new_association(
         hostid=hostid,
         port=ctx.port,
         kato_ms=kato_ms,
-        restore=restore_features,
+        restore=partial(restore_features, ctx.tables[FeatureTable]),
     )
 
 
@@ -329,9 +330,9 @@ _CONNECT = CommandSpec(
     states=UNCONNECTED_ONLY,
 )
 _DISCONNECT = CommandSpec(opcode=FabricsType.DISCONNECT, name="Disconnect", handler=disconnect, states=CONNECTED_STATES)
-register(
-    FABRICS_ADMIN,
-    (
+
+ROWS = Rows(
+    fabrics_admin=(
         CommandSpec(
             opcode=FabricsType.PROPERTY_SET, name="Property Set", handler=property_set, states=CONNECTED_STATES
         ),
@@ -341,5 +342,5 @@ register(
         ),
         _DISCONNECT,
     ),
+    fabrics_io=(_CONNECT, _DISCONNECT),
 )
-register(FABRICS_IO, (_CONNECT, _DISCONNECT))

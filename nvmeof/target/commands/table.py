@@ -1,4 +1,4 @@
-"""The command tables, and the way of a command through its row: look up, check, execute.
+"""The way of a command through its row: look up, check, execute.
 
 A queue calls `prepare` for every command before any data moves, and `execute` when the data (if any) is there.
 """
@@ -10,29 +10,14 @@ from collections.abc import Awaitable, Mapping
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.connect import CONNECT
-from nvmeof.spec.enums import FABRICS_OPCODE, NSID_ALL
+from nvmeof.spec.enums import FABRICS_OPCODE, NSID_ALL, Csi
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, TRANSPORT_DATA_BLOCK, Psdt
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands import admin, fabrics, zns
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, always, not_active
-from nvmeof.target.commands.dispatch.command_tables import (
-    ADMIN,
-    ADMISSION_CHECKS,
-    DISCOVERY,
-    FABRICS_ADMIN,
-    FABRICS_IO,
-    IO_COMMAND_SETS,
-    NVM,
-)
-from nvmeof.target.commands.features import feature_metadata, feature_namespace, feature_rows
-from nvmeof.target.commands.identify import identify_namespaces
-from nvmeof.target.commands.io import cancel, compare, copy, lba_status, nvm, uncorrectable, verify
+from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.fused import FUSED_OPCODES
-from nvmeof.target.commands.logs import logs_discovery, logs_events, logs_general, logs_health, logs_telemetry
-from nvmeof.target.commands.media import format_nvm, namespace_management, sanitize, self_test, write_protection
-from nvmeof.target.commands.reservations import reservation_features, reservation_gate, reservations
 from nvmeof.target.core.aborting import AbortableAwait
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.states import UNCONNECTED_ONLY
@@ -50,9 +35,9 @@ _SGL_TYPE = SQE.error_location("sgl_type")
 
 def lookup(ctx: CommandContext, sqe: Sqe) -> CommandSpec:
     """The row of a command on this queue. Raises Invalid Opcode, or Command Sequence Error before Connect."""
-    opcode = sqe.opcode
+    opcode, commands = sqe.opcode, ctx.tables[CommandTables]
     if opcode == FABRICS_OPCODE:
-        spec = (FABRICS_IO if ctx.qid else FABRICS_ADMIN).get(sqe.fctype)
+        spec = (commands.fabrics_io if ctx.qid else commands.fabrics_admin).get(sqe.fctype)
         if spec is None:
             raise CommandError(
                 Status.INVALID_OPCODE, _FCTYPE, message=f"fabrics command {sqe.fctype:02X}h is not supported here"
@@ -64,9 +49,9 @@ def lookup(ctx: CommandContext, sqe: Sqe) -> CommandSpec:
     table: Mapping[int, CommandSpec]
     if ctx.qid:
         namespace = ctx.namespaces.get(sqe.nsid)
-        table = NVM if namespace is None or not namespace.csi else IO_COMMAND_SETS[namespace.csi]
+        table = commands.io[Csi.NVM if namespace is None else namespace.csi]
     else:
-        table = DISCOVERY if controller.discovery else ADMIN
+        table = commands.discovery if controller.discovery else commands.admin
     spec = table.get(opcode)
     if spec is None or (spec.offered is not always and not spec.offered(controller.subsystem)):
         kind = "I/O" if ctx.qid else "admin"
@@ -97,8 +82,8 @@ def _check_namespace(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
         # The specification only advises to refuse it, and neither nvmet nor SPDK does.
         logger.debug("%s: %s with NSID %#x, which it does not use", ctx.peer, spec.name, sqe.nsid)
         sqe.nsid = 0
-    for gate in ADMISSION_CHECKS:
-        gate(ctx, spec, sqe)
+    for check in ctx.tables[CommandTables].admission:
+        check(ctx, spec, sqe)
 
 
 def _check_sgl(ctx: CommandContext, sqe: Sqe, spec: CommandSpec, expected: int) -> int:
@@ -214,35 +199,4 @@ def _failed(ctx: CommandContext, spec: CommandSpec, sqe: Sqe, error: Exception) 
     return ctx.refuse(sqe, CommandError(Status.INTERNAL_ERROR, message=str(error)))
 
 
-# The modules are imported for the rows that they register.
-_ROW_MODULES = (
-    admin,
-    identify_namespaces,
-    namespace_management,
-    logs_general,
-    logs_health,
-    logs_telemetry,
-    logs_events,
-    logs_discovery,
-    feature_rows,
-    feature_namespace,
-    feature_metadata,
-    fabrics,
-    nvm,
-    compare,
-    verify,
-    uncorrectable,
-    copy,
-    cancel,
-    sanitize,
-    format_nvm,
-    self_test,
-    lba_status,
-    write_protection,
-    reservation_gate,
-    reservations,
-    reservation_features,
-    zns,
-)
-
-__all__ = ["ADMIN", "DISCOVERY", "FABRICS_ADMIN", "FABRICS_IO", "NVM", "check_again", "execute", "lookup", "prepare"]
+__all__ = ["check_again", "execute", "lookup", "prepare"]

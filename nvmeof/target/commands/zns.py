@@ -5,8 +5,7 @@ The commands of the NVM Command Set are part of it; their rules of zones are in 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from typing import Any
+from collections.abc import Awaitable
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import CommandEffects, Csi, LogPageId, NvmOpcode
@@ -31,8 +30,6 @@ from nvmeof.spec.zns import (
 )
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule, not_active
-from nvmeof.target.commands.dispatch.command_tables import ZNS, register
-from nvmeof.target.commands.identify.identify import CommandSetStructures, add_command_set
 from nvmeof.target.commands.io.nvm import (
     active_namespace,
     block_bytes,
@@ -41,15 +38,15 @@ from nvmeof.target.commands.io.nvm import (
     completed,
     through,
 )
-from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.commands.rows.log_pages import LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
+from nvmeof.target.commands.rows.structures import CommandSetStructures
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.lba_formats import LBA_FORMATS, formats_of
-from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
+from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.namespaces.zone_states import ACTIONS, SELECTED
 from nvmeof.target.namespaces.zoned import ZonedNamespace
-from nvmeof.target.storage.base import Backend
-from nvmeof.target.subsystem.management import NamespaceKind, register_kind
 from nvmeof.wire import build
 
 _SLBA = SQE.error_location("cdw10")
@@ -179,47 +176,6 @@ def receive(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completio
     return Completion(data=report)
 
 
-register(
-    ZNS,
-    (
-        CommandSpec(
-            opcode=NvmOpcode.ZONE_MANAGEMENT_SEND,
-            access=Access.WRITE,
-            name="Zone Management Send",
-            handler=send,
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=_send_bytes,
-            check=check_send,
-            nsid=NsidRule.ACTIVE,
-            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
-            remark="close, finish, open, reset, offline, set zone descriptor extension",
-        ),
-        CommandSpec(
-            opcode=NvmOpcode.ZONE_MANAGEMENT_RECEIVE,
-            access=Access.READ,
-            name="Zone Management Receive",
-            handler=receive,
-            direction=Direction.CONTROLLER_TO_HOST,
-            transfer_bytes=_receive_bytes,
-            check=check_receive,
-            nsid=NsidRule.ACTIVE,
-            remark="report and extended report",
-        ),
-        CommandSpec(
-            opcode=NvmOpcode.ZONE_APPEND,
-            access=Access.WRITE,
-            name="Zone Append",
-            handler=append,
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=block_bytes,
-            check=check_append,
-            nsid=NsidRule.ACTIVE,
-            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
-        ),
-    ),
-)
-
-
 # Identify
 
 
@@ -243,40 +199,6 @@ def _controller_structure(controller: Controller) -> bytes:
     return build(IDENTIFY_CONTROLLER_ZNS, zasl=mdts_field(controller.subsystem.config.max_transfer_bytes or None))
 
 
-add_command_set(CommandSetStructures(Csi.ZONED, _namespace_structure, _controller_structure))
-
-
-# Creating
-
-
-def _options(fields: Any, block_bytes: int) -> dict[str, Any]:
-    """What is to be remembered of a zoned namespace that a host creates: its zones are those of `ZoneGeometry()`."""
-    zone_blocks = ZoneGeometry().zone_bytes // block_bytes
-    active, opened = (0 if each == NO_LIMIT else each for each in (fields.rar, fields.ror))
-    if fields.nsze % zone_blocks:
-        raise _invalid(_DATA, f"{fields.nsze} blocks are not whole zones of {zone_blocks} blocks")
-    if fields.znsco or fields.rnumzrwa:
-        raise _invalid(_DATA, "zone random write areas are not supported (ZNSCO, RNUMZRWA)")
-    if active and opened > active:
-        raise _invalid(_DATA, f"{opened} of {active} active zones cannot be open (ROR, RAR)")
-    return {"zone_bytes": ZoneGeometry().zone_bytes, "max_active": active, "max_open": opened}
-
-
-def _make(
-    nsid: int,
-    backend: Backend,
-    identifiers: NamespaceIdentifiers,
-    options: Mapping[str, Any],
-    *,
-    csi: int,
-    **common: Any,
-) -> Namespace:
-    return ZonedNamespace(nsid, backend, identifiers, ZoneGeometry(**options), **common)
-
-
-register_kind(NamespaceKind(Csi.ZONED, _options, _make))
-
-
 # The log of changed zones
 
 
@@ -294,6 +216,50 @@ def _changed_zones(ctx: CommandContext, controller: Controller, command: GetLogP
     return build_changed_zones(zones)
 
 
-add_log_pages(
-    LogPageSpec(LogPageId.CHANGED_ZONES, "Changed Zone List", _changed_zones, per_namespace=True, remark="CSI 02h")
+ROWS = Rows(
+    io={
+        Csi.ZONED: (
+            CommandSpec(
+                opcode=NvmOpcode.ZONE_MANAGEMENT_SEND,
+                access=Access.WRITE,
+                name="Zone Management Send",
+                lba_in_cdw10=True,
+                handler=send,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=_send_bytes,
+                check=check_send,
+                nsid=NsidRule.ACTIVE,
+                effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+                remark="close, finish, open, reset, offline, set zone descriptor extension",
+            ),
+            CommandSpec(
+                opcode=NvmOpcode.ZONE_MANAGEMENT_RECEIVE,
+                access=Access.READ,
+                name="Zone Management Receive",
+                lba_in_cdw10=True,
+                handler=receive,
+                direction=Direction.CONTROLLER_TO_HOST,
+                transfer_bytes=_receive_bytes,
+                check=check_receive,
+                nsid=NsidRule.ACTIVE,
+                remark="report and extended report",
+            ),
+            CommandSpec(
+                opcode=NvmOpcode.ZONE_APPEND,
+                access=Access.WRITE,
+                name="Zone Append",
+                lba_in_cdw10=True,
+                handler=append,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=block_bytes,
+                check=check_append,
+                nsid=NsidRule.ACTIVE,
+                effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            ),
+        )
+    },
+    command_sets=(CommandSetStructures(Csi.ZONED, _namespace_structure, _controller_structure),),
+    log_pages=(
+        LogPageSpec(LogPageId.CHANGED_ZONES, "Changed Zone List", _changed_zones, per_namespace=True, remark="CSI 02h"),
+    ),
 )

@@ -1,4 +1,4 @@
-"""What goes wrong in a way that somebody may want to look at later: those that take note of it register here."""
+"""What goes wrong in a way that somebody may want to look at later, and who is told of it."""
 
 from __future__ import annotations
 
@@ -11,34 +11,38 @@ from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
 from nvmeof.spec.status import Status
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.events import TRANSIENT_INTERNAL_ERROR
+from nvmeof.target.core.tables import Tables
 from nvmeof.target.subsystem.persistent_events import hardware_error
 
 logger = logging.getLogger(__name__)
 
-Watcher = Callable[[Controller, str], None]
+FailureListener = Callable[[Tables, Controller, str], None]
+"""Called with the target's tables, the controller and a few words."""
 
-FAILURE_LISTENERS: list[Watcher] = []
-"""Called with the controller and a few words."""
+
+class FailureListeners(tuple[FailureListener, ...]):
+    """Those of a target, called in their order."""
+
 
 _MEDIA: Final = frozenset({Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR})
 
 
-def report(controller: Controller, reason: str) -> None:
+def report(tables: Tables, controller: Controller, reason: str) -> None:
     """Something went wrong that is no matter of one command."""
-    for watcher in FAILURE_LISTENERS:
+    for listener in tables[FailureListeners]:
         try:
-            watcher(controller, reason)
+            listener(tables, controller, reason)
         except Exception as error:
             # Whoever takes note of a fault must not make it a larger one.
             logger.error("%s could not be recorded: %s: %s", reason, type(error).__name__, error)
             logger.debug("%s", reason, exc_info=error)
 
 
-def command_failed(controller: Controller, error: CommandError) -> None:
+def command_failed(tables: Tables, controller: Controller, error: CommandError) -> None:
     """A command was refused: look whether there is more to it than that."""
     if error.status in _MEDIA:
         controller.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.MEDIA_AND_DATA_INTEGRITY))
-        report(controller, f"media error: {error}")
+        report(tables, controller, f"media error: {error}")
     elif error.status == Status.INTERNAL_ERROR:
         controller.events.report(TRANSIENT_INTERNAL_ERROR)
-        report(controller, f"internal error: {error}")
+        report(tables, controller, f"internal error: {error}")

@@ -23,6 +23,7 @@ from nvmeof.target.namespaces.endurance_group import Pool, occupied_bytes, round
 from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.subsystem.attachments import Attachments
+from nvmeof.target.subsystem.namespace_kinds import STANDARD_KINDS, NamespaceKind
 from nvmeof.target.subsystem.persistent_events import watch
 
 logger = logging.getLogger("nvmeof.target")
@@ -49,40 +50,6 @@ class Member(Protocol):
     def namespace_changed(self, nsid: int) -> None: ...
 
     def allocation_changed(self, nsid: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class NamespaceKind:
-    """How namespaces of an I/O command set are made.
-
-    `check(fields, block_bytes)` looks at the fields of the create data that only this command set has, raises
-    `CommandError`, and gives what has to be remembered of them (JSON). `make(nsid, backend, identifiers, options,
-    **common)` makes the namespace, at its creation and after every restart; `common` is what `Namespace` takes.
-    """
-
-    csi: int
-    check: Callable[[Any, int], dict[str, Any]]
-    make: Callable[..., Namespace]
-
-
-def _nothing_to_remember(fields: Any, block_bytes: int) -> dict[str, Any]:
-    return {}
-
-
-def _make(
-    nsid: int, backend: Backend, identifiers: NamespaceIdentifiers, options: Mapping[str, Any], **common: Any
-) -> Namespace:
-    return Namespace(nsid, backend, identifiers, **common)
-
-
-KINDS: dict[int, NamespaceKind] = {Csi.NVM: NamespaceKind(Csi.NVM, _nothing_to_remember, _make)}
-
-
-def register_kind(kind: NamespaceKind) -> None:
-    """Let namespaces of one more I/O command set be created."""
-    if kind.csi in KINDS:
-        raise ValueError(f"I/O command set {kind.csi} is there already")
-    KINDS[kind.csi] = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +123,9 @@ class Owner(Protocol):
 class NamespaceManager:
     """Of one subsystem. `CommandError` says what cannot be done; nothing has changed then."""
 
-    def __init__(self, owner: Owner, pool: Pool) -> None:
+    def __init__(self, owner: Owner, pool: Pool, kinds: Mapping[int, NamespaceKind] = STANDARD_KINDS) -> None:
         self.pool = pool
+        self.kinds = kinds  # by CSI
         self._owner = owner
         self._turns = FifoLock()
         self._records: dict[int, Record] = {}
@@ -176,7 +144,7 @@ class NamespaceManager:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigurationError(f"what {self.pool.description} keeps of its namespaces is damaged") from error
         for record in records:
-            if record.csi not in KINDS:
+            if record.csi not in self.kinds:
                 raise ConfigurationError(
                     f"namespace {record.nsid} of {self.pool.description} has I/O command set {record.csi}, "
                     "which does not exist here"
@@ -211,7 +179,7 @@ class NamespaceManager:
         self._owner.attachments.prune(self._owner.namespaces)
 
     def _made(self, record: Record, backend: Backend) -> Namespace:
-        make = KINDS[record.csi].make
+        make = self.kinds[record.csi].make
         common: dict[str, Any] = {"csi": record.csi, "shared": record.shared}
         return make(record.nsid, backend, record.identifiers, record.options, **common)
 

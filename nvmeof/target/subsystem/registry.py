@@ -8,6 +8,7 @@ from nvmeof.address import ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
 from nvmeof.target.core.log_rate import PeerLog
+from nvmeof.target.core.tables import Tables
 from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, SubsystemConfig
 from nvmeof.target.subsystem.subsystem import Subsystem
 
@@ -60,9 +61,13 @@ class PortInfo:
 
 
 class TargetRegistry:
-    """`generation` is the Discovery log's GENCTR: it changes with every change of subsystems and ports."""
+    """`tables` has the commands, log pages and features of the target, the same for all of its queues.
 
-    def __init__(self) -> None:
+    `generation` is the Discovery log's GENCTR: it changes with every change of subsystems and ports.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
         self.subsystems: dict[str, Subsystem] = {}
         self.ports: dict[int, PortInfo] = {}
         self.peer_log = PeerLog()

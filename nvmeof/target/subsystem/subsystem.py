@@ -26,6 +26,7 @@ from nvmeof.target.subsystem.attachments import Attachments
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.lifetime_counters import Lifetime
 from nvmeof.target.subsystem.management import NamespaceManager
+from nvmeof.target.subsystem.namespace_kinds import STANDARD_KINDS, NamespaceKind
 from nvmeof.target.subsystem.persistent_events import (
     History,
     hardware_error,
@@ -92,10 +93,17 @@ class Subsystem:
     """`namespaces` is the live table NSID -> Namespace of those that exist (are allocated), whichever controllers they
     are attached to.
 
-    `keeper`: what has to outlive the process. `history`: the events of the Persistent Event log.
+    `kinds`: the namespaces that hosts can create, where there is a pool. `keeper`: what has to outlive the process.
+    `history`: the events of the Persistent Event log.
     """
 
-    def __init__(self, config: SubsystemConfig, *, discovery: bool = False) -> None:
+    def __init__(
+        self,
+        config: SubsystemConfig,
+        *,
+        discovery: bool = False,
+        kinds: Mapping[int, NamespaceKind] = STANDARD_KINDS,
+    ) -> None:
         self.config = config
         self.nqn = config.nqn
         self.discovery = discovery
@@ -125,7 +133,7 @@ class Subsystem:
         )
         self._allowed_hosts = config.allowed_hosts
         self._last_cntlid = config.cntlid_min - 1
-        self.manager = NamespaceManager(self, config.pool) if config.pool is not None else None
+        self.manager = NamespaceManager(self, config.pool, kinds) if config.pool is not None else None
         for namespace in config.namespaces:
             self.add_namespace(namespace)
 

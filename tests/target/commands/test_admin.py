@@ -19,12 +19,10 @@ from nvmeof.spec.log_pages import (
 )
 from nvmeof.spec.status import Status, split_status
 from nvmeof.target.commands.dispatch.base import NsidRule
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, DISCOVERY, NVM
-from nvmeof.target.commands.rows.log_pages import LOG_PAGES
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
-from tests.target.harness import NQN, Target, TestQueue
+from tests.target.harness import ADMIN, DISCOVERY, FEATURES, LOG_PAGES, NQN, NVM, Target, TestQueue
 
 
 def identify(queue: TestQueue, cns: int, nsid: int = 0, **fields) -> bytes:
@@ -317,7 +315,7 @@ def test_keep_alive():
 
 
 def test_a_feature_that_cannot_be_changed(monkeypatch):
-    from nvmeof.target.commands.rows.features import FEATURES, FeatureSpec, Value
+    from nvmeof.target.commands.rows.features import FeatureSpec, Value
 
     row = FeatureSpec(0x06, "fixed", lambda controller, sqe: Value(3), lambda controller, sqe: Value(3))
     monkeypatch.setitem(FEATURES, 0x06, row)

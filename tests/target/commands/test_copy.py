@@ -10,6 +10,7 @@ from nvmeof.spec.identify import IDENTIFY_CONTROLLER
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.io import copy as copy_module
+from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
@@ -247,9 +248,7 @@ def test_sources_of_other_namespaces_are_checked(source, status):
     assert queue.read_bytes(read(queue, 100, 1)) == (b"z" * 512 if status else bytes(512)), "all or nothing"
 
 
-def test_a_source_that_this_host_may_not_read(monkeypatch):
-    target = Target(Ramdisk("1M"), Ramdisk("1M"))
-    _, queue = enabled(target)
+def test_a_source_that_this_host_may_not_read():
     asked = []
 
     def gate(ctx, spec, sqe):
@@ -257,9 +256,11 @@ def test_a_source_that_this_host_may_not_read(monkeypatch):
         if sqe.nsid == 2:
             raise CommandError(Status.RESERVATION_CONFLICT)
 
-    monkeypatch.setattr(copy_module, "ADMISSION_CHECKS", [gate])
+    target = Target(Ramdisk("1M"), Ramdisk("1M"), tables=standard_tables(admission=(gate,)))
+    _, queue = enabled(target)
+    asked.clear()
     assert across(queue, 0, (2, 0, 1)).status == Status.RESERVATION_CONFLICT
-    assert asked == [("Read", 2, 2)]
+    assert asked == [("Copy", 0x19, 1), ("Read", 2, 2)]
     target.subsystem.namespaces[2].set_accessible(False)
     target.subsystem.ana_state = AnaState.INACCESSIBLE
     pending = across(queue, 0, (2, 0, 1))

@@ -14,10 +14,12 @@ from nvmeof.spec.host_metadata import MetadataElement, build_host_metadata
 from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY
 from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.rows.features import FEATURES, FeatureSpec, Scope, Value, add_features
+from nvmeof.target.commands.rows.features import FeatureSpec, Scope, Value
+from nvmeof.target.commands.rows.rows import Rows
+from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.wire import build
-from tests.target.harness import CC_ENABLE, HOSTID, Target, TestQueue
+from tests.target.harness import CC_ENABLE, FEATURES, HOSTID, Target, TestQueue
 
 ALL = 0xFFFFFFFF
 BLOCKS = (1 << 20) // 512
@@ -392,8 +394,8 @@ def test_a_feature_that_cannot_be_changed(monkeypatch):
     assert admin.get_feature(6).dw0 == 3 and admin.get_feature(6, 3).dw0 == 0
     assert admin.set_feature(6, 1).status == Status.FEATURE_NOT_CHANGEABLE
     assert last_location(admin) == 40
-    with pytest.raises(ValueError, match="has a row already"):
-        add_features(row)
+    with pytest.raises(ValueError, match="Frozen: feature 06h has a row already"):
+        standard_tables(Rows(features=(row,)))
 
 
 # Whatever comes

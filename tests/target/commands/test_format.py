@@ -11,7 +11,7 @@ from nvmeof.spec.enums import AnaState
 from nvmeof.spec.identify import IDENTIFY_CONTROLLER
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE, IDENTIFY_NAMESPACE_INDEPENDENT
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.dispatch.command_tables import ADMISSION_CHECKS
+from nvmeof.target.commands.standard import ADMISSION
 from nvmeof.target.core.metadata import formatted_block_bytes
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.namespaces.zone_states import ZoneState
@@ -150,7 +150,7 @@ def test_inaccessible():
 
 
 def test_the_gates_are_in_order():
-    names = [gate.__module__.rpartition(".")[2] for gate in ADMISSION_CHECKS]
+    names = [gate.__module__.rpartition(".")[2] for gate in ADMISSION]
     assert names.index("sanitize") < names.index("format_nvm") < names.index("reservation_gate")
 
 

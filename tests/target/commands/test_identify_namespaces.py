@@ -7,12 +7,11 @@ from nvmeof.spec.identify import parse_controller_list, parse_namespace_descript
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE, IDENTIFY_NAMESPACE_INDEPENDENT
 from nvmeof.spec.namespace_management import NAMESPACE_GRANULARITY_LIST
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.identify.identify import COMMAND_SETS, IDENTIFY
 from nvmeof.target.namespaces.lba_formats import LBA_FORMATS
 from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.storage.pools import RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk
-from tests.target.harness import NQN, Target, TestQueue
+from tests.target.harness import COMMAND_SETS, IDENTIFY, NQN, Target, TestQueue
 
 ALL = 0xFFFFFFFF
 ABSENT = 0x77

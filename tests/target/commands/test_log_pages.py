@@ -10,12 +10,11 @@ from nvmeof.spec.identify import IDENTIFY_CONTROLLER
 from nvmeof.spec.log_pages import COMMANDS_SUPPORTED_AND_EFFECTS, ERROR_INFORMATION_ENTRY, SMART_HEALTH
 from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.rows.log_pages import LOG_PAGES
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.registry import PortInfo
 from nvmeof.target.subsystem.subsystem import Subsystem
-from tests.target.harness import CC_ENABLE, NQN, Target
+from tests.target.harness import CC_ENABLE, LOG_PAGES, NQN, Target
 
 ALL = 0xFFFFFFFF
 LSI_OF = {0x09: 1}

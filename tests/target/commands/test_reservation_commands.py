@@ -13,14 +13,13 @@ from nvmeof.spec.enums import AdminOpcode, NvmOpcode
 from nvmeof.spec.reservations import RegisterAction, ReservationType
 from nvmeof.spec.sqe import COPY_RANGE, SQE, CopyRange
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, NVM, ZNS
 from nvmeof.target.commands.reservations.reservation_gate import gate
 from nvmeof.target.namespaces.reservations import Group
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
 from tests.target.commands.test_nvm import last_error
-from tests.target.harness import IN_CAPSULE, Pending, Target
+from tests.target.harness import ADMIN, IN_CAPSULE, NVM, ZNS, Pending, Target
 from tests.target.reservation_hosts import ACQUIRE, KEYS, REGISTER, RELEASE, REPORT, Host, hostid, kinds, reserved
 from tests.target.reservation_model import BEHAVIOR, COLUMNS, EA, EAAR, WE, WEAR, WERO, Model
 from tests.target.zone_tools import BLOCK, ZONE, append, receive, send

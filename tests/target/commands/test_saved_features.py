@@ -13,7 +13,7 @@ import pytest
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.rows.features import FEATURES, FeatureSpec, Scope, Value, current_value
+from nvmeof.target.commands.rows.features import FeatureSpec, Scope, Value, current_value
 from nvmeof.target.commands.table import execute, prepare
 from nvmeof.target.core.metadata import MemoryStore
 from nvmeof.target.namespaces.feature_values import Saved, forget, load, load_all, save
@@ -23,7 +23,7 @@ from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.subsystem import Subsystem
 from tests.target.commands.test_features import ALL, LABEL, ONE_RANGE
-from tests.target.harness import NQN, Pending, Target, TestQueue
+from tests.target.harness import FEATURES, NQN, Pending, Target, TestQueue
 
 # Rows that take their time
 
@@ -167,7 +167,7 @@ def test_saved_values_that_do_not_fit_any_more():
         save(metadata_store, fid, 0, Saved((value, 0, 0, 0, 0), None, Value(value)))
     admin = target.admin()
     assert admin.get_feature(0x04).dw0 == 343 and admin.get_feature(0x0A).dw0 == 1
-    assert current_value(admin.ctx.controller, 0x0A).dw0 == 1
+    assert current_value(FEATURES, admin.ctx.controller, 0x0A).dw0 == 1
     discovery = Subsystem(SubsystemConfig(nqn=NQN, namespaces=(NamespaceConfig(backend=Ramdisk("1M")),)))
     discovery.discovery = True
     discovery.metadata_store = metadata_store

@@ -10,13 +10,12 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
 from nvmeof.spec.telemetry import HEADER
-from nvmeof.target.commands.dispatch.command_tables import ADMIN
 from nvmeof.target.controller import telemetry
 from nvmeof.target.core.metadata import MemoryStore
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
 from nvmeof.wire import build
-from tests.target.harness import CC_ENABLE, HOST, NQN, Pending, Target
+from tests.target.harness import ADMIN, CC_ENABLE, HOST, NQN, Pending, Target
 
 CREATE = 1
 TELEMETRY_EVENT = 2 | 2 << 8 | 8 << 16

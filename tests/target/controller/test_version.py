@@ -10,11 +10,10 @@ from nvmeof.spec.enums import Cmic, Ctratt, FabricsType, Lpa, Oacs, Oncs
 from nvmeof.spec.identify import IDENTIFY_CONTROLLER, parse_namespace_descriptors
 from nvmeof.spec.properties import CAP_OFFSET, CC_OFFSET, CRTO_OFFSET, CSTS_OFFSET, NSSR_OFFSET, VS_OFFSET, Cap, Vs
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, NVM
 from nvmeof.target.commands.table import lookup
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
-from tests.target.harness import Target, TestQueue
+from tests.target.harness import ADMIN, DISCOVERY, FABRICS_ADMIN, FABRICS_IO, NVM, Target, TestQueue
 
 # Admin commands, Fabrics commands, I/O commands, log pages, features and Identify structures that have to be there.
 IO_CONTROLLER = {

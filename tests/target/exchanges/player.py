@@ -25,6 +25,7 @@ from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
 from tests.fake_runtime import FakeRuntime
+from tests.target.harness import TABLES
 
 NQN = "nqn.2026-01.org.example:recorded"
 RECORDED = Path(__file__).with_name("recorded.xz")
@@ -77,7 +78,7 @@ class PlayedTarget:
 
     def __init__(self) -> None:
         self.runtime = FakeRuntime()
-        self.registry = TargetRegistry()
+        self.registry = TargetRegistry(TABLES)
         self.pool = BufferPool()
         self.detached = DetachedCommands()
         self.waiting: list[tuple[Awaitable[Completion], Callable[[Completion], None]]] = []

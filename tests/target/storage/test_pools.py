@@ -20,7 +20,8 @@ from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.pools import KEEPER_NAME, FilePool, RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
-from nvmeof.target.subsystem.management import KINDS, NamespaceKind, NewNamespace
+from nvmeof.target.subsystem.management import NewNamespace
+from nvmeof.target.subsystem.namespace_kinds import STANDARD_KINDS, NamespaceKind
 from nvmeof.target.subsystem.subsystem import Subsystem
 
 NQN = "nqn.2026-01.org.example:pool"
@@ -363,14 +364,14 @@ async def test_a_kind_that_cannot_be_made(tmp_path, monkeypatch, failure, status
         raise failure
 
     async with Life(tmp_path) as life:
-        monkeypatch.setitem(KINDS, Csi.NVM, NamespaceKind(Csi.NVM, KINDS[Csi.NVM].check, fails))
+        monkeypatch.setitem(STANDARD_KINDS, Csi.NVM, NamespaceKind(Csi.NVM, STANDARD_KINDS[Csi.NVM].check, fails))
         with pytest.raises(CommandError) as refused:
             await life.create()
         assert refused.value.status == status
         assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces and not life.manager.nsids
         monkeypatch.undo()
         assert await life.create() == 1
-        monkeypatch.setitem(KINDS, Csi.NVM, NamespaceKind(Csi.NVM, KINDS[Csi.NVM].check, fails))
+        monkeypatch.setitem(STANDARD_KINDS, Csi.NVM, NamespaceKind(Csi.NVM, STANDARD_KINDS[Csi.NVM].check, fails))
     with pytest.raises(type(failure)):
         await Life(tmp_path).__aenter__()
 
@@ -463,7 +464,7 @@ async def test_memory_does_not_outlive_a_target():
 
 async def test_zoned_namespaces_keep_their_zones(tmp_path):
     async with Life(tmp_path, "1G") as life:
-        kind = KINDS[Csi.ZONED]
+        kind = STANDARD_KINDS[Csi.ZONED]
         fields = NAMESPACE_CREATE.parse(bytes(4096))
         nsid = await life.create(512 * MEGABYTE, csi=Csi.ZONED, options=kind.check(fields, 512))
         await life.write(nsid, b"zone" * 128)

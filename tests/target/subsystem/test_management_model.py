@@ -12,7 +12,7 @@ from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.registry import TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
-from tests.target.harness import NQN, Target, TestQueue
+from tests.target.harness import NQN, TABLES, Target, TestQueue
 from tests.target.management_tools import (
     ALL,
     active,
@@ -217,7 +217,7 @@ class Namespaces(RuleBasedStateMachine):
                 nqn=NQN, pool=self.pool, namespaces=namespaces, max_namespaces=LIMIT, max_attached=ATTACH_LIMIT
             )
         )
-        self.target.registry = TargetRegistry()
+        self.target.registry = TargetRegistry(TABLES)
         self.target.registry.add_subsystem(subsystem)
         self.target.registry.add_port(self.target.port)
         self.target.subsystem = subsystem

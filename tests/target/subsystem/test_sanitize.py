@@ -9,12 +9,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from nvmeof.spec.enums import AdminOpcode, LogPageId, NvmOpcode
 from nvmeof.spec.media import SanitizeCommand
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, NVM
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
 from nvmeof.target.subsystem.sanitize import SanitizeState
 from tests.target.commands.test_nvm import read, write
-from tests.target.harness import Pending, Target
+from tests.target.harness import ADMIN, NVM, Pending, Target
 from tests.target.media_tools import (
     Durable,
     Flawed,

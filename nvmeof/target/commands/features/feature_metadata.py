@@ -19,12 +19,12 @@ from nvmeof.target.commands.rows.features import (
     FeatureSpec,
     Scope,
     Value,
-    add_features,
     check_bits,
     constant,
     invalid,
     invalid_data,
 )
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 
 _EA_SHIFT = 13
@@ -92,8 +92,10 @@ def _row(fid: FeatureId, name: str, scope: Scope) -> FeatureSpec:
     )
 
 
-add_features(
-    _row(FeatureId.ENHANCED_CONTROLLER_METADATA, "Enhanced Controller Metadata", Scope.CONTROLLER),
-    _row(FeatureId.CONTROLLER_METADATA, "Controller Metadata", Scope.CONTROLLER),
-    _row(FeatureId.NAMESPACE_METADATA, "Namespace Metadata", Scope.NAMESPACE),
+ROWS = Rows(
+    features=(
+        _row(FeatureId.ENHANCED_CONTROLLER_METADATA, "Enhanced Controller Metadata", Scope.CONTROLLER),
+        _row(FeatureId.CONTROLLER_METADATA, "Controller Metadata", Scope.CONTROLLER),
+        _row(FeatureId.NAMESPACE_METADATA, "Namespace Metadata", Scope.NAMESPACE),
+    ),
 )

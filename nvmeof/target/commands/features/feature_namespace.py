@@ -16,7 +16,6 @@ from nvmeof.spec.status import Status
 from nvmeof.target.commands.rows.features import (
     Scope,
     Value,
-    add_features,
     check_bits,
     constant,
     dword,
@@ -25,6 +24,7 @@ from nvmeof.target.commands.rows.features import (
     namespace_of,
     remembered,
 )
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.wire import build
 
@@ -81,34 +81,37 @@ def _check_label(controller: Controller, sqe: Sqe) -> None:
         raise invalid("a namespace's label is always saved (SV)", "cdw10", 31)
 
 
-add_features(
-    remembered(
-        FeatureId.LBA_RANGE_TYPE,
-        "LBA Range Type",
-        _whole_namespace,
-        _lba_ranges,
-        scope=Scope.NAMESPACE,
-        saveable=True,
-        for_all=False,
-        data_bytes=_RANGES_BYTES,
-    ),
-    # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept.
-    dword(
-        FeatureId.ERROR_RECOVERY,
-        "Error Recovery",
-        _TLER,
-        scope=Scope.NAMESPACE,
-        saveable=True,
-        condition="without DULBE: memory that was written at full speed does not tell which blocks are deallocated",
-    ),
-    remembered(
-        FeatureId.NAMESPACE_ADMIN_LABEL,
-        "Namespace Admin Label",
-        constant(0, bytes(NAMESPACE_ADMIN_LABEL_BYTES)),
-        _label,
-        scope=Scope.NAMESPACE,
-        saveable=True,
-        check=_check_label,
-        data_bytes=NAMESPACE_ADMIN_LABEL_BYTES,
+ROWS = Rows(
+    features=(
+        remembered(
+            FeatureId.LBA_RANGE_TYPE,
+            "LBA Range Type",
+            _whole_namespace,
+            _lba_ranges,
+            scope=Scope.NAMESPACE,
+            saveable=True,
+            for_all=False,
+            data_bytes=_RANGES_BYTES,
+        ),
+        # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept.
+        # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept.
+        dword(
+            FeatureId.ERROR_RECOVERY,
+            "Error Recovery",
+            _TLER,
+            scope=Scope.NAMESPACE,
+            saveable=True,
+            condition="without DULBE: memory that was written at full speed does not tell which blocks are deallocated",
+        ),
+        remembered(
+            FeatureId.NAMESPACE_ADMIN_LABEL,
+            "Namespace Admin Label",
+            constant(0, bytes(NAMESPACE_ADMIN_LABEL_BYTES)),
+            _label,
+            scope=Scope.NAMESPACE,
+            saveable=True,
+            check=_check_label,
+            data_bytes=NAMESPACE_ADMIN_LABEL_BYTES,
+        ),
     ),
 )

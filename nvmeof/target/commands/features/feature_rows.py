@@ -18,7 +18,6 @@ from nvmeof.target.commands.io.copy import COPY_FORMATS_TO_ENABLE
 from nvmeof.target.commands.rows.features import (
     FeatureSpec,
     Value,
-    add_features,
     check_bits,
     constant,
     dword,
@@ -26,6 +25,7 @@ from nvmeof.target.commands.rows.features import (
     invalid_data,
     remembered,
 )
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.events import SMART_CRITICAL_WARNINGS
 from nvmeof.target.controller.health import WARNING_KELVIN, report_warnings
@@ -163,8 +163,8 @@ def _has_cache(controller: Controller) -> bool:
     return controller.subsystem.volatile_cache
 
 
-add_features(
-    *(
+ROWS = Rows(
+    features=(
         dword(FeatureId.ARBITRATION, "Arbitration", 0xFFFFFF07, 0x07, saveable=True),
         remembered(
             FeatureId.POWER_MANAGEMENT, "Power Management", constant(0), _power, saveable=True, in_history=False
@@ -254,5 +254,5 @@ add_features(
             data_bytes=_HOST_IDENTIFIER_BYTES,
             private=True,
         ),
-    )
+    ),
 )

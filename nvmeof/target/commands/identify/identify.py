@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import (
     CNTLID_DYNAMIC,
@@ -33,7 +30,7 @@ from nvmeof.spec.status import Status
 from nvmeof.spec.uuid_list import build_uuid_list
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Completion
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, NVM
+from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.copy import COPY_FORMATS
 from nvmeof.target.commands.io.verify import VERIFY_LIMIT_BYTES
 from nvmeof.target.commands.logs.logs_events import PELS
@@ -41,6 +38,13 @@ from nvmeof.target.commands.media.format_nvm import FNA
 from nvmeof.target.commands.media.sanitize import SANICAP
 from nvmeof.target.commands.media.self_test import extended_minutes
 from nvmeof.target.commands.rows.log_pages import log_attributes
+from nvmeof.target.commands.rows.rows import Rows
+from nvmeof.target.commands.rows.structures import (
+    CommandSetStructures,
+    CommandSetTable,
+    IdentifySpec,
+    IdentifyTable,
+)
 from nvmeof.target.commands.rows.uuid_selection import UUIDS
 from nvmeof.target.controller.controller import KEEP_ALIVE_GRANULARITY_SECONDS, VERSION, Controller
 from nvmeof.target.controller.error_log import ERROR_LOG_ENTRIES
@@ -68,30 +72,17 @@ _ANA_GROUP_IN_MANAGEMENT = 1 << 7  # a namespace may be created with an ANAGRPID
 _ATTRIBUTES = Ctratt.HOST_ID_128_BIT | Ctratt.TRAFFIC_BASED_KEEP_ALIVE
 _FUSES_COMPARE_AND_WRITE = 1
 
-Builder = Callable[[CommandContext, Controller, IdentifyCommand, int], bytes]
 
-
-@dataclass(frozen=True, slots=True)
-class IdentifySpec:
-    """A row. `build(ctx, controller, command, nsid)` makes the 4096 bytes; `csi`: of the command set that is named."""
-
-    cns: int
-    name: str
-    build: Builder
-    csi: bool = False
-    discovery: bool = False
-
-
-def _oncs() -> int:
+def _oncs(commands: CommandTables) -> int:
     result = int(Oncs.SAVE_AND_SELECT | Oncs.TIMESTAMP)
-    for spec in NVM.values():
+    for spec in commands.nvm.values():
         result |= spec.oncs
     return result
 
 
-def _oacs(subsystem: Subsystem) -> int:
+def _oacs(commands: CommandTables, subsystem: Subsystem) -> int:
     result = 0
-    for spec in ADMIN.values():
+    for spec in commands.admin.values():
         if spec.offered(subsystem):
             result |= spec.oacs
     return result
@@ -114,7 +105,7 @@ def _controller(ctx: CommandContext, controller: Controller, command: IdentifyCo
         "maxcmd": min(config.max_queue_entries, 0xFFFF),
         "sgls": Sgls.NO_ALIGNMENT | Sgls.ADDRESS_AS_OFFSET,
         "subnqn": controller.subsystem.nqn,
-        "lpa": log_attributes(controller),
+        "lpa": log_attributes(ctx, controller),
         "ioccsz": (64 + config.incapsule_bytes) // 16,
         "iorcsz": 1,
         "msdbd": 1,
@@ -126,11 +117,11 @@ def _controller(ctx: CommandContext, controller: Controller, command: IdentifyCo
             "dctype": DiscoveryControllerType.DDC,
         }
     else:
-        kind = {"cntrltype": ControllerType.IO, **_io_fields(controller)}
+        kind = {"cntrltype": ControllerType.IO, **_io_fields(controller, ctx.tables[CommandTables])}
     return build_cached(IDENTIFY_CONTROLLER, **{**common, **kind})
 
 
-def _io_fields(controller: Controller) -> dict[str, object]:
+def _io_fields(controller: Controller, commands: CommandTables) -> dict[str, object]:
     """What only a controller with I/O queues has to say."""
     subsystem, config = controller.subsystem, controller.subsystem.config
     return {
@@ -141,7 +132,7 @@ def _io_fields(controller: Controller) -> dict[str, object]:
         | (Ctratt.NAMESPACE_GRANULARITY if subsystem.manager is not None else 0),
         "cmic": Cmic.MULTIPLE_PORTS | Cmic.MULTIPLE_CONTROLLERS | Cmic.ANA_REPORTING,
         "rtd3e": SHUTDOWN_MICROSECONDS,
-        "oacs": _oacs(subsystem),
+        "oacs": _oacs(commands, subsystem),
         "tnvmcap": subsystem.total_bytes,
         "unvmcap": subsystem.unallocated_bytes,
         "pels": PELS,
@@ -161,7 +152,7 @@ def _io_fields(controller: Controller) -> dict[str, object]:
         "cqes": 0x44,
         "nn": config.max_namespaces,
         "mnan": config.max_namespaces,
-        "oncs": _oncs(),
+        "oncs": _oncs(commands),
         "fuses": _FUSES_COMPARE_AND_WRITE,
         # In blocks of whatever format. At a power failure no more than one block is promised (AWUPF 0).
         "awun": ATOMIC_WRITE_BYTES // max(BLOCK_BYTES_CHOICES) - 1,
@@ -183,29 +174,8 @@ def _nvm_controller(controller: Controller) -> bytes:
     return build_cached(IDENTIFY_CONTROLLER_NVM, vsl=mdts_field(VERIFY_LIMIT_BYTES))
 
 
-@dataclass(frozen=True, slots=True)
-class CommandSetStructures:
-    """An I/O command set's own structures. `namespace(None)` is what all of its namespaces have in common."""
-
-    csi: int
-    namespace: Callable[[Namespace | None], bytes]
-    controller: Callable[[Controller], bytes]
-
-
-COMMAND_SETS: dict[int, CommandSetStructures] = {
-    Csi.NVM: CommandSetStructures(Csi.NVM, _nvm_namespace, _nvm_controller)
-}
-
-
-def add_command_set(structures: CommandSetStructures) -> None:
-    """Add an I/O command set, which every controller then has beside the NVM Command Set."""
-    if structures.csi in COMMAND_SETS:
-        raise ValueError(f"I/O command set {structures.csi} is there already")
-    COMMAND_SETS[structures.csi] = structures
-
-
 def _specific_controller(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    return COMMAND_SETS[command.csi].controller(controller)
+    return ctx.tables[CommandSetTable][command.csi].controller(controller)
 
 
 def _uuids(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
@@ -219,36 +189,17 @@ def _command_sets(ctx: CommandContext, controller: Controller, command: Identify
             SQE.error_location("cdw10", 16),
             message=f"there is no controller {command.cntid:#06x}",
         )
-    return build_cached(IO_COMMAND_SETS, combinations=[sum(1 << csi for csi in COMMAND_SETS)])
-
-
-IDENTIFY: dict[int, IdentifySpec] = {
-    row.cns: row
-    for row in (
-        IdentifySpec(Cns.CONTROLLER, "Controller", _controller, discovery=True),
-        IdentifySpec(Cns.CSI_CONTROLLER, "I/O Command Set specific Controller", _specific_controller, csi=True),
-        IdentifySpec(Cns.UUIDS, "UUID List", _uuids),
-        IdentifySpec(Cns.IO_COMMAND_SETS, "I/O Command Set combinations", _command_sets),
-    )
-}
-
-
-def add_structures(*rows: IdentifySpec) -> None:
-    """Add data structures that other modules make; each has one row."""
-    for row in rows:
-        if row.cns in IDENTIFY:
-            raise ValueError(f"{row.name}: {row.cns:02X}h has a row already")
-        IDENTIFY[row.cns] = row
+    return build_cached(IO_COMMAND_SETS, combinations=[sum(1 << csi for csi in ctx.tables[CommandSetTable])])
 
 
 def check_identify(ctx: CommandContext, sqe: Sqe) -> None:
     """A structure that exists here, of an I/O command set that exists here where it is specific to one."""
     assert ctx.controller is not None
     command = IdentifyCommand.decode(sqe.cdw10, sqe.cdw11, sqe.cdw14)
-    row = IDENTIFY.get(command.cns)
+    row = ctx.tables[IdentifyTable].get(command.cns)
     if row is None or (ctx.controller.discovery and not row.discovery):
         raise CommandError(Status.INVALID_FIELD, _CDW10, message=f"Identify CNS {command.cns:02X}h is not supported")
-    if row.csi and command.csi not in COMMAND_SETS:
+    if row.csi and command.csi not in ctx.tables[CommandSetTable]:
         raise CommandError(
             Status.INVALID_FIELD,
             SQE.error_location("cdw11", 24),
@@ -260,4 +211,15 @@ def identify(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completi
     """Always 4096 bytes."""
     assert ctx.controller is not None
     command = IdentifyCommand.decode(sqe.cdw10, sqe.cdw11, sqe.cdw14)
-    return Completion(data=IDENTIFY[command.cns].build(ctx, ctx.controller, command, sqe.nsid))
+    return Completion(data=ctx.tables[IdentifyTable][command.cns].build(ctx, ctx.controller, command, sqe.nsid))
+
+
+ROWS = Rows(
+    structures=(
+        IdentifySpec(Cns.CONTROLLER, "Controller", _controller, discovery=True),
+        IdentifySpec(Cns.CSI_CONTROLLER, "I/O Command Set specific Controller", _specific_controller, csi=True),
+        IdentifySpec(Cns.UUIDS, "UUID List", _uuids),
+        IdentifySpec(Cns.IO_COMMAND_SETS, "I/O Command Set combinations", _command_sets),
+    ),
+    command_sets=(CommandSetStructures(Csi.NVM, _nvm_namespace, _nvm_controller),),
+)

@@ -28,8 +28,9 @@ from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import check_nsid, not_active
-from nvmeof.target.commands.identify.identify import COMMAND_SETS, IdentifySpec, add_structures
 from nvmeof.target.commands.io.copy import COPY_LIMIT_BYTES, COPY_RANGE_LIMIT_BYTES, COPY_RANGES_MAX
+from nvmeof.target.commands.rows.rows import Rows
+from nvmeof.target.commands.rows.structures import CommandSetTable, IdentifySpec
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.endurance_group import ENDURANCE_GROUP_ID, GRANULARITY_BYTES, occupied_bytes
 from nvmeof.target.namespaces.lba_formats import LBA_FORMATS, identify_formats, lookup
@@ -145,7 +146,7 @@ def _independent(find: Find) -> Callable[[CommandContext, Controller, IdentifyCo
 
 def _specific(find: Find) -> Callable[[CommandContext, Controller, IdentifyCommand, int], bytes]:
     def structure(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-        command_set = COMMAND_SETS[command.csi]
+        command_set = ctx.tables[CommandSetTable][command.csi]
         if find is _active and _common(controller, nsid):
             return command_set.namespace(None)
         namespace = find(ctx, controller, nsid)
@@ -186,7 +187,7 @@ def _format(ctx: CommandContext, controller: Controller, command: IdentifyComman
 
 def _specific_format(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     _format_bytes(command)
-    return COMMAND_SETS[command.csi].namespace(None)
+    return ctx.tables[CommandSetTable][command.csi].namespace(None)
 
 
 def _format_bytes(command: IdentifyCommand) -> int:
@@ -198,7 +199,7 @@ def _format_bytes(command: IdentifyCommand) -> int:
 
 
 def _granularity(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
-    if command.csi not in COMMAND_SETS:
+    if command.csi not in ctx.tables[CommandSetTable]:
         raise CommandError(
             Status.INVALID_IO_COMMAND_SET, _CSI, message=f"I/O command set {command.csi} is not supported"
         )
@@ -251,40 +252,45 @@ def _endurance_groups(ctx: CommandContext, controller: Controller, command: Iden
     return build_controller_list([ENDURANCE_GROUP_ID], command.cnssi)
 
 
-add_structures(
-    IdentifySpec(Cns.NAMESPACE, "Namespace (NVM Command Set)", _namespace(_active)),
-    IdentifySpec(Cns.ACTIVE_NAMESPACES, "Active Namespace ID list", _active_list),
-    IdentifySpec(Cns.NAMESPACE_DESCRIPTORS, "Namespace Identification Descriptor list", _descriptors),
-    IdentifySpec(Cns.CSI_NAMESPACE, "I/O Command Set specific Namespace", _specific(_active), csi=True),
-    IdentifySpec(
-        Cns.CSI_ACTIVE_NAMESPACES, "I/O Command Set specific Active Namespace ID list", _active_list_of, csi=True
-    ),
-    IdentifySpec(Cns.INDEPENDENT_NAMESPACE, "I/O Command Set Independent Namespace", _independent(_active)),
-    IdentifySpec(Cns.FORMAT_NAMESPACE, "Namespace for a Format Index", _format, csi=True),
-    IdentifySpec(
-        Cns.CSI_FORMAT_NAMESPACE, "I/O Command Set specific Namespace for a Format Index", _specific_format, csi=True
-    ),
-    IdentifySpec(Cns.ALLOCATED_NAMESPACES, "Allocated Namespace ID list", _allocated_list),
-    IdentifySpec(Cns.ALLOCATED_NAMESPACE, "Namespace for an Allocated Namespace ID", _namespace(_allocated)),
-    IdentifySpec(Cns.ATTACHED_CONTROLLERS, "Controllers attached to a namespace", _attached_controllers),
-    IdentifySpec(Cns.CONTROLLERS, "Controllers of the NVM subsystem", _controllers),
-    IdentifySpec(Cns.NAMESPACE_GRANULARITY, "Namespace Granularity list", _granularity),
-    IdentifySpec(Cns.ENDURANCE_GROUPS, "Endurance Group list", _endurance_groups),
-    IdentifySpec(
-        Cns.CSI_ALLOCATED_NAMESPACES,
-        "I/O Command Set specific Allocated Namespace ID list",
-        _allocated_list_of,
-        csi=True,
-    ),
-    IdentifySpec(
-        Cns.CSI_ALLOCATED_NAMESPACE,
-        "I/O Command Set specific Namespace for an Allocated Namespace ID",
-        _specific(_allocated),
-        csi=True,
-    ),
-    IdentifySpec(
-        Cns.INDEPENDENT_ALLOCATED_NAMESPACE,
-        "I/O Command Set Independent Namespace for an Allocated Namespace ID",
-        _independent(_allocated),
+ROWS = Rows(
+    structures=(
+        IdentifySpec(Cns.NAMESPACE, "Namespace (NVM Command Set)", _namespace(_active)),
+        IdentifySpec(Cns.ACTIVE_NAMESPACES, "Active Namespace ID list", _active_list),
+        IdentifySpec(Cns.NAMESPACE_DESCRIPTORS, "Namespace Identification Descriptor list", _descriptors),
+        IdentifySpec(Cns.CSI_NAMESPACE, "I/O Command Set specific Namespace", _specific(_active), csi=True),
+        IdentifySpec(
+            Cns.CSI_ACTIVE_NAMESPACES, "I/O Command Set specific Active Namespace ID list", _active_list_of, csi=True
+        ),
+        IdentifySpec(Cns.INDEPENDENT_NAMESPACE, "I/O Command Set Independent Namespace", _independent(_active)),
+        IdentifySpec(Cns.FORMAT_NAMESPACE, "Namespace for a Format Index", _format, csi=True),
+        IdentifySpec(
+            Cns.CSI_FORMAT_NAMESPACE,
+            "I/O Command Set specific Namespace for a Format Index",
+            _specific_format,
+            csi=True,
+        ),
+        IdentifySpec(Cns.ALLOCATED_NAMESPACES, "Allocated Namespace ID list", _allocated_list),
+        IdentifySpec(Cns.ALLOCATED_NAMESPACE, "Namespace for an Allocated Namespace ID", _namespace(_allocated)),
+        IdentifySpec(Cns.ATTACHED_CONTROLLERS, "Controllers attached to a namespace", _attached_controllers),
+        IdentifySpec(Cns.CONTROLLERS, "Controllers of the NVM subsystem", _controllers),
+        IdentifySpec(Cns.NAMESPACE_GRANULARITY, "Namespace Granularity list", _granularity),
+        IdentifySpec(Cns.ENDURANCE_GROUPS, "Endurance Group list", _endurance_groups),
+        IdentifySpec(
+            Cns.CSI_ALLOCATED_NAMESPACES,
+            "I/O Command Set specific Allocated Namespace ID list",
+            _allocated_list_of,
+            csi=True,
+        ),
+        IdentifySpec(
+            Cns.CSI_ALLOCATED_NAMESPACE,
+            "I/O Command Set specific Namespace for an Allocated Namespace ID",
+            _specific(_allocated),
+            csi=True,
+        ),
+        IdentifySpec(
+            Cns.INDEPENDENT_ALLOCATED_NAMESPACE,
+            "I/O Command Set Independent Namespace for an Allocated Namespace ID",
+            _independent(_allocated),
+        ),
     ),
 )

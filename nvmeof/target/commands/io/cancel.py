@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NSID_ALL, NvmOpcode
+from nvmeof.spec.enums import NSID_ALL, Csi, NvmOpcode
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, NsidRule, not_active
-from nvmeof.target.commands.dispatch.command_tables import NVM, register
+from nvmeof.target.commands.rows.rows import Rows
 
 SINGLE, MULTIPLE = 0, 1
 _ALL_COMMANDS = 0xFFFF
@@ -55,16 +55,17 @@ def cancel(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion
     return Completion(dw0=min(aborted, _COUNT_MAX) | min(deferred, _COUNT_MAX) << 16)
 
 
-register(
-    NVM,
-    (
-        CommandSpec(
-            opcode=NvmOpcode.CANCEL,
-            name="Cancel",
-            handler=cancel,
-            check=check_cancel,
-            nsid=NsidRule.HANDLER,
-            remark="NSID: an active namespace, or FFFFFFFFh for all",
-        ),
-    ),
+ROWS = Rows(
+    io={
+        Csi.NVM: (
+            CommandSpec(
+                opcode=NvmOpcode.CANCEL,
+                name="Cancel",
+                handler=cancel,
+                check=check_cancel,
+                nsid=NsidRule.HANDLER,
+                remark="NSID: an active namespace, or FFFFFFFFh for all",
+            ),
+        )
+    },
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NvmOpcode, Oncs
+from nvmeof.spec.enums import Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
-from nvmeof.target.commands.dispatch.command_tables import NVM, register
 from nvmeof.target.commands.io.nvm import active_namespace, block_bytes, check_transfer, committed
+from nvmeof.target.commands.rows.rows import Rows
 
 
 def compare(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
@@ -40,21 +40,24 @@ async def _compare_later(sqe: Sqe, pending: Awaitable[bool]) -> Completion:
     return _compared(sqe, await pending)
 
 
-register(
-    NVM,
-    (
-        CommandSpec(
-            opcode=NvmOpcode.COMPARE,
-            access=Access.READ,
-            name="Compare",
-            abortable=True,
-            handler=compare,
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=block_bytes,
-            check=check_transfer,
-            nsid=NsidRule.ACTIVE,
-            oncs=Oncs.COMPARE,
-            remark="also fused with Write, up to the memory that is kept for both (docs/isolation.md); ACWU is 32 KiB",
-        ),
-    ),
+ROWS = Rows(
+    io={
+        Csi.NVM: (
+            CommandSpec(
+                opcode=NvmOpcode.COMPARE,
+                access=Access.READ,
+                name="Compare",
+                lba_in_cdw10=True,
+                abortable=True,
+                handler=compare,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=block_bytes,
+                check=check_transfer,
+                nsid=NsidRule.ACTIVE,
+                oncs=Oncs.COMPARE,
+                remark="also fused with Write, up to the memory that is kept for both (docs/isolation.md); "
+                "ACWU is 32 KiB",
+            ),
+        )
+    },
 )

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import pause, settled
-from nvmeof.spec.enums import NSID_ALL, CommandEffects, NvmOpcode, Oncs
+from nvmeof.spec.enums import NSID_ALL, CommandEffects, Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import COPY_FORMAT_SHIFT, COPY_RANGE, COPY_RANGE_BYTES, SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
-from nvmeof.target.commands.dispatch.command_tables import ADMISSION_CHECKS, NVM, register
+from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, through
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES, Namespace
 
 FORMAT_ACROSS = 2
@@ -94,8 +95,9 @@ def _source_namespace(ctx: CommandContext, sqe: Sqe, nsid: int, destination: Nam
         ctx.subsystem.check_access()
     # Who may not read there must not do so through a Copy.
     read = replace(sqe, opcode=NvmOpcode.READ, nsid=nsid)
-    for gate in ADMISSION_CHECKS:
-        gate(ctx, NVM[NvmOpcode.READ], read)
+    commands = ctx.tables[CommandTables]
+    for check in commands.admission:
+        check(ctx, commands.nvm[NvmOpcode.READ], read)
     if source.block_bytes != destination.block_bytes:
         raise CommandError(
             Status.INCOMPATIBLE_NAMESPACE,
@@ -225,23 +227,25 @@ async def _write(destination: Namespace, slba: int, data: memoryview, fua: bool)
     await settled(written)
 
 
-register(
-    NVM,
-    (
-        CommandSpec(
-            opcode=NvmOpcode.COPY,
-            access=Access.READ_WRITE,
-            name="Copy",
-            abortable=True,
-            handler=copy,
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=_copy_bytes,
-            check=check_copy,
-            nsid=NsidRule.ACTIVE,
-            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
-            longer_sgl_bytes=COPY_RANGES_MAX * COPY_RANGE_BYTES,
-            oncs=Oncs.COPY | Oncs.COPY_SINGLE_ATOMICITY | Oncs.ALL_FAST_COPY,
-            remark="descriptor formats 0h and, where the host enables it, 2h",
-        ),
-    ),
+ROWS = Rows(
+    io={
+        Csi.NVM: (
+            CommandSpec(
+                opcode=NvmOpcode.COPY,
+                access=Access.READ_WRITE,
+                name="Copy",
+                lba_in_cdw10=True,
+                abortable=True,
+                handler=copy,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=_copy_bytes,
+                check=check_copy,
+                nsid=NsidRule.ACTIVE,
+                effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+                longer_sgl_bytes=COPY_RANGES_MAX * COPY_RANGE_BYTES,
+                oncs=Oncs.COPY | Oncs.COPY_SINGLE_ATOMICITY | Oncs.ALL_FAST_COPY,
+                remark="descriptor formats 0h and, where the host enables it, 2h",
+            ),
+        )
+    },
 )

@@ -23,10 +23,10 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, register
 from nvmeof.target.commands.io.nvm import active_namespace
-from nvmeof.target.commands.rows.features import Scope, Value, add_features, constant, remembered
-from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.commands.rows.features import Scope, Value, constant, remembered
+from nvmeof.target.commands.rows.log_pages import LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.lba_status_events import POLL_INTERVAL
 from nvmeof.target.namespaces.namespace import Namespace
@@ -151,9 +151,8 @@ def _apply_interval(controller: Controller, sqe: Sqe, data: memoryview | None) -
     return _INTERVAL.read(controller, sqe).dw0
 
 
-register(
-    ADMIN,
-    (
+ROWS = Rows(
+    admin=(
         CommandSpec(
             opcode=AdminOpcode.GET_LBA_STATUS,
             name="Get LBA Status",
@@ -166,13 +165,13 @@ register(
             remark="blocks marked by Write Uncorrectable, and those that failed to be read or fail in a scan",
         ),
     ),
+    log_pages=(
+        LogPageSpec(
+            LogPageId.LBA_STATUS,
+            "LBA Status Information",
+            _log,
+            acknowledge=lambda controller: controller.lba_alert.acknowledged(),
+        ),
+    ),
+    features=(replace(_INTERVAL, apply=_apply_interval),),
 )
-add_log_pages(
-    LogPageSpec(
-        LogPageId.LBA_STATUS,
-        "LBA Status Information",
-        _log,
-        acknowledge=lambda controller: controller.lba_alert.acknowledged(),
-    )
-)
-add_features(replace(_INTERVAL, apply=_apply_interval))

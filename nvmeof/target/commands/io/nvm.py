@@ -37,7 +37,7 @@ from nvmeof.target.commands.dispatch.base import (
     not_active,
     processed_during_sanitize,
 )
-from nvmeof.target.commands.dispatch.command_tables import NVM, register
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.reservations import Group
 from nvmeof.target.storage.base import Lease
@@ -325,65 +325,69 @@ def dataset_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -
     return run_all(partial(namespace.deallocate, item.slba, item.length_blocks) for item in ranges)
 
 
-register(
-    NVM,
-    (
-        CommandSpec(
-            opcode=NvmOpcode.FLUSH,
-            name="Flush",
-            handler=flush,
-            nsid=NsidRule.ACTIVE_OR_ALL,
-            abortable=True,
-            reservation=Group.WRITE,
-            during_sanitize=processed_during_sanitize,
-        ),
-        CommandSpec(
-            opcode=NvmOpcode.WRITE,
-            access=Access.WRITE,
-            name="Write",
-            abortable=True,
-            handler=write,
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=block_bytes,
-            check=check_write,
-            nsid=NsidRule.ACTIVE,
-            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
-        ),
-        CommandSpec(
-            opcode=NvmOpcode.READ,
-            access=Access.READ,
-            name="Read",
-            abortable=True,
-            handler=read,
-            direction=Direction.CONTROLLER_TO_HOST,
-            transfer_bytes=block_bytes,
-            check=check_transfer,
-            nsid=NsidRule.ACTIVE,
-        ),
-        CommandSpec(
-            opcode=NvmOpcode.WRITE_ZEROES,
-            access=Access.WRITE,
-            name="Write Zeroes",
-            abortable=True,
-            handler=write_zeroes,
-            check=check_write_zeroes,
-            nsid=NsidRule.ACTIVE,
-            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
-            oncs=Oncs.WRITE_ZEROES | Oncs.NAMESPACE_ZEROES,
-            remark="DEAC and NSZ",
-        ),
-        CommandSpec(
-            opcode=NvmOpcode.DATASET_MANAGEMENT,
-            access=Access.WRITE,
-            name="Dataset Management",
-            handler=dataset_management,
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=_dsm_bytes,
-            check=check_dataset_management,
-            nsid=NsidRule.ACTIVE,
-            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
-            longer_sgl_bytes=DSM_MAX_RANGES * DSM_RANGE_BYTES,
-            oncs=Oncs.DATASET_MANAGEMENT,
-        ),
-    ),
+ROWS = Rows(
+    io={
+        Csi.NVM: (
+            CommandSpec(
+                opcode=NvmOpcode.FLUSH,
+                name="Flush",
+                handler=flush,
+                nsid=NsidRule.ACTIVE_OR_ALL,
+                abortable=True,
+                reservation=Group.WRITE,
+                during_sanitize=processed_during_sanitize,
+            ),
+            CommandSpec(
+                opcode=NvmOpcode.WRITE,
+                access=Access.WRITE,
+                name="Write",
+                lba_in_cdw10=True,
+                abortable=True,
+                handler=write,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=block_bytes,
+                check=check_write,
+                nsid=NsidRule.ACTIVE,
+                effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+            ),
+            CommandSpec(
+                opcode=NvmOpcode.READ,
+                access=Access.READ,
+                name="Read",
+                lba_in_cdw10=True,
+                abortable=True,
+                handler=read,
+                direction=Direction.CONTROLLER_TO_HOST,
+                transfer_bytes=block_bytes,
+                check=check_transfer,
+                nsid=NsidRule.ACTIVE,
+            ),
+            CommandSpec(
+                opcode=NvmOpcode.WRITE_ZEROES,
+                access=Access.WRITE,
+                name="Write Zeroes",
+                lba_in_cdw10=True,
+                abortable=True,
+                handler=write_zeroes,
+                check=check_write_zeroes,
+                nsid=NsidRule.ACTIVE,
+                effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+                oncs=Oncs.WRITE_ZEROES | Oncs.NAMESPACE_ZEROES,
+                remark="DEAC and NSZ",
+            ),
+            CommandSpec(
+                opcode=NvmOpcode.DATASET_MANAGEMENT,
+                access=Access.WRITE,
+                name="Dataset Management",
+                handler=dataset_management,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=_dsm_bytes,
+                check=check_dataset_management,
+                nsid=NsidRule.ACTIVE,
+                effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+                longer_sgl_bytes=DSM_MAX_RANGES * DSM_RANGE_BYTES,
+                oncs=Oncs.DATASET_MANAGEMENT,
+            ),
+        )
+    },
 )

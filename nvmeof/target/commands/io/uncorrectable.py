@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from nvmeof.spec.enums import CommandEffects, NvmOpcode, Oncs
+from nvmeof.spec.enums import CommandEffects, Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule
-from nvmeof.target.commands.dispatch.command_tables import NVM, register
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, completed
+from nvmeof.target.commands.rows.rows import Rows
 
 
 def check_write_uncorrectable(ctx: CommandContext, sqe: Sqe) -> None:
@@ -25,19 +25,21 @@ def write_uncorrectable(ctx: CommandContext, sqe: Sqe, data: memoryview | None) 
     return completed(active_namespace(ctx, sqe).mark_uncorrectable(sqe.slba, sqe.transfer_blocks))
 
 
-register(
-    NVM,
-    (
-        CommandSpec(
-            opcode=NvmOpcode.WRITE_UNCORRECTABLE,
-            access=Access.WRITE,
-            name="Write Uncorrectable",
-            handler=write_uncorrectable,
-            check=check_write_uncorrectable,
-            nsid=NsidRule.ACTIVE,
-            effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
-            oncs=Oncs.WRITE_UNCORRECTABLE,
-            remark="kept beside the data of a file",
-        ),
-    ),
+ROWS = Rows(
+    io={
+        Csi.NVM: (
+            CommandSpec(
+                opcode=NvmOpcode.WRITE_UNCORRECTABLE,
+                access=Access.WRITE,
+                name="Write Uncorrectable",
+                lba_in_cdw10=True,
+                handler=write_uncorrectable,
+                check=check_write_uncorrectable,
+                nsid=NsidRule.ACTIVE,
+                effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
+                oncs=Oncs.WRITE_UNCORRECTABLE,
+                remark="kept beside the data of a file",
+            ),
+        )
+    },
 )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import NvmOpcode, Oncs
+from nvmeof.spec.enums import Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import CDW12_PRACT, SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule
-from nvmeof.target.commands.dispatch.command_tables import NVM, register
 from nvmeof.target.commands.io.nvm import active_namespace, check_extension, committed, completed
+from nvmeof.target.commands.rows.rows import Rows
 
 VERIFY_LIMIT_BYTES = 8 << 20
 """VSL: how much one command verifies, so that none keeps a thread of a file's from reading for long."""
@@ -39,18 +39,20 @@ def verify(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion
     return completed(committed(sqe, namespace, lambda: namespace.verify(sqe.slba, sqe.transfer_blocks)))
 
 
-register(
-    NVM,
-    (
-        CommandSpec(
-            opcode=NvmOpcode.VERIFY,
-            access=Access.READ,
-            name="Verify",
-            abortable=True,
-            handler=verify,
-            check=check_verify,
-            nsid=NsidRule.ACTIVE,
-            oncs=Oncs.VERIFY,
-        ),
-    ),
+ROWS = Rows(
+    io={
+        Csi.NVM: (
+            CommandSpec(
+                opcode=NvmOpcode.VERIFY,
+                access=Access.READ,
+                name="Verify",
+                lba_in_cdw10=True,
+                abortable=True,
+                handler=verify,
+                check=check_verify,
+                nsid=NsidRule.ACTIVE,
+                oncs=Oncs.VERIFY,
+            ),
+        )
+    },
 )

@@ -9,7 +9,8 @@ from nvmeof.spec.discovery import ENTRY_BYTES, HEADER_BYTES, DiscoveryFlags, Dis
 from nvmeof.spec.enums import LogPageId
 from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.commands.rows.log_pages import LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.discovery import read_discovery_log
 
@@ -41,15 +42,17 @@ def _entries(page: bytes) -> list[int]:
     return offsets
 
 
-add_log_pages(
-    LogPageSpec(
-        LogPageId.DISCOVERY,
-        "Discovery",
-        _discovery,
-        io=False,
-        discovery=True,
-        entries=_entries,
-        lidsp=int(_SUPPORTED),
-        remark="extended entries (EXTDLPE), those of one port (PLEO), and by index (OT)",
-    )
+ROWS = Rows(
+    log_pages=(
+        LogPageSpec(
+            LogPageId.DISCOVERY,
+            "Discovery",
+            _discovery,
+            io=False,
+            discovery=True,
+            entries=_entries,
+            lidsp=int(_SUPPORTED),
+            remark="extended entries (EXTDLPE), those of one port (PLEO), and by index (OT)",
+        ),
+    ),
 )

@@ -21,8 +21,9 @@ from nvmeof.spec.persistent_events import (
 )
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.command_tables import ADMIN
-from nvmeof.target.commands.rows.log_pages import LSP, LogPageSpec, add_log_pages
+from nvmeof.target.commands.dispatch.command_tables import CommandTables
+from nvmeof.target.commands.rows.log_pages import LSP, LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.subsystem.persistent_events import HISTORY_BYTES
 from nvmeof.wire import build, layout
@@ -43,12 +44,12 @@ _ALWAYS = (
 """Events that exist whatever commands the subsystem has."""
 
 
-def supported() -> tuple[EventType, ...]:
+def supported(commands: CommandTables) -> tuple[EventType, ...]:
     """The types of events that may be in the log."""
-    return tuple(sorted({*_ALWAYS, *(event for spec in ADMIN.values() for event in spec.events)}))
+    return tuple(sorted({*_ALWAYS, *(event for spec in commands.admin.values() for event in spec.events)}))
 
 
-def _header(controller: Controller, count: int, length_bytes: int, generation: int) -> bytes:
+def _header(commands: CommandTables, controller: Controller, count: int, length_bytes: int, generation: int) -> bytes:
     subsystem = controller.subsystem
     hours = int(subsystem.lifetime.power_on_seconds(controller.runtime.now()) // 3600)
     return build(
@@ -65,16 +66,16 @@ def _header(controller: Controller, count: int, length_bytes: int, generation: i
         mn=subsystem.config.model,
         subnqn=subsystem.nqn,
         gnum=generation,
-        seb=supported_events(supported()),
+        seb=supported_events(supported(commands)),
     )
 
 
-def _establish(controller: Controller) -> bytes:
+def _establish(commands: CommandTables, controller: Controller) -> bytes:
     """Make a reporting context: the whole log as it is now, the newest event first."""
     history = controller.subsystem.history
     events = [event.encode() for event in reversed(history.events)]
     length = HEADER_BYTES + sum(map(len, events))
-    page = _header(controller, len(events), length, history.next_generation()) + b"".join(events)
+    page = _header(commands, controller, len(events), length, history.next_generation()) + b"".join(events)
     controller.event_context = page
     return page
 
@@ -100,22 +101,24 @@ def _events(ctx: CommandContext, controller: Controller, command: GetLogPage, ns
         return b""
     if action == LogAction.ESTABLISH_AND_READ_HEADER:
         existed = context is not None
-        header = bytearray((context or _establish(controller))[:HEADER_BYTES])
+        header = bytearray((context or _establish(ctx.tables[CommandTables], controller))[:HEADER_BYTES])
         if existed:
             rci = RCI_CONTEXT_EXISTS | RCI_SUBSYSTEM_PORT | controller.port.portid
             header[_RCI_OFFSET : _RCI_OFFSET + 4] = rci.to_bytes(4, "little")
         return bytes(header)
-    return context if context is not None else _establish(controller)
+    return context if context is not None else _establish(ctx.tables[CommandTables], controller)
 
 
-add_log_pages(
-    LogPageSpec(
-        LogPageId.PERSISTENT_EVENTS,
-        "Persistent Event",
-        _events,
-        check=_check,
-        lidsp=_LIDSP_HEADER_ACTION,
-        lpa=Lpa.PERSISTENT_EVENTS,
-        remark="kept over restarts with --state",
-    )
+ROWS = Rows(
+    log_pages=(
+        LogPageSpec(
+            LogPageId.PERSISTENT_EVENTS,
+            "Persistent Event",
+            _events,
+            check=_check,
+            lidsp=_LIDSP_HEADER_ACTION,
+            lpa=Lpa.PERSISTENT_EVENTS,
+            remark="kept over restarts with --state",
+        ),
+    ),
 )

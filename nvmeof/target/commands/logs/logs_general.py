@@ -19,9 +19,10 @@ from nvmeof.spec.log_pages import (
     build_supported_log_pages,
 )
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, DISCOVERY, IO_COMMAND_SETS
-from nvmeof.target.commands.rows.features import FEATURES
-from nvmeof.target.commands.rows.log_pages import LOG_PAGES, LogPageSpec, add_log_pages, command_set
+from nvmeof.target.commands.dispatch.command_tables import CommandTables
+from nvmeof.target.commands.rows.features import FeatureTable
+from nvmeof.target.commands.rows.log_pages import LogPageSpec, LogPageTable, command_set
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.error_log import ERROR_LOG_ENTRIES
 from nvmeof.target.subsystem.subsystem import ANA_GROUP
@@ -36,7 +37,7 @@ def _supported(ctx: CommandContext, controller: Controller, command: GetLogPage,
     return build_supported_log_pages(
         {
             row.lid: LSUPP | (IOS if row.entries is not None else 0) | row.lidsp << LIDSP_SHIFT
-            for row in LOG_PAGES.values()
+            for row in ctx.tables[LogPageTable].values()
             if row.here(controller)
         }
     )
@@ -84,8 +85,9 @@ def admin_effects(effects: CommandEffects) -> CommandEffects:
 
 def _effects(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     # A command set that exists and is not here has no commands.
-    io = {} if controller.discovery else IO_COMMAND_SETS.get(command_set(controller, command), {})
-    admin = DISCOVERY if controller.discovery else ADMIN
+    commands = ctx.tables[CommandTables]
+    io = {} if controller.discovery else commands.io.get(command_set(controller, command), {})
+    admin = commands.discovery if controller.discovery else commands.admin
     # A discovery controller has no UUID List.
     absent = CommandEffects.UUID_SELECTION if controller.discovery else CommandEffects(0)
     # I/O commands report no scope: Linux warns of each whose entry says more than what it does to logical blocks.
@@ -108,7 +110,7 @@ def _ana(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid:
 
 def _feature_effects(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     effects = [0] * 256
-    for fid, row in FEATURES.items():
+    for fid, row in ctx.tables[FeatureTable].items():
         if row.supported(controller) and (row.discovery or not controller.discovery):
             effects[fid] = row.log_entry
     return build(FEATURES_SUPPORTED_AND_EFFECTS, fids=effects)
@@ -118,53 +120,55 @@ def _no_management_interface(ctx: CommandContext, controller: Controller, comman
     return bytes(_NVME_MI_EFFECTS_BYTES)
 
 
-add_log_pages(
-    LogPageSpec(
-        LogPageId.SUPPORTED_LOG_PAGES,
-        "Supported Log Pages",
-        _supported,
-        discovery=True,
-        csi=True,
-        lpa=Lpa.SUPPORTED_LOG_PAGES,
-    ),
-    LogPageSpec(LogPageId.ERROR_INFORMATION, "Error Information", _errors, discovery=True, during_sanitize=True),
-    LogPageSpec(LogPageId.FIRMWARE_SLOT, "Firmware Slot Information", _firmware),
-    LogPageSpec(
-        LogPageId.CHANGED_NAMESPACES,
-        "Changed Attached Namespace List",
-        _changed,
-        acknowledge=_changed_read,
-        during_sanitize=True,
-    ),
-    LogPageSpec(
-        LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS,
-        "Commands Supported and Effects",
-        _effects,
-        csi=True,
-        discovery=True,
-        lpa=Lpa.COMMANDS_SUPPORTED_AND_EFFECTS,
-    ),
-    LogPageSpec(
-        LogPageId.ANA,
-        "Asymmetric Namespace Access",
-        _ana,
-        # Not in the specification's list, but hosts that lose their path do not come back without it; it has nothing of
-        # the data.
-        during_sanitize=True,
-        remark="groups only (RGO)",
-    ),
-    LogPageSpec(
-        LogPageId.FEATURES_SUPPORTED_AND_EFFECTS,
-        "Feature Identifiers and Effects",
-        _feature_effects,
-        csi=True,
-        discovery=True,
-    ),
-    LogPageSpec(
-        LogPageId.NVME_MI_COMMANDS_SUPPORTED_AND_EFFECTS,
-        "NVMe-MI Commands Supported and Effects",
-        _no_management_interface,
-        discovery=True,
-        remark="says that there are none; bit 5 of LPA stands for this page too",
+ROWS = Rows(
+    log_pages=(
+        LogPageSpec(
+            LogPageId.SUPPORTED_LOG_PAGES,
+            "Supported Log Pages",
+            _supported,
+            discovery=True,
+            csi=True,
+            lpa=Lpa.SUPPORTED_LOG_PAGES,
+        ),
+        LogPageSpec(LogPageId.ERROR_INFORMATION, "Error Information", _errors, discovery=True, during_sanitize=True),
+        LogPageSpec(LogPageId.FIRMWARE_SLOT, "Firmware Slot Information", _firmware),
+        LogPageSpec(
+            LogPageId.CHANGED_NAMESPACES,
+            "Changed Attached Namespace List",
+            _changed,
+            acknowledge=_changed_read,
+            during_sanitize=True,
+        ),
+        LogPageSpec(
+            LogPageId.COMMANDS_SUPPORTED_AND_EFFECTS,
+            "Commands Supported and Effects",
+            _effects,
+            csi=True,
+            discovery=True,
+            lpa=Lpa.COMMANDS_SUPPORTED_AND_EFFECTS,
+        ),
+        LogPageSpec(
+            LogPageId.ANA,
+            "Asymmetric Namespace Access",
+            _ana,
+            # Not in the specification's list, but hosts that lose their path do not come back without it; it has
+            # nothing of the data.
+            during_sanitize=True,
+            remark="groups only (RGO)",
+        ),
+        LogPageSpec(
+            LogPageId.FEATURES_SUPPORTED_AND_EFFECTS,
+            "Feature Identifiers and Effects",
+            _feature_effects,
+            csi=True,
+            discovery=True,
+        ),
+        LogPageSpec(
+            LogPageId.NVME_MI_COMMANDS_SUPPORTED_AND_EFFECTS,
+            "NVMe-MI Commands Supported and Effects",
+            _no_management_interface,
+            discovery=True,
+            remark="says that there are none; bit 5 of LPA stands for this page too",
+        ),
     ),
 )

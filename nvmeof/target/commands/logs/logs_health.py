@@ -13,7 +13,8 @@ from nvmeof.spec.log_pages import DATA_UNIT_BYTES, SMART_HEALTH, GetLogPage
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.rows.log_pages import LSI, LogPageSpec, add_log_pages, namespaces_of
+from nvmeof.target.commands.rows.log_pages import LSI, LogPageSpec, namespaces_of
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.health import COMPOSITE_KELVIN, SPARE_PERCENT, SPARE_THRESHOLD_PERCENT, critical_warning
 from nvmeof.target.namespaces.endurance_group import ENDURANCE_GROUP_ID
@@ -89,20 +90,22 @@ def _endurance(ctx: CommandContext, controller: Controller, command: GetLogPage,
     )
 
 
-add_log_pages(
-    LogPageSpec(
-        LogPageId.SMART_HEALTH,
-        "SMART / Health Information",
-        _smart,
-        per_namespace=True,
-        lpa=Lpa.SMART_PER_NAMESPACE,
-        during_sanitize=True,
-    ),
-    LogPageSpec(
-        LogPageId.ENDURANCE_GROUP,
-        "Endurance Group Information",
-        _endurance,
-        check=_check_group,
-        remark="of group 1, which is the subsystem",
+ROWS = Rows(
+    log_pages=(
+        LogPageSpec(
+            LogPageId.SMART_HEALTH,
+            "SMART / Health Information",
+            _smart,
+            per_namespace=True,
+            lpa=Lpa.SMART_PER_NAMESPACE,
+            during_sanitize=True,
+        ),
+        LogPageSpec(
+            LogPageId.ENDURANCE_GROUP,
+            "Endurance Group Information",
+            _endurance,
+            check=_check_group,
+            remark="of group 1, which is the subsystem",
+        ),
     ),
 )

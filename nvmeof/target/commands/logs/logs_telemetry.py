@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from nvmeof.errors import CommandError
@@ -12,20 +13,21 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.spec.telemetry import AREAS, BLOCK_BYTES, CREATE, HEADER_BYTES, LIDSP_MCDAS, MCDA_MASK, MCDA_SHIFT
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.rows.features import FEATURES, Scope
-from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.commands.rows.features import FeatureTable, Scope
+from nvmeof.target.commands.rows.log_pages import LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
-from nvmeof.target.controller.error_reporting import FAILURE_LISTENERS
 from nvmeof.target.controller.telemetry import Capture, controller_page, dump, host_page, telemetry_of
+from nvmeof.target.core.tables import Tables
 
 _MCDA = SQE.error_location("cdw10", 9)
 _REASON_HOST = "asked for by a host"
 
 
-def _features(controller: Controller) -> dict[str, Any]:
+def _features(features: FeatureTable, controller: Controller) -> dict[str, Any]:
     """What the controller's features are set to: DW0 and data (hexadecimal) by name."""
     found: dict[str, Any] = {}
-    for fid, row in FEATURES.items():
+    for fid, row in features.items():
         if row.scope is Scope.NAMESPACE or row.private or not row.supported(controller):
             continue
         try:
@@ -59,7 +61,9 @@ def _host(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid
         return host_page(controller, capture, area_4=area_4)
     most = command.lsp >> MCDA_SHIFT & MCDA_MASK or AREAS
     areas = min(most, AREAS if area_4 else AREAS - 1)
-    capture.take(dump(controller, _REASON_HOST, _features, areas=areas), _REASON_HOST)
+    capture.take(
+        dump(controller, _REASON_HOST, partial(_features, ctx.tables[FeatureTable]), areas=areas), _REASON_HOST
+    )
     page = host_page(controller, capture, area_4=area_4)
     controller.record(EventType.TELEMETRY_CREATED, page[:HEADER_BYTES])
     return page
@@ -73,36 +77,39 @@ def _acknowledge(controller: Controller) -> None:
     telemetry_of(controller).acknowledge()
 
 
-def capture_fault(controller: Controller, reason: str) -> None:
+def capture_fault(tables: Tables, controller: Controller, reason: str) -> None:
     """Something went wrong: capture the state, unless that was done just now, and tell all hosts of the subsystem."""
     now = controller.runtime.now()
     initiated = telemetry_of(controller)
     if controller.discovery or not initiated.due(now):
         return
-    initiated.store(dump(controller, reason, _features, areas=AREAS), reason, now)
+    features = partial(_features, tables[FeatureTable])
+    initiated.store(dump(controller, reason, features, areas=AREAS), reason, now)
     controller.record(EventType.TELEMETRY_CREATED, controller_page(controller, area_4=False)[:HEADER_BYTES])
     for each in list(controller.subsystem.controllers.values()):
         each.telemetry_changed()
 
 
-FAILURE_LISTENERS.append(capture_fault)
-add_log_pages(
-    LogPageSpec(
-        LogPageId.TELEMETRY_HOST,
-        "Telemetry Host-Initiated",
-        _host,
-        check=_check_host,
-        lidsp=LIDSP_MCDAS,
-        lpa=Lpa.TELEMETRY | Lpa.TELEMETRY_DATA_AREA_4,
-        whole=BLOCK_BYTES,
-        remark="JSON text, see telemetry.md; area 4 for hosts that enable it",
-    ),
-    LogPageSpec(
-        LogPageId.TELEMETRY_CONTROLLER,
-        "Telemetry Controller-Initiated",
-        _initiated,
-        acknowledge=_acknowledge,
-        whole=BLOCK_BYTES,
-        remark="after internal errors, media errors and protocol faults",
+ROWS = Rows(
+    failure_listeners=(capture_fault,),
+    log_pages=(
+        LogPageSpec(
+            LogPageId.TELEMETRY_HOST,
+            "Telemetry Host-Initiated",
+            _host,
+            check=_check_host,
+            lidsp=LIDSP_MCDAS,
+            lpa=Lpa.TELEMETRY | Lpa.TELEMETRY_DATA_AREA_4,
+            whole=BLOCK_BYTES,
+            remark="JSON text, see telemetry.md; area 4 for hosts that enable it",
+        ),
+        LogPageSpec(
+            LogPageId.TELEMETRY_CONTROLLER,
+            "Telemetry Controller-Initiated",
+            _initiated,
+            acknowledge=_acknowledge,
+            whole=BLOCK_BYTES,
+            remark="after internal errors, media errors and protocol faults",
+        ),
     ),
 )

@@ -13,8 +13,7 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule, not_active
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, ADMISSION_CHECKS, register, register_gate
-from nvmeof.target.commands.media.sanitize import gate as sanitize_gate
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.format_job import can_format, format_namespace
 from nvmeof.target.namespaces.lba_formats import lookup
@@ -46,10 +45,6 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
             raise CommandError(
                 Status.FORMAT_IN_PROGRESS, dnr=False, message=f"namespace {namespace.nsid} is being formatted"
             )
-
-
-assert sanitize_gate in ADMISSION_CHECKS  # it is asked before
-register_gate(gate)
 
 
 def _concerned(ctx: CommandContext, sqe: Sqe) -> list[Namespace]:
@@ -141,9 +136,8 @@ async def _format(ctx: CommandContext, controller: Controller, sqe: Sqe, concern
     return Completion()
 
 
-register(
-    ADMIN,
-    (
+ROWS = Rows(
+    admin=(
         CommandSpec(
             opcode=AdminOpcode.FORMAT_NVM,
             name="Format NVM",

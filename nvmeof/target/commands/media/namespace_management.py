@@ -23,13 +23,14 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, check_nsid, fixed
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, register
-from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.commands.rows.log_pages import LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.endurance_group import ENDURANCE_GROUP_ID
 from nvmeof.target.namespaces.lba_formats import lookup
 from nvmeof.target.namespaces.reservations import Group
-from nvmeof.target.subsystem.management import KINDS, NamespaceManager, NewNamespace
+from nvmeof.target.subsystem.management import NamespaceManager, NewNamespace
+from nvmeof.target.subsystem.namespace_kinds import NamespaceKind
 from nvmeof.target.subsystem.persistent_events import change_namespace
 from nvmeof.target.subsystem.subsystem import ANA_GROUP, Subsystem
 
@@ -80,7 +81,7 @@ def check_management(ctx: CommandContext, sqe: Sqe) -> None:
     if sqe.nsid:
         raise CommandError(Status.INVALID_FIELD, _NSID, message="the NSID of a new namespace is not the host's choice")
     csi = sqe.cdw11 >> 24
-    if csi not in KINDS:
+    if csi not in _parties(ctx)[1].kinds:
         raise CommandError(Status.IO_COMMAND_SET_NOT_SUPPORTED, _CSI, message=f"I/O command set {csi} is not supported")
 
 
@@ -90,14 +91,15 @@ def namespace_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None)
         return _delete(ctx, sqe)
     assert data is not None
     fields = NAMESPACE_CREATE.parse(bytes(data))
-    return _create(ctx, sqe, fields, new_namespace(fields, sqe.cdw11 >> 24))
+    kind = _parties(ctx)[1].kinds[sqe.cdw11 >> 24]
+    return _create(ctx, sqe, fields, new_namespace(fields, kind))
 
 
 def _invalid(message: str, status: Status = Status.INVALID_FIELD) -> CommandError:
     return CommandError(status, _DATA, message=message)
 
 
-def new_namespace(fields: Any, csi: int) -> NewNamespace:
+def new_namespace(fields: Any, kind: NamespaceKind) -> NewNamespace:
     """What the data of a create operation asks for. Raises `CommandError`."""
     if fields.nmic & Nmic.DISPERSED:
         raise _invalid("dispersed namespaces are not supported (NMIC)")
@@ -122,8 +124,8 @@ def new_namespace(fields: Any, csi: int) -> NewNamespace:
         size_bytes=fields.nsze * block_bytes,
         block_bytes=block_bytes,
         shared=bool(fields.nmic & Nmic.SHARED),
-        csi=csi,
-        options=KINDS[csi].check(fields, block_bytes),
+        csi=kind.csi,
+        options=kind.check(fields, block_bytes),
     )
 
 
@@ -195,17 +197,16 @@ def _changed_read(controller: Controller) -> None:
     controller.changed_allocations.clear()
 
 
-add_log_pages(
-    LogPageSpec(
-        LogPageId.CHANGED_ALLOCATED_NAMESPACES,
-        "Changed Allocated Namespace List",
-        _changed,
-        acknowledge=_changed_read,
-    )
-)
-register(
-    ADMIN,
-    (
+ROWS = Rows(
+    log_pages=(
+        LogPageSpec(
+            LogPageId.CHANGED_ALLOCATED_NAMESPACES,
+            "Changed Allocated Namespace List",
+            _changed,
+            acknowledge=_changed_read,
+        ),
+    ),
+    admin=(
         CommandSpec(
             opcode=AdminOpcode.NAMESPACE_MANAGEMENT,
             name="Namespace Management",

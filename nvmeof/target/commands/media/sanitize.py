@@ -21,9 +21,9 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, register, register_gate
-from nvmeof.target.commands.rows.features import Scope, add_features, current_value, dword
-from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.commands.rows.features import FeatureTable, Scope, current_value, dword
+from nvmeof.target.commands.rows.log_pages import LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.events import Event
 from nvmeof.target.namespaces.namespace import Namespace
@@ -84,9 +84,6 @@ def _all_namespaces(ctx: CommandContext, sqe: Sqe) -> Iterable[Namespace]:
     return ctx.subsystem.namespaces.values()
 
 
-register_gate(gate)
-
-
 # The command
 
 
@@ -109,7 +106,7 @@ def check_sanitize(ctx: CommandContext, sqe: Sqe) -> None:
         raise _invalid("there is no media verification state (EMVS)", _EMVS)
     if state is SanitizeState.RESTRICTED_FAILURE and command.ause:
         raise _failed("after the failure of a restricted sanitize operation the next one must be restricted (AUSE)")
-    if command.ndas and not current_value(controller, FeatureId.SANITIZE_CONFIG).dw0 & 1:
+    if command.ndas and not current_value(ctx.tables[FeatureTable], controller, FeatureId.SANITIZE_CONFIG).dw0 & 1:
         raise _invalid("everything is deallocated: this cannot be inhibited (NDAS)", _NDAS)
     for namespace in controller.subsystem.namespaces.values():
         if namespace.read_only:
@@ -196,9 +193,8 @@ def _status(ctx: CommandContext, controller: Controller, command: GetLogPage, ns
     )
 
 
-register(
-    ADMIN,
-    (
+ROWS = Rows(
+    admin=(
         CommandSpec(
             opcode=AdminOpcode.SANITIZE,
             name="Sanitize",
@@ -218,6 +214,6 @@ register(
             "keeps elsewhere (copies on write, snapshots, spare blocks) is out of reach",
         ),
     ),
+    log_pages=(LogPageSpec(LogPageId.SANITIZE_STATUS, "Sanitize Status", _status, during_sanitize=True),),
+    features=(dword(FeatureId.SANITIZE_CONFIG, "Sanitize Config", 1, scope=Scope.SUBSYSTEM, persistent=True),),
 )
-add_log_pages(LogPageSpec(LogPageId.SANITIZE_STATUS, "Sanitize Status", _status, during_sanitize=True))
-add_features(dword(FeatureId.SANITIZE_CONFIG, "Sanitize Config", 1, scope=Scope.SUBSYSTEM, persistent=True))

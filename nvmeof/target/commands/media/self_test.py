@@ -10,8 +10,8 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, NsidRule, not_active
-from nvmeof.target.commands.dispatch.command_tables import ADMIN, register
-from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.commands.rows.log_pages import LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.health import critical_warning
 from nvmeof.target.subsystem.subsystem import Subsystem
@@ -91,9 +91,8 @@ def _log(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid:
     return build(DEVICE_SELF_TEST, operation=tests.running, completion=tests.percent, results=results)
 
 
-register(
-    ADMIN,
-    (
+ROWS = Rows(
+    admin=(
         CommandSpec(
             opcode=AdminOpcode.DEVICE_SELF_TEST,
             name="Device Self-test",
@@ -105,5 +104,5 @@ register(
             remark="short (samples of every namespace) and extended (every block), one at a time per subsystem",
         ),
     ),
+    log_pages=(LogPageSpec(LogPageId.DEVICE_SELF_TEST, "Device Self-test", _log),),
 )
-add_log_pages(LogPageSpec(LogPageId.DEVICE_SELF_TEST, "Device Self-test", _log))

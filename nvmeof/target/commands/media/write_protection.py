@@ -15,12 +15,12 @@ from nvmeof.target.commands.rows.features import (
     FeatureSpec,
     Scope,
     Value,
-    add_features,
     check_bits,
     constant,
     invalid,
     namespace_of,
 )
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 
 _STATE_MASK = 0b111
@@ -63,18 +63,20 @@ def _kept(controller: Controller, sqe: Sqe) -> None:
     controller.subsystem.attributes_changed(namespace)
 
 
-add_features(
-    FeatureSpec(
-        FeatureId.NAMESPACE_WRITE_PROTECTION_CONFIG,
-        "Namespace Write Protection Config",
-        _read,
-        constant(WriteProtection.NONE),
-        _apply,
-        scope=Scope.NAMESPACE,
-        persistent=True,
-        check=_check,
-        restore=_restore,
-        kept=_kept,
-        to_keep=lambda controller, sqe: Value(sqe.cdw11),
-    )
+ROWS = Rows(
+    features=(
+        FeatureSpec(
+            FeatureId.NAMESPACE_WRITE_PROTECTION_CONFIG,
+            "Namespace Write Protection Config",
+            _read,
+            constant(WriteProtection.NONE),
+            _apply,
+            scope=Scope.NAMESPACE,
+            persistent=True,
+            check=_check,
+            restore=_restore,
+            kept=_kept,
+            to_keep=lambda controller, sqe: Value(sqe.cdw11),
+        ),
+    ),
 )

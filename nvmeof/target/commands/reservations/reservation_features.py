@@ -14,14 +14,14 @@ from nvmeof.target.commands.rows.features import (
     FeatureSpec,
     Scope,
     Value,
-    add_features,
     check_bits,
     constant,
     dword,
     invalid,
     namespace_of,
 )
-from nvmeof.target.commands.rows.log_pages import LogPageSpec, add_log_pages
+from nvmeof.target.commands.rows.log_pages import LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 
 _PERSIST = 1
@@ -54,31 +54,33 @@ def _notification(ctx: CommandContext, controller: Controller, command: GetLogPa
     return controller.reservation_notices.page(command.offset_bytes)
 
 
-add_features(
-    dword(
-        FeatureId.RESERVATION_NOTIFICATION_MASK,
-        "Reservation Notification Mask",
-        _MASKABLE,
-        scope=Scope.NAMESPACE,
-        all_refusal=Status.INVALID_FIELD,
+ROWS = Rows(
+    features=(
+        dword(
+            FeatureId.RESERVATION_NOTIFICATION_MASK,
+            "Reservation Notification Mask",
+            _MASKABLE,
+            scope=Scope.NAMESPACE,
+            all_refusal=Status.INVALID_FIELD,
+        ),
+        FeatureSpec(
+            FeatureId.RESERVATION_PERSISTENCE,
+            "Reservation Persistence",
+            _persistence,
+            constant(0),
+            _set_persistence,
+            scope=Scope.NAMESPACE,
+            check=_check_persistence,
+            all_refusal=Status.INVALID_FIELD,
+        ),
     ),
-    FeatureSpec(
-        FeatureId.RESERVATION_PERSISTENCE,
-        "Reservation Persistence",
-        _persistence,
-        constant(0),
-        _set_persistence,
-        scope=Scope.NAMESPACE,
-        check=_check_persistence,
-        all_refusal=Status.INVALID_FIELD,
+    log_pages=(
+        LogPageSpec(
+            LogPageId.RESERVATION_NOTIFICATION,
+            "Reservation Notification",
+            _notification,
+            acknowledge=Controller.reservation_log_read,
+            during_sanitize=True,
+        ),
     ),
-)
-add_log_pages(
-    LogPageSpec(
-        LogPageId.RESERVATION_NOTIFICATION,
-        "Reservation Notification",
-        _notification,
-        acknowledge=Controller.reservation_log_read,
-        during_sanitize=True,
-    )
 )

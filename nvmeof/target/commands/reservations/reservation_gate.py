@@ -10,7 +10,6 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec
-from nvmeof.target.commands.dispatch.command_tables import register_gate
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.reservations import Group
 
@@ -53,6 +52,3 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
         return
     for namespace in spec.concerned(ctx, sqe):
         _check(namespace, ctx.hostid, group)
-
-
-register_gate(gate)

@@ -13,7 +13,7 @@ from functools import partial
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import Future, settled
-from nvmeof.spec.enums import FeatureId, NvmOpcode, Oncs
+from nvmeof.spec.enums import Csi, FeatureId, NvmOpcode, Oncs
 from nvmeof.spec.reservations import (
     CDW10_IGNORE_EXISTING_KEY,
     CDW10_PERSISTENCE,
@@ -36,9 +36,9 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, fixed
-from nvmeof.target.commands.dispatch.command_tables import NVM, register
 from nvmeof.target.commands.io.nvm import active_namespace
-from nvmeof.target.commands.rows.features import current_value
+from nvmeof.target.commands.rows.features import FeatureTable, current_value
+from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.reservations import Notice, Outcome, Reservations
 
@@ -189,7 +189,8 @@ def _notify(ctx: CommandContext, namespace: Namespace, notice: Notice) -> None:
     subsystem, controller = ctx.subsystem, ctx.controller
     if subsystem is None or controller is None or subsystem.namespaces.get(namespace.nsid) is not namespace:
         return
-    mask = current_value(controller, FeatureId.RESERVATION_NOTIFICATION_MASK, namespace.nsid).dw0
+    features = ctx.tables[FeatureTable]
+    mask = current_value(features, controller, FeatureId.RESERVATION_NOTIFICATION_MASK, namespace.nsid).dw0
     if mask & 1 << notice.kind:
         return
     for each in list(subsystem.controllers.values()):
@@ -229,53 +230,54 @@ def reservation_report(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -
     return Completion(data=report[:length].ljust(length, b"\0"))
 
 
-register(
-    NVM,
-    (
-        CommandSpec(
-            opcode=NvmOpcode.RESERVATION_REGISTER,
-            name="Reservation Register",
-            handler=reservation_register,
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=fixed(RESERVATION_KEYS_BYTES),
-            check=check_register,
-            nsid=NsidRule.ACTIVE,
-            longer_sgl_bytes=_PAGE_BYTES,
-            oncs=Oncs.RESERVATIONS,
-            remark="CPTPL sets nothing where nothing persists (a ramdisk)",
-        ),
-        CommandSpec(
-            opcode=NvmOpcode.RESERVATION_REPORT,
-            name="Reservation Report",
-            handler=reservation_report,
-            direction=Direction.CONTROLLER_TO_HOST,
-            transfer_bytes=_report_bytes,
-            check=check_report,
-            nsid=NsidRule.ACTIVE,
-            oncs=Oncs.RESERVATIONS,
-            remark="the extended data structure, as host identifiers have 128 bits",
-        ),
-        CommandSpec(
-            opcode=NvmOpcode.RESERVATION_ACQUIRE,
-            name="Reservation Acquire",
-            handler=reservation_acquire,
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=fixed(RESERVATION_KEYS_BYTES),
-            check=check_acquire,
-            nsid=NsidRule.ACTIVE,
-            longer_sgl_bytes=_PAGE_BYTES,
-            oncs=Oncs.RESERVATIONS,
-        ),
-        CommandSpec(
-            opcode=NvmOpcode.RESERVATION_RELEASE,
-            name="Reservation Release",
-            handler=reservation_release,
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=fixed(RELEASE_DATA_BYTES),
-            check=check_release,
-            nsid=NsidRule.ACTIVE,
-            longer_sgl_bytes=_PAGE_BYTES,
-            oncs=Oncs.RESERVATIONS,
-        ),
-    ),
+ROWS = Rows(
+    io={
+        Csi.NVM: (
+            CommandSpec(
+                opcode=NvmOpcode.RESERVATION_REGISTER,
+                name="Reservation Register",
+                handler=reservation_register,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=fixed(RESERVATION_KEYS_BYTES),
+                check=check_register,
+                nsid=NsidRule.ACTIVE,
+                longer_sgl_bytes=_PAGE_BYTES,
+                oncs=Oncs.RESERVATIONS,
+                remark="CPTPL sets nothing where nothing persists (a ramdisk)",
+            ),
+            CommandSpec(
+                opcode=NvmOpcode.RESERVATION_REPORT,
+                name="Reservation Report",
+                handler=reservation_report,
+                direction=Direction.CONTROLLER_TO_HOST,
+                transfer_bytes=_report_bytes,
+                check=check_report,
+                nsid=NsidRule.ACTIVE,
+                oncs=Oncs.RESERVATIONS,
+                remark="the extended data structure, as host identifiers have 128 bits",
+            ),
+            CommandSpec(
+                opcode=NvmOpcode.RESERVATION_ACQUIRE,
+                name="Reservation Acquire",
+                handler=reservation_acquire,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=fixed(RESERVATION_KEYS_BYTES),
+                check=check_acquire,
+                nsid=NsidRule.ACTIVE,
+                longer_sgl_bytes=_PAGE_BYTES,
+                oncs=Oncs.RESERVATIONS,
+            ),
+            CommandSpec(
+                opcode=NvmOpcode.RESERVATION_RELEASE,
+                name="Reservation Release",
+                handler=reservation_release,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=fixed(RELEASE_DATA_BYTES),
+                check=check_release,
+                nsid=NsidRule.ACTIVE,
+                longer_sgl_bytes=_PAGE_BYTES,
+                oncs=Oncs.RESERVATIONS,
+            ),
+        )
+    },
 )

@@ -124,15 +124,8 @@ class FeatureSpec:
         return self.effects | self.scope.value
 
 
-FEATURES: dict[int, FeatureSpec] = {}
-
-
-def add_features(*rows: FeatureSpec) -> None:
-    """Add features; each has one row."""
-    for row in rows:
-        if row.fid in FEATURES:
-            raise ValueError(f"{row.name}: {row.fid:02X}h has a row already")
-        FEATURES[row.fid] = row
+class FeatureTable(dict[int, FeatureSpec]):
+    """The features of a target, by FID."""
 
 
 # What rows are made with
@@ -173,9 +166,11 @@ def _values(scope: Scope, controller: Controller, sqe: Sqe) -> Values:
     return controller.features.values if scope is Scope.CONTROLLER else controller.subsystem.features
 
 
-def current_value(controller: Controller, fid: int, nsid: int = 0, selector: int = 0, *, cdw11: int = 0) -> Value:
+def current_value(
+    features: FeatureTable, controller: Controller, fid: int, nsid: int = 0, selector: int = 0, *, cdw11: int = 0
+) -> Value:
     """A feature's current value, for who acts by it. `nsid`: of a feature with the scope NAMESPACE."""
-    row = FEATURES[fid]
+    row = features[fid]
     return row.read(controller, Sqe(opcode=AdminOpcode.GET_FEATURES, nsid=nsid, cdw10=fid, cdw11=cdw11))
 
 
@@ -258,7 +253,7 @@ def dword(
 def _row(ctx: CommandContext, sqe: Sqe) -> FeatureSpec:
     controller = ctx.controller
     assert controller is not None
-    row = FEATURES.get(sqe.cdw10 & 0xFF)
+    row = ctx.tables[FeatureTable].get(sqe.cdw10 & 0xFF)
     if row is None or not row.supported(controller) or (controller.discovery and not row.discovery):
         raise CommandError(Status.INVALID_FIELD, _FID, message=f"feature {sqe.cdw10 & 0xFF:#04x} is not supported")
     return row
@@ -550,10 +545,10 @@ def _not_saved(error: OSError) -> CommandError:
     )
 
 
-def restore_features(controller: Controller) -> None:
+def restore_features(features: FeatureTable, controller: Controller) -> None:
     """Make the saved values of the subsystem's controllers current in this one, which is new or was just reset."""
     for fid, saved in load_all(controller.subsystem.metadata_store):
-        row = FEATURES.get(fid)
+        row = features.get(fid)
         if row is None or row.apply is None or row.scope is not Scope.CONTROLLER:
             continue
         if not row.supported(controller) or (controller.discovery and not row.discovery):
@@ -567,13 +562,12 @@ def restore_features(controller: Controller) -> None:
 
 
 __all__ = [
-    "FEATURES",
     "Apply",
     "FeatureSpec",
+    "FeatureTable",
     "Read",
     "Scope",
     "Value",
-    "add_features",
     "check_bits",
     "check_get_features",
     "check_set_features",

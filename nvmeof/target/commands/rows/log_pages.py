@@ -69,21 +69,14 @@ class LogPageSpec:
         return self.discovery if controller.discovery else self.io
 
 
-LOG_PAGES: dict[int, LogPageSpec] = {}
+class LogPageTable(dict[int, LogPageSpec]):
+    """The log pages of a target, by LID."""
 
 
-def add_log_pages(*rows: LogPageSpec) -> None:
-    """Add log pages; each has one row."""
-    for row in rows:
-        if row.lid in LOG_PAGES:
-            raise ValueError(f"{row.name}: {row.lid:02X}h has a row already")
-        LOG_PAGES[row.lid] = row
-
-
-def log_attributes(controller: Controller) -> Lpa:
-    """LPA of Identify Controller, from the rows that there are."""
+def log_attributes(ctx: CommandContext, controller: Controller) -> Lpa:
+    """Make LPA of Identify Controller from the rows."""
     attributes = Lpa.EXTENDED_DATA
-    for row in LOG_PAGES.values():
+    for row in ctx.tables[LogPageTable].values():
         if row.here(controller):
             attributes |= row.lpa
     return attributes
@@ -106,7 +99,7 @@ def log_bytes(ctx: CommandContext, sqe: Sqe) -> int:
 
 def page_during_sanitize(ctx: CommandContext, sqe: Sqe) -> bool:
     """Whether the page may be read during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
-    row = LOG_PAGES.get(sqe.cdw10 & 0xFF)
+    row = ctx.tables[LogPageTable].get(sqe.cdw10 & 0xFF)
     return row is not None and row.during_sanitize
 
 
@@ -122,7 +115,7 @@ def check_get_log_page(ctx: CommandContext, sqe: Sqe) -> None:
     controller, subsystem = ctx.controller, ctx.subsystem
     assert controller is not None and subsystem is not None
     command = decode(sqe)
-    row = LOG_PAGES.get(command.lid)
+    row = ctx.tables[LogPageTable].get(command.lid)
     if row is None or not row.here(controller):
         raise CommandError(Status.INVALID_LOG_PAGE, _LID, message=f"log page {command.lid:#04x} is not supported")
     _check_nsid(ctx, row, sqe.nsid)
@@ -175,7 +168,7 @@ def get_log_page(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Comp
     """A part of a page; what is asked for beyond its end reads as zeroes. RAE = 0 lets its events be sent again."""
     command, controller = decode(sqe), ctx.controller
     assert controller is not None
-    row = LOG_PAGES[command.lid]
+    row = ctx.tables[LogPageTable][command.lid]
     page = row.build(ctx, controller, command, sqe.nsid)
     if not page:
         # Something else was asked for than its content. The data that the SGL describes is sent all the same: hosts
