@@ -24,6 +24,7 @@ from nvmeof.transport.paths.session import PathOptions
 
 Order = Mapping[str, Any]
 SUBFLOW_SECONDS = 3.0
+SUBFLOW_SAMPLE_SECONDS = 0.25
 COPY_BYTES = 512 * 1024
 KATO_SECONDS = 30.0
 
@@ -65,10 +66,22 @@ def connection_facts(controllers: list[HostController]) -> dict[str, Any]:
         "protocols": sorted({str(queue.get("protocol")) for queue in queues}),
         "fallback": any(queue.get("fallback") for queue in queues),
         "congestion": sorted({str(queue.get("congestion")) for queue in queues}),
-        "subflows": [len(queue.get("subflows") or ()) for queue in queues],
+        "subflows": [_established(queue) for queue in queues],
         "retransmits": sum(queue.get("retransmits") or 0 for queue in queues),
         "mptcp_retransmits": sum(queue.get("mptcp_retransmits") or 0 for queue in queues),
     }
+
+
+def _established(queue: dict[str, Any]) -> int:
+    """Subflows that are open: the kernel also lists a connection's first one when it has been closed."""
+    return sum(flow.get("state") == "ESTABLISHED" for flow in queue.get("subflows") or ())
+
+
+async def _most_subflows(controllers: list[HostController], most: list[int]) -> None:
+    """Keep in `most` the largest number of open subflows that a connection had."""
+    while True:
+        most[:] = [max([*most, *(_established(queue) for queue in io_queues(controllers))])]
+        await asyncio.sleep(SUBFLOW_SAMPLE_SECONDS)
 
 
 async def _namespace(controller: HostController) -> Namespace:
@@ -172,8 +185,14 @@ async def verify(order: Order) -> dict[str, Any]:
         namespace = await _namespace(controllers[0])
         verifier = Verifier(namespace, order["block_bytes"], order["depth"], order.get("slots_each", 8))
         print(json.dumps({"running": time.monotonic(), "connections": connection_facts(controllers)}), flush=True)
-        await verifier.run(order["seconds"])
+        most = [0]
+        counting = asyncio.create_task(_most_subflows(controllers, most))
+        try:
+            await verifier.run(order["seconds"])
+        finally:
+            counting.cancel()
         return {
+            "most_subflows": most[0],
             "times": verifier.times,
             "block_bytes": order["block_bytes"],
             "errors": verifier.errors,

@@ -4,8 +4,9 @@ A cut link closes nothing in the kernel: its subflow stays, and what was given t
 timeout. Two things tell: rtnetlink, at once, when this machine's own link goes down; and TCP_INFO, after some seconds,
 when the path is broken further away (timeouts in a row, nothing acknowledged, while another subflow of the same
 connection gets through). In both cases the path is suspended, so that its subflows close and the connection's data
-takes the others. The last live subflow of a connection is never closed; with no link left, or only
-those of backup paths, none is.
+takes the others; a path that is there again gets new subflows. Left to the kernel, whose old subflows go on when their
+links are back, is what closing would cost more than it gives: the last live subflow of a connection, the last one of
+those that it began with (`first_subflows`), and all of them while no link is left or only those of backup paths.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from nvmeof.errors import TransportError
 from nvmeof.transport.base import Endpoint, SubflowInfo, log
 from nvmeof.transport.paths.driver import Connections, Flow, PathDriver, flows_of
 from nvmeof.transport.paths.events import AddressEvent, LinkEvent, NetworkEvents
+from nvmeof.transport.paths.first_subflows import FirstSubflows
 from nvmeof.transport.paths.interfaces import Interface, interfaces
-from nvmeof.transport.paths.model import PathEndpoint, PathFlag
+from nvmeof.transport.paths.model import PathEndpoint
 
 LINK: Final = "its link is down"
 SILENT: Final = "nothing comes back over it"
 
-_SETTLE_SECONDS: Final = 0.1
-"""Between a link's event and the look at all links, so that several come together."""
+_SETTLE_SECONDS: Final = (0.1, 0.5)
+"""After a link's event so long without another one, and at most so long, before all links are looked at: which of them
+stay decides what is done about those that go."""
 _TIMEOUTS: Final = 3
 """Retransmission timeouts in a row that make a subflow suspect..."""
 _QUIET_MS: Final = 2000
@@ -54,6 +57,8 @@ class PathState:
     """Whether a subflow of ours ran over it."""
     missing: bool = False
     """Used before, but no subflow of ours runs over it now."""
+    left: bool = False
+    """Its link is down, and its subflows are left to the kernel until the link is back."""
 
 
 def stalled(flow: SubflowInfo) -> bool:
@@ -84,8 +89,10 @@ class PathKeeper:
         self._interval = interval_seconds
         self._changed = changed
         self._loop = asyncio.get_running_loop()
+        self._first = FirstSubflows()
         self._next_connection = 0
         self._soon: asyncio.TimerHandle | None = None
+        self._soon_since = 0.0
         self._events = NetworkEvents(self._event, self._look_soon)
         self._tick: asyncio.TimerHandle = self._loop.call_later(interval_seconds, self._round)
         self._look_soon()
@@ -104,8 +111,13 @@ class PathKeeper:
             self._look_soon()
 
     def _look_soon(self) -> None:
+        now = self._loop.time()
+        quiet, most = _SETTLE_SECONDS
         if self._soon is None:
-            self._soon = self._loop.call_later(_SETTLE_SECONDS, self._look)
+            self._soon_since = now
+        else:
+            self._soon.cancel()
+        self._soon = self._loop.call_at(min(now + quiet, self._soon_since + most), self._look)
 
     def _look(self) -> None:
         """Compare the paths with the links as they are now."""
@@ -116,23 +128,39 @@ class PathKeeper:
             log.debug("looking at the links: %s", error.strerror or error)  # the next event, or round, looks again
             return
         links = [(state, carries(state.endpoint, known)) for state in self._paths]
+        connections: list[list[Flow]] = []
+        if any(state.up and not alive and not state.left for state, alive in links):
+            connections = flows_of(self._connections())
+            self._first.look(connections, self._loop.time())
         ours = {state.endpoint.address for state in self._paths}
-        flows: list[Flow] = []
-        if any(state.up and not alive for state, alive in links):
-            flows = [flow for each in flows_of(self._connections()) for flow in each]
-        # With no link left, or only those of backup paths, there is nowhere better to go: subflows that nobody closed
-        # go on when their links are back, and that costs less than making them anew (docs/experiments.md, on windows).
-        others = any(alive and not state.endpoint.flags & PathFlag.BACKUP for state, alive in links) or any(
-            flow.live
-            and flow.local_host not in ours
-            and any(each.up and flow.local_host in each.addresses for each in known.values())
-            for flow in flows
-        )
+        ways = {state.endpoint.address for state, alive in links if alive and not state.endpoint.backup}
+        ways |= {host for each in known.values() if each.up for host in each.addresses if host not in ours}
         for state, alive in links:
-            if state.up and not alive and others:
-                self._suspend(state, LINK, flows)
-            elif not state.up and alive and state.reason == LINK:
-                self._resume(state)
+            if alive:
+                state.left = False
+                if not state.up and state.reason == LINK:
+                    self._resume(state)
+            elif state.up and not state.left:
+                if self._better_closed(state, connections, ways):
+                    self._suspend(state, LINK, [flow for each in connections for flow in each])
+                else:
+                    state.left = True
+                    log.info("path %s is down, its subflows are left to the kernel", state.endpoint)
+
+    def _better_closed(self, state: PathState, connections: list[list[Flow]], ways: set[str]) -> bool:
+        """Whether every connection over a path has subflows over other `ways` (local addresses) that can stand in.
+
+        Where there is no better way, subflows that nobody closed go on when their links are back, and that costs less
+        than making them anew (docs/experiments.md, on windows).
+        """
+        if not connections:
+            return bool(ways & {each.endpoint.address for each in self._paths})
+        for each in connections:
+            over = _over(state.endpoint, each)
+            rest = [flow for flow in each if flow.live and flow.local_host in ways]
+            if over and not (rest and self._first.spare(over, rest)):
+                return False
+        return True
 
     def _suspend(self, state: PathState, reason: str, flows: Iterable[Flow]) -> None:
         endpoint = state.endpoint
@@ -165,7 +193,7 @@ class PathKeeper:
         try:
             self._judge(flows_of(self._some_connections()))
             self._driver.reconcile()
-            if any(not each.up and each.reason == LINK for each in self._paths):
+            if any(each.left or (not each.up and each.reason == LINK) for each in self._paths):
                 self._look_soon()  # an event that tells of its return may have been missed
         except OSError as error:
             log.debug("looking at the subflows: %s", error.strerror or error)
@@ -183,6 +211,7 @@ class PathKeeper:
         if not connections:
             return
         now = self._loop.time()
+        self._first.look(connections, now)
         flows = [flow for each in connections for flow in each]
         managed = set()
         for state in self._paths:
@@ -195,7 +224,7 @@ class PathKeeper:
                 # lost just now, or a new connection whose subflow is on its way
                 state.missing = True
                 state.retry_at = max(state.retry_at, now + state.pause_seconds)
-            if state.up and _silent(over) and _others_work(state, connections):
+            if state.up and not state.left and _silent(over) and self._others_work(state, connections):
                 self._back_off(state, now)
                 self._suspend(state, SILENT, over)
             elif not state.up and state.reason == SILENT and (now >= state.retry_at or _answered(connected)):
@@ -211,12 +240,26 @@ class PathKeeper:
         for each in connections:
             healthy = [flow for flow in each if _healthy(flow.info)]
             for flow in each:
-                if flow.local_host not in managed and stalled(flow.info) and healthy:
+                if (
+                    flow.local_host not in managed
+                    and stalled(flow.info)
+                    and healthy
+                    and self._first.spare([flow], healthy)
+                ):
                     log.warning("subflow %s - %s is closed: %s", flow.info.local, flow.info.peer, SILENT)
                     try:
                         self._driver.close_flow(flow)
                     except (OSError, TransportError) as error:
                         log.debug("closing a subflow: %s", error)
+
+    def _others_work(self, state: PathState, connections: list[list[Flow]]) -> bool:
+        """Whether every connection over a path has another subflow that gets through, and that can stand in."""
+        for each in connections:
+            over = _over(state.endpoint, each)
+            rest = [flow for flow in each if flow not in over and _healthy(flow.info)]
+            if over and not (rest and self._first.spare(over, rest)):
+                return False
+        return True
 
     def _again(self, state: PathState) -> None:
         log.info("path %s is tried again", state.endpoint)
@@ -258,12 +301,3 @@ def _silent(over: list[Flow]) -> bool:
 def _answered(over: list[Flow]) -> bool:
     """Whether a subflow over a path got an answer just now: the peer may have opened the way again by itself."""
     return any(_healthy(flow.info) and (flow.info.last_ack_received_ms or 0) < _QUIET_MS for flow in over)
-
-
-def _others_work(state: PathState, connections: list[list[Flow]]) -> bool:
-    """Whether every connection over a path has another subflow that gets through."""
-    for each in connections:
-        over = {id(flow) for flow in _over(state.endpoint, each)}
-        if over and not any(_healthy(flow.info) for flow in each if id(flow) not in over):
-            return False
-    return True

@@ -35,6 +35,48 @@ def test_time_until_a_restored_link_carries_again() -> None:
     assert failover._worst([]) == "-"
 
 
+def test_rate_after_a_link_is_back() -> None:
+    """Each link's own cut counts, cuts at one time are one, and a window ends at the next event."""
+    events = [(4.0, "cut", 1), (8.0, "restored", 1), (12.0, "cut", 2), (16.0, "restored", 2)]
+    times = [*spread(0, 4, 40), *spread(8, 12, 20), *spread(16, 25, 90)]
+    assert failover._after(events, times, 30.0) == [pytest.approx(0.5, abs=0.05), pytest.approx(2.0, abs=0.15)]
+    events = [(4.0, "cut", 1), (4.1, "cut", 2), (7.0, "restored", 1), (7.1, "restored", 2)]
+    assert failover._after(events, [*spread(0, 4, 40), *spread(7, 20, 130)], 20.0) == [
+        pytest.approx(1.0, abs=0.05),
+        pytest.approx(1.0, abs=0.05),
+    ]
+
+
+def spread(early: float, late: float, count: int) -> list[float]:
+    return [early + (late - early) * index / count for index in range(count)]
+
+
+def failover_row(keeper: bool, megabytes: float, after: float, **values: Any) -> dict[str, Any]:
+    row = {"scenario": "one after another", "keeper": keeper, "megabytes": megabytes, "longest_pause_seconds": 1.0,
+           "lost_bytes": 0, "errors": [], "dropped_by_kernel": 1, "again_seconds": [0.1], "after_share": [1.0, after],
+           "most_subflows": 4, "samples": [], "events": []}  # fmt: skip
+    return row | values
+
+
+def test_several_runs_are_told_by_medians_and_worst_cases() -> None:
+    several = [failover_row(True, megabytes, megabytes / 100) for megabytes in (90.0, 70.0, 80.0)]
+    several[1]["most_subflows"], several[1]["longest_pause_seconds"] = 5, 2.5
+    row = failover._together(several)
+    assert (row["megabytes"], row["after_share"], row["dropped_by_kernel"]) == (80.0, 0.8, 3)
+    assert (row["most_subflows"], row["longest_pause_seconds"], row["worst_pause_seconds"]) == (5, 1.0, 2.5)
+    assert len(row["runs"]) == 3
+    assert "samples" not in row["runs"][0]
+
+
+def test_a_keeper_that_costs_more_than_it_gives_misses_its_goals() -> None:
+    alone = failover._together([failover_row(False, 100.0, 1.0)])
+    cases = ((97.0, 0.8, 4, 0), (96.0, 0.8, 4, 1), (97.0, 0.7, 4, 1), (97.0, 0.8, 5, 1))
+    for megabytes, after, subflows, missed in cases:
+        kept = failover._together([failover_row(True, megabytes, after, most_subflows=subflows)])
+        goals = failover.goals({"rows": [alone, kept]})
+        assert sum(not goal["reached"] for goal in goals) == missed
+
+
 class Memory:
     """As much of a namespace as the verifier wants; `broken` flips a byte of what is read from that slot."""
 

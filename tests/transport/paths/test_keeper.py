@@ -73,6 +73,11 @@ def flow(host: str, *, dead: bool = False, state: str = "ESTABLISHED", token: in
     return Flow(token, dataclasses.replace(info, **values))
 
 
+def made_anew(host: str, **values: Any) -> Flow:
+    """A subflow from another port than the first one of its path."""
+    return flow(host, local=Address(host, 2), **values)
+
+
 class World:
     """Two paths on two links, one keeper; time passes only when told to."""
 
@@ -88,17 +93,21 @@ class World:
         monkeypatch.setattr(module, "flows_of", lambda connections: self.flows)
         self.keeper = PathKeeper(self.driver, self.paths, tuple, interval_seconds=1000)
         self.now = 100.0
+        self.pass_time(0)
 
     def _interfaces(self) -> dict[str, Interface]:
         return {
             name: Interface(n, name, up, False, (f"10.1.{n}.2",)) for n, (name, up) in enumerate(self.up.items(), 1)
         }
 
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.keeper._loop = FakeLoop(self.now)  # type: ignore[assignment]
+
     def judge(self, *connections: list[Flow], seconds: float = 1.0) -> list[tuple[str, str]]:
         """A round, that much later; what the driver was told."""
-        self.now += seconds
+        self.pass_time(seconds)
         self.driver.done.clear()
-        self.keeper._loop = FakeLoop(self.now)  # type: ignore[assignment]
         self.keeper._judge(list(connections))
         return list(self.driver.done)
 
@@ -110,10 +119,25 @@ class World:
 
 class FakeLoop:
     def __init__(self, now: float) -> None:
-        self._now = now
+        self.now = now
+        self.timers: list[FakeTimer] = []
 
     def time(self) -> float:
-        return self._now
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> FakeTimer:
+        self.timers.append(FakeTimer(when, callback))
+        return self.timers[-1]
+
+
+@dataclasses.dataclass
+class FakeTimer:
+    when: float
+    callback: Callable[[], object]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 @pytest.fixture
@@ -141,9 +165,11 @@ async def test_with_no_link_left_all_subflows_are_left_to_the_kernel(world: Worl
     assert world.look() == []
     assert all(path.up for path in world.paths)
     world.up["eth1"] = True
-    assert world.look() == [("suspend", "10.1.2.2")], "now there is another way"
+    assert world.look() == [], "the kernel has tried the other ways by now: the subflow stays until its link is back"
     world.up["eth2"] = True
-    assert world.look() == [("resume", "10.1.2.2")]
+    assert world.look() == []
+    world.up["eth2"] = False
+    assert world.look() == [("suspend", "10.1.2.2")], "this time there is another way"
 
 
 async def test_with_only_backup_paths_left_subflows_are_left_to_the_kernel(world: World) -> None:
@@ -157,11 +183,58 @@ async def test_with_only_backup_paths_left_subflows_are_left_to_the_kernel(world
     assert world.look() == [("suspend", "10.1.2.2")]
 
 
+async def test_the_last_of_a_connections_first_subflows_is_never_closed(world: World) -> None:
+    """What joins later has a small receive buffer: without one of the first subflows the window collapses."""
+    world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
+    world.up["eth2"] = False
+    assert world.look() == [("suspend", "10.1.2.2")]
+    world.up["eth2"] = True
+    assert world.look() == [("resume", "10.1.2.2")]
+    world.flows = [[flow("10.1.1.2"), made_anew("10.1.2.2")]]
+    world.pass_time(10)
+    world.judge(*world.flows)
+    world.up["eth1"] = False
+    assert world.look() == []
+    assert world.paths[0].up
+    assert world.judge([flow("10.1.1.2", dead=True), made_anew("10.1.2.2")]) == [], "nor when it is silent"
+    world.up["eth1"] = True
+    assert world.look() == []
+    world.up["eth2"] = False
+    assert world.look() == [("suspend", "10.1.2.2")], "what was made anew may go again"
+
+
+async def test_a_connection_that_has_but_one_subflow_keeps_it(world: World) -> None:
+    world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")], [flow("10.1.2.2", token=2)]]
+    world.up["eth2"] = False
+    assert world.look() == []
+
+
+async def test_subflows_that_come_with_a_new_connection_are_its_first(world: World) -> None:
+    world.judge([flow("10.1.2.2")])
+    world.judge([flow("10.1.1.2"), flow("10.1.2.2")], seconds=1)
+    world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
+    world.up["eth2"] = False
+    assert world.look() == [("suspend", "10.1.2.2")]
+
+
 async def test_a_way_that_is_no_path_of_ours_counts_too(world: World) -> None:
     world.paths.pop(0)
     world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
     world.up["eth2"] = False
     assert world.look() == [("suspend", "10.1.2.2")]
+
+
+async def test_links_that_go_one_after_the_other_are_looked_at_together(world: World) -> None:
+    """The look waits until 0.1 s passed without an event, 0.5 s at the most."""
+    loop = FakeLoop(100.0)
+    world.keeper._loop = loop  # type: ignore[assignment]
+    world.keeper._soon = None
+    for number in range(10):
+        loop.now = 100.0 + number * 0.09
+        world.keeper._event(LinkEvent("eth1", False))
+        (timer,) = [each for each in loop.timers if not each.cancelled]
+        assert timer.when == pytest.approx(min(loop.now + 0.1, 100.5))
+    assert timer.callback == world.keeper._look
 
 
 async def test_events_of_other_links_are_nothing_to_it(world: World) -> None:

@@ -1,0 +1,56 @@
+"""Remembers which subflows each connection began with: the kernel's receive window hangs on them.
+
+A subflow that joins later begins with the smallest receive buffer (the second figure of `net.ipv4.tcp_rmem`), whatever
+the connection's has grown to, and is given a larger one only when that of the connection grows again
+(net/mptcp/protocol.c, mptcp_rcv_space_adjust); one at its maximum grows no more. So long as one of the first subflows
+is left, its acknowledgements keep the connection's window open. With none left, the window falls from megabytes to
+about 100 KiB and packets are dropped as lying outside of it (MPTcpExtNoDSSInWindow). docs/experiments.md has figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
+
+from nvmeof.transport.base import Address
+from nvmeof.transport.paths.driver import Flow
+
+_JOINING_SECONDS: Final = 2.0
+"""After a connection was seen first, subflows that appear so soon came with it."""
+_REMEMBERED: Final = 4096
+"""Connections that are remembered; the one that was not looked at for longest is forgotten first."""
+
+_Ends: TypeAlias = tuple[Address, Address]
+
+
+class FirstSubflows:
+    """The subflows that connections began with, known by their addresses and ports."""
+
+    def __init__(self) -> None:
+        self._connections: dict[int, tuple[float, set[_Ends]]] = {}
+
+    def look(self, connections: Iterable[Sequence[Flow]], now: float) -> None:
+        """Take note of connections' live subflows; `now` in seconds of a clock that goes on steadily."""
+        for flows in connections:
+            live = {_ends(flow) for flow in flows if flow.live}
+            if not live:
+                continue
+            token = flows[0].token
+            since, first = self._connections.pop(token, (now, set[_Ends]()))
+            if now - since <= _JOINING_SECONDS:
+                first |= live
+            self._connections[token] = since, first
+        while len(self._connections) > _REMEMBERED:
+            del self._connections[next(iter(self._connections))]
+
+    def __contains__(self, flow: Flow) -> bool:
+        known = self._connections.get(flow.token)
+        return known is not None and _ends(flow) in known[1]
+
+    def spare(self, closing: Sequence[Flow], staying: Iterable[Flow]) -> bool:
+        """Whether subflows of one connection may close while those that stay keep its window open."""
+        return not any(flow in self for flow in closing) or any(flow in self for flow in staying)
+
+
+def _ends(flow: Flow) -> _Ends:
+    return flow.info.local, flow.info.peer

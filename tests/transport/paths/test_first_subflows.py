@@ -1,0 +1,48 @@
+"""Which subflows a connection began with."""
+
+from __future__ import annotations
+
+from nvmeof.transport import Address, SubflowInfo
+from nvmeof.transport.paths import first_subflows as module
+from nvmeof.transport.paths.driver import Flow
+from nvmeof.transport.paths.first_subflows import FirstSubflows
+
+
+def flow(port: int, *, token: int = 1, state: str = "ESTABLISHED") -> Flow:
+    return Flow(token, SubflowInfo(local=Address("10.1.1.2", port), peer=Address("10.1.1.1", 4420), state=state))
+
+
+def test_what_comes_within_two_seconds_came_with_the_connection() -> None:
+    first = FirstSubflows()
+    first.look([[flow(1)]], 100.0)
+    first.look([[flow(1), flow(2)]], 101.5)
+    first.look([[flow(1), flow(2), flow(3)]], 103.0)
+    assert [flow(port) in first for port in (1, 2, 3)] == [True, True, False]
+    assert flow(1, token=2) not in first
+
+
+def test_what_is_closed_or_not_there_is_no_first_subflow() -> None:
+    first = FirstSubflows()
+    first.look([[], [flow(1, state="CLOSE"), flow(2)]], 100.0)
+    assert flow(1) not in first
+    assert flow(2) in first
+
+
+def test_the_last_first_subflow_cannot_be_spared() -> None:
+    first = FirstSubflows()
+    first.look([[flow(1), flow(2)]], 100.0)
+    late = flow(3)
+    assert first.spare([flow(1)], [flow(2), late])
+    assert not first.spare([flow(1)], [late])
+    assert not first.spare([flow(1), flow(2)], [late])
+    assert first.spare([late], [])
+
+
+def test_connections_that_were_not_looked_at_for_longest_are_forgotten() -> None:
+    first = FirstSubflows()
+    for token in range(module._REMEMBERED):
+        first.look([[flow(1, token=token)]], 100.0)
+    first.look([[flow(1, token=0)], [flow(1, token=99_999)]], 200.0)
+    assert flow(1, token=0) in first
+    assert flow(1, token=1) not in first
+    assert flow(1, token=99_999) in first
