@@ -47,6 +47,7 @@ from nvmeof.target.storage.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, b
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.pools import FilePool, RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.ana import ANA_GROUP, parse_ana_setting, state_word
 from nvmeof.target.subsystem.config import (
     ADVERTISE_DEFAULT,
     ADVERTISE_FORMS,
@@ -56,6 +57,7 @@ from nvmeof.target.subsystem.config import (
     TargetConfig,
 )
 from nvmeof.target.subsystem.namespace_option import parse_namespace_option
+from nvmeof.target.subsystem.registry import PortInfo
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, SocketOptions
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
@@ -107,6 +109,7 @@ class Options:
     keep_alive: float = 0.0
     state: str | None = None
     admin_label: str = ""
+    ana: tuple[str, ...] = ()
     mptcp_signal: tuple[str, ...] = ()
     mptcp_limits: str | None = None
     path_manager: str | None = None
@@ -163,7 +166,8 @@ def _state(options: Options) -> JsonFileStore | None:
 
 def _ports(options: Options) -> list[PortConfig]:
     advertised = Address("", 0) if options.advertise is None else Address.parse(options.advertise, default_port=0)
-    ports = []
+    ports: list[PortConfig] = []
+    settings = list(map(parse_ana_setting, options.ana))
     given = [(text, NVME_PORT, False) for text in options.listen or ("0.0.0.0",)]
     given += [(text, DISCOVERY_PORT, True) for text in options.discovery]
     for text, default_port, discovery_only in given:
@@ -178,8 +182,12 @@ def _ports(options: Options) -> list[PortConfig]:
                 advertise_port=(advertised.port or None) if not discovery_only else None,
                 discovery_only=discovery_only,
                 advertise_as=options.advertise_as or ADVERTISE_DEFAULT,
+                ana=tuple((each.group, each.state) for each in settings if each.applies(address.host, address.port)),
             )
         )
+    for text, setting in zip(options.ana, settings, strict=True):
+        if not any(setting.applies(port.host, port.port) for port in ports if not port.discovery_only):
+            raise ConfigurationError(f"--ana {text}: there is no --listen {text.partition('@')[2]}")
     return ports
 
 
@@ -261,6 +269,12 @@ def facts(target: Target, options: Options) -> dict[str, Any]:
             for info, discovery_only in listeners
         ],
         "paths": target.paths.list() if target.paths else [],
+        "ana": [
+            {"group": group, "state": state_word(state), "portid": port.portid, "address": _port_address(port)}
+            for port in target.registry.ports.values()
+            for group, state in sorted(subsystem.ana.on(port.portid).states.items())
+            if not port.discovery_only
+        ],
         "namespaces": [
             {
                 "nsid": namespace.nsid,
@@ -268,6 +282,7 @@ def facts(target: Target, options: Options) -> dict[str, Any]:
                 "size_bytes": namespace.size_blocks * namespace.block_bytes,
                 "block_bytes": namespace.block_bytes,
                 "read_only": namespace.read_only,
+                "anagrpid": namespace.anagrpid,
                 "uuid": str(namespace.uuid),
                 "zoned": _zones_told(namespace),
             }
@@ -281,6 +296,10 @@ def facts(target: Target, options: Options) -> dict[str, Any]:
             "unallocated_bytes": subsystem.unallocated_bytes,
         },
     }
+
+
+def _port_address(port: PortInfo) -> str:
+    return str(Address(port.traddr, int(port.trsvcid)))
 
 
 def _zones_told(namespace: Namespace) -> dict[str, Any] | None:
@@ -302,6 +321,7 @@ def _say(told: dict[str, Any]) -> None:
     click.echo(f"subsystem  {told['subnqn']}  (serial {told['serial']})")
     for namespace in told["namespaces"]:
         access = ", read-only" if namespace["read_only"] else ""
+        access += "" if namespace["anagrpid"] == ANA_GROUP else f", ANA group {namespace['anagrpid']}"
         size = format_size(namespace["size_bytes"])
         backend = namespace["backend"].removesuffix(f" {size}")
         zoned = namespace["zoned"]
@@ -323,6 +343,8 @@ def _say(told: dict[str, Any]) -> None:
             protocol += f" (asked for {told['transport']}; {listener['fallback']})"
         what = "discovery " if listener["discovery_only"] else "listening "
         click.echo(f"{what} {address} over {protocol}, trtype {told['trtype']}, loop {told['loop']}")
+    for each in told.get("ana", ()):
+        click.echo(f"ANA        group {each['group']} is {each['state']} on {each['address']}")
     for path in told["paths"]:
         click.echo(f"announced  {path['address']} on {path['device']} ({path['flags']})")
     first = told["listeners"][0]
@@ -467,6 +489,14 @@ def _raise_file_limit() -> None:
     type=Bytes(),
     metavar="512|4096",
     help="Logical block size in bytes.  [default: what the --file had before, or 512]",
+)
+@click.option(
+    "--ana",
+    multiple=True,
+    metavar="GROUP=STATE[@ADDR:PORT]",
+    help="State of an ANA group at the start: optimized, non-optimized, inaccessible, persistent-loss or change; on "
+    "all ports, or on the one that listens there (@PORT will do); repeatable. A namespace is in group 1, or as "
+    "--namespace ...,anagrpid=N says.  [default: optimized]",
 )
 @click.option(
     "--capacity",

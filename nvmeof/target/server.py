@@ -258,6 +258,9 @@ class Target:
             driver.queue.ctx.connection = partial(_figures, endpoint)
             self.drivers.add(driver)
 
+        for subsystem in self._subsystems:
+            for group, state in port.ana:
+                subsystem.set_ana_state(state, group, portid=portid)
         listeners = await transport.listen(port.host, port.port, self._listen_options(port), accepted)
         self.listeners += listeners
         if port.discovery_only:

@@ -20,6 +20,7 @@ from nvmeof.target.commands.rows.structures import IdentifySpec, IdentifyTable
 from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.core.tables import Tables
 
+_NO_NAMESPACE = "as in every other state: it is for no namespace"
 _PCIE = "for PCI Express only"
 _LATER = "not there yet"
 _NO_SETS = "no NVM sets or domains, and one endurance group that has nothing to configure"
@@ -193,6 +194,26 @@ def _commands(
     return _table(("opcode", "command", "", "remark"), _rows(members, table, why, _command_remark))
 
 
+def _ana(commands: CommandTables, zoned: Mapping[int, CommandSpec], features: FeatureTable) -> Iterator[str]:
+    """Tell what becomes of commands in the states Inaccessible, Persistent Loss and Change, by their rows."""
+    yield "While the ANA group of a command's namespace is inaccessible (302h), lost (301h) or changing (303h) on the"
+    yield "port of its controller (NVMe Base 8.1.1.10; [howto/ana.md](howto/ana.md)):"
+    yield ""
+    tables = (("admin", commands.admin), ("I/O", commands.nvm), ("I/O, zoned", zoned))
+    nobody = (NsidRule.UNUSED, NsidRule.ZERO)
+    yield from _table(
+        ("opcode", "command", "effect"),
+        (
+            (f"{kind} {opcode:02X}h", spec.name, _NO_NAMESPACE if spec.nsid in nobody else spec.ana.value)
+            for kind, table in tables
+            for opcode, spec in sorted(table.items())
+        ),
+    )
+    unavailable = ", ".join(f"{row.name} ({fid:02X}h)" for fid, row in sorted(features.items()) if row.needs_access)
+    yield ""
+    yield f"Features that are not available then: {unavailable}."
+
+
 def _zoned_commands(zoned: Mapping[int, CommandSpec]) -> Iterator[str]:
     yield "All of the NVM Command Set, by the rules of zones, and:"
     yield ""
@@ -247,6 +268,7 @@ def render(tables: Tables) -> str:
         ("Admin commands", _commands(AdminOpcode, commands.admin, _WHY_ADMIN, zoned)),
         ("I/O commands (NVM Command Set)", _commands(NvmOpcode, commands.nvm, _WHY_NVM, zoned)),
         ("I/O commands of zoned namespaces (Zoned Namespace Command Set)", _zoned_commands(zoned)),
+        ("Commands and ANA states", _ana(commands, zoned, tables[FeatureTable])),
         ("Identify data structures", _table(("CNS", "structure", "", "remark"), identify)),
         ("Log pages", _table(("LID", "log page", "", "remark"), log_pages)),
         ("Features", _table(("FID", "feature", "", "remark"), features)),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from nvmeof.errors import ConfigurationError
 from nvmeof.target import __main__ as target_main
 from nvmeof.target.__main__ import Options, facts, main, make_target
 from nvmeof.target.server import Target
@@ -426,3 +427,49 @@ def test_a_stop_that_loses_data_is_not_a_good_end(tmp_path, monkeypatch, capsys)
     assert main(arguments) == 1
     err = capsys.readouterr().err
     assert f"file {tmp_path / 'disk'} could not be flushed: what was written last may be lost" in err
+
+
+@pytest.mark.parametrize(
+    "given,first,second",
+    [
+        (("2=inaccessible",), {2: 3}, {2: 3}),
+        (("2=inaccessible@4421",), {}, {2: 3}),
+        (("0x2=change@127.0.0.1:4420", "1=non-optimized@127.0.0.1:4421"), {2: 15}, {1: 2}),
+        (("1=persistent-loss@127.0.0.1",), {1: 4}, {}),
+    ],
+)
+def test_ana_states(given, first, second):
+    listen = ("127.0.0.1:4420", "127.0.0.1:4421")
+    target = make_target(Options(listen=listen, discovery=("127.0.0.1",), ana=given))
+    assert [dict(port.ana) for port in target.config.ports[:2]] == [first, second]
+
+
+@pytest.mark.parametrize(
+    "given,message",
+    [
+        ("2", "GROUP=STATE"),
+        ("x=change", "GROUP=STATE"),
+        ("0=change", "GROUP=STATE"),
+        ("1=change@", "GROUP=STATE"),
+        ("1=lost", "non-optimized"),
+        ("1=change@4421", "no --listen 4421"),
+        ("1=change@127.0.0.1:8009", "no --listen 127.0.0.1:8009"),
+        ("33=change", "1 to 32"),
+    ],
+)
+def test_ana_states_that_cannot_be(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make_target(Options(listen=("127.0.0.1:4420",), discovery=("127.0.0.1:8009",), ana=(given,)))
+
+
+def test_two_ana_states_of_one_group():
+    with pytest.raises(ConfigurationError, match="two states of ANA group 1"):
+        make_target(Options(listen=("127.0.0.1:4420",), ana=("1=change", "1=optimized@4420")))
+
+
+def test_ana_groups_of_namespaces():
+    target = make_target(Options(namespace=("ramdisk:1M,anagrpid=4", "ramdisk:1M")))
+    assert [each.anagrpid for each in target.config.subsystems[0].namespaces] == [4, 1]
+    for text in ("0", "", "33", "x"):
+        with pytest.raises(ConfigurationError, match=r"anagrpid|ANA group"):
+            make_target(Options(namespace=(f"ramdisk:1M,anagrpid={text}",)))

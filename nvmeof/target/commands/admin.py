@@ -8,6 +8,7 @@ from nvmeof.spec.enums import IDENTIFY_BYTES, AdminOpcode, CommandEffects
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import (
+    AnaRule,
     CommandSpec,
     Completion,
     Direction,
@@ -68,6 +69,7 @@ _IDENTIFY = CommandSpec(
     check=check_identify,
     nsid=NsidRule.HANDLER,
     during_sanitize=processed_during_sanitize,
+    ana=AnaRule.UNAFFECTED,
 )
 _GET_LOG_PAGE = CommandSpec(
     opcode=AdminOpcode.GET_LOG_PAGE,
@@ -78,6 +80,7 @@ _GET_LOG_PAGE = CommandSpec(
     check=check_get_log_page,
     nsid=NsidRule.HANDLER,
     during_sanitize=page_during_sanitize,
+    ana=AnaRule.UNAFFECTED,
     effects=CommandEffects.SUPPORTED | CommandEffects.UUID_SELECTION,
 )
 _ABORT = CommandSpec(
@@ -100,6 +103,7 @@ _SET_FEATURES = CommandSpec(
     | CommandEffects.SUBSYSTEM_SCOPE
     | CommandEffects.CONTROLLER_SCOPE
     | CommandEffects.NAMESPACE_SCOPE,
+    ana=AnaRule.FIELDS,
 )
 _GET_FEATURES = CommandSpec(
     opcode=AdminOpcode.GET_FEATURES,
@@ -110,6 +114,7 @@ _GET_FEATURES = CommandSpec(
     check=check_get_features,
     nsid=NsidRule.HANDLER,
     during_sanitize=processed_during_sanitize,
+    ana=AnaRule.FIELDS,
 )
 _ASYNC_EVENT_REQUEST = CommandSpec(
     opcode=AdminOpcode.ASYNC_EVENT_REQUEST,

@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Mapping
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.connect import CONNECT
-from nvmeof.spec.enums import FABRICS_OPCODE, NSID_ALL, Csi
+from nvmeof.spec.enums import FABRICS_OPCODE, Csi
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, TRANSPORT_DATA_BLOCK, Psdt
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, always, not_active
+from nvmeof.target.commands.dispatch.admission import admit
+from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, always
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.fused import FUSED_OPCODES
 from nvmeof.target.core.aborting import AbortableAwait
@@ -67,25 +68,6 @@ def _out_of_state(ctx: CommandContext, spec: CommandSpec) -> CommandError:
     )
 
 
-def _check_namespace(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
-    """The NSID is what the row wants, and nothing else's rule, such as a reservation's, stands in the way."""
-    rule = spec.nsid
-    if rule is NsidRule.ACTIVE or (rule is NsidRule.ACTIVE_OR_ALL and sqe.nsid != NSID_ALL):
-        namespace = ctx.namespaces.get(sqe.nsid)
-        if namespace is None:
-            raise not_active(ctx, sqe.nsid)
-        if not namespace.accessible and ctx.subsystem is not None:
-            ctx.subsystem.check_access()
-    elif rule is NsidRule.ZERO and sqe.nsid:
-        raise CommandError(Status.INVALID_FIELD, SQE.error_location("nsid"), message=f"{spec.name} is for no namespace")
-    elif rule is NsidRule.UNUSED and sqe.nsid:
-        # The specification only advises to refuse it, and neither nvmet nor SPDK does.
-        logger.debug("%s: %s with NSID %#x, which it does not use", ctx.peer, spec.name, sqe.nsid)
-        sqe.nsid = 0
-    for check in ctx.tables[CommandTables].admission:
-        check(ctx, spec, sqe)
-
-
 def _check_sgl(ctx: CommandContext, sqe: Sqe, spec: CommandSpec, expected: int) -> int:
     """How many bytes move. SGL1 must be of a kind that this direction has, and describe what the command needs."""
     length = sqe.sgl_length
@@ -133,7 +115,7 @@ def prepare(ctx: CommandContext, sqe: Sqe) -> tuple[CommandSpec, int]:
                 SQE.error_location("flags", 6),
                 message="data over fabrics is described by SGLs (PSDT 01b)",
             )
-        _check_namespace(ctx, spec, sqe)
+        admit(ctx, spec, sqe)
     spec.check(ctx, sqe)
     expected = spec.transfer_bytes(ctx, sqe)
     if expected == 0:
@@ -146,7 +128,7 @@ def check_again(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     if ctx.state not in spec.states:
         raise _out_of_state(ctx, spec)
     if sqe.opcode != FABRICS_OPCODE:
-        _check_namespace(ctx, spec, sqe)
+        admit(ctx, spec, sqe)
         expected = spec.transfer_bytes(ctx, sqe)
         if expected != sqe.sgl_length:
             # It has blocks of another size now: the data that was asked for is not what the command needs any more.

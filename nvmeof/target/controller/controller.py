@@ -18,6 +18,7 @@ from nvmeof.spec.persistent_events import EventType, HardwareErrorCode
 from nvmeof.spec.properties import Cc, CcCss, Crto, Csts, Shst, Vs
 from nvmeof.spec.reservations import NotificationType
 from nvmeof.spec.status import Status, status_field
+from nvmeof.target.controller.ana_log import AnaLogCounts
 from nvmeof.target.controller.error_log import ErrorLog
 from nvmeof.target.controller.events import (
     ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED,
@@ -130,7 +131,8 @@ class Controller:
         self.connections: dict[int, Callable[[], dict[str, object]]] = {}  # and of what carries them
         self.event_context: bytes | None = None  # what is being read of log page 0Dh
         self.host_telemetry: object | None = None  # what log page 07h shows
-        self.ana_changes = 0  # of what the ANA log says, since the last reset
+        self.ana = subsystem.ana.on(port.portid)
+        self.ana_log = AnaLogCounts()
         self.changed_namespaces: set[int] = set()  # since log page 04h was last read
         self.changed_allocations: set[int] = set()  # the same of log page 1Ch
         self.changed_zones: dict[int, set[int]] = {}  # the same of log page BFh: zones by NSID
@@ -145,6 +147,7 @@ class Controller:
         self.state = ControllerState.DISABLED
         self.set_kato(kato_ms)
         subsystem.start_attached(self)
+        self.ana_log.reset()
         subsystem.controllers[cntlid] = self
         restore(self)
 
@@ -249,7 +252,7 @@ class Controller:
         self.record(EventType.POWER_ON_OR_RESET, self._reset_information(now))
         self.features = FeatureValues(timestamp_set_at=now, reset_at=now)
         self.event_context = None
-        self.ana_changes = 0
+        self.ana_log.reset()
         self.changed_namespaces.clear()
         self.changed_allocations.clear()
         self.changed_zones.clear()
@@ -263,14 +266,17 @@ class Controller:
     def attach(self, *namespaces: Namespace) -> None:
         """Give this controller namespaces."""
         self.attached.update((namespace.nsid, namespace) for namespace in namespaces)
+        self.ana_log.note(*(namespace.anagrpid for namespace in namespaces))
         for namespace in namespaces:
             namespace.lost_writes.connected(self.hostid, namespace.backend.sync_failures)
         self._select_namespaces()
 
     def detach(self, nsid: int) -> bool:
         """Take a namespace away, if it is attached: commands for it that have not begun are refused."""
-        if self.attached.pop(nsid, None) is None:
+        namespace = self.attached.pop(nsid, None)
+        if namespace is None:
             return False
+        self.ana_log.note(namespace.anagrpid)
         self.namespaces.pop(nsid, None)
         self.withdraw_permits()
         return True
@@ -465,7 +471,6 @@ class Controller:
         """A namespace came, went or changed its attributes."""
         if self.discovery:
             return
-        self.ana_changes += 1
         self.changed_namespaces.add(nsid)
         self.events.report(NAMESPACE_ATTRIBUTE_CHANGED)
 
@@ -501,9 +506,14 @@ class Controller:
         if not self.discovery:
             self.events.report(TELEMETRY_LOG_CHANGED)
 
-    def ana_changed(self) -> None:
-        """The ANA log changed."""
-        self.ana_changes += 1
+    def ana_changed(self, *groups: int) -> None:
+        """The state of an ANA group has changed on this controller's port, or a namespace has moved between groups.
+
+        NVMe Base 8.1.1.9 asks for the event upon entry to every state but Change; like nvmet, it is sent then too, so
+        that hosts count the time that a change may take.
+        """
+        self.withdraw_permits()
+        self.ana_log.note(*groups)
         if not self.discovery:
             self.events.report(ANA_CHANGE)
 

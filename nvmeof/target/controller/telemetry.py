@@ -18,6 +18,7 @@ from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.error_log import ErrorEntry
 from nvmeof.target.core.metadata import MetadataStore
 from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.subsystem.ana import state_word
 from nvmeof.target.subsystem.lifetime_counters import Totals
 from nvmeof.target.subsystem.persistent_events import watch
 
@@ -173,7 +174,7 @@ def _namespace(namespace: Namespace) -> dict[str, Any]:
         "size_blocks": namespace.size_blocks,
         "block_bytes": namespace.block_bytes,
         "read_only": namespace.read_only,
-        "accessible": namespace.accessible,
+        "ana_group": namespace.anagrpid,
         "uuid": str(namespace.uuid),
         "reads": totals.reads,
         "writes": totals.writes,
@@ -192,7 +193,9 @@ def _area_2(controller: Controller) -> dict[str, Any]:
             {"cntlid": each.cntlid, "host_nqn": each.host_nqn}
             for each in list(subsystem.controllers.values())[:SHORT_LIST]
         ],
-        "ana_state": subsystem.ana_state.name.lower(),
+        "ana_states": {
+            str(group): state_word(controller.ana.state(group)) for group in sorted(subsystem.ana.groups)[:SHORT_LIST]
+        },
         "namespaces": [_namespace(each) for each in list(subsystem.namespaces.values())[:SHORT_LIST]],
         "attached": sorted(controller.namespaces)[: 16 * SHORT_LIST],
     }

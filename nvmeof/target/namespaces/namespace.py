@@ -110,7 +110,6 @@ class Namespace:
 
     __slots__ = (
         "_read_only",
-        "accessible",
         "admission_tokens",
         "anagrpid",
         "backend",
@@ -157,7 +156,6 @@ class Namespace:
         self.csi = csi  # the I/O command set that it is used with
         self.shared = shared  # False: attached to one controller at a time
         self.counters = NamespaceCounters()
-        self.accessible = True
         self.admission_tokens = AdmissionTokens()
         self.in_progress = InflightTable()
         self.lost_writes = LostWrites()
@@ -187,8 +185,8 @@ class Namespace:
     def refresh(self) -> None:
         """Take size, block size and memory over from the backend (at the start and after a resize).
 
-        Permits are withdrawn. `memory` is None as well while the ANA state forbids access, and while there are blocks
-        that cannot be read, so that who goes by it needs no other check.
+        Permits are withdrawn. `memory` is None as well while there are blocks that cannot be read, or all access is
+        blocked, so that who goes by it needs no other check.
         """
         capabilities = self.backend.capabilities
         self.block_bytes = capabilities.block_bytes
@@ -202,13 +200,8 @@ class Namespace:
 
     def _show_memory(self) -> None:
         self.admission_tokens.withdraw()
-        shown = self.accessible and not self.unreadable_blocks.marked and self.blocked_status is None
+        shown = not self.unreadable_blocks.marked and self.blocked_status is None
         self.memory: memoryview | None = self.backend.memory if shown else None
-
-    def set_accessible(self, accessible: bool) -> None:
-        """Whether the ANA state allows reading and writing."""
-        self.accessible = accessible
-        self.refresh()
 
     @property
     def read_only(self) -> bool:

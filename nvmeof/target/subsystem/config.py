@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import uuid as uuid_module
 from dataclasses import dataclass, field
+from itertools import product
 
 from nvmeof.address import Address, ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
-from nvmeof.spec.enums import CNTLID_MAX
+from nvmeof.spec.enums import CNTLID_MAX, AnaState
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.target.core.metadata import MetadataStore
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.storage.base import Backend
+from nvmeof.target.subsystem.ana import ANA_GROUP, check_ana_group
 from nvmeof.version import __version__
 
 MAX_QUEUE_ENTRIES = 1024
@@ -56,6 +58,7 @@ class NamespaceConfig:
     eui64: bytes | None = None
     read_only: bool = False
     zoned: ZoneGeometry | None = None  # None: of the NVM Command Set
+    anagrpid: int = ANA_GROUP  # the ANA group
 
     def __post_init__(self) -> None:
         if not isinstance(self.backend, Backend):
@@ -65,6 +68,8 @@ class NamespaceConfig:
             )
         if self.nsid is not None and not 1 <= self.nsid <= 0xFFFFFFFE:
             raise ConfigurationError(f"an NSID is 1 to 4294967294, not {self.nsid}")
+        if self.anagrpid < 1:
+            raise ConfigurationError(f"an ANA group is 1 or more, not {self.anagrpid}")
         if self.nguid is not None and len(self.nguid) != 16:
             raise ConfigurationError(f"an NGUID has 16 bytes, not {len(self.nguid)}")
         if self.eui64 is not None and len(self.eui64) != 8:
@@ -89,6 +94,7 @@ class SubsystemConfig:
     cntlid_max: int = CNTLID_MAX  # that serve one subsystem NQN ranges that do not overlap
     max_async_events: int = 4  # Asynchronous Event Requests held per controller (AERL + 1)
     max_namespaces: int = 1024  # NN and MNAN
+    max_ana_groups: int = 32  # ANAGRPMAX and NANAGRPID: hosts make room for the ANA log of as many
     pool: Pool | None = None  # what hosts may create namespaces from; None: they cannot manage namespaces
     max_attached: int = 0  # namespaces attached to one controller (MAXCNA); 0: as many as there are
     ready_timeout_seconds: float = 7.5  # CAP.TO
@@ -127,6 +133,10 @@ class SubsystemConfig:
             raise ConfigurationError(f"1 to 256 Asynchronous Event Requests can be held, not {self.max_async_events}")
         if not 1 <= self.max_namespaces <= 0xFFFFFFFE:
             raise ConfigurationError(f"a subsystem has 1 to 4294967294 namespaces, not {self.max_namespaces}")
+        if not 1 <= self.max_ana_groups <= 0xFFFF:
+            raise ConfigurationError(f"a subsystem has 1 to 65535 ANA groups, not {self.max_ana_groups}")
+        for namespace in self.namespaces:
+            check_ana_group(namespace.anagrpid, self.max_ana_groups)
         if not 0 <= self.max_attached <= self.max_namespaces:
             raise ConfigurationError(
                 f"a controller has 0 to {self.max_namespaces} attached namespaces, not {self.max_attached}"
@@ -163,11 +173,18 @@ class PortConfig:
     advertise_port: int | None = None
     discovery_only: bool = False
     advertise_as: tuple[str, ...] = ADVERTISE_DEFAULT
+    ana: tuple[tuple[int, AnaState], ...] = ()  # the states of ANA groups at the start; the others are optimized
 
     def __post_init__(self) -> None:
         for form in self.advertise_as:
             if form not in ADVERTISE_FORMS:
                 raise ConfigurationError(f"a port is advertised as {', '.join(ADVERTISE_FORMS)}, not as {form!r}")
+        groups = [group for group, _ in self.ana]
+        for group in groups:
+            if groups.count(group) > 1:
+                raise ConfigurationError(
+                    f"the port {Address(self.host, self.port)} has two states of ANA group {group}"
+                )
         if not self.advertise_as:
             raise ConfigurationError("a port has to be advertised in some form")
         for port in (self.port, self.advertise_port or 0):
@@ -201,6 +218,9 @@ class TargetConfig:
         if len(set(metadata_stores)) < len(metadata_stores):
             raise ConfigurationError("two subsystems cannot have one keeper: give each its own")
         self._check_ports()
+        for subsystem, port in product(self.subsystems, self.ports):
+            for group, _ in port.ana:
+                check_ana_group(group, subsystem.max_ana_groups)
         if self.staging_bytes < 4 << 20:
             raise ConfigurationError(f"staging memory must be 4 MiB or more, not {self.staging_bytes} bytes")
 

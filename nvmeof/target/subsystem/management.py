@@ -10,7 +10,7 @@ import errno
 import logging
 import uuid as uuid_module
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from nvmeof.errors import CommandError, ConfigurationError
@@ -22,6 +22,7 @@ from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.namespaces.endurance_group import Pool, occupied_bytes, rounded
 from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.storage.base import Backend
+from nvmeof.target.subsystem.ana import ANA_GROUP, AnaGroups
 from nvmeof.target.subsystem.attachments import Attachments
 from nvmeof.target.subsystem.namespace_kinds import STANDARD_KINDS, NamespaceKind
 from nvmeof.target.subsystem.persistent_events import watch
@@ -40,6 +41,9 @@ class Member(Protocol):
     cntlid: int
     host_nqn: str
     attached: dict[int, Namespace]
+
+    @property
+    def ana(self) -> AnaGroups: ...
 
     def attach(self, *namespaces: Namespace) -> None: ...
 
@@ -61,6 +65,7 @@ class NewNamespace:
     shared: bool = True
     csi: int = Csi.NVM
     options: dict[str, Any] = field(default_factory=dict)
+    anagrpid: int = ANA_GROUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class Record:
     shared: bool
     csi: int
     options: dict[str, Any]
+    anagrpid: int = ANA_GROUP
 
     @property
     def identifiers(self) -> NamespaceIdentifiers:
@@ -81,19 +87,21 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """A value for a keeper."""
-        return {
+        value = {
             "nsid": self.nsid,
             "uuid": self.name,
             "shared": self.shared,
             "csi": self.csi,
             "options": self.options,
         }
+        return value if self.anagrpid == ANA_GROUP else {**value, "anagrpid": self.anagrpid}
 
     @classmethod
     def from_json(cls, value: Any) -> Record:
         """What `to_json` made. Raises `ValueError` or a relative of it for anything else."""
         name = str(uuid_module.UUID(value["uuid"]))
-        return cls(int(value["nsid"]), name, bool(value["shared"]), int(value["csi"]), dict(value["options"]))
+        options, group = dict(value["options"]), int(value.get("anagrpid", ANA_GROUP))
+        return cls(int(value["nsid"]), name, bool(value["shared"]), int(value["csi"]), options, group)
 
 
 class Owner(Protocol):
@@ -101,7 +109,6 @@ class Owner(Protocol):
 
     namespaces: dict[int, Namespace]
     attachments: Attachments
-    ana_state: AnaState
 
     @property
     def members(self) -> Mapping[int, Member]: ...
@@ -180,7 +187,7 @@ class NamespaceManager:
 
     def _made(self, record: Record, backend: Backend) -> Namespace:
         make = self.kinds[record.csi].make
-        common: dict[str, Any] = {"csi": record.csi, "shared": record.shared}
+        common: dict[str, Any] = {"csi": record.csi, "shared": record.shared, "anagrpid": record.anagrpid}
         return make(record.nsid, backend, record.identifiers, record.options, **common)
 
     def _save(self, attachments: Attachments | None = None) -> Awaitable[None] | None:
@@ -199,6 +206,17 @@ class NamespaceManager:
             watch(self._save(), "namespace attachments")
         except OSError as error:
             logger.error("%s cannot store namespace attachments: %s", self.pool.description, error.strerror or error)
+
+    def moved(self, namespace: Namespace) -> None:
+        """A namespace is in another ANA group: one that was made here is there after a restart as well."""
+        record = self._records.get(namespace.nsid)
+        if record is None:
+            return
+        self._records[namespace.nsid] = replace(record, anagrpid=namespace.anagrpid)
+        try:
+            watch(self._save(), "the ANA groups of namespaces")
+        except OSError as error:
+            logger.error("%s cannot keep the ANA group: %s", self.pool.description, error.strerror or error)
 
     async def _keep(self, undo: Callable[[], None], attachments: Attachments | None = None) -> None:
         """Keep what was changed before; take it back with `undo` when that fails, so that no later saving has it."""
@@ -230,7 +248,7 @@ class NamespaceManager:
                     message=f"a namespace of {new.size_bytes} bytes does not fit in {self.unallocated_bytes}",
                     command_specific=needed,
                 )
-            record = Record(nsid, str(uuid_module.uuid4()), new.shared, new.csi, new.options)
+            record = Record(nsid, str(uuid_module.uuid4()), new.shared, new.csi, new.options, new.anagrpid)
             self._making, self._reserved_bytes = nsid, needed
             try:
                 namespace = await self._make_storage(record, new)
@@ -419,9 +437,12 @@ class NamespaceManager:
                 _NSID,
                 message=f"controller {member.cntlid} was enabled without I/O command set {namespace.csi}",
             )
-        if self._owner.ana_state is AnaState.PERSISTENT_LOSS:
+        if member.ana.state(namespace.anagrpid) is AnaState.PERSISTENT_LOSS:
             raise CommandError(
-                Status.ANA_ATTACH_FAILED, _NSID, message=f"namespace {nsid} is lost for good on this path"
+                Status.ANA_ATTACH_FAILED,
+                _NSID,
+                message=f"ANA group {namespace.anagrpid} of namespace {nsid} is in the state persistent-loss on port"
+                f" {member.ana.portid} of controller {member.cntlid}",
             )
         _, limit = self._owner.limits
         if limit and len(member.attached) >= limit:

@@ -1,7 +1,7 @@
 """What ``--namespace`` says: a backend with its filters, and what the namespace on it is like.
 
-The options of the namespace stand with those of the backend: ``nsid=7``, ``read-only``, and those of zones (``zoned``,
-``zone-size=64M``, …).
+The options of the namespace stand with those of the backend: ``nsid=7``, ``anagrpid=2``, ``read-only``, and those
+of zones (``zoned``, ``zone-size=64M``, …).
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.target.namespaces.zone_geometry import ZONED_WORDS, ZoneGeometry, parse_zoned
 from nvmeof.target.storage.kinds import make_backend
 from nvmeof.target.storage.namespace_text import Element, parse_namespace_text
+from nvmeof.target.subsystem.ana import ANA_GROUP
 from nvmeof.target.subsystem.config import NamespaceConfig
 
 
-def _nsid(text: str | None) -> int:
+def _number(name: str, text: str | None, most: int) -> int:
     try:
-        nsid = int(text or "", 0)
+        number = int(text or "", 0)
     except ValueError:
-        nsid = 0
-    if not 1 <= nsid <= 0xFFFFFFFE:
-        raise ConfigurationError(f"nsid is a number from 1 to FFFFFFFEh, not {text!r}; write nsid=7")
-    return nsid
+        number = 0
+    if not 1 <= number <= most:
+        raise ConfigurationError(f"{name} is a number from 1 to {most:X}h, not {text!r}; write {name}=7")
+    return number
 
 
 def _zones(element: Element) -> tuple[Element, ZoneGeometry | None]:
@@ -45,12 +46,13 @@ def parse_namespace_option(text: str) -> NamespaceConfig:
     given = parse_namespace_text(text)
     element, zoned = _zones(given.backend)
     options = dict(element.options)
-    nsid = _nsid(options["nsid"]) if "nsid" in options else None
+    nsid = _number("nsid", options["nsid"], 0xFFFFFFFE) if "nsid" in options else None
+    anagrpid = _number("anagrpid", options["anagrpid"], 0xFFFF) if "anagrpid" in options else ANA_GROUP
     read_only = "read-only" in options
     if read_only and options["read-only"] is not None:
         raise ConfigurationError("read-only is a flag; write it without a value")
     # A file is opened for reading only; other kinds need not know.
-    ours = {"nsid"} if element.name == "file" else {"nsid", "read-only"}
+    ours = {"nsid", "anagrpid"} | (set() if element.name == "file" else {"read-only"})
     element = replace(element, options=tuple(option for option in element.options if option[0] not in ours))
     backend = make_backend(replace(given, backend=element))
-    return NamespaceConfig(backend=backend, nsid=nsid, read_only=read_only, zoned=zoned)
+    return NamespaceConfig(backend=backend, nsid=nsid, read_only=read_only, zoned=zoned, anagrpid=anagrpid)

@@ -22,6 +22,7 @@ from nvmeof.target.namespaces.format_job import interrupted, resume
 from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.namespaces.zoned import ZonedNamespace, make_namespace
 from nvmeof.target.storage.base import Backend
+from nvmeof.target.subsystem.ana import ANA_GROUP, AnaGroups, AnaPorts, check_ana_group
 from nvmeof.target.subsystem.attachments import Attachments
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.lifetime_counters import Lifetime
@@ -37,7 +38,6 @@ from nvmeof.target.subsystem.persistent_events import (
 from nvmeof.target.subsystem.sanitize import Sanitizer
 from nvmeof.target.subsystem.self_test import SelfTest
 
-ANA_GROUP = 1
 REVALIDATE_SECONDS = 0.9
 """How often sizes of files are looked at."""
 REVALIDATE_AT_ONCE = 64
@@ -53,6 +53,9 @@ class Association(Protocol):
     hostid: bytes
     attached: dict[int, Namespace]
     namespaces: dict[int, Namespace]
+
+    @property
+    def ana(self) -> AnaGroups: ...
 
     def attach(self, *namespaces: Namespace) -> None: ...
 
@@ -78,7 +81,7 @@ class Association(Protocol):
 
     def telemetry_changed(self) -> None: ...
 
-    def ana_changed(self) -> None: ...
+    def ana_changed(self, *groups: int) -> None: ...
 
     def discovery_changed(self) -> None: ...
 
@@ -117,8 +120,7 @@ class Subsystem:
         self.namespaces: dict[int, Namespace] = {}
         self.attachments = Attachments()
         self.controllers: dict[int, Association] = {}
-        self.ana_change_count = 0
-        self.ana_state = AnaState.OPTIMIZED
+        self.ana = AnaPorts()
         self.was_reset = False  # CSTS.NSSRO of new controllers
         self.shutdown_status = Shst.NORMAL  # of an NVM Subsystem Shutdown
         self._shutdowns = 0
@@ -159,12 +161,13 @@ class Subsystem:
             raise ConfigurationError(f"namespace {nsid} of {self.nqn} exists already")
         if nsid > self.config.max_namespaces:
             raise ConfigurationError(f"namespace {nsid} is beyond the limit of {self.config.max_namespaces}")
+        check_ana_group(config.anagrpid, self.config.max_ana_groups)
         derived = NamespaceIdentifiers.derive(self.nqn, nsid)
         identifiers = NamespaceIdentifiers(
             nguid=config.nguid or derived.nguid, uuid=config.uuid or derived.uuid, eui64=config.eui64 or derived.eui64
         )
         namespace = make_namespace(
-            nsid, config.backend, identifiers, config.zoned, read_only=config.read_only, anagrpid=ANA_GROUP
+            nsid, config.backend, identifiers, config.zoned, read_only=config.read_only, anagrpid=config.anagrpid
         )
         self.insert(namespace, attached=True)
         return namespace
@@ -172,7 +175,7 @@ class Subsystem:
     def insert(self, namespace: Namespace, *, attached: bool) -> None:
         """A namespace exists from now on. `attached`: to all controllers that take one more, of now and later."""
         self.sanitizer.check(namespace)
-        namespace.set_accessible(self.accessible)
+        self.ana.groups.add(namespace.anagrpid)
         self.lifetime.adopt(namespace)
         self.namespaces[namespace.nsid] = namespace
         # Kept in the order of NSIDs: lists of namespaces are made from it.
@@ -419,34 +422,43 @@ class Subsystem:
     def tick(self, now: float) -> None:
         """Call every second or so: counters are kept from time to time, sizes of files are looked at."""
         self._revalidate_some(now)
+        self.ana.tick(now, self.nqn)
         if self.lifetime.save_due(now):
             watch(self.lifetime.save(now), self.nqn)
 
-    # Asymmetric namespace access: one group, whose state can be changed
+    # Asymmetric namespace access
 
-    @property
-    def accessible(self) -> bool:
-        return self.ana_state in (AnaState.OPTIMIZED, AnaState.NON_OPTIMIZED)
+    def set_ana_state(self, state: AnaState, group: int = ANA_GROUP, *, portid: int | None = None) -> None:
+        """Put an ANA group into a state on one port, or (None) on all; the controllers there tell their hosts.
 
-    def set_ana_state(self, state: AnaState) -> None:
-        """Change the state of the one ANA group on all paths to this target."""
-        if state == self.ana_state:
-            return
-        self.ana_state = state
-        self.ana_change_count += 1
-        for namespace in self.namespaces.values():
-            namespace.set_accessible(self.accessible)
+        Commands that have begun end as they would have. Raises `ConfigurationError` for a group that cannot exist, and
+        for a way out of Persistent Loss.
+        """
+        check_ana_group(group, self.config.max_ana_groups)
+        changed = self.ana.set(group, state, portid)
         for controller in list(self.controllers.values()):
-            controller.ana_changed()
+            if controller.ana.portid in changed:
+                controller.ana_changed(group)
 
-    def check_access(self) -> None:
-        """Raise the path related status that fits the ANA state, unless data may be accessed."""
-        if not self.accessible:
-            status = {
-                AnaState.PERSISTENT_LOSS: Status.ANA_PERSISTENT_LOSS,
-                AnaState.CHANGE: Status.ANA_TRANSITION,
-            }.get(self.ana_state, Status.ANA_INACCESSIBLE)
-            raise CommandError(status, dnr=False, message=f"the namespaces' ANA state is {self.ana_state.name.lower()}")
+    def move_namespace(self, nsid: int, group: int) -> None:
+        """Move a namespace to another ANA group: from then on it is in that group's state, on every port.
+
+        Hosts are told by the event of an ANA change, not by that of a namespace's attributes. Raises
+        `ConfigurationError` for a namespace or a group that does not exist.
+        """
+        check_ana_group(group, self.config.max_ana_groups)
+        namespace = self.namespaces.get(nsid)
+        if namespace is None:
+            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
+        before, namespace.anagrpid = namespace.anagrpid, group
+        if before == group:
+            return
+        self.ana.groups.add(group)
+        if self.manager is not None:
+            self.manager.moved(namespace)
+        for controller in list(self.controllers.values()):
+            if nsid in controller.attached:
+                controller.ana_changed(before, group)
 
     # Controllers
 

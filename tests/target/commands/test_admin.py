@@ -72,7 +72,7 @@ def test_identify_controller():
     assert data.sgls == 1 | 1 << 20
     assert (data.ioccsz, data.iorcsz, data.icdoff, data.msdbd) == ((64 + 4096) // 16, 1, 0, 1)
     assert data.vwc == 0b110 and data.ofcs == 1
-    assert data.anacap == 0x5F and data.nanagrpid == data.anagrpmax == 1 and data.anatt > 0
+    assert data.anacap == 0x1F and data.nanagrpid == data.anagrpmax == 32 and data.anatt > 0
     assert data.lpa & 0b111 == 0b111 and data.wctemp and data.cctemp > data.wctemp
 
 

@@ -261,8 +261,8 @@ def test_a_source_that_this_host_may_not_read():
     asked.clear()
     assert across(queue, 0, (2, 0, 1)).status == Status.RESERVATION_CONFLICT
     assert asked == [("Copy", 0x19, 1), ("Read", 2, 2)]
-    target.subsystem.namespaces[2].set_accessible(False)
-    target.subsystem.ana_state = AnaState.INACCESSIBLE
+    target.subsystem.move_namespace(2, 2)
+    target.subsystem.set_ana_state(AnaState.INACCESSIBLE, 2)
     pending = across(queue, 0, (2, 0, 1))
     assert pending.status == Status.ANA_INACCESSIBLE
 

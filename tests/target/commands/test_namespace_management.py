@@ -92,14 +92,14 @@ def test_without_a_pool_there_is_no_management():
     for completion in (create(queue), delete(queue, 1), attach(queue, 1), detach(queue, 1)):
         assert completion.status == Status.INVALID_OPCODE
     data = IDENTIFY_CONTROLLER.parse(queue.read_bytes(queue.identify(1)))
-    assert not data.oacs & 8 and not data.ctratt & 1 << 7 and data.anacap == 0x5F and data.unvmcap == 0
+    assert not data.oacs & 8 and not data.ctratt & 1 << 7 and data.anacap == 0x1F and data.unvmcap == 0
     assert queue.identify(0, ALL).status == Status.INVALID_NAMESPACE
     assert queue.identify(5, ALL).status == Status.INVALID_NAMESPACE
 
 
 def test_identify_says_that_it_is_there(queue):
     data = IDENTIFY_CONTROLLER.parse(queue.read_bytes(queue.identify(1)))
-    assert data.oacs & 8 and data.ctratt & (1 << 7 | 1 << 4) == 1 << 7 | 1 << 4 and data.anacap == 0xDF
+    assert data.oacs & 8 and data.ctratt & (1 << 7 | 1 << 4) == 1 << 7 | 1 << 4 and data.anacap == 0x9F
     effects = queue.read_bytes(queue.log_page(5, 4096))
     for opcode in (MANAGE, ATTACH):
         (entry,) = struct.unpack_from("<I", effects, opcode * 4)
@@ -133,7 +133,7 @@ def target_discovery_knows_nothing() -> bool:
         ({"endgid": 2}, Status.INVALID_FIELD, DATA),
         ({"lbstm": 1}, Status.INVALID_FIELD, DATA),
         ({"nphndls": 1}, Status.INVALID_FIELD, DATA),
-        ({"anagrpid": 2}, Status.ANA_GROUP_ID_INVALID, DATA),
+        ({"anagrpid": 33}, Status.ANA_GROUP_ID_INVALID, DATA),
         ({"flbas": 2}, Status.INVALID_FORMAT, DATA),
         ({"flbas": 0x20}, Status.INVALID_FORMAT, DATA),
         ({"dps": 1}, Status.INVALID_FORMAT, DATA),
@@ -367,7 +367,8 @@ def test_what_is_lost_is_not_attached(target, queue):
     target.subsystem.set_ana_state(AnaState.PERSISTENT_LOSS)
     assert attach(queue, 2).status == Status.ANA_ATTACH_FAILED
     assert error(queue).error_location == 4
-    target.subsystem.set_ana_state(AnaState.INACCESSIBLE)
+    target.subsystem.move_namespace(2, 3)
+    target.subsystem.set_ana_state(AnaState.INACCESSIBLE, 3)
     assert attach(queue, 2).status == 0
     assert read(target.io(queue), 2).status == Status.ANA_INACCESSIBLE
 

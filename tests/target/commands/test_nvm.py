@@ -231,9 +231,9 @@ def test_asymmetric_access(state, status):
     target.subsystem.set_ana_state(state)
     completion = read(queue, 0, 1)
     assert (completion.status, completion.dnr) == (status, False)
-    assert (target.subsystem.namespaces[1].memory is None) == (status != 0)
-    target.subsystem.set_ana_state(AnaState.OPTIMIZED)
-    assert read(queue, 0, 1).status == 0 and target.subsystem.namespaces[1].memory is not None
+    if state is not AnaState.PERSISTENT_LOSS:  # from which no way leads back
+        target.subsystem.set_ana_state(AnaState.OPTIMIZED)
+        assert read(queue, 0, 1).status == 0
 
 
 def test_namespace_that_goes_while_data_is_on_its_way():

@@ -135,12 +135,11 @@ def test_marks_are_not_without_limit(monkeypatch):
     assert not unreadable(queue, 6, 1)
 
 
-def test_inaccessible_and_marked():
+def test_refreshed_and_marked():
     queue = io_queue()
     namespace = queue.ctx.namespaces[1]
     mark(queue, 0, 1)
-    namespace.set_accessible(False)
-    namespace.set_accessible(True)
+    namespace.refresh()
     assert namespace.memory is None
     write(queue, 0, bytes(512))
     assert namespace.memory is not None

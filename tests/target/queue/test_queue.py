@@ -258,7 +258,7 @@ def expected(target: Target, command: Command) -> int:
     space = next(iter(target.subsystem.controllers.values())).namespaces.get(command.nsid)
     if space is None:
         return FIELD
-    if target.subsystem.ana_state is not AnaState.OPTIMIZED:
+    if target.subsystem.ana.on(1).barred:
         return INACCESSIBLE
     if command.slba + command.nlb > len(space.backend.memory) // 512:
         return RANGE

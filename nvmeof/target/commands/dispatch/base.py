@@ -40,6 +40,14 @@ class NsidRule(Enum):
     HANDLER = "depends on the command's other fields"
 
 
+class AnaRule(Enum):
+    """What a command does while its namespace is in an ANA group whose state lets no command through (8.1.1.10)."""
+
+    ABORTED = "aborted with the status of the group's state"
+    UNAFFECTED = "as in every other state"
+    FIELDS = "depends on the command's other fields"
+
+
 class Access(Enum):
     """What a command does to the data of its namespace: who else's rules stand in its way depends on it."""
 
@@ -155,6 +163,7 @@ class CommandSpec:
     deletes: Callable[[Sqe], bool] = never
     events: tuple[EventType, ...] = ()
     lba_in_cdw10: bool = False
+    ana: AnaRule = AnaRule.ABORTED  # of no meaning for a command without a namespace
     longer_sgl_bytes: int = 0
     abortable: bool = False
     oncs: int = 0  # its bit in Identify Controller's ONCS
@@ -165,6 +174,7 @@ class CommandSpec:
 
 __all__ = [
     "Access",
+    "AnaRule",
     "Check",
     "CommandSpec",
     "Completion",

@@ -101,6 +101,7 @@ ROWS = Rows(
             _TLER,
             scope=Scope.NAMESPACE,
             saveable=True,
+            needs_access=True,
             condition="without DULBE: memory that was written at full speed does not tell which blocks are deallocated",
         ),
         remembered(

@@ -52,6 +52,7 @@ from nvmeof.target.controller.health import CRITICAL_KELVIN, WARNING_KELVIN
 from nvmeof.target.namespaces.endurance_group import ENDURANCE_GROUP_ID
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES, Namespace
 from nvmeof.target.storage.base import BLOCK_BYTES_CHOICES
+from nvmeof.target.subsystem.ana import ANA_TRANSITION_SECONDS
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.wire import build_cached
 
@@ -59,13 +60,11 @@ ABORT_LIMIT = 4
 """How many Abort commands may be outstanding (ACL + 1)."""
 SHUTDOWN_MICROSECONDS = 30_000_000
 """RTD3E: how long a normal shutdown, which flushes, may take."""
-ANA_TRANSITION_SECONDS = 10
 _CDW10 = SQE.error_location("cdw10")
 _NSID = SQE.error_location("nsid")
 _VWC_FLUSH_ALL = 0b11 << 1  # Flush takes FFFFFFFFh
 _VWC_PRESENT = 1
-_ANA_STATES = 0b11111  # all five states are reported
-_ANA_GROUP_FIXED = 1 << 6  # ANAGRPID does not change
+_ANA_STATES = 0b11111  # all five states are reported; ANAGIDCS (bit 6) is 0: namespaces move between groups
 _FRMW_ONE_READ_ONLY_SLOT = 1 << 1 | 1
 _OFCS_DISCONNECT = 1
 _ANA_GROUP_IN_MANAGEMENT = 1 << 7  # a namespace may be created with an ANAGRPID
@@ -145,9 +144,9 @@ def _io_fields(controller: Controller, commands: CommandTables) -> dict[str, obj
         "dsto": DSTO_ONE_AT_A_TIME,
         "sanicap": SANICAP,
         "anatt": ANA_TRANSITION_SECONDS,
-        "anacap": _ANA_STATES | _ANA_GROUP_FIXED | (_ANA_GROUP_IN_MANAGEMENT if subsystem.manager is not None else 0),
-        "anagrpmax": 1,
-        "nanagrpid": 1,
+        "anacap": _ANA_STATES | (_ANA_GROUP_IN_MANAGEMENT if subsystem.manager is not None else 0),
+        "anagrpmax": config.max_ana_groups,
+        "nanagrpid": config.max_ana_groups,
         "sqes": 0x66,
         "cqes": 0x44,
         "nn": config.max_namespaces,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nvmeof.errors import CommandError
-from nvmeof.spec.enums import IDENTIFY_BYTES, NSID_ALL, Cns, Csi, NamespaceIdType, Nmic, Nsattr, Nsfeat
+from nvmeof.spec.enums import IDENTIFY_BYTES, NSID_ALL, AnaState, Cns, Csi, NamespaceIdType, Nmic, Nsattr, Nsfeat
 from nvmeof.spec.identify import (
     IdentifyCommand,
     NamespaceDescriptor,
@@ -37,6 +37,7 @@ from nvmeof.target.namespaces.lba_formats import LBA_FORMATS, identify_formats, 
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES, Namespace
 from nvmeof.wire import build_cached
 
+_NO_CAPACITY = frozenset({AnaState.INACCESSIBLE, AnaState.PERSISTENT_LOSS})
 _CNTID = SQE.error_location("cdw10", 16)
 _CNSSI = SQE.error_location("cdw11")
 _CSI = SQE.error_location("cdw11", 24)
@@ -65,8 +66,12 @@ def _common(controller: Controller, nsid: int) -> bool:
 # One namespace
 
 
-def namespace_structure(namespace: Namespace) -> bytes:
-    """CNS 00h and 11h of one namespace."""
+def namespace_structure(namespace: Namespace, *, accessible: bool = True) -> bytes:
+    """CNS 00h and 11h of one namespace.
+
+    `accessible`: False in the ANA states Inaccessible and Persistent Loss, in which NUSE and NVMCAP are cleared (NVMe
+    Base 8.1.1.6). NSZE and NCAP stay, as with nvmet: for Linux a namespace whose NCAP is 0 has gone.
+    """
     capabilities = namespace.backend.capabilities
     preferred = max(capabilities.preferred_bytes >> namespace.block_shift, 1) - 1
     deallocation = DLFEAT_READS_ZEROES if capabilities.deallocated_reads_zero else 0
@@ -76,13 +81,13 @@ def namespace_structure(namespace: Namespace) -> bytes:
         IDENTIFY_NAMESPACE,
         nsze=namespace.size_blocks,
         ncap=namespace.capacity_blocks,
-        nuse=min(-(-namespace.backend.used_bytes >> namespace.block_shift), namespace.capacity_blocks),
+        nuse=min(-(-namespace.backend.used_bytes >> namespace.block_shift), namespace.capacity_blocks) * accessible,
         fpi=FPI_SUPPORTED | namespace.format_remaining,
         nsfeat=Nsfeat.OPTIMAL_PERFORMANCE | Nsfeat.NAMESPACE_ATOMICS,
         dlfeat=deallocation,
         nmic=Nmic.SHARED if namespace.shared else 0,
         rescap=namespace.reservations.capabilities,
-        nvmcap=occupied_bytes(namespace),
+        nvmcap=occupied_bytes(namespace) * accessible,
         nawun=(ATOMIC_WRITE_BYTES >> namespace.block_shift) - 1,
         nacwu=(ATOMIC_WRITE_BYTES >> namespace.block_shift) - 1,
         npwg=preferred,
@@ -131,7 +136,8 @@ def _namespace(find: Find) -> Callable[[CommandContext, Controller, IdentifyComm
         if namespace is None:
             return bytes(IDENTIFY_BYTES)
         controller.subsystem.revalidate(namespace)
-        return namespace_structure(namespace)
+        state = controller.ana.state(namespace.anagrpid)
+        return namespace_structure(namespace, accessible=state not in _NO_CAPACITY)
 
     return structure
 

@@ -7,7 +7,7 @@ from nvmeof.spec.enums import NSID_ALL, Csi, NvmOpcode
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.base import AnaRule, CommandSpec, Completion, NsidRule, not_active
 from nvmeof.target.commands.rows.rows import Rows
 
 SINGLE, MULTIPLE = 0, 1
@@ -64,6 +64,7 @@ ROWS = Rows(
                 handler=cancel,
                 check=check_cancel,
                 nsid=NsidRule.HANDLER,
+                ana=AnaRule.UNAFFECTED,  # it touches no namespace, and a host cancels what it sends elsewhere
                 remark="NSID: an active namespace, or FFFFFFFFh for all",
             ),
         )

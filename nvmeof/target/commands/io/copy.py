@@ -15,6 +15,7 @@ from nvmeof.spec.enums import NSID_ALL, CommandEffects, Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import COPY_FORMAT_SHIFT, COPY_RANGE, COPY_RANGE_BYTES, SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.admission import admit
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, through
@@ -91,13 +92,9 @@ def _source_namespace(ctx: CommandContext, sqe: Sqe, nsid: int, destination: Nam
     source = ctx.namespaces.get(nsid)
     if source is None:
         raise CommandError(Status.INVALID_FIELD, message=f"to copy from namespace {nsid}, which is not active")
-    if not source.accessible:
-        ctx.subsystem.check_access()
     # Who may not read there must not do so through a Copy.
-    read = replace(sqe, opcode=NvmOpcode.READ, nsid=nsid)
-    commands = ctx.tables[CommandTables]
-    for check in commands.admission:
-        check(ctx, commands.nvm[NvmOpcode.READ], read)
+    read = ctx.tables[CommandTables].nvm[NvmOpcode.READ]
+    admit(ctx, read, replace(sqe, opcode=NvmOpcode.READ, nsid=nsid))
     if source.block_bytes != destination.block_bytes:
         raise CommandError(
             Status.INCOMPATIBLE_NAMESPACE,

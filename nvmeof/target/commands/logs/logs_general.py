@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from nvmeof.spec.enums import CommandEffects, LogPageId, Lpa
 from nvmeof.spec.log_pages import (
     ANA_LSP_GROUPS_ONLY,
@@ -25,7 +27,6 @@ from nvmeof.target.commands.rows.log_pages import LogPageSpec, LogPageTable, com
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.error_log import ERROR_LOG_ENTRIES
-from nvmeof.target.subsystem.subsystem import ANA_GROUP
 from nvmeof.wire import build
 
 _FIRST_SLOT_END = 16
@@ -102,10 +103,14 @@ def _effects(ctx: CommandContext, controller: Controller, command: GetLogPage, n
 
 
 def _ana(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    # The header's count starts at 0 with a reset; a group's at 1, for 0 there means that nothing is counted.
-    changes = controller.ana_changes
-    group = AnaGroup(ANA_GROUP, controller.subsystem.ana_state, changes + 1, tuple(ctx.namespaces))
-    return build_ana_log(changes, [group], groups_only=bool(command.lsp & ANA_LSP_GROUPS_ONLY))
+    counts, members = controller.ana_log, defaultdict[int, list[int]](list)
+    for namespace in ctx.namespaces.values():
+        members[namespace.anagrpid].append(namespace.nsid)
+    groups = [
+        AnaGroup(group, controller.ana.state(group), counts.of_group(group), tuple(members[group]))
+        for group in sorted(controller.subsystem.ana.groups)
+    ]
+    return build_ana_log(counts.changes, groups, groups_only=bool(command.lsp & ANA_LSP_GROUPS_ONLY))
 
 
 def _feature_effects(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:

@@ -85,8 +85,6 @@ def check_format(ctx: CommandContext, sqe: Sqe) -> None:
         raise CommandError(Status.INVALID_FIELD, _SES, message=f"secure erase {ses} is not supported")
     block_bytes = _block_bytes(ctx, sqe)
     for namespace in concerned:
-        if not namespace.accessible and ctx.subsystem is not None:
-            ctx.subsystem.check_access()
         if namespace.blocked_status not in (None, Status.NAMESPACE_NOT_READY):  # the latter by a format that failed
             raise CommandError(
                 namespace.blocked_status,

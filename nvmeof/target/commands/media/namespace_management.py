@@ -22,17 +22,27 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, check_nsid, fixed
+from nvmeof.target.commands.dispatch.admission import check_path
+from nvmeof.target.commands.dispatch.base import (
+    AnaRule,
+    CommandSpec,
+    Completion,
+    Direction,
+    NsidRule,
+    check_nsid,
+    fixed,
+)
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.endurance_group import ENDURANCE_GROUP_ID
 from nvmeof.target.namespaces.lba_formats import lookup
 from nvmeof.target.namespaces.reservations import Group
+from nvmeof.target.subsystem.ana import ANA_GROUP
 from nvmeof.target.subsystem.management import NamespaceManager, NewNamespace
 from nvmeof.target.subsystem.namespace_kinds import NamespaceKind
 from nvmeof.target.subsystem.persistent_events import change_namespace
-from nvmeof.target.subsystem.subsystem import ANA_GROUP, Subsystem
+from nvmeof.target.subsystem.subsystem import Subsystem
 
 _SEL = SQE.error_location("cdw10")
 _CSI = SQE.error_location("cdw11", 24)
@@ -77,6 +87,7 @@ def check_management(ctx: CommandContext, sqe: Sqe) -> None:
     if _select(sqe) == ManagementSelect.DELETE:
         if sqe.nsid != NSID_ALL:
             check_nsid(ctx, sqe.nsid)
+        check_path(ctx, sqe.nsid)
         return
     if sqe.nsid:
         raise CommandError(Status.INVALID_FIELD, _NSID, message="the NSID of a new namespace is not the host's choice")
@@ -91,16 +102,17 @@ def namespace_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None)
         return _delete(ctx, sqe)
     assert data is not None
     fields = NAMESPACE_CREATE.parse(bytes(data))
-    kind = _parties(ctx)[1].kinds[sqe.cdw11 >> 24]
-    return _create(ctx, sqe, fields, new_namespace(fields, kind))
+    controller, manager = _parties(ctx)
+    groups = controller.subsystem.config.max_ana_groups
+    return _create(ctx, sqe, fields, new_namespace(fields, manager.kinds[sqe.cdw11 >> 24], ana_groups=groups))
 
 
 def _invalid(message: str, status: Status = Status.INVALID_FIELD) -> CommandError:
     return CommandError(status, _DATA, message=message)
 
 
-def new_namespace(fields: Any, kind: NamespaceKind) -> NewNamespace:
-    """What the data of a create operation asks for. Raises `CommandError`."""
+def new_namespace(fields: Any, kind: NamespaceKind, *, ana_groups: int) -> NewNamespace:
+    """Make what the data of a create operation asks for. Raises `CommandError`. `ana_groups`: ANAGRPMAX."""
     if fields.nmic & Nmic.DISPERSED:
         raise _invalid("dispersed namespaces are not supported (NMIC)")
     if fields.nvmsetid:
@@ -111,8 +123,8 @@ def new_namespace(fields: Any, kind: NamespaceKind) -> NewNamespace:
         raise _invalid("no format has storage tags to mask (LBSTM)")
     if fields.nphndls:
         raise _invalid("there are no placement handles (NPHNDLS)")
-    if fields.anagrpid not in (0, ANA_GROUP):
-        raise _invalid(f"there is no ANA group {fields.anagrpid}", Status.ANA_GROUP_ID_INVALID)
+    if fields.anagrpid > ana_groups:
+        raise _invalid(f"ANA group {fields.anagrpid} is beyond ANAGRPMAX, {ana_groups}", Status.ANA_GROUP_ID_INVALID)
     block_bytes = lookup(format_index(fields.flbas), _DATA)
     if fields.dps:
         raise _invalid("no format has room for protection information (DPS)", Status.INVALID_FORMAT)
@@ -126,6 +138,7 @@ def new_namespace(fields: Any, kind: NamespaceKind) -> NewNamespace:
         shared=bool(fields.nmic & Nmic.SHARED),
         csi=kind.csi,
         options=kind.check(fields, block_bytes),
+        anagrpid=fields.anagrpid or ANA_GROUP,
     )
 
 
@@ -221,6 +234,7 @@ ROWS = Rows(
             | CommandEffects.NAMESPACE_INVENTORY_CHANGE
             | CommandEffects.SUBSYSTEM_SCOPE,
             events=(EventType.CHANGE_NAMESPACE,),
+            ana=AnaRule.FIELDS,
             oacs=Oacs.NAMESPACE_MANAGEMENT,
             offered=managed,
             remark="where the subsystem has a pool of capacity",
@@ -238,6 +252,7 @@ ROWS = Rows(
             | CommandEffects.NAMESPACE_INVENTORY_CHANGE
             | CommandEffects.CONTROLLER_SCOPE
             | CommandEffects.NAMESPACE_SCOPE,
+            ana=AnaRule.FIELDS,
             offered=managed,
             remark="where the subsystem has a pool of capacity",
         ),

@@ -9,7 +9,8 @@ from nvmeof.spec.media import SELF_TEST_RESULTS, SelfTestCode, SelfTestResult
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.admission import check_path
+from nvmeof.target.commands.dispatch.base import AnaRule, CommandSpec, Completion, NsidRule, not_active
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
@@ -48,6 +49,7 @@ def check_self_test(ctx: CommandContext, sqe: Sqe) -> None:
     if code not in (SelfTestCode.SHORT, SelfTestCode.EXTENDED):
         raise CommandError(Status.INVALID_FIELD, _CODE, message=f"there is no self-test {code:X}h")
     nsids = _chosen(ctx, sqe)
+    check_path(ctx, sqe.nsid)
     if ctx.subsystem.self_test.running:
         raise CommandError(Status.SELF_TEST_IN_PROGRESS, dnr=False, message="a device self-test is in progress already")
     for nsid in nsids:
@@ -100,6 +102,7 @@ ROWS = Rows(
             check=check_self_test,
             nsid=NsidRule.HANDLER,
             effects=CommandEffects.SUPPORTED | CommandEffects.SUBSYSTEM_SCOPE,
+            ana=AnaRule.FIELDS,
             oacs=Oacs.DEVICE_SELF_TEST,
             remark="short (samples of every namespace) and extended (every block), one at a time per subsystem",
         ),

@@ -62,6 +62,7 @@ ROWS = Rows(
             _MASKABLE,
             scope=Scope.NAMESPACE,
             all_refusal=Status.INVALID_FIELD,
+            needs_access=True,
         ),
         FeatureSpec(
             FeatureId.RESERVATION_PERSISTENCE,
@@ -72,6 +73,7 @@ ROWS = Rows(
             scope=Scope.NAMESPACE,
             check=_check_persistence,
             all_refusal=Status.INVALID_FIELD,
+            needs_access=True,
         ),
     ),
     log_pages=(

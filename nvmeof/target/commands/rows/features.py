@@ -16,12 +16,13 @@ from typing import TypedDict, Unpack
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import settled
-from nvmeof.spec.enums import NSID_ALL, AdminOpcode, CommandEffects, FeatureSelect
+from nvmeof.spec.enums import NSID_ALL, AdminOpcode, AnaState, CommandEffects, FeatureSelect
 from nvmeof.spec.features import FeatureCapabilities
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.admission import check_path
 from nvmeof.target.commands.dispatch.base import Completion, check_nsid, not_active
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.core.metadata import MetadataStore
@@ -99,6 +100,7 @@ class FeatureSpec:
     kept: Check = lambda controller, sqe: None
     to_keep: Read | None = None
     all_refusal: Status = Status.INVALID_NAMESPACE
+    needs_access: bool = False  # not available while the ANA state forbids access (NVMe Base 8.1.1.10)
     for_all: bool = True  # whether Set Features takes FFFFFFFFh
     effects: CommandEffects = CommandEffects.SUPPORTED  # without the scope
     data_bytes: int = 0  # length of its data structure, 0 for none
@@ -177,6 +179,7 @@ def current_value(
 class Options(TypedDict, total=False):
     """The fields of a row that `remembered` and `dword` take beside those that they make."""
 
+    needs_access: bool
     discovery: bool
     supported: Callable[[Controller], bool]
     condition: str
@@ -297,6 +300,8 @@ def check_get_features(ctx: CommandContext, sqe: Sqe) -> None:
         if sqe.nsid == NSID_ALL:
             raise CommandError(row.all_refusal, _NSID, message=f"{row.name} cannot be reported for NSID FFFFFFFFh")
         _check_attached(ctx, sqe)
+        if row.needs_access:
+            check_path(ctx, sqe.nsid)
 
 
 def get_features(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
@@ -320,6 +325,21 @@ def _targets(ctx: CommandContext, row: FeatureSpec, sqe: Sqe) -> list[Sqe]:
     return [dataclasses.replace(sqe, nsid=nsid) for nsid in ctx.namespaces]
 
 
+def _check_set_access(ctx: CommandContext, row: FeatureSpec, sqe: Sqe) -> None:
+    """Raise the path related status where the ANA state is in the way of a Set Features (NVMe Base 8.1.1.10).
+
+    Nothing is saved then, nothing is set for all namespaces, and nothing at all in Persistent Loss.
+    """
+    assert ctx.controller is not None
+    saves = row.persistent or bool(sqe.cdw10 >> 31)
+    lost = any(
+        ctx.controller.ana.state(ctx.namespaces[nsid].anagrpid) is AnaState.PERSISTENT_LOSS
+        for nsid in (ctx.namespaces if sqe.nsid == NSID_ALL else (sqe.nsid,))
+    )
+    if row.needs_access or saves or lost or sqe.nsid == NSID_ALL:
+        check_path(ctx, sqe.nsid)
+
+
 def check_set_features(ctx: CommandContext, sqe: Sqe) -> None:
     """Everything that does not need the data: known, changeable, saveable, its NSID."""
     row = _row(ctx, sqe)
@@ -330,6 +350,7 @@ def check_set_features(ctx: CommandContext, sqe: Sqe) -> None:
     if row.scope is Scope.NAMESPACE:
         if sqe.nsid != NSID_ALL or not row.for_all:
             _check_attached(ctx, sqe)
+        _check_set_access(ctx, row, sqe)
     elif sqe.nsid not in (0, NSID_ALL):
         check_nsid(ctx, sqe.nsid)
         raise CommandError(
