@@ -70,7 +70,7 @@ async def test_stop_cancels_and_waits() -> None:
 async def test_stop_from_a_background_task_does_not_wait_for_itself() -> None:
     runtime = AsyncioRuntime(LOGGER)
     task = runtime.spawn(runtime.stop())
-    await asyncio.wait_for(task, 1)
+    await asyncio.wait_for(task, 20)
 
 
 async def test_the_context_of_background_work() -> None:

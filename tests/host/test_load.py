@@ -17,7 +17,7 @@ from .fake_device import FakeDevice
 
 async def _stopped(load: Load) -> None:
     load.stop()
-    await asyncio.wait_for(load.finished, 5)
+    await asyncio.wait_for(load.finished, 20)
 
 
 async def test_a_request_stays_on_its_queue(device: FakeDevice, connected: Connect) -> None:
@@ -39,7 +39,7 @@ async def test_a_request_stays_on_its_queue(device: FakeDevice, connected: Conne
     assert not load.finished.done()
     while device.held:
         device.complete(device.held.pop(), 0, 0)
-    await asyncio.wait_for(load.finished, 5)
+    await asyncio.wait_for(load.finished, 20)
 
 
 async def test_requests_take_turns_over_the_queues(device: FakeDevice, connected: Connect) -> None:
@@ -80,7 +80,7 @@ async def test_an_error_ends_the_load(device: FakeDevice, connected: Connect) ->
     device.intercept = lambda request, sqe: (0, Status.INTERNAL_ERROR) if sqe.opcode == NvmOpcode.READ else "default"
     load = Load(namespace, controller.io_queues, "read", 512, depth=4)
     load.start()
-    await asyncio.wait_for(load.finished, 5)
+    await asyncio.wait_for(load.finished, 20)
     assert isinstance(load.error, NvmeStatusError) and load.error.status == Status.INTERNAL_ERROR
 
 
@@ -93,5 +93,5 @@ async def test_a_lost_queue_ends_the_load(device: FakeDevice, connected: Connect
     load.start(ramp_seconds)
     await asyncio.sleep(ramp_seconds / 2)
     device.break_queue(2)
-    await asyncio.wait_for(load.finished, 5)
+    await asyncio.wait_for(load.finished, 20)
     assert isinstance(load.error, ConnectionLost)

@@ -256,7 +256,7 @@ async def test_a_target_that_stops_fails_what_is_outstanding() -> None:
         tasks = [asyncio.create_task(load()) for _ in range(8)]
         await asyncio.sleep(0.05)
         await target.stop(0.1)
-        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
         assert all(isinstance(result, nvmeof.NvmeofError) for result in results)
         assert controller.state is HostState.FAILED
 

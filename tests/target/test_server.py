@@ -285,8 +285,8 @@ async def test_a_flush_that_fails_is_one_line(caplog, monkeypatch):
 async def test_stop_twice_and_without_hosts():
     target = Target(namespaces=[Ramdisk("1M")], trtype="tcp")
     await target.start()
-    await asyncio.wait_for(target.stop(), 1)
-    await asyncio.wait_for(target.stop(), 1)
+    await asyncio.wait_for(target.stop(drain_seconds=3600), 20)
+    await asyncio.wait_for(target.stop(drain_seconds=3600), 20)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", target.address.port), 1).close()
 

@@ -150,7 +150,7 @@ async def test_what_waits_for_a_locked_range(slow):
     wire.feed(wire.capsule(io_sqe(8, READ, 8, 1)))
     await asyncio.sleep(0)
     assert admin.command(0x08, cdw10=1 | 7 << 16).dw0 == 0
-    assert statuses(await asyncio.wait_for(_until(wire, 1), 5)) == [(7, ABORTED)]
+    assert statuses(await asyncio.wait_for(_until(wire, 1), 20)) == [(7, ABORTED)]
     slow._ranges.release(lock)
     out = await drained(wire)
     assert not statuses(out)[0][1] if statuses(out) else out

@@ -322,10 +322,10 @@ async def test_reads_wait_for_memory(tmp_path):
     await asyncio.sleep(0.05)
     assert not any(item.done() for item in waiting)
     leases[0].release()
-    first = await asyncio.wait_for(waiting[0], 5)
+    first = await asyncio.wait_for(waiting[0], 20)
     assert not waiting[1].done()
     first.release()
-    (await asyncio.wait_for(waiting[1], 5)).release()
+    (await asyncio.wait_for(waiting[1], 20)).release()
     leases[1].release()
     assert pool.used_bytes == 0
     await backend.close()
@@ -372,7 +372,7 @@ async def test_flushes_that_wait_share_the_next_one(disk, monkeypatch):
     first = disk.flush()
     await asyncio.to_thread(entered.wait, 5)
     others = [disk.flush() for _ in range(10)]
-    await asyncio.wait_for(write(disk, 0, memoryview(bytes(512))), 5)
+    await asyncio.wait_for(write(disk, 0, memoryview(bytes(512))), 20)
     assert not first.done() and not any(item.done() for item in others)
     proceed.set()
     await asyncio.gather(first, *others)
@@ -504,7 +504,7 @@ async def test_a_new_file_does_not_get_what_belonged_to_another(tmp_path, suffix
 async def test_a_fifo_is_not_waited_for(tmp_path, read_only):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ConfigurationError, match="neither a regular file nor"):
-        await asyncio.wait_for(opened(tmp_path / "fifo", read_only=read_only), 5)
+        await asyncio.wait_for(opened(tmp_path / "fifo", read_only=read_only), 20)
 
 
 async def test_what_belongs_to_a_file_is_found_by_all_of_its_names(tmp_path):
@@ -623,8 +623,8 @@ async def test_a_read_that_waits_for_memory_fails_when_the_backend_is_closed(tmp
     waiting, given_up = backend.acquire_read(8192, 8192), backend.acquire_read(0, 8192)
     assert not isinstance(waiting, Lease) and not isinstance(given_up, Lease)
     given_up.cancel()
-    await asyncio.wait_for(backend.close(), 5)
+    await asyncio.wait_for(backend.close(), 20)
     lease.release()
     with pytest.raises(OSError, match="closed"):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 20)
     assert pool.used_bytes == 0

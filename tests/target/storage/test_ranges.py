@@ -68,7 +68,7 @@ async def test_a_chain_of_writes_that_were_given_up(tmp_path, count):
     assert all(write.abandon() for write in writes[1:])
     await writes[0]
     await asyncio.gather(*writes, return_exceptions=True)
-    await asyncio.wait_for(backend.write(512 * (count - 1), data), 5)
+    await asyncio.wait_for(backend.write(512 * (count - 1), data), 20)
     assert not len(backend._ranges)
     await backend.close()
 
