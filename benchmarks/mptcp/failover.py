@@ -361,7 +361,7 @@ def seen(result: dict[str, Any]) -> str:
         "and up. Left alone, the kernel keeps the cut subflow and tries it again, each time after twice as long: that "
         "sets how soon a returned link is used, and in some cuts the load also stood still until the link was back. "
         "The keeper is told by rtnetlink: it closes the subflow of a cut link at once, so that its data goes to the "
-        "others, and makes a new one when the link is up. One of the subflows that a connection began with is never "
+        "others, and makes a new one when the link is up. Two of the subflows that a connection began with are never "
         "closed, since new ones have small receive buffers for good (see the note on windows); with no link left, or "
         "only a backup path, everything is left to the kernel, so there both rows are the kernel's. Packets that the "
         f"kernels dropped beyond the MPTCP receive window: {alone} with the kernel alone, {kept} with the keeper."

@@ -102,7 +102,8 @@ def answer(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(lines[-1])
     except (IndexError, ValueError):
         words = (err or "").strip().splitlines()
-        raise LabError(f"the host's side failed: {words[-1] if words else 'it said nothing'}") from None
+        said = words[-1] if words else "it said nothing"
+        raise LabError(f"the host's side failed (exit status {process.returncode}): {said}") from None
     if "error" in found:
         raise LabError(f"the host's side failed: {found['error']}")
     return found

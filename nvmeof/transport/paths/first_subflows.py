@@ -17,6 +17,8 @@ from nvmeof.transport.paths.driver import Flow
 
 _JOINING_SECONDS: Final = 2.0
 """After a connection was seen first, subflows that appear so soon came with it."""
+_STAYING: Final = 2
+"""Over so many addresses first subflows stay: one is too few once its own link is down."""
 _REMEMBERED: Final = 4096
 """Connections that are remembered; the one that was not looked at for longest is forgotten first."""
 
@@ -48,8 +50,16 @@ class FirstSubflows:
         return known is not None and _ends(flow) in known[1]
 
     def spare(self, closing: Sequence[Flow], staying: Iterable[Flow]) -> bool:
-        """Whether subflows of one connection may close while those that stay keep its window open."""
-        return not any(flow in self for flow in closing) or any(flow in self for flow in staying)
+        """Whether subflows of one connection may close while those that stay keep its window open.
+
+        They do when first subflows stay over two local addresses, so that the next link that goes leaves one; a
+        connection that began with two addresses can only keep one.
+        """
+        if not any(flow in self for flow in closing):
+            return True
+        began = {local.host for local, _ in self._connections[closing[0].token][1]}
+        stay = {flow.info.local.host for flow in staying if flow in self}
+        return len(stay) >= max(1, min(_STAYING, len(began) - 1))
 
 
 def _ends(flow: Flow) -> _Ends:

@@ -5,7 +5,7 @@ timeout. Two things tell: rtnetlink, at once, when this machine's own link goes 
 when the path is broken further away (timeouts in a row, nothing acknowledged, while another subflow of the same
 connection gets through). In both cases the path is suspended, so that its subflows close and the connection's data
 takes the others; a path that is there again gets new subflows. Left to the kernel, whose old subflows go on when their
-links are back, is what closing would cost more than it gives: the last live subflow of a connection, the last one of
+links are back, is what closing would cost more than it gives: the last live subflow of a connection, the last two of
 those that it began with (`first_subflows`), and all of them while no link is left or only those of backup paths.
 """
 

@@ -8,8 +8,8 @@ from nvmeof.transport.paths.driver import Flow
 from nvmeof.transport.paths.first_subflows import FirstSubflows
 
 
-def flow(port: int, *, token: int = 1, state: str = "ESTABLISHED") -> Flow:
-    return Flow(token, SubflowInfo(local=Address("10.1.1.2", port), peer=Address("10.1.1.1", 4420), state=state))
+def flow(port: int, *, token: int = 1, state: str = "ESTABLISHED", host: str = "10.1.1.2") -> Flow:
+    return Flow(token, SubflowInfo(local=Address(host, port), peer=Address("10.1.1.1", 4420), state=state))
 
 
 def test_what_comes_within_two_seconds_came_with_the_connection() -> None:
@@ -28,14 +28,20 @@ def test_what_is_closed_or_not_there_is_no_first_subflow() -> None:
     assert flow(2) in first
 
 
-def test_the_last_first_subflow_cannot_be_spared() -> None:
+def test_first_subflows_stay_over_two_addresses() -> None:
+    """So that one is left when the next link goes; of two addresses one can stay."""
     first = FirstSubflows()
-    first.look([[flow(1), flow(2)]], 100.0)
-    late = flow(3)
-    assert first.spare([flow(1)], [flow(2), late])
-    assert not first.spare([flow(1)], [late])
-    assert not first.spare([flow(1), flow(2)], [late])
+    four = [flow(number, host=f"10.1.{number}.2") for number in (1, 2, 3, 4)]
+    first.look([four, [flow(1, token=2, host="10.1.1.2"), flow(2, token=2, host="10.1.2.2")]], 100.0)
+    late = flow(9, host="10.1.1.2")
+    assert first.spare(four[:1], four[1:])
+    assert first.spare(four[1:2], [late, *four[2:]])
+    assert not first.spare(four[2:3], [late, four[3]])
+    assert not first.spare(four[2:], [late])
     assert first.spare([late], [])
+    two = [flow(1, token=2, host="10.1.1.2"), flow(2, token=2, host="10.1.2.2")]
+    assert first.spare(two[:1], two[1:])
+    assert not first.spare(two[1:], [flow(9, token=2, host="10.1.1.2")])
 
 
 def test_connections_that_were_not_looked_at_for_longest_are_forgotten() -> None:
