@@ -18,6 +18,7 @@ from benchmarks.mptcp.load import Verifier, close_window, round_robin_load, stop
 from nvmeof import connect
 from nvmeof.errors import NvmeofError
 from nvmeof.host.client import HostController
+from nvmeof.host.facts import QueueFacts
 from nvmeof.host.load import Load
 from nvmeof.host.namespace import Namespace
 from nvmeof.transport.paths.session import PathOptions
@@ -54,7 +55,7 @@ async def open_controllers(order: Order, stack: contextlib.AsyncExitStack) -> li
     return controllers
 
 
-def io_queues(controllers: list[HostController]) -> list[dict[str, Any]]:
+def io_queues(controllers: list[HostController]) -> list[QueueFacts]:
     """What is known of the I/O queues' connections."""
     return [queue for controller in controllers for queue in controller.describe() if queue.get("qid")]
 

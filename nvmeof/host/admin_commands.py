@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Protocol, overload
 
-from nvmeof.errors import LocalProtocolError
+from nvmeof.errors import LocalProtocolError, NvmeofError
 from nvmeof.host import sqe_builders
 from nvmeof.host.requests import DEFAULT_OPTIONS, RequestOptions
 from nvmeof.host.results import (
+    AnaLog,
     ErrorLogEntry,
     IdentifyController,
     IdentifyNamespace,
@@ -25,12 +27,15 @@ from nvmeof.spec.identify import (
     parse_namespace_list,
     valid_namespace_list_start,
 )
+from nvmeof.spec.log_pages import ANA_GROUP_BYTES, ANA_HEADER, ANA_HEADER_BYTES, parse_ana_log
 from nvmeof.spec.persistent_events import LogAction
 from nvmeof.spec.telemetry import CREATE
 from nvmeof.wire import Buffer
 
 LOG_CHUNK_BYTES = 4096
 """Longest piece of a log page that is asked for at once: what the smallest MDTS allows."""
+ANA_LOG_MAX_BYTES = 1 << 30
+ANA_ATTEMPTS = 10
 
 
 def _continued(page: int, lsp: int) -> int:
@@ -148,6 +153,38 @@ class AdminCommands:
         raw = await self.get_log(LogPageId.ERROR_INFORMATION, entries * size)
         parsed = [ErrorLogEntry.parse(raw[start : start + size]) for start in range(0, len(raw), size)]
         return [entry for entry in parsed if entry.error_count]
+
+    async def ana_log(self) -> AnaLog:
+        """The ANA log page: the state of each group on this path, of one change count.
+
+        Raises :class:`NvmeofError` where the controller has none, or where it makes no sense or never rests.
+        """
+        info = await self.identify()
+        if not info.nanagrpid:
+            raise NvmeofError("the controller does not report Asymmetric Namespace Access")
+        # every group, and every namespace in one of them (Base specification, Asymmetric Namespace Access log)
+        most = ANA_HEADER_BYTES + info.nanagrpid * ANA_GROUP_BYTES + 4 * (info.mnan or info.nn)
+        for _ in range(ANA_ATTEMPTS):
+            log = await self._read_ana_log(min(most, ANA_LOG_MAX_BYTES))
+            if log is not None:
+                return log
+        raise NvmeofError(
+            f"the controller's ANA log changed {ANA_ATTEMPTS} times while it was read: read it again later"
+        )
+
+    async def _read_ana_log(self, most_bytes: int) -> AnaLog | None:
+        """Read it piece by piece until it is whole; None where it changed in between."""
+        data = b""
+        while len(data) < most_bytes:
+            # the log may be shorter than its longest, and an offset beyond its end is an error
+            data += await self.get_log(LogPageId.ANA, LOG_CHUNK_BYTES, len(data), nsid=0)
+            with suppress(ValueError):
+                log = AnaLog(*parse_ana_log(data))
+                if len(data) > LOG_CHUNK_BYTES:
+                    again = ANA_HEADER.parse(await self.get_log(LogPageId.ANA, ANA_HEADER_BYTES, nsid=0))
+                    return log if again.chgcnt == log.change_count else None
+                return log
+        raise NvmeofError(f"the controller's ANA log makes no sense: it does not end within {len(data)} bytes")
 
     @overload
     async def get_feature(self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0) -> int: ...

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Any
 
 from nvmeof.errors import LocalProtocolError, NvmeofError
+from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
 from nvmeof.host.requests import DEFAULT_OPTIONS, Command, RequestOptions, execute
@@ -200,7 +200,7 @@ class Association:
             self.error = self.error or error
         await self.device.release_ctrl(self.options)
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[QueueFacts]:
         """One mapping per queue, the admin queue first: ``qid``, entries, load, and what the device says now."""
         return [
             {

@@ -15,19 +15,19 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 from nvmeof.address import parse_port, split_scope
 from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
-from nvmeof.host import socket_queue  # noqa: F401  (registers the software device)
 from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.controller import Controller
 from nvmeof.host.discovery import DiscoveryEntry, DiscoveryLog, read_discovery_log
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectKeywords, ConnectOptions
-from nvmeof.host.queue import DeviceRegistry, QueueDevice, devices
+from nvmeof.host.queue import DeviceRegistry, QueueDevice
+from nvmeof.host.socket_queue import SocketQueue, SocketQueueDevice
 from nvmeof.spec.enums import DISCOVERY_NQN, DISCOVERY_PORT, NVME_PORT, DataTransfer, LogPageId
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.spec.sqe import SQE, Sqe
@@ -40,6 +40,8 @@ __all__ = ["HostController", "PassthruResult", "connect", "discover"]
 
 log = logging.getLogger("nvmeof.host")
 
+DEVICES = DeviceRegistry(SocketQueueDevice())
+"""The queue devices that :func:`connect` chooses from: NVMe/TCP in software, unless a program registers others."""
 DEFAULT_TRANSPORT = "mptcp"
 """MPTCP falls back to TCP by itself wherever the kernel or the peer lacks it."""
 
@@ -72,9 +74,9 @@ class HostController(Controller, AdminCommands):
     def endpoints(self) -> Iterator[Endpoint]:
         """The open connections of all queues."""
         for queue in self.queues():
-            endpoint = getattr(queue.private, "endpoint", None)
-            if isinstance(endpoint, Endpoint) and not endpoint.closed:
-                yield endpoint
+            link = queue.private
+            if isinstance(link, SocketQueue) and not link.endpoint.closed:
+                yield link.endpoint
 
     async def start_paths(self, options: PathOptions) -> None:
         """Manage MPTCP paths for this association. What cannot be had is said in the log, in one sentence."""
@@ -170,7 +172,7 @@ async def connect(
     transport: str | None = None,
     hostnqn: str | None = None,
     hostid: str | uuid.UUID | None = None,
-    registry: DeviceRegistry = devices,
+    registry: DeviceRegistry = DEVICES,
     paths: PathOptions | None = None,
     **options: Unpack[ConnectKeywords],
 ) -> HostController:
@@ -236,8 +238,22 @@ async def connect(
     return controller
 
 
+class DiscoverKeywords(ConnectKeywords, total=False):
+    """The keyword arguments of :func:`discover`: those of :func:`connect`."""
+
+    subnqn: str | None
+    hostnqn: str | None
+    hostid: str | uuid.UUID | None
+    registry: DeviceRegistry
+    paths: PathOptions | None
+
+
 async def discover(
-    traddr: str, trsvcid: int | str | None = None, *, transport: str = DEFAULT_TRANSPORT, **options: Any
+    traddr: str,
+    trsvcid: int | str | None = None,
+    *,
+    transport: str = DEFAULT_TRANSPORT,
+    **options: Unpack[DiscoverKeywords],
 ) -> list[DiscoveryEntry]:
     """Read the Discovery log of the discovery service at that address. :func:`connect` takes its entries.
 
@@ -249,19 +265,21 @@ async def discover(
     Without ``trsvcid`` the discovery port (8009) is tried first, then 4420, where most targets answer too. Raises as
     :func:`connect` does.
     """
-    options = {"subnqn": DISCOVERY_NQN, "keep_alive_tmo": 0, "nr_io_queues": 0, **options, "discovery": True}
+    chosen: DiscoverKeywords = {
+        "subnqn": DISCOVERY_NQN, "keep_alive_tmo": 0, "nr_io_queues": 0, **options, "discovery": True,
+    }  # fmt: skip
     if trsvcid is not None:
-        return await _discover(traddr, trsvcid, transport, options)
+        return await _discover(traddr, trsvcid, transport, chosen)
     try:
-        return await _discover(traddr, DISCOVERY_PORT, transport, options)
+        return await _discover(traddr, DISCOVERY_PORT, transport, chosen)
     except TransportError as first:
         try:
-            return await _discover(traddr, NVME_PORT, transport, options)
+            return await _discover(traddr, NVME_PORT, transport, chosen)
         except TransportError as second:
             raise second from first
 
 
-async def _discover(traddr: str, trsvcid: int | str, transport: str, options: dict[str, Any]) -> list[DiscoveryEntry]:
+async def _discover(traddr: str, trsvcid: int | str, transport: str, options: DiscoverKeywords) -> list[DiscoveryEntry]:
     async with await connect(traddr, trsvcid, transport=transport, **options) as controller:
         return await controller.discovery_log()
 

@@ -103,7 +103,7 @@ class DiscoveryEntry:
         """An NVM subsystem, not another discovery service."""
         return self.subtype == SubType.NVM
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, int | str]:
         """For JSON: the fields, with the names beside the numbers."""
         fields = {name: value for name, value in asdict(self).items() if name != "asked"}
         return {**fields, "transport": self.transport, "family": self.family, "kind": self.kind}

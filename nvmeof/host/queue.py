@@ -26,9 +26,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Protocol
 
 from nvmeof.errors import ConfigurationError, LocalProtocolError, NvmeofError
+from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
 from nvmeof.wire import Buffer
 
@@ -100,11 +101,27 @@ class Request:
         raise NotImplementedError
 
 
+class QueueLink(Protocol):
+    """A device's own object for one queue, such as its connection: ``create_queue`` puts it into ``queue.private``."""
+
+    def send(self, request: Request, more: bool) -> None:
+        """Take one command, as ``send_req``."""
+        ...
+
+    def stop(self) -> None:
+        """Stop, as ``drain_queue``: no upcall comes any more."""
+        ...
+
+    def close(self) -> None:
+        """Free what there is, as ``destroy_queue``."""
+        ...
+
+
 class Queue:
     """One queue pair as the controller sees it: command identifiers, what is outstanding, and what has to wait.
 
     ``entries`` are the queue's SQ entries, of which one always stays free. ``reserved`` of the remaining identifiers
-    are kept for priority requests (keep-alive, Abort). ``private`` is the device's own.
+    are kept for priority requests (keep-alive, Abort). ``private`` is the device's own; nothing else looks into it.
     """
 
     __slots__ = (
@@ -153,7 +170,7 @@ class Queue:
         self.completed = 0
         self.error: NvmeofError | None = None
         self.on_error: Callable[[Queue, NvmeofError], None] | None = None
-        self.private: Any = None
+        self.private: QueueLink | None = None
         self.requests: dict[int, Request] = {}
         """Outstanding requests by CID; the device takes them from here."""
         # first in, first out: a CID rests as long as possible, so that a completion sent twice finds nobody
@@ -323,7 +340,7 @@ class QueueDevice(ABC):
         """The address that a queue is connected to, numeric and with its interface; None where the device has none."""
         return None
 
-    def describe(self, queue: Queue) -> dict[str, object]:
+    def describe(self, queue: Queue) -> QueueFacts:
         """Facts about the queue's connection as they are now, for people and JSON."""
         return {"transport": self.name}
 
@@ -331,8 +348,10 @@ class QueueDevice(ABC):
 class DeviceRegistry:
     """The devices that a controller may be created on, in order of registration."""
 
-    def __init__(self) -> None:
+    def __init__(self, *devices: QueueDevice) -> None:
         self._devices: list[QueueDevice] = []
+        for device in devices:
+            self.register(device)
 
     def register(self, device: QueueDevice) -> None:
         """Add a device. Raises :class:`ConfigurationError` when an operation or a limit is missing, or it is there."""
@@ -372,7 +391,3 @@ def check_options(device: QueueDevice, options: ConnectOptions) -> None:
     surplus = given - device.required_opts - device.allowed_opts - GENERIC_OPTS
     if surplus:
         raise ConfigurationError(f"the queue device {device.name} does not take the option {sorted(surplus)[0]}")
-
-
-devices = DeviceRegistry()
-"""The default registry; :mod:`nvmeof.host.socket_queue` adds the software device."""

@@ -7,11 +7,12 @@ and :class:`HexText` for fields that are bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from nvmeof.spec.identify import IDENTIFY_CONTROLLER, IDENTIFY_CONTROLLER_NVM
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
-from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY, SMART_HEALTH
+from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY, SMART_HEALTH, AnaGroup
 from nvmeof.wire import Buffer, Declaration
 
 
@@ -28,7 +29,11 @@ class HexText(str):
         return str(self)
 
 
-class Decoded(dict[str, Any]):
+Value: TypeAlias = "int | str | list[int] | list[Decoded] | Decoded"
+"""What a field holds: a number, text, :class:`HexText`, or numbers or structures."""
+
+
+class Decoded(dict[str, "Value"]):
     """A decoded structure: ``result.nsze`` and ``result["nsze"]`` are the same, and ``json.dumps`` takes it."""
 
     __slots__ = ()
@@ -59,11 +64,13 @@ class Decoded(dict[str, Any]):
             return cls._PARTS.get(name, Decoded)._of(value)
         return value
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(self)}") from None
+    if not TYPE_CHECKING:  # a type checker knows the fields by their declarations, and finds a misspelt one
+
+        def __getattr__(self, name: str) -> Value:
+            try:
+                return self[name]
+            except KeyError:
+                raise AttributeError(f"{type(self).__name__} has no field {name!r}; it has {', '.join(self)}") from None
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self]
@@ -315,6 +322,14 @@ class SmartLog(Decoded):
     tmt2_transitions: int
     tmt1_time: int
     tmt2_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnaLog:
+    """The Asymmetric Namespace Access log (page 0Ch): the state of each group of namespaces on this path."""
+
+    change_count: int
+    groups: list[AnaGroup]
 
 
 class ErrorLogEntry(Decoded):

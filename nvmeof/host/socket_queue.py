@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import cast
 
 from nvmeof.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, NvmeofError, TransportError
+from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
-from nvmeof.host.queue import Queue, QueueDevice, Request, devices
+from nvmeof.host.queue import Queue, QueueDevice, Request
 from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.pdu.termination import fes_text
 from nvmeof.protocol.connection import ConnectionConfig, HostConnection, State, Tap
@@ -310,16 +312,18 @@ class SocketQueueDevice(QueueDevice):
         queue.private = link
 
     def send_req(self, request: Request, more: bool) -> None:
-        link: SocketQueue = request.queue.private
+        link = request.queue.private
+        assert link is not None
         link.send(request, more)
 
     def give_back(self, request: Request) -> bool:
-        link: SocketQueue = request.queue.private
+        link = _link(request.queue)
+        assert link is not None
         link.connection.give_back(request.cid, request.data_out)
         return True
 
     def poll_queue(self, queue: Queue) -> int:
-        link: SocketQueue | None = queue.private
+        link = _link(queue)
         return link.on_readable() if link is not None and not link.closed else 0
 
     def drain_queue(self, queue: Queue) -> None:
@@ -331,14 +335,14 @@ class SocketQueueDevice(QueueDevice):
             queue.private.close()
 
     def peer_address(self, queue: Queue) -> str | None:
-        link: SocketQueue | None = queue.private
+        link = _link(queue)
         return None if link is None else link.endpoint.peer_address.host
 
-    def describe(self, queue: Queue) -> dict[str, object]:
-        link: SocketQueue | None = queue.private
+    def describe(self, queue: Queue) -> QueueFacts:
+        link = _link(queue)
         if link is None:
             return {"transport": queue.options.transport}
-        facts = link.endpoint.describe().as_dict()
+        facts = cast(QueueFacts, link.endpoint.describe().as_dict())
         parameters = link.connection.parameters
         if parameters is not None:
             facts["hdr_digest"] = parameters.header_digest
@@ -346,4 +350,6 @@ class SocketQueueDevice(QueueDevice):
         return facts
 
 
-devices.register(SocketQueueDevice())
+def _link(queue: Queue) -> SocketQueue | None:
+    """Return the queue's connection, where it has been created."""
+    return queue.private if isinstance(queue.private, SocketQueue) else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+from dataclasses import fields
 from typing import get_type_hints
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 import nvmeof
 from nvmeof.errors import LocalProtocolError
 from nvmeof.host import results
+from nvmeof.host.facts import QueueFacts, SubflowFacts
 from nvmeof.host.results import (
     Decoded,
     ErrorLogEntry,
@@ -21,6 +25,7 @@ from nvmeof.host.results import (
     PowerState,
     SmartLog,
 )
+from nvmeof.transport.base import ConnectionInfo, SubflowInfo
 from nvmeof.wire import layout
 
 from .conftest import Connect
@@ -102,3 +107,32 @@ async def test_what_is_not_known_yet_is_said(connected: Connect) -> None:
 def test_public_names_are_there() -> None:
     for name in ("SmartLog", "IdentifyController", "IdentifyNamespace", "ErrorLogEntry"):
         assert getattr(nvmeof, name) is getattr(results, name)
+
+
+def test_the_facts_of_a_queue_are_those_of_its_connection() -> None:
+    """The declared keys are what the transport tells, and what the host adds."""
+    own = {"qid", "entries", "outstanding", "completed", "hdr_digest", "data_digest"}
+    connection = {field.name for field in fields(ConnectionInfo)}
+    assert set(QueueFacts.__annotations__) == own | connection
+    assert set(SubflowFacts.__annotations__) == {field.name for field in fields(SubflowInfo)}
+
+
+@pytest.mark.parametrize("kind", [IdentifyController, IdentifyNamespace, NvmCommandSetLimits, SmartLog, ErrorLogEntry])
+def test_a_type_checker_knows_every_field(kind: type[Decoded]) -> None:
+    """What is declared is what is decoded: no field has to be looked up as Any."""
+    declared = {name for each in kind.__mro__ for name in vars(each).get("__annotations__", {})}
+    decoded = set(kind.parse(bytes(kind.size_bytes())))
+    assert decoded <= declared
+
+
+@pytest.mark.parametrize(
+    "public", [nvmeof.connect, nvmeof.discover, nvmeof.HostController, nvmeof.Namespace, nvmeof.DiscoveryEntry]
+)
+def test_no_any_in_what_users_import(public: object) -> None:
+    functions = [public] if inspect.isfunction(public) else [
+        member for name, member in inspect.getmembers(public, inspect.isfunction) if name[0] != "_"
+    ]  # fmt: skip
+    assert functions
+    for function in functions:
+        words = re.findall(r"\w+", " ".join(map(str, function.__annotations__.values())))
+        assert "Any" not in words, function.__qualname__

@@ -17,9 +17,10 @@ from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController
+from nvmeof.host.facts import QueueFacts, SubflowFacts
 from nvmeof.host.load import PATTERNS, Load
 from nvmeof.host.namespace import Namespace
-from nvmeof.transport.base import Endpoint
+from nvmeof.host.socket_queue import SocketQueue
 from nvmeof.transport.paths.diag import with_diag
 
 WARM_UP_SECONDS = 0.25
@@ -49,7 +50,7 @@ class BenchResult:
     """The load was there for as long as it was asked for."""
     error: NvmeofError | None = None
     """What a command failed with, which ended the load."""
-    connections: list[dict[str, Any]] = field(default_factory=list)
+    connections: list[QueueFacts] = field(default_factory=list)
 
 
 async def run_bench(
@@ -173,19 +174,18 @@ async def bench_command(
         raise asyncio.CancelledError  # the command was interrupted, and says so
 
 
-def _figures(controller: HostController) -> list[dict[str, Any]]:
+def _figures(controller: HostController) -> list[QueueFacts]:
     """What the I/O queues say of themselves, with each subflow's backup flag and congestion control."""
     facts = controller.describe()[1:]
     for each, queue in zip(facts, controller.io_queues, strict=True):
-        endpoint = getattr(queue.private, "endpoint", None)
-        if isinstance(endpoint, Endpoint):
-            each["subflows"] = with_diag(endpoint.describe()).as_dict()["subflows"]
+        if isinstance(queue.private, SocketQueue):
+            each["subflows"] = with_diag(queue.private.endpoint.describe()).as_dict()["subflows"]
     return facts
 
 
-def _subflow_rows(subflows: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+def _subflow_rows(subflows: list[SubflowFacts]) -> list[tuple[object, ...]]:
     """A line of a table for each subflow of a connection."""
-    total = sum(each[name] or 0 for each in subflows for name in ("bytes_received", "bytes_sent"))
+    total = sum((each["bytes_received"] or 0) + (each["bytes_sent"] or 0) for each in subflows)
     return [
         (
             f"  {each['local']} - {each['peer']}",

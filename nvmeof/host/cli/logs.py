@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import Any
 
 import click
 
 from nvmeof.cli.types import BYTES, U8, U32, Bytes, Number
-from nvmeof.errors import ConfigurationError, NvmeofError
-from nvmeof.host.admin_commands import LOG_CHUNK_BYTES
+from nvmeof.errors import ConfigurationError
 from nvmeof.host.cli import nvme_json
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.cli.feature_text import feature_lines, feature_name
-from nvmeof.host.client import HostController
 from nvmeof.spec.enums import NSID_ALL, FeatureId, FeatureSelect, LogPageId
 from nvmeof.spec.features import FEATURE_DATA_BYTES
 from nvmeof.spec.log_pages import (
-    ANA_GROUP_BYTES,
-    ANA_HEADER_BYTES,
     DATA_UNIT_BYTES,
     ERROR_INFORMATION_ENTRY,
     SMART_HEALTH,
-    parse_ana_log,
 )
 from nvmeof.spec.status import describe_status, split_status
 from nvmeof.wire import plain
@@ -112,7 +106,8 @@ async def error_log_command(output: str, log_entries: int, **options: Any) -> No
 async def ana_log_command(output: str, **options: Any) -> None:
     """Asymmetric Namespace Access log page: the state of each group of namespaces on this path."""
     async with await opt.open_controller(options) as controller:
-        chgcnt, groups = await _ana_groups(controller)
+        log = await controller.ana_log()
+        chgcnt, groups = log.change_count, log.groups
     if output == "json":
         out.print_json(nvme_json.ana_log("nvme0", chgcnt, groups))
         return
@@ -121,21 +116,6 @@ async def ana_log_command(output: str, **options: Any) -> None:
         for each in groups
     ]
     out.print_table(("Group", "State", "Changes", "Namespaces"), rows, right=("Group", "Changes"))
-
-
-async def _ana_groups(controller: HostController) -> Any:
-    info = controller.info
-    if not info.nanagrpid:
-        raise NvmeofError("the controller does not report Asymmetric Namespace Access")
-    # every group, and every namespace in one of them (Base, Asymmetric Namespace Access log)
-    most = ANA_HEADER_BYTES + info.nanagrpid * ANA_GROUP_BYTES + 4 * (info.mnan or info.nn)
-    data = b""
-    while len(data) < min(most, GET_LOG_MAX_BYTES):
-        # the log may be shorter than its longest, and an offset beyond its end is an error
-        data += await controller.get_log(LogPageId.ANA, LOG_CHUNK_BYTES, len(data), nsid=0)
-        with contextlib.suppress(ValueError):
-            return parse_ana_log(data)
-    raise NvmeofError(f"the controller's ANA log makes no sense: it does not end within {len(data)} bytes")
 
 
 @opt.command("get-log")

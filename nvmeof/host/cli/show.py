@@ -15,6 +15,7 @@ from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.discovery import DiscoveryEntry
+from nvmeof.host.facts import QueueFacts
 from nvmeof.host.namespace import Namespace
 from nvmeof.spec.enums import NVME_PORT
 from nvmeof.spec.identify_namespace import format_index
@@ -258,7 +259,7 @@ def _namespace_text(namespace: Namespace) -> str:
     return f"{out.size(namespace.size_bytes)}, blocks of {out.block_size(namespace.block_bytes)}, NGUID {nguid}"
 
 
-def _queue_text(facts: dict[str, Any]) -> str:
+def _queue_text(facts: QueueFacts) -> str:
     text = f"{out.transport_in_use(facts)} {facts.get('local', '')} - {facts.get('peer', '')}"
     paths = facts.get("subflows") or ()
     if len(paths) > 1:

@@ -1,0 +1,67 @@
+"""What ``describe()`` says of a controller's queues and their connections, as mappings for ``json.dumps``."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class SubflowFacts(TypedDict, total=False):
+    """One TCP flow of a connection; the keys are the fields of :class:`nvmeof.transport.base.SubflowInfo`."""
+
+    id: int | None
+    local: str
+    peer: str
+    state: str
+    bytes_sent: int | None
+    bytes_acked: int | None
+    bytes_received: int | None
+    bytes_retransmitted: int | None
+    retransmits: int | None
+    lost_segments: int | None
+    unacked_segments: int | None
+    rtt_us: int | None
+    rttvar_us: int | None
+    min_rtt_us: int | None
+    cwnd_segments: int | None
+    mss_bytes: int | None
+    delivery_rate_bytes_per_second: int | None
+    last_data_sent_ms: int | None
+    last_data_received_ms: int | None
+    last_ack_received_ms: int | None
+    timeouts: int | None
+    backup: bool | None
+    congestion: str | None
+
+
+class QueueFacts(TypedDict, total=False):
+    """One queue and its connection, as they are now.
+
+    The first four are there for every device, ``transport`` too; the rest are the fields of
+    :class:`nvmeof.transport.base.ConnectionInfo`, addresses as text, and are there for queues over sockets.
+    """
+
+    qid: int
+    entries: int
+    outstanding: int
+    """Commands that have been sent and are not completed."""
+    completed: int
+    hdr_digest: bool
+    data_digest: bool
+    transport: str
+    protocol: str
+    fallback: bool
+    fallback_reason: str | None
+    local: str
+    peer: str
+    closed: bool
+    congestion: str | None
+    nodelay: bool | None
+    token: int | None
+    subflows: list[SubflowFacts]
+    bytes_sent: int | None
+    bytes_received: int | None
+    retransmits: int | None
+    mptcp_retransmits: int | None
+    rtt_us: int | None
+    sndbuf_bytes: int | None
+    rcvbuf_bytes: int | None
