@@ -73,7 +73,7 @@ def connection_facts(controllers: list[HostController]) -> dict[str, Any]:
     }
 
 
-def _established(queue: dict[str, Any]) -> int:
+def _established(queue: QueueFacts) -> int:
     """Subflows that are open: the kernel also lists a connection's first one when it has been closed."""
     return sum(flow.get("state") == "ESTABLISHED" for flow in queue.get("subflows") or ())
 
