@@ -1,0 +1,121 @@
+"""Rows from outside: a command for each queue, a log page and a feature, seen on the wire of one target of two."""
+
+from __future__ import annotations
+
+import pytest
+
+from nvmeof.spec.enums import CommandEffects, Csi, NvmOpcode
+from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.dispatch.command_tables import CommandTables
+from nvmeof.target.commands.rows.features import dword
+from nvmeof.target.commands.rows.log_pages import LogPageSpec
+from nvmeof.target.commands.rows.rows import Rows
+from nvmeof.target.commands.standard import standard_tables
+from nvmeof.target.storage.ramdisk import Ramdisk
+from tests.conformance.rawhost import RawHost, association, make_sqe, running
+from tests.target.harness import Target
+
+PING, SUM, PAGE, FEATURE = 0xC0, 0x91, 0xC1, 0xD5
+
+
+def ping(ctx, sqe, data):
+    return Completion(dw0=sqe.cdw10 + 1)
+
+
+def check_sum(ctx, sqe):
+    ctx.namespaces[sqe.nsid].check_range(sqe.slba, 1)
+
+
+def sum_of(ctx, sqe, data):
+    return Completion(dw0=sum(data))
+
+
+ROWS = Rows(
+    admin=(CommandSpec(opcode=PING, name="Ping", handler=ping),),
+    io={
+        Csi.NVM: (
+            CommandSpec(
+                opcode=SUM,
+                name="Sum",
+                handler=sum_of,
+                check=check_sum,
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=lambda ctx, sqe: 8,
+                nsid=NsidRule.ACTIVE,
+                access=Access.WRITE,
+                lba_in_cdw10=True,
+            ),
+        )
+    },
+    log_pages=(LogPageSpec(PAGE, "Fortune", lambda ctx, controller, command, nsid: b"fortune!", during_sanitize=True),),
+    features=(dword(FEATURE, "Mood", 0xF, 3, saveable=True),),
+)
+
+
+@pytest.fixture(autouse=True)
+def left_open():
+    yield
+    RawHost.close_all()
+
+
+async def outcomes(target):
+    """What a host gets for each of the four: (status, DW0, data)."""
+    admin, io = await association(target)
+    answers = [
+        await admin.call(make_sqe(1, PING, cdw10=41)),
+        await io.call(make_sqe(2, SUM, nsid=1, length=8, sgl=0x01), bytes(range(8))),
+        await admin.call(make_sqe(3, 0x02, length=8, cdw10=PAGE | 1 << 16)),
+        await admin.call(make_sqe(4, 0x0A, cdw10=FEATURE)),
+    ]
+    return [(answer.status, answer.dw0, answer.data) for answer in answers]
+
+
+async def test_rows_of_others_on_the_wire_of_one_target_of_two():
+    with_rows = {"namespaces": [Ramdisk("1M")], "tables": standard_tables(ROWS)}
+    async with running(**with_rows) as target, running(namespaces=[Ramdisk("1M")]) as other:
+        assert await outcomes(target) == [(0, 42, b""), (0, 28, b""), (0, 0, b"fortune!"), (0, 3, b"")]
+        assert [status for status, _, _ in await outcomes(other)] == [
+            Status.INVALID_OPCODE,
+            Status.INVALID_OPCODE,
+            Status.INVALID_LOG_PAGE,
+            Status.INVALID_FIELD,
+        ]
+
+
+def test_the_logs_and_the_checks_know_them():
+    target = Target(tables=standard_tables(ROWS))
+    admin = target.admin()
+    io = target.io(admin)
+    effects = admin.read_bytes(admin.log_page(0x05, 4096))
+    assert int.from_bytes(effects[PING * 4 :][:4], "little") == (
+        CommandEffects.SUPPORTED | CommandEffects.CONTROLLER_SCOPE
+    )
+    assert effects[1024 + SUM * 4] & 1
+    assert admin.read_bytes(admin.log_page(0x00, 1024))[PAGE * 4] & 1
+    assert admin.read_bytes(admin.log_page(0x12, 1024))[FEATURE * 4] & 1
+    # A refusal has its logical block in the Error Information log, as the row says.
+    assert io.command(SUM, bytes(8), nsid=1, cdw10=5000).status == Status.LBA_OUT_OF_RANGE
+    entry = ERROR_INFORMATION_ENTRY.parse(admin.read_bytes(admin.log_page(0x01, 64)))
+    assert (entry.lba, entry.opcode) == (5000, SUM)
+    assert admin.set_feature(FEATURE, 0x10).status == Status.INVALID_FIELD
+    assert admin.set_feature(FEATURE, 7, save=True).status == 0 and admin.get_feature(FEATURE, 2).dw0 == 7
+    # And what stands in the way of data stands in their way.
+    target.subsystem.namespaces[1].block_access(Status.FORMAT_IN_PROGRESS)
+    assert io.command(SUM, bytes(8), nsid=1).status == Status.FORMAT_IN_PROGRESS
+    assert admin.command(PING).status == 0
+    assert admin.command(0x84, cdw10=2).status == Status.FORMAT_IN_PROGRESS
+
+
+def test_a_command_of_every_io_command_set():
+    commands = standard_tables(ROWS)[CommandTables]
+    assert SUM in commands.io[Csi.ZONED] and SUM not in commands.beside_nvm(Csi.ZONED)
+
+
+def test_two_rows_for_one():
+    with pytest.raises(ValueError, match="Ping: opcode C0h has a row already"):
+        standard_tables(ROWS, Rows(admin=ROWS.admin))
+    twice = Rows(io={Csi.ZONED: (CommandSpec(opcode=NvmOpcode.READ, name="Read", handler=ping),)})
+    with pytest.raises(ValueError, match="Read: opcode 02h has a row already"):
+        standard_tables(twice)
