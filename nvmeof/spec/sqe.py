@@ -9,8 +9,25 @@ import construct as c
 from nvmeof.wire import U8, U16, U32, U64, Record
 
 
+class _Decoded:
+    """Room for what a reader makes of a command, so that it is made once."""
+
+    __slots__ = ("_decoded",)
+
+    _decoded: object
+
+    @property
+    def decoded(self) -> object:
+        """What was made of the command; None before."""
+        return getattr(self, "_decoded", None)
+
+    def keep_decoded(self, value: object) -> None:
+        """Keep what was made of the command."""
+        self._decoded = value
+
+
 @dataclass(slots=True)
-class Sqe:
+class Sqe(_Decoded):
     """One command. Values are raw, 0's-based ones too; the properties give converted units.
 
     ``flags``: FUSE in bits 1:0, PSDT in bits 7:6. ``sgl_*``: SGL1; ``sgl_type`` as in :class:`nvmeof.spec.sgl.SglType`.

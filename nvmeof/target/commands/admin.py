@@ -9,23 +9,30 @@ from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import (
     AnaRule,
-    CommandSpec,
+    CommandRow,
     Completion,
     Direction,
     NsidRule,
     fixed,
     processed_during_sanitize,
 )
-from nvmeof.target.commands.identify.identify import check_identify, identify
+from nvmeof.target.commands.identify.identify import check_identify, decode_identify, identify
 from nvmeof.target.commands.rows.features import (
     check_get_features,
     check_set_features,
+    decode_features,
     get_bytes,
     get_features,
     set_bytes,
     set_features,
 )
-from nvmeof.target.commands.rows.log_pages import check_get_log_page, get_log_page, log_bytes, page_during_sanitize
+from nvmeof.target.commands.rows.log_pages import (
+    check_get_log_page,
+    decode_log_page,
+    get_log_page,
+    log_bytes,
+    page_during_sanitize,
+)
 from nvmeof.target.commands.rows.rows import Rows
 
 _NOT_ABORTED = 1
@@ -60,10 +67,11 @@ def keep_alive(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Comple
     return Completion()
 
 
-_IDENTIFY = CommandSpec(
+_IDENTIFY = CommandRow(
     opcode=AdminOpcode.IDENTIFY,
     name="Identify",
     handler=identify,
+    decode=decode_identify,
     direction=Direction.CONTROLLER_TO_HOST,
     transfer_bytes=fixed(IDENTIFY_BYTES),
     check=check_identify,
@@ -71,10 +79,11 @@ _IDENTIFY = CommandSpec(
     during_sanitize=processed_during_sanitize,
     ana=AnaRule.UNAFFECTED,
 )
-_GET_LOG_PAGE = CommandSpec(
+_GET_LOG_PAGE = CommandRow(
     opcode=AdminOpcode.GET_LOG_PAGE,
     name="Get Log Page",
     handler=get_log_page,
+    decode=decode_log_page,
     direction=Direction.CONTROLLER_TO_HOST,
     transfer_bytes=log_bytes,
     check=check_get_log_page,
@@ -83,17 +92,18 @@ _GET_LOG_PAGE = CommandSpec(
     ana=AnaRule.UNAFFECTED,
     effects=CommandEffects.SUPPORTED | CommandEffects.UUID_SELECTION,
 )
-_ABORT = CommandSpec(
+_ABORT = CommandRow(
     opcode=AdminOpcode.ABORT,
     name="Abort",
     handler=abort,
     during_sanitize=processed_during_sanitize,
     remark="of commands that wait for an event, for memory, for their other half or for a backend, and between steps",
 )
-_SET_FEATURES = CommandSpec(
+_SET_FEATURES = CommandRow(
     opcode=AdminOpcode.SET_FEATURES,
     name="Set Features",
     handler=set_features,
+    decode=decode_features,
     direction=Direction.HOST_TO_CONTROLLER,
     transfer_bytes=set_bytes,
     check=check_set_features,
@@ -105,10 +115,11 @@ _SET_FEATURES = CommandSpec(
     | CommandEffects.NAMESPACE_SCOPE,
     ana=AnaRule.FIELDS,
 )
-_GET_FEATURES = CommandSpec(
+_GET_FEATURES = CommandRow(
     opcode=AdminOpcode.GET_FEATURES,
     name="Get Features",
     handler=get_features,
+    decode=decode_features,
     direction=Direction.CONTROLLER_TO_HOST,
     transfer_bytes=get_bytes,
     check=check_get_features,
@@ -116,13 +127,13 @@ _GET_FEATURES = CommandSpec(
     during_sanitize=processed_during_sanitize,
     ana=AnaRule.FIELDS,
 )
-_ASYNC_EVENT_REQUEST = CommandSpec(
+_ASYNC_EVENT_REQUEST = CommandRow(
     opcode=AdminOpcode.ASYNC_EVENT_REQUEST,
     name="Asynchronous Event Request",
     handler=async_event_request,
     during_sanitize=processed_during_sanitize,
 )
-_KEEP_ALIVE = CommandSpec(
+_KEEP_ALIVE = CommandRow(
     opcode=AdminOpcode.KEEP_ALIVE, name="Keep Alive", handler=keep_alive, during_sanitize=processed_during_sanitize
 )
 

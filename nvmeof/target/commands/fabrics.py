@@ -37,7 +37,7 @@ from nvmeof.spec.properties import (
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, fixed
+from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Direction, fixed
 from nvmeof.target.commands.io.nvm import run_all
 from nvmeof.target.commands.rows.features import FeatureTable, restore_features
 from nvmeof.target.commands.rows.rows import Rows
@@ -319,7 +319,7 @@ def disconnect(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Comple
     return Completion(disconnect=True)
 
 
-_CONNECT = CommandSpec(
+_CONNECT = CommandRow(
     opcode=FabricsType.CONNECT,
     name="Connect",
     handler=connect,
@@ -329,17 +329,13 @@ _CONNECT = CommandSpec(
     check=check_connect,
     states=UNCONNECTED_ONLY,
 )
-_DISCONNECT = CommandSpec(opcode=FabricsType.DISCONNECT, name="Disconnect", handler=disconnect, states=CONNECTED_STATES)
+_DISCONNECT = CommandRow(opcode=FabricsType.DISCONNECT, name="Disconnect", handler=disconnect, states=CONNECTED_STATES)
 
 ROWS = Rows(
     fabrics_admin=(
-        CommandSpec(
-            opcode=FabricsType.PROPERTY_SET, name="Property Set", handler=property_set, states=CONNECTED_STATES
-        ),
+        CommandRow(opcode=FabricsType.PROPERTY_SET, name="Property Set", handler=property_set, states=CONNECTED_STATES),
         _CONNECT,
-        CommandSpec(
-            opcode=FabricsType.PROPERTY_GET, name="Property Get", handler=property_get, states=CONNECTED_STATES
-        ),
+        CommandRow(opcode=FabricsType.PROPERTY_GET, name="Property Get", handler=property_get, states=CONNECTED_STATES),
         _DISCONNECT,
     ),
     fabrics_io=(_CONNECT, _DISCONNECT),

@@ -116,8 +116,9 @@ def prepare(ctx: CommandContext, sqe: Sqe) -> tuple[CommandSpec, int]:
                 message="data over fabrics is described by SGLs (PSDT 01b)",
             )
         admit(ctx, spec, sqe)
-    spec.check(ctx, sqe)
-    expected = spec.transfer_bytes(ctx, sqe)
+    command = sqe if spec.decode is None else spec.command(ctx, sqe)
+    spec.check(ctx, command)
+    expected = spec.transfer_bytes(ctx, command)
     if expected == 0:
         return spec, 0
     return spec, _check_sgl(ctx, sqe, spec, expected)
@@ -129,7 +130,7 @@ def check_again(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
         raise _out_of_state(ctx, spec)
     if sqe.opcode != FABRICS_OPCODE:
         admit(ctx, spec, sqe)
-        expected = spec.transfer_bytes(ctx, sqe)
+        expected = spec.transfer_bytes(ctx, spec.command(ctx, sqe))
         if expected != sqe.sgl_length:
             # It has blocks of another size now: the data that was asked for is not what the command needs any more.
             _check_sgl(ctx, sqe, spec, expected)
@@ -144,7 +145,7 @@ def execute(
     """
     ctx.counters.commands += 1
     try:
-        result = spec.handler(ctx, sqe, data)
+        result = spec.handler(ctx, sqe if spec.decode is None else spec.command(ctx, sqe), data)
     except CommandError as error:
         return ctx.refuse(sqe, error)
     except Exception as error:

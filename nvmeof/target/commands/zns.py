@@ -29,7 +29,7 @@ from nvmeof.spec.zns import (
     build_changed_zones,
 )
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule, not_active
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, NsidRule, not_active
 from nvmeof.target.commands.io.nvm import (
     active_namespace,
     block_bytes,
@@ -219,7 +219,7 @@ def _changed_zones(ctx: CommandContext, controller: Controller, command: GetLogP
 ROWS = Rows(
     io={
         Csi.ZONED: (
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.ZONE_MANAGEMENT_SEND,
                 access=Access.WRITE,
                 name="Zone Management Send",
@@ -232,7 +232,7 @@ ROWS = Rows(
                 effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
                 remark="close, finish, open, reset, offline, set zone descriptor extension",
             ),
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.ZONE_MANAGEMENT_RECEIVE,
                 access=Access.READ,
                 name="Zone Management Receive",
@@ -244,7 +244,7 @@ ROWS = Rows(
                 nsid=NsidRule.ACTIVE,
                 remark="report and extended report",
             ),
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.ZONE_APPEND,
                 access=Access.WRITE,
                 name="Zone Append",

@@ -7,7 +7,7 @@ import pytest
 from nvmeof.spec.enums import CommandEffects, Csi, NvmOpcode
 from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, NsidRule
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.rows.features import dword
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
@@ -33,10 +33,10 @@ def sum_of(ctx, sqe, data):
 
 
 ROWS = Rows(
-    admin=(CommandSpec(opcode=PING, name="Ping", handler=ping),),
+    admin=(CommandRow(opcode=PING, name="Ping", handler=ping),),
     io={
         Csi.NVM: (
-            CommandSpec(
+            CommandRow(
                 opcode=SUM,
                 name="Sum",
                 handler=sum_of,
@@ -116,6 +116,6 @@ def test_a_command_of_every_io_command_set():
 def test_two_rows_for_one():
     with pytest.raises(ValueError, match="Ping: opcode C0h has a row already"):
         standard_tables(ROWS, Rows(admin=ROWS.admin))
-    twice = Rows(io={Csi.ZONED: (CommandSpec(opcode=NvmOpcode.READ, name="Read", handler=ping),)})
+    twice = Rows(io={Csi.ZONED: (CommandRow(opcode=NvmOpcode.READ, name="Read", handler=ping),)})
     with pytest.raises(ValueError, match="Read: opcode 02h has a row already"):
         standard_tables(twice)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NSID_ALL, CommandEffects
@@ -57,12 +57,10 @@ class Access(Enum):
     READ_WRITE = "reads and writes"
 
 
-Handler: TypeAlias = Callable[[CommandContext, Sqe, memoryview | None], Completion | Awaitable[Completion]]
-Check: TypeAlias = Callable[[CommandContext, Sqe], None]
-TransferBytes: TypeAlias = Callable[[CommandContext, Sqe], int]
+T = TypeVar("T")
 
 
-def no_data(ctx: CommandContext, sqe: Sqe) -> int:
+def no_data(ctx: CommandContext, command: object) -> int:
     """The length rule of a command without data."""
     return 0
 
@@ -72,7 +70,7 @@ def always(subsystem: Subsystem) -> bool:
     return True
 
 
-def no_check(ctx: CommandContext, sqe: Sqe) -> None:
+def no_check(ctx: CommandContext, command: object) -> None:
     """For a command whose fields are looked at by its handler, or whose fields are all legal."""
 
 
@@ -81,12 +79,12 @@ def never(sqe: Sqe) -> bool:
     return False
 
 
-def aborted_by_sanitize(ctx: CommandContext, sqe: Sqe) -> bool:
+def aborted_by_sanitize(ctx: CommandContext, command: object) -> bool:
     """For a command that is aborted during a sanitize operation."""
     return False
 
 
-def processed_during_sanitize(ctx: CommandContext, sqe: Sqe) -> bool:
+def processed_during_sanitize(ctx: CommandContext, command: object) -> bool:
     """For a command that is processed during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
     return True
 
@@ -100,10 +98,10 @@ def namespaces_named(ctx: CommandContext, sqe: Sqe) -> Iterable[Namespace]:
     return () if namespace is None else (namespace,)
 
 
-def fixed(length: int) -> TransferBytes:
-    """The length rule of a command that always moves `length` bytes."""
+def fixed(length: int) -> Callable[[CommandContext, object], int]:
+    """Make the length rule of a command that always moves `length` bytes."""
 
-    def transfer_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+    def transfer_bytes(ctx: CommandContext, command: object) -> int:
         return length
 
     return transfer_bytes
@@ -128,9 +126,12 @@ def not_active(ctx: CommandContext, nsid: int) -> CommandError:
     return CommandError(Status.INVALID_FIELD, _NSID, message=f"namespace {nsid} is not active")
 
 
-@dataclass(frozen=True, slots=True)
-class CommandSpec:
+@dataclass(frozen=True)  # no slots: `CommandRow[X](...)` cannot be made with them
+class CommandRow(Generic[T]):
     """A row: opcode, handler, data, NSID and state rules, effects.
+
+    `decode` makes of an SQE, once, what `check`, `transfer_bytes`, `handler` and `during_sanitize` get; without it they
+    get the SQE itself. It raises nothing: what is wrong is for `check` to say, after the checks that come before it.
 
     `transfer_bytes` gives how many bytes the command moves. With `longer_sgl_bytes` the SGL may describe more than
     that, up to so many bytes (Dataset Management: hosts send a whole page whatever the number of ranges); otherwise it
@@ -149,17 +150,18 @@ class CommandSpec:
 
     opcode: int
     name: str
-    handler: Handler
+    handler: Callable[[CommandContext, T, memoryview | None], Completion | Awaitable[Completion]]
+    decode: Callable[[CommandContext, Sqe], T] | None = None
     direction: Direction = Direction.NONE
-    transfer_bytes: TransferBytes = no_data
-    check: Check = no_check
+    transfer_bytes: Callable[[CommandContext, T], int] = no_data
+    check: Callable[[CommandContext, T], None] = no_check
     nsid: NsidRule = NsidRule.UNUSED
     states: frozenset[ControllerState] = READY_ONLY
     effects: CommandEffects = CommandEffects.SUPPORTED
     access: Access = Access.NONE
     reservation: Group | None = None
     concerned: Callable[[CommandContext, Sqe], Iterable[Namespace]] = namespaces_named
-    during_sanitize: Callable[[CommandContext, Sqe], bool] = aborted_by_sanitize
+    during_sanitize: Callable[[CommandContext, T], bool] = aborted_by_sanitize
     deletes: Callable[[Sqe], bool] = never
     events: tuple[EventType, ...] = ()
     lba_in_cdw10: bool = False
@@ -171,17 +173,29 @@ class CommandSpec:
     offered: Callable[[Subsystem], bool] = always  # whether a subsystem has the command; else it is unknown there
     remark: str = ""  # for docs/supported.md
 
+    def command(self, ctx: CommandContext, sqe: Sqe) -> T:
+        """Give what the row's functions get of a command: what `decode` makes of it, once."""
+        command: Any = sqe
+        if self.decode is not None:
+            command = sqe.decoded
+            if command is None:
+                command = self.decode(ctx, sqe)
+                sqe.keep_decoded(command)
+        result: T = command
+        return result
+
+
+CommandSpec: TypeAlias = CommandRow[Any]
+"""A row of whatever command, as tables and queues see it."""
 
 __all__ = [
     "Access",
     "AnaRule",
-    "Check",
+    "CommandRow",
     "CommandSpec",
     "Completion",
     "Direction",
-    "Handler",
     "NsidRule",
-    "TransferBytes",
     "aborted_by_sanitize",
     "always",
     "check_nsid",

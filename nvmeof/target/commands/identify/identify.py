@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import (
     CNTLID_DYNAMIC,
@@ -191,11 +193,25 @@ def _command_sets(ctx: CommandContext, controller: Controller, command: Identify
     return build_cached(IO_COMMAND_SETS, combinations=[sum(1 << csi for csi in ctx.tables[CommandSetTable])])
 
 
-def check_identify(ctx: CommandContext, sqe: Sqe) -> None:
+@dataclass(frozen=True, slots=True)
+class IdentifyRequest:
+    """An Identify command, decoded. `row`: None for a data structure that the target does not have."""
+
+    row: IdentifySpec | None
+    command: IdentifyCommand
+    nsid: int
+
+
+def decode_identify(ctx: CommandContext, sqe: Sqe) -> IdentifyRequest:
+    """Decode the command's dwords, and look its data structure up."""
+    command = IdentifyCommand.decode(sqe.cdw10, sqe.cdw11, sqe.cdw14)
+    return IdentifyRequest(ctx.tables[IdentifyTable].get(command.cns), command, sqe.nsid)
+
+
+def check_identify(ctx: CommandContext, request: IdentifyRequest) -> None:
     """A structure that exists here, of an I/O command set that exists here where it is specific to one."""
     assert ctx.controller is not None
-    command = IdentifyCommand.decode(sqe.cdw10, sqe.cdw11, sqe.cdw14)
-    row = ctx.tables[IdentifyTable].get(command.cns)
+    row, command = request.row, request.command
     if row is None or (ctx.controller.discovery and not row.discovery):
         raise CommandError(Status.INVALID_FIELD, _CDW10, message=f"Identify CNS {command.cns:02X}h is not supported")
     if row.csi and command.csi not in ctx.tables[CommandSetTable]:
@@ -206,11 +222,10 @@ def check_identify(ctx: CommandContext, sqe: Sqe) -> None:
         )
 
 
-def identify(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def identify(ctx: CommandContext, request: IdentifyRequest, data: memoryview | None) -> Completion:
     """Always 4096 bytes."""
-    assert ctx.controller is not None
-    command = IdentifyCommand.decode(sqe.cdw10, sqe.cdw11, sqe.cdw14)
-    return Completion(data=ctx.tables[IdentifyTable][command.cns].build(ctx, ctx.controller, command, sqe.nsid))
+    assert ctx.controller is not None and request.row is not None
+    return Completion(data=request.row.build(ctx, ctx.controller, request.command, request.nsid))
 
 
 ROWS = Rows(

@@ -7,7 +7,7 @@ from nvmeof.spec.enums import NSID_ALL, Csi, NvmOpcode
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import AnaRule, CommandSpec, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.base import AnaRule, CommandRow, Completion, NsidRule, not_active
 from nvmeof.target.commands.rows.rows import Rows
 
 SINGLE, MULTIPLE = 0, 1
@@ -58,7 +58,7 @@ def cancel(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion
 ROWS = Rows(
     io={
         Csi.NVM: (
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.CANCEL,
                 name="Cancel",
                 handler=cancel,

@@ -9,7 +9,7 @@ from nvmeof.spec.enums import Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, NsidRule
 from nvmeof.target.commands.io.nvm import active_namespace, block_bytes, check_transfer, committed
 from nvmeof.target.commands.rows.rows import Rows
 
@@ -43,7 +43,7 @@ async def _compare_later(sqe: Sqe, pending: Awaitable[bool]) -> Completion:
 ROWS = Rows(
     io={
         Csi.NVM: (
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.COMPARE,
                 access=Access.READ,
                 name="Compare",

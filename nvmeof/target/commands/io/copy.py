@@ -16,7 +16,7 @@ from nvmeof.spec.sqe import COPY_FORMAT_SHIFT, COPY_RANGE, COPY_RANGE_BYTES, SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.admission import admit
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, NsidRule
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, through
 from nvmeof.target.commands.rows.rows import Rows
@@ -227,7 +227,7 @@ async def _write(destination: Namespace, slba: int, data: memoryview, fua: bool)
 ROWS = Rows(
     io={
         Csi.NVM: (
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.COPY,
                 access=Access.READ_WRITE,
                 name="Copy",

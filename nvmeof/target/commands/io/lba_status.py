@@ -22,7 +22,7 @@ from nvmeof.spec.media import (
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule
+from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Direction, NsidRule
 from nvmeof.target.commands.io.nvm import active_namespace
 from nvmeof.target.commands.rows.features import Scope, Value, constant, remembered
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
@@ -153,7 +153,7 @@ def _apply_interval(controller: Controller, sqe: Sqe, data: memoryview | None) -
 
 ROWS = Rows(
     admin=(
-        CommandSpec(
+        CommandRow(
             opcode=AdminOpcode.GET_LBA_STATUS,
             name="Get LBA Status",
             handler=get_lba_status,

@@ -30,7 +30,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import (
     Access,
-    CommandSpec,
+    CommandRow,
     Completion,
     Direction,
     NsidRule,
@@ -328,7 +328,7 @@ def dataset_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -
 ROWS = Rows(
     io={
         Csi.NVM: (
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.FLUSH,
                 name="Flush",
                 handler=flush,
@@ -337,7 +337,7 @@ ROWS = Rows(
                 reservation=Group.WRITE,
                 during_sanitize=processed_during_sanitize,
             ),
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.WRITE,
                 access=Access.WRITE,
                 name="Write",
@@ -350,7 +350,7 @@ ROWS = Rows(
                 nsid=NsidRule.ACTIVE,
                 effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
             ),
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.READ,
                 access=Access.READ,
                 name="Read",
@@ -362,7 +362,7 @@ ROWS = Rows(
                 check=check_transfer,
                 nsid=NsidRule.ACTIVE,
             ),
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.WRITE_ZEROES,
                 access=Access.WRITE,
                 name="Write Zeroes",
@@ -375,7 +375,7 @@ ROWS = Rows(
                 oncs=Oncs.WRITE_ZEROES | Oncs.NAMESPACE_ZEROES,
                 remark="DEAC and NSZ",
             ),
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.DATASET_MANAGEMENT,
                 access=Access.WRITE,
                 name="Dataset Management",

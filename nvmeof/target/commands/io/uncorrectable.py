@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from nvmeof.spec.enums import CommandEffects, Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, NsidRule
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, completed
 from nvmeof.target.commands.rows.rows import Rows
 
@@ -28,7 +28,7 @@ def write_uncorrectable(ctx: CommandContext, sqe: Sqe, data: memoryview | None) 
 ROWS = Rows(
     io={
         Csi.NVM: (
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.WRITE_UNCORRECTABLE,
                 access=Access.WRITE,
                 name="Write Uncorrectable",

@@ -9,7 +9,7 @@ from nvmeof.spec.enums import Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import CDW12_PRACT, SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, NsidRule
 from nvmeof.target.commands.io.nvm import active_namespace, check_extension, committed, completed
 from nvmeof.target.commands.rows.rows import Rows
 
@@ -42,7 +42,7 @@ def verify(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion
 ROWS = Rows(
     io={
         Csi.NVM: (
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.VERIFY,
                 access=Access.READ,
                 name="Verify",

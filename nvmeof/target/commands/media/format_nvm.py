@@ -12,7 +12,7 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, CommandSpec, Completion, NsidRule, not_active
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.format_job import can_format, format_namespace
@@ -136,7 +136,7 @@ async def _format(ctx: CommandContext, controller: Controller, sqe: Sqe, concern
 
 ROWS = Rows(
     admin=(
-        CommandSpec(
+        CommandRow(
             opcode=AdminOpcode.FORMAT_NVM,
             name="Format NVM",
             handler=format_nvm,

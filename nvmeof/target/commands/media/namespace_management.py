@@ -25,7 +25,7 @@ from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.admission import check_path
 from nvmeof.target.commands.dispatch.base import (
     AnaRule,
-    CommandSpec,
+    CommandRow,
     Completion,
     Direction,
     NsidRule,
@@ -220,7 +220,7 @@ ROWS = Rows(
         ),
     ),
     admin=(
-        CommandSpec(
+        CommandRow(
             opcode=AdminOpcode.NAMESPACE_MANAGEMENT,
             name="Namespace Management",
             handler=namespace_management,
@@ -239,7 +239,7 @@ ROWS = Rows(
             offered=managed,
             remark="where the subsystem has a pool of capacity",
         ),
-        CommandSpec(
+        CommandRow(
             opcode=AdminOpcode.NAMESPACE_ATTACHMENT,
             name="Namespace Attachment",
             handler=namespace_attachment,

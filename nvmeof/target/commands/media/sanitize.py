@@ -20,7 +20,7 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, CommandSpec, Completion, NsidRule
 from nvmeof.target.commands.rows.features import FeatureTable, Scope, current_value, dword
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
@@ -66,7 +66,7 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
         if sanitizer.erased and ctx.qid and spec.access in (Access.WRITE, Access.READ_WRITE):
             sanitizer.written()
         return
-    if spec.during_sanitize(ctx, sqe):
+    if spec.during_sanitize(ctx, spec.command(ctx, sqe)):
         return
     # After a failure admin commands are told that it is in progress: it is until a host has dealt with it.
     failed = bool(ctx.qid) and sanitizer.state.failure
@@ -195,7 +195,7 @@ def _status(ctx: CommandContext, controller: Controller, command: GetLogPage, ns
 
 ROWS = Rows(
     admin=(
-        CommandSpec(
+        CommandRow(
             opcode=AdminOpcode.SANITIZE,
             name="Sanitize",
             handler=sanitize,

@@ -10,7 +10,7 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.admission import check_path
-from nvmeof.target.commands.dispatch.base import AnaRule, CommandSpec, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.base import AnaRule, CommandRow, Completion, NsidRule, not_active
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
@@ -95,7 +95,7 @@ def _log(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid:
 
 ROWS = Rows(
     admin=(
-        CommandSpec(
+        CommandRow(
             opcode=AdminOpcode.DEVICE_SELF_TEST,
             name="Device Self-test",
             handler=self_test,

@@ -35,7 +35,7 @@ from nvmeof.spec.reservations import (
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, NsidRule, fixed
+from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Direction, NsidRule, fixed
 from nvmeof.target.commands.io.nvm import active_namespace
 from nvmeof.target.commands.rows.features import FeatureTable, current_value
 from nvmeof.target.commands.rows.rows import Rows
@@ -233,7 +233,7 @@ def reservation_report(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -
 ROWS = Rows(
     io={
         Csi.NVM: (
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.RESERVATION_REGISTER,
                 name="Reservation Register",
                 handler=reservation_register,
@@ -245,7 +245,7 @@ ROWS = Rows(
                 oncs=Oncs.RESERVATIONS,
                 remark="CPTPL sets nothing where nothing persists (a ramdisk)",
             ),
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.RESERVATION_REPORT,
                 name="Reservation Report",
                 handler=reservation_report,
@@ -256,7 +256,7 @@ ROWS = Rows(
                 oncs=Oncs.RESERVATIONS,
                 remark="the extended data structure, as host identifiers have 128 bits",
             ),
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.RESERVATION_ACQUIRE,
                 name="Reservation Acquire",
                 handler=reservation_acquire,
@@ -267,7 +267,7 @@ ROWS = Rows(
                 longer_sgl_bytes=_PAGE_BYTES,
                 oncs=Oncs.RESERVATIONS,
             ),
-            CommandSpec(
+            CommandRow(
                 opcode=NvmOpcode.RESERVATION_RELEASE,
                 name="Reservation Release",
                 handler=reservation_release,

@@ -253,17 +253,32 @@ def dword(
 # The commands
 
 
-def _row(ctx: CommandContext, sqe: Sqe) -> FeatureSpec:
-    controller = ctx.controller
+@dataclass(frozen=True, slots=True)
+class FeatureRequest:
+    """A Get Features or Set Features command, decoded. `row`: None for a feature that the target does not have.
+
+    `select` is SEL of Get Features, `save` SV of Set Features. What the other dwords mean is the row's to know.
+    """
+
+    row: FeatureSpec | None
+    fid: int
+    select: int
+    save: bool
+    sqe: Sqe
+
+
+def decode_features(ctx: CommandContext, sqe: Sqe) -> FeatureRequest:
+    """Decode CDW10, and look the feature up."""
+    fid = sqe.cdw10 & 0xFF
+    return FeatureRequest(ctx.tables[FeatureTable].get(fid), fid, sqe.cdw10 >> 8 & 7, bool(sqe.cdw10 >> 31), sqe)
+
+
+def _row(ctx: CommandContext, request: FeatureRequest) -> FeatureSpec:
+    row, controller = request.row, ctx.controller
     assert controller is not None
-    row = ctx.tables[FeatureTable].get(sqe.cdw10 & 0xFF)
     if row is None or not row.supported(controller) or (controller.discovery and not row.discovery):
-        raise CommandError(Status.INVALID_FIELD, _FID, message=f"feature {sqe.cdw10 & 0xFF:#04x} is not supported")
+        raise CommandError(Status.INVALID_FIELD, _FID, message=f"feature {request.fid:#04x} is not supported")
     return row
-
-
-def _select(sqe: Sqe) -> int:
-    return sqe.cdw10 >> 8 & 7
 
 
 def _metadata_store(scope: Scope, controller: Controller, sqe: Sqe) -> MetadataStore:
@@ -280,20 +295,20 @@ def _check_attached(ctx: CommandContext, sqe: Sqe) -> None:
         raise not_active(ctx, sqe.nsid)
 
 
-def get_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+def get_bytes(ctx: CommandContext, request: FeatureRequest) -> int:
     """Length rule of Get Features."""
-    return 0 if _select(sqe) == FeatureSelect.SUPPORTED_CAPABILITIES else _row(ctx, sqe).data_bytes
+    return 0 if request.select == FeatureSelect.SUPPORTED_CAPABILITIES else _row(ctx, request).data_bytes
 
 
-def set_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+def set_bytes(ctx: CommandContext, request: FeatureRequest) -> int:
     """Length rule of Set Features."""
-    row = _row(ctx, sqe)
-    return row.data_bytes if row.transfer_bytes is None else row.transfer_bytes(sqe)
+    row = _row(ctx, request)
+    return row.data_bytes if row.transfer_bytes is None else row.transfer_bytes(request.sqe)
 
 
-def check_get_features(ctx: CommandContext, sqe: Sqe) -> None:
+def check_get_features(ctx: CommandContext, request: FeatureRequest) -> None:
     """Known, SEL, and the NSID of a feature that is a namespace's."""
-    row, select = _row(ctx, sqe), _select(sqe)
+    row, select, sqe = _row(ctx, request), request.select, request.sqe
     if select > FeatureSelect.SUPPORTED_CAPABILITIES:
         raise CommandError(Status.INVALID_FIELD, _SEL, message=f"SEL {select} is reserved")
     if row.scope is Scope.NAMESPACE and select != FeatureSelect.SUPPORTED_CAPABILITIES:
@@ -304,9 +319,9 @@ def check_get_features(ctx: CommandContext, sqe: Sqe) -> None:
             check_path(ctx, sqe.nsid)
 
 
-def get_features(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def get_features(ctx: CommandContext, request: FeatureRequest, data: memoryview | None) -> Completion:
     """Current, default or saved value, or the capabilities. What was not saved has its default as saved value."""
-    row, select, controller = _row(ctx, sqe), _select(sqe), ctx.controller
+    row, select, sqe, controller = _row(ctx, request), request.select, request.sqe, ctx.controller
     assert controller is not None
     if select == FeatureSelect.SUPPORTED_CAPABILITIES:
         return Completion(dw0=row.capabilities)
@@ -340,12 +355,12 @@ def _check_set_access(ctx: CommandContext, row: FeatureSpec, sqe: Sqe) -> None:
         check_path(ctx, sqe.nsid)
 
 
-def check_set_features(ctx: CommandContext, sqe: Sqe) -> None:
+def check_set_features(ctx: CommandContext, request: FeatureRequest) -> None:
     """Everything that does not need the data: known, changeable, saveable, its NSID."""
-    row = _row(ctx, sqe)
+    row, sqe = _row(ctx, request), request.sqe
     if row.apply is None:
         raise CommandError(row.refusal, _FID, message=f"{row.name} cannot be changed")
-    if sqe.cdw10 >> 31 and not row.saveable:
+    if request.save and not row.saveable:
         raise CommandError(Status.FEATURE_NOT_SAVEABLE, _SV, message=f"{row.name} cannot be saved")
     if row.scope is Scope.NAMESPACE:
         if sqe.nsid != NSID_ALL or not row.for_all:
@@ -361,11 +376,13 @@ def check_set_features(ctx: CommandContext, sqe: Sqe) -> None:
         row.check(ctx.controller, each)
 
 
-def set_features(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def set_features(
+    ctx: CommandContext, request: FeatureRequest, data: memoryview | None
+) -> Completion | Awaitable[Completion]:
     """Change a feature's current value, and its saved value when SV asks for that."""
-    check_set_features(ctx, sqe)
-    row = _row(ctx, sqe)
-    targets = _targets(ctx, row, sqe)
+    check_set_features(ctx, request)
+    row = _row(ctx, request)
+    targets = _targets(ctx, row, request.sqe)
     if len(targets) != 1:
         return _set_all(ctx, row, targets, data)
     result = _set_one(ctx, row, targets[0], data)
@@ -594,6 +611,7 @@ __all__ = [
     "check_set_features",
     "constant",
     "current_value",
+    "decode_features",
     "dword",
     "get_bytes",
     "get_features",

@@ -87,38 +87,46 @@ def command_set(controller: Controller, command: GetLogPage) -> int:
     return command.csi if Cc.decode(controller.cc).css == CcCss.ALL_SUPPORTED else Csi.NVM
 
 
-def decode(sqe: Sqe) -> GetLogPage:
-    """The command's dwords in converted units."""
-    return GetLogPage.decode(sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14)
+@dataclass(frozen=True, slots=True)
+class LogPageRequest:
+    """A Get Log Page command, decoded. `row`: None for a page that the target does not have."""
+
+    row: LogPageSpec | None
+    command: GetLogPage
+    nsid: int
 
 
-def log_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+def decode_log_page(ctx: CommandContext, sqe: Sqe) -> LogPageRequest:
+    """Convert the units of the command's dwords, and look its page up."""
+    command = GetLogPage.decode(sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14)
+    return LogPageRequest(ctx.tables[LogPageTable].get(command.lid), command, sqe.nsid)
+
+
+def log_bytes(ctx: CommandContext, request: LogPageRequest) -> int:
     """Length rule: NUMD dwords."""
-    return decode(sqe).length_bytes
+    return request.command.length_bytes
 
 
-def page_during_sanitize(ctx: CommandContext, sqe: Sqe) -> bool:
+def page_during_sanitize(ctx: CommandContext, request: LogPageRequest) -> bool:
     """Whether the page may be read during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
-    row = ctx.tables[LogPageTable].get(sqe.cdw10 & 0xFF)
-    return row is not None and row.during_sanitize
+    return request.row is not None and request.row.during_sanitize
 
 
 def _invalid(location: int, message: str) -> CommandError:
     return CommandError(Status.INVALID_FIELD, location, message=message)
 
 
-def check_get_log_page(ctx: CommandContext, sqe: Sqe) -> None:
+def check_get_log_page(ctx: CommandContext, request: LogPageRequest) -> None:
     """A page that exists here, its NSID, a length within MDTS, and an offset of the kind that it takes.
 
     Fields that a page does not use are not looked at: LSP, LSI and CSI of others.
     """
     controller, subsystem = ctx.controller, ctx.subsystem
     assert controller is not None and subsystem is not None
-    command = decode(sqe)
-    row = ctx.tables[LogPageTable].get(command.lid)
+    row, command = request.row, request.command
     if row is None or not row.here(controller):
         raise CommandError(Status.INVALID_LOG_PAGE, _LID, message=f"log page {command.lid:#04x} is not supported")
-    _check_nsid(ctx, row, sqe.nsid)
+    _check_nsid(ctx, row, request.nsid)
     check_uuid_index(controller, command.uuid_index)
     limit = subsystem.config.transfer_limit_bytes
     if command.length_bytes > limit:
@@ -164,12 +172,11 @@ def _start(row: LogPageSpec, command: GetLogPage, page: bytes) -> int:
     return command.offset_bytes
 
 
-def get_log_page(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def get_log_page(ctx: CommandContext, request: LogPageRequest, data: memoryview | None) -> Completion:
     """A part of a page; what is asked for beyond its end reads as zeroes. RAE = 0 lets its events be sent again."""
-    command, controller = decode(sqe), ctx.controller
-    assert controller is not None
-    row = ctx.tables[LogPageTable][command.lid]
-    page = row.build(ctx, controller, command, sqe.nsid)
+    row, command, controller = request.row, request.command, ctx.controller
+    assert row is not None and controller is not None
+    page = row.build(ctx, controller, command, request.nsid)
     if not page:
         # Something else was asked for than its content. The data that the SGL describes is sent all the same: hosts
         # take it for an error of the transfer when there is less.
