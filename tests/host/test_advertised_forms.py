@@ -43,7 +43,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
     yield run
     for process in processes:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=50)
         assert process.returncode == 0, (tmp_path / "log").read_text()
 
 

@@ -257,7 +257,7 @@ def test_bench_in_json_when_it_is_interrupted(target: FakeTarget, device: FakeDe
             time.sleep(0.02)
         time.sleep(2)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=50)
     result = json.loads(out)
     assert (process.returncode, err, result["complete"]) == (130, b"nvmeof-host: interrupted\n", False)
     assert result["ios"] > 10 and result["seconds"] < 10

@@ -354,7 +354,7 @@ def test_connect_holds_until_interrupted(target: FakeTarget, tmp_path: Path) -> 
         lines.append(process.stdout.readline())
         assert lines[-1], process.communicate()[1]
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=50)
     assert (process.returncode, out, err) == (0, "disconnected\n", "")
     assert any(line.startswith("queue 1") and "tcp" in line for line in lines)
 

@@ -257,12 +257,12 @@ def test_iperf3_runs_over_mptcp() -> None:
                 break
         before = _counter("MPCapableACKRX")
         done = subprocess.run(
-            [*command, "-c", "127.0.0.1", "-p", port, "-n", "1M", "-J"], capture_output=True, text=True, timeout=20
+            [*command, "-c", "127.0.0.1", "-p", port, "-n", "1M", "-J"], capture_output=True, text=True, timeout=50
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["end"]["sum_sent"]["bytes"] >= 1 << 20
         assert _counter("MPCapableACKRX") - before >= 2, "the control and the data connection"
-        assert server.wait(10) == 0
+        assert server.wait(50) == 0
     finally:
         server.kill()
         server.communicate()
