@@ -222,10 +222,10 @@ class QueueDriver:
                 return
             connection.bytes_sent(n)
             left -= n
-            if queue.held or queue.reads:
+            if queue.held or queue.staging.reads:
                 queue.resume()
-        if queue.counted:
-            queue.settle()
+        if queue.staging.counted:
+            queue.staging.settle()
 
     def _writable(self) -> None:
         self._blocked = False
@@ -341,7 +341,7 @@ class QueueDriver:
         if self._linger is not None:
             self._linger.cancel()
         self.connection.close()
-        self.queue.settle()
+        self.queue.staging.settle()
         self.endpoint.set_reader(None)
         self.endpoint.set_writer(None)
         self.endpoint.close()

@@ -133,7 +133,7 @@ async def test_reads_that_are_not_received(tmp_path, manner, hogs):
         async with behaving(manner, greedy):
             for host in greedy:
                 await host.send(b"".join(host.capsule(io_sqe(cid, READ, 0, 2048)) for cid in range(16)))
-            await until(lambda: all(driver.queue.reads for driver in target.drivers if driver.queue.ctx.qid))
+            await until(lambda: all(driver.queue.staging.reads for driver in target.drivers if driver.queue.ctx.qid))
             await served(target)
             assert target.pool.used_bytes <= target.pool.limit_bytes + target.pool.reserve_bytes
             if hogs == 1:
@@ -276,7 +276,7 @@ async def test_log_pages_that_are_not_received(manner):
             for host in greedy:
                 page = [make_sqe(cid, 0x02, length=MIB, cdw10=0xFFFF << 16 | 1, cdw11=3) for cid in range(64)]
                 await host.send(b"".join(map(host.capsule, page)))
-            await until(lambda: all(driver.queue.reads for driver in target.drivers))
+            await until(lambda: all(driver.queue.staging.reads for driver in target.drivers))
             await served(target)
             assert target.pool.used_bytes <= target.pool.limit_bytes
 

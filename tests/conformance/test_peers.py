@@ -137,7 +137,7 @@ async def test_many_long_log_pages_at_once(trtype):
         tracemalloc.start()
         await host.send(data)
         driver = next(iter(target.drivers))
-        await until(lambda: driver.queue.reads)
+        await until(lambda: driver.queue.staging.reads)
         for cid in range(pages):
             completion = await host.completion(cid)
             assert completion.status == 0 and len(completion.data) == length

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections import deque
-
-from nvmeof.errors import CommandError
-from nvmeof.protocol.connection import TargetConnection
-from nvmeof.protocol.events import CommandData
-from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.sqe import SQE
-from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.aborting import abandon, aborted_by_request
-from nvmeof.target.queue.fast_path import DeferredCommand, command_of, nsid_of
-from nvmeof.target.queue.staging import StagedCommands
+from nvmeof.target.queue.contract import InFlight
+from nvmeof.target.queue.deferred import DeferredCommand, command_of, nsid_of
+from nvmeof.target.queue.fused_pairs import FusedPairs
+from nvmeof.target.queue.staging import Staging
 
 
-class AbortableCommands(StagedCommands):
-    """Between what takes memory for commands and the queue."""
+class Aborts:
+    """Finds commands wherever they are in a queue, and ends those that can be ended."""
 
-    def __init__(self, connection: TargetConnection) -> None:
-        super().__init__(connection)
-        self._running: dict[
-            int, tuple[int, CommandSpec]
-        ] = {}  # NSID and row by CID: those that did not complete at once
-        self.held: deque[tuple[memoryview, CommandData | None]] = deque()
-        """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
+    def __init__(self, queue: InFlight, staging: Staging, fused: FusedPairs) -> None:
+        self._queue = queue
+        self._staging = staging
+        self._fused = fused
 
     def commands(self) -> dict[int, int]:
         """NSID by CID of the commands in progress."""
-        found = {cid: nsid_of(transfer) for cid, transfer in self._transfers.items()}
-        found.update((wanted.transfer.cid, nsid_of(wanted.transfer)) for wanted in self._waiting)
-        found.update((sqe.cid, sqe.nsid) for sqe, _, _ in self.reads)
-        found.update((cid, nsid) for cid, (nsid, _) in self._running.items())
-        found.update(self._fused_commands())
+        found = {cid: nsid_of(transfer) for cid, transfer in self._queue.transfers.items()}
+        found.update((wanted.transfer.cid, nsid_of(wanted.transfer)) for wanted in self._staging.waiting)
+        found.update((sqe.cid, sqe.nsid) for sqe, _, _ in self._staging.reads)
+        found.update((cid, nsid) for cid, (nsid, _) in self._queue.running.items())
+        found.update(self._fused.commands())
         return found
 
     def abort(self, cid: int) -> bool:
@@ -43,38 +35,41 @@ class AbortableCommands(StagedCommands):
         that was asked for into memory of its own, ends when it comes to it (`CommandContext.aborting`). A Write whose
         data goes straight to the namespace goes on: some of it is there.
         """
-        waiting = next((wanted for wanted in self._waiting if wanted.transfer.cid == cid), None)
+        queue = self._queue
+        waiting = self._staging.end_waiting(cid)
         if waiting is not None:
-            self._waiting.remove(waiting)
-            self._end_waiting(waiting.transfer, aborted_by_request())
-            self.driver.wake()
-            # The next one may need less memory.
-            self.pool.forget(self._retry)
-            self._retry()
+            if cid in self._fused.pairs:
+                self._fused.failed(cid, aborted_by_request(), None)
+            else:
+                queue.refuse(command_of(waiting)[1], aborted_by_request())
+            queue.driver.wake()
+            self._staging.waiting_changed()
             return True
-        if cid in self._fused_commands():
-            return self._abort_half(cid)
-        if (cid not in self._busy and self._abort_held(cid)) or (self.reads and self._abort_read(cid)):
+        if cid in self._fused.commands():
+            return self._fused.abort(cid)
+        if (cid not in self._queue.busy and self._abort_held(cid)) or (
+            self._staging.reads and self._staging.abort_read(cid)
+        ):
             return True
-        transfer = self._transfers.get(cid)
+        transfer = self._queue.transfers.get(cid)
         if transfer is not None:
             if isinstance(transfer.context, DeferredCommand):
-                self.ctx.aborting.add(cid)
+                self._queue.ctx.aborting.add(cid)
             return False
-        if cid not in self._running or cid not in self.ctx.waiting:
+        if cid not in self._queue.running or cid not in self._queue.ctx.waiting:
             return False
-        if abandon(self.ctx.waiting[cid]):
+        if abandon(self._queue.ctx.waiting[cid]):
             return True
-        self.ctx.aborting.add(cid)
+        self._queue.ctx.aborting.add(cid)
         return False
 
     def _abort_held(self, cid: int) -> bool:
-        for item in self.held:
+        for item in self._queue.held:
             sqe = SQE.unpack_from(item[0])
             if sqe.cid == cid:
-                self.held.remove(item)
-                self._complete(sqe, self.ctx.refuse(sqe, aborted_by_request()))
-                self.driver.wake()
+                self._queue.held.remove(item)
+                self._queue.refuse(sqe, aborted_by_request())
+                self._queue.driver.wake()
                 return True
         return False
 
@@ -86,13 +81,5 @@ class AbortableCommands(StagedCommands):
         """
         for cid, other in self.commands().items():
             if other == nsid:
-                self.ctx.preempted.add(cid)
+                self._queue.ctx.preempted.add(cid)
                 self.abort(cid)
-
-    def _end_waiting(self, transfer: R2tTransfer, error: CommandError) -> None:
-        """End a command that has waited for memory, and is not among those who wait any more."""
-        _, sqe = command_of(transfer)
-        if sqe.cid in self._pairs:
-            self._half_failed(sqe.cid, error, None)
-        else:
-            self._complete(sqe, self.ctx.refuse(sqe, error))

@@ -1,11 +1,21 @@
-"""What a queue of a target needs of whoever owns its socket and the event loop."""
+"""What a queue of a target needs of whoever drives it, and what the parts of the queue need of the queue."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from nvmeof.errors import CommandError
+from nvmeof.protocol.connection import TargetConnection
+from nvmeof.protocol.events import CommandData
+from nvmeof.protocol.transfers import R2tTransfer
+from nvmeof.spec.sqe import Sqe
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.completion import Completion
+from nvmeof.target.core.pool import BufferPool, MemoryShare
+from nvmeof.target.queue.detached import DetachedCommands
 
 
 class Driver(Protocol):
@@ -21,4 +31,54 @@ class Driver(Protocol):
 
     def finish(self, reason: str, *, fault: bool = False) -> None:
         """The queue has come to its end: send what is queued, then close the socket. ``fault``: somebody did wrong."""
+        ...
+
+
+class InFlight(Protocol):
+    """What the parts of a queue need of it: the commands in flight, and how a command begins and ends."""
+
+    ctx: CommandContext
+    connection: TargetConnection
+    driver: Driver
+    pool: BufferPool
+    share: MemoryShare
+    detached_commands: DetachedCommands
+    closed: bool
+    busy: set[int]
+    """CIDs in use: of commands that did not complete at once."""
+    transfers: dict[int, R2tTransfer]
+    """By CID: data that the host was asked for."""
+    running: dict[int, tuple[int, CommandSpec]]
+    """NSID and row by CID: commands that their handler has begun and not completed."""
+    held: deque[tuple[memoryview, CommandData | None]]
+    """Commands that wait until enough of what is to be sent has gone."""
+    pending: int
+    """Commands that are being worked on, Asynchronous Event Requests included."""
+
+    def command(self, view: memoryview, capsule: CommandData | None) -> None:
+        """Begin a command by the general path, or hold it while too much waits to be sent."""
+        ...
+
+    def begin(self, view: memoryview, capsule: CommandData | None) -> None:
+        """Begin a command by the general path now."""
+        ...
+
+    def complete(self, sqe: Sqe, completion: Completion) -> None:
+        """End a command: its CID is free, and its completion is queued."""
+        ...
+
+    def refuse(self, sqe: Sqe, error: CommandError) -> None:
+        """End a command with an error."""
+        ...
+
+    def conflict(self, sqe: Sqe) -> None:
+        """Refuse a command whose CID is in use; the one that uses it goes on."""
+        ...
+
+    def late(self) -> bool:
+        """Tell whether the queue has had its share of this turn of the event loop."""
+        ...
+
+    def go_on_in_turn(self) -> None:
+        """Take what is held when it is the queue's turn again."""
         ...

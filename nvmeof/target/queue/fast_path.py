@@ -7,22 +7,22 @@ was found out for the first still holds.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from struct import Struct
-from typing import Final, cast
+from typing import Final
 
 from nvmeof.pdu.capsule import CAPSULE_CMD_BYTES
 from nvmeof.pdu.header import CH_BYTES
-from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import CommandBatch, CommandData, Event
 from nvmeof.protocol.transfers import R2tTransfer
+from nvmeof.spec.enums import NvmOpcode
 from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
-from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandSpec
-from nvmeof.target.core.admission import AdmissionToken
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES as ATOMIC_BYTES
-from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.queue.contract import InFlight
+from nvmeof.target.queue.deferred import NO_BUFFER, CommandTemplate, columns_of, shortened
+from nvmeof.target.queue.staging import Staging
 from nvmeof.wire import Buffer
 
 # What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write also
@@ -33,63 +33,12 @@ _STRIDES: Final = {
     CAPSULE_CMD_BYTES: Struct(f"<{CH_BYTES}x{_FIELDS}"),
     CAPSULE_CMD_BYTES + 4: Struct(f"<{CH_BYTES}x{_FIELDS}4x"),
 }
-NO_BUFFER: Final = memoryview(b"")
+COLUMNS_FROM: Final = 8 if sys.byteorder == "little" else 1 << 30
+"""From so many commands on, those of a run are compared with the template by columns: all of one field at once."""
+assert (CAPSULE_CMD_BYTES, CH_BYTES) == (72, 8)  # so that the fields are 9, 18 or 36 items apart
 _FIELD_NAMES: Final = ("opcode", "cid", "nsid", "sgl_length", "cdw10", "cdw12")
 assert _SHORT.size == SQE_BYTES
 assert [SQE.offsets[name] for name in _FIELD_NAMES] == [0, 2, 4, 32, 40, 48]
-
-
-@dataclass(slots=True)
-class CommandTemplate:
-    """A command that went the whole way, and what the short cut may change of it: CID and SLBA."""
-
-    word: int
-    nsid: int
-    sgl: int
-    cdw12: int
-    namespace: Namespace
-    memory: memoryview
-    admission_token: AdmissionToken
-    length: int
-    shift: int
-    max_slba: int
-    spec: CommandSpec
-    staged: bool  # its data is collected before any of it goes to the memory
-    block_bytes: int
-    blocks: int
-    raw: bytes  # its SQE
-
-    def sqe(self, cid: int, slba: int) -> Sqe:
-        """Return the command with another CID and SLBA."""
-        return replace(SQE.unpack_from(self.raw), cid=cid, cdw10=slba & 0xFFFFFFFF, cdw11=slba >> 32)
-
-
-def command_of(transfer: R2tTransfer) -> tuple[CommandSpec, Sqe]:
-    """Return the row and the command that a transfer is for."""
-    context = transfer.context
-    if isinstance(context, DeferredCommand):
-        return context.spec, context.sqe
-    template, slba = shortened(transfer)
-    return template.spec, template.sqe(transfer.cid, slba)
-
-
-def shortened(transfer: R2tTransfer) -> tuple[CommandTemplate, int]:
-    """Return template and SLBA of a Write that took the fast path."""
-    template, slba = cast("tuple[CommandTemplate, int]", transfer.context)
-    return template, slba
-
-
-def nsid_of(transfer: R2tTransfer) -> int:
-    """Return the NSID of the command that a transfer is for."""
-    context = transfer.context
-    return context.sqe.nsid if isinstance(context, DeferredCommand) else shortened(transfer)[0].nsid
-
-
-def staging_of(transfer: R2tTransfer) -> memoryview | None:
-    """Return the pool's memory that the data is staged in; None when it goes straight to the namespace."""
-    if isinstance(transfer.context, DeferredCommand) or shortened(transfer)[0].staged:
-        return transfer.buffer
-    return None
 
 
 def _usable(pattern: CommandTemplate | None) -> CommandTemplate | None:
@@ -97,43 +46,57 @@ def _usable(pattern: CommandTemplate | None) -> CommandTemplate | None:
     return pattern if pattern is not None and pattern.admission_token.valid else None
 
 
-@dataclass(slots=True, eq=False)
-class DeferredCommand:
-    """Context of the transfer of a command that went the whole way: what is executed when its data is there."""
-
-    spec: CommandSpec
-    sqe: Sqe
-
-
 class FastPath:
-    """The part of :class:`~nvmeof.target.queue.queue.TargetQueue` that serves runs of like commands."""
+    """The part of a queue that serves runs of like commands. ``closed`` and what is no such command is the queue's."""
 
-    ctx: CommandContext
-
-    def __init__(self, connection: TargetConnection) -> None:
-        self.connection = connection
-        self.closed = False
-        self._busy: set[int] = set()  # CIDs of commands that did not complete at once
-        self._transfers: dict[int, R2tTransfer] = {}  # by CID: data that was asked for
+    def __init__(self, queue: InFlight, staging: Staging) -> None:
+        self._queue = queue
+        self._staging = staging
+        self._connection = queue.connection
+        self._busy = queue.busy
+        self._transfers = queue.transfers
         self._read: CommandTemplate | None = None
         self._write: CommandTemplate | None = None  # with its data in the capsule
         self._granted: CommandTemplate | None = None  # a Write whose data was asked for
 
-    def _command(self, view: memoryview, capsule: CommandData | None) -> None:
-        """One command, the whole way."""
-        raise AssertionError("the queue does that")
+    def forget(self) -> None:
+        """Forget the templates: the next command of each kind takes the general path."""
+        self._read = self._write = self._granted = None
 
-    def _conflict(self, sqe: Sqe) -> None:
-        """Refuse a command whose CID is in use."""
-        raise AssertionError("the queue does that")
+    def learn(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int, *, deferred: bool) -> bool:
+        """Make a template of a Read or Write that `prepare` has let pass; True when its namespace is memory.
 
-    def _request(self, transfer: R2tTransfer, length: int) -> bool:
-        """Stage a command's data and ask the host for it; False when there is no memory for it now."""
-        raise AssertionError("the queue does that")
+        ``deferred``: a Write whose data is still to be asked for.
+        """
+        template = self._template(spec, view, sqe, length)
+        if sqe.opcode == NvmOpcode.READ:
+            self._read = template
+        elif deferred:
+            self._granted = template
+        else:
+            self._write = template
+        return template is not None
 
-    def _batch(self, batch: CommandBatch) -> None:
+    def batch(self, batch: CommandBatch) -> None:
+        """Serve a run of commands without data in their capsules."""
         view, stride = batch.view, batch.stride
-        pattern, granted = _usable(self._read), _usable(self._granted)
+        queue, pattern, granted = self._queue, _usable(self._read), _usable(self._granted)
+        count = batch.count
+        if pattern is not None and count >= COLUMNS_FROM and stride == CAPSULE_CMD_BYTES:
+            words, halves = view.cast("Q"), view.cast("H")
+            opcodes, namespaces, sgls, blocks = pattern.columns or columns_of(pattern)
+            if (
+                halves[4::36] == opcodes[:count]
+                and words[5::9] == sgls[:count]
+                and words[7::9] == blocks[:count]
+                and view.cast("I")[3::18] == namespaces[:count]
+            ):
+                slbas = words[6::9].tolist()
+                if max(slbas) <= pattern.max_slba:
+                    memory, shift, length = pattern.memory, pattern.shift, pattern.length
+                    found: list[Buffer] = [memory[(at := slba << shift) : at + length] for slba in slbas]
+                    self._send_reads(pattern, halves[5::36].tolist(), found)
+                    return
         cids: list[int] = []
         data: list[Buffer] = []
         done = 0
@@ -168,19 +131,19 @@ class FastPath:
                 and self._ask_for(granted, cid, slba)
             ):
                 continue
-            self._command(sqe, None)
-            if self.closed:
+            queue.command(sqe, None)
+            if queue.closed:
                 return
             pattern, granted = _usable(self._read), _usable(self._granted)
         if cids:
             assert pattern is not None
             self._send_reads(pattern, cids, data)
 
-    def _send_reads(self, pattern: CommandTemplate, cids: list[int], data: list[Buffer]) -> None:
+    def _send_reads(self, pattern: CommandTemplate, cids: Sequence[int], data: list[Buffer]) -> None:
         if self._busy and not self._busy.isdisjoint(cids):
             for cid, view in zip(cids, data, strict=True):
                 if cid in self._busy:
-                    self._conflict(Sqe(opcode=pattern.word & 0xFF, cid=cid, nsid=pattern.nsid))
+                    self._queue.conflict(Sqe(opcode=pattern.word & 0xFF, cid=cid, nsid=pattern.nsid))
                 else:
                     self._send_reads(pattern, [cid], [view])
             return
@@ -188,19 +151,19 @@ class FastPath:
         counters = pattern.namespace.counters
         counters.reads += count
         counters.blocks_read += count * (pattern.length >> pattern.shift)
-        self.ctx.counters.commands += count
-        self.connection.send_reads(cids, data, pattern.length)
+        self._queue.ctx.counters.commands += count
+        self._connection.send_reads(cids, data, pattern.length)
 
-    def _pattern(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> CommandTemplate | None:
+    def _template(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> CommandTemplate | None:
         """The pattern of a command that `prepare` has let pass; None when its namespace is not memory."""
-        namespace, controller = self.ctx.namespaces[sqe.nsid], self.ctx.controller
+        namespace, controller = self._queue.ctx.namespaces[sqe.nsid], self._queue.ctx.controller
         memory = namespace.memory
         if memory is None or controller is None:
             return None
         word, _, nsid, _, sgl, _, cdw12 = _SHORT.unpack_from(view)
         shift = namespace.block_shift
         max_slba = namespace.size_blocks - (length >> shift)
-        admission_token, parameters = controller.admission_token(namespace), self.connection.parameters
+        admission_token, parameters = controller.admission_token(namespace), self._connection.parameters
         # A digest is known to be right only when all is there.
         staged = length <= ATOMIC_BYTES or (parameters is not None and parameters.data_digest)
         return CommandTemplate(
@@ -208,9 +171,9 @@ class FastPath:
             1 << shift, length >> shift, bytes(view),
         )  # fmt: skip
 
-    def _data_run(self, events: list[Event], position: int) -> int:
+    def data_run(self, events: list[Event], position: int) -> int:
         """Commands with data in their capsules, from ``position`` on; returns where the run ends."""
-        pattern = _usable(self._write)
+        queue, pattern = self._queue, _usable(self._write)
         done: list[int] = []
         unpack = _SHORT.unpack_from
         for event in events[position:]:
@@ -236,8 +199,8 @@ class FastPath:
             if pattern is not None and done:
                 self._wrote(pattern, done)
                 done = []
-            self._command(event.sqe, event)
-            if self.closed:
+            queue.command(event.sqe, event)
+            if queue.closed:
                 return position
             pattern = _usable(self._write)
         if pattern is not None and done:
@@ -249,21 +212,40 @@ class FastPath:
         counters = pattern.namespace.counters
         counters.writes += count
         counters.blocks_written += count * (pattern.length >> pattern.shift)
-        self.ctx.counters.commands += count
-        self.connection.send_completions(cids)
+        self._queue.ctx.counters.commands += count
+        self._connection.send_completions(cids)
 
     def _ask_for(self, pattern: CommandTemplate, cid: int, slba: int) -> bool:
         """Ask for the data of a Write that is like the pattern's; False when it has to go the whole way."""
         if cid in self._busy:
             return False
         if pattern.staged:
-            if not self._request(R2tTransfer(cid, NO_BUFFER, (pattern, slba)), pattern.length):
+            if not self._staging.request(R2tTransfer(cid, NO_BUFFER, (pattern, slba)), pattern.length):
                 return False
         else:
             start = slba << pattern.shift
             buffer = pattern.memory[start : start + pattern.length]
             transfer = R2tTransfer(cid, buffer, (pattern, slba), pattern.block_bytes, pattern.admission_token)
             self._transfers[cid] = transfer
-            self.connection.ask(transfer)
+            self._connection.ask(transfer)
         self._busy.add(cid)
+        return True
+
+    def arrived(self, transfer: R2tTransfer) -> bool:
+        """Complete a Write of the fast path; False when what was found out for it holds no more, or it failed.
+
+        Its data is in its place already, without digests, or is put there in one step.
+        """
+        template, slba = shortened(transfer)
+        if not template.admission_token.valid or not transfer.ok:
+            return False
+        if template.staged:
+            template.namespace.backend.write(slba << template.shift, transfer.buffer)
+            self._queue.pool.give(transfer.buffer)
+        self._busy.discard(transfer.cid)
+        counters = template.namespace.counters
+        counters.writes += 1
+        counters.blocks_written += template.blocks
+        self._queue.ctx.counters.commands += 1
+        self._connection.send_completion(transfer.cid)
         return True

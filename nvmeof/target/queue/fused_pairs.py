@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
-from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import CommandData
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
@@ -29,10 +28,11 @@ from nvmeof.target.commands.io.fused import (
 from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.core.aborting import abandon, aborted_by_request
 from nvmeof.target.core.owner import OWNER
-from nvmeof.target.core.pool import BufferPool, MemoryShare
-from nvmeof.target.queue.contract import Driver
-from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.core.pool import class_bytes
+from nvmeof.target.queue.capsule import capsule_data
+from nvmeof.target.queue.contract import InFlight
 from nvmeof.target.queue.fast_path import FastPath
+from nvmeof.target.queue.staging import Staging
 
 
 @dataclass(slots=True, eq=False)
@@ -64,58 +64,42 @@ class Pair:
     orphan: bool = False  # it is executed after its queue has ended
 
 
-class FusedCommands(FastPath):
-    """Between the short cuts and the queue."""
+class FusedPairs:
+    """The halves of one queue that wait for each other or are executed together."""
 
-    pool: BufferPool
-    share: MemoryShare
-    detached_commands: DetachedCommands
-    driver: Driver
-    pending: int
-
-    def __init__(self, connection: TargetConnection) -> None:
-        super().__init__(connection)
-        self._first: Half | None = None  # its second half should be the next command
-        self._pairs: dict[int, Pair] = {}  # by the CIDs of halves without a completion
-
-    # What the queue does
-
-    def _stage_pair(self, pair: Pair) -> None:
-        raise AssertionError("the queue does that")
-
-    def _complete(self, sqe: Sqe, completion: Completion) -> None:
-        raise AssertionError("the queue does that")
-
-    def _capsule_data(self, sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
-        raise AssertionError("the queue does that")
-
-    def _copy_in(self, data: memoryview) -> tuple[memoryview, memoryview | None]:
-        raise AssertionError("the queue does that")
+    def __init__(self, queue: InFlight, staging: Staging, fast_path: FastPath) -> None:
+        self._queue = queue
+        self._staging = staging
+        self._fast_path = fast_path
+        self.first: Half | None = None
+        """A first half; its second half should be the next command."""
+        self.pairs: dict[int, Pair] = {}
+        """By the CIDs of halves without a completion."""
 
     # Commands
 
-    def _fuse(self, sqe: Sqe, capsule: CommandData | None) -> bool:
+    def take(self, sqe: Sqe, capsule: CommandData | None) -> bool:
         """Take a half of a fused operation; False for a command that is none, or cannot be one."""
-        first, self._first = self._first, None
+        first, self.first = self.first, None
         fuse = sqe.fuse
-        conflict = sqe.cid in self._busy
+        conflict = sqe.cid in self._queue.busy
         if first is not None and (fuse != FUSE_SECOND or conflict):
             self._refuse_half(first, missing_fused())
             first = None
-        if not fuse or not self.ctx.qid or self.ctx.controller is None:
+        if not fuse or not self._queue.ctx.qid or self._queue.ctx.controller is None:
             return False
         if conflict:
-            self._conflict(sqe)
+            self._queue.conflict(sqe)
             return True
         half = self._half(sqe, capsule)
         if fuse == FUSE_FIRST:
-            self._first = half
+            self.first = half
             # The next command must not take a short cut past this one, a refused one included: it may part the halves.
-            self._read = self._write = self._granted = None
+            self._fast_path.forget()
             if half.error is not None:
                 self._refuse_half(half, half.error)
             else:
-                self._busy.add(sqe.cid)
+                self._queue.busy.add(sqe.cid)
         elif first is None or first.completed or FUSED_OPCODES.get(fuse) != sqe.opcode:
             self._no_pair(first, half)
         else:
@@ -125,13 +109,13 @@ class FusedCommands(FastPath):
     def _half(self, sqe: Sqe, capsule: CommandData | None) -> Half:
         half = Half(sqe)
         try:
-            half.spec, half.length = prepare(self.ctx, sqe)
-            data = self._capsule_data(sqe, half.length, capsule)
+            half.spec, half.length = prepare(self._queue.ctx, sqe)
+            data = capsule_data(sqe, half.length, capsule)
         except CommandError as error:
             half.error = error
         else:
             if data is not None:
-                half.data, half.lent = self._copy_in(data)
+                half.data, half.lent = self._staging.copy_in(data)
         return half
 
     def _no_pair(self, first: Half | None, second: Half) -> None:
@@ -153,25 +137,45 @@ class FusedCommands(FastPath):
             return
         pair = Pair(first, second)
         for half in (first, second):
-            self._pairs[half.sqe.cid] = pair
-        self._busy.add(second.sqe.cid)
+            self.pairs[half.sqe.cid] = pair
+        self._queue.busy.add(second.sqe.cid)
         self._stage_pair(pair)
         self._settle(pair)
 
+    def _stage_pair(self, pair: Pair) -> None:
+        """Ask for the data of both halves, with memory for both at once: half of it would be of no use."""
+        halves = [half for half in (pair.first, pair.second) if not half.settled]
+        sizes = [class_bytes(half.length) for half in halves]
+        if sum(sizes) > self._queue.pool.reserve_bytes:
+            for half in (pair.first, pair.second):
+                self._refuse_half(half, self._too_long(half))
+            return
+        for index, half in enumerate(halves):
+            assert half.spec is not None
+            self._staging.ask(half.spec, half.sqe, half.length, 0 if index else sum(sizes))
+
+    def _too_long(self, half: Half) -> CommandError:
+        most = self._queue.pool.reserve_bytes
+        return CommandError(
+            Status.ATOMIC_WRITE_UNIT_EXCEEDED,
+            message=f"fused commands of {half.length} bytes: both need memory at once, and {most} bytes is the most "
+            "that they may have",
+        )
+
     # Data that was asked for
 
-    def _half_arrived(self, cid: int, data: memoryview, lent: memoryview | None) -> None:
+    def arrived(self, cid: int, data: memoryview, lent: memoryview | None) -> None:
         """All data of a half is there."""
-        pair = self._pairs[cid]
+        pair = self.pairs[cid]
         half = _half_of(pair, cid)
         half.data, half.lent = data, lent
-        if cid in self.ctx.aborting:
+        if cid in self._queue.ctx.aborting:
             half.error = aborted_by_request()
         self._settle(pair)
 
-    def _half_failed(self, cid: int, error: CommandError, lent: memoryview | None) -> None:
+    def failed(self, cid: int, error: CommandError, lent: memoryview | None) -> None:
         """A half cannot have its data."""
-        pair = self._pairs[cid]
+        pair = self.pairs[cid]
         half = _half_of(pair, cid)
         half.error, half.lent = error, lent
         self._settle(pair)
@@ -187,11 +191,11 @@ class FusedCommands(FastPath):
             if half.error is None:
                 assert half.spec is not None
                 try:
-                    check_again(self.ctx, half.spec, half.sqe)
+                    check_again(self._queue.ctx, half.spec, half.sqe)
                 except CommandError as error:
                     half.error = error
         pair.running = True
-        OWNER.set(self.share)
+        OWNER.set(self._queue.share)
         if first.error is not None:
             self._refuse_half(first, first.error)
             self._refuse_half(second, failed_fused())
@@ -199,14 +203,14 @@ class FusedCommands(FastPath):
         assert first.spec is not None and first.data is not None
         if second.error is not None:
             # The write's failure is its own: the comparison comes before it, and is not affected.
-            alone = execute(self.ctx, first.spec, first.sqe, first.data)
+            alone = execute(self._queue.ctx, first.spec, first.sqe, first.data)
             if isinstance(alone, Completion):
                 self._end_pair(pair, (alone, self._refused(second, alone)))
             else:
                 self._end_later(pair, _both(alone, lambda completion: self._refused(second, completion)))
             return
         assert second.data is not None
-        result = compare_and_write(self.ctx, first.sqe, second.sqe, first.data, second.data)
+        result = compare_and_write(self._queue.ctx, first.sqe, second.sqe, first.data, second.data)
         if isinstance(result, tuple):
             self._end_pair(pair, result)
         else:
@@ -217,12 +221,12 @@ class FusedCommands(FastPath):
         if second.completed:
             return Completion()
         assert second.error is not None
-        return self.ctx.refuse(second.sqe, failed_fused() if first.status else second.error)
+        return self._queue.ctx.refuse(second.sqe, failed_fused() if first.status else second.error)
 
     def _end_later(self, pair: Pair, pending: Awaitable[Completions]) -> None:
-        host = self.ctx.host_nqn
-        namespace = self.ctx.namespaces.get(pair.first.sqe.nsid)
-        begun = None if namespace is None else namespace.in_progress.begin(self.ctx.hostid)
+        host = self._queue.ctx.host_nqn
+        namespace = self._queue.ctx.namespaces.get(pair.first.sqe.nsid)
+        begun = None if namespace is None else namespace.in_progress.begin(self._queue.ctx.hostid)
         outcome: list[Completions] = []
 
         async def run() -> Completion:
@@ -230,19 +234,19 @@ class FusedCommands(FastPath):
             return outcome[0][1]
 
         def ended(completion: Completion) -> None:
-            if self.closed:
+            if self._queue.closed:
                 self._release(pair)
                 if pair.orphan:
-                    self.detached_commands.done(host)
+                    self._queue.detached_commands.done(host)
             else:
-                self.pending -= 1
+                self._queue.pending -= 1
                 self._end_pair(pair, outcome[0])
-                self.driver.wake()
+                self._queue.driver.wake()
             if begun is not None:
                 begun.end()
 
-        self.pending += 1
-        self.driver.spawn(run(), ended)
+        self._queue.pending += 1
+        self._queue.driver.spawn(run(), ended)
 
     def _end_pair(self, pair: Pair, completions: Completions) -> None:
         aborted, result = pair.aborted, list(completions)
@@ -254,67 +258,67 @@ class FusedCommands(FastPath):
 
     def _refuse_half(self, half: Half, error: CommandError) -> None:
         if not half.completed:
-            self._complete_half(half, self.ctx.refuse(half.sqe, error))
+            self._complete_half(half, self._queue.ctx.refuse(half.sqe, error))
 
     def _complete_half(self, half: Half, completion: Completion) -> None:
         if half.lent is not None:
-            self.pool.give(half.lent)
+            self._queue.pool.give(half.lent)
             half.lent = None
         if half.completed:
             return
         half.completed = True
-        self._pairs.pop(half.sqe.cid, None)
-        self._complete(half.sqe, completion)
+        self.pairs.pop(half.sqe.cid, None)
+        self._queue.complete(half.sqe, completion)
 
     # Endings
 
-    def _abort_half(self, cid: int) -> bool:
+    def abort(self, cid: int) -> bool:
         """Abort a half, or say that it is none that can be aborted now."""
-        first = self._first
+        first = self.first
         if first is not None and first.sqe.cid == cid and not first.completed:
             self._refuse_half(first, aborted_by_request())
-            self.driver.wake()
+            self._queue.driver.wake()
             return True
-        pair = self._pairs.get(cid)
+        pair = self.pairs.get(cid)
         if pair is None:
             return False
         half = _half_of(pair, cid)
         if pair.running:
             pair.aborted = half
-            return abandon(self.ctx.waiting.get(pair.first.sqe.cid))
-        if cid in self._transfers:
-            self.ctx.aborting.add(cid)  # its host goes on sending
+            return abandon(self._queue.ctx.waiting.get(pair.first.sqe.cid))
+        if cid in self._queue.transfers:
+            self._queue.ctx.aborting.add(cid)  # its host goes on sending
             return False
         half.error = aborted_by_request()
         self._refuse_half(half, half.error)
         self._settle(pair)
-        self.driver.wake()
+        self._queue.driver.wake()
         return True
 
     def _release(self, pair: Pair) -> None:
         for half in (pair.first, pair.second):
             if half.lent is not None:
-                self.pool.give(half.lent)
+                self._queue.pool.give(half.lent)
                 half.lent = None
 
-    def _drop_fused(self) -> None:
+    def drop(self) -> None:
         """The queue ends: nothing is executed any more but what has begun."""
-        if self._first is not None and self._first.lent is not None:
-            self.pool.give(self._first.lent)
-        self._first = None
-        for pair in set(self._pairs.values()):
+        if self.first is not None and self.first.lent is not None:
+            self._queue.pool.give(self.first.lent)
+        self.first = None
+        for pair in set(self.pairs.values()):
             if not pair.running:
                 self._release(pair)
-            elif not abandon(self.ctx.waiting.get(pair.first.sqe.cid)):
+            elif not abandon(self._queue.ctx.waiting.get(pair.first.sqe.cid)):
                 pair.orphan = True
-                self.detached_commands.add(self.ctx.host_nqn)
-        self._pairs.clear()
+                self._queue.detached_commands.add(self._queue.ctx.host_nqn)
+        self.pairs.clear()
 
-    def _fused_commands(self) -> dict[int, int]:
+    def commands(self) -> dict[int, int]:
         """NSID by CID of halves in progress."""
-        found = {cid: pair.first.sqe.nsid for cid, pair in self._pairs.items()}
-        if self._first is not None and not self._first.completed:
-            found[self._first.sqe.cid] = self._first.sqe.nsid
+        found = {cid: pair.first.sqe.nsid for cid, pair in self.pairs.items()}
+        if self.first is not None and not self.first.completed:
+            found[self.first.sqe.cid] = self.first.sqe.nsid
         return found
 
 

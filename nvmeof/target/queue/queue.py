@@ -1,13 +1,21 @@
 """One queue of a target: what its connection tells becomes commands, and their outcomes become completions.
 
-Every command takes the way of its table row (:mod:`nvmeof.target.commands.table`), but for plain Reads and Writes of a
-namespace that is memory: :mod:`nvmeof.target.queue.fast_path` serves those that are like one that has gone
-the whole way.
+Every command takes the general path, that of its table row (:mod:`nvmeof.target.commands.table`); the parts have what
+is special. A part knows the parts below it and, of the queue, only what :class:`~nvmeof.target.queue.contract.InFlight`
+says: which CIDs are in use, and how a command begins, completes and is refused.
+
+    driver ──owns──> TargetQueue ──owns──> connection (receives events, sends completions)
+                       │   commands in flight: busy, transfers, running, held
+                       ├── Aborts       finds a command in any of the places below, and ends it
+                       ├── FusedPairs   halves that wait for each other ──> FastPath.forget, Staging.ask
+                       ├── FastPath     runs like a template, served from the receive buffer ──> Staging.request
+                       └── Staging      the pool's memory: data from the host, and reads that wait for memory
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Hashable
 from typing import Final
 
@@ -28,19 +36,23 @@ from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
 from nvmeof.spec.nqn import terminated_nqn, unnamed_host
-from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
+from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction
 from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.core.aborting import abandon, aborted_by_request
 from nvmeof.target.core.owner import OWNER
-from nvmeof.target.core.pool import BufferPool
+from nvmeof.target.core.pool import BufferPool, MemoryShare
 from nvmeof.target.core.slices import LONG_SECONDS, Slices
-from nvmeof.target.queue.aborts import AbortableCommands
+from nvmeof.target.queue.aborts import Aborts
+from nvmeof.target.queue.capsule import capsule_data
 from nvmeof.target.queue.contract import Driver
+from nvmeof.target.queue.deferred import CommandTemplate, DeferredCommand, command_of, shortened, staging_of
 from nvmeof.target.queue.detached import DetachedCommands
-from nvmeof.target.queue.fast_path import CommandTemplate, DeferredCommand, command_of, shortened, staging_of
+from nvmeof.target.queue.fast_path import FastPath
+from nvmeof.target.queue.fused_pairs import FusedPairs
+from nvmeof.target.queue.staging import Staging
 from nvmeof.wire import layout
 
 logger = logging.getLogger("nvmeof.target")
@@ -53,16 +65,30 @@ and the answer to each, a log page for instance, may be as long as MDTS."""
 _HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
 
 
-class TargetQueue(AbortableCommands):
+class TargetQueue:
     """Serves one connection. ``close`` ends it from the controller's side; the driver calls ``lost``."""
+
+    ctx: CommandContext
 
     def __init__(
         self, connection: TargetConnection, pool: BufferPool, detached_commands: DetachedCommands, driver: Driver
     ) -> None:
-        super().__init__(connection)
+        self.connection = connection
         self.pool = pool
         self.detached_commands = detached_commands
         self.driver = driver
+        self.share = MemoryShare()
+        """What the queue's memory is counted by: the association's, from an I/O queue's Connect on."""
+        self.closed = False
+        self.busy: set[int] = set()
+        self.transfers: dict[int, R2tTransfer] = {}
+        self.running: dict[int, tuple[int, CommandSpec]] = {}
+        self.held: deque[tuple[memoryview, CommandData | None]] = deque()
+        """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
+        self.staging = Staging(self)
+        self.fast_path = FastPath(self, self.staging)
+        self.fused = FusedPairs(self, self.staging, self.fast_path)
+        self.aborts = Aborts(self, self.staging, self.fused)
         self._draining = False
         self.crowded = False
         """No more commands should be received until some have ended."""
@@ -95,9 +121,9 @@ class TargetQueue(AbortableCommands):
             if self._draining and isinstance(event, CommandBatch | CommandData):
                 continue  # not begun, and so left without an answer: the host sends it again elsewhere
             if isinstance(event, CommandBatch):
-                self._batch(event)
+                self.fast_path.batch(event)
             elif isinstance(event, CommandData):
-                position = self._data_run(events, position - 1)
+                position = self.fast_path.data_run(events, position - 1)
             elif isinstance(event, ProtocolFailure):
                 self._end(f"protocol error: {event.error}", fault=True)
             elif isinstance(event, Terminated):
@@ -109,12 +135,12 @@ class TargetQueue(AbortableCommands):
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    def _command(self, view: memoryview, capsule: CommandData | None) -> None:
+    def command(self, view: memoryview, capsule: CommandData | None) -> None:
         """One command, the whole way."""
-        if self.held or self.connection.backlog_bytes > HOLD_BYTES or self._late():
+        if self.held or self.connection.backlog_bytes > HOLD_BYTES or self.late():
             self._defer(view, capsule)
         else:
-            self._admit(view, capsule)
+            self.begin(view, capsule)
 
     def _defer(self, view: memoryview, capsule: CommandData | None) -> None:
         raw = memoryview(bytes(view))
@@ -122,13 +148,13 @@ class TargetQueue(AbortableCommands):
             capsule = CommandData(raw, memoryview(bytes(capsule.data)), capsule.digest_ok)
         self.held.append((raw, capsule))
         self._look_for_crowds()
-        self._go_on_in_turn()
+        self.go_on_in_turn()
 
     def _look_for_crowds(self) -> None:
-        running = len(self._running) if self.ctx.qid else 0  # an admin queue has to hear an Abort
+        running = len(self.running) if self.ctx.qid else 0  # an admin queue has to hear an Abort
         self.crowded = running >= RUNNING_MOST or len(self.held) >= RUNNING_MOST
 
-    def _late(self) -> bool:
+    def late(self) -> bool:
         """Whether this queue has had its share of this turn of the event loop: one receive may bring hundreds of
         commands that take long."""
         slices = self.slices
@@ -145,7 +171,7 @@ class TargetQueue(AbortableCommands):
         """Who takes turns with others for the event loop's time: the host, or what is at an address before Connect."""
         return self.ctx.host_nqn or self.ctx.peer.rpartition(":")[0]
 
-    def _go_on_in_turn(self) -> None:
+    def go_on_in_turn(self) -> None:
         if self.slices is not None and not self._going_on:
             self._going_on = True
             self.slices.add(self.owner, self._go_on)
@@ -153,63 +179,66 @@ class TargetQueue(AbortableCommands):
     def _go_on(self) -> None:
         self._going_on = False
         self._long = 0
-        if (self.held or self.reads) and not self.closed:
+        if (self.held or self.staging.reads) and not self.closed:
             self.resume()
             self.driver.wake()
 
     def resume(self) -> None:
         """Take commands that were held, in their order, while there is room for their output and time for them."""
         while self.held and not self.closed and self.connection.backlog_bytes <= HOLD_BYTES:
-            if self._late():
-                self._go_on_in_turn()
+            if self.late():
+                self.go_on_in_turn()
                 return
-            self._admit(*self.held.popleft())
+            self.begin(*self.held.popleft())
             if self.crowded:
                 self._look_for_crowds()
-        if self.reads:
-            self._continue_reads()
+        if self.staging.reads:
+            self.staging.continue_reads()
 
-    def _admit(self, view: memoryview, capsule: CommandData | None) -> None:
+    def begin(self, view: memoryview, capsule: CommandData | None) -> None:
         ctx = self.ctx
         sqe = SQE.unpack_from(view)
-        if (sqe.fuse or self._first is not None) and self._fuse(sqe, capsule):
+        if (sqe.fuse or self.fused.first is not None) and self.fused.take(sqe, capsule):
             return
-        if sqe.cid in self._busy and not self._forget_event_request(sqe.cid):
-            self._conflict(sqe)
+        if sqe.cid in self.busy and not self._forget_event_request(sqe.cid):
+            self.conflict(sqe)
             return
         try:
             spec, length = prepare(ctx, sqe)
-            data = self._capsule_data(sqe, length, capsule)
+            data = capsule_data(sqe, length, capsule)
         except CommandError as error:
-            self._complete(sqe, ctx.refuse(sqe, error))
+            self.refuse(sqe, error)
             return
         if spec.direction is Direction.HOST_TO_CONTROLLER and length and data is None:
             if ctx.qid and sqe.opcode == NvmOpcode.WRITE:
-                self._granted = self._pattern(spec, view, sqe, length)
-            self._busy.add(sqe.cid)
-            self._allocate_staging(spec, sqe, length)
+                self.fast_path.learn(spec, view, sqe, length, deferred=True)
+            self.busy.add(sqe.cid)
+            self.staging.ask(spec, sqe, length)
             return
         reserved = 0
         if length and data is None:  # it reads: into memory of the target's, unless its namespace is memory
             namespace = ctx.namespaces.get(sqe.nsid) if ctx.qid else None
             if namespace is None or namespace.memory is None:
-                if not self._reserve(sqe, view, length):
+                if not self.staging.reserve(sqe, view, length):
                     return
                 reserved = length
-        if ctx.qid and sqe.opcode == NvmOpcode.READ:
-            self._read = self._pattern(spec, view, sqe, length)
-        elif ctx.qid and sqe.opcode == NvmOpcode.WRITE:
-            self._write = self._pattern(spec, view, sqe, length)
-        if data is None or (ctx.qid and self._write is not None and sqe.opcode == NvmOpcode.WRITE):
+        in_memory = False
+        if ctx.qid and (sqe.opcode == NvmOpcode.READ or sqe.opcode == NvmOpcode.WRITE):
+            in_memory = self.fast_path.learn(spec, view, sqe, length, deferred=False)
+        if data is None or in_memory:
             self._run(spec, sqe, data, None, reserved)
         else:
             self._run_copied(spec, sqe, data)
 
-    def _conflict(self, sqe: Sqe) -> None:
+    def conflict(self, sqe: Sqe) -> None:
         """Refuse a command whose CID is in use; the one that uses it goes on. Sent with another CID it may succeed."""
         location = SQE.error_location("cid")
         error = CommandError(Status.COMMAND_ID_CONFLICT, location, dnr=False, message="the CID is in use")
-        self._complete(sqe, self.ctx.refuse(sqe, error))
+        self.refuse(sqe, error)
+
+    def refuse(self, sqe: Sqe, error: CommandError) -> None:
+        """End a command with an error."""
+        self.complete(sqe, self.ctx.refuse(sqe, error))
 
     def _forget_event_request(self, cid: int) -> bool:
         """Forget the waiting Asynchronous Event Request of a CID that its host uses anew; False when there is none.
@@ -221,62 +250,27 @@ class TargetQueue(AbortableCommands):
         if self.ctx.qid or controller is None or not controller.events.forget(cid):
             return False
         logger.info("%s: CID %#x of a waiting Asynchronous Event Request is used anew: forgotten", self.ctx.peer, cid)
-        self._running.pop(cid, None)
-        self._busy.discard(cid)
+        self.running.pop(cid, None)
+        self.busy.discard(cid)
         self.ctx.aborting.discard(cid)
         self.connection.forget_command()
         return True
 
-    def _capsule_data(self, sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
-        """A command's in-capsule data; raises when SGL1 and the capsule tell different things."""
-        location = SQE.error_location("sgl_length")
-        in_capsule = sqe.sgl_type == DATA_BLOCK_IN_CAPSULE and length > 0
-        if capsule is None:
-            if in_capsule:
-                raise CommandError(
-                    Status.DATA_SGL_LENGTH_INVALID, location, message=f"{length} bytes should be in the capsule"
-                )
-            return None
-        first = sqe.sgl_address  # an offset in the capsule, as SGLS says
-        if not in_capsule or len(capsule.data) < first + length:
-            raise CommandError(
-                Status.DATA_SGL_LENGTH_INVALID,
-                location,
-                message=f"{len(capsule.data)} bytes are in a capsule whose SGL says {length if in_capsule else 'none'}",
-            )
-        if not capsule.digest_ok:
-            raise CommandError(
-                Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="the digest of in-capsule data is wrong"
-            )
-        return capsule.data[first : first + length]
-
     def _run_copied(self, spec: CommandSpec, sqe: Sqe, data: memoryview) -> None:
         """Run a command that may keep its data for longer than the receive buffer does."""
-        self._run(spec, sqe, *self._copy_in(data))
+        self._run(spec, sqe, *self.staging.copy_in(data))
 
     def _transfer_done(self, transfer: R2tTransfer) -> None:
         """All data that was asked for is there: of a Write of the fast path mostly where it belongs already."""
-        cid = transfer.cid
-        del self._transfers[cid]
+        del self.transfers[transfer.cid]
         if isinstance(transfer.context, DeferredCommand):
             self._staged_done(transfer, transfer.buffer)
-            return
-        template, slba = shortened(transfer)
-        if not template.admission_token.valid or not transfer.ok:
+        elif not self.fast_path.arrived(transfer):
+            template, _ = shortened(transfer)
             if template.staged:
                 self._staged_done(transfer, transfer.buffer)
             else:
                 self._overtaken(transfer, template)
-            return
-        if template.staged:
-            template.namespace.backend.write(slba << template.shift, transfer.buffer)
-            self.pool.give(transfer.buffer)
-        self._busy.discard(cid)
-        counters = template.namespace.counters
-        counters.writes += 1
-        counters.blocks_written += template.blocks
-        self.ctx.counters.commands += 1
-        self.connection.send_completion(cid)
 
     def _staged_done(self, transfer: R2tTransfer, staging: memoryview | None) -> None:
         spec, sqe = command_of(transfer)
@@ -301,8 +295,8 @@ class TargetQueue(AbortableCommands):
 
     def _resume_deferred(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> None:
         """Execute a command some time after it was found legal: another may have come in between."""
-        if sqe.cid in self._pairs:
-            self._half_arrived(sqe.cid, data, lent)
+        if sqe.cid in self.fused.pairs:
+            self.fused.arrived(sqe.cid, data, lent)
             return
         try:
             if sqe.cid in self.ctx.aborting:
@@ -314,12 +308,12 @@ class TargetQueue(AbortableCommands):
         self._run(spec, sqe, data, lent)
 
     def _refuse_deferred(self, sqe: Sqe, error: CommandError, lent: memoryview | None) -> None:
-        if sqe.cid in self._pairs:
-            self._half_failed(sqe.cid, error, lent)
+        if sqe.cid in self.fused.pairs:
+            self.fused.failed(sqe.cid, error, lent)
             return
         if lent is not None:
             self.pool.give(lent)
-        self._complete(sqe, self.ctx.refuse(sqe, error))
+        self.complete(sqe, self.ctx.refuse(sqe, error))
 
     def _run(
         self, spec: CommandSpec, sqe: Sqe, data: memoryview | None, lent: memoryview | None, reserved: int = 0
@@ -339,12 +333,12 @@ class TargetQueue(AbortableCommands):
                 self.pool.give(lent)
             if connecting and ctx.controller is not None:
                 self._connected()
-            self._complete(sqe, result)
+            self.complete(sqe, result)
             return
-        self._reading += reserved
-        self._busy.add(sqe.cid)
-        self._running[sqe.cid] = (0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid, spec)
-        if len(self._running) >= RUNNING_MOST:
+        self.staging.reading += reserved
+        self.busy.add(sqe.cid)
+        self.running[sqe.cid] = (0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid, spec)
+        if len(self.running) >= RUNNING_MOST:
             self._look_for_crowds()
         host = ctx.host_nqn
         namespace = None if sqe.opcode == FABRICS_OPCODE else ctx.namespaces.get(sqe.nsid)
@@ -357,7 +351,7 @@ class TargetQueue(AbortableCommands):
                 if not self.closed:
                     self.pending -= 1
                 return
-            self._running.pop(sqe.cid, None)
+            self.running.pop(sqe.cid, None)
             if self.closed:
                 if completion.release is not None:
                     completion.release()
@@ -367,10 +361,10 @@ class TargetQueue(AbortableCommands):
                 self.pending -= 1
                 if self.crowded:
                     self._look_for_crowds()
-                self._complete(sqe, completion)
+                self.complete(sqe, completion)
                 self.driver.wake()
             if reserved:
-                self._read_ended(reserved)
+                self.staging.read_ended(reserved)
             if begun is not None:
                 begun.end()
 
@@ -397,7 +391,7 @@ class TargetQueue(AbortableCommands):
 
         if not self.detached_commands.wait(host, resume):
             return False
-        self._busy.add(sqe.cid)
+        self.busy.add(sqe.cid)
         self.connecting = True
         return True
 
@@ -408,10 +402,10 @@ class TargetQueue(AbortableCommands):
             self.share = ctx.controller.memory
             self.connection.set_incapsule(ctx.subsystem.config.incapsule_bytes)
 
-    def _complete(self, sqe: Sqe, completion: Completion) -> None:
+    def complete(self, sqe: Sqe, completion: Completion) -> None:
         cid = sqe.cid
         if completion.status != Status.COMMAND_ID_CONFLICT:
-            self._busy.discard(cid)
+            self.busy.discard(cid)
             self.ctx.aborting.discard(cid)
             self.ctx.preempted.discard(cid)
         field = 0
@@ -434,6 +428,20 @@ class TargetQueue(AbortableCommands):
         if completion.disconnect:
             self._end("disconnected by the host")
 
+    # -- aborts --------------------------------------------------------------------------------------------------
+
+    def commands(self) -> dict[int, int]:
+        """Return NSID by CID of the commands in progress."""
+        return self.aborts.commands()
+
+    def abort(self, cid: int) -> bool:
+        """End a command as :meth:`Aborts.abort` does; True when it has no effect from then on."""
+        return self.aborts.abort(cid)
+
+    def abort_namespace(self, nsid: int) -> None:
+        """End the commands for a namespace, as Preempt and Abort demands."""
+        self.aborts.abort_namespace(nsid)
+
     # -- endings -------------------------------------------------------------------------------------------------
 
     def close(self, reason: str) -> None:
@@ -447,23 +455,23 @@ class TargetQueue(AbortableCommands):
     def drain(self) -> bool:
         """Begin no command any more; True when none is in progress."""
         self._draining = True
-        self._drop_waiting()
+        self.staging.drop_waiting()
         self.held.clear()
-        return not self.pending and not self._transfers
+        return not self.pending and not self.transfers
 
     def _end(self, reason: str, *, fault: bool = False) -> None:
         if self.closed:
             return
         self.closed = True
-        self._drop_waiting()
+        self.staging.drop_waiting()
         self.held.clear()
         if self.ctx.qid:  # an admin command writes nothing that could overtake; a Format may take hours
             self._leave_orphans()
         self.ctx.detach(reason, fault=fault)
         self.driver.finish(reason, fault=fault)
-        self._drop_fused()
+        self.fused.drop()
         # A queue that has ended is fed no more: nobody writes to what was granted.
-        transfers, self._transfers = self._transfers, {}
+        transfers, self.transfers = self.transfers, {}
         for transfer in transfers.values():
             staging = staging_of(transfer)
             if staging is not None:
@@ -472,7 +480,7 @@ class TargetQueue(AbortableCommands):
     def _leave_orphans(self) -> None:
         """Give up what has not begun; the host's next Connect waits for what has, and may still change data."""
         ctx = self.ctx
-        for cid, (_, spec) in self._running.items():
+        for cid, (_, spec) in self.running.items():
             ctx.aborting.add(cid)
             changes = spec.access is not Access.READ and spec.opcode != NvmOpcode.FLUSH
             if not abandon(ctx.waiting.get(cid)) and changes:
@@ -482,4 +490,4 @@ class TargetQueue(AbortableCommands):
     @property
     def receiving(self) -> bool:
         """Whether data that was asked for is still to come."""
-        return bool(self._transfers)
+        return bool(self.transfers)

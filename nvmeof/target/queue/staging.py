@@ -10,17 +10,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from nvmeof.errors import CommandError
-from nvmeof.protocol.connection import TargetConnection
-from nvmeof.protocol.events import CommandData
 from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.sqe import Sqe
-from nvmeof.spec.status import Status
 from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.aborting import aborted_by_request
-from nvmeof.target.core.pool import MemoryShare, class_bytes
-from nvmeof.target.queue.fast_path import NO_BUFFER, DeferredCommand
-from nvmeof.target.queue.fused_pairs import FusedCommands, Half, Pair
+from nvmeof.target.core.pool import class_bytes
+from nvmeof.target.queue.contract import InFlight
+from nvmeof.target.queue.deferred import NO_BUFFER, DeferredCommand
 
 READ_AHEAD_BYTES: Final = 1 << 20
 """A Read that takes memory begins only while no more than this waits to be sent: what a host does not take is not
@@ -38,117 +34,90 @@ class Wanted:
     together_bytes: int
 
 
-class StagedCommands(FusedCommands):
-    """Between what brings fused commands together and what aborts commands."""
+class Staging:
+    """The memory of one queue: what its commands wait for and what they hold."""
 
-    def __init__(self, connection: TargetConnection) -> None:
-        super().__init__(connection)
-        self.share = MemoryShare()
-        """What the queue's memory is counted by: the association's, from an I/O queue's Connect on."""
-        self._waiting: deque[Wanted] = deque()
+    def __init__(self, queue: InFlight) -> None:
+        self._queue = queue
+        self._pool = queue.pool
+        self.waiting: deque[Wanted] = deque()
+        """Commands that wait for memory for their data from the host."""
         self.reads: deque[tuple[Sqe, memoryview, int]] = deque()
         """Commands that wait for memory for what they read, or until what was read before has been sent."""
         self.counted = 0
         """Bytes that are counted as held by the share for what the queue reads and sends."""
-        self._reading = 0  # bytes of commands that are reading
+        self.reading = 0
+        """Bytes of commands that are reading."""
         self._read_wanted = False  # the pool calls when there is memory
         self._continuing = False
 
-    def _admit(self, view: memoryview, capsule: CommandData | None) -> None:
-        raise AssertionError("the queue does that")
-
-    def _late(self) -> bool:
-        raise AssertionError("the queue does that")
-
-    def _go_on_in_turn(self) -> None:
-        raise AssertionError("the queue does that")
-
     # Data from the host
 
-    def _copy_in(self, data: memoryview) -> tuple[memoryview, memoryview | None]:
+    def copy_in(self, data: memoryview) -> tuple[memoryview, memoryview | None]:
         """A copy of in-capsule data, and the pool's memory that it is in."""
-        buffer = self.pool.take(len(data), self.share)
+        buffer = self._pool.take(len(data), self._queue.share)
         if buffer is None:  # the queue's `crowded` bounds how much of this there can be
             return memoryview(bytearray(data)), None
         buffer[:] = data
         return buffer, buffer
 
-    def _allocate_staging(self, spec: CommandSpec, sqe: Sqe, length: int, together_bytes: int = 0) -> None:
+    def ask(self, spec: CommandSpec, sqe: Sqe, length: int, together_bytes: int = 0) -> None:
         """Ask the host for a command's data, or wait for memory to put it into."""
         transfer = R2tTransfer(sqe.cid, NO_BUFFER, DeferredCommand(spec, sqe))
         wanted = Wanted(transfer, length, max(class_bytes(length), together_bytes))
-        if self._waiting or not self._grant(wanted):
-            if not self._waiting:
+        if self.waiting or not self._grant(wanted):
+            if not self.waiting:
                 self._wait(wanted)
-            self._waiting.append(wanted)
+            self.waiting.append(wanted)
 
-    def _stage_pair(self, pair: Pair) -> None:
-        """Ask for the data of both halves, with memory for both at once: half of it would be of no use."""
-        halves = [half for half in (pair.first, pair.second) if not half.settled]
-        sizes = [class_bytes(half.length) for half in halves]
-        if sum(sizes) > self.pool.reserve_bytes:
-            for half in (pair.first, pair.second):
-                self._refuse_half(half, self._too_long(half))
-            return
-        for index, half in enumerate(halves):
-            assert half.spec is not None
-            self._allocate_staging(half.spec, half.sqe, half.length, 0 if index else sum(sizes))
-
-    def _too_long(self, half: Half) -> CommandError:
-        return CommandError(
-            Status.ATOMIC_WRITE_UNIT_EXCEEDED,
-            message=f"fused commands of {half.length} bytes: both need memory at once, and {self.pool.reserve_bytes} "
-            "bytes is the most that they may have",
-        )
-
-    def _request(self, transfer: R2tTransfer, length: int) -> bool:
+    def request(self, transfer: R2tTransfer, length: int) -> bool:
         """Stage the data of a Write that took the short cut, unless other commands wait for memory already."""
-        return not self._waiting and self._grant(Wanted(transfer, length, class_bytes(length)))
+        return not self.waiting and self._grant(Wanted(transfer, length, class_bytes(length)))
 
     def _grant(self, wanted: Wanted, *, fits: bool = False) -> bool:
-        if not fits and not self.pool.fits(wanted.together_bytes, self.share):
+        if not fits and not self._pool.fits(wanted.together_bytes, self._queue.share):
             return False
         transfer = wanted.transfer
-        buffer = self.pool.take(wanted.length, self.share, fits=True)
+        buffer = self._pool.take(wanted.length, self._queue.share, fits=True)
         assert buffer is not None
         transfer.buffer = buffer
-        self._transfers[transfer.cid] = transfer
-        self.connection.ask(transfer)
+        self._queue.transfers[transfer.cid] = transfer
+        self._queue.connection.ask(transfer)
         return True
 
     def _wait(self, wanted: Wanted) -> None:
-        self.pool.when_free(self._retry, wanted.together_bytes, self.share)
+        self._pool.when_free(self._retry, wanted.together_bytes, self._queue.share)
 
     def _retry(self) -> None:
         """Memory has become free, or what waited for it first has gone."""
         asked = fits = False
-        while self._waiting and self._grant(self._waiting[0], fits=fits):
-            wanted = self._waiting.popleft()
+        while self.waiting and self._grant(self.waiting[0], fits=fits):
+            wanted = self.waiting.popleft()
             # The other half of a pair, whose memory was counted with that of the first.
             fits = wanted.together_bytes > class_bytes(wanted.length)
             asked = True
-        if self._waiting:
-            self._wait(self._waiting[0])
+        if self.waiting:
+            self._wait(self.waiting[0])
         if asked:
-            self.driver.wake()
+            self._queue.driver.wake()
 
     # Data to the host
 
-    def _reserve(self, sqe: Sqe, view: memoryview, length: int) -> bool:
+    def reserve(self, sqe: Sqe, view: memoryview, length: int) -> bool:
         """Count the memory for what a command reads; False: it waits for that, or until what is read has been sent.
 
         What is counted covers what is being read and what waits to be sent, with a little to spare, so that most
         commands find theirs counted already. One that does not complete at once adds to what is being read.
         """
-        backlog = self.connection.backlog_bytes
-        needed = backlog + self._reading + length
+        backlog = self._queue.connection.backlog_bytes
+        needed = backlog + self.reading + length
         if (
             backlog <= READ_AHEAD_BYTES
             and (self._continuing or not self.reads)
             and (needed <= self.counted or self._count(needed))
         ):
             return True
-        self._busy.add(sqe.cid)
+        self._queue.busy.add(sqe.cid)
         self.reads.append((sqe, memoryview(bytes(view)), length))
         if backlog <= READ_AHEAD_BYTES and not self._continuing:
             self._wait_to_read()
@@ -156,8 +125,8 @@ class StagedCommands(FusedCommands):
 
     def _count(self, needed: int) -> bool:
         more = needed - self.counted
-        if not self.pool.reserve(more + SPARE_BYTES, self.share):
-            if not self.pool.reserve(more, self.share):
+        if not self._pool.reserve(more + SPARE_BYTES, self._queue.share):
+            if not self._pool.reserve(more, self._queue.share):
                 return False
             self.counted = needed
         else:
@@ -166,63 +135,76 @@ class StagedCommands(FusedCommands):
 
     def settle(self) -> None:
         """Give back what is counted beyond what is being read and what waits to be sent."""
-        rest = self.counted - self.connection.backlog_bytes - self._reading
+        rest = self.counted - self._queue.connection.backlog_bytes - self.reading
         if rest > 0:
             self.counted -= rest
-            self.pool.release(rest, self.share)
+            self._pool.release(rest, self._queue.share)
 
-    def _read_ended(self, length: int) -> None:
+    def read_ended(self, length: int) -> None:
         """What a command has read waits to be sent now, or there is nothing of it."""
-        self._reading -= length
-        if self.closed:
+        self.reading -= length
+        if self._queue.closed:
             self.settle()
 
     def _wait_to_read(self) -> None:
         if not self._read_wanted:
             self._read_wanted = True
-            needed = self.connection.backlog_bytes + self._reading + self.reads[0][2] - self.counted
-            self.pool.when_free(self._read_memory_free, needed, self.share)
+            needed = self._queue.connection.backlog_bytes + self.reading + self.reads[0][2] - self.counted
+            self._pool.when_free(self._read_memory_free, needed, self._queue.share)
 
     def _read_memory_free(self) -> None:
         self._read_wanted = False
-        self._continue_reads()
-        self.driver.wake()
+        self.continue_reads()
+        self._queue.driver.wake()
 
-    def _continue_reads(self) -> None:
+    def continue_reads(self) -> None:
         """Begin commands that waited, in their order, as long as there is memory and the host takes what is sent."""
         self._continuing = True
         try:
-            while self.reads and not self.closed and self.connection.backlog_bytes <= READ_AHEAD_BYTES:
-                if self._late():
-                    self._go_on_in_turn()
+            while self.reads and not self._queue.closed and self._queue.connection.backlog_bytes <= READ_AHEAD_BYTES:
+                if self._queue.late():
+                    self._queue.go_on_in_turn()
                     return
                 sqe, view, length = self.reads[0]
-                needed = self.connection.backlog_bytes + self._reading + length
-                if needed > self.counted and not self.pool.fits(needed - self.counted, self.share):
+                needed = self._queue.connection.backlog_bytes + self.reading + length
+                if needed > self.counted and not self._pool.fits(needed - self.counted, self._queue.share):
                     self._wait_to_read()
                     return
                 self.reads.popleft()
-                self._busy.discard(sqe.cid)
-                self._admit(view, None)
+                self._queue.busy.discard(sqe.cid)
+                self._queue.begin(view, None)
         finally:
             self._continuing = False
 
-    def _abort_read(self, cid: int) -> bool:
+    def abort_read(self, cid: int) -> bool:
         """End a command that waits to read; False when there is none of that CID."""
         for item in self.reads:
             if item[0].cid == cid:
                 self.reads.remove(item)
-                self._complete(item[0], self.ctx.refuse(item[0], aborted_by_request()))
-                self.driver.wake()
+                self._queue.refuse(item[0], aborted_by_request())
+                self._queue.driver.wake()
                 return True
         return False
 
+    def end_waiting(self, cid: int) -> R2tTransfer | None:
+        """Take a command from those that wait for memory for their data; None when there is none of that CID."""
+        for wanted in self.waiting:
+            if wanted.transfer.cid == cid:
+                self.waiting.remove(wanted)
+                return wanted.transfer
+        return None
+
+    def waiting_changed(self) -> None:
+        """Look again: the command that is first now may need less memory."""
+        self._pool.forget(self._retry)
+        self._retry()
+
     # Endings
 
-    def _drop_waiting(self) -> None:
+    def drop_waiting(self) -> None:
         """Forget the commands that have not begun."""
-        self.pool.forget(self._retry)
-        self.pool.forget(self._read_memory_free)
+        self._pool.forget(self._retry)
+        self._pool.forget(self._read_memory_free)
         self._read_wanted = False
-        self._waiting.clear()
+        self.waiting.clear()
         self.reads.clear()

@@ -456,7 +456,7 @@ class Commands(RuleBasedStateMachine):
                 for queue in self.queues:
                     queue.queue.lost("the end")
                     queue.connection.close()
-                    queue.queue.settle()
+                    queue.queue.staging.settle()
                     assert queue.pool.used_bytes == 0
             if self.backend is not None:
                 await self.backend.close()

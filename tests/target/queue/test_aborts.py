@@ -40,7 +40,7 @@ async def drained(wire: Wire) -> bytes:
         await asyncio.wait(wire.driver.tasks)
         await asyncio.sleep(0)
     out = sent(wire.connection)
-    wire.queue.settle()  # as the driver does
+    wire.queue.staging.settle()  # as the driver does
     return out
 
 
@@ -119,7 +119,7 @@ async def test_what_no_thread_has_begun(slow, opcode, how):
     assert not any(lease.view), "nothing of it was done"
     lease.release()
     assert not len(slow._ranges) and slow._pool.used_bytes == 0 and wire.pool.used_bytes == 0
-    assert not wire.queue._busy and not wire.queue.ctx.waiting and not wire.queue.ctx.aborting
+    assert not wire.queue.busy and not wire.queue.ctx.waiting and not wire.queue.ctx.aborting
 
 
 async def test_what_came_together_with_the_end_of_its_queue_is_not_begun(slow):
@@ -264,7 +264,7 @@ def test_what_has_been_asked_for_ends_when_it_is_there():
     out = wire.feed(wire.h2c(cid, ttag, 0, b"x" * length))
     assert statuses(out) == [(7, ABORTED)]
     assert not any(bytes(target.subsystem.namespaces[1].backend.ramdisk.memory))
-    assert not wire.queue._busy and not wire.queue.ctx.aborting and wire.pool.used_bytes == 0
+    assert not wire.queue.busy and not wire.queue.ctx.aborting and wire.pool.used_bytes == 0
 
 
 def test_an_aborted_cid_can_be_used_again():
@@ -404,4 +404,4 @@ def test_cancel_of_fused_halves():
     assert struct.unpack_from("<I", out, 24 + 8)[0] == 1 << 16 | 1
     [(cid, ttag, length)] = asked
     assert statuses(wire.feed(wire.h2c(cid, ttag, 0, bytes(length)))) == [(1, ABORTED)]
-    assert not wire.queue._pairs and wire.pool.used_bytes == 0
+    assert not wire.queue.fused.pairs and wire.pool.used_bytes == 0

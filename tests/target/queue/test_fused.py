@@ -69,7 +69,7 @@ def test_both_halves_are_executed_as_one(backend, asked, size):
         out += give(wire, out, {cids[0]: compare, cids[1]: data})
         assert statuses(out) == list(zip(cids, expected, strict=True))
         assert content(wire) == (data if expected[0] == OK else A)
-    assert not wire.queue._busy and not wire.queue._pairs and wire.pool.used_bytes == 0
+    assert not wire.queue.busy and not wire.queue.fused.pairs and wire.pool.used_bytes == 0
     counters = wire.target.subsystem.namespaces[1].counters
     assert (counters.writes, counters.blocks_written) == (2, 2)
 
@@ -113,7 +113,7 @@ def test_a_first_half_without_its_second(opcode, flags, together, warm):
         assert found.pop(3) == MISSING
         assert not any(found.values())
         assert content(wire) == bytes(512)
-    assert not wire.queue._busy and wire.pool.used_bytes == 0
+    assert not wire.queue.busy and wire.pool.used_bytes == 0
 
 
 def test_a_second_half_without_its_first():
@@ -179,7 +179,7 @@ def test_errors_of_one_half(first, second, expected):
     out += give(wire, out, {1: first.get("data", b"")})
     assert statuses(out) == list(zip((1, 2), expected, strict=True))
     assert content(wire) == bytes(512)
-    assert not wire.queue._busy and not wire.queue._pairs and wire.pool.used_bytes == 0
+    assert not wire.queue.busy and not wire.queue.fused.pairs and wire.pool.used_bytes == 0
 
 
 def test_what_cannot_be_fused():
@@ -307,7 +307,7 @@ def test_abort_of_a_half_that_waits_for_data(asked, which, full):
     assert dict(statuses(out)) == expected
     assert len(statuses(out)) == 2
     assert target.subsystem.namespaces[1].memory[:512] == bytes(512)
-    assert not wire.queue._busy and not wire.queue._pairs and pool.used_bytes == 0 and not wire.queue.ctx.aborting
+    assert not wire.queue.busy and not wire.queue.fused.pairs and pool.used_bytes == 0 and not wire.queue.ctx.aborting
 
 
 def test_abort_of_a_first_half_that_waits():
@@ -330,7 +330,7 @@ def test_the_queue_ends_with_halves_in_it():
             wire.feed(half(wire, 2, SECOND, A, asked=True))
             assert set(wire.queue.commands()) == {1, 2}
         wire.queue.lost("gone")
-        assert wire.pool.used_bytes == 0 and not wire.queue._pairs and wire.queue._first is None
+        assert wire.pool.used_bytes == 0 and not wire.queue.fused.pairs and wire.queue.fused.first is None
 
 
 def test_a_drained_queue_begins_no_pair():

@@ -81,7 +81,7 @@ class Wire(RawHost):
         seen = target.port.seen_at("192.0.2.1", 4420)
         self.queue.ctx = CommandContext(target.runtime, target.registry, seen, self.queue)
         if not short_cut:
-            self.queue._pattern = lambda *command: None
+            self.queue.fast_path._template = lambda *command: None
         controller = next(iter(target.subsystem.controllers.values()))
         self.feed(icreq(dgst=dgst))
         sqe = make_sqe(0, 0x7F, nsid=1, length=1024, sgl=IN_CAPSULE, cdw10=1 << 16, cdw11=entries - 1 | cattr << 16)
@@ -98,7 +98,7 @@ class Wire(RawHost):
             data = data[len(part) :]
             self.queue.handle(self.connection.bytes_received(len(part), 0.0), 0.0)
             out += sent(self.connection)
-        self.queue.settle()  # as the driver does
+        self.queue.staging.settle()  # as the driver does
         return out
 
 
@@ -205,7 +205,7 @@ def state_of(wire: Wire) -> Any:
         },
         wire.queue.ctx.counters,
         wire.connection.in_flight,
-        sorted(wire.queue._busy),
+        sorted(wire.queue.busy),
     )
 
 
@@ -336,8 +336,8 @@ def test_the_short_cut_is_taken(monkeypatch):
     """After the first of a kind, reads and in-capsule writes don't go through the tables any more."""
     wire = Wire(two_namespaces())
     slow: list[int] = []
-    command = wire.queue._command
-    monkeypatch.setattr(wire.queue, "_command", lambda view, capsule: slow.append(view[0]) or command(view, capsule))
+    command = wire.queue.command
+    monkeypatch.setattr(wire.queue, "command", lambda view, capsule: slow.append(view[0]) or command(view, capsule))
     for opcode in (READ, WRITE):
         commands = [Command(opcode, cid, slba=cid) for cid in range(8)]
         for _ in range(3):
@@ -489,7 +489,7 @@ async def test_a_write_does_not_go_on_in_another_namespace(closed):
     added = subsystem.add_namespace(NamespaceConfig(backend=Ramdisk(4 * SIZE), nsid=1))
     assert statuses(wire.feed(pdu[half:])) == [(1, 0x82)]
     assert not any(added.backend.memory)
-    assert wire.queue._busy == set() and wire.queue._transfers == {}
+    assert wire.queue.busy == set() and wire.queue.transfers == {}
 
 
 @pytest.mark.parametrize("backend", [Ramdisk, Hidden])
@@ -509,7 +509,7 @@ def test_blocks_of_another_size_while_data_is_on_its_way(backend, opcode, length
         subsystem.attributes_changed(subsystem.namespaces[1])
         assert statuses(wire.feed(wire.h2c(cid, ttag, 0, b"a" * length))) == [(cid, 0x0F)]
         assert not any(memory.memory)
-    assert wire.queue._busy == set() and wire.pool.used_bytes == 0
+    assert wire.queue.busy == set() and wire.pool.used_bytes == 0
 
 
 def test_staging_waits_for_memory_and_goes_on_in_order():
@@ -553,7 +553,7 @@ def test_a_command_that_waits_for_memory_can_be_aborted():
     assert abort(0) and abort(2)
     assert not abort(0) and not abort(2) and not abort(9) and not abort(1, sqid=2) and not abort(1, sqid=0)
     assert statuses(sent(wire.connection)) == [(0, 0x07), (2, 0x07)]
-    assert sorted(wire.queue._busy) == [1, 3]
+    assert sorted(wire.queue.busy) == [1, 3]
     assert not wire.feed(wire.capsule(io_sqe(2, WRITE, 0, 1))), "the CID is free again, and its command waits"
     pool.give(held)
     asked = r2ts(sent(wire.connection))
@@ -564,7 +564,7 @@ def test_a_command_that_waits_for_memory_can_be_aborted():
     assert statuses(out) == [(1, 0x07)]
     for cid, ttag, length in r2ts(out):
         assert statuses(wire.feed(wire.h2c(cid, ttag, 0, bytes(length)))) == [(cid, OK)]
-    assert not wire.queue._busy and pool.used_bytes == 0 and not pool._waiters
+    assert not wire.queue.busy and pool.used_bytes == 0 and not pool._waiters
 
 
 def test_a_shorter_command_goes_on_when_the_one_before_it_is_aborted():
@@ -575,7 +575,7 @@ def test_a_shorter_command_goes_on_when_the_one_before_it_is_aborted():
     held = pool.take(32 << 10)
     other = pool.take(16 << 10)
     wire.feed(wire.capsule(io_sqe(0, WRITE, 0, 64)) + wire.capsule(io_sqe(1, WRITE, 0, 16)))
-    assert wire.queue._busy == {0, 1}
+    assert wire.queue.busy == {0, 1}
     assert admin.command(0x08, cdw10=1).dw0 == 0
     out = sent(wire.connection)
     assert statuses(out) == [(0, 0x07)] and [cid for cid, _, _ in r2ts(out)] == [1]
@@ -621,10 +621,10 @@ def test_reads_wait_while_much_is_to_be_sent():
     wire = wire_of_reads(length, count, Hidden, pool=BufferPool(64 << 20))
     connection, queue, pool = wire.connection, wire.queue, wire.pool
     taken = READ_AHEAD_BYTES // length  # with their headers that is a little more
-    assert len(queue.reads) == count - taken
+    assert len(queue.staging.reads) == count - taken
     assert taken * length <= pool.used_bytes <= taken * length + SPARE_BYTES + 1024
     queue.resume()
-    assert len(queue.reads) == count - taken, "nothing has gone yet"
+    assert len(queue.staging.reads) == count - taken, "nothing has gone yet"
     answers = b""
     while connection.want_write:
         answers += b"".join(map(bytes, connection.data_to_send()))[:length]
@@ -632,9 +632,9 @@ def test_reads_wait_while_much_is_to_be_sent():
         queue.resume()
         assert connection.backlog_bytes <= READ_AHEAD_BYTES + length + 1024
         assert pool.used_bytes <= READ_AHEAD_BYTES + length + SPARE_BYTES
-        queue.settle()
+        queue.staging.settle()
         assert pool.used_bytes <= connection.backlog_bytes
-    assert not queue.reads and not queue._busy and pool.used_bytes == 0
+    assert not queue.staging.reads and not queue.busy and pool.used_bytes == 0
     responses = [pdu for pdu in split(answers) if pdu[0] == RESPONSE]
     assert [struct.unpack_from("<HH", pdu, 20) for pdu in responses] == [(cid, 0) for cid in range(count)]
 
@@ -645,7 +645,7 @@ def test_no_more_is_received_while_many_commands_are_held():
     queue, connection = wire.queue, wire.connection
     assert queue.held and not queue.crowded
     for cid in range(RUNNING_MOST, 2 * RUNNING_MOST):
-        queue._command(memoryview(io_sqe(cid, READ, 0, 1024)), None)
+        queue.command(memoryview(io_sqe(cid, READ, 0, 1024)), None)
     assert len(queue.held) >= RUNNING_MOST and queue.crowded
     while connection.want_write:
         sent(connection)
@@ -668,25 +668,25 @@ def test_reads_wait_for_memory():
     pool.give(held)
     assert wire.driver.wakes
     assert statuses(sent(wire.connection)) == [(0, 0), (1, 0), (3, 0)]
-    wire.queue.settle()
-    assert not wire.queue._busy and pool.used_bytes == 0
+    wire.queue.staging.settle()
+    assert not wire.queue.busy and pool.used_bytes == 0
 
 
 @pytest.mark.parametrize("how", ["lost", "drain"])
 def test_reads_that_wait_go_with_their_queue(how):
     wire = wire_of_reads(512 << 10, 16, Hidden, pool=BufferPool(4 << 20))
     queue, pool = wire.queue, wire.pool
-    assert queue.reads
+    assert queue.staging.reads
     if how == "lost":
         queue.lost("gone")
         wire.connection.close()  # as the driver does
-        queue.settle()
+        queue.staging.settle()
     else:
         assert queue.drain()
         sent(wire.connection)
-        queue.settle()
+        queue.staging.settle()
     queue.resume()
-    assert not queue.reads and pool.used_bytes == 0 and not pool._waiters
+    assert not queue.staging.reads and pool.used_bytes == 0 and not pool._waiters
 
 
 def test_what_goes_on_after_the_end_is_an_orphan():

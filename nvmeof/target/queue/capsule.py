@@ -1,0 +1,33 @@
+"""Data in a command capsule, and the SGL that should describe it."""
+
+from __future__ import annotations
+
+from nvmeof.errors import CommandError
+from nvmeof.protocol.events import CommandData
+from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE
+from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.status import Status
+
+
+def capsule_data(sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
+    """A command's in-capsule data; raises when SGL1 and the capsule tell different things."""
+    location = SQE.error_location("sgl_length")
+    in_capsule = sqe.sgl_type == DATA_BLOCK_IN_CAPSULE and length > 0
+    if capsule is None:
+        if in_capsule:
+            raise CommandError(
+                Status.DATA_SGL_LENGTH_INVALID, location, message=f"{length} bytes should be in the capsule"
+            )
+        return None
+    first = sqe.sgl_address  # an offset in the capsule, as SGLS says
+    if not in_capsule or len(capsule.data) < first + length:
+        raise CommandError(
+            Status.DATA_SGL_LENGTH_INVALID,
+            location,
+            message=f"{len(capsule.data)} bytes are in a capsule whose SGL says {length if in_capsule else 'none'}",
+        )
+    if not capsule.digest_ok:
+        raise CommandError(
+            Status.TRANSIENT_TRANSPORT_ERROR, dnr=False, message="the digest of in-capsule data is wrong"
+        )
+    return capsule.data[first : first + length]
