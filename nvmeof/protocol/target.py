@@ -316,14 +316,14 @@ class TargetConnection(Engine):
                 transfer.ok = False
             if transfer.received != size:
                 return
-            self._r2ts.close(transfer.ttag, size)
+            del self._r2ts.open[transfer.ttag]
         else:
             transfer = owner.transfer
             if not ok:
                 transfer.ok = False
             if owner.received != size:
                 return
-            self._r2ts.close(owner.ttag, size - owner.begin)
+            del self._r2ts.open[owner.ttag]
             transfer.received += size - owner.begin
             size = transfer.received
             if size != len(transfer.buffer):
@@ -409,7 +409,11 @@ class TargetConnection(Engine):
     def send_completion(self, cid: int, status_field: int = 0, dw0: int = 0, dw1: int = 0) -> None:
         """Queue a command's completion; SQHD and SQID are ours to know."""
         self.in_flight -= 1
-        sqhd = self._fetched if self.flow_control else self._sqhd()
+        sqhd = 0
+        if self.flow_control:
+            sqhd = self._fetched
+        elif self._announce_disabled:
+            sqhd = self._sqhd()
         self._out.add(self.encoder.response(cid, status_field, dw0, dw1, sqhd, self.qid))
 
     def forget_command(self) -> None:

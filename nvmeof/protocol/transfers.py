@@ -78,6 +78,7 @@ class R2tTransfer:
         self.collected_from: int | None = None
         """Offset from which on the data is in a private buffer; None: none of it."""
 
+    begin: Final = 0
     ttag: int
     _final: memoryview  # where collected data belongs
 
@@ -144,12 +145,10 @@ class R2tPart:
 class R2tTable:
     """The R2Ts of one connection that wait for data, by TTAG."""
 
-    __slots__ = ("_last", "asked_bytes", "open")
+    __slots__ = ("_last", "open")
 
     def __init__(self) -> None:
         self.open: dict[int, R2tPart | R2tTransfer] = {}
-        self.asked_bytes = 0
-        """Bytes of all of them."""
         self._last = MAX_TTAG
 
     def _free(self) -> int:
@@ -166,7 +165,6 @@ class R2tTable:
         ttag = self._free()
         part = self.open[ttag] = R2tPart(ttag, transfer, transfer.asked, length)
         transfer.asked += length
-        self.asked_bytes += length
         return part
 
     def open_whole(self, transfer: R2tTransfer, length: int) -> int:
@@ -177,7 +175,6 @@ class R2tTable:
         self._last = transfer.ttag = ttag
         self.open[ttag] = transfer
         transfer.asked = length
-        self.asked_bytes += length
         return ttag
 
     @property
@@ -188,7 +185,11 @@ class R2tTable:
     def clear(self) -> None:
         """Forget all R2Ts."""
         self.open.clear()
-        self.asked_bytes = 0
+
+    @property
+    def asked_bytes(self) -> int:
+        """Bytes that the R2Ts ask for, of which some may have arrived."""
+        return sum(r2t.asked - r2t.begin for r2t in self.open.values())
 
     def accept(
         self, cccid: int, ttag: int, datao: int, datal: int, flags: int, limit_bytes: int
@@ -214,11 +215,6 @@ class R2tTable:
             raise PduError(Fes.INVALID_HEADER_FIELD, FLAGS_OFFSET, "LAST_PDU is not on the last H2CData of its R2T")
         r2t.received += datal
         return r2t
-
-    def close(self, ttag: int, length: int) -> None:
-        """Forget an R2T of ``length`` bytes, whose data has all arrived."""
-        del self.open[ttag]
-        self.asked_bytes -= length
 
 
 class Request:

@@ -19,7 +19,7 @@ def test_ttags_count_up_and_wrap() -> None:
     for _ in range(MAX_TTAG + 3):
         part = table.open_part(transfer, 1)
         seen.append(part.ttag)
-        table.close(part.ttag, 1)
+        del table.open[part.ttag]
     assert seen == [*range(MAX_TTAG + 1), 0, 1]
     assert table.asked_bytes == 0
 
@@ -34,11 +34,11 @@ def test_ttags_in_use_are_skipped() -> None:
     assert last is not None
     assert last.ttag == MAX_TTAG
     assert table.full
-    table.close(last.ttag, 1)
+    del table.open[last.ttag]
     assert len(table.open) == MAX_TTAG
     assert table.open_part(transfer, 1).ttag == MAX_TTAG
     assert kept == {0, 1, 2}
-    table.close(1, 1)
+    del table.open[1]
     assert table.open_part(transfer, 1).ttag == 1
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final, cast
+from typing import Any, Final
 
 from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.sqe import SQE, Sqe
@@ -79,8 +79,9 @@ def command_of(transfer: R2tTransfer) -> tuple[CommandSpec, Sqe]:
 
 def shortened(transfer: R2tTransfer) -> tuple[CommandTemplate, int]:
     """Return template and SLBA of a Write that took the fast path."""
-    template, slba = cast("tuple[CommandTemplate, int]", transfer.context)
-    return template, slba
+    context: Any = transfer.context
+    template: CommandTemplate = context[0]
+    return template, context[1]
 
 
 def nsid_of(transfer: R2tTransfer) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from nvmeof.pdu.capsule import CAPSULE_CMD_BYTES
 from nvmeof.pdu.header import CH_BYTES
@@ -21,7 +21,7 @@ from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
 from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES as ATOMIC_BYTES
 from nvmeof.target.queue.contract import InFlight
-from nvmeof.target.queue.deferred import NO_BUFFER, CommandTemplate, columns_of, shortened
+from nvmeof.target.queue.deferred import NO_BUFFER, CommandTemplate, columns_of
 from nvmeof.target.queue.staging import Staging
 from nvmeof.wire import Buffer
 
@@ -236,7 +236,10 @@ class FastPath:
 
         Its data is in its place already, without digests, or is put there in one step.
         """
-        template, slba = shortened(transfer)
+        template: CommandTemplate
+        slba: int
+        context: Any = transfer.context
+        template, slba = context  # as `shortened`, without the call
         if not template.admission_token.valid or not transfer.ok:
             return False
         if template.staged:

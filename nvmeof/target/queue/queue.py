@@ -115,7 +115,7 @@ class TargetQueue:
         while position < len(events) and not self.closed:
             event = events[position]
             position += 1
-            if isinstance(event, R2tTransfer):
+            if type(event) is R2tTransfer:
                 self._transfer_done(event)
                 continue
             if self._draining and isinstance(event, CommandBatch | CommandData):
@@ -151,8 +151,11 @@ class TargetQueue:
         self.go_on_in_turn()
 
     def _look_for_crowds(self) -> None:
-        running = len(self.running) if self.ctx.qid else 0  # an admin queue has to hear an Abort
-        self.crowded = running >= RUNNING_MOST or len(self.held) >= RUNNING_MOST
+        self.crowded = self._full() or len(self.held) >= RUNNING_MOST
+
+    def _full(self) -> bool:
+        """Tell whether the backends have as many of its commands as they may; an admin queue has to hear an Abort."""
+        return len(self.running) >= RUNNING_MOST and self.ctx.qid > 0
 
     def late(self) -> bool:
         """Whether this queue has had its share of this turn of the event loop: one receive may bring hundreds of
@@ -185,7 +188,7 @@ class TargetQueue:
 
     def resume(self) -> None:
         """Take commands that were held, in their order, while there is room for their output and time for them."""
-        while self.held and not self.closed and self.connection.backlog_bytes <= HOLD_BYTES:
+        while self.held and not self.closed and self.connection.backlog_bytes <= HOLD_BYTES and not self._full():
             if self.late():
                 self.go_on_in_turn()
                 return
@@ -362,6 +365,8 @@ class TargetQueue:
                 if self.crowded:
                     self._look_for_crowds()
                 self.complete(sqe, completion)
+                if self.held:
+                    self.resume()
                 self.driver.wake()
             if reserved:
                 self.staging.read_ended(reserved)
