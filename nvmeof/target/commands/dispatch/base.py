@@ -58,6 +58,20 @@ class Access(Enum):
 
 
 T = TypeVar("T")
+Fields = TypeVar("Fields")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(Generic[Fields]):
+    """A command whose row's functions need both its own dwords, as `fields`, and the SQE."""
+
+    sqe: Sqe
+    fields: Fields
+
+
+def decoded(parse: Callable[[Sqe], Fields]) -> Callable[[CommandContext, Sqe], Decoded[Fields]]:
+    """Make the `decode` of a row whose `parse` reads the command's own dwords."""
+    return lambda ctx, sqe: Decoded(sqe, parse(sqe))
 
 
 def no_data(ctx: CommandContext, command: object) -> int:
@@ -194,11 +208,13 @@ __all__ = [
     "CommandRow",
     "CommandSpec",
     "Completion",
+    "Decoded",
     "Direction",
     "NsidRule",
     "aborted_by_sanitize",
     "always",
     "check_nsid",
+    "decoded",
     "fixed",
     "namespaces_named",
     "never",

@@ -12,7 +12,16 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandRow, CommandSpec, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.base import (
+    Access,
+    CommandRow,
+    CommandSpec,
+    Completion,
+    Decoded,
+    NsidRule,
+    decoded,
+    not_active,
+)
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.format_job import can_format, format_namespace
@@ -58,13 +67,12 @@ def _concerned(ctx: CommandContext, sqe: Sqe) -> list[Namespace]:
     return [namespace]
 
 
-def _block_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+def _block_bytes(ctx: CommandContext, command: FormatNvm) -> int:
     """The block size of the format that is asked for. Raises Invalid Format.
 
     MSET is ignored: no format has metadata.
     """
     assert ctx.controller is not None
-    command = FormatNvm.decode(sqe.cdw10)
     index = command.index
     if ctx.controller.features.host_behavior.lbafee:
         index |= command.upper << 4
@@ -77,13 +85,13 @@ def _block_bytes(ctx: CommandContext, sqe: Sqe) -> int:
     return lookup(index, _LBAF)
 
 
-def check_format(ctx: CommandContext, sqe: Sqe) -> None:
+def check_format(ctx: CommandContext, request: Decoded[FormatNvm]) -> None:
     """A format and an erase that there are, of namespaces that can have them now."""
-    concerned = _concerned(ctx, sqe)
-    ses = FormatNvm.decode(sqe.cdw10).ses
+    concerned = _concerned(ctx, request.sqe)
+    ses = request.fields.ses
     if ses not in (SecureErase.NONE, SecureErase.USER_DATA):
         raise CommandError(Status.INVALID_FIELD, _SES, message=f"secure erase {ses} is not supported")
-    block_bytes = _block_bytes(ctx, sqe)
+    block_bytes = _block_bytes(ctx, request.fields)
     for namespace in concerned:
         if namespace.blocked_status not in (None, Status.NAMESPACE_NOT_READY):  # the latter by a format that failed
             raise CommandError(
@@ -100,22 +108,25 @@ def check_format(ctx: CommandContext, sqe: Sqe) -> None:
             )
 
 
-def format_nvm(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+def format_nvm(ctx: CommandContext, request: Decoded[FormatNvm], data: memoryview | None) -> Awaitable[Completion]:
     """Format NVM. Its completion comes when it is done."""
-    check_format(ctx, sqe)
+    check_format(ctx, request)
     assert ctx.controller is not None
-    concerned = _concerned(ctx, sqe)
+    concerned = _concerned(ctx, request.sqe)
     tests = ctx.controller.subsystem.self_test
-    if sqe.nsid == NSID_ALL or any(tests.concerns(each.nsid) for each in concerned):
+    if request.sqe.nsid == NSID_ALL or any(tests.concerns(each.nsid) for each in concerned):
         tests.abort(SelfTestResult.ABORTED_BY_FORMAT)
     for namespace in concerned:
         namespace.block_access(Status.FORMAT_IN_PROGRESS)
-    return _format(ctx, ctx.controller, sqe, concerned)
+    return _format(ctx, ctx.controller, request, concerned)
 
 
-async def _format(ctx: CommandContext, controller: Controller, sqe: Sqe, concerned: list[Namespace]) -> Completion:
-    secure = FormatNvm.decode(sqe.cdw10).ses == SecureErase.USER_DATA
-    block_bytes = _block_bytes(ctx, sqe)
+async def _format(
+    ctx: CommandContext, controller: Controller, request: Decoded[FormatNvm], concerned: list[Namespace]
+) -> Completion:
+    sqe = request.sqe
+    secure = request.fields.ses == SecureErase.USER_DATA
+    block_bytes = _block_bytes(ctx, request.fields)
     controller.record(EventType.FORMAT_START, format_start(sqe.nsid, FNA, sqe.cdw10))
     failure: CommandError | None = None
     for namespace in concerned:
@@ -140,6 +151,7 @@ ROWS = Rows(
             opcode=AdminOpcode.FORMAT_NVM,
             name="Format NVM",
             handler=format_nvm,
+            decode=decoded(lambda sqe: FormatNvm.decode(sqe.cdw10)),
             check=check_format,
             nsid=NsidRule.HANDLER,
             effects=CommandEffects.SUPPORTED

@@ -20,7 +20,7 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandRow, CommandSpec, Completion, NsidRule
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, CommandSpec, Completion, Decoded, NsidRule, decoded
 from nvmeof.target.commands.rows.features import FeatureTable, Scope, current_value, dword
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
@@ -74,7 +74,7 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     raise CommandError(status, dnr=False, message=f"{spec.name}: {status.description}")
 
 
-def _after_failure(ctx: CommandContext, sqe: Sqe) -> bool:
+def _after_failure(ctx: CommandContext, request: Decoded[SanitizeCommand]) -> bool:
     """Another sanitize operation may be started once one has failed, but not during one."""
     return ctx.subsystem is not None and ctx.subsystem.sanitizer.state.failure
 
@@ -91,11 +91,11 @@ def _invalid(message: str, location: int) -> CommandError:
     return CommandError(Status.INVALID_FIELD, location, message=message)
 
 
-def check_sanitize(ctx: CommandContext, sqe: Sqe) -> None:
+def check_sanitize(ctx: CommandContext, request: Decoded[SanitizeCommand]) -> None:
     """An action that there is, and that the state of the last operation allows."""
     controller = ctx.controller
     assert controller is not None
-    command, state = SanitizeCommand.decode(sqe.cdw10, sqe.cdw11), controller.subsystem.sanitizer.state
+    command, state = request.fields, controller.subsystem.sanitizer.state
     if command.action == SanitizeAction.EXIT_FAILURE_MODE:
         if state is SanitizeState.RESTRICTED_FAILURE:
             raise _failed("a failed restricted sanitize can only be cleared by another sanitize operation")
@@ -123,14 +123,16 @@ def _failed(message: str) -> CommandError:
     return CommandError(Status.SANITIZE_FAILED, _ACTION, message=message)
 
 
-def sanitize(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def sanitize(
+    ctx: CommandContext, request: Decoded[SanitizeCommand], data: memoryview | None
+) -> Completion | Awaitable[Completion]:
     """Sanitize. The operation it starts goes on after its completion."""
-    check_sanitize(ctx, sqe)
+    check_sanitize(ctx, request)
     assert ctx.controller is not None
-    if sqe.cdw10 & 7 == SanitizeAction.EXIT_FAILURE_MODE:
+    if request.fields.action == SanitizeAction.EXIT_FAILURE_MODE:
         sanitizer = ctx.controller.subsystem.sanitizer
         return _leave(sanitizer) if sanitizer.state.failure else Completion()
-    return _start(ctx, ctx.controller, sqe)
+    return _start(ctx, ctx.controller, request.sqe)
 
 
 async def _leave(sanitizer: Sanitizer) -> Completion:
@@ -199,6 +201,7 @@ ROWS = Rows(
             opcode=AdminOpcode.SANITIZE,
             name="Sanitize",
             handler=sanitize,
+            decode=decoded(lambda sqe: SanitizeCommand.decode(sqe.cdw10, sqe.cdw11)),
             check=check_sanitize,
             nsid=NsidRule.ZERO,
             effects=CommandEffects.SUPPORTED

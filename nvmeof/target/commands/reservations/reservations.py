@@ -35,7 +35,7 @@ from nvmeof.spec.reservations import (
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Direction, NsidRule, fixed
+from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Decoded, Direction, NsidRule, decoded, fixed
 from nvmeof.target.commands.io.nvm import active_namespace
 from nvmeof.target.commands.rows.features import FeatureTable, current_value
 from nvmeof.target.commands.rows.rows import Rows
@@ -55,12 +55,14 @@ def _check_host(ctx: CommandContext) -> None:
         raise CommandError(Status.HOST_ID_NOT_INITIALIZED, message="reservations need a host identifier")
 
 
-def _decode(ctx: CommandContext, sqe: Sqe, name: str, actions: type[IntEnum]) -> ReservationCommand:
+Request = Decoded[ReservationCommand]
+_DECODE = decoded(lambda sqe: ReservationCommand.decode(sqe.cdw10))
+
+
+def _check_action(ctx: CommandContext, command: ReservationCommand, name: str, actions: type[IntEnum]) -> None:
     _check_host(ctx)
-    command = ReservationCommand.decode(sqe.cdw10)
     if command.action not in list(actions):
         raise _invalid(f"Reservation {name} action {command.action} is reserved", "cdw10")
-    return command
 
 
 def _check_key_is_used(command: ReservationCommand) -> None:
@@ -73,23 +75,26 @@ def _check_type(command: ReservationCommand) -> None:
         raise _invalid(f"reservation type {command.rtype} is reserved", "cdw10", CDW10_TYPE)
 
 
-def check_register(ctx: CommandContext, sqe: Sqe) -> None:
+def check_register(ctx: CommandContext, request: Request) -> None:
     """RREGA and CPTPL that there are."""
-    command = _decode(ctx, sqe, "Register", RegisterAction)
+    command = request.fields
+    _check_action(ctx, command, "Register", RegisterAction)
     if command.cptpl not in list(Cptpl):
         raise _invalid(f"CPTPL {command.cptpl} is reserved", "cdw10", CDW10_PERSISTENCE)
 
 
-def check_acquire(ctx: CommandContext, sqe: Sqe) -> None:
+def check_acquire(ctx: CommandContext, request: Request) -> None:
     """RACQA and RTYPE that there are; the key is always looked at."""
-    command = _decode(ctx, sqe, "Acquire", AcquireAction)
+    command = request.fields
+    _check_action(ctx, command, "Acquire", AcquireAction)
     _check_key_is_used(command)
     _check_type(command)
 
 
-def check_release(ctx: CommandContext, sqe: Sqe) -> None:
+def check_release(ctx: CommandContext, request: Request) -> None:
     """RRELA that there is, and RTYPE where it counts; the key is always looked at."""
-    command = _decode(ctx, sqe, "Release", ReleaseAction)
+    command = request.fields
+    _check_action(ctx, command, "Release", ReleaseAction)
     _check_key_is_used(command)
     if command.action == ReleaseAction.RELEASE:
         _check_type(command)
@@ -108,10 +113,12 @@ def _registered_persistence(namespace: Namespace, state: Reservations, cptpl: in
     return state
 
 
-def reservation_register(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def reservation_register(
+    ctx: CommandContext, request: Request, data: memoryview | None
+) -> Completion | Awaitable[Completion]:
     """Reservation Register."""
     assert data is not None
-    namespace, command = active_namespace(ctx, sqe), ReservationCommand.decode(sqe.cdw10)
+    namespace, command = active_namespace(ctx, request.sqe), request.fields
     keys = RESERVATION_KEYS.unpack_from(data)
     outcome = namespace.reservations.state.register(
         ctx.hostid,
@@ -124,10 +131,12 @@ def reservation_register(ctx: CommandContext, sqe: Sqe, data: memoryview | None)
     return _take_effect(ctx, namespace, Outcome(state, outcome.notices))
 
 
-def reservation_acquire(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def reservation_acquire(
+    ctx: CommandContext, request: Request, data: memoryview | None
+) -> Completion | Awaitable[Completion]:
     """Reservation Acquire."""
     assert data is not None
-    namespace, command = active_namespace(ctx, sqe), ReservationCommand.decode(sqe.cdw10)
+    namespace, command = active_namespace(ctx, request.sqe), request.fields
     keys, rtype, state = (
         RESERVATION_KEYS.unpack_from(data),
         ReservationType(command.rtype),
@@ -139,10 +148,12 @@ def reservation_acquire(ctx: CommandContext, sqe: Sqe, data: memoryview | None) 
     return _take_effect(ctx, namespace, outcome, abort=command.action == AcquireAction.PREEMPT_AND_ABORT)
 
 
-def reservation_release(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def reservation_release(
+    ctx: CommandContext, request: Request, data: memoryview | None
+) -> Completion | Awaitable[Completion]:
     """Reservation Release."""
     assert data is not None
-    namespace, command = active_namespace(ctx, sqe), ReservationCommand.decode(sqe.cdw10)
+    namespace, command = active_namespace(ctx, request.sqe), request.fields
     state, crkey = namespace.reservations.state, unpack_release(data)
     if command.action == ReleaseAction.CLEAR:
         return _take_effect(ctx, namespace, state.clear(ctx.hostid, crkey))
@@ -237,6 +248,7 @@ ROWS = Rows(
                 opcode=NvmOpcode.RESERVATION_REGISTER,
                 name="Reservation Register",
                 handler=reservation_register,
+                decode=_DECODE,
                 direction=Direction.HOST_TO_CONTROLLER,
                 transfer_bytes=fixed(RESERVATION_KEYS_BYTES),
                 check=check_register,
@@ -260,6 +272,7 @@ ROWS = Rows(
                 opcode=NvmOpcode.RESERVATION_ACQUIRE,
                 name="Reservation Acquire",
                 handler=reservation_acquire,
+                decode=_DECODE,
                 direction=Direction.HOST_TO_CONTROLLER,
                 transfer_bytes=fixed(RESERVATION_KEYS_BYTES),
                 check=check_acquire,
@@ -271,6 +284,7 @@ ROWS = Rows(
                 opcode=NvmOpcode.RESERVATION_RELEASE,
                 name="Reservation Release",
                 handler=reservation_release,
+                decode=_DECODE,
                 direction=Direction.HOST_TO_CONTROLLER,
                 transfer_bytes=fixed(RELEASE_DATA_BYTES),
                 check=check_release,
