@@ -1,9 +1,9 @@
 """The receive window of MPTCP connections: opened by what a connection receives, where the kernel is late.
 
-Linux 6.18 lets the receive buffer of an MPTCP socket stand at its first size (`tcp_rmem`, 128 KiB) for as long as its
-estimate of the round trip says, and that estimate is the time of the first window's worth of data, pauses included
-(net/mptcp/protocol.c, mptcp_rcv_space_adjust; net/ipv4/tcp_input.c, tcp_rcv_rtt_measure). With so small a buffer the
-window also closes, and it is the peer's probe, 200 ms later, that finds it open again.
+Linux 6.18 was seen to let the receive buffer of an MPTCP socket stand at its first size (`tcp_rmem`, 128 KiB) for as
+long as the connection had been idle before. By the source that is its estimate of the round trip, the time of the first
+window's worth of data, pauses included (net/mptcp/protocol.c, mptcp_rcv_space_adjust; net/ipv4/tcp_input.c,
+tcp_rcv_rtt_measure). With so small a buffer the window seems to close, too, until the peer's probe, 200 ms later.
 
 SO_RCVBUF would be a remedy with a price: it ends the kernel's own tuning for good, and cannot go beyond
 `net.core.rmem_max`. SO_RCVLOWAT raises the same buffer, and the subflows' window clamps, without either
