@@ -1,9 +1,9 @@
 """Remembers which subflows each connection began with: the kernel's receive window hangs on them.
 
 On Linux 6.18 a subflow that joins later was seen to keep the smallest receive buffer (the second figure of
-`net.ipv4.tcp_rmem`) whatever the connection's had grown to; by the source it is given a larger one only when that of the
-connection grows again (net/mptcp/protocol.c, mptcp_rcv_space_adjust), and one at its maximum grows no more. So long as
-one of the first subflows is left, the connection's window stays open. With none left it fell from megabytes to about
+`net.ipv4.tcp_rmem`), whatever the connection's had grown to. By the source it is given a larger one only when that of
+the connection grows again (net/mptcp/protocol.c, mptcp_rcv_space_adjust), and one at its maximum grows no more. So long
+as one of the first subflows is left, the connection's window stays open. With none left it fell from megabytes to about
 100 KiB, and packets were dropped as lying outside of it (MPTcpExtNoDSSInWindow). docs/experiments.md has figures.
 """
 

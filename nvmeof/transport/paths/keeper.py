@@ -59,6 +59,8 @@ class PathState:
     """Used before, but no subflow of ours runs over it now."""
     left: bool = False
     """Its link is down, and its subflows are left to the kernel until the link is back."""
+    trusted_until: float = 0.0
+    """Not taken for silent before: the kernel's next try may come as late as the link was down."""
 
 
 def stalled(flow: SubflowInfo) -> bool:
@@ -137,14 +139,16 @@ class PathKeeper:
         ways |= {host for each in known.values() if each.up for host in each.addresses if host not in ours}
         for state, alive in links:
             if alive:
-                state.left = False
+                if state.left:
+                    now = self._loop.time()
+                    state.left, state.trusted_until = False, now + (now - state.since) + _QUIET_MS / 1000
                 if not state.up and state.reason == LINK:
                     self._resume(state)
             elif state.up and not state.left:
                 if self._better_closed(state, connections, ways):
                     self._suspend(state, LINK, [flow for each in connections for flow in each])
                 else:
-                    state.left = True
+                    state.left, state.since = True, self._loop.time()
                     log.info("path %s is down, its subflows are left to the kernel", state.endpoint)
 
     def _better_closed(self, state: PathState, connections: list[list[Flow]], ways: set[str]) -> bool:
@@ -224,7 +228,8 @@ class PathKeeper:
                 # lost just now, or a new connection whose subflow is on its way
                 state.missing = True
                 state.retry_at = max(state.retry_at, now + state.pause_seconds)
-            if state.up and not state.left and _silent(over) and self._others_work(state, connections):
+            trusted = state.left or now < state.trusted_until
+            if state.up and not trusted and _silent(over) and self._others_work(state, connections):
                 self._back_off(state, now)
                 self._suspend(state, SILENT, over)
             elif not state.up and state.reason == SILENT and (now >= state.retry_at or _answered(connected)):

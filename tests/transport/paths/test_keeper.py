@@ -203,6 +203,19 @@ async def test_the_last_of_a_connections_first_subflows_is_never_closed(world: W
     assert world.look() == [("suspend", "10.1.2.2")], "what was made anew may go again"
 
 
+async def test_a_subflow_that_was_left_has_time_to_go_on_when_its_link_is_back(world: World) -> None:
+    """The kernel doubles the time between its tries: the next one may come as late as the link was down."""
+    good, bad = flow("10.1.1.2"), flow("10.1.2.2", dead=True)
+    world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
+    world.up["eth1"] = world.up["eth2"] = False
+    assert world.look() == []
+    assert world.judge([good, bad], seconds=4) == []
+    world.up["eth1"] = world.up["eth2"] = True
+    assert world.look() == []
+    assert world.judge([good, bad], seconds=5.9) == []
+    assert world.judge([good, bad], seconds=0.2) == [("suspend", "10.1.2.2")]
+
+
 async def test_a_connection_that_has_but_one_subflow_keeps_it(world: World) -> None:
     world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")], [flow("10.1.2.2", token=2)]]
     world.up["eth2"] = False
