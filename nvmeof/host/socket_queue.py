@@ -11,13 +11,14 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
+from nvmeof.aio.driver import Batching, ConnectionDriver
 from nvmeof.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, NvmeofError, TransportError
 from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
 from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.pdu.termination import fes_text
-from nvmeof.protocol.connection import ConnectionConfig, HostConnection, State, Tap
+from nvmeof.protocol.connection import ConnectionConfig, HostConnection, Tap
 from nvmeof.protocol.events import Completions, Deviation, Event, PeerClosed, ProtocolFailure, Ready, Terminated
 from nvmeof.spec.sqe import SQE_BYTES
 from nvmeof.transport import Address, Endpoint, SocketOptions, get, names
@@ -26,12 +27,18 @@ log = logging.getLogger("nvmeof.host")
 ADMIN_RECEIVE_BYTES = 16 * 1024
 IO_RECEIVE_BYTES = 128 * 1024
 _UNANSWERED = "in place of an answer to ICReq: does that port require TLS, which this host does not speak?"
-READS_PER_WAKEUP = 16
-"""Socket reads before the event loop's other work gets its turn."""
+BATCHING = Batching(reads=16, leave_to_wake=True)
+"""A host reads what there is, and sends all commands of one turn of the event loop together."""
 
 
 class SocketQueue:
-    """The connection of one queue: moves bytes between endpoint and protocol, and completions up."""
+    """The connection of one queue: gives commands to the connection, and completions up.
+
+    Implements :class:`nvmeof.aio.driver.Consumer`.
+    """
+
+    receiving = True
+    owner = None
 
     def __init__(self, queue: Queue, endpoint: Endpoint, tap: Tap | None = None) -> None:
         options = queue.options
@@ -49,11 +56,8 @@ class SocketQueue:
             ),
         )
         self.connection.tap = tap
+        self.driver = ConnectionDriver(endpoint, self.connection, self, BATCHING, loop=self.loop)
         self.ready: asyncio.Future[None] = self.loop.create_future()
-        self.closed = False
-        self._flush_scheduled = False
-        self._writing = False
-        self._reading = False
         self._handlers: dict[type[Event], Callable[..., None]] = {
             Ready: self._on_ready,
             Terminated: self._on_terminated,
@@ -65,8 +69,7 @@ class SocketQueue:
     async def handshake(self, timeout_seconds: float) -> None:
         """ICReq and ICResp. Raises :class:`TransportError`."""
         self.connection.start()
-        self.flush()
-        self._read_again()
+        self.driver.start()
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self.ready
@@ -100,83 +103,32 @@ class SocketQueue:
             # not from here: the controller above is in the middle of a submission
             self.loop.call_soon(self._lost, error)
             return
-        if self._flush_scheduled:
+        driver = self.driver
+        if driver.woken:
             return
         if not more and len(self.queue.requests) == 1:
-            self.flush()
-            return
-        self._flush_scheduled = True
-        self.loop.call_soon(self._scheduled_flush)
+            driver.flush()
+        else:
+            driver.wake()
 
-    def _scheduled_flush(self) -> None:
-        self._flush_scheduled = False
-        self.flush()
-
-    def flush(self) -> None:
-        """Give the socket what there is, until it takes no more."""
-        if self.closed:
-            return
-        connection, sendmsg = self.connection, self.endpoint.sendmsg
-        while connection.want_write:
-            buffers = connection.data_to_send()
-            if not buffers:
-                break
-            try:
-                taken = sendmsg(buffers)
-            except BlockingIOError:
-                connection.bytes_sent(0)
-                if not self._writing:
-                    self._writing = True
-                    self.endpoint.set_writer(self.flush)
-                return
-            except OSError as error:
-                connection.bytes_sent(0)
-                self._socket_error(error)
-                return
-            connection.bytes_sent(taken)
-        if self._writing:
-            self._writing = False
-            self.endpoint.set_writer(None)
-        if not self._reading and connection.want_read:
-            self._read_again()
+    def sent(self) -> None:
+        """Nothing waits for room: what a host queues is bounded by its commands."""
 
     # -- in
 
-    def _read_again(self) -> None:
-        self._reading = True
-        self.endpoint.set_reader(self.on_readable)
-
-    def on_readable(self) -> int:
-        """Read and handle what there is; how many commands completed."""
-        connection, recv_into = self.connection, self.endpoint.recv_into
-        now = self.loop.time()
+    def poll(self) -> int:
+        """Read and handle what there is; return how many commands completed."""
         completed = self.queue.completed
-        for _ in range(READS_PER_WAKEUP):
-            if self.closed:
-                break
-            buffer = connection.next_buffer()
-            try:
-                received = recv_into(buffer)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._socket_error(error)
-                break
-            events = connection.bytes_received(received, now) if received else connection.eof_received()
-            for event in events:
-                if type(event) is Completions:
-                    self._complete(event.entries)
-                elif not self.closed:
-                    self._handlers[type(event)](event)
-            if received < len(buffer):
-                break
-        if not self.closed:
-            if not connection.want_read:
-                self._reading = False
-                self.endpoint.set_reader(None)
-            if connection.want_write and not self._writing and not self._flush_scheduled:
-                self.flush()
+        self.driver.readable()
         return self.queue.completed - completed
+
+    def handle(self, events: list[Event], now: float) -> None:
+        """Complete commands, and act on what ends the connection."""
+        for event in events:
+            if type(event) is Completions:
+                self._complete(event.entries)
+            elif not self.driver.closed:
+                self._handlers[type(event)](event)
 
     def _complete(self, entries: list[tuple[int, int, int, int]]) -> None:
         requests = self.queue.requests
@@ -197,7 +149,7 @@ class SocketQueue:
         )
 
     def _on_protocol_failure(self, event: ProtocolFailure) -> None:
-        self.flush()  # the TermReq
+        self.driver.flush()  # the TermReq
         if self.ready.done():
             self._lost(ConnectionLost(f"{self._peer} broke the protocol on queue {self.queue.qid}: {event.error}"))
         else:
@@ -216,15 +168,22 @@ class SocketQueue:
     def _peer(self) -> Address:
         return self.endpoint.peer_address
 
-    def _socket_error(self, error: OSError) -> None:
+    def lost(self, error: OSError) -> None:
+        """End the queue: the socket has failed."""
         why = error.strerror or type(error).__name__
         if self.ready.done():
             self._lost(ConnectionLost(f"the connection of queue {self.queue.qid} to {self._peer} was lost: {why}"))
         else:
             self._lost(ConnectionLost(f"{self._peer} ended the connection ({why}) {_UNANSWERED}"))
 
+    def broken(self, error: Exception) -> None:
+        """End the queue: a defect of ours."""
+        log.debug("%s", self._peer, exc_info=error)
+        reason = f"internal error: {type(error).__name__}: {error}"
+        self._lost(ConnectionLost(f"the connection of queue {self.queue.qid} to {self._peer} was given up: {reason}"))
+
     def _lost(self, error: NvmeofError) -> None:
-        if self.closed:
+        if self.driver.closed:
             return
         if not self.ready.done():
             self.ready.set_exception(error)
@@ -236,20 +195,16 @@ class SocketQueue:
 
     def stop(self) -> None:
         """No byte moves any more, no buffer is touched, no completion comes."""
-        if self.closed:
-            return
-        self.closed = True
-        self.endpoint.set_reader(None)
-        self.endpoint.set_writer(None)
-        if self.connection.state is not State.CLOSED:
-            self.connection.close()
+        self.driver.stop()
 
     def close(self) -> None:
         """Close the connection."""
-        self.stop()
+        self.driver.close()
+
+    def closed(self) -> None:
+        """Give up a handshake that is under way: the endpoint has been closed."""
         if not self.ready.done():
             self.ready.cancel()
-        self.endpoint.close()
 
 
 class SocketQueueDevice(QueueDevice):
@@ -324,7 +279,7 @@ class SocketQueueDevice(QueueDevice):
 
     def poll_queue(self, queue: Queue) -> int:
         link = _link(queue)
-        return link.on_readable() if link is not None and not link.closed else 0
+        return link.poll() if link is not None else 0
 
     def drain_queue(self, queue: Queue) -> None:
         if queue.private is not None:

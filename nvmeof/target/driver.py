@@ -1,14 +1,16 @@
-"""Joins one socket, one queue connection and one queue of a target, on the event loop."""
+"""Joins a connection driver and one queue of a target: what the log says of a connection, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, Protocol
 
+from nvmeof.aio.driver import Batching, ConnectionDriver
 from nvmeof.pdu.digest import warn_if_slow
-from nvmeof.protocol.connection import ConnectionConfig, State, TargetConnection
+from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
+from nvmeof.protocol.events import Event
 from nvmeof.runtime import Runtime
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.completion import Completion
@@ -22,17 +24,11 @@ from nvmeof.transport.base import Endpoint
 
 logger = logging.getLogger("nvmeof.target")
 
-READS_AT_A_TIME: Final = 16
-"""How often a socket is read before the others get their turn."""
-FLUSH_BYTES: Final = 64 * 1024
-FLUSH_TURNS: Final = 2
-"""While there is more to read, what is to be sent waits for company, but neither long nor without end."""
-SEND_MOST_BYTES: Final = 1 << 20
-"""After so much was sent in one go, also to a host that takes it as fast as it comes, the others get their turn."""
-READ_SECONDS: Final = 500e-6
-"""How long one socket is read in one turn of the loop, if there is more than one receive in it."""
-LINGER_SECONDS: Final = 2.0
-"""How long a connection that ends waits for the peer to take what is queued, and to close."""
+BATCHING: Final = Batching(
+    reads=16, read_seconds=500e-6, flush_reads=2, flush_bytes=64 * 1024, send_bytes=1 << 20, leave_to_wake=False
+)
+"""A target serves many: what one host sends and takes in one turn of the loop is bounded, and answers do not wait long
+for company."""
 
 
 def printable(text: str) -> str:
@@ -59,50 +55,41 @@ class Owner(Protocol):
 
 
 class QueueDriver:
-    """Owns an endpoint from its acceptance to its end. Implements :class:`nvmeof.target.queue.queue.Driver`."""
+    """Serves a connection from its acceptance to its end: the consumer of its bytes, and the queue's driver.
 
-    __slots__ = (
-        "_blocked",
-        "_closed",
-        "_deferred",
-        "_draining",
-        "_finishing",
-        "_linger",
-        "_owner",
-        "_paced",
-        "_reading",
-        "_said",
-        "_slices",
-        "_woken",
-        "connection",
-        "endpoint",
-        "opened_at",
-        "queue",
-        "reason",
-    )
+    Implements :class:`nvmeof.aio.driver.Consumer` and :class:`nvmeof.target.queue.contract.Driver`.
+    """
+
+    __slots__ = ("_draining", "_finishing", "_owner", "_said", "connection", "driver", "opened_at", "queue", "reason")
 
     def __init__(self, owner: Owner, endpoint: Endpoint, port: PortInfo, config: ConnectionConfig) -> None:
         self._owner = owner
-        self._slices = owner.slices
-        self.endpoint = endpoint
         self.connection = TargetConnection(config)
         self.queue = TargetQueue(self.connection, owner.pool, owner.detached_commands, self)
         peer = str(endpoint.peer_address)
         self.queue.ctx = CommandContext(owner.runtime, owner.registry, port, self.queue, peer=peer)
+        self.queue.slices = owner.slices
         self.opened_at = owner.loop.time()
         self.reason = ""
-        self.queue.slices = owner.slices
-        self._paced = True  # it is no I/O queue: its work is done in slices
-        self._deferred = False  # it is read when it is its host's turn
-        self._blocked = False  # the socket takes nothing: wait for it
-        self._reading = True
         self._finishing = False
         self._draining = False
-        self._closed = False
         self._said = False
-        self._woken = False
-        self._linger: asyncio.TimerHandle | None = None
-        endpoint.set_reader(self._readable)
+        # What is no I/O queue is read in turn with others.
+        self.driver = ConnectionDriver(
+            endpoint,
+            self.connection,
+            self,
+            BATCHING,
+            loop=owner.loop,
+            turns=owner.slices,
+            clock=owner.slices.clock,
+        )
+        self.driver.start()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The connection's endpoint."""
+        return self.driver.endpoint
 
     @property
     def said(self) -> bool:
@@ -114,152 +101,54 @@ class QueueDriver:
         """Whether a Connect has succeeded, or would have but for commands that its host left behind."""
         return self._said or self.queue.connecting
 
-    # -- the socket ----------------------------------------------------------------------------------------------
+    # -- what the connection driver asks -------------------------------------------------------------------------
 
-    def _readable(self) -> None:
-        if self._paced:
-            self._read_in_turn()
-            return
-        try:
-            self._receive()
-        except Exception as error:
-            self._broken(error)
+    @property
+    def receiving(self) -> bool:
+        """Whether more commands should be received."""
+        return not (self._draining or self.queue.crowded)
 
-    def _read_in_turn(self) -> None:
-        """What is no I/O queue is read at once only while this turn of the loop has time for it."""
-        slices = self._slices
-        if slices.open:
-            began = slices.clock()
-            self._read_now()
-            slices.spend(slices.clock() - began)
-        else:
-            self._deferred = True
-            self._update_reader()
-            slices.add(self.queue.owner, self._read_now)
+    @property
+    def owner(self) -> Hashable:
+        """Whose turns reading takes before the Connect of an I/O queue."""
+        return self.queue.owner
 
-    def _read_now(self) -> None:
-        self._deferred = False
-        if self._closed:
-            return
-        try:
-            self._receive()
-            self._update_reader()
-        except Exception as error:
-            self._broken(error)
+    def handle(self, events: list[Event], now: float) -> None:
+        """Serve what was received."""
+        self.queue.handle(events, now)
+        if not self._said:
+            self._say_connected()
 
-    def _receive(self) -> None:
-        if self._finishing:
-            self._discard()
-            return
-        connection, endpoint = self.connection, self.endpoint
-        receive, receive_both, available = endpoint.recv_into, endpoint.recv_both, endpoint.available
-        now, clock, until = self._owner.loop.time(), self._slices.clock, 0.0
-        for turn in range(1, READS_AT_A_TIME + 1):
-            buffer = connection.next_buffer(available)
-            behind = connection.behind
-            try:
-                n = receive(buffer) if behind is None else receive_both(buffer, behind)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as error:
-                self.queue.lost(f"connection lost: {error.strerror or error}")
-                return
-            events = connection.bytes_received(n, now) if n else connection.eof_received()
-            if events:
-                self.queue.handle(events, now)
-                if not self._said:
-                    self._say_connected()
-            if not turn % FLUSH_TURNS or connection.backlog_bytes >= FLUSH_BYTES:
-                self._flush()
-            wanted = len(buffer) if behind is None else len(buffer) + len(behind)
-            # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
-            if (
-                n < wanted
-                or self._finishing
-                or self._woken
-                or (self._blocked and not connection.want_read)
-                or self.queue.crowded
-            ):
-                break
-            if turn == 1:
-                until = clock() + READ_SECONDS
-            elif clock() >= until:
-                break
-        if connection.want_write:
-            self._flush()
-        self._update_reader()
+    def sent(self) -> None:
+        """Go on with commands that waited until some of the output had gone."""
+        queue = self.queue
+        staging = queue.staging
+        if queue.held or staging.reads:
+            queue.resume()
+        if staging.counted:
+            staging.settle()
 
-    def _update_reader(self) -> None:
-        wanted = not (self._closed or self._deferred) and (
-            self._finishing or (self.connection.want_read and not self._draining and not self.queue.crowded)
-        )
-        if wanted is not self._reading:
-            self._reading = wanted
-            self.endpoint.set_reader(self._readable if wanted else None)
+    def lost(self, error: OSError) -> None:
+        """End the queue: the socket has failed."""
+        self.queue.lost(f"connection lost: {error.strerror or error}")
 
-    def _flush(self) -> None:
-        if self._blocked or self._closed:
-            return
-        connection, queue, send = self.connection, self.queue, self.endpoint.sendmsg
-        left = SEND_MOST_BYTES
-        while connection.want_write:
-            if left <= 0 and not self._finishing:
-                self.wake()
-                return
-            try:
-                n = send(connection.data_to_send())
-            except (BlockingIOError, InterruptedError):
-                connection.bytes_sent(0)
-                self._blocked = True
-                self.endpoint.set_writer(self._writable)
-                break
-            except OSError as error:
-                connection.bytes_sent(0)
-                if self._finishing:
-                    self._close()
-                else:
-                    queue.lost(f"connection lost: {error.strerror or error}")
-                return
-            connection.bytes_sent(n)
-            left -= n
-            if queue.held or queue.staging.reads:
-                queue.resume()
-        if queue.staging.counted:
-            queue.staging.settle()
+    def broken(self, error: Exception) -> None:
+        """End this connection, and say why: a defect of ours. The others go on."""
+        logger.debug("%s", self.queue.ctx.peer, exc_info=error)
+        self.abort(f"internal error: {type(error).__name__}: {error}", fault=True)
 
-    def _writable(self) -> None:
-        self._blocked = False
-        self.endpoint.set_writer(None)
-        try:
-            self._flush()
-            if self._closed or self._blocked:
-                return
-            if self._finishing:
-                self._flushed()
-            else:
-                self._update_reader()
-        except Exception as error:
-            self._broken(error)
+    def closed(self) -> None:
+        """Give back what the connection's output held, and leave the target."""
+        self.queue.staging.settle()
+        self._owner.ended(self)
+
+    # -- what the queue asks -------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something was queued outside of a read: send it with whatever else comes in this turn of the loop."""
-        if not self._woken and not self._closed:
-            self._woken = True
-            self._owner.loop.call_soon(self._send_woken)
-
-    def _send_woken(self) -> None:
-        self._woken = False
-        if self._closed:
-            return
-        try:
-            if not self._said:
-                self._say_connected()
-            self._flush()
-            self._update_reader()
-        except Exception as error:
-            self._broken(error)
-
-    # -- commands that take their time ---------------------------------------------------------------------------
+        """Send what was queued outside of a read."""
+        if not self._said:
+            self._say_connected()
+        self.driver.wake()
 
     def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
         """Wait for a command in a task of its own, to its end."""
@@ -273,7 +162,7 @@ class QueueDriver:
             try:
                 done(future.result())
             except Exception as error:
-                self._broken(error)
+                self.broken(error)
 
         if isinstance(task, asyncio.Task):
             tasks.add(task)
@@ -291,71 +180,22 @@ class QueueDriver:
             return True
         idle = queue.drain()
         self._draining = not (receive and queue.receiving)
-        self._update_reader()
+        self.driver.update_reader()
         return (idle or (self._draining and not queue.pending)) and not self.connection.want_write
 
     def finish(self, reason: str, *, fault: bool = False) -> None:
-        """The queue has ended: send what is queued, wait a little for the peer to close, close."""
+        """Log why the queue has ended; send what is queued, and close."""
         if self._finishing:
             return
         self._finishing = True
         self.reason = reason
         self._say_ended(logging.WARNING if fault else logging.INFO)
-        terminating = self.connection.state is State.TERMINATING
-        if self.connection.want_write:
-            self._linger = self._owner.loop.call_later(LINGER_SECONDS, self._close)
-            self._flush()
-            if self._blocked or self._closed:
-                return
-        if terminating:
-            self._flushed()
-        else:
-            self._close()
-
-    def _flushed(self) -> None:
-        """Everything is with the kernel. A socket closed with bytes unread would take a TermReq along."""
-        if self._linger is None:
-            self._close()
-            return
-        self.endpoint.shutdown()
-        self._update_reader()
-
-    def _discard(self) -> None:
-        """Read what still comes until the peer closes."""
-        scratch = memoryview(bytearray(65536))
-        for _ in range(READS_AT_A_TIME):
-            try:
-                n = self.endpoint.recv_into(scratch)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                n = 0
-            if not n:
-                self._close()
-                return
-
-    def _close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        if self._linger is not None:
-            self._linger.cancel()
-        self.connection.close()
-        self.queue.staging.settle()
-        self.endpoint.set_reader(None)
-        self.endpoint.set_writer(None)
-        self.endpoint.close()
-        self._owner.ended(self)
+        self.driver.finish()
 
     def abort(self, reason: str, *, fault: bool = False) -> None:
         """End at once, without sending what is queued."""
         self.queue.lost(reason, fault=fault)
-        self._close()
-
-    def _broken(self, error: Exception) -> None:
-        """A defect of ours: this connection ends and says why; the others go on."""
-        logger.debug("%s", self.queue.ctx.peer, exc_info=error)
-        self.abort(f"internal error: {type(error).__name__}: {error}", fault=True)
+        self.driver.close()
 
     def finish_unconnected(self, seconds: float) -> None:
         """The host has made no Connect in time."""
@@ -369,7 +209,8 @@ class QueueDriver:
         if controller is None:
             return
         self._said = True
-        self._paced = not ctx.qid
+        if ctx.qid:
+            self.driver.turns = None
         self._owner.connected(self)
         left_out = self._owner.registry.peer_log.hosts.admit(ctx.peer, self._owner.loop.time())
         if left_out is None:

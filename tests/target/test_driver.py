@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from nvmeof.protocol.connection import TargetConnection
-from nvmeof.target.driver import READ_SECONDS, READS_AT_A_TIME, SEND_MOST_BYTES, printable
+from nvmeof.target.driver import BATCHING, printable
 from nvmeof.target.server import Target
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
@@ -105,8 +105,8 @@ async def test_a_host_that_floods_lets_others_have_their_turn():
 
         driver.endpoint.recv_into = counted
         hosts[1].endpoint.sendmsg([flood] * 30)
-        driver._readable()
-        assert 1 <= calls <= READS_AT_A_TIME
+        driver.driver.readable()
+        assert 1 <= calls <= BATCHING.reads
 
 
 async def test_a_host_that_takes_everything_lets_others_have_their_turn():
@@ -122,8 +122,8 @@ async def test_a_host_that_takes_everything_lets_others_have_their_turn():
 
         driver.endpoint.sendmsg = taken
         hosts[1].endpoint.sendmsg([b"".join(hosts[1].capsule(io_sqe(cid, READ, 0, 2048)) for cid in range(31))])
-        driver._readable()
-        assert sum(sent) <= 2 * (SEND_MOST_BYTES + (1 << 20)) < 31 << 20
+        driver.driver.readable()
+        assert sum(sent) <= 2 * (BATCHING.send_bytes + (1 << 20)) < 31 << 20
         await until(lambda: sum(sent) >= 31 << 20)
         assert not driver.connection.want_write
 
@@ -263,14 +263,14 @@ async def test_a_long_receive_lets_others_have_their_turn(monkeypatch):
 
         def endless(buffer):
             nonlocal now, calls
-            now += READ_SECONDS / 4
+            now += BATCHING.read_seconds / 4
             calls += 1
             buffer[:] = bytes(len(buffer))
             return len(buffer)
 
-        monkeypatch.setattr(target.slices, "clock", clock)
+        driver.driver._clock = clock
         driver.endpoint.recv_into = endless
         monkeypatch.setattr(TargetConnection, "bytes_received", lambda connection, n, now: [])
-        driver._readable()
+        driver.driver.readable()
         assert 2 <= calls <= 6
         assert hosts

@@ -1,0 +1,372 @@
+"""Moves the bytes of one connection between its endpoint and whoever serves it, for target and host alike.
+
+::
+
+    Endpoint (bytes) <-> ConnectionDriver <-> Connection (PDUs)
+                               |
+                            Consumer (commands: a target's queue, a host's queue)
+
+The driver reads into the connection's own buffers, hands events on, sends in batches, waits where the socket is
+blocked, lingers and closes. What is to happen to the bytes of both ends is put in here, once:
+
+- TLS: an `Endpoint` that wraps another one. It gives 0 in `available`, and its `recv_both` may fill the first buffer
+  alone; its handshake comes before the driver is made.
+- Captures: the connection's `tap`, which sees the bytes as they pass.
+- Faults: a wrapped endpoint for those of the byte stream, the connection's `make_encoder` for those of PDUs.
+- Polling: `readable`, called in place of the event loop's call.
+
+The driver must not know what a command means, nor which role its connection has: what differs is in `Batching`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from nvmeof.protocol.connection import Connection, State
+from nvmeof.protocol.events import Event
+from nvmeof.transport.base import Endpoint
+
+LINGER_SECONDS: Final = 2.0
+"""How long a connection that ends waits for the peer to take what is queued, and to close."""
+_DISCARD_BYTES: Final = 64 * 1024
+_NO_LIMIT: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How much one connection does before others get their turn, and what of its output leaves together."""
+
+    reads: int = 16
+    """Receives in one turn of the event loop, at most."""
+    read_seconds: float = float("inf")
+    """Time for them, at most, where there is more than one."""
+    flush_reads: int = _NO_LIMIT
+    """While there is more to receive, output waits for company, for at most this many receives ..."""
+    flush_bytes: int = _NO_LIMIT
+    """... or until there is so much of it."""
+    send_bytes: int = _NO_LIMIT
+    """Bytes sent in one go, also to a peer that takes them as fast as they come, at most."""
+    leave_to_wake: bool = False
+    """Output waits for the end of the reading, or for the `wake` that will send it; else a `wake` ends the reading."""
+
+
+class Turns(Protocol):
+    """Who shares out the event loop's time among connections that make expensive work."""
+
+    clock: Callable[[], float]
+
+    @property
+    def open(self) -> bool: ...
+
+    def spend(self, seconds: float) -> None: ...
+
+    def add(self, owner: Hashable, work: Callable[[], object]) -> None: ...
+
+
+class Consumer(Protocol):
+    """What a driver needs of whoever serves the connection. The driver calls; it is called as `ConnectionDriver`."""
+
+    @property
+    def receiving(self) -> bool:
+        """Whether more should be received, as far as the consumer is concerned."""
+        ...
+
+    @property
+    def owner(self) -> Hashable:
+        """Who the connection's turns are counted for, where the driver has `Turns`."""
+        ...
+
+    def handle(self, events: list[Event], now: float) -> None:
+        """Take what was received, in order. Views in the events hold until this returns."""
+        ...
+
+    def sent(self) -> None:
+        """Begin what waited for room: the socket has taken some of the output."""
+        ...
+
+    def lost(self, error: OSError) -> None:
+        """End the connection's work: the socket has failed."""
+        ...
+
+    def broken(self, error: Exception) -> None:
+        """End the connection's work: handling it raised what it must not, a defect of ours."""
+        ...
+
+    def closed(self) -> None:
+        """Forget the connection: its endpoint has been closed. Called once."""
+        ...
+
+
+class ConnectionDriver:
+    """Drives one connection over one endpoint, from `start` to `close`, on the running event loop.
+
+    ``consumer`` serves it; ``batching`` says how much is done at once. ``turns``: while it is not None, the connection
+    is read only in turn with others. ``clock``: seconds, for `Batching.read_seconds`.
+
+    The consumer calls `wake` (or `flush`) when it has queued output outside of `Consumer.handle`, `update_reader` when
+    `Consumer.receiving` may have changed, and at the end `finish`, `stop` or `close`.
+    """
+
+    __slots__ = (
+        "_batching",
+        "_blocked",
+        "_clock",
+        "_consumer",
+        "_deferred",
+        "_ended",
+        "_finishing",
+        "_linger",
+        "_loop",
+        "_reading",
+        "closed",
+        "connection",
+        "endpoint",
+        "turns",
+        "woken",
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        connection: Connection,
+        consumer: Consumer,
+        batching: Batching,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        turns: Turns | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.endpoint = endpoint
+        self.connection = connection
+        self.turns = turns
+        self.closed = False
+        """No byte moves any more."""
+        self.woken = False
+        """A `wake` will send what is queued in this turn of the loop."""
+        self._consumer = consumer
+        self._batching = batching
+        self._loop = loop or asyncio.get_running_loop()
+        self._clock = clock
+        self._reading = False
+        self._deferred = False  # it is read when it is its owner's turn
+        self._blocked = False  # the socket takes nothing: wait for it
+        self._finishing = False
+        self._ended = False
+        self._linger: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin: send what is queued (a host's ICReq), and read."""
+        if self.connection.want_write:
+            self.flush()
+        self.update_reader()
+
+    # -- in ------------------------------------------------------------------------------------------------------
+
+    def readable(self) -> None:
+        """Read and handle what there is, now or when it is this connection's turn."""
+        if self.turns is not None:
+            self._read_in_turn(self.turns)
+            return
+        try:
+            self._receive()
+        except Exception as error:
+            self._consumer.broken(error)
+
+    def _read_in_turn(self, turns: Turns) -> None:
+        """Read at once only while this turn of the loop has time for it."""
+        if turns.open:
+            began = turns.clock()
+            self._read_now()
+            turns.spend(turns.clock() - began)
+        else:
+            self._deferred = True
+            self.update_reader()
+            turns.add(self._consumer.owner, self._read_now)
+
+    def _read_now(self) -> None:
+        self._deferred = False
+        if self.closed:
+            return
+        try:
+            self._receive()
+            self.update_reader()
+        except Exception as error:
+            self._consumer.broken(error)
+
+    def _receive(self) -> None:
+        if self._finishing:
+            self._discard()
+            return
+        connection, endpoint, consumer, batching = self.connection, self.endpoint, self._consumer, self._batching
+        receive, receive_both, available = endpoint.recv_into, endpoint.recv_both, endpoint.available
+        flush_reads, flush_bytes, patient = batching.flush_reads, batching.flush_bytes, batching.leave_to_wake
+        now, clock, until = self._loop.time(), self._clock, 0.0
+        for turn in range(1, batching.reads + 1):
+            buffer = connection.next_buffer(available)
+            behind = connection.behind
+            try:
+                n = receive(buffer) if behind is None else receive_both(buffer, behind)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                consumer.lost(error)
+                return
+            events = connection.bytes_received(n, now) if n else connection.eof_received()
+            if events:
+                consumer.handle(events, now)
+            if not patient and (not turn % flush_reads or connection.backlog_bytes >= flush_bytes):
+                self.flush()
+            wanted = len(buffer) if behind is None else len(buffer) + len(behind)
+            # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
+            if (
+                n < wanted
+                or self._finishing
+                or (self.woken and not patient)
+                or (self._blocked and not connection.want_read)
+                or not consumer.receiving
+            ):
+                break
+            if turn == 1:
+                until = clock() + batching.read_seconds
+            elif clock() >= until:
+                break
+        if connection.want_write and not (patient and self.woken):
+            self.flush()
+        self.update_reader()
+
+    def update_reader(self) -> None:
+        """Listen to the endpoint, or do not, as connection and consumer want it now."""
+        wanted = not (self.closed or self._deferred) and (
+            self._finishing or (self.connection.want_read and self._consumer.receiving)
+        )
+        if wanted is not self._reading:
+            self._reading = wanted
+            self.endpoint.set_reader(self.readable if wanted else None)
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Give the socket what is queued, until it takes no more or has had its share."""
+        if self._blocked or self.closed:
+            return
+        connection, send, sent = self.connection, self.endpoint.sendmsg, self._consumer.sent
+        left = self._batching.send_bytes
+        while connection.want_write:
+            if left <= 0 and not self._finishing:
+                self.wake()
+                return
+            try:
+                n = send(connection.data_to_send())
+            except (BlockingIOError, InterruptedError):
+                connection.bytes_sent(0)
+                self._blocked = True
+                self.endpoint.set_writer(self._writable)
+                return
+            except OSError as error:
+                connection.bytes_sent(0)
+                if self._finishing:
+                    self.close()
+                else:
+                    self._consumer.lost(error)
+                return
+            connection.bytes_sent(n)
+            left -= n
+            sent()
+
+    def _writable(self) -> None:
+        self._blocked = False
+        self.endpoint.set_writer(None)
+        try:
+            self.flush()
+            if self.closed or self._blocked:
+                return
+            if self._finishing:
+                self._flushed()
+            else:
+                self.update_reader()
+        except Exception as error:
+            self._consumer.broken(error)
+
+    def wake(self) -> None:
+        """Send what was queued outside of a read, with whatever else comes in this turn of the loop."""
+        if not self.woken and not self.closed:
+            self.woken = True
+            self._loop.call_soon(self._send_woken)
+
+    def _send_woken(self) -> None:
+        self.woken = False
+        if self.closed:
+            return
+        try:
+            self.flush()
+            self.update_reader()
+        except Exception as error:
+            self._consumer.broken(error)
+
+    # -- endings -------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Send what is queued, wait a little for the peer to close if it was a TermReq, and close."""
+        if self._finishing:
+            return
+        self._finishing = True
+        terminating = self.connection.state is State.TERMINATING
+        if self.connection.want_write:
+            self._linger = self._loop.call_later(LINGER_SECONDS, self.close)
+            self.flush()
+            if self._blocked or self.closed:
+                return
+        if terminating:
+            self._flushed()
+        else:
+            self.close()
+
+    def _flushed(self) -> None:
+        """Everything is with the kernel. A socket closed with bytes unread would take a TermReq along."""
+        if self._linger is None:
+            self.close()
+            return
+        self.endpoint.shutdown()
+        self.update_reader()
+
+    def _discard(self) -> None:
+        """Read what still comes until the peer closes."""
+        if self.closed:
+            return
+        scratch = memoryview(bytearray(_DISCARD_BYTES))
+        for _ in range(self._batching.reads):
+            try:
+                n = self.endpoint.recv_into(scratch)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                n = 0
+            if not n:
+                self.close()
+                return
+
+    def stop(self) -> None:
+        """Move no byte any more: all buffers are free, and nothing more is handed on. The endpoint stays open."""
+        if self.closed:
+            return
+        self.closed = self._finishing = True
+        if self._linger is not None:
+            self._linger.cancel()
+        self._reading = False
+        self.endpoint.set_reader(None)
+        self.endpoint.set_writer(None)
+        if self.connection.state is not State.CLOSED:
+            self.connection.close()
+
+    def close(self) -> None:
+        """Close the endpoint, at once. Safe to call twice."""
+        if self._ended:
+            return
+        self._ended = True
+        self.stop()
+        self.endpoint.close()
+        self._consumer.closed()
