@@ -37,6 +37,7 @@ from nvmeof.target.controller.events import (
 )
 from nvmeof.target.controller.keep_alive import KeepAliveTimer
 from nvmeof.target.controller.lba_status_events import POLL_INTERVAL, LbaAlert
+from nvmeof.target.controller.parts import ControllerParts
 from nvmeof.target.controller.properties import (
     CC_WRITABLE,
     CQE_BYTES,
@@ -129,8 +130,7 @@ class Controller:
         self.namespaces: dict[int, Namespace] = {}  # the active ones: attached, with a command set that is enabled
         self.figures: dict[int, Callable[[], dict[str, object]]] = {}  # of queues, by QID
         self.connections: dict[int, Callable[[], dict[str, object]]] = {}  # and of what carries them
-        self.event_context: bytes | None = None  # what is being read of log page 0Dh
-        self.host_telemetry: object | None = None  # what log page 07h shows
+        self.parts = ControllerParts()  # what single features and log pages remember
         self.ana = subsystem.ana.on(port.portid)
         self.ana_log = AnaLogCounts()
         self.changed_namespaces: set[int] = set()  # since log page 04h was last read
@@ -251,7 +251,7 @@ class Controller:
         now = self.runtime.now()
         self.record(EventType.POWER_ON_OR_RESET, self._reset_information(now))
         self.features = FeatureValues(timestamp_set_at=now, reset_at=now)
-        self.event_context = None
+        self.parts.reset()
         self.ana_log.reset()
         self.changed_namespaces.clear()
         self.changed_allocations.clear()

@@ -50,6 +50,13 @@ class Capture:
         self.generation = (self.generation + 1) & 0xFF
 
 
+class HostInitiated(Capture):
+    """What a controller's host has asked for last. A reset leaves it as it is."""
+
+    def reset(self) -> None:
+        """A Controller Reset: nothing changes."""
+
+
 class ControllerInitiated(Capture):
     """The subsystem's capture of the last thing that went wrong on any controller; it outlives the process.
 

@@ -113,6 +113,32 @@ def test_a_command_of_every_io_command_set():
     assert SUM in commands.io[Csi.ZONED] and SUM not in commands.beside_nvm(Csi.ZONED)
 
 
+class Reads:
+    """What the page below remembers of a controller."""
+
+    def __init__(self):
+        self.count = 0
+
+    def reset(self):
+        self.count = 0
+
+
+def count_reads(ctx, controller, command, nsid):
+    reads = controller.parts[Reads]
+    reads.count += 1
+    return bytes([reads.count, 0, 0, 0])
+
+
+def test_a_page_with_state_of_its_own():
+    target = Target(tables=standard_tables(Rows(log_pages=(LogPageSpec(PAGE, "Reads", count_reads),))))
+    admin, other = target.admin(), target.admin()
+    assert [admin.read_bytes(admin.log_page(PAGE, 4))[0] for _ in range(3)] == [1, 2, 3]
+    assert other.read_bytes(other.log_page(PAGE, 4))[0] == 1
+    admin.set_property(0x14, 0x460060)
+    admin.set_property(0x14, 0x460061)
+    assert admin.read_bytes(admin.log_page(PAGE, 4))[0] == 1
+
+
 def test_two_rows_for_one():
     with pytest.raises(ValueError, match="Ping: opcode C0h has a row already"):
         standard_tables(ROWS, Rows(admin=ROWS.admin))

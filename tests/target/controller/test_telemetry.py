@@ -11,6 +11,7 @@ from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
 from nvmeof.spec.telemetry import HEADER
 from nvmeof.target.controller import telemetry
+from nvmeof.target.controller.telemetry import HostInitiated
 from nvmeof.target.core.metadata import MemoryStore
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
@@ -107,7 +108,7 @@ def test_the_capture_stays_until_the_next_one():
 def test_the_generation_wraps():
     admin = Target().admin()
     page(admin, lsp=CREATE)
-    admin.ctx.controller.host_telemetry.generation = 255
+    admin.ctx.controller.parts[HostInitiated].generation = 255
     assert page(admin, lsp=CREATE)[0].thdgn == 0
 
 

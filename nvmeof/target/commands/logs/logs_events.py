@@ -5,6 +5,8 @@ The context belongs to a controller, and goes with its reset.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import LogPageId, Lpa
 from nvmeof.spec.log_pages import GetLogPage
@@ -44,6 +46,17 @@ _ALWAYS = (
 """Events that exist whatever commands the subsystem has."""
 
 
+@dataclass
+class ReportingContext:
+    """The log as it was when a host began to read it; None while there is no reporting context."""
+
+    page: bytes | None = None
+
+    def reset(self) -> None:
+        """A Controller Reset ends it (NVMe Base, Persistent Event log)."""
+        self.page = None
+
+
 def supported(commands: CommandTables) -> tuple[EventType, ...]:
     """The types of events that may be in the log."""
     return tuple(sorted({*_ALWAYS, *(event for spec in commands.admin.values() for event in spec.events)}))
@@ -76,17 +89,18 @@ def _establish(commands: CommandTables, controller: Controller) -> bytes:
     events = [event.encode() for event in reversed(history.events)]
     length = HEADER_BYTES + sum(map(len, events))
     page = _header(commands, controller, len(events), length, history.next_generation()) + b"".join(events)
-    controller.event_context = page
+    controller.parts[ReportingContext].page = page
     return page
 
 
 def _check(controller: Controller, command: GetLogPage) -> None:
+    context = controller.parts[ReportingContext].page
     action = command.lsp & _ACTION_MASK
-    if action == LogAction.READ and controller.event_context is None:
+    if action == LogAction.READ and context is None:
         raise CommandError(
             Status.COMMAND_SEQUENCE_ERROR, LSP, message="the Persistent Event log is read without a reporting context"
         )
-    if action == LogAction.ESTABLISH_AND_READ and controller.event_context is not None:
+    if action == LogAction.ESTABLISH_AND_READ and context is not None:
         raise CommandError(
             Status.COMMAND_SEQUENCE_ERROR, LSP, message="the Persistent Event log has a reporting context already"
         )
@@ -95,9 +109,9 @@ def _check(controller: Controller, command: GetLogPage) -> None:
 def _events(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     _check(controller, command)
     action = command.lsp & _ACTION_MASK
-    context = controller.event_context
+    context = controller.parts[ReportingContext].page
     if action == LogAction.RELEASE:
-        controller.event_context = None
+        controller.parts[ReportingContext].page = None
         return b""
     if action == LogAction.ESTABLISH_AND_READ_HEADER:
         existed = context is not None

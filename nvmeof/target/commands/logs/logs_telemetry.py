@@ -17,7 +17,7 @@ from nvmeof.target.commands.rows.features import FeatureTable, Scope
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
-from nvmeof.target.controller.telemetry import Capture, controller_page, dump, host_page, telemetry_of
+from nvmeof.target.controller.telemetry import HostInitiated, controller_page, dump, host_page, telemetry_of
 from nvmeof.target.core.tables import Tables
 
 _MCDA = SQE.error_location("cdw10", 9)
@@ -53,10 +53,7 @@ def _check_host(controller: Controller, command: GetLogPage) -> None:
 
 def _host(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     area_4 = _area_4(controller)
-    if controller.host_telemetry is None:
-        controller.host_telemetry = Capture()
-    capture = controller.host_telemetry
-    assert isinstance(capture, Capture)
+    capture = controller.parts[HostInitiated]
     if not command.lsp & CREATE:
         return host_page(controller, capture, area_4=area_4)
     most = command.lsp >> MCDA_SHIFT & MCDA_MASK or AREAS
