@@ -41,6 +41,7 @@ from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
 from nvmeof.target.namespaces.zoned import ZonedNamespace
+from nvmeof.target.ports import Port
 from nvmeof.target.server import DEFAULT_SUBNQN, Target
 from nvmeof.target.storage.base import DEFAULT_BLOCK_BYTES, Backend
 from nvmeof.target.storage.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, beside
@@ -57,7 +58,6 @@ from nvmeof.target.subsystem.config import (
     TargetConfig,
 )
 from nvmeof.target.subsystem.namespace_option import parse_namespace_option
-from nvmeof.target.subsystem.registry import PortInfo
 from nvmeof.transport import base
 from nvmeof.transport.base import Address, SocketOptions
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
@@ -250,7 +250,11 @@ def _elsewhere(host: str, reachable: str) -> str:
 def facts(target: Target, options: Options) -> dict[str, Any]:
     """What the target offers, for a person or a program."""
     subsystem = target.subsystems[target.subnqn]
-    listeners = [(listener.describe(), listener in target.discovery_listeners) for listener in target.listeners]
+    listeners = [
+        (listener.describe(), port.config.discovery_only)
+        for port in target.ports.values()
+        for listener in port.listeners
+    ]
     return {
         "subnqn": target.subnqn,
         "serial": subsystem.config.serial_number,
@@ -271,9 +275,9 @@ def facts(target: Target, options: Options) -> dict[str, Any]:
         "paths": target.paths.list() if target.paths else [],
         "ana": [
             {"group": group, "state": state_word(state), "portid": port.portid, "address": _port_address(port)}
-            for port in target.registry.ports.values()
-            for group, state in sorted(subsystem.ana.on(port.portid).states.items())
-            if not port.discovery_only
+            for port in target.ports.values()
+            for group, state in sorted(port.ana.items())
+            if not port.config.discovery_only
         ],
         "namespaces": [
             {
@@ -298,8 +302,8 @@ def facts(target: Target, options: Options) -> dict[str, Any]:
     }
 
 
-def _port_address(port: PortInfo) -> str:
-    return str(Address(port.traddr, int(port.trsvcid)))
+def _port_address(port: Port) -> str:
+    return str(Address(port.config.host, port.config.port))
 
 
 def _zones_told(namespace: Namespace) -> dict[str, Any] | None:

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,6 +24,7 @@ from nvmeof.errors import ConfigurationError, LocalProtocolError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.runtime import settled
 from nvmeof.size_text import format_size
+from nvmeof.target.administration import Administration
 from nvmeof.target.commands.logs.logs_health import snapshot
 from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.controller.controller import Controller
@@ -36,6 +38,7 @@ from nvmeof.target.driver import QueueDriver
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zoned import ZonedNamespace
 from nvmeof.target.namespaces.zones import Zones
+from nvmeof.target.ports import Port
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.json_file_store import JsonFileStore
@@ -147,13 +150,12 @@ class Target:
         self._moves: dict[MemoryShare, tuple[int, float]] = {}  # what was last seen of a share, and when
         self._connections = AddressShares(CONNECTIONS_MOST)
         self._strangers = AddressShares(STRANGERS_MOST)
-        self.listeners: list[Listener] = []
-        self.discovery_listeners: list[Listener] = []
-        """Those of the listeners that offer nothing but Discovery."""
+        self.ports: dict[int, Port] = {}
+        """The ports that are listened on, by Port ID."""
+        self.administration = Administration(self)
         self.unflushed: list[str] = []
         """What could not be flushed at the end: what was written last may be lost."""
         self.paths: PathSession | None = None
-        self._acceptors: list[tuple[PortConfig, Callable[[Endpoint], None]]] = []
         self._backends: list[Backend] = []
         self._subsystems: list[Subsystem] = []
         self._pools: list[Pool] = []
@@ -169,6 +171,11 @@ class Target:
         if not self.listeners:
             raise LocalProtocolError("the target has no address yet: await start() first, or use `async with`")
         return self.listeners[0].address
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """The listeners of all ports."""
+        return [listener for port in self.ports.values() for listener in port.listeners]
 
     @property
     def addresses(self) -> list[Address]:
@@ -209,24 +216,9 @@ class Target:
         self._connections.most = connections_most(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         try:
             for subsystem_config in self.config.subsystems:
-                for namespace in subsystem_config.namespaces:
-                    await namespace.backend.open()
-                    self._backends.append(namespace.backend)
-                if isinstance(subsystem_config.metadata_store, JsonFileStore):
-                    subsystem_config.metadata_store.hold()
-                    self._metadata_stores.append(subsystem_config.metadata_store)
-                if subsystem_config.pool is not None:
-                    await subsystem_config.pool.acquire()
-                    self._pools.append(subsystem_config.pool)
-                subsystem = Subsystem(subsystem_config, kinds=self.tables[NamespaceKinds])
-                self._subsystems.append(subsystem)
-                if subsystem.manager is not None:
-                    await subsystem.manager.open()
-                await self._power_on(subsystem)
-                self.registry.add_subsystem(subsystem)
-                subsystem.resume(self.runtime)
-            for portid, port in enumerate(self.config.ports, 1):
-                await self._listen(portid, port)
+                await self.start_subsystem(subsystem_config)
+            for port in self.config.ports:
+                await self.start_port(port)
             if self._path_options is not None and self._path_options.wanted:
                 await self._start_paths(self._path_options)
         except BaseException:
@@ -234,18 +226,77 @@ class Target:
             raise
         self._tick()
 
-    async def _listen(self, portid: int, port: PortConfig) -> None:
-        transport = base.get(port.transport)
+    async def start_subsystem(self, config: SubsystemConfig) -> None:
+        """Open what a subsystem consists of and offer it. What was opened is closed again when that fails.
+
+        Raises ConfigurationError and OSError. `Administration.add_subsystem` is this for a target that runs.
+        """
+        if config.nqn in self.subsystems:
+            raise ConfigurationError(f"the subsystem {config.nqn} exists already")
+        opened = len(self._backends)
+        subsystem: Subsystem | None = None
+        try:
+            for namespace in config.namespaces:
+                await namespace.backend.open()
+                self._backends.append(namespace.backend)
+            if isinstance(config.metadata_store, JsonFileStore):
+                config.metadata_store.hold()
+                self._metadata_stores.append(config.metadata_store)
+            if config.pool is not None:
+                await config.pool.acquire()
+                self._pools.append(config.pool)
+            subsystem = Subsystem(config, kinds=self.tables[NamespaceKinds])
+            self._subsystems.append(subsystem)
+            if subsystem.manager is not None:
+                await subsystem.manager.open()
+            for port in self.ports.values():
+                port.offer(subsystem)
+            await self._power_on(subsystem)
+            self.registry.add_subsystem(subsystem)
+        except BaseException:
+            await self._close_subsystem(config, subsystem, self._backends[opened:])
+            raise
+        subsystem.resume(self.runtime)
+
+    async def stop_subsystem(self, subsystem: Subsystem) -> None:
+        """Offer a subsystem no more: its associations end, its namespaces are flushed and closed."""
+        self.registry.remove_subsystem(subsystem.nqn)
+        backends = [each for each in subsystem.backends if each in self._backends]
+        await self._close_subsystem(subsystem.config, subsystem, backends)
+
+    async def _close_subsystem(
+        self, config: SubsystemConfig, subsystem: Subsystem | None, backends: list[Backend]
+    ) -> None:
+        self._backends = [each for each in self._backends if each not in backends]
+        for backend in backends + (subsystem.created_backends if subsystem is not None else []):
+            await self._close_backend(backend)
+        if subsystem is not None and subsystem in self._subsystems:
+            self._subsystems.remove(subsystem)
+            await self._power_off(subsystem)
+        if config.pool is not None and config.pool in self._pools:
+            self._pools.remove(config.pool)
+            await config.pool.release()
+        store = config.metadata_store
+        if isinstance(store, JsonFileStore) and store in self._metadata_stores:
+            self._metadata_stores.remove(store)
+            await store.release()
+
+    async def start_port(self, config: PortConfig) -> Port:
+        """Listen on an address and offer all subsystems there. Raises ConfigurationError and TransportError."""
+        running = tuple(port.config for port in self.ports.values())
+        replace(self.config, ports=(*running, config))  # raises for an address that is taken
+        transport = base.get(config.transport)
+        portid = next(number for number in itertools.count(1) if number not in self.ports)
         info = PortInfo(
             portid=portid,
-            transport=port.transport,
+            transport=config.transport,
             trtype=transport.trtype,
-            traddr=port.host,
-            trsvcid=str(port.port),
-            advertised=await self._advertised(port),
-            advertise_port=port.advertise_port,
-            discovery_only=port.discovery_only,
-            advertise_as=port.advertise_as,
+            traddr=config.host,
+            trsvcid=str(config.port),
+            advertised=await self._advertised(config),
+            advertise_port=config.advertise_port,
+            discovery_only=config.discovery_only,
+            advertise_as=config.advertise_as,
             plain_tcp=transport.plain_tcp,
         )
 
@@ -258,17 +309,35 @@ class Target:
             driver.queue.ctx.connection = partial(_figures, endpoint)
             self.drivers.add(driver)
 
+        port = Port(portid, config, info, accepted)
         for subsystem in self._subsystems:
-            for group, state in port.ana:
-                subsystem.set_ana_state(state, group, portid=portid)
-        listeners = await transport.listen(port.host, port.port, self._listen_options(port), accepted)
-        self.listeners += listeners
-        if port.discovery_only:
-            self.discovery_listeners += listeners
-        self._acceptors.append((replace(port, port=listeners[0].address.port), accepted))
-        bound = tuple(listener.address.host for listener in listeners)
-        info = replace(info, trsvcid=str(listeners[0].address.port), bound=bound)
-        self.registry.add_port(info)
+            port.offer(subsystem)
+        port.listening(await transport.listen(config.host, config.port, self._listen_options(config), accepted))
+        self.ports[portid] = port
+        self.registry.add_port(port.info)
+        return port
+
+    def stop_port(self, port: Port) -> None:
+        """Listen on a port no more; associations and connections that came by it end."""
+        reason = f"port {port.portid} was removed"
+        port.close()
+        del self.ports[port.portid]
+        self.registry.remove_port(port.portid)
+        for subsystem in (*self.subsystems.values(), self.registry.discovery):
+            for controller in list(subsystem.controllers.values()):
+                if controller.ana.portid == port.portid:
+                    controller.destroy(reason)
+            subsystem.ana.forget(port.portid)
+        for driver in list(self.drivers):
+            if driver.queue.ctx.port.portid == port.portid:
+                driver.queue.lost(reason)
+
+    def port(self, portid: int) -> Port:
+        """Return the port of a Port ID. Raises ConfigurationError."""
+        try:
+            return self.ports[portid]
+        except KeyError:
+            raise ConfigurationError(f"there is no port {portid}") from None
 
     def _admit(self, endpoint: Endpoint) -> bool:
         """Count a new connection, unless its address has its share of them already."""
@@ -293,7 +362,8 @@ class Target:
         if not port.port or not is_wildcard(port.host):
             return self.options
         beside = any(
-            each is not port and (each.host, each.port) == ("0.0.0.0", port.port) for each in self.config.ports
+            each is not port and (each.host, each.port) == ("0.0.0.0", port.port)
+            for each in (*self.config.ports, *(running.config for running in self.ports.values()))
         )
         return replace(self.options, ipv6_only=beside)
 
@@ -324,22 +394,22 @@ class Target:
 
     async def _cover(self, address: str) -> None:
         """Listen on an announced address too where no listener takes its connections: joins would be refused."""
-        for port, accepted in self._acceptors:
-            if port.transport != "mptcp":
+        for port in list(self.ports.values()):
+            config = port.config
+            if config.transport != "mptcp":
                 continue
-            same_port = [each.address for each in self._mptcp_listeners() if each.address.port == port.port]
+            same_port = [each.address for each in self._mptcp_listeners() if each.address.port == config.port]
             if not covered(address, same_port):
-                found = await base.get(port.transport).listen(address, port.port, self.options, accepted)
+                found = await base.get(config.transport).listen(address, config.port, self.options, port.accepted)
                 logger.info("listening on %s too, which is announced", found[0].address)
-                self.listeners += found
+                port.listeners += found
 
     async def add_path(self, path: str) -> PathEndpoint:
         """Announce one more address, in the connections that are open too: `ADDR[%dev][,backup]`.
 
         Raises ConfigurationError, TransportError, LocalProtocolError before ``start``.
         """
-        if not self._started:
-            raise LocalProtocolError("the target does not run: start() comes before a path is added")
+        self.check_runs("a path is added")
         if self.paths is None:
             self.paths = PathSession(PathRole.SIGNAL, PathOptions(), self._endpoints, what="target")
             await self.paths.start([])
@@ -356,8 +426,8 @@ class Target:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for listener in self.listeners:
-            listener.close()
+        for port in self.ports.values():
+            port.close()
         receive_by = self.loop.time() + RECEIVE_SECONDS
         if self._stop_by is None:
             self._stop_by = self.loop.time() + drain_seconds
@@ -377,7 +447,9 @@ class Target:
         if self.paths is not None:
             self.paths.stop()
         await self._close_backends()
-        await self._power_off()
+        subsystems, self._subsystems = self._subsystems, []
+        for subsystem in subsystems:
+            await self._power_off(subsystem)
         pools, self._pools = self._pools, []
         for pool in pools:
             await pool.release()
@@ -413,13 +485,16 @@ class Target:
         backends, self._backends = self._backends, []
         backends += [backend for subsystem in self._subsystems for backend in subsystem.created_backends]
         for backend in backends:
-            try:
-                if backend.capabilities.can_write:
-                    await settled(backend.flush())
-            except OSError as error:
-                logger.error("%s: flush failed: %s", backend.description, error.strerror or error)
-                self.unflushed.append(backend.description)
-            await backend.close()
+            await self._close_backend(backend)
+
+    async def _close_backend(self, backend: Backend) -> None:
+        try:
+            if backend.capabilities.can_write:
+                await settled(backend.flush())
+        except OSError as error:
+            logger.error("%s: flush failed: %s", backend.description, error.strerror or error)
+            self.unflushed.append(backend.description)
+        await backend.close()
 
     async def _power_on(self, subsystem: Subsystem) -> None:
         try:
@@ -428,14 +503,12 @@ class Target:
             # A full disk is no reason to withhold what is on it: it may be how there is room again.
             logger.error("%s: its state cannot be kept: %s", subsystem.nqn, error.strerror or error)
 
-    async def _power_off(self) -> None:
-        """Keep what the subsystems counted, and that this was a clean end."""
-        subsystems, self._subsystems = self._subsystems, []
-        for subsystem in subsystems:
-            try:
-                await settled(subsystem.power_off(self.loop.time()))
-            except OSError as error:
-                logger.error("%s: its state could not be kept: %s", subsystem.nqn, error.strerror or error)
+    async def _power_off(self, subsystem: Subsystem) -> None:
+        """Keep what a subsystem counted, and that this was a clean end."""
+        try:
+            await settled(subsystem.power_off(self.loop.time()))
+        except OSError as error:
+            logger.error("%s: its state could not be kept: %s", subsystem.nqn, error.strerror or error)
 
     async def __aenter__(self) -> Target:
         await self.start()
@@ -466,7 +539,7 @@ class Target:
         Hosts are told by an asynchronous event. Raises ConfigurationError and OSError, and LocalProtocolError before
         ``start``.
         """
-        subsystem = self._subsystem(subnqn)
+        subsystem = self.subsystem(subnqn)
         config = _namespace_config(namespace)
         await config.backend.open()
         try:
@@ -478,12 +551,17 @@ class Target:
         subsystem.resume(self.runtime)
         return added.nsid
 
-    def _subsystem(self, subnqn: str | None) -> Subsystem:
+    def check_runs(self, what: str) -> None:
+        """Raise LocalProtocolError unless the target runs."""
         if not self._started:
-            raise LocalProtocolError("the target does not run: start() comes before its namespaces are changed")
+            raise LocalProtocolError(f"the target does not run: start() comes before {what}")
+
+    def subsystem(self, subnqn: str | None = None) -> Subsystem:
+        """Return a subsystem (None: the first). Raises ConfigurationError, and LocalProtocolError before ``start``."""
+        self.check_runs("its namespaces are changed")
         found = self.subsystems.get(subnqn or self.subnqn)
         if found is None:
-            raise ConfigurationError(f"there is no subsystem {subnqn}")
+            raise ConfigurationError(f"there is no subsystem {subnqn or self.subnqn}")
         return found
 
     async def remove_namespace(self, nsid: int, *, subnqn: str | None = None) -> None:
@@ -491,7 +569,7 @@ class Target:
 
         Raises ConfigurationError for one that is not there, LocalProtocolError before ``start``.
         """
-        subsystem = self._subsystem(subnqn)
+        subsystem = self.subsystem(subnqn)
         if subsystem.manager is not None and nsid in subsystem.manager.nsids:
             await subsystem.manager.delete(self.runtime, nsid)
             return
@@ -505,7 +583,7 @@ class Target:
         ``zones = target.zones(1)``, then ``zones.degrade(zones[3])`` makes the fourth zone read only. Raises
         ConfigurationError for a namespace that is not there or has no zones, LocalProtocolError before ``start``.
         """
-        subsystem = self._subsystem(subnqn)
+        subsystem = self.subsystem(subnqn)
         namespace = subsystem.namespaces.get(nsid)
         if namespace is None:
             raise ConfigurationError(f"{subsystem.nqn} has no namespace {nsid}")

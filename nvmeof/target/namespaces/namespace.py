@@ -204,6 +204,11 @@ class Namespace:
         self.memory: memoryview | None = self.backend.memory if shown else None
 
     @property
+    def configured_read_only(self) -> bool:
+        """Whether it was configured as read-only, or its backend is."""
+        return self._read_only
+
+    @property
     def read_only(self) -> bool:
         """Whether it may not be written: it was configured so, or a host has protected it."""
         return self._read_only or self.write_protected

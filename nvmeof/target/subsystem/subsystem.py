@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from nvmeof.target.storage.base import Backend
 from nvmeof.target.subsystem.ana import ANA_GROUP, AnaGroups, AnaPorts, check_ana_group
 from nvmeof.target.subsystem.attachments import Attachments
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.subsystem.hosts import Hosts
 from nvmeof.target.subsystem.lifetime_counters import Lifetime
 from nvmeof.target.subsystem.management import NamespaceManager
 from nvmeof.target.subsystem.namespace_kinds import STANDARD_KINDS, NamespaceKind
@@ -133,7 +135,7 @@ class Subsystem:
             self.metadata_store,
             lambda runtime: int(self.lifetime.power_on_seconds(runtime.now()) // 3600),
         )
-        self._allowed_hosts = config.allowed_hosts
+        self.hosts = Hosts(config.allowed_hosts)
         self._last_cntlid = config.cntlid_min - 1
         self.manager = NamespaceManager(self, config.pool, kinds) if config.pool is not None else None
         for namespace in config.namespaces:
@@ -143,11 +145,15 @@ class Subsystem:
 
     def host_allowed(self, host_nqn: str) -> bool:
         """Whether that host may connect and sees the subsystem in Discovery."""
-        return self.discovery or self._allowed_hosts is None or host_nqn in self._allowed_hosts
+        return self.discovery or self.hosts.allows(host_nqn)
 
     def set_allowed_hosts(self, hosts: frozenset[str] | None) -> None:
         """Change who may connect (None: any host). Associations of hosts that may not any more are ended."""
-        self._allowed_hosts = hosts
+        self.hosts = Hosts(hosts)
+        self.end_forbidden()
+
+    def end_forbidden(self) -> None:
+        """End the associations of hosts that may not use the subsystem any more."""
         for controller in list(self.controllers.values()):
             if not self.host_allowed(controller.host_nqn):
                 controller.destroy("the host is not allowed any more")
@@ -428,6 +434,11 @@ class Subsystem:
 
     # Asymmetric namespace access
 
+    def check_ana_state(self, state: AnaState, group: int, portid: int) -> None:
+        """Raise `ConfigurationError` where `set_ana_state` would for that port."""
+        check_ana_group(group, self.config.max_ana_groups)
+        self.ana.on(portid).check_transition(group, state)
+
     def set_ana_state(self, state: AnaState, group: int = ANA_GROUP, *, portid: int | None = None) -> None:
         """Put an ANA group into a state on one port, or (None) on all; the controllers there tell their hosts.
 
@@ -459,6 +470,10 @@ class Subsystem:
         for controller in list(self.controllers.values()):
             if nsid in controller.attached:
                 controller.ana_changed(before, group)
+
+    def to_config(self, namespaces: tuple[NamespaceConfig, ...]) -> SubsystemConfig:
+        """Return the configuration of the subsystem as it is now, with these namespaces."""
+        return replace(self.config, namespaces=namespaces, allowed_hosts=self.hosts.names)
 
     # Controllers
 
