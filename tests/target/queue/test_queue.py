@@ -345,6 +345,49 @@ def test_the_short_cut_is_taken(monkeypatch):
     assert slow == [READ, WRITE]
 
 
+ODD = {
+    "opcode": (0, 0x00),
+    "flags": (1, 0x80),
+    "NSID": (4, 2),
+    "SGL length": (33, 4),
+    "SGL type": (39, 0x01),
+    "SLBA": (47, 1),
+    "number of blocks": (48, 1),
+    "FUA": (51, 0x40),
+    "dataset management": (52, 1),
+}
+
+
+@pytest.mark.parametrize("at", [0, 7, 19])
+@pytest.mark.parametrize("field", ODD)
+def test_one_odd_command_in_a_long_run_of_reads(field, at):
+    """A run that is compared by columns is answered as command by command, whatever one of its commands is."""
+    answers = []
+    for short_cut in (True, False):
+        wire = Wire(two_namespaces(), short_cut=short_cut)
+        wire.queue.ctx.namespaces[1].memory[:4096] = bytes(range(1, 9)) * 512
+        wire.feed(wire.capsule(io_sqe(100, READ, 0, 1)))
+        sqes = [bytearray(io_sqe(cid, READ, cid, 1)) for cid in range(20)]
+        offset, value = ODD[field]
+        sqes[at][offset] = value
+        answers.append(wire.feed(b"".join(wire.capsule(bytes(sqe)) for sqe in sqes)))
+    assert answers[0] == answers[1]
+
+
+def test_a_long_run_of_like_reads_is_one_answer(monkeypatch):
+    wire = Wire(two_namespaces())
+    wire.feed(wire.capsule(io_sqe(100, READ, 0, 1)))
+    runs: list[list[int]] = []
+    send_reads = wire.connection.send_reads
+    monkeypatch.setattr(
+        TargetConnection, "send_reads",
+        lambda connection, cids, data, length: runs.append(list(cids)) or send_reads(cids, data, length),
+    )  # fmt: skip
+    order = [7, 300, 2, 65535, 0, 1, 40, 41, 42, 43]
+    wire.feed(b"".join(wire.capsule(io_sqe(cid, READ, cid % 8, 1)) for cid in order))
+    assert runs == [order]
+
+
 def wire_of_reads(length: int, count: int, backend: type[Ramdisk] = Ramdisk, pool: BufferPool | None = None) -> Wire:
     """So many Reads of ``length`` bytes, which take no short cut, have come in one receive; nothing was sent yet."""
     target = Target(backend("1M"))
@@ -355,6 +398,21 @@ def wire_of_reads(length: int, count: int, backend: type[Ramdisk] = Ramdisk, poo
     buffer[: len(data)] = data
     wire.queue.handle(wire.connection.bytes_received(len(data), 0.0), 0.0)
     return wire
+
+
+def test_held_commands_wait_for_room_in_the_backends():
+    wire = wire_of_reads(512 << 10, 64)
+    queue, spec = wire.queue, object()
+    waiting = len(queue.held)
+    assert waiting
+    queue.running.update({1000 + number: (1, spec) for number in range(RUNNING_MOST)})
+    wire.connection.data_to_send()
+    wire.connection.bytes_sent(wire.connection.backlog_bytes)
+    queue.resume()
+    assert len(queue.held) == waiting
+    queue.running.popitem()
+    queue.resume()
+    assert len(queue.held) < waiting
 
 
 def test_commands_are_held_while_much_is_to_be_sent():
