@@ -152,7 +152,7 @@ async def test_a_server_that_is_killed_goes_on(tmp_path):
     path.write_bytes(b"x" * (4 << 20))
     backend, target = await file_target(path)
     assert (await execute_in_loop(target.admin(), SANITIZE, cdw10=BLOCK_ERASE)).status == 0
-    await target.runtime.cancel()
+    await target.runtime.stop()
     await backend.close()
     assert b"x" in path.read_bytes()
     async with Server(namespaces=[FileBackend(path)], trtype="tcp") as server:
