@@ -222,6 +222,7 @@ class HostMachine(RuleBasedStateMachine):
         self.device = Wire(self.runtime, gives_back)
         self.callers: list[Caller] = []
         self.cancelled: set[Caller] = set()
+        self.taken_back: set[bytes] = set()  # commands whose caller was cancelled before they were sent
         self.commands: dict[Caller, tuple[list[bytes], bool]] = {}  # what it sends, and whether it owns a buffer then
         self.number = 0
         self.limit = limit
@@ -291,12 +292,11 @@ class HostMachine(RuleBasedStateMachine):
         self.commands[caller] = ([sqe for sqe, _, _ in parts], hold)
         self._turn(turn)
 
-    @precondition(lambda self: self.callers)
+    @precondition(lambda self: any(not caller.ended for caller in self.callers))
     @rule(data=st.data(), turn=st.booleans())
     def cancel(self, data: st.DataObject, turn: bool) -> None:
-        caller = data.draw(st.sampled_from(self.callers))
-        if not caller.ended:
-            self.cancelled.add(caller)
+        caller = data.draw(st.sampled_from([caller for caller in self.callers if not caller.ended]))
+        self.cancelled.add(caller)
         caller.cancel()
         self._turn(turn)
 
@@ -391,8 +391,12 @@ class HostMachine(RuleBasedStateMachine):
         if self.runtime.ready:
             return
         out = {request.sqe: request for request in self.device.out.values()}
+        sent = {request.sqe for request in self.device.sent_requests}
+        assert not sent & self.taken_back
         for caller in self.cancelled:
             sqes, held = self.commands[caller]
+            if caller.ended and isinstance(caller.error, CancelledError):
+                self.taken_back.update(sqe for sqe in sqes if sqe not in sent)
             requests = [out[sqe] for sqe in sqes if sqe in out]
             assert all(request.aborted for request in requests)
             if held and self.device.gives_back:
