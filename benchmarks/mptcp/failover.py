@@ -348,14 +348,15 @@ def seen(result: dict[str, Any]) -> str:
     fewest, words = min(len(row["runs"]) for row in result["rows"]), []
     for scenario in SCENARIOS:
         without, by_keeper = rows[scenario.name, False], rows[scenario.name, True]
+        share = by_keeper["megabytes"] / without["megabytes"]
         words.append(
             f"{scenario.name.capitalize()}: {by_keeper['megabytes']:.0f} MB with the keeper and "
-            f"{without['megabytes']:.0f} MB with the kernel alone ({by_keeper['megabytes'] / without['megabytes']:.2f}), longest pause "
+            f"{without['megabytes']:.0f} MB with the kernel alone ({share:.2f}), longest pause "
             f"{by_keeper['longest_pause_seconds']:.2f} s and {without['longest_pause_seconds']:.2f} s"
         )
     return (
-        f"Medians of at least {fewest} runs each, in turn; lost bytes, errors and drops are sums, a rate after / before "
-        "is that of the worst link of a run, completions within five seconds. "
+        f"Medians of at least {fewest} runs each, in turn; lost bytes, errors and drops are sums, a rate after / "
+        "before is that of the worst link of a run, completions within five seconds. "
         f"{lost} bytes were lost and {errors} commands failed in all runs. {'. '.join(words)}. The pause "
         "is the time until the kernel gives what was on the cut link to another one: retransmission timeouts, 200 ms "
         "and up. Left alone, the kernel keeps the cut subflow and tries it again, each time after twice as long: that "
