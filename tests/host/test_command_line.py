@@ -441,3 +441,13 @@ def test_what_belongs_to_a_controller_is_said(target: FakeTarget, capsys: pytest
     captured = capsys.readouterr()
     assert set(json.loads(captured.out)["meaning"]) == {"saveable", "namespace specific", "changeable"}
     assert captured.err == ""
+
+
+def test_a_list_without_a_namespace_says_so(
+    target: FakeTarget, device: FakeDevice, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device.active.clear()
+    assert main(words(target, "list")) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Node") and len(captured.out.splitlines()) == 1
+    assert "no namespaces: none is attached to this host" in captured.err

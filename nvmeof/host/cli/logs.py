@@ -71,13 +71,8 @@ async def error_log_command(output: str, log_entries: int, **options: Any) -> No
     if not entries:
         counted = in_all.error_log_entries
         out.remark(
-            "no errors, since this connection's controller was made for this command; "
-            + (
-                f"the controllers of other hosts logged {counted}, "
-                if counted
-                else "those of other hosts logged none, "
-            )
-            + "which the target's own log tells, or 'nvme error-log' on a Linux host"
+            "no errors: this controller was made for this command; other controllers of the subsystem logged "
+            + (f"{counted}: see the target's log, or 'nvme error-log' on a Linux host" if counted else "none")
         )
     if output == "json":
         out.print_json({"errors": [nvme_json.error_entry(entry) for entry in entries]})

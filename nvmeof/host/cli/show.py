@@ -76,6 +76,8 @@ async def list_command(output: str, **options: Any) -> None:
         out.print_table(headings, [_shown(row) for row in rows], ("NSID",), key="Subsystem NQN")
     for failure in failures:
         out.remark(failure)
+    if not rows and not failures:
+        out.remark("no namespaces: none is attached to this host (a host creates them where the target has --capacity)")
     if failures and not rows:
         sys.exit(1)
 
