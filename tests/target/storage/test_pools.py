@@ -36,6 +36,7 @@ class Member:
         self.cntlid = cntlid
         self.host_nqn = host_nqn
         self.attached = {}
+        self.ana = subsystem.ana.on(1)
         subsystem.start_attached(self)
         subsystem.controllers[cntlid] = self
 
