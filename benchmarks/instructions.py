@@ -28,6 +28,8 @@ from typing import Any, Final
 
 BASELINE: Final = Path(__file__).with_name("instructions.json")
 TOLERANCE: Final = 0.03
+LOOP_TOLERANCE: Final = 0.08
+"""Of the cases with an event loop in them: how many turns a command takes depends on the time that each takes."""
 ROUNDS: Final = 40
 WARM_ROUNDS: Final = 12
 CASES: Final = (
@@ -139,14 +141,17 @@ def count(checkout: Path) -> dict[str, float]:
 
 
 def compare(figures: dict[str, float], base: dict[str, float], what: str) -> list[str]:
-    """Print a table of both; return the cases that cost more than `TOLERANCE` allows."""
+    """Print a table of both; return the cases that cost more than `TOLERANCE` allows.
+
+    With an event loop in a case it is `LOOP_TOLERANCE`.
+    """
     print(f"{'instructions per command':<58}{what:>12}{'now':>10}{'ratio':>8}")
     worse = []
     for name, now in figures.items():
         before = base.get(name)
         ratio = now / before if before else float("nan")
         print(f"{name:<58}{before or 0:>12,.0f}{now:>10,.0f}{ratio:>8.3f}")
-        if before is not None and ratio > 1 + TOLERANCE:
+        if before is not None and ratio > 1 + (LOOP_TOLERANCE if name.startswith("both ends") else TOLERANCE):
             worse.append(name)
     return worse
 
@@ -187,7 +192,7 @@ def main() -> int:
         return 0
     worse = compare(figures, base, "baseline")
     for name in worse:
-        print(f"guard: {name}: more than {TOLERANCE:.0%} above the baseline", file=sys.stderr)
+        print(f"guard: {name}: costs more than the baseline allows", file=sys.stderr)
     return bool(worse)
 
 
