@@ -10,10 +10,12 @@ what is left of it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import TypeVar
 
+from nvmeof.runtime import settled
 from nvmeof.target.core.metadata import MetadataStore
 from nvmeof.target.storage.base import Backend, Capabilities, Lease
 from nvmeof.target.storage.zone_store import ZoneLayout, ZoneStore
@@ -128,6 +130,12 @@ class BackendFilter(Backend):
     @property
     def sync_error(self) -> OSError | None:  # type: ignore[override]
         return self.next.sync_error
+
+
+async def call_later(seconds: float, call: Callable[[], T | Awaitable[T]]) -> T:
+    """Do an operation `seconds` from now, and return what it gives."""
+    await asyncio.sleep(seconds)
+    return await settled(call())
 
 
 class Kind(StrEnum):

@@ -5,14 +5,12 @@ Operations wait beside each other, as those of a slow disk with a deep queue do:
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
-from nvmeof.runtime import settled
 from nvmeof.target.storage.arguments import Arguments
 from nvmeof.target.storage.base import Backend
-from nvmeof.target.storage.filter import Kind, OperationFilter
+from nvmeof.target.storage.filter import Kind, OperationFilter, call_later
 
 T = TypeVar("T")
 OPTIONS: Final = ("all", *(kind.value for kind in Kind))
@@ -30,12 +28,7 @@ class DelayFilter(OperationFilter):
 
     def around(self, kind: Kind, offset: int, length: int, call: Callable[[], T | Awaitable[T]]) -> T | Awaitable[T]:
         seconds = self.seconds.get(kind, 0.0)
-        return _later(seconds, call) if seconds else call()
-
-
-async def _later(seconds: float, call: Callable[[], T | Awaitable[T]]) -> T:
-    await asyncio.sleep(seconds)
-    return await settled(call())
+        return call_later(seconds, call) if seconds else call()
 
 
 def make(next: Backend, arguments: Arguments) -> Backend:

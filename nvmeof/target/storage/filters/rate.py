@@ -6,16 +6,14 @@ tenth of a second, so a burst after a pause is short.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from nvmeof.errors import ConfigurationError
-from nvmeof.runtime import settled
 from nvmeof.target.storage.arguments import Arguments
 from nvmeof.target.storage.base import Backend
-from nvmeof.target.storage.filter import Kind, OperationFilter
+from nvmeof.target.storage.filter import Kind, OperationFilter, call_later
 
 T = TypeVar("T")
 OPTIONS: Final = ("bytes", "operations")
@@ -47,7 +45,7 @@ class RateFilter(OperationFilter):
 
     def around(self, kind: Kind, offset: int, length: int, call: Callable[[], T | Awaitable[T]]) -> T | Awaitable[T]:
         wait = self._pay(length)
-        return _later(wait, call) if wait > 0 else call()
+        return call_later(wait, call) if wait > 0 else call()
 
     def _pay(self, length: int) -> float:
         """Charge an operation and return how many seconds it has to wait."""
@@ -59,11 +57,6 @@ class RateFilter(OperationFilter):
         start = max(self._free_at, now - BURST_SECONDS)
         self._free_at = start + cost
         return start - now
-
-
-async def _later(seconds: float, call: Callable[[], T | Awaitable[T]]) -> T:
-    await asyncio.sleep(seconds)
-    return await settled(call())
 
 
 def make(next: Backend, arguments: Arguments) -> Backend:
