@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from nvmeof.cli import help as cli_help
 from nvmeof.cli.types import Bytes, Number, Seconds, parse_integer
+from nvmeof.errors import ConfigurationError
 from nvmeof.host.__main__ import cli, main
 from nvmeof.host.cli import nvme_json
 from nvmeof.protocol.connection import ConnectionConfig
@@ -319,6 +320,39 @@ def test_a_file_is_not_touched_before_all_of_the_data_is_there(
     assert precious.read_bytes() == device.memory[: 2048 * 512]
     assert (tmp_path / "link").is_symlink() and stat.S_IMODE(precious.stat().st_mode) == 0o640
     assert partial.exists() and len(list(tmp_path.glob("*.partial"))) == 1
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_is_told_of_a_stopped_read_is_what_is_in_the_file(
+    cancelled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that still writes when the read fails is waited for, and the file is not closed under it."""
+    from nvmeof.host.cli import files
+
+    inside, write = threading.Event(), os.write
+
+    def slow(fd: int, data: bytes) -> int:
+        inside.set()
+        time.sleep(0.2)
+        return write(fd, data)
+
+    monkeypatch.setattr(files.os, "write", slow)
+
+    async def body() -> None:
+        sink = files.Sink(str(tmp_path / "data"))
+        with sink.filling(3 << 20):
+            writing = asyncio.ensure_future(sink.write(memoryview(bytes(3 << 20))))
+            await asyncio.sleep(0.02)
+            assert inside.wait(5)
+            if cancelled:
+                writing.cancel()
+            raise ConfigurationError("an error beside the write")
+
+    with pytest.raises(ConfigurationError, match="beside the write"):
+        asyncio.run(body())
+    partial = tmp_path / "data.1.partial"
+    assert f"stopped after {1 << 20} of {3 << 20} bytes" in capsys.readouterr().err
+    assert partial.stat().st_size == 1 << 20
 
 
 def test_devices_and_pipes_are_written_in_place(target: FakeTarget, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from typing import Any
 
@@ -104,6 +105,11 @@ async def _read_to(namespace: Namespace, lba: int, count: int, length: int, sink
         except asyncio.CancelledError:
             if writing is not None:
                 writing.cancel()
+            raise
+        except Exception:
+            if writing is not None:  # what was read before the error belongs into the file
+                with contextlib.suppress(OSError):
+                    await writing
             raise
         if writing is not None:
             await writing

@@ -64,6 +64,8 @@ class Sink:
         self.name = streams.NAMES[streams.STDOUT] if self.path is None else self.path
         self.done_bytes = 0
         self._fd = -1
+        self._at_work = threading.Lock()  # held by the thread that writes a piece
+        self._stopped = False
         if self.path is None:
             streams.demand(streams.STDOUT, "give a file with --data")
 
@@ -77,7 +79,7 @@ class Sink:
         if self.path is None:
             sys.stdout.flush()
             self._fd = sys.stdout.fileno()
-            with self._telling(length_bytes, ""):
+            with self._telling(length_bytes, "", wait=False):
                 yield
             return
         final = Path(self.path).resolve()  # the file behind a link, not the link
@@ -87,12 +89,14 @@ class Sink:
             before = None
         partial = self._open_partial(final, before)
         try:
-            with self._telling(length_bytes, "" if partial is None else f"{partial}; {self.path} is as it was"):
+            where = "" if partial is None else f"{partial}; {self.path} is as it was"
+            with self._telling(length_bytes, where, wait=partial is not None):
                 yield
                 if partial is not None:
                     partial.replace(final)
         finally:
-            os.close(self._fd)
+            if self._stop(wait=partial is not None):
+                os.close(self._fd)
             if partial is not None and not self.done_bytes:
                 partial.unlink(missing_ok=True)
 
@@ -123,14 +127,23 @@ class Sink:
         return None
 
     @contextlib.contextmanager
-    def _telling(self, length_bytes: int, where: str) -> Iterator[None]:
+    def _telling(self, length_bytes: int, where: str, *, wait: bool) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
+            self._stop(wait=wait)  # what is told is what is there: a thread may be writing still
             if self.done_bytes and not isinstance(error, BrokenPipeError):
                 kept = f", which are in {where}" if where else ""
                 out.remark(f"stopped after {self.done_bytes} of {length_bytes} bytes{kept}")
             raise
+
+    def _stop(self, *, wait: bool) -> bool:
+        """Let no thread write a further piece; true when none writes any more. Only files are waited for."""
+        self._stopped = True
+        idle = self._at_work.acquire(blocking=wait)
+        if idle:
+            self._at_work.release()
+        return idle
 
     async def write(self, data: memoryview) -> None:
         """Write all of `data`. Raises OSError with the name of file or stream."""
@@ -138,11 +151,14 @@ class Sink:
 
     def _write(self, data: memoryview) -> None:
         while data:
-            try:
-                count = os.write(self._fd, data[:_PIECE_BYTES])
-            except OSError as error:
-                raise _named(error, self.name) from None
-            self.done_bytes += count
+            with self._at_work:
+                if self._stopped:
+                    return
+                try:
+                    count = os.write(self._fd, data[:_PIECE_BYTES])
+                except OSError as error:
+                    raise _named(error, self.name) from None
+                self.done_bytes += count
             data = data[count:]
 
 
