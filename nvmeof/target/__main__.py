@@ -42,7 +42,8 @@ from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
 from nvmeof.target.namespaces.zoned import ZonedNamespace
 from nvmeof.target.ports import Port
-from nvmeof.target.server import DEFAULT_SUBNQN, Target
+from nvmeof.target.server import Target
+from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.storage.base import DEFAULT_BLOCK_BYTES, Backend
 from nvmeof.target.storage.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, beside
 from nvmeof.target.storage.json_file_store import JsonFileStore

@@ -12,7 +12,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.zoned import ZonedNamespace
-from nvmeof.target.ports import Port
+from nvmeof.target.ports import Port, Ports
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.subsystem.ana import ANA_GROUP, ANA_TRANSITION_SECONDS, state_word
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
@@ -28,7 +28,7 @@ class Administered(Protocol):
 
     config: TargetConfig
     registry: TargetRegistry
-    ports: dict[int, Port]
+    ports: Ports
     paths: PathSession | None
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nvmeof.target.server import DEFAULT_SUBNQN, Target
+from nvmeof.target.server import Target
+from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from tests.conformance.rawhost import (

@@ -19,12 +19,13 @@ import pytest
 
 from nvmeof.errors import TransportError
 from nvmeof.spec.status import Status
-from nvmeof.target import server
+from nvmeof.target import connections
 from nvmeof.target.controller.controller import COPIES_MOST, Controller
 from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.queue.queue import RUNNING_MOST
-from nvmeof.target.server import Target, simple_config
+from nvmeof.target.server import Target
+from nvmeof.target.simple_config import simple_config
 from nvmeof.target.storage.file import WORKERS, FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import PortConfig, SubsystemConfig, TargetConfig
@@ -307,7 +308,7 @@ async def test_the_discovery_log_of_many_subsystems(manner):
 @pytest.mark.parametrize("how", ["silent", "half an ICReq"])
 async def test_connections_without_a_connect(log, how):
     async with target_of(Ramdisk(MIB)) as target:
-        target._strangers.most = 16
+        target.connections.strangers.most = 16
         opened = []
         for _ in range(12):
             with contextlib.suppress(TransportError, ConnectionError):  # a refused one may be reset while it connects
@@ -321,7 +322,7 @@ async def test_connections_without_a_connect(log, how):
             await host.connect(**OTHER)
         for each in opened:
             each.close()
-        await until(lambda: len(target.drivers) == 1 and not target._strangers.taken)
+        await until(lambda: len(target.drivers) == 1 and not target.connections.strangers.taken)
 
 
 async def test_lines_of_the_log(log):
@@ -375,7 +376,7 @@ async def test_fused_commands_that_are_too_long_are_refused(tmp_path):
 
 async def test_silent_hosts_are_ended_when_one_that_has_nothing_waits(tmp_path, monkeypatch, log):
     """As many associations as it takes for the reserve; those that still move data stay."""
-    monkeypatch.setattr(server, "STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "STALLED_SECONDS", 0.5)
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB), staging_bytes=4 * MIB) as target:
         _, slow = await association(target)
         await slow.send(slow.capsule(io_sqe(0, WRITE, 0, 2048)))

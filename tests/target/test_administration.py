@@ -162,7 +162,9 @@ async def test_a_subsystem_that_cannot_be_opened_leaves_nothing(tmp_path):
         )
         with pytest.raises(ConfigurationError, match="does not exist"):
             await target.administration.add_subsystem(config)
-        assert list(target.subsystems) == [target.subnqn] and good not in target._backends
+        assert list(target.subsystems) == [target.subnqn] and not any(
+            good in each.backends for each in target._served.values()
+        )
 
 
 # ANA over two ports
