@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import pytest
 
 from nvmeof.errors import ConfigurationError
-from nvmeof.target import __main__ as target_main
-from nvmeof.target.__main__ import Options, facts, main, make_target
+from nvmeof.target.__main__ import main
+from nvmeof.target.cli.options import Options, make_target
+from nvmeof.target.cli.report import facts, say
 from nvmeof.target.server import Target
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.transport import Address
@@ -237,7 +238,7 @@ def test_text_for_a_person(tmp_path):
 
 def test_names_with_blanks_are_quoted_in_lines_to_copy(capsys):
     listener = {"address": "127.0.0.1", "port": 4420, "protocol": "tcp", "fallback": None, "discovery_only": False}
-    target_main._say(
+    say(
         {
             "subnqn": "a name", "serial": "1", "namespaces": [], "pool": None, "listeners": [listener], "paths": [],
             "transport": "tcp", "trtype": 3, "loop": "asyncio",

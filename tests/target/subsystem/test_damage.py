@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from nvmeof.cli.exit_codes import EXIT_USAGE
 from nvmeof.errors import ConfigurationError
-from nvmeof.target.__main__ import Options, main, make_target
+from nvmeof.target.__main__ import main
+from nvmeof.target.cli.options import Options, make_target
 from nvmeof.target.storage import kept_document
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.json_file_store import JsonFileStore

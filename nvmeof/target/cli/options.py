@@ -1,0 +1,191 @@
+"""The options of the command line, and the target that they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nvmeof.errors import ConfigurationError
+from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.size_text import parse_size
+from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
+from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
+from nvmeof.target.namespaces.endurance_group import Pool
+from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
+from nvmeof.target.server import Target
+from nvmeof.target.simple_config import DEFAULT_SUBNQN
+from nvmeof.target.storage.base import DEFAULT_BLOCK_BYTES, Backend
+from nvmeof.target.storage.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, beside
+from nvmeof.target.storage.json_file_store import JsonFileStore
+from nvmeof.target.storage.pools import FilePool, RamdiskPool
+from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.ana import parse_ana_setting
+from nvmeof.target.subsystem.config import (
+    ADVERTISE_DEFAULT,
+    NamespaceConfig,
+    PortConfig,
+    SubsystemConfig,
+    TargetConfig,
+)
+from nvmeof.target.subsystem.namespace_option import parse_namespace_option
+from nvmeof.transport import base
+from nvmeof.transport.base import Address, SocketOptions
+from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
+from nvmeof.transport.paths.session import PathOptions
+
+DEFAULT_RAMDISK: Final = "1G"
+
+
+@dataclass(slots=True)
+class Options:
+    """The command line, as given."""
+
+    trtype: str = "mptcp"
+    trtype_code: int | None = None
+    listen: tuple[str, ...] = ()
+    discovery: tuple[str, ...] = ()
+    advertise: str | None = None
+    advertise_as: tuple[str, ...] = ()
+    ramdisk: tuple[str, ...] = ()
+    namespace: tuple[str, ...] = ()
+    file: tuple[str, ...] = ()
+    size: str | None = None
+    capacity: str | None = None
+    pool: str | None = None
+    block_size: int | None = None
+    read_only: bool = False
+    shared: bool = False
+    subnqn: str = DEFAULT_SUBNQN
+    serial: str = ""
+    model: str = "nvmeof"
+    allow_host: tuple[str, ...] = ()
+    max_queues: int = 128
+    queue_size: int = 1024
+    mdts: str = "1M"
+    in_capsule: str = "8K"
+    cntlid_min: int = 1
+    cntlid_max: int = CNTLID_MAX
+    digests: bool = True
+    congestion: str | None = None
+    sndbuf: str | None = None
+    rcvbuf: str | None = None
+    tos: int | None = None
+    keep_alive: float = 0.0
+    state: str | None = None
+    admin_label: str = ""
+    ana: tuple[str, ...] = ()
+    mptcp_signal: tuple[str, ...] = ()
+    mptcp_limits: str | None = None
+    path_manager: str | None = None
+    uvloop: bool | None = None
+    output: str = "normal"
+
+
+def _backends(options: Options) -> list[NamespaceConfig]:
+    for name, given in (("size", options.size is not None), ("shared", options.shared)):
+        if given and not options.file:
+            raise ConfigurationError(f"--{name} requires --file")
+    ramdisks = options.ramdisk or (() if options.file or options.namespace or options.capacity else (DEFAULT_RAMDISK,))
+    backends: list[tuple[Backend, ZoneGeometry | None]] = []
+    for size, zoned in map(parse_zoned, ramdisks):
+        backends.append((Ramdisk(size, block_bytes=options.block_size or DEFAULT_BLOCK_BYTES), zoned))
+    for path, zoned in map(parse_zoned, options.file):
+        file = FileBackend(
+            path,
+            size=options.size,
+            block_bytes=options.block_size,
+            read_only=options.read_only,
+            shared=options.shared,
+        )
+        backends.append((file, zoned))
+    configs = [
+        NamespaceConfig(backend=backend, read_only=options.read_only, zoned=zoned) for backend, zoned in backends
+    ]
+    return [*configs, *map(parse_namespace_option, options.namespace)]
+
+
+def _pool(options: Options) -> Pool | None:
+    if options.capacity is None:
+        if options.pool is not None:
+            raise ConfigurationError("--pool requires --capacity (the space that hosts may allocate)")
+        return None
+    return RamdiskPool(options.capacity) if options.pool is None else FilePool(options.pool, options.capacity)
+
+
+def _state(options: Options) -> JsonFileStore | None:
+    if options.state is None:
+        return None
+    state = Path(options.state).resolve()
+    for path, _ in map(parse_zoned, options.file):
+        if state in (beside(Path(path), suffix) for suffix in ("", KEPT_SUFFIX, ZONES_SUFFIX)):
+            raise ConfigurationError(
+                f"--state {options.state} is already used for the metadata of --file {path}; choose another path"
+            )
+    return JsonFileStore(state, sections=SUBSYSTEM_SECTIONS)
+
+
+def _ports(options: Options) -> list[PortConfig]:
+    advertised = Address("", 0) if options.advertise is None else Address.parse(options.advertise, default_port=0)
+    ports: list[PortConfig] = []
+    settings = list(map(parse_ana_setting, options.ana))
+    given = [(text, NVME_PORT, False) for text in options.listen or ("0.0.0.0",)]
+    given += [(text, DISCOVERY_PORT, True) for text in options.discovery]
+    for text, default_port, discovery_only in given:
+        address = Address.parse(text, default_port=default_port)
+        ports.append(
+            PortConfig(
+                transport=options.trtype,
+                host=address.host,
+                port=address.port,
+                advertise_host=advertised.host or None,
+                # The port that is advertised is the subsystem's, not that of the discovery service beside it.
+                advertise_port=(advertised.port or None) if not discovery_only else None,
+                discovery_only=discovery_only,
+                advertise_as=options.advertise_as or ADVERTISE_DEFAULT,
+                ana=tuple((each.group, each.state) for each in settings if each.applies(address.host, address.port)),
+            )
+        )
+    for text, setting in zip(options.ana, settings, strict=True):
+        if not any(setting.applies(port.host, port.port) for port in ports if not port.discovery_only):
+            raise ConfigurationError(f"--ana {text}: there is no --listen {text.partition('@')[2]}")
+    return ports
+
+
+def make_target(options: Options) -> Target:
+    """The target that a command line asks for. Raises ConfigurationError."""
+    if options.trtype_code is not None:
+        base.set_trtype_code(options.trtype, options.trtype_code)
+    base.get(options.trtype)
+    subsystem = SubsystemConfig(
+        nqn=options.subnqn,
+        serial=options.serial,
+        model=options.model,
+        allowed_hosts=frozenset(options.allow_host) or None,
+        namespaces=tuple(_backends(options)),
+        pool=_pool(options),
+        max_io_queues=options.max_queues,
+        max_queue_entries=options.queue_size,
+        max_transfer_bytes=parse_size(options.mdts, zero=True),
+        incapsule_bytes=parse_size(options.in_capsule, zero=True),
+        cntlid_min=options.cntlid_min,
+        cntlid_max=options.cntlid_max,
+        any_keep_alive_seconds=options.keep_alive,
+        admin_label=options.admin_label,
+        metadata_store=_state(options),
+    )
+    return Target(
+        TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options))),
+        options=SocketOptions(
+            congestion=options.congestion,
+            tos=options.tos,
+            sndbuf_bytes=parse_size(options.sndbuf) if options.sndbuf else None,
+            rcvbuf_bytes=parse_size(options.rcvbuf) if options.rcvbuf else None,
+        ),
+        connection=ConnectionConfig(header_digest=options.digests, data_digest=options.digests),
+        paths=PathOptions(
+            paths=options.mptcp_signal,
+            limits=parse_limits(options.mptcp_limits) if options.mptcp_limits else ALL_PATHS,
+            path_manager=options.path_manager,
+        ),
+    )

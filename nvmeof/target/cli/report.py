@@ -1,0 +1,166 @@
+"""What the command line says once the target serves: for a person, or for a program."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import click
+
+from nvmeof.address import is_link_local, is_loopback, split_scope
+from nvmeof.aio.runloop import loop_name
+from nvmeof.cli import streams
+from nvmeof.launch import command_line
+from nvmeof.size_text import format_size
+from nvmeof.target.cli.options import Options
+from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.namespaces.zoned import ZonedNamespace
+from nvmeof.target.ports import Port
+from nvmeof.target.server import Target
+from nvmeof.target.subsystem.ana import ANA_GROUP, state_word
+from nvmeof.transport import base
+from nvmeof.transport.base import Address
+
+
+def remark(text: str) -> None:
+    """Say a sentence on stderr, behind the program's name."""
+    streams.remark("nvmeof-target", text)
+
+
+def _reachable(host: str) -> str:
+    """An address that a host on this machine can use."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _elsewhere(host: str, reachable: str) -> str:
+    """What a host on another machine has to change of the lines to connect with."""
+    if host != reachable:
+        return f" (from elsewhere: this machine's address instead of {reachable})"
+    if is_link_local(host):
+        return f" (from elsewhere: behind %, that machine's interface instead of {split_scope(host)[1]})"
+    return ""
+
+
+def facts(target: Target, options: Options) -> dict[str, Any]:
+    """What the target offers, for a person or a program."""
+    subsystem = target.subsystems[target.subnqn]
+    listeners = [
+        (listener.describe(), port.config.discovery_only)
+        for port in target.ports.values()
+        for listener in port.listeners
+    ]
+    return {
+        "subnqn": target.subnqn,
+        "serial": subsystem.config.serial_number,
+        "transport": options.trtype,
+        "trtype": base.get(options.trtype).trtype,
+        "loop": loop_name(),
+        "allowed_hosts": sorted(options.allow_host) or None,
+        "listeners": [
+            {
+                "address": info.address.host,
+                "port": info.address.port,
+                "protocol": info.protocol,
+                "fallback": info.fallback_reason or None,
+                "discovery_only": discovery_only,
+            }
+            for info, discovery_only in listeners
+        ],
+        "paths": target.paths.list() if target.paths else [],
+        "ana": [
+            {"group": group, "state": state_word(state), "portid": port.portid, "address": _port_address(port)}
+            for port in target.ports.values()
+            for group, state in sorted(port.ana.items())
+            if not port.config.discovery_only
+        ],
+        "namespaces": [
+            {
+                "nsid": namespace.nsid,
+                "backend": namespace.backend.description,
+                "size_bytes": namespace.size_blocks * namespace.block_bytes,
+                "block_bytes": namespace.block_bytes,
+                "read_only": namespace.read_only,
+                "anagrpid": namespace.anagrpid,
+                "uuid": str(namespace.uuid),
+                "zoned": _zones_told(namespace),
+            }
+            for namespace in subsystem.namespaces.values()
+        ],
+        "pool": None
+        if subsystem.manager is None
+        else {
+            "description": subsystem.manager.pool.description,
+            "capacity_bytes": subsystem.manager.pool.capacity_bytes,
+            "unallocated_bytes": subsystem.unallocated_bytes,
+        },
+    }
+
+
+def _port_address(port: Port) -> str:
+    return str(Address(port.config.host, port.config.port))
+
+
+def _zones_told(namespace: Namespace) -> dict[str, Any] | None:
+    if not isinstance(namespace, ZonedNamespace):
+        return None
+    geometry = namespace.geometry
+    return {
+        "zones": len(namespace.zones),
+        "zone_bytes": geometry.zone_bytes,
+        "capacity_bytes": geometry.capacity,
+        "max_open": geometry.max_open,
+        "max_active": geometry.max_active,
+        "extension_bytes": geometry.extension_bytes,
+        "description": geometry.description,
+    }
+
+
+def say(told: dict[str, Any]) -> None:
+    click.echo(f"subsystem  {told['subnqn']}  (serial {told['serial']})")
+    for namespace in told["namespaces"]:
+        access = ", read-only" if namespace["read_only"] else ""
+        access += "" if namespace["anagrpid"] == ANA_GROUP else f", ANA group {namespace['anagrpid']}"
+        size = format_size(namespace["size_bytes"])
+        backend = namespace["backend"].removesuffix(f" {size}")
+        zoned = namespace["zoned"]
+        zones = f", {zoned['zones']} {zoned['description']}" if zoned else ""
+        click.echo(
+            f"namespace  {namespace['nsid']}: {backend}, {size} in blocks of {namespace['block_bytes']} bytes"
+            f"{zones}{access}"
+        )
+    if told["pool"]:
+        pool = {name: format_size(told["pool"][f"{name}_bytes"]) for name in ("capacity", "unallocated")}
+        where = told["pool"]["description"].removesuffix(f" {pool['capacity']}")
+        click.echo(
+            f"capacity   {pool['capacity']} for hosts to create namespaces from, {pool['unallocated']} left ({where})"
+        )
+    for listener in told["listeners"]:
+        address = Address(listener["address"], listener["port"])
+        protocol = listener["protocol"]
+        if listener["fallback"]:
+            protocol += f" (asked for {told['transport']}; {listener['fallback']})"
+        what = "discovery " if listener["discovery_only"] else "listening "
+        click.echo(f"{what} {address} over {protocol}, trtype {told['trtype']}, loop {told['loop']}")
+    for each in told.get("ana", ()):
+        click.echo(f"ANA        group {each['group']} is {each['state']} on {each['address']}")
+    for path in told["paths"]:
+        click.echo(f"announced  {path['address']} on {path['device']} ({path['flags']})")
+    first = told["listeners"][0]
+    host = _reachable(first["address"])
+    click.echo(f"connect with{_elsewhere(first['address'], host)}")
+    where = f"-a {host} -s {first['port']} -n {shlex.quote(told['subnqn'])}"
+    click.echo(f"  nvme connect -t tcp {where}")
+    click.echo(f"  {command_line('host')} connect -t {told['transport']} {where}")
+    click.echo("stop with Ctrl-C")
+
+
+def warn(told: dict[str, Any]) -> None:
+    if told["allowed_hosts"]:
+        return
+    public = [
+        str(Address(listener["address"], listener["port"]))
+        for listener in told["listeners"]
+        if not listener["discovery_only"] and not is_loopback(listener["address"])
+    ]
+    if public:
+        remark(f"warning: any host that reaches {', '.join(public)} may read and write (see --allow-host and --listen)")

@@ -1,0 +1,87 @@
+"""Serving from the command line: start, say so, and stop at a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import resource
+import signal
+import sys
+from typing import Final
+
+import click
+
+from nvmeof.cli import streams
+from nvmeof.errors import NvmeofError
+from nvmeof.target.cli.options import Options, make_target
+from nvmeof.target.cli.report import facts, remark, say, warn
+
+_FILES_WANTED: Final = 65536
+
+logger = logging.getLogger("nvmeof.target")
+
+
+async def serve(options: Options) -> None:
+    """Start, say so, and stop on SIGINT, SIGTERM or SIGHUP (a second one stops at once)."""
+    if options.output == "json":
+        streams.demand(streams.STDOUT)
+    target = make_target(options)
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    signals = 0
+
+    def stop(number: signal.Signals) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            logger.warning("%s again: stopping at once", number.name)
+            target.stop_now()
+        else:
+            logger.info("%s: stopping", number.name)
+            stopping.set()
+
+    ending = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+        ending.append(signal.SIGHUP)
+    for number in ending:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await target.start()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise NvmeofError(f"{where}{error.strerror or error}") from error
+    freeze_heap()
+    try:
+        told = facts(target, options)
+        try:
+            if options.output == "json":
+                click.echo(json.dumps(told))
+            else:
+                say(told)
+            sys.stdout.flush()
+        except OSError as error:
+            streams.discard(streams.STDOUT)
+            remark(f"what is served could not be said: {streams.sentence(error)}; serving all the same")
+        warn(told)
+        await stopping.wait()
+    finally:
+        await target.stop()
+    if target.unflushed:
+        raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")
+    logger.info("stopped")
+
+
+def freeze_heap() -> None:
+    """Take what is there now out of the garbage collector's sight: a full collection would stop everybody for long."""
+    gc.collect()
+    gc.freeze()
+
+
+def raise_file_limit() -> None:
+    """Each connection is a file: take as many as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_WANTED if hard == resource.RLIM_INFINITY else min(_FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
