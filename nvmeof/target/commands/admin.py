@@ -17,7 +17,7 @@ from nvmeof.target.commands.dispatch.base import (
     processed_during_sanitize,
 )
 from nvmeof.target.commands.identify.identify import check_identify, decode_identify, identify
-from nvmeof.target.commands.rows.features import (
+from nvmeof.target.commands.rows.feature_commands import (
     check_get_features,
     check_set_features,
     decode_features,

@@ -39,7 +39,8 @@ from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Direction, fixed
 from nvmeof.target.commands.io.nvm import run_all
-from nvmeof.target.commands.rows.features import FeatureTable, restore_features
+from nvmeof.target.commands.rows.feature_commands import restore_features
+from nvmeof.target.commands.rows.features import FeatureTable
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import VERSION, Controller
 from nvmeof.target.core.states import CONNECTED_STATES, UNCONNECTED_ONLY, ControllerState
