@@ -11,6 +11,8 @@
     ├── TransportError              a connection could not be made, or was lost
     │   ├── ConnectTimeout          (also a TimeoutError)
     │   └── ConnectionLost          (also a ConnectionError)
+    │       ├── CommandNotExecuted  the command was not sent: it has had no effect
+    │       └── OutcomeUnknown      the command was sent and not answered: it may have been executed, or will be
     └── ConfigurationError          a bad option (also a ValueError)
 
 Messages are one sentence for a person. FES and FEI are those of the NVMe/TCP Transport specification (H2CTermReq and
@@ -103,6 +105,21 @@ class ConnectTimeout(TransportError, TimeoutError):
 
 class ConnectionLost(TransportError, ConnectionError):
     """An established connection ended without our doing."""
+
+
+class CommandNotExecuted(ConnectionLost):
+    """A command did not reach the controller: it was not sent, and has had and will have no effect.
+
+    Sending it again, over any connection, is always safe. ``__cause__`` is why the connection ended.
+    """
+
+
+class OutcomeUnknown(ConnectionLost):
+    """A command was sent, and the connection ended before its completion came.
+
+    It may have been executed, or not, or it may still be executed until the controller has quiesced. ``__cause__`` is
+    why the connection ended. :mod:`nvmeof.host.replay` has the rules of what may be sent again, and when.
+    """
 
 
 class ConfigurationError(NvmeofError, ValueError):

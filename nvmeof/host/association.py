@@ -44,6 +44,10 @@ class Association:
         self.state = HostState.NEW
         self.error: NvmeofError | None = None
         """Why the association ended."""
+        self.ended_at: float | None = None
+        """When its end was noticed, or asked for; None while it has not ended."""
+        self.held = False
+        """``setup_ctrl`` of the device has been called, and ``release_ctrl`` has not."""
         self.cntlid = CNTLID_DYNAMIC
         self.io_queues: list[Queue] = []
         self.on_lost: list[Callable[[NvmeofError], object]] = []
@@ -169,6 +173,7 @@ class Association:
             return
         was, self.state = self.state, HostState.FAILED
         self.error = error
+        self.ended_at = self.runtime.now()
         if was is HostState.LIVE:
             log.warning("lost the controller %#x of %s: %s", self.cntlid, self.options.subnqn, error)
         self._close_queues(error)
@@ -193,12 +198,15 @@ class Association:
             self.device.destroy_queue(queue)
 
     async def free(self, error: NvmeofError) -> None:
-        """Close all queues, unless a loss has done that, and release the device; later commands get ``error``."""
+        """Close all queues, unless a loss has done that, and release the device, once; later commands get ``error``."""
         if self.state is not HostState.FAILED:
             self._close_queues(error)
             self.state = HostState.CLOSED
             self.error = self.error or error
-        await self.device.release_ctrl(self.options)
+            self.ended_at = self.ended_at or self.runtime.now()
+        if self.held:
+            self.held = False
+            await self.device.release_ctrl(self.options)
 
     def describe(self) -> list[QueueFacts]:
         """One mapping per queue, the admin queue first: ``qid``, entries, load, and what the device says now."""

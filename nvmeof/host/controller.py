@@ -10,8 +10,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import inf
 
-from nvmeof.errors import ConnectionLost, LocalProtocolError, NvmeofError, NvmeStatusError, TransportError
+from nvmeof.errors import (
+    CommandNotExecuted,
+    ConnectionLost,
+    LocalProtocolError,
+    NvmeofError,
+    NvmeStatusError,
+    OutcomeUnknown,
+    TransportError,
+)
 from nvmeof.host import sqe_builders
 from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.association import Association, HostState
@@ -67,6 +76,8 @@ READY_POLL_SECONDS = 0.002
 SHUTDOWN_MAX_SECONDS = 60.0
 SHUTDOWN_SECONDS = 5.0
 """How long a shutdown may take where the controller does not say (RTD3E 0)."""
+DISABLE_SECONDS = 5.0
+"""Least time that a controller gets to clear CSTS.RDY in a reset; more where CAP.TO says so."""
 _NOT_ABORTABLE = RequestOptions(abortable=False)
 
 
@@ -92,6 +103,8 @@ class Controller:
         self.describe = self.association.describe
         self.on_lost = self.association.on_lost
         self.on_event = self.events.listeners
+        self.quiesced = False
+        """The controller has confirmed that it executes no command of this association any more."""
         self._cc = Cc()
         self._info: IdentifyController | None = None
         self._limits: NvmLimits | None = None
@@ -184,6 +197,7 @@ class Controller:
             raise LocalProtocolError(f"a controller connects once; this one is {association.state.value}")
         association.state = HostState.CONNECTING
         await self.device.setup_ctrl(self.options)
+        association.held = True
         try:
             await self._connect_admin_queue()
             await self._enable()
@@ -193,7 +207,11 @@ class Controller:
             await self.events.start(self.info.oaes & (Oaes.DISCOVERY_LOG if self.is_discovery else EVENTS_WANTED))
         except BaseException as error:
             reason = error if isinstance(error, NvmeofError) else ConnectionLost("the connection was given up")
+            if isinstance(error, CommandNotExecuted | OutcomeUnknown) and association.error is not None:
+                reason = association.error  # which command met it does not matter here
             await association.free(reason)
+            if reason is not error and isinstance(error, NvmeofError):
+                raise reason from None
             raise
         association.state = HostState.LIVE
 
@@ -378,6 +396,66 @@ class Controller:
             # it has gone, or is none that we can use: the others may still be
             log.info("namespace %d has changed, but cannot be identified: %s", namespace.nsid, error)
 
+    async def abandon(self, error: NvmeofError) -> None:
+        """Close all queues at once, without a word to the controller, and release the device. Safe to call again."""
+        association = self.association
+        if association.state in (HostState.NEW, HostState.CLOSED):
+            return
+        await association.free(error)
+        association.state = HostState.CLOSED
+
+    async def disable(self) -> bool:
+        """End the association by a controller reset, as Linux does before it connects anew.
+
+        The I/O queues are closed first, so that what is outstanding fails at once; then CC.EN is cleared, and the
+        connection of the admin queue is closed when CSTS.RDY is 0 or CAP.TO has passed. Return whether the controller
+        confirmed it: then no command of this association is executed any more, and ``quiesced`` is set. Never raises
+        for what the controller does; safe to call after a loss.
+        """
+        association = self.association
+        error = ConnectionLost("the controller was reset by this host")
+        if association.state is HostState.LIVE:
+            association.state = HostState.CLOSING
+            association.ended_at = self.runtime.now()
+            association.timeouts.stop_keep_alive()
+            for queue in self.io_queues:
+                association.close_queue(queue, error)
+            seconds = max(self.cap.timeout_seconds, DISABLE_SECONDS)
+            late = ConnectionLost(f"{self.options.subnqn} did not stop within {seconds:g} s")
+            guard = self.runtime.call_later(seconds, lambda: association.queue_error(association.admin_queue, late))
+            try:
+                await self.commands.property_set(CC_OFFSET, replace(self._cc, en=False).encode())
+                await self._wait_csts("stop", lambda status: not status.rdy, seconds)
+                self.quiesced = True
+            except NvmeofError as failure:
+                log.info("%s was not reset in order: %s", self.options.subnqn, failure)
+            finally:
+                guard.cancel()
+                await self.abandon(error)
+        return self.quiesced
+
+    @property
+    def quiesced_at(self) -> float:
+        """When no command of this association can be executed any more, by the runtime's clock.
+
+        ``inf`` while it has not ended. A controller that confirmed its reset or shutdown is quiet at once. Of another
+        one that reports CQT: the Keep Alive Timeout by which it notices the loss, twice (three times with keep alive by
+        traffic, whose intervals begin anew with each command), and CQT (NVMe Base, Keep Alive and Command Quiesce
+        Time). With CQT 0 nothing is known, and the time of the loss is returned, which is what Linux goes by.
+        """
+        ended_at = self.association.ended_at
+        if ended_at is None:
+            return inf
+        if self.quiesced or self._info is None or not self._info.cqt:
+            return ended_at
+        intervals = 3 if self._info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE else 2
+        return ended_at + intervals * self.options.keep_alive_tmo + self._info.cqt / 1000
+
+    @property
+    def cqt_seconds(self) -> float:
+        """Command Quiesce Time that the controller reports, in seconds; 0: it reports none, or is not identified."""
+        return 0.0 if self._info is None else self._info.cqt / 1000
+
     async def shutdown(self) -> None:
         """End the association in order: delete the I/O queues, shut the controller down, close.
 
@@ -427,6 +505,7 @@ class Controller:
     async def _shut_down(self, seconds: float) -> None:
         await self.commands.property_set(CC_OFFSET, replace(self._cc, shn=Shn.NORMAL).encode())
         await self._wait_csts("shut down", lambda status: status.shst == Shst.COMPLETE, seconds)
+        self.quiesced = True
 
 
 def _connect_refused(error: NvmeStatusError, qid: int, options: ConnectOptions) -> NvmeofError:

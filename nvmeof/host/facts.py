@@ -65,3 +65,33 @@ class QueueFacts(TypedDict, total=False):
     rtt_us: int | None
     sndbuf_bytes: int | None
     rcvbuf_bytes: int | None
+
+
+class OutageFacts(TypedDict):
+    """One time for which a path was not live. Times are seconds of the runtime's clock (monotonic)."""
+
+    reason: str
+    noticed_at: float
+    attempts: int
+    """Attempts to reconnect."""
+    failfast_at: float | None
+    """When fast_io_fail_tmo let waiting commands fail."""
+    reconnected_at: float | None
+    """When the path was live again; None: not yet, or never."""
+
+
+class PathFacts(TypedDict):
+    """What a path is and was: its state by Linux's name, its controller, and its outages, the latest last."""
+
+    transport: str
+    traddr: str
+    trsvcid: int
+    state: str
+    cntlid: int | None
+    """Of the live association."""
+    attempts: int
+    """Attempts to reconnect in the present outage."""
+    max_reconnects: int | None
+    error: str | None
+    """Why the last association, or the last attempt, ended."""
+    outages: list[OutageFacts]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import TypedDict
+from math import ceil, isfinite
+from typing import TypedDict, cast
 from uuid import UUID
 
 from nvmeof.address import check_host, ip_of
@@ -132,6 +133,53 @@ class ConnectOptions:
     def with_changes(self, **changes: object) -> ConnectOptions:
         """A copy with some options changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+class RecoveryKeywords(TypedDict, total=False):
+    """The keyword arguments for recovery; see RecoveryOptions."""
+
+    reconnect_delay: float
+    ctrl_loss_tmo: float
+    fast_io_fail_tmo: float | None
+    quiesce_tmo: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryOptions:
+    """What a path does after the loss of its association: nvme-cli's names, defaults and meanings, in seconds.
+
+    Raises :class:`ConfigurationError`, one sentence, for a value that cannot be used.
+    """
+
+    reconnect_delay: float = 10.0
+    """Between the loss and the first attempt to reconnect, and between attempts."""
+    ctrl_loss_tmo: float = 600.0
+    """How long attempts go on, rounded up to whole reconnect delays; then the path is removed. -1: for ever; 0: none."""
+    fast_io_fail_tmo: float | None = None
+    """From the loss until commands that wait for the path fail, while attempts go on; None: not before the removal."""
+    quiesce_tmo: float = 0.0
+    """How long a write of unknown outcome waits before it is sent again, where the controller reports no Command
+    Quiesce Time (CQT 0). Linux waits not at all."""
+
+    def __post_init__(self) -> None:
+        _seconds("reconnect_delay", self.reconnect_delay, above=0)
+        _seconds("quiesce_tmo", self.quiesce_tmo)
+        if self.ctrl_loss_tmo != -1:
+            _seconds("ctrl_loss_tmo", self.ctrl_loss_tmo, remark=", or -1 for ever")
+        if self.fast_io_fail_tmo is not None:
+            _seconds("fast_io_fail_tmo", self.fast_io_fail_tmo, remark=", or None for off")
+
+    @property
+    def max_reconnects(self) -> int | None:
+        """Attempts in a row until the path is removed, as ``nvmf_parse_options`` of Linux counts them; None: no limit."""
+        return None if self.ctrl_loss_tmo < 0 else ceil(self.ctrl_loss_tmo / self.reconnect_delay)
+
+
+def _seconds(name: str, value: object, *, above: float | None = None, remark: str = "") -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not number or (cast(float, value) < 0 if above is None else cast(float, value) <= above):
+        least = "0 or more" if above is None else f"more than {above:g}"
+        raise ConfigurationError(f"{name} must be a number of seconds, {least}{remark}, not {value!r}")
 
 
 def distinct_paths(candidates: Iterable[ConnectOptions]) -> list[ConnectOptions]:

@@ -28,7 +28,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from nvmeof.errors import ConfigurationError, LocalProtocolError, NvmeofError
+from nvmeof.errors import (
+    CommandNotExecuted,
+    ConfigurationError,
+    ConnectionLost,
+    LocalProtocolError,
+    NvmeofError,
+    OutcomeUnknown,
+    TransportError,
+)
 from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
 from nvmeof.wire import Buffer
@@ -200,9 +208,12 @@ class Queue:
         return len(self.requests) + len(self._backlog)
 
     def submit(self, request: Request, more: bool = False) -> None:
-        """Send a request, or queue it until an identifier is free. Raises the error of a queue that is gone."""
+        """Send a request, or queue it until an identifier is free.
+
+        Raises the error of a queue that is gone, as :class:`CommandNotExecuted` where that was a loss.
+        """
         if self.error is not None:
-            raise self.error
+            raise not_executed(self.error)
         request.queue = self
         if request.priority:
             identifiers, backlog = self._reserved or self._free, self._urgent
@@ -270,18 +281,43 @@ class Queue:
             self.on_error(self, error)
 
     def fail(self, error: NvmeofError) -> None:
-        """Drain the queue, and fail all that is outstanding or waiting with ``error``. Further requests get it too."""
+        """Drain the queue, and fail all that is outstanding or waiting with ``error``. Further requests get it too.
+
+        Where ``error`` is the loss of a connection, what was sent fails with :class:`OutcomeUnknown`, and what was not
+        with :class:`CommandNotExecuted`.
+        """
         if self.error is not None:
             return
         self.error = error
         self.device.drain_queue(self)
-        orphans = [*self.requests.values(), *self._urgent, *self._backlog]
+        sent = list(self.requests.values())
+        waiting = [*self._urgent, *self._backlog]
         self.requests.clear()
         self._urgent.clear()
         self._backlog.clear()
-        for request in orphans:
-            request.cid = -1
-            request.failed(error)
+        for orphans, failure in ((sent, outcome_unknown(error)), (waiting, not_executed(error))):
+            for request in orphans:
+                request.cid = -1
+                request.failed(failure)
+
+
+def not_executed(error: NvmeofError) -> NvmeofError:
+    """The failure of a command that was not sent when its queue ended with ``error``."""
+    return _as_outcome(error, CommandNotExecuted, "the command was not sent")
+
+
+def outcome_unknown(error: NvmeofError) -> NvmeofError:
+    """The failure of a command that was sent, and had no completion when its queue ended with ``error``."""
+    return _as_outcome(error, OutcomeUnknown, "whether the command was executed is not known")
+
+
+def _as_outcome(error: NvmeofError, kind: type[ConnectionLost], remark: str) -> NvmeofError:
+    """``error`` as a ``kind``; what is no loss (a defect of ours, the end of a queue in order) stays what it is."""
+    if not isinstance(error, TransportError) or isinstance(error, CommandNotExecuted | OutcomeUnknown):
+        return error
+    failure = kind(f"{error}; {remark}")
+    failure.__cause__ = error
+    return failure
 
 
 class QueueDevice(ABC):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
-from nvmeof.errors import LocalProtocolError, NvmeofError
-from nvmeof.host.queue import Queue, Request
+from nvmeof.errors import CommandNotExecuted, LocalProtocolError, NvmeofError
+from nvmeof.host.queue import Queue, Request, outcome_unknown
 from nvmeof.runtime import Future, Runtime
 from nvmeof.spec.enums import FABRICS_OPCODE, AdminOpcode, FabricsType, NvmOpcode
 from nvmeof.spec.status import status_error
@@ -143,7 +144,7 @@ class Transfer:
     when all that did go out has ended, so that the buffers are free then.
     """
 
-    __slots__ = ("_error", "_outstanding", "_parts", "_pick", "future", "result")
+    __slots__ = ("_error", "_executed", "_outstanding", "_parts", "_pick", "future", "result")
 
     def __init__(self, runtime: Runtime, pick: Callable[[], Queue], parts: Iterator[CommandPart]) -> None:
         self.future: Future[int] = runtime.create_future()
@@ -151,6 +152,7 @@ class Transfer:
         self._pick = pick
         self._outstanding: dict[Part, None] = {}  # in the order of submission, in which a cancellation aborts them
         self._error: BaseException | None = None
+        self._executed = False  # one of the commands at least has had its effect, or may have
         self.result = 0
 
     def start(self) -> None:
@@ -177,6 +179,8 @@ class Transfer:
     def part_done(self, part: Part, error: NvmeofError | None, result: int) -> None:
         """One part has ended."""
         self._outstanding.pop(part, None)
+        if error is None or not isinstance(error, CommandNotExecuted):
+            self._executed = True
         if error is not None:
             self._error = self._error or error
         self.result |= result
@@ -189,10 +193,14 @@ class Transfer:
     def _finish(self) -> None:
         if self._outstanding or self.future.done():
             return
-        if self._error is None:
+        error = self._error
+        if error is None:
             self.future.set_result(self.result)
-        else:
-            self.future.set_exception(self._error)
+            return
+        if isinstance(error, CommandNotExecuted) and self._executed and error.__cause__ is not None:
+            # true of that command, and not of the whole
+            error = outcome_unknown(cast(NvmeofError, error.__cause__))
+        self.future.set_exception(error)
 
     def stop(self, abort: AbortFunction) -> None:
         """Cancel: send nothing more, take back what waits, abort what is out."""

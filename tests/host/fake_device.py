@@ -59,6 +59,7 @@ class FakeDevice(QueueDevice):
         self.queues: dict[int, Queue] = {}
         self.drained: set[int] = set()
         self.refuse_queue: int | None = None
+        self.call_soon: Callable[..., object] = lambda *args: asyncio.get_running_loop().call_soon(*args)
         self.features: dict[int, int] = {}
         self.discovery_log = build_discovery_log(
             1,
@@ -91,6 +92,7 @@ class FakeDevice(QueueDevice):
         if queue.qid == self.refuse_queue:
             raise TransportError("the fake refuses this queue")
         self.queues[queue.qid] = queue
+        self.drained.discard(queue.qid)
 
     def send_req(self, request: Request, more: bool) -> None:
         sqe = SQE.unpack_from(request.sqe)
@@ -102,7 +104,7 @@ class FakeDevice(QueueDevice):
         if answer == "default":
             answer = self._answer(request, sqe)
         if answer is not None:
-            asyncio.get_running_loop().call_soon(self.complete, request, *answer)
+            self.call_soon(self.complete, request, *answer)
 
     def complete(self, request: Request, result: int, status: int) -> None:
         if request.queue.qid not in self.drained and request.cid >= 0:

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from nvmeof.errors import ConfigurationError, ConnectionLost, LocalProtocolError, NvmeofError
+from nvmeof.errors import (
+    CommandNotExecuted,
+    ConfigurationError,
+    ConnectionLost,
+    LocalProtocolError,
+    NvmeofError,
+    OutcomeUnknown,
+)
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import QUEUE_OPS, DeviceRegistry, Queue, Request
 from nvmeof.host.socket_queue import SocketQueueDevice
@@ -184,9 +191,23 @@ def test_failing_drains_first_and_tells_everybody_once() -> None:
     each.fail(error)
     each.fail(ConnectionLost("again"))
     assert device.calls == ["drain_queue 1"]
-    assert sent.outcome == [error]
-    assert waiting.outcome == [error]
-    with pytest.raises(ConnectionLost, match="gone"):
+    (unknown,) = sent.outcome
+    assert isinstance(unknown, OutcomeUnknown) and unknown.__cause__ is error and "not known" in str(unknown)
+    (untouched,) = waiting.outcome
+    assert isinstance(untouched, CommandNotExecuted) and untouched.__cause__ is error and "not sent" in str(untouched)
+    with pytest.raises(CommandNotExecuted, match="gone; the command was not sent"):
+        each.submit(Noted())
+
+
+def test_an_error_that_is_no_loss_stays_what_it_is() -> None:
+    each, _ = queue(2)
+    sent, waiting = Noted(), Noted()
+    each.submit(sent)
+    each.submit(waiting)
+    error = LocalProtocolError("a defect of ours")
+    each.fail(error)
+    assert sent.outcome == [error] and waiting.outcome == [error]
+    with pytest.raises(LocalProtocolError, match="a defect of ours"):
         each.submit(Noted())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nvmeof.errors import NvmeofError
+from nvmeof.errors import NvmeofError, OutcomeUnknown
 from nvmeof.host.queue import Queue, Request
 from nvmeof.host.timeouts import Timeouts
 from nvmeof.spec.enums import AdminOpcode
@@ -116,7 +116,8 @@ def test_a_timeout_first_aborts_and_then_ends_the_association() -> None:
     assert not bench.lost
     bench.run(108.25, 110.5)
     assert [qid for qid, _ in bench.lost] == [1]
-    assert stuck.outcome == [bench.lost[0][1]]
+    (outcome,) = stuck.outcome
+    assert isinstance(outcome, OutcomeUnknown) and outcome.__cause__ is bench.lost[0][1]
 
 
 def test_a_timeout_whose_abort_works_costs_only_the_command() -> None:
