@@ -154,7 +154,7 @@ class RecoveryOptions:
     reconnect_delay: float = 10.0
     """Between the loss and the first attempt to reconnect, and between attempts."""
     ctrl_loss_tmo: float = 600.0
-    """How long attempts go on, rounded up to whole reconnect delays; then the path is removed. -1: for ever; 0: none."""
+    """How long attempts go on, in whole reconnect delays; then the path is removed. -1: for ever, 0: none."""
     fast_io_fail_tmo: float | None = None
     """From the loss until commands that wait for the path fail, while attempts go on; None: not before the removal."""
     quiesce_tmo: float = 0.0
@@ -171,7 +171,7 @@ class RecoveryOptions:
 
     @property
     def max_reconnects(self) -> int | None:
-        """Attempts in a row until the path is removed, as ``nvmf_parse_options`` of Linux counts them; None: no limit."""
+        """Attempts in a row until the path is removed, counted as ``nvmf_parse_options`` of Linux does; None: no end."""
         return None if self.ctrl_loss_tmo < 0 else ceil(self.ctrl_loss_tmo / self.reconnect_delay)
 
 

@@ -1,7 +1,7 @@
 """A path to a subsystem: one controller as it lives on across associations, as Linux's ``struct nvme_ctrl`` does.
 
-A :class:`Controller` is one association and ends with it. A :class:`Path` makes one after the other: when one is lost it
-waits ``reconnect_delay``, connects anew, and goes on until that works, ``ctrl_loss_tmo`` has passed or the target says
+A :class:`Controller` is one association and ends with it. A :class:`Path` makes one after the other: when one is lost
+it waits ``reconnect_delay``, connects anew, and goes on until that works, ``ctrl_loss_tmo`` has passed or the target says
 that it never will. States and the changes between them are Linux's (``nvme_change_ctrl_state``,
 drivers/nvme/host/core.c); the order of events is that of its nvme-tcp driver.
 
@@ -112,7 +112,7 @@ class Path(Generic[ControllerT]):
         self.on_lost: list[Callable[[NvmeofError], object]] = []
         """Called once, when the path is removed because it cannot be recovered; not for :meth:`delete`."""
         self.prepare: list[Callable[[ControllerT], Awaitable[None]]] = []
-        """Awaited with each association before the path is live (rescan, ANA log); what they raise fails the attempt."""
+        """Awaited with each association before the path is live (rescan, ANA log); what is raised fails the attempt."""
         self._make = make
         self._attempting: ControllerT | None = None
         self._reconnect_timer: TimerHandle | None = None

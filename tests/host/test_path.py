@@ -63,7 +63,7 @@ def test_ctrl_loss_tmo_is_rounded_up_to_whole_delays(ctrl_loss_tmo: float, delay
     assert len(bench.device.attempts) == attempts
     assert bench.path.state is PathState.DEAD and bench.states[-2:] == ["deleting", "dead"]
     assert len(bench.lost) == 1
-    with pytest.raises(CommandNotExecuted, match="is d.*not sent"):
+    with pytest.raises(CommandNotExecuted, match=r"is d.*not sent"):
         waiting.get()
     bench.pass_time(100.0)
     assert len(bench.device.attempts) == attempts and len(bench.lost) == 1
