@@ -171,7 +171,7 @@ class RecoveryOptions:
 
     @property
     def max_reconnects(self) -> int | None:
-        """Attempts in a row until the path is removed, counted as ``nvmf_parse_options`` of Linux does; None: no end."""
+        """Attempts in a row until the path is removed, counted as by ``nvmf_parse_options`` of Linux; None: no end."""
         return None if self.ctrl_loss_tmo < 0 else ceil(self.ctrl_loss_tmo / self.reconnect_delay)
 
 

@@ -1,8 +1,8 @@
 """A path to a subsystem: one controller as it lives on across associations, as Linux's ``struct nvme_ctrl`` does.
 
 A :class:`Controller` is one association and ends with it. A :class:`Path` makes one after the other: when one is lost
-it waits ``reconnect_delay``, connects anew, and goes on until that works, ``ctrl_loss_tmo`` has passed or the target says
-that it never will. States and the changes between them are Linux's (``nvme_change_ctrl_state``,
+it waits ``reconnect_delay``, connects anew, and goes on until that works, ``ctrl_loss_tmo`` has passed or the target
+says that it never will. States and the changes between them are Linux's (``nvme_change_ctrl_state``,
 drivers/nvme/host/core.c); the order of events is that of its nvme-tcp driver.
 
 This module must not know how I/O is sent over a path: whoever uses it does. It must not know sockets, clocks or event
