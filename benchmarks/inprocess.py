@@ -75,6 +75,12 @@ class InProcessQueue(Stream):
     def wake(self) -> None:
         """Output is taken after every input anyway."""
 
+    def wait_for_room(self) -> None:
+        """What waits goes on after every output anyway."""
+
+    def hold_receiving(self, crowded: bool) -> None:
+        """The cases are received whatever they lead to."""
+
     def finish(self, reason: str, *, fault: bool = False) -> None:
         """The connection has no socket to close."""
 

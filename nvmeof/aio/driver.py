@@ -34,6 +34,7 @@ LINGER_SECONDS: Final = 2.0
 """How long a connection that ends waits for the peer to take what is queued, and to close."""
 _DISCARD_BYTES: Final = 64 * 1024
 _NO_LIMIT: Final = 1 << 62
+_CLOSED: Final = State.CLOSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,6 @@ class Consumer(Protocol):
     """What a driver needs of whoever serves the connection. The driver calls; it is called as `ConnectionDriver`."""
 
     @property
-    def receiving(self) -> bool:
-        """Whether more should be received, as far as the consumer is concerned."""
-        ...
-
-    @property
     def owner(self) -> Hashable:
         """Who the connection's turns are counted for, where the driver has `Turns`."""
         ...
@@ -85,7 +81,7 @@ class Consumer(Protocol):
         ...
 
     def sent(self) -> None:
-        """Begin what waited for room: the socket has taken some of the output."""
+        """Begin what waited for room: the socket has taken some of the output. Called while `tell_sent` is set."""
         ...
 
     def lost(self, error: OSError) -> None:
@@ -108,7 +104,7 @@ class ConnectionDriver:
     is read only in turn with others. ``clock``: seconds, for `Batching.read_seconds`.
 
     The consumer calls `wake` (or `flush`) when it has queued output outside of `Consumer.handle`, `update_reader` when
-    `Consumer.receiving` may have changed, and at the end `finish`, `stop` or `close`.
+    it has changed `receiving`, and at the end `finish`, `stop` or `close`.
     """
 
     __slots__ = (
@@ -122,10 +118,14 @@ class ConnectionDriver:
         "_linger",
         "_loop",
         "_reading",
+        "_turns",
+        "_until",
         "closed",
         "connection",
         "endpoint",
-        "turns",
+        "handle",
+        "receiving",
+        "tell_sent",
         "woken",
     )
 
@@ -142,15 +142,22 @@ class ConnectionDriver:
     ) -> None:
         self.endpoint = endpoint
         self.connection = connection
-        self.turns = turns
+        self.handle = consumer.handle
+        """Where events go, at first `Consumer.handle`: a consumer with less to do from some time on may replace it."""
+        self.receiving = True
+        """Whether more should be received, as far as the consumer is concerned, which sets it."""
+        self.tell_sent = False
+        """Whether the consumer wants to know what has been sent, which it sets: something waits for room."""
         self.closed = False
         """No byte moves any more."""
         self.woken = False
         """A `wake` will send what is queued in this turn of the loop."""
         self._consumer = consumer
         self._batching = batching
+        self._turns = turns
         self._loop = loop or asyncio.get_running_loop()
         self._clock = clock
+        self._until = 0.0  # when a turn of several receives ends
         self._reading = False
         self._deferred = False  # it is read when it is its owner's turn
         self._blocked = False  # the socket takes nothing: wait for it
@@ -166,15 +173,23 @@ class ConnectionDriver:
 
     # -- in ------------------------------------------------------------------------------------------------------
 
+    @property
+    def turns(self) -> Turns | None:
+        """Who says when the connection is read; None: it is read whenever there is something."""
+        return self._turns
+
+    @turns.setter
+    def turns(self, turns: Turns | None) -> None:
+        self._turns = turns
+        if self._reading:
+            self.endpoint.set_reader(self.readable if turns is not None else self._receive)
+
     def readable(self) -> None:
         """Read and handle what there is, now or when it is this connection's turn."""
-        if self.turns is not None:
-            self._read_in_turn(self.turns)
-            return
-        try:
+        if self._turns is not None:
+            self._read_in_turn(self._turns)
+        else:
             self._receive()
-        except Exception as error:
-            self._consumer.broken(error)
 
     def _read_in_turn(self, turns: Turns) -> None:
         """Read at once only while this turn of the loop has time for it."""
@@ -189,63 +204,77 @@ class ConnectionDriver:
 
     def _read_now(self) -> None:
         self._deferred = False
-        if self.closed:
-            return
-        try:
+        if not self.closed:
             self._receive()
             self.update_reader()
-        except Exception as error:
-            self._consumer.broken(error)
 
     def _receive(self) -> None:
+        """Receive as long as buffers get full and `Batching` allows it, and send what that has led to.
+
+        Most receives bring less than the buffer holds, and are the only one of their turn: what only a further one
+        needs comes after the test for that.
+        """
         if self._finishing:
             self._discard()
             return
-        connection, endpoint, consumer, batching = self.connection, self.endpoint, self._consumer, self._batching
-        receive, receive_both, available = endpoint.recv_into, endpoint.recv_both, endpoint.available
-        flush_reads, flush_bytes, patient = batching.flush_reads, batching.flush_bytes, batching.leave_to_wake
-        now, clock, until = self._loop.time(), self._clock, 0.0
-        for turn in range(1, batching.reads + 1):
-            buffer = connection.next_buffer(available)
-            behind = connection.behind
-            try:
-                n = receive(buffer) if behind is None else receive_both(buffer, behind)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as error:
-                consumer.lost(error)
-                return
-            events = connection.bytes_received(n, now) if n else connection.eof_received()
-            if events:
-                consumer.handle(events, now)
-            if not patient and (not turn % flush_reads or connection.backlog_bytes >= flush_bytes):
+        connection, endpoint = self.connection, self.endpoint
+        out = connection.out
+        now, reads = self._loop.time(), 0
+        try:
+            while True:
+                buffer = connection.next_buffer(endpoint.available)
+                behind = connection.behind
+                try:
+                    n = endpoint.recv_into(buffer) if behind is None else endpoint.recv_both(buffer, behind)
+                except (BlockingIOError, InterruptedError):
+                    break
+                except OSError as error:
+                    self._consumer.lost(error)
+                    return
+                events = connection.bytes_received(n, now) if n else connection.eof_received()
+                if events:
+                    self.handle(events, now)
+                if n < (len(buffer) if behind is None else len(buffer) + len(behind)):
+                    break
+                reads += 1
+                if not self._goes_on(reads):
+                    break
+            if out.pending_bytes and not (self.woken and self._batching.leave_to_wake):
                 self.flush()
-            wanted = len(buffer) if behind is None else len(buffer) + len(behind)
-            # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
-            if (
-                n < wanted
-                or self._finishing
-                or (self.woken and not patient)
-                or (self._blocked and not connection.want_read)
-                or not consumer.receiving
-            ):
-                break
-            if turn == 1:
-                until = clock() + batching.read_seconds
-            elif clock() >= until:
-                break
-        if connection.want_write and not (patient and self.woken):
+            # With nothing to send, a connection that is read wants to be read on until its end.
+            if out.pending_bytes or not (self._reading and self.receiving) or connection.state is _CLOSED:
+                self.update_reader()
+        except Exception as error:
+            self._consumer.broken(error)
+
+    def _goes_on(self, reads: int) -> bool:
+        """After a full buffer: send what must not wait longer, and tell whether to receive again in this turn."""
+        batching, connection = self._batching, self.connection
+        patient = batching.leave_to_wake
+        if not patient and (not reads % batching.flush_reads or connection.out.pending_bytes >= batching.flush_bytes):
             self.flush()
-        self.update_reader()
+        # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
+        if (
+            reads >= batching.reads
+            or self._finishing
+            or not self.receiving
+            or (self.woken and not patient)
+            or (self._blocked and not connection.want_read)
+        ):
+            return False
+        if reads == 1:
+            self._until = self._clock() + batching.read_seconds
+            return True
+        return self._clock() < self._until
 
     def update_reader(self) -> None:
         """Listen to the endpoint, or do not, as connection and consumer want it now."""
         wanted = not (self.closed or self._deferred) and (
-            self._finishing or (self.connection.want_read and self._consumer.receiving)
+            self._finishing or (self.receiving and self.connection.want_read)
         )
         if wanted is not self._reading:
             self._reading = wanted
-            self.endpoint.set_reader(self.readable if wanted else None)
+            self.endpoint.set_reader(None if not wanted else self._receive if self._turns is None else self.readable)
 
     # -- out -----------------------------------------------------------------------------------------------------
 
@@ -253,10 +282,10 @@ class ConnectionDriver:
         """Give the socket what is queued, until it takes no more or has had its share."""
         if self._blocked or self.closed:
             return
-        connection, send, sent = self.connection, self.endpoint.sendmsg, self._consumer.sent
-        left = self._batching.send_bytes
-        while connection.want_write:
-            if left <= 0 and not self._finishing:
+        connection, send = self.connection, self.endpoint.sendmsg
+        out, taken = connection.out, 0
+        while out.pending_bytes:
+            if taken >= self._batching.send_bytes and not self._finishing:
                 self.wake()
                 return
             try:
@@ -274,8 +303,9 @@ class ConnectionDriver:
                     self._consumer.lost(error)
                 return
             connection.bytes_sent(n)
-            left -= n
-            sent()
+            taken += n
+            if self.tell_sent:
+                self._consumer.sent()
 
     def _writable(self) -> None:
         self._blocked = False

@@ -37,7 +37,6 @@ class SocketQueue:
     Implements :class:`nvmeof.aio.driver.Consumer`.
     """
 
-    receiving = True
     owner = None
 
     def __init__(self, queue: Queue, endpoint: Endpoint, tap: Tap | None = None) -> None:
@@ -112,7 +111,7 @@ class SocketQueue:
             driver.wake()
 
     def sent(self) -> None:
-        """Nothing waits for room: what a host queues is bounded by its commands."""
+        """Never asked for: what a host queues is bounded by its commands, and nothing waits for room."""
 
     # -- in
 

@@ -50,7 +50,6 @@ class Engine(ABC):
         "_in_place",
         "_known_bytes",
         "_large_expected",
-        "_out",
         "_payload",
         "_payload_crc",
         "_payload_live",
@@ -65,6 +64,7 @@ class Engine(ABC):
         "encoder",
         "incapsule_bytes",
         "make_encoder",
+        "out",
         "parameters",
         "state",
         "tap",
@@ -82,7 +82,8 @@ class Engine(ABC):
         self.encoder = Encoder()
         self.tap: Tap | None = None
         self.incapsule_bytes = config.incapsule_bytes
-        self._out = Output()
+        self.out = Output()
+        """What waits to be sent. To be read only: whoever drives the connection reads `pending_bytes` often."""
         self._framing = Framing(max_data_bytes=self.incapsule_bytes)
         size = max(config.receive_buffer_bytes, self.incapsule_bytes + CAPSULE_OVERHEAD_BYTES, 1024)
         buffer = bytearray(-(-size // 8) * 8) if receive_buffer is None else receive_buffer
@@ -371,7 +372,7 @@ class Engine(ABC):
         """The handshake is done: from here on PDUs have the digests and alignments of ``parameters``."""
         self.parameters = parameters
         self.encoder = self.make_encoder(parameters.header_digest, parameters.data_digest, parameters.send_pda_bytes)
-        self._out.data_digest = parameters.data_digest
+        self.out.data_digest = parameters.data_digest
         self._reframe()
 
     def _reframe(self) -> None:
@@ -410,12 +411,12 @@ class Engine(ABC):
         self._payload = None
         self._payload_owner = None
         self._large_expected = 0
-        self._out.drop()
+        self.out.drop()
 
     def _queue_term_req(self, fes: int, fei: int, header: Buffer) -> None:
         self._payload = None
         self._payload_owner = None
-        self._out.add_last(term_req(self.term_req_type, fes, fei, header))
+        self.out.add_last(term_req(self.term_req_type, fes, fei, header))
 
     def terminate(self, fes: int, fei: int = 0, header: Buffer = b"") -> None:
         """End the connection with a TermReq, after what is queued; nothing else is sent after it.
@@ -433,23 +434,23 @@ class Engine(ABC):
 
     def send_raw(self, data: Buffer) -> None:
         """Queue bytes that nobody checks, for faults and misbehaving peers; dropped after a TermReq."""
-        self._out.add(bytes(data))
+        self.out.add(bytes(data))
 
     def data_to_send(self) -> list[Buffer]:
         """The buffers for one ``sendmsg``, which must follow at once; then ``bytes_sent`` with what it took."""
-        return self._out.take()
+        return self.out.take()
 
     def bytes_sent(self, n: int) -> None:
         """The socket took ``n`` bytes of what ``data_to_send`` gave."""
         if self.tap is not None:
             self._tap_sent(n)
-        self._out.taken(n)
-        if self.state is _TERMINATING and not self._out.pending_bytes:
+        self.out.taken(n)
+        if self.state is _TERMINATING and not self.out.pending_bytes:
             self._apply(Input.FLUSHED)
 
     def _tap_sent(self, n: int) -> None:
         assert self.tap is not None
-        for buffer in self._out.ready:
+        for buffer in self.out.ready:
             if n <= 0:
                 break
             self.tap.sent(memoryview(buffer)[:n])
@@ -458,7 +459,7 @@ class Engine(ABC):
     @property
     def want_write(self) -> bool:
         """Whether there is something to send."""
-        return self._out.pending_bytes > 0
+        return self.out.pending_bytes > 0
 
     @property
     def want_read(self) -> bool:
@@ -472,4 +473,4 @@ class Engine(ABC):
     @property
     def backlog_bytes(self) -> int:
         """How much is queued and not yet taken by the socket."""
-        return self._out.pending_bytes
+        return self.out.pending_bytes

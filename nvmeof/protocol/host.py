@@ -70,7 +70,7 @@ class HostConnection(Engine):
         dgst = (Dgst.HDGST_ENABLE if config.header_digest else 0) | (Dgst.DDGST_ENABLE if config.data_digest else 0)
         hpda = pda_from_bytes(config.pda_bytes)
         request = IcReq(PduType.ICREQ, 0, IC_BYTES, 0, IC_BYTES, PFV_1_0, hpda, dgst, config.maxr2t - 1)
-        self._out.add(ICREQ.pack(request))
+        self.out.add(ICREQ.pack(request))
 
     @property
     def outstanding(self) -> int:
@@ -178,9 +178,9 @@ class HostConnection(Engine):
                 Fes.INVALID_HEADER_FIELD, _RESP_CID_OFFSET, f"a completion for CID {cid:#x}, which is not in use"
             )
         status_field &= 0xFFFE
-        if request.r2t_ends and request.r2t_ends[-1] > self._out.sent_bytes and request.data_out is not None:
+        if request.r2t_ends and request.r2t_ends[-1] > self.out.sent_bytes and request.data_out is not None:
             # The controller did not wait for all of the data; the caller has its buffer back from here on.
-            self._out.keep(request.data_out.obj)
+            self.out.keep(request.data_out.obj)
         data_in = request.data_in
         if data_in is not None:
             if len(data_in) >= LARGE_BYTES:
@@ -227,7 +227,7 @@ class HostConnection(Engine):
             )
         parameters = self.parameters
         assert parameters is not None
-        out = self._out
+        out = self.out
         data = request.accept_r2t(header.r2to, header.r2tl, parameters.maxr2t, out.sent_bytes)
         step, size = parameters.maxh2cdata_bytes, len(data)
         for offset in range(0, size, step):
@@ -246,7 +246,7 @@ class HostConnection(Engine):
         if request is None:
             return
         if data_out is not None:
-            self._out.keep(memoryview(data_out).obj)
+            self.out.keep(memoryview(data_out).obj)
         if request.data_out is not None:
             request.data_out = memoryview(bytes(request.data_out))
         if request.data_in is None:
@@ -303,16 +303,16 @@ class HostConnection(Engine):
                 request.data_out = None
             else:
                 sgl = (0, size, _SGL_TRANSPORT)
-                self._out.add(self.encoder.command(cid, sqe, sgl, 0))
+                self.out.add(self.encoder.command(cid, sqe, sgl, 0))
         elif data_in is not None:
             if len(data_in) >= LARGE_BYTES:
                 self._large_expected += 1
             sgl = (0, len(data_in), _SGL_TRANSPORT)
-            self._out.add(self.encoder.command(cid, sqe, sgl, 0))
+            self.out.add(self.encoder.command(cid, sqe, sgl, 0))
         else:
-            self._out.add(self.encoder.command(cid, sqe, _NO_SGL, 0))
+            self.out.add(self.encoder.command(cid, sqe, _NO_SGL, 0))
         self._requests[cid] = request
 
     def _send_in_capsule(self, cid: int, sqe: Buffer, data: memoryview) -> None:
         sgl = (0, len(data), _SGL_IN_CAPSULE)
-        self._out.add_data(self.encoder.command(cid, sqe, sgl, len(data)), data)
+        self.out.add_data(self.encoder.command(cid, sqe, sgl, len(data)), data)

@@ -121,7 +121,7 @@ class TargetConnection(Engine):
     @property
     def want_read(self) -> bool:
         """False at the end, and while the host takes nothing of what it asked for."""
-        out = self._out
+        out = self.out
         return (
             self.state is not State.CLOSED and out.pending_bytes <= BACKLOG_BYTES and len(out.ready) <= BACKLOG_BUFFERS
         )
@@ -155,7 +155,7 @@ class TargetConnection(Engine):
         )
         cpda = pda_from_bytes(config.pda_bytes)
         response = IcResp(PduType.ICRESP, 0, IC_BYTES, 0, IC_BYTES, PFV_1_0, cpda, dgst, config.maxh2cdata_bytes)
-        self._out.add(ICRESP.pack(response))
+        self.out.add(ICRESP.pack(response))
         self._settle(parameters)
         self._set_stride(parameters.header_digest, parameters.data_digest)
         events.append(Ready(parameters))
@@ -377,7 +377,7 @@ class TargetConnection(Engine):
             transfer.collect(0)
         if step is None:
             ttag = self._r2ts.open_whole(transfer, size)
-            self._out.add(self.encoder.r2t(transfer.cid, ttag, 0, size))
+            self.out.add(self.encoder.r2t(transfer.cid, ttag, 0, size))
         else:
             assert self.parameters is not None
             self._ask_more(transfer)
@@ -399,7 +399,7 @@ class TargetConnection(Engine):
             return
         length = min(rest, self.config.r2t_bytes or rest)
         part = self._r2ts.open_part(transfer, length)
-        self._out.add(self.encoder.r2t(transfer.cid, part.ttag, part.begin, length))
+        self.out.add(self.encoder.r2t(transfer.cid, part.ttag, part.begin, length))
 
     @property
     def asked_bytes(self) -> int:
@@ -414,7 +414,7 @@ class TargetConnection(Engine):
             sqhd = self._fetched
         elif self._announce_disabled:
             sqhd = self._sqhd()
-        self._out.add(self.encoder.response(cid, status_field, dw0, dw1, sqhd, self.qid))
+        self.out.add(self.encoder.response(cid, status_field, dw0, dw1, sqhd, self.qid))
 
     def forget_command(self) -> None:
         """Take back the place of a command in the submission queue that is never going to have a completion."""
@@ -422,13 +422,13 @@ class TargetConnection(Engine):
 
     def send_completions(self, cids: Sequence[int]) -> None:
         """Queue the successful completions of several commands that have no data to send."""
-        if len(cids) == 1 or self._announce_disabled or self._out.data_digest:
+        if len(cids) == 1 or self._announce_disabled or self.out.data_digest:
             for cid in cids:
                 self.send_completion(cid)
             return
         self.in_flight -= len(cids)
         responses: list[Buffer] = [b"".join(self.encoder.responses(cids, self._sqhd(), self.qid))]
-        self._out.add_many(responses, len(responses[0]))
+        self.out.add_many(responses, len(responses[0]))
 
     def _sqhd(self) -> int:
         if self.flow_control:
@@ -463,7 +463,7 @@ class TargetConnection(Engine):
             data = data.toreadonly()
         plain = not (status_field or dw0 or dw1)
         flags = self._success_flags if plain else Flags.LAST_PDU
-        self._out.add_data(self.encoder.c2h_data(cid, 0, len(data), flags), data, release)
+        self.out.add_data(self.encoder.c2h_data(cid, 0, len(data), flags), data, release)
         if flags & Flags.SUCCESS:
             self.in_flight -= 1
         else:
@@ -473,7 +473,7 @@ class TargetConnection(Engine):
         """Queue the data, ``length`` bytes each, and the successful completion of several commands."""
         count = len(cids)
         flags = self._success_flags
-        encoder, out = self.encoder, self._out
+        encoder, out = self.encoder, self.out
         headers = encoder.c2h_headers(cids, length, flags)
         if out.data_digest:
             responses = [] if flags & Flags.SUCCESS else encoder.responses(cids, self._sqhd(), self.qid)

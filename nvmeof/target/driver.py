@@ -104,11 +104,6 @@ class QueueDriver:
     # -- what the connection driver asks -------------------------------------------------------------------------
 
     @property
-    def receiving(self) -> bool:
-        """Whether more commands should be received."""
-        return not (self._draining or self.queue.crowded)
-
-    @property
     def owner(self) -> Hashable:
         """Whose turns reading takes before the Connect of an I/O queue."""
         return self.queue.owner
@@ -127,6 +122,7 @@ class QueueDriver:
             queue.resume()
         if staging.counted:
             staging.settle()
+        self.driver.tell_sent = bool(queue.held or staging.reads or staging.counted)
 
     def lost(self, error: OSError) -> None:
         """End the queue: the socket has failed."""
@@ -149,6 +145,14 @@ class QueueDriver:
         if not self._said:
             self._say_connected()
         self.driver.wake()
+
+    def wait_for_room(self) -> None:
+        """Call the queue when some of the output has gone."""
+        self.driver.tell_sent = True
+
+    def hold_receiving(self, crowded: bool) -> None:
+        """Receive no more commands while the queue is crowded; the next `wake` begins again."""
+        self.driver.receiving = not (crowded or self._draining)
 
     def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
         """Wait for a command in a task of its own, to its end."""
@@ -180,6 +184,7 @@ class QueueDriver:
             return True
         idle = queue.drain()
         self._draining = not (receive and queue.receiving)
+        self.hold_receiving(queue.crowded)
         self.driver.update_reader()
         return (idle or (self._draining and not queue.pending)) and not self.connection.want_write
 
@@ -209,6 +214,7 @@ class QueueDriver:
         if controller is None:
             return
         self._said = True
+        self.driver.handle = self.queue.handle  # there is nothing to look for any more
         if ctx.qid:
             self.driver.turns = None
         self._owner.connected(self)

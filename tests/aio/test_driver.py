@@ -82,7 +82,6 @@ class Notes:
     owner = "a host"
 
     def __init__(self) -> None:
-        self.receiving = True
         self.events: list[Any] = []
         self.outputs = 0
         self.errors: list[Exception] = []
@@ -186,6 +185,7 @@ async def test_a_blocked_socket_is_waited_for_and_nothing_is_lost_or_repeated(en
 
 async def test_the_consumer_hears_of_room(end: End) -> None:
     outputs = end.consumer.outputs
+    end.driver.tell_sent = True
     end.queue_output()
     end.endpoint.room = 0
     end.driver.flush()
@@ -193,13 +193,25 @@ async def test_the_consumer_hears_of_room(end: End) -> None:
     end.endpoint.room = 1000
     end.endpoint.writer()
     assert end.consumer.outputs == outputs + 1
+    end.driver.tell_sent = False
+    end.queue_output()
+    end.driver.flush()
+    assert end.consumer.outputs == outputs + 1, "it does not want to know"
+
+
+async def test_events_go_to_what_the_consumer_puts_in_place_of_its_handler(end: End) -> None:
+    seen: list[Any] = []
+    end.driver.handle = lambda events, now: seen.extend(events)
+    end.endpoint.incoming = [b""]
+    end.driver.readable()
+    assert [type(event).__name__ for event in seen] == ["PeerClosed"] and not end.consumer.events
 
 
 async def test_what_the_consumer_does_not_want_is_not_received(end: End) -> None:
-    end.consumer.receiving = False
+    end.driver.receiving = False
     end.driver.update_reader()
     assert end.endpoint.reader is None
-    end.consumer.receiving = True
+    end.driver.receiving = True
     end.driver.update_reader()
     assert end.endpoint.reader is not None
 
@@ -353,6 +365,31 @@ async def test_reading_in_turn(role: str) -> None:
     turns.open = True
     end.driver.readable()
     assert turns.spent == 1 and len(turns.waiting) == 1
+
+
+@pytest.mark.parametrize("role", ["host", "target"])
+async def test_turns_can_begin_and_end_while_the_connection_is_read(role: str) -> None:
+    end, turns = End(role), Turns()
+    end.exchange()
+    end.consumer.events.clear()
+    end.driver.turns = turns
+    assert end.endpoint.reader is not None
+    end.endpoint.incoming = [b""]
+    end.endpoint.reader()
+    assert not end.consumer.events and len(turns.waiting) == 1
+    end.driver.turns = None
+    assert end.endpoint.reader is None, "what waits for its turn goes on waiting"
+    turns.waiting[0][1]()
+    assert end.consumer.events
+
+    end = End(role, turns=turns)
+    end.exchange()
+    turns.waiting[1][1]()
+    end.driver.turns = None
+    assert end.endpoint.reader is not None
+    end.endpoint.incoming = [b""]
+    end.endpoint.reader()
+    assert len(turns.waiting) == 2
 
 
 @pytest.mark.parametrize("role", ["host", "target"])

@@ -400,7 +400,7 @@ async def test_a_defect_in_the_queue_costs_one_connection(monkeypatch, log):
     async with running() as target:
         hosts = await association(target, queues=2)
         driver = next(driver for driver in target.drivers if driver.queue.ctx.qid == 1)
-        monkeypatch.setattr(driver.queue, "handle", broken)
+        monkeypatch.setattr(driver.driver, "handle", broken)
         await hosts[1].send(hosts[1].capsule(io_sqe(1, READ, 0, 1)))
         await hosts[1].ended()
         assert (await hosts[2].read(0, 1)).status == 0

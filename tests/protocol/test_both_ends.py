@@ -256,8 +256,8 @@ class BothEnds(RuleBasedStateMachine):
             assert connection.backlog_bytes == 0
             assert connection._large_expected == 0
             assert not unfinished(connection)
-            assert not connection._out._releases
-            assert not connection._out.ready
+            assert not connection.out._releases
+            assert not connection.out.ready
             assert connection._payload is None
             assert connection._payload_owner is None
         assert self.released == self.leases

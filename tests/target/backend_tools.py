@@ -84,6 +84,12 @@ class AsyncDriver:
     def wake(self):
         self.wakes += 1
 
+    def wait_for_room(self):
+        pass
+
+    def hold_receiving(self, crowded):
+        pass
+
     def finish(self, reason, *, fault=False):
         pass
 

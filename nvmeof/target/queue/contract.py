@@ -29,6 +29,14 @@ class Driver(Protocol):
         """There is something to send that was not asked for by what was just received."""
         ...
 
+    def wait_for_room(self) -> None:
+        """Commands wait until some of the output has gone, or memory is counted for it: tell when it has."""
+        ...
+
+    def hold_receiving(self, crowded: bool) -> None:
+        """Receive no more while ``crowded``."""
+        ...
+
     def finish(self, reason: str, *, fault: bool = False) -> None:
         """The queue has come to its end: send what is queued, then close the socket. ``fault``: somebody did wrong."""
         ...

@@ -147,11 +147,13 @@ class TargetQueue:
         if capsule is not None:
             capsule = CommandData(raw, memoryview(bytes(capsule.data)), capsule.digest_ok)
         self.held.append((raw, capsule))
+        self.driver.wait_for_room()
         self._look_for_crowds()
         self.go_on_in_turn()
 
     def _look_for_crowds(self) -> None:
         self.crowded = self._full() or len(self.held) >= RUNNING_MOST
+        self.driver.hold_receiving(self.crowded)
 
     def _full(self) -> bool:
         """Tell whether the backends have as many of its commands as they may; an admin queue has to hear an Abort."""

@@ -119,6 +119,7 @@ class Staging:
             return True
         self._queue.busy.add(sqe.cid)
         self.reads.append((sqe, memoryview(bytes(view)), length))
+        self._queue.driver.wait_for_room()
         if backlog <= READ_AHEAD_BYTES and not self._continuing:
             self._wait_to_read()
         return False
@@ -131,6 +132,7 @@ class Staging:
             self.counted = needed
         else:
             self.counted = needed + SPARE_BYTES
+        self._queue.driver.wait_for_room()
         return True
 
     def settle(self) -> None:

@@ -51,6 +51,12 @@ class Line:
     def wake(self) -> None:
         """Output is taken after every input anyway."""
 
+    def wait_for_room(self) -> None:
+        """What waits goes on after every output anyway."""
+
+    def hold_receiving(self, crowded: bool) -> None:
+        """Whatever is recorded is received."""
+
     def finish(self, reason: str, *, fault: bool = False) -> None:
         self.reason = reason
 

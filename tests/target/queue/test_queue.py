@@ -55,12 +55,20 @@ class FakeDriver:
     spawned: list[tuple[Pending, Callable[[Any], None]]] = field(default_factory=list)
     wakes: int = 0
     ended: list[str] = field(default_factory=list)
+    waiting: bool = False
+    held_back: bool = False
 
     def spawn(self, pending, done):
         self.spawned.append((Pending(pending), done))
 
     def wake(self):
         self.wakes += 1
+
+    def wait_for_room(self):
+        self.waiting = True
+
+    def hold_receiving(self, crowded):
+        self.held_back = crowded
 
     def finish(self, reason, *, fault=False):
         self.ended.append(reason)
@@ -705,10 +713,11 @@ def test_no_more_is_received_while_many_commands_are_held():
     for cid in range(RUNNING_MOST, 2 * RUNNING_MOST):
         queue.command(memoryview(io_sqe(cid, READ, 0, 1024)), None)
     assert len(queue.held) >= RUNNING_MOST and queue.crowded
+    assert wire.driver.held_back and wire.driver.waiting
     while connection.want_write:
         sent(connection)
         queue.resume()
-    assert not queue.held and not queue.crowded
+    assert not queue.held and not queue.crowded and not wire.driver.held_back
 
 
 def test_reads_wait_for_memory():
