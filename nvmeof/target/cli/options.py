@@ -16,7 +16,8 @@ from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
 from nvmeof.target.server import Target
 from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.storage.base import DEFAULT_BLOCK_BYTES, Backend
-from nvmeof.target.storage.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, beside
+from nvmeof.target.storage.file import FileBackend
+from nvmeof.target.storage.file_names import KEPT_SUFFIX, ZONES_SUFFIX, beside
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.pools import FilePool, RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk

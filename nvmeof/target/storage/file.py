@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import logging
 import os
-import stat
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -19,14 +17,15 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from nvmeof.errors import ConfigurationError
-from nvmeof.size_text import format_size, parse_size
-from nvmeof.target.core.metadata import DATA_SECTIONS, FORMAT_SECTION, MemoryStore, formatted_block_bytes
+from nvmeof.size_text import parse_size
+from nvmeof.target.core.metadata import FORMAT_SECTION, formatted_block_bytes
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import BufferPool, class_bytes
 from nvmeof.target.storage import syscalls
 from nvmeof.target.storage.base import BLOCK_BYTES_CHOICES, DEFAULT_BLOCK_BYTES, Capabilities, Lease
 from nvmeof.target.storage.file_calls import NOT_SUPPORTED, FileCalls
-from nvmeof.target.storage.file_names import check_links, name_lost
+from nvmeof.target.storage.file_names import name_lost
+from nvmeof.target.storage.file_opening import FileOptions, closing, open_file
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.operation import Operation
 from nvmeof.target.storage.ranges import RangeLocks
@@ -37,26 +36,11 @@ from nvmeof.target.storage.zone_store import ZoneLayout, ZoneStore
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-KEPT_SUFFIX: Final = ".nvmeof"
-ZONES_SUFFIX: Final = ".zones"
 WORKERS: Final = 8
 """Threads of a file: one association keeps at most half of them busy, two three quarters, and so on."""
 IDLE_BYTES: Final = 64 << 20
 """How much memory for reads is kept for the next ones."""
-_OPEN_HERE: Final[set[tuple[int, int]]] = set()
-"""Device and inode of what this process has locked."""
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
-
-
-def _identity_of(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
-def beside(path: Path, suffix: str) -> Path:
-    """By whatever name a file is opened, what belongs to its data is beside the file itself."""
-    path = path.resolve()
-    return path.with_name(path.name + suffix)
 
 
 class FileBackend(FileCalls):
@@ -90,17 +74,19 @@ class FileBackend(FileCalls):
         if block_bytes is not None and block_bytes not in BLOCK_BYTES_CHOICES:
             raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")
         super().__init__(path)
-        self._wanted_bytes = None if size is None else parse_size(size)
-        self._wanted_block_bytes = block_bytes
+        self._options = FileOptions(
+            path=self.path,
+            size_bytes=None if size is None else parse_size(size),
+            block_bytes=block_bytes,
+            read_only=read_only,
+            shared=shared,
+            kept=None if kept is None else Path(kept),
+        )
         self._block_bytes = block_bytes or DEFAULT_BLOCK_BYTES
         self._room_bytes = 0
-        self._read_only = read_only
-        self._shared = shared
-        self._guest = False  # another process has the lock
         self._workers = workers
         # How much hosts may have is counted where their commands are taken, by association.
         self._pool = pool or BufferPool(sys.maxsize, idle_limit_bytes=IDLE_BYTES)
-        self._kept = kept
         self._threads: ThreadBatches | None = None  # None: closed
         self._ranges = RangeLocks()
         self._read_nowait = self._write_nowait = True
@@ -129,118 +115,16 @@ class FileBackend(FileCalls):
     async def open(self) -> None:
         if self._fd >= 0:
             return
-        fd = self._open_file()
-        try:
-            self._capabilities = self._examine(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
-        if not self._guest:
-            _OPEN_HERE.add(_identity_of(fd))
+        opened = open_file(self._options)
+        self._fd, self._device, self._room_bytes = opened.fd, opened.device, opened.room_bytes
+        self._capabilities, self.metadata_store = opened.capabilities, opened.metadata_store
+        self._block_bytes = opened.capabilities.block_bytes
         await self._remember_block_bytes()
         self._threads = ThreadBatches(self._workers, f"nvmeof-{self.path.name}")
 
-    def _open_file(self) -> int:
-        flags = os.O_CLOEXEC | (os.O_RDONLY if self._read_only else os.O_RDWR)
-        try:
-            self._check_kind(self.path.stat().st_mode)  # before a FIFO would wait for a writer
-            return os.open(self.path, flags)
-        except FileNotFoundError as error:
-            if self._wanted_bytes is None or self._read_only:
-                raise ConfigurationError(f"{self.path} does not exist; give a size to have it made") from error
-        except OSError as error:
-            advice = "" if self._read_only else "; it could be served read-only" * (error.errno == errno.EROFS)
-            raise ConfigurationError(f"cannot open {self.path}: {error.strerror}{advice}") from error
-        return self._make_file(flags, self._wanted_bytes)
-
-    def _check_kind(self, mode: int) -> None:
-        if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
-            raise ConfigurationError(f"{self.path} is neither a regular file nor a block device")
-
-    def _make_file(self, flags: int, size_bytes: int) -> int:
-        """The name of the new file is on the media before anything is said to be in it."""
-        for kept in (self._kept_path, self._zones_path):
-            if kept is not None and kept.exists():
-                raise ConfigurationError(
-                    f"{kept} belongs to {self.path}, which is not there: put it back, or remove what belonged to it"
-                )
-        try:
-            path = self.path.resolve()
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.ftruncate(fd, size_bytes)
-                os.fsync(fd)
-                syscalls.sync_directory(path.parent)
-            except BaseException:
-                os.close(fd)
-                path.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot make {self.path} of {format_size(size_bytes)}: {error.strerror}"
-            ) from error
-        return fd
-
-    def _examine(self, fd: int) -> Capabilities:
-        mode = os.fstat(fd).st_mode
-        self._device = stat.S_ISBLK(mode)
-        self._check_kind(mode)
-        self._guest = False
-        self._lock(fd)
-        if not self._device and self._kept is None:
-            check_links(self.path, os.fstat(fd), (KEPT_SUFFIX, ZONES_SUFFIX))
-        self.metadata_store = self._open_keeper()
-        self._block_bytes = self._choose_block_bytes()
-        writable = not self._read_only
-        if self._device:
-            size_bytes = syscalls.device_size(fd)
-            writable = writable and not syscalls.device_read_only(fd)
-            if self._wanted_bytes is not None and self._wanted_bytes > size_bytes:
-                raise ConfigurationError(f"{self.path} has {size_bytes} bytes, fewer than {self._wanted_bytes}")
-            size_bytes = self._wanted_bytes or size_bytes
-        else:
-            size_bytes = self._file_size(fd)
-        self._room_bytes = size_bytes
-        rest = size_bytes % self._block_bytes
-        size_bytes -= rest
-        if size_bytes == 0:
-            raise ConfigurationError(f"{self.path} is smaller than one block of {self._block_bytes} bytes; give a size")
-        if rest:
-            logger.warning(
-                "%s: its last %d bytes are not served: they are no whole block of %d bytes",
-                self.path, rest, self._block_bytes,
-            )  # fmt: skip
-        return Capabilities(
-            size_bytes=size_bytes,
-            block_bytes=self._block_bytes,
-            can_write=writable,
-            can_deallocate=writable,
-            can_write_zeroes=writable,
-            volatile_cache=writable,
-            # A discarded block of a device may read as anything.
-            deallocated_reads_zero=not self._device,
-        )
-
-    def _open_keeper(self) -> JsonFileStore | MemoryStore:
-        if self._device and self._kept is None:
-            return MemoryStore()
-        metadata_store = JsonFileStore(self._kept_path, sections=DATA_SECTIONS)
-        # Each process has all of it in memory: of two that write, each would undo what the other has kept.
-        if self._read_only or self._guest:
-            return MemoryStore(metadata_store.values, metadata_store.origin)
-        metadata_store.add_checksum()
-        return metadata_store
-
-    @property
-    def _kept_path(self) -> Path:
-        return Path(self._kept or beside(self.path, KEPT_SUFFIX))
-
     @property
     def _zones_path(self) -> Path | None:
-        if self._kept is not None:
-            return Path(f"{self._kept}{ZONES_SUFFIX}")
-        return None if self._device else beside(self.path, ZONES_SUFFIX)
+        return self._options.zones_path(device=self._device)
 
     @property
     def has_zones(self) -> bool:
@@ -252,25 +136,14 @@ class FileBackend(FileCalls):
             raise ConfigurationError(f"zones of {self.description} need a file that they are kept in")
         if isinstance(self._zones, FileZoneStore):
             raise ConfigurationError(f"{path} is about {self._zones.layout}, and in use")
-        if self._shared and self.capabilities.can_write:
+        if self._options.shared and self.capabilities.can_write:
             raise ConfigurationError(f"{self.path} cannot be shared: nobody else would see its write pointers move")
         held = count if self._device else os.fstat(self._fd).st_size // layout.zone_bytes
         return FileZoneStore(path, layout, count, held=held, read_only=not self.capabilities.can_write)
 
-    def _choose_block_bytes(self) -> int:
-        wanted, formatted = self._wanted_block_bytes, formatted_block_bytes(self.metadata_store)
-        if formatted is None:
-            return wanted or DEFAULT_BLOCK_BYTES
-        if wanted not in (None, formatted):
-            raise ConfigurationError(
-                f"{self.path} has blocks of {formatted} bytes (it was made with them, or a host has formatted it), not "
-                f"of {wanted}: leave the block size out"
-            )
-        return formatted
-
     async def _remember_block_bytes(self) -> None:
         """Keep a block size that was asked for, so that a start without it does not move all data."""
-        wanted = self._wanted_block_bytes
+        wanted = self._options.block_bytes
         if wanted in (None, DEFAULT_BLOCK_BYTES) or not isinstance(self.metadata_store, JsonFileStore):
             return
         if formatted_block_bytes(self.metadata_store) is None:
@@ -282,46 +155,6 @@ class FileBackend(FileCalls):
                     self.path, error.strerror or error,
                 )  # fmt: skip
 
-    def _lock(self, fd: int) -> None:
-        if self._shared and self._read_only:
-            return  # it keeps nothing, and nobody need wait for it
-        kind = fcntl.LOCK_SH if self._read_only else fcntl.LOCK_EX
-        try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if self._shared:
-                self._guest = True
-                return
-            if _identity_of(fd) in _OPEN_HERE:
-                raise ConfigurationError(
-                    f"{self.path} is served already by this process: give each file once (links count as the file)"
-                ) from error
-            raise ConfigurationError(f"{self.path} is in use by another process") from error
-        except OSError as error:
-            if error.errno not in NOT_SUPPORTED:
-                raise
-
-    def _file_size(self, fd: int) -> int:
-        size_bytes = os.fstat(fd).st_size
-        wanted = self._wanted_bytes
-        if wanted is None:
-            return size_bytes
-        if wanted < size_bytes:
-            logger.warning(
-                "%s has %d bytes: only the first %s are served, as the size says",
-                self.path, size_bytes, format_size(wanted),
-            )  # fmt: skip
-        if wanted > size_bytes:
-            if self._read_only:
-                raise ConfigurationError(f"{self.path} has {size_bytes} bytes, fewer than {wanted}, and is read-only")
-            try:
-                os.ftruncate(fd, wanted)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"cannot extend {self.path} to {format_size(wanted)}: {error.strerror}"
-                ) from error
-        return wanted
-
     async def close(self) -> None:
         """Wait for what was begun, flush, close. What cannot be flushed is logged."""
         threads = self._threads
@@ -332,7 +165,7 @@ class FileBackend(FileCalls):
         if isinstance(self.metadata_store, JsonFileStore):
             await self.metadata_store.close()
         fd, self._fd = self._fd, -1
-        _OPEN_HERE.discard(_identity_of(fd))
+        closing(fd)
         zones, self._zones = self._zones, None
         try:
             if self.capabilities.can_write:
@@ -355,8 +188,8 @@ class FileBackend(FileCalls):
         elif size_bytes != os.fstat(self._fd).st_size:
             os.ftruncate(self._fd, size_bytes)
         self._room_bytes = size_bytes
-        if self._wanted_bytes is not None:
-            self._wanted_bytes = size_bytes
+        if self._options.size_bytes is not None:
+            self._options = replace(self._options, size_bytes=size_bytes)
         self._capabilities = replace(self.capabilities, size_bytes=size_bytes)
 
     def revalidate(self) -> str:
@@ -371,8 +204,8 @@ class FileBackend(FileCalls):
                 self.path,
             )
         now = syscalls.device_size(self._fd) if self._device else status.st_size
-        if self._wanted_bytes is not None:
-            now = min(now, self._wanted_bytes)
+        if self._options.size_bytes is not None:
+            now = min(now, self._options.size_bytes)
         before, self._room_bytes = self.capabilities.size_bytes, now
         now -= now % self._block_bytes
         if now == before:

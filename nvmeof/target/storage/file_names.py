@@ -6,10 +6,20 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from nvmeof.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+KEPT_SUFFIX: Final = ".nvmeof"
+ZONES_SUFFIX: Final = ".zones"
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """By whatever name a file is opened, what belongs to its data is beside the file itself."""
+    path = path.resolve()
+    return path.with_name(path.name + suffix)
 
 
 def check_links(path: Path, status: os.stat_result, suffixes: Sequence[str]) -> None:

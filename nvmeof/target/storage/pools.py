@@ -19,7 +19,8 @@ from nvmeof.size_text import format_size, parse_size
 from nvmeof.target.core.metadata import DATA_SECTIONS, FORMAT_SECTION, POOL_SECTIONS, MemoryStore
 from nvmeof.target.storage import syscalls
 from nvmeof.target.storage.base import Backend
-from nvmeof.target.storage.file import KEPT_SUFFIX, ZONES_SUFFIX, FileBackend, beside
+from nvmeof.target.storage.file import FileBackend
+from nvmeof.target.storage.file_names import KEPT_SUFFIX, ZONES_SUFFIX, beside
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.ramdisk import Ramdisk
 
