@@ -1,0 +1,374 @@
+"""A namespace over all of its paths: the :class:`~nvmeof.host.io_port.IoPort` that makes them one.
+
+A command goes over the path that the I/O policy chooses. Where there is none that can be used but one that may come
+back, it waits on the requeue list; where none can come back it fails with :class:`NoPathError`. A command that its path
+could not do goes over another one, or is retried, by the rules of :mod:`nvmeof.host.multipath.disposition`; one whose
+connection was lost, by those of :mod:`nvmeof.host.replay`.
+
+Source: nvme_ns_head_submit_bio, nvme_available_path, nvme_failover_req and nvme_requeue_work of
+drivers/nvme/host/multipath.c (Linux 6.12).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Protocol, TypeVar, cast
+
+from nvmeof.errors import CommandNotExecuted, ConnectionLost, NvmeofError, TransportError
+from nvmeof.host.io_port import NvmLimits
+from nvmeof.host.multipath import disposition
+from nvmeof.host.multipath.disposition import Disposition
+from nvmeof.host.multipath.facts import HeadFacts
+from nvmeof.host.multipath.footprint import footprint, overlap
+from nvmeof.host.multipath.identity import NamespaceView
+from nvmeof.host.multipath.iopolicy import IOPOLICIES, IoPolicy
+from nvmeof.host.multipath.member import Member, NamespacePath
+from nvmeof.host.multipath.requests import HeadCommand, HeadRequest, RequestPath, execute, run_transfer
+from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions, error_of
+from nvmeof.host.results import IdentifyNamespace
+from nvmeof.runtime import Runtime, TimerHandle
+from nvmeof.wire import Buffer
+
+log = logging.getLogger("nvmeof.host")
+
+T = TypeVar("T")
+
+
+class NoPathError(ConnectionLost):
+    """There is no path to the namespace, and none that may come back."""
+
+
+class Owner(Protocol):
+    """What a head needs of its subsystem."""
+
+    subnqn: str
+    runtime: Runtime
+
+    @property
+    def iopolicy(self) -> str:
+        """Name of the I/O policy."""
+        ...
+
+    def replay_delay(self, request: HeadRequest, member: Member, error: NvmeofError) -> float | None:
+        """Seconds until a command that was lost with ``error`` may be sent again; None: never."""
+        ...
+
+    async def on_any_path(self, head: NamespaceHead, call: Callable[[Member], Awaitable[T]]) -> T:
+        """Do something that any path of ``head`` will do for: over another one where a connection is lost."""
+        ...
+
+
+class NamespaceHead:
+    """The I/O of one namespace over its paths. ``view``: the namespace as it was last seen."""
+
+    def __init__(self, owner: Owner, view: NamespaceView, *, single: bool = False) -> None:
+        self.owner = owner
+        self.view = view
+        self.single = single
+        """Native multipath is off, or the NSID belongs to one controller alone: this is the only path there will be."""
+        self.paths: list[NamespacePath] = []
+        """In the order in which they were connected."""
+        self.closed: NvmeofError | None = None
+        self.requeued = 0
+        """Commands that have waited for a path (Linux 7.2: io_requeue_no_usable_path_count)."""
+        self.failed = 0
+        """Commands that failed since no path was left (io_fail_no_available_path_count)."""
+        self._runtime = owner.runtime
+        self._policy: IoPolicy[NamespacePath]
+        self._requeue: deque[HeadRequest] = deque()
+        self._delayed: dict[HeadRequest, TimerHandle] = {}
+        self._replaying: dict[HeadRequest, tuple[int, int]] = {}
+        self._held: deque[HeadRequest] = deque()
+        self._kick: TimerHandle | None = None
+        self.set_policy()
+
+    def __repr__(self) -> str:
+        return f"<NamespaceHead {self.nsid} of {self.subnqn}: {len(self.paths)} paths>"
+
+    @property
+    def nsid(self) -> int:
+        """The namespace's NSID."""
+        return self.view.nsid
+
+    @property
+    def subnqn(self) -> str:
+        """NQN of the subsystem, for messages."""
+        return self.owner.subnqn
+
+    @property
+    def max_transfer_bytes(self) -> int:
+        """Most bytes that a command may transfer over every path."""
+        sizes = [path.member.max_transfer_bytes for path in self.paths]
+        return min(sizes) if sizes else 0
+
+    @property
+    def waiting(self) -> int:
+        """Commands that wait for a path, or for the time of their retry."""
+        return len(self._requeue) + len(self._delayed) + len(self._held)
+
+    def describe(self) -> HeadFacts:
+        """Return how many paths there are, and how commands fared without one."""
+        return {
+            "nsid": self.nsid,
+            "paths": len(self.paths),
+            "waiting": self.waiting,
+            "requeued": self.requeued,
+            "failed": self.failed,
+        }
+
+    # -- paths
+
+    def set_policy(self) -> None:
+        """Choose by the subsystem's policy from now on; nothing is remembered of the one before."""
+        self._policy = cast("IoPolicy[NamespacePath]", IOPOLICIES[self.owner.iopolicy]())
+
+    def add(self, path: NamespacePath) -> None:
+        """Add a path; its place is that of its controller among the subsystem's."""
+        self.paths.append(path)
+        self.paths.sort(key=lambda each: each.member.number)
+        path.update()
+        self.kick()
+
+    def remove(self, path: NamespacePath) -> None:
+        """Take a path out. What is on it ends there, and goes on elsewhere."""
+        if path in self.paths:
+            self.paths.remove(path)
+        self._policy.forget(path)
+        self.kick()
+
+    def revalidate(self, view: NamespaceView) -> None:
+        """Take over the namespace's size from the path that was looked at last; paths of another size wait.
+
+        nvme_mpath_revalidate_paths.
+        """
+        self.view = view
+        for path in self.paths:
+            path.ready = (path.view.size_blocks, path.view.block_bytes) == (view.size_blocks, view.block_bytes)
+            path.update()
+        self._policy.forget()
+        self.kick()
+
+    def improved(self, optimized: bool) -> None:
+        """A path has become one that can be used, or a better one."""
+        if optimized:
+            self._policy.settled(self.paths)
+        self.kick()
+
+    @property
+    def usable(self) -> bool:
+        """Whether a command would go out now."""
+        return any(path.access for path in self.paths)
+
+    @property
+    def available(self) -> bool:
+        """Whether a path can be used, or may come back: nvme_available_path."""
+        return any(path.may_come_back for path in self.paths)
+
+    # -- IoPort
+
+    async def io(
+        self,
+        sqe: bytes,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> int:
+        """Send one I/O command over the best path; DW0 | DW1 << 32 of its completion.
+
+        Raises what the command failed with on the last path that it was sent over, :class:`OutcomeUnknown` for one that
+        must not be sent twice and may have been executed, :class:`NoPathError` when no path is left.
+        """
+        command = HeadCommand(self, sqe, data_out, data_in, options)
+        return await execute(self._runtime, command, hold=options.hold)
+
+    async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
+        """Send many I/O commands as one operation, each over the path that is best then; the results of all, or'ed."""
+        return await run_transfer(self._runtime, self, parts, hold=hold)
+
+    async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
+        """Identify Namespace (CNS 00h) over any path; all zero for a namespace that is not active."""
+        return await self.owner.on_any_path(self, lambda member: member.commands.identify_namespace(nsid))
+
+    async def nvm_limits(self) -> NvmLimits:
+        """The limits that hold on every path; those of a path that is not live are not known, and not counted."""
+        limits = [await self.owner.on_any_path(self, lambda member: member.nvm_limits())]
+        for path in list(self.paths):
+            if path.member.usable:
+                try:
+                    limits.append(await path.member.nvm_limits())
+                except TransportError:
+                    continue
+        sizes = [each.write_zeroes_bytes for each in limits if each.write_zeroes_bytes]
+        return NvmLimits(
+            min(sizes, default=0),
+            min(each.dsm_ranges for each in limits),
+            min(each.dsm_range_blocks for each in limits),
+        )
+
+    # -- Carrier: what becomes of a command
+
+    def submit(self, request: HeadRequest, more: bool = False) -> None:
+        """Send a request over the path that the policy chooses; keep it, or end it, where there is none."""
+        if self._replaying and self._is_behind(request):
+            self._held.append(request)
+            return
+        path = self._choose(request)
+        if path is None:
+            self._without_path(request)
+            return
+        try:
+            path.send(request, more)
+        except NvmeofError as error:
+            self.lost(request, path, error)
+
+    def _choose(self, request: HeadRequest) -> NamespacePath | None:
+        """Return the path for a request: another one than where it has just failed, if there is one."""
+        avoid = request.avoid
+        if avoid is not None:
+            request.avoid = None
+            others = [path for path in self.paths if path is not avoid]
+            path = self._policy.choose(others, request.size_bytes)
+            if path is not None:
+                return path
+        return self._policy.choose(self.paths, request.size_bytes)
+
+    def _without_path(self, request: HeadRequest) -> None:
+        if self.closed is not None:
+            request.give_up(self.closed)
+        elif self.available:
+            if not self._requeue:
+                log.info("namespace %d of %s: no usable path, I/O waits", self.nsid, self.subnqn)
+            self.requeued += 1
+            self._requeue.append(request)
+        else:
+            self.failed += 1
+            request.give_up(self._no_path())
+
+    def _no_path(self) -> NoPathError:
+        reasons = "; ".join(f"{path.member.name} is {path.why}" for path in self.paths) or "all were removed"
+        return NoPathError(f"no path to namespace {self.nsid} of {self.subnqn} is left: {reasons}")
+
+    def refused(self, request: HeadRequest, path: RequestPath, status: int, result: int) -> None:
+        """A request was completed with an error: it ends, is retried, or goes over another path."""
+        assert isinstance(path, NamespacePath)
+        path.figures.errors += 1
+        error = error_of(request, status, result)
+        if request.cancelled or request.aborted or self.closed is not None:
+            request.give_up(error)
+            return
+        opcode = request.sqe[0]
+        what = disposition.decide(status, opcode, retries=request.retries)
+        if what is Disposition.FAILOVER and self.single:
+            what = Disposition.RETRY if request.retries < disposition.MAX_RETRIES else Disposition.COMPLETE
+        if what is Disposition.COMPLETE:
+            request.give_up(error)
+        elif what is Disposition.RETRY:
+            request.retries += 1
+            path.figures.retries += 1
+            self._later(request, path.member.retry_delay(status), path)
+        elif disposition.is_ana_error(status):
+            path.ana_error()
+            self._fail_over(request, path)
+        else:
+            request.retries += 1
+            request.avoid = path
+            self._fail_over(request, path)
+
+    def lost(self, request: HeadRequest, path: RequestPath, error: NvmeofError) -> None:
+        """A request's path was lost: it goes over another one where that is safe, and ends where not."""
+        assert isinstance(path, NamespacePath)
+        path.update()
+        if request.cancelled or self.closed is not None:
+            request.give_up(self.closed or error)
+        elif isinstance(error, CommandNotExecuted):
+            self._fail_over(request, path)
+        else:
+            self._replay(request, path, error)
+
+    def _fail_over(self, request: HeadRequest, path: NamespacePath) -> None:
+        """Requeue a request for whatever path is best: nvme_failover_req."""
+        path.figures.failovers += 1
+        self._policy.forget(path)
+        self._requeue.append(request)
+        self.kick()
+
+    def _replay(self, request: HeadRequest, path: NamespacePath, error: NvmeofError) -> None:
+        """A request was lost that may have been executed: it is sent again where the rules of replay allow it."""
+        seconds = self.owner.replay_delay(request, path.member, error)
+        if seconds is None:
+            request.give_up(error)
+            return
+        path.figures.failovers += 1
+        self._policy.forget(path)
+        changed = footprint(request.sqe)
+        if changed is not None and not request.repeated:
+            request.repeated = True
+            self._replaying[request] = changed
+        if seconds > 0:
+            self._later(request, seconds)
+        else:
+            self._requeue.append(request)
+            self.kick()
+
+    def _is_behind(self, request: HeadRequest) -> bool:
+        """Whether a write overlaps one that is being replayed, and so waits for its end."""
+        changed = None if request.repeated else footprint(request.sqe)
+        return changed is not None and any(overlap(changed, other) for other in self._replaying.values())
+
+    def done(self, request: HeadRequest) -> None:
+        """Let go what was held back behind a replayed request, which is over."""
+        self._replaying.pop(request, None)
+        self._requeue.extend(self._held)
+        self._held.clear()
+        self.kick()
+
+    def withdraw(self, request: HeadRequest) -> bool:
+        """Take back a request that is on no path; False where it is on one."""
+        timer = self._delayed.pop(request, None)
+        if timer is not None:
+            timer.cancel()
+        elif request in self._requeue:
+            self._requeue.remove(request)
+        elif request in self._held:
+            self._held.remove(request)
+        elif request.path is not None:
+            return False
+        return True
+
+    def close(self, error: NvmeofError) -> None:
+        """End: what waits fails with ``error``, and so do further commands."""
+        self.closed = error
+        for request in [*self._requeue, *self._delayed, *self._held]:
+            if self.withdraw(request):
+                request.give_up(error)
+
+    # -- the requeue list
+
+    def kick(self) -> None:
+        """Send what waits, in the next turn: a path has come, gone or changed."""
+        if self._requeue and self._kick is None:
+            self._kick = self._runtime.call_later(0.0, self._run_requeue)
+
+    def _later(self, request: HeadRequest, seconds: float, path: NamespacePath | None = None) -> None:
+        """Send a request after ``seconds``: over ``path``, if that can be used then, or over the best one."""
+        self._delayed[request] = self._runtime.call_later(seconds, lambda: self._again(request, path))
+
+    def _again(self, request: HeadRequest, path: NamespacePath | None) -> None:
+        if self._delayed.pop(request, None) is None:
+            return
+        if path is not None and path.access and path in self.paths:
+            try:
+                path.send(request, False)
+            except NvmeofError as error:
+                self.lost(request, path, error)
+        else:
+            self.submit(request)
+
+    def _run_requeue(self) -> None:
+        self._kick = None
+        waiting, self._requeue = self._requeue, deque()
+        while waiting:
+            self.submit(waiting.popleft())

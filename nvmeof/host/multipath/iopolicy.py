@@ -1,0 +1,223 @@
+"""I/O policies: which of a namespace's paths the next command takes.
+
+numa, round-robin and queue-depth choose as Linux does (drivers/nvme/host/multipath.c of 6.12: __nvme_find_path,
+nvme_numa_path, nvme_round_robin_path, nvme_queue_depth_path); service-time is what device-mapper multipath has under
+that name (drivers/md/dm-ps-service-time.c), with throughputs that are estimated in place of configured ones.
+
+All of them take optimized paths before non-optimized ones, and no others. They see paths through :class:`Candidate`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from nvmeof.errors import ConfigurationError
+
+UNUSABLE: Final = 0
+NON_OPTIMIZED: Final = 1
+OPTIMIZED: Final = 2
+"""Values of :attr:`Candidate.access`: the controller is live and the namespace is in that ANA state through it."""
+UNKNOWN_RATE: Final = 0.0
+"""A throughput that was not measured, or too long ago."""
+
+
+class Candidate(Protocol):
+    """A path as a policy sees it."""
+
+    @property
+    def access(self) -> int:
+        """One of :data:`UNUSABLE`, :data:`NON_OPTIMIZED`, :data:`OPTIMIZED`."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Commands outstanding on the path's controller, those of other namespaces included (Linux's nr_active)."""
+        ...
+
+    @property
+    def outstanding_bytes(self) -> int:
+        """Data of these commands."""
+        ...
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Estimated throughput; :data:`UNKNOWN_RATE` where there is no estimate."""
+        ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+class IoPolicy(ABC, Generic[C]):
+    """Chooses a path for each command of one namespace. One object per head: some remember their last choice."""
+
+    name: str
+    timed = False
+    """Needs the paths' throughput: commands are timed."""
+
+    @abstractmethod
+    def choose(self, paths: Sequence[C], size_bytes: int) -> C | None:
+        """Return the path for a command of ``size_bytes`` of data; None where none can be used now.
+
+        ``paths``: in the order in which they were connected.
+        """
+
+    def forget(self, path: C | None = None) -> None:
+        """Forget the choice that is remembered, if it is ``path``, or whatever it is (None)."""
+
+    def settled(self, paths: Sequence[C]) -> None:
+        """A path has become optimized: choose anew among all."""
+
+
+def best(paths: Sequence[C]) -> C | None:
+    """Return the first optimized path, else the first non-optimized one (__nvme_find_path, all at one distance)."""
+    found: C | None = None
+    for path in paths:
+        access = path.access
+        if access == OPTIMIZED:
+            return path
+        if access == NON_OPTIMIZED and found is None:
+            found = path
+    return found
+
+
+class Numa(IoPolicy[C]):
+    """One path carries everything: the first optimized one, for as long as it is that.
+
+    Linux takes the one that is nearest to the CPU's memory node; controllers over TCP have none (numa_node -1), so
+    that there all are equally near, as they are here.
+    """
+
+    name = "numa"
+
+    def __init__(self) -> None:
+        self._current: C | None = None
+
+    def choose(self, paths: Sequence[C], size_bytes: int) -> C | None:
+        current = self._current
+        if current is None or current.access != OPTIMIZED:
+            self.settled(paths)
+            current = self._current
+        return current
+
+    def forget(self, path: C | None = None) -> None:
+        if path is None or self._current is path:
+            self._current = None
+
+    def settled(self, paths: Sequence[C]) -> None:
+        self._current = best(paths)
+
+
+class RoundRobin(IoPolicy[C]):
+    """The paths take turns: the optimized ones, or where there are none the non-optimized ones."""
+
+    name = "round-robin"
+
+    def __init__(self) -> None:
+        self._current: C | None = None
+
+    def choose(self, paths: Sequence[C], size_bytes: int) -> C | None:
+        old = self._current
+        if old is None or old not in paths:
+            self._current = best(paths)
+            return self._current
+        count = len(paths)
+        at = paths.index(old)
+        found: C | None = None
+        for step in range(1, count):
+            path = paths[(at + step) % count]
+            access = path.access
+            if access == OPTIMIZED:
+                self._current = path
+                return path
+            if access == NON_OPTIMIZED:
+                found = path  # Linux keeps the last one that it meets, too
+        # the loop has left out the current path: its turn comes where it is better, or the only one
+        if old.access == OPTIMIZED or (found is None and old.access == NON_OPTIMIZED):
+            return old
+        if found is not None:
+            self._current = found
+        return found
+
+    def forget(self, path: C | None = None) -> None:
+        if path is None or self._current is path:
+            self._current = None
+
+    def settled(self, paths: Sequence[C]) -> None:
+        self._current = best(paths)
+
+
+class QueueDepth(IoPolicy[C]):
+    """The path with the fewest commands outstanding; the first of those that have equally few."""
+
+    name = "queue-depth"
+
+    def choose(self, paths: Sequence[C], size_bytes: int) -> C | None:
+        found: C | None = None
+        level = least = 0
+        for path in paths:
+            access = path.access
+            if access == UNUSABLE or access < level:
+                continue
+            depth = path.depth
+            if access > level or depth < least:
+                found, level, least = path, access, depth
+                if access == OPTIMIZED and not depth:
+                    break
+        return found
+
+
+class ServiceTime(IoPolicy[C]):
+    """The path that is expected to be the first to have done the command.
+
+    The expectation is (bytes outstanding + bytes of the command) / throughput. A path without a fresh estimate counts
+    as the fastest one that has any, so that it is tried. Of equal ones it is the faster, then the one that was not used
+    for longest: device-mapper's rule too.
+    """
+
+    name = "service-time"
+    timed = True
+
+    def __init__(self) -> None:
+        self._order: list[C] = []
+
+    def choose(self, paths: Sequence[C], size_bytes: int) -> C | None:
+        if len(self._order) != len(paths):
+            self._order = [path for path in self._order if path in paths]
+            self._order += [path for path in paths if path not in self._order]
+        fastest = max((path.bytes_per_second for path in paths), default=UNKNOWN_RATE) or 1.0
+        found: C | None = None
+        level, least, rate = UNUSABLE, 0.0, 0.0
+        for path in self._order:
+            access = path.access
+            if access == UNUSABLE or access < level:
+                continue
+            speed = path.bytes_per_second or fastest
+            # a command without data (Flush) takes time as well
+            seconds = (path.outstanding_bytes + (size_bytes or 1)) / speed
+            if access > level or seconds < least or (seconds == least and speed > rate):
+                found, level, least, rate = path, access, seconds, speed
+        if found is not None:
+            self._order.remove(found)
+            self._order.append(found)
+        return found
+
+    def forget(self, path: C | None = None) -> None:
+        if path is not None and path in self._order:
+            self._order.remove(path)
+
+
+IOPOLICIES: Final[dict[str, type[IoPolicy[Any]]]] = {
+    policy.name: policy for policy in (Numa, RoundRobin, QueueDepth, ServiceTime)
+}
+"""The policies by name; the first three names are those of Linux's ``iopolicy``."""
+DEFAULT_IOPOLICY: Final = Numa.name
+
+
+def check_iopolicy(name: str) -> str:
+    """Return the name of a policy. Raises :class:`ConfigurationError` for another."""
+    if name not in IOPOLICIES:
+        raise ConfigurationError(f"there is no I/O policy {name!r}: choose one of {', '.join(IOPOLICIES)}")
+    return name

@@ -1,0 +1,297 @@
+"""Commands that survive the path which they were sent over: one alone with a future, and many as one transfer.
+
+A :class:`HeadRequest` is given to a :class:`Carrier` (a namespace's head), which gives it to a queue of the path that
+its policy chooses. When that path fails, the same request goes to another one: the caller sees one command.
+
+Must not know policies, ANA or how paths come and go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
+from nvmeof.errors import LocalProtocolError, NvmeofError
+from nvmeof.host.queue import Request
+from nvmeof.host.requests import DEFAULT_OPTIONS, TRANSFER_WINDOW, CommandPart, RequestOptions
+from nvmeof.runtime import Future, Runtime
+from nvmeof.wire import Buffer
+
+
+class RequestPath(Protocol):
+    """What a request needs of the path that it is on."""
+
+    def finished(self, request: HeadRequest) -> None:
+        """Count a command that was completed with success."""
+        ...
+
+    def left(self, request: HeadRequest) -> None:
+        """Count a command that is outstanding no more, and has had no success here."""
+        ...
+
+    def abort(self, request: HeadRequest) -> None:
+        """Send an Abort for an outstanding command."""
+        ...
+
+
+class Carrier(Protocol):
+    """What a request needs of the head that it is given to."""
+
+    def submit(self, request: HeadRequest, more: bool = False) -> None:
+        """Send the request over a path, or keep it until there is one, or end it with an error. Never raises."""
+        ...
+
+    def refused(self, request: HeadRequest, path: RequestPath, status: int, result: int) -> None:
+        """Decide what becomes of a request that was completed on ``path`` with an error: the CQE's status word."""
+        ...
+
+    def lost(self, request: HeadRequest, path: RequestPath, error: NvmeofError) -> None:
+        """Decide what becomes of a request whose path was lost."""
+        ...
+
+    def done(self, request: HeadRequest) -> None:
+        """Take note that a request which was sent more than once is over."""
+        ...
+
+    def withdraw(self, request: HeadRequest) -> bool:
+        """Take back a request that is on no path; False where it is on one."""
+        ...
+
+
+class HeadRequest(Request):
+    """One command for a namespace. ``path``: the one that it is on now; None while it waits for one."""
+
+    __slots__ = (
+        "ahead_bytes",
+        "avoid",
+        "cancelled",
+        "carrier",
+        "path",
+        "released",
+        "repeated",
+        "retries",
+        "size_bytes",
+        "started",
+    )
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        sqe: bytes,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> None:
+        super().__init__(sqe, data_out, data_in)
+        self.carrier = carrier
+        self.path: RequestPath | None = None
+        self.size_bytes = len(data_in) if data_in is not None else len(data_out) if data_out is not None else 0
+        self.avoid: RequestPath | None = None
+        """The path that has just failed it, although it looks well."""
+        self.retries = 0
+        self.started = 0.0
+        """When it was sent, where the policy wants that known."""
+        self.ahead_bytes = 0
+        """Data outstanding on its path then, its own included."""
+        self.repeated = False
+        """It was sent before, and whether it was executed there is not known: others are held back behind it."""
+        self.cancelled = False
+        self.released: Future[None] | None = None
+        if options is not DEFAULT_OPTIONS:
+            self.priority = options.priority
+            self.aborted = not options.abortable
+            if options.timeout is not None:
+                self.timeout = options.timeout
+
+    def completed(self, result: int, status: int) -> None:
+        path = self.path
+        if path is None:
+            raise LocalProtocolError("a command was completed that is on no path")
+        self.path = None
+        if status < 2:
+            path.finished(self)
+            if self.repeated:
+                self.carrier.done(self)
+            self.ended(result, None)
+        else:
+            path.left(self)
+            self.carrier.refused(self, path, status, result)
+
+    def failed(self, error: NvmeofError) -> None:
+        path = self.path
+        if path is None:
+            raise LocalProtocolError("a command was lost that is on no path")
+        self.path = None
+        path.left(self)
+        self.carrier.lost(self, path, error)
+
+    def give_up(self, error: NvmeofError) -> None:
+        """End with an error, for good."""
+        if self.repeated:
+            self.carrier.done(self)
+        self.ended(0, error)
+
+    def ended(self, result: int, error: NvmeofError | None) -> None:
+        """The command is over: DW0 | DW1 << 32, or why it failed; the buffers are the caller's again."""
+        raise NotImplementedError
+
+    def cancel(self) -> bool:
+        """Give the command up: the caller was cancelled. True when its buffers are free at once.
+
+        Otherwise :meth:`ended` is called later, when the path has let go of them.
+        """
+        self.cancelled = True
+        if self.carrier.withdraw(self):
+            if self.repeated:
+                self.carrier.done(self)
+            return True
+        path = self.path
+        assert path is not None
+        if self.cid < 0 and self.queue.withdraw(self):
+            self.path = None
+            path.left(self)
+            if self.repeated:
+                self.carrier.done(self)
+            return True
+        path.abort(self)
+        return self.cid < 0 or self.queue.device.give_back(self)
+
+
+class HeadCommand(HeadRequest):
+    """One command; ``future`` gets DW0 | DW1 << 32, or the error."""
+
+    __slots__ = ("future",)
+
+    future: Future[int]
+
+    def ended(self, result: int, error: NvmeofError | None) -> None:
+        future = self.future
+        if not future.done():
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+        released = self.released
+        if released is not None and not released.done():
+            released.set_result(None)
+
+
+async def execute(runtime: Runtime, command: HeadCommand, *, hold: bool) -> int:
+    """Submit ``command`` to its head and wait for DW0 | DW1 << 32. Raises what it failed with on its last path.
+
+    When the caller is cancelled the command is given up wherever it is; with ``hold`` its buffers, where it has any
+    that can change, are the caller's own again when the cancellation is raised.
+    """
+    command.future = runtime.create_future()
+    command.carrier.submit(command)
+    try:
+        return await command.future
+    except NvmeofError:
+        raise
+    except BaseException:
+        free = command.cancel()
+        held = command.data_in is not None or not isinstance(command.data_out, bytes | None)
+        while hold and held and not free and command.path is not None:
+            command.released = runtime.create_future()
+            try:
+                await command.released
+            except BaseException:
+                continue  # the first cancellation is raised below
+        raise
+
+
+class HeadTransfer:
+    """A large operation as many commands, a window of them at a time, each over the path that is best then.
+
+    After the first error no further command goes out; ``future`` is done when all that did go out has ended.
+    """
+
+    __slots__ = ("_carrier", "_error", "_outstanding", "_parts", "future", "result")
+
+    def __init__(self, runtime: Runtime, carrier: Carrier, parts: Iterator[CommandPart]) -> None:
+        self.future: Future[int] = runtime.create_future()
+        self.result = 0
+        self._carrier = carrier
+        self._parts = parts
+        self._outstanding: dict[_Part, None] = {}
+        self._error: NvmeofError | None = None
+
+    def start(self) -> None:
+        """Submit the first window."""
+        for part in [_Part(self, self._carrier, each) for each in islice(self._parts, TRANSFER_WINDOW)]:
+            if self._error is not None:
+                break
+            self._outstanding[part] = None
+            self._carrier.submit(part)
+        self._finish()
+
+    def part_ended(self, part: _Part, result: int, error: NvmeofError | None) -> None:
+        """One command is over: send the next one, or end."""
+        self._outstanding.pop(part, None)
+        self.result |= result
+        if error is not None:
+            self._error = self._error or error
+        if self._error is None:
+            following = next(self._parts, None)
+            if following is not None:
+                following_part = _Part(self, self._carrier, following)
+                self._outstanding[following_part] = None
+                self._carrier.submit(following_part)
+                return
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._outstanding or self.future.done():
+            return
+        if self._error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self._error)
+
+    def stop(self) -> bool:
+        """Cancel: send nothing more, give up what is out. True when all buffers are free."""
+        self._error = self._error or LocalProtocolError("the transfer was cancelled")
+        # first what waits: the slots that Aborts free must not send it
+        for waiting in (True, False):
+            for part in list(self._outstanding):
+                if (part.cid < 0) is waiting and part.cancel():
+                    self._outstanding.pop(part, None)
+        return not self._outstanding
+
+    @property
+    def idle(self) -> bool:
+        """No command is outstanding: the buffers are free."""
+        return not self._outstanding
+
+
+class _Part(HeadRequest):
+    """One command of a transfer."""
+
+    __slots__ = ("transfer",)
+
+    def __init__(self, transfer: HeadTransfer, carrier: Carrier, part: CommandPart) -> None:
+        super().__init__(carrier, *part)
+        self.transfer = transfer
+
+    def ended(self, result: int, error: NvmeofError | None) -> None:
+        self.transfer.part_ended(self, result, error)
+
+
+async def run_transfer(runtime: Runtime, carrier: Carrier, parts: Iterator[CommandPart], *, hold: bool) -> int:
+    """Run all ``parts``; the first error is raised when all others have ended. Cancelling works as in `execute`."""
+    transfer = HeadTransfer(runtime, carrier, parts)
+    transfer.start()
+    try:
+        return await transfer.future
+    except NvmeofError:
+        raise
+    except BaseException:
+        transfer.stop()
+        while hold and not transfer.idle:
+            transfer.future = runtime.create_future()
+            try:
+                await transfer.future
+            except BaseException:
+                continue
+        raise
