@@ -10,7 +10,8 @@ from typing import cast
 from nvmeof.errors import CommandNotExecuted, LocalProtocolError, NvmeofError
 from nvmeof.host.queue import Queue, Request, outcome_unknown
 from nvmeof.runtime import Future, Runtime
-from nvmeof.spec.enums import FABRICS_OPCODE, AdminOpcode, FabricsType, NvmOpcode
+from nvmeof.spec.command_names import command_name
+from nvmeof.spec.enums import FABRICS_OPCODE
 from nvmeof.spec.status import status_error
 from nvmeof.wire import Buffer
 
@@ -45,15 +46,7 @@ def error_of(request: Request, status: int, result: int) -> NvmeofError:
     """The error for a completion that is no success: its sentence begins with the command's name."""
     opcode = request.sqe[0]
     fabrics = opcode == FABRICS_OPCODE
-    names: type[AdminOpcode | NvmOpcode | FabricsType]
-    if fabrics:
-        names, opcode = FabricsType, request.sqe[4]
-    else:
-        names = NvmOpcode if request.queue.qid else AdminOpcode
-    try:
-        name = names(opcode).name.replace("_", " ").title().replace("Io ", "I/O ")
-    except ValueError:
-        name = f"Command {opcode:#04x}"
+    name = command_name(request.queue.qid, opcode, request.sqe[4] if fabrics else None)
     return status_error(status, name, dw0=result & 0xFFFFFFFF, fabrics=fabrics)
 
 
