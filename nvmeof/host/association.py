@@ -10,14 +10,17 @@ import logging
 from collections.abc import Callable, Iterator
 from enum import Enum
 
+from nvmeof.address import Address
 from nvmeof.errors import LocalProtocolError, NvmeofError
 from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice, Request
 from nvmeof.host.requests import DEFAULT_OPTIONS, Command, RequestOptions, execute
 from nvmeof.host.timeouts import Timeouts
+from nvmeof.host.tracing import CommandTrace
 from nvmeof.runtime import Runtime, TimerHandle
 from nvmeof.spec.enums import CNTLID_DYNAMIC
+from nvmeof.trace import Side, Trace, TracedQueue
 from nvmeof.wire import Buffer
 
 log = logging.getLogger("nvmeof.host")
@@ -37,7 +40,10 @@ class HostState(Enum):
 class Association:
     """The queues of one controller on ``device``, and the commands that go through them."""
 
-    def __init__(self, device: QueueDevice, options: ConnectOptions, runtime: Runtime) -> None:
+    def __init__(
+        self, device: QueueDevice, options: ConnectOptions, runtime: Runtime, trace: Trace | None = None
+    ) -> None:
+        self._trace = trace
         self.device = device
         self.options = options
         self.runtime = runtime
@@ -92,12 +98,20 @@ class Association:
             raise self.error
         queue.epoch = self.runtime.now()
         queue.on_error = self.queue_error
+        if self._trace is not None:
+            queue.trace = self._trace_of(queue, self._trace)
         await self.device.create_queue(queue)
         if queue.error is not None:
             # lost with the association while it was being made: nobody else knows of it
             self.device.drain_queue(queue)
             self.device.destroy_queue(queue)
             raise queue.error
+
+    def _trace_of(self, queue: Queue, trace: Trace) -> CommandTrace:
+        options = queue.options
+        peer = str(Address(options.traddr, options.trsvcid))
+        traced = TracedQueue(Side.HOST, peer, queue.qid, self.cntlid, options.subnqn, options.hostnqn)
+        return CommandTrace(trace, traced, self.runtime.now)
 
     # -- commands
 

@@ -31,6 +31,7 @@ from nvmeof.host.socket_queue import SocketQueue, SocketQueueDevice
 from nvmeof.spec.enums import DISCOVERY_NQN, DISCOVERY_PORT, NVME_PORT, DataTransfer, LogPageId
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.trace import Trace
 from nvmeof.transport.base import Address, Endpoint
 from nvmeof.transport.paths.model import PathRole
 from nvmeof.transport.paths.session import PathOptions, PathSession
@@ -64,8 +65,10 @@ class HostController(Controller, AdminCommands):
     :class:`ConnectionLost` when a queue died.
     """
 
-    def __init__(self, device: QueueDevice, options: ConnectOptions, runtime: AsyncioRuntime) -> None:
-        Controller.__init__(self, device, options, runtime)
+    def __init__(
+        self, device: QueueDevice, options: ConnectOptions, runtime: AsyncioRuntime, trace: Trace | None = None
+    ) -> None:
+        Controller.__init__(self, device, options, runtime, trace)
         AdminCommands.__init__(self, self._execute_admin)
         self._background = runtime
         self.paths: PathSession | None = None
@@ -174,6 +177,7 @@ async def connect(
     hostid: str | uuid.UUID | None = None,
     registry: DeviceRegistry = DEVICES,
     paths: PathOptions | None = None,
+    trace: Trace | None = None,
     **options: Unpack[ConnectKeywords],
 ) -> HostController:
     """Connect to the controller of ``subnqn``: admin queue, I/O queues, keep-alive.
@@ -190,6 +194,7 @@ async def connect(
     ``hostnqn``, ``hostid``: who this host is; those of nvme-cli's files in /etc/nvme, or of this user, when not given.
     ``paths``: the local addresses that MPTCP connects from (``PathOptions(paths=("auto",))``), and how.
     ``registry``: the queue devices to choose from; the software device is the only one unless a program adds its own.
+    ``trace``: is told of PDUs and of every command, when it is sent and when it is completed; see :mod:`nvmeof.trace`.
 
     ``options``: the other fields of :class:`ConnectOptions`. Times are seconds: ``connect_timeout`` (10),
     ``io_timeout`` and ``admin_timeout`` (30), ``keep_alive_tmo`` (5; 0 for none). Counts: ``nr_io_queues`` (1) and
@@ -224,7 +229,7 @@ async def connect(
     except TypeError as error:
         raise ConfigurationError(f"unknown connect option: {str(error).rpartition(' ')[2]}") from None
     runtime = AsyncioRuntime(log)
-    controller = HostController(registry.claim(chosen), chosen, runtime)
+    controller = HostController(registry.claim(chosen), chosen, runtime, trace)
     try:
         if paths is not None and paths.wanted:
             if transport != "mptcp":
@@ -246,6 +251,7 @@ class DiscoverKeywords(ConnectKeywords, total=False):
     hostid: str | uuid.UUID | None
     registry: DeviceRegistry
     paths: PathOptions | None
+    trace: Trace | None
 
 
 async def discover(

@@ -57,6 +57,7 @@ from nvmeof.spec.properties import (
 )
 from nvmeof.spec.sqe import DSM_MAX_RANGES
 from nvmeof.spec.status import Status
+from nvmeof.trace import Trace, join
 from nvmeof.wire import Buffer, build
 
 log = logging.getLogger("nvmeof.host")
@@ -87,8 +88,10 @@ class Controller:
     Its parts: ``association`` (queues, timeouts, their end), ``commands`` (admin commands as methods), ``events``.
     """
 
-    def __init__(self, device: QueueDevice, options: ConnectOptions, runtime: Runtime) -> None:
-        self.association = Association(device, options, runtime)
+    def __init__(
+        self, device: QueueDevice, options: ConnectOptions, runtime: Runtime, trace: Trace | None = None
+    ) -> None:
+        self.association = Association(device, options, runtime, join(trace))
         self.commands = AdminCommands(self._execute_admin)
         self.events = AsyncEvents(self.association, self.commands, self._namespaces_changed)
         self.device = device
@@ -233,6 +236,8 @@ class Controller:
         await self.association.create_admin_queue(queue)
         kato_ms = round(options.keep_alive_tmo * 1000)
         self.association.cntlid = await self._fabrics_connect(queue, CNTLID_DYNAMIC, kato_ms)
+        if queue.trace is not None:
+            queue.trace.queue.cntlid = self.association.cntlid
         self.association.start_keep_alive(traffic_based=False)  # until CTRATT is known
 
     async def _fabrics_connect(self, queue: Queue, cntlid: int, kato_ms: int = 0) -> int:

@@ -39,6 +39,7 @@ from nvmeof.errors import (
 )
 from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
+from nvmeof.host.tracing import CommandTrace
 from nvmeof.wire import Buffer
 
 QUEUE_OPS = (
@@ -97,7 +98,7 @@ class Request:
 
     def done(self, result: int, status: int) -> None:
         """Upcall of the device. ``result``: DW0 | DW1 << 32. ``status``: the CQE's status word, 0 for success."""
-        self.queue._finished(self)
+        self.queue._finished(self, status)
         self.completed(result, status)
 
     def completed(self, result: int, status: int) -> None:
@@ -152,6 +153,7 @@ class Queue:
         "qid",
         "requests",
         "timeout",
+        "trace",
     )
 
     def __init__(
@@ -179,6 +181,8 @@ class Queue:
         self.error: NvmeofError | None = None
         self.on_error: Callable[[Queue, NvmeofError], None] | None = None
         self.private: QueueLink | None = None
+        self.trace: CommandTrace | None = None
+        """Where events are reported to; None: nobody listens."""
         self.requests: dict[int, Request] = {}
         """Outstanding requests by CID; the device takes them from here."""
         # first in, first out: a CID rests as long as possible, so that a completion sent twice finds nobody
@@ -228,14 +232,18 @@ class Queue:
         request.cid = cid
         request.epoch = self.epoch
         self.requests[cid] = request
+        if self.trace is not None:
+            self.trace.sent(cid, request.sqe, request.data_out, request.data_in)
         self.device.send_req(request, more)
 
-    def _finished(self, request: Request) -> None:
+    def _finished(self, request: Request, status: int) -> None:
         cid = request.cid
         if self.requests.pop(cid, None) is None:
             raise LocalProtocolError(f"a request on queue {self.qid} was completed twice")
         request.cid = -1
         self.completed += 1
+        if self.trace is not None:
+            self.trace.completed(cid, request.sqe, request.data_out, request.data_in, status)
         if cid in self._named:
             self._named[cid] = True
         else:
@@ -290,6 +298,8 @@ class Queue:
             return
         self.error = error
         self.device.drain_queue(self)
+        if self.trace is not None:
+            self.trace.ended(str(error))
         sent = list(self.requests.values())
         waiting = [*self._urgent, *self._backlog]
         self.requests.clear()

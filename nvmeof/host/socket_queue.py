@@ -20,6 +20,7 @@ from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.pdu.termination import fes_text
 from nvmeof.protocol.connection import ConnectionConfig, HostConnection, Tap
 from nvmeof.protocol.events import Completions, Deviation, Event, PeerClosed, ProtocolFailure, Ready, Terminated
+from nvmeof.protocol.pdu_tap import PduTap, Taps
 from nvmeof.spec.sqe import SQE_BYTES
 from nvmeof.transport import Address, Endpoint, SocketOptions, get, names
 
@@ -229,6 +230,15 @@ class SocketQueueDevice(QueueDevice):
     def __init__(self, tap: Callable[[Queue], Tap | None] | None = None) -> None:
         self._tap = tap
 
+    def _tap_of(self, queue: Queue) -> Tap | None:
+        """The tap that the device was given, and that of the trace hook when it wants to hear of PDUs."""
+        tap = self._tap(queue) if self._tap else None
+        trace = queue.trace
+        if trace is None or not trace.wants_pdus:
+            return tap
+        counting = PduTap(trace.pdus)
+        return counting if tap is None else Taps(tap, counting)
+
     def claim_dev(self, options: ConnectOptions) -> bool:
         return options.transport in names()
 
@@ -253,7 +263,7 @@ class SocketQueueDevice(QueueDevice):
             connect_timeout_seconds=options.connect_timeout,
         )
         endpoint = await get(options.transport).connect(options.traddr, options.trsvcid, socket_options)
-        link = SocketQueue(queue, endpoint, self._tap(queue) if self._tap else None)
+        link = SocketQueue(queue, endpoint, self._tap_of(queue))
         try:
             await link.handshake(max(deadline - loop.time(), 0.1))
         except TransportError:

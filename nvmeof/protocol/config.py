@@ -49,10 +49,13 @@ class ConnectionConfig:
 
 
 class Tap:
-    """Sees all bytes of a connection as they pass; both methods are called with views that hold only for the call."""
+    """Sees all bytes of a connection as they pass; `received` and `sent` get views that hold only for the call."""
 
     def received(self, data: memoryview) -> None:
         """Bytes from the peer, before they are understood."""
 
     def sent(self, data: Buffer) -> None:
         """Bytes that the socket has taken."""
+
+    def passed(self) -> None:
+        """Everything that one receive brought, or one send took, has been shown."""

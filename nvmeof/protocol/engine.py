@@ -187,6 +187,8 @@ class Engine(ABC):
                     place = place[:n]
                 if tap is not None:
                     tap.received(place)
+                    if more <= 0:
+                        tap.passed()
                 if self.behind is None or more < 0 or self._framing.data_digest:
                     self._payload_advance(place, events)
                 else:  # nothing is left to look at: it is whole
@@ -200,6 +202,7 @@ class Engine(ABC):
         self._end = end + n
         if tap is not None:
             tap.received(self._buffer[end : end + n])
+            tap.passed()
         self._parse(events)
         return events
 
@@ -455,6 +458,7 @@ class Engine(ABC):
                 break
             self.tap.sent(memoryview(buffer)[:n])
             n -= len(buffer)
+        self.tap.passed()
 
     @property
     def want_write(self) -> bool:

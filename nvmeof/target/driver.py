@@ -11,6 +11,7 @@ from nvmeof.aio.driver import Batching, ConnectionDriver
 from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.protocol.events import Event
+from nvmeof.protocol.pdu_tap import PduTap
 from nvmeof.runtime import Runtime
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.core.completion import Completion
@@ -19,7 +20,9 @@ from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.slices import Slices
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.queue import TargetQueue
+from nvmeof.target.queue.tracing import CommandTrace
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
+from nvmeof.trace import Side, Trace, TracedQueue
 from nvmeof.transport.base import Endpoint
 
 logger = logging.getLogger("nvmeof.target")
@@ -45,6 +48,7 @@ class Owner(Protocol):
     slices: Slices
     detached_commands: DetachedCommands
     tasks: set[asyncio.Task[Any]]
+    trace: Trace | None
 
     @property
     def runtime(self) -> Runtime: ...
@@ -69,6 +73,8 @@ class QueueDriver:
         peer = str(endpoint.peer_address)
         self.queue.ctx = CommandContext(owner.runtime, owner.registry, port, self.queue, peer=peer)
         self.queue.slices = owner.slices
+        if owner.trace is not None:
+            self._listen(owner.trace, TracedQueue(Side.TARGET, peer))
         self.opened_at = owner.loop.time()
         self.reason = ""
         self._finishing = False
@@ -85,6 +91,12 @@ class QueueDriver:
             clock=owner.slices.clock,
         )
         self.driver.start()
+
+    def _listen(self, listener: Trace, queue: TracedQueue) -> None:
+        """Report the queue's commands, and its PDUs when somebody wants to hear of them."""
+        self.queue.trace = trace = CommandTrace(listener, queue, self._owner.runtime.now)
+        if trace.wants_pdus:
+            self.connection.tap = PduTap(trace.pdus)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -136,6 +148,8 @@ class QueueDriver:
     def closed(self) -> None:
         """Give back what the connection's output held, and leave the target."""
         self.queue.staging.settle()
+        if self.queue.trace is not None:
+            self.queue.trace.ended(self.reason)
         self._owner.ended(self)
 
     # -- what the queue asks -------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, Subsyste
 from nvmeof.target.subsystem.namespace_kinds import NamespaceKinds
 from nvmeof.target.subsystem.registry import TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
+from nvmeof.trace import Trace, join
 from nvmeof.transport.base import Address, Listener, SocketOptions
 from nvmeof.transport.paths.model import PathEndpoint, PathRole, parse_path
 from nvmeof.transport.paths.session import PathOptions, PathSession
@@ -83,6 +84,7 @@ class Target:
     is closed after so long.
     ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
     ``tables``: its commands, log pages and features; see :func:`~nvmeof.target.commands.standard.standard_tables`.
+    ``trace``: is told of PDUs and of the steps of every command; see :mod:`nvmeof.trace`.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
     :class:`~nvmeof.errors.TransportError` for an address that cannot be listened on.
@@ -104,12 +106,14 @@ class Target:
         connect_seconds: float = CONNECT_SECONDS,
         paths: PathOptions | None = None,
         tables: Tables | None = None,
+        trace: Trace | None = None,
     ) -> None:
         if config is None:
             config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts, pool)
         self.config = config
         self.options = options or SocketOptions()
         self.tables = tables or standard_tables()
+        self.trace: Trace | None = join(trace)
         self.connect_seconds = connect_seconds
         largest = max((s.incapsule_bytes for s in config.subsystems), default=0)
         self._connection_config = replace(

@@ -16,6 +16,7 @@ from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.pool import BufferPool, MemoryShare
 from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.tracing import CommandTrace
 
 
 class Driver(Protocol):
@@ -62,6 +63,8 @@ class InFlight(Protocol):
     """Commands that wait until enough of what is to be sent has gone."""
     pending: int
     """Commands that are being worked on, Asynchronous Event Requests included."""
+    trace: CommandTrace | None
+    """Where events are reported to; None: nobody listens."""
 
     def command(self, view: memoryview, capsule: CommandData | None) -> None:
         """Begin a command by the general path, or hold it while too much waits to be sent."""

@@ -151,8 +151,11 @@ class FastPath:
         counters = pattern.namespace.counters
         counters.reads += count
         counters.blocks_read += count * (pattern.length >> pattern.shift)
-        self._queue.ctx.counters.commands += count
+        queue = self._queue
+        queue.ctx.counters.commands += count
         self._connection.send_reads(cids, data, pattern.length)
+        if queue.trace is not None:
+            queue.trace.served(pattern.word & 0xFF, pattern.nsid, cids, pattern.length)
 
     def _template(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> CommandTemplate | None:
         """The pattern of a command that `prepare` has let pass; None when its namespace is not memory."""
@@ -212,8 +215,11 @@ class FastPath:
         counters = pattern.namespace.counters
         counters.writes += count
         counters.blocks_written += count * (pattern.length >> pattern.shift)
-        self._queue.ctx.counters.commands += count
+        queue = self._queue
+        queue.ctx.counters.commands += count
         self._connection.send_completions(cids)
+        if queue.trace is not None:
+            queue.trace.served(pattern.word & 0xFF, pattern.nsid, cids, pattern.length)
 
     def _ask_for(self, pattern: CommandTemplate, cid: int, slba: int) -> bool:
         """Ask for the data of a Write that is like the pattern's; False when it has to go the whole way."""
@@ -229,6 +235,8 @@ class FastPath:
             self._transfers[cid] = transfer
             self._connection.ask(transfer)
         self._busy.add(cid)
+        if self._queue.trace is not None:
+            self._queue.trace.asked(pattern.word & 0xFF, pattern.nsid, cid, pattern.length)
         return True
 
     def arrived(self, transfer: R2tTransfer) -> bool:
@@ -249,6 +257,9 @@ class FastPath:
         counters = template.namespace.counters
         counters.writes += 1
         counters.blocks_written += template.blocks
-        self._queue.ctx.counters.commands += 1
+        queue = self._queue
+        queue.ctx.counters.commands += 1
         self._connection.send_completion(transfer.cid)
+        if queue.trace is not None:
+            queue.trace.written(template.word & 0xFF, template.nsid, transfer.cid, template.length)
         return True

@@ -114,6 +114,8 @@ class FusedPairs:
         except CommandError as error:
             half.error = error
         else:
+            if self._queue.trace is not None:
+                self._queue.trace.admitted(sqe, half.length)
             if data is not None:
                 half.data, half.lent = self._staging.copy_in(data)
         return half
@@ -201,8 +203,11 @@ class FusedPairs:
             self._refuse_half(second, failed_fused())
             return
         assert first.spec is not None and first.data is not None
+        trace = self._queue.trace
         if second.error is not None:
             # The write's failure is its own: the comparison comes before it, and is not affected.
+            if trace is not None:
+                trace.backend_called(first.sqe)
             alone = execute(self._queue.ctx, first.spec, first.sqe, first.data)
             if isinstance(alone, Completion):
                 self._end_pair(pair, (alone, self._refused(second, alone)))
@@ -210,6 +215,8 @@ class FusedPairs:
                 self._end_later(pair, _both(alone, lambda completion: self._refused(second, completion)))
             return
         assert second.data is not None
+        if trace is not None:
+            trace.backend_called(first.sqe, second.sqe)
         result = compare_and_write(self._queue.ctx, first.sqe, second.sqe, first.data, second.data)
         if isinstance(result, tuple):
             self._end_pair(pair, result)

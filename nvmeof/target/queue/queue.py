@@ -53,6 +53,7 @@ from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.fast_path import FastPath
 from nvmeof.target.queue.fused_pairs import FusedPairs
 from nvmeof.target.queue.staging import Staging
+from nvmeof.target.queue.tracing import CommandTrace
 from nvmeof.wire import layout
 
 logger = logging.getLogger("nvmeof.target")
@@ -93,6 +94,8 @@ class TargetQueue:
         self.crowded = False
         """No more commands should be received until some have ended."""
         self._orphaned: set[int] = set()  # CIDs of commands that go on although the queue has ended
+        self.trace: CommandTrace | None = None
+        """Where events are reported to; None: nobody listens."""
         self.slices: Slices | None = None
         """Who shares out the event loop's time; None: nobody does."""
         self._long = 0  # commands that went the whole way in this turn
@@ -148,6 +151,8 @@ class TargetQueue:
             capsule = CommandData(raw, memoryview(bytes(capsule.data)), capsule.digest_ok)
         self.held.append((raw, capsule))
         self.driver.wait_for_room()
+        if self.trace is not None:
+            self.trace.held(SQE.unpack_from(raw).cid)
         self._look_for_crowds()
         self.go_on_in_turn()
 
@@ -214,6 +219,8 @@ class TargetQueue:
         except CommandError as error:
             self.refuse(sqe, error)
             return
+        if self.trace is not None:
+            self.trace.admitted(sqe, length)
         if spec.direction is Direction.HOST_TO_CONTROLLER and length and data is None:
             if ctx.qid and sqe.opcode == NvmOpcode.WRITE:
                 self.fast_path.learn(spec, view, sqe, length, deferred=True)
@@ -259,6 +266,8 @@ class TargetQueue:
         self.busy.discard(cid)
         self.ctx.aborting.discard(cid)
         self.connection.forget_command()
+        if self.trace is not None:
+            self.trace.forget(cid)
         return True
 
     def _run_copied(self, spec: CommandSpec, sqe: Sqe, data: memoryview) -> None:
@@ -332,6 +341,8 @@ class TargetQueue:
         if connecting and data is not None and self._wait_for_orphans(spec, sqe, data, lent):
             return
         OWNER.set(self.share)
+        if self.trace is not None:
+            self.trace.backend_called(sqe)
         result = execute(ctx, spec, sqe, data)
         if isinstance(result, Completion):
             if lent is not None:
@@ -405,6 +416,8 @@ class TargetQueue:
     def _connected(self) -> None:
         ctx = self.ctx
         self.connection.set_queue(ctx.qid, ctx.entries, flow_control=ctx.flow_control)
+        if self.trace is not None:
+            self.trace.connected(ctx)
         if ctx.qid and ctx.subsystem is not None and ctx.controller is not None:
             self.share = ctx.controller.memory
             self.connection.set_incapsule(ctx.subsystem.config.incapsule_bytes)
@@ -432,6 +445,8 @@ class TargetQueue:
                 release=completion.release,
                 stable=completion.stable,
             )
+        if self.trace is not None:
+            self.trace.completed(sqe, completion)
         if completion.disconnect:
             self._end("disconnected by the host")
 

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
+from nvmeof.protocol.pdu_tap import PduTap
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import CommandContext
@@ -21,8 +22,10 @@ from nvmeof.target.namespaces.feature_values import Value
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.queue import HOLD_BYTES, RUNNING_MOST, TargetQueue
 from nvmeof.target.queue.staging import READ_AHEAD_BYTES, SPARE_BYTES
+from nvmeof.target.queue.tracing import CommandTrace
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
+from nvmeof.trace import Side, Trace, TracedQueue
 from tests.conformance.rawhost import (
     C2H,
     FLUSH,
@@ -79,7 +82,7 @@ class Wire(RawHost):
 
     def __init__(self, target: Target, *, dgst: int = 0, cattr: int = 0, entries: int = 128, short_cut: bool = True,
                  pool: BufferPool | None = None,
-                 detached_commands: DetachedCommands | None = None) -> None:  # fmt: skip
+                 detached_commands: DetachedCommands | None = None, trace: Trace | None = None) -> None:  # fmt: skip
         self.header_digest, self.data_digest = bool(dgst & 1), bool(dgst & 2)
         self.target = target
         self.driver = FakeDriver()
@@ -88,6 +91,9 @@ class Wire(RawHost):
         self.queue = TargetQueue(self.connection, self.pool, detached_commands or DetachedCommands(), self.driver)
         seen = target.port.seen_at("192.0.2.1", 4420)
         self.queue.ctx = CommandContext(target.runtime, target.registry, seen, self.queue)
+        if trace is not None:
+            self.queue.trace = CommandTrace(trace, TracedQueue(Side.TARGET, "host"), target.runtime.now)
+            self.connection.tap = PduTap(self.queue.trace.pdus)
         if not short_cut:
             self.queue.fast_path._template = lambda *command: None
         controller = next(iter(target.subsystem.controllers.values()))
