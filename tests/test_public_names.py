@@ -46,7 +46,12 @@ def test_what_everybody_uses_has_an_example(name: str) -> None:
 def examples() -> list[tuple[str, str]]:
     """Return the Python examples of the documents that are programs, by file."""
     found = []
-    for path in (ROOT / "README.md", ROOT / "docs/howto/library.md", ROOT / "docs/howto/zones.md"):
+    for path in (
+        ROOT / "README.md",
+        ROOT / "docs/howto/library.md",
+        ROOT / "docs/howto/zones.md",
+        ROOT / "docs/howto/trace.md",
+    ):
         for code in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE):
             found.append((path.name, code))
     return found

@@ -20,7 +20,7 @@ import click
 
 from nvmeof.aio.runloop import run
 from nvmeof.cli.exit_codes import run_program
-from nvmeof.cli.types import SECONDS, U8, Bytes, Number
+from nvmeof.cli.types import SECONDS, U8, Bytes, Number, Seconds
 from nvmeof.spec.enums import CNTLID_MAX
 from nvmeof.target.cli.options import Options
 from nvmeof.target.cli.serve import raise_file_limit, serve
@@ -171,6 +171,12 @@ _PATIENCE_SECONDS: Final = 1.0
     metavar="PATH",
     help="A file for what outlives the process: event history, saved features, power-on hours.  "
     "[default: that of the --pool, if any]",
+)
+@click.option(
+    "--slow-command",
+    type=Seconds(0.001),
+    metavar="SECONDS",
+    help="Log each command that takes so long or longer (docs/howto/trace.md).",
 )
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of all connections.")
 @click.option("--sndbuf", metavar="SIZE", help="Send buffer of all connections.  [default: adapts itself]")

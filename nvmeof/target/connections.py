@@ -19,6 +19,7 @@ from nvmeof.target.core.slices import Slices
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
+from nvmeof.trace import Trace
 from nvmeof.transport.base import Address, Endpoint
 
 logger = logging.getLogger("nvmeof.target")
@@ -34,7 +35,7 @@ class Connections:
 
     `config`: what is offered in the handshake. `connect_seconds`: a connection without a Connect command is ended
     after so long. `pool`: the memory that all share. `drivers` are the open connections, `tasks` the commands that
-    something else is waited for.
+    something else is waited for. `trace` is told what they do.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -42,8 +43,14 @@ class Connections:
     slices: Slices
 
     def __init__(
-        self, config: ConnectionConfig, registry: TargetRegistry, pool: BufferPool, connect_seconds: float
+        self,
+        config: ConnectionConfig,
+        registry: TargetRegistry,
+        pool: BufferPool,
+        connect_seconds: float,
+        trace: Trace | None = None,
     ) -> None:
+        self.trace = trace
         self.registry = registry
         self.pool = pool
         self.connect_seconds = connect_seconds

@@ -133,7 +133,9 @@ class Target:
         config = self.config
         longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
         self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))
-        self.connections = Connections(self._connection_config, self.registry, self.pool, self.connect_seconds)
+        self.connections = Connections(
+            self._connection_config, self.registry, self.pool, self.connect_seconds, self.trace
+        )
         self.ports = Ports(self.options, self.connections.accept, config.ports)
         """The ports that are listened on, by Port ID."""
         self.administration = Administration(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
 from nvmeof.target.server import Target
 from nvmeof.target.simple_config import DEFAULT_SUBNQN
+from nvmeof.target.slow_commands import SlowCommandLog
 from nvmeof.target.storage.base import DEFAULT_BLOCK_BYTES, Backend
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.file_names import KEPT_SUFFIX, ZONES_SUFFIX, beside
@@ -35,6 +37,7 @@ from nvmeof.transport.base import Address, SocketOptions
 from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 from nvmeof.transport.paths.session import PathOptions
 
+logger = logging.getLogger("nvmeof.target")
 DEFAULT_RAMDISK: Final = "1G"
 
 
@@ -74,6 +77,7 @@ class Options:
     tos: int | None = None
     keep_alive: float = 0.0
     state: str | None = None
+    slow_command: float | None = None
     admin_label: str = ""
     ana: tuple[str, ...] = ()
     mptcp_signal: tuple[str, ...] = ()
@@ -189,4 +193,5 @@ def make_target(options: Options) -> Target:
             limits=parse_limits(options.mptcp_limits) if options.mptcp_limits else ALL_PATHS,
             path_manager=options.path_manager,
         ),
+        trace=None if options.slow_command is None else SlowCommandLog(options.slow_command, logger),
     )
