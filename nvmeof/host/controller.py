@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import inf
 
 from nvmeof.errors import (
     CommandNotExecuted,
@@ -136,6 +135,11 @@ class Controller:
         """Identify Controller as read when connecting. Raises LocalProtocolError before."""
         if self._info is None:
             raise LocalProtocolError("the controller is not connected: await connect() first")
+        return self._info
+
+    @property
+    def identified(self) -> IdentifyController | None:
+        """Identify Controller, None where the association ended before it was read."""
         return self._info
 
     def namespace(self, nsid: int) -> Namespace:
@@ -438,28 +442,6 @@ class Controller:
                 guard.cancel()
                 await self.abandon(error)
         return self.quiesced
-
-    @property
-    def quiesced_at(self) -> float:
-        """When no command of this association can be executed any more, by the runtime's clock.
-
-        ``inf`` while it has not ended. A controller that confirmed its reset or shutdown is quiet at once. Of another
-        one that reports CQT: the Keep Alive Timeout by which it notices the loss, twice (three times with keep alive by
-        traffic, whose intervals begin anew with each command), and CQT (NVMe Base, Keep Alive and Command Quiesce
-        Time). With CQT 0 nothing is known, and the time of the loss is returned, which is what Linux goes by.
-        """
-        ended_at = self.association.ended_at
-        if ended_at is None:
-            return inf
-        if self.quiesced or self._info is None or not self._info.cqt:
-            return ended_at
-        intervals = 3 if self._info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE else 2
-        return ended_at + intervals * self.options.keep_alive_tmo + self._info.cqt / 1000
-
-    @property
-    def cqt_seconds(self) -> float:
-        """Command Quiesce Time that the controller reports, in seconds; 0: it reports none, or is not identified."""
-        return 0.0 if self._info is None else self._info.cqt / 1000
 
     async def shutdown(self) -> None:
         """End the association in order: delete the I/O queues, shut the controller down, close.

@@ -141,7 +141,7 @@ class RecoveryKeywords(TypedDict, total=False):
     reconnect_delay: float
     ctrl_loss_tmo: float
     fast_io_fail_tmo: float | None
-    quiesce_tmo: float
+    quiesce_tmo: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,17 +157,18 @@ class RecoveryOptions:
     """How long attempts go on, in whole reconnect delays; then the path is removed. -1: for ever, 0: none."""
     fast_io_fail_tmo: float | None = None
     """From the loss until commands that wait for the path fail, while attempts go on; None: not before the removal."""
-    quiesce_tmo: float = 0.0
-    """How long a write of unknown outcome waits before it is sent again, where the controller reports no Command
-    Quiesce Time (CQT 0). Linux waits not at all."""
+    quiesce_tmo: float | None = None
+    """How long after the loss a write of unknown outcome waits before it is sent again, whatever the controller says.
+    None: by its Command Quiesce Time, and not at all where it reports none (CQT 0). Linux never waits, which is 0."""
 
     def __post_init__(self) -> None:
         _seconds("reconnect_delay", self.reconnect_delay, above=0)
-        _seconds("quiesce_tmo", self.quiesce_tmo)
         if self.ctrl_loss_tmo != -1:
             _seconds("ctrl_loss_tmo", self.ctrl_loss_tmo, remark=", or -1 for ever")
         if self.fast_io_fail_tmo is not None:
             _seconds("fast_io_fail_tmo", self.fast_io_fail_tmo, remark=", or None for off")
+        if self.quiesce_tmo is not None:
+            _seconds("quiesce_tmo", self.quiesce_tmo, remark=", or None for what the controller says")
 
     @property
     def max_reconnects(self) -> int | None:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from math import inf
 from typing import Generic, TypeVar
 
 from nvmeof.errors import (
@@ -30,7 +31,9 @@ from nvmeof.errors import (
 from nvmeof.host.controller import Controller
 from nvmeof.host.facts import PathFacts
 from nvmeof.host.options import ConnectOptions, RecoveryOptions
+from nvmeof.host.replay import quiesce_seconds
 from nvmeof.runtime import Future, Runtime, TimerHandle
+from nvmeof.spec.enums import Ctratt
 from nvmeof.spec.status import Status
 
 log = logging.getLogger("nvmeof.host")
@@ -190,6 +193,25 @@ class Path(Generic[ControllerT]):
         failure = CommandNotExecuted(f"the path to {self.name} {why}; the command was not sent")
         failure.__cause__ = self.error
         return failure
+
+    def quiesced_at(self, controller: Controller) -> float:
+        """Return when ``controller``, an association of this path, executes nothing any more, by the runtime's clock.
+
+        ``inf`` while it has not ended. One that confirmed its reset or shutdown is quiet since then; for others see
+        :func:`nvmeof.host.replay.quiesce_seconds`.
+        """
+        ended_at = controller.association.ended_at
+        if ended_at is None:
+            return inf
+        info = controller.identified
+        if controller.quiesced or info is None:
+            return ended_at
+        return ended_at + quiesce_seconds(
+            info.cqt,
+            self.options.keep_alive_tmo,
+            traffic_based=bool(info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE),
+            quiesce_tmo=self.recovery.quiesce_tmo,
+        )
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
