@@ -37,6 +37,7 @@ class ConnectKeywords(TypedDict, total=False):
     io_timeout: float
     admin_timeout: float
     connect_timeout: float
+    abort_first: bool
     hpda_bytes: int
     maxr2t: int
 
@@ -78,8 +79,11 @@ class ConnectOptions:
     discovery: bool = False
     """A connection to a discovery subsystem: no I/O queues, and no keep-alive unless it is persistent."""
     io_timeout: float = 30.0
-    """Seconds that an I/O command may take; then it is aborted, and after as much again the queue is torn down."""
+    """Seconds that an I/O command may take; then the association is given up, as in Linux."""
     admin_timeout: float = 30.0
+    """The same for commands of the admin queue."""
+    abort_first: bool = False
+    """Abort a command that has not been answered in time, and give the association up after as much time again."""
     connect_timeout: float = 10.0
     """Seconds for a connection, its handshake and its Connect command."""
     hpda_bytes: int = 4

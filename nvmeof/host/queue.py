@@ -69,6 +69,7 @@ GENERIC_OPTS = frozenset(
         "io_timeout",
         "admin_timeout",
         "connect_timeout",
+        "abort_first",
     }
 )
 """Options that concern the controller only, and that every device takes therefore."""

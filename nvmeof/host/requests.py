@@ -30,13 +30,13 @@ class RequestOptions:
     """How one command is sent and waited for; what it is and its buffers are arguments of their own."""
 
     timeout: float | None = None
-    """Seconds until the command is aborted; None: the queue's own (``io_timeout``, ``admin_timeout``)."""
+    """Seconds until the command's time is up; None: the queue's own (``io_timeout``, ``admin_timeout``)."""
     priority: bool = False
     """Use the identifiers that are reserved for keep-alive and Abort, when no others are free."""
     hold: bool = True
     """Give a cancelled caller its buffers back before the cancellation is raised."""
     abortable: bool = True
-    """Send an Abort when the command times out; without it the queue is torn down at once (Connect, Disconnect)."""
+    """With ``abort_first``: send an Abort when the command's time is up (not for Connect and Disconnect)."""
 
 
 DEFAULT_OPTIONS = RequestOptions()

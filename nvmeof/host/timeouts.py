@@ -1,4 +1,7 @@
-"""What a host must do in time: keep-alive, command timeouts, and the Aborts that these and cancelled callers send.
+"""What a host must do in time: keep-alive, command timeouts, and the Aborts that cancelled callers send.
+
+A command that is not answered in time ends the association at once, whatever queue it is on, as in Linux's nvme-tcp
+(nvme_tcp_timeout, drivers/nvme/host/tcp.c). With ``abort_first`` it is aborted, and has as much time again.
 
 A machine without a clock: :meth:`Timeouts.check` gets the time, :attr:`Timeouts.next_deadline` says when it wants to
 be called again.
@@ -48,7 +51,7 @@ class Timeouts:
     """Keep-alive, timeouts and Aborts of one controller.
 
     ``queues`` gives all its queues, the admin queue included; ``lost(queue, error)`` is told of a queue that answers
-    no more. ``timeout``: the shortest command timeout in use, in seconds.
+    no more. The times, and whether an Abort comes first, are those of the admin queue's options.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Timeouts:
         self._admin = admin
         self._queues = queues
         self._lost = lost
+        self._abort_first = options.abort_first
         self._tick = min(TICK_SECONDS, min(options.io_timeout, options.admin_timeout) / TICKS_PER_TIMEOUT)
         self._next_tick = 0.0
         self._kato = 0.0
@@ -133,7 +137,7 @@ class Timeouts:
         for request in queue.expired(now - self._tick):
             if queue.error is not None:
                 return
-            if request.aborted or request.priority:
+            if request.aborted or request.priority or not self._abort_first:
                 what = "Keep Alive or Abort" if request.priority else f"a command ({request.sqe[0]:#04x})"
                 self._lost(queue, ConnectionLost(f"{what} on queue {queue.qid} was not answered in time"))
                 return

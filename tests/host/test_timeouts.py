@@ -99,8 +99,26 @@ def test_stopping_keep_alive() -> None:
     assert not bench.sent(AdminOpcode.KEEP_ALIVE)
 
 
-def test_a_timeout_first_aborts_and_then_ends_the_association() -> None:
-    bench = Bench(io_timeout=4.0)
+@pytest.mark.parametrize("where", ["io", "admin"])
+def test_a_timeout_ends_the_association_at_once(where: str) -> None:
+    """As nvme-tcp has it; with ticks of a second it is noticed within two of them."""
+    bench = Bench(io_timeout=4.0, admin_timeout=4.0)
+    bench.timeouts.check(100.0)
+    stuck, other = Noted(), Noted()
+    (bench.io if where == "io" else bench.admin).submit(stuck)
+    bench.run(100.25, 102.0)
+    bench.io.submit(other)
+    bench.run(102.25, 103.75)
+    assert not bench.lost
+    bench.run(104.0, 106.0)
+    assert not bench.sent(AdminOpcode.ABORT)
+    ((qid, error),) = bench.lost
+    assert qid == (1 if where == "io" else 0) and "was not answered in time" in str(error)
+    assert all(isinstance(each.outcome[0], OutcomeUnknown) for each in (stuck, other))
+
+
+def test_abort_first_aborts_and_then_ends_the_association() -> None:
+    bench = Bench(io_timeout=4.0, abort_first=True)
     bench.timeouts.check(100.0)
     stuck, fine = Noted(), Noted()
     bench.io.submit(stuck)
@@ -120,8 +138,8 @@ def test_a_timeout_first_aborts_and_then_ends_the_association() -> None:
     assert isinstance(outcome, OutcomeUnknown) and outcome.__cause__ is bench.lost[0][1]
 
 
-def test_a_timeout_whose_abort_works_costs_only_the_command() -> None:
-    bench = Bench(io_timeout=4.0)
+def test_abort_first_costs_only_the_command_where_the_abort_works() -> None:
+    bench = Bench(io_timeout=4.0, abort_first=True)
     stuck = Noted()
     bench.timeouts.check(0.0)
     bench.io.submit(stuck)

@@ -215,9 +215,13 @@ class HostMachine(RuleBasedStateMachine):
     """Callers with commands on an admin queue and two small I/O queues, and a controller that answers as it likes."""
 
     @initialize(
-        gives_back=st.booleans(), limit=st.integers(1, 3), traffic_based=st.booleans(), keep_alive=st.booleans()
+        gives_back=st.booleans(),
+        limit=st.integers(1, 3),
+        traffic_based=st.booleans(),
+        keep_alive=st.booleans(),
+        abort_first=st.booleans(),
     )
-    def connect(self, gives_back: bool, limit: int, traffic_based: bool, keep_alive: bool) -> None:
+    def connect(self, gives_back: bool, limit: int, traffic_based: bool, keep_alive: bool, abort_first: bool) -> None:
         self.runtime = FakeRuntime()
         self.device = Wire(self.runtime, gives_back)
         self.callers: list[Caller] = []
@@ -227,7 +231,13 @@ class HostMachine(RuleBasedStateMachine):
         self.number = 0
         self.limit = limit
         self.lost: list[NvmeofError] = []
-        chosen = options(io_timeout=IO_TIMEOUT, admin_timeout=ADMIN_TIMEOUT, keep_alive_tmo=KATO if keep_alive else 0)
+        self.abort_first = abort_first
+        chosen = options(
+            io_timeout=IO_TIMEOUT,
+            admin_timeout=ADMIN_TIMEOUT,
+            keep_alive_tmo=KATO if keep_alive else 0,
+            abort_first=abort_first,
+        )
         self.association = Association(self.device, chosen, self.runtime)
         self.association.on_lost.append(self.lost.append)
         admin = Queue(self.device, chosen, 0, 8, reserved=2, timeout=ADMIN_TIMEOUT)
@@ -357,8 +367,11 @@ class HostMachine(RuleBasedStateMachine):
         assert self.device.most_aborts <= self.limit
 
     @invariant()
-    def a_command_is_out_for_two_timeouts_at_most(self) -> None:
-        """One until the Abort, one for the Abort to work; each is noticed by the tick after the next."""
+    def a_command_is_out_for_its_timeout_or_two_at_most(self) -> None:
+        """One until the Abort of a cancelled caller or of `abort_first`, one for the Abort to work.
+
+        Each is noticed by the tick after the next.
+        """
         for request, when in self.device.sent_at.items():
             if self.device.out.get((request.queue.qid, request.cid)) is not request:
                 continue
