@@ -47,6 +47,20 @@ def _printable(text: str, limit: int, what: str) -> None:
         raise ConfigurationError(f"{what} must be at most {limit} printable ASCII characters, not {text!r}")
 
 
+CQT_MAX_MS = 0xFFFF
+NOTICE_SECONDS = 1.0
+"""How long after the end of a keep alive interval the association is ended, at most: the target looks once a second."""
+LONGEST_STEP_SECONDS = 4.0
+"""How long what a backend has begun may go on when its association has ended.
+
+What has not begun is given up, and what works in pieces stops after the one in progress. The longest piece is the Write
+Zeroes of 64 Ki blocks of 4 KiB, 256 MiB, in a file whose file system has to write them: a medium that takes 64 MiB/s.
+"""
+COMMAND_QUIESCE_SECONDS = NOTICE_SECONDS + LONGEST_STEP_SECONDS
+"""Command Quiesce Time: until no command of an association has an effect any more, from the time at which the loss of
+its host can be noticed. With slower media give more: ``SubsystemConfig(command_quiesce_seconds=...)``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceConfig:
     """A namespace. Identifiers that are not given are derived from the subsystem's NQN and the NSID."""
@@ -98,6 +112,7 @@ class SubsystemConfig:
     pool: Pool | None = None  # what hosts may create namespaces from; None: they cannot manage namespaces
     max_attached: int = 0  # namespaces attached to one controller (MAXCNA); 0: as many as there are
     ready_timeout_seconds: float = 7.5  # CAP.TO
+    command_quiesce_seconds: float = COMMAND_QUIESCE_SECONDS  # CQT of Identify Controller; 0: none is told
     any_keep_alive_seconds: float = 0.0  # of an I/O controller whose host asks for no keep alive; 0: none
     admin_label: str = ""  # a name for people, up to 256 bytes of UTF-8; Discovery tells it to hosts that ask
     metadata_store: MetadataStore | None = (
@@ -140,6 +155,10 @@ class SubsystemConfig:
         if not 0 <= self.max_attached <= self.max_namespaces:
             raise ConfigurationError(
                 f"a controller has 0 to {self.max_namespaces} attached namespaces, not {self.max_attached}"
+            )
+        if not 0 <= self.command_quiesce_seconds <= CQT_MAX_MS / 1000:
+            raise ConfigurationError(
+                f"the command quiesce time is 0 to {CQT_MAX_MS / 1000} seconds, not {self.command_quiesce_seconds}"
             )
         if self.any_keep_alive_seconds < 0:
             raise ConfigurationError(f"a keep alive timeout is not negative: {self.any_keep_alive_seconds}")

@@ -73,6 +73,7 @@ def test_identify_controller():
     assert (data.ioccsz, data.iorcsz, data.icdoff, data.msdbd) == ((64 + 4096) // 16, 1, 0, 1)
     assert data.vwc == 0b110 and data.ofcs == 1
     assert data.anacap == 0x1F and data.nanagrpid == data.anagrpmax == 32 and data.anatt > 0
+    assert data.cqt == 5000  # one second until the loss of a host is noticed, four for what a backend has begun
     assert data.lpa & 0b111 == 0b111 and data.wctemp and data.cctemp > data.wctemp
 
 
@@ -81,6 +82,7 @@ def test_identify_discovery_controller():
     assert data.cntrltype == 2 and data.dctype == 1 and data.oaes == 1 << 31
     assert data.subnqn == "nqn.2014-08.org.nvmexpress.discovery"
     assert data.nn == 0 and data.oncs == 0 and data.sqes == 0
+    assert data.cqt == 0  # no I/O that could go on
 
 
 async def test_a_file_has_a_volatile_write_cache(tmp_path):

@@ -54,6 +54,8 @@ def test_sizes_round_trip(size):
         {"nqn": NQN, "max_namespaces": 0},
         {"nqn": NQN, "ready_timeout_seconds": 0.1},
         {"nqn": NQN, "any_keep_alive_seconds": -1},
+        {"nqn": NQN, "command_quiesce_seconds": -1},
+        {"nqn": NQN, "command_quiesce_seconds": 65.536},
     ],
 )
 def test_impossible_subsystems(options):

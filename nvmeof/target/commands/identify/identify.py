@@ -147,6 +147,7 @@ def _io_fields(controller: Controller, commands: CommandTables) -> dict[str, obj
         "sanicap": SANICAP,
         "anatt": ANA_TRANSITION_SECONDS,
         "anacap": _ANA_STATES | (_ANA_GROUP_IN_MANAGEMENT if subsystem.manager is not None else 0),
+        "cqt": round(config.command_quiesce_seconds * 1000),
         "anagrpmax": config.max_ana_groups,
         "nanagrpid": config.max_ana_groups,
         "sqes": 0x66,
