@@ -134,7 +134,8 @@ class QueueDriver:
             queue.resume()
         if staging.counted:
             staging.settle()
-        self.driver.tell_sent = bool(queue.held or staging.reads or staging.counted)
+        if not (staging.counted or queue.held or staging.reads):
+            self.driver.tell_sent = False
 
     def lost(self, error: OSError) -> None:
         """End the queue: the socket has failed."""

@@ -111,10 +111,13 @@ class BufferPool:
 
     def reserve(self, size_bytes: int, share: MemoryShare) -> bool:
         """Count memory that comes from elsewhere as held by a share, if it may have that much."""
-        if not self.fits(size_bytes, share):
+        held, used = share.held_bytes, self.used_bytes
+        if held + size_bytes > self.limit_bytes - used and not self.fits(
+            size_bytes, share
+        ):  # mostly, with one call less
             return False
-        self.used_bytes += size_bytes
-        share.held_bytes += size_bytes
+        self.used_bytes = used + size_bytes
+        share.held_bytes = held + size_bytes
         return True
 
     def release(self, size_bytes: int, share: MemoryShare) -> None:

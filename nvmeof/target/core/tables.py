@@ -5,23 +5,23 @@ Must not know what a table holds: the layers above say that.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 T = TypeVar("T")
 
 
-class Tables:
+class Tables(dict[type, Any]):
     """The tables of one target. Two targets of one process may have different ones.
 
     `tables[CommandTables]` is the table of that type; a target that has none raises `KeyError`.
     `nvmeof.target.commands.standard.standard_tables` makes all that the target's own commands need.
     """
 
-    __slots__ = ("_by_type",)
+    __slots__ = ()
 
     def __init__(self, *tables: object) -> None:
-        self._by_type: dict[type, Any] = {type(table): table for table in tables}
+        super().__init__({type(table): table for table in tables})
 
-    def __getitem__(self, kind: type[T]) -> T:
-        table: T = self._by_type[kind]
-        return table
+    if TYPE_CHECKING:  # a dictionary's own: each command looks in here
+
+        def __getitem__(self, kind: type[T]) -> T: ...

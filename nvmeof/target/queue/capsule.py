@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from nvmeof.errors import CommandError
 from nvmeof.protocol.events import CommandData
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 
+_LOCATION: Final = SQE.error_location("sgl_length")
+
 
 def capsule_data(sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
     """A command's in-capsule data; raises when SGL1 and the capsule tell different things."""
-    location = SQE.error_location("sgl_length")
-    in_capsule = sqe.sgl_type == DATA_BLOCK_IN_CAPSULE and length > 0
+    in_capsule = length > 0 and sqe.sgl_type == DATA_BLOCK_IN_CAPSULE
     if capsule is None:
         if in_capsule:
             raise CommandError(
-                Status.DATA_SGL_LENGTH_INVALID, location, message=f"{length} bytes should be in the capsule"
+                Status.DATA_SGL_LENGTH_INVALID, _LOCATION, message=f"{length} bytes should be in the capsule"
             )
         return None
     first = sqe.sgl_address  # an offset in the capsule, as SGLS says
     if not in_capsule or len(capsule.data) < first + length:
         raise CommandError(
             Status.DATA_SGL_LENGTH_INVALID,
-            location,
+            _LOCATION,
             message=f"{len(capsule.data)} bytes are in a capsule whose SGL says {length if in_capsule else 'none'}",
         )
     if not capsule.digest_ok:

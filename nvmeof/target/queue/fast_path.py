@@ -63,8 +63,8 @@ class FastPath:
         """Forget the templates: the next command of each kind takes the general path."""
         self._read = self._write = self._granted = None
 
-    def learn(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int, *, deferred: bool) -> bool:
-        """Make a template of a Read or Write that `prepare` has let pass; True when its namespace is memory.
+    def learn(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int, *, deferred: bool) -> None:
+        """Make a template of a Read or Write that `prepare` has let pass, and whose namespace is memory.
 
         ``deferred``: a Write whose data is still to be asked for.
         """
@@ -75,7 +75,6 @@ class FastPath:
             self._granted = template
         else:
             self._write = template
-        return template is not None
 
     def batch(self, batch: CommandBatch) -> None:
         """Serve a run of commands without data in their capsules."""
@@ -158,7 +157,7 @@ class FastPath:
             queue.trace.served(pattern.word & 0xFF, pattern.nsid, cids, pattern.length)
 
     def _template(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> CommandTemplate | None:
-        """The pattern of a command that `prepare` has let pass; None when its namespace is not memory."""
+        """The pattern of a command that `prepare` has let pass; None when its namespace is memory no more."""
         namespace, controller = self._queue.ctx.namespaces[sqe.nsid], self._queue.ctx.controller
         memory = namespace.memory
         if memory is None or controller is None:

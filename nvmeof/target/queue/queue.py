@@ -63,6 +63,9 @@ each may hold a copy of its data."""
 HOLD_BYTES: Final = BACKLOG_BYTES
 """While more than this is to be sent, no further command goes the whole way: one receive may bring hundreds of them,
 and the answer to each, a log page for instance, may be as long as MDTS."""
+_TO_CONTROLLER: Final = Direction.HOST_TO_CONTROLLER
+_READ, _WRITE = int(NvmOpcode.READ), int(NvmOpcode.WRITE)
+_CID_CONFLICT: Final = Status.COMMAND_ID_CONFLICT
 _HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
 
 
@@ -98,8 +101,7 @@ class TargetQueue:
         """Where events are reported to; None: nobody listens."""
         self.slices: Slices | None = None
         """Who shares out the event loop's time; None: nobody does."""
-        self._long = 0  # commands that went the whole way in this turn
-        self._long_began = 0.0
+        self._late_at = 0.0  # when commands on the whole way have had their time in this turn; 0: there was none yet
         self._going_on = False
         self.connecting = False
         """A Connect waits for commands that its host left behind."""
@@ -113,7 +115,7 @@ class TargetQueue:
         controller = self.ctx.controller
         if controller is not None:
             controller.touch(now)
-        self._long = 0
+        self._late_at = 0.0
         position = 0
         while position < len(events) and not self.closed:
             event = events[position]
@@ -140,7 +142,7 @@ class TargetQueue:
 
     def command(self, view: memoryview, capsule: CommandData | None) -> None:
         """One command, the whole way."""
-        if self.held or self.connection.backlog_bytes > HOLD_BYTES or self.late():
+        if self.held or self.connection.out.pending_bytes > HOLD_BYTES or self.late():
             self._defer(view, capsule)
         else:
             self.begin(view, capsule)
@@ -170,11 +172,10 @@ class TargetQueue:
         slices = self.slices
         if slices is None:
             return False
-        self._long += 1
-        if self._long == 1:
-            self._long_began = slices.clock()
+        if not self._late_at:
+            self._late_at = slices.clock() + LONG_SECONDS
             return False
-        return slices.clock() - self._long_began > LONG_SECONDS
+        return slices.clock() > self._late_at
 
     @property
     def owner(self) -> Hashable:
@@ -188,14 +189,14 @@ class TargetQueue:
 
     def _go_on(self) -> None:
         self._going_on = False
-        self._long = 0
+        self._late_at = 0.0
         if (self.held or self.staging.reads) and not self.closed:
             self.resume()
             self.driver.wake()
 
     def resume(self) -> None:
         """Take commands that were held, in their order, while there is room for their output and time for them."""
-        while self.held and not self.closed and self.connection.backlog_bytes <= HOLD_BYTES and not self._full():
+        while self.held and not self.closed and self.connection.out.pending_bytes <= HOLD_BYTES and not self._full():
             if self.late():
                 self.go_on_in_turn()
                 return
@@ -221,23 +222,24 @@ class TargetQueue:
             return
         if self.trace is not None:
             self.trace.admitted(sqe, length)
-        if spec.direction is Direction.HOST_TO_CONTROLLER and length and data is None:
-            if ctx.qid and sqe.opcode == NvmOpcode.WRITE:
-                self.fast_path.learn(spec, view, sqe, length, deferred=True)
-            self.busy.add(sqe.cid)
-            self.staging.ask(spec, sqe, length)
-            return
+        namespace = ctx.namespaces.get(sqe.nsid) if ctx.qid else None
+        in_memory = namespace is not None and namespace.memory is not None
+        plain = in_memory and (sqe.opcode == _READ or sqe.opcode == _WRITE)
         reserved = 0
-        if length and data is None:  # it reads: into memory of the target's, unless its namespace is memory
-            namespace = ctx.namespaces.get(sqe.nsid) if ctx.qid else None
-            if namespace is None or namespace.memory is None:
+        if length and data is None:
+            if spec.direction is _TO_CONTROLLER:
+                if plain:
+                    self.fast_path.learn(spec, view, sqe, length, deferred=True)
+                self.busy.add(sqe.cid)
+                self.staging.ask(spec, sqe, length)
+                return
+            if not in_memory:  # it reads into memory of the target's
                 if not self.staging.reserve(sqe, view, length):
                     return
                 reserved = length
-        in_memory = False
-        if ctx.qid and (sqe.opcode == NvmOpcode.READ or sqe.opcode == NvmOpcode.WRITE):
-            in_memory = self.fast_path.learn(spec, view, sqe, length, deferred=False)
-        if data is None or in_memory:
+        if plain:
+            self.fast_path.learn(spec, view, sqe, length, deferred=False)
+        if data is None or plain:
             self._run(spec, sqe, data, None, reserved)
         else:
             self._run_copied(spec, sqe, data)
@@ -424,7 +426,7 @@ class TargetQueue:
 
     def complete(self, sqe: Sqe, completion: Completion) -> None:
         cid = sqe.cid
-        if completion.status != Status.COMMAND_ID_CONFLICT:
+        if completion.status != _CID_CONFLICT:
             self.busy.discard(cid)
             self.ctx.aborting.discard(cid)
             self.ctx.preempted.discard(cid)

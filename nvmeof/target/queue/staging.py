@@ -109,11 +109,11 @@ class Staging:
         What is counted covers what is being read and what waits to be sent, with a little to spare, so that most
         commands find theirs counted already. One that does not complete at once adds to what is being read.
         """
-        backlog = self._queue.connection.backlog_bytes
+        backlog = self._queue.connection.out.pending_bytes
         needed = backlog + self.reading + length
         if (
             backlog <= READ_AHEAD_BYTES
-            and (self._continuing or not self.reads)
+            and (not self.reads or self._continuing)
             and (needed <= self.counted or self._count(needed))
         ):
             return True
@@ -125,21 +125,22 @@ class Staging:
         return False
 
     def _count(self, needed: int) -> bool:
-        more = needed - self.counted
-        if not self._pool.reserve(more + SPARE_BYTES, self._queue.share):
-            if not self._pool.reserve(more, self._queue.share):
-                return False
+        queue, more = self._queue, needed - self.counted
+        if self._pool.reserve(more + SPARE_BYTES, queue.share):
+            self.counted = needed + SPARE_BYTES
+        elif self._pool.reserve(more, queue.share):
             self.counted = needed
         else:
-            self.counted = needed + SPARE_BYTES
-        self._queue.driver.wait_for_room()
+            return False
+        queue.driver.wait_for_room()
         return True
 
     def settle(self) -> None:
         """Give back what is counted beyond what is being read and what waits to be sent."""
-        rest = self.counted - self._queue.connection.backlog_bytes - self.reading
+        needed = self._queue.connection.out.pending_bytes + self.reading
+        rest = self.counted - needed
         if rest > 0:
-            self.counted -= rest
+            self.counted = needed
             self._pool.release(rest, self._queue.share)
 
     def read_ended(self, length: int) -> None:
