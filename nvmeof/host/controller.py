@@ -24,11 +24,12 @@ from nvmeof.host import sqe_builders
 from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.association import Association, HostState
 from nvmeof.host.async_events import AsyncEvents
+from nvmeof.host.batch import BatchPart, IoBatch, run_batch
 from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, QUEUE_SIZE_MIN, ConnectOptions
 from nvmeof.host.queue import Queue, QueueDevice
-from nvmeof.host.requests import DEFAULT_OPTIONS, Command, CommandPart, RequestOptions, execute, run_transfer
+from nvmeof.host.requests import DEFAULT_OPTIONS, Command, CommandPart, RequestOptions, give_up, run_transfer
 from nvmeof.host.results import IdentifyController, IdentifyNamespace
 from nvmeof.runtime import Runtime, sleep
 from nvmeof.spec.connect import CONNECT_DATA, describe_connect_invalid
@@ -111,6 +112,7 @@ class Controller:
         self._info: IdentifyController | None = None
         self._limits: NvmLimits | None = None
         self._namespaces: dict[int, Namespace] = {}
+        self._idle_parts: list[BatchPart] = []
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.cntlid:#x} of {self.subnqn}: {self.state.value}>"
@@ -178,14 +180,27 @@ class Controller:
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
         """Send one I/O command on the next queue; DW0 | DW1 << 32 of its completion."""
+        # as `requests.execute`: a coroutine less for every Read and Write
         association = self.association
         command = Command(self.runtime.create_future(), sqe, data_out, data_in, options)
-        return await execute(self.runtime, association.pick_queue(), command, association.abort, hold=options.hold)
+        association.pick_queue().submit(command)
+        try:
+            return await command.future
+        except NvmeofError:
+            raise
+        except BaseException:
+            await give_up(self.runtime, command, association.abort, hold=options.hold)
+            raise
 
     async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
         """Send many I/O commands as one operation, in turn over the queues; the results of all, or'ed."""
         association = self.association
         return await run_transfer(self.runtime, association.pick_queue, parts, association.abort, hold=hold)
+
+    async def io_batch(self, batch: IoBatch) -> None:
+        """Send Reads or Writes of one length as one operation, in turn over the queues."""
+        association = self.association
+        await run_batch(self.runtime, association.pick_queue, batch, association.abort, self._idle_parts)
 
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
         """Identify Namespace (CNS 00h), decoded. All zero for a namespace that is not active."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from nvmeof.host.batch import IoBatch
 from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions
 from nvmeof.host.results import IdentifyNamespace
 from nvmeof.spec.sqe import DSM_MAX_RANGES
@@ -55,6 +56,13 @@ class IoPort(Protocol):
 
     async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
         """Send many I/O commands as one operation; the results of all, or'ed."""
+        ...
+
+    async def io_batch(self, batch: IoBatch) -> None:
+        """Send Reads or Writes of one length as one operation. After an error ``batch.unfinished`` says which are left.
+
+        A port that has no better way sends ``batch.parts()`` with :meth:`io_transfer`.
+        """
         ...
 
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:

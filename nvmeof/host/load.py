@@ -1,7 +1,7 @@
 """A load on a namespace: requests that are sent again as soon as they complete, and figures of what they did.
 
 One step below :class:`nvmeof.host.namespace.Namespace`: the requests use the queues directly, so that the protocol and
-the device are measured, not futures and tasks.
+the device are measured, not futures and tasks. What completes in one turn of the event loop is sent again in one batch.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import os
 import random
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from functools import partial
+from itertools import cycle, islice
 
 from nvmeof.errors import NvmeofError
 from nvmeof.host import sqe_builders
 from nvmeof.host.namespace import Namespace
-from nvmeof.host.queue import Queue, Request
+from nvmeof.host.queue import CommandSeries, Queue, Request
 from nvmeof.host.requests import error_of
 
 PATTERNS = ("randread", "read", "randwrite", "write")
@@ -67,8 +68,8 @@ class Load:
         await load.finished
 
     ``pattern``: one of :data:`PATTERNS`. ``size_bytes``: of each command, a multiple of the block size. ``next_queue``:
-    the queue for the next command; by default a request stays on its queue (see :func:`round_robin`). ``next_sqe``, an
-    attribute, gives the next command and may be replaced.
+    the queue for the next command, which is then sent by itself; by default a request stays on its queue (see
+    :func:`round_robin`). ``ios``: ends by itself once so many commands have been sent.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Load:
         depth: int,
         *,
         next_queue: Callable[[], Queue] | None = None,
+        ios: int | None = None,
     ) -> None:
         self.latencies_ns = array("q")
         self.running = True
@@ -89,33 +91,100 @@ class Load:
         """Done when the load has ended and no request is under way."""
         self.active = 0
         self.next_queue = next_queue
-        self.next_sqe = _sqes(namespace, pattern, size_bytes // namespace.block_bytes)
+        blocks = size_bytes // namespace.block_bytes
+        self._slbas = _slbas(namespace, pattern, blocks)
+        self._write = pattern.endswith("write")
+        make = sqe_builders.write if self._write else sqe_builders.read
+        self._sqe = make(namespace.nsid, 0, blocks)
+        self._make_sqe = partial(make, namespace.nsid, blocks=blocks)
+        self._left = ios
+        self._ready: list[LoadRequest] = []  # completed, to be sent again in the next turn of the event loop
+        self._loop = asyncio.get_running_loop()
         self._queues = list(queues)
         self._depth = depth
         self._size_bytes = size_bytes
-        self._write = pattern.endswith("write")
         self._opened = 0.0
 
     def start(self, ramp_seconds: float = 0.0) -> None:
         """Submit the first requests, at once or spread over ``ramp_seconds``, so that TCP's windows can grow."""
-        data = os.urandom(self._size_bytes) if self._write else None
-        loop, count = asyncio.get_running_loop(), self._depth * len(self._queues)
+        data = memoryview(os.urandom(self._size_bytes)) if self._write else None
+        count = self._depth * len(self._queues)
         for index in range(count):
             queue = self._queues[index // self._depth]
             if ramp_seconds:
-                loop.call_later(ramp_seconds * index / count, self._add, queue, data, False)
+                self._loop.call_later(ramp_seconds * index / count, self._add, queue, data)
             else:
-                self._add(queue, data, (index + 1) % self._depth != 0 and queue.room > 1)
+                self._add(queue, data)
+        self._send_ready()
 
-    def _add(self, queue: Queue, data: bytes | None, more: bool) -> None:
+    def _add(self, queue: Queue, data: memoryview | None) -> None:
         if not self.running:
             return
         self.active += 1
-        request = LoadRequest(self, data, None if self._write else memoryview(bytearray(self._size_bytes)))
-        if self.next_queue is None:
-            request.send(queue, more)
+        request = LoadRequest(self, queue, data, None if self._write else memoryview(bytearray(self._size_bytes)))
+        self.again(request)
+
+    def again(self, request: LoadRequest) -> None:
+        """Send a request with the next address, or count it as over where the load has ended."""
+        if self.next_queue is not None and self.running:
+            self._send_one(request, self.next_queue())
         else:
-            request.send(self.next_queue())
+            if not self._ready:
+                self._loop.call_soon(self._send_ready)
+            self._ready.append(request)
+
+    def _take(self, wanted: int) -> int:
+        """How many of ``wanted`` commands may be sent: all, unless ``ios`` were asked for."""
+        if self._left is None:
+            return wanted
+        taken = min(wanted, self._left)
+        self._left -= taken
+        if not self._left:
+            self.running = False
+        return taken
+
+    def _send_ready(self) -> None:
+        ready, self._ready = self._ready, []
+        while ready:
+            queue = ready[0].queue
+            requests = [each for each in ready if each.queue is queue]
+            ready = [each for each in ready if each.queue is not queue]
+            count = self._take(len(requests)) if self.running else 0
+            self._send_batch(queue, requests[:count])
+            for _ in requests[count:]:
+                self.ended(None)
+
+    def _send_batch(self, queue: Queue, requests: list[LoadRequest]) -> None:
+        at_once = min(queue.room, len(requests))
+        if at_once:
+            slbas, now = list(islice(self._slbas, at_once)), time.perf_counter_ns()
+            for request, slba in zip(requests, slbas, strict=False):
+                request.slba = slba
+                request.started_ns = now
+            buffers = [request.buffer for request in requests[:at_once]]
+            try:
+                queue.submit_batch(CommandSeries(self._sqe, slbas, buffers, self._write), requests[:at_once])
+            except NvmeofError as error:
+                for _ in requests:
+                    self.ended(error)
+                return
+        for request in requests[at_once:]:
+            self._send_one(request, queue, counted=True)
+
+    def _send_one(self, request: LoadRequest, queue: Queue, *, counted: bool = False) -> None:
+        if not counted and not self._take(1):
+            self.ended(None)
+            return
+        request.slba = next(self._slbas)
+        request.started_ns = time.perf_counter_ns()
+        try:
+            queue.submit(request)
+        except NvmeofError as error:
+            self.ended(error)
+
+    def sqe_of(self, slba: int) -> bytes:
+        """The SQE of the load's command at ``slba``."""
+        return self._make_sqe(slba)
 
     def open_window(self) -> None:
         """Count from now on."""
@@ -149,21 +218,24 @@ class Load:
 class LoadRequest(Request):
     """One of the requests that are always under way."""
 
-    __slots__ = ("load", "started_ns")
+    __slots__ = ("buffer", "load", "slba", "started_ns")
 
-    def __init__(self, load: Load, data_out: bytes | None, data_in: memoryview | None) -> None:
-        super().__init__(b"", data_out, data_in)
+    def __init__(self, load: Load, queue: Queue, data_out: memoryview | None, data_in: memoryview | None) -> None:
         self.load = load
+        self.slba = 0
+        super().__init__(b"", data_out, data_in)
+        self.queue = queue
+        self.buffer: memoryview = data_in if data_out is None else data_out  # type: ignore[assignment]
         self.started_ns = 0
 
-    def send(self, queue: Queue, more: bool = False) -> None:
-        """Submit with the next address."""
-        self.sqe = self.load.next_sqe()
-        self.started_ns = time.perf_counter_ns()
-        try:
-            queue.submit(self, more)
-        except NvmeofError as error:
-            self.load.ended(error)
+    @property
+    def sqe(self) -> bytes:
+        """Made when somebody asks for it: commands that leave in a batch need none of their own."""
+        return self.load.sqe_of(self.slba)
+
+    @sqe.setter
+    def sqe(self, sqe: bytes) -> None:
+        """The load knows the command."""
 
     def completed(self, result: int, status: int) -> None:
         load = self.load
@@ -171,8 +243,7 @@ class LoadRequest(Request):
         if status >= 2:
             load.ended(error_of(self, status, result))
         elif load.running:
-            next_queue = load.next_queue
-            self.send(self.queue if next_queue is None else next_queue())
+            load.again(self)
         else:
             load.ended(None)
 
@@ -199,12 +270,9 @@ def round_robin(queues: Sequence[Queue]) -> Callable[[], Queue]:
     return next_queue
 
 
-def _sqes(namespace: Namespace, pattern: str, blocks: int) -> Callable[[], bytes]:
-    """Return a function that gives one command after the other."""
+def _slbas(namespace: Namespace, pattern: str, blocks: int) -> Iterator[int]:
+    """Return the first blocks of one command after the other."""
     slots = namespace.size_blocks // blocks
     if pattern.startswith("rand"):
-        starts = [random.randrange(slots) * blocks for _ in range(min(ADDRESSES, slots * 4))]
-    else:
-        starts = [slot * blocks for slot in range(min(ADDRESSES, slots))]
-    make = sqe_builders.write if pattern.endswith("write") else sqe_builders.read
-    return cycle([make(namespace.nsid, start, blocks) for start in starts]).__next__
+        return cycle([random.randrange(slots) * blocks for _ in range(min(ADDRESSES, slots * 4))])
+    return cycle(range(0, min(ADDRESSES, slots) * blocks, blocks))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from nvmeof.errors import LocalProtocolError, NvmeofError, NvmeStatusError
 from nvmeof.host import sqe_builders
+from nvmeof.host.batch import IoBatch
+from nvmeof.host.buffers import BlockVector, check_lengths, pieces, plain_view, writable
 from nvmeof.host.io_port import IoPort
 from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions
 from nvmeof.host.results import IdentifyNamespace
@@ -17,6 +19,8 @@ from nvmeof.wire import Buffer
 
 NLB_MAX_BLOCKS = 1 << 16
 """What the 0's-based 16-bit NLB can express."""
+LBA_MAX = (1 << 64) - NLB_MAX_BLOCKS
+"""First blocks up to here make a range within 64 bits, whatever one command's length."""
 _NO_HOLD = RequestOptions(hold=False)
 BOUNDARY_MIN_BYTES = 16384
 """An optimal I/O boundary (NOIOB) below this is not worth a command of its own for each stretch."""
@@ -43,6 +47,7 @@ class Namespace:
         self._size_blocks = 0
         self._max_blocks = 0
         self._boundary_blocks = 0
+        self._one_command_blocks = 0
 
     def __repr__(self) -> str:
         if self._info is None:
@@ -107,6 +112,7 @@ class Namespace:
         boundary = info.noiob
         sensible = boundary * self._block_bytes >= BOUNDARY_MIN_BYTES and boundary < self._max_blocks * 16
         self._boundary_blocks = boundary if sensible else 0
+        self._one_command_blocks = 0 if self._boundary_blocks else self._max_blocks
         return info
 
     async def _ready(self) -> None:
@@ -134,30 +140,22 @@ class Namespace:
         """
         if not self._block_bytes:
             await self.refresh()
-        view = memoryview(destination)
-        if view.format != "B" or view.ndim != 1:
-            view = view.cast("B")
-        if view.readonly:
-            raise LocalProtocolError("the destination of a read must be writable")
-        await self._read(lba, view, hold=True)
+        view = writable(destination)
+        length = len(view)
+        blocks = length // self._block_bytes
+        if 0 < blocks <= self._one_command_blocks and blocks * self._block_bytes == length and 0 <= lba <= LBA_MAX:
+            await self.port.io(sqe_builders.read(self.nsid, lba, blocks), data_in=view)
+        else:
+            await self._read(lba, view, hold=True)
 
     async def _read(self, lba: int, view: memoryview, *, hold: bool) -> None:
         blocks = self._blocks(lba, len(view))
-        if blocks <= self._max_blocks and not self._boundary_blocks:
+        if blocks <= self._one_command_blocks:
             sqe = sqe_builders.read(self.nsid, lba, blocks)
             await self.port.io(sqe, data_in=view, options=DEFAULT_OPTIONS if hold else _NO_HOLD)
             return
-        size = self._block_bytes
-        parts: Iterator[CommandPart] = (
-            (
-                sqe_builders.read(self.nsid, start, count),
-                None,
-                view[(start - lba) * size : (start - lba + count) * size],
-            )
-            for start, count in self.split(lba, blocks)
-        )
         await self._expect(lba, blocks)
-        await self.port.io_transfer(parts, hold=hold)
+        await self.port.io_transfer(self._parts([(lba, view)], write=False), hold=hold)
 
     # -- writing
 
@@ -169,26 +167,112 @@ class Namespace:
         """
         if not self._block_bytes:
             await self.refresh()
-        view = memoryview(data)
-        if view.format != "B" or view.ndim != 1:
-            view = view.cast("B")
+        view = plain_view(data)
         blocks = self._blocks(lba, len(view))
         hold = not isinstance(data, bytes)
-        if blocks <= self._max_blocks and not self._boundary_blocks:
+        if blocks <= self._one_command_blocks:
             sqe = sqe_builders.write(self.nsid, lba, blocks, fua=fua)
             await self.port.io(sqe, data_out=view, options=DEFAULT_OPTIONS if hold else _NO_HOLD)
             return
-        size = self._block_bytes
-        parts: Iterator[CommandPart] = (
-            (
-                sqe_builders.write(self.nsid, start, count, fua=fua),
-                view[(start - lba) * size : (start - lba + count) * size],
-                None,
-            )
-            for start, count in self.split(lba, blocks)
-        )
         await self._expect(lba, blocks)
-        await self.port.io_transfer(parts, hold=hold)
+        await self.port.io_transfer(self._parts([(lba, view)], write=True, fua=fua), hold=hold)
+
+    # -- many at once
+
+    async def read_many(
+        self, lbas: Sequence[int], blocks: int = 1, *, into: memoryview | bytearray | Sequence[Buffer] | None = None
+    ) -> memoryview:
+        """Read ``blocks`` logical blocks from each of ``lbas`` on, as one operation: the cheapest form of many Reads.
+
+        Returns one view of all data in the order of ``lbas``; each piece has ``blocks * block_bytes`` bytes. ``into``:
+        a writable buffer for all of it (which is returned as a view), or a list of buffers, one for each of ``lbas``
+        (the view returned is empty then). The buffers belong to the operation until this returns. After the first
+        error no further command is sent, and it is raised when the others have ended.
+        """
+        if not self._block_bytes:
+            await self.refresh()
+        size = blocks * self._block_bytes
+        if into is None or isinstance(into, memoryview | bytearray):
+            whole = writable(bytearray(size * len(lbas)) if into is None else into)
+            buffers = pieces(whole, size, len(lbas))
+        else:
+            whole, buffers = memoryview(b""), [writable(each) for each in into]
+            check_lengths(buffers, size, len(lbas))
+        await self._batch(sqe_builders.READ, lbas, blocks, buffers, hold=into is not None)
+        return whole
+
+    async def write_many(
+        self, lbas: Sequence[int], data: Buffer | Sequence[Buffer], blocks: int = 1, *, fua: bool = False
+    ) -> None:
+        """Write ``blocks`` logical blocks from each of ``lbas`` on, as one operation.
+
+        ``data``: one buffer with the data of all in the order of ``lbas``, or a list with one buffer for each. What
+        must not change meanwhile, and what happens after an error, is as with :meth:`write` and :meth:`read_many`.
+        The order in which the writes take place is not defined, also where they overlap.
+        """
+        if not self._block_bytes:
+            await self.refresh()
+        size = blocks * self._block_bytes
+        if isinstance(data, bytes | bytearray | memoryview):
+            buffers = pieces(plain_view(data), size, len(lbas))
+        else:
+            buffers = [plain_view(each) for each in data]
+            check_lengths(buffers, size, len(lbas))
+        await self._batch(sqe_builders.WRITE, lbas, blocks, buffers, hold=not isinstance(data, bytes), fua=fua)
+
+    async def _batch(
+        self, opcode: int, lbas: Sequence[int], blocks: int, buffers: list[memoryview], *, hold: bool, fua: bool = False
+    ) -> None:
+        if not lbas:
+            return
+        write = opcode == sqe_builders.WRITE
+        self._check_range(min(lbas), blocks)
+        self._check_range(max(lbas), blocks)
+        if blocks <= self._one_command_blocks:
+            make = (
+                sqe_builders.write(self.nsid, 0, blocks, fua=fua) if write else sqe_builders.read(self.nsid, 0, blocks)
+            )
+            await self.port.io_batch(IoBatch(make, lbas, buffers, write, hold))
+            return
+        await self.port.io_transfer(self._parts(zip(lbas, buffers, strict=True), write=write, fua=fua), hold=hold)
+
+    async def readv(self, lba: int, buffers: Sequence[Buffer]) -> None:
+        """Fill the writable ``buffers`` one after the other from ``lba`` on; together they are whole blocks.
+
+        A buffer that begins and ends between two blocks needs no copy of its data.
+        """
+        await self._vector(lba, [writable(each) for each in buffers], write=False)
+
+    async def writev(self, lba: int, buffers: Sequence[Buffer], *, fua: bool = False) -> None:
+        """Write the ``buffers`` one after the other from ``lba`` on; together they are whole blocks.
+
+        A buffer that begins and ends between two blocks needs no copy of its data.
+        """
+        await self._vector(lba, [plain_view(each) for each in buffers], write=True, fua=fua)
+
+    async def _vector(self, lba: int, views: list[memoryview], *, write: bool, fua: bool = False) -> None:
+        if not self._block_bytes:
+            await self.refresh()
+        blocks = self._blocks(lba, sum(map(len, views)))
+        await self._expect(lba, blocks)
+        vector = BlockVector(views, self._block_bytes, gather=write)
+        ranges = ((lba + first, view) for first, view in vector.parts)
+        await self.port.io_transfer(self._parts(ranges, write=write, fua=fua))
+        if not write:
+            vector.scatter()
+
+    def _parts(
+        self, ranges: Iterable[tuple[int, memoryview]], *, write: bool, fua: bool = False
+    ) -> Iterator[CommandPart]:
+        """The commands that transfer the buffers to or from their first blocks, as many for each as it takes."""
+        nsid, size = self.nsid, self._block_bytes
+        for lba, view in ranges:
+            for start, count in self.split(lba, len(view) // size):
+                piece = view[(start - lba) * size : (start - lba + count) * size]
+                if write:
+                    yield sqe_builders.write(nsid, start, count, fua=fua), piece, None
+                else:
+                    yield sqe_builders.read(nsid, start, count), None, piece
 
     async def flush(self) -> None:
         """Bring all completed writes to the medium."""

@@ -11,21 +11,24 @@ the series' names:
 ``release_ctrl``      it is gone, after all its queues
 ``create_queue``      connect, and do the transport's handshake (ICReq, ICResp); Fabrics Connect comes as a request
 ``send_req``          take one command; ``more`` says that another follows at once, so that a doorbell may wait
+                      (``send_batch``, optional: several that differ in CID, SLBA and buffer alone)
 ``poll_queue``        reap completions now, without waiting for an event
 ``drain_queue``       stop: afterwards no completion of this queue comes up any more, and no buffer is touched
 ``destroy_queue``     free it
 ====================  ================================================================================================
 
-Upcalls: :meth:`Request.done` with ``(result, status)``, exactly once per request unless the queue is drained first, and
-:meth:`Queue.report_err`. A request's buffers belong to the device from ``send_req`` until one of these two ends, or
-until a device that can do so gives them back early (``give_back``, optional: the caller was cancelled).
+Upcalls: :meth:`Request.done` with ``(result, status)``, exactly once per request unless the queue is drained first (or
+:meth:`Queue.complete` for several), and :meth:`Queue.report_err`. A request's buffers belong to the device from
+``send_req`` until one of these two ends, or until a device that can do so gives them back early (``give_back``,
+optional: the caller was cancelled).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from nvmeof.errors import (
@@ -109,6 +112,19 @@ class Request:
     def failed(self, error: NvmeofError) -> None:
         """The queue is gone, or the request was taken back before it went out; the buffers are the caller's again."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSeries:
+    """Reads or Writes of one length, as :meth:`QueueDevice.send_batch` gets them beside their requests.
+
+    ``sqe``: that of all of them; its SLBA counts for nothing. ``buffers``: the data of each, equally long.
+    """
+
+    sqe: bytes
+    slbas: Sequence[int]
+    buffers: Sequence[memoryview]
+    write: bool = False
 
 
 class QueueLink(Protocol):
@@ -229,6 +245,22 @@ class Queue:
             return
         self._send(request, identifiers.popleft(), more)
 
+    def submit_batch(self, batch: CommandSeries, requests: Sequence[Request]) -> None:
+        """Send at most :attr:`room` requests at once, which are ``batch``. Raises as :meth:`submit` does."""
+        if self.error is not None:
+            raise not_executed(self.error)
+        take, epoch = self._free.popleft, self.epoch
+        cids = [take() for _ in requests]
+        for cid, request in zip(cids, requests, strict=True):
+            request.queue = self
+            request.cid = cid
+            request.epoch = epoch
+        self.requests.update(zip(cids, requests, strict=True))
+        if self.trace is not None:
+            for cid, request in zip(cids, requests, strict=True):
+                self.trace.sent(cid, request.sqe, request.data_out, request.data_in)
+        self.device.send_batch(self, batch, cids, requests)
+
     def _send(self, request: Request, cid: int, more: bool) -> None:
         request.cid = cid
         request.epoch = self.epoch
@@ -249,6 +281,28 @@ class Queue:
             self._named[cid] = True
         else:
             self._reuse(cid)
+
+    def complete(self, entries: Sequence[tuple[int, int, int, int]]) -> None:
+        """Upcall of a device that has several completions at once: (CID, status, DW0, DW1), as in :meth:`Request.done`.
+
+        An unknown CID ends it: an earlier completion has torn the queue down.
+        """
+        requests, free = self.requests, self._free
+        named, urgent, backlog = self._named, self._urgent, self._backlog
+        reserved_from, traced, count = self._reserved_from, self.trace is not None, 0
+        for cid, status, dw0, dw1 in entries:
+            request = requests.get(cid)
+            if request is None:
+                break
+            if traced or named or urgent or backlog or cid >= reserved_from:
+                request.done(dw0 | dw1 << 32, status)
+                continue
+            del requests[cid]
+            request.cid = -1
+            count += 1
+            free.append(cid)
+            request.completed(dw0 | dw1 << 32, status)
+        self.completed += count
 
     def _reuse(self, cid: int) -> None:
         if self._urgent:
@@ -363,6 +417,15 @@ class QueueDevice(ABC):
     @abstractmethod
     def send_req(self, request: Request, more: bool) -> None:
         """Take ``request`` (its ``cid`` is set); errors come through ``report_err``. Must not call ``done`` at once."""
+
+    def send_batch(self, queue: Queue, batch: CommandSeries, cids: Sequence[int], requests: Sequence[Request]) -> None:
+        """Take several requests, which differ in CID, SLBA and buffer alone. A device may do it better than one by one.
+
+        ``cids``: those of ``requests``, in their order.
+        """
+        last = len(requests) - 1
+        for index, request in enumerate(requests):
+            self.send_req(request, index < last)
 
     @abstractmethod
     def poll_queue(self, queue: Queue) -> int:

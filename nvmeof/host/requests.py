@@ -63,14 +63,21 @@ class Command(Request):
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> None:
-        super().__init__(sqe, data_out, data_in)
+        # what Request does, without the call: there is one of these for every command that is awaited
+        self.sqe = sqe
+        self.data_out = data_out
+        self.data_in = data_in
+        self.cid = -1
+        self.epoch = 0.0
         self.future = future
         self.released: Future[None] | None = None
-        if options is not DEFAULT_OPTIONS:
+        if options is DEFAULT_OPTIONS:
+            self.priority = self.aborted = False
+            self.timeout = -1.0
+        else:
             self.priority = options.priority
             self.aborted = not options.abortable
-            if options.timeout is not None:
-                self.timeout = options.timeout
+            self.timeout = -1.0 if options.timeout is None else options.timeout
 
     def completed(self, result: int, status: int) -> None:
         future = self.future
@@ -107,15 +114,20 @@ async def execute(runtime: Runtime, queue: Queue, command: Command, abort: Abort
     except NvmeofError:
         raise
     except BaseException:
-        if command.cid < 0:
-            queue.withdraw(command)
-        else:
-            abort(command)
-            held = command.data_in is not None or not isinstance(command.data_out, bytes | None)
-            if hold and held and command.cid >= 0 and not queue.device.give_back(command):
-                command.released = runtime.create_future()
-                await _wait_released(runtime, command)
+        await give_up(runtime, command, abort, hold=hold)
         raise
+
+
+async def give_up(runtime: Runtime, command: Command, abort: AbortFunction, *, hold: bool) -> None:
+    """End a command whose caller has been cancelled, as `execute` describes."""
+    if command.cid < 0:
+        command.queue.withdraw(command)
+        return
+    abort(command)
+    held = command.data_in is not None or not isinstance(command.data_out, bytes | None)
+    if hold and held and command.cid >= 0 and not command.queue.device.give_back(command):
+        command.released = runtime.create_future()
+        await _wait_released(runtime, command)
 
 
 async def _wait_released(runtime: Runtime, command: Command) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from nvmeof.aio.driver import Batching, ConnectionDriver
 from nvmeof.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, NvmeofError, TransportError
 from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
-from nvmeof.host.queue import Queue, QueueDevice, Request
+from nvmeof.host.queue import CommandSeries, Queue, QueueDevice, Request
 from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.pdu.termination import fes_text
 from nvmeof.protocol.connection import ConnectionConfig, HostConnection, Tap
@@ -26,7 +26,8 @@ from nvmeof.transport import Address, Endpoint, SocketOptions, get, names
 
 log = logging.getLogger("nvmeof.host")
 ADMIN_RECEIVE_BYTES = 16 * 1024
-IO_RECEIVE_BYTES = 128 * 1024
+IO_RECEIVE_BYTES = 144 * 1024
+"""Room for the answers to 32 Reads of 4 KiB, headers and responses included."""
 _UNANSWERED = "in place of an answer to ICReq: does that port require TLS, which this host does not speak?"
 BATCHING = Batching(reads=16, leave_to_wake=True)
 """A host reads what there is, and sends all commands of one turn of the event loop together."""
@@ -111,6 +112,21 @@ class SocketQueue:
         else:
             driver.wake()
 
+    def send_batch(self, batch: CommandSeries, cids: Sequence[int]) -> None:
+        """Queue several commands; they leave at once when nothing else is under way, as `send` does it."""
+        connection = self.connection
+        try:
+            send = connection.send_writes if batch.write else connection.send_reads
+            send(cids, batch.sqe, batch.slbas, batch.buffers)
+        except LocalProtocolError as error:
+            self.loop.call_soon(self._lost, error)
+            return
+        if not self.driver.woken:
+            if len(self.queue.requests) == len(cids):
+                self.driver.flush()
+            else:
+                self.driver.wake()
+
     def sent(self) -> None:
         """Never asked for: what a host queues is bounded by its commands, and nothing waits for room."""
 
@@ -126,17 +142,9 @@ class SocketQueue:
         """Complete commands, and act on what ends the connection."""
         for event in events:
             if type(event) is Completions:
-                self._complete(event.entries)
+                self.queue.complete(event.entries)
             elif not self.driver.closed:
                 self._handlers[type(event)](event)
-
-    def _complete(self, entries: list[tuple[int, int, int, int]]) -> None:
-        requests = self.queue.requests
-        for cid, status, dw0, dw1 in entries:
-            request = requests.get(cid)
-            if request is None:
-                return  # the queue was torn down by an earlier one
-            request.done(dw0 | dw1 << 32, status)
 
     def _on_ready(self, event: Ready) -> None:
         if not self.ready.done():
@@ -279,6 +287,11 @@ class SocketQueueDevice(QueueDevice):
         link = request.queue.private
         assert link is not None
         link.send(request, more)
+
+    def send_batch(self, queue: Queue, batch: CommandSeries, cids: Sequence[int], requests: Sequence[Request]) -> None:
+        link = _link(queue)
+        assert link is not None
+        link.send_batch(batch, cids)
 
     def give_back(self, request: Request) -> bool:
         link = _link(request.queue)

@@ -6,6 +6,8 @@ the 0's-based values of the wire are made here.
 
 from __future__ import annotations
 
+from struct import Struct
+
 from nvmeof.spec.connect import (
     CONNECT,
     DISCONNECT,
@@ -22,6 +24,10 @@ from nvmeof.spec.sqe import CDW12_DEALLOCATE, CDW12_FUA, DSM_DEALLOCATE, SQE, SQ
 
 _IO = SQE.select("opcode", "nsid", "cdw10", "cdw11", "cdw12", size=SQE_BYTES)
 _pack_io = _IO.pack
+# with SLBA, CDW10 and CDW11, as one number
+_AT = SQE.offsets
+_BLOCK_IO = Struct(f"<B{_AT['nsid'] - 1}xI{_AT['cdw10'] - _AT['nsid'] - 4}xQI{SQE_BYTES - _AT['cdw13']}x")
+_pack_block_io = _BLOCK_IO.pack
 
 READ = int(NvmOpcode.READ)
 WRITE = int(NvmOpcode.WRITE)
@@ -29,12 +35,12 @@ WRITE = int(NvmOpcode.WRITE)
 
 def read(nsid: int, lba: int, blocks: int) -> bytes:
     """Read ``blocks`` logical blocks."""
-    return _pack_io(READ, nsid, lba & 0xFFFFFFFF, lba >> 32, blocks - 1)
+    return _pack_block_io(READ, nsid, lba, blocks - 1)
 
 
 def write(nsid: int, lba: int, blocks: int, *, fua: bool = False) -> bytes:
     """Write ``blocks`` logical blocks; ``fua``: to the medium before the completion."""
-    return _pack_io(WRITE, nsid, lba & 0xFFFFFFFF, lba >> 32, blocks - 1 | (CDW12_FUA if fua else 0))
+    return _pack_block_io(WRITE, nsid, lba, blocks - 1 | CDW12_FUA if fua else blocks - 1)
 
 
 def write_zeroes(nsid: int, lba: int, blocks: int, *, deallocate: bool = False) -> bytes:

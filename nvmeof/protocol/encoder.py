@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Sequence
 from struct import Struct
 from typing import Final
@@ -15,8 +17,15 @@ from ..wire import Buffer
 PSDT_SGL: Final = 0x40
 """PSDT 01b in the SQE's flags: SGLs, and what Linux sends always."""
 
-# CH; opcode, flags, CID; NSID to MPTR; SGL1 (address, length, type); CDW10 to CDW15
-_COMMAND: Final = Struct("<BBBBI BBH 20s QI3xB 24s")
+# CH; opcode, flags, CID; NSID to MPTR; SGL1 (address; length, type); CDW10 to CDW15
+_COMMAND: Final = Struct("<8s BBH 20s QQ 24s")
+_SGL_TYPE_SHIFT: Final = 56
+"""Of the second half of SGL1: its length in the lowest 32 bits, its type in the highest 8."""
+_WORDS: Final = CAPSULE_CMD_BYTES // 8
+"""A CapsuleCmd without digest as 64-bit words; of these the batches change two."""
+_CID_WORD: Final = 1
+_SLBA_WORD: Final = 6
+_CAPSULE_WORDS: Final = Struct(f"<{_WORDS}Q")
 _PREFIXED: Final = Struct("<8sH14s")
 # These come once per command, so their common headers are made once per connection.
 _R2T: Final = Struct("<8sHHII4x")
@@ -33,6 +42,7 @@ class Encoder:
     __slots__ = (
         "_command_end",
         "_command_flags",
+        "_command_header",
         "_data_end",
         "_data_flags",
         "_r2t_header",
@@ -51,6 +61,7 @@ class Encoder:
         self._command_end = align(CAPSULE_CMD_BYTES + digest, pda_bytes)
         self._data_end = align(TRANSFER_BYTES + digest, pda_bytes)
         pack, flags = CH.struct.pack, self._command_flags
+        self._command_header = pack(PduType.CAPSULE_CMD, flags, CAPSULE_CMD_BYTES, 0, CAPSULE_CMD_BYTES + digest)
         self._r2t_header = pack(PduType.R2T, flags, TRANSFER_BYTES, 0, TRANSFER_BYTES + digest)
         self._response_header = pack(PduType.CAPSULE_RESP, flags, CAPSULE_RESP_BYTES, 0, CAPSULE_RESP_BYTES + digest)
         self._success_headers: dict[tuple[int, int], tuple[bytes, bytes]] = {}
@@ -63,17 +74,43 @@ class Encoder:
 
     def command(self, cid: int, sqe: Buffer, sgl: tuple[int, int, int], data_bytes: int) -> bytes:
         """A CapsuleCmd up to its data. ``sgl`` is SGL1's (address, length, type); ``data_bytes`` is what follows."""
-        flags, pdo, plen = self._command_flags, 0, CAPSULE_CMD_BYTES + (DIGEST_BYTES if self.header_digest else 0)
-        end = 0
+        if type(sqe) is not bytes:
+            sqe = bytes(sqe)
         if data_bytes:
-            flags, pdo = self._data_flags, self._command_end
-            plen = pdo + data_bytes + (DIGEST_BYTES if self.data_digest else 0)
-            end = pdo
+            end = self._command_end
+            plen = end + data_bytes + (DIGEST_BYTES if self.data_digest else 0)
+            common = CH.struct.pack(PduType.CAPSULE_CMD, self._data_flags, CAPSULE_CMD_BYTES, end, plen)
+        else:
+            end, common = 0, self._command_header
         header = _COMMAND.pack(
-            PduType.CAPSULE_CMD, flags, CAPSULE_CMD_BYTES, pdo, plen,
-            sqe[0], sqe[1] & 0x3F | PSDT_SGL, cid, bytes(sqe[4:24]), *sgl, bytes(sqe[40:64]),
+            common, sqe[0], sqe[1] & 0x3F | PSDT_SGL, cid, sqe[4:24],
+            sgl[0], sgl[1] | sgl[2] << _SGL_TYPE_SHIFT, sqe[40:64],
         )  # fmt: skip
-        return self._seal(header, end)
+        return self._seal(header, end) if end or self.header_digest else header
+
+    def commands(
+        self, cids: Sequence[int], sqe: bytes, slbas: Sequence[int], sgl: tuple[int, int, int], data_bytes: int
+    ) -> bytes:
+        """CapsuleCmds up to their data that differ in CID and SLBA (CDW10, CDW11) alone, one behind the other.
+
+        ``sqe`` is that of all; its own CID and SLBA count for nothing. ``OverflowError`` for an SLBA beyond 64 bits.
+        """
+        whole = self.command(0, sqe, sgl, data_bytes)
+        rest = whole[CAPSULE_CMD_BYTES:]
+        words = _CAPSULE_WORDS.unpack_from(whole)
+        first = words[_CID_WORD]
+        many = array("Q", words) * len(cids)
+        many[_CID_WORD::_WORDS] = array("Q", [first | cid << 16 for cid in cids])
+        many[_SLBA_WORD::_WORDS] = array("Q", slbas)
+        if sys.byteorder == "big":
+            many.byteswap()
+        raw = many.tobytes()
+        if not rest:
+            return raw
+        capsules = [raw[at : at + CAPSULE_CMD_BYTES] for at in range(0, len(raw), CAPSULE_CMD_BYTES)]
+        if self.header_digest:
+            return b"".join([self._seal(capsule, len(whole)) for capsule in capsules])
+        return b"".join([capsule + rest for capsule in capsules])
 
     def response(self, cid: int, status_field: int, dw0: int, dw1: int, sqhd: int, sqid: int) -> bytes:
         """A whole CapsuleResp."""

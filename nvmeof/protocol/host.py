@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 from typing import Any, ClassVar, Final
 
@@ -34,7 +35,10 @@ from .transfers import Request
 _WORD: Final = Struct("<Q")
 _RESP_CID_OFFSET: Final = 20
 _COMPLETION: Final = Struct("<8xIIHHHH")
-_TRANSFER: Final = Struct("<8xH2xII4x")
+# A CapsuleResp: common header, DW0, DW1, SQHD, SQID, CID, status. As a C2HData: common header, CCCID (and a reserved
+# half), DATAO, DATAL in two halves, reserved.
+_WHOLE: Final = Struct("<QIIHHHH")
+_NOT_DUE: Final = memoryview(b"")
 # Common headers, without PLEN, of C2HData that end their command's data; whether they stand for its completion too.
 _WHOLE_DATA: Final = {
     int.from_bytes(bytes((PduType.C2H_DATA, flags, TRANSFER_BYTES, TRANSFER_BYTES)), "little"): success
@@ -50,7 +54,7 @@ _SQE_BYTES: Final = 64
 class HostConnection(Engine):
     """One NVMe/TCP queue connection as a host: ``start`` first, then as :mod:`nvmeof.protocol.connection` says."""
 
-    __slots__ = ("_requests", "_response_stride", "_response_word", "_whole_data", "sqhd")
+    __slots__ = ("_due", "_reads", "_requests", "_response_stride", "_response_word", "_whole_data", "sqhd")
     first_state: ClassVar = State.HOST_NEW
     term_req_type: ClassVar = PduType.H2C_TERM_REQ
 
@@ -58,7 +62,11 @@ class HostConnection(Engine):
         super().__init__(config, receive_buffer)
         self.sqhd = 0
         """The last SQ head pointer that the controller told."""
+        # What is outstanding, by CID. Nearly every command needs no more than where its data goes; one that gets its
+        # data in parts, or is answered in any unusual way, becomes a Request (`_request`).
         self._requests: dict[int, Request] = {}
+        self._reads: dict[int, memoryview] = {}  # nothing has come yet, and it may come in one PDU
+        self._due: dict[int, memoryview | None] = {}  # only the response is due: the data has come, or there is none
         self._response_word = 0
         self._response_stride = CAPSULE_RESP_BYTES
         self._whole_data: dict[int, bool] = {}
@@ -75,7 +83,24 @@ class HostConnection(Engine):
     @property
     def outstanding(self) -> int:
         """Commands that have been sent and have no completion."""
-        return len(self._requests)
+        return len(self._requests) + len(self._reads) + len(self._due)
+
+    def _request(self, cid: int) -> Request | None:
+        """The command's Request, made now where it had none; None for a CID that is not in use."""
+        request = self._requests.get(cid)
+        if request is not None:
+            return request
+        if cid in self._reads:
+            request = Request(cid, None, self._reads.pop(cid))
+        elif cid in self._due:
+            received = self._due.pop(cid)
+            request = Request(cid, None, received)
+            if received is not None:
+                request.received, request.ended = len(received), True
+        else:
+            return None
+        self._requests[cid] = request
+        return request
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
@@ -121,42 +146,65 @@ class HostConnection(Engine):
         The latter only without digests and when whole in the receive buffer; whatever is otherwise, or looks wrong,
         ends the run and takes the long way.
         """
-        unpack, word, stride, buffer = _WORD.unpack_from, self._response_word, self._response_stride, self._buffer
-        start, end, requests = self._start, self._end, self._requests
-        first = start
+        unpack, word, stride, buffer = _WHOLE.unpack_from, self._response_word, self._response_stride, self._buffer
+        start, end, reads, due = self._start, self._end, self._reads, self._due
+        first, sqhd = start, self.sqhd
+        data_word, size, plen, success = -1, 0, 0, False  # of the C2HData that came last
         entries: list[tuple[int, int, int, int]] = []
         try:
             while end - start >= stride:
-                (here,) = unpack(buffer, start)
+                here, a, b, c, d, cid, status_field = unpack(buffer, start)
                 if here == word:
                     self._pdu_start = start
                     if stride != CAPSULE_RESP_BYTES:
                         self._check_header_digest(start, CAPSULE_RESP_BYTES)
-                    dw0, dw1, self.sqhd, _, cid, status_field = _COMPLETION.unpack_from(buffer, start)
-                    entries.append(self._complete(cid, status_field, dw0, dw1))
+                    sqhd = c
+                    if due.pop(cid, _NOT_DUE) is _NOT_DUE:
+                        entries.append(self._complete(cid, status_field, a, b))
+                    else:
+                        entries.append((cid, status_field & 0xFFFE, a, b))
                     start += stride
                     continue
-                success = self._whole_data.get(here & 0xFFFFFFFF)
-                plen = here >> 32
-                if success is None or end - start < plen or plen <= TRANSFER_BYTES:
+                if here != data_word:
+                    ends = self._whole_data.get(here & 0xFFFFFFFF)
+                    if ends is None:
+                        break
+                    data_word, success, plen = here, ends, here >> 32
+                    size = plen - TRANSFER_BYTES
+                cid = a & 0xFFFF
+                place = reads.get(cid)
+                if place is None or b or c | d << 16 != size or size != len(place) or end - start < plen:
                     break
-                cid, datao, datal = _TRANSFER.unpack_from(buffer, start)
-                request = requests.get(cid)
-                if request is None or request.data_in is None or request.received or request.ended:
-                    break
-                if datao or datal != plen - TRANSFER_BYTES or datal != len(request.data_in):
-                    break
-                self._pdu_start = start
-                request.data_in[:] = buffer[start + TRANSFER_BYTES : start + plen]
-                request.received, request.ended = datal, True
+                place[:] = buffer[start + TRANSFER_BYTES : start + plen]
                 start += plen
+                del reads[cid]
                 if success:
-                    entries.append(self._complete(cid, 0, 0, 0))
+                    entries.append((cid, 0, 0, 0))
+                else:
+                    due[cid] = place
         finally:
             self._start = start
+            self.sqhd = sqhd
             if entries:
                 events.append(Completions(entries))
         return start != first
+
+    def _parse_one(self, events: list[Event]) -> bool:
+        """Wait for the rest of a C2HData that `_take_run` can take whole: that costs less than to take it in parts."""
+        start, available = self._start, self._end - self._start
+        if self._reads and self._payload_owner is None and available >= TRANSFER_BYTES and self._whole_data:
+            here, a, _, _, _, _, _ = _WHOLE.unpack_from(self._buffer, start)
+            plen = here >> 32
+            place = self._reads.get(a & 0xFFFF)
+            if (
+                available < plen <= len(self._buffer) // 2
+                and here & 0xFFFFFFFF in self._whole_data
+                and place is not None
+                and len(place) == plen - TRANSFER_BYTES
+            ):
+                self._pdu_start = start
+                return False
+        return super()._parse_one(events)
 
     def _receive_pdu(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
         if effect is Effect.RECEIVE_RESPONSE:
@@ -172,11 +220,12 @@ class HostConnection(Engine):
         events.append(Completions([self._complete(cid, status_field, dw0, dw1)]))
 
     def _complete(self, cid: int, status_field: int, dw0: int, dw1: int) -> tuple[int, int, int, int]:
-        request = self._requests.pop(cid, None)
+        request = self._request(cid)
         if request is None:
             raise PduError(
                 Fes.INVALID_HEADER_FIELD, _RESP_CID_OFFSET, f"a completion for CID {cid:#x}, which is not in use"
             )
+        del self._requests[cid]
         status_field &= 0xFFFE
         if request.r2t_ends and request.r2t_ends[-1] > self.out.sent_bytes and request.data_out is not None:
             # The controller did not wait for all of the data; the caller has its buffer back from here on.
@@ -198,7 +247,7 @@ class HostConnection(Engine):
             raise PduError(
                 Fes.INVALID_HEADER_FIELD, C2H_DATA.offsets["datal"], f"DATAL is {header.datal}, PLEN leaves {length}"
             )
-        request = self._requests.get(header.cccid)
+        request = self._request(header.cccid)
         if request is None:
             raise PduError(
                 Fes.INVALID_HEADER_FIELD, CCCID_OFFSET, f"C2HData for CID {header.cccid:#x}, which is not in use"
@@ -220,7 +269,7 @@ class HostConnection(Engine):
 
     def _receive_r2t(self, pdu: memoryview) -> None:
         header = R2T_PDU.unpack_from(pdu)
-        request = self._requests.get(header.cccid)
+        request = self._request(header.cccid)
         if request is None:
             raise PduError(
                 Fes.INVALID_HEADER_FIELD, CCCID_OFFSET, f"R2T for CID {header.cccid:#x}, which is not in use"
@@ -242,7 +291,7 @@ class HostConnection(Engine):
         What is still to be sent is copied (``data_out``: the buffer that was given, which may be queued within a
         capsule); what is still to come goes to memory that nobody reads. Nothing happens for a CID that is not in use.
         """
-        request = self._requests.get(cid)
+        request = self._request(cid)
         if request is None:
             return
         if data_out is not None:
@@ -260,6 +309,8 @@ class HostConnection(Engine):
     def _forget(self) -> None:
         super()._forget()
         self._requests.clear()
+        self._reads.clear()
+        self._due.clear()
 
     # -- bytes out -----------------------------------------------------------------------------------------------
 
@@ -283,36 +334,88 @@ class HostConnection(Engine):
             raise LocalProtocolError(f"a command in state {self.state.value}")
         if not 0 <= cid <= 0xFFFF:
             raise LocalProtocolError(f"CID {cid:#x} does not fit 16 bits")
-        if cid in self._requests:
+        if cid in self._reads or cid in self._due or cid in self._requests:
             raise LocalProtocolError(f"CID {cid:#x} is in use")
         if len(sqe) != _SQE_BYTES:
             raise LocalProtocolError(f"an SQE of {len(sqe)} bytes")
-        stable = None if data_out is None else memoryview(data_out).toreadonly()
-        size = 0 if stable is None else len(stable)
-        if stable is not None and (data_in is not None or stable.format != "B" or not stable.c_contiguous):
-            raise LocalProtocolError("data goes out as bytes, and then none comes in")
-        if data_in is not None and (data_in.readonly or data_in.format != "B" or not data_in.c_contiguous):
-            raise LocalProtocolError("data comes into one writable buffer of bytes")
-        request = Request(cid, stable, data_in)
-        if size:
-            fits = size <= self.incapsule_bytes
-            if in_capsule and not fits:
-                raise LocalProtocolError(f"{size} bytes do not fit a capsule of {self.incapsule_bytes}")
-            if stable is not None and fits and in_capsule is not False:
-                self._send_in_capsule(cid, sqe, stable)
-                request.data_out = None
-            else:
-                sgl = (0, size, _SGL_TRANSPORT)
-                self.out.add(self.encoder.command(cid, sqe, sgl, 0))
+        if data_out is not None:
+            self._send_with_data(cid, sqe, data_out, data_in, in_capsule)
         elif data_in is not None:
-            if len(data_in) >= LARGE_BYTES:
-                self._large_expected += 1
-            sgl = (0, len(data_in), _SGL_TRANSPORT)
-            self.out.add(self.encoder.command(cid, sqe, sgl, 0))
+            if data_in.readonly or data_in.format != "B" or not data_in.c_contiguous:
+                raise LocalProtocolError("data comes into one writable buffer of bytes")
+            size = len(data_in)
+            self.out.add(self.encoder.command(cid, sqe, (0, size, _SGL_TRANSPORT), 0))
+            if self._whole_data and size < LARGE_BYTES:
+                self._reads[cid] = data_in
+            else:
+                self._expect_data((cid,), (data_in,), size)
         else:
             self.out.add(self.encoder.command(cid, sqe, _NO_SGL, 0))
-        self._requests[cid] = request
+            self._due[cid] = None
 
-    def _send_in_capsule(self, cid: int, sqe: Buffer, data: memoryview) -> None:
-        sgl = (0, len(data), _SGL_IN_CAPSULE)
-        self.out.add_data(self.encoder.command(cid, sqe, sgl, len(data)), data)
+    def _expect_data(self, cids: Sequence[int], places: Sequence[memoryview], size: int) -> None:
+        if size >= LARGE_BYTES:
+            self._large_expected += len(cids)
+        for cid, place in zip(cids, places, strict=True):
+            self._requests[cid] = Request(cid, None, place)
+
+    def _send_with_data(
+        self, cid: int, sqe: Buffer, data_out: Buffer, data_in: memoryview | None, in_capsule: bool | None
+    ) -> None:
+        stable = memoryview(data_out).toreadonly()
+        if data_in is not None or stable.format != "B" or not stable.c_contiguous:
+            raise LocalProtocolError("data goes out as bytes, and then none comes in")
+        size = len(stable)
+        fits = size <= self.incapsule_bytes
+        if in_capsule and not fits:
+            raise LocalProtocolError(f"{size} bytes do not fit a capsule of {self.incapsule_bytes}")
+        if not size:
+            self.out.add(self.encoder.command(cid, sqe, _NO_SGL, 0))
+            self._due[cid] = None
+        elif fits and in_capsule is not False:
+            header = self.encoder.command(cid, sqe, (0, size, _SGL_IN_CAPSULE), size)
+            self.out.add_data(header, stable)
+            self._due[cid] = None
+        else:
+            self.out.add(self.encoder.command(cid, sqe, (0, size, _SGL_TRANSPORT), 0))
+            self._requests[cid] = Request(cid, stable, None)
+
+    def send_reads(self, cids: Sequence[int], sqe: bytes, slbas: Sequence[int], places: Sequence[memoryview]) -> None:
+        """Queue commands that differ in CID, SLBA and the buffer for their data alone: as many `send_command`.
+
+        ``sqe`` is that of all. The buffers are writable, contiguous, of bytes, and as long as the first. Raises
+        LocalProtocolError for a CID in use, buffers of different lengths, and a connection that is not ready.
+        """
+        size = self._check_batch(cids, places)
+        self.out.add(self.encoder.commands(cids, sqe, slbas, (0, size, _SGL_TRANSPORT), 0))
+        if self._whole_data and size < LARGE_BYTES:
+            self._reads.update(zip(cids, places, strict=True))
+        else:
+            self._expect_data(cids, places, size)
+
+    def send_writes(self, cids: Sequence[int], sqe: bytes, slbas: Sequence[int], data: Sequence[memoryview]) -> None:
+        """Queue commands that differ in CID, SLBA and the data that they bring alone; see `send_reads`."""
+        size = self._check_batch(cids, data)
+        out = self.out
+        if size > self.incapsule_bytes:
+            out.add(self.encoder.commands(cids, sqe, slbas, (0, size, _SGL_TRANSPORT), 0))
+            for cid, each in zip(cids, data, strict=True):
+                self._requests[cid] = Request(cid, each.toreadonly(), None)
+            return
+        headers = self.encoder.commands(cids, sqe, slbas, (0, size, _SGL_IN_CAPSULE), size)
+        stride = len(headers) // len(cids)
+        for index, each in enumerate(data):
+            out.add_data(headers[index * stride : (index + 1) * stride], each.toreadonly())
+        self._due.update(dict.fromkeys(cids))
+
+    def _check_batch(self, cids: Sequence[int], buffers: Sequence[memoryview]) -> int:
+        """Return the length of each buffer of a batch. Raises LocalProtocolError for a batch that cannot be sent."""
+        if self.state is not State.HOST_READY:
+            raise LocalProtocolError(f"a command in state {self.state.value}")
+        for outstanding in (self._reads, self._due, self._requests):
+            if outstanding and not outstanding.keys().isdisjoint(cids):
+                raise LocalProtocolError("a CID of the batch is in use")
+        sizes = set(map(len, buffers))
+        if len(sizes) != 1 or len(cids) != len(buffers):
+            raise LocalProtocolError(f"a batch of {len(cids)} commands has {len(buffers)} buffers of {sizes} bytes")
+        return sizes.pop()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from nvmeof.errors import ConnectionLost
+from nvmeof.host.batch import IoBatch
 from nvmeof.host.io_port import IoPort, NvmLimits
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions
@@ -56,6 +57,9 @@ class Memory:
             await self.io(sqe, data_out=data_out, data_in=data_in, options=RequestOptions(hold=hold))
         return 0
 
+    async def io_batch(self, batch: IoBatch) -> None:
+        await self.io_transfer(batch.parts(), hold=batch.hold)
+
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
         return IdentifyNamespace.parse(build(IDENTIFY_NAMESPACE, nsze=64, ncap=64, lbaf=[{"lbads": 9}]))
 
@@ -73,6 +77,7 @@ class Failover:
         self.identify_namespace = ports[-1].identify_namespace
         self.nvm_limits = ports[-1].nvm_limits
         self.io_transfer = ports[-1].io_transfer
+        self.io_batch = ports[-1].io_batch
 
     async def io(
         self,
@@ -99,11 +104,15 @@ async def test_a_namespace_needs_nothing_but_its_port() -> None:
     await namespace.write_zeroes(3, 1)
     await namespace.deallocate([(5, 2)])
     await namespace.flush()
+    await namespace.write_many([40, 2], b"\x01" * 512 + b"\x02" * 512)
+    assert await namespace.read_many([2, 40, 3]) == b"\x02" * 512 + b"\x01" * 512 + b"\x5a" * 512
     assert memory.sent[3:] == [
         NvmOpcode.READ,
         NvmOpcode.WRITE_ZEROES,
         NvmOpcode.DATASET_MANAGEMENT,
         NvmOpcode.FLUSH,
+        *[NvmOpcode.WRITE] * 2,
+        *[NvmOpcode.READ] * 3,
     ]
 
 

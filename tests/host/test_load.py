@@ -30,6 +30,7 @@ async def test_a_request_stays_on_its_queue(device: FakeDevice, connected: Conne
     assert [queue.load for queue in controller.io_queues] == [3, 3]
     for _ in range(10):
         device.complete(device.held.pop(), 0, 0)
+        await asyncio.sleep(0)  # what has completed is sent again in the next turn of the loop
     assert sorted(queue.load for queue in controller.io_queues) == [3, 3]
     figures = load.close_window()
     assert (figures.ios, figures.block_bytes) == (10, 4096)

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol, TypeVar, cast
 
 from nvmeof.errors import CommandNotExecuted, ConnectionLost, NvmeofError, TransportError
+from nvmeof.host.batch import IoBatch
 from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.multipath import disposition
 from nvmeof.host.multipath.disposition import Disposition
@@ -187,6 +188,10 @@ class NamespaceHead:
     async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
         """Send many I/O commands as one operation, each over the path that is best then; the results of all, or'ed."""
         return await run_transfer(self._runtime, self, parts, hold=hold)
+
+    async def io_batch(self, batch: IoBatch) -> None:
+        """Send Reads or Writes of one length as one operation, each over the path that is best then."""
+        await self.io_transfer(batch.parts(), hold=batch.hold)
 
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
         """Identify Namespace (CNS 00h) over any path; all zero for a namespace that is not active."""
