@@ -115,6 +115,12 @@ def _worker(library: str, *, files: bool) -> None:
     ends = both_ends.BothEnds()
     for name in both_ends.CASES:
         measure(name, ends.case(name), both_ends.COMMANDS)
+    host_alone = _load("host_alone")
+    host = host_alone.HostAlone()
+    for name in host_alone.CASES:
+        alone = host.case(name)
+        if alone is not None:  # else the package that is measured lacks that form
+            measure(name, alone, host_alone.COMMANDS)
     print(json.dumps(commands), flush=True)
     os._exit(0)  # to stop a target takes time, which does not pass here
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from typing import Any
 
@@ -241,7 +242,7 @@ async def test_vectors(device: FakeDevice, connected: Connect) -> None:
     namespace = (await connected()).namespace(1)
     data = os.urandom(8 * BLOCK_BYTES)
     cuts = [0, 100, 100, 612, 3 * 512, 5 * 512, 5 * 512 + 1, 8 * 512]
-    parts = [data[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [data[a:b] for a, b in itertools.pairwise(cuts)]
     await namespace.writev(10, parts, fua=True)
     assert device.memory[10 * BLOCK_BYTES : 18 * BLOCK_BYTES] == data
     into = [bytearray(len(part)) for part in parts]
