@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import wireformat as w
 from benchmarks.session import HOST_NQN, BenchmarkError, SessionOptions, Stream, bring_up
 from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import ConnectContext
 from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.pool import BufferPool
@@ -65,7 +65,7 @@ class InProcessQueue(Stream):
         config = ConnectionConfig(header_digest=digests, data_digest=digests)
         self.connection = TargetConnection(config)
         self.queue = TargetQueue(self.connection, pool, DetachedCommands(), self)
-        self.queue.ctx = CommandContext(_Runtime(), registry, port, self.queue, peer=HOST_NQN)
+        self.queue.ctx = ConnectContext(_Runtime(), registry, port, self.queue, peer=HOST_NQN)
         self._out = bytearray()
 
     # what the queue asks of its driver

@@ -76,8 +76,8 @@ class Connections:
             endpoint.abort()
             return
         local = endpoint.local_address
-        driver = QueueDriver(self, endpoint, port.seen_at(local.host, local.port), self._config)
-        driver.queue.ctx.connection = partial(_figures, endpoint)
+        seen, figures = port.seen_at(local.host, local.port), partial(_figures, endpoint)
+        driver = QueueDriver(self, endpoint, seen, self._config, figures)
         self.drivers.add(driver)
 
     def _admit(self, endpoint: Endpoint) -> bool:
@@ -136,7 +136,7 @@ class Connections:
             self._moves.clear()
             return
         for driver in list(self.drivers):
-            share, controller = driver.queue.share, driver.queue.ctx.controller
+            share, controller = driver.queue.share, driver.association
             moves, since = self._moves.get(share, (-1, now))
             if controller is None or not share.held_bytes or moves != share.moves:
                 self._moves[share] = (share.moves, now)
@@ -159,7 +159,7 @@ class Connections:
     def end_port(self, portid: int, reason: str) -> None:
         """End the queues of the connections that came by a port."""
         for driver in list(self.drivers):
-            if driver.queue.ctx.port.portid == portid:
+            if driver.port.portid == portid:
                 driver.queue.lost(reason)
 
     def abort(self, reason: str) -> None:

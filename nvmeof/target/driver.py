@@ -13,7 +13,7 @@ from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.protocol.events import Event
 from nvmeof.protocol.pdu_tap import PduTap
 from nvmeof.runtime import Runtime
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import ConnectContext
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool
@@ -22,6 +22,7 @@ from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.queue import TargetQueue
 from nvmeof.target.queue.tracing import CommandTrace
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
+from nvmeof.target.subsystem.subsystem import Association, Figures
 from nvmeof.trace import Side, Trace, TracedQueue
 from nvmeof.transport.base import Endpoint
 
@@ -61,17 +62,37 @@ class Owner(Protocol):
 class QueueDriver:
     """Serves a connection from its acceptance to its end: the consumer of its bytes, and the queue's driver.
 
-    Implements :class:`nvmeof.aio.driver.Consumer` and :class:`nvmeof.target.queue.contract.Driver`.
+    Implements :class:`nvmeof.aio.driver.Consumer` and :class:`nvmeof.target.queue.contract.Driver`. `port`: what the
+    connection came by. `figures` tells of the connection itself, for telemetry.
     """
 
-    __slots__ = ("_draining", "_finishing", "_owner", "_said", "connection", "driver", "opened_at", "queue", "reason")
+    __slots__ = (
+        "_draining",
+        "_finishing",
+        "_owner",
+        "_said",
+        "connection",
+        "driver",
+        "opened_at",
+        "port",
+        "queue",
+        "reason",
+    )
 
-    def __init__(self, owner: Owner, endpoint: Endpoint, port: PortInfo, config: ConnectionConfig) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        endpoint: Endpoint,
+        port: PortInfo,
+        config: ConnectionConfig,
+        figures: Figures | None = None,
+    ) -> None:
         self._owner = owner
         self.connection = TargetConnection(config)
         self.queue = TargetQueue(self.connection, owner.pool, owner.detached_commands, self)
         peer = str(endpoint.peer_address)
-        self.queue.ctx = CommandContext(owner.runtime, owner.registry, port, self.queue, peer=peer)
+        self.port = port
+        self.queue.ctx = ConnectContext(owner.runtime, owner.registry, port, self.queue, peer=peer, connection=figures)
         self.queue.slices = owner.slices
         if owner.trace is not None:
             self._listen(owner.trace, TracedQueue(Side.TARGET, peer))
@@ -107,6 +128,14 @@ class QueueDriver:
     def said(self) -> bool:
         """Whether a Connect has succeeded."""
         return self._said
+
+    @property
+    def association(self) -> Association | None:
+        """The controller that the queue belongs to; None before Connect, and when the queue has ended."""
+        ctx = self.queue.ctx
+        if isinstance(ctx, ConnectContext) or ctx.detached:
+            return None
+        return self._owner.registry.association(ctx.view.subnqn, ctx.view.cntlid)
 
     @property
     def connected(self) -> bool:
@@ -225,8 +254,7 @@ class QueueDriver:
 
     def _say_connected(self) -> None:
         ctx = self.queue.ctx
-        controller = ctx.controller
-        if controller is None:
+        if isinstance(ctx, ConnectContext):
             return
         self._said = True
         self.driver.handle = self.queue.handle  # there is nothing to look for any more
@@ -250,11 +278,11 @@ class QueueDriver:
             "%s: queue %d of controller %d connected (%s%s), %d entries, subsystem %s, host %s%s",
             ctx.peer,
             ctx.qid,
-            controller.cntlid,
+            ctx.view.cntlid,
             transport,
             digests,
             ctx.entries,
-            controller.subsystem.nqn,
+            ctx.view.subnqn,
             printable(ctx.host_nqn),
             left_out_text(left_out),
         )

@@ -20,10 +20,8 @@ from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import ConfigurationError, LocalProtocolError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.target.administration import Administration
-from nvmeof.target.commands.logs.logs_health import snapshot
 from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.connections import POLL_SECONDS, Connections
-from nvmeof.target.controller.controller import Controller
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import RESERVE_SHARE, BufferPool
 from nvmeof.target.core.slices import Slices
@@ -388,11 +386,7 @@ class Target:
         for subsystem in (*self.subsystems.values(), self.registry.discovery):
             subsystem.tick(now)
             for controller in list(subsystem.controllers.values()):
-                if not isinstance(controller, Controller):
-                    continue
-                controller.check_deadline(now)
-                snapshot(controller)
-                deadline = controller.next_deadline()
+                deadline = controller.tick(now)
                 if deadline is not None:
                     following = min(following, deadline)
         unconnected = self.connections.end_unconnected(now)

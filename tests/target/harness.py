@@ -11,13 +11,15 @@ from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import DISCOVERY_NQN, FABRICS_OPCODE, FabricsType
 from nvmeof.spec.properties import CC_OFFSET, CSTS_OFFSET
 from nvmeof.spec.sqe import Sqe
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AnyContext, ConnectContext
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.rows.features import FeatureTable
 from nvmeof.target.commands.rows.log_pages import LogPageTable
 from nvmeof.target.commands.rows.structures import CommandSetTable, IdentifyTable
 from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.commands.table import execute, prepare
+from nvmeof.target.controller.controller import Controller
+from nvmeof.target.controller.effects import QueueEffects
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.storage.base import Backend
@@ -66,6 +68,12 @@ class FakeQueue:
         return self.in_progress
 
 
+def controller_of(ctx: AnyContext) -> Controller:
+    """The controller of a connected queue, which an I/O queue's context has only as the owner of its effects."""
+    assert not isinstance(ctx, ConnectContext)
+    return cast(QueueEffects, ctx.effects).controller
+
+
 class Pending:
     """A command that did not complete at once, driven by hand."""
 
@@ -102,7 +110,7 @@ class Target:
 
     def queue(self, port: PortInfo | None = None) -> TestQueue:
         seen = port or self.port.seen_at("192.0.2.1", 4420)
-        return TestQueue(CommandContext(self.runtime, self.registry, seen, FakeQueue()))
+        return TestQueue(ConnectContext(self.runtime, self.registry, seen, FakeQueue()))
 
     def admin(self, **connect: Any) -> TestQueue:
         """A connected and enabled admin queue."""
@@ -116,17 +124,21 @@ class Target:
 
     def io(self, admin: TestQueue, qid: int = 1, **connect: Any) -> TestQueue:
         queue = self.queue()
-        assert admin.ctx.controller is not None
-        queue.connect(**{"qid": qid, "cntlid": admin.ctx.controller.cntlid, **connect})
+        queue.connect(**{"qid": qid, "cntlid": admin.controller.cntlid, **connect})
         return queue
 
 
 class TestQueue:
     __test__ = False
 
-    def __init__(self, ctx: CommandContext) -> None:
-        self.ctx = ctx
+    def __init__(self, ctx: AnyContext) -> None:
+        self.ctx: Any = ctx
         self.cid = 0
+
+    @property
+    def controller(self) -> Any:
+        """The controller that the queue is connected to; None before its Connect."""
+        return None if isinstance(self.ctx, ConnectContext) else controller_of(self.ctx)
 
     @property
     def closed(self) -> list[str]:
@@ -135,8 +147,7 @@ class TestQueue:
     def submit(self, sqe: Sqe, data: bytes | None = None) -> Completion | Pending:
         self.cid += 1
         sqe.cid = self.cid
-        if self.ctx.controller is not None:
-            self.ctx.controller.touch(self.ctx.runtime.now())
+        self.ctx.activity.heard = True
         try:
             spec, length = prepare(self.ctx, sqe)
         except CommandError as error:
@@ -146,6 +157,8 @@ class TestQueue:
             assert len(data) == length, "the queue receives what the SGL describes"
             buffer = memoryview(bytearray(data))
         result = execute(self.ctx, spec, sqe, buffer)
+        if isinstance(self.ctx, ConnectContext) and self.ctx.accepted is not None:
+            self.ctx = self.ctx.accepted
         return result if isinstance(result, Completion) else Pending(result)
 
     def run(self, sqe: Sqe, data: bytes | None = None) -> Completion:

@@ -53,7 +53,7 @@ def controller_list(*cntlids: int, count: int | None = None) -> bytes:
 
 
 def attach(queue: TestQueue, nsid: int, *cntlids: int, sel: int = 0, count: int | None = None):
-    cntlids = cntlids or (queue.ctx.controller.cntlid,)
+    cntlids = cntlids or (queue.controller.cntlid,)
     return queue.command(ATTACH, controller_list(*cntlids, count=count), nsid=nsid, cdw10=sel)
 
 
@@ -79,7 +79,7 @@ def capacity(queue: TestQueue) -> tuple[int, int]:
 
 
 def error(queue: TestQueue):
-    return queue.ctx.controller.error_log.newest()[0]
+    return queue.controller.error_log.newest()[0]
 
 
 def bit(byte: int, shift: int = 0) -> int:

@@ -115,7 +115,7 @@ def self_test_log(queue: TestQueue):
 
 
 def location(queue: TestQueue) -> int:
-    return queue.ctx.controller.error_log.newest()[0].error_location
+    return queue.controller.error_log.newest()[0].error_location
 
 
 async def file_target(path: Path, **options: Any) -> tuple[FileBackend, Target]:

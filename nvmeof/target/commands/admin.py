@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 
 from nvmeof.spec.enums import IDENTIFY_BYTES, AdminOpcode, CommandEffects
 from nvmeof.spec.sqe import Sqe
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.base import (
     AnaRule,
     CommandRow,
@@ -38,14 +38,13 @@ from nvmeof.target.commands.rows.rows import Rows
 _NOT_ABORTED = 1
 
 
-def abort(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def abort(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Abort. DW0 bit 0 says that it was not done, or not yet.
 
     Aborted are Asynchronous Event Requests, and what the queue can end at once: see `AbortableCommands.abort`. This
     command is done in the step in which it comes, so that the Abort Command Limit is never exceeded.
     """
     sqid, cid = sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16
-    assert ctx.controller is not None
     if sqid == 0 and ctx.controller.events.abort(cid):
         return Completion()
     queue = ctx.controller.queues.get(sqid)
@@ -54,15 +53,13 @@ def abort(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
     return Completion(dw0=_NOT_ABORTED)
 
 
-def async_event_request(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def async_event_request(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Held until something happens."""
-    assert ctx.controller is not None
     return ctx.controller.events.request(sqe.cid)
 
 
-def keep_alive(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def keep_alive(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """The keep alive timer starts anew."""
-    assert ctx.controller is not None
     ctx.controller.keep_alive()
     return Completion()
 

@@ -1,29 +1,30 @@
-"""What a command handler may know: its queue, and through it the association, the subsystem and the namespaces.
+"""What a command may know: its queue, a projection of its association, and the door for its effects.
 
-One `CommandContext` belongs to one queue. A handler never reaches into another queue; what is shared by an association
-is in its controller.
+`CommandContext` is that of a queue whose Connect has succeeded, and what handlers of both kinds of queue share;
+`IoContext` is all that an I/O command gets. Neither knows a controller or a subsystem: a process that serves I/O
+queues alone can make them. A handler never reaches into another queue.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import Runtime
-from nvmeof.spec.enums import FABRICS_OPCODE
+from nvmeof.spec.enums import FABRICS_OPCODE, NSID_ALL
 from nvmeof.spec.sqe import Sqe
-from nvmeof.spec.status import Status, status_field
-from nvmeof.target.controller.controller import Controller, Queue
-from nvmeof.target.controller.error_reporting import command_failed, report
+from nvmeof.spec.status import Status
 from nvmeof.target.core.aborting import aborted_by_request
 from nvmeof.target.core.completion import Completion
-from nvmeof.target.core.log_rate import left_out_text
-from nvmeof.target.core.states import ControllerState
+from nvmeof.target.core.log_rate import PeerLog
+from nvmeof.target.core.queue_control import QueueControl
+from nvmeof.target.core.states import ControllerState, QueueState
+from nvmeof.target.core.tables import Tables
 from nvmeof.target.namespaces.namespace import Namespace
-from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
-from nvmeof.target.subsystem.subsystem import Subsystem
+from nvmeof.target.projection.association import AssociationView
+from nvmeof.target.projection.effects import Effects, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -40,96 +41,116 @@ class QueueCounters:
     errors: int = 0
 
 
-class CommandContext:
-    """`queue` is what the controller closes when the association ends. Until Connect succeeds, `controller` is None."""
+class QueueContext:
+    """What belongs to a queue from its first byte to its last, whatever is connected.
 
-    __slots__ = (
-        "aborting",
-        "connection",
-        "controller",
-        "counters",
-        "entries",
-        "flow_control",
-        "host_nqn",
-        "hostid",
-        "namespaces",
-        "peer",
-        "port",
-        "preempted",
-        "qid",
-        "queue",
-        "registry",
-        "runtime",
-        "subsystem",
-        "tables",
-        "waiting",
-    )
+    `queue` is what the controller closes when the association ends. `waiting` has, by CID, the future that a command
+    waits for which could be given up; `aborting` the CIDs of commands that shall end at the next opportunity, and
+    `preempted` those whose end is a Preempt and Abort's doing.
+    """
 
-    def __init__(
-        self, runtime: Runtime, registry: TargetRegistry, port: PortInfo, queue: Queue, *, peer: str = ""
-    ) -> None:
+    __slots__ = ("aborting", "counters", "peer", "peer_log", "preempted", "queue", "runtime", "tables", "waiting")
+
+    def __init__(self, runtime: Runtime, tables: Tables, peer_log: PeerLog, queue: QueueControl, peer: str) -> None:
         self.runtime = runtime
-        self.registry = registry
-        self.tables = registry.tables
-        self.port = port
+        self.tables = tables
+        self.peer_log = peer_log
         self.queue = queue
         self.peer = peer
-        self.qid = 0
-        self.entries = 0  # of the submission queue; 0 until Connect
-        self.flow_control = True
-        self.controller: Controller | None = None
-        self.subsystem: Subsystem | None = None
-        self.host_nqn = ""
-        self.hostid = bytes(16)
-        self.namespaces: dict[int, Namespace] = {}  # the controller's own table after Connect: changes show at once
         self.counters = QueueCounters()
-        self.connection: Callable[[], dict[str, object]] | None = None  # figures of what carries the queue
-        self.waiting: dict[int, object] = {}  # by CID: the future that a command waits for which could be given up
-        self.aborting: set[int] = set()  # CIDs of commands that shall end at the next opportunity
-        self.preempted: set[int] = set()  # CIDs of commands whose end is a Preempt and Abort's doing
-
-    @property
-    def state(self) -> ControllerState:
-        """Decides which commands are legal now."""
-        controller = self.controller
-        return ControllerState.UNCONNECTED if controller is None else controller.state
-
-    def refuse(self, sqe: Sqe, error: CommandError) -> Completion:
-        """The completion of a refused command; an entry of the Error Information log goes with it, and a log line.
-
-        What is refused before Connect keeps a host from working at all: that is a warning.
-        """
-        self.counters.errors += 1
-        controller = self.controller
-        if error.status == Status.ABORTED_BY_REQUEST and sqe.cid in self.preempted:
-            error.status = Status.ABORTED_PREEMPT
-        if controller is not None:
-            logger.debug("%s: command refused: %s", self.peer, error)
-        else:
-            left_out = self.registry.peer_log.strangers.admit(self.peer, self.runtime.now())
-            if left_out is not None:
-                logger.warning("%s: command refused: %s%s", self.peer, error, left_out_text(left_out))
-        if controller is not None:
-            controller.error_log.add(
-                sqid=self.qid,
-                cid=sqe.cid,
-                status_field=status_field(error.status, error.dnr, True),
-                error_location=error.error_location,
-                lba=sqe.slba if self.qid and sqe.opcode in self.tables[LbaOpcodes] else 0,
-                nsid=0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid,
-                trtype=self.port.trtype,
-                opcode=sqe.opcode,
-                csi=self._csi(sqe),
-                command_specific=error.command_specific,
-            )
-            controller.subsystem.lifetime.errors += 1
-            command_failed(self.tables, controller, error)
-        return Completion(error.status, error.dnr, error.dw0, more=controller is not None)
+        self.waiting: dict[int, object] = {}
+        self.aborting: set[int] = set()
+        self.preempted: set[int] = set()
 
     def check_not_aborted(self, cid: int) -> None:
         """For a command with several steps: raise Command Abort Requested when it shall not take another."""
         if cid in self.aborting:
             raise aborted_by_request("aborted between two of its steps")
+
+
+class CommandContext(QueueContext):
+    """A queue whose Connect has succeeded.
+
+    `before`: the queue's context until then. `view` is what its association is for its commands, and `namespaces` the
+    table in it. `queue_state` decides beside the controller's state which commands are legal.
+    """
+
+    __slots__ = (
+        "activity",
+        "detached",
+        "effects",
+        "entries",
+        "flow_control",
+        "host_nqn",
+        "hostid",
+        "limits",
+        "namespaces",
+        "qid",
+        "queue_state",
+        "view",
+    )
+
+    def __init__(
+        self,
+        before: QueueContext,
+        view: AssociationView,
+        effects: Effects,
+        *,
+        qid: int,
+        entries: int,
+        flow_control: bool = True,
+    ) -> None:
+        self.runtime = before.runtime
+        self.tables = before.tables
+        self.peer_log = before.peer_log
+        self.queue = before.queue
+        self.peer = before.peer
+        self.counters = before.counters
+        self.waiting = before.waiting
+        self.aborting = before.aborting
+        self.preempted = before.preempted
+        self.view = view
+        self.effects = effects
+        self.qid = qid
+        self.entries = entries  # of the submission queue
+        self.flow_control = flow_control
+        self.host_nqn = view.host_nqn
+        self.hostid = view.hostid
+        self.limits = view.limits
+        self.namespaces = view.namespaces
+        self.activity = view.activity
+        self.queue_state = QueueState.READY
+        self.detached = False
+
+    @property
+    def state(self) -> ControllerState:
+        """The state of the queue's controller."""
+        return self.view.state
+
+    def find(self, nsid: int) -> Namespace | None:
+        """Return the namespace that a command may name by an NSID; None when there is none."""
+        return self.namespaces.get(nsid)
+
+    def named(self, nsid: int) -> Collection[Namespace]:
+        """Return the namespaces that a command's NSID names; FFFFFFFFh names all."""
+        if nsid == NSID_ALL:
+            return self.namespaces.values()
+        namespace = self.find(nsid)
+        return () if namespace is None else (namespace,)
+
+    def refuse(self, sqe: Sqe, error: CommandError) -> Completion:
+        """Return the completion of a refused command, after its effects: the Error Information log has an entry."""
+        self.counters.errors += 1
+        if error.status == Status.ABORTED_BY_REQUEST and sqe.cid in self.preempted:
+            error.status = Status.ABORTED_PREEMPT
+        logger.debug("%s: command refused: %s", self.peer, error)
+        if not self.detached:
+            fabrics = sqe.opcode == FABRICS_OPCODE
+            lba = sqe.slba if self.qid and sqe.opcode in self.tables[LbaOpcodes] else 0
+            nsid = 0 if fabrics else sqe.nsid
+            refusal = Refusal(error=error, cid=sqe.cid, opcode=sqe.opcode, nsid=nsid, lba=lba, csi=self._csi(sqe))
+            self.effects.refused(refusal)
+        return Completion(error.status, error.dnr, error.dw0, more=True)
 
     def _csi(self, sqe: Sqe) -> int:
         """The I/O command set of a refused I/O command, where its namespace tells."""
@@ -137,7 +158,7 @@ class CommandContext:
         return int(getattr(namespace, "csi", 0))
 
     def figures(self) -> dict[str, object]:
-        """What there is to say of the queue."""
+        """Return what there is to say of the queue."""
         counters = self.counters
         return {
             "entries": self.entries,
@@ -148,12 +169,16 @@ class CommandContext:
         }
 
     def detach(self, reason: str, *, fault: bool = False) -> None:
-        """The queue has gone: forget it; with the admin queue the whole association ends. Harmless when repeated.
+        """The queue has gone: with the admin queue the whole association ends. Harmless when repeated.
 
         `fault`: somebody did wrong.
         """
-        controller, self.controller = self.controller, None
-        if controller is not None:
-            if fault:
-                report(self.tables, controller, f"queue {self.qid} ended: {reason}")
-            controller.detach_queue(self.qid, self.queue, reason)
+        if not self.detached:
+            self.detached = True
+            self.effects.ended(reason, fault=fault)
+
+
+class IoContext(CommandContext):
+    """An I/O queue: all that its commands know."""
+
+    __slots__ = ()

@@ -35,17 +35,20 @@ from nvmeof.spec.properties import (
     VS_OFFSET,
 )
 from nvmeof.spec.sqe import Sqe
-from nvmeof.spec.status import Status, status_field
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.admin_context import AdminContext, ConnectContext
+from nvmeof.target.commands.context import CommandContext, IoContext
 from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Direction, fixed
 from nvmeof.target.commands.io.nvm import run_all
+from nvmeof.target.commands.logs.logs_health import snapshot
 from nvmeof.target.commands.rows.feature_commands import restore_features
 from nvmeof.target.commands.rows.features import FeatureTable
 from nvmeof.target.commands.rows.rows import Rows
-from nvmeof.target.controller.controller import VERSION, Controller
-from nvmeof.target.core.states import CONNECTED_STATES, UNCONNECTED_ONLY, ControllerState
+from nvmeof.target.controller.controller import VERSION, Controller, ControllerHooks
+from nvmeof.target.controller.effects import QueueEffects
+from nvmeof.target.core.states import LIVE_STATES, UNCONNECTED_ONLY, ControllerState
 from nvmeof.target.namespaces.namespace import Namespace
-from nvmeof.target.subsystem.subsystem import Subsystem
+from nvmeof.target.subsystem.subsystem import Association, Subsystem
 from nvmeof.wire import layout
 
 logger = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ def _connect_fields(sqe: Sqe) -> tuple[int, int, int, int, int]:
     return sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 0xFFFF, sqe.cdw11 >> 16 & 0xFF, sqe.cdw12
 
 
-def check_connect(ctx: CommandContext, sqe: Sqe) -> None:
+def check_connect(ctx: ConnectContext, sqe: Sqe) -> None:
     """What can be refused before the Connect data has been looked at."""
     recfmt, qid, sqsize, _, _ = _connect_fields(sqe)
     if recfmt != RECORD_FORMAT:
@@ -81,7 +84,7 @@ def check_connect(ctx: CommandContext, sqe: Sqe) -> None:
         raise _invalid("sqsize", f"an admin queue of {sqsize + 1} entries is larger than {_MAX_ADMIN_ENTRIES}")
 
 
-def connect(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def connect(ctx: ConnectContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Make this queue the admin queue of a new controller, or an I/O queue of an existing one. DW0: CNTLID."""
     assert data is not None
     fields = CONNECT_DATA.parse(_terminated(bytes(data)))
@@ -99,28 +102,24 @@ def connect(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completio
             dw0=connect_invalid_dw0("hostnqn"),
         )
     _, qid, sqsize, cattr, kato_ms = _connect_fields(sqe)
+    flow_control = not cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
+    accepted: AdminContext | IoContext
     if qid == 0:
         controller = _new_association(ctx, subsystem, fields.cntlid, host_nqn, fields.hostid, kato_ms)
+        accepted = AdminContext(ctx, controller, entries=sqsize + 1, flow_control=flow_control)
+        association: Association = controller
     else:
         try:
-            controller = _join_association(subsystem, qid, sqsize, fields.cntlid, fields.hostnqn)
+            association = _join_association(subsystem, qid, sqsize, fields.cntlid, fields.hostnqn)
         except CommandError as error:
             _log_failure(ctx, subsystem.controllers.get(fields.cntlid), sqe, error, fields.hostnqn)
             raise
-        _compare_hostid(ctx, controller, qid, fields.hostid)
-    controller.attach_queue(qid, ctx.queue)
-    controller.figures[qid] = ctx.figures
-    if ctx.connection is not None:
-        controller.connections[qid] = ctx.connection
-    ctx.controller = controller
-    ctx.subsystem = subsystem
-    ctx.qid = qid
-    ctx.entries = sqsize + 1
-    ctx.flow_control = not cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
-    ctx.host_nqn = controller.host_nqn
-    ctx.hostid = controller.hostid
-    ctx.namespaces = controller.namespaces
-    return Completion(dw0=controller.cntlid)
+        _compare_hostid(ctx, association, qid, fields.hostid)
+        effects = association.effects(qid, ctx.queue, ctx.port.trtype)
+        accepted = IoContext(ctx, association.view, effects, qid=qid, entries=sqsize + 1, flow_control=flow_control)
+    association.attach_queue(qid, ctx.queue, accepted.figures, ctx.connection)
+    ctx.accepted = accepted
+    return Completion(dw0=association.cntlid)
 
 
 def _terminated(raw: bytes) -> bytes:
@@ -134,7 +133,7 @@ def _terminated(raw: bytes) -> bytes:
     return raw
 
 
-def _compare_hostid(ctx: CommandContext, controller: Controller, qid: int, hostid: bytes) -> None:
+def _compare_hostid(ctx: ConnectContext, controller: Association, qid: int, hostid: bytes) -> None:
     """Tell once that a host names itself otherwise for an I/O queue: the HOSTID of the admin queue's Connect counts."""
     if hostid != controller.hostid and not controller.hostid_differs:
         controller.hostid_differs = True
@@ -147,13 +146,13 @@ def _compare_hostid(ctx: CommandContext, controller: Controller, qid: int, hosti
         )
 
 
-def _same_host(controller: Controller, host_nqn: str) -> bool:
+def _same_host(controller: Association, host_nqn: str) -> bool:
     """Whether an I/O queue's Connect names the controller's host; one without a name has none there either."""
     return controller.host_nqn == (host_nqn or unnamed_host(controller.hostid))
 
 
 def _new_association(
-    ctx: CommandContext, subsystem: Subsystem, cntlid: int, host_nqn: str, hostid: bytes, kato_ms: int
+    ctx: ConnectContext, subsystem: Subsystem, cntlid: int, host_nqn: str, hostid: bytes, kato_ms: int
 ) -> Controller:
     if cntlid != CNTLID_DYNAMIC:
         raise _invalid("cntlid", f"controllers are allocated dynamically; CNTLID {cntlid:#06x} cannot be asked for")
@@ -165,33 +164,31 @@ def _new_association(
         hostid=hostid,
         port=ctx.port,
         kato_ms=kato_ms,
-        restore=partial(restore_features, ctx.tables[FeatureTable]),
+        hooks=ControllerHooks(
+            effects=partial(QueueEffects, ctx.tables),
+            restore=partial(restore_features, ctx.tables[FeatureTable]),
+            periodic=snapshot,
+        ),
     )
 
 
-def _log_failure(ctx: CommandContext, controller: object, sqe: Sqe, error: CommandError, host_nqn: str) -> None:
+def _log_failure(
+    ctx: ConnectContext, controller: Association | None, sqe: Sqe, error: CommandError, host_nqn: str
+) -> None:
     """An I/O queue that could not be made belongs to its controller's Error Information log, if it is that host's."""
-    if isinstance(controller, Controller) and _same_host(controller, host_nqn):
-        controller.error_log.add(
-            sqid=sqe.cdw10 >> 16,
-            cid=sqe.cid,
-            status_field=status_field(error.status, error.dnr, False),
-            error_location=error.error_location,
-            lba=0,
-            nsid=0,
-            trtype=ctx.port.trtype,
-            opcode=sqe.opcode,
-        )
+    if controller is not None and _same_host(controller, host_nqn):
+        qid, trtype = sqe.cdw10 >> 16, ctx.port.trtype
+        controller.connect_refused(qid, sqe.cid, error, trtype=trtype, opcode=sqe.opcode)
 
 
-def _join_association(subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, host_nqn: str) -> Controller:
+def _join_association(subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, host_nqn: str) -> Association:
     config = subsystem.config
     if subsystem.discovery:
         raise _invalid("qid", "a discovery controller has no I/O queues")
     if qid > config.max_io_queues:
         raise _invalid("qid", f"queue {qid} is beyond the {config.max_io_queues} I/O queues of a controller")
     controller = subsystem.controllers.get(cntlid)
-    if not isinstance(controller, Controller):
+    if controller is None:
         raise _invalid("cntlid", f"{subsystem.nqn} has no controller {cntlid}")
     if not _same_host(controller, host_nqn):
         raise _invalid("hostnqn", f"host {host_nqn!r} is not the one of controller {cntlid} ({controller.host_nqn!r})")
@@ -237,22 +234,20 @@ def _property(controller: Controller, sqe: Sqe, record_offsets: dict[str, int], 
     return offset
 
 
-def property_get(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def property_get(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Property Get: the value in DW0 and DW1."""
-    assert ctx.controller is not None
     offset = _property(ctx.controller, sqe, PROPERTY_GET.offsets, SUPPORTED_PROPERTIES)
     value = _READ_PROPERTY[offset](ctx.controller)
     return Completion(dw0=value & 0xFFFFFFFF, dw1=value >> 32)
 
 
-def property_set(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def property_set(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Property Set: what it does is the property's own matter."""
-    assert ctx.controller is not None
     offset = _property(ctx.controller, sqe, PROPERTY_SET.offsets, WRITABLE_PROPERTIES)
     return _WRITE_PROPERTY[offset](ctx, ctx.controller, sqe.cdw12)
 
 
-def _write_cc(ctx: CommandContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
+def _write_cc(ctx: AdminContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
     """The completion of a shutdown waits until everything is flushed."""
     if not controller.write_cc(value):
         return Completion()
@@ -260,19 +255,19 @@ def _write_cc(ctx: CommandContext, controller: Controller, value: int) -> Comple
     return _flush(ctx.namespaces.values(), lambda: controller.shutdown_complete(token))
 
 
-def _write_csts(ctx: CommandContext, controller: Controller, value: int) -> Completion:
+def _write_csts(ctx: AdminContext, controller: Controller, value: int) -> Completion:
     controller.clear_csts(value)
     return Completion()
 
 
-def _write_nssr(ctx: CommandContext, controller: Controller, value: int) -> Completion:
+def _write_nssr(ctx: AdminContext, controller: Controller, value: int) -> Completion:
     """An NVM Subsystem Reset. Any other value does nothing."""
     if value == NSSR_RESET:
         controller.subsystem.reset()
     return Completion()
 
 
-def _write_nssd(ctx: CommandContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
+def _write_nssd(ctx: AdminContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
     """An NVM Subsystem Shutdown; an abrupt one flushes as well. Any other value does nothing."""
     subsystem = controller.subsystem
     token = subsystem.begin_shutdown() if value in (NSSD_NORMAL, NSSD_ABRUPT) else None
@@ -281,7 +276,7 @@ def _write_nssd(ctx: CommandContext, controller: Controller, value: int) -> Comp
     return _flush(subsystem.namespaces.values(), lambda: subsystem.shutdown_complete(token))
 
 
-_WRITE_PROPERTY: dict[int, Callable[[CommandContext, Controller, int], Completion | Awaitable[Completion]]] = {
+_WRITE_PROPERTY: dict[int, Callable[[AdminContext, Controller, int], Completion | Awaitable[Completion]]] = {
     CC_OFFSET: _write_cc,
     CSTS_OFFSET: _write_csts,
     NSSR_OFFSET: _write_nssr,
@@ -328,15 +323,16 @@ _CONNECT = CommandRow(
     transfer_bytes=fixed(CONNECT_DATA_BYTES),
     longer_sgl_bytes=_LONGEST_CONNECT_BYTES,
     check=check_connect,
-    states=UNCONNECTED_ONLY,
+    states=LIVE_STATES,
+    queue_states=UNCONNECTED_ONLY,
 )
-_DISCONNECT = CommandRow(opcode=FabricsType.DISCONNECT, name="Disconnect", handler=disconnect, states=CONNECTED_STATES)
+_DISCONNECT = CommandRow(opcode=FabricsType.DISCONNECT, name="Disconnect", handler=disconnect, states=LIVE_STATES)
 
 ROWS = Rows(
     fabrics_admin=(
-        CommandRow(opcode=FabricsType.PROPERTY_SET, name="Property Set", handler=property_set, states=CONNECTED_STATES),
+        CommandRow(opcode=FabricsType.PROPERTY_SET, name="Property Set", handler=property_set, states=LIVE_STATES),
         _CONNECT,
-        CommandRow(opcode=FabricsType.PROPERTY_GET, name="Property Get", handler=property_get, states=CONNECTED_STATES),
+        CommandRow(opcode=FabricsType.PROPERTY_GET, name="Property Get", handler=property_get, states=LIVE_STATES),
         _DISCONNECT,
     ),
     fabrics_io=(_CONNECT, _DISCONNECT),

@@ -8,20 +8,28 @@ from __future__ import annotations
 from typing import Final
 
 from nvmeof.target.commands import admin, fabrics, zns
+from nvmeof.target.commands.dispatch.base import IoRows
 from nvmeof.target.commands.dispatch.command_tables import AdmissionCheck
-from nvmeof.target.commands.features import feature_metadata, feature_namespace, feature_rows
+from nvmeof.target.commands.features import feature_metadata, feature_namespace, feature_reservations, feature_rows
 from nvmeof.target.commands.identify import identify, identify_namespaces
-from nvmeof.target.commands.io import cancel, compare, copy, lba_status, nvm, uncorrectable, verify
+from nvmeof.target.commands.io import cancel, compare, copy, nvm, uncorrectable, verify, zones
 from nvmeof.target.commands.logs import logs_discovery, logs_events, logs_general, logs_health, logs_telemetry
-from nvmeof.target.commands.media import format_nvm, namespace_management, sanitize, self_test, write_protection
-from nvmeof.target.commands.reservations import reservation_features, reservation_gate, reservations
+from nvmeof.target.commands.media import (
+    format_nvm,
+    lba_status,
+    namespace_management,
+    sanitize,
+    self_test,
+    write_protection,
+)
+from nvmeof.target.commands.reservations import reservation_gate, reservations
 from nvmeof.target.commands.rows.rows import Rows, build_tables
 from nvmeof.target.core.tables import Tables
 
 ADMISSION: Final[tuple[AdmissionCheck, ...]] = (sanitize.gate, format_nvm.gate, reservation_gate.gate)
 """In this order: what a sanitize operation or a format forbids is forbidden to whoever holds a reservation as well."""
 
-MODULES: Final[tuple[Rows, ...]] = (
+MODULES: Final[tuple[Rows | IoRows, ...]] = (
     admin.ROWS,
     identify.ROWS,
     identify_namespaces.ROWS,
@@ -47,12 +55,13 @@ MODULES: Final[tuple[Rows, ...]] = (
     lba_status.ROWS,
     write_protection.ROWS,
     reservations.ROWS,
-    reservation_features.ROWS,
+    feature_reservations.ROWS,
     zns.ROWS,
+    zones.ROWS,
 )
 
 
-def standard_tables(*more: Rows, admission: tuple[AdmissionCheck, ...] = ADMISSION) -> Tables:
+def standard_tables(*more: Rows | IoRows, admission: tuple[AdmissionCheck, ...] = ADMISSION) -> Tables:
     """Make the tables of a target, with `more` rows beside those of this package.
 
     Raises `ValueError` when one of them has the opcode, log page or feature of another.

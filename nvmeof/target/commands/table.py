@@ -14,14 +14,15 @@ from nvmeof.spec.enums import FABRICS_OPCODE, Csi
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, TRANSPORT_DATA_BLOCK, Psdt
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext, AnyContext, ConnectContext
+from nvmeof.target.commands.context import IoContext
 from nvmeof.target.commands.dispatch.admission import admit
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion, Direction, always
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.fused import FUSED_OPCODES
 from nvmeof.target.core.aborting import AbortableAwait
 from nvmeof.target.core.log_rate import left_out_text
-from nvmeof.target.core.states import UNCONNECTED_ONLY
+from nvmeof.target.core.states import UNCONNECTED_ONLY, QueueState
 
 ADMIN_INCAPSULE_BYTES = 8192
 """What an admin capsule may carry: fixed by the NVMe/TCP transport."""
@@ -34,7 +35,7 @@ _SGL_LENGTH = SQE.error_location("sgl_length")
 _SGL_TYPE = SQE.error_location("sgl_type")
 
 
-def lookup(ctx: CommandContext, sqe: Sqe) -> CommandSpec:
+def lookup(ctx: AnyContext, sqe: Sqe) -> CommandSpec:
     """The row of a command on this queue. Raises Invalid Opcode, or Command Sequence Error before Connect."""
     opcode, commands = sqe.opcode, ctx.tables[CommandTables]
     if opcode == FABRICS_OPCODE:
@@ -44,37 +45,48 @@ def lookup(ctx: CommandContext, sqe: Sqe) -> CommandSpec:
                 Status.INVALID_OPCODE, _FCTYPE, message=f"fabrics command {sqe.fctype:02X}h is not supported here"
             )
         return spec
-    controller = ctx.controller
-    if controller is None:
+    if isinstance(ctx, ConnectContext):
         raise CommandError(Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"command {opcode:02X}h before Connect")
     table: Mapping[int, CommandSpec]
-    if ctx.qid:
+    if isinstance(ctx, AdminContext):
+        table = commands.discovery if ctx.controller.discovery else commands.admin
+        offered = ctx.subsystem
+    else:
         namespace = ctx.namespaces.get(sqe.nsid)
         table = commands.io[Csi.NVM if namespace is None else namespace.csi]
-    else:
-        table = commands.discovery if controller.discovery else commands.admin
+        offered = None
     spec = table.get(opcode)
-    if spec is None or (spec.offered is not always and not spec.offered(controller.subsystem)):
+    if spec is None or (offered is not None and spec.offered is not always and not spec.offered(offered)):
         kind = "I/O" if ctx.qid else "admin"
         raise CommandError(Status.INVALID_OPCODE, _OPCODE, message=f"{kind} command {opcode:02X}h is not supported")
     return spec
 
 
-def _out_of_state(ctx: CommandContext, spec: CommandSpec) -> CommandError:
-    if spec.states is UNCONNECTED_ONLY:  # as nvmet: nothing but authentication and properties follows a Connect
-        return CommandError(Status.INVALID_OPCODE, _FCTYPE, message=f"{spec.name} on a queue that is connected")
-    return CommandError(
-        Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {ctx.state.value}"
-    )
+def _check_states(ctx: AnyContext, spec: CommandSpec) -> None:
+    """Raise `CommandError` for a command that is not legal in the state of its queue or of its controller."""
+    state = ctx.queue_state
+    if state not in spec.queue_states:
+        if state is QueueState.UNCONNECTED:
+            raise CommandError(Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} before Connect")
+        if spec.queue_states is UNCONNECTED_ONLY:
+            # As nvmet: nothing but authentication and properties follows a Connect.
+            raise CommandError(Status.INVALID_OPCODE, _FCTYPE, message=f"{spec.name} on a queue that is connected")
+        raise CommandError(
+            Status.AUTHENTICATION_REQUIRED, message=f"{spec.name} on a queue whose host has not authenticated itself"
+        )
+    if ctx.state not in spec.states:
+        raise CommandError(
+            Status.COMMAND_SEQUENCE_ERROR, _OPCODE, message=f"{spec.name} while the controller is {ctx.state.value}"
+        )
 
 
-def _check_sgl(ctx: CommandContext, sqe: Sqe, spec: CommandSpec, expected: int) -> int:
+def _check_sgl(ctx: AnyContext, sqe: Sqe, spec: CommandSpec, expected: int) -> int:
     """How many bytes move. SGL1 must be of a kind that this direction has, and describe what the command needs."""
     length = sqe.sgl_length
     if sqe.sgl_type == DATA_BLOCK_IN_CAPSULE and spec.direction is Direction.HOST_TO_CONTROLLER:
         limit = ADMIN_INCAPSULE_BYTES
-        if ctx.qid and ctx.subsystem is not None:
-            limit = ctx.subsystem.config.incapsule_bytes
+        if isinstance(ctx, IoContext):
+            limit = ctx.limits.incapsule_bytes
         if sqe.sgl_address + length > limit:
             raise CommandError(
                 Status.SGL_OFFSET_INVALID,
@@ -96,19 +108,18 @@ def _check_sgl(ctx: CommandContext, sqe: Sqe, spec: CommandSpec, expected: int) 
     return length
 
 
-def prepare(ctx: CommandContext, sqe: Sqe) -> tuple[CommandSpec, int]:
+def prepare(ctx: AnyContext, sqe: Sqe) -> tuple[CommandSpec, int]:
     """All checks that come before data: the row, and how many bytes of data move (0: none).
 
     Raises `CommandError`; its completion is made by `ctx.refuse(sqe, error)`.
     """
     spec = lookup(ctx, sqe)
-    if ctx.state not in spec.states:
-        raise _out_of_state(ctx, spec)
+    _check_states(ctx, spec)
     if sqe.fuse and (not ctx.qid or FUSED_OPCODES.get(sqe.fuse) != sqe.opcode):
         raise CommandError(
             Status.INVALID_FIELD, SQE.error_location("flags"), message=f"{spec.name} cannot be fused so ({sqe.fuse})"
         )
-    if sqe.opcode != FABRICS_OPCODE:
+    if sqe.opcode != FABRICS_OPCODE and not isinstance(ctx, ConnectContext):
         if sqe.psdt != Psdt.SGL_CONTIGUOUS_METADATA:
             raise CommandError(
                 Status.INVALID_FIELD,
@@ -124,11 +135,10 @@ def prepare(ctx: CommandContext, sqe: Sqe) -> tuple[CommandSpec, int]:
     return spec, _check_sgl(ctx, sqe, spec, expected)
 
 
-def check_again(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
+def check_again(ctx: AnyContext, spec: CommandSpec, sqe: Sqe) -> None:
     """What may have changed since `prepare`, for a command whose data came some time later. Raises `CommandError`."""
-    if ctx.state not in spec.states:
-        raise _out_of_state(ctx, spec)
-    if sqe.opcode != FABRICS_OPCODE:
+    _check_states(ctx, spec)
+    if sqe.opcode != FABRICS_OPCODE and not isinstance(ctx, ConnectContext):
         admit(ctx, spec, sqe)
         expected = spec.transfer_bytes(ctx, spec.command(ctx, sqe))
         if expected != sqe.sgl_length:
@@ -137,7 +147,7 @@ def check_again(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
 
 
 def execute(
-    ctx: CommandContext, spec: CommandSpec, sqe: Sqe, data: memoryview | None = None
+    ctx: AnyContext, spec: CommandSpec, sqe: Sqe, data: memoryview | None = None
 ) -> Completion | Awaitable[Completion]:
     """Run a prepared command. Never raises: errors are completions, also those that come later.
 
@@ -157,10 +167,10 @@ def execute(
     return _finish(ctx, spec, sqe, result)
 
 
-async def _finish(ctx: CommandContext, spec: CommandSpec, sqe: Sqe, pending: Awaitable[Completion]) -> Completion:
-    lifetime = ctx.subsystem.lifetime if ctx.qid and ctx.subsystem is not None else None
-    if lifetime is not None:
-        lifetime.begin(ctx.runtime.now())
+async def _finish(ctx: AnyContext, spec: CommandSpec, sqe: Sqe, pending: Awaitable[Completion]) -> Completion:
+    effects = ctx.effects if isinstance(ctx, IoContext) else None
+    if effects is not None:
+        effects.begun(ctx.runtime.now())
     try:
         return await pending
     except CommandError as error:
@@ -168,13 +178,13 @@ async def _finish(ctx: CommandContext, spec: CommandSpec, sqe: Sqe, pending: Awa
     except Exception as error:
         return _failed(ctx, spec, sqe, error)
     finally:
-        if lifetime is not None:
-            lifetime.end(ctx.runtime.now())
+        if effects is not None:
+            effects.done(ctx.runtime.now())
 
 
-def _failed(ctx: CommandContext, spec: CommandSpec, sqe: Sqe, error: Exception) -> Completion:
+def _failed(ctx: AnyContext, spec: CommandSpec, sqe: Sqe, error: Exception) -> Completion:
     """A defect of ours: one command fails, and says so in the log; the others go on."""
-    left_out = ctx.registry.peer_log.hosts.admit(ctx.peer, ctx.runtime.now())
+    left_out = ctx.peer_log.hosts.admit(ctx.peer, ctx.runtime.now())
     if left_out is not None:
         kind = type(error).__name__
         logger.error("%s failed on queue %d: %s: %s%s", spec.name, ctx.qid, kind, error, left_out_text(left_out))

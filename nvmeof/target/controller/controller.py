@@ -7,8 +7,7 @@ queues are only known by what can be done to them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import Runtime
@@ -47,50 +46,44 @@ from nvmeof.target.controller.properties import (
     usable,
 )
 from nvmeof.target.controller.reservation_events import ReservationNotices
-from nvmeof.target.core.admission import AdmissionToken
-from nvmeof.target.core.fifo_lock import FifoLock
-from nvmeof.target.core.pool import MemoryShare
+from nvmeof.target.core.queue_control import QueueControl
 from nvmeof.target.core.states import ControllerState
 from nvmeof.target.namespaces.feature_values import FeatureValues
 from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.projection.association import AssociationView, Projection
+from nvmeof.target.projection.effects import Effects
 from nvmeof.target.subsystem.persistent_events import hardware_error, power_on_or_reset
 from nvmeof.target.subsystem.registry import PortInfo
-from nvmeof.target.subsystem.subsystem import Subsystem
+from nvmeof.target.subsystem.subsystem import Figures, Subsystem
 
 VERSION = Vs(2, 1)
 KEEP_ALIVE_GRANULARITY_SECONDS = 0.1  # KAS = 1
 KATO_MAX_MS = 0xFFFFFFFF // 100 * 100
 """The largest timeout that is a multiple of the granularity and can be told."""
 DISCOVERY_IDLE_SECONDS = 120.0
-COPIES_MOST = 8
-"""Copy commands that are in progress at a time; others wait."""
 NOT_ENABLED_SECONDS = 120.0
 """For how long, at least, an association is kept that is not enabled (any more) and silent."""
 
 
-class Queue(Protocol):
-    """What a controller and its commands may do to one of its queues.
+@dataclass(frozen=True, slots=True)
+class ControllerHooks:
+    """What a controller needs of the layers above it.
 
-    `close` ends it (the queue then calls `CommandContext.detach`). `abort` ends a command, which has no effect from
-    then on; False when it cannot, or not at once: the CID is then in `CommandContext.aborting`. `commands` are those in
-    progress, NSID by CID. `abort_namespace` (for Preempt and Abort) ends those for a namespace as `abort` does.
+    `restore` makes saved features current, at the start and after every reset. `effects` makes the door for the effects
+    of a queue's commands: of the controller, QID, queue and TRTYPE. `periodic` is called once a second or so.
     """
 
-    def close(self, reason: str) -> None: ...
-
-    def abort(self, cid: int) -> bool: ...
-
-    def commands(self) -> dict[int, int]: ...
-
-    def abort_namespace(self, nsid: int) -> None: ...
+    effects: Callable[[Controller, int, QueueControl, int], Effects]
+    restore: Callable[[Controller], None]
+    periodic: Callable[[Controller], None]
 
 
 class Controller:
     """Created by an admin queue's Connect; `destroy` ends it.
 
     `kato_ms`: the keep alive timeout that the host asked for, 0 for none (a discovery controller then goes after two
-    minutes without a command). Times are seconds on the runtime's clock. `restore` makes saved features current, at the
-    start and after every reset.
+    minutes without a command). Times are seconds on the runtime's clock. What its commands know of it is `view`, a
+    projection that every change renews.
     """
 
     def __init__(
@@ -103,7 +96,7 @@ class Controller:
         hostid: bytes,
         port: PortInfo,
         kato_ms: int,
-        restore: Callable[[Controller], None] = lambda controller: None,
+        hooks: ControllerHooks,
     ) -> None:
         self.runtime = runtime
         self.subsystem = subsystem
@@ -120,36 +113,40 @@ class Controller:
         self.gone = False
         self.subsystem_was_reset = subsystem.was_reset  # CSTS.NSSRO, until it is cleared
         self.features = FeatureValues(timestamp_set_at=runtime.now(), reset_at=runtime.now())
-        self._restore = restore
+        self._hooks = hooks
         self.error_log = ErrorLog()
         self.events = AsyncEvents(
             runtime, subsystem.config.max_async_events, DISCOVERY_EVENTS if self.discovery else IO_EVENTS
         )
         self.lba_alert = self._new_lba_alert()
         self.attached: dict[int, Namespace] = {}  # by NSID, in their order
-        self.namespaces: dict[int, Namespace] = {}  # the active ones: attached, with a command set that is enabled
-        self.figures: dict[int, Callable[[], dict[str, object]]] = {}  # of queues, by QID
-        self.connections: dict[int, Callable[[], dict[str, object]]] = {}  # and of what carries them
-        self.parts = ControllerParts()  # what single features and log pages remember
         self.ana = subsystem.ana.on(port.portid)
+        self.view = AssociationView(
+            cntlid=cntlid,
+            subnqn=subsystem.nqn,
+            host_nqn=host_nqn,
+            hostid=hostid,
+            limits=subsystem.command_limits,
+            sanitize=subsystem.sanitizer.view,
+        )
+        self.namespaces = self.view.namespaces  # the active ones: attached, with a command set that is enabled
+        self.figures: dict[int, Figures] = {}  # of queues, by QID
+        self.connections: dict[int, Figures] = {}  # and of what carries them
+        self.parts = ControllerParts()  # what single features and log pages remember
         self.ana_log = AnaLogCounts()
         self.changed_namespaces: set[int] = set()  # since log page 04h was last read
         self.changed_allocations: set[int] = set()  # the same of log page 1Ch
         self.changed_zones: dict[int, set[int]] = {}  # the same of log page BFh: zones by NSID
         self.reservation_notices = ReservationNotices()
-        self.queues: dict[int, Queue] = {}
-        self.copies = FifoLock(COPIES_MOST)
-        self.memory = MemoryShare()  # what its I/O queues hold of the target's memory for data
-        self._admission_tokens: dict[int, AdmissionToken] = {}  # by NSID
+        self.queues: dict[int, QueueControl] = {}
         self.kato_ms = 0
         self._shutdowns = 0
-        self._timer = KeepAliveTimer(runtime, lambda: self.keep_alive_seconds, self._expired)
-        self.state = ControllerState.DISABLED
+        self._timer = KeepAliveTimer(runtime, self.view.activity, lambda: self.keep_alive_seconds, self._expired)
         self.set_kato(kato_ms)
         subsystem.start_attached(self)
         self.ana_log.reset()
         subsystem.controllers[cntlid] = self
-        restore(self)
+        hooks.restore(self)
 
     # Properties
 
@@ -197,7 +194,7 @@ class Controller:
         if began:
             self._shutdowns += 1
             self.shutdown_status = Shst.OCCURRING
-        self._update_state()
+        self.project()
         self._timer.restart()
         return began
 
@@ -207,7 +204,7 @@ class Controller:
 
     def subsystem_shutdown(self) -> None:
         """An NVM Subsystem Shutdown began: no command is taken any more."""
-        self._update_state()
+        self.project()
         self._timer.restart()
 
     def subsystem_reset(self) -> None:
@@ -215,7 +212,7 @@ class Controller:
         self.cc = 0
         self.subsystem_was_reset = True
         self._reset()
-        self._update_state()
+        self.project()
         self._timer.restart()
 
     def clear_csts(self, value: int) -> None:
@@ -232,12 +229,11 @@ class Controller:
         """What the shutdown had to flush is flushed; ignored when another shutdown or a reset came in between."""
         if token == self._shutdowns and self.shutdown_status is Shst.OCCURRING:
             self.shutdown_status = Shst.COMPLETE
-            self._update_state()
+            self.project()
 
     def _enable(self, configuration: Cc) -> None:
         if usable(configuration, discovery=self.discovery):
             self.ready = True
-            self._select_namespaces()
         else:
             self.failed = True
             self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
@@ -259,7 +255,7 @@ class Controller:
         self.reservation_notices.clear()
         self.events.reset()
         self.lba_alert = self._new_lba_alert()
-        self._restore(self)
+        self._hooks.restore(self)
 
     # Namespaces
 
@@ -269,7 +265,7 @@ class Controller:
         self.ana_log.note(*(namespace.anagrpid for namespace in namespaces))
         for namespace in namespaces:
             namespace.lost_writes.connected(self.hostid, namespace.backend.sync_failures)
-        self._select_namespaces()
+        self.project()
 
     def detach(self, nsid: int) -> bool:
         """Take a namespace away, if it is attached: commands for it that have not begun are refused."""
@@ -277,8 +273,7 @@ class Controller:
         if namespace is None:
             return False
         self.ana_log.note(namespace.anagrpid)
-        self.namespaces.pop(nsid, None)
-        self.withdraw_permits()
+        self.project()
         return True
 
     def busy_with(self, nsid: int) -> bool:
@@ -287,39 +282,26 @@ class Controller:
 
     def enabled(self, csi: int) -> bool:
         """Whether CC.CSS lets that I/O command set be used; any before it is set."""
+        if csi == Csi.NVM:
+            return True
         configuration = Cc.decode(self.cc)
-        return csi == Csi.NVM or not configuration.en or configuration.css == CcCss.ALL_SUPPORTED
+        return not configuration.en or configuration.css == CcCss.ALL_SUPPORTED
 
-    def _select_namespaces(self) -> None:
-        """Queues hold on to the table: it is changed in place."""
-        self.namespaces.clear()
-        self.namespaces.update((nsid, each) for nsid, each in sorted(self.attached.items()) if self.enabled(each.csi))
-        self.withdraw_permits()
+    # What commands know
 
-    def admission_token(self, namespace: Namespace) -> AdmissionToken:
-        """The permit for Reads and Writes of a namespace, one of which has just passed all checks."""
-        admission_token = self._admission_tokens.get(namespace.nsid)
-        if admission_token is None or not admission_token.valid:
-            admission_token = self._admission_tokens[namespace.nsid] = AdmissionToken()
-            namespace.admission_tokens.add(admission_token)
-        return admission_token
+    @property
+    def state(self) -> ControllerState:
+        """The state that decides which commands are legal."""
+        return self.view.state
 
-    def withdraw_permits(self) -> None:
-        """Something has changed that may be in the way of this controller's commands: all are checked again."""
-        for admission_token in self._admission_tokens.values():
-            admission_token.valid = False
-        self._admission_tokens.clear()
-
-    def _update_state(self) -> None:
-        self.withdraw_permits()
+    def _current_state(self) -> ControllerState:
         if self.gone:
-            self.state = ControllerState.GONE
-        elif self.failed:
-            self.state = ControllerState.FAILED
-        elif self.shutdown_status is not Shst.NORMAL or self.subsystem.shutdown_status:
-            self.state = ControllerState.SHUTDOWN
-        else:
-            self.state = ControllerState.READY if self.ready else ControllerState.DISABLED
+            return ControllerState.GONE
+        if self.failed:
+            return ControllerState.FAILED
+        if self.shutdown_status is not Shst.NORMAL or self.subsystem.shutdown_status:
+            return ControllerState.SHUTDOWN
+        return ControllerState.READY if self.ready else ControllerState.DISABLED
 
     @property
     def write_cache_enabled(self) -> bool:
@@ -327,13 +309,38 @@ class Controller:
         value = self.features.values.get((FeatureId.VOLATILE_WRITE_CACHE, 0))
         return value is None or bool(value.dw0)
 
+    def project(self) -> None:
+        """Something that commands know has changed: an epoch ends with what they were admitted by, and one begins."""
+        self.view.change(
+            Projection(
+                state=self._current_state(),
+                namespaces={nsid: each for nsid, each in self.attached.items() if self.enabled(each.csi)},
+                ana=self.ana.access,
+                write_cache=self.write_cache_enabled,
+                copy_formats=self.features.copy_formats,
+            )
+        )
+
+    def effects(self, qid: int, queue: QueueControl, trtype: int) -> Effects:
+        """Make the door for the effects of a queue's commands; `trtype` is of the port that it was connected by."""
+        return self._hooks.effects(self, qid, queue, trtype)
+
     # Queues
 
-    def attach_queue(self, qid: int, queue: Queue) -> None:
-        """A queue's Connect was accepted."""
+    def attach_queue(
+        self,
+        qid: int,
+        queue: QueueControl,
+        figures: Figures,
+        connection: Figures | None = None,
+    ) -> None:
+        """A queue's Connect was accepted. `figures` tells of the queue, `connection` of what carries it."""
         self.queues[qid] = queue
+        self.figures[qid] = figures
+        if connection is not None:
+            self.connections[qid] = connection
 
-    def detach_queue(self, qid: int, queue: Queue, reason: str = "the queue was closed") -> None:
+    def detach_queue(self, qid: int, queue: QueueControl, reason: str = "the queue was closed") -> None:
         """A queue has gone; without its admin queue the controller ends. A queue that was replaced is no loss."""
         if self.queues.get(qid) is not queue:
             return
@@ -350,7 +357,7 @@ class Controller:
         self.gone = True
         self._timer.cancel()
         self.ready = False
-        self._update_state()
+        self.project()
         self.subsystem.controllers.pop(self.cntlid, None)
         self.subsystem.self_test.controller_reset(self.cntlid)
         self.events.abort_all(Status.ABORTED_SQ_DELETION)
@@ -388,7 +395,7 @@ class Controller:
 
     def touch(self, now: float) -> None:
         """Commands arrived on one of the queues (traffic based keep alive)."""
-        self._timer.heard = True
+        self.view.activity.heard = True
 
     def keep_alive(self) -> None:
         """A Keep Alive command: the interval starts anew."""
@@ -401,6 +408,12 @@ class Controller:
     def check_deadline(self, now: float) -> bool:
         """End the association when its host was silent for a whole interval; True when that happened."""
         return not self.gone and self._timer.check(now)
+
+    def tick(self, now: float) -> float | None:
+        """Do what is due; returns when to call it next, None for never."""
+        self.check_deadline(now)
+        self._hooks.periodic(self)
+        return self.next_deadline()
 
     def _expired(self) -> None:
         if self.state is not ControllerState.READY:
@@ -512,7 +525,7 @@ class Controller:
         NVMe Base 8.1.1.9 asks for the event upon entry to every state but Change; like nvmet, it is sent then too, so
         that hosts count the time that a change may take.
         """
-        self.withdraw_permits()
+        self.project()
         self.ana_log.note(*groups)
         if not self.discovery:
             self.events.report(ANA_CHANGE)
@@ -521,6 +534,23 @@ class Controller:
         """The Discovery log changed."""
         if self.discovery:
             self.events.report(DISCOVERY_LOG_CHANGE)
+
+    def withdraw_events(self, lid: int) -> None:
+        """Let an event of a log page that was not sent yet be none: the page has become another one."""
+        self.events.withdraw(lid)
+
+    def connect_refused(self, qid: int, cid: int, error: CommandError, *, trtype: int, opcode: int) -> None:
+        """Put an I/O queue that could not be made into the Error Information log."""
+        self.error_log.add(
+            sqid=qid,
+            cid=cid,
+            status_field=status_field(error.status, error.dnr, False),
+            error_location=error.error_location,
+            lba=0,
+            nsid=0,
+            trtype=trtype,
+            opcode=opcode,
+        )
 
     # Checks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nvmeof.runtime import Runtime, TimerHandle
+from nvmeof.target.projection.association import Activity
 
 _PRECISE_SECONDS = 1.0  # a shorter interval needs a timer of its own: others are looked at once a second
 
@@ -13,23 +14,25 @@ class KeepAliveTimer:
     """Intervals, in each of which a command has to come: any is enough, wherever in the interval it was.
 
     `seconds` tells how long an interval is now, 0 for as long as it takes; `expired` is called when one has passed in
-    silence. `heard` is set by whoever sees a command.
+    silence. `activity` is where whoever sees a command notes it.
     """
 
-    __slots__ = ("_expired", "_runtime", "_seconds", "_start", "_timer", "heard")
+    __slots__ = ("_expired", "_runtime", "_seconds", "_start", "_timer", "activity")
 
-    def __init__(self, runtime: Runtime, seconds: Callable[[], float], expired: Callable[[], None]) -> None:
+    def __init__(
+        self, runtime: Runtime, activity: Activity, seconds: Callable[[], float], expired: Callable[[], None]
+    ) -> None:
         self._runtime = runtime
         self._seconds = seconds
         self._expired = expired
         self._start = runtime.now()
         self._timer: TimerHandle | None = None
-        self.heard = False
+        self.activity = activity
 
     def restart(self) -> None:
         """A new interval begins."""
         self._start = self._runtime.now()
-        self.heard = False
+        self.activity.heard = False
         self.cancel()
         seconds = self._seconds()
         if 0 < seconds < _PRECISE_SECONDS:
@@ -55,7 +58,7 @@ class KeepAliveTimer:
         deadline = self.deadline()
         if deadline is None or now < deadline:
             return False
-        if self.heard:
+        if self.activity.heard:
             self.restart()
             return False
         self._expired()

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 from nvmeof.spec.features import HOST_BEHAVIOR_SUPPORT
 from nvmeof.target.core.metadata import MetadataStore, damaged, document_of
+from nvmeof.wire import layout
 
 logger = logging.getLogger(__name__)
 
 _SECTION: Final = "features"
+_CDFE_OFFSET, _CDFE_BYTES = layout(HOST_BEHAVIOR_SUPPORT)["cdfe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class FeatureValues:
     def host_behavior(self) -> Any:
         """The fields of Host Behavior Support: what the host has said that it knows."""
         return HOST_BEHAVIOR_SUPPORT.parse(self.behavior)
+
+    @property
+    def copy_formats(self) -> int:
+        """CDFE of Host Behavior Support: the formats of Copy's descriptors that the host has enabled."""
+        return int.from_bytes(self.behavior[_CDFE_OFFSET : _CDFE_OFFSET + _CDFE_BYTES], "little")
 
 
 @dataclass(frozen=True, slots=True)

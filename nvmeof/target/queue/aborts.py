@@ -32,7 +32,7 @@ class Aborts:
 
         At once end: commands that are held back or wait for memory for their data, halves of a fused operation that
         wait for each other, and what a backend has not begun. What works in several steps, or has yet to receive data
-        that was asked for into memory of its own, ends when it comes to it (`CommandContext.aborting`). A Write whose
+        that was asked for into memory of its own, ends when it comes to it (`QueueContext.aborting`). A Write whose
         data goes straight to the namespace goes on: some of it is there.
         """
         queue = self._queue

@@ -11,7 +11,7 @@ from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import CommandData
 from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.sqe import Sqe
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AnyContext
 from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.pool import BufferPool, MemoryShare
@@ -46,7 +46,7 @@ class Driver(Protocol):
 class InFlight(Protocol):
     """What the parts of a queue need of it: the commands in flight, and how a command begins and ends."""
 
-    ctx: CommandContext
+    ctx: AnyContext
     connection: TargetConnection
     driver: Driver
     pool: BufferPool

@@ -158,14 +158,15 @@ class FastPath:
 
     def _template(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> CommandTemplate | None:
         """The pattern of a command that `prepare` has let pass; None when its namespace is memory no more."""
-        namespace, controller = self._queue.ctx.namespaces[sqe.nsid], self._queue.ctx.controller
+        table = self._queue.ctx.namespaces
+        namespace = table[sqe.nsid]
         memory = namespace.memory
-        if memory is None or controller is None:
+        if memory is None:
             return None
         word, _, nsid, _, sgl, _, cdw12 = _SHORT.unpack_from(view)
         shift = namespace.block_shift
         max_slba = namespace.size_blocks - (length >> shift)
-        admission_token, parameters = controller.admission_token(namespace), self._connection.parameters
+        admission_token, parameters = table.admission_token(namespace), self._connection.parameters
         # A digest is known to be right only when all is there.
         staged = length <= ATOMIC_BYTES or (parameters is not None and parameters.data_digest)
         return CommandTemplate(

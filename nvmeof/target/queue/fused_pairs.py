@@ -14,6 +14,7 @@ from nvmeof.errors import CommandError
 from nvmeof.protocol.events import CommandData
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import IoContext
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion
 from nvmeof.target.commands.io.fused import (
     FUSE_FIRST,
@@ -57,6 +58,7 @@ class Half:
 class Pair:
     """Both halves. `aborted` is the one that an Abort command named while they were being executed."""
 
+    ctx: IoContext
     first: Half
     second: Half
     running: bool = False
@@ -86,7 +88,8 @@ class FusedPairs:
         if first is not None and (fuse != FUSE_SECOND or conflict):
             self._refuse_half(first, missing_fused())
             first = None
-        if not fuse or not self._queue.ctx.qid or self._queue.ctx.controller is None:
+        ctx = self._queue.ctx
+        if not fuse or not isinstance(ctx, IoContext):
             return False
         if conflict:
             self._queue.conflict(sqe)
@@ -103,7 +106,7 @@ class FusedPairs:
         elif first is None or first.completed or FUSED_OPCODES.get(fuse) != sqe.opcode:
             self._no_pair(first, half)
         else:
-            self._pair(first, half)
+            self._pair(ctx, first, half)
         return True
 
     def _half(self, sqe: Sqe, capsule: CommandData | None) -> Half:
@@ -131,13 +134,13 @@ class FusedPairs:
         else:
             self._refuse_half(second, missing_fused() if first is None else failed_fused())
 
-    def _pair(self, first: Half, second: Half) -> None:
+    def _pair(self, ctx: IoContext, first: Half, second: Half) -> None:
         error = mismatch(first.sqe, second.sqe)
         if error is not None:
             self._refuse_half(first, error)
             self._refuse_half(second, error)
             return
-        pair = Pair(first, second)
+        pair = Pair(ctx, first, second)
         for half in (first, second):
             self.pairs[half.sqe.cid] = pair
         self._queue.busy.add(second.sqe.cid)
@@ -217,7 +220,7 @@ class FusedPairs:
         assert second.data is not None
         if trace is not None:
             trace.backend_called(first.sqe, second.sqe)
-        result = compare_and_write(self._queue.ctx, first.sqe, second.sqe, first.data, second.data)
+        result = compare_and_write(pair.ctx, first.sqe, second.sqe, first.data, second.data)
         if isinstance(result, tuple):
             self._end_pair(pair, result)
         else:

@@ -38,7 +38,8 @@ from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
 from nvmeof.spec.nqn import terminated_nqn, unnamed_host
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext, AnyContext, ConnectContext
+from nvmeof.target.commands.context import IoContext
 from nvmeof.target.commands.dispatch.base import Access, CommandSpec, Completion, Direction
 from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.core.aborting import abandon, aborted_by_request
@@ -72,7 +73,7 @@ _HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
 class TargetQueue:
     """Serves one connection. ``close`` ends it from the controller's side; the driver calls ``lost``."""
 
-    ctx: CommandContext
+    ctx: AnyContext
 
     def __init__(
         self, connection: TargetConnection, pool: BufferPool, detached_commands: DetachedCommands, driver: Driver
@@ -112,9 +113,7 @@ class TargetQueue:
 
     def handle(self, events: list[Event], now: float) -> None:
         """What the connection told, in order."""
-        controller = self.ctx.controller
-        if controller is not None:
-            controller.touch(now)
+        self.ctx.activity.heard = True
         self._late_at = 0.0
         position = 0
         while position < len(events) and not self.closed:
@@ -260,8 +259,8 @@ class TargetQueue:
         Hosts do that which forget their requests before they shut a controller down (SPDK's, at every end). The request
         holds no data, and its host waits for it no more: no completion can be taken for the other command's.
         """
-        controller = self.ctx.controller
-        if self.ctx.qid or controller is None or not controller.events.forget(cid):
+        ctx = self.ctx
+        if not isinstance(ctx, AdminContext) or not ctx.controller.events.forget(cid):
             return False
         logger.info("%s: CID %#x of a waiting Asynchronous Event Request is used anew: forgotten", self.ctx.peer, cid)
         self.running.pop(cid, None)
@@ -339,8 +338,8 @@ class TargetQueue:
         ``reserved``: bytes that were counted for what it reads, until that has been sent.
         """
         ctx = self.ctx
-        connecting = ctx.controller is None
-        if connecting and data is not None and self._wait_for_orphans(spec, sqe, data, lent):
+        connecting = ctx if isinstance(ctx, ConnectContext) else None
+        if connecting is not None and data is not None and self._wait_for_orphans(spec, sqe, data, lent):
             return
         OWNER.set(self.share)
         if self.trace is not None:
@@ -349,8 +348,8 @@ class TargetQueue:
         if isinstance(result, Completion):
             if lent is not None:
                 self.pool.give(lent)
-            if connecting and ctx.controller is not None:
-                self._connected()
+            if connecting is not None and connecting.accepted is not None:
+                self._connected(connecting.accepted)
             self.complete(sqe, result)
             return
         self.staging.reading += reserved
@@ -415,14 +414,14 @@ class TargetQueue:
         self.connecting = True
         return True
 
-    def _connected(self) -> None:
-        ctx = self.ctx
+    def _connected(self, ctx: AdminContext | IoContext) -> None:
+        self.ctx = ctx
         self.connection.set_queue(ctx.qid, ctx.entries, flow_control=ctx.flow_control)
         if self.trace is not None:
             self.trace.connected(ctx)
-        if ctx.qid and ctx.subsystem is not None and ctx.controller is not None:
-            self.share = ctx.controller.memory
-            self.connection.set_incapsule(ctx.subsystem.config.incapsule_bytes)
+        if isinstance(ctx, IoContext):
+            self.share = ctx.view.memory
+            self.connection.set_incapsule(ctx.limits.incapsule_bytes)
 
     def complete(self, sqe: Sqe, completion: Completion) -> None:
         cid = sqe.cid

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final
 
 from nvmeof.address import Address
-from nvmeof.errors import CommandError, ConfigurationError
+from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import NVME_PORT, AnaState
-from nvmeof.spec.status import Status
+from nvmeof.target.projection.ana_access import AnaAccess
 
 ANA_GROUP: Final = 1
 """The group of a namespace for which no other is given."""
@@ -23,27 +23,12 @@ ANA_TRANSITION_SECONDS: Final = 10
 """ANATT: for how long a group is in the Change state at most. Linux resets the controller after twice that."""
 ACCESSIBLE: Final = frozenset({AnaState.OPTIMIZED, AnaState.NON_OPTIMIZED})
 """The states in which commands reach the namespaces of a group."""
-PATH_STATUS: Final[Mapping[AnaState, Status]] = MappingProxyType(
-    {
-        AnaState.INACCESSIBLE: Status.ANA_INACCESSIBLE,
-        AnaState.PERSISTENT_LOSS: Status.ANA_PERSISTENT_LOSS,
-        AnaState.CHANGE: Status.ANA_TRANSITION,
-    }
-)
-"""What commands are aborted with in the other states (NVMe Base, 8.1.1.6 to 8.1.1.8)."""
 STATE_WORDS: Final[Mapping[str, AnaState]] = MappingProxyType(
     {state.name.lower().replace("_", "-"): state for state in AnaState}
 )
 """The states by the words of command lines, which are those of nvme-cli and nvmet."""
 
 logger = logging.getLogger("nvmeof.target")
-
-
-class Grouped(Protocol):
-    """What ANA needs to know of a namespace."""
-
-    nsid: int
-    anagrpid: int
 
 
 def state_word(state: AnaState) -> str:
@@ -107,11 +92,11 @@ def check_ana_group(group: int, most: int) -> None:
 class AnaGroups:
     """The state of each ANA group of one subsystem through one port; optimized unless another was set.
 
-    `barred` holds the groups whose state lets no command through: what every command looks at, and nearly always empty.
+    `access` has the groups whose state lets no command through: what every command looks at, and nearly always empty.
     `transitions` counts the changes of each group's state.
     """
 
-    __slots__ = ("_change_since", "_states", "_told", "barred", "portid", "transitions")
+    __slots__ = ("_change_since", "_states", "_told", "access", "portid", "transitions")
 
     def __init__(self, portid: int, states: Mapping[int, AnaState] = MappingProxyType({})) -> None:
         self.portid = portid
@@ -119,10 +104,16 @@ class AnaGroups:
         self._change_since: dict[int, float] = {}
         self._told: set[int] = set()
         self.transitions: dict[int, int] = {}
-        self.barred = self._barred()
+        self.access = self._access()
 
-    def _barred(self) -> dict[int, AnaState]:
-        return {group: state for group, state in self._states.items() if state not in ACCESSIBLE}
+    def _access(self) -> AnaAccess:
+        barred = {group: state for group, state in self._states.items() if state not in ACCESSIBLE}
+        return AnaAccess(self.portid, barred)
+
+    @property
+    def barred(self) -> Mapping[int, AnaState]:
+        """The groups whose state lets no command through, with their states."""
+        return self.access.barred
 
     @property
     def states(self) -> Mapping[int, AnaState]:
@@ -153,19 +144,8 @@ class AnaGroups:
         self.transitions[group] = self.transitions.get(group, 0) + 1
         self._change_since.pop(group, None)
         self._told.discard(group)
-        self.barred = self._barred()
+        self.access = self._access()
         return True
-
-    def check_access(self, namespace: Grouped) -> None:
-        """Raise the path related status of the namespace's group, unless its state lets commands through."""
-        state = self.barred.get(namespace.anagrpid)
-        if state is not None:
-            raise CommandError(
-                PATH_STATUS[state],
-                dnr=False,
-                message=f"namespace {namespace.nsid} is in ANA group {namespace.anagrpid}, which is in the state"
-                f" {state_word(state)} on port {self.portid}",
-            )
 
     def tick(self, now: float, subnqn: str) -> None:
         """Say it once when a group has been in the Change state for longer than hosts were told (ANATT)."""

@@ -10,7 +10,7 @@ from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
 from nvmeof.target.core.log_rate import PeerLog
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, SubsystemConfig
-from nvmeof.target.subsystem.subsystem import Subsystem
+from nvmeof.target.subsystem.subsystem import Association, Subsystem
 
 
 def address_family(address: str) -> Adrfam:
@@ -119,6 +119,11 @@ class TargetRegistry:
         if subnqn == DISCOVERY_NQN:
             return self.discovery
         return None if port.discovery_only else self.subsystems.get(subnqn)
+
+    def association(self, subnqn: str, cntlid: int) -> Association | None:
+        """Return the controller of a subsystem that has that CNTLID; None when it has gone."""
+        subsystem = self.discovery if subnqn == DISCOVERY_NQN else self.subsystems.get(subnqn)
+        return None if subsystem is None else subsystem.controllers.get(cntlid)
 
     def changed(self) -> None:
         """The Discovery log changed: count it and tell the discovery controllers."""

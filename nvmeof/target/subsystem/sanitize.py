@@ -22,6 +22,7 @@ from nvmeof.target.core.metadata import MetadataStore, damaged, erasure_interrup
 from nvmeof.target.namespaces.feature_values import forget
 from nvmeof.target.namespaces.format_job import forget_interrupted
 from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.projection.sanitize_view import SanitizeState, SanitizeView
 from nvmeof.target.storage.erase import give_back, overwrite, passes_to_erase
 from nvmeof.target.subsystem.persistent_events import watch
 
@@ -29,24 +30,6 @@ SECTION: Final = "sanitize"
 Ended = Callable[["Sanitizer"], object]
 
 logger = logging.getLogger(__name__)
-
-
-class SanitizeState(Enum):
-    """Where a sanitize operation stands (NVMe Base, Sanitize Operation State Machine)."""
-
-    IDLE = "idle"
-    RESTRICTED_PROCESSING = "restricted processing"
-    UNRESTRICTED_PROCESSING = "unrestricted processing"
-    RESTRICTED_FAILURE = "restricted failure"
-    UNRESTRICTED_FAILURE = "unrestricted failure"
-
-    @property
-    def processing(self) -> bool:
-        return self in (SanitizeState.RESTRICTED_PROCESSING, SanitizeState.UNRESTRICTED_PROCESSING)
-
-    @property
-    def failure(self) -> bool:
-        return self in (SanitizeState.RESTRICTED_FAILURE, SanitizeState.UNRESTRICTED_FAILURE)
 
 
 _STATE_CODES: Final = {
@@ -129,20 +112,38 @@ def _data_of(namespace: Namespace) -> tuple[str, str]:
 class Sanitizer:
     """`namespaces` is the subsystem's live table; `keeper` its own keeper.
 
-    `erased` tells that nothing was written since the last success (Global Data Erased).
+    `view` is what commands know of it; `erased` tells that nothing was written since the last success (Global Data
+    Erased).
     """
 
     def __init__(self, namespaces: dict[int, Namespace], metadata_store: MetadataStore) -> None:
         self._namespaces = namespaces
         self._metadata_store = metadata_store
-        self.state = SanitizeState.IDLE
+        self.view = SanitizeView()
         self.outcome = SanitizeOutcome.NEVER
         self.cdw10 = 0
         self.cdw11 = 0
         self.passes_done = 0
-        self.erased = False
         self._done_bytes = 0
         self._total_bytes = 1
+
+    @property
+    def state(self) -> SanitizeState:
+        """Where the operation stands."""
+        return self.view.state
+
+    @state.setter
+    def state(self, state: SanitizeState) -> None:
+        self.view.state = state
+
+    @property
+    def erased(self) -> bool:
+        """Whether nothing was written since the last success."""
+        return self.view.erased
+
+    @erased.setter
+    def erased(self, erased: bool) -> None:
+        self.view.erased = erased
 
     @property
     def command(self) -> SanitizeCommand:

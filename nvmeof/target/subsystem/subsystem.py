@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.runtime import Runtime
@@ -17,11 +17,15 @@ from nvmeof.spec.properties import Shst
 from nvmeof.spec.reservations import NotificationType
 from nvmeof.spec.status import Status
 from nvmeof.target.core.metadata import MemoryStore, MetadataStore
+from nvmeof.target.core.queue_control import QueueControl
+from nvmeof.target.core.states import ControllerState
 from nvmeof.target.namespaces.endurance_group import occupied_bytes
 from nvmeof.target.namespaces.feature_values import Values, check_saved
 from nvmeof.target.namespaces.format_job import interrupted, resume
 from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.namespaces.zoned import ZonedNamespace, make_namespace
+from nvmeof.target.projection.association import AssociationView, Limits
+from nvmeof.target.projection.effects import Effects
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.subsystem.ana import ANA_GROUP, AnaGroups, AnaPorts, check_ana_group
 from nvmeof.target.subsystem.attachments import Attachments
@@ -44,6 +48,9 @@ REVALIDATE_SECONDS = 0.9
 """How often sizes of files are looked at."""
 REVALIDATE_AT_ONCE = 64
 
+Figures: TypeAlias = Callable[[], dict[str, object]]
+"""Tells what there is to say of a queue, or of what carries it."""
+
 logger = logging.getLogger("nvmeof.target")
 
 
@@ -54,10 +61,37 @@ class Association(Protocol):
     host_nqn: str
     hostid: bytes
     attached: dict[int, Namespace]
-    namespaces: dict[int, Namespace]
+    hostid_differs: bool
 
     @property
     def ana(self) -> AnaGroups: ...
+
+    @property
+    def namespaces(self) -> Mapping[int, Namespace]: ...
+
+    @property
+    def view(self) -> AssociationView: ...
+
+    @property
+    def state(self) -> ControllerState: ...
+
+    def effects(self, qid: int, queue: QueueControl, trtype: int) -> Effects: ...
+
+    def attach_queue(
+        self, qid: int, queue: QueueControl, figures: Figures, connection: Figures | None = None
+    ) -> None: ...
+
+    def check_entry_sizes(self, error_location: int) -> None: ...
+
+    def check_qid_free(self, qid: int, error_location: int) -> None: ...
+
+    def connect_refused(self, qid: int, cid: int, error: CommandError, *, trtype: int, opcode: int) -> None: ...
+
+    def tick(self, now: float) -> float | None: ...
+
+    def project(self) -> None: ...
+
+    def withdraw_events(self, lid: int) -> None: ...
 
     def attach(self, *namespaces: Namespace) -> None: ...
 
@@ -112,6 +146,11 @@ class Subsystem:
         self.config = config
         self.nqn = config.nqn
         self.discovery = discovery
+        self.command_limits = Limits(
+            transfer_bytes=config.transfer_limit_bytes,
+            incapsule_bytes=config.incapsule_bytes,
+            max_namespaces=config.max_namespaces,
+        )
         self.metadata_store: MetadataStore = config.metadata_store or (
             config.pool.metadata_store if config.pool is not None else MemoryStore()
         )

@@ -32,7 +32,7 @@ def identify(queue: TestQueue, cns: int, nsid: int = 0, **fields) -> bytes:
 
 
 def last_location(queue: TestQueue) -> int:
-    return queue.ctx.controller.error_log.newest()[0].error_location
+    return queue.controller.error_log.newest()[0].error_location
 
 
 @pytest.mark.parametrize("nsid", [1, 9, 1025, 0xFFFFFFFF])
@@ -58,7 +58,7 @@ def test_identify_controller():
     data = IDENTIFY_CONTROLLER.parse(identify(queue, 1))
     assert (data.mn, data.fr, data.subnqn) == ("a model", "1.2", NQN)
     assert data.sn == target.subsystem.config.serial_number and len(data.sn) == 20
-    assert data.cntlid == queue.ctx.controller.cntlid
+    assert data.cntlid == queue.controller.cntlid
     assert data.ver == 0x20100 and data.cntrltype == 1
     assert mdts_bytes(data.mdts) == 1 << 18
     assert data.cmic == 0b1011 and data.oaes & 0x80900 == 0x80900

@@ -25,9 +25,9 @@ def test_io_queue_joins_its_controller():
     target = Target()
     admin = target.admin()
     queue = target.io(admin, 3, sqsize=127)
-    assert queue.ctx.controller is admin.ctx.controller
+    assert queue.controller is admin.controller
     assert queue.ctx.flow_control is True and queue.ctx.entries == 128
-    assert set(admin.ctx.controller.queues) == {0, 3}
+    assert set(admin.controller.queues) == {0, 3}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_admin_connect_refused(fields, status, dw0):
     queue = target.queue()
     completion = queue.try_connect(**fields)
     assert (completion.status, completion.dw0, completion.dnr) == (status, dw0, True)
-    assert queue.ctx.controller is None and not target.subsystem.controllers
+    assert queue.controller is None and not target.subsystem.controllers
     assert queue.connect() == 1, "the queue may try again"
 
 
@@ -70,9 +70,9 @@ def test_io_connect_refused(fields, status, dw0):
     target = Target()
     admin = target.admin()
     target.io(admin, 5)
-    completion = target.queue().try_connect(**{"qid": 1, "cntlid": admin.ctx.controller.cntlid, **fields})
+    completion = target.queue().try_connect(**{"qid": 1, "cntlid": admin.controller.cntlid, **fields})
     assert (completion.status, completion.dw0) == (status, dw0)
-    assert set(admin.ctx.controller.queues) == {0, 5}
+    assert set(admin.controller.queues) == {0, 5}
 
 
 def test_largest_queue_is_accepted():
@@ -142,7 +142,7 @@ def test_unknown_fabrics_commands(fctype):
     target = Target()
     admin = target.admin()
     assert admin.command(FABRICS_OPCODE, nsid=fctype).status == Status.INVALID_OPCODE
-    assert admin.ctx.controller.error_log.newest()[0].error_location == 4
+    assert admin.controller.error_log.newest()[0].error_location == 4
     assert target.io(admin).command(FABRICS_OPCODE, nsid=fctype).status == Status.INVALID_OPCODE
 
 
@@ -179,7 +179,7 @@ def test_property_values():
 def test_property_get_refused(offset, attrib, location):
     queue = Target().admin()
     assert queue.get_property(offset, attrib).status == Status.INVALID_FIELD
-    assert queue.ctx.controller.error_log.newest()[0].error_location == location
+    assert queue.controller.error_log.newest()[0].error_location == location
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_property_get_refused(offset, attrib, location):
 def test_property_set_refused(offset, attrib, location):
     queue = Target().admin()
     assert queue.set_property(offset, 0, attrib).status == Status.INVALID_FIELD
-    assert queue.ctx.controller.error_log.newest()[0].error_location == location
+    assert queue.controller.error_log.newest()[0].error_location == location
 
 
 def test_disconnect_ends_an_io_queue_only():
@@ -213,7 +213,7 @@ def test_admin_queue_that_goes_takes_its_io_queues_along():
     admin = target.admin()
     first, second = target.io(admin, 1), target.io(admin, 2)
     first.ctx.detach("closed by the peer")
-    assert not admin.closed and not second.closed and 1 not in admin.ctx.controller.queues
+    assert not admin.closed and not second.closed and 1 not in admin.controller.queues
     admin.ctx.detach("connection lost")
     assert second.closed == ["connection lost"] and not admin.closed and not first.closed
     assert not target.subsystem.controllers
@@ -224,7 +224,7 @@ def test_admin_queue_that_goes_takes_its_io_queues_along():
 def test_controller_ids_are_not_reused_at_once():
     target = Target()
     first = target.admin()
-    cntlid = first.ctx.controller.cntlid
+    cntlid = first.controller.cntlid
     first.ctx.detach("gone")
     assert target.queue().connect() == cntlid + 1
     target.subsystem._last_cntlid = 0xFFEF
@@ -236,7 +236,7 @@ def test_commands_of_a_dead_association_are_refused():
     target = Target(Ramdisk("1M"))
     admin = target.admin()
     queue = target.io(admin)
-    controller = admin.ctx.controller
+    controller = admin.controller
     controller.destroy("test")
     assert queue.command(0x02, length=512, nsid=1).status == Status.COMMAND_SEQUENCE_ERROR
     assert admin.set_property(CC_OFFSET, CC_DISABLED).status == Status.COMMAND_SEQUENCE_ERROR
@@ -246,7 +246,7 @@ def test_the_admin_queues_connect_alone_sets_the_keep_alive_timeout():
     target = Target()
     admin = target.admin(kato=5000)
     target.io(admin, kato=60000)
-    assert admin.ctx.controller.kato_ms == 5000
+    assert admin.controller.kato_ms == 5000
 
 
 @pytest.mark.parametrize("cattr", range(16))

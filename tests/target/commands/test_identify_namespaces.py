@@ -71,7 +71,7 @@ def identify(queue: TestQueue, cns: int, nsid: int = 0, **fields) -> bytes:
 def refused(queue: TestQueue, cns: int, nsid: int = 0, **fields) -> tuple[int, int]:
     completion = queue.identify(cns, nsid, **fields)
     assert completion.data is None
-    return completion.status, queue.ctx.controller.error_log.newest()[0].error_location
+    return completion.status, queue.controller.error_log.newest()[0].error_location
 
 
 LISTS = {0x02: [1, 5], 0x10: [1, 3, 5, 7]}
@@ -187,7 +187,7 @@ def test_format_indexes(queue, cns):
             assert seen.nlbaf == len(LBA_FORMATS) - 1 and seen.nsze == 0
     for index in (len(LBA_FORMATS), 63, 64, 0xFFFF):
         assert queue.command(0x06, length=4096, cdw10=cns, cdw11=index).status == Status.INVALID_FIELD
-        assert queue.ctx.controller.error_log.newest()[0].error_location == 44
+        assert queue.controller.error_log.newest()[0].error_location == 44
     assert refused(queue, cns, csi=ABSENT) == (Status.INVALID_FIELD, bit(44, 24))
 
 
@@ -212,7 +212,7 @@ def test_controllers(target, queue):
     assert parse_controller_list(identify(queue, 0x13, cntid=3)) == [3]
     assert parse_controller_list(identify(queue, 0x13, cntid=0xFFFF)) == []
     assert parse_controller_list(identify(queue, 0x12, 3)) == []
-    others[1].ctx.controller.attach(target.subsystem.namespaces[3])
+    others[1].controller.attach(target.subsystem.namespaces[3])
     assert parse_controller_list(identify(queue, 0x12, 3)) == [3]
     assert parse_controller_list(identify(queue, 0x12, 1, cntid=2)) == [2, 3]
     assert parse_controller_list(identify(queue, 0x12, 2)) == []

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.io.lba_status import SCAN_BYTES
+from nvmeof.target.commands.media.lba_status import SCAN_BYTES
 from nvmeof.target.core.block_ranges import BlockRanges
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
@@ -110,7 +110,7 @@ def test_a_scan_ends_with_its_queue():
     admin = target.admin()
     scan = admin.submit(admin.sqe(0x86, length=4096, nsid=1, cdw12=1023, cdw13=SCAN << 24))
     assert scan.step() is None, "one piece after the other"
-    admin.ctx.controller = None
+    admin.ctx.detach("closed")
     assert finish(target, scan).status == Status.ABORTED_SQ_DELETION
 
 

@@ -120,7 +120,7 @@ def test_parts_put_together_are_the_page(lid, data):
     if lid == 0x0D:
         read(queue, 0x0D, 512, lsp=1)
     expected = whole(queue, lid, nsid=nsid)
-    size = queue.ctx.controller and len(row.build(queue.ctx, queue.ctx.controller, _decoded(lid), nsid))
+    size = queue.controller and len(row.build(queue.ctx, queue.controller, _decoded(lid), nsid))
     lengths = data.draw(st.lists(st.integers(1, 200), min_size=1, max_size=8))
     position, parts, turn = 0, b"", 0
     while position < size:
@@ -145,7 +145,7 @@ def test_the_end_of_a_page(lid):
     nsid = 1 if row.per_namespace else ALL
     if lid == 0x0D:
         read(queue, 0x0D, 512, lsp=1)
-    size = len(row.build(queue.ctx, queue.ctx.controller, _decoded(lid), nsid))
+    size = len(row.build(queue.ctx, queue.controller, _decoded(lid), nsid))
     if size % row.whole == 0:
         assert queue.read_bytes(read(queue, lid, row.whole, size, nsid=nsid)) == bytes(row.whole)
     beyond = (size // row.whole + 1) * row.whole
@@ -217,12 +217,12 @@ def test_a_connect_that_fails_is_in_the_log_of_its_controller():
     target = Target(max_io_queues=4)
     admin = target.admin()
     queue = target.queue()
-    assert queue.try_connect(qid=5, cntlid=admin.ctx.controller.cntlid).status == Status.CONNECT_INVALID_PARAMETERS
+    assert queue.try_connect(qid=5, cntlid=admin.controller.cntlid).status == Status.CONNECT_INVALID_PARAMETERS
     error = last_error(admin)
     assert (error.sqid, error.opcode, error.nsid) == (5, 0x7F, 0)
     assert error.parameter_error_location == 42
     stranger = target.queue()
-    stranger.try_connect(qid=5, cntlid=admin.ctx.controller.cntlid, hostnqn="nqn.2026-01.org.example:x")
+    stranger.try_connect(qid=5, cntlid=admin.controller.cntlid, hostnqn="nqn.2026-01.org.example:x")
     assert last_error(admin).error_count == error.error_count, "another host does not write into it"
 
 
@@ -232,10 +232,10 @@ def test_a_connect_that_fails_is_in_the_log_of_its_controller():
 def test_more_than_1024_changed_namespaces():
     target = Target(max_namespaces=1100)
     admin = target.admin()
-    admin.ctx.controller.changed_namespaces.update(range(1, 1025))
+    admin.controller.changed_namespaces.update(range(1, 1025))
     data = admin.read_bytes(admin.log_page(4, 4096, rae=True))
     assert struct.unpack("<1024I", data) == tuple(range(1, 1025))
-    admin.ctx.controller.changed_namespaces.add(1025)
+    admin.controller.changed_namespaces.add(1025)
     data = admin.read_bytes(admin.log_page(4, 4096))
     assert data == b"\xff\xff\xff\xff" + bytes(4092)
     assert admin.read_bytes(admin.log_page(4, 4096)) == bytes(4096), "RAE = 0 empties it"

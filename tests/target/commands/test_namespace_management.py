@@ -339,10 +339,10 @@ def test_private_namespaces(target, queue):
     assert active(second) == [1, 2]
     third = target.admin(hostnqn=OTHER_HOST)
     assert active(third) == [1], "the host's other controller does not get it"
-    second.ctx.controller.destroy("gone")
+    second.controller.destroy("gone")
     fourth = target.admin(hostnqn=OTHER_HOST)
     assert active(fourth) == [1, 2], "the host that had it comes back"
-    fourth.ctx.controller.destroy("gone")
+    fourth.controller.destroy("gone")
     assert attach(queue, 2, 1).status == 0, "nobody has it now"
     assert active(target.admin(hostnqn=OTHER_HOST)) == [1], "and it is not the other's any more"
 
@@ -392,7 +392,7 @@ def test_command_sets_that_are_not_enabled(target):
     every.set_property(CC_OFFSET, 0)
     every.set_property(CC_OFFSET, CC_ENABLE)
     assert active(every) == [1, 5]
-    assert every.ctx.namespaces is every.ctx.controller.namespaces
+    assert every.ctx.namespaces is every.controller.namespaces
 
 
 # What outlives controllers
@@ -406,7 +406,7 @@ def test_a_host_finds_its_namespaces_again(target, queue):
     attach(queue, 3, 2)
     detach(queue, 1, 2)
     for each in (queue, other):
-        each.ctx.controller.destroy("gone")
+        each.controller.destroy("gone")
     assert active(target.admin()) == [1, 2]
     assert active(target.admin(hostnqn=OTHER_HOST)) == [3]
     assert active(target.admin(hostnqn="nqn.2026-01.org.example:third")) == [1]
@@ -437,7 +437,7 @@ def events(queue: TestQueue) -> list[int]:
     while True:
         result = queue.submit(queue.sqe(0x0C))
         if isinstance(result, Pending) and result.completion is None:
-            queue.ctx.controller.events.abort(queue.cid)
+            queue.controller.events.abort(queue.cid)
             result.step()
             return seen
         completion = result.completion if isinstance(result, Pending) else result
@@ -574,7 +574,7 @@ def test_what_happens_while_an_operation_is_kept():
     target, queue, metadata_store = slow_target()
     second = target.admin()
     pending = submit_attach(queue, 2, 1, 2)
-    second.ctx.controller.destroy("gone")
+    second.controller.destroy("gone")
     target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M")))
     metadata_store.futures[0].set_result(None)
     assert pending.step().status == 0

@@ -32,7 +32,7 @@ def write(queue: TestQueue, slba: int, data: bytes, block_bytes: int = 512, **fi
 
 
 def last_error(queue: TestQueue):
-    return queue.ctx.controller.error_log.newest()[0]
+    return queue.controller.error_log.newest()[0]
 
 
 @pytest.mark.parametrize("block_bytes", [512, 4096])

@@ -146,11 +146,11 @@ def test_a_command_for_all_namespaces():
     assert blocked_status(flush, NvmOpcode.FLUSH, everything)
     assert not blocked_status(flush, NvmOpcode.FLUSH, 2)
     assert not blocked_status(hosts[0].io, NvmOpcode.FLUSH, everything)
-    hosts[2].io.ctx.controller.detach(1)
+    hosts[2].io.controller.detach(1)
     assert not blocked_status(flush, NvmOpcode.FLUSH, everything)  # of what is attached
     for rtype in (WE, EA):
         hosts = reserved(rtype, Ramdisk("1M"), Ramdisk("1M"))
-        hosts[2].admin.ctx.controller.detach(1)
+        hosts[2].admin.controller.detach(1)
         for opcode, group in ADMIN_GROUPS.items():
             row = ADMIN.get(opcode)
             if row is None:  # one that is not there
@@ -194,10 +194,10 @@ def test_copies_from_other_namespaces(rtype):
 def test_permits_are_withdrawn():
     hosts = [Host(Target(), number) for number in range(1)]
     namespace = hosts[0].target.subsystem.namespaces[1]
-    controller = hosts[0].io.ctx.controller
+    controller = hosts[0].io.controller
 
     def withdrawn(act) -> bool:
-        admission_token = controller.admission_token(namespace)
+        admission_token = controller.namespaces.admission_token(namespace)
         assert act().status == 0
         return not admission_token.valid
 
@@ -322,13 +322,13 @@ def test_namespaces(opcode, nsid, status):
 
 def test_report():
     hosts = reserved(WERO)
-    assert hosts[0].io.ctx.controller is not None and hosts[1].io.ctx.controller is not None
+    assert hosts[0].io.controller is not None and hosts[1].io.controller is not None
     report = hosts[2].report()
     assert (report.generation, report.rtype, report.persistent, report.count) == (2, WERO, False, 2)
     expected = [(hostid(0), KEYS[0], True, 0xFFFF), (hostid(1), KEYS[1], False, 0xFFFF)]
     assert [(item.hostid, item.key, item.holder, item.cntlid) for item in report.registrants] == expected
     hosts[0].connect()
-    hosts[1].io.ctx.controller.destroy("gone")
+    hosts[1].io.controller.destroy("gone")
     report = hosts[2].report()
     assert [(item.hostid, item.key, item.holder, item.cntlid) for item in report.registrants] == expected, (
         "one entry per host, whatever controllers it has"

@@ -32,7 +32,7 @@ def test_registration_preempted():
 def test_a_controller_that_is_not_attached_is_not_told():
     hosts = reserved(WE)
     second_admin, _ = hosts[0].connect()
-    second_admin.ctx.controller.detach(1)
+    second_admin.controller.detach(1)
     assert hosts[1].preempt(WE, KEYS[1], KEYS[0]).status == 0
     assert (kinds(hosts[0]), kinds(hosts[0], second_admin)) == ([REGISTRATION_PREEMPTED], [])
 

@@ -162,7 +162,7 @@ def test_what_is_told_is_durable(target, metadata_store):
 def test_what_cannot_be_kept_is_taken_back(target, metadata_store, at_once):
     hosts = [Host(target, 0), Host(target, 1)]
     finish(metadata_store, pending(hosts[0], REGISTER, pack_keys(0, 1), SET))
-    admission_token = hosts[1].io.ctx.controller.admission_token(target.subsystem.namespaces[1])
+    admission_token = hosts[1].io.controller.namespaces.admission_token(target.subsystem.namespaces[1])
     if at_once:
         metadata_store.fails = True
         completion = hosts[0].acquire(EA, 1)
@@ -185,7 +185,7 @@ def test_a_release_that_is_taken_back(target, metadata_store):
     finish(metadata_store, pending(hosts[0], ACQUIRE, pack_keys(1, 0), EA << 8))
     command = pending(hosts[0], RELEASE, pack_release(1), EA << 8)
     assert hosts[1].read() == 0
-    admission_token = hosts[1].io.ctx.controller.admission_token(target.subsystem.namespaces[1])
+    admission_token = hosts[1].io.controller.namespaces.admission_token(target.subsystem.namespaces[1])
     metadata_store.finish(broken=True)
     done(command, Status.INTERNAL_ERROR)
     assert not admission_token.valid

@@ -167,10 +167,10 @@ def test_saved_values_that_do_not_fit_any_more():
         save(metadata_store, fid, 0, Saved((value, 0, 0, 0, 0), None, Value(value)))
     admin = target.admin()
     assert admin.get_feature(0x04).dw0 == 343 and admin.get_feature(0x0A).dw0 == 1
-    assert current_value(FEATURES, admin.ctx.controller, 0x0A).dw0 == 1
+    assert current_value(FEATURES, admin.controller, 0x0A).dw0 == 1
     discovery = Subsystem(SubsystemConfig(nqn=NQN, namespaces=(NamespaceConfig(backend=Ramdisk("1M")),)))
     discovery.discovery = True
     discovery.metadata_store = metadata_store
     target.registry.subsystems.clear()
     target.registry.add_subsystem(discovery)
-    assert target.admin().ctx.controller.features.values == {}
+    assert target.admin().controller.features.values == {}

@@ -38,7 +38,7 @@ def test_the_uuid_index_of_get_log_page(queue, lid):
             assert completion.status == Status.SUCCESS
         else:
             assert completion.status == Status.INVALID_FIELD
-            assert queue.ctx.controller.error_log.newest()[0].error_location == 56
+            assert queue.controller.error_log.newest()[0].error_location == 56
 
 
 def test_the_effects_log_tells_of_uuid_selection(target, queue):

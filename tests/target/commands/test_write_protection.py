@@ -45,7 +45,7 @@ def test_on_and_off():
     io = target.io(admin)
     assert (protection(admin).dw0, nsattr(admin)) == (0, 0)
     assert write(io, 0, b"x" * 512).status == 0
-    admission_token = io.ctx.controller.admission_token(io.ctx.namespaces[1])
+    admission_token = io.controller.namespaces.admission_token(io.ctx.namespaces[1])
     assert protect(target, admin).status == 0
     assert not admission_token.valid
     assert (protection(admin).dw0, nsattr(admin)) == (1, 1)

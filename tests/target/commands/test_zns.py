@@ -48,7 +48,7 @@ def zones_of(queue):
 
 def refused(queue, completion, status, location=40):
     assert completion.status == status
-    assert queue.ctx.controller.error_log.newest()[0].error_location == location
+    assert queue.controller.error_log.newest()[0].error_location == location
 
 
 # Writing
@@ -471,7 +471,7 @@ def test_changed_zones_and_their_event():
     invalid, inactive = Status.INVALID_NAMESPACE, Status.INVALID_FIELD
     for nsid, status in ((1, invalid), (3, inactive), (0, invalid), (1025, invalid), (0xFFFFFFFF, inactive)):
         assert admin.log_page(0xBF, 4096, nsid=nsid).status == status
-        assert admin.ctx.controller.error_log.newest()[0].error_location == 4
+        assert admin.controller.error_log.newest()[0].error_location == 4
 
 
 def test_more_changed_zones_than_the_log_has_room_for():

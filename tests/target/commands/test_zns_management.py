@@ -64,7 +64,7 @@ def test_create_is_checked(target, fields, status):
     admin = target.admin()
     assert create(admin, **fields).status == status
     if status:
-        assert admin.ctx.controller.error_log.newest()[0].error_location == 24
+        assert admin.controller.error_log.newest()[0].error_location == 24
 
 
 def test_what_a_host_can_create_is_told(target):

@@ -94,7 +94,7 @@ def test_every_state_and_cc_write(state, write):
     completion = queue.set_property(CC_OFFSET, WRITES[write])
     if outcome is None:
         assert completion.status == Status.INVALID_FIELD
-        assert queue.ctx.controller.error_log.newest()[0].error_location == 48 | 7 << 8
+        assert queue.controller.error_log.newest()[0].error_location == 48 | 7 << 8
         assert queue.ctx.state is state and queue.get_property(CC_OFFSET).dw0 == before
     else:
         assert completion.status == 0 and (queue.ctx.state, queue.csts) == outcome
@@ -194,7 +194,7 @@ def test_reset_closes_io_queues_and_forgets_features_and_requests():
     assert request.step().status == Status.ABORTED_BY_REQUEST
     admin.set_property(CC_OFFSET, CC_ENABLE)
     assert admin.get_feature(0x0B).dw0 == 0
-    assert target.io(admin, 1).ctx.controller is admin.ctx.controller
+    assert target.io(admin, 1).controller is admin.controller
 
 
 def test_late_detach_of_a_closed_queue_does_not_remove_its_successor():
@@ -205,7 +205,7 @@ def test_late_detach_of_a_closed_queue_does_not_remove_its_successor():
     admin.set_property(CC_OFFSET, CC_ENABLE)
     new = target.io(admin, 1)
     old.ctx.detach("its connection went later")
-    assert admin.ctx.controller.queues[1] is new.ctx.queue
+    assert admin.controller.queues[1] is new.ctx.queue
 
 
 class SlowFlush(Backend):
@@ -259,7 +259,7 @@ def test_what_is_read_only_in_cc_stays_zero():
 def test_a_reserved_shutdown_is_refused():
     admin = Target().admin()
     assert admin.set_property(CC_OFFSET, CC_ENABLE | 3 << 14).status == Status.INVALID_FIELD
-    assert admin.ctx.controller.error_log.newest()[0].error_location == 49 | 6 << 8
+    assert admin.controller.error_log.newest()[0].error_location == 49 | 6 << 8
     assert admin.csts == RDY
 
 
@@ -289,7 +289,7 @@ def test_entry_sizes_may_be_set_after_enabling_but_before_io_queues():
     admin.set_property(CC_OFFSET, CC_ENABLE)
     target.io(admin)
     assert admin.set_property(CC_OFFSET, bare).status == Status.INVALID_FIELD
-    assert admin.ctx.controller.error_log.newest()[0].error_location == 50 | 1 << 8
+    assert admin.controller.error_log.newest()[0].error_location == 50 | 1 << 8
 
 
 def test_subsystem_reset():
@@ -363,7 +363,7 @@ def test_a_subsystem_shutdown_overtaken_by_a_reset_is_forgotten():
 def test_keep_alive_timeout_ends_the_association():
     target = Target()
     admin = target.admin(kato=5000)
-    controller = admin.ctx.controller
+    controller = admin.controller
     start = target.runtime.time
     assert controller.next_deadline() == start + 5
     assert not controller.check_deadline(start + 4.99)
@@ -378,7 +378,7 @@ def test_traffic_on_any_queue_counts_for_its_interval():
     target = Target()
     admin = target.admin(kato=5000)
     io = target.io(admin)
-    controller = admin.ctx.controller
+    controller = admin.controller
     start = target.runtime.time
     io.command(0x00, nsid=1)
     for end in (5, 10):
@@ -397,14 +397,14 @@ def test_keep_alive_begins_a_new_interval(how):
     target.runtime.time += 4
     completion = admin.command(0x18) if how == "command" else admin.set_feature(0x0F, 5000)
     assert completion.status == 0
-    assert admin.ctx.controller.next_deadline() == target.runtime.time + 5
-    assert admin.ctx.controller.check_deadline(target.runtime.time + 5), "nothing was heard in the new one"
+    assert admin.controller.next_deadline() == target.runtime.time + 5
+    assert admin.controller.check_deadline(target.runtime.time + 5), "nothing was heard in the new one"
 
 
 @pytest.mark.parametrize("state", [DISABLED, SHUTDOWN, FAILED])
 def test_without_a_ready_controller_the_timer_is_not_active(state):
     queue = in_state(state)
-    controller = queue.ctx.controller
+    controller = queue.controller
     now = controller.runtime.now()
     assert controller.kato_ms == 5000 and controller.next_deadline() == now + 120
     controller.keep_alive()
@@ -451,19 +451,19 @@ def test_the_largest_timeout_can_be_told():
 
 
 def test_no_keep_alive_for_an_io_controller_that_asks_for_none():
-    assert Target().admin(kato=0).ctx.controller.next_deadline() is None
+    assert Target().admin(kato=0).controller.next_deadline() is None
 
 
 def test_default_keep_alive_can_be_configured():
     target = Target(any_keep_alive_seconds=30)
-    assert target.admin(kato=0).ctx.controller.next_deadline() == target.runtime.time + 30
+    assert target.admin(kato=0).controller.next_deadline() == target.runtime.time + 30
 
 
 def test_discovery_controller_goes_after_two_idle_minutes():
     target = Target()
-    controller = target.discovery(kato=0).ctx.controller
+    controller = target.discovery(kato=0).controller
     assert controller.next_deadline() == target.runtime.time + 120
-    assert target.discovery(kato=30000).ctx.controller.next_deadline() == target.runtime.time + 30
+    assert target.discovery(kato=30000).controller.next_deadline() == target.runtime.time + 30
 
 
 def test_keep_alive_is_rounded_up_to_its_granularity():
@@ -472,7 +472,7 @@ def test_keep_alive_is_rounded_up_to_its_granularity():
     admin.set_feature(0x0F, 1)
     assert admin.get_feature(0x0F).dw0 == 100
     admin.set_feature(0x0F, 0)
-    assert admin.ctx.controller.next_deadline() is None
+    assert admin.controller.next_deadline() is None
     assert admin.command(0x18).status == 0
 
 

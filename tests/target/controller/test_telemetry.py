@@ -108,7 +108,7 @@ def test_the_capture_stays_until_the_next_one():
 def test_the_generation_wraps():
     admin = Target().admin()
     page(admin, lsp=CREATE)
-    admin.ctx.controller.parts[HostInitiated].generation = 255
+    admin.controller.parts[HostInitiated].generation = 255
     assert page(admin, lsp=CREATE)[0].thdgn == 0
 
 
@@ -251,7 +251,7 @@ def test_a_protocol_fault_is_captured_for_the_others():
     queue.ctx.detach("protocol error: nonsense", fault=True)
     header, raw = page(other, 8)
     assert b"queue 1 ended: protocol error: nonsense" in header.rid
-    assert documents(raw, header.da1lb)[0]["controller"]["cntlid"] == admin.ctx.controller.cntlid
+    assert documents(raw, header.da1lb)[0]["controller"]["cntlid"] == admin.controller.cntlid
     target.io(other).ctx.detach("closed by the host")
     assert page(other, 8)[0].tcdgn == 1, "an ordinary end is no fault"
 

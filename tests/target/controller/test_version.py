@@ -75,7 +75,7 @@ ENDURANCE_GROUPS = {"logs": {0x09}, "identify": {0x19}}
 
 def offered(queue: TestQueue) -> dict[str, set[int]]:
     """What a controller says that it has."""
-    controller = queue.ctx.controller
+    controller = queue.controller
     assert controller is not None
     supported = queue.read_bytes(queue.log_page(0x00, 1024))
     effects = queue.read_bytes(queue.log_page(0x05, 4096))

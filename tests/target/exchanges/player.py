@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import ConnectContext
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
@@ -40,7 +40,7 @@ class Line:
         self.connection = TargetConnection(ConnectionConfig(header_digest=digests, data_digest=digests))
         self.queue = TargetQueue(self.connection, target.pool, target.detached, self)
         seen = target.port.seen_at("192.0.2.1", 4420)
-        self.queue.ctx = CommandContext(target.runtime, target.registry, seen, self.queue, peer="192.0.2.9:50000")
+        self.queue.ctx = ConnectContext(target.runtime, target.registry, seen, self.queue, peer="192.0.2.9:50000")
         self.reason = ""
 
     # what a queue asks of its driver

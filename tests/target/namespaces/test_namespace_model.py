@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import ConnectContext
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.queue import TargetQueue
@@ -111,7 +111,7 @@ class Queue(Wire):
         self.pool = BufferPool(4 << 20)
         self.queue = TargetQueue(self.connection, self.pool, DetachedCommands(), self.driver)
         seen = self.target.port.seen_at("192.0.2.1", 4420)
-        self.queue.ctx = CommandContext(self.target.runtime, self.target.registry, seen, self.queue)
+        self.queue.ctx = ConnectContext(self.target.runtime, self.target.registry, seen, self.queue)
         controller = next(iter(self.target.subsystem.controllers.values()))
         self.feed(icreq(dgst=self.dgst))
         sqe = make_sqe(0, 0x7F, nsid=1, length=1024, sgl=IN_CAPSULE, cdw10=self.qid << 16, cdw11=127 | 4 << 16)

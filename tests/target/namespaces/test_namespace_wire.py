@@ -77,7 +77,7 @@ def test_short_cuts_end_with_the_attachment(setup):
     assert read(wire, 2) == bytes(LENGTH)
     other = target.admin(hostnqn="nqn.2026-01.org.example:other")
     assert attach(other, 2).status == 0
-    assert detach(admin, 2, other.ctx.controller.cntlid).status == 0
+    assert detach(admin, 2, other.controller.cntlid).status == 0
     assert read(wire, 2) == bytes(LENGTH), "another controller's detachment is not this one's"
     assert delete(other, 2).status == 0
     assert read(wire, 2) == FIELD and active(admin) == [1]

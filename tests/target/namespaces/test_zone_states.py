@@ -80,7 +80,7 @@ def test_zone_management_send(state, what):
         assert completion.status == 0 and after is expected
     else:
         assert completion.status == expected and after is state
-        assert queue.ctx.controller.error_log.newest()[0].error_location == 40
+        assert queue.controller.error_log.newest()[0].error_location == 40
     assert descriptor(queue, 1).state is after
 
 
@@ -121,7 +121,7 @@ def test_writes(state, kind):
         assert zone.pointer == zone.written == pointer + 1
     else:
         assert completion.status == expected and zone.state is state and zone.pointer == pointer
-        assert queue.ctx.controller.error_log.newest()[0].error_location == 40
+        assert queue.controller.error_log.newest()[0].error_location == 40
 
 
 READS = {
@@ -145,7 +145,7 @@ def test_reads(state, kind):
         assert completion.status == good
     else:
         assert completion.status == expected
-        assert queue.ctx.controller.error_log.newest()[0].error_location == 40
+        assert queue.controller.error_log.newest()[0].error_location == 40
     assert namespace.zones.zones[1].state is state
 
 
@@ -205,7 +205,7 @@ def test_release(state):
     zone = namespace.zones.zones[1]
     if state is EO:
         assert completion.status == Status.TOO_MANY_OPEN_ZONES and zone.state is EO
-        assert queue.ctx.controller.error_log.newest()[0].error_location == 40
+        assert queue.controller.error_log.newest()[0].error_location == 40
     else:
         assert completion.status == 0
         assert zone.state is (TRANSITIONS[ZoneInput.RELEASE][state] if state is IO else state)

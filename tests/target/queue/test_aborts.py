@@ -19,7 +19,7 @@ from nvmeof.target.subsystem.config import NamespaceConfig
 from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, TRANSPORT, WRITE, WRITE_ZEROES, io_sqe, make_sqe, until
 from tests.protocol.wire import sent
 from tests.target.backend_tools import AsyncDriver, Hidden
-from tests.target.harness import HOST, Target
+from tests.target.harness import HOST, Target, controller_of
 from tests.target.queue.test_queue import Wire, r2ts, statuses
 
 COMPARE, VERIFY, DSM, COPY, CANCEL, ZONE_APPEND = 0x05, 0x0C, 0x09, 0x19, 0x18, 0x7D
@@ -378,7 +378,7 @@ def test_cancel(nsid, cid, action, status, location, ended):
         at = next(index for index, each in enumerate(found) if each[0] == 9) * 24
         assert struct.unpack_from("<I", out, at + 8)[0] == len(ended)
     else:
-        assert wire.queue.ctx.controller.error_log.newest()[0].error_location == location
+        assert controller_of(wire.queue.ctx).error_log.newest()[0].error_location == location
     wire.pool.give(wire.held)
     left = {cid for cid, _, _ in r2ts(sent(wire.connection))}
     assert left <= {1, 2, 3} - set(ended)
@@ -389,7 +389,7 @@ def test_cancel_is_for_its_own_queue():
     for sqid in (0, 2, 0xFFFF):
         out = wire.feed(wire.capsule(make_sqe(9, CANCEL, nsid=1, cdw10=sqid | 1 << 16)))
         assert statuses(out) == [(9, Status.INVALID_FIELD)]
-        assert wire.queue.ctx.controller.error_log.newest()[0].error_location == 40
+        assert controller_of(wire.queue.ctx).error_log.newest()[0].error_location == 40
 
 
 def test_cancel_of_fused_halves():

@@ -17,7 +17,7 @@ from nvmeof.target.subsystem.config import NamespaceConfig
 from tests.conformance.rawhost import C2H, IN_CAPSULE, READ, TRANSPORT, WRITE, crc, io_sqe, make_sqe
 from tests.protocol.wire import sent, split
 from tests.target.backend_tools import AsyncDriver, Hidden
-from tests.target.harness import Target
+from tests.target.harness import Target, controller_of
 from tests.target.queue.test_queue import Wire, r2ts, statuses
 
 COMPARE, FLUSH = 0x05, 0x00
@@ -137,7 +137,7 @@ def test_halves_of_different_ranges(first, second, location):
     sent_first = half(wire, 1, FIRST, **{"data": bytes(512), **first})
     out = wire.feed(sent_first + half(wire, 2, SECOND, **{"data": A, **second}))
     assert statuses(out) == [(1, FIELD), (2, FIELD)]
-    log = wire.queue.ctx.controller.error_log.newest()
+    log = controller_of(wire.queue.ctx).error_log.newest()
     assert [entry.error_location for entry in log[:2]] == [location] * 2
     assert wire.pool.used_bytes == 0
 
@@ -186,13 +186,13 @@ def test_what_cannot_be_fused():
     wire = make()
     for opcode, flags in ((READ, FIRST), (WRITE, FIRST), (READ, 0x43), (WRITE, 0x43), (COMPARE, 0x43)):
         assert statuses(wire.feed(half(wire, 1, flags, A, opcode=opcode, asked=opcode == READ))) == [(1, FIELD)]
-        assert wire.queue.ctx.controller.error_log.newest()[0].error_location == 1
+        assert controller_of(wire.queue.ctx).error_log.newest()[0].error_location == 1
     assert statuses(wire.feed(half(wire, 1, SECOND, A, opcode=COMPARE))) == [(1, FIELD)]
     target = Target()
     for flags in (FIRST, SECOND, 0x43):
         admin = target.admin()
         completion = admin.command(0x06, length=4096, cdw10=1, flags=flags)
-        assert completion.status == FIELD and admin.ctx.controller.error_log.newest()[0].error_location == 1
+        assert completion.status == FIELD and admin.controller.error_log.newest()[0].error_location == 1
 
 
 @pytest.mark.parametrize(("bad", "expected"), [(0, [TRANSPORT_ERROR, FAILED]), (1, [OK, TRANSPORT_ERROR])])

@@ -15,7 +15,7 @@ from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.protocol.pdu_tap import PduTap
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import ConnectContext
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.slices import LONG_SECONDS, Slices
 from nvmeof.target.namespaces.feature_values import Value
@@ -90,7 +90,7 @@ class Wire(RawHost):
         self.pool = pool or BufferPool(1 << 20)
         self.queue = TargetQueue(self.connection, self.pool, detached_commands or DetachedCommands(), self.driver)
         seen = target.port.seen_at("192.0.2.1", 4420)
-        self.queue.ctx = CommandContext(target.runtime, target.registry, seen, self.queue)
+        self.queue.ctx = ConnectContext(target.runtime, target.registry, seen, self.queue)
         if trace is not None:
             self.queue.trace = CommandTrace(trace, TracedQueue(Side.TARGET, "host"), target.runtime.now)
             self.connection.tap = PduTap(self.queue.trace.pdus)

@@ -67,7 +67,7 @@ def test_a_state_is_of_a_port(state):
     here, there = target.admin(), on_port(target, 2)
     target.subsystem.set_ana_state(state, portid=2)
     io = target.queue(there.ctx.port)
-    io.connect(qid=1, cntlid=there.ctx.controller.cntlid)
+    io.connect(qid=1, cntlid=there.controller.cntlid)
     assert read(target.io(here)) == 0
     assert read(io) == BARRED.get(state, 0)
     assert log(here)[1][0].state == AnaState.OPTIMIZED and log(there)[1][0].state == state
@@ -335,7 +335,7 @@ class AnaMachine(RuleBasedStateMachine):
         self.queues = {}
         for portid, admin in self.admins.items():
             self.queues[portid] = self.target.queue(admin.ctx.port)
-            self.queues[portid].connect(qid=1, cntlid=admin.ctx.controller.cntlid)
+            self.queues[portid].connect(qid=1, cntlid=admin.controller.cntlid)
         self.states = {(port, group): AnaState.OPTIMIZED for port in (1, 2) for group in (1, 2, 3)}
         self.groups = dict.fromkeys((1, 2, 3), 1)
         self.seen = {port: log(admin) for port, admin in self.admins.items()}
@@ -363,7 +363,7 @@ class AnaMachine(RuleBasedStateMachine):
         admin.set_property(0x14, 0x460000)
         admin.set_property(0x14, 0x460001)
         self.queues[port] = self.target.queue(admin.ctx.port)
-        self.queues[port].connect(qid=1, cntlid=admin.ctx.controller.cntlid)
+        self.queues[port].connect(qid=1, cntlid=admin.controller.cntlid)
         self.seen[port] = log(admin)
         assert self.seen[port][0] == 0 and {each.chgcnt for each in self.seen[port][1]} == {1}
 

@@ -96,7 +96,7 @@ ACTIONS = st.lists(st.sampled_from([READ, ESTABLISH, RELEASE, HEADER_ONLY, "rese
 def test_contexts_against_a_model(actions):
     target = Target()
     admin = target.admin()
-    controller = admin.ctx.controller
+    controller = admin.controller
     context = None
     generation = 0
     for action in actions:
@@ -143,7 +143,7 @@ def test_events_of_later_are_not_in_a_context():
     target = Target()
     admin = target.admin()
     before = admin.read_bytes(admin.log_page(PEL, 4096, lsp=ESTABLISH))
-    admin.ctx.controller.record(EventType.HARDWARE_ERROR, b"\x06\0\0\0")
+    admin.controller.record(EventType.HARDWARE_ERROR, b"\x06\0\0\0")
     assert admin.read_bytes(admin.log_page(PEL, 4096, lsp=READ)) == before
     admin.log_page(PEL, 512, lsp=RELEASE)
     assert kinds(admin)[0] == EventType.HARDWARE_ERROR
@@ -162,7 +162,7 @@ def test_power_on_and_resets():
     assert newest.type == oldest.type == EventType.POWER_ON_OR_RESET
     assert oldest.data == target.subsystem.config.firmware.encode().ljust(8) and oldest.cntlid == 0xFFFF
     descriptor = RESET_INFORMATION.parse(newest.data[8:])
-    assert (descriptor.cntlid, descriptor.cpwrc, descriptor.poms) == (admin.ctx.controller.cntlid, 1, 3000)
+    assert (descriptor.cntlid, descriptor.cpwrc, descriptor.poms) == (admin.controller.cntlid, 1, 3000)
     assert int.from_bytes(descriptor.cts[:6], "little") == 3000 and newest.portid == 1
 
 
@@ -253,12 +253,12 @@ def test_namespaces_that_are_created_and_deleted():
 def test_smart_is_written_down_once_a_day():
     target = Target()
     admin = target.admin()
-    controller = admin.ctx.controller
+    controller = admin.controller
     for _ in range(3):
         logs_health.snapshot(controller)
     target.runtime.time += 24 * 3600
     logs_health.snapshot(controller)
-    logs_health.snapshot(target.admin().ctx.controller)
+    logs_health.snapshot(target.admin().controller)
     found = [event for event in events_of(admin) if event.type == EventType.SMART_SNAPSHOT]
     assert len(found) == 2
     assert SMART_HEALTH.parse(found[0].data).available_spare == 100 and len(found[0].data) == 512

@@ -97,14 +97,14 @@ class Namespaces(RuleBasedStateMachine):
     def connect(self, host: str) -> None:
         queue = self.target.admin(hostnqn=host)
         started = self.starts_with(host)
-        self.members[queue.ctx.controller.cntlid] = Member(host, queue, self.target.io(queue, hostnqn=host), started)
+        self.members[queue.controller.cntlid] = Member(host, queue, self.target.io(queue, hostnqn=host), started)
 
     @precondition(lambda self: len(self.members) > 1)
     @rule(number=st.integers(0, 7))
     def leave(self, number: int) -> None:
         member = self.pick(number)
-        del self.members[member.queue.ctx.controller.cntlid]
-        member.queue.ctx.controller.destroy("leaves")
+        del self.members[member.queue.controller.cntlid]
+        member.queue.controller.destroy("leaves")
 
     @precondition(lambda self: self.members)
     @rule(number=st.integers(0, 7), blocks=st.sampled_from([1, 8, 9, 2048, 4096, 8192]), shared=st.booleans())
@@ -205,7 +205,7 @@ class Namespaces(RuleBasedStateMachine):
     def restart(self) -> None:
         """Everybody goes; what was made is found again, what was configured is configured anew."""
         for member in self.members.values():
-            member.queue.ctx.controller.destroy("the target is stopping")
+            member.queue.controller.destroy("the target is stopping")
         self.members.clear()
         namespaces = tuple(
             NamespaceConfig(backend=self.target.subsystem.namespaces[nsid].backend, nsid=nsid)

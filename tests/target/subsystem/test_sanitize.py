@@ -141,7 +141,7 @@ def test_short_cuts_are_withdrawn():
     admin = target.admin()
     io = target.io(admin)
     assert read(io, 0, 1).status == 0
-    admission_token = io.ctx.controller.admission_token(io.ctx.namespaces[1])
+    admission_token = io.controller.namespaces.admission_token(io.ctx.namespaces[1])
     start(target, admin)
     assert not admission_token.valid
     target.runtime.settle()
@@ -173,7 +173,7 @@ def test_a_host_that_has_gone_gets_no_event():
     target = Target()
     admin = target.admin()
     start(target, admin)
-    admin.ctx.controller.destroy("gone")
+    admin.controller.destroy("gone")
     target.runtime.settle()
     assert sanitize_log(target.admin()).sstat & 7 == 1
 

@@ -209,7 +209,7 @@ def test_resets(code, way):
     if way == "reset":
         admin.set_property(0x14, 0x460060)
     elif way == "gone":
-        admin.ctx.controller.destroy("gone")
+        admin.controller.destroy("gone")
     else:
         other.set_property(0x14, 0x460060)
         other.set_property(0x14, 0x460061)

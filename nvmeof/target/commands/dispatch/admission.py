@@ -25,10 +25,9 @@ def admit(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
         namespace = ctx.namespaces.get(sqe.nsid)
         if namespace is None:
             raise not_active(ctx, sqe.nsid)
-        assert ctx.controller is not None
-        ana = ctx.controller.ana
+        ana = ctx.view.ana
         if ana.barred and spec.ana is AnaRule.ABORTED:
-            ana.check_access(namespace)
+            ana.check(namespace)
     elif rule is NsidRule.ZERO and sqe.nsid:
         raise CommandError(Status.INVALID_FIELD, SQE.error_location("nsid"), message=f"{spec.name} is for no namespace")
     elif rule is NsidRule.UNUSED:
@@ -48,14 +47,13 @@ def check_path(ctx: CommandContext, nsid: int) -> None:
     FFFFFFFFh stands for all namespaces of the controller: one that cannot be reached is enough. The NSID of no
     namespace passes.
     """
-    assert ctx.controller is not None
-    ana = ctx.controller.ana
+    ana = ctx.view.ana
     if not ana.barred:
         return
     if nsid == NSID_ALL:
         for namespace in ctx.namespaces.values():
-            ana.check_access(namespace)
+            ana.check(namespace)
         return
-    found = ctx.controller.subsystem.namespaces.get(nsid)
+    found = ctx.find(nsid)
     if found is not None:
-        ana.check_access(found)
+        ana.check(found)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NSID_ALL, CommandEffects
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.context import CommandContext, IoContext
 from nvmeof.target.core.completion import Completion
-from nvmeof.target.core.states import READY_ONLY, ControllerState
+from nvmeof.target.core.states import QUEUE_READY_ONLY, READY_ONLY, ControllerState, QueueState
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.reservations import Group
-from nvmeof.target.subsystem.subsystem import Subsystem
 
 _NSID = SQE.error_location("nsid")
 
@@ -57,6 +56,7 @@ class Access(Enum):
     READ_WRITE = "reads and writes"
 
 
+C = TypeVar("C")
 T = TypeVar("T")
 Fields = TypeVar("Fields")
 
@@ -69,22 +69,29 @@ class Decoded(Generic[Fields]):
     fields: Fields
 
 
-def decoded(parse: Callable[[Sqe], Fields]) -> Callable[[CommandContext, Sqe], Decoded[Fields]]:
+def decoded(parse: Callable[[Sqe], Fields]) -> Callable[[object, Sqe], Decoded[Fields]]:
     """Make the `decode` of a row whose `parse` reads the command's own dwords."""
     return lambda ctx, sqe: Decoded(sqe, parse(sqe))
 
 
-def no_data(ctx: CommandContext, command: object) -> int:
+def no_data(ctx: object, command: object) -> int:
     """The length rule of a command without data."""
     return 0
 
 
-def always(subsystem: Subsystem) -> bool:
+class Offering(Protocol):
+    """What a row may ask of a subsystem: whether hosts manage its namespaces (it has a `manager` then)."""
+
+    @property
+    def manager(self) -> object | None: ...
+
+
+def always(subsystem: Offering) -> bool:
     """For a command that every subsystem has."""
     return True
 
 
-def no_check(ctx: CommandContext, command: object) -> None:
+def no_check(ctx: object, command: object) -> None:
     """For a command whose fields are looked at by its handler, or whose fields are all legal."""
 
 
@@ -93,29 +100,25 @@ def never(sqe: Sqe) -> bool:
     return False
 
 
-def aborted_by_sanitize(ctx: CommandContext, command: object) -> bool:
+def aborted_by_sanitize(ctx: object, command: object) -> bool:
     """For a command that is aborted during a sanitize operation."""
     return False
 
 
-def processed_during_sanitize(ctx: CommandContext, command: object) -> bool:
+def processed_during_sanitize(ctx: object, command: object) -> bool:
     """For a command that is processed during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
     return True
 
 
 def namespaces_named(ctx: CommandContext, sqe: Sqe) -> Iterable[Namespace]:
     """Find the namespaces that a command's NSID names. FFFFFFFFh: all, for an I/O command all that are active."""
-    assert ctx.subsystem is not None
-    if sqe.nsid == NSID_ALL:
-        return (ctx.namespaces if ctx.qid else ctx.subsystem.namespaces).values()
-    namespace = ctx.subsystem.namespaces.get(sqe.nsid)
-    return () if namespace is None else (namespace,)
+    return ctx.named(sqe.nsid)
 
 
-def fixed(length: int) -> Callable[[CommandContext, object], int]:
+def fixed(length: int) -> Callable[[object, object], int]:
     """Make the length rule of a command that always moves `length` bytes."""
 
-    def transfer_bytes(ctx: CommandContext, command: object) -> int:
+    def transfer_bytes(ctx: object, command: object) -> int:
         return length
 
     return transfer_bytes
@@ -123,8 +126,7 @@ def fixed(length: int) -> Callable[[CommandContext, object], int]:
 
 def check_nsid(ctx: CommandContext, nsid: int) -> None:
     """Raise Invalid Namespace or Format for an NSID that no namespace can have: 0h, or beyond NN."""
-    assert ctx.subsystem is not None
-    if not 1 <= nsid <= ctx.subsystem.config.max_namespaces:
+    if not 1 <= nsid <= ctx.limits.max_namespaces:
         raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
 
 
@@ -140,9 +142,13 @@ def not_active(ctx: CommandContext, nsid: int) -> CommandError:
     return CommandError(Status.INVALID_FIELD, _NSID, message=f"namespace {nsid} is not active")
 
 
-@dataclass(frozen=True)  # no slots: `CommandRow[X](...)` cannot be made with them
-class CommandRow(Generic[T]):
+@dataclass(frozen=True)  # no slots: `CommandRow[C, X](...)` cannot be made with them
+class CommandRow(Generic[C, T]):
     """A row: opcode, handler, data, NSID and state rules, effects.
+
+    Its functions get the context of the queue as their first argument: `IoContext` for a row of an I/O command set,
+    `AdminContext` for an admin command, `ConnectContext` for Connect. `states` and `queue_states` are those of the
+    controller and of the queue in which the command is legal.
 
     `decode` makes of an SQE, once, what `check`, `transfer_bytes`, `handler` and `during_sanitize` get; without it they
     get the SQE itself. It raises nothing: what is wrong is for `check` to say, after the checks that come before it.
@@ -164,18 +170,19 @@ class CommandRow(Generic[T]):
 
     opcode: int
     name: str
-    handler: Callable[[CommandContext, T, memoryview | None], Completion | Awaitable[Completion]]
-    decode: Callable[[CommandContext, Sqe], T] | None = None
+    handler: Callable[[C, T, memoryview | None], Completion | Awaitable[Completion]]
+    decode: Callable[[C, Sqe], T] | None = None
     direction: Direction = Direction.NONE
-    transfer_bytes: Callable[[CommandContext, T], int] = no_data
-    check: Callable[[CommandContext, T], None] = no_check
+    transfer_bytes: Callable[[C, T], int] = no_data
+    check: Callable[[C, T], None] = no_check
     nsid: NsidRule = NsidRule.UNUSED
     states: frozenset[ControllerState] = READY_ONLY
+    queue_states: frozenset[QueueState] = QUEUE_READY_ONLY
     effects: CommandEffects = CommandEffects.SUPPORTED
     access: Access = Access.NONE
     reservation: Group | None = None
     concerned: Callable[[CommandContext, Sqe], Iterable[Namespace]] = namespaces_named
-    during_sanitize: Callable[[CommandContext, T], bool] = aborted_by_sanitize
+    during_sanitize: Callable[[C, T], bool] = aborted_by_sanitize
     deletes: Callable[[Sqe], bool] = never
     events: tuple[EventType, ...] = ()
     lba_in_cdw10: bool = False
@@ -184,10 +191,10 @@ class CommandRow(Generic[T]):
     abortable: bool = False
     oncs: int = 0  # its bit in Identify Controller's ONCS
     oacs: int = 0  # and in OACS
-    offered: Callable[[Subsystem], bool] = always  # whether a subsystem has the command; else it is unknown there
+    offered: Callable[[Offering], bool] = always  # whether a subsystem has the command; else it is unknown there
     remark: str = ""  # for docs/supported.md
 
-    def command(self, ctx: CommandContext, sqe: Sqe) -> T:
+    def command(self, ctx: C, sqe: Sqe) -> T:
         """Give what the row's functions get of a command: what `decode` makes of it, once."""
         command: Any = sqe
         if self.decode is not None:
@@ -199,8 +206,15 @@ class CommandRow(Generic[T]):
         return result
 
 
-CommandSpec: TypeAlias = CommandRow[Any]
+CommandSpec: TypeAlias = CommandRow[Any, Any]
 """A row of whatever command, as tables and queues see it."""
+IoSpec: TypeAlias = CommandRow[IoContext, Any]
+"""A row of an I/O command."""
+
+
+class IoRows(dict[int, tuple[IoSpec, ...]]):
+    """The rows of a module that has I/O commands alone, by the CSI of their command set."""
+
 
 __all__ = [
     "Access",
@@ -210,7 +224,10 @@ __all__ = [
     "Completion",
     "Decoded",
     "Direction",
+    "IoRows",
+    "IoSpec",
     "NsidRule",
+    "Offering",
     "aborted_by_sanitize",
     "always",
     "check_nsid",

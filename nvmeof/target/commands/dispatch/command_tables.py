@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nvmeof.spec.enums import Csi
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import CommandSpec
+from nvmeof.target.commands.dispatch.base import CommandSpec, IoSpec
 
 AdmissionCheck = Callable[[CommandContext, CommandSpec, Sqe], None]
 """Raises `CommandError` for a command that something stands in the way of: a sanitize operation, a reservation."""
@@ -27,14 +27,14 @@ class CommandTables:
     discovery: Mapping[int, CommandSpec]
     fabrics_admin: Mapping[int, CommandSpec]
     fabrics_io: Mapping[int, CommandSpec]
-    io: Mapping[int, Mapping[int, CommandSpec]]
+    io: Mapping[int, Mapping[int, IoSpec]]
     admission: tuple[AdmissionCheck, ...]
 
     @property
-    def nvm(self) -> Mapping[int, CommandSpec]:
+    def nvm(self) -> Mapping[int, IoSpec]:
         """The commands of the NVM Command Set, which every other I/O command set builds upon."""
         return self.io[Csi.NVM]
 
-    def beside_nvm(self, csi: int) -> dict[int, CommandSpec]:
+    def beside_nvm(self, csi: int) -> dict[int, IoSpec]:
         """The commands of an I/O command set that the NVM Command Set does not have."""
         return {opcode: spec for opcode, spec in self.io[csi].items() if opcode not in self.nvm}

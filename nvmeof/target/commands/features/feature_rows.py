@@ -139,6 +139,7 @@ def _behavior_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -
     if fields.cdfe & ~COPY_FORMATS_TO_ENABLE:
         raise invalid_data(f"CDFE {fields.cdfe:#06x} of Host Behavior Support enables Copy formats that are not there")
     controller.features.behavior = build(HOST_BEHAVIOR_SUPPORT, cdfe=fields.cdfe, **flags)
+    controller.project()
     return 0
 
 
@@ -185,6 +186,7 @@ ROWS = Rows(
             1,
             1,
             saveable=True,
+            changed=lambda controller, sqe: controller.project(),
             supported=_has_cache,
             condition="where a namespace has a volatile write cache",
         ),

@@ -30,7 +30,7 @@ from nvmeof.spec.media import DSTO_ONE_AT_A_TIME, NWPC_WRITE_PROTECT
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.spec.uuid_list import build_uuid_list
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.base import Completion
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.copy import COPY_FORMATS
@@ -89,7 +89,7 @@ def _oacs(commands: CommandTables, subsystem: Subsystem) -> int:
     return result
 
 
-def _controller(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _controller(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     config = controller.subsystem.config
     common: dict[str, object] = {
         "sn": config.serial_number,
@@ -176,15 +176,15 @@ def _nvm_controller(controller: Controller) -> bytes:
     return build_cached(IDENTIFY_CONTROLLER_NVM, vsl=mdts_field(VERIFY_LIMIT_BYTES))
 
 
-def _specific_controller(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _specific_controller(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     return ctx.tables[CommandSetTable][command.csi].controller(controller)
 
 
-def _uuids(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _uuids(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     return build_uuid_list(UUIDS)
 
 
-def _command_sets(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _command_sets(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     if command.cntid != CNTLID_DYNAMIC and command.cntid not in controller.subsystem.controllers:
         raise CommandError(
             Status.INVALID_FIELD,
@@ -203,15 +203,14 @@ class IdentifyRequest:
     nsid: int
 
 
-def decode_identify(ctx: CommandContext, sqe: Sqe) -> IdentifyRequest:
+def decode_identify(ctx: AdminContext, sqe: Sqe) -> IdentifyRequest:
     """Decode the command's dwords, and look its data structure up."""
     command = IdentifyCommand.decode(sqe.cdw10, sqe.cdw11, sqe.cdw14)
     return IdentifyRequest(ctx.tables[IdentifyTable].get(command.cns), command, sqe.nsid)
 
 
-def check_identify(ctx: CommandContext, request: IdentifyRequest) -> None:
+def check_identify(ctx: AdminContext, request: IdentifyRequest) -> None:
     """A structure that exists here, of an I/O command set that exists here where it is specific to one."""
-    assert ctx.controller is not None
     row, command = request.row, request.command
     if row is None or (ctx.controller.discovery and not row.discovery):
         raise CommandError(Status.INVALID_FIELD, _CDW10, message=f"Identify CNS {command.cns:02X}h is not supported")
@@ -223,9 +222,9 @@ def check_identify(ctx: CommandContext, request: IdentifyRequest) -> None:
         )
 
 
-def identify(ctx: CommandContext, request: IdentifyRequest, data: memoryview | None) -> Completion:
+def identify(ctx: AdminContext, request: IdentifyRequest, data: memoryview | None) -> Completion:
     """Always 4096 bytes."""
-    assert ctx.controller is not None and request.row is not None
+    assert request.row is not None
     return Completion(data=request.row.build(ctx, ctx.controller, request.command, request.nsid))
 
 

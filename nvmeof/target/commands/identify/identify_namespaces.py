@@ -26,7 +26,7 @@ from nvmeof.spec.identify_namespace import (
 from nvmeof.spec.namespace_management import build_granularity_list
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.base import check_nsid, not_active
 from nvmeof.target.commands.io.copy import COPY_LIMIT_BYTES, COPY_RANGE_LIMIT_BYTES, COPY_RANGES_MAX
 from nvmeof.target.commands.rows.rows import Rows
@@ -43,17 +43,17 @@ _CNSSI = SQE.error_location("cdw11")
 _CSI = SQE.error_location("cdw11", 24)
 _NSID = SQE.error_location("nsid")
 
-Find = Callable[[CommandContext, Controller, int], Namespace | None]
+Find = Callable[[AdminContext, Controller, int], Namespace | None]
 """The namespace of an NSID; None for one that could be there but is not: its structures are all zero. Raises
 Invalid Namespace or Format for one that cannot be."""
 
 
-def _active(ctx: CommandContext, controller: Controller, nsid: int) -> Namespace | None:
+def _active(ctx: AdminContext, controller: Controller, nsid: int) -> Namespace | None:
     check_nsid(ctx, nsid)
     return ctx.namespaces.get(nsid)
 
 
-def _allocated(ctx: CommandContext, controller: Controller, nsid: int) -> Namespace | None:
+def _allocated(ctx: AdminContext, controller: Controller, nsid: int) -> Namespace | None:
     check_nsid(ctx, nsid)
     return controller.subsystem.namespaces.get(nsid)
 
@@ -128,8 +128,8 @@ def format_structure(block_bytes: int) -> bytes:
     return build_cached(IDENTIFY_NAMESPACE, **{**identify_formats(block_bytes), "flbas": 0})
 
 
-def _namespace(find: Find) -> Callable[[CommandContext, Controller, IdentifyCommand, int], bytes]:
-    def structure(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _namespace(find: Find) -> Callable[[AdminContext, Controller, IdentifyCommand, int], bytes]:
+    def structure(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
         if find is _active and _common(controller, nsid):
             return format_structure(LBA_FORMATS[0])
         namespace = find(ctx, controller, nsid)
@@ -142,16 +142,16 @@ def _namespace(find: Find) -> Callable[[CommandContext, Controller, IdentifyComm
     return structure
 
 
-def _independent(find: Find) -> Callable[[CommandContext, Controller, IdentifyCommand, int], bytes]:
-    def structure(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _independent(find: Find) -> Callable[[AdminContext, Controller, IdentifyCommand, int], bytes]:
+    def structure(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
         namespace = find(ctx, controller, nsid)
         return bytes(IDENTIFY_BYTES) if namespace is None else independent_structure(namespace)
 
     return structure
 
 
-def _specific(find: Find) -> Callable[[CommandContext, Controller, IdentifyCommand, int], bytes]:
-    def structure(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _specific(find: Find) -> Callable[[AdminContext, Controller, IdentifyCommand, int], bytes]:
+    def structure(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
         command_set = ctx.tables[CommandSetTable][command.csi]
         if find is _active and _common(controller, nsid):
             return command_set.namespace(None)
@@ -170,7 +170,7 @@ def _specific(find: Find) -> Callable[[CommandContext, Controller, IdentifyComma
     return structure
 
 
-def _descriptors(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _descriptors(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     namespace = _active(ctx, controller, nsid)
     if namespace is None:
         raise not_active(ctx, nsid)
@@ -187,11 +187,11 @@ def _descriptors(ctx: CommandContext, controller: Controller, command: IdentifyC
 # Formats
 
 
-def _format(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _format(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     return format_structure(_format_bytes(command))
 
 
-def _specific_format(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _specific_format(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     _format_bytes(command)
     return ctx.tables[CommandSetTable][command.csi].namespace(None)
 
@@ -204,7 +204,7 @@ def _format_bytes(command: IdentifyCommand) -> int:
         raise CommandError(Status.INVALID_FIELD, _CNSSI, message=str(error)) from None
 
 
-def _granularity(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _granularity(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     if command.csi not in ctx.tables[CommandSetTable]:
         raise CommandError(
             Status.INVALID_IO_COMMAND_SET, _CSI, message=f"I/O command set {command.csi} is not supported"
@@ -216,19 +216,19 @@ def _granularity(ctx: CommandContext, controller: Controller, command: IdentifyC
 # Lists
 
 
-def _active_list(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _active_list(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     return _list(ctx.namespaces, nsid)
 
 
-def _active_list_of(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _active_list_of(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     return _list(_of_set(ctx.namespaces, command.csi), nsid)
 
 
-def _allocated_list(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _allocated_list(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     return _list(controller.subsystem.namespaces, nsid)
 
 
-def _allocated_list_of(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _allocated_list_of(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     return _list(_of_set(controller.subsystem.namespaces, command.csi), nsid)
 
 
@@ -242,18 +242,18 @@ def _list(nsids: dict[int, Namespace] | list[int], after: int) -> bytes:
     return build_namespace_list(nsids, after)
 
 
-def _attached_controllers(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _attached_controllers(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     if nsid == NSID_ALL:
         raise CommandError(Status.INVALID_FIELD, _NSID, message="controllers are attached to one namespace each time")
     check_nsid(ctx, nsid)
     return build_controller_list(controller.subsystem.attached_controllers(nsid), command.cntid)
 
 
-def _controllers(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _controllers(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     return build_controller_list(controller.subsystem.controllers, command.cntid)
 
 
-def _endurance_groups(ctx: CommandContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
+def _endurance_groups(ctx: AdminContext, controller: Controller, command: IdentifyCommand, nsid: int) -> bytes:
     # The list has the form of a list of controllers.
     return build_controller_list([ENDURANCE_GROUP_ID], command.cnssi)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NSID_ALL, Csi, NvmOpcode
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import AnaRule, CommandRow, Completion, NsidRule, not_active
-from nvmeof.target.commands.rows.rows import Rows
+from nvmeof.target.commands.context import IoContext
+from nvmeof.target.commands.dispatch.base import AnaRule, CommandRow, Completion, IoRows, NsidRule, not_active
 
 SINGLE, MULTIPLE = 0, 1
 _ALL_COMMANDS = 0xFFFF
@@ -19,7 +20,7 @@ _CID = SQE.error_location("cdw10", 16)
 _ACTION = SQE.error_location("cdw11")
 
 
-def check_cancel(ctx: CommandContext, sqe: Sqe) -> None:
+def check_cancel(ctx: IoContext, sqe: Sqe) -> None:
     """One command of this queue but itself, or all of them."""
     sqid, cid, action = sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 3
     if sqe.nsid != NSID_ALL and sqe.nsid not in ctx.namespaces:
@@ -34,7 +35,7 @@ def check_cancel(ctx: CommandContext, sqe: Sqe) -> None:
         raise CommandError(Status.INVALID_FIELD, _CID, message="to cancel several commands the CID has to be FFFFh")
 
 
-def cancel(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def cancel(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Cancel. DW0 tells how many commands were aborted (bits 15:0), and how many may be yet (bits 31:16)."""
     commands = ctx.queue.commands()
     if sqe.cdw11 & 3 == SINGLE:
@@ -55,8 +56,8 @@ def cancel(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion
     return Completion(dw0=min(aborted, _COUNT_MAX) | min(deferred, _COUNT_MAX) << 16)
 
 
-ROWS = Rows(
-    io={
+ROWS: Final = IoRows(
+    {
         Csi.NVM: (
             CommandRow(
                 opcode=NvmOpcode.CANCEL,
@@ -68,5 +69,5 @@ ROWS = Rows(
                 remark="NSID: an active namespace, or FFFFFFFFh for all",
             ),
         )
-    },
+    }
 )

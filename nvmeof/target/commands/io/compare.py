@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Final
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, NsidRule
+from nvmeof.target.commands.context import IoContext
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, IoRows, NsidRule
 from nvmeof.target.commands.io.nvm import active_namespace, block_bytes, check_transfer, committed
-from nvmeof.target.commands.rows.rows import Rows
 
 
-def compare(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def compare(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Compare. Raises Compare Failure when the data differs."""
     assert data is not None
     namespace = active_namespace(ctx, sqe)
@@ -40,8 +40,8 @@ async def _compare_later(sqe: Sqe, pending: Awaitable[bool]) -> Completion:
     return _compared(sqe, await pending)
 
 
-ROWS = Rows(
-    io={
+ROWS: Final = IoRows(
+    {
         Csi.NVM: (
             CommandRow(
                 opcode=NvmOpcode.COMPARE,
@@ -59,5 +59,5 @@ ROWS = Rows(
                 "ACWU is 32 KiB",
             ),
         )
-    },
+    }
 )

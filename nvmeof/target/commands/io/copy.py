@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import pause, settled
 from nvmeof.spec.enums import NSID_ALL, CommandEffects, Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import COPY_FORMAT_SHIFT, COPY_RANGE, COPY_RANGE_BYTES, SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.context import IoContext
 from nvmeof.target.commands.dispatch.admission import admit
-from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, NsidRule
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, IoRows, NsidRule
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, through
-from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES, Namespace
 
 FORMAT_ACROSS = 2
@@ -50,7 +50,7 @@ def _format(sqe: Sqe) -> int:
     return sqe.cdw12 >> COPY_FORMAT_SHIFT & 0xF
 
 
-def _copy_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+def _copy_bytes(ctx: IoContext, sqe: Sqe) -> int:
     """Length rule: NR (0's-based) descriptors."""
     return ((sqe.cdw12 & 0xFF) + 1) * COPY_RANGE_BYTES
 
@@ -59,14 +59,13 @@ def _too_large(message: str) -> CommandError:
     return CommandError(Status.COMMAND_SIZE_LIMIT_EXCEEDED, message=message)
 
 
-def check_copy(ctx: CommandContext, sqe: Sqe) -> None:
+def check_copy(ctx: IoContext, sqe: Sqe) -> None:
     """A format that is there and enabled, up to MSRC ranges, to a namespace that may be written.
 
     PRINFOR, PRINFOW, STCR and STCW are of no effect without protection information.
     """
     form = _format(sqe)
-    assert ctx.controller is not None
-    enabled = 1 | ctx.controller.features.host_behavior.cdfe
+    enabled = 1 | ctx.view.copy_formats
     if not COPY_FORMATS & enabled & 1 << form:
         supported = COPY_FORMATS & 1 << form
         raise CommandError(
@@ -82,12 +81,11 @@ def check_copy(ctx: CommandContext, sqe: Sqe) -> None:
     active_namespace(ctx, sqe).check_writable()
 
 
-def _source_namespace(ctx: CommandContext, sqe: Sqe, nsid: int, destination: Namespace) -> Namespace:
+def _source_namespace(ctx: IoContext, sqe: Sqe, nsid: int, destination: Namespace) -> Namespace:
     """The namespace of a source range, from which this host may read what fits the destination."""
     if nsid == sqe.nsid:
         return destination
-    assert ctx.subsystem is not None
-    if nsid in (0, NSID_ALL) or nsid > ctx.subsystem.config.max_namespaces:
+    if nsid in (0, NSID_ALL) or nsid > ctx.limits.max_namespaces:
         raise CommandError(Status.INVALID_NAMESPACE, message=f"to copy from namespace {nsid:#x}, which cannot exist")
     source = ctx.namespaces.get(nsid)
     if source is None:
@@ -103,7 +101,7 @@ def _source_namespace(ctx: CommandContext, sqe: Sqe, nsid: int, destination: Nam
     return source
 
 
-def _sources(ctx: CommandContext, sqe: Sqe, data: memoryview) -> list[Source]:
+def _sources(ctx: IoContext, sqe: Sqe, data: memoryview) -> list[Source]:
     """The source ranges, all checked before the first is copied."""
     destination, across = active_namespace(ctx, sqe), _format(sqe) == FORMAT_ACROSS
     sources = []
@@ -132,21 +130,20 @@ def _sources(ctx: CommandContext, sqe: Sqe, data: memoryview) -> list[Source]:
     return sources
 
 
-def copy(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+def copy(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
     """Copy. After a failure DW0 tells the first range that was not copied."""
     assert data is not None
     return _copy_in_turn(ctx, sqe, active_namespace(ctx, sqe), _sources(ctx, sqe, data))
 
 
-async def _copy_in_turn(ctx: CommandContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:
+async def _copy_in_turn(ctx: IoContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:
     """Each may need a buffer: of one association's few are in progress at a time."""
-    assert ctx.controller is not None
-    async with ctx.controller.copies.turn(ctx.runtime):
+    async with ctx.view.copies.turn(ctx.runtime):
         ctx.check_not_aborted(sqe.cid)
         return await _copy(ctx, sqe, destination, sources)
 
 
-async def _copy(ctx: CommandContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:
+async def _copy(ctx: IoContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:
     fua = through(ctx, sqe)
     total = sum(item.blocks for item in sources)
     if total << destination.block_shift <= ATOMIC_WRITE_BYTES:
@@ -198,7 +195,7 @@ async def _copy_range(pace: _Pace, destination: Namespace, source: Source, slba:
 class _Pace:
     """Lets everybody else have their turn between the pieces that the event loop itself copies."""
 
-    def __init__(self, ctx: CommandContext, sqe: Sqe, destination: Namespace) -> None:
+    def __init__(self, ctx: IoContext, sqe: Sqe, destination: Namespace) -> None:
         self._ctx = ctx
         self._cid = sqe.cid
         self._at_once = _PIECE_BYTES >> destination.block_shift if destination.backend.memory is not None else None
@@ -224,8 +221,8 @@ async def _write(destination: Namespace, slba: int, data: memoryview, fua: bool)
     await settled(written)
 
 
-ROWS = Rows(
-    io={
+ROWS: Final = IoRows(
+    {
         Csi.NVM: (
             CommandRow(
                 opcode=NvmOpcode.COPY,
@@ -244,5 +241,5 @@ ROWS = Rows(
                 remark="descriptor formats 0h and, where the host enables it, 2h",
             ),
         )
-    },
+    }
 )

@@ -13,7 +13,7 @@ from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NvmOpcode
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.context import IoContext
 from nvmeof.target.commands.dispatch.base import Completion
 from nvmeof.target.commands.io.compare import compare_failure
 from nvmeof.target.commands.io.nvm import active_namespace, committed, through
@@ -58,7 +58,7 @@ def missing_fused() -> CommandError:
 
 
 def compare_and_write(
-    ctx: CommandContext, first: Sqe, second: Sqe, compare: memoryview, data: memoryview
+    ctx: IoContext, first: Sqe, second: Sqe, compare: memoryview, data: memoryview
 ) -> Completions | Awaitable[Completions]:
     """Execute both halves. Never raises: errors are completions."""
     ctx.counters.commands += 2
@@ -73,7 +73,7 @@ def compare_and_write(
     return _later(ctx, first, second, result)
 
 
-async def _later(ctx: CommandContext, first: Sqe, second: Sqe, pending: Awaitable[bool]) -> Completions:
+async def _later(ctx: IoContext, first: Sqe, second: Sqe, pending: Awaitable[bool]) -> Completions:
     try:
         same = await AbortableAwait(ctx.waiting, first.cid, pending)
     except Exception as error:
@@ -81,13 +81,13 @@ async def _later(ctx: CommandContext, first: Sqe, second: Sqe, pending: Awaitabl
     return _compared(ctx, first, second, same)
 
 
-def _compared(ctx: CommandContext, first: Sqe, second: Sqe, same: bool) -> Completions:
+def _compared(ctx: IoContext, first: Sqe, second: Sqe, same: bool) -> Completions:
     if same:
         return Completion(), Completion()
     return ctx.refuse(first, compare_failure(first)), ctx.refuse(second, failed_fused())
 
 
-def _failed(ctx: CommandContext, first: Sqe, second: Sqe, error: Exception) -> Completions:
+def _failed(ctx: IoContext, first: Sqe, second: Sqe, error: Exception) -> Completions:
     """The comparison's failure is the first half's; that of the write leaves the first half its success."""
     if not isinstance(error, CommandError):
         logger.error("Compare and Write failed on queue %d: %s: %s", ctx.qid, type(error).__name__, error)

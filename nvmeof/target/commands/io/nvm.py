@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import pause, settled
@@ -27,17 +27,17 @@ from nvmeof.spec.sqe import (
     Sqe,
 )
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.context import CommandContext, IoContext
 from nvmeof.target.commands.dispatch.base import (
     Access,
     CommandRow,
     Completion,
     Direction,
+    IoRows,
     NsidRule,
     not_active,
     processed_during_sanitize,
 )
-from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.reservations import Group
 from nvmeof.target.storage.base import Lease
@@ -68,7 +68,7 @@ async def _later(pending: Awaitable[None], dw0: int) -> Completion:
     return Completion(dw0=dw0)
 
 
-def block_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+def block_bytes(ctx: IoContext, sqe: Sqe) -> int:
     """Length rule of Read and Write: NLB blocks."""
     return sqe.transfer_blocks << active_namespace(ctx, sqe).block_shift
 
@@ -91,13 +91,12 @@ def check_directive(sqe: Sqe, mask: int = _DTYPE_MASK) -> None:
         )
 
 
-def check_transfer(ctx: CommandContext, sqe: Sqe) -> None:
+def check_transfer(ctx: IoContext, sqe: Sqe) -> None:
     """Read, Write and Compare: within MDTS and the namespace. LR and DSM are hints."""
     namespace = active_namespace(ctx, sqe)
     check_extension(sqe)
     length = sqe.transfer_blocks << namespace.block_shift
-    assert ctx.subsystem is not None
-    limit = ctx.subsystem.config.transfer_limit_bytes
+    limit = ctx.limits.transfer_bytes
     if length > limit:
         raise CommandError(
             Status.INVALID_FIELD,
@@ -107,14 +106,14 @@ def check_transfer(ctx: CommandContext, sqe: Sqe) -> None:
     namespace.check_range(sqe.slba, sqe.transfer_blocks)
 
 
-def check_write(ctx: CommandContext, sqe: Sqe) -> None:
+def check_write(ctx: IoContext, sqe: Sqe) -> None:
     """Write: as a Read, to a namespace that may be written, without a directive."""
     check_transfer(ctx, sqe)
     check_directive(sqe)
     active_namespace(ctx, sqe).check_writable()
 
 
-def read(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def read(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Read."""
     namespace = active_namespace(ctx, sqe)
     result: Lease | Awaitable[Lease]
@@ -145,13 +144,12 @@ async def _read_later(pending: Awaitable[Lease]) -> Completion:
     return _leased(await pending)
 
 
-def through(ctx: CommandContext, sqe: Sqe) -> bool:
+def through(ctx: IoContext, sqe: Sqe) -> bool:
     """Whether a write must reach the media before it completes: FUA, or the host switched the write cache off."""
-    assert ctx.controller is not None
-    return bool(sqe.cdw12 & CDW12_FUA) or not ctx.controller.write_cache_enabled
+    return bool(sqe.cdw12 & CDW12_FUA) or not ctx.view.write_cache
 
 
-def write(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def write(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Write."""
     assert data is not None
     namespace, fua = active_namespace(ctx, sqe), through(ctx, sqe)
@@ -159,7 +157,7 @@ def write(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion 
     return completed(telling(ctx, namespace, pending) if fua else pending)
 
 
-def telling(ctx: CommandContext, namespace: Namespace, pending: Awaitable[None] | None) -> Awaitable[None] | None:
+def telling(ctx: IoContext, namespace: Namespace, pending: Awaitable[None] | None) -> Awaitable[None] | None:
     """Flush, or write with FUA: it fails also when what the host wrote before could not be brought to the media."""
     if pending is not None:
         return _tell_later(ctx, namespace, pending)
@@ -169,7 +167,7 @@ def telling(ctx: CommandContext, namespace: Namespace, pending: Awaitable[None] 
     return None
 
 
-async def _tell_later(ctx: CommandContext, namespace: Namespace, pending: Awaitable[None]) -> None:
+async def _tell_later(ctx: IoContext, namespace: Namespace, pending: Awaitable[None]) -> None:
     try:
         await pending
     finally:
@@ -178,7 +176,7 @@ async def _tell_later(ctx: CommandContext, namespace: Namespace, pending: Awaita
         raise error
 
 
-def check_write_zeroes(ctx: CommandContext, sqe: Sqe) -> None:
+def check_write_zeroes(ctx: IoContext, sqe: Sqe) -> None:
     """Write Zeroes moves no data: MDTS does not apply. NSZ is for a namespace that can be deallocated to zeroes."""
     namespace = active_namespace(ctx, sqe)
     check_extension(sqe)
@@ -200,7 +198,7 @@ def check_write_zeroes(ctx: CommandContext, sqe: Sqe) -> None:
     namespace.check_writable()
 
 
-def write_zeroes(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def write_zeroes(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Write Zeroes; with DEAC the space is given back, with NSZ all of it. DW0 bit 0 then says so (LBACZ)."""
     deallocate = bool(sqe.cdw12 & CDW12_DEALLOCATE)
     namespace = active_namespace(ctx, sqe)
@@ -220,7 +218,7 @@ def _is_long(namespace: Namespace, blocks: int) -> bool:
 
 
 async def _in_pieces(
-    ctx: CommandContext,
+    ctx: IoContext,
     sqe: Sqe,
     namespace: Namespace,
     operation: Callable[[int, int], Awaitable[None] | None],
@@ -242,14 +240,14 @@ async def _in_pieces(
             first = following
 
 
-def flush(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def flush(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Flush one namespace, or all with FFFFFFFFh."""
     if sqe.nsid != NSID_ALL:
         return completed(_flush_one(ctx, active_namespace(ctx, sqe)))
     return run_all(partial(_flush_one, ctx, namespace) for namespace in ctx.namespaces.values())
 
 
-def _flush_one(ctx: CommandContext, namespace: Namespace) -> Awaitable[None] | None:
+def _flush_one(ctx: IoContext, namespace: Namespace) -> Awaitable[None] | None:
     try:
         pending = namespace.flush()
     except CommandError:
@@ -294,18 +292,18 @@ async def _finish_all(pending: list[Awaitable[None]], failure: CommandError | No
     return Completion()
 
 
-def _dsm_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+def _dsm_bytes(ctx: IoContext, sqe: Sqe) -> int:
     """Length rule of Dataset Management: NR (0's-based) ranges of 16 bytes."""
     return ((sqe.cdw10 & 0xFF) + 1) * DSM_RANGE_BYTES
 
 
-def check_dataset_management(ctx: CommandContext, sqe: Sqe) -> None:
+def check_dataset_management(ctx: IoContext, sqe: Sqe) -> None:
     """A read-only namespace can't be deallocated; the other attributes are hints."""
     if sqe.cdw11 & DSM_DEALLOCATE:
         active_namespace(ctx, sqe).check_writable()
 
 
-def dataset_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def dataset_management(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Deallocate up to 256 ranges; all are checked before the first is touched."""
     assert data is not None
     namespace = active_namespace(ctx, sqe)
@@ -325,8 +323,8 @@ def dataset_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -
     return run_all(partial(namespace.deallocate, item.slba, item.length_blocks) for item in ranges)
 
 
-ROWS = Rows(
-    io={
+ROWS: Final = IoRows(
+    {
         Csi.NVM: (
             CommandRow(
                 opcode=NvmOpcode.FLUSH,
@@ -389,5 +387,5 @@ ROWS = Rows(
                 oncs=Oncs.DATASET_MANAGEMENT,
             ),
         )
-    },
+    }
 )

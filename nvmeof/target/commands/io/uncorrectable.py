@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Final
 
 from nvmeof.spec.enums import CommandEffects, Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import Sqe
-from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, NsidRule
+from nvmeof.target.commands.context import IoContext
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, IoRows, NsidRule
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, completed
-from nvmeof.target.commands.rows.rows import Rows
 
 
-def check_write_uncorrectable(ctx: CommandContext, sqe: Sqe) -> None:
+def check_write_uncorrectable(ctx: IoContext, sqe: Sqe) -> None:
     """Of any size (WUSL is 0), within a namespace that may be written."""
     namespace = active_namespace(ctx, sqe)
     check_directive(sqe)
@@ -20,13 +20,13 @@ def check_write_uncorrectable(ctx: CommandContext, sqe: Sqe) -> None:
     namespace.check_writable()
 
 
-def write_uncorrectable(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def write_uncorrectable(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Write Uncorrectable."""
     return completed(active_namespace(ctx, sqe).mark_uncorrectable(sqe.slba, sqe.transfer_blocks))
 
 
-ROWS = Rows(
-    io={
+ROWS: Final = IoRows(
+    {
         Csi.NVM: (
             CommandRow(
                 opcode=NvmOpcode.WRITE_UNCORRECTABLE,
@@ -41,5 +41,5 @@ ROWS = Rows(
                 remark="kept beside the data of a file",
             ),
         )
-    },
+    }
 )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Final
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import Csi, NvmOpcode, Oncs
 from nvmeof.spec.sqe import CDW12_PRACT, SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
-from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, NsidRule
+from nvmeof.target.commands.context import IoContext
+from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, IoRows, NsidRule
 from nvmeof.target.commands.io.nvm import active_namespace, check_extension, committed, completed
-from nvmeof.target.commands.rows.rows import Rows
 
 VERIFY_LIMIT_BYTES = 8 << 20
 """VSL: how much one command verifies, so that none keeps a thread of a file's from reading for long."""
 
 
-def check_verify(ctx: CommandContext, sqe: Sqe) -> None:
+def check_verify(ctx: IoContext, sqe: Sqe) -> None:
     """Within VSL (MDTS does not apply) and the namespace. There is no protection information to act on (PRACT)."""
     namespace = active_namespace(ctx, sqe)
     check_extension(sqe)
@@ -33,14 +33,14 @@ def check_verify(ctx: CommandContext, sqe: Sqe) -> None:
     namespace.check_range(sqe.slba, sqe.transfer_blocks)
 
 
-def verify(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def verify(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Verify."""
     namespace = active_namespace(ctx, sqe)
     return completed(committed(sqe, namespace, lambda: namespace.verify(sqe.slba, sqe.transfer_blocks)))
 
 
-ROWS = Rows(
-    io={
+ROWS: Final = IoRows(
+    {
         Csi.NVM: (
             CommandRow(
                 opcode=NvmOpcode.VERIFY,
@@ -54,5 +54,5 @@ ROWS = Rows(
                 oncs=Oncs.VERIFY,
             ),
         )
-    },
+    }
 )

@@ -8,7 +8,7 @@ from typing import Final
 from nvmeof.spec.discovery import ENTRY_BYTES, HEADER_BYTES, DiscoveryFlags, DiscoveryLsp
 from nvmeof.spec.enums import LogPageId
 from nvmeof.spec.log_pages import GetLogPage
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
@@ -19,7 +19,7 @@ _TEL: Final = Struct("<I")  # first of EXTENDED_ENTRY_TAIL: asked for once per e
 _SUPPORTED = DiscoveryLsp.EXTENDED_ENTRIES | DiscoveryLsp.PORT_LOCAL
 
 
-def _discovery(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _discovery(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     asked = command.lsp & _SUPPORTED
     return read_discovery_log(
         ctx.registry,

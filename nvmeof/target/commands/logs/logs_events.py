@@ -22,7 +22,7 @@ from nvmeof.spec.persistent_events import (
     supported_events,
 )
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.rows.log_pages import LSP, LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
@@ -106,7 +106,7 @@ def _check(controller: Controller, command: GetLogPage) -> None:
         )
 
 
-def _events(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _events(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     _check(controller, command)
     action = command.lsp & _ACTION_MASK
     context = controller.parts[ReportingContext].page

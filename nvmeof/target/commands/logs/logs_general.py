@@ -20,7 +20,7 @@ from nvmeof.spec.log_pages import (
     build_effects,
     build_supported_log_pages,
 )
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.rows.features import FeatureTable
 from nvmeof.target.commands.rows.log_pages import LogPageSpec, LogPageTable, command_set
@@ -34,7 +34,7 @@ _NVME_MI_EFFECTS_BYTES = 4096
 _SCOPES = 0xFFF << 20
 
 
-def _supported(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _supported(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     return build_supported_log_pages(
         {
             row.lid: LSUPP | (IOS if row.entries is not None else 0) | row.lidsp << LIDSP_SHIFT
@@ -44,7 +44,7 @@ def _supported(ctx: CommandContext, controller: Controller, command: GetLogPage,
     )
 
 
-def _errors(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _errors(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     entries = b"".join(
         build(
             ERROR_INFORMATION_ENTRY,
@@ -66,12 +66,12 @@ def _errors(ctx: CommandContext, controller: Controller, command: GetLogPage, ns
     return entries.ljust(ERROR_LOG_ENTRIES * ERROR_INFORMATION_ENTRY.sizeof(), b"\0")
 
 
-def _firmware(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _firmware(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     page = build(FIRMWARE_SLOT, afi=1, frs=[controller.subsystem.config.firmware])
     return page[:_FIRST_SLOT_END].ljust(len(page), b"\0")  # a slot that is not there has no spaces either
 
 
-def _changed(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _changed(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     return build_changed_namespaces(controller.changed_namespaces)
 
 
@@ -84,7 +84,7 @@ def admin_effects(effects: CommandEffects) -> CommandEffects:
     return effects if effects & _SCOPES else effects | CommandEffects.CONTROLLER_SCOPE
 
 
-def _effects(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _effects(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     # A command set that exists and is not here has no commands.
     commands = ctx.tables[CommandTables]
     io = {} if controller.discovery else commands.io.get(command_set(controller, command), {})
@@ -102,7 +102,7 @@ def _effects(ctx: CommandContext, controller: Controller, command: GetLogPage, n
     )
 
 
-def _ana(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _ana(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     counts, members = controller.ana_log, defaultdict[int, list[int]](list)
     for namespace in ctx.namespaces.values():
         members[namespace.anagrpid].append(namespace.nsid)
@@ -113,7 +113,7 @@ def _ana(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid:
     return build_ana_log(counts.changes, groups, groups_only=bool(command.lsp & ANA_LSP_GROUPS_ONLY))
 
 
-def _feature_effects(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _feature_effects(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     effects = [0] * 256
     for fid, row in ctx.tables[FeatureTable].items():
         if row.supported(controller) and (row.discovery or not controller.discovery):
@@ -121,7 +121,7 @@ def _feature_effects(ctx: CommandContext, controller: Controller, command: GetLo
     return build(FEATURES_SUPPORTED_AND_EFFECTS, fids=effects)
 
 
-def _no_management_interface(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _no_management_interface(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     return bytes(_NVME_MI_EFFECTS_BYTES)
 
 

@@ -12,7 +12,7 @@ from nvmeof.spec.enums import NSID_ALL, LogPageId, Lpa
 from nvmeof.spec.log_pages import DATA_UNIT_BYTES, SMART_HEALTH, GetLogPage
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.rows.log_pages import LSI, LogPageSpec, namespaces_of
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
@@ -51,7 +51,7 @@ def smart_log(controller: Controller, totals: Totals) -> bytes:
     )
 
 
-def _smart(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _smart(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     if nsid in (0, NSID_ALL):
         return smart_log(controller, controller.subsystem.lifetime.totals)
     return smart_log(controller, Totals.of(ctx.namespaces[each] for each in namespaces_of(ctx, nsid)))
@@ -70,7 +70,7 @@ def _check_group(controller: Controller, command: GetLogPage) -> None:
         raise CommandError(Status.INVALID_FIELD, LSI, message=f"there is no endurance group {command.lsi}")
 
 
-def _endurance(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _endurance(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     subsystem = controller.subsystem
     totals = subsystem.lifetime.totals
     capacity = sum(each.size_blocks << each.block_shift for each in subsystem.namespaces.values())

@@ -12,7 +12,7 @@ from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.spec.telemetry import AREAS, BLOCK_BYTES, CREATE, HEADER_BYTES, LIDSP_MCDAS, MCDA_MASK, MCDA_SHIFT
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.rows.features import FeatureTable, Scope
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
@@ -51,7 +51,7 @@ def _check_host(controller: Controller, command: GetLogPage) -> None:
         raise CommandError(Status.INVALID_FIELD, _MCDA, message=f"there is no telemetry data area {areas}")
 
 
-def _host(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _host(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     area_4 = _area_4(controller)
     capture = controller.parts[HostInitiated]
     if not command.lsp & CREATE:
@@ -66,7 +66,7 @@ def _host(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid
     return page
 
 
-def _initiated(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _initiated(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     return controller_page(controller, area_4=_area_4(controller))
 
 

@@ -11,6 +11,7 @@ from nvmeof.spec.media import FormatNvm, SecureErase, SelfTestResult
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import (
     Access,
@@ -40,8 +41,6 @@ _SES = SQE.error_location("cdw10", 9)
 
 def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     """Abort what would touch the data of a namespace that is being formatted (or deletes it)."""
-    if ctx.subsystem is None:
-        return
     concerned: Iterable[Namespace]
     if spec.deletes(sqe):
         concerned = spec.concerned(ctx, sqe)
@@ -56,9 +55,8 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
             )
 
 
-def _concerned(ctx: CommandContext, sqe: Sqe) -> list[Namespace]:
+def _concerned(ctx: AdminContext, sqe: Sqe) -> list[Namespace]:
     """The namespaces that a command formats: any that is allocated, or all that are attached."""
-    assert ctx.subsystem is not None
     if sqe.nsid == NSID_ALL:
         return list(ctx.namespaces.values())
     namespace = ctx.subsystem.namespaces.get(sqe.nsid)
@@ -67,12 +65,11 @@ def _concerned(ctx: CommandContext, sqe: Sqe) -> list[Namespace]:
     return [namespace]
 
 
-def _block_bytes(ctx: CommandContext, command: FormatNvm) -> int:
+def _block_bytes(ctx: AdminContext, command: FormatNvm) -> int:
     """The block size of the format that is asked for. Raises Invalid Format.
 
     MSET is ignored: no format has metadata.
     """
-    assert ctx.controller is not None
     index = command.index
     if ctx.controller.features.host_behavior.lbafee:
         index |= command.upper << 4
@@ -85,7 +82,7 @@ def _block_bytes(ctx: CommandContext, command: FormatNvm) -> int:
     return lookup(index, _LBAF)
 
 
-def check_format(ctx: CommandContext, request: Decoded[FormatNvm]) -> None:
+def check_format(ctx: AdminContext, request: Decoded[FormatNvm]) -> None:
     """A format and an erase that there are, of namespaces that can have them now."""
     concerned = _concerned(ctx, request.sqe)
     ses = request.fields.ses
@@ -108,10 +105,9 @@ def check_format(ctx: CommandContext, request: Decoded[FormatNvm]) -> None:
             )
 
 
-def format_nvm(ctx: CommandContext, request: Decoded[FormatNvm], data: memoryview | None) -> Awaitable[Completion]:
+def format_nvm(ctx: AdminContext, request: Decoded[FormatNvm], data: memoryview | None) -> Awaitable[Completion]:
     """Format NVM. Its completion comes when it is done."""
     check_format(ctx, request)
-    assert ctx.controller is not None
     concerned = _concerned(ctx, request.sqe)
     tests = ctx.controller.subsystem.self_test
     if request.sqe.nsid == NSID_ALL or any(tests.concerns(each.nsid) for each in concerned):
@@ -122,7 +118,7 @@ def format_nvm(ctx: CommandContext, request: Decoded[FormatNvm], data: memoryvie
 
 
 async def _format(
-    ctx: CommandContext, controller: Controller, request: Decoded[FormatNvm], concerned: list[Namespace]
+    ctx: AdminContext, controller: Controller, request: Decoded[FormatNvm], concerned: list[Namespace]
 ) -> Completion:
     sqe = request.sqe
     secure = request.fields.ses == SecureErase.USER_DATA

@@ -21,7 +21,7 @@ from nvmeof.spec.namespace_management import (
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.admission import check_path
 from nvmeof.target.commands.dispatch.base import (
     AnaRule,
@@ -29,6 +29,7 @@ from nvmeof.target.commands.dispatch.base import (
     Completion,
     Direction,
     NsidRule,
+    Offering,
     check_nsid,
     fixed,
 )
@@ -42,7 +43,6 @@ from nvmeof.target.subsystem.ana import ANA_GROUP
 from nvmeof.target.subsystem.management import NamespaceManager, NewNamespace
 from nvmeof.target.subsystem.namespace_kinds import NamespaceKind
 from nvmeof.target.subsystem.persistent_events import change_namespace
-from nvmeof.target.subsystem.subsystem import Subsystem
 
 _SEL = SQE.error_location("cdw10")
 _CSI = SQE.error_location("cdw11", 24)
@@ -50,14 +50,14 @@ _NSID = SQE.error_location("nsid")
 _DATA = SQE.error_location("sgl_address")
 
 
-def managed(subsystem: Subsystem) -> bool:
+def managed(subsystem: Offering) -> bool:
     """Whether hosts may manage the namespaces of a subsystem."""
     return subsystem.manager is not None
 
 
-def _parties(ctx: CommandContext) -> tuple[Controller, NamespaceManager]:
-    assert ctx.controller is not None and ctx.controller.subsystem.manager is not None
-    return ctx.controller, ctx.controller.subsystem.manager
+def _parties(ctx: AdminContext) -> tuple[Controller, NamespaceManager]:
+    assert ctx.subsystem.manager is not None
+    return ctx.controller, ctx.subsystem.manager
 
 
 def _select(sqe: Sqe) -> int:
@@ -76,12 +76,12 @@ def _check_select(sqe: Sqe, last: int) -> None:
 # Namespace Management
 
 
-def management_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+def management_bytes(ctx: AdminContext, sqe: Sqe) -> int:
     """Length rule: only a create operation has data."""
     return NAMESPACE_CREATE_BYTES if _select(sqe) == ManagementSelect.CREATE else 0
 
 
-def check_management(ctx: CommandContext, sqe: Sqe) -> None:
+def check_management(ctx: AdminContext, sqe: Sqe) -> None:
     """What can be refused before the data of a create operation is there."""
     _check_select(sqe, ManagementSelect.DELETE)
     if _select(sqe) == ManagementSelect.DELETE:
@@ -96,7 +96,7 @@ def check_management(ctx: CommandContext, sqe: Sqe) -> None:
         raise CommandError(Status.IO_COMMAND_SET_NOT_SUPPORTED, _CSI, message=f"I/O command set {csi} is not supported")
 
 
-def namespace_management(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+def namespace_management(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
     """Create (DW0: the NSID) or delete; FFFFFFFFh deletes all."""
     if _select(sqe) == ManagementSelect.DELETE:
         return _delete(ctx, sqe)
@@ -142,7 +142,7 @@ def new_namespace(fields: Any, kind: NamespaceKind, *, ana_groups: int) -> NewNa
     )
 
 
-async def _create(ctx: CommandContext, sqe: Sqe, fields: Any, new: NewNamespace) -> Completion:
+async def _create(ctx: AdminContext, sqe: Sqe, fields: Any, new: NewNamespace) -> Completion:
     controller, manager = _parties(ctx)
     nsid = await manager.create(ctx.runtime, new)
     names = ("nsze", "ncap", "flbas", "dps", "nmic")
@@ -151,7 +151,7 @@ async def _create(ctx: CommandContext, sqe: Sqe, fields: Any, new: NewNamespace)
     return Completion(dw0=nsid)
 
 
-async def _delete(ctx: CommandContext, sqe: Sqe) -> Completion:
+async def _delete(ctx: AdminContext, sqe: Sqe) -> Completion:
     controller, manager = _parties(ctx)
     nsid = None if sqe.nsid == NSID_ALL else sqe.nsid
     going = None if nsid is None else controller.subsystem.namespaces.get(nsid)
@@ -171,13 +171,13 @@ def _remember(controller: Controller, sqe: Sqe, nsid: int, **fields: int) -> Non
 # Namespace Attachment
 
 
-def check_attachment(ctx: CommandContext, sqe: Sqe) -> None:
+def check_attachment(ctx: AdminContext, sqe: Sqe) -> None:
     """What can be refused before the controller list is there."""
     _check_select(sqe, AttachmentSelect.DETACH)
     check_nsid(ctx, sqe.nsid)
 
 
-def namespace_attachment(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+def namespace_attachment(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
     """Attach to, or detach from, every controller of a list: all of them or none."""
     assert data is not None
     return _attachment(ctx, sqe, controllers_of(data))
@@ -192,7 +192,7 @@ def controllers_of(data: memoryview) -> list[int]:
     return cntlids
 
 
-async def _attachment(ctx: CommandContext, sqe: Sqe, cntlids: list[int]) -> Completion:
+async def _attachment(ctx: AdminContext, sqe: Sqe, cntlids: list[int]) -> Completion:
     _, manager = _parties(ctx)
     operation = manager.attach if _select(sqe) == AttachmentSelect.ATTACH else manager.detach
     await operation(ctx.runtime, sqe.nsid, cntlids)
@@ -202,7 +202,7 @@ async def _attachment(ctx: CommandContext, sqe: Sqe, cntlids: list[int]) -> Comp
 # What has changed
 
 
-def _changed(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _changed(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     return build_changed_namespaces(controller.changed_allocations)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import (
+    NSID_ALL,
     AdminOpcode,
     AsyncCommandSetInfo,
     AsyncEventType,
@@ -19,6 +20,7 @@ from nvmeof.spec.media import NO_ESTIMATE, Sanicap, SanitizeAction, SanitizeComm
 from nvmeof.spec.persistent_events import EventType
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandRow, CommandSpec, Completion, Decoded, NsidRule, decoded
 from nvmeof.target.commands.rows.features import FeatureTable, Scope, current_value, dword
@@ -28,8 +30,9 @@ from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.events import Event
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.reservations import Group
+from nvmeof.target.projection.sanitize_view import SanitizeState
 from nvmeof.target.subsystem.persistent_events import sanitize_start
-from nvmeof.target.subsystem.sanitize import Sanitizer, SanitizeState
+from nvmeof.target.subsystem.sanitize import Sanitizer
 from nvmeof.wire import build
 
 SANICAP = Sanicap.BLOCK_ERASE | Sanicap.OVERWRITE | Sanicap.NO_DEALLOCATE_INHIBITED | Sanicap.MEDIA_NOT_MODIFIED_AFTER
@@ -58,30 +61,26 @@ _STARTS = frozenset({SanitizeAction.BLOCK_ERASE, SanitizeAction.OVERWRITE})
 
 def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     """Abort what may not be processed now: Sanitize In Progress, or Sanitize Failed."""
-    subsystem = ctx.subsystem
-    if subsystem is None:
-        return
-    sanitizer = subsystem.sanitizer
-    if sanitizer.state is SanitizeState.IDLE:
-        if sanitizer.erased and ctx.qid and spec.access in (Access.WRITE, Access.READ_WRITE):
-            sanitizer.written()
+    sanitize = ctx.view.sanitize
+    if sanitize.state is SanitizeState.IDLE:
+        if sanitize.erased and ctx.qid and spec.access in (Access.WRITE, Access.READ_WRITE):
+            ctx.effects.written()
         return
     if spec.during_sanitize(ctx, spec.command(ctx, sqe)):
         return
     # After a failure admin commands are told that it is in progress: it is until a host has dealt with it.
-    failed = bool(ctx.qid) and sanitizer.state.failure
+    failed = bool(ctx.qid) and sanitize.state.failure
     status = Status.SANITIZE_FAILED if failed else Status.SANITIZE_IN_PROGRESS
     raise CommandError(status, dnr=False, message=f"{spec.name}: {status.description}")
 
 
-def _after_failure(ctx: CommandContext, request: Decoded[SanitizeCommand]) -> bool:
+def _after_failure(ctx: AdminContext, request: Decoded[SanitizeCommand]) -> bool:
     """Another sanitize operation may be started once one has failed, but not during one."""
-    return ctx.subsystem is not None and ctx.subsystem.sanitizer.state.failure
+    return ctx.view.sanitize.state.failure
 
 
 def _all_namespaces(ctx: CommandContext, sqe: Sqe) -> Iterable[Namespace]:
-    assert ctx.subsystem is not None
-    return ctx.subsystem.namespaces.values()
+    return ctx.named(NSID_ALL)
 
 
 # The command
@@ -91,10 +90,9 @@ def _invalid(message: str, location: int) -> CommandError:
     return CommandError(Status.INVALID_FIELD, location, message=message)
 
 
-def check_sanitize(ctx: CommandContext, request: Decoded[SanitizeCommand]) -> None:
+def check_sanitize(ctx: AdminContext, request: Decoded[SanitizeCommand]) -> None:
     """An action that there is, and that the state of the last operation allows."""
     controller = ctx.controller
-    assert controller is not None
     command, state = request.fields, controller.subsystem.sanitizer.state
     if command.action == SanitizeAction.EXIT_FAILURE_MODE:
         if state is SanitizeState.RESTRICTED_FAILURE:
@@ -124,11 +122,10 @@ def _failed(message: str) -> CommandError:
 
 
 def sanitize(
-    ctx: CommandContext, request: Decoded[SanitizeCommand], data: memoryview | None
+    ctx: AdminContext, request: Decoded[SanitizeCommand], data: memoryview | None
 ) -> Completion | Awaitable[Completion]:
     """Sanitize. The operation it starts goes on after its completion."""
     check_sanitize(ctx, request)
-    assert ctx.controller is not None
     if request.fields.action == SanitizeAction.EXIT_FAILURE_MODE:
         sanitizer = ctx.controller.subsystem.sanitizer
         return _leave(sanitizer) if sanitizer.state.failure else Completion()
@@ -149,13 +146,12 @@ def _not_kept(error: OSError) -> CommandError:
     )
 
 
-async def _start(ctx: CommandContext, controller: Controller, sqe: Sqe) -> Completion:
+async def _start(ctx: AdminContext, controller: Controller, sqe: Sqe) -> Completion:
     subsystem = controller.subsystem
     subsystem.self_test.abort(SelfTestResult.ABORTED_BY_SANITIZE)
     for each in list(subsystem.controllers.values()):
-        if isinstance(each, Controller):
-            each.withdraw_permits()
-            each.events.withdraw(LogPageId.SANITIZE_STATUS)
+        each.project()
+        each.withdraw_events(LogPageId.SANITIZE_STATUS)
     try:
         await subsystem.sanitizer.start(ctx.runtime, sqe.cdw10, sqe.cdw11, partial(_ended, controller))
     except OSError as error:
@@ -175,7 +171,7 @@ def _ended(controller: Controller, sanitizer: Sanitizer) -> None:
 # Its log page and feature
 
 
-def _status(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _status(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     sanitizer = controller.subsystem.sanitizer
     size_bytes = sum(each.backend.capabilities.size_bytes for each in controller.subsystem.namespaces.values())
     once = max(size_bytes // _ESTIMATE_BYTES_PER_SECOND, 1)

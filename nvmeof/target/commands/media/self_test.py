@@ -8,7 +8,7 @@ from nvmeof.spec.log_pages import DEVICE_SELF_TEST, GetLogPage
 from nvmeof.spec.media import SELF_TEST_RESULTS, SelfTestCode, SelfTestResult
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.admission import check_path
 from nvmeof.target.commands.dispatch.base import AnaRule, CommandRow, Completion, NsidRule, not_active
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
@@ -28,9 +28,8 @@ def extended_minutes(subsystem: Subsystem) -> int:
     return min(size_bytes // (_BYTES_PER_SECOND * 60) + 1, 0xFFFF)
 
 
-def _chosen(ctx: CommandContext, sqe: Sqe) -> list[int]:
+def _chosen(ctx: AdminContext, sqe: Sqe) -> list[int]:
     """The NSIDs that a test is to look at."""
-    assert ctx.subsystem is not None
     if sqe.nsid == 0:
         return []
     if sqe.nsid == NSID_ALL:
@@ -40,9 +39,8 @@ def _chosen(ctx: CommandContext, sqe: Sqe) -> list[int]:
     raise not_active(ctx, sqe.nsid)
 
 
-def check_self_test(ctx: CommandContext, sqe: Sqe) -> None:
+def check_self_test(ctx: AdminContext, sqe: Sqe) -> None:
     """A test that there is, of namespaces that there are, while no other is in progress."""
-    assert ctx.subsystem is not None
     code = sqe.cdw10 & 0xF
     if code == SelfTestCode.ABORT:
         return
@@ -58,11 +56,10 @@ def check_self_test(ctx: CommandContext, sqe: Sqe) -> None:
             raise CommandError(blocked_status, dnr=False, message=f"namespace {nsid}: {blocked_status.description}")
 
 
-def self_test(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def self_test(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Device Self-test. What it starts goes on after its completion."""
     check_self_test(ctx, sqe)
     controller = ctx.controller
-    assert controller is not None
     tests = controller.subsystem.self_test
     code = SelfTestCode(sqe.cdw10 & 0xF)
     if code is SelfTestCode.ABORT:
@@ -74,7 +71,7 @@ def self_test(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Complet
     return Completion()
 
 
-def _log(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _log(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     tests = controller.subsystem.self_test
     results: list[dict[str, object]] = [
         {

@@ -48,7 +48,7 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
         if namespace is not None and namespace.reservations.state.rtype is None:
             return
     group = group_of(spec)
-    if group is Group.OTHER or ctx.subsystem is None:
+    if group is Group.OTHER:
         return
     for namespace in spec.concerned(ctx, sqe):
         _check(namespace, ctx.hostid, group)

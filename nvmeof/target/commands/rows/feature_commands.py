@@ -15,7 +15,7 @@ from nvmeof.runtime import settled
 from nvmeof.spec.enums import NSID_ALL, AdminOpcode, AnaState, FeatureSelect
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.admission import check_path
 from nvmeof.target.commands.dispatch.base import Completion, check_nsid, not_active
 from nvmeof.target.commands.rows.feature_saving import note_change, save_change
@@ -45,38 +45,37 @@ class FeatureRequest:
     sqe: Sqe
 
 
-def decode_features(ctx: CommandContext, sqe: Sqe) -> FeatureRequest:
+def decode_features(ctx: AdminContext, sqe: Sqe) -> FeatureRequest:
     """Decode CDW10, and look the feature up."""
     fid = sqe.cdw10 & 0xFF
     return FeatureRequest(ctx.tables[FeatureTable].get(fid), fid, sqe.cdw10 >> 8 & 7, bool(sqe.cdw10 >> 31), sqe)
 
 
-def _row(ctx: CommandContext, request: FeatureRequest) -> FeatureSpec:
+def _row(ctx: AdminContext, request: FeatureRequest) -> FeatureSpec:
     row, controller = request.row, ctx.controller
-    assert controller is not None
     if row is None or not row.supported(controller) or (controller.discovery and not row.discovery):
         raise CommandError(Status.INVALID_FIELD, _FID, message=f"feature {request.fid:#04x} is not supported")
     return row
 
 
-def _check_attached(ctx: CommandContext, sqe: Sqe) -> None:
+def _check_attached(ctx: AdminContext, sqe: Sqe) -> None:
     """The NSID of a feature with the scope NAMESPACE."""
     if sqe.nsid not in ctx.namespaces:
         raise not_active(ctx, sqe.nsid)
 
 
-def get_bytes(ctx: CommandContext, request: FeatureRequest) -> int:
+def get_bytes(ctx: AdminContext, request: FeatureRequest) -> int:
     """Length rule of Get Features."""
     return 0 if request.select == FeatureSelect.SUPPORTED_CAPABILITIES else _row(ctx, request).data_bytes
 
 
-def set_bytes(ctx: CommandContext, request: FeatureRequest) -> int:
+def set_bytes(ctx: AdminContext, request: FeatureRequest) -> int:
     """Length rule of Set Features."""
     row = _row(ctx, request)
     return row.data_bytes if row.transfer_bytes is None else row.transfer_bytes(request.sqe)
 
 
-def check_get_features(ctx: CommandContext, request: FeatureRequest) -> None:
+def check_get_features(ctx: AdminContext, request: FeatureRequest) -> None:
     """Known, SEL, and the NSID of a feature that is a namespace's."""
     row, select, sqe = _row(ctx, request), request.select, request.sqe
     if select > FeatureSelect.SUPPORTED_CAPABILITIES:
@@ -89,10 +88,9 @@ def check_get_features(ctx: CommandContext, request: FeatureRequest) -> None:
             check_path(ctx, sqe.nsid)
 
 
-def get_features(ctx: CommandContext, request: FeatureRequest, data: memoryview | None) -> Completion:
+def get_features(ctx: AdminContext, request: FeatureRequest, data: memoryview | None) -> Completion:
     """Current, default or saved value, or the capabilities. What was not saved has its default as saved value."""
     row, select, sqe, controller = _row(ctx, request), request.select, request.sqe, ctx.controller
-    assert controller is not None
     if select == FeatureSelect.SUPPORTED_CAPABILITIES:
         return Completion(dw0=row.capabilities)
     # What the command means is looked at by `default` as well: a wrong selector has no saved value either.
@@ -103,19 +101,18 @@ def get_features(ctx: CommandContext, request: FeatureRequest, data: memoryview 
     return Completion(dw0=value.dw0, data=value.data)
 
 
-def _targets(ctx: CommandContext, row: FeatureSpec, sqe: Sqe) -> list[Sqe]:
+def _targets(ctx: AdminContext, row: FeatureSpec, sqe: Sqe) -> list[Sqe]:
     """The command, once for each namespace that it is for."""
     if row.scope is not Scope.NAMESPACE or sqe.nsid != NSID_ALL:
         return [sqe]
     return [dataclasses.replace(sqe, nsid=nsid) for nsid in ctx.namespaces]
 
 
-def _check_set_access(ctx: CommandContext, row: FeatureSpec, sqe: Sqe) -> None:
+def _check_set_access(ctx: AdminContext, row: FeatureSpec, sqe: Sqe) -> None:
     """Raise the path related status where the ANA state is in the way of a Set Features (NVMe Base 8.1.1.10).
 
     Nothing is saved then, nothing is set for all namespaces, and nothing at all in Persistent Loss.
     """
-    assert ctx.controller is not None
     saves = row.persistent or bool(sqe.cdw10 >> 31)
     lost = any(
         ctx.controller.ana.state(ctx.namespaces[nsid].anagrpid) is AnaState.PERSISTENT_LOSS
@@ -125,7 +122,7 @@ def _check_set_access(ctx: CommandContext, row: FeatureSpec, sqe: Sqe) -> None:
         check_path(ctx, sqe.nsid)
 
 
-def check_set_features(ctx: CommandContext, request: FeatureRequest) -> None:
+def check_set_features(ctx: AdminContext, request: FeatureRequest) -> None:
     """Everything that does not need the data: known, changeable, saveable, its NSID."""
     row, sqe = _row(ctx, request), request.sqe
     if row.apply is None:
@@ -141,13 +138,12 @@ def check_set_features(ctx: CommandContext, request: FeatureRequest) -> None:
         raise CommandError(
             Status.FEATURE_NOT_NAMESPACE_SPECIFIC, _NSID, message=f"{row.name} is not namespace specific"
         )
-    assert ctx.controller is not None
     for each in _targets(ctx, row, sqe):
         row.check(ctx.controller, each)
 
 
 def set_features(
-    ctx: CommandContext, request: FeatureRequest, data: memoryview | None
+    ctx: AdminContext, request: FeatureRequest, data: memoryview | None
 ) -> Completion | Awaitable[Completion]:
     """Change a feature's current value, and its saved value when SV asks for that."""
     check_set_features(ctx, request)
@@ -163,8 +159,7 @@ async def _set_later(pending: Awaitable[int]) -> Completion:
     return Completion(dw0=await pending)
 
 
-async def _set_all(ctx: CommandContext, row: FeatureSpec, targets: list[Sqe], data: memoryview | None) -> Completion:
-    assert ctx.controller is not None
+async def _set_all(ctx: AdminContext, row: FeatureSpec, targets: list[Sqe], data: memoryview | None) -> Completion:
     done: list[tuple[Sqe, Value]] = []
     for sqe in targets:
         # One that went while another was written needs it no more.
@@ -198,8 +193,7 @@ async def _take_back(controller: Controller, row: FeatureSpec, done: list[tuple[
                 logger.error("%s of namespace %d is kept as a failed command set it: %s", row.name, sqe.nsid, error)
 
 
-def _set_one(ctx: CommandContext, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
-    assert ctx.controller is not None
+def _set_one(ctx: AdminContext, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
     saves = row.persistent or bool(sqe.cdw10 >> 31)
     return (save_change if saves else note_change)(ctx.controller, row, sqe, data)
 

@@ -14,7 +14,7 @@ from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.properties import Cc, CcCss
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.base import Completion, check_nsid, not_active
 from nvmeof.target.commands.rows.uuid_selection import check_uuid_index
 from nvmeof.target.controller.controller import Controller
@@ -28,7 +28,7 @@ _OT = SQE.error_location("cdw14", 23)
 _CSI = SQE.error_location("cdw14", 24)
 _NSID = SQE.error_location("nsid")
 
-Builder = Callable[[CommandContext, Controller, GetLogPage, int], bytes]
+Builder = Callable[[AdminContext, Controller, GetLogPage, int], bytes]
 PageCheck = Callable[[Controller, GetLogPage], None]
 
 
@@ -73,7 +73,7 @@ class LogPageTable(dict[int, LogPageSpec]):
     """The log pages of a target, by LID."""
 
 
-def log_attributes(ctx: CommandContext, controller: Controller) -> Lpa:
+def log_attributes(ctx: AdminContext, controller: Controller) -> Lpa:
     """Make LPA of Identify Controller from the rows."""
     attributes = Lpa.EXTENDED_DATA
     for row in ctx.tables[LogPageTable].values():
@@ -96,18 +96,18 @@ class LogPageRequest:
     nsid: int
 
 
-def decode_log_page(ctx: CommandContext, sqe: Sqe) -> LogPageRequest:
+def decode_log_page(ctx: AdminContext, sqe: Sqe) -> LogPageRequest:
     """Convert the units of the command's dwords, and look its page up."""
     command = GetLogPage.decode(sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13, sqe.cdw14)
     return LogPageRequest(ctx.tables[LogPageTable].get(command.lid), command, sqe.nsid)
 
 
-def log_bytes(ctx: CommandContext, request: LogPageRequest) -> int:
+def log_bytes(ctx: AdminContext, request: LogPageRequest) -> int:
     """Length rule: NUMD dwords."""
     return request.command.length_bytes
 
 
-def page_during_sanitize(ctx: CommandContext, request: LogPageRequest) -> bool:
+def page_during_sanitize(ctx: AdminContext, request: LogPageRequest) -> bool:
     """Whether the page may be read during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
     return request.row is not None and request.row.during_sanitize
 
@@ -116,19 +116,18 @@ def _invalid(location: int, message: str) -> CommandError:
     return CommandError(Status.INVALID_FIELD, location, message=message)
 
 
-def check_get_log_page(ctx: CommandContext, request: LogPageRequest) -> None:
+def check_get_log_page(ctx: AdminContext, request: LogPageRequest) -> None:
     """A page that exists here, its NSID, a length within MDTS, and an offset of the kind that it takes.
 
     Fields that a page does not use are not looked at: LSP, LSI and CSI of others.
     """
-    controller, subsystem = ctx.controller, ctx.subsystem
-    assert controller is not None and subsystem is not None
+    controller = ctx.controller
     row, command = request.row, request.command
     if row is None or not row.here(controller):
         raise CommandError(Status.INVALID_LOG_PAGE, _LID, message=f"log page {command.lid:#04x} is not supported")
     _check_nsid(ctx, row, request.nsid)
     check_uuid_index(controller, command.uuid_index)
-    limit = subsystem.config.transfer_limit_bytes
+    limit = ctx.limits.transfer_bytes
     if command.length_bytes > limit:
         raise _invalid(_NUMDL, f"{command.length_bytes} bytes of a log page are more than MDTS ({limit})")
     if command.length_bytes % row.whole:
@@ -143,14 +142,14 @@ def check_get_log_page(ctx: CommandContext, request: LogPageRequest) -> None:
     row.check(controller, command)
 
 
-def _check_nsid(ctx: CommandContext, row: LogPageSpec, nsid: int) -> None:
+def _check_nsid(ctx: AdminContext, row: LogPageSpec, nsid: int) -> None:
     if nsid in (0, NSID_ALL) or row.per_namespace:
         return
     check_nsid(ctx, nsid)
     raise _invalid(_NSID, f"{row.name} is not of a namespace (NSID {nsid})")
 
 
-def namespaces_of(ctx: CommandContext, nsid: int) -> list[int]:
+def namespaces_of(ctx: AdminContext, nsid: int) -> list[int]:
     """The namespaces that a page with `per_namespace` is about: one, or all with 0h and FFFFFFFFh."""
     if nsid in (0, NSID_ALL):
         return list(ctx.namespaces)
@@ -172,10 +171,10 @@ def _start(row: LogPageSpec, command: GetLogPage, page: bytes) -> int:
     return command.offset_bytes
 
 
-def get_log_page(ctx: CommandContext, request: LogPageRequest, data: memoryview | None) -> Completion:
+def get_log_page(ctx: AdminContext, request: LogPageRequest, data: memoryview | None) -> Completion:
     """A part of a page; what is asked for beyond its end reads as zeroes. RAE = 0 lets its events be sent again."""
     row, command, controller = request.row, request.command, ctx.controller
-    assert row is not None and controller is not None
+    assert row is not None
     page = row.build(ctx, controller, command, request.nsid)
     if not page:
         # Something else was asked for than its content. The data that the SGL describes is sent all the same: hosts

@@ -8,8 +8,9 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from nvmeof.spec.enums import Csi
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.context import LbaOpcodes
-from nvmeof.target.commands.dispatch.base import CommandSpec
+from nvmeof.target.commands.dispatch.base import CommandRow, CommandSpec, IoRows, IoSpec
 from nvmeof.target.commands.dispatch.command_tables import AdmissionCheck, CommandTables
 from nvmeof.target.commands.rows.features import FeatureSpec, FeatureTable
 from nvmeof.target.commands.rows.log_pages import LogPageSpec, LogPageTable
@@ -35,11 +36,11 @@ class Rows:
     namespaces. `failure_listeners` are told what goes wrong with more than one command.
     """
 
-    admin: tuple[CommandSpec, ...] = ()
-    discovery: tuple[CommandSpec, ...] = ()
+    admin: tuple[CommandRow[AdminContext, Any], ...] = ()
+    discovery: tuple[CommandRow[AdminContext, Any], ...] = ()
     fabrics_admin: tuple[CommandSpec, ...] = ()
     fabrics_io: tuple[CommandSpec, ...] = ()
-    io: Mapping[int, tuple[CommandSpec, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    io: Mapping[int, tuple[IoSpec, ...]] = field(default_factory=lambda: MappingProxyType({}))
     log_pages: tuple[LogPageSpec, ...] = ()
     features: tuple[FeatureSpec, ...] = ()
     structures: tuple[IdentifySpec, ...] = ()
@@ -58,13 +59,16 @@ def _keyed(what: str, rows: Iterable[Row], key: Callable[[Row], int]) -> dict[in
     return table
 
 
-def _commands(rows: Iterable[CommandSpec]) -> dict[int, CommandSpec]:
+Spec = TypeVar("Spec", bound=CommandSpec)
+
+
+def _commands(rows: Iterable[Spec]) -> dict[int, Spec]:
     return _keyed("opcode", rows, lambda row: row.opcode)
 
 
-def build_tables(admission: tuple[AdmissionCheck, ...], modules: Iterable[Rows]) -> Tables:
+def build_tables(admission: tuple[AdmissionCheck, ...], modules: Iterable[Rows | IoRows]) -> Tables:
     """Make the tables of a target. Raises `ValueError` for an opcode, page or feature that has two rows."""
-    every = tuple(modules)
+    every = tuple(Rows(io=module) if isinstance(module, IoRows) else module for module in modules)
     sets = sorted({Csi.NVM, *(csi for rows in every for csi in rows.io)})
     own = {csi: tuple(row for rows in every for row in rows.io.get(csi, ())) for csi in sets}
     io = {csi: _commands(own[Csi.NVM] + (own[csi] if csi != Csi.NVM else ())) for csi in sets}

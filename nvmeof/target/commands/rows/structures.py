@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nvmeof.spec.identify import IdentifyCommand
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.namespace import Namespace
 
-Builder = Callable[[CommandContext, Controller, IdentifyCommand, int], bytes]
+Builder = Callable[[AdminContext, Controller, IdentifyCommand, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)

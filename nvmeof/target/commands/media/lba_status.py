@@ -21,7 +21,7 @@ from nvmeof.spec.media import (
 )
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Direction, NsidRule
 from nvmeof.target.commands.io.nvm import active_namespace
 from nvmeof.target.commands.rows.features import Scope, Value, constant, remembered
@@ -37,7 +37,7 @@ _MNDW = SQE.error_location("cdw12")
 _ACTION = SQE.error_location("cdw13", 24)
 
 
-def status_bytes(ctx: CommandContext, sqe: Sqe) -> int:
+def status_bytes(ctx: AdminContext, sqe: Sqe) -> int:
     """Length rule: MNDW dwords."""
     return (sqe.cdw12 + 1) * 4
 
@@ -49,13 +49,12 @@ def _range(namespace: Namespace, sqe: Sqe) -> tuple[int, int]:
     return sqe.slba, sqe.slba + length if length else namespace.size_blocks
 
 
-def check_lba_status(ctx: CommandContext, sqe: Sqe) -> None:
+def check_lba_status(ctx: AdminContext, sqe: Sqe) -> None:
     """A range within the namespace, an action that there is, no more data than MDTS."""
-    assert ctx.subsystem is not None
     namespace = active_namespace(ctx, sqe)
     if sqe.cdw13 >> 24 not in (LbaStatusAction.SCAN, LbaStatusAction.TRACKED):
         raise CommandError(Status.INVALID_FIELD, _ACTION, message=f"there is no action type {sqe.cdw13 >> 24:02X}h")
-    limit = ctx.subsystem.config.transfer_limit_bytes
+    limit = ctx.limits.transfer_bytes
     if status_bytes(ctx, sqe) > limit:
         raise CommandError(
             Status.INVALID_FIELD, _MNDW, message=f"{status_bytes(ctx, sqe)} bytes are more than MDTS ({limit})"
@@ -63,7 +62,7 @@ def check_lba_status(ctx: CommandContext, sqe: Sqe) -> None:
     _range(namespace, sqe)
 
 
-def get_lba_status(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def get_lba_status(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Which blocks of a range may not be readable; with a scan, all of it is read to find out."""
     namespace = active_namespace(ctx, sqe)
     first, end = _range(namespace, sqe)
@@ -72,11 +71,11 @@ def get_lba_status(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Co
     return _scan(ctx, namespace, sqe, first, end)
 
 
-async def _scan(ctx: CommandContext, namespace: Namespace, sqe: Sqe, first: int, end: int) -> Completion:
+async def _scan(ctx: AdminContext, namespace: Namespace, sqe: Sqe, first: int, end: int) -> Completion:
     blocks = max(SCAN_BYTES >> namespace.block_shift, 1)
     position = first
     while position < end:
-        if ctx.controller is None:
+        if ctx.detached:
             raise CommandError(Status.ABORTED_SQ_DELETION, dnr=False, message="aborted: the queue was deleted")
         # Formatted or shorter than before: what is there now decides.
         namespace.check_range(position, 1)
@@ -115,7 +114,7 @@ def _answer(namespace: Namespace, sqe: Sqe, first: int, end: int) -> Completion:
 # The log page, and how often a host is told of it
 
 
-def _log(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _log(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     namespaces = []
     generation = 0
     for namespace in ctx.namespaces.values():

@@ -9,7 +9,7 @@ from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.reservations import NotificationType, mask_of
 from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
-from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.rows.features import (
     FeatureSpec,
     Scope,
@@ -50,7 +50,7 @@ async def _later(pending: Awaitable[None]) -> int:
     return 0
 
 
-def _notification(ctx: CommandContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
+def _notification(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
     return controller.reservation_notices.page(command.offset_bytes)
 
 
