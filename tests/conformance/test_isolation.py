@@ -20,9 +20,9 @@ import pytest
 from nvmeof.errors import TransportError
 from nvmeof.spec.status import Status
 from nvmeof.target import connections
-from nvmeof.target.controller.controller import COPIES_MOST, Controller
 from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.core.owner import OWNER
+from nvmeof.target.projection.association import COPIES_MOST
 from nvmeof.target.queue.queue import RUNNING_MOST
 from nvmeof.target.server import Target
 from nvmeof.target.simple_config import simple_config
@@ -427,9 +427,8 @@ async def test_copies_of_one_host(tmp_path):
             sqe = make_sqe(cid, 0x19, nsid=1, length=32, sgl=IN_CAPSULE, cdw10=8 * cid + 64)
             await greedy.send(greedy.capsule(sqe, source))
         [controller] = target.subsystems[target.subnqn].controllers.values()
-        assert isinstance(controller, Controller)
-        await until(lambda: sum(map(len, controller.copies._lines.values())) == count - COPIES_MOST)
+        await until(lambda: sum(map(len, controller.view.copies._lines.values())) == count - COPIES_MOST)
         await served_beside(target)
         gate.open.set()
         assert sorted([(await greedy.completion()).status for _ in range(count)]) == [0] * count
-        assert first.cntlid == controller.cntlid and controller.copies._free == COPIES_MOST
+        assert first.cntlid == controller.cntlid and controller.view.copies._free == COPIES_MOST

@@ -393,10 +393,6 @@ class Controller:
             return self.kato_ms / 1000
         return DISCOVERY_IDLE_SECONDS if self.discovery else self.subsystem.config.any_keep_alive_seconds
 
-    def touch(self, now: float) -> None:
-        """Commands arrived on one of the queues (traffic based keep alive)."""
-        self.view.activity.heard = True
-
     def keep_alive(self) -> None:
         """A Keep Alive command: the interval starts anew."""
         self._timer.restart()
