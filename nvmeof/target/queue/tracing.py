@@ -34,12 +34,11 @@ class CommandTrace(QueueTrace):
 
     def connected(self, ctx: CommandContext) -> None:
         """Name the queue: its Connect has succeeded."""
-        queue, controller = self.queue, ctx.controller
+        queue = self.queue
         queue.qid = ctx.qid
         queue.hostnqn = ctx.host_nqn
-        if controller is not None:
-            queue.cntlid = controller.cntlid
-            queue.subnqn = controller.subsystem.nqn
+        queue.cntlid = ctx.view.cntlid
+        queue.subnqn = ctx.view.subnqn
 
     # One command
 
