@@ -24,7 +24,7 @@ from nvmeof.trace import (
 from tests.conformance.rawhost import C2H, FLUSH, IN_CAPSULE, R2T, READ, RESPONSE, WRITE, io_sqe, make_sqe
 from tests.protocol.wire import sent, split
 from tests.target.backend_tools import AsyncDriver, Hidden
-from tests.target.harness import HOST, NQN, Target
+from tests.target.harness import HOST, NQN, Target, controller_of
 from tests.target.queue.test_aborts import drained
 from tests.target.queue.test_queue import BATCHES, CHANGES, Wire, change, r2ts, two_namespaces
 
@@ -66,7 +66,7 @@ def three(cids: list[int]) -> list[tuple[str, list[int]]]:
 def test_connect_names_the_queue():
     wire, events = traced()
     [queue] = {event.queue for event in events}
-    controller = wire.queue.ctx.controller
+    controller = controller_of(wire.queue.ctx)
     assert (queue.peer, queue.qid, queue.cntlid) == ("host", 1, controller.cntlid)
     assert (queue.subnqn, queue.hostnqn) == (NQN, HOST)
     [admitted], [completed] = events.of(CommandAdmitted), events.of(CommandCompleted)
