@@ -68,11 +68,11 @@ def fails(framing: Framing, kind: int, flags: int, hlen: int, pdo: int, plen: in
     assert str(caught.value)
 
 
-@pytest.mark.parametrize("kind", sorted(set(range(256)) - set(PduType)))
-def test_types_that_do_not_exist(kind: int) -> None:
-    with pytest.raises(PduError):
-        rule_of(kind)
-    fails(PLAIN, kind, 0, 24, 0, 24, TYPE)
+def test_types_that_do_not_exist() -> None:
+    for kind in set(range(256)) - set(PduType):
+        with pytest.raises(PduError):
+            rule_of(kind)
+        fails(PLAIN, kind, 0, 24, 0, 24, TYPE)
 
 
 @pytest.mark.parametrize("kind", PduType)

@@ -27,7 +27,8 @@ from .wire import (
     term_req,
 )
 
-FRAMINGS = [Framing(h, d, pda) for h in (False, True) for d in (False, True) for pda in (4, 12, 128)]
+FRAMINGS = [Framing(), Framing(True, False, 12), Framing(False, True, 128), Framing(True, True, 12)]
+"""Each value of each field, and each pair of digests; test_bytewise.py and test_fuzz.py draw from all of them."""
 PLAIN, BOTH = Framing(), Framing(True, True)
 TRANSIENT = Status.TRANSIENT_TRANSPORT_ERROR << 1
 

@@ -29,7 +29,8 @@ from .wire import (
     term_req,
 )
 
-FRAMINGS = [Framing(h, d, pda) for h in (False, True) for d in (False, True) for pda in (4, 12, 128)]
+FRAMINGS = [Framing(), Framing(True, False, 12), Framing(False, True, 128), Framing(True, True, 12)]
+"""Each value of each field, and each pair of digests; test_bytewise.py and test_fuzz.py draw from all of them."""
 PLAIN, BOTH = Framing(), Framing(True, True)
 
 
@@ -144,15 +145,15 @@ def test_header_digest_of_a_command(bad: int) -> None:
     assert sent(t) == term_req(3, 3, 0x04030201, framing.command(bad)[:72])
 
 
-@pytest.mark.parametrize("position", [p for p in range(76) if p not in (0, 1)])
-def test_a_broken_header_is_a_digest_error_wherever_it_is_broken(position: int) -> None:
-    t = ready_target(BOTH)
-    pdu = bytearray(BOTH.command(1, WRITE, data=bytes(512)))
-    digest = int.from_bytes(pdu[72:76], "little")
-    pdu[position] ^= 0x10
-    received = int.from_bytes(pdu[72:76], "little")
-    assert failure(feed(t, bytes(pdu))) == (3, received)
-    assert (received == digest) == (position < 72)
+def test_a_broken_header_is_a_digest_error_wherever_it_is_broken() -> None:
+    for position in range(2, 76):  # type and flags come before the digest
+        t = ready_target(BOTH)
+        pdu = bytearray(BOTH.command(1, WRITE, data=bytes(512)))
+        digest = int.from_bytes(pdu[72:76], "little")
+        pdu[position] ^= 0x10
+        received = int.from_bytes(pdu[72:76], "little")
+        assert failure(feed(t, bytes(pdu))) == (3, received), position
+        assert (received == digest) == (position < 72), position
 
 
 def test_header_digest_of_h2c_data() -> None:
