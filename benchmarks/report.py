@@ -146,15 +146,18 @@ def print_loopback(console: Console, results: Sequence[dict[str, Any]]) -> None:
 
 
 def print_start(console: Console, result: dict[str, Any]) -> None:
-    table = Table(title="Fresh connections, our host and our target, MB/s (medians)", title_justify="left")
-    table.add_column("direction")
-    for part in ("first 64 MiB", "steady state"):
-        for column in ("tcp", "mptcp", "ratio"):
-            table.add_column(f"{part}, {column}", justify="right")
+    title = "Our host and our target, MB/s (medians); bare: sockets of the same kernel, same pattern"
+    table = Table(title=title, title_justify="left")
+    for column in ("direction", "part"):
+        table.add_column(column)
+    for column in ("tcp", "mptcp", "ratio", "bare tcp", "bare mptcp", "bare ratio"):
+        table.add_column(column, justify="right")
     for row in result["rows"]:
-        cells = [f"{row[part][key]:,.2f}" if key == "ratio" else f"{row[part][key]:,.0f}"
-                 for part in ("first", "steady") for key in ("tcp", "mptcp", "ratio")]  # fmt: skip
-        table.add_row(row["direction"], *cells)
+        for part, words in (("first", "first 64 MiB"), ("steady", "then, 8 under way"), ("deep", "then, 32 under way")):
+            cells: list[str] = []
+            for each in (row[part], row.get(f"bare_{part}")):
+                cells += [f"{each['tcp']:,.0f}", f"{each['mptcp']:,.0f}", f"{each['ratio']:.2f}"] if each else ["-"] * 3
+            table.add_row(row["direction"], words, *cells)
     console.print(table)
 
 
