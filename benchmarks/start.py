@@ -1,7 +1,7 @@
 """The first MiB of a connection over MPTCP beside those over TCP: our host, our target, loopback, fresh connections.
 
-The steady state is measured with 8 and with 32 pieces of 256 KiB under way, and bare sockets of the same kernel move the
-same bytes in the same pattern: what MPTCP costs there, no program can get back.
+The steady state is measured with 8 and with 32 pieces of 256 KiB under way, and bare sockets of the same kernel move
+the same bytes in the same pattern: what MPTCP costs there, no program can get back.
 
 ``python -m benchmarks.start --tcp-port P --mptcp-port Q`` is the host's process; it prints one JSON object.
 """
