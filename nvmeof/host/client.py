@@ -197,8 +197,9 @@ async def connect(
     ``trace``: is told of PDUs and of every command, when it is sent and when it is completed; see :mod:`nvmeof.trace`.
 
     ``options``: the other fields of :class:`ConnectOptions`. Times are seconds: ``connect_timeout`` (10),
-    ``io_timeout`` and ``admin_timeout`` (30), ``keep_alive_tmo`` (5; 0 for none). Counts: ``nr_io_queues`` (1) and
-    ``queue_size`` (128 entries). Bytes: ``sndbuf_bytes``, ``rcvbuf_bytes``. Also ``hdr_digest``, ``data_digest``,
+    ``io_timeout`` and ``admin_timeout`` (30; a command that takes longer ends the association, with ``abort_first`` it
+    is aborted first), ``keep_alive_tmo`` (5; 0 for none). Counts: ``nr_io_queues`` (1) and ``queue_size`` (128
+    entries). Bytes: ``sndbuf_bytes``, ``rcvbuf_bytes``. Also ``hdr_digest``, ``data_digest``,
     ``disable_sqflow``, ``host_traddr``, ``host_iface``, ``tos``, ``mark``, ``congestion``.
 
     Raises :class:`ConfigurationError` for an option that cannot be used, :class:`ConnectTimeout` (a TimeoutError) when

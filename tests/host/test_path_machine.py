@@ -1,4 +1,4 @@
-"""A path over a network that drops, stalls, refuses and comes back: a state machine without an event loop or a clock."""
+"""A path over a network that drops, stalls, refuses and comes back: a state machine without event loop or clock."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,11 @@ from nvmeof.errors import CommandNotExecuted, ConnectionLost, OutcomeUnknown
 from nvmeof.host import sqe_builders
 from nvmeof.host.replay import (
     CHANGES_BLOCKS,
+    FUSED_RULE,
     LBA_END,
     RULES,
+    UNKNOWN_RULE,
+    ZONED_RULE,
     Extent,
     Replay,
     UnsettledWrites,
@@ -82,6 +86,18 @@ def test_how_long_a_lost_controller_may_go_on(
 ) -> None:
     found = quiesce_seconds(cqt_ms, 5.0, traffic_based=traffic_based, quiesce_tmo=quiesce_tmo)
     assert found == pytest.approx(seconds)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
+    words = {
+        Replay.AT_ONCE: "at once", Replay.QUIESCED: "when the lost controller has quiesced", Replay.NEVER: "never",
+    }  # fmt: skip
+    page = (Path(__file__).parents[2] / "docs" / "host-recovery.md").read_text()
+    for opcode, each in RULES.items():
+        title = NvmOpcode(opcode).name.replace("_", " ").title().replace("Io ", "I/O ")
+        assert f"| {title} | {words[each.replay]} | {each.reason} |" in page
+    for each in (FUSED_RULE, ZONED_RULE, UNKNOWN_RULE):
+        assert f"| never | {each.reason} |" in page
 
 
 # -- blocks

@@ -113,6 +113,7 @@ _CONTROLLER = (
         "-Q", "--queue-size", type=Number(0, 65536), default=128, show_default=True, metavar="N", help="Entries of one."
     ),
     _option("--disable-sqflow", is_flag=True, help="Without SQ flow control."),
+    _option("--abort-first", is_flag=True, help="Abort a command whose time is up, before giving up the connection."),
     _option("--timeout", type=SECONDS, default=30.0, show_default=True, metavar="SECONDS", help="For a command."),
 )  # fmt: skip
 _PATHS = (
@@ -180,7 +181,7 @@ CONNECTION_NAMES = (
     "transport", "traddr", "trsvcid", "host_traddr", "host_iface", "hostnqn", "hostid", "hdr_digest", "data_digest",
     "tos", "mark", "congestion", "sndbuf_bytes", "rcvbuf_bytes", "connect_timeout", "keep_alive_tmo",
 )  # fmt: skip
-CONTROLLER_NAMES = ("nr_io_queues", "queue_size", "disable_sqflow")
+CONTROLLER_NAMES = ("nr_io_queues", "queue_size", "disable_sqflow", "abort_first")
 
 
 def split_options(options: dict[str, Any]) -> dict[str, Any]:

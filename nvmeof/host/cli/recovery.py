@@ -1,0 +1,49 @@
+"""Options of recovery, under nvme-cli's names, for the commands that keep a connection for long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from nvmeof.cli.help import GroupedOption
+from nvmeof.cli.types import SECONDS, Seconds
+from nvmeof.host.options import RecoveryKeywords
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS: tuple[tuple[tuple[str, ...], Seconds, str], ...] = (
+    (
+        ("-c", "--reconnect-delay"),
+        SECONDS,
+        "Until the first attempt to reconnect, and between attempts.  [default: 10]",
+    ),
+    (("-l", "--ctrl-loss-tmo"), Seconds(-1), "How long it tries; -1: for ever, 0: not at all.  [default: 600]"),
+    (("-F", "--fast-io-fail-tmo"), SECONDS, "After this commands fail while it still tries.  [default: they wait]"),
+    (("--quiesce-tmo",), SECONDS, "Until a write of unknown outcome is sent again.  [default: what the target says]"),
+)
+NAMES = tuple(declarations[-1].removeprefix("--").replace("-", "_") for declarations, _, _ in _OPTIONS)
+
+
+def recovery_options(*taken: str) -> Callable[[F], F]:
+    """Add the options to a command; ``taken``: short forms that are the command's own, as ``-c`` of ``read``."""
+
+    def add(command: F) -> F:
+        for declarations, kind, text in reversed(_OPTIONS):
+            names = [name for name in declarations if name not in taken]
+            command = click.option(
+                *names, type=kind, metavar="SECONDS", help=text, cls=GroupedOption, group="Recovery"
+            )(command)
+        return command
+
+    return add
+
+
+def recovery_keywords(options: dict[str, Any]) -> RecoveryKeywords:
+    """Return what was given of recovery's options; with nothing given a lost connection is an error at once."""
+    found: RecoveryKeywords = {}
+    for name in NAMES:
+        if options.get(name) is not None:
+            found[name] = options[name]  # type: ignore[literal-required]
+    return found
