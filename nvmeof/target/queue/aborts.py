@@ -13,6 +13,8 @@ from nvmeof.target.queue.staging import Staging
 class Aborts:
     """Finds commands wherever they are in a queue, and ends those that can be ended."""
 
+    __slots__ = ("_fused", "_queue", "_staging")
+
     def __init__(self, queue: InFlight, staging: Staging, fused: FusedPairs) -> None:
         self._queue = queue
         self._staging = staging

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -59,7 +58,7 @@ class InFlight(Protocol):
     """By CID: data that the host was asked for."""
     running: dict[int, tuple[int, CommandSpec]]
     """NSID and row by CID: commands that their handler has begun and not completed."""
-    held: deque[tuple[memoryview, CommandData | None]]
+    held: list[tuple[memoryview, CommandData | None]]
     """Commands that wait until enough of what is to be sent has gone."""
     pending: int
     """Commands that are being worked on, Asynchronous Event Requests included."""

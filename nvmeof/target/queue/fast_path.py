@@ -49,6 +49,8 @@ def _usable(pattern: CommandTemplate | None) -> CommandTemplate | None:
 class FastPath:
     """The part of a queue that serves runs of like commands. ``closed`` and what is no such command is the queue's."""
 
+    __slots__ = ("_busy", "_connection", "_granted", "_queue", "_read", "_staging", "_transfers", "_write")
+
     def __init__(self, queue: InFlight, staging: Staging) -> None:
         self._queue = queue
         self._staging = staging

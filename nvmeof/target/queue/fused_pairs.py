@@ -69,6 +69,8 @@ class Pair:
 class FusedPairs:
     """The halves of one queue that wait for each other or are executed together."""
 
+    __slots__ = ("_fast_path", "_queue", "_staging", "first", "pairs")
+
     def __init__(self, queue: InFlight, staging: Staging, fast_path: FastPath) -> None:
         self._queue = queue
         self._staging = staging

@@ -6,7 +6,6 @@ ends. Memory is counted by association (`nvmeof.target.core.pool`).
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,12 +36,15 @@ class Wanted:
 class Staging:
     """The memory of one queue: what its commands wait for and what they hold."""
 
+    __slots__ = ("_continuing", "_pool", "_queue", "_read_wanted", "counted", "reading", "reads", "waiting")
+
     def __init__(self, queue: InFlight) -> None:
         self._queue = queue
         self._pool = queue.pool
-        self.waiting: deque[Wanted] = deque()
+        # Two lists, since they are mostly empty: a deque takes 700 bytes then, of each connection.
+        self.waiting: list[Wanted] = []
         """Commands that wait for memory for their data from the host."""
-        self.reads: deque[tuple[Sqe, memoryview, int]] = deque()
+        self.reads: list[tuple[Sqe, memoryview, int]] = []
         """Commands that wait for memory for what they read, or until what was read before has been sent."""
         self.counted = 0
         """Bytes that are counted as held by the share for what the queue reads and sends."""
@@ -92,7 +94,7 @@ class Staging:
         """Memory has become free, or what waited for it first has gone."""
         asked = fits = False
         while self.waiting and self._grant(self.waiting[0], fits=fits):
-            wanted = self.waiting.popleft()
+            wanted = self.waiting.pop(0)
             # The other half of a pair, whose memory was counted with that of the first.
             fits = wanted.together_bytes > class_bytes(wanted.length)
             asked = True
@@ -173,7 +175,7 @@ class Staging:
                 if needed > self.counted and not self._pool.fits(needed - self.counted, self._queue.share):
                     self._wait_to_read()
                     return
-                self.reads.popleft()
+                self.reads.pop(0)
                 self._queue.busy.discard(sqe.cid)
                 self._queue.begin(view, None)
         finally:
