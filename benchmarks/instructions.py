@@ -5,7 +5,7 @@ Times vary with whatever else a machine does; the count of instructions does not
 Two tools of this repository use it: `make guard` compares with the stored baseline (`benchmarks/instructions.json`) of
 this interpreter, and ``python -m benchmarks.instructions --against DIR`` with another checkout.
 
-What it does not measure: the kernel, cache misses, and what processors do at once. Payloads are not copied.
+What it does not measure: the kernel, cache misses, what processors do at once, and the copying of memory.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ CASES: Final = (
     "the target's queue behind it, in-capsule writes, digests",
     "commands in, data out in batches",
 )
+_COPIES: Final = re.compile(r"_*mem(cpy|move)")
+_COST_LINE: Final = frozenset("0123456789+-*")
 _SOURCE = r"""
 #include <valgrind/callgrind.h>
 void guard_start(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
@@ -125,6 +127,29 @@ def _worker(library: str, *, files: bool) -> None:
     os._exit(0)  # to stop a target takes time, which does not pass here
 
 
+def _without_copies(profile: str) -> int:
+    """Return the instructions of one of callgrind's profiles, without those that copy memory.
+
+    A long copy counts an instruction for each byte, and whether a buffer that grows is moved depends on the heap.
+    """
+    total, own, inclusive = 0, True, False
+    names: dict[str, bool] = {}  # by callgrind's number of a function: whether it copies
+    for line in profile.splitlines():
+        if line.startswith(("fn=", "cfn=")):
+            number, _, name = line.partition("=")[2].partition(" ")
+            if name:
+                names[number] = _COPIES.match(name) is not None
+            if line.startswith("fn="):
+                own = not names[number]
+        elif line.startswith("calls="):
+            inclusive = True  # the next line is what was called
+        elif line[:1] in _COST_LINE:
+            if own and not inclusive:
+                total += int(line.rpartition(" ")[2])
+            inclusive = False
+    return total
+
+
 def count(checkout: Path, *, files: bool = False) -> dict[str, float]:
     """Return instructions per command by case, of the package in ``checkout``; ``files``: with `FILE_CASES`.
 
@@ -152,9 +177,8 @@ def count(checkout: Path, *, files: bool = False) -> dict[str, float]:
         for path in folder.glob("out.*"):
             text = path.read_text()
             trigger = re.search(r"^desc: Trigger: Client Request: (.*)$", text, re.MULTILINE)
-            total = re.search(r"^(?:totals|summary): (\d+)", text, re.MULTILINE)
-            if trigger and total:
-                figures[trigger[1]] = int(total[1]) / (ROUNDS * commands[trigger[1]])
+            if trigger:
+                figures[trigger[1]] = _without_copies(text) / (ROUNDS * commands[trigger[1]])
     missing = [name for name in commands if name not in figures]
     if missing:
         raise GuardError(f"callgrind wrote no figures for {missing[0]!r}")

@@ -119,7 +119,6 @@ class ConnectionDriver:
         "_loop",
         "_reading",
         "_turns",
-        "_until",
         "closed",
         "connection",
         "endpoint",
@@ -157,7 +156,6 @@ class ConnectionDriver:
         self._turns = turns
         self._loop = loop or asyncio.get_running_loop()
         self._clock = clock
-        self._until = 0.0  # when a turn of several receives ends
         self._reading = False
         self._deferred = False  # it is read when it is its owner's turn
         self._blocked = False  # the socket takes nothing: wait for it
@@ -219,7 +217,7 @@ class ConnectionDriver:
             return
         connection, endpoint = self.connection, self.endpoint
         out = connection.out
-        now, reads = self._loop.time(), 0
+        now, reads, until = self._loop.time(), 0, 0.0
         try:
             while True:
                 buffer = connection.next_buffer(endpoint.available)
@@ -237,7 +235,22 @@ class ConnectionDriver:
                 if n < (len(buffer) if behind is None else len(buffer) + len(behind)):
                     break
                 reads += 1
-                if not self._goes_on(reads):
+                batching = self._batching
+                patient = batching.leave_to_wake
+                if not patient and (not reads % batching.flush_reads or out.pending_bytes >= batching.flush_bytes):
+                    self.flush()
+                # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
+                if (
+                    reads >= batching.reads
+                    or self._finishing
+                    or not self.receiving
+                    or (self.woken and not patient)
+                    or (self._blocked and not connection.want_read)
+                ):
+                    break
+                if reads == 1:
+                    until = self._clock() + batching.read_seconds
+                elif self._clock() >= until:
                     break
             if out.pending_bytes and not (self.woken and self._batching.leave_to_wake):
                 self.flush()
@@ -246,26 +259,6 @@ class ConnectionDriver:
                 self.update_reader()
         except Exception as error:
             self._consumer.broken(error)
-
-    def _goes_on(self, reads: int) -> bool:
-        """After a full buffer: send what must not wait longer, and tell whether to receive again in this turn."""
-        batching, connection = self._batching, self.connection
-        patient = batching.leave_to_wake
-        if not patient and (not reads % batching.flush_reads or connection.out.pending_bytes >= batching.flush_bytes):
-            self.flush()
-        # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
-        if (
-            reads >= batching.reads
-            or self._finishing
-            or not self.receiving
-            or (self.woken and not patient)
-            or (self._blocked and not connection.want_read)
-        ):
-            return False
-        if reads == 1:
-            self._until = self._clock() + batching.read_seconds
-            return True
-        return self._clock() < self._until
 
     def update_reader(self) -> None:
         """Listen to the endpoint, or do not, as connection and consumer want it now."""
@@ -285,11 +278,8 @@ class ConnectionDriver:
         connection, send = self.connection, self.endpoint.sendmsg
         out, taken = connection.out, 0
         while out.pending_bytes:
-            if taken >= self._batching.send_bytes and not self._finishing:
-                self.wake()
-                return
             try:
-                n = send(connection.data_to_send())
+                n = send(out.take())
             except (BlockingIOError, InterruptedError):
                 connection.bytes_sent(0)
                 self._blocked = True
@@ -303,9 +293,13 @@ class ConnectionDriver:
                     self._consumer.lost(error)
                 return
             connection.bytes_sent(n)
-            taken += n
             if self.tell_sent:
                 self._consumer.sent()
+            if out.pending_bytes:
+                taken += n
+                if taken >= self._batching.send_bytes and not self._finishing:
+                    self.wake()
+                    return
 
     def _writable(self) -> None:
         self._blocked = False

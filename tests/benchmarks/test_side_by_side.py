@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import side_by_side
+from benchmarks import instructions, side_by_side
 from benchmarks.side_by_side import QUEUES_EACH, Side
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,3 +67,32 @@ def test_a_checkout_without_a_target_is_one_line(tmp_path: Path, capsys: pytest.
     (tmp_path / "nvmeof" / "__init__.py").touch()
     assert side_by_side.main(["idle", "--against", str(tmp_path), "--rounds", "1", "--transport", "tcp"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+PROFILE = """\
+version: 1
+positions: line
+events: Ir
+fn=(1) run
+10 100
++2 20
+cfi=(2) memmove.S
+cfn=(2) __memcpy_avx_unaligned_erms
+calls=3 0
+* 5000
+-1 3
+fn=(2)
+7 4000
+9 1000
+fn=(1)
+cfn=(3) memory_item
+calls=1 7
+12 50
+fn=(3)
+1 40
+totals: 5163
+"""
+
+
+def test_instructions_that_copy_memory_are_left_out() -> None:
+    assert instructions._without_copies(PROFILE) == 100 + 20 + 3 + 40
