@@ -11,6 +11,7 @@ What it does not measure: the kernel, cache misses, what processors do at once, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import importlib.util
@@ -87,9 +88,8 @@ def _load(name: str) -> Any:
 
 def _worker(library: str, *, files: bool) -> None:
     """Run every case under callgrind: some rounds to warm up, then those that count."""
-    time.monotonic = time.perf_counter = itertools.count(
-        1.0, CLOCK_STEP_SECONDS
-    ).__next__  # before the package is there
+    # Before the package is there, which takes some of them by name.
+    time.monotonic = time.perf_counter = itertools.count(1.0, CLOCK_STEP_SECONDS).__next__
     from benchmarks import connection  # of the checkout that is measured
 
     guard = ctypes.CDLL(library)
@@ -117,12 +117,13 @@ def _worker(library: str, *, files: bool) -> None:
     ends = both_ends.BothEnds()
     for name in both_ends.CASES:
         measure(name, ends.case(name), both_ends.COMMANDS)
-    host_alone = _load("host_alone")
-    host = host_alone.HostAlone()
-    for name in host_alone.CASES:
-        alone = host.case(name)
-        if alone is not None:  # else the package that is measured lacks that form
-            measure(name, alone, host_alone.COMMANDS)
+    with contextlib.suppress(ImportError):  # an older package may lack what it needs
+        host_alone = _load("host_alone")
+        host = host_alone.HostAlone()
+        for name in host_alone.CASES:
+            alone = host.case(name)
+            if alone is not None:  # else the package that is measured lacks that form
+                measure(name, alone, host_alone.COMMANDS)
     print(json.dumps(commands), flush=True)
     os._exit(0)  # to stop a target takes time, which does not pass here
 
