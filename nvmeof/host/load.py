@@ -128,6 +128,8 @@ class Load:
         """Send a request with the next address, or count it as over where the load has ended."""
         if self.next_queue is not None and self.running:
             self._send_one(request, self.next_queue())
+        elif self.active == 1 and self.running:  # nothing else will complete in this turn
+            self._send_one(request, request.queue)
         else:
             if not self._ready:
                 self._loop.call_soon(self._send_ready)
