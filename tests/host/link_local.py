@@ -29,6 +29,8 @@ ip link set veth0 up
 ip -n host link set lo up
 ip -n host link set eth7 up
 """
+ENDS_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
+"""Before a program that must not outlive the one that starts it, also when that is killed."""
 SUBNQN = "nqn.2026-01.org.example:link"
 HOSTNQN = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
 
@@ -63,7 +65,18 @@ async def library(port: int) -> dict[str, Any]:
 
 def serve(transport: str, *listen: str) -> tuple[subprocess.Popen[str], str]:
     """A target process, and its lines up to the last."""
-    command = [sys.executable, "-m", "nvmeof.target", "-t", transport, "--ramdisk", "1M", "-n", SUBNQN]
+    command = [
+        *ENDS_WITH_PARENT,
+        sys.executable,
+        "-m",
+        "nvmeof.target",
+        "-t",
+        transport,
+        "--ramdisk",
+        "1M",
+        "-n",
+        SUBNQN,
+    ]
     for each in listen:
         command += ["-l", each]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -21,11 +21,11 @@ MISSING = "fe80::1 is link-local and needs its interface: write fe80::1%INTERFAC
 @functools.cache
 def outcome(transport: str) -> dict[str, Any]:
     """What the steps of the script gave, run once per transport; skips where namespaces cannot be had."""
-    for tool, package in (("unshare", "util-linux"), ("ip", "iproute2")):
+    for tool, package in (("unshare", "util-linux"), ("setpriv", "util-linux"), ("ip", "iproute2")):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} (package {package})")
     done = subprocess.run(
-        ["unshare", "-rnm", sys.executable, str(SCRIPT), "steps", transport],
+        ["unshare", "-rnm", "setpriv", "--pdeathsig", "KILL", sys.executable, str(SCRIPT), "steps", transport],
         capture_output=True,
         text=True,
         timeout=100,
