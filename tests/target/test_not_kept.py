@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,20 @@ class Failing(Durable):
             raise failure
         before = self._values.get(section)
         MemoryStore.put(self, section, value)
-        return self._fail(section, before, failure)
+        return _FailsLater(self, section, before, failure)
 
-    async def _fail(self, section, before, failure):
-        MemoryStore.put(self, section, before)
-        raise failure
+
+class _FailsLater:
+    """Takes the value back and fails when it is awaited; nobody minds when it is not, as with a store's future."""
+
+    def __init__(self, store: Failing, section: str, before: Any, failure: NotKeptError) -> None:
+        self._take_back = functools.partial(MemoryStore.put, store, section, before)
+        self._failure = failure
+
+    def __await__(self) -> Generator[Any, None, None]:
+        self._take_back()
+        raise self._failure
+        yield
 
 
 class Machine:
