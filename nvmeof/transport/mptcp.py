@@ -21,6 +21,7 @@ from nvmeof.transport.base import ConnectionInfo, log
 from nvmeof.transport.options import SockAddr, congestion_of, integer_option
 from nvmeof.transport.sockets import SocketEndpoint, SocketTransport
 from nvmeof.transport.tcp import sent_once, tcp_connection_info
+from nvmeof.transport.tcp_info import CLOSED_STATE
 from nvmeof.transport.window import WindowOpener, open_window
 
 IPPROTO_MPTCP: Final = 262
@@ -140,7 +141,9 @@ class MptcpEndpoint(SocketEndpoint):
         if self._reason is not None:
             return tcp_connection_info(sock, self.transport_name, self.local_address, self.peer_address, self._reason)
         nodelay = integer_option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        rtts = [flow.rtt_us for flow in flows if flow.rtt_us]
+        # The kernel tells of the first subflow as long as the connection lives, of a closed one too: its bytes count.
+        live = tuple(flow for flow in flows if flow.state != CLOSED_STATE)
+        rtts = [flow.rtt_us for flow in live if flow.rtt_us]
         sent, received = raw.get("mptcpi_bytes_sent"), raw.get("mptcpi_bytes_received")
         return ConnectionInfo(
             transport=self.transport_name,
@@ -150,7 +153,7 @@ class MptcpEndpoint(SocketEndpoint):
             congestion=congestion_of(sock),
             nodelay=None if nodelay is None else bool(nodelay),
             token=raw.get("mptcpi_token"),
-            subflows=flows,
+            subflows=live,
             # kernels before 6.5 count only per subflow
             bytes_sent=sent if sent is not None else _total([sent_once(flow) for flow in flows]),
             bytes_received=received if received is not None else _total([flow.bytes_received for flow in flows]),

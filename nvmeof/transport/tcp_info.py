@@ -28,6 +28,9 @@ TCP_STATES: Final = (
     "NEW_SYN_RECV",
 )
 
+CLOSED_STATE: Final = "CLOSE"
+assert CLOSED_STATE in TCP_STATES
+
 TCP_INFO_FIELDS: Final[dict[str, tuple[int, str]]] = {
     "tcpi_state": (0, "B"),
     "tcpi_retransmits": (2, "B"),

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -180,6 +181,24 @@ async def test_before_full_info_two_calls_tell_the_same(monkeypatch: pytest.Monk
         (old,) = near.describe().subflows
         assert old.id is None
         assert (old.local, old.peer, old.bytes_sent) == (new.local, new.peer, new.bytes_sent)
+
+
+@needs_mptcp
+async def test_a_closed_first_subflow_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells of it as long as the connection lives, with its last figures, round-trip time too."""
+    async with connected("mptcp") as (near, far):
+        await asyncio.gather(send(near, bytes(10_000)), receive(far, 10_000))
+        (first,) = near.describe().subflows
+        closed = replace(first, state="CLOSE", rtt_us=1, bytes_received=70, retransmits=3)
+        second = replace(first, rtt_us=500, bytes_received=5, retransmits=1)
+        monkeypatch.setattr(mptcp_info, "subflows", lambda _: (closed, second))
+        monkeypatch.setattr(mptcp_info, "mptcp_info", lambda _: {"mptcpi_token": 1})  # as before Linux 6.5
+        info = near.describe()
+        assert info.subflows == (second,)
+        assert info.rtt_us == 500
+        assert (info.bytes_received, info.retransmits) == (75, 4), "what it moved was moved"
+        monkeypatch.setattr(mptcp_info, "subflows", lambda _: (closed,))
+        assert (near.describe().subflows, near.describe().rtt_us) == ((), None)
 
 
 @needs_mptcp

@@ -61,9 +61,23 @@ async def as_host(port: int, count: int) -> dict[str, Any]:
     await move(endpoint, count, sending=True)
     await move(endpoint, 1, sending=False)
     info = endpoint.describe().as_dict()
+    info["left"] = await without_first_subflow(endpoint)
     await move(endpoint, 1, sending=True)
     endpoint.close()
     return info
+
+
+async def without_first_subflow(endpoint: Endpoint) -> list[str]:
+    """Close the first subflow; the local addresses of those that are listed then."""
+    removal = await asyncio.create_subprocess_exec("ip", "mptcp", "endpoint", "delete", "id", "0", "10.1.1.2")
+    assert await removal.wait() == 0
+    left: list[str] = []
+    for _ in range(500):  # the kernel closes it in its own time
+        left = [flow.local.host for flow in endpoint.describe().subflows]
+        if "10.1.1.2" not in left:
+            break
+        await asyncio.sleep(0.01)
+    return left
 
 
 async def as_target(loop: str, count: int) -> dict[str, Any]:
@@ -75,9 +89,10 @@ async def as_target(loop: str, count: int) -> dict[str, Any]:
     while not accepted:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await move(accepted[0], count, sending=False)
+    described = accepted[0].describe().as_dict()
     accepted[0].sendmsg([b"."])
     await move(accepted[0], 1, sending=False)
-    result = {"target": accepted[0].describe().as_dict(), "host": json.loads((await host.communicate())[0])}
+    result = {"target": described, "host": json.loads((await host.communicate())[0])}
     accepted[0].close()
     listener.close()
     return result
