@@ -51,6 +51,7 @@ def examples() -> list[tuple[str, str]]:
         ROOT / "docs/howto/library.md",
         ROOT / "docs/howto/zones.md",
         ROOT / "docs/howto/trace.md",
+        ROOT / "docs/howto/running-target.md",
     ):
         for code in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE):
             found.append((path.name, code))

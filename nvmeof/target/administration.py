@@ -6,21 +6,28 @@ The configuration that a target was made of is where it begins; what it is now i
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Final, Protocol
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import AnaState
+from nvmeof.target.description import describe_port, describe_subsystem
+from nvmeof.target.document import TargetSettings, to_document
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.zoned import ZonedNamespace
 from nvmeof.target.ports import Port, Ports
 from nvmeof.target.storage.base import Backend
-from nvmeof.target.subsystem.ana import ANA_GROUP, ANA_TRANSITION_SECONDS, state_word
+from nvmeof.target.subsystem.ana import ANA_GROUP, ANA_TRANSITION_SECONDS
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.subsystem.hosts import Host
 from nvmeof.target.subsystem.registry import TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
-from nvmeof.transport.paths.model import PathEndpoint
-from nvmeof.transport.paths.session import PathSession
+from nvmeof.transport.paths.driver import flows_of
+from nvmeof.transport.paths.model import PathEndpoint, parse_path
+
+REMOVE_SECONDS: Final = 10.0
+"""How long a removal waits until what it removes has ended."""
+_POLL_SECONDS: Final = 0.02
 
 
 class Administered(Protocol):
@@ -29,7 +36,10 @@ class Administered(Protocol):
     config: TargetConfig
     registry: TargetRegistry
     ports: Ports
-    paths: PathSession | None
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def settings(self) -> TargetSettings: ...
 
     @property
     def subsystems(self) -> dict[str, Subsystem]: ...
@@ -42,7 +52,7 @@ class Administered(Protocol):
 
     async def start_subsystem(self, config: SubsystemConfig) -> None: ...
 
-    async def stop_subsystem(self, subsystem: Subsystem) -> None: ...
+    async def stop_subsystem(self, subsystem: Subsystem, deadline: float) -> list[str]: ...
 
     async def add_namespace(self, namespace: Backend | NamespaceConfig, *, subnqn: str | None = None) -> int: ...
 
@@ -50,16 +60,18 @@ class Administered(Protocol):
 
     async def start_port(self, config: PortConfig) -> Port: ...
 
-    def stop_port(self, port: Port) -> None: ...
+    async def stop_port(self, port: Port, deadline: float) -> list[str]: ...
 
-    async def add_path(self, path: str) -> PathEndpoint: ...
+    async def unlink(self, port: Port, subsystem: Subsystem, deadline: float) -> list[str]: ...
 
 
 class Administration:
     """What an administrator may do to a running target; `Target.administration` is one.
 
     Every verb takes effect for hosts at once, and tells them. All raise `ConfigurationError` for what does not exist or
-    cannot be, with nothing changed, and `LocalProtocolError` before the target's start.
+    cannot be, with nothing changed, and `LocalProtocolError` before the target's start. A removal waits for at most
+    `seconds` until what it removes has ended: associations, connections, commands in progress, open files. It returns
+    what has not, a sentence each, none at best; that ends in the background, and nothing new begins with it.
 
     >>> administration.set_ana_state(AnaState.INACCESSIBLE, group=2, portid=1)  # doctest: +SKIP
     """
@@ -67,19 +79,52 @@ class Administration:
     def __init__(self, target: Administered) -> None:
         self._target = target
 
+    def _deadline(self, seconds: float) -> float:
+        return self._target.loop.time() + seconds
+
     # Subsystems
 
     async def add_subsystem(self, config: SubsystemConfig) -> None:
-        """Open the namespaces of a subsystem and offer it on every port. Raises also `OSError`."""
+        """Open the namespaces of a subsystem and offer it on every port that lists it. Raises also `OSError`."""
         self._target.check_runs("a subsystem is added")
         await self._target.start_subsystem(config)
 
-    async def remove_subsystem(self, subnqn: str) -> None:
-        """End a subsystem's associations, flush its namespaces and close them."""
-        await self._target.stop_subsystem(self._subsystem(subnqn))
+    async def remove_subsystem(self, subnqn: str, *, seconds: float = REMOVE_SECONDS) -> list[str]:
+        """End a subsystem's associations, flush its namespaces and close them. Returns what has not ended."""
+        return await self._target.stop_subsystem(self._subsystem(subnqn), self._deadline(seconds))
 
     def _subsystem(self, subnqn: str | None) -> Subsystem:
         return self._target.subsystem(subnqn)
+
+    def link_subsystem(self, subnqn: str, portid: int) -> None:
+        """Offer a subsystem on a port that lists subsystems and did not list this one."""
+        subsystem, port = self._subsystem(subnqn), self._target.port(portid)
+        listed = port.config.subsystems
+        if listed is None or subsystem.nqn in listed:
+            raise ConfigurationError(f"port {portid} offers {subsystem.nqn} already")
+        port.list_subsystems(listed | {subsystem.nqn})
+        self._target.registry.change_port(port.info)
+
+    async def unlink_subsystem(self, subnqn: str, portid: int, *, seconds: float = REMOVE_SECONDS) -> list[str]:
+        """Offer a subsystem on a port no more: its associations there end. Returns what has not ended.
+
+        A port that offered all subsystems offers those that exist now from then on, and later ones when they are
+        linked to it.
+        """
+        subsystem, port = self._subsystem(subnqn), self._target.port(portid)
+        listed = port.config.subsystems
+        offered = frozenset(self._target.subsystems) if listed is None else listed
+        if subsystem.nqn not in offered:
+            raise ConfigurationError(f"port {portid} does not offer {subsystem.nqn}")
+        port.list_subsystems(offered - {subsystem.nqn})
+        return await self._target.unlink(port, subsystem, self._deadline(seconds))
+
+    def link_all_subsystems(self, portid: int) -> None:
+        """Offer all subsystems on a port, those that are added later too."""
+        self._target.check_runs("a port is changed")
+        port = self._target.port(portid)
+        port.list_subsystems(None)
+        self._target.registry.change_port(port.info)
 
     # Namespaces
 
@@ -127,20 +172,39 @@ class Administration:
         self._target.check_runs("a port is added")
         return (await self._target.start_port(config)).portid
 
-    async def remove_port(self, portid: int) -> None:
-        """Listen on an address no more, and end the associations and connections that came by it."""
+    async def remove_port(self, portid: int, *, seconds: float = REMOVE_SECONDS) -> list[str]:
+        """Listen on an address no more, and end what came by it: associations and connections.
+
+        Returns what has not ended.
+        """
         self._target.check_runs("a port is removed")
-        self._target.stop_port(self._target.port(portid))
+        return await self._target.stop_port(self._target.port(portid), self._deadline(seconds))
 
-    async def add_path(self, path: str) -> PathEndpoint:
-        """Announce one more address to MPTCP hosts: ``ADDR[%dev][,backup]``."""
-        return await self._target.add_path(path)
+    async def add_path(self, path: str, *, portid: int | None = None) -> PathEndpoint:
+        """Announce one more address to MPTCP hosts: ``ADDR[%dev][,backup]``, on one port or (None) on all that can.
 
-    def remove_path(self, address: str) -> None:
-        """Take back an announced address."""
-        if self._target.paths is None:
-            raise ConfigurationError(f"the address {address} was not announced")
-        self._target.paths.remove_path(address)
+        Raises also `TransportError`.
+        """
+        self._target.check_runs("a path is added")
+        return await self._target.ports.add_path(path, portid)
+
+    async def remove_path(
+        self, address: str, *, portid: int | None = None, seconds: float = REMOVE_SECONDS
+    ) -> list[str]:
+        """Take an announced address back, on one port or (None) on all, and end the subflows there.
+
+        Returns what has not ended: a path that another process announces too stays in use. Raises also
+        `TransportError`.
+        """
+        self._target.check_runs("a path is removed")
+        wanted = parse_path(address).address
+        ports = self._target.ports.remove_path(wanted, portid)
+        deadline = self._deadline(seconds)
+        while left := sum(_subflows(port, wanted) for port in ports):
+            if self._target.loop.time() >= deadline:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        return [f"{left} subflows at {wanted} are open still"] if left else []
 
     def set_ana_state(self, state: AnaState, group: int = ANA_GROUP, *, portid: int | None = None) -> None:
         """Put an ANA group into a state on one port, or (None) on all, in every subsystem."""
@@ -166,30 +230,17 @@ class Administration:
     # What there is
 
     def describe(self) -> dict[str, Any]:
-        """Return what the target is now, as JSON has it."""
+        """Return what the target is now, as JSON has it: its subsystems and its ports."""
         target = self._target
         return {
-            "subsystems": [_subsystem(each) for each in target.subsystems.values()],
-            "ports": [
-                {
-                    "portid": port.portid,
-                    "transport": port.config.transport,
-                    "host": port.config.host,
-                    "port": port.config.port,
-                    "addresses": [str(listener.address) for listener in port.listeners],
-                    "discovery_only": port.config.discovery_only,
-                    "ana": {str(group): state_word(state) for group, state in sorted(port.ana.items())},
-                }
-                for port in target.ports.values()
-            ],
-            "paths": target.paths.list() if target.paths is not None else [],
+            "subsystems": [describe_subsystem(each) for each in target.subsystems.values()],
+            "ports": [describe_port(each) for each in target.ports.values()],
         }
 
-    def save(self) -> TargetConfig:
-        """Return the configuration of what the target is now.
+    def to_config(self) -> TargetConfig:
+        """Return the configuration of what the target is now; its namespaces are those that are open.
 
-        Namespaces that hosts have created are their pool's. The size of a ramdisk that was resized is its backend's
-        matter: started again it has the size that it was made with.
+        Namespaces that hosts have created are their pool's.
         """
         target = self._target
         return TargetConfig(
@@ -198,29 +249,26 @@ class Administration:
             staging_bytes=target.config.staging_bytes,
         )
 
+    def save(self) -> dict[str, Any]:
+        """Return the configuration of what the target is now as a document, which JSON has too.
 
-def _subsystem(subsystem: Subsystem) -> dict[str, Any]:
-    names = subsystem.hosts.names
-    return {
-        "nqn": subsystem.nqn,
-        "serial": subsystem.config.serial_number,
-        "hosts": None if names is None else sorted(names),
-        "namespaces": [
-            {
-                "nsid": namespace.nsid,
-                "backend": namespace.backend.description,
-                "size_bytes": namespace.size_blocks * namespace.block_bytes,
-                "block_bytes": namespace.block_bytes,
-                "read_only": namespace.read_only,
-                "anagrpid": namespace.anagrpid,
-            }
-            for namespace in subsystem.namespaces.values()
-        ],
-        "controllers": [
-            {"cntlid": each.cntlid, "host": each.host_nqn, "portid": each.ana.portid}
-            for each in subsystem.controllers.values()
-        ],
-    }
+        `Target.from_document` makes a target of it that is the same, with ramdisks empty. Raises also
+        `ConfigurationError` for a namespace whose storage a program made in a way that no text describes.
+        """
+        settings = self._target.settings
+        paths = replace(settings.paths, paths=())  # each port has its own by now
+        return to_document(replace(settings, config=self.to_config(), paths=paths))
+
+
+def _subflows(port: Port, address: str) -> int:
+    """How many subflows of a port's connections are alive at a local address."""
+    count = 0
+    for endpoint in port.endpoints:
+        for flows in flows_of([endpoint]):
+            count += sum(flow.live and flow.local_host == address for flow in flows)
+            # A connection that came to that address itself has its first subflow there, whatever is announced.
+            count -= endpoint.local_address.host == address
+    return max(0, count)
 
 
 def _namespaces(subsystem: Subsystem) -> tuple[NamespaceConfig, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
@@ -19,6 +19,7 @@ from nvmeof.target.core.slices import Slices
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
+from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.trace import Trace
 from nvmeof.transport.base import Address, Endpoint
 
@@ -110,10 +111,23 @@ class Connections:
             if not driver.said:
                 self.strangers.give(driver.endpoint.peer_address.host)
 
-    @property
-    def endpoints(self) -> list[Endpoint]:
-        """The endpoints of the open connections."""
-        return [driver.endpoint for driver in self.drivers]
+    def endpoints(self, portid: int) -> list[Endpoint]:
+        """Return the endpoints of the open connections that came by a port."""
+        return [driver.endpoint for driver in self.of_port(portid)]
+
+    def of_port(self, portid: int) -> list[QueueDriver]:
+        """Return the open connections that came by a port."""
+        return [driver for driver in self.drivers if driver.port.portid == portid]
+
+    def of_subsystem(self, subsystem: Subsystem, portid: int | None = None) -> list[QueueDriver]:
+        """Return the open connections of a subsystem's associations, on all ports or on one."""
+        return [
+            driver
+            for driver in self.drivers
+            if (association := driver.association) is not None
+            and subsystem.controllers.get(association.cntlid) is association
+            and portid in (None, association.ana.portid)
+        ]
 
     # -- what is silent ------------------------------------------------------------------------------------------
 
@@ -156,11 +170,28 @@ class Connections:
         busy = sum(not driver.drain(receive=receive) for driver in self.drivers)  # each is told, not the first alone
         return not busy
 
-    def end_port(self, portid: int, reason: str) -> None:
-        """End the queues of the connections that came by a port."""
-        for driver in list(self.drivers):
-            if driver.port.portid == portid:
-                driver.queue.lost(reason)
+    async def end(self, drivers: Collection[QueueDriver], reason: str, deadline: float) -> list[str]:
+        """End connections and wait until they have closed and their commands have ended.
+
+        What is open at `deadline` (of the loop's clock) is closed without sending what is queued. Returns a sentence
+        for each connection of which something goes on even so.
+        """
+        for driver in drivers:
+            driver.queue.lost(reason)
+        while any(self._goes_on(driver) for driver in drivers) and self.loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+        for driver in drivers:
+            if driver in self.drivers:
+                driver.abort(reason)
+        left = [driver for driver in drivers if self._goes_on(driver)]
+        return [
+            f"{driver.queue.ctx.peer}: {len(driver.queue.running) or 'no'} commands of queue {driver.queue.ctx.qid} "
+            f"are in progress still{', and it is not closed' if driver in self.drivers else ''}"
+            for driver in left
+        ]
+
+    def _goes_on(self, driver: QueueDriver) -> bool:
+        return driver in self.drivers or bool(driver.queue.running)
 
     def abort(self, reason: str) -> None:
         """End all connections at once, without sending what is queued."""

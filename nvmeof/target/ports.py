@@ -1,4 +1,8 @@
-"""Ports: an address that is listened on, with everything that belongs to it, and the ports of a target."""
+"""Ports: an address that is listened on, with everything that belongs to it, and the ports of a target.
+
+What a port announces is MPTCP's: addresses that a host may open further subflows to. Another kind of announcer would
+stand beside it in `Port`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 
 from nvmeof.address import check_host, ip_of, is_wildcard, split_scope
 from nvmeof.errors import ConfigurationError
@@ -15,28 +18,55 @@ from nvmeof.target.subsystem.config import PortConfig
 from nvmeof.target.subsystem.registry import PortInfo
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.transport import base
-from nvmeof.transport.base import Endpoint, Listener, SocketOptions
+from nvmeof.transport.base import Address, Endpoint, Listener, SocketOptions
 from nvmeof.transport.options import resolve, to_address
 from nvmeof.transport.paths.interfaces import covered
+from nvmeof.transport.paths.model import PathEndpoint, PathRole, parse_path
+from nvmeof.transport.paths.session import AUTO, PathOptions, PathSession, Prepare
 
 logger = logging.getLogger("nvmeof.target")
 
 
 class Port:
-    """One port of a running target: its configuration, its listeners, what takes their connections, and the ANA state
-    of each group, the same in all subsystems.
+    """One port of a running target: its configuration, its listeners, what takes their connections, the addresses that
+    it announces, and the ANA state of each group, the same in all subsystems.
 
-    `listeners` are those of the address itself, and those of announced addresses that needed one of their own.
-    `config` has the port number that is really listened on; `info` is what Discovery tells.
+    `listeners` are those of the address itself; `covering` are those of announced addresses that needed one of their
+    own. `config` has the port number that is really listened on; `info` is what Discovery tells.
     """
 
-    def __init__(self, portid: int, config: PortConfig, info: PortInfo, accepted: Callable[[Endpoint], None]) -> None:
+    def __init__(
+        self,
+        portid: int,
+        config: PortConfig,
+        info: PortInfo,
+        accept: Callable[[PortInfo, Endpoint], None],
+        open_endpoints: Callable[[int], list[Endpoint]],
+    ) -> None:
         self.portid = portid
         self.config = config
         self.info = info
-        self.accepted = accepted
         self.listeners: list[Listener] = []
+        self.covering: dict[str, list[Listener]] = {}
+        self.announcements: PathSession | None = None
+        """The announced addresses; None before `announce`."""
         self.ana: dict[int, AnaState] = dict(config.ana)
+        self._accept = accept
+        self._open_endpoints = open_endpoints
+
+    def accepted(self, endpoint: Endpoint) -> None:
+        """Take a connection that came by this port."""
+        self._accept(self.info, endpoint)
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The endpoints of the open connections that came by this port."""
+        return self._open_endpoints(self.portid)
+
+    @property
+    def all_listeners(self) -> list[Listener]:
+        """The listeners of the port's address, then those of announced addresses."""
+        return [*self.listeners, *(each for listeners in self.covering.values() for each in listeners)]
 
     def listening(self, listeners: list[Listener]) -> None:
         """Take over the listeners of the port's own address."""
@@ -46,10 +76,24 @@ class Port:
         bound = tuple(listener.address.host for listener in listeners)
         self.info = replace(self.info, trsvcid=str(number), bound=bound)
 
+    def close(self) -> None:
+        """Listen no more, and take back what is announced. Idempotent."""
+        if self.announcements is not None:
+            self.announcements.stop()
+        for listener in self.all_listeners:
+            listener.close()
+
+    # -- subsystems ----------------------------------------------------------------------------------------------
+
     def offer(self, subsystem: Subsystem) -> None:
         """Give a subsystem the ANA states of this port. Raises `ConfigurationError` for a group it cannot have."""
         for group, state in self.ana.items():
             subsystem.set_ana_state(state, group, portid=self.portid)
+
+    def list_subsystems(self, subsystems: frozenset[str] | None) -> None:
+        """Offer these subsystems from now on, by NQN (None: all)."""
+        self.config = replace(self.config, subsystems=subsystems)
+        self.info = replace(self.info, subsystems=subsystems)
 
     def set_ana_state(self, state: AnaState, group: int, subsystems: Iterable[Subsystem]) -> None:
         """Put a group into a state, in all subsystems or in none. Raises `ConfigurationError`."""
@@ -60,31 +104,78 @@ class Port:
         for subsystem in concerned:
             subsystem.set_ana_state(state, group, portid=self.portid)
 
-    def close(self) -> None:
-        """Listen no more."""
-        for listener in self.listeners:
+    # -- announced addresses -------------------------------------------------------------------------------------
+
+    @property
+    def announces(self) -> bool:
+        """Whether connections of this port can be told of further addresses."""
+        return base.get(self.config.transport).announces
+
+    async def announce(self, options: PathOptions, cover: Prepare) -> None:
+        """Announce the addresses of `options`, from now on; `add_path` and `remove_path` change them.
+
+        `cover` makes sure of a listener on each of them. Raises `ConfigurationError` for what was asked for wrongly;
+        a privilege that is missing is a line of the log.
+        """
+        self.config = replace(self.config, paths=options.paths)
+        self.announcements = PathSession(PathRole.SIGNAL, options, lambda: self.endpoints, what="target")
+        await self.announcements.start([listener.address for listener in self.listeners], cover)
+
+    def announced(self, address: str) -> bool:
+        """Whether that address is announced here."""
+        session = self.announcements
+        return session is not None and any(each.endpoint.address == address for each in session.paths)
+
+    def add_path(self, path: str) -> PathEndpoint:
+        """Announce one more address, in the open connections too. Raises `ConfigurationError` and `TransportError`."""
+        assert self.announcements is not None, "announce() comes before add_path()"
+        added = self.announcements.add_path(path)
+        self.config = replace(self.config, paths=(*self.config.paths, path))
+        return added
+
+    def remove_path(self, address: str) -> None:
+        """Announce an address no more. Raises `ConfigurationError` for one that is not, and `TransportError`."""
+        if self.announcements is None:
+            raise ConfigurationError(f"the address {address} was not announced on port {self.portid}")
+        self.announcements.remove_path(address)
+        left = tuple(each for each in self.config.paths if each == AUTO or parse_path(each).address != address)
+        if left == self.config.paths:  # it is one of those that "auto" found: name the others
+            named = [each for each in left if each != AUTO]
+            known = {parse_path(each).address for each in named}
+            found = [each.endpoint for each in self.announcements.paths if each.endpoint.address not in known]
+            left = (*named, *(f"{each},backup" if "backup" in each.flags.words else str(each) for each in found))
+        self.config = replace(self.config, paths=left)
+
+    def uncover(self, address: str) -> None:
+        """Close the listeners that the announcement of an address needed."""
+        for listener in self.covering.pop(address, ()):
             listener.close()
 
     def to_config(self) -> PortConfig:
         """Return the configuration that makes a port as this one is now."""
-        return replace(self.config, ana=tuple(sorted(self.ana.items())))
+        return replace(self.config, portid=self.portid, ana=tuple(sorted(self.ana.items())))
 
 
 class Ports(Mapping[int, Port]):
     """The ports that a target listens on, by Port ID.
 
-    `options`: socket options of all listeners. `accept` takes each new connection, with the port that it came by.
-    `configured`: the ports that are going to be started, which the way of listening on a wildcard depends on.
+    `options`: socket options of all listeners. `accept` takes each new connection, with the port that it came by;
+    `open_endpoints` gives the open ones of a Port ID. `configured`: the ports that are going to be started, which the
+    way of listening on a wildcard depends on.
     """
 
     def __init__(
         self,
         options: SocketOptions,
         accept: Callable[[PortInfo, Endpoint], None],
+        open_endpoints: Callable[[int], list[Endpoint]],
         configured: tuple[PortConfig, ...],
     ) -> None:
         self.options = options
+        self.path_options = PathOptions()
+        """How addresses are announced; `paths` are those of every port that announces."""
         self._accept = accept
+        self._open_endpoints = open_endpoints
         self._configured = configured
         self._ports: dict[int, Port] = {}
 
@@ -107,12 +198,22 @@ class Ports(Mapping[int, Port]):
     @property
     def listeners(self) -> list[Listener]:
         """The listeners of all ports."""
-        return [listener for port in self.values() for listener in port.listeners]
+        return [listener for port in self.values() for listener in port.all_listeners]
+
+    # -- start and stop ------------------------------------------------------------------------------------------
 
     async def start(self, config: PortConfig, subsystems: Iterable[Subsystem]) -> Port:
-        """Listen on an address and offer subsystems there. Raises `ConfigurationError` and `TransportError`."""
+        """Listen on an address and offer subsystems there; nothing is announced yet.
+
+        Raises `ConfigurationError` and `TransportError`.
+        """
         transport = base.get(config.transport)
-        portid = next(number for number in itertools.count(1) if number not in self)
+        taken = {each.portid for each in self._configured} | set(self)  # those of ports yet to be started as well
+        portid = config.portid or next(number for number in itertools.count(1) if number not in taken)
+        if portid in self:
+            raise ConfigurationError(f"port {portid} exists already")
+        if config.paths and not transport.announces:
+            raise ConfigurationError(f"port {portid} announces addresses: that needs the transport mptcp")
         info = PortInfo(
             portid=portid,
             transport=config.transport,
@@ -124,24 +225,41 @@ class Ports(Mapping[int, Port]):
             discovery_only=config.discovery_only,
             advertise_as=config.advertise_as,
             plain_tcp=transport.plain_tcp,
+            subsystems=config.subsystems,
         )
-        accepted = partial(self._accept, info)
-        port = Port(portid, config, info, accepted)
+        port = Port(portid, config, info, self._accept, self._open_endpoints)
         for subsystem in subsystems:
             port.offer(subsystem)
-        port.listening(await transport.listen(config.host, config.port, self._listen_options(config), accepted))
+        port.listening(await transport.listen(config.host, config.port, self._listen_options(config), port.accepted))
         self._ports[portid] = port
         return port
 
+    async def announce(self, port: Port) -> None:
+        """Announce what a port's configuration and the target's options say. Raises as `Port.announce`."""
+        paths = tuple(dict.fromkeys((*self.path_options.paths, *port.config.paths)))
+        options = replace(self.path_options, paths=paths)
+        if port.announces and options.wanted:
+            await port.announce(options, self.cover)
+
     def stop(self, port: Port) -> None:
         """Listen on a port no more, and forget it."""
+        announced = [] if port.announcements is None else [each.endpoint.address for each in port.announcements.paths]
         port.close()
         del self._ports[port.portid]
+        for address in announced:
+            self._uncover(address)
 
     def close(self) -> None:
-        """Listen on no port any more."""
+        """Listen on no port any more, with everything announced until `stop_announcing`."""
         for port in self.values():
-            port.close()
+            for listener in port.all_listeners:
+                listener.close()
+
+    def stop_announcing(self) -> None:
+        """Take back what all ports announce."""
+        for port in self.values():
+            if port.announcements is not None:
+                port.announcements.stop()
 
     def _listen_options(self, port: PortConfig) -> SocketOptions:
         """A wildcard of both families leaves IPv4 to the port that 0.0.0.0 was asked for with the same number."""
@@ -153,21 +271,91 @@ class Ports(Mapping[int, Port]):
         )
         return replace(self.options, ipv6_only=beside)
 
-    def mptcp_listeners(self) -> list[Listener]:
-        """The listeners that MPTCP is really spoken on."""
-        return [listener for listener in self.listeners if listener.describe().transport == "mptcp"]
+    # -- announced addresses -------------------------------------------------------------------------------------
+
+    def announcing(self, portid: int | None = None) -> list[Port]:
+        """Return the ports that can announce addresses, or the one of a Port ID. Raises `ConfigurationError`."""
+        ports = list(self.values()) if portid is None else [self.port(portid)]
+        found = [port for port in ports if port.announces]
+        if not found:
+            raise ConfigurationError("announcing addresses needs a port of the transport mptcp")
+        return found
+
+    async def add_path(self, path: str, portid: int | None = None) -> PathEndpoint:
+        """Announce one more address on a port, or (None) on all that can; all or none.
+
+        Raises `ConfigurationError` and `TransportError`.
+        """
+        address = parse_path(path).address
+        ports = [port for port in self.announcing(portid) if not port.announced(address)]
+        if not ports:
+            raise ConfigurationError(f"the address {address} is announced already")
+        added: list[Port] = []
+        try:
+            for port in ports:
+                if port.announcements is None:
+                    await port.announce(replace(self.path_options, paths=()), self.cover)
+            await self.cover(address)
+            for port in ports:
+                endpoint = port.add_path(path)
+                added.append(port)
+        except BaseException:
+            for port in added:
+                port.remove_path(address)
+            self._uncover(address)
+            raise
+        return endpoint
+
+    def remove_path(self, address: str, portid: int | None = None) -> list[Port]:
+        """Announce an address no more on a port, or (None) on any; return the ports where it was.
+
+        Raises `ConfigurationError` for one that is not announced there, and `TransportError`.
+        """
+        wanted = parse_path(address).address
+        ports = list(self.values()) if portid is None else [self.port(portid)]
+        found = [port for port in ports if port.announced(wanted)]
+        if not found:
+            known = dict.fromkeys(
+                each.endpoint.address
+                for port in ports
+                if port.announcements is not None
+                for each in port.announcements.paths
+            )
+            raise ConfigurationError(f"the address {wanted} was not announced; there are {', '.join(known) or 'none'}")
+        for port in found:
+            port.remove_path(wanted)
+        self._uncover(wanted)
+        return found
 
     async def cover(self, address: str) -> None:
-        """Listen on an announced address too where no listener takes its connections: joins would be refused."""
+        """Listen on an announced address too where no listener takes its connections: joins would be refused.
+
+        On every port, since the kernel's path manager tells the connections of all ports.
+        """
         for port in list(self.values()):
-            config = port.config
-            if config.transport != "mptcp":
+            if not port.announces:
                 continue
-            same_port = [each.address for each in self.mptcp_listeners() if each.address.port == config.port]
-            if not covered(address, same_port):
-                found = await base.get(config.transport).listen(address, config.port, self.options, port.accepted)
+            number = port.config.port
+            if not covered(address, self._listened(number)):
+                found = await base.get(port.config.transport).listen(address, number, self.options, port.accepted)
                 logger.info("listening on %s too, which is announced", found[0].address)
-                port.listeners += found
+                port.covering[address] = found
+
+    def _listened(self, number: int) -> list[Address]:
+        """The addresses with that number that take the connections of ports that announce."""
+        return [
+            listener.address
+            for port in self.values()
+            if port.announces
+            for listener in port.all_listeners
+            if listener.address.port == number
+        ]
+
+    def _uncover(self, address: str) -> None:
+        """Listen on an address no more that no port announces any longer."""
+        if not any(port.announced(address) for port in self.values()):
+            for port in self.values():
+                port.uncover(address)
 
 
 async def _advertised(port: PortConfig) -> tuple[str, ...]:

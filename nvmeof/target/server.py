@@ -26,6 +26,7 @@ from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import RESERVE_SHARE, BufferPool
 from nvmeof.target.core.slices import Slices
 from nvmeof.target.core.tables import Tables
+from nvmeof.target.document import CONNECT_SECONDS, TargetSettings, from_document
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zoned import ZonedNamespace
@@ -40,13 +41,11 @@ from nvmeof.target.subsystem.registry import TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.trace import Trace, join
 from nvmeof.transport.base import Address, Listener, SocketOptions
-from nvmeof.transport.paths.model import PathEndpoint, PathRole, parse_path
-from nvmeof.transport.paths.session import PathOptions, PathSession
+from nvmeof.transport.paths.model import PathEndpoint
+from nvmeof.transport.paths.session import PathOptions
 
 logger = logging.getLogger("nvmeof.target")
 
-CONNECT_SECONDS: Final = 10.0
-"""A connection that has not made a Connect by then is closed."""
 DRAIN_SECONDS: Final = 10.0
 """How long a stop waits for commands in progress."""
 RECEIVE_SECONDS: Final = 2.0
@@ -113,17 +112,42 @@ class Target:
         self.tables = tables or standard_tables()
         self.trace: Trace | None = join(trace)
         self.connect_seconds = connect_seconds
+        self._offered = connection or ConnectionConfig(header_digest=digests, data_digest=digests)
         largest = max((s.incapsule_bytes for s in config.subsystems), default=0)
-        self._connection_config = replace(
-            connection or ConnectionConfig(header_digest=digests, data_digest=digests),
-            incapsule_bytes=max(8192, largest),
-        )
+        self._connection_config = replace(self._offered, incapsule_bytes=max(8192, largest))
         self.loop: asyncio.AbstractEventLoop
         self.runtime: AsyncioRuntime
         self.slices: Slices
-        self._path_options = paths
+        self._path_options = paths or PathOptions()
         self._started = self._ended = False
         self._new_run()
+
+    @classmethod
+    def from_document(cls, document: object, *, tables: Tables | None = None) -> Target:
+        """Make the target that a document describes, such as one that `Administration.save` has returned.
+
+        Raises ConfigurationError that names the entry that is wrong.
+        """
+        settings = from_document(document)
+        return cls(
+            settings.config,
+            options=settings.sockets,
+            connection=settings.connection,
+            connect_seconds=settings.connect_seconds,
+            paths=settings.paths,
+            tables=tables,
+        )
+
+    @property
+    def settings(self) -> TargetSettings:
+        """What the target was made with."""
+        return TargetSettings(
+            config=self.config,
+            sockets=self.options,
+            connection=self._offered,
+            connect_seconds=self.connect_seconds,
+            paths=self._path_options,
+        )
 
     def _new_run(self) -> None:
         """Make anew what belongs to the time from a start to a stop."""
@@ -134,13 +158,14 @@ class Target:
         self.connections = Connections(
             self._connection_config, self.registry, self.pool, self.connect_seconds, self.trace
         )
-        self.ports = Ports(self.options, self.connections.accept, config.ports)
+        self.ports = Ports(self.options, self.connections.accept, self.connections.endpoints, config.ports)
+        self.ports.path_options = self._path_options
         """The ports that are listened on, by Port ID."""
         self.administration = Administration(self)
         self.unflushed: list[str] = []
         """What could not be flushed at the end: what was written last may be lost."""
-        self.paths: PathSession | None = None
         self._served: dict[str, ServedSubsystem] = {}  # by NQN
+        self._closing: dict[str, asyncio.Task[None]] = {}  # those that are being closed, by NQN
         self._timer: asyncio.TimerHandle | None = None
         self._stop_by: float | None = None
 
@@ -213,10 +238,11 @@ class Target:
         try:
             for subsystem_config in self.config.subsystems:
                 await self.start_subsystem(subsystem_config)
-            for port in self.config.ports:
-                await self.start_port(port)
-            if self._path_options is not None and self._path_options.wanted:
-                await self._start_paths(self._path_options)
+            started = [await self._listen(port) for port in self.config.ports]
+            if self._path_options.wanted:
+                self.ports.announcing()  # raises where there is none
+            for each in started:
+                await self.ports.announce(each)
         except BaseException:
             await self.stop()
             raise
@@ -227,6 +253,8 @@ class Target:
 
         Raises ConfigurationError and OSError. `Administration.add_subsystem` is this for a target that runs.
         """
+        if config.nqn in self._closing:
+            raise ConfigurationError(f"the subsystem {config.nqn} is being removed; add it when that has ended")
         if config.nqn in self._served:
             raise ConfigurationError(f"the subsystem {config.nqn} exists already")
         served = ServedSubsystem(config, self.runtime, self.unflushed)
@@ -239,53 +267,81 @@ class Target:
             raise
         subsystem.resume(self.runtime)
 
-    async def stop_subsystem(self, subsystem: Subsystem) -> None:
-        """Offer a subsystem no more: its associations end, its namespaces are flushed and closed."""
+    async def stop_subsystem(self, subsystem: Subsystem, deadline: float) -> list[str]:
+        """Offer a subsystem no more: its associations end, its namespaces are flushed and closed.
+
+        Returns what has not ended at `deadline` (of the loop's clock), a sentence each; it goes on in the background.
+        """
+        drivers = self.connections.of_subsystem(subsystem)
         self.registry.remove_subsystem(subsystem.nqn)
-        await self._served.pop(subsystem.nqn).close()
+        closing = self.loop.create_task(self._served.pop(subsystem.nqn).close())
+        self._closing[subsystem.nqn] = closing
+        closing.add_done_callback(lambda _: self._closing.pop(subsystem.nqn, None))
+        left = await self.connections.end(drivers, "the subsystem was removed", deadline)
+        await asyncio.wait([closing], timeout=max(0.0, deadline - self.loop.time()))
+        if not closing.done():
+            left.append(f"the namespaces of {subsystem.nqn} are being flushed and closed still")
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            left.append(f"the namespaces of {subsystem.nqn} could not all be closed: {error}")
+        return left
 
     async def start_port(self, config: PortConfig) -> Port:
-        """Listen on an address and offer all subsystems there. Raises ConfigurationError and TransportError."""
+        """Listen on an address, offer subsystems there, and announce what its configuration says.
+
+        Raises ConfigurationError and TransportError; nothing is left of it then.
+        """
+        port = await self._listen(config)
+        try:
+            await self.ports.announce(port)
+        except BaseException:
+            self.ports.stop(port)
+            self.registry.remove_port(port.portid)
+            raise
+        return port
+
+    async def _listen(self, config: PortConfig) -> Port:
         running = tuple(port.config for port in self.ports.values())
         replace(self.config, ports=(*running, config))  # raises for an address that is taken
         port = await self.ports.start(config, self._opened)
         self.registry.add_port(port.info)
         return port
 
-    def stop_port(self, port: Port) -> None:
-        """Listen on a port no more; associations and connections that came by it end."""
+    async def stop_port(self, port: Port, deadline: float) -> list[str]:
+        """Listen on a port no more; associations and connections that came by it end.
+
+        Returns what has not ended at `deadline` (of the loop's clock), a sentence each.
+        """
         reason = f"port {port.portid} was removed"
+        drivers = self.connections.of_port(port.portid)
         self.ports.stop(port)
         self.registry.remove_port(port.portid)
         for subsystem in (*self.subsystems.values(), self.registry.discovery):
-            for controller in list(subsystem.controllers.values()):
-                if controller.ana.portid == port.portid:
-                    controller.destroy(reason)
+            _end_associations(subsystem, port, reason)
             subsystem.ana.forget(port.portid)
-        self.connections.end_port(port.portid, reason)
+        return await self.connections.end(drivers, reason, deadline)
+
+    async def unlink(self, port: Port, subsystem: Subsystem, deadline: float) -> list[str]:
+        """Offer a subsystem on a port no more; its associations there end.
+
+        Returns what has not ended at `deadline` (of the loop's clock), a sentence each.
+        """
+        reason = f"{subsystem.nqn} is not offered on port {port.portid} any more"
+        drivers = self.connections.of_subsystem(subsystem, port.portid)
+        self.registry.change_port(port.info)
+        _end_associations(subsystem, port, reason)
+        return await self.connections.end(drivers, reason, deadline)
 
     def port(self, portid: int) -> Port:
         """Return the port of a Port ID. Raises ConfigurationError."""
         return self.ports.port(portid)
 
-    async def _start_paths(self, options: PathOptions) -> None:
-        addresses = [listener.address for listener in self.ports.mptcp_listeners()]
-        if not addresses:
-            raise ConfigurationError("announcing addresses needs a port of the transport mptcp")
-        self.paths = PathSession(PathRole.SIGNAL, options, lambda: self.connections.endpoints, what="target")
-        await self.paths.start(addresses, self.ports.cover)
-
     async def add_path(self, path: str) -> PathEndpoint:
-        """Announce one more address, in the connections that are open too: `ADDR[%dev][,backup]`.
+        """Announce one more address on every MPTCP port, in the open connections too: `ADDR[%dev][,backup]`.
 
         Raises ConfigurationError, TransportError, LocalProtocolError before ``start``.
         """
         self.check_runs("a path is added")
-        if self.paths is None:
-            self.paths = PathSession(PathRole.SIGNAL, PathOptions(), lambda: self.connections.endpoints, what="target")
-            await self.paths.start([])
-        await self.ports.cover(parse_path(path).address)
-        return self.paths.add_path(path)
+        return await self.ports.add_path(path)
 
     async def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Stop listening, let commands in progress end, end all associations, flush and close the namespaces.
@@ -308,8 +364,9 @@ class Target:
         self.registry.end_all("the target is stopping")
         await self.connections.stop("the target is stopping", self._stop_expired)
         await self.runtime.stop()
-        if self.paths is not None:
-            self.paths.stop()
+        self.ports.stop_announcing()
+        if self._closing:
+            await asyncio.wait(list(self._closing.values()))
         served, self._served = self._served, {}
         for each in served.values():
             await each.close()
@@ -396,3 +453,10 @@ class Target:
         ended = self.loop.time()
         shortest = max(_SHORTEST_TICK_SECONDS, _TICK_SHARE * (ended - now))
         self._timer = self.loop.call_at(max(following, ended + shortest), self._tick)
+
+
+def _end_associations(subsystem: Subsystem, port: Port, reason: str) -> None:
+    """End the associations of a subsystem that came by a port."""
+    for controller in list(subsystem.controllers.values()):
+        if controller.ana.portid == port.portid:
+            controller.destroy(reason)

@@ -258,12 +258,14 @@ class Listener(ABC):
 class Transport(ABC):
     """A way to carry a queue's bytes. `trtype` is the code of Discovery log entries (NVMe Base, TRTYPE).
 
-    `plain_tcp`: a peer that knows nothing but TCP can connect to a listener of this transport.
+    `plain_tcp`: a peer that knows nothing but TCP can connect to a listener of this transport. `announces`: a listener
+    can announce further addresses to its peers, in the connections that are open.
     """
 
     name: str
     trtype: int
     plain_tcp: bool = False
+    announces: bool = False
 
     @abstractmethod
     async def listen(

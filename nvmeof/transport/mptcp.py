@@ -175,6 +175,7 @@ class MptcpTransport(SocketTransport):
 
     name = "mptcp"
     trtype = TRTYPE_MPTCP
+    announces = True
 
     def open_socket(self, family: socket.AddressFamily) -> tuple[socket.socket, str | None]:
         try:

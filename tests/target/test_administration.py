@@ -33,7 +33,7 @@ def left_open():
 
 def without_ports_of_chance(told: dict[str, Any]) -> str:
     for port in told["ports"]:
-        del port["port"], port["addresses"]
+        del port["port"], port["listeners"]
     return json.dumps(told)
 
 
@@ -107,7 +107,6 @@ async def test_errors_say_what_is_wrong():
         refused = [
             (administration.add_host, (OTHER,), "any host"),
             (administration.remove_host, (OTHER,), "was not added"),
-            (administration.remove_path, ("192.0.2.1",), "not announced"),
             (administration.move_namespace, (9, 1), "no namespace 9"),
             (administration.resize_namespace, (9, 1), "no namespace 9"),
         ]
@@ -121,6 +120,15 @@ async def test_errors_say_what_is_wrong():
         with pytest.raises(ConfigurationError, match="ANATT"):
             await administration.change_ana_state(AnaState.OPTIMIZED, seconds=11)
         awaited = [
+            (administration.remove_path("192.0.2.1"), "not announced"),
+            (administration.add_path("192.0.2.1"), "needs a port of the transport mptcp"),
+            (administration.unlink_subsystem(SECOND, 1), "no subsystem"),
+            (administration.unlink_subsystem(target.subnqn, 4), "no port 4"),
+            (administration.add_port(PortConfig(transport="tcp", host="127.0.0.1", port=0, portid=1)), "port 1 exists"),
+            (
+                administration.add_port(PortConfig(transport="tcp", host="127.0.0.1", port=0, paths=("192.0.2.1",))),
+                "needs the transport mptcp",
+            ),
             (administration.remove_port(9), "no port 9"),
             (administration.remove_subsystem(SECOND), "no subsystem"),
             (administration.remove_namespace(9), "no namespace 9"),
@@ -145,9 +153,9 @@ async def test_what_is_saved_starts_as_it_was():
         administration.set_ana_state(AnaState.NON_OPTIMIZED, 4, portid=2)
         administration.allow_any_host(False)
         administration.add_host(OTHER)
-        told, saved = administration.describe(), administration.save()
+        told, saved = administration.describe(), json.loads(json.dumps(administration.save()))
         identity = {nsid: each.uuid for nsid, each in target.subsystems[target.subnqn].namespaces.items()}
-    async with Target(saved) as again:
+    async with Target.from_document(saved) as again:
         assert without_ports_of_chance(again.administration.describe()) == without_ports_of_chance(told)
         assert {nsid: each.uuid for nsid, each in again.subsystems[again.subnqn].namespaces.items()} == identity
         assert again.administration.save() == saved

@@ -358,7 +358,7 @@ async def test_options_reach_the_target(tmp_path):
         assert [(port.advertise_host, port.advertise_port) for port in ports] == [
             ("192.0.2.9", 4444), ("192.0.2.9", 4444), ("192.0.2.9", None)
         ]  # fmt: skip
-        told = facts(target, options)
+        told = facts(target.administration.describe())
         json.dumps(told)
         assert len(told["listeners"]) == 3 and len(told["namespaces"]) == 2
 
@@ -366,17 +366,17 @@ async def test_options_reach_the_target(tmp_path):
 async def test_pools(tmp_path):
     options = Options(trtype="tcp", listen=("127.0.0.1:0",), capacity="10G", pool=str(tmp_path / "pool"))
     async with make_target(options) as target:
-        told = facts(target, options)
+        told = facts(target.administration.describe())
         assert (
             told["namespaces"] == [] and told["pool"]["capacity_bytes"] == told["pool"]["unallocated_bytes"] == 10 << 30
         )
         assert str(tmp_path / "pool") in told["pool"]["description"]
     options = Options(trtype="tcp", listen=("127.0.0.1:0",), capacity="10G", ramdisk=("1M",))
     async with make_target(options) as target:
-        told = facts(target, options)
+        told = facts(target.administration.describe())
         assert len(told["namespaces"]) == 1 and told["pool"]["description"] == "memory 10G"
     async with make_target(Options(trtype="tcp", listen=("127.0.0.1:0",))) as target:
-        assert facts(target, options)["pool"] is None
+        assert facts(target.administration.describe())["pool"] is None
 
 
 def test_a_closed_stdout_is_no_traceback():

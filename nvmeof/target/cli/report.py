@@ -12,13 +12,7 @@ from nvmeof.aio.runloop import loop_name
 from nvmeof.cli import streams
 from nvmeof.launch import command_line
 from nvmeof.size_text import format_size
-from nvmeof.target.cli.options import Options
-from nvmeof.target.namespaces.namespace import Namespace
-from nvmeof.target.namespaces.zoned import ZonedNamespace
-from nvmeof.target.ports import Port
-from nvmeof.target.server import Target
-from nvmeof.target.subsystem.ana import ANA_GROUP, state_word
-from nvmeof.transport import base
+from nvmeof.target.subsystem.ana import ANA_GROUP
 from nvmeof.transport.base import Address
 
 
@@ -41,77 +35,34 @@ def _elsewhere(host: str, reachable: str) -> str:
     return ""
 
 
-def facts(target: Target, options: Options) -> dict[str, Any]:
-    """What the target offers, for a person or a program."""
-    subsystem = target.subsystems[target.subnqn]
-    listeners = [
-        (listener.describe(), port.config.discovery_only)
-        for port in target.ports.values()
-        for listener in port.listeners
-    ]
+def facts(described: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said at the start, of what `Administration.describe` returned: its first subsystem, flat."""
+    subsystem, ports = described["subsystems"][0], described["ports"]
+    paths = {path["address"]: path for port in ports for path in port["paths"]}
     return {
-        "subnqn": target.subnqn,
-        "serial": subsystem.config.serial_number,
-        "transport": options.trtype,
-        "trtype": base.get(options.trtype).trtype,
+        "subnqn": subsystem["nqn"],
+        "serial": subsystem["serial"],
+        "transport": ports[0]["transport"],
+        "trtype": ports[0]["trtype"],
         "loop": loop_name(),
-        "allowed_hosts": sorted(options.allow_host) or None,
+        "allowed_hosts": subsystem["hosts"],
         "listeners": [
-            {
-                "address": info.address.host,
-                "port": info.address.port,
-                "protocol": info.protocol,
-                "fallback": info.fallback_reason or None,
-                "discovery_only": discovery_only,
-            }
-            for info, discovery_only in listeners
+            {**listener, "discovery_only": port["discovery_only"]} for port in ports for listener in port["listeners"]
         ],
-        "paths": target.paths.list() if target.paths else [],
+        "paths": list(paths.values()),
         "ana": [
-            {"group": group, "state": state_word(state), "portid": port.portid, "address": _port_address(port)}
-            for port in target.ports.values()
-            for group, state in sorted(port.ana.items())
-            if not port.config.discovery_only
-        ],
-        "namespaces": [
             {
-                "nsid": namespace.nsid,
-                "backend": namespace.backend.description,
-                "size_bytes": namespace.size_blocks * namespace.block_bytes,
-                "block_bytes": namespace.block_bytes,
-                "read_only": namespace.read_only,
-                "anagrpid": namespace.anagrpid,
-                "uuid": str(namespace.uuid),
-                "zoned": _zones_told(namespace),
+                "group": int(group),
+                "state": state,
+                "portid": port["portid"],
+                "address": str(Address(port["host"], port["port"])),
             }
-            for namespace in subsystem.namespaces.values()
+            for port in ports
+            for group, state in port["ana"].items()
+            if not port["discovery_only"]
         ],
-        "pool": None
-        if subsystem.manager is None
-        else {
-            "description": subsystem.manager.pool.description,
-            "capacity_bytes": subsystem.manager.pool.capacity_bytes,
-            "unallocated_bytes": subsystem.unallocated_bytes,
-        },
-    }
-
-
-def _port_address(port: Port) -> str:
-    return str(Address(port.config.host, port.config.port))
-
-
-def _zones_told(namespace: Namespace) -> dict[str, Any] | None:
-    if not isinstance(namespace, ZonedNamespace):
-        return None
-    geometry = namespace.geometry
-    return {
-        "zones": len(namespace.zones),
-        "zone_bytes": geometry.zone_bytes,
-        "capacity_bytes": geometry.capacity,
-        "max_open": geometry.max_open,
-        "max_active": geometry.max_active,
-        "extension_bytes": geometry.extension_bytes,
-        "description": geometry.description,
+        "namespaces": subsystem["namespaces"],
+        "pool": subsystem["pool"],
     }
 
 

@@ -54,7 +54,7 @@ async def serve(options: Options) -> None:
         raise NvmeofError(f"{where}{error.strerror or error}") from error
     freeze_heap()
     try:
-        told = facts(target, options)
+        told = facts(target.administration.describe())
         try:
             if options.output == "json":
                 click.echo(json.dumps(told))

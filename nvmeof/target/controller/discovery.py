@@ -123,7 +123,7 @@ def discovery_log(
             continue
         templates = _entries(port, addresses_for(port, seen), "", SubType.NVM)
         for subsystem in registry.subsystems.values():
-            if subsystem.host_allowed(host_nqn):
+            if port.offers(subsystem.nqn) and subsystem.host_allowed(host_nqn):
                 extension = _extension(subsystem.config.admin_label) if extended else b""
                 entries += [_of_subsystem(entry, subsystem.nqn) + extension for entry in templates]
     flags = DiscoveryFlags(0)

@@ -13,9 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from nvmeof.errors import ConfigurationError
 from nvmeof.runtime import settled
 from nvmeof.target.core.metadata import BLOCK_BYTES_CHOICES as BLOCK_BYTES_CHOICES
 from nvmeof.target.core.metadata import MetadataStore
+from nvmeof.target.storage.namespace_text import Element, NamespaceText
 from nvmeof.target.storage.zone_store import MemoryZoneStore, ZoneLayout, ZoneStore
 
 DEFAULT_BLOCK_BYTES = 512
@@ -125,7 +127,21 @@ class Backend(ABC):
     sync_error: OSError | None = None
     """The last of these failures."""
 
+    element: Element | None = None
+    """The text that it was made from; None for one that a program made. Of a filter: its own part of the text."""
+
     _zones: ZoneStore | None = None
+
+    def to_text(self) -> NamespaceText:
+        """Return the text that makes storage like this, as it is now: what a configuration is saved with.
+
+        Raises `ConfigurationError` for one that a program made and that no text describes.
+        """
+        if self.element is None:
+            raise ConfigurationError(
+                f"{self.description} was made by a program, in a way that no text describes: it cannot be saved"
+            )
+        return NamespaceText(self.element)
 
     @property
     def has_zones(self) -> bool:

@@ -27,6 +27,7 @@ from nvmeof.target.storage.file_calls import NOT_SUPPORTED, FileCalls
 from nvmeof.target.storage.file_names import name_lost
 from nvmeof.target.storage.file_opening import FileOptions, closing, open_file
 from nvmeof.target.storage.json_file_store import JsonFileStore
+from nvmeof.target.storage.namespace_text import Element, NamespaceText
 from nvmeof.target.storage.operation import Operation
 from nvmeof.target.storage.ranges import RangeLocks
 from nvmeof.target.storage.threads import ThreadBatches
@@ -103,6 +104,17 @@ class FileBackend(FileCalls):
     @property
     def description(self) -> str:
         return f"{'device' if self._device else 'file'} {self.path}"
+
+    def to_text(self) -> NamespaceText:
+        options, given = self._options, list[tuple[str, str | None]]()
+        if options.size_bytes is not None:
+            given.append(("size", str(options.size_bytes)))
+        if options.block_bytes is not None or self._block_bytes != DEFAULT_BLOCK_BYTES:
+            given.append(("block-size", str(self._block_bytes)))
+        given += [(name, None) for name, on in (("read-only", options.read_only), ("shared", options.shared)) if on]
+        if options.kept is not None:
+            given.append(("kept", str(options.kept.absolute())))
+        return NamespaceText(Element("file", str(self.path.absolute()), tuple(given)))
 
     @property
     def identity(self) -> str:

@@ -15,9 +15,11 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import TypeVar
 
+from nvmeof.errors import ConfigurationError
 from nvmeof.runtime import settled
 from nvmeof.target.core.metadata import MetadataStore
 from nvmeof.target.storage.base import Backend, Capabilities, Lease
+from nvmeof.target.storage.namespace_text import Element, NamespaceText
 from nvmeof.target.storage.zone_store import ZoneLayout, ZoneStore
 
 T = TypeVar("T")
@@ -30,6 +32,7 @@ class BackendFilter(Backend):
     """
 
     label = ""
+    element: Element | None = None
 
     def __init__(self, next: Backend) -> None:
         self.next = next
@@ -60,6 +63,14 @@ class BackendFilter(Backend):
     @property
     def description(self) -> str:
         return f"{self.next.description} behind {self.label}" if self.label else self.next.description
+
+    def to_text(self) -> NamespaceText:
+        if self.element is None:
+            raise ConfigurationError(
+                f"the filter {self.label} was made by a program, in a way that no text describes: it cannot be saved"
+            )
+        behind = self.next.to_text()
+        return NamespaceText(behind.backend, (*behind.filters, self.element))
 
     async def open(self) -> None:
         await self.next.open()

@@ -61,13 +61,14 @@ def _file(arguments: Arguments) -> Backend:
         block_bytes=arguments.size("block-size"),
         read_only=arguments.flag("read-only"),
         shared=arguments.flag("shared"),
+        kept=arguments.text("kept"),
     )
 
 
 BACKENDS: Final = {
     "ramdisk": BackendKind(_ramdisk, ("block-size",), "memory of this process: ramdisk:1G"),
     "file": BackendKind(
-        _file, ("size", "block-size", "read-only", "shared"), "a file or block device: file:/srv/disk.img"
+        _file, ("size", "block-size", "read-only", "shared", "kept"), "a file or block device: file:/srv/disk.img"
     ),
 }
 FILTERS: Final = {
@@ -102,6 +103,7 @@ def make_backend(text: NamespaceText) -> Backend:
     arguments = Arguments(text.backend)
     backend = kind.make(arguments)
     arguments.finish(kind.options)
+    backend.element = text.backend
     for element in text.filters:
         backend = _filter(backend, element)
     return backend
@@ -112,4 +114,5 @@ def _filter(backend: Backend, element: Element) -> Backend:
     arguments = Arguments(element)
     made = kind.make(backend, arguments)
     arguments.finish(kind.options)
+    made.element = element
     return made

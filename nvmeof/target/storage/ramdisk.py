@@ -17,6 +17,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.size_text import format_size, parse_size
 from nvmeof.target.core.metadata import MemoryStore
 from nvmeof.target.storage.base import BLOCK_BYTES_CHOICES, Backend, Capabilities, Lease
+from nvmeof.target.storage.namespace_text import Element, NamespaceText
 
 _PAGE = mmap.PAGESIZE
 PHYSICAL_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -47,6 +48,11 @@ class Ramdisk(Backend):
             raise ConfigurationError(f"a ramdisk of {size} is not a whole number of {block_bytes}-byte blocks")
         self._made = size_bytes, block_bytes
         self._begin()
+
+    def to_text(self) -> NamespaceText:
+        capabilities = self.capabilities
+        options = (("block-size", str(capabilities.block_bytes)),) if capabilities.block_bytes != 512 else ()
+        return NamespaceText(Element("ramdisk", str(capabilities.size_bytes), options))
 
     def _begin(self) -> None:
         size_bytes, block_bytes = self._made

@@ -99,6 +99,7 @@ class SubsystemConfig:
     model: str = "nvmeof"
     firmware: str = field(default_factory=firmware_revision)
     allowed_hosts: frozenset[str] | None = None  # host NQNs; None: any host
+    any_host: bool = False  # any host may use it, `allowed_hosts` notwithstanding: they hold once this does not
     namespaces: tuple[NamespaceConfig, ...] = ()
     max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
     max_io_queues: int = MAX_IO_QUEUES
@@ -183,6 +184,10 @@ class PortConfig:
     `advertise_as` says in which forms Discovery tells it, one entry each: `own` is the transport's own TRTYPE; `tcp` is
     plain NVMe/TCP, for hosts that know no MPTCP; `tsas` is TRTYPE 3 with MPTCP named in TSAS, an older proposal. By
     default `own` comes first, for hosts that take the first form that they know, then `tcp`.
+
+    A port lists the subsystems that it offers, and a subsystem lists the hosts that may use it, as in Linux's nvmet.
+    `subsystems`: their NQNs, which need not exist yet; None offers all of them. `paths`: the addresses that MPTCP
+    announces in the port's connections, each as ``ADDR[%dev][,backup]``, or ``auto`` for one of every interface.
     """
 
     transport: str = "tcp"  # the registered transport's name
@@ -193,8 +198,15 @@ class PortConfig:
     discovery_only: bool = False
     advertise_as: tuple[str, ...] = ADVERTISE_DEFAULT
     ana: tuple[tuple[int, AnaState], ...] = ()  # the states of ANA groups at the start; the others are optimized
+    portid: int | None = None  # None: the lowest free one
+    subsystems: frozenset[str] | None = None
+    paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.portid is not None and not 1 <= self.portid <= 0xFFFF:
+            raise ConfigurationError(f"a Port ID is 1 to 65535, not {self.portid}")
+        for nqn in self.subsystems or ():
+            check_nqn(nqn, "the NQN of a subsystem that a port offers")
         for form in self.advertise_as:
             if form not in ADVERTISE_FORMS:
                 raise ConfigurationError(f"a port is advertised as {', '.join(ADVERTISE_FORMS)}, not as {form!r}")
@@ -245,6 +257,10 @@ class TargetConfig:
 
     def _check_ports(self) -> None:
         """Refuse an address that is given twice, or that a wildcard covers, before the kernel says "in use"."""
+        portids = [port.portid for port in self.ports if port.portid is not None]
+        for portid in portids:
+            if portids.count(portid) > 1:
+                raise ConfigurationError(f"the Port ID {portid} is given twice")
         fixed = [port for port in self.ports if port.port]
         for index, port in enumerate(fixed):
             for other in fixed[:index]:

@@ -22,8 +22,8 @@ class Host:
 class Hosts:
     """The hosts that may use one subsystem: any, or those that were added."""
 
-    def __init__(self, allowed: Iterable[str] | None) -> None:
-        self.any_host = allowed is None
+    def __init__(self, allowed: Iterable[str] | None, *, any_host: bool = False) -> None:
+        self.any_host = any_host or allowed is None
         self._hosts = {nqn: Host(nqn) for nqn in allowed or ()}
 
     @property
@@ -33,7 +33,7 @@ class Hosts:
 
     @property
     def names(self) -> frozenset[str] | None:
-        """Return the NQNs as a configuration has them; None: any host."""
+        """Return the NQNs of those that may use it; None: any host."""
         return None if self.any_host else frozenset(self._hosts)
 
     def allows(self, nqn: str) -> bool:

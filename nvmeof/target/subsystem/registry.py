@@ -25,7 +25,8 @@ class PortInfo:
 
     In `TargetRegistry.ports`, `traddr` is what was asked for, possibly a wildcard or a name, and `bound` are the
     addresses that are listened on. `advertised`: what Discovery tells in their place. `plain_tcp`: hosts that know
-    nothing but NVMe/TCP can connect. `sectype` is what TSAS says of TLS.
+    nothing but NVMe/TCP can connect. `sectype` is what TSAS says of TLS. `subsystems`: the NQNs of those that are
+    offered there (None: all).
     """
 
     portid: int
@@ -40,6 +41,7 @@ class PortInfo:
     sectype: SecType = SecType.NONE
     advertise_as: tuple[str, ...] = ADVERTISE_DEFAULT
     plain_tcp: bool = True
+    subsystems: frozenset[str] | None = None
 
     @property
     def adrfam(self) -> Adrfam:
@@ -54,6 +56,10 @@ class PortInfo:
         """Whether a wildcard of this port takes connections to an address."""
         family = address_family(address)
         return any(is_wildcard(each) and address_family(each) == family for each in self.addresses)
+
+    def offers(self, subnqn: str) -> bool:
+        """Whether an NVM subsystem of that NQN is offered on this port."""
+        return not self.discovery_only and (self.subsystems is None or subnqn in self.subsystems)
 
     def seen_at(self, traddr: str, trsvcid: int | str) -> PortInfo:
         """This port as seen by a host that reached it at that address."""
@@ -80,7 +86,7 @@ class TargetRegistry:
         )
 
     def add_subsystem(self, subsystem: Subsystem) -> None:
-        """Offer a subsystem on every port that is not discovery-only."""
+        """Offer a subsystem on every port that lists it and is not discovery-only."""
         if subsystem.nqn in self.subsystems or subsystem.nqn == DISCOVERY_NQN:
             raise ConfigurationError(f"the subsystem {subsystem.nqn} exists already")
         self.subsystems[subsystem.nqn] = subsystem
@@ -109,6 +115,11 @@ class TargetRegistry:
         self.ports[port.portid] = port
         self.changed()
 
+    def change_port(self, port: PortInfo) -> None:
+        """A port offers other subsystems than before."""
+        self.ports[port.portid] = port
+        self.changed()
+
     def remove_port(self, portid: int) -> None:
         """A listener has gone; its connections are not touched."""
         if self.ports.pop(portid, None) is not None:
@@ -118,7 +129,8 @@ class TargetRegistry:
         """The subsystem of that NQN, if it is offered on that port."""
         if subnqn == DISCOVERY_NQN:
             return self.discovery
-        return None if port.discovery_only else self.subsystems.get(subnqn)
+        now = self.ports.get(port.portid, port)  # it may offer others than when the connection was made
+        return self.subsystems.get(subnqn) if now.offers(subnqn) else None
 
     def association(self, subnqn: str, cntlid: int) -> Association | None:
         """Return the controller of a subsystem that has that CNTLID; None when it has gone."""

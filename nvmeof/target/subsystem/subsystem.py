@@ -174,7 +174,7 @@ class Subsystem:
             self.metadata_store,
             lambda runtime: int(self.lifetime.power_on_seconds(runtime.now()) // 3600),
         )
-        self.hosts = Hosts(config.allowed_hosts)
+        self.hosts = Hosts(config.allowed_hosts, any_host=config.any_host)
         self._last_cntlid = config.cntlid_min - 1
         self.manager = NamespaceManager(self, config.pool, kinds) if config.pool is not None else None
         for namespace in config.namespaces:
@@ -512,7 +512,10 @@ class Subsystem:
 
     def to_config(self, namespaces: tuple[NamespaceConfig, ...]) -> SubsystemConfig:
         """Return the configuration of the subsystem as it is now, with these namespaces."""
-        return replace(self.config, namespaces=namespaces, allowed_hosts=self.hosts.names)
+        hosts = self.hosts
+        allowed = None if hosts.any_host and not hosts.by_nqn else frozenset(hosts.by_nqn)
+        any_host = hosts.any_host and allowed is not None
+        return replace(self.config, namespaces=namespaces, allowed_hosts=allowed, any_host=any_host)
 
     # Controllers
 

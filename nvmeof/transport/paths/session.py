@@ -10,6 +10,7 @@ Nothing here is needed for a connection to work: what cannot be had is said in o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -120,6 +121,9 @@ class PathSession:
         if wanted is not None and wanted != present:
             self._namespace.set_path_manager(wanted)
             present = wanted
+        elif wanted is not None:
+            with contextlib.suppress(OSError, TransportError):
+                self._namespace.set_path_manager(wanted)  # another session may have set it: it stays until both end
         if present == "kernel":
             self.driver = KernelDriver(self._namespace, self._connections)
         elif present == "userspace":

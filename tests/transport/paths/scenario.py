@@ -24,6 +24,7 @@ from nvmeof.aio.runloop import run
 from nvmeof.host.client import HostController
 from nvmeof.transport import Address, SocketOptions
 from nvmeof.transport.paths import KernelPaths, PathOptions, diag, sysctl
+from nvmeof.transport.paths.driver import flows_of
 from nvmeof.transport.paths.model import Limits, PathRole, parse_path
 
 NQN = "nqn.2026-01.io.nvmeof:target"
@@ -360,6 +361,60 @@ async def host_joined(links: int) -> dict[str, Any]:
     async with await connect("10.1.1.1", PORT, subnqn=NQN, transport="mptcp") as controller:
         seconds = await until(lambda: len(flows(controller)) >= 2, 5)
         return {"seconds": seconds, "flows": flows(controller)}
+
+
+async def announce_and_remove(links: int) -> dict[str, Any]:
+    """Two ports announce an address, one after the other; it is in use until neither does."""
+    target = Target(namespaces=[Ramdisk("64M")], listen=[f"10.1.1.1:{PORT}", f"10.1.1.1:{PORT + 1}"], subnqn=NQN)
+    result: dict[str, Any] = {}
+
+    def state() -> dict[str, Any]:
+        joined = [flow.info.peer for flows in flows_of(target.ports[1].endpoints) for flow in flows if flow.live]
+        return {
+            "listening": [str(address) for address in target.addresses],
+            "announced": [bool(port["paths"]) for port in target.administration.describe()["ports"]],
+            "kernel": endpoints(),
+            "flows": len(joined),
+        }
+
+    async with target:
+        administration = target.administration
+        command = ["ip", "netns", "exec", "host", sys.executable, __file__, "host", "left", str(links)]
+        host = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        await until(lambda: len(target.drivers) == 2)
+        await administration.add_path("10.1.2.1%t2")
+        await until(lambda: state()["flows"] >= 4)
+        assert host.stdout is not None
+        await host.stdout.readline()  # it has seen them too
+        result["both"] = state()
+        result["still"] = await administration.remove_path("10.1.2.1", portid=2)
+        result["one"] = state()
+        result["ended"] = await administration.remove_path("10.1.2.1")
+        result["none"] = state()
+        result["saved"] = [port.get("paths") for port in administration.save()["ports"]]
+        output, _ = await host.communicate()
+    return {**result, **json.loads(output), "left": endpoints()}
+
+
+async def host_left(links: int) -> dict[str, Any]:
+    """The host reads all the time while an address is announced and taken back."""
+    sh("ip mptcp limits set subflows 8 add_addr_accepted 8")
+    async with await connect("10.1.1.1", PORT, subnqn=NQN, transport="mptcp") as controller:
+        namespace, reads = controller.namespace(1), 0
+        seen = [0]
+
+        async def count() -> None:
+            seen.append(await until(lambda: len(flows(controller)) >= 2, 10))
+            print("joined", flush=True)
+            seen.append(await until(lambda: len(flows(controller)) == 1, 10))
+
+        counting = asyncio.ensure_future(count())
+        while not counting.done():
+            await namespace.read(reads % 1000, 8)
+            reads += 1
+            await asyncio.sleep(0.005)
+        await namespace.read(0, 8)
+        return {"joined": seen[1], "parted": seen[2], "reads": reads}
 
 
 # -- who owns what

@@ -122,6 +122,22 @@ def test_an_announced_address_gets_a_listener(name: str) -> None:
     assert {flow["peer"] for flow in result["flows"]} == {"10.1.1.1:4420", "10.1.2.1:4420"}
 
 
+def test_an_announced_address_belongs_to_its_ports() -> None:
+    """It is in use, with its listeners, until no port announces it; a connected host reads on."""
+    result = scenario("announce_and_remove", 2)
+    own = ["10.1.1.1:4420", "10.1.1.1:4421"]
+    every = ["10.1.1.1:4420", "10.1.2.1:4420", "10.1.1.1:4421", "10.1.2.1:4421"]
+    assert result["both"]["announced"] == [True, True] and result["one"]["announced"] == [True, False]
+    assert result["both"]["listening"] == result["one"]["listening"] == every
+    assert result["both"]["kernel"] == result["one"]["kernel"] == ["10.1.2.1"]
+    assert result["still"] == [], "no connection of that port used it"
+    assert result["ended"] == []
+    assert result["none"] == {"listening": own, "announced": [False, False], "kernel": [], "flows": 2}
+    assert result["saved"] == [None, None]
+    assert result["joined"] >= 0 and result["parted"] >= 0 and result["reads"] > 0
+    assert result["left"] == []
+
+
 def test_a_crash_leaves_nothing_for_good() -> None:
     result = scenario("crash", 3)
     assert result["both"] == ["10.1.3.1", "10.1.1.1", "10.1.2.1"]
