@@ -89,6 +89,10 @@ class InFlight(Protocol):
         """Tell whether the queue has had its share of this turn of the event loop."""
         ...
 
+    def paused(self) -> bool:
+        """Tell whether no command may begin, since its namespaces are being changed."""
+        ...
+
     def go_on_in_turn(self) -> None:
         """Take what is held when it is the queue's turn again."""
         ...

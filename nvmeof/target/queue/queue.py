@@ -18,7 +18,7 @@ import logging
 from collections.abc import Hashable
 from typing import Final
 
-from nvmeof.errors import CommandError
+from nvmeof.errors import CommandError, LocalProtocolError
 from nvmeof.pdu.termination import fes_text
 from nvmeof.protocol.config import BACKLOG_BYTES
 from nvmeof.protocol.connection import TargetConnection
@@ -45,6 +45,7 @@ from nvmeof.target.core.aborting import abandon, aborted_by_request
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import BufferPool, MemoryShare
 from nvmeof.target.core.slices import LONG_SECONDS, Slices
+from nvmeof.target.core.states import QueueState
 from nvmeof.target.queue.aborts import Aborts
 from nvmeof.target.queue.capsule import capsule_data
 from nvmeof.target.queue.contract import Driver
@@ -90,6 +91,8 @@ class TargetQueue:
         # Mostly empty, and then a deque takes 700 bytes more: of each connection.
         self.held: list[tuple[memoryview, CommandData | None]] = []
         """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
+        self._arrived: list[R2tTransfer] = []
+        """Those whose data came while no command could begin; see ``paused``."""
         self.staging = Staging(self)
         self.fast_path = FastPath(self, self.staging)
         self.fused = FusedPairs(self, self.staging, self.fast_path)
@@ -141,7 +144,7 @@ class TargetQueue:
 
     def command(self, view: memoryview, capsule: CommandData | None) -> None:
         """One command, the whole way."""
-        if self.held or self.connection.out.pending_bytes > HOLD_BYTES or self.late():
+        if self.held or self.connection.out.pending_bytes > HOLD_BYTES or self.late() or self.paused():
             self._defer(view, capsule)
         else:
             self.begin(view, capsule)
@@ -176,6 +179,26 @@ class TargetQueue:
             return False
         return slices.clock() > self._late_at
 
+    def paused(self) -> bool:
+        """Tell whether no command of an I/O queue may begin, since its namespaces are being changed.
+
+        The queue goes on by itself when that is done. An admin queue is where they are changed from.
+        """
+        table = self.ctx.namespaces
+        if not table.paused or not self.ctx.qid:
+            return False
+        table.when_resumed(self._resumed)
+        return True
+
+    def _resumed(self) -> None:
+        if self.closed:
+            return
+        arrived, self._arrived = self._arrived, []
+        for transfer in arrived:
+            self._transfer_done(transfer)
+        self.resume()
+        self.driver.wake()
+
     @property
     def owner(self) -> Hashable:
         """Who takes turns with others for the event loop's time: the host, or what is at an address before Connect."""
@@ -196,6 +219,8 @@ class TargetQueue:
     def resume(self) -> None:
         """Take commands that were held, in their order, while there is room for their output and time for them."""
         while self.held and not self.closed and self.connection.out.pending_bytes <= HOLD_BYTES and not self._full():
+            if self.paused():
+                return
             if self.late():
                 self.go_on_in_turn()
                 return
@@ -277,6 +302,9 @@ class TargetQueue:
 
     def _transfer_done(self, transfer: R2tTransfer) -> None:
         """All data that was asked for is there: of a Write of the fast path mostly where it belongs already."""
+        if self.ctx.namespaces.paused and self.paused():
+            self._arrived.append(transfer)  # and stays among those that can be aborted
+            return
         del self.transfers[transfer.cid]
         if isinstance(transfer.context, DeferredCommand):
             self._staged_done(transfer, transfer.buffer)
@@ -450,6 +478,16 @@ class TargetQueue:
             self.trace.completed(sqe, completion)
         if completion.disconnect:
             self._end("disconnected by the host")
+
+    def set_state(self, state: QueueState) -> None:
+        """Let those commands be legal from now on whose rows name this state (NVMe Base, In-band Authentication).
+
+        Raises `LocalProtocolError` before the queue's Connect.
+        """
+        if isinstance(self.ctx, ConnectContext):
+            raise LocalProtocolError("a queue has no state to set before its Connect")
+        self.ctx.queue_state = state
+        self.fast_path.forget()
 
     # -- aborts --------------------------------------------------------------------------------------------------
 

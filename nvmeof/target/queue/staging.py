@@ -167,6 +167,8 @@ class Staging:
         self._continuing = True
         try:
             while self.reads and not self._queue.closed and self._queue.connection.backlog_bytes <= READ_AHEAD_BYTES:
+                if self._queue.paused():
+                    return
                 if self._queue.late():
                     self._queue.go_on_in_turn()
                     return
