@@ -21,6 +21,7 @@ from nvmeof.target.commands.dispatch.base import not_active
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.commands.rows.structures import CommandSetStructures
+from nvmeof.target.controller.changes import ChangedZones
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.lba_formats import LBA_FORMATS, formats_of
 from nvmeof.target.namespaces.namespace import Namespace
@@ -68,10 +69,11 @@ def _changed_zones(ctx: AdminContext, controller: Controller, command: GetLogPag
         raise CommandError(
             Status.INVALID_NAMESPACE, SQE.error_location("nsid"), message=f"namespace {nsid} has no zones"
         )
-    zones = controller.changed_zones.get(nsid, set())
+    changed = controller.parts[ChangedZones]
+    zones = changed.get(nsid, set())
     if not command.retain:
         # Those of one namespace only: `acknowledge` would not know which.
-        controller.changed_zones.pop(nsid, None)
+        changed.pop(nsid, None)
     return build_changed_zones(zones)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import Runtime
@@ -18,6 +19,7 @@ from nvmeof.spec.properties import Cc, CcCss, Crto, Csts, Shst, Vs
 from nvmeof.spec.reservations import NotificationType
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.controller.ana_log import AnaLogCounts
+from nvmeof.target.controller.changes import ChangedAllocations, ChangedNamespaces, ChangedZones
 from nvmeof.target.controller.error_log import ErrorLog
 from nvmeof.target.controller.events import (
     ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED,
@@ -118,7 +120,6 @@ class Controller:
         self.events = AsyncEvents(
             runtime, subsystem.config.max_async_events, DISCOVERY_EVENTS if self.discovery else IO_EVENTS
         )
-        self.lba_alert = self._new_lba_alert()
         self.attached: dict[int, Namespace] = {}  # by NSID, in their order
         self.ana = subsystem.ana.on(port.portid)
         self.view = AssociationView(
@@ -133,18 +134,13 @@ class Controller:
         self.figures: dict[int, Figures] = {}  # of queues, by QID
         self.connections: dict[int, Figures] = {}  # and of what carries them
         self.parts = ControllerParts()  # what single features and log pages remember
-        self.ana_log = AnaLogCounts()
-        self.changed_namespaces: set[int] = set()  # since log page 04h was last read
-        self.changed_allocations: set[int] = set()  # the same of log page 1Ch
-        self.changed_zones: dict[int, set[int]] = {}  # the same of log page BFh: zones by NSID
-        self.reservation_notices = ReservationNotices()
         self.queues: dict[int, QueueControl] = {}
         self.kato_ms = 0
         self._shutdowns = 0
         self._timer = KeepAliveTimer(runtime, self.view.activity, lambda: self.keep_alive_seconds, self._expired)
         self.set_kato(kato_ms)
         subsystem.start_attached(self)
-        self.ana_log.reset()
+        self.parts[AnaLogCounts].reset()
         subsystem.controllers[cntlid] = self
         hooks.restore(self)
 
@@ -248,13 +244,7 @@ class Controller:
         self.record(EventType.POWER_ON_OR_RESET, self._reset_information(now))
         self.features = FeatureValues(timestamp_set_at=now, reset_at=now)
         self.parts.reset()
-        self.ana_log.reset()
-        self.changed_namespaces.clear()
-        self.changed_allocations.clear()
-        self.changed_zones.clear()
-        self.reservation_notices.clear()
         self.events.reset()
-        self.lba_alert = self._new_lba_alert()
         self._hooks.restore(self)
 
     # Namespaces
@@ -262,7 +252,7 @@ class Controller:
     def attach(self, *namespaces: Namespace) -> None:
         """Give this controller namespaces."""
         self.attached.update((namespace.nsid, namespace) for namespace in namespaces)
-        self.ana_log.note(*(namespace.anagrpid for namespace in namespaces))
+        self.parts[AnaLogCounts].note(*(namespace.anagrpid for namespace in namespaces))
         for namespace in namespaces:
             namespace.lost_writes.connected(self.hostid, namespace.backend.sync_failures)
         self.project()
@@ -272,7 +262,7 @@ class Controller:
         namespace = self.attached.pop(nsid, None)
         if namespace is None:
             return False
-        self.ana_log.note(namespace.anagrpid)
+        self.parts[AnaLogCounts].note(namespace.anagrpid)
         self.project()
         return True
 
@@ -450,16 +440,14 @@ class Controller:
 
     # Events
 
-    def _new_lba_alert(self) -> LbaAlert:
-        def interval() -> int:
-            value = self.features.values.get((FeatureId.LBA_STATUS_REPORT_INTERVAL, 0))
-            return POLL_INTERVAL if value is None else value.dw0 & 0xFFFF
-
-        return LbaAlert(self.runtime, lambda: self.events.report(LBA_STATUS_ALERT), interval)
+    def _lba_alert_interval(self) -> int:
+        value = self.features.values.get((FeatureId.LBA_STATUS_REPORT_INTERVAL, 0))
+        return POLL_INTERVAL if value is None else value.dw0 & 0xFFFF
 
     def unreadable_found(self) -> None:
         """Blocks of an attached namespace may not be readable any more."""
-        self.lba_alert.found()
+        report = partial(self.events.report, LBA_STATUS_ALERT)
+        self.parts[LbaAlert].found(self.runtime, report, self._lba_alert_interval)
 
     def writes_lost(self, nsid: int) -> None:
         """What was written to an attached namespace may be lost: an entry of the error log that is no command's."""
@@ -480,29 +468,29 @@ class Controller:
         """A namespace came, went or changed its attributes."""
         if self.discovery:
             return
-        self.changed_namespaces.add(nsid)
+        self.parts[ChangedNamespaces].add(nsid)
         self.events.report(NAMESPACE_ATTRIBUTE_CHANGED)
 
     def allocation_changed(self, nsid: int) -> None:
         """A namespace of the subsystem came, went, changed its attributes, or is attached elsewhere."""
         if self.discovery:
             return
-        self.changed_allocations.add(nsid)
+        self.parts[ChangedAllocations].add(nsid)
         self.events.report(ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED)
 
     def zone_changed(self, nsid: int, zslba: int) -> None:
         """The zone of an active namespace that begins at that block has changed without a command's doing."""
-        self.changed_zones.setdefault(nsid, set()).add(zslba)
+        self.parts[ChangedZones].setdefault(nsid, set()).add(zslba)
         self.events.report(replace(ZONE_DESCRIPTOR_CHANGED, parameter=nsid))
 
     def reservation_changed(self, nsid: int, kind: NotificationType) -> None:
         """Something happened to the reservation of an attached namespace, or to the host's registration."""
-        self.reservation_notices.add(kind, nsid)
+        self.parts[ReservationNotices].add(kind, nsid)
         self.events.report(RESERVATION_LOG_AVAILABLE)
 
     def reservation_log_read(self) -> None:
         """The host has read one notice; of others it is told anew."""
-        if self.reservation_notices:
+        if self.parts[ReservationNotices]:
             self.events.report(RESERVATION_LOG_AVAILABLE)
 
     def abort_namespace(self, nsid: int) -> None:
@@ -522,7 +510,7 @@ class Controller:
         that hosts count the time that a change may take.
         """
         self.project()
-        self.ana_log.note(*groups)
+        self.parts[AnaLogCounts].note(*groups)
         if not self.discovery:
             self.events.report(ANA_CHANGE)
 

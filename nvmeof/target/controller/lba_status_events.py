@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from nvmeof.runtime import Runtime
+from nvmeof.runtime import Runtime, TimerHandle
 
 POLL_INTERVAL: Final = 10
 """LSIPI: how long a host should wait between two looks at the log page, in units of 100 ms."""
@@ -13,35 +13,41 @@ _UNIT_SECONDS: Final = 0.1
 
 
 class LbaAlert:
-    """Of one controller. `report` sends the event; `interval` gives LSIRI in units of 100 ms."""
+    """The LBA Status Information Alert event of one controller (NVM Command Set, LBA Status Information)."""
 
-    def __init__(self, runtime: Runtime, report: Callable[[], object], interval: Callable[[], int]) -> None:
-        self._runtime = runtime
-        self._report = report
-        self._interval = interval
+    def __init__(self) -> None:
         self._since: float | None = None  # of the last report, or of the log page's last reading
-        self._scheduled = False
+        self._timer: TimerHandle | None = None
 
-    def found(self) -> None:
-        """There are blocks that were not known before."""
-        if not self._scheduled:
-            self._send_in_time()
+    def reset(self) -> None:
+        """Forget when it was reported, and do not report what was found before (Controller Level Reset)."""
+        self._since = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _send_in_time(self) -> None:
+    def found(self, runtime: Runtime, report: Callable[[], object], interval: Callable[[], int]) -> None:
+        """Report new blocks: at once, or when the interval has passed.
+
+        ``report`` sends the event; ``interval`` gives LSIRI in units of 100 ms, as it is then.
+        """
+        if self._timer is None:
+            self._send_in_time(runtime, report, interval)
+
+    def _send_in_time(self, runtime: Runtime, report: Callable[[], object], interval: Callable[[], int]) -> None:
         wait = 0.0
         if self._since is not None:
-            wait = self._since + self._interval() * _UNIT_SECONDS - self._runtime.now()
+            wait = self._since + interval() * _UNIT_SECONDS - runtime.now()
         if wait > 0:
-            self._scheduled = True
-            self._runtime.call_later(wait, self._later)
+            self._timer = runtime.call_later(wait, lambda: self._later(runtime, report, interval))
         else:
-            self._since = self._runtime.now()
-            self._report()
+            self._since = runtime.now()
+            report()
 
-    def acknowledged(self) -> None:
-        """The host has read the log page: the interval starts anew."""
-        self._since = self._runtime.now()
+    def acknowledged(self, now: float) -> None:
+        """The host has read the log page: the interval begins anew."""
+        self._since = now
 
-    def _later(self) -> None:
-        self._scheduled = False
-        self._send_in_time()  # the interval may have begun anew
+    def _later(self, runtime: Runtime, report: Callable[[], object], interval: Callable[[], int]) -> None:
+        self._timer = None
+        self._send_in_time(runtime, report, interval)  # the interval may have begun anew

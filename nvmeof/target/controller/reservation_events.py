@@ -63,8 +63,8 @@ class ReservationNotices:
             nsid=notice.nsid,
         )
 
-    def clear(self) -> None:
-        """Controller reset."""
+    def reset(self) -> None:
+        """Forget them, as a Controller Level Reset has it."""
         self._queue.clear()
         self._count = 0
         self._page = _EMPTY

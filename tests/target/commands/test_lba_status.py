@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import AnaState
+from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.media.lba_status import SCAN_BYTES
 from nvmeof.target.core.block_ranges import BlockRanges
@@ -13,7 +14,7 @@ from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.target.backend_tools import killed
 from tests.target.commands.test_nvm import read, write
-from tests.target.harness import Target
+from tests.target.harness import CC_DISABLED, CC_ENABLE, Target
 from tests.target.media_tools import Durable, Flawed, execute_in_loop, file_target, finish, kept, location
 
 SCAN, TRACKED = 0x10, 0x11
@@ -227,6 +228,31 @@ def test_alerts_keep_to_their_interval():
     target.runtime.time += 100
     target.runtime.settle()
     assert events[2].step() is None, "nothing new"
+
+
+def test_a_reset_forgets_an_alert_that_waits():
+    backend = Flawed("1M")
+    target = Target(backend)
+    admin = target.admin()
+    admin.set_feature(0x15, 50)
+    admin.set_feature(0x0B, 1 << 13)
+    first, event = alert(admin), alert(admin)
+    for block in (1, 3):
+        backend.bad_blocks.add(block)
+        lba_status(target, admin, SCAN, block, 1)
+    assert first.step() is not None
+    log(admin)
+    admin.set_property(CC_OFFSET, CC_DISABLED)
+    assert event.step().status == Status.ABORTED_BY_REQUEST
+    admin.set_property(CC_OFFSET, CC_ENABLE)
+    admin.set_feature(0x0B, 1 << 13)
+    event = alert(admin)
+    target.runtime.time += 60
+    target.runtime.settle()
+    assert event.step() is None, "what was found before the reset is in the page, and no event of after it"
+    backend.bad_blocks.add(5)
+    lba_status(target, admin, SCAN, 5, 1)
+    assert event.step().dw0 == 0x0E0502, "at once: no interval has begun"
 
 
 def test_no_alert_for_what_a_host_marks_itself_or_does_not_want():

@@ -10,6 +10,7 @@ from nvmeof.spec.identify import IDENTIFY_CONTROLLER
 from nvmeof.spec.log_pages import COMMANDS_SUPPORTED_AND_EFFECTS, ERROR_INFORMATION_ENTRY, SMART_HEALTH
 from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
+from nvmeof.target.controller.changes import ChangedNamespaces
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.registry import PortInfo
@@ -232,10 +233,10 @@ def test_a_connect_that_fails_is_in_the_log_of_its_controller():
 def test_more_than_1024_changed_namespaces():
     target = Target(max_namespaces=1100)
     admin = target.admin()
-    admin.controller.changed_namespaces.update(range(1, 1025))
+    admin.controller.parts[ChangedNamespaces].update(range(1, 1025))
     data = admin.read_bytes(admin.log_page(4, 4096, rae=True))
     assert struct.unpack("<1024I", data) == tuple(range(1, 1025))
-    admin.controller.changed_namespaces.add(1025)
+    admin.controller.parts[ChangedNamespaces].add(1025)
     data = admin.read_bytes(admin.log_page(4, 4096))
     assert data == b"\xff\xff\xff\xff" + bytes(4092)
     assert admin.read_bytes(admin.log_page(4, 4096)) == bytes(4096), "RAE = 0 empties it"

@@ -53,7 +53,7 @@ def test_first_in_first_out(steps):
             model.append((count, int(kind)))
             notices.add(kind, 9)
         assert len(notices) == len(model)
-    notices.clear()
+    notices.reset()
     assert take(notices) == (0, 0, 0, 0)
     notices.add(KINDS[0], 2)
     assert take(notices) == (1, 1, 0, 2)

@@ -23,6 +23,7 @@ from nvmeof.target.commands.rows.features import (
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
+from nvmeof.target.controller.reservation_events import ReservationNotices
 
 _PERSIST = 1
 _MASKABLE = mask_of(kind for kind in NotificationType if kind is not NotificationType.EMPTY)
@@ -51,7 +52,7 @@ async def _later(pending: Awaitable[None]) -> int:
 
 
 def _notification(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    return controller.reservation_notices.page(command.offset_bytes)
+    return controller.parts[ReservationNotices].page(command.offset_bytes)
 
 
 ROWS = Rows(

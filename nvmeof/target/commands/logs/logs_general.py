@@ -25,6 +25,8 @@ from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.rows.features import FeatureTable
 from nvmeof.target.commands.rows.log_pages import LogPageSpec, LogPageTable, command_set
 from nvmeof.target.commands.rows.rows import Rows
+from nvmeof.target.controller.ana_log import AnaLogCounts
+from nvmeof.target.controller.changes import ChangedNamespaces
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.error_log import ERROR_LOG_ENTRIES
 from nvmeof.wire import build
@@ -72,11 +74,11 @@ def _firmware(ctx: AdminContext, controller: Controller, command: GetLogPage, ns
 
 
 def _changed(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    return build_changed_namespaces(controller.changed_namespaces)
+    return build_changed_namespaces(controller.parts[ChangedNamespaces])
 
 
 def _changed_read(controller: Controller) -> None:
-    controller.changed_namespaces.clear()
+    controller.parts[ChangedNamespaces].clear()
 
 
 def admin_effects(effects: CommandEffects) -> CommandEffects:
@@ -103,7 +105,7 @@ def _effects(ctx: AdminContext, controller: Controller, command: GetLogPage, nsi
 
 
 def _ana(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    counts, members = controller.ana_log, defaultdict[int, list[int]](list)
+    counts, members = controller.parts[AnaLogCounts], defaultdict[int, list[int]](list)
     for namespace in ctx.namespaces.values():
         members[namespace.anagrpid].append(namespace.nsid)
     groups = [

@@ -28,7 +28,7 @@ from nvmeof.target.commands.rows.features import Scope, Value, constant, remembe
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
-from nvmeof.target.controller.lba_status_events import POLL_INTERVAL
+from nvmeof.target.controller.lba_status_events import POLL_INTERVAL, LbaAlert
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.subsystem.self_test import find_unreadable
 
@@ -169,7 +169,7 @@ ROWS = Rows(
             LogPageId.LBA_STATUS,
             "LBA Status Information",
             _log,
-            acknowledge=lambda controller: controller.lba_alert.acknowledged(),
+            acknowledge=lambda controller: controller.parts[LbaAlert].acknowledged(controller.runtime.now()),
         ),
     ),
     features=(replace(_INTERVAL, apply=_apply_interval),),

@@ -35,6 +35,7 @@ from nvmeof.target.commands.dispatch.base import (
 )
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
+from nvmeof.target.controller.changes import ChangedAllocations
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.endurance_group import ENDURANCE_GROUP_ID
 from nvmeof.target.namespaces.lba_formats import lookup
@@ -203,11 +204,11 @@ async def _attachment(ctx: AdminContext, sqe: Sqe, cntlids: list[int]) -> Comple
 
 
 def _changed(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
-    return build_changed_namespaces(controller.changed_allocations)
+    return build_changed_namespaces(controller.parts[ChangedAllocations])
 
 
 def _changed_read(controller: Controller) -> None:
-    controller.changed_allocations.clear()
+    controller.parts[ChangedAllocations].clear()
 
 
 ROWS = Rows(

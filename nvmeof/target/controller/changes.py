@@ -1,0 +1,23 @@
+"""What a controller has yet to tell of: namespaces and zones that have changed since their log page was last read."""
+
+from __future__ import annotations
+
+
+class ChangedNamespaces(set[int]):
+    """NSIDs for the Changed Attached Namespace List (log page 04h)."""
+
+    def reset(self) -> None:
+        """Forget them, as a Controller Level Reset has it."""
+        self.clear()
+
+
+class ChangedAllocations(ChangedNamespaces):
+    """NSIDs for the Changed Allocated Namespace List (log page 1Ch)."""
+
+
+class ChangedZones(dict[int, set[int]]):
+    """The first blocks of zones, by NSID, for the Changed Zone List (log page BFh)."""
+
+    def reset(self) -> None:
+        """Forget them, as a Controller Level Reset has it."""
+        self.clear()
