@@ -6,7 +6,7 @@ queues are only known by what can be done to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -121,6 +121,7 @@ class Controller:
             runtime, subsystem.config.max_async_events, DISCOVERY_EVENTS if self.discovery else IO_EVENTS
         )
         self.attached: dict[int, Namespace] = {}  # by NSID, in their order
+        self._active: Mapping[int, Namespace] | None = None  # what `project` has made of it
         self.ana = subsystem.ana.on(port.portid)
         self.view = AssociationView(
             cntlid=cntlid,
@@ -178,6 +179,7 @@ class Controller:
         check_cc(self.cc, value, io_queues=any(self.queues))
         old, new = Cc.decode(self.cc), Cc.decode(value)
         self.cc = value
+        self._active = None  # CSS may be another
         was_reset = old.en and not new.en
         if was_reset:
             self._reset()
@@ -206,6 +208,7 @@ class Controller:
     def subsystem_reset(self) -> None:
         """NVM Subsystem Reset: everything is as after Connect. The association stays, with its admin queue."""
         self.cc = 0
+        self._active = None
         self.subsystem_was_reset = True
         self._reset()
         self.project()
@@ -252,6 +255,7 @@ class Controller:
     def attach(self, *namespaces: Namespace) -> None:
         """Give this controller namespaces."""
         self.attached.update((namespace.nsid, namespace) for namespace in namespaces)
+        self._active = None
         self.parts[AnaLogCounts].note(*(namespace.anagrpid for namespace in namespaces))
         for namespace in namespaces:
             namespace.lost_writes.connected(self.hostid, namespace.backend.sync_failures)
@@ -262,6 +266,7 @@ class Controller:
         namespace = self.attached.pop(nsid, None)
         if namespace is None:
             return False
+        self._active = None
         self.parts[AnaLogCounts].note(namespace.anagrpid)
         self.project()
         return True
@@ -304,12 +309,18 @@ class Controller:
         self.view.change(
             Projection(
                 state=self._current_state(),
-                namespaces={nsid: each for nsid, each in self.attached.items() if self.enabled(each.csi)},
+                namespaces=self._active_namespaces(),
                 ana=self.ana.access,
                 write_cache=self.write_cache_enabled,
                 copy_formats=self.features.copy_formats,
             )
         )
+
+    def _active_namespaces(self) -> Mapping[int, Namespace]:
+        """Return the attached namespaces whose command set is enabled: the same mapping until that changes."""
+        if self._active is None:
+            self._active = {nsid: each for nsid, each in self.attached.items() if self.enabled(each.csi)}
+        return self._active
 
     def effects(self, qid: int, queue: QueueControl, trtype: int) -> Effects:
         """Make the door for the effects of a queue's commands; `trtype` is of the port that it was connected by."""

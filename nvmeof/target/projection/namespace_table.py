@@ -18,12 +18,13 @@ class NamespaceTable(dict[int, Namespace]):
     A token of `admission_token` holds for one epoch at most, so that to look at it is to compare epochs.
     """
 
-    __slots__ = ("_tokens", "_waiting", "epoch", "paused")
+    __slots__ = ("_source", "_tokens", "_waiting", "epoch", "paused")
 
     def __init__(self) -> None:
         super().__init__()
         self.epoch = 0
         self.paused = False
+        self._source: Mapping[int, Namespace] | None = None
         self._tokens: dict[int, AdmissionToken] = {}
         self._waiting: list[Callable[[], None]] = []
 
@@ -35,13 +36,18 @@ class NamespaceTable(dict[int, Namespace]):
         self._tokens.clear()
 
     def apply(self, epoch: int, namespaces: Mapping[int, Namespace]) -> None:
-        """Take a projection over. Raises `ValueError` while commands may begin, and for an epoch that has passed."""
+        """Take a projection over; the very mapping of the epoch before stands for the same namespaces.
+
+        Raises `ValueError` while commands may begin, and for an epoch that has passed.
+        """
         if not self.paused:
             raise ValueError("a namespace table is changed while it is not paused: call pause() first")
         if epoch <= self.epoch:
             raise ValueError(f"epoch {epoch} of a namespace table comes after epoch {self.epoch}: count up")
-        self.clear()
-        self.update(sorted(namespaces.items()))
+        if namespaces is not self._source:
+            self.clear()
+            self.update(sorted(namespaces.items()))
+            self._source = namespaces
         self.epoch = epoch
 
     def resume(self) -> None:

@@ -32,6 +32,17 @@ def test_namespaces_are_in_the_order_of_their_nsids():
     assert list(table) == [2, 5, 7]
 
 
+def test_the_same_mapping_is_not_taken_apart_again():
+    table, some = NamespaceTable(), {2: make(2, Ramdisk("1M")), 1: make(1, Ramdisk("1M"))}
+    for epoch in (1, 2):
+        table.pause()
+        table.apply(epoch, some)
+        assert list(table) == [1, 2] and table.epoch == epoch
+    table.pause()
+    table.apply(3, {2: some[2]})
+    assert list(table) == [2]
+
+
 class Epochs(RuleBasedStateMachine):
     """Tokens and waiting queues against what the words say."""
 
