@@ -7,18 +7,24 @@ controller is connected.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from nvmeof.errors import NvmeofError, NvmeStatusError
 from nvmeof.host import sqe_builders
 from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.association import Association, HostState
 from nvmeof.host.queue import Request
+from nvmeof.runtime import Future
 from nvmeof.spec.enums import FeatureId, LogPageId
 from nvmeof.spec.identify import parse_namespace_list
 
 log = logging.getLogger("nvmeof.host")
+
+EVENTS_KEPT = 1024
+"""Events that an iterator keeps for its reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +44,12 @@ class AsyncEvent:
 class _EventRequest(Request):
     """The outstanding Asynchronous Event Request: no timeout, and nothing that waits for it."""
 
-    __slots__ = ("then",)
+    __slots__ = ("lost", "then")
 
-    def __init__(self, then: Callable[[int, int], None]) -> None:
+    def __init__(self, then: Callable[[int, int], None], lost: Callable[[], None]) -> None:
         super().__init__(sqe_builders.async_event_request())
         self.then = then
+        self.lost = lost
         self.timeout = 0.0
 
     def completed(self, result: int, status: int) -> None:
@@ -50,10 +57,54 @@ class _EventRequest(Request):
 
     def failed(self, error: NvmeofError) -> None:
         """The queue is gone, and with it the request."""
+        self.lost()
+
+
+class EventStream:
+    """The events of a controller from the moment of its making on: an asynchronous iterator, for one reader.
+
+    It ends when the controller is disconnected, and raises what the association was lost with. A reader who is behind
+    by more than `EVENTS_KEPT` events misses the oldest.
+    """
+
+    def __init__(self, events: AsyncEvents) -> None:
+        self._events = events
+        self._waiting: deque[AsyncEvent] = deque(maxlen=EVENTS_KEPT)
+        self._wanted: Future[None] | None = None
+        events.streams.add(self)
+
+    def put(self, event: AsyncEvent) -> None:
+        """Add an event."""
+        self._waiting.append(event)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the reader look again."""
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(None)
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> AsyncEvent:
+        while not self._waiting:
+            if self._events.over:
+                error = self._events.error
+                if error is not None:
+                    raise error
+                raise StopAsyncIteration
+            self._wanted = self._events.runtime.create_future()
+            await self._wanted
+        return self._waiting.popleft()
 
 
 class AsyncEvents:
     """Keeps one Asynchronous Event Request outstanding on the admin queue of ``association``.
+
+    ::
+
+        async for event in controller.events:
+            print(event)
 
     ``changed(nsids)`` is awaited with the namespaces of a Changed Namespace List, before the listeners are called.
     """
@@ -66,6 +117,24 @@ class AsyncEvents:
         self._changed = changed
         self.listeners: list[Callable[[AsyncEvent], object]] = []
         """Called with each event, after its log page was read."""
+        self.streams: WeakSet[EventStream] = WeakSet()
+        """Those that read events as an iterator."""
+        self.runtime = association.runtime
+        self.over = False
+        """No further event comes."""
+
+    def __aiter__(self) -> EventStream:
+        return EventStream(self)
+
+    @property
+    def error(self) -> NvmeofError | None:
+        """What the association was lost with; None while it lives, and where it was ended in order."""
+        return self._association.error if self._association.state is HostState.FAILED else None
+
+    def _end(self) -> None:
+        self.over = True
+        for stream in list(self.streams):
+            stream.wake()
 
     async def start(self, wanted: int) -> None:
         """Ask for the events of ``wanted`` (bits of OAES); the specification's own errors come without asking."""
@@ -78,11 +147,12 @@ class AsyncEvents:
         self._ask()
 
     def _ask(self) -> None:
-        self._association.admin_queue.submit(_EventRequest(self._completed))
+        self._association.admin_queue.submit(_EventRequest(self._completed, self._end))
 
     def _completed(self, dw0: int, status: int) -> None:
         if status >= 2:
             # Asynchronous Event Request Limit Exceeded, or aborted by a shutdown: asking again would loop
+            self._end()
             return
         self._association.runtime.spawn(self._handle(AsyncEvent.decode(dw0)))
 
@@ -93,12 +163,17 @@ class AsyncEvents:
         except NvmeStatusError as error:
             log.info("the log page %#04x of an event could not be read: %s", event.log_page, error)
         except NvmeofError:
+            self._end()
             return
+        for stream in list(self.streams):
+            stream.put(event)
         for listener in list(self.listeners):
             listener(event)
         association = self._association
         if association.state in (HostState.LIVE, HostState.CONNECTING) and association.admin_queue.error is None:
             self._ask()
+        else:
+            self._end()
 
     async def _clear(self, event: AsyncEvent) -> None:
         """Read the event's log page, which lets the controller report the next event of that kind."""

@@ -69,7 +69,7 @@ class HostController(Controller, AdminCommands):
         self, device: QueueDevice, options: ConnectOptions, runtime: AsyncioRuntime, trace: Trace | None = None
     ) -> None:
         Controller.__init__(self, device, options, runtime, trace)
-        AdminCommands.__init__(self, self._execute_admin)
+        AdminCommands.__init__(self, self.execute_admin)
         self._background = runtime
         self.paths: PathSession | None = None
         """MPTCP paths beyond what the system has by itself, where :func:`connect` was asked for them."""

@@ -92,7 +92,7 @@ class Controller:
         self, device: QueueDevice, options: ConnectOptions, runtime: Runtime, trace: Trace | None = None
     ) -> None:
         self.association = Association(device, options, runtime, join(trace))
-        self.commands = AdminCommands(self._execute_admin)
+        self.commands = AdminCommands(self.execute_admin)
         self.events = AsyncEvents(self.association, self.commands, self._namespaces_changed)
         self.device = device
         self.options = options
@@ -159,7 +159,7 @@ class Controller:
 
     # -- commands: what IoPort asks for, and the admin queue
 
-    async def _execute_admin(
+    async def execute_admin(
         self,
         sqe: bytes,
         /,
@@ -168,6 +168,7 @@ class Controller:
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
+        """Send one admin command; DW0 | DW1 << 32 of its completion."""
         queue = self.association.admin_queue
         return await self.association.execute(queue, sqe, data_out=data_out, data_in=data_in, options=options)
 
@@ -388,7 +389,7 @@ class Controller:
             await self._fabrics_connect(queue, self.cntlid)
 
     async def nvm_limits(self) -> NvmLimits:
-        """What Identify CNS 06h says about Write Zeroes and Dataset Management; read once, when first needed."""
+        """What Identify CNS 06h says of commands without data; read once, when first needed."""
         if self._limits is None:
             try:
                 raw = await self.commands.identify_nvm_limits()
@@ -396,6 +397,8 @@ class Controller:
                     mdts_bytes(raw.wzsl, self.cap.mpsmin_bytes) or 0,
                     min(raw.dmrl, DSM_MAX_RANGES) or DSM_MAX_RANGES,
                     raw.dmrsl or 0xFFFFFFFF,
+                    mdts_bytes(raw.vsl, self.cap.mpsmin_bytes) or 0,
+                    mdts_bytes(raw.wusl, self.cap.mpsmin_bytes) or 0,
                 )
             except NvmeStatusError:
                 # the data structure is younger than many a controller

@@ -10,7 +10,7 @@ This module must not know queues, devices or connections.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,11 +23,32 @@ from nvmeof.wire import Buffer
 
 @dataclass(frozen=True, slots=True)
 class NvmLimits:
-    """Limits of Write Zeroes and Dataset Management (Identify CNS 06h, NVM Command Set); 0 bytes: no limit."""
+    """Limits of commands without data and of Dataset Management (Identify CNS 06h, NVM Command Set).
+
+    0 bytes: no limit.
+    """
 
     write_zeroes_bytes: int = 0
     dsm_ranges: int = DSM_MAX_RANGES
     dsm_range_blocks: int = 0xFFFFFFFF
+    verify_bytes: int = 0
+    write_uncorrectable_bytes: int = 0
+
+    @classmethod
+    def common(cls, limits: Iterable[NvmLimits]) -> NvmLimits:
+        """Return what holds under all of ``limits``, at least one."""
+        known = list(limits)
+
+        def least(values: Iterable[int]) -> int:
+            return min((value for value in values if value), default=0)
+
+        return cls(
+            least(each.write_zeroes_bytes for each in known),
+            min(each.dsm_ranges for each in known),
+            min(each.dsm_range_blocks for each in known),
+            least(each.verify_bytes for each in known),
+            least(each.write_uncorrectable_bytes for each in known),
+        )
 
 
 class IoPort(Protocol):
@@ -63,6 +84,18 @@ class IoPort(Protocol):
 
         A port that has no better way sends ``batch.parts()`` with :meth:`io_transfer`.
         """
+        ...
+
+    async def execute_admin(
+        self,
+        sqe: bytes,
+        /,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> int:
+        """Send one admin command that reads something, and so may be repeated; DW0 | DW1 << 32 of its completion."""
         ...
 
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import NoReturn
 
 from nvmeof.errors import LocalProtocolError, NvmeofError, NvmeStatusError
 from nvmeof.host import sqe_builders
 from nvmeof.host.batch import IoBatch
+from nvmeof.host.block_ranges import COPY_FORMAT_ACROSS, copy_commands, cut, pack_copy_ranges, pack_dsm_ranges
 from nvmeof.host.buffers import BlockVector, check_lengths, pieces, plain_view, writable
+from nvmeof.host.chunks import read_pieces
 from nvmeof.host.io_port import IoPort
 from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions
-from nvmeof.host.results import IdentifyNamespace
+from nvmeof.host.reservations import Reservations
+from nvmeof.host.results import IdentifyNamespace, LbaStatusRange
+from nvmeof.host.zones import Zones
 from nvmeof.spec.identify_namespace import format_index
-from nvmeof.spec.sqe import DSM_RANGE, DsmRange
+from nvmeof.spec.media import LbaStatus, LbaStatusAction, LbaStatusCompletion, parse_lba_status
+from nvmeof.spec.sqe import DSM_DEALLOCATE, DSM_INTEGRAL_READ, DSM_INTEGRAL_WRITE
 from nvmeof.spec.status import Status
 from nvmeof.wire import Buffer
 
@@ -22,6 +29,10 @@ NLB_MAX_BLOCKS = 1 << 16
 LBA_MAX = (1 << 64) - NLB_MAX_BLOCKS
 """First blocks up to here make a range within 64 bits, whatever one command's length."""
 _NO_HOLD = RequestOptions(hold=False)
+CHUNK_BYTES = 1 << 20
+LBA_STATUS_BYTES = 4096
+LBA_STATUS_RANGE_MAX = 0xFFFF
+"""What the 16-bit range length of Get LBA Status can express; 0 stands for all that follow."""
 BOUNDARY_MIN_BYTES = 16384
 """An optimal I/O boundary (NOIOB) below this is not worth a command of its own for each stretch."""
 
@@ -48,6 +59,10 @@ class Namespace:
         self._max_blocks = 0
         self._boundary_blocks = 0
         self._one_command_blocks = 0
+        self.reservations = Reservations(port, nsid)
+        """Registrations and reservations of the namespace."""
+        self.zones = Zones(port, nsid, self._identified)
+        """The zones of a zoned namespace."""
 
     def __repr__(self) -> str:
         if self._info is None:
@@ -118,6 +133,10 @@ class Namespace:
     async def _ready(self) -> None:
         if not self._block_bytes:
             await self.refresh()
+
+    async def _identified(self) -> IdentifyNamespace:
+        await self._ready()
+        return self.info
 
     # -- reading
 
@@ -281,38 +300,146 @@ class Namespace:
     async def write_zeroes(self, lba: int, blocks: int, *, deallocate: bool = False) -> None:
         """Zero ``blocks`` blocks from ``lba`` on; ``deallocate``: give the storage back where that reads as zeroes."""
         await self._ready()
+        limit = (await self.port.nvm_limits()).write_zeroes_bytes
+        make = partial(sqe_builders.write_zeroes, self.nsid, deallocate=deallocate)
+        await self._without_data(make, lba, blocks, limit)
+
+    async def write_uncorrectable(self, lba: int, blocks: int) -> None:
+        """Make ``blocks`` blocks from ``lba`` on unreadable, until they are written again."""
+        await self._ready()
+        limit = (await self.port.nvm_limits()).write_uncorrectable_bytes
+        await self._without_data(partial(sqe_builders.write_uncorrectable, self.nsid), lba, blocks, limit)
+
+    async def verify(self, lba: int, blocks: int) -> None:
+        """Have the controller read ``blocks`` blocks from ``lba`` on. Raises NvmeStatusError where it cannot."""
+        await self._ready()
+        limit = (await self.port.nvm_limits()).verify_bytes
+        await self._without_data(partial(sqe_builders.verify, self.nsid), lba, blocks, limit)
+
+    async def _without_data(self, make: Callable[[int, int], bytes], lba: int, blocks: int, limit_bytes: int) -> None:
         self._check_range(lba, blocks)
-        limits = await self.port.nvm_limits()
         most = NLB_MAX_BLOCKS
-        if limits.write_zeroes_bytes:
-            most = max(1, min(most, limits.write_zeroes_bytes // self._block_bytes))
-        parts: Iterator[CommandPart] = (
-            (
-                sqe_builders.write_zeroes(self.nsid, start, min(most, lba + blocks - start), deallocate=deallocate),
-                None,
-                None,
-            )
-            for start in range(lba, lba + blocks, most)
-        )
+        if limit_bytes:
+            most = max(1, min(most, limit_bytes // self._block_bytes))
+        parts: Iterator[CommandPart] = ((make(*piece), None, None) for piece in cut(lba, blocks, most))
         await self.port.io_transfer(parts)
+
+    async def compare(self, lba: int, data: Buffer) -> bool:
+        """Return whether the blocks from ``lba`` on hold ``data``, whole blocks: the controller compares them."""
+        await self._ready()
+        view = plain_view(data)
+        self._blocks(lba, len(view))
+        size, make = self._block_bytes, sqe_builders.compare
+        parts: Iterator[CommandPart] = (
+            (make(self.nsid, start, count), view[(start - lba) * size : (start - lba + count) * size], None)
+            for start, count in self.split(lba, len(view) // size)
+        )
+        try:
+            await self.port.io_transfer(parts, hold=not isinstance(data, bytes))
+        except NvmeStatusError as error:
+            if error.status == Status.COMPARE_FAILURE:
+                return False
+            raise
+        return True
+
+    async def copy(
+        self, lba: int, sources: Iterable[tuple[int, int]], *, from_nsid: int | None = None, fua: bool = False
+    ) -> None:
+        """Have the controller copy the ``(lba, blocks)`` of ``sources``, one behind the other, to ``lba`` and on.
+
+        ``from_nsid``: out of that namespace of the subsystem; descriptor format 2h has to be enabled before (Host
+        Behavior Support). What exceeds the namespace's limits takes several commands, one after the other: after an
+        error some of them have been done.
+        """
+        await self._ready()
+        for start, ranges in copy_commands(lba, sources, self.info):
+            for source in ranges:
+                self._check_range(*source)
+            data = pack_copy_ranges(ranges, from_nsid)
+            form = COPY_FORMAT_ACROSS if from_nsid is not None else 0
+            sqe = sqe_builders.copy(self.nsid, start, len(ranges), descriptor_format=form, fua=fua)
+            await self.port.io(sqe, data_out=data)
 
     async def deallocate(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Tell the controller that the ``(lba, blocks)`` ranges are of no use any more (Dataset Management)."""
+        await self.dataset_management(ranges, deallocate=True)
+
+    async def dataset_management(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        *,
+        deallocate: bool = False,
+        integral_read: bool = False,
+        integral_write: bool = False,
+    ) -> None:
+        """Tell the controller how the ``(lba, blocks)`` ranges will be used: no more, read or written as a whole."""
         await self._ready()
         limits = await self.port.nvm_limits()
         pieces: list[tuple[int, int]] = []
         for lba, blocks in ranges:
             self._check_range(lba, blocks)
-            pieces += _cut(lba, blocks, limits.dsm_range_blocks)
-        if not pieces:
-            return
+            pieces += cut(lba, blocks, limits.dsm_range_blocks)
+        attributes = DSM_DEALLOCATE if deallocate else 0
+        attributes |= (DSM_INTEGRAL_READ if integral_read else 0) | (DSM_INTEGRAL_WRITE if integral_write else 0)
         at_once = limits.dsm_ranges
         groups = [pieces[start : start + at_once] for start in range(0, len(pieces), at_once)]
         parts: Iterator[CommandPart] = (
-            (sqe_builders.dataset_management(self.nsid, len(group)), b"".join(_range(*piece) for piece in group), None)
+            (sqe_builders.dataset_management(self.nsid, len(group), attributes), pack_dsm_ranges(group), None)
             for group in groups
         )
-        await self.port.io_transfer(parts)
+        if groups:
+            await self.port.io_transfer(parts)
+
+    async def lba_status(
+        self, lba: int = 0, blocks: int | None = None, *, action: LbaStatusAction = LbaStatusAction.TRACKED
+    ) -> list[LbaStatusRange]:
+        """Return the blocks of a range (None: to the end) that may not be readable, as Get LBA Status tells.
+
+        ``action``: those that the controller knows of already, or what it finds when it reads all of them now (SCAN).
+        """
+        await self._ready()
+        end = self._size_blocks if blocks is None else lba + blocks
+        self._check_range(lba, end - lba)
+        found: list[LbaStatusRange] = []
+        while lba < end:
+            data = bytearray(LBA_STATUS_BYTES)
+            length = end - lba if end - lba <= LBA_STATUS_RANGE_MAX else 0
+            sqe = sqe_builders.get_lba_status(self.nsid, lba, length, len(data), action)
+            await self.port.execute_admin(sqe, data_in=memoryview(data))
+            completion, entries = parse_lba_status(data)
+            for start, count, status in entries:
+                if start < end:
+                    found.append(LbaStatusRange(start, min(count, end - start), LbaStatus(status)))
+            if completion != LbaStatusCompletion.MORE or not entries or sum(entries[-1][:2]) <= lba:
+                break
+            lba = sum(entries[-1][:2])
+        return found
+
+    async def chunks(
+        self, lba: int = 0, blocks: int | None = None, *, chunk_bytes: int = CHUNK_BYTES, read_ahead: int = 2
+    ) -> AsyncIterator[bytearray]:
+        """Read a large range (None: to the end of the namespace) piece by piece.
+
+        ::
+
+            async for chunk in namespace.chunks():
+                digest.update(chunk)
+
+        Each piece has ``chunk_bytes``, rounded down to whole blocks, the last one perhaps less, and is the caller's
+        own. The next ``read_ahead`` pieces are read while one is looked at. Leave the loop through
+        ``contextlib.aclosing`` to stop what is read ahead at once. Raises as :meth:`read_into` does.
+        """
+        await self._ready()
+        size = self._block_bytes
+        blocks = max(self._size_blocks - lba, 0) if blocks is None else blocks
+        if not blocks:
+            return
+        await self._expect(lba, blocks)
+        each = max(chunk_bytes // size, 1)
+        wanted = ((start, count * size) for start, count in cut(lba, blocks, each))
+        async with aclosing(read_pieces(wanted, self.read_into, read_ahead)) as ready:
+            async for chunk in ready:
+                yield chunk
 
     # -- splitting and checks
 
@@ -360,15 +487,3 @@ class Namespace:
         # whether the range exists is for the controller to say: the namespace may have grown
         if blocks < 1 or lba < 0 or lba + blocks > 1 << 64:
             raise LocalProtocolError(f"{blocks} blocks from {lba} on are no range of logical blocks")
-
-
-def _cut(lba: int, blocks: int, most: int) -> Iterator[tuple[int, int]]:
-    while blocks:
-        count = min(blocks, most)
-        yield lba, count
-        lba += count
-        blocks -= count
-
-
-def _range(lba: int, blocks: int) -> bytes:
-    return DSM_RANGE.pack(DsmRange(length_blocks=blocks, slba=lba))

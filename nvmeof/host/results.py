@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 from nvmeof.spec.identify import IDENTIFY_CONTROLLER, IDENTIFY_CONTROLLER_NVM
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
 from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY, SMART_HEALTH, AnaGroup
+from nvmeof.spec.media import LbaStatus
+from nvmeof.spec.zns import IDENTIFY_NAMESPACE_ZNS
 from nvmeof.wire import Buffer, Declaration
 
 
@@ -274,6 +276,52 @@ class IdentifyNamespace(Decoded):
     eui64: HexText
     lbaf: list[LbaFormat]
     vs: HexText
+
+
+class LbaFormatExtension(Decoded):
+    """An LBA format's zones: ``zsze``, a zone's size in logical blocks; ``zdes``, of its extension in 64 bytes."""
+
+    __slots__ = ()
+    zsze: int
+    zdes: int
+
+
+class IdentifyNamespaceZns(Decoded):
+    """Identify Namespace of the Zoned Namespace Command Set (CNS 05h).
+
+    ``mar``, ``mor``: 0's-based, FFFFFFFFh for no limit. ``rrl`` to ``frl3``: seconds.
+    """
+
+    __slots__ = ()
+    _DECLARATION = IDENTIFY_NAMESPACE_ZNS
+    _PARTS = {"lbafe": LbaFormatExtension}
+    zoc: int
+    ozcs: int
+    mar: int
+    mor: int
+    rrl: int
+    frl: int
+    rrl1: int
+    rrl2: int
+    rrl3: int
+    frl1: int
+    frl2: int
+    frl3: int
+    numzrwa: int
+    zrwafg: int
+    zrwasz: int
+    zrwacap: int
+    lbafe: list[LbaFormatExtension]
+    vs: HexText
+
+
+@dataclass(frozen=True, slots=True)
+class LbaStatusRange:
+    """A range of blocks that may not be readable, of Get LBA Status. ``lba``, ``blocks``: logical blocks."""
+
+    lba: int
+    blocks: int
+    status: LbaStatus
 
 
 class NvmCommandSetLimits(Decoded):

@@ -20,7 +20,9 @@ from nvmeof.spec.connect import (
     PropertySet,
 )
 from nvmeof.spec.enums import AdminOpcode, NvmOpcode
-from nvmeof.spec.sqe import CDW12_DEALLOCATE, CDW12_FUA, DSM_DEALLOCATE, SQE, SQE_BYTES, Sqe
+from nvmeof.spec.reservations import REPORT_EXTENDED
+from nvmeof.spec.sqe import CDW12_DEALLOCATE, CDW12_FUA, COPY_FORMAT_SHIFT, DSM_DEALLOCATE, SQE, SQE_BYTES, Sqe
+from nvmeof.spec.zns import ZoneReceive, ZoneSend
 
 _IO = SQE.select("opcode", "nsid", "cdw10", "cdw11", "cdw12", size=SQE_BYTES)
 _pack_io = _IO.pack
@@ -49,6 +51,78 @@ def write_zeroes(nsid: int, lba: int, blocks: int, *, deallocate: bool = False) 
     return _pack_io(NvmOpcode.WRITE_ZEROES, nsid, lba & 0xFFFFFFFF, lba >> 32, cdw12)
 
 
+def compare(nsid: int, lba: int, blocks: int) -> bytes:
+    """Compare ``blocks`` logical blocks with data that travels along."""
+    return _pack_block_io(NvmOpcode.COMPARE, nsid, lba, blocks - 1)
+
+
+def verify(nsid: int, lba: int, blocks: int) -> bytes:
+    """Verify ``blocks`` logical blocks: read them, and transfer nothing."""
+    return _pack_block_io(NvmOpcode.VERIFY, nsid, lba, blocks - 1)
+
+
+def write_uncorrectable(nsid: int, lba: int, blocks: int) -> bytes:
+    """Mark ``blocks`` logical blocks as unreadable."""
+    return _pack_block_io(NvmOpcode.WRITE_UNCORRECTABLE, nsid, lba, blocks - 1)
+
+
+def copy(nsid: int, lba: int, ranges: int, *, descriptor_format: int = 0, fua: bool = False) -> bytes:
+    """Copy ``ranges`` source ranges, which travel as data, to ``lba`` and the blocks behind it."""
+    cdw12 = ranges - 1 | descriptor_format << COPY_FORMAT_SHIFT | (CDW12_FUA if fua else 0)
+    return _pack_block_io(NvmOpcode.COPY, nsid, lba, cdw12)
+
+
+def reservation(opcode: int, nsid: int, cdw10: int) -> bytes:
+    """Reservation Register, Acquire or Release; the keys travel as data."""
+    return _sqe(opcode=opcode, nsid=nsid, cdw10=cdw10)
+
+
+def reservation_report(nsid: int, length_bytes: int) -> bytes:
+    """Reservation Report of ``length_bytes``, a multiple of 4, with host identifiers of 128 bits."""
+    cdw10 = length_bytes // 4 - 1
+    return _sqe(opcode=NvmOpcode.RESERVATION_REPORT, nsid=nsid, cdw10=cdw10, cdw11=REPORT_EXTENDED)
+
+
+def zone_send(nsid: int, lba: int, action: int, *, select_all: bool = False) -> bytes:
+    """Zone Management Send: ``action`` on the zone that begins at ``lba``, or on all that it can be done to."""
+    return _sqe(
+        opcode=NvmOpcode.ZONE_MANAGEMENT_SEND,
+        nsid=nsid,
+        cdw10=lba & 0xFFFFFFFF,
+        cdw11=lba >> 32,
+        cdw13=ZoneSend(action, select_all).encode(),
+    )
+
+
+def zone_receive(nsid: int, lba: int, length_bytes: int, action: int, which: int, *, partial: bool) -> bytes:
+    """Zone Management Receive: a report of ``length_bytes``, a multiple of 4, from the zone of ``lba`` on."""
+    return _sqe(
+        opcode=NvmOpcode.ZONE_MANAGEMENT_RECEIVE,
+        nsid=nsid,
+        cdw10=lba & 0xFFFFFFFF,
+        cdw11=lba >> 32,
+        cdw12=length_bytes // 4 - 1,
+        cdw13=ZoneReceive(action, which, partial).encode(),
+    )
+
+
+def zone_append(nsid: int, lba: int, blocks: int, *, fua: bool = False) -> bytes:
+    """Append ``blocks`` logical blocks to the zone that begins at ``lba``."""
+    return _pack_block_io(NvmOpcode.ZONE_APPEND, nsid, lba, blocks - 1 | (CDW12_FUA if fua else 0))
+
+
+def get_lba_status(nsid: int, lba: int, blocks: int, length_bytes: int, action: int) -> bytes:
+    """Get LBA Status of ``blocks`` logical blocks (0: to the end), an answer of ``length_bytes``, a multiple of 4."""
+    return _sqe(
+        opcode=AdminOpcode.GET_LBA_STATUS,
+        nsid=nsid,
+        cdw10=lba & 0xFFFFFFFF,
+        cdw11=lba >> 32,
+        cdw12=length_bytes // 4 - 1,
+        cdw13=blocks | action << 24,
+    )
+
+
 def flush(nsid: int) -> bytes:
     """Commit what was written before."""
     return _pack_io(NvmOpcode.FLUSH, nsid, 0, 0, 0)
@@ -65,7 +139,15 @@ def identify(cns: int, nsid: int = 0, cntid: int = 0, csi: int = 0) -> bytes:
 
 
 def get_log_page(
-    page: int, length_bytes: int, offset: int = 0, *, nsid: int = 0, lsp: int = 0, rae: bool = False, uuid: int = 0
+    page: int,
+    length_bytes: int,
+    offset: int = 0,
+    *,
+    nsid: int = 0,
+    lsp: int = 0,
+    rae: bool = False,
+    uuid: int = 0,
+    csi: int = 0,
 ) -> bytes:
     """Get Log Page: ``length_bytes``, a multiple of 4, from byte ``offset``. ``rae`` retains the asynchronous event."""
     dwords = length_bytes // 4 - 1
@@ -76,7 +158,7 @@ def get_log_page(
         cdw11=dwords >> 16,
         cdw12=offset & 0xFFFFFFFF,
         cdw13=offset >> 32,
-        cdw14=uuid,
+        cdw14=uuid | csi << 24,
     )
 
 

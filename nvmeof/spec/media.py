@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import construct as c
 
-from nvmeof.wire import U8, U16, U32, U64, Bits, build
+from nvmeof.wire import U8, U16, U32, U64, Bits, Buffer, build
 
 
 class SecureErase(IntEnum):
@@ -233,6 +233,18 @@ def build_lba_status(entries: Sequence[tuple[int, int, int]], cmpc: int) -> byte
         for start, count, status in entries
     ]
     return b"".join(parts)
+
+
+def parse_lba_status(data: Buffer) -> tuple[int, list[tuple[int, int, int]]]:
+    """CMPC, and the entries that are there in full: start, number of blocks, status. ``StreamError`` for no header."""
+    raw = bytes(data)
+    header = LBA_STATUS_HEADER.parse(raw)
+    there = min(header.nlsd, (len(raw) - LBA_STATUS_HEADER_BYTES) // LBA_STATUS_DESCRIPTOR_BYTES)
+    entries = []
+    for index in range(there):
+        entry = LBA_STATUS_DESCRIPTOR.parse(raw[LBA_STATUS_HEADER_BYTES + index * LBA_STATUS_DESCRIPTOR_BYTES :])
+        entries.append((entry.dslba, entry.nlb + 1, entry.status))
+    return header.cmpc, entries
 
 
 def build_lba_status_log(namespaces: Sequence[tuple[int, Sequence[tuple[int, int]]]], generation: int) -> bytes:

@@ -98,6 +98,10 @@ class ZoneSend:
         raw = _SEND.decode(cdw13)
         return cls(raw["zsa"], bool(raw["select_all"]), raw["options"])
 
+    def encode(self) -> int:
+        """The dword. ``ValueError`` for a value that is too large."""
+        return _SEND.encode(zsa=self.action, select_all=self.select_all, options=self.options)
+
 
 @dataclass(frozen=True, slots=True)
 class ZoneReceive:
@@ -112,6 +116,10 @@ class ZoneReceive:
         """From the dword."""
         raw = _RECEIVE.decode(cdw13)
         return cls(raw["zra"], raw["zrasf"], bool(raw["partial"]))
+
+    def encode(self) -> int:
+        """The dword. ``ValueError`` for a value that is too large."""
+        return _RECEIVE.encode(zra=self.action, zrasf=self.which, partial=self.partial)
 
 
 @dataclass(slots=True)

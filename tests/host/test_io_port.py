@@ -60,6 +60,17 @@ class Memory:
     async def io_batch(self, batch: IoBatch) -> None:
         await self.io_transfer(batch.parts(), hold=batch.hold)
 
+    async def execute_admin(
+        self,
+        sqe: bytes,
+        /,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> int:
+        raise AssertionError("no admin command is needed for reading and writing")
+
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
         return IdentifyNamespace.parse(build(IDENTIFY_NAMESPACE, nsze=64, ncap=64, lbaf=[{"lbads": 9}]))
 
@@ -78,6 +89,7 @@ class Failover:
         self.nvm_limits = ports[-1].nvm_limits
         self.io_transfer = ports[-1].io_transfer
         self.io_batch = ports[-1].io_batch
+        self.execute_admin = ports[-1].execute_admin
 
     async def io(
         self,

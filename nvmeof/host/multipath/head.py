@@ -206,12 +206,23 @@ class NamespaceHead:
                     limits.append(await path.member.nvm_limits())
                 except TransportError:
                     continue
-        sizes = [each.write_zeroes_bytes for each in limits if each.write_zeroes_bytes]
-        return NvmLimits(
-            min(sizes, default=0),
-            min(each.dsm_ranges for each in limits),
-            min(each.dsm_range_blocks for each in limits),
-        )
+        return NvmLimits.common(limits)
+
+    async def execute_admin(
+        self,
+        sqe: bytes,
+        /,
+        *,
+        data_out: Buffer | None = None,
+        data_in: memoryview | None = None,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> int:
+        """Send one admin command that may be repeated over any path; DW0 | DW1 << 32 of its completion."""
+
+        def call(member: Member) -> Awaitable[int]:
+            return member.commands.admin(sqe, data_out=data_out, data_in=data_in, options=options)
+
+        return await self.owner.on_any_path(self, call)
 
     # -- Carrier: what becomes of a command
 
