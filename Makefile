@@ -6,7 +6,7 @@ QUICK ?=
 KERNELS ?=
 PYTEST_ARGS ?=
 
-.PHONY: run test lint dist bench experiments interop lab supported map guard clean help
+.PHONY: run test lint dist bench experiments interop lab supported map blocking guard clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -71,6 +71,9 @@ lab:             ## fetch and build what `make interop` boots (as root, Debian)
 
 map: $(BIN)/python ## draw docs/modules.svg and docs/modules.md from the imports
 	$(BIN)/python tools/module_map.py
+
+blocking: $(VENV)/.lint ## write the host's blocking classes from the asyncio ones
+	$(BIN)/python tools/blocking_api.py
 
 supported: $(VENV)/.run ## derive docs/supported.md from the code's tables
 	$(BIN)/python -m nvmeof.target.supported > docs/supported.md

@@ -1,0 +1,91 @@
+"""The host for scripts and notebooks: the names of the asyncio API, and every call waits until it is done.
+
+::
+
+    from nvmeof.host import blocking
+
+    with blocking.connect("192.0.2.1", 4420, subnqn="nqn.2026-01.org.example:disk") as controller:
+        namespace = controller.namespace(1)
+        namespace.write(0, bytes(4096))
+        data = namespace.read(0, 8)
+        with blocking.open(namespace, "r+b") as disk:
+            disk.seek(100)
+            disk.write(b"hello")
+
+All connections are served by one event loop in a thread of its own, so that any thread may call, several at once, also
+one that runs an event loop of its own (a notebook does). Ctrl-C ends the call that waits: its command is aborted, its
+buffers are the caller's again, and the connection goes on.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Unpack
+
+from nvmeof.host import client
+from nvmeof.host.blocking.api import HostController, Namespace, Reservations, Zones
+from nvmeof.host.blocking.file import BlockIO, open
+from nvmeof.host.blocking.portal import PORTAL
+from nvmeof.host.discovery import DiscoveryEntry
+from nvmeof.host.options import ConnectKeywords
+from nvmeof.host.queue import DeviceRegistry
+from nvmeof.trace import Trace
+from nvmeof.transport.paths.session import PathOptions
+
+__all__ = ["BlockIO", "HostController", "Namespace", "Reservations", "Zones", "connect", "discover", "open"]
+
+
+def connect(
+    traddr: str | DiscoveryEntry,
+    trsvcid: int | str | None = None,
+    *,
+    subnqn: str | None = None,
+    transport: str | None = None,
+    hostnqn: str | None = None,
+    hostid: str | uuid.UUID | None = None,
+    registry: DeviceRegistry = client.DEVICES,
+    paths: PathOptions | None = None,
+    trace: Trace | None = None,
+    **options: Unpack[ConnectKeywords],
+) -> HostController:
+    """Connect to the controller of ``subnqn``, as :func:`nvmeof.connect` does, whose arguments and errors these are.
+
+    ::
+
+        with connect("192.0.2.1", subnqn="nqn.2026-01.org.example:disk", nr_io_queues=2) as controller:
+            for namespace in controller.namespaces():
+                print(namespace.nsid, namespace.size_bytes)
+    """
+    return HostController(
+        PORTAL.run(
+            client.connect(
+                traddr,
+                trsvcid,
+                subnqn=subnqn,
+                transport=transport,
+                hostnqn=hostnqn,
+                hostid=hostid,
+                registry=registry,
+                paths=paths,
+                trace=trace,
+                **options,
+            )
+        )
+    )
+
+
+def discover(
+    traddr: str,
+    trsvcid: int | str | None = None,
+    *,
+    transport: str = client.DEFAULT_TRANSPORT,
+    **options: Unpack[client.DiscoverKeywords],
+) -> list[DiscoveryEntry]:
+    """Read the Discovery log, as :func:`nvmeof.discover` does, whose arguments and errors these are.
+
+    ::
+
+        for entry in discover("192.0.2.1"):
+            print(entry.subnqn, entry.transport, entry.traddr, entry.trsvcid)
+    """
+    return PORTAL.run(client.discover(traddr, trsvcid, transport=transport, **options))
