@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,42 @@ def examples() -> list[tuple[str, str]]:
         for code in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE):
             found.append((path.name, code))
     return found
+
+
+def host_api_examples() -> list[str]:
+    """Return the Python examples of docs/host-api.md, which use a target that is running."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/host-api.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def running_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The target of docs/host-api.md by its own command line, on a free port; gives the port."""
+    text = (ROOT / "docs/host-api.md").read_text()
+    found = re.search(r"^nvmeof-target (.*)$", text, re.MULTILINE)
+    assert found is not None
+    options = found[1].replace(":4420", ":0").split()
+    with (tmp_path_factory.mktemp("target") / "log").open("w") as log:
+        target = subprocess.Popen(
+            [sys.executable, "-m", "nvmeof.target", *options, "-o", "json"], stdout=subprocess.PIPE, stderr=log
+        )
+    assert target.stdout is not None
+    with target.stdout:
+        yield json.loads(target.stdout.readline())["listeners"][0]["port"]
+        target.terminate()
+        assert target.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("code", host_api_examples())
+def test_examples_of_the_hosts_api_run(running_target: int, code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", code.replace("4420", str(running_target))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout
 
 
 @pytest.mark.parametrize(("name", "code"), examples())

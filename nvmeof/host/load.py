@@ -98,7 +98,8 @@ class Load:
         self._sqe = make(namespace.nsid, 0, blocks)
         self._make_sqe = partial(make, namespace.nsid, blocks=blocks)
         self._left = ios
-        self._ready: list[LoadRequest] = []  # completed, to be sent again in the next turn of the event loop
+        self.ready: list[LoadRequest] = []
+        """Completed, and to be sent again in the next turn of the event loop."""
         self._loop = asyncio.get_running_loop()
         self._queues = list(queues)
         self._depth = depth
@@ -131,9 +132,9 @@ class Load:
         elif self.active == 1 and self.running:  # nothing else will complete in this turn
             self._send_one(request, request.queue)
         else:
-            if not self._ready:
+            if not self.ready:
                 self._loop.call_soon(self._send_ready)
-            self._ready.append(request)
+            self.ready.append(request)
 
     def _take(self, wanted: int) -> int:
         """How many of ``wanted`` commands may be sent: all, unless ``ios`` were asked for."""
@@ -146,11 +147,13 @@ class Load:
         return taken
 
     def _send_ready(self) -> None:
-        ready, self._ready = self._ready, []
+        ready, self.ready = self.ready, []
+        several = len(self._queues) > 1
         while ready:
-            queue = ready[0].queue
-            requests = [each for each in ready if each.queue is queue]
-            ready = [each for each in ready if each.queue is not queue]
+            queue, requests, ready = ready[0].queue, ready, []
+            if several:
+                ready = [each for each in requests if each.queue is not queue]
+                requests = [each for each in requests if each.queue is queue]
             count = self._take(len(requests)) if self.running else 0
             self._send_batch(queue, requests[:count])
             for _ in requests[count:]:
@@ -245,7 +248,10 @@ class LoadRequest(Request):
         if status >= 2:
             load.ended(error_of(self, status, result))
         elif load.running:
-            load.again(self)
+            if load.ready and load.next_queue is None:  # as most times; else what `again` does
+                load.ready.append(self)
+            else:
+                load.again(self)
         else:
             load.ended(None)
 

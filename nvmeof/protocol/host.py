@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
 from typing import Any, ClassVar, Final
 
@@ -38,6 +38,7 @@ _COMPLETION: Final = Struct("<8xIIHHHH")
 # A CapsuleResp: common header, DW0, DW1, SQHD, SQID, CID, status. As a C2HData: common header, CCCID (and a reserved
 # half), DATAO, DATAL in two halves, reserved.
 _WHOLE: Final = Struct("<QIIHHHH")
+_LAYOUTS_MAX: Final = 64
 _NOT_DUE: Final = memoryview(b"")
 # Common headers, without PLEN, of C2HData that end their command's data; whether they stand for its completion too.
 _WHOLE_DATA: Final = {
@@ -54,7 +55,7 @@ _SQE_BYTES: Final = 64
 class HostConnection(Engine):
     """One NVMe/TCP queue connection as a host: ``start`` first, then as :mod:`nvmeof.protocol.connection` says."""
 
-    __slots__ = ("_due", "_reads", "_requests", "_response_stride", "_response_word", "_whole_data", "sqhd")
+    __slots__ = ("_due", "_layouts", "_reads", "_requests", "_response_stride", "_response_word", "_whole_data", "sqhd")
     first_state: ClassVar = State.HOST_NEW
     term_req_type: ClassVar = PduType.H2C_TERM_REQ
 
@@ -70,6 +71,7 @@ class HostConnection(Engine):
         self._response_word = 0
         self._response_stride = CAPSULE_RESP_BYTES
         self._whole_data: dict[int, bool] = {}
+        self._layouts: dict[tuple[int, bool], Callable[[memoryview], Iterator[tuple[int, ...]]]] = {}
 
     def start(self) -> None:
         """Queue the ICReq."""
@@ -171,6 +173,12 @@ class HostConnection(Engine):
                         break
                     data_word, success, plen = here, ends, here >> 32
                     size = plen - TRANSFER_BYTES
+                pair = plen if success else plen + CAPSULE_RESP_BYTES
+                if end - start >= 2 * pair:
+                    taken = self._take_alike(start, (end - start) // pair, size, success, entries)
+                    if taken:
+                        start, sqhd = start + taken * pair, self.sqhd
+                        continue
                 cid = a & 0xFFFF
                 place = reads.get(cid)
                 if place is None or b or c | d << 16 != size or size != len(place) or end - start < plen:
@@ -188,6 +196,65 @@ class HostConnection(Engine):
             if entries:
                 events.append(Completions(entries))
         return start != first
+
+    def _take_alike(
+        self, start: int, count: int, size: int, success: bool, entries: list[tuple[int, int, int, int]]
+    ) -> int:
+        """Take Reads of one length that are answered alike: C2HData, and its response behind it or (``success``) none.
+
+        ``count`` fit into what has been received from ``start`` on. Returns how many were as expected and were taken.
+        """
+        unpack = self._layouts.get((size, success))
+        if unpack is None:
+            if len(self._layouts) >= _LAYOUTS_MAX:  # lengths in use are few; a program that tries all pays for it
+                self._layouts.clear()
+            # CH, CCCID, DATAO and DATAL; CH, DW0 and DW1, SQHD to status
+            unpack = Struct(f"<QH2xQ4x{size}x" + ("" if success else "QQQ")).iter_unpack
+            self._layouts[size, success] = unpack
+        pair = TRANSFER_BYTES + size + (0 if success else CAPSULE_RESP_BYTES)
+        items = unpack(self._buffer[start : start + count * pair])
+        before = len(entries)
+        if success:
+            self._take_data(start, pair, items, entries)
+        else:
+            self._take_pairs(start, pair, items, entries)
+        return len(entries) - before
+
+    def _take_data(
+        self, start: int, stride: int, items: Iterator[tuple[int, ...]], entries: list[tuple[int, int, int, int]]
+    ) -> None:
+        buffer, reads = self._buffer, self._reads
+        (first,) = _WORD.unpack_from(buffer, start)
+        at, size = start + TRANSFER_BYTES, stride - TRANSFER_BYTES
+        expected = size << 32
+        for header, cid, where in items:
+            place = reads.get(cid)
+            if header != first or where != expected or place is None or len(place) != size:
+                return
+            place[:] = buffer[at : at + size]
+            del reads[cid]
+            entries.append((cid, 0, 0, 0))
+            at += stride
+
+    def _take_pairs(
+        self, start: int, stride: int, items: Iterator[tuple[int, ...]], entries: list[tuple[int, int, int, int]]
+    ) -> None:
+        buffer, reads, word = self._buffer, self._reads, self._response_word
+        (first,) = _WORD.unpack_from(buffer, start)
+        at, size = start + TRANSFER_BYTES, stride - TRANSFER_BYTES - CAPSULE_RESP_BYTES
+        expected = size << 32
+        for header, cid, where, here, result, rest in items:
+            place = reads.get(cid)
+            # the rest of a response: SQHD, SQID, CID, status; the last one is 0
+            if header != first or where != expected or here != word or result or rest >> 32 != cid or place is None:
+                return
+            if len(place) != size:
+                return
+            place[:] = buffer[at : at + size]
+            del reads[cid]
+            entries.append((cid, 0, 0, 0))
+            self.sqhd = rest & 0xFFFF
+            at += stride
 
     def _parse_one(self, events: list[Event]) -> bool:
         """Wait for the rest of a C2HData that `_take_run` can take whole: that costs less than to take it in parts."""
