@@ -28,6 +28,25 @@ from __future__ import annotations
 '''
 
 
+EVENTS = '''@property
+def events(self) -> Generator[AsyncEvent, None, None]:
+    """The events of the controller from now on, one after the other; ends when it is disconnected."""
+    return PORTAL.iterate(PORTAL.run_function(aiter, self.wrapped.events))
+
+def describe(self) -> list[QueueFacts]:
+    """Return one mapping per queue, the admin queue first: ``qid``, entries, load, and what the device says now."""
+    return PORTAL.run_function(self.wrapped.describe)
+'''
+CONTEXT = """def __enter__(self) -> Self:
+    return self
+
+def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+) -> None:
+    self.disconnect()
+"""
+
+
 @dataclass(frozen=True)
 class Face:
     """A class to write: its name, where its methods come from, and attributes that are faces or plain."""
@@ -37,6 +56,7 @@ class Face:
     attributes: dict[str, str] = field(default_factory=dict)
     leave_out: frozenset[str] = frozenset()
     context: bool = False
+    more: str = ""
 
 
 FACES = (
@@ -59,6 +79,12 @@ FACES = (
             {"endpoints", "start_paths", "stop_paths", "connect", "shutdown", "io", "io_transfer", "io_batch"}
             | {"execute_admin"}
         ),
+        context=True,
+        more=EVENTS,
+    ),
+    Face(
+        "HostSubsystem",
+        (("nvmeof.host.host_subsystem", "HostSubsystem"), ("nvmeof.host.admin_commands", "AdminCommands")),
         context=True,
     ),
 )
@@ -143,6 +169,12 @@ def _method(node: ast.FunctionDef | ast.AsyncFunctionDef, overloaded: bool) -> s
     return f"{head}\n" + textwrap.indent(text + body, "    ")
 
 
+def _setter(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    value = node.args.args[1].arg
+    head = f"@{node.name}.setter\ndef {node.name}({ast.unparse(node.args)}) -> None:"
+    return f"{head}\n    PORTAL.run_function(setattr, self.wrapped, {node.name!r}, {value})"
+
+
 def _face(face: Face, names: Names) -> str:
     source, original = face.sources[0]
     inner = f"_{face.name}"
@@ -164,9 +196,10 @@ def _face(face: Face, names: Names) -> str:
         for node in found:
             if node.name.startswith("_") or node.name in done:
                 continue
-            if any(ast.unparse(each).endswith(".setter") for each in node.decorator_list):
-                continue
             taken.add(node.name)
+            if any(ast.unparse(each).endswith(".setter") for each in node.decorator_list):
+                parts.append(textwrap.indent(_setter(node), "    "))
+                continue
             names.take(node.args, module, tree)
             names.take(node.returns, module, tree)
             for each in node.decorator_list:
@@ -175,28 +208,11 @@ def _face(face: Face, names: Names) -> str:
             overloaded = [each.name for each in found].count(node.name) > 1
             parts.append(textwrap.indent(_method(node, overloaded), "    "))
         done |= taken
+    if face.more:
+        parts.append(textwrap.indent(face.more, "    "))
     if face.context:
         parts.append(textwrap.indent(CONTEXT, "    "))
     return "\n\n".join(parts)
-
-
-CONTEXT = '''@property
-def events(self) -> Generator[AsyncEvent, None, None]:
-    """The events of the controller from now on, one after the other; ends when it is disconnected."""
-    return PORTAL.iterate(PORTAL.run_function(aiter, self.wrapped.events))
-
-def describe(self) -> list[QueueFacts]:
-    """Return one mapping per queue, the admin queue first: ``qid``, entries, load, and what the device says now."""
-    return PORTAL.run_function(self.wrapped.describe)
-
-def __enter__(self) -> Self:
-    return self
-
-def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-) -> None:
-    self.disconnect()
-'''
 
 
 def _class(module: str, name: str) -> ast.ClassDef:

@@ -20,7 +20,7 @@ def serving(*namespaces: Any, **options: Any) -> Iterator[Target]:
 
     async def serve() -> None:
         stop = asyncio.Event()
-        target = Target(namespaces=namespaces, listen="127.0.0.1:0", **options)
+        target = Target(namespaces=namespaces, **{"listen": "127.0.0.1:0", **options})
         await target.start()
         try:
             made.append((target, asyncio.get_running_loop(), stop))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nvmeof import ConnectTimeout, LocalProtocolError, NvmeofError, NvmeStatusEr
 from nvmeof.errors import ConnectionLost
 from nvmeof.host import blocking
 from nvmeof.host.blocking.portal import PORTAL, Portal
+from nvmeof.host.host_subsystem import HostSubsystem, connect_multipath
 from nvmeof.host.results import SmartLog
 from nvmeof.host.zones import Zones
 from nvmeof.spec.reservations import ReservationType
@@ -34,7 +35,7 @@ ROOT = Path(nvmeof.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[Target]:
-    with serving(Ramdisk("16M"), Ramdisk("1M")) as target:
+    with serving(Ramdisk("16M"), Ramdisk("1M"), listen=["127.0.0.1:0", "127.0.0.2:0"]) as target:
         yield target
 
 
@@ -61,6 +62,7 @@ def test_the_classes_are_what_the_asyncio_ones_say() -> None:
         (blocking.Namespace, nvmeof.Namespace),
         (blocking.HostController, nvmeof.HostController),
         (blocking.Zones, Zones),
+        (blocking.HostSubsystem, HostSubsystem),
     ],
 )
 def test_every_coroutine_has_a_blocking_one(ours: type, theirs: type) -> None:
@@ -73,9 +75,9 @@ def test_every_coroutine_has_a_blocking_one(ours: type, theirs: type) -> None:
             assert inspect.getdoc(mine)
 
 
-@pytest.mark.parametrize("name", ["connect", "discover"])
-def test_functions_take_the_same_arguments(name: str) -> None:
-    ours, theirs = (inspect.signature(getattr(module, name)) for module in (blocking, nvmeof))
+@pytest.mark.parametrize("theirs", [nvmeof.connect, nvmeof.discover, connect_multipath])
+def test_functions_take_the_same_arguments(theirs: Callable[..., Any]) -> None:
+    ours, theirs = inspect.signature(getattr(blocking, theirs.__name__)), inspect.signature(theirs)
     assert [(each.name, each.kind, each.default) for each in ours.parameters.values()] == [
         (each.name, each.kind, each.default) for each in theirs.parameters.values()
     ]
@@ -113,6 +115,22 @@ def test_everything_once(target: Target, controller: blocking.HostController) ->
     with pytest.raises(NvmeStatusError, match="LBA Out Of Range"):
         namespace.read(1 << 40)
     assert repr(namespace).startswith("<blocking <Namespace 1:")
+
+
+def test_several_paths(target: Target) -> None:
+    where = [str(address) for address in target.addresses]
+    with blocking.connect_multipath(*where, subnqn=target.subnqn, transport="tcp", hostnqn=HOSTNQN) as subsystem:
+        assert len(subsystem.paths) == 2
+        subsystem.iopolicy = "round-robin"
+        assert subsystem.iopolicy == "round-robin"
+        namespace = subsystem.namespace(1)
+        namespace.write_many([10, 20], bytes(512) + b"\x01" * 512)
+        assert namespace.read_many([20, 10]) == b"\x01" * 512 + bytes(512)
+        assert namespace.lba_status() == []
+        with blocking.open(namespace, "r+b") as file:
+            file.write(b"over several paths")
+        assert namespace.read(0).startswith(b"over several paths")
+        assert [each.nsid for each in subsystem.namespaces()] == [1, 2]
 
 
 def test_a_chunk_loop_that_is_left(controller: blocking.HostController) -> None:

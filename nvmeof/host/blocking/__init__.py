@@ -22,17 +22,29 @@ from __future__ import annotations
 import uuid
 from typing import Unpack
 
-from nvmeof.host import client
-from nvmeof.host.blocking.api import HostController, Namespace, Reservations, Zones
+from nvmeof.host import client, host_subsystem
+from nvmeof.host.blocking.api import HostController, HostSubsystem, Namespace, Reservations, Zones
 from nvmeof.host.blocking.file import BlockIO, open
 from nvmeof.host.blocking.portal import PORTAL
 from nvmeof.host.discovery import DiscoveryEntry
+from nvmeof.host.multipath.iopolicy import DEFAULT_IOPOLICY
 from nvmeof.host.options import ConnectKeywords
 from nvmeof.host.queue import DeviceRegistry
 from nvmeof.trace import Trace
 from nvmeof.transport.paths.session import PathOptions
 
-__all__ = ["BlockIO", "HostController", "Namespace", "Reservations", "Zones", "connect", "discover", "open"]
+__all__ = [
+    "BlockIO",
+    "HostController",
+    "HostSubsystem",
+    "Namespace",
+    "Reservations",
+    "Zones",
+    "connect",
+    "connect_multipath",
+    "discover",
+    "open",
+]
 
 
 def connect(
@@ -68,6 +80,47 @@ def connect(
                 registry=registry,
                 paths=paths,
                 trace=trace,
+                **options,
+            )
+        )
+    )
+
+
+def connect_multipath(
+    *where: host_subsystem.PathSpec,
+    subnqn: str | None = None,
+    trsvcid: int | None = None,
+    transport: str | None = None,
+    hostnqn: str | None = None,
+    hostid: str | uuid.UUID | None = None,
+    iopolicy: str = DEFAULT_IOPOLICY,
+    native_multipath: bool = True,
+    all_paths: bool = False,
+    registry: DeviceRegistry = client.DEVICES,
+    paths: PathOptions | None = None,
+    **options: Unpack[host_subsystem.PathKeywords],
+) -> HostSubsystem:
+    """Connect to a subsystem over several paths, as :func:`nvmeof.host.host_subsystem.connect_multipath` does.
+
+    ::
+
+        with connect_multipath("192.0.2.1", "192.0.2.2", subnqn="nqn.2026-01.org.example:disk") as subsystem:
+            subsystem.namespace(1).write(0, bytes(4096))
+    """
+    return HostSubsystem(
+        PORTAL.run(
+            host_subsystem.connect_multipath(
+                *where,
+                subnqn=subnqn,
+                trsvcid=trsvcid,
+                transport=transport,
+                hostnqn=hostnqn,
+                hostid=hostid,
+                iopolicy=iopolicy,
+                native_multipath=native_multipath,
+                all_paths=all_paths,
+                registry=registry,
+                paths=paths,
                 **options,
             )
         )

@@ -18,7 +18,10 @@ from nvmeof.host.client import HostController as _HostController
 from nvmeof.host.client import PassthruResult
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.facts import QueueFacts
+from nvmeof.host.host_subsystem import HostSubsystem as _HostSubsystem
+from nvmeof.host.host_subsystem import PathSpec
 from nvmeof.host.io_port import NvmLimits
+from nvmeof.host.multipath.member import Member
 from nvmeof.host.namespace import CHUNK_BYTES
 from nvmeof.host.namespace import Namespace as _Namespace
 from nvmeof.host.options import ConnectOptions
@@ -577,6 +580,162 @@ class HostController(Blocking[_HostController]):
     def describe(self) -> list[QueueFacts]:
         """Return one mapping per queue, the admin queue first: ``qid``, entries, load, and what the device says now."""
         return PORTAL.run_function(self.wrapped.describe)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.disconnect()
+
+
+class HostSubsystem(Blocking[_HostSubsystem]):
+    """A subsystem over several paths, for blocking programs: what :func:`connect_multipath` gives.
+
+    Ends with its ``with`` block. Namespaces are used as those of a controller. The admin commands (identify, log
+    pages, features) are its methods too, and go over any path that is live; ``member.controller`` has those of one
+    path. ``core`` is the subsystem without an event loop.
+    """
+
+    __slots__ = ()
+
+    @property
+    def subnqn(self) -> str:
+        """NQN of the subsystem."""
+        return self.wrapped.subnqn
+
+    @property
+    def paths(self) -> list[Member]:
+        """The paths, in the order in which they were added."""
+        return self.wrapped.paths
+
+    @property
+    def iopolicy(self) -> str:
+        """The I/O policy: numa, round-robin, queue-depth or service-time. Setting it takes effect at once."""
+        return self.wrapped.iopolicy
+
+    @iopolicy.setter
+    def iopolicy(self, name: str) -> None:
+        PORTAL.run_function(setattr, self.wrapped, "iopolicy", name)
+
+    def add_path(self, where: PathSpec) -> Member:
+        """Connect one more path, and use it. Raises as :func:`connect_multipath` does; I/O is not disturbed then."""
+        return PORTAL.run(self.wrapped.add_path(where))
+
+    def remove_path(self, member: Member) -> None:
+        """Use a path no more, let the commands on it end, and shut its controller down. Raises ConfigurationError."""
+        PORTAL.run(self.wrapped.remove_path(member))
+
+    def path(self, traddr: str, trsvcid: int | None = None) -> Member:
+        """The path to an address. Raises ConfigurationError where there is none, or several and no ``trsvcid``."""
+        return PORTAL.run_function(self.wrapped.path, traddr, trsvcid)
+
+    def namespace(self, nsid: int, path: Member | None = None) -> Namespace:
+        """The namespace ``nsid``, over all of its paths; ``path``: the one that it is private to, or that is meant.
+
+        Raises :class:`NvmeStatusError` where there is none, ConfigurationError where there are several.
+        """
+        return Namespace(PORTAL.run_function(self.wrapped.namespace, nsid, path))
+
+    def namespaces(self) -> list[Namespace]:
+        """All namespaces, identified; one that vanishes meanwhile is left out."""
+        return [Namespace(each) for each in PORTAL.run(self.wrapped.namespaces())]
+
+    def disconnect(self) -> None:
+        """Shut all controllers down in order and close all connections. Safe to call twice."""
+        PORTAL.run(self.wrapped.disconnect())
+
+    def property_get(self, offset: int, size: int = 4) -> int:
+        """A controller property of 4 or 8 bytes."""
+        return PORTAL.run(self.wrapped.property_get(offset, size))
+
+    def property_set(self, offset: int, value: int, size: int = 4) -> None:
+        """Set a controller property of 4 or 8 bytes."""
+        PORTAL.run(self.wrapped.property_set(offset, value, size))
+
+    def identify_raw(self, cns: int, nsid: int = 0, cntid: int = 0, csi: int = 0) -> bytes:
+        """Any Identify data structure: 4,096 bytes."""
+        return PORTAL.run(self.wrapped.identify_raw(cns, nsid, cntid, csi))
+
+    def identify(self) -> IdentifyController:
+        """Identify Controller (CNS 01h), decoded: ``info.mn``, or ``info["mn"]``, is the model number."""
+        return PORTAL.run(self.wrapped.identify())
+
+    def identify_namespace(self, nsid: int) -> IdentifyNamespace:
+        """Identify Namespace (CNS 00h), decoded. All zero for a namespace that is not active."""
+        return PORTAL.run(self.wrapped.identify_namespace(nsid))
+
+    def active_namespaces(self) -> list[int]:
+        """NSIDs of the active namespaces, ascending (CNS 02h, as many lists as it takes)."""
+        return PORTAL.run(self.wrapped.active_namespaces())
+
+    def namespace_descriptors(self, nsid: int) -> list[NamespaceDescriptor]:
+        """Identifiers of a namespace (CNS 03h): EUI64, NGUID, UUID, command set."""
+        return PORTAL.run(self.wrapped.namespace_descriptors(nsid))
+
+    def identify_nvm_limits(self) -> NvmCommandSetLimits:
+        """Limits of the NVM command set (CNS 06h), decoded: VSL, WZSL, DMRL and so on."""
+        return PORTAL.run(self.wrapped.identify_nvm_limits())
+
+    def get_log(
+        self,
+        page: int,
+        length_bytes: int,
+        offset: int = 0,
+        *,
+        nsid: int = NSID_ALL,
+        lsp: int = 0,
+        rae: bool = False,
+        chunk_bytes: int = LOG_CHUNK_BYTES,
+    ) -> bytes:
+        """``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of ``chunk_bytes``.
+
+        ``rae`` retains the asynchronous event that the page belongs to; a page that takes several pieces retains it
+        until the last.
+        """
+        return PORTAL.run(
+            self.wrapped.get_log(page, length_bytes, offset, nsid=nsid, lsp=lsp, rae=rae, chunk_bytes=chunk_bytes)
+        )
+
+    def smart_log(self, nsid: int = NSID_ALL) -> SmartLog:
+        """The SMART / Health Information log page, decoded: ``log.composite_temperature`` in kelvin, and so on."""
+        return PORTAL.run(self.wrapped.smart_log(nsid))
+
+    def error_log(self, entries: int = 1) -> list[ErrorLogEntry]:
+        """The newest ``entries`` of the Error Information log page, decoded; entries never used are left out."""
+        return PORTAL.run(self.wrapped.error_log(entries))
+
+    def ana_log(self) -> AnaLog:
+        """The ANA log page: the state of each group on this path, of one change count.
+
+        Raises :class:`NvmeofError` where the controller has none, or where it makes no sense or never rests.
+        """
+        return PORTAL.run(self.wrapped.ana_log())
+
+    @overload
+    def get_feature(self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0) -> int: ...
+
+    @overload
+    def get_feature(
+        self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int
+    ) -> tuple[int, bytes]: ...
+
+    def get_feature(
+        self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int = 0
+    ) -> int | tuple[int, bytes]:
+        """A feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
+        return PORTAL.run(self.wrapped.get_feature(fid, select, nsid=nsid, cdw11=cdw11, data_bytes=data_bytes))
+
+    def set_feature(
+        self, fid: int, value: int, *, save: bool = False, nsid: int = 0, cdw12: int = 0, data: Buffer | None = None
+    ) -> int:
+        """Set a feature (``value`` is CDW11); DW0 of the completion."""
+        return PORTAL.run(self.wrapped.set_feature(fid, value, save=save, nsid=nsid, cdw12=cdw12, data=data))
+
+    def set_number_of_queues(self, queues: int) -> int:
+        """Ask for ``queues`` I/O queue pairs; how many there may be."""
+        return PORTAL.run(self.wrapped.set_number_of_queues(queues))
 
     def __enter__(self) -> Self:
         return self
