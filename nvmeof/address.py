@@ -80,6 +80,8 @@ def is_loopback(host: str) -> bool:
 
 def is_link_local(host: str) -> bool:
     """Whether a host is an IPv6 link-local address (fe80::/10), which means something on one link only."""
+    if ":" not in host:
+        return False
     address = ip_of(host)
     return address is not None and address.version == 6 and address.is_link_local
 

@@ -28,7 +28,7 @@ from typing import Final, Protocol
 
 from nvmeof.protocol.connection import Connection, State
 from nvmeof.protocol.events import Event
-from nvmeof.transport.base import Endpoint
+from nvmeof.transport.base import Endpoint, Turns
 
 LINGER_SECONDS: Final = 2.0
 """How long a connection that ends waits for the peer to take what is queued, and to close."""
@@ -53,19 +53,6 @@ class Batching:
     """Bytes sent in one go, also to a peer that takes them as fast as they come, at most."""
     leave_to_wake: bool = False
     """Output waits for the end of the reading, or for the `wake` that will send it; else a `wake` ends the reading."""
-
-
-class Turns(Protocol):
-    """Who shares out the event loop's time among connections that make expensive work."""
-
-    clock: Callable[[], float]
-
-    @property
-    def open(self) -> bool: ...
-
-    def spend(self, seconds: float) -> None: ...
-
-    def add(self, owner: Hashable, work: Callable[[], object]) -> None: ...
 
 
 class Consumer(Protocol):

@@ -31,6 +31,8 @@ def _shortened(text: str) -> str:
 
 def has_control_characters(text: str) -> bool:
     """Tell whether a name could break a line or drive a terminal: control characters, line separators, surrogates."""
+    if text.isascii() and text.isprintable():  # as good as all are
+        return False
     return any(unicodedata.category(character) in _CONTROL for character in text)
 
 

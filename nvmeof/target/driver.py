@@ -69,8 +69,10 @@ class QueueDriver:
     __slots__ = (
         "_draining",
         "_finishing",
+        "_gone",
         "_owner",
         "_said",
+        "_spawned",
         "connection",
         "driver",
         "opened_at",
@@ -100,6 +102,8 @@ class QueueDriver:
         self.reason = ""
         self._finishing = False
         self._draining = False
+        self._gone = False  # closed, and not forgotten
+        self._spawned = 0  # commands that something else is waited for
         self._said = False
         # What is no I/O queue is read in turn with others.
         self.driver = ConnectionDriver(
@@ -181,11 +185,21 @@ class QueueDriver:
         if self.queue.trace is not None:
             self.queue.trace.ended(self.reason)
         self._owner.ended(self)
+        self._gone = True
+        self._owner.loop.call_soon(self._forget)  # not here: this is called from within
+
+    def _forget(self) -> None:
+        """Break what refers to each other in a circle, once nothing can call any more."""
+        if self._gone and not self._spawned:
+            self._gone = False
+            self.queue.forget()
+            del self.driver
 
     # -- what the queue asks -------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """Send what was queued outside of a read."""
+        self.queue.io.served = True
         if not self._said:
             self._say_connected()
         self.driver.wake()
@@ -196,7 +210,7 @@ class QueueDriver:
 
     def hold_receiving(self, crowded: bool) -> None:
         """Receive no more commands while the queue is crowded; the next `wake` begins again."""
-        self.driver.receiving = not (crowded or self._draining)
+        self.driver.receiving = not (crowded or self._draining or self._finishing)
 
     def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
         """Wait for a command in a task of its own, to its end."""
@@ -205,13 +219,16 @@ class QueueDriver:
 
         def ended(future: asyncio.Future[Completion]) -> None:
             tasks.discard(task)
-            if future.cancelled():
-                return
-            try:
-                done(future.result())
-            except Exception as error:
-                self.broken(error)
+            self._spawned -= 1
+            if not future.cancelled():
+                try:
+                    done(future.result())
+                except Exception as error:
+                    self.broken(error)
+            if self._gone:
+                self._forget()
 
+        self._spawned += 1
         if isinstance(task, asyncio.Task):
             tasks.add(task)
         task.add_done_callback(ended)
@@ -233,13 +250,21 @@ class QueueDriver:
         return (idle or (self._draining and not queue.pending)) and not self.connection.want_write
 
     def finish(self, reason: str, *, fault: bool = False) -> None:
-        """Log why the queue has ended; send what is queued, and close."""
+        """Log why the queue has ended; send what is queued, and close: at once, or when it is the host's turn."""
         if self._finishing:
             return
         self._finishing = True
         self.reason = reason
         self._say_ended(logging.WARNING if fault else logging.INFO)
-        self.driver.finish()
+        slices = self._owner.slices
+        if slices.open:
+            began = slices.clock()
+            self.driver.finish()
+            slices.spend(slices.clock() - began)
+        else:
+            self.driver.receiving = False
+            self.driver.update_reader()
+            slices.add(self.owner, self.driver.finish)
 
     def abort(self, reason: str, *, fault: bool = False) -> None:
         """End at once, without sending what is queued."""
@@ -260,6 +285,7 @@ class QueueDriver:
         self.driver.handle = self.queue.handle  # there is nothing to look for any more
         if ctx.qid:
             self.driver.turns = None
+            self.queue.io = self._owner.slices.io
         self._owner.connected(self)
         left_out = self._owner.registry.peer_log.hosts.admit(ctx.peer, self._owner.loop.time())
         if left_out is None:

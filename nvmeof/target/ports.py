@@ -18,7 +18,7 @@ from nvmeof.target.subsystem.config import PortConfig
 from nvmeof.target.subsystem.registry import PortInfo
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.transport import base
-from nvmeof.transport.base import Address, Endpoint, Listener, SocketOptions
+from nvmeof.transport.base import Address, Endpoint, Listener, SocketOptions, Turns
 from nvmeof.transport.options import resolve, to_address
 from nvmeof.transport.paths.interfaces import covered
 from nvmeof.transport.paths.model import PathEndpoint, PathRole, parse_path
@@ -177,6 +177,8 @@ class Ports(Mapping[int, Port]):
         self._accept = accept
         self._open_endpoints = open_endpoints
         self._configured = configured
+        self.turns: Turns | None = None
+        """Who shares out the event loop's time among new connections and other work."""
         self._ports: dict[int, Port] = {}
 
     def __getitem__(self, portid: int) -> Port:
@@ -230,7 +232,8 @@ class Ports(Mapping[int, Port]):
         port = Port(portid, config, info, self._accept, self._open_endpoints)
         for subsystem in subsystems:
             port.offer(subsystem)
-        port.listening(await transport.listen(config.host, config.port, self._listen_options(config), port.accepted))
+        options = self._listen_options(config)
+        port.listening(self._shared(await transport.listen(config.host, config.port, options, port.accepted)))
         self._ports[portid] = port
         return port
 
@@ -240,6 +243,12 @@ class Ports(Mapping[int, Port]):
         options = replace(self.path_options, paths=paths)
         if port.announces and options.wanted:
             await port.announce(options, self.cover)
+
+    def _shared(self, listeners: list[Listener]) -> list[Listener]:
+        """Let listeners accept in turn with other work."""
+        for listener in listeners:
+            listener.turns = self.turns
+        return listeners
 
     def stop(self, port: Port) -> None:
         """Listen on a port no more, and forget it."""
@@ -335,9 +344,18 @@ class Ports(Mapping[int, Port]):
         for port in list(self.values()):
             if not port.announces:
                 continue
+<<<<<<< HEAD
             number = port.config.port
             if not covered(address, self._listened(number)):
-                found = await base.get(port.config.transport).listen(address, number, self.options, port.accepted)
+                found = self._shared(
+                    await base.get(port.config.transport).listen(address, number, self.options, port.accepted)
+                )
+=======
+            same_port = [each.address for each in self.mptcp_listeners() if each.address.port == config.port]
+            if not covered(address, same_port):
+                transport = base.get(config.transport)
+                found = self._shared(await transport.listen(address, config.port, self.options, port.accepted))
+>>>>>>> 573d812 (Isolation: I/O goes before Connects, threads of files before both; ends of connections in slices, nothing left to the collector)
                 logger.info("listening on %s too, which is announced", found[0].address)
                 port.covering[address] = found
 

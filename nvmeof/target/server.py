@@ -35,6 +35,7 @@ from nvmeof.target.ports import Port, Ports
 from nvmeof.target.served_subsystem import ServedSubsystem
 from nvmeof.target.simple_config import DEFAULT_SUBNQN, namespace_config, simple_config, warn_of_memory
 from nvmeof.target.storage.base import Backend
+from nvmeof.target.storage.threads import give_way
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.target.subsystem.namespace_kinds import NamespaceKinds
 from nvmeof.target.subsystem.registry import TargetRegistry
@@ -229,7 +230,8 @@ class Target:
         self._started = True
         warn_of_memory(self.config)
         self.loop = asyncio.get_running_loop()
-        self.slices = Slices(self.loop.call_soon, time.perf_counter)
+        self.slices = Slices(self.loop.call_soon, time.perf_counter, give_way=give_way)
+        self.ports.turns = self.slices
         self.runtime = AsyncioRuntime(
             logger, self.loop, in_turn=partial(self.slices.add, whole=True), background_context=_ownerless
         )

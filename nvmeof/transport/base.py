@@ -15,9 +15,9 @@ import dataclasses
 import importlib.metadata
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from nvmeof.address import Address as Address
 from nvmeof.errors import ConfigurationError
@@ -180,6 +180,25 @@ class ListenerInfo:
     closed: bool = False
 
 
+class Turns(Protocol):
+    """Who shares out the event loop's time among what takes more of it than reading and writing."""
+
+    clock: Callable[[], float]
+
+    @property
+    def open(self) -> bool:
+        """Whether such work may be done at once."""
+        ...
+
+    def spend(self, seconds: float) -> None:
+        """Take note of work that was done at once."""
+        ...
+
+    def add(self, owner: Hashable, work: Callable[[], object]) -> None:
+        """Call ``work`` in a turn of the loop to come, when it is the owner's turn."""
+        ...
+
+
 class Endpoint(ABC):
     """A non-blocking byte stream with one peer. Not thread-safe: it belongs to the loop it is used on.
 
@@ -242,9 +261,14 @@ class Endpoint(ABC):
 
 
 class Listener(ABC):
-    """One listening address; `address` has the real port."""
+    """One listening address; `address` has the real port.
+
+    `turns`, where somebody sets it, shares out the loop's time: connections are accepted one by one in turn with other
+    work. A listener may do without.
+    """
 
     address: Address
+    turns: Turns | None = None
 
     @abstractmethod
     def close(self) -> None:

@@ -233,7 +233,7 @@ class SocketListener(Listener):
         self._pause_seconds = 0.0
         self._resume: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock.fileno(), self._accept_batch)
+        self._loop.add_reader(sock.fileno(), self._readable)
 
     def _on_interface(self, sockaddr: SockAddr) -> SockAddr:
         """A socket address with the interface that is listened on, which MPTCP sockets forget."""
@@ -241,23 +241,48 @@ class SocketListener(Listener):
             return (*sockaddr[:3], self._interface)
         return sockaddr
 
-    def _accept_batch(self) -> None:
-        until = time.perf_counter() + ACCEPT_SECONDS
-        for number in range(ACCEPT_BATCH):
-            if self._closed or (number and time.perf_counter() >= until):
+    def _readable(self) -> None:
+        turns = self.turns
+        if turns is None:
+            until = time.perf_counter() + ACCEPT_SECONDS
+            for _ in range(ACCEPT_BATCH):
+                if not self._accept() or time.perf_counter() >= until:
+                    return
+            return
+        while turns.open:
+            began = turns.clock()
+            if not self._accept():
                 return
-            try:
-                sock, peer = self._sock.accept()
-            except BlockingIOError:
-                self._pause_seconds = 0.0
-                return
-            except OSError as error:
-                if error.errno in _ACCEPT_IGNORED:
-                    continue
-                self._pause(error)
-                return
-            self._count += 1
-            self._start(sock, self._on_interface(peer))
+            turns.spend(turns.clock() - began)
+        if not self._closed:
+            self._loop.remove_reader(self._sock.fileno())
+            turns.add(self, self._accept_in_turn)
+
+    def _accept_in_turn(self) -> None:
+        """Accept one, when it is this listener's turn; listen to the socket again when there was none."""
+        if self._accept():
+            assert self.turns is not None
+            self.turns.add(self, self._accept_in_turn)
+        elif not self._closed and self._resume is None:
+            self._loop.add_reader(self._sock.fileno(), self._readable)
+
+    def _accept(self) -> bool:
+        """Accept a connection; False: there is none now."""
+        if self._closed:
+            return False
+        try:
+            sock, peer = self._sock.accept()
+        except BlockingIOError:
+            self._pause_seconds = 0.0
+            return False
+        except OSError as error:
+            if error.errno in _ACCEPT_IGNORED:
+                return True
+            self._pause(error)
+            return False
+        self._count += 1
+        self._start(sock, self._on_interface(peer))
+        return True
 
     def _start(self, sock: socket.socket, peer: SockAddr) -> None:
         """Set an accepted socket up and hand it over; a failure costs this connection only."""
@@ -290,7 +315,7 @@ class SocketListener(Listener):
     def _go_on(self) -> None:
         self._resume = None
         if not self._closed:
-            self._loop.add_reader(self._sock.fileno(), self._accept_batch)
+            self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def close(self) -> None:
         if self._closed:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import struct
 import threading
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -21,6 +23,7 @@ from tests.conformance.rawhost import (
     FLUSH,
     IN_CAPSULE,
     READ,
+    WRITE,
     RawHost,
     association,
     connect_data,
@@ -249,6 +252,110 @@ async def test_a_storm_of_connects_leaves_the_loop_to_others():
         steps = [after - before for before, after in pairwise(seen)]
         assert seen[-1] == len(storm)
         assert max(steps) == 1
+
+
+async def test_a_storm_of_connections_leaves_the_loop_to_others():
+    """One turn of the loop accepts no more of them than a slice has room for."""
+    async with running("tcp") as target:
+        target.slices.slice_seconds = 0.0
+        storm = [socket.create_connection(("127.0.0.1", target.address.port)) for _ in range(12)]
+        seen = [0]
+        for _ in range(5000):
+            await asyncio.sleep(0)
+            seen.append(len(target.drivers))
+            if seen[-1] == len(storm):
+                break
+        assert seen[-1] == len(storm)
+        assert max(after - before for before, after in pairwise(seen)) == 1
+        for sock in storm:
+            sock.close()
+
+
+async def test_a_storm_of_connects_lets_reads_and_writes_go_first(tmp_path):
+    """Turns of the loop in which I/O was served are followed by one without a slice."""
+    async with running(namespaces=[FileBackend(tmp_path / "disk", size="1M")]) as target:
+        hosts = await association(target)
+        slices, order = target.slices, []
+        finish = hosts[1].capsule(io_sqe(1, READ, 0, 8))
+        for number in range(3):
+            slices.add("storm", partial(order.append, number))
+        slices.io.served = False
+        await hosts[1].send(finish)
+        [driver] = [driver for driver in target.drivers if driver.queue.ctx.qid == 1]
+        driver.driver.readable()
+        assert slices.io.served, "a queue of I/O tells that it was served"
+        slices._turn()
+        assert not order
+        slices._turn()
+        assert order
+        assert (await hosts[1].completion(1)).status == 0
+
+
+async def test_the_end_of_a_large_association_leaves_the_loop_to_others():
+    """Its queues end at once, its connections are closed a few in a turn of the loop."""
+    async with running() as target:
+        hosts = await association(target, queues=12)
+        target.slices.slice_seconds = 0.0
+        target.registry.end_all("the end")
+        assert all(driver.queue.closed and not driver.driver.receiving for driver in target.drivers)
+        left = [len(target.drivers)]
+        assert left[0] >= len(hosts) - 1
+        while target.drivers:
+            await asyncio.sleep(0)
+            left.append(len(target.drivers))
+        assert max(before - after for before, after in pairwise(left)) == 1
+        for host in hosts:
+            await host.ended()
+
+
+@pytest.mark.parametrize("end", ["silent", "admin", "io", "file", "given up", "reset"])
+async def test_a_connection_that_has_ended_leaves_nothing_to_the_collector(tmp_path, end):
+    """What refers to each other in a circle waits for the collector, which holds up everybody when there is much."""
+    backend = FileBackend(tmp_path / "disk", size="1M")
+    async with running("tcp", namespaces=[backend]) as target:
+        await _one_connection(target, backend, end)  # what is made once is there
+        gc.collect()
+        gc.disable()
+        try:
+            await _one_connection(target, backend, end)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            kinds = {type(each).__module__ + "." + type(each).__name__ for each in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert not {kind for kind in kinds if kind.startswith(("nvmeof.target", "nvmeof.protocol"))}
+
+
+async def _one_connection(target: Target, backend: FileBackend, end: str) -> None:
+    if end == "silent":
+        hosts = [await RawHost.open(target)]
+    else:
+        hosts = await association(target, queues=0 if end == "admin" else 2)
+    if end in ("file", "given up"):
+        go_on, write = threading.Event(), backend._write_fully
+        if end == "given up":
+            backend._write_fully = lambda *given: (go_on.wait(10), write(*given))
+        await hosts[1].send(hosts[1].capsule(io_sqe(1, WRITE, 0, 8, sgl=IN_CAPSULE), bytes(4096)))
+        if end == "file":
+            assert (await hosts[1].completion(1)).status == 0
+        else:
+            await until(lambda: any(driver.queue.running for driver in target.drivers))
+    for host in hosts:
+        if end == "reset":
+            host.endpoint.abort()
+        else:
+            host.close()
+    await until(lambda: not target.drivers)
+    if end == "given up":
+        go_on.set()
+        backend._write_fully = write
+    await until(lambda: not target.tasks)
+    del hosts
+    RawHost.close_all()
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 async def test_a_long_receive_lets_others_have_their_turn(monkeypatch):

@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -215,6 +216,77 @@ async def test_closing_within_the_callback_ends_the_batch() -> None:
     accepted[0].close()
     for sock in raw:
         sock.close()
+
+
+class ByHand:
+    """The loop's time, shared out by hand."""
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+        self.clock = lambda: 0.0
+        self.waiting: list[Callable[[], object]] = []
+
+    @property
+    def open(self) -> bool:
+        return self.at_once > 0
+
+    def spend(self, seconds: float) -> None:
+        self.at_once -= 1
+
+    def add(self, owner: object, work: Callable[[], object]) -> None:
+        assert isinstance(owner, sockets.SocketListener)
+        self.waiting.append(work)
+
+
+@TRANSPORTS
+async def test_connections_are_accepted_in_turn_with_other_work(name: str) -> None:
+    """So many at once, the others one by one when it is the listener's turn; and then it listens again."""
+    async with listening(name, "127.0.0.1") as ((listener,), accepted):
+        turns = ByHand(2)
+        raw = [socket.socket() for _ in range(5)]
+        for sock in raw:  # all before the loop looks
+            sock.connect(("127.0.0.1", listener.address.port))
+        listener.turns = turns
+        await wait_for(lambda: turns.waiting)
+        assert len(accepted) == 2
+        await asyncio.sleep(0.01)
+        assert len(accepted) == 2 and len(turns.waiting) == 1, "it does not listen meanwhile"
+        for there in (3, 4, 5):
+            turns.waiting.pop()()
+            assert len(accepted) == there and len(turns.waiting) == 1
+        turns.waiting.pop()()
+        assert not turns.waiting, "none was left"
+        turns.at_once = 5
+        with socket.create_connection(("127.0.0.1", listener.address.port)):
+            await wait_for(lambda: len(accepted) == 6)
+        for sock in raw:
+            sock.close()
+
+
+async def test_a_listener_that_waits_for_its_turn_can_be_closed() -> None:
+    async with listening("tcp") as ((listener,), accepted):
+        listener.turns = turns = ByHand(0)
+        with socket.create_connection(("127.0.0.1", listener.address.port)):
+            await wait_for(lambda: turns.waiting)
+            listener.close()
+            turns.waiting.pop()()
+            assert not turns.waiting and not accepted
+
+
+async def test_a_listener_in_turn_pauses_without_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "ACCEPT_PAUSE_SECONDS", (0.01, 0.03))
+    async with listening("tcp") as ((listener,), accepted):
+        assert isinstance(listener, sockets.SocketListener)
+        listener.turns = turns = ByHand(0)
+        listener._sock = FaultySocket(listener._sock, [errno.EMFILE])  # type: ignore[assignment]
+        near = await get("tcp").connect("127.0.0.1", listener.address.port, SocketOptions())
+        await wait_for(lambda: turns.waiting)
+        turns.waiting.pop()()
+        assert listener.describe().paused and not turns.waiting
+        await wait_for(lambda: turns.waiting)  # after the pause
+        turns.waiting.pop()()
+        assert len(accepted) == 1
+        near.close()
 
 
 class FaultySocket:

@@ -87,15 +87,15 @@ def check_connect(ctx: ConnectContext, sqe: Sqe) -> None:
 def connect(ctx: ConnectContext, sqe: Sqe, data: memoryview | None) -> Completion:
     """Make this queue the admin queue of a new controller, or an I/O queue of an existing one. DW0: CNTLID."""
     assert data is not None
-    fields = CONNECT_DATA.parse(_terminated(bytes(data)))
-    host_nqn = fields.hostnqn or unnamed_host(fields.hostid)
-    if has_control_characters(fields.hostnqn):
+    hostid, wanted_cntlid, subnqn, named = _connect_data(data)
+    host_nqn = named or unnamed_host(hostid)
+    if has_control_characters(named):
         # It goes into log lines.
         raise _invalid("hostnqn", "the Connect data's HOSTNQN contains control characters")
-    subsystem = ctx.registry.find(fields.subnqn, ctx.port)
+    subsystem = ctx.registry.find(subnqn, ctx.port)
     if subsystem is None:
-        raise _invalid("subnqn", f"there is no subsystem {fields.subnqn!r} here (host {host_nqn!r})")
-    if not subsystem.host_allowed(fields.hostnqn):
+        raise _invalid("subnqn", f"there is no subsystem {subnqn!r} here (host {host_nqn!r})")
+    if not subsystem.host_allowed(named):
         raise CommandError(
             Status.CONNECT_INVALID_HOST,
             message=f"host {host_nqn!r} is not allowed to use {subsystem.nqn}",
@@ -105,16 +105,16 @@ def connect(ctx: ConnectContext, sqe: Sqe, data: memoryview | None) -> Completio
     flow_control = not cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
     accepted: AdminContext | IoContext
     if qid == 0:
-        controller = _new_association(ctx, subsystem, fields.cntlid, host_nqn, fields.hostid, kato_ms)
+        controller = _new_association(ctx, subsystem, wanted_cntlid, host_nqn, hostid, kato_ms)
         accepted = AdminContext(ctx, controller, entries=sqsize + 1, flow_control=flow_control)
         association: Association = controller
     else:
         try:
-            association = _join_association(subsystem, qid, sqsize, fields.cntlid, fields.hostnqn)
+            association = _join_association(subsystem, qid, sqsize, wanted_cntlid, named)
         except CommandError as error:
-            _log_failure(ctx, subsystem.controllers.get(fields.cntlid), sqe, error, fields.hostnqn)
+            _log_failure(ctx, subsystem.controllers.get(wanted_cntlid), sqe, error, named)
             raise
-        _compare_hostid(ctx, association, qid, fields.hostid)
+        _compare_hostid(ctx, association, qid, hostid)
         effects = association.effects(qid, ctx.queue, ctx.port.trtype)
         accepted = IoContext(ctx, association.view, effects, qid=qid, entries=sqsize + 1, flow_control=flow_control)
     association.attach_queue(qid, ctx.queue, accepted.figures, ctx.connection)
@@ -122,15 +122,24 @@ def connect(ctx: ConnectContext, sqe: Sqe, data: memoryview | None) -> Completio
     return Completion(dw0=association.cntlid)
 
 
-def _terminated(raw: bytes) -> bytes:
-    """Check the names' fields of Connect data: a NUL at byte 223 or before; HOSTNQN may be empty, as for Linux."""
+def _connect_data(data: memoryview) -> tuple[bytes, int, str, str]:
+    """HOSTID, CNTLID, SUBNQN and HOSTNQN of Connect data: `CONNECT_DATA`, of which this reads only what is named.
+
+    A name has its NUL at byte 223 or before; HOSTNQN may be empty, as for Linux.
+    """
+    names = []
     for name in ("subnqn", "hostnqn"):
-        start, width = _DATA_LAYOUT[name]
-        field = raw[start : start + width]
+        field = _field(data, name)
         if not terminated_nqn(field) and (name == "subnqn" or field[0]):
             empty = "empty or " if name == "subnqn" else ""
             raise _invalid(name, f"the Connect data's {name.upper()} is {empty}not terminated")
-    return raw
+        names.append(field.partition(b"\0")[0].decode("utf-8", "backslashreplace"))
+    return _field(data, "hostid"), int.from_bytes(_field(data, "cntlid"), "little"), names[0], names[1]
+
+
+def _field(data: memoryview, name: str) -> bytes:
+    start, width = _DATA_LAYOUT[name]
+    return bytes(data[start : start + width])
 
 
 def _compare_hostid(ctx: ConnectContext, controller: Association, qid: int, hostid: bytes) -> None:

@@ -356,7 +356,7 @@ class Controller:
         if self.gone:
             return
         self.gone = True
-        self._timer.cancel()
+        self._timer.end()
         self.ready = False
         self.project()
         self.subsystem.controllers.pop(self.cntlid, None)

@@ -10,6 +10,14 @@ from nvmeof.target.projection.association import Activity
 _PRECISE_SECONDS = 1.0  # a shorter interval needs a timer of its own: others are looked at once a second
 
 
+def _forever() -> float:
+    return 0.0
+
+
+def _nobody() -> None:
+    pass
+
+
 class KeepAliveTimer:
     """Intervals, in each of which a command has to come: any is enough, wherever in the interval it was.
 
@@ -43,6 +51,12 @@ class KeepAliveTimer:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def end(self) -> None:
+        """Cancel it for good, and let go of whoever was to be told."""
+        self.cancel()
+        self._seconds = _forever
+        self._expired = _nobody
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -1,7 +1,9 @@
 """Slices: what takes the event loop's time beside reads and writes is done a little at a time, in turn by owner.
 
-Connects, admin commands, ends of connections and the pieces of long operations all come here when there is more of
-them than a fraction of a millisecond per turn of the loop. Between two turns the loop serves everybody's I/O.
+New connections, Connects, admin commands, ends of connections and the pieces of long operations all come here when
+there is more of them than a fraction of a millisecond per turn of the loop. Between two turns the loop serves
+everybody's I/O. A turn in which it has served some is followed by one without a slice, for a while: a write to a file
+takes several turns.
 """
 
 from __future__ import annotations
@@ -10,16 +12,29 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Final
 
-SLICE_SECONDS: Final = 200e-6
+SLICE_SECONDS: Final = 100e-6
 """How much of it is done in one turn of the loop; what has begun is finished, so it may be one piece more."""
+PATIENCE_SECONDS: Final = 1e-3
+"""How long it waits, at the most, while the loop serves I/O in each of its turns."""
 LONG_SECONDS: Final = 300e-6
 """How long one queue begins commands on the long way in one turn of the loop."""
+
+
+class ServedIo:
+    """Whether reads or writes were served in this turn of the loop: queues set it, who shares out time clears it."""
+
+    __slots__ = ("served",)
+
+    def __init__(self) -> None:
+        self.served = False
 
 
 class Slices:
     """Shares out the loop's time for expensive work. One owner's pieces keep their order; owners take turns.
 
-    ``call_soon`` calls back in the next turn of the event loop, ``clock`` tells seconds.
+    ``call_soon`` calls back in the next turn of the event loop, ``clock`` tells seconds. ``io`` is told by queues
+    that they have served I/O. ``give_way`` lets threads run that work for the loop, which itself never waits while
+    something waits here.
     """
 
     def __init__(
@@ -27,9 +42,15 @@ class Slices:
         call_soon: Callable[[Callable[[], None]], object],
         clock: Callable[[], float],
         slice_seconds: float = SLICE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+        give_way: Callable[[], object] = lambda: None,
     ) -> None:
         self.clock = clock
         self.slice_seconds = slice_seconds
+        self.patience_seconds = patience_seconds
+        self.io = ServedIo()
+        self._put_off_since: float | None = None
+        self._give_way = give_way
         self._call_soon = call_soon
         self._waiting: dict[Hashable, deque[tuple[Callable[[], object], bool]]] = {}  # whose turn it is comes first
         self._spent_seconds = 0.0  # in this turn of the loop
@@ -59,10 +80,20 @@ class Slices:
             self._call_soon(self._turn)
 
     def _turn(self) -> None:
-        """A new turn of the loop: do what fits into a slice."""
+        """A new turn of the loop: do what fits into a slice, or leave the turn to I/O."""
         self._scheduled = False
         self._spent_seconds = 0.0
+        if self._waiting:
+            self._give_way()
         began = self.clock()
+        served, self.io.served = self.io.served, False
+        if served and self._waiting:
+            if self._put_off_since is None:
+                self._put_off_since = began
+            if began - self._put_off_since < self.patience_seconds:
+                self._schedule()
+                return
+        self._put_off_since = None
         try:
             while self._waiting:
                 owner = next(iter(self._waiting))

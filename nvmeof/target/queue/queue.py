@@ -44,7 +44,7 @@ from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.core.aborting import abandon, aborted_by_request
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import BufferPool, MemoryShare
-from nvmeof.target.core.slices import LONG_SECONDS, Slices
+from nvmeof.target.core.slices import LONG_SECONDS, ServedIo, Slices
 from nvmeof.target.core.states import QueueState
 from nvmeof.target.queue.aborts import Aborts
 from nvmeof.target.queue.capsule import capsule_data
@@ -105,6 +105,8 @@ class TargetQueue:
         """Where events are reported to; None: nobody listens."""
         self.slices: Slices | None = None
         """Who shares out the event loop's time; None: nobody does."""
+        self.io = ServedIo()
+        """Who is told that events were handled; of an I/O queue, whoever shares out the event loop's time."""
         self._late_at = 0.0  # when commands on the whole way have had their time in this turn; 0: there was none yet
         self._going_on = False
         self.connecting = False
@@ -117,6 +119,7 @@ class TargetQueue:
     def handle(self, events: list[Event], now: float) -> None:
         """What the connection told, in order."""
         self.ctx.activity.heard = True
+        self.io.served = True
         self._late_at = 0.0
         position = 0
         while position < len(events) and not self.closed:
@@ -212,7 +215,7 @@ class TargetQueue:
     def _go_on(self) -> None:
         self._going_on = False
         self._late_at = 0.0
-        if (self.held or self.staging.reads) and not self.closed:
+        if not self.closed and (self.held or self.staging.reads):
             self.resume()
             self.driver.wake()
 
@@ -537,6 +540,14 @@ class TargetQueue:
             staging = staging_of(transfer)
             if staging is not None:
                 self.pool.give(staging)
+
+    def forget(self) -> None:
+        """Let go of the parts, the context and the driver, when nothing can come any more.
+
+        They know the queue as it knows them; without them all of it is freed at once, and not by the collector of
+        cycles, which keeps everybody waiting when many connections have ended.
+        """
+        del self.staging, self.fast_path, self.fused, self.aborts, self.driver, self.ctx
 
     def _leave_orphans(self) -> None:
         """Give up what has not begun; the host's next Connect waits for what has, and may still change data."""

@@ -1,4 +1,4 @@
-"""System calls on files that the standard library lacks: fallocate with a mode, and block device ioctls."""
+"""System calls that the standard library lacks: fallocate with a mode, block device ioctls, and sched_yield(2)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ if _fallocate is not None:
     _fallocate.restype = ctypes.c_int
 
 UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL})
+
+
+def yield_cpu() -> None:
+    """Let the other threads of this CPU run, without the interpreter's lock: os.sched_yield keeps it before 3.12."""
+    _libc.sched_yield()
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -2,19 +2,26 @@
 
 The threads are shared out by owner, as memory is: an owner gets one more as long as it has no more of them than are
 idle, so that one alone keeps half of them busy, and a thread is left for the next.
+
+`concurrent.futures` is not used: there, whoever submits waits until a further thread runs, which with a busy core is
+several milliseconds of the event loop, and its futures and locks cost more than a small write.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias, TypeVar, cast
+from queue import SimpleQueue
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.storage.operation import Operation
+from nvmeof.target.storage.syscalls import yield_cpu
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 After: TypeAlias = Callable[[bool], None]
 _Item: TypeAlias = "tuple[Callable[[], object], asyncio.Future[object], After, bool]"
@@ -24,16 +31,52 @@ _BATCH_AMONG_OTHERS = 4
 """While others wait as well."""
 
 
+class _Here(threading.local):
+    """Of the event loop that runs in this thread."""
+
+    batches = 0
+    """Handed to threads and not yet done, of all files together."""
+
+
+_here = _Here()
+
+
+def give_way() -> None:
+    """Let threads go first that have something to do for the event loop of this thread.
+
+    A loop that never waits keeps a thread from running for as long as the scheduler allows, where both have one core,
+    and gives the interpreter's lock away for moments only.
+    """
+    if _here.batches:
+        yield_cpu()
+
+
 def _nothing(delivered: bool) -> None:
     """For a call that leaves nothing to be freed."""
 
 
+class _Batch(NamedTuple):
+    """What is handed to a thread; `grow`: it starts another thread first, since it was the last one without work."""
+
+    loop: asyncio.AbstractEventLoop
+    owner: object
+    items: list[_Item]
+    grow: bool
+
+
 class ThreadBatches:
-    """Runs callables in at most `workers` threads; what is submitted in one step is handed over together."""
+    """Runs callables in at most `workers` threads; what is submitted in one step is handed over together.
+
+    There is always a thread more than are busy, up to `workers`.
+    """
 
     def __init__(self, workers: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=name)
+        self._name = name
+        self._handed: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._asked_for = 1  # threads that run, or that one which runs was asked to start
         self._workers = workers
+        self._start_thread()
         self._busy = 0
         self._busy_for: dict[object, int] = {}  # by owner
         self._queues: dict[object, deque[_Item]] = {}  # by owner, whose turn is next first
@@ -80,7 +123,10 @@ class ThreadBatches:
                 self._queues[owner] = queue  # behind the others
             self._busy += 1
             self._busy_for[owner] = self._busy_for.get(owner, 0) + 1
-            self._pool.submit(self._run, loop, owner, batch)
+            grow = self._busy == self._asked_for < self._workers
+            self._asked_for += grow
+            _here.batches += 1
+            self._handed.put(_Batch(loop, owner, batch, grow))
 
     def _most(self, owner: object) -> int:
         """How many more threads an owner may have at the most."""
@@ -89,8 +135,23 @@ class ThreadBatches:
             return idle
         return (idle - self._busy_for.get(owner, 0) + 1) // 2
 
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"{self._name}_{len(self._threads)}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _work(self) -> None:
+        """In a thread, as long as it lives."""
+        while (batch := self._handed.get()) is not None:
+            if batch.grow:
+                try:
+                    self._start_thread()
+                except RuntimeError as error:
+                    logger.warning("%s: no further thread for its file (%s): it is slower", self._name, error)
+            self._run(batch.loop, batch.owner, batch.items)
+            del batch  # not kept until the next one comes
+
     def _run(self, loop: asyncio.AbstractEventLoop, owner: object, batch: list[_Item]) -> None:
-        """In a thread."""
         results: list[_Result] = []
         for call, future, after, _ in batch:
             if isinstance(future, Operation) and not future.begin():
@@ -107,6 +168,7 @@ class ThreadBatches:
 
     def _finish(self, loop: asyncio.AbstractEventLoop, owner: object, results: list[_Result]) -> None:
         self._busy -= 1
+        _here.batches -= 1
         busy = self._busy_for.pop(owner) - 1
         if busy:
             self._busy_for[owner] = busy
@@ -133,4 +195,7 @@ class ThreadBatches:
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle.append(waiting)
             await waiting
-        self._pool.shutdown(wait=True)
+        for _ in range(self._workers):
+            self._handed.put(None)
+        for thread in self._threads:
+            thread.join()

@@ -62,7 +62,7 @@ class History:
             self.generation = int((kept or {}).get("generation", 0))
             for each in (kept or {}).get("events", ()):
                 self._append(_load(each))
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
             logger.warning("the history that was kept cannot be read (%s); it goes on from here", error)
 
     def __len__(self) -> int:

@@ -116,3 +116,50 @@ def test_all_is_done_in_the_order_of_its_owner_and_no_turn_is_long(work):
     for owner in "abc":
         numbers = [number for who, number in done if who == owner]
         assert numbers == sorted(numbers)
+
+
+def test_a_turn_that_served_reads_and_writes_is_followed_by_one_for_them():
+    loop = Loop()
+    loop.add("a", 0)
+    for _ in range(3):
+        loop.slices.io.served = True
+        assert loop.turn() == [], "a write to a file takes several turns"
+    assert loop.turn() == [("a", 0)], "a turn has passed without any"
+
+
+def test_reads_and_writes_without_end_leave_something():
+    loop = Loop()  # patience: 1 ms
+    for number in range(3):
+        loop.add("a", number, 1.0)
+    waited, done = [0.0], []
+    for _ in range(100):
+        loop.slices.io.served = True
+        loop.time += 0.3e-3
+        found = loop.turn()
+        done += found
+        waited[-1] += 0.3e-3
+        if found:
+            waited.append(0.0)
+    assert [number for _, number in done] == [0, 1, 2]
+    assert max(waited[:3]) < 2e-3
+
+
+def test_what_was_served_before_there_was_work_does_not_count_for_long():
+    loop = Loop()
+    loop.slices.io.served = True
+    loop.add("a", 0)
+    assert loop.turns() == [[], [("a", 0)]]
+
+
+def test_threads_go_first_while_something_waits():
+    gone = []
+    loop = Loop()
+    slices = Slices(lambda callback: loop.soon.append(callback), lambda: loop.time, give_way=lambda: gone.append(1))
+    slices.spend(1.0)
+    loop.turn()
+    assert not gone, "the loop waits by itself when there is no work"
+    slices.add("a", lambda: None)
+    slices.io.served = True
+    loop.turn()
+    loop.turn()
+    assert len(gone) == 2, "in each turn, also in one that is left to reads and writes"

@@ -1,0 +1,101 @@
+"""The threads of a file: how many there are, who waits for whom, and who runs first."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from nvmeof.target.storage import threads as module
+from nvmeof.target.storage.threads import ThreadBatches, give_way
+
+
+@pytest.fixture
+async def threads():
+    made = ThreadBatches(4, "test")
+    yield made
+    await made.close()
+    assert not any(thread.is_alive() for thread in made._threads)
+
+
+async def test_there_is_one_thread_more_than_are_busy(threads):
+    go_on = threading.Event()
+    waiting = []
+    for busy in range(4):
+        assert len(threads._threads) == min(busy + 1, 4)
+        begun = threading.Event()
+
+        def call(begun: threading.Event = begun) -> None:
+            begun.set()
+            assert go_on.wait(10)
+
+        waiting.append(threads.submit(call))
+        assert await asyncio.to_thread(begun.wait, 10)
+    assert len(threads._threads) == 4, "and no more than it may have"
+    more = threads.submit(lambda: 7)
+    go_on.set()
+    await asyncio.gather(*waiting)
+    assert await more == 7 and len(threads._threads) == 4
+
+
+async def test_who_submits_does_not_wait_for_a_thread_to_start(threads, monkeypatch):
+    """A busy core may take milliseconds for that: it is the matter of another thread."""
+    starters = []
+    start = threading.Thread.start
+
+    def started(thread: threading.Thread) -> None:
+        starters.append(threading.current_thread())
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", started)
+    go_on = threading.Event()
+    calls = [threads.submit(lambda: go_on.wait(10)) for _ in range(2)]
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(*calls)
+    await threads.close()
+    assert starters and threading.current_thread() not in starters
+
+
+async def test_a_thread_that_cannot_be_started_is_done_without(threads, monkeypatch, caplog):
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert await asyncio.gather(*(threads.submit(lambda n=n: n) for n in range(100))) == list(range(100))
+    assert len(threads._threads) == 1
+    assert "no further thread for its file" in caplog.text
+
+
+async def test_it_can_be_closed_while_others_wait(threads):
+    results = [threads.submit(lambda n=n: n) for n in range(50)]
+    await threads.close()
+    assert [each.result() for each in results] == list(range(50))
+
+
+async def test_threads_go_first_only_where_they_have_something_to_do(threads, monkeypatch):
+    yielded = []
+    monkeypatch.setattr(module, "yield_cpu", lambda: yielded.append(1))
+    give_way()
+    assert not yielded
+    go_on = threading.Event()
+    call = threads.submit(lambda: go_on.wait(10))
+    await asyncio.sleep(0)
+    give_way()
+    assert len(yielded) == 1
+    go_on.set()
+    await call
+    give_way()
+    assert len(yielded) == 1
+
+
+async def test_a_thread_runs_while_the_loop_goes_round(threads):
+    """Other turns of the loop go on at once, without a moment of waiting; what a thread does is done all the same."""
+    done = threads.submit(threading.get_ident)
+    for _ in range(10_000):
+        if done.done():
+            break
+        give_way()
+        await asyncio.sleep(0)
+    assert done.done() and done.result() != threading.get_ident()
