@@ -28,10 +28,10 @@ async def test_there_is_one_thread_more_than_are_busy(threads):
 
         def call(begun: threading.Event = begun) -> None:
             begun.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
 
         waiting.append(threads.submit(call))
-        assert await asyncio.to_thread(begun.wait, 10)
+        assert await asyncio.to_thread(begun.wait, 60)
     assert len(threads._threads) == 4, "and no more than it may have"
     more = threads.submit(lambda: 7)
     go_on.set()
@@ -50,7 +50,7 @@ async def test_who_submits_does_not_wait_for_a_thread_to_start(threads, monkeypa
 
     monkeypatch.setattr(threading.Thread, "start", started)
     go_on = threading.Event()
-    calls = [threads.submit(lambda: go_on.wait(10)) for _ in range(2)]
+    calls = [threads.submit(lambda: go_on.wait(60)) for _ in range(2)]
     await asyncio.sleep(0)
     go_on.set()
     await asyncio.gather(*calls)
@@ -80,7 +80,7 @@ async def test_threads_go_first_only_where_they_have_something_to_do(threads, mo
     give_way()
     assert not yielded
     go_on = threading.Event()
-    call = threads.submit(lambda: go_on.wait(10))
+    call = threads.submit(lambda: go_on.wait(60))
     await asyncio.sleep(0)
     give_way()
     assert len(yielded) == 1
