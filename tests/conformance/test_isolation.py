@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from nvmeof.errors import TransportError
+from nvmeof.protocol.config import BACKLOG_BYTES
 from nvmeof.spec.status import Status
 from nvmeof.target import connections
 from nvmeof.target.core.fifo_lock import FifoLock
@@ -91,6 +92,19 @@ async def behaving(manner: str, hosts: list[RawHost]) -> AsyncIterator[None]:
             task.cancel()
 
 
+async def answer_slowly(host: RawHost) -> None:
+    """Answer R2Ts at 2 MiB/s."""
+    while True:
+        pdu = await host.pdu()
+        if pdu.kind != R2T:
+            continue
+        cid, ttag, _, length = pdu.fields("HHII")
+        data = host.h2c(cid, ttag, 0, bytes(length))
+        for at in range(0, len(data), 16384):
+            await host.send(data[at : at + 16384])
+            await asyncio.sleep(16384 / SLOW_BYTES_PER_SECOND)
+
+
 async def served(target: Target, **fields: Any) -> list[RawHost]:
     """Another host connects, reads and writes, each at once."""
     async with asyncio.timeout(AT_ONCE):
@@ -141,26 +155,32 @@ async def test_reads_that_are_not_received(tmp_path, manner, hogs):
                 assert target.pool.used_bytes <= target.pool.limit_bytes // 2 + MIB
 
 
+async def test_reads_of_memory_that_are_not_received(manner):
+    """Their output is the namespace's own memory: no other queue's is less for it, and none is copied but a rest."""
+    async with target_of(Ramdisk(16 * MIB)) as target:
+        first = await admin(target)
+        greedy = [await io(target, first.cntlid, qid, options=SMALL) for qid in range(1, 7)]
+        connections = [driver.connection for driver in target.drivers if driver.queue.ctx.qid]
+        async with behaving(manner, greedy):
+            for cids in (range(16), range(16, 32)):  # of the second sixteen nothing is received any more
+                for host in greedy:
+                    await host.send(b"".join(host.capsule(io_sqe(cid, READ, 0, 2048)) for cid in cids))
+                await until(lambda: not any(connection.want_read for connection in connections))
+                assert all(BACKLOG_BYTES < connection.out.pending_bytes < 17 * MIB for connection in connections)
+            await served(target)
+            assert all(connection.out.pending_bytes < 17 * MIB for connection in connections)
+            assert target.pool.used_bytes <= target.pool.reserve_bytes
+
+
 async def test_r2ts_that_are_not_answered(tmp_path, manner):
     disks = (Ramdisk(16 * MIB), FileBackend(tmp_path / "disk", size=16 * MIB))
     async with target_of(*disks) as target:
         first = await admin(target)
         greedy = [await io(target, first.cntlid, qid, options=SMALL) for qid in range(1, 7)]
 
-        async def answer(host: RawHost) -> None:
-            while True:
-                pdu = await host.pdu()
-                if pdu.kind != R2T:
-                    continue
-                cid, ttag, _, length = pdu.fields("HHII")
-                data = host.h2c(cid, ttag, 0, bytes(length))
-                for at in range(0, len(data), 16384):
-                    await host.send(data[at : at + 16384])
-                    await asyncio.sleep(16384 / SLOW_BYTES_PER_SECOND)
-
         for host in greedy:
             await host.send(b"".join(host.capsule(io_sqe(cid, WRITE, 0, 2048, nsid=2)) for cid in range(16)))
-        answering = [asyncio.create_task(answer(host)) for host in greedy if manner == "slow"]
+        answering = [asyncio.create_task(answer_slowly(host)) for host in greedy if manner == "slow"]
         await until(lambda: target.pool.used_bytes >= target.pool.limit_bytes // 2)
         for nsid in (1, 2):
             await served(target, nsid=nsid)
@@ -305,21 +325,53 @@ async def test_the_discovery_log_of_many_subsystems(manner):
         RawHost.close_all()
 
 
-@pytest.mark.parametrize("how", ["silent", "half an ICReq"])
+async def test_connections_of_one_address(log, manner):
+    """Associations that are up keep theirs; one address has no more than half of all."""
+    async with target_of(Ramdisk(MIB)) as target:
+        target.connections._counted.most = 16
+        greedy = []
+        with contextlib.suppress(TransportError, ConnectionError, EOFError, AssertionError):
+            for _ in range(12):
+                greedy.append(await admin(target, sqsize=31))
+        assert len(greedy) == 8 and causes(log.records, "connection refused")
+        async with behaving(manner, greedy):
+            for host in greedy:
+                page = [make_sqe(cid, 0x02, length=65536, cdw10=0x3FFF << 16 | 1) for cid in range(8)]
+                await host.send(b"".join(map(host.capsule, page)))
+            async with asyncio.timeout(AT_ONCE):
+                other = await RawHost.open(target, options=SocketOptions(host_traddr="127.0.0.2"))
+                await other.connect(**OTHER)
+            assert len(target.drivers) == 9
+
+
+async def dribble(host: RawHost, data: bytes) -> None:
+    """Send a byte now and then."""
+    for number in range(len(data)):
+        await host.send(data[number : number + 1])
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", ["silent", "half an ICReq", "byte by byte"])
 async def test_connections_without_a_connect(log, how):
     async with target_of(Ramdisk(MIB)) as target:
         target.connections.strangers.most = 16
-        opened = []
+        opened: list[RawHost] = []
+        dribbling: list[asyncio.Task[None]] = []
         for _ in range(12):
             with contextlib.suppress(TransportError, ConnectionError):  # a refused one may be reset while it connects
                 opened.append(await RawHost.open(target, handshake=False))
-                if how != "silent":
+                if how == "half an ICReq":
                     await opened[-1].send(icreq()[:64])
+                elif how == "byte by byte":
+                    dribbling.append(asyncio.create_task(dribble(opened[-1], icreq()[:-1])))
         await until(lambda: len(target.drivers) == 8 and "connection refused" in log.text)
         elsewhere = SocketOptions(host_traddr="127.0.0.2")
         async with asyncio.timeout(AT_ONCE):
             host = await RawHost.open(target, options=elsewhere)
             await host.connect(**OTHER)
+        for task in dribbling:
+            task.cancel()
+        await asyncio.gather(*dribbling, return_exceptions=True)
         for each in opened:
             each.close()
         await until(lambda: len(target.drivers) == 1 and not target.connections.strangers.taken)
@@ -339,12 +391,13 @@ async def test_lines_of_the_log(log):
         assert (await admin(target)).cntlid and causes(log.records, "connected"), "hosts have lines of their own"
 
 
-async def test_fused_commands_get_memory_for_both_at_once(tmp_path):
+async def test_fused_commands_get_memory_for_both_at_once(tmp_path, manner):
     """One host holds what it can get; of each of the two halves memory for one alone would be of no use."""
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB)) as target:
         _, greedy = await association(target)
         await greedy.send(b"".join(greedy.capsule(io_sqe(cid, WRITE, 0, 2048)) for cid in range(16)))
         await until(lambda: target.pool.used_bytes >= target.pool.limit_bytes // 2)
+        answering = asyncio.create_task(answer_slowly(greedy)) if manner == "slow" else None
         _, host = await association(target, **OTHER)
         blocks = 2048
         for cid, opcode, fuse in ((1, 0x05, 0x41), (2, WRITE, 0x42)):
@@ -354,6 +407,8 @@ async def test_fused_commands_get_memory_for_both_at_once(tmp_path):
         for cid, (ttag, _, length) in enumerate(asked, 1):
             await host.send(host.h2c(cid, ttag, 0, bytes(length)))
         assert [(await host.completion(cid)).status for cid in (1, 2)] == [0, 0]
+        if answering is not None:
+            answering.cancel()
 
 
 async def test_fused_commands_that_are_too_long_are_refused(tmp_path):
