@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nvmeof.host.async_events import AsyncEvent
     from nvmeof.host.client import HostController, PassthruResult, connect, discover
     from nvmeof.host.discovery import DiscoveryEntry
+    from nvmeof.host.host_subsystem import HostSubsystem, PathAddress, connect_multipath
     from nvmeof.host.namespace import Namespace
     from nvmeof.host.results import ErrorLogEntry, IdentifyController, IdentifyNamespace, SmartLog
     from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
@@ -47,6 +48,7 @@ _HOMES = {
     "FileBackend": "nvmeof.target.storage.file",
     "FilePool": "nvmeof.target.storage.pools",
     "HostController": "nvmeof.host.client",
+    "HostSubsystem": "nvmeof.host.host_subsystem",
     "IdentifyController": "nvmeof.host.results",
     "IdentifyNamespace": "nvmeof.host.results",
     "LocalProtocolError": "nvmeof.errors",
@@ -55,6 +57,7 @@ _HOMES = {
     "NvmeStatusError": "nvmeof.errors",
     "NvmeofError": "nvmeof.errors",
     "PassthruResult": "nvmeof.host.client",
+    "PathAddress": "nvmeof.host.host_subsystem",
     "PathOptions": "nvmeof.transport.paths.session",
     "PortConfig": "nvmeof.target.subsystem.config",
     "Ramdisk": "nvmeof.target.storage.ramdisk",
@@ -67,6 +70,7 @@ _HOMES = {
     "TransportError": "nvmeof.errors",
     "ZoneGeometry": "nvmeof.target.namespaces.zone_geometry",
     "connect": "nvmeof.host.client",
+    "connect_multipath": "nvmeof.host.host_subsystem",
     "discover": "nvmeof.host.client",
 }
 
@@ -80,6 +84,7 @@ __all__ = [
     "FileBackend",
     "FilePool",
     "HostController",
+    "HostSubsystem",
     "IdentifyController",
     "IdentifyNamespace",
     "LocalProtocolError",
@@ -88,6 +93,7 @@ __all__ = [
     "NvmeStatusError",
     "NvmeofError",
     "PassthruResult",
+    "PathAddress",
     "PathOptions",
     "PortConfig",
     "Ramdisk",
@@ -100,6 +106,7 @@ __all__ = [
     "TransportError",
     "ZoneGeometry",
     "connect",
+    "connect_multipath",
     "discover",
 ]
 

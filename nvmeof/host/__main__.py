@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from nvmeof.cli.exit_codes import run_program
-from nvmeof.host.cli import bench, data, logs, mptcpize, paths, show
+from nvmeof.host.cli import bench, data, logs, mptcpize, paths, show, subsystem
 from nvmeof.host.cli.options import PROGRAM
 from nvmeof.version import __version__
 
@@ -40,8 +40,9 @@ def cli(ctx: click.Context, verbose: int) -> None:
         print(ctx.get_help())
 
 
-for _command in (*show.COMMANDS, *logs.COMMANDS, *data.COMMANDS, *bench.COMMANDS, *paths.COMMANDS, *mptcpize.COMMANDS):
-    cli.add_command(_command)
+for _module in (show, subsystem, logs, data, bench, paths, mptcpize):
+    for _command in _module.COMMANDS:
+        cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

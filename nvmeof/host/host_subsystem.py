@@ -39,6 +39,7 @@ from nvmeof.host.queue import DeviceRegistry
 from nvmeof.host.requests import DEFAULT_OPTIONS, RequestOptions
 from nvmeof.spec.enums import NVME_PORT, AdminOpcode
 from nvmeof.spec.nqn import check_nqn
+from nvmeof.trace import Trace
 from nvmeof.transport.base import Endpoint
 from nvmeof.transport.paths.model import PathRole
 from nvmeof.transport.paths.session import PathOptions, PathSession
@@ -66,6 +67,9 @@ class PathAddress:
         address = Address.parse(text, 0)
         return cls(address.host, address.port or None)
 
+    def __str__(self) -> str:
+        return self.traddr if self.trsvcid is None else str(Address(self.traddr, self.trsvcid))
+
 
 PathSpec = str | PathAddress | DiscoveryEntry
 """A path: ``ADDR``, ``ADDR:PORT``, a :class:`PathAddress`, or an entry that ``discover`` gave."""
@@ -92,6 +96,7 @@ class HostSubsystem(AdminCommands):
         native_multipath: bool = True,
         registry: DeviceRegistry = DEVICES,
         paths: PathOptions | None = None,
+        trace: Trace | None = None,
     ) -> None:
         super().__init__(self._execute_admin)
         self._background = AsyncioRuntime(log)
@@ -101,7 +106,10 @@ class HostSubsystem(AdminCommands):
         self.recovery = recovery or RecoveryOptions()
         self._registry = registry
         self._path_options = paths
+        self._trace = trace
         self._sessions: dict[Member, PathSession] = {}
+        self.left_out: list[tuple[PathSpec, NvmeofError]] = []
+        """Paths that could not be connected at the start, and why."""
 
     def __repr__(self) -> str:
         return f"<HostSubsystem {self.subnqn}: {len(self.paths)} paths, {self.iopolicy}>"
@@ -132,7 +140,7 @@ class HostSubsystem(AdminCommands):
         runtime = self._background
 
         def make() -> Controller:
-            return HostController(device, options, runtime)
+            return HostController(device, options, runtime, self._trace)
 
         path = Path[Controller](options, make, runtime, self.recovery)
         session = await self._start_session(path)
@@ -269,6 +277,7 @@ async def connect_multipath(
     all_paths: bool = False,
     registry: DeviceRegistry = DEVICES,
     paths: PathOptions | None = None,
+    trace: Trace | None = None,
     **options: Unpack[PathKeywords],
 ) -> HostSubsystem:
     """Connect to a subsystem over several paths, and use them as one.
@@ -285,8 +294,8 @@ async def connect_multipath(
     ``iopolicy``: numa, round-robin, queue-depth or service-time. ``native_multipath`` False: every path has
     namespaces of its own (``subsystem.namespace(1, path)``), and commands never go over another one. ``all_paths``:
     fail where one of the paths cannot be connected; otherwise one is enough, and the log tells of the others.
-    ``registry``, ``hostnqn``, ``hostid``, ``paths`` and the further options are those of :func:`nvmeof.connect` and
-    of recovery (``reconnect_delay``, ``ctrl_loss_tmo``, ``fast_io_fail_tmo``).
+    ``registry``, ``hostnqn``, ``hostid``, ``paths``, ``trace`` and the further options are those of
+    :func:`nvmeof.connect` and of recovery (``reconnect_delay``, ``ctrl_loss_tmo``, ``fast_io_fail_tmo``).
 
     Raises what :func:`nvmeof.connect` does, and :class:`PathMismatchError` when what is behind the paths is not one
     subsystem, or they disagree about a namespace. Nothing is left open then.
@@ -320,6 +329,7 @@ async def connect_multipath(
         native_multipath=native_multipath,
         registry=registry,
         paths=paths,
+        trace=trace,
     )
     try:
         await _connect_all(subsystem, specs, all_paths=all_paths)
@@ -341,6 +351,7 @@ async def _connect_all(subsystem: HostSubsystem, specs: list[PathSpec], *, all_p
             if all_paths:
                 raise
             log.warning("left out a path to %s: %s", subsystem.subnqn, error)
+            subsystem.left_out.append((spec, error))
             first = first or error
         await asyncio.sleep(0)
     if not subsystem.paths and first is not None:

@@ -1,9 +1,9 @@
 """What a namespace needs of whoever carries its I/O, so that namespace and controller do not know each other.
 
-:class:`nvmeof.host.controller.Controller` is one: its I/O goes over its own queues. Multipath will stand here too: a
-head that has several controllers of one subsystem, picks one of them for each command by its ANA state, and sends the
-command again over another when a path fails, is one more ``IoPort``; namespaces and their users will not see the
-difference.
+:class:`nvmeof.host.controller.Controller` is one: its I/O goes over its own queues. A
+:class:`nvmeof.host.multipath.head.NamespaceHead` is another: it has several controllers of one subsystem, picks one of
+them for each command, and sends the command again over another when a path fails. Namespaces and their users do not see
+the difference.
 
 This module must not know queues, devices or connections.
 """

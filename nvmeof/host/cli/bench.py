@@ -16,10 +16,15 @@ from nvmeof.cli.types import BYTES, Number, Seconds
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli.subsystem import PATH_HEADINGS, iopolicy_option, open_host, path_rows
 from nvmeof.host.client import HostController
 from nvmeof.host.facts import QueueFacts, SubflowFacts
+from nvmeof.host.head_load import HeadLoad
+from nvmeof.host.host_subsystem import HostSubsystem
 from nvmeof.host.load import PATTERNS, Load
+from nvmeof.host.multipath.facts import MemberFacts
 from nvmeof.host.namespace import Namespace
+from nvmeof.host.queue import Queue
 from nvmeof.host.socket_queue import SocketQueue
 from nvmeof.transport.paths.diag import with_diag
 
@@ -51,10 +56,14 @@ class BenchResult:
     error: NvmeofError | None = None
     """What a command failed with, which ended the load."""
     connections: list[QueueFacts] = field(default_factory=list)
+    paths: list[MemberFacts] = field(default_factory=list)
+    """Of several: what each is, and what went over it since it was connected."""
+    path_rows: list[tuple[object, ...]] = field(default_factory=list)
+    """The same for people: what went over each path while it was measured."""
 
 
 async def run_bench(
-    controller: HostController,
+    controller: HostController | HostSubsystem,
     namespace: Namespace,
     *,
     pattern: str,
@@ -70,14 +79,19 @@ async def run_bench(
     """
     if block_bytes % namespace.block_bytes or block_bytes < namespace.block_bytes:
         raise ConfigurationError(f"{block_bytes} bytes are no multiple of the block size, {namespace.block_bytes}")
-    if block_bytes > min(controller.max_transfer_bytes, namespace.size_bytes):
+    if block_bytes > min(namespace.port.max_transfer_bytes, namespace.size_bytes):
         raise ConfigurationError(f"{block_bytes} bytes are more than one command or the namespace takes")
-    load = Load(namespace, controller.io_queues, pattern, block_bytes, depth)
+    queues = len(_io_queues(controller))
+    load: Load | HeadLoad
+    if isinstance(controller, HostSubsystem):
+        load = HeadLoad(namespace, pattern, block_bytes, depth * queues)
+    else:
+        load = Load(namespace, controller.io_queues, pattern, block_bytes, depth)
     load.start()
     interrupted = False
     try:
         await asyncio.wait([load.finished], timeout=WARM_UP_SECONDS)
-        before, began = os.times(), time.perf_counter()
+        before, began, paths_before = os.times(), time.perf_counter(), _paths(controller)
         load.open_window()
         try:
             await _watch(load, began, seconds, block_bytes, report)
@@ -86,7 +100,7 @@ async def run_bench(
         after = os.times()
         with interrupts.unhurried():
             figures = load.close_window()
-        connections = _figures(controller)
+        connections, paths = _figures(controller), _paths(controller)
     finally:
         load.stop()
         if interrupted:
@@ -99,7 +113,7 @@ async def run_bench(
         pattern=pattern,
         block_bytes=block_bytes,
         depth=depth,
-        queues=len(controller.io_queues),
+        queues=queues,
         seconds=figures.seconds,
         ios=figures.ios,
         iops=figures.iops,
@@ -114,10 +128,12 @@ async def run_bench(
         complete=not interrupted and load.error is None,
         error=load.error,
         connections=connections,
+        paths=paths,
+        path_rows=path_rows(namespace.nsid, {each["name"]: each for each in paths_before}, paths, figures.seconds),
     )
 
 
-async def _watch(load: Load, began: float, seconds: float, size: int, report: Callable[[str], None]) -> None:
+async def _watch(load: Load | HeadLoad, began: float, seconds: float, size: int, report: Callable[[str], None]) -> None:
     """Wait until the time is over or the load has ended; report twice a second."""
     counted, then = 0, began
     while not load.finished.done() and (left := began + seconds - time.perf_counter()) > 0:
@@ -130,6 +146,7 @@ async def _watch(load: Load, began: float, seconds: float, size: int, report: Ca
 
 @opt.command("bench")
 @opt.controller_options
+@iopolicy_option
 @opt.namespace_option
 @click.option("--rw", type=click.Choice(PATTERNS), default="randread", show_default=True, help="Kind of load.")
 @click.option(
@@ -158,14 +175,20 @@ async def bench_command(
     if rw.endswith("write") and not write_anyway:
         raise ConfigurationError(f"{rw} overwrites what is on the namespace: say --write-anyway if that may be")
     options["queue_size"] = max(options["queue_size"], depth + 1)
-    async with await opt.open_controller(options) as controller:
+    async with await open_host(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
         with out.live_line() as report:
             result = await run_bench(
                 controller, namespace, pattern=rw, block_bytes=block_size, depth=depth, seconds=runtime, report=report
             )
     if output == "json":
-        out.print_json({each.name: getattr(result, each.name) for each in fields(result) if each.name != "error"})
+        out.print_json(
+            {
+                each.name: getattr(result, each.name)
+                for each in fields(result)
+                if each.name not in ("error", "path_rows")
+            }
+        )
     else:
         print_result(result)
     if result.error is not None:
@@ -174,13 +197,33 @@ async def bench_command(
         raise asyncio.CancelledError  # the command was interrupted, and says so
 
 
-def _figures(controller: HostController) -> list[QueueFacts]:
+def _io_queues(controller: HostController | HostSubsystem) -> list[Queue]:
+    """The I/O queues of all paths that are live."""
+    if not isinstance(controller, HostSubsystem):
+        return controller.io_queues
+    live = [member.controller for member in controller.paths if member.usable]
+    return [queue for each in live if each is not None for queue in each.io_queues]
+
+
+def _paths(controller: HostController | HostSubsystem) -> list[MemberFacts]:
+    return controller.core.describe()["paths"] if isinstance(controller, HostSubsystem) else []
+
+
+def _figures(controller: HostController | HostSubsystem) -> list[QueueFacts]:
     """What the I/O queues say of themselves, with each subflow's backup flag and congestion control."""
-    facts = controller.describe()[1:]
-    for each, queue in zip(facts, controller.io_queues, strict=True):
+    found: list[QueueFacts] = []
+    for queue in _io_queues(controller):
+        each: QueueFacts = {
+            "qid": queue.qid,
+            "entries": queue.entries,
+            "outstanding": len(queue.requests),
+            "completed": queue.completed,
+            **queue.device.describe(queue),
+        }
         if isinstance(queue.private, SocketQueue):
             each["subflows"] = with_diag(queue.private.endpoint.describe()).as_dict()["subflows"]
-    return facts
+        found.append(each)
+    return found
 
 
 def _subflow_rows(subflows: list[SubflowFacts]) -> list[tuple[object, ...]]:
@@ -223,6 +266,8 @@ def print_result(result: BenchResult) -> None:
             ),
         )
     )
+    if result.path_rows:
+        out.print_table(PATH_HEADINGS, result.path_rows, right=PATH_HEADINGS[3:], key="  path")
     for each in result.connections:
         parts = [out.transport_in_use(each)]
         if each.get("congestion"):

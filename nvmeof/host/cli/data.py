@@ -13,6 +13,7 @@ from nvmeof.cli.types import BYTES, U64, parse_integer
 from nvmeof.errors import ConfigurationError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli import subsystem
 from nvmeof.host.cli.files import Sink, Source
 from nvmeof.host.namespace import Namespace
 
@@ -58,6 +59,7 @@ def _check_range(namespace: Namespace, start: int, count: int) -> None:
 
 @opt.command("read")
 @opt.controller_options
+@subsystem.iopolicy_option
 @opt.namespace_option
 @_start
 @_count
@@ -79,7 +81,7 @@ async def read_command(
     A file is replaced when all of the data is there, and not touched before.
     """
     sink = Sink(path)
-    async with await opt.open_controller(options) as controller:
+    async with await subsystem.open_host(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
         count = _range_blocks(namespace, block_count, blocks, data_size) or 1
         _check_range(namespace, start_block, count)
@@ -122,6 +124,7 @@ async def _read_to(namespace: Namespace, lba: int, count: int, length: int, sink
 
 @opt.command("write")
 @opt.controller_options
+@subsystem.iopolicy_option
 @opt.namespace_option
 @_start
 @_count
@@ -142,7 +145,7 @@ async def write_command(
 ) -> None:
     """Write a file or stdin to logical blocks; the last block is filled up with zeroes."""
     with Source(path) as source:
-        async with await opt.open_controller(options) as controller:
+        async with await subsystem.open_host(options) as controller:
             namespace = await opt.open_namespace(controller, nsid)
             count = _range_blocks(namespace, block_count, blocks, data_size)
             length = data_size if data_size is not None else None if count is None else count * namespace.block_bytes
@@ -205,11 +208,12 @@ async def _write_from(
 
 @opt.command("flush")
 @opt.controller_options
+@subsystem.iopolicy_option
 @opt.namespace_option
 @opt.coroutine
 async def flush_command(nsid: int | None, **options: Any) -> None:
     """Bring all completed writes to the medium."""
-    async with await opt.open_controller(options) as controller:
+    async with await subsystem.open_host(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
         await namespace.flush()
     out.remark(f"flushed namespace {namespace.nsid}")
@@ -217,6 +221,7 @@ async def flush_command(nsid: int | None, **options: Any) -> None:
 
 @opt.command("write-zeroes")
 @opt.controller_options
+@subsystem.iopolicy_option
 @opt.namespace_option
 @_start
 @_count
@@ -227,7 +232,7 @@ async def write_zeroes_command(
     nsid: int | None, start_block: int, block_count: int | None, blocks: int | None, deac: bool, **options: Any
 ) -> None:
     """Set logical blocks to zero without sending zeroes."""
-    async with await opt.open_controller(options) as controller:
+    async with await subsystem.open_host(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
         count = _range_blocks(namespace, block_count, blocks, None) or 1
         _check_range(namespace, start_block, count)
@@ -237,6 +242,7 @@ async def write_zeroes_command(
 
 @opt.command("dsm")
 @opt.controller_options
+@subsystem.iopolicy_option
 @opt.namespace_option
 @click.option("--slbs", required=True, metavar="LIST", help="First blocks, separated by commas.")
 @click.option("--blocks", "lengths", required=True, metavar="LIST", help="Lengths in blocks, separated by commas.")
@@ -247,7 +253,7 @@ async def dsm_command(nsid: int | None, slbs: str, lengths: str, ad: bool, **opt
     starts, counts = _numbers(slbs), _numbers(lengths)
     if len(starts) != len(counts):
         raise ConfigurationError(f"{len(starts)} first blocks, but {len(counts)} lengths")
-    async with await opt.open_controller(options) as controller:
+    async with await subsystem.open_host(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
         for start, count in zip(starts, counts, strict=True):
             _check_range(namespace, start, count)

@@ -13,10 +13,11 @@ from nvmeof.aio.runloop import run
 from nvmeof.cli import interrupts
 from nvmeof.cli.help import Command, GroupedOption
 from nvmeof.cli.types import BYTES, SECONDS, U8, U32, IntegerType, Number
-from nvmeof.errors import ConfigurationError, NvmeofError
+from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.host.cli import output as out
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.discovery import DiscoveryEntry
+from nvmeof.host.host_subsystem import HostSubsystem
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectOptions, distinct_paths
@@ -56,6 +57,42 @@ class HostCommand(Command):
 
     explained_by = f"{PROGRAM} connect --help"
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, with ``where``: the paths that were given, if it takes several."""
+        spread_paths(ctx.params)
+        return super().invoke(ctx)
+
+
+PATH_NAMES = ("traddr", "trsvcid", "transport", "host_traddr", "host_iface")
+"""What tells the paths to a subsystem apart."""
+
+
+def spread_paths(params: dict[str, Any]) -> None:
+    """Put the paths of a command into ``params["where"]``, and the first one's values in place of the lists.
+
+    An option that was given once holds for all paths; one that was given more often, for one path after the other.
+    Raises :class:`ConfigurationError` where the numbers do not fit, and for a transport that does not exist.
+    """
+    if not isinstance(params.get("traddr"), tuple):
+        return
+    given = {name: params[name] for name in PATH_NAMES}
+    count = max(len(values) for values in given.values())
+    for name, values in given.items():
+        if len(values) not in (0, 1, count):
+            most = next(other for other in PATH_NAMES if len(given[other]) == count)
+            one, other = (f"--{each.replace('_', '-')}" for each in (name, most))
+            raise ConfigurationError(
+                f"{one} was given {len(values)} times and {other} {count} times: "
+                "give it once for all paths, or once for each"
+            )
+    for transport in given["transport"]:
+        get(transport)
+    params["where"] = [
+        {name: values[min(index, len(values) - 1)] if values else None for name, values in given.items()}
+        for index in range(count)
+    ]
+    params.update(params["where"][0])
+
 
 def command(name: str) -> Callable[[Callable[..., Any]], HostCommand]:
     """Make a function a command of nvmeof-host."""
@@ -66,20 +103,28 @@ def _option(*declarations: Any, brief: bool = True, **attributes: Any) -> Callab
     return click.option(*declarations, cls=GroupedOption, group="Connection", brief=brief, **attributes)
 
 
+def _places(several: bool) -> tuple[Callable[[F], F], ...]:
+    """Where to connect; ``several``: each option once for each path, or once for all."""
+    how: dict[str, Any] = {"multiple": several}
+    addresses = "Address (fe80::1%eth0) or name." + (" Again, or other ports with -s: more paths." if several else "")
+    return (
+        _option("-a", "--traddr", brief=False, required=True, metavar="ADDR", help=addresses, **how),
+        _option(
+            "-s", "--trsvcid", brief=False, type=PORT, metavar="PORT",
+            help="TCP port.  [default: 4420; discovery 8009, 4420]", **how,
+        ),
+        _option(
+            "-t", "--transport", brief=False, default=("mptcp",) if several else "mptcp", show_default=True,
+            metavar="NAME", help="mptcp (falls back to tcp) or tcp.", **how,
+        ),
+        _option("-w", "--host-traddr", metavar="ADDR", help="Local address to connect from.", **how),
+        _option("-f", "--host-iface", metavar="IFACE", help="Local network interface to connect from.", **how),
+    )  # fmt: skip
+
+
 _CONNECTION = (
-    _option("-a", "--traddr", brief=False, required=True, metavar="ADDR", help="Address (fe80::1%eth0) or name."),
-    _option(
-        "-s", "--trsvcid", brief=False, type=PORT, metavar="PORT",
-        help="TCP port.  [default: 4420; discovery 8009, 4420]",
-    ),
-    _option(
-        "-t", "--transport", brief=False, default="mptcp", show_default=True, metavar="NAME",
-        help="mptcp (falls back to tcp) or tcp.",
-    ),
     _option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme/hostnqn, or our own]"),
     _option("-I", "--hostid", metavar="UUID", help="Host identifier, a UUID."),
-    _option("-w", "--host-traddr", metavar="ADDR", help="Local address to connect from."),
-    _option("-f", "--host-iface", metavar="IFACE", help="Local network interface to connect from."),
     _option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
     _option("-G", "--data-digest", is_flag=True, help="Data digests."),
     _option("-T", "--tos", type=U8, metavar="TOS", help="IP type of service, 0 to 255."),
@@ -149,12 +194,12 @@ def _apply(command: F, options: tuple[Callable[[F], F], ...]) -> F:
 
 def connection_options(command: F) -> F:
     """Where to connect, and from where; for discovery too."""
-    return _apply(command, _CONNECTION)
+    return _apply(command, (*_places(False), *_CONNECTION))
 
 
 def controller_options(command: F) -> F:
-    """Connecting to a subsystem's controller."""
-    return _apply(command, (*_CONNECTION, *_CONTROLLER, *_PATHS))
+    """Connecting to a subsystem, over one path or several."""
+    return _apply(command, (*_places(True), *_CONNECTION, *_CONTROLLER, *_PATHS))
 
 
 def output_option(command: F) -> F:
@@ -203,7 +248,20 @@ def path_options(options: dict[str, Any]) -> PathOptions | None:
 
 
 async def open_controller(options: dict[str, Any], **changes: Any) -> HostController:
-    """Connect as the options say; without ``--nqn`` to the only subsystem that discovery names."""
+    """Connect as the options say, over the first path that there is.
+
+    Without ``--nqn`` to the only subsystem that discovery names. Raises what the last path failed with.
+    """
+    *others, last = options["where"]
+    for place in others:
+        try:
+            return await _open_controller({**options, **place}, **changes)
+        except TransportError as error:
+            out.remark(f"went on to the next path: {error}")
+    return await _open_controller({**options, **last}, **changes)
+
+
+async def _open_controller(options: dict[str, Any], **changes: Any) -> HostController:
     chosen = {**split_options(options), **changes}
     timeout = options.get("timeout")
     if timeout is not None:
@@ -217,6 +275,17 @@ async def open_controller(options: dict[str, Any], **changes: Any) -> HostContro
         chosen.update(discovery=True, nr_io_queues=0)
     chosen.setdefault("trsvcid", NVME_PORT)
     return await connect(subnqn=nqn, paths=path_options(options), **chosen)
+
+
+async def subsystem_of_any(options: dict[str, Any]) -> str:
+    """NQN of the only subsystem that discovery names, at the first of the paths that answers."""
+    *others, last = options["where"]
+    for place in others:
+        try:
+            return (await _only_subsystem({**options, **place})).subnqn
+        except TransportError as error:
+            out.remark(f"went on to the next path: {error}")
+    return (await _only_subsystem({**options, **last})).subnqn
 
 
 def discovery_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -290,7 +359,7 @@ def paths_to_subsystems(entries: Iterable[DiscoveryEntry], options: dict[str, An
     return {subnqn: distinct_paths(candidates) for subnqn, candidates in found.items()}
 
 
-async def open_namespace(controller: HostController, nsid: int | None) -> Namespace:
+async def open_namespace(controller: HostController | HostSubsystem, nsid: int | None) -> Namespace:
     """The namespace ``nsid``, or the only one. Raises :class:`ConfigurationError` where there are several."""
     if nsid is None:
         active = await controller.active_namespaces()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from math import inf
 from typing import Protocol, TypeVar, cast
 
 from nvmeof.errors import CommandNotExecuted, ConnectionLost, NvmeofError, TransportError
@@ -22,11 +23,11 @@ from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.multipath import disposition
 from nvmeof.host.multipath.disposition import Disposition
 from nvmeof.host.multipath.facts import HeadFacts
-from nvmeof.host.multipath.footprint import footprint, overlap
 from nvmeof.host.multipath.identity import NamespaceView
 from nvmeof.host.multipath.iopolicy import IOPOLICIES, IoPolicy
 from nvmeof.host.multipath.member import Member, NamespacePath
 from nvmeof.host.multipath.requests import HeadCommand, HeadRequest, RequestPath, execute, run_transfer
+from nvmeof.host.replay import UnsettledWrites, changed_blocks, replay_at
 from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions, error_of
 from nvmeof.host.results import IdentifyNamespace
 from nvmeof.runtime import Runtime, TimerHandle
@@ -50,10 +51,6 @@ class Owner(Protocol):
     @property
     def iopolicy(self) -> str:
         """Name of the I/O policy."""
-        ...
-
-    def replay_delay(self, request: HeadRequest, member: Member, error: NvmeofError) -> float | None:
-        """Seconds until a command that was lost with ``error`` may be sent again; None: never."""
         ...
 
     async def on_any_path(self, head: NamespaceHead, call: Callable[[Member], Awaitable[T]]) -> T:
@@ -80,7 +77,8 @@ class NamespaceHead:
         self._policy: IoPolicy[NamespacePath]
         self._requeue: deque[HeadRequest] = deque()
         self._delayed: dict[HeadRequest, TimerHandle] = {}
-        self._replaying: dict[HeadRequest, tuple[int, int]] = {}
+        self._unsettled = UnsettledWrites()
+        self._expiry: TimerHandle | None = None
         self._held: deque[HeadRequest] = deque()
         self._kick: TimerHandle | None = None
         self.set_policy()
@@ -228,7 +226,7 @@ class NamespaceHead:
 
     def submit(self, request: HeadRequest, more: bool = False) -> None:
         """Send a request over the path that the policy chooses; keep it, or end it, where there is none."""
-        if self._replaying and self._is_behind(request):
+        if self._unsettled and self._is_behind(request):
             self._held.append(request)
             return
         path = self._choose(request)
@@ -298,11 +296,15 @@ class NamespaceHead:
         assert isinstance(path, NamespacePath)
         path.update()
         if request.cancelled or self.closed is not None:
+            if not isinstance(error, CommandNotExecuted):
+                self._leave_unsettled(request, path.member.quiesced_at)
             request.give_up(self.closed or error)
         elif isinstance(error, CommandNotExecuted):
             self._fail_over(request, path)
-        else:
+        elif isinstance(error, TransportError):
             self._replay(request, path, error)
+        else:
+            request.give_up(error)  # a defect of ours: another path would not do better
 
     def _fail_over(self, request: HeadRequest, path: NamespacePath) -> None:
         """Requeue a request for whatever path is best: nvme_failover_req."""
@@ -312,31 +314,65 @@ class NamespaceHead:
         self.kick()
 
     def _replay(self, request: HeadRequest, path: NamespacePath, error: NvmeofError) -> None:
-        """A request was lost that may have been executed: it is sent again where the rules of replay allow it."""
-        seconds = self.owner.replay_delay(request, path.member, error)
-        if seconds is None:
+        """A request was lost that may have been executed: it is sent again where the rules of replay allow it, then."""
+        quiesced_at, now = path.member.quiesced_at, self._runtime.now()
+        at = replay_at(request.sqe, error, quiesced_at, self.view.ids.csi)
+        if at is None:
+            self._leave_unsettled(request, quiesced_at)
             request.give_up(error)
             return
         path.figures.failovers += 1
         self._policy.forget(path)
-        changed = footprint(request.sqe)
-        if changed is not None and not request.repeated:
-            request.repeated = True
-            self._replaying[request] = changed
-        if seconds > 0:
-            self._later(request, seconds)
+        extent = changed_blocks(request.sqe, request.data_out)
+        if extent is not None:
+            request.repeated, request.quiesced_at = True, max(request.quiesced_at, quiesced_at)
+            self._unsettled.add(request, extent)
+        if at > now:
+            self._later(request, at - now)
         else:
             self._requeue.append(request)
             self.kick()
 
+    def _leave_unsettled(self, request: HeadRequest, quiesced_at: float) -> None:
+        """Hold back writes behind one that is given up, until its association can execute it no more."""
+        extent = changed_blocks(request.sqe, request.data_out)
+        if extent is not None:
+            request.repeated, request.quiesced_at = True, max(request.quiesced_at, quiesced_at)
+            self._unsettled.add(request, extent)
+
+    def abandoned(self, request: HeadRequest) -> None:
+        """A request is over of which an old copy may still be executed: what overlaps it waits until that is not so."""
+        extent = changed_blocks(request.sqe, request.data_out)
+        if extent is not None and request.quiesced_at > self._runtime.now():
+            self._unsettled.add(request, extent, request.quiesced_at)
+            self._watch_unsettled()
+        elif self._unsettled.settle(request):
+            self._release_held()
+
+    def _watch_unsettled(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        at = self._unsettled.next_expiry
+        if at != inf:
+            self._expiry = self._runtime.call_later(max(at - self._runtime.now(), 0.0), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        if self._unsettled.expire(self._runtime.now()):
+            self._release_held()
+        self._watch_unsettled()
+
     def _is_behind(self, request: HeadRequest) -> bool:
-        """Whether a write overlaps one that is being replayed, and so waits for its end."""
-        changed = None if request.repeated else footprint(request.sqe)
-        return changed is not None and any(overlap(changed, other) for other in self._replaying.values())
+        """Whether a write overlaps one whose old copy may still be executed, or that is being sent again."""
+        return self._unsettled.blocks(changed_blocks(request.sqe, request.data_out), request)
 
     def done(self, request: HeadRequest) -> None:
         """Let go what was held back behind a replayed request, which is over."""
-        self._replaying.pop(request, None)
+        if self._unsettled.settle(request):
+            self._release_held()
+
+    def _release_held(self) -> None:
         self._requeue.extend(self._held)
         self._held.clear()
         self.kick()
@@ -357,6 +393,9 @@ class NamespaceHead:
     def close(self, error: NvmeofError) -> None:
         """End: what waits fails with ``error``, and so do further commands."""
         self.closed = error
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         for request in [*self._requeue, *self._delayed, *self._held]:
             if self.withdraw(request):
                 request.give_up(error)

@@ -187,21 +187,27 @@ class ServiceTime(IoPolicy[C]):
         if len(self._order) != len(paths):
             self._order = [path for path in self._order if path in paths]
             self._order += [path for path in paths if path not in self._order]
-        fastest = max((path.bytes_per_second for path in paths), default=UNKNOWN_RATE) or 1.0
         found: C | None = None
-        level, least, rate = UNUSABLE, 0.0, 0.0
+        level = UNUSABLE
+        least = rate = fastest = 0.0
         for path in self._order:
-            access = path.access
-            if access == UNUSABLE or access < level:
-                continue
-            speed = path.bytes_per_second or fastest
-            # a command without data (Flush) takes time as well
-            seconds = (path.outstanding_bytes + (size_bytes or 1)) / speed
-            if access > level or seconds < least or (seconds == least and speed > rate):
-                found, level, least, rate = path, access, seconds, speed
-        if found is not None:
-            self._order.remove(found)
-            self._order.append(found)
+            if path.access > level:
+                level = path.access
+        if level == UNUSABLE:
+            return None
+        speeds = [(path, path.bytes_per_second) for path in self._order if path.access == level]
+        for _, speed in speeds:
+            if speed > fastest:
+                fastest = speed
+        size = size_bytes or 1  # a command without data (Flush) takes time as well
+        for path, speed in speeds:
+            speed = speed or fastest or 1.0
+            seconds = (path.outstanding_bytes + size) / speed
+            if found is None or seconds < least or (seconds == least and speed > rate):
+                found, least, rate = path, seconds, speed
+        assert found is not None
+        self._order.remove(found)
+        self._order.append(found)
         return found
 
     def forget(self, path: C | None = None) -> None:

@@ -101,6 +101,11 @@ class Member:
         return self.path.may_come_back
 
     @property
+    def quiesced_at(self) -> float:
+        """When the association that was used last executes no command any more; see :meth:`Path.quiesced_at`."""
+        return self.runtime.now() if self.controller is None else self.path.quiesced_at(self.controller)
+
+    @property
     def why(self) -> str:
         """The state, and why it is that, for a message."""
         error = self.path.error
@@ -180,7 +185,7 @@ class Member:
     @property
     def bytes_per_second(self) -> float:
         """Estimated throughput; 0 where there is none, or none that is fresh."""
-        if self.runtime.now() - self._rated_at > RATE_STALE_SECONDS and not self.depth:
+        if not self.depth and self.runtime.now() - self._rated_at > RATE_STALE_SECONDS:
             return UNKNOWN_RATE
         return self._rate
 

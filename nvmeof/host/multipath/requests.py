@@ -51,7 +51,11 @@ class Carrier(Protocol):
         ...
 
     def done(self, request: HeadRequest) -> None:
-        """Take note that a request which was sent more than once is over."""
+        """Take note that a ``repeated`` request has succeeded."""
+        ...
+
+    def abandoned(self, request: HeadRequest) -> None:
+        """Take note that a ``repeated`` request is over without success: an old copy may still be executed."""
         ...
 
     def withdraw(self, request: HeadRequest) -> bool:
@@ -68,6 +72,7 @@ class HeadRequest(Request):
         "cancelled",
         "carrier",
         "path",
+        "quiesced_at",
         "released",
         "repeated",
         "retries",
@@ -96,6 +101,8 @@ class HeadRequest(Request):
         """Data outstanding on its path then, its own included."""
         self.repeated = False
         """It was sent before, and whether it was executed there is not known: others are held back behind it."""
+        self.quiesced_at = 0.0
+        """From when on no old copy can be executed any more, by the runtime's clock."""
         self.cancelled = False
         self.released: Future[None] | None = None
         if options is not DEFAULT_OPTIONS:
@@ -129,7 +136,7 @@ class HeadRequest(Request):
     def give_up(self, error: NvmeofError) -> None:
         """End with an error, for good."""
         if self.repeated:
-            self.carrier.done(self)
+            self.carrier.abandoned(self)
         self.ended(0, error)
 
     def ended(self, result: int, error: NvmeofError | None) -> None:
@@ -144,7 +151,7 @@ class HeadRequest(Request):
         self.cancelled = True
         if self.carrier.withdraw(self):
             if self.repeated:
-                self.carrier.done(self)
+                self.carrier.abandoned(self)
             return True
         path = self.path
         assert path is not None
@@ -152,7 +159,7 @@ class HeadRequest(Request):
             self.path = None
             path.left(self)
             if self.repeated:
-                self.carrier.done(self)
+                self.carrier.abandoned(self)
             return True
         path.abort(self)
         return self.cid < 0 or self.queue.device.give_back(self)

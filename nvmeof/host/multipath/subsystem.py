@@ -24,7 +24,6 @@ from nvmeof.errors import (
 from nvmeof.host.async_events import AsyncEvent
 from nvmeof.host.controller import NSID_MAX, Controller
 from nvmeof.host.multipath.ana import AnaFollower, uses_ana
-from nvmeof.host.multipath.disposition import BLOCK_LAYER
 from nvmeof.host.multipath.facts import SubsystemFacts
 from nvmeof.host.multipath.head import NamespaceHead, NoPathError
 from nvmeof.host.multipath.identity import (
@@ -39,7 +38,6 @@ from nvmeof.host.multipath.identity import (
 )
 from nvmeof.host.multipath.iopolicy import DEFAULT_IOPOLICY, IOPOLICIES, check_iopolicy
 from nvmeof.host.multipath.member import Member, NamespacePath
-from nvmeof.host.multipath.requests import HeadRequest
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.path import Path, PathState
 from nvmeof.host.results import AnaLog
@@ -444,10 +442,6 @@ class Subsystem:
     def _usable(self, head: NamespaceHead | None) -> Iterator[Member]:
         members = self.members if head is None else [path.member for path in head.paths]
         return (member for member in members if member.usable)
-
-    def replay_delay(self, request: HeadRequest, member: Member, error: NvmeofError) -> float | None:
-        """Seconds until a command that was lost with ``error`` may be sent again; None: never."""
-        return 0.0 if request.sqe[0] in BLOCK_LAYER else None
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []

@@ -65,12 +65,21 @@ class Volume:
 
 
 @dataclass(eq=False)
+class Late:
+    """A command that is on its way to the controller."""
+
+    sqe: Sqe
+    data: bytes
+
+
+@dataclass(eq=False)
 class Connection:
     """One queue of an association, as the controller has it."""
 
     queue: Queue
     controller: ModelController
     alive: bool = True
+    on_the_way: list[Late] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -97,6 +106,8 @@ class ModelPort:
     loses_answers: bool = False
     """Half-open: commands are executed, and nobody hears of it."""
     delay: float = 0.001
+    linger: float = 0.0
+    """What was on its way when the connection was cut is executed so many seconds later, and nobody hears of it."""
     identify: dict[str, Any] = field(default_factory=dict)
     ana: dict[int, AnaState] = field(default_factory=lambda: {1: AnaState.OPTIMIZED})
     ana_log: Callable[[], bytes] | None = None
@@ -121,6 +132,7 @@ class ModelDevice(QueueDevice):
         self.ports = [ModelPort(number) for number in range(ports)]
         self.volumes = {each.nsid: each for each in volumes or (Volume(1),)}
         self.counts: dict[int, int] = defaultdict(int)
+        self.counted_at: dict[int, float] = {}
         self.identify: dict[str, Any] = {
             "mdts": 5, "ioccsz": 4 + 512, "iorcsz": 1, "kas": 10, "acl": 3, "nn": 16, "mnan": 16, "maxcmd": 64,
             "sn": "MODEL", "mn": "Model", "oaes": 1 << 8 | 1 << 11, "cmic": 0b1011, "anagrpmax": 4, "nanagrpid": 4,
@@ -134,12 +146,19 @@ class ModelDevice(QueueDevice):
 
     def cut(self, port: int) -> None:
         """Reset all connections of a port: both ends know at once."""
-        for controller in list(self.ports[port].controllers):
+        where, loop = self.ports[port], asyncio.get_running_loop()
+        for controller in list(where.controllers):
             for link in list(controller.connections):
                 link.alive = False
+                for late in link.on_the_way:
+                    loop.call_later(where.linger, self._late, where, late)
                 link.queue.report_err(ConnectionLost(f"p{port} reset the connection"))
-            if controller in self.ports[port].controllers:
-                self.ports[port].controllers.remove(controller)
+            if controller in where.controllers:
+                where.controllers.remove(controller)
+
+    def _late(self, port: ModelPort, late: Late) -> None:
+        if late.sqe.opcode in (NvmOpcode.WRITE, COUNT):
+            self._io(port, Request(b"", late.data), late.sqe)
 
     def set_ana(self, port: int, state: AnaState, group: int = 1) -> None:
         """Change a group's state on a port, with the event."""
@@ -197,12 +216,15 @@ class ModelDevice(QueueDevice):
         port = link.controller.port
         if port.loses_requests:
             return
+        if port.linger and request.queue.qid:
+            late = Late(SQE.unpack_from(request.sqe), bytes(request.data_out or b""))
+            link.on_the_way.append(late)
+            asyncio.get_running_loop().call_later(port.delay, link.on_the_way.remove, late)
         asyncio.get_running_loop().call_later(port.delay, self._arrived, link, request, request.cid)
 
     def _arrived(self, link: Connection, request: Request, cid: int) -> None:
-        # what was sent when the connection was cut is lost with it
         if not link.alive or request.cid != cid or link.queue in self._drained:
-            return
+            return  # it was lost with its connection
         answer = self._execute(link, request, SQE.unpack_from(request.sqe))
         if answer is not None:
             self._answer_later(request, link.controller.port, *answer)
@@ -340,6 +362,7 @@ class ModelDevice(QueueDevice):
         start, end = sqe.slba * size, (sqe.slba + sqe.transfer_blocks) * size
         if sqe.opcode == COUNT:
             self.counts[sqe.cdw10] += 1
+            self.counted_at[sqe.cdw10] = asyncio.get_running_loop().time()
         elif sqe.opcode == NvmOpcode.READ:
             assert request.data_in is not None
             request.data_in[:] = volume.data[start:end]

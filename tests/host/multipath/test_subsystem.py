@@ -568,6 +568,32 @@ def test_a_command_that_must_not_be_done_twice() -> None:
     drive(device, body)
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_an_old_copy_of_a_write_does_not_overtake_a_new_one(cancelled: bool) -> None:
+    """A target that goes on executing for two seconds, and says so (CQT): nothing is written behind it before."""
+    device = ModelDevice(2, cqt_ms=2500)
+    device.ports[0].linger = 2.0
+
+    async def body(subsystem: HostSubsystem) -> None:
+        namespace, loop = subsystem.namespace(1), asyncio.get_running_loop()
+        await namespace.refresh()
+        first = asyncio.ensure_future(namespace.write(0, block(1)))
+        await asyncio.sleep(0)
+        device.cut(0)
+        began = loop.time()
+        if cancelled:
+            first.cancel()
+        second = asyncio.ensure_future(namespace.write(0, block(2)))
+        await namespace.write(1, block(3))  # elsewhere nothing has to wait
+        assert loop.time() - began < 1
+        await second
+        assert loop.time() - began == pytest.approx(12.5, abs=0.1)  # twice KATO (5 s) and CQT
+        assert first.cancelled() if cancelled else first.done()
+        assert await namespace.read(0) == block(2)
+
+    drive(device, body)
+
+
 @pytest.mark.parametrize(
     ("status", "tries", "where"),
     [
