@@ -16,7 +16,7 @@ from nvmeof.cli.types import BYTES, Number, Seconds
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
-from nvmeof.host.cli.subsystem import PATH_HEADINGS, iopolicy_option, open_host, path_rows
+from nvmeof.host.cli.subsystem import PATH_HEADINGS, multipath_options, open_host, path_rows
 from nvmeof.host.client import HostController
 from nvmeof.host.facts import QueueFacts, SubflowFacts
 from nvmeof.host.head_load import HeadLoad
@@ -146,7 +146,7 @@ async def _watch(load: Load | HeadLoad, began: float, seconds: float, size: int,
 
 @opt.command("bench")
 @opt.controller_options
-@iopolicy_option
+@multipath_options()
 @opt.namespace_option
 @click.option("--rw", type=click.Choice(PATTERNS), default="randread", show_default=True, help="Kind of load.")
 @click.option(

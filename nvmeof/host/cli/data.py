@@ -59,7 +59,7 @@ def _check_range(namespace: Namespace, start: int, count: int) -> None:
 
 @opt.command("read")
 @opt.controller_options
-@subsystem.iopolicy_option
+@subsystem.multipath_options("-c")
 @opt.namespace_option
 @_start
 @_count
@@ -124,7 +124,7 @@ async def _read_to(namespace: Namespace, lba: int, count: int, length: int, sink
 
 @opt.command("write")
 @opt.controller_options
-@subsystem.iopolicy_option
+@subsystem.multipath_options("-c")
 @opt.namespace_option
 @_start
 @_count
@@ -208,7 +208,7 @@ async def _write_from(
 
 @opt.command("flush")
 @opt.controller_options
-@subsystem.iopolicy_option
+@subsystem.multipath_options("-c")
 @opt.namespace_option
 @opt.coroutine
 async def flush_command(nsid: int | None, **options: Any) -> None:
@@ -221,7 +221,7 @@ async def flush_command(nsid: int | None, **options: Any) -> None:
 
 @opt.command("write-zeroes")
 @opt.controller_options
-@subsystem.iopolicy_option
+@subsystem.multipath_options("-c")
 @opt.namespace_option
 @_start
 @_count
@@ -242,7 +242,7 @@ async def write_zeroes_command(
 
 @opt.command("dsm")
 @opt.controller_options
-@subsystem.iopolicy_option
+@subsystem.multipath_options("-c")
 @opt.namespace_option
 @click.option("--slbs", required=True, metavar="LIST", help="First blocks, separated by commas.")
 @click.option("--blocks", "lengths", required=True, metavar="LIST", help="Lengths in blocks, separated by commas.")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import click
 
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli.recovery import recovery_keywords, recovery_options
 from nvmeof.host.client import HostController
 from nvmeof.host.host_subsystem import HostSubsystem, PathAddress, connect_multipath
 from nvmeof.host.multipath.facts import MemberFacts
 from nvmeof.host.multipath.iopolicy import DEFAULT_IOPOLICY, IOPOLICIES
 from nvmeof.host.multipath.member import Member
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 iopolicy_option = click.option(
     "--iopolicy",
@@ -22,9 +25,18 @@ iopolicy_option = click.option(
 )
 
 
+def multipath_options(*taken: str) -> Callable[[F], F]:
+    """Add the options of paths that last: the I/O policy, and recovery. ``taken``: short forms of the command's own."""
+
+    def add(command: F) -> F:
+        return iopolicy_option(recovery_options(*taken)(command))
+
+    return add
+
+
 async def open_host(options: dict[str, Any]) -> HostController | HostSubsystem:
-    """Connect as the options say: to a controller, or with several paths, or an I/O policy, to a subsystem."""
-    if len(options["where"]) == 1 and options.get("iopolicy") is None:
+    """Connect as the options say: to a controller; with several paths, a policy or recovery to a subsystem."""
+    if len(options["where"]) == 1 and options.get("iopolicy") is None and not recovery_keywords(options):
         return await opt.open_controller(options)
     return await open_subsystem(options)
 
@@ -45,6 +57,7 @@ async def open_subsystem(options: dict[str, Any]) -> HostSubsystem:
         iopolicy=options.get("iopolicy") or DEFAULT_IOPOLICY,
         paths=opt.path_options(options),
         **chosen,
+        **recovery_keywords(options),
     )
     for where, error in subsystem.left_out:
         out.remark(f"left out the path {where}: {error}")
@@ -53,7 +66,7 @@ async def open_subsystem(options: dict[str, Any]) -> HostSubsystem:
 
 @opt.command("list-subsys")
 @opt.controller_options
-@iopolicy_option
+@multipath_options()
 @opt.output_option
 @opt.coroutine
 async def list_subsys_command(output: str, **options: Any) -> None:

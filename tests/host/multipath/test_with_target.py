@@ -209,6 +209,15 @@ async def test_data_over_several_paths(served: list[str], tmp_path: Any) -> None
     assert sink.read_bytes() == source.read_bytes()
 
 
+async def test_one_path_with_recovery(served: list[str]) -> None:
+    """Recovery alone makes a subsystem of one path, which bench shows as such."""
+    one = [*served[:6], *served[8:]]
+    code, text = await run("bench", *one, "--reconnect-delay", "1", "-l", "-1", "--runtime", "0.1", "-o", "json")
+    assert code == 0
+    (path,) = json.loads(text)["paths"]
+    assert path["path"]["max_reconnects"] is None and path["usable"]
+
+
 def test_options_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list-subsys", "-a", "127.0.0.1", "-a", "127.0.0.2", "-s", "1", "-s", "2", "-s", "3"]) == 2
     assert "--traddr was given 2 times and --trsvcid 3 times: give it once for all paths" in capsys.readouterr().err
