@@ -344,18 +344,11 @@ class Ports(Mapping[int, Port]):
         for port in list(self.values()):
             if not port.announces:
                 continue
-<<<<<<< HEAD
             number = port.config.port
             if not covered(address, self._listened(number)):
                 found = self._shared(
                     await base.get(port.config.transport).listen(address, number, self.options, port.accepted)
                 )
-=======
-            same_port = [each.address for each in self.mptcp_listeners() if each.address.port == config.port]
-            if not covered(address, same_port):
-                transport = base.get(config.transport)
-                found = self._shared(await transport.listen(address, config.port, self.options, port.accepted))
->>>>>>> 573d812 (Isolation: I/O goes before Connects, threads of files before both; ends of connections in slices, nothing left to the collector)
                 logger.info("listening on %s too, which is announced", found[0].address)
                 port.covering[address] = found
 
