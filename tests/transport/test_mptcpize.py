@@ -234,7 +234,7 @@ async def test_a_plain_nvme_tcp_host_arrives_as_mptcp(means: str) -> None:
         running = asyncio.create_task(asyncio.to_thread(mptcpized, *command, means=means))
         seen: set[str] = set()
         while not running.done():
-            seen |= {each.describe().protocol for each in target.connections.endpoints}
+            seen |= {each.describe().protocol for each in target.connections.endpoints(1)}
             await asyncio.sleep(0.02)
         done = await running
         assert done.returncode == 0, done.stderr

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from nvmeof.spec.enums import DISCOVERY_NQN, FABRICS_OPCODE
@@ -105,10 +107,8 @@ def test_host_that_is_no_longer_allowed_loses_its_association():
 
 def test_discovery_only_port_offers_no_subsystem():
     target = Target()
-    port = target.port.seen_at("192.0.2.1", 8009)
-    from dataclasses import replace
-
-    queue = target.queue(replace(port, discovery_only=True))
+    target.registry.ports[target.port.portid] = port = replace(target.port, discovery_only=True)
+    queue = target.queue(port.seen_at("192.0.2.1", 8009))
     assert queue.try_connect().status == Status.CONNECT_INVALID_PARAMETERS
     assert queue.try_connect(subnqn=DISCOVERY_NQN).status == 0
 

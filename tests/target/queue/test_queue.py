@@ -20,6 +20,7 @@ from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.slices import LONG_SECONDS, Slices
 from nvmeof.target.namespaces.feature_values import Value
 from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.fast_path import FastPath
 from nvmeof.target.queue.queue import HOLD_BYTES, RUNNING_MOST, TargetQueue
 from nvmeof.target.queue.staging import READ_AHEAD_BYTES, SPARE_BYTES
 from nvmeof.target.queue.tracing import CommandTrace
@@ -51,6 +52,15 @@ BLOCKS = 64
 WRITE_UNCORRECTABLE, COMPARE = 0x04, 0x05
 SIZE = BLOCKS * 512
 OK, FIELD, CONFLICT, RANGE, INACCESSIBLE = 0, 0x02, 0x03, 0x80, 0x302
+
+
+class NoFastPath(FastPath):
+    """One that learns nothing, so that each command takes the general path."""
+
+    __slots__ = ()
+
+    def _template(self, *command: object) -> None:
+        return None
 
 
 @dataclass
@@ -95,7 +105,7 @@ class Wire(RawHost):
             self.queue.trace = CommandTrace(trace, TracedQueue(Side.TARGET, "host"), target.runtime.now)
             self.connection.tap = PduTap(self.queue.trace.pdus)
         if not short_cut:
-            self.queue.fast_path._template = lambda *command: None
+            self.queue.fast_path.__class__ = NoFastPath
         controller = next(iter(target.subsystem.controllers.values()))
         self.feed(icreq(dgst=dgst))
         sqe = make_sqe(0, 0x7F, nsid=1, length=1024, sgl=IN_CAPSULE, cdw10=1 << 16, cdw11=entries - 1 | cattr << 16)
