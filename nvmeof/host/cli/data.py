@@ -208,7 +208,7 @@ async def _write_from(
 
 @opt.command("flush")
 @opt.controller_options
-@subsystem.multipath_options("-c")
+@subsystem.multipath_options()
 @opt.namespace_option
 @opt.coroutine
 async def flush_command(nsid: int | None, **options: Any) -> None:
@@ -242,7 +242,7 @@ async def write_zeroes_command(
 
 @opt.command("dsm")
 @opt.controller_options
-@subsystem.multipath_options("-c")
+@subsystem.multipath_options()
 @opt.namespace_option
 @click.option("--slbs", required=True, metavar="LIST", help="First blocks, separated by commas.")
 @click.option("--blocks", "lengths", required=True, metavar="LIST", help="Lengths in blocks, separated by commas.")

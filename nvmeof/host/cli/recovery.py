@@ -20,7 +20,11 @@ _OPTIONS: tuple[tuple[tuple[str, ...], Seconds, str], ...] = (
         "Until the first attempt to reconnect, and between attempts.  [default: 10]",
     ),
     (("-l", "--ctrl-loss-tmo"), Seconds(-1), "How long it tries; -1: for ever, 0: not at all.  [default: 600]"),
-    (("-F", "--fast-io-fail-tmo"), SECONDS, "After this commands fail while it still tries.  [default: they wait]"),
+    (
+        ("-F", "--fast_io_fail_tmo", "--fast-io-fail-tmo"),
+        SECONDS,
+        "After this commands fail while it still tries.  [default: they wait]",
+    ),
     (("--quiesce-tmo",), SECONDS, "Until a write of unknown outcome is sent again.  [default: what the target says]"),
 )
 NAMES = tuple(declarations[-1].removeprefix("--").replace("-", "_") for declarations, _, _ in _OPTIONS)

@@ -1,0 +1,130 @@
+"""Options of recovery on the command line, against a fake target that cuts connections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+
+from nvmeof.host.__main__ import cli
+from nvmeof.host.queue import Request
+from nvmeof.spec.enums import NvmOpcode
+from nvmeof.spec.sqe import Sqe
+
+from .fake_device import FakeDevice
+from .fake_target import FakeTarget
+from .test_main import Run, run, target  # noqa: F401
+
+FAST = ("--reconnect-delay", "0.05", "--ctrl-loss-tmo", "20")
+
+
+class Cut:
+    """Cuts all connections at the first ``times`` commands of an opcode, before they are executed."""
+
+    def __init__(self, target: FakeTarget, opcode: int, times: int) -> None:
+        self.target = target
+        self.opcode = opcode
+        self.left = times
+        target.device.intercept = self
+
+    def __call__(self, request: Request, sqe: Sqe) -> tuple[int, int] | str | None:
+        if request.queue.qid and sqe.opcode == self.opcode and self.left:
+            self.left -= 1
+            for link in self.target.accepted:
+                link.endpoint.abort()
+            return None
+        return "default"
+
+
+def test_a_read_survives_lost_connections(
+    run: Run,  # noqa: F811
+    target: FakeTarget,  # noqa: F811
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    target.device.memory[:5] = b"hello"
+    cut = Cut(target, NvmOpcode.READ, 2)
+    assert run("read", *FAST, "--data-size", 512) == 0
+    assert cut.left == 0
+    assert capfdbinary.readouterr().out == b"hello".ljust(512, b"\0")
+
+
+def test_a_write_survives_lost_connections(
+    run: Run,  # noqa: F811
+    target: FakeTarget,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    cut = Cut(target, NvmOpcode.WRITE, 1)
+    source = tmp_path / "source"
+    source.write_bytes(b"kept".ljust(1024))
+    assert run("write", *FAST, "-d", source) == 0
+    assert cut.left == 0 and target.device.memory[:1024] == b"kept".ljust(1024)
+
+
+def test_without_the_options_a_loss_is_an_error_that_says_what_is_known(
+    run: Run,  # noqa: F811
+    target: FakeTarget,  # noqa: F811
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    Cut(target, NvmOpcode.READ, 1)
+    assert run("read", "--data-size", 512) != 0
+    error = capfd.readouterr().err
+    assert "whether the command was executed is not known" in error and "Traceback" not in error
+
+
+def test_a_target_that_stays_away_is_one_sentence(
+    run: Run,  # noqa: F811
+    target: FakeTarget,  # noqa: F811
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(request: Request, sqe: Sqe) -> tuple[int, int] | str | None:
+        if request.queue.qid and sqe.opcode == NvmOpcode.READ:
+            for listener in target.listeners:
+                listener.close()
+            for link in target.accepted:
+                link.endpoint.abort()
+            return None
+        return "default"
+
+    target.device.intercept = refuse
+    assert run("read", "--reconnect-delay", "0.05", "-l", "0.1", "--data-size", 512) != 0
+    error = capfd.readouterr().err
+    assert "Traceback" not in error and "no path" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--reconnect-delay", "0"), "reconnect_delay must be a number of seconds, more than 0"),
+        (("-l", "-0.5"), "ctrl_loss_tmo must be a number of seconds, 0 or more, or -1 for ever"),
+        (("-F", "-1"), "negative"),
+        (("-l", "-2"), "not a number of seconds in the range"),
+    ],
+)
+def test_times_that_are_none(
+    run: Run,  # noqa: F811
+    arguments: tuple[str, str],
+    sentence: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run("read", *arguments, "--data-size", 512) == 2
+    assert sentence in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["bench", "read", "write", "flush", "write-zeroes", "dsm"])
+def test_names_are_those_of_nvme_cli(name: str) -> None:
+    options = {opt for each in cli.commands[name].params if isinstance(each, click.Option) for opt in each.opts}
+    assert {
+        "--reconnect-delay",
+        "-l",
+        "--ctrl-loss-tmo",
+        "-F",
+        "--fast_io_fail_tmo",
+        "-k",
+        "--keep-alive-tmo",
+    } <= options
+    assert "-c" in options  # the delay's, or the command's own
+
+
+def test_the_device_of_this_test_reports_no_cqt() -> None:
+    assert "cqt" not in FakeDevice().identify
