@@ -92,7 +92,7 @@ def test_help_is_short_and_begins_with_what_is_the_commands_own(
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) < (60 if name == "connect" else 48)
+    assert len(lines) < (64 if name == "connect" else 48)
     assert "\\x" not in text
     if "Connection:" not in lines:
         return

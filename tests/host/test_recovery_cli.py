@@ -1,7 +1,13 @@
 """Options of recovery on the command line, against a fake target that cuts connections."""
 
+# ruff: noqa: F811
+
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -9,10 +15,10 @@ import pytest
 
 from nvmeof.host.__main__ import cli
 from nvmeof.host.queue import Request
-from nvmeof.spec.enums import NvmOpcode
+from nvmeof.spec.enums import AdminOpcode, NvmOpcode
 from nvmeof.spec.sqe import Sqe
 
-from .fake_device import FakeDevice
+from .fake_device import SUBNQN, FakeDevice
 from .fake_target import FakeTarget
 from .test_main import Run, run, target  # noqa: F401
 
@@ -29,7 +35,8 @@ class Cut:
         target.device.intercept = self
 
     def __call__(self, request: Request, sqe: Sqe) -> tuple[int, int] | str | None:
-        if request.queue.qid and sqe.opcode == self.opcode and self.left:
+        admin = isinstance(self.opcode, AdminOpcode)
+        if bool(request.queue.qid) is not admin and sqe.opcode == self.opcode and self.left:
             self.left -= 1
             for link in self.target.accepted:
                 link.endpoint.abort()
@@ -38,8 +45,8 @@ class Cut:
 
 
 def test_a_read_survives_lost_connections(
-    run: Run,  # noqa: F811
-    target: FakeTarget,  # noqa: F811
+    run: Run,
+    target: FakeTarget,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     target.device.memory[:5] = b"hello"
@@ -50,8 +57,8 @@ def test_a_read_survives_lost_connections(
 
 
 def test_a_write_survives_lost_connections(
-    run: Run,  # noqa: F811
-    target: FakeTarget,  # noqa: F811
+    run: Run,
+    target: FakeTarget,
     tmp_path: Path,
 ) -> None:
     cut = Cut(target, NvmOpcode.WRITE, 1)
@@ -62,8 +69,8 @@ def test_a_write_survives_lost_connections(
 
 
 def test_without_the_options_a_loss_is_an_error_that_says_what_is_known(
-    run: Run,  # noqa: F811
-    target: FakeTarget,  # noqa: F811
+    run: Run,
+    target: FakeTarget,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     Cut(target, NvmOpcode.READ, 1)
@@ -73,8 +80,8 @@ def test_without_the_options_a_loss_is_an_error_that_says_what_is_known(
 
 
 def test_a_target_that_stays_away_is_one_sentence(
-    run: Run,  # noqa: F811
-    target: FakeTarget,  # noqa: F811
+    run: Run,
+    target: FakeTarget,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(request: Request, sqe: Sqe) -> tuple[int, int] | str | None:
@@ -102,7 +109,7 @@ def test_a_target_that_stays_away_is_one_sentence(
     ],
 )
 def test_times_that_are_none(
-    run: Run,  # noqa: F811
+    run: Run,
     arguments: tuple[str, str],
     sentence: str,
     capfd: pytest.CaptureFixture[str],
@@ -124,6 +131,28 @@ def test_names_are_those_of_nvme_cli(name: str) -> None:
         "--keep-alive-tmo",
     } <= options
     assert "-c" in options  # the delay's, or the command's own
+
+
+def test_connect_tells_how_a_path_fares(target: FakeTarget, tmp_path: Path) -> None:
+    where = ["-t", "tcp", "-a", "127.0.0.1", "-s", str(target.port), "-n", SUBNQN]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nvmeof.host", "connect", *where, *FAST, "-k", "0.5"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path)},
+    )
+    assert process.stdout is not None and process.stderr is not None
+    while "Ctrl-C" not in (line := process.stdout.readline()):
+        assert line, process.communicate()[1]
+    Cut(target, AdminOpcode.KEEP_ALIVE, 1)
+    told = [process.stderr.readline() for _ in range(3)]
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=50)
+    assert (process.returncode, out) == (0, "disconnected\n")
+    states = [line.split(": ", 2)[2].split(" (")[0].strip() for line in told]
+    assert states == ["resetting", "connecting", "live"]
+    assert "(" in told[0]  # and why
 
 
 def test_the_device_of_this_test_reports_no_cqt() -> None:

@@ -17,15 +17,15 @@ _OPTIONS: tuple[tuple[tuple[str, ...], Seconds, str], ...] = (
     (
         ("-c", "--reconnect-delay"),
         SECONDS,
-        "Until the first attempt to reconnect, and between attempts.  [default: 10]",
+        "Before each attempt.  [default: 10]",
     ),
-    (("-l", "--ctrl-loss-tmo"), Seconds(-1), "How long it tries; -1: for ever, 0: not at all.  [default: 600]"),
+    (("-l", "--ctrl-loss-tmo"), Seconds(-1), "Of attempts; -1: for ever.  [default: 600]"),
     (
         ("-F", "--fast_io_fail_tmo", "--fast-io-fail-tmo"),
         SECONDS,
-        "After this commands fail while it still tries.  [default: they wait]",
+        "Until commands that wait fail.",
     ),
-    (("--quiesce-tmo",), SECONDS, "Until a write of unknown outcome is sent again.  [default: what the target says]"),
+    (("--quiesce-tmo",), SECONDS, "Until a lost write is sent again."),
 )
 NAMES = tuple(declarations[-1].removeprefix("--").replace("-", "_") for declarations, _, _ in _OPTIONS)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from nvmeof.cli import interrupts
@@ -13,10 +15,15 @@ from nvmeof.host.async_events import AsyncEvent
 from nvmeof.host.cli import nvme_json
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli.recovery import recovery_options
+from nvmeof.host.cli.subsystem import iopolicy_option, open_host
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.facts import QueueFacts
+from nvmeof.host.host_subsystem import HostSubsystem
+from nvmeof.host.multipath.member import Member
 from nvmeof.host.namespace import Namespace
+from nvmeof.host.path import PathState
 from nvmeof.spec.enums import NVME_PORT
 from nvmeof.spec.identify_namespace import format_index
 from nvmeof.spec.nqn import uuid_nqn
@@ -198,12 +205,16 @@ async def id_ns_command(output: str, nsid: int | None, **options: Any) -> None:
 
 @opt.command("connect")
 @opt.controller_options
+@recovery_options()
+@iopolicy_option
 @opt.output_option
 @opt.coroutine
 async def connect_command(output: str, **options: Any) -> None:
-    """Connect, show what came of it, and hold the connection until Ctrl-C."""
-    async with await opt.open_controller(options) as controller:
-        namespaces = await controller.namespaces()
+    """Connect, show what came of it, and hold the connection until Ctrl-C.
+
+    With options of recovery, or several paths, lost connections are made anew.
+    """
+    async with await open_host(options) as host:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         lost: list[NvmeofError] = []
@@ -212,15 +223,44 @@ async def connect_command(output: str, **options: Any) -> None:
             lost.append(error)
             stop.set()
 
-        controller.on_lost.append(on_lost)
-        controller.on_event.append(_print_event)
-        _print_connection(controller, namespaces, output)
+        namespaces = await host.namespaces()
+        if isinstance(host, HostSubsystem):
+            _watch_paths(host, on_lost)
+            for member in host.paths:
+                if isinstance(member.controller, HostController):
+                    _print_connection(member.controller, namespaces, output)
+        else:
+            host.on_lost.append(on_lost)
+            host.on_event.append(_print_event)
+            _print_connection(host, namespaces, output)
+        if output == "normal":
+            print("connected; Ctrl-C disconnects", flush=True)
         with interrupts.regular_end():
             await stop.wait()
         if lost:
             raise lost[0]
     if output == "normal":
         print("disconnected")
+
+
+def _watch_paths(subsystem: HostSubsystem, on_lost: Callable[[NvmeofError], None]) -> None:
+    """Tell of each change of a path; ``on_lost`` is called when the last one has been removed."""
+
+    def removed(member: Member, error: NvmeofError) -> None:
+        out.remark(f"path {member.name}: removed ({error})")
+        if not subsystem.paths:
+            on_lost(error)
+
+    subsystem.core.on_lost.append(removed)
+    subsystem.core.on_event.append(lambda member, event: _print_event(event))
+    for member in subsystem.paths:
+        member.path.on_change.append(partial(_print_change, member))
+
+
+def _print_change(member: Member) -> None:
+    path = member.path
+    reason = f" ({path.error})" if path.error is not None and path.state is PathState.RESETTING else ""
+    out.remark(f"path {member.name}: {'failfast expired' if path.failfast_expired else path.state.value}{reason}")
 
 
 def _print_event(event: AsyncEvent) -> None:
@@ -253,7 +293,6 @@ def _print_connection(controller: HostController, namespaces: list[Namespace], o
             *((f"queue {each['qid']}", _queue_text(each)) for each in queues),
         )
     )
-    print("connected; Ctrl-C disconnects", flush=True)
 
 
 def _namespace_text(namespace: Namespace) -> str:
