@@ -15,12 +15,14 @@ from nvmeof.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from nvmeof.errors import (
+        CommandNotExecuted,
         ConfigurationError,
         ConnectionLost,
         ConnectTimeout,
         LocalProtocolError,
         NvmeofError,
         NvmeStatusError,
+        OutcomeUnknown,
         TransportError,
     )
     from nvmeof.host.async_events import AsyncEvent
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncEvent": "nvmeof.host.async_events",
+    "CommandNotExecuted": "nvmeof.errors",
     "ConfigurationError": "nvmeof.errors",
     "ConnectTimeout": "nvmeof.errors",
     "ConnectionLost": "nvmeof.errors",
@@ -56,6 +59,7 @@ _HOMES = {
     "NamespaceConfig": "nvmeof.target.subsystem.config",
     "NvmeStatusError": "nvmeof.errors",
     "NvmeofError": "nvmeof.errors",
+    "OutcomeUnknown": "nvmeof.errors",
     "PassthruResult": "nvmeof.host.client",
     "PathAddress": "nvmeof.host.host_subsystem",
     "PathOptions": "nvmeof.transport.paths.session",
@@ -76,6 +80,7 @@ _HOMES = {
 
 __all__ = [
     "AsyncEvent",
+    "CommandNotExecuted",
     "ConfigurationError",
     "ConnectTimeout",
     "ConnectionLost",
@@ -92,6 +97,7 @@ __all__ = [
     "NamespaceConfig",
     "NvmeStatusError",
     "NvmeofError",
+    "OutcomeUnknown",
     "PassthruResult",
     "PathAddress",
     "PathOptions",
