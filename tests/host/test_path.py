@@ -264,6 +264,26 @@ def test_what_prepares_an_association_can_fail_it() -> None:
     assert bench.path.state is PathState.CONNECTING and str(bench.path.error) == "not this one"
     bench.pass_time(1.2)
     assert bench.path.state is PathState.LIVE and bench.path.controller is prepared[1]
+    calls = bench.device.calls
+    assert calls.count("setup_ctrl") == calls.count("release_ctrl") + 1  # of the one that was refused nothing is left
+
+
+def test_a_path_that_is_deleted_while_its_association_is_prepared_does_not_come_back() -> None:
+    bench = PathBench(reconnect_delay=1.0).connect()
+    held = bench.runtime.create_future()
+
+    async def prepare(controller: Controller) -> None:
+        await held
+
+    bench.path.prepare.append(prepare)
+    bench.break_it()
+    bench.pass_time(1.5)
+    bench.run(bench.path.delete())
+    assert bench.path.state is PathState.DEAD
+    held.set_result(None)
+    bench.pass_time(1.0)
+    assert bench.path.state is PathState.DEAD and bench.path.controller is None
+    assert bench.device.calls.count("setup_ctrl") == bench.device.calls.count("release_ctrl")
 
 
 def test_an_unexpected_error_of_an_attempt_is_one_more_failed_attempt(caplog: pytest.LogCaptureFixture) -> None:
