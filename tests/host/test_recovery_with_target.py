@@ -182,3 +182,32 @@ async def test_fast_io_fail_ends_what_waits_and_the_path_comes_back(tmp_path: Pa
             assert await namespace.read(0, 1) == b"kept".ljust(512)
     finally:
         await target.stop()
+
+
+async def test_a_write_of_unknown_outcome_waits_until_the_target_has_quiesced() -> None:
+    """CQT 200 ms and KATO 0.4 s by traffic: 1.4 s from the loss on; what overlaps it waits behind it."""
+    async with (
+        target_of("tcp", cqt=0.2) as target,
+        one_path(target, "tcp", keep_alive_tmo=0.4, nr_io_queues=1) as subsystem,
+    ):
+        path = subsystem.paths[0].path
+        namespace = subsystem.namespace(1)
+        await namespace.read(0, 1)
+        ended: list[str] = []
+
+        async def write(name: str) -> None:
+            await namespace.write(0, name.encode().ljust(512))
+            ended.append(name)
+
+        writing = asyncio.create_task(write("one"))
+        await asyncio.sleep(0)  # it is sent in this turn, and answered in a later one
+        noticed = time.monotonic()
+        path.fail(ConnectionLost("cut by the test"))
+        await until(lambda: path.state is PathState.LIVE)
+        overlapping = asyncio.create_task(write("two"))
+        await namespace.write(1, bytes(512))
+        await namespace.read(0, 1)
+        await asyncio.wait_for(asyncio.gather(writing, overlapping), 30)
+        assert time.monotonic() - noticed >= 3 * 0.4 + 0.2
+        assert ended == ["one", "two"]
+        assert await namespace.read(0, 1) == b"two".ljust(512)

@@ -15,8 +15,7 @@ from nvmeof.host.async_events import AsyncEvent
 from nvmeof.host.cli import nvme_json
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
-from nvmeof.host.cli.recovery import recovery_options
-from nvmeof.host.cli.subsystem import iopolicy_option, open_host
+from nvmeof.host.cli.subsystem import multipath_options, open_host
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.facts import QueueFacts
@@ -205,8 +204,7 @@ async def id_ns_command(output: str, nsid: int | None, **options: Any) -> None:
 
 @opt.command("connect")
 @opt.controller_options
-@recovery_options()
-@iopolicy_option
+@multipath_options()
 @opt.output_option
 @opt.coroutine
 async def connect_command(output: str, **options: Any) -> None:
