@@ -142,6 +142,9 @@ def test_a_page_with_state_of_its_own():
 def test_two_rows_for_one():
     with pytest.raises(ValueError, match="Ping: opcode C0h has a row already"):
         standard_tables(ROWS, Rows(admin=ROWS.admin))
+    here = CommandRow(opcode=SUM, name="Sum", handler=sum_of, offered=lambda subsystem: False)
+    with pytest.raises(ValueError, match="Sum: an I/O command cannot depend on the subsystem"):
+        standard_tables(Rows(io={Csi.NVM: (here,)}))
     twice = Rows(io={Csi.ZONED: (CommandRow(opcode=NvmOpcode.READ, name="Read", handler=ping),)})
     with pytest.raises(ValueError, match="Read: opcode 02h has a row already"):
         standard_tables(twice)

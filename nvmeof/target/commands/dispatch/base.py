@@ -191,7 +191,7 @@ class CommandRow(Generic[C, T]):
     abortable: bool = False
     oncs: int = 0  # its bit in Identify Controller's ONCS
     oacs: int = 0  # and in OACS
-    offered: Callable[[Offering], bool] = always  # whether a subsystem has the command; else it is unknown there
+    offered: Callable[[Offering], bool] = always  # whether a subsystem has the admin command; else it is unknown there
     remark: str = ""  # for docs/supported.md
 
     def command(self, ctx: C, sqe: Sqe) -> T:

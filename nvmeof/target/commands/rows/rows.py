@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from nvmeof.spec.enums import Csi
 from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.context import LbaOpcodes
-from nvmeof.target.commands.dispatch.base import CommandRow, CommandSpec, IoRows, IoSpec
+from nvmeof.target.commands.dispatch.base import CommandRow, CommandSpec, IoRows, IoSpec, always
 from nvmeof.target.commands.dispatch.command_tables import AdmissionCheck, CommandTables
 from nvmeof.target.commands.rows.features import FeatureSpec, FeatureTable
 from nvmeof.target.commands.rows.log_pages import LogPageSpec, LogPageTable
@@ -67,10 +67,16 @@ def _commands(rows: Iterable[Spec]) -> dict[int, Spec]:
 
 
 def build_tables(admission: tuple[AdmissionCheck, ...], modules: Iterable[Rows | IoRows]) -> Tables:
-    """Make the tables of a target. Raises `ValueError` for an opcode, page or feature that has two rows."""
+    """Make the tables of a target.
+
+    Raises `ValueError` for an opcode, page or feature that has two rows, and for an I/O command with `offered`.
+    """
     every = tuple(Rows(io=module) if isinstance(module, IoRows) else module for module in modules)
     sets = sorted({Csi.NVM, *(csi for rows in every for csi in rows.io)})
     own = {csi: tuple(row for rows in every for row in rows.io.get(csi, ())) for csi in sets}
+    for row in (row for rows in own.values() for row in rows):
+        if row.offered is not always:
+            raise ValueError(f"{row.name}: an I/O command cannot depend on the subsystem (offered)")
     io = {csi: _commands(own[Csi.NVM] + (own[csi] if csi != Csi.NVM else ())) for csi in sets}
     return Tables(
         CommandTables(
