@@ -70,14 +70,14 @@ class IoBatch:
 class BatchPart(Request):
     """One command of a batch that is under way. It serves another one afterwards, unless an Abort may name it."""
 
-    __slots__ = ("_aborted", "index", "run")
+    __slots__ = ("_aborted", "group", "index")
 
     def __init__(self) -> None:
         self.cid = -1
         self.priority = False
         self.timeout = -1.0
         self._aborted = False
-        self.run: BatchRun
+        self.group: BatchRun
         self.index = 0
 
     if not TYPE_CHECKING:  # to a type checker these are the attributes of Request
@@ -85,16 +85,16 @@ class BatchPart(Request):
         @property
         def sqe(self) -> bytes:
             """Made when somebody asks: for an error, a timeout, a trace."""
-            return self.run.batch.sqe_of(self.index)
+            return self.group.batch.sqe_of(self.index)
 
         @property
         def data_in(self) -> memoryview | None:
-            batch = self.run.batch
+            batch = self.group.batch
             return None if batch.write else batch.buffers[self.index]
 
         @property
         def data_out(self) -> memoryview | None:
-            batch = self.run.batch
+            batch = self.group.batch
             return batch.buffers[self.index] if batch.write else None
 
     @property
@@ -105,10 +105,10 @@ class BatchPart(Request):
     @aborted.setter
     def aborted(self, aborted: bool) -> None:
         self._aborted = aborted
-        self.run.reusable = False
+        self.group.reusable = False
 
     def completed(self, result: int, status: int) -> None:
-        run = self.run
+        run = self.group
         if status >= 2:
             run.part_failed(self, error_of(self, status, result))
         run.outstanding -= 1
@@ -116,7 +116,7 @@ class BatchPart(Request):
             run.advance()
 
     def failed(self, error: NvmeofError) -> None:
-        run = self.run
+        run = self.group
         run.part_lost(self, error)
         run.outstanding -= 1
         if run.outstanding <= run.advance_at:
@@ -165,11 +165,17 @@ class BatchRun:
         self._parts = idle[-count:]
         del idle[-count:]
         for part in self._parts:
-            part.run = self
+            part.group = self
         while len(self._parts) < count:
             part = BatchPart()
-            part.run = self
+            part.group = self
             self._parts.append(part)
+
+    def completed_together(self, requests: list[Request]) -> None:
+        """Count commands that have succeeded, and go on."""
+        self.outstanding -= len(requests)
+        if self.outstanding <= self.advance_at:
+            self.advance()
 
     def advance(self) -> None:
         """Send what the window has room for, or end."""

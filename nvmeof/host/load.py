@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
+from typing import cast
 
 from nvmeof.errors import NvmeofError
 from nvmeof.host import sqe_builders
@@ -136,6 +137,22 @@ class Load:
                 self._loop.call_soon(self._send_ready)
             self.ready.append(request)
 
+    def completed_together(self, requests: list[Request]) -> None:
+        """Note the latencies of commands that have succeeded, and send them again in the next turn of the loop."""
+        now = time.perf_counter_ns()
+        mine = cast(list[LoadRequest], requests)
+        self.latencies_ns.extend([now - request.started_ns for request in mine])
+        if not self.running:
+            for _ in mine:
+                self.ended(None)
+            return
+        if len(mine) == 1:
+            self.again(mine[0])
+            return
+        if not self.ready:
+            self._loop.call_soon(self._send_ready)
+        self.ready += mine
+
     def _take(self, wanted: int) -> int:
         """How many of ``wanted`` commands may be sent: all, unless ``ios`` were asked for."""
         if self._left is None:
@@ -223,10 +240,11 @@ class Load:
 class LoadRequest(Request):
     """One of the requests that are always under way."""
 
-    __slots__ = ("buffer", "load", "slba", "started_ns")
+    __slots__ = ("buffer", "group", "load", "slba", "started_ns")
 
     def __init__(self, load: Load, queue: Queue, data_out: memoryview | None, data_in: memoryview | None) -> None:
         self.load = load
+        self.group = load if load.next_queue is None else None
         self.slba = 0
         super().__init__(b"", data_out, data_in)
         self.queue = queue
@@ -248,10 +266,7 @@ class LoadRequest(Request):
         if status >= 2:
             load.ended(error_of(self, status, result))
         elif load.running:
-            if load.ready and load.next_queue is None:  # as most times; else what `again` does
-                load.ready.append(self)
-            else:
-                load.again(self)
+            load.again(self)
         else:
             load.ended(None)
 

@@ -78,6 +78,14 @@ GENERIC_OPTS = frozenset(
 """Options that concern the controller only, and that every device takes therefore."""
 
 
+class Group(Protocol):
+    """Several requests with one owner."""
+
+    def completed_together(self, requests: list[Request]) -> None:
+        """These have completed without an error; a result other than 0 is not told."""
+        ...
+
+
 class Request:
     """One command on its way: 64 bytes of SQE and at most one data buffer.
 
@@ -88,6 +96,8 @@ class Request:
     __slots__ = ("aborted", "cid", "data_in", "data_out", "epoch", "priority", "queue", "sqe", "timeout")
 
     queue: Queue
+    group: Group | None = None
+    """Who is told, in place of `completed`, of all its requests that have succeeded together; None: nobody."""
 
     def __init__(self, sqe: bytes, data_out: Buffer | None = None, data_in: memoryview | None = None) -> None:
         self.sqe = sqe
@@ -290,19 +300,33 @@ class Queue:
         requests, free = self.requests, self._free
         named, urgent, backlog = self._named, self._urgent, self._backlog
         reserved_from, traced, count = self._reserved_from, self.trace is not None, 0
-        for cid, status, dw0, dw1 in entries:
-            request = requests.get(cid)
-            if request is None:
-                break
-            if traced or named or urgent or backlog or cid >= reserved_from:
-                request.done(dw0 | dw1 << 32, status)
-                continue
-            del requests[cid]
-            request.cid = -1
-            count += 1
-            free.append(cid)
-            request.completed(dw0 | dw1 << 32, status)
-        self.completed += count
+        owner: Group | None = None
+        together: list[Request] = []
+        try:
+            for cid, status, dw0, dw1 in entries:
+                request = requests.get(cid)
+                if request is None:
+                    break
+                if traced or named or urgent or backlog or cid >= reserved_from:
+                    request.done(dw0 | dw1 << 32, status)
+                    continue
+                del requests[cid]
+                request.cid = -1
+                count += 1
+                free.append(cid)
+                group = request.group
+                if group is None or status >= 2:
+                    request.completed(dw0 | dw1 << 32, status)
+                    continue
+                if group is not owner:
+                    if owner is not None:
+                        owner.completed_together(together)
+                    owner, together = group, []
+                together.append(request)
+        finally:
+            self.completed += count
+            if owner is not None:
+                owner.completed_together(together)
 
     def _reuse(self, cid: int) -> None:
         if self._urgent:
