@@ -98,6 +98,7 @@ def connect_multipath(
     all_paths: bool = False,
     registry: DeviceRegistry = client.DEVICES,
     paths: PathOptions | None = None,
+    trace: Trace | None = None,
     **options: Unpack[host_subsystem.PathKeywords],
 ) -> HostSubsystem:
     """Connect to a subsystem over several paths, as :func:`nvmeof.host.host_subsystem.connect_multipath` does.
@@ -121,6 +122,7 @@ def connect_multipath(
                 all_paths=all_paths,
                 registry=registry,
                 paths=paths,
+                trace=trace,
                 **options,
             )
         )
