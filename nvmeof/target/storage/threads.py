@@ -31,11 +31,18 @@ _BATCH_AMONG_OTHERS = 4
 """While others wait as well."""
 
 
+_GIVE_WAY_FIRST = 3
+_GIVE_WAY_EVERY = 8
+"""So often, and then every so many times, the loop gives way to threads that are not done."""
+
+
 class _Here(threading.local):
     """Of the event loop that runs in this thread."""
 
     batches = 0
     """Handed to threads and not yet done, of all files together."""
+    asked = 0
+    """How often they were asked for since the last one was handed over."""
 
 
 _here = _Here()
@@ -45,10 +52,13 @@ def give_way() -> None:
     """Let threads go first that have something to do for the event loop of this thread.
 
     A loop that never waits keeps a thread from running for as long as the scheduler allows, where both have one core,
-    and gives the interpreter's lock away for moments only.
+    and gives the interpreter's lock away for moments only. A thread that is not done soon waits for its disk, and
+    giving way to it would only serve the other programs of this machine.
     """
     if _here.batches:
-        yield_cpu()
+        _here.asked += 1
+        if _here.asked <= _GIVE_WAY_FIRST or not _here.asked % _GIVE_WAY_EVERY:
+            yield_cpu()
 
 
 def _nothing(delivered: bool) -> None:
@@ -126,6 +136,7 @@ class ThreadBatches:
             grow = self._busy == self._asked_for < self._workers
             self._asked_for += grow
             _here.batches += 1
+            _here.asked = 0
             self._handed.put(_Batch(loop, owner, batch, grow))
 
     def _most(self, owner: object) -> int:
