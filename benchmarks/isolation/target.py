@@ -18,12 +18,10 @@ from types import ModuleType
 from typing import Any
 
 from nvmeof import FileBackend, Ramdisk, Target
-from nvmeof.aio.runloop import run
 
 
-def _config_module() -> ModuleType:
-    """Where the configuration classes are: an older build has them elsewhere."""
-    homes = [f"nvmeof.target.{name}" for name in ("subsystem.config", "config")]
+def _module(*homes: str) -> ModuleType:
+    """The first of these modules that is there: an older build has its classes elsewhere."""
     for home in homes:
         with contextlib.suppress(ModuleNotFoundError):
             return import_module(home)
@@ -33,7 +31,7 @@ def _config_module() -> ModuleType:
 def config(given: dict[str, Any]) -> Any:
     """Namespace 1 is memory, namespace 2 a file; the other subsystem has one in memory, to be sanitized."""
 
-    names = _config_module()
+    names = _module("nvmeof.target.subsystem.config", "nvmeof.target.config")
 
     def subsystem(nqn: str, *backends: Any) -> Any:
         return names.SubsystemConfig(
@@ -76,4 +74,4 @@ if __name__ == "__main__":
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
-    run(serve(json.loads(sys.argv[1])))
+    _module("nvmeof.aio.runloop", "nvmeof.transport.runloop").run(serve(json.loads(sys.argv[1])))
