@@ -30,6 +30,7 @@ class StubTarget:
         self.stays: list[Node] = []
         self.garbage: weakref.ref[Node]
         self.frozen_before = gc.get_freeze_count()
+        self.administration = SimpleNamespace(describe=lambda: None)
 
     async def start(self) -> None:
         self.garbage = weakref.ref(Node())
