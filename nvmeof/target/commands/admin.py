@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import dataclass
 
 from nvmeof.spec.enums import IDENTIFY_BYTES, AdminOpcode, CommandEffects
 from nvmeof.spec.sqe import Sqe
@@ -11,8 +12,10 @@ from nvmeof.target.commands.dispatch.base import (
     AnaRule,
     CommandRow,
     Completion,
+    Decoded,
     Direction,
     NsidRule,
+    decoded,
     fixed,
     processed_during_sanitize,
 )
@@ -38,13 +41,26 @@ from nvmeof.target.commands.rows.rows import Rows
 _NOT_ABORTED = 1
 
 
-def abort(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion:
+@dataclass(frozen=True, slots=True)
+class AbortFields:
+    """The own fields of Abort: SQID and CID of the command to abort."""
+
+    sqid: int
+    cid: int
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> AbortFields:
+        """Read CDW10 (NVMe Base, Abort command)."""
+        return cls(sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16)
+
+
+def abort(ctx: AdminContext, request: Decoded[AbortFields], data: memoryview | None) -> Completion:
     """Abort. DW0 bit 0 says that it was not done, or not yet.
 
     Aborted are Asynchronous Event Requests, and what the queue can end at once: see `AbortableCommands.abort`. This
     command is done in the step in which it comes, so that the Abort Command Limit is never exceeded.
     """
-    sqid, cid = sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16
+    sqid, cid = request.fields.sqid, request.fields.cid
     if sqid == 0 and ctx.controller.events.abort(cid):
         return Completion()
     queue = ctx.controller.queues.get(sqid)
@@ -93,6 +109,7 @@ _ABORT = CommandRow(
     opcode=AdminOpcode.ABORT,
     name="Abort",
     handler=abort,
+    decode=decoded(AbortFields.parse),
     during_sanitize=processed_during_sanitize,
     remark="of commands that wait for an event, for memory, for their other half or for a backend, and between steps",
 )

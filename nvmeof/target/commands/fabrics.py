@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Container, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from nvmeof.errors import CommandError
@@ -38,7 +39,7 @@ from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.admin_context import AdminContext, ConnectContext
 from nvmeof.target.commands.context import CommandContext, IoContext
-from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Direction, fixed
+from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Decoded, Direction, decoded, fixed
 from nvmeof.target.commands.io.nvm import run_all
 from nvmeof.target.commands.logs.logs_health import snapshot
 from nvmeof.target.commands.rows.feature_commands import restore_features
@@ -64,14 +65,25 @@ def _invalid(field: str, message: str) -> CommandError:
     return CommandError(Status.CONNECT_INVALID_PARAMETERS, location, message=message, dw0=connect_invalid_dw0(field))
 
 
-def _connect_fields(sqe: Sqe) -> tuple[int, int, int, int, int]:
-    """RECFMT, QID, SQSIZE (0's-based), CATTR, KATO."""
-    return sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 0xFFFF, sqe.cdw11 >> 16 & 0xFF, sqe.cdw12
+@dataclass(frozen=True, slots=True)
+class ConnectFields:
+    """The own fields of Connect: RECFMT, QID, SQSIZE (raw, 0's-based), CATTR, KATO in milliseconds."""
+
+    recfmt: int
+    qid: int
+    sqsize: int
+    cattr: int
+    kato_ms: int
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> ConnectFields:
+        """Read CDW10 to CDW12 (NVMe Base, Connect command)."""
+        return cls(sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 0xFFFF, sqe.cdw11 >> 16 & 0xFF, sqe.cdw12)
 
 
-def check_connect(ctx: ConnectContext, sqe: Sqe) -> None:
+def check_connect(ctx: ConnectContext, request: Decoded[ConnectFields]) -> None:
     """What can be refused before the Connect data has been looked at."""
-    recfmt, qid, sqsize, _, _ = _connect_fields(sqe)
+    recfmt, qid, sqsize = request.fields.recfmt, request.fields.qid, request.fields.sqsize
     if recfmt != RECORD_FORMAT:
         raise CommandError(
             Status.CONNECT_INCOMPATIBLE_FORMAT,
@@ -84,7 +96,7 @@ def check_connect(ctx: ConnectContext, sqe: Sqe) -> None:
         raise _invalid("sqsize", f"an admin queue of {sqsize + 1} entries is larger than {_MAX_ADMIN_ENTRIES}")
 
 
-def connect(ctx: ConnectContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryview | None) -> Completion:
     """Make this queue the admin queue of a new controller, or an I/O queue of an existing one. DW0: CNTLID."""
     assert data is not None
     hostid, wanted_cntlid, subnqn, named = _connect_data(data)
@@ -101,18 +113,18 @@ def connect(ctx: ConnectContext, sqe: Sqe, data: memoryview | None) -> Completio
             message=f"host {host_nqn!r} is not allowed to use {subsystem.nqn}",
             dw0=connect_invalid_dw0("hostnqn"),
         )
-    _, qid, sqsize, cattr, kato_ms = _connect_fields(sqe)
-    flow_control = not cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
+    qid, sqsize = request.fields.qid, request.fields.sqsize
+    flow_control = not request.fields.cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
     accepted: AdminContext | IoContext
     if qid == 0:
-        controller = _new_association(ctx, subsystem, wanted_cntlid, host_nqn, hostid, kato_ms)
+        controller = _new_association(ctx, subsystem, wanted_cntlid, host_nqn, hostid, request.fields.kato_ms)
         accepted = AdminContext(ctx, controller, entries=sqsize + 1, flow_control=flow_control)
         association: Association = controller
     else:
         try:
             association = _join_association(subsystem, qid, sqsize, wanted_cntlid, named)
         except CommandError as error:
-            _log_failure(ctx, subsystem.controllers.get(wanted_cntlid), sqe, error, named)
+            _log_failure(ctx, subsystem.controllers.get(wanted_cntlid), request, error, named)
             raise
         _compare_hostid(ctx, association, qid, hostid)
         effects = association.effects(qid, ctx.queue, ctx.port.trtype)
@@ -182,11 +194,15 @@ def _new_association(
 
 
 def _log_failure(
-    ctx: ConnectContext, controller: Association | None, sqe: Sqe, error: CommandError, host_nqn: str
+    ctx: ConnectContext,
+    controller: Association | None,
+    request: Decoded[ConnectFields],
+    error: CommandError,
+    host_nqn: str,
 ) -> None:
     """An I/O queue that could not be made belongs to its controller's Error Information log, if it is that host's."""
     if controller is not None and _same_host(controller, host_nqn):
-        qid, trtype = sqe.cdw10 >> 16, ctx.port.trtype
+        sqe, qid, trtype = request.sqe, request.fields.qid, ctx.port.trtype
         controller.connect_refused(qid, sqe.cid, error, trtype=trtype, opcode=sqe.opcode)
 
 
@@ -227,9 +243,25 @@ _OF_THE_SUBSYSTEM = (NSSR_OFFSET, NSSD_OFFSET)  # not for discovery controllers
 SUPPORTED_PROPERTIES = frozenset(_READ_PROPERTY)
 
 
-def _property(controller: Controller, sqe: Sqe, record_offsets: dict[str, int], known: Container[int]) -> int:
+@dataclass(frozen=True, slots=True)
+class PropertyFields:
+    """The own fields of Property Get and Property Set: the size (ATTRIB), the offset (OFST), the value to be set."""
+
+    attrib: int
+    offset: int
+    value: int
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> PropertyFields:
+        """Read CDW10 to CDW12 (NVMe Base, Property Get command and Property Set command)."""
+        return cls(sqe.cdw10 & 7, sqe.cdw11, sqe.cdw12)
+
+
+def _property(
+    controller: Controller, fields: PropertyFields, record_offsets: dict[str, int], known: Container[int]
+) -> int:
     """The property's offset, after its size was checked."""
-    attrib, offset = sqe.cdw10 & 7, sqe.cdw11
+    attrib, offset = fields.attrib, fields.offset
     if offset not in known or (offset in _OF_THE_SUBSYSTEM and controller.discovery):
         raise CommandError(
             Status.INVALID_FIELD, record_offsets["ofst"], message=f"there is no such property at offset {offset:#x}"
@@ -243,17 +275,19 @@ def _property(controller: Controller, sqe: Sqe, record_offsets: dict[str, int], 
     return offset
 
 
-def property_get(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def property_get(ctx: AdminContext, request: Decoded[PropertyFields], data: memoryview | None) -> Completion:
     """Property Get: the value in DW0 and DW1."""
-    offset = _property(ctx.controller, sqe, PROPERTY_GET.offsets, SUPPORTED_PROPERTIES)
+    offset = _property(ctx.controller, request.fields, PROPERTY_GET.offsets, SUPPORTED_PROPERTIES)
     value = _READ_PROPERTY[offset](ctx.controller)
     return Completion(dw0=value & 0xFFFFFFFF, dw1=value >> 32)
 
 
-def property_set(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def property_set(
+    ctx: AdminContext, request: Decoded[PropertyFields], data: memoryview | None
+) -> Completion | Awaitable[Completion]:
     """Property Set: what it does is the property's own matter."""
-    offset = _property(ctx.controller, sqe, PROPERTY_SET.offsets, WRITABLE_PROPERTIES)
-    return _WRITE_PROPERTY[offset](ctx, ctx.controller, sqe.cdw12)
+    offset = _property(ctx.controller, request.fields, PROPERTY_SET.offsets, WRITABLE_PROPERTIES)
+    return _WRITE_PROPERTY[offset](ctx, ctx.controller, request.fields.value)
 
 
 def _write_cc(ctx: AdminContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
@@ -313,9 +347,14 @@ async def _flush_later(flushed: Awaitable[Completion], done: Callable[[], None])
     return Completion()
 
 
-def disconnect(ctx: CommandContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def _record_format(sqe: Sqe) -> int:
+    """Read RECFMT of CDW10 (NVMe Base, Disconnect command)."""
+    return sqe.cdw10 & 0xFFFF
+
+
+def disconnect(ctx: CommandContext, request: Decoded[int], data: memoryview | None) -> Completion:
     """Disconnect: this I/O queue ends once the completion is sent."""
-    if sqe.cdw10 & 0xFFFF != RECORD_FORMAT:
+    if request.fields != RECORD_FORMAT:
         raise CommandError(Status.CONNECT_INCOMPATIBLE_FORMAT, DISCONNECT.error_location("recfmt"))
     if ctx.qid == 0:
         raise CommandError(
@@ -328,6 +367,7 @@ _CONNECT = CommandRow(
     opcode=FabricsType.CONNECT,
     name="Connect",
     handler=connect,
+    decode=decoded(ConnectFields.parse),
     direction=Direction.HOST_TO_CONTROLLER,
     transfer_bytes=fixed(CONNECT_DATA_BYTES),
     longer_sgl_bytes=_LONGEST_CONNECT_BYTES,
@@ -335,13 +375,31 @@ _CONNECT = CommandRow(
     states=LIVE_STATES,
     queue_states=UNCONNECTED_ONLY,
 )
-_DISCONNECT = CommandRow(opcode=FabricsType.DISCONNECT, name="Disconnect", handler=disconnect, states=LIVE_STATES)
+_DISCONNECT = CommandRow(
+    opcode=FabricsType.DISCONNECT,
+    name="Disconnect",
+    handler=disconnect,
+    decode=decoded(_record_format),
+    states=LIVE_STATES,
+)
 
 ROWS = Rows(
     fabrics_admin=(
-        CommandRow(opcode=FabricsType.PROPERTY_SET, name="Property Set", handler=property_set, states=LIVE_STATES),
+        CommandRow(
+            opcode=FabricsType.PROPERTY_SET,
+            name="Property Set",
+            handler=property_set,
+            decode=decoded(PropertyFields.parse),
+            states=LIVE_STATES,
+        ),
         _CONNECT,
-        CommandRow(opcode=FabricsType.PROPERTY_GET, name="Property Get", handler=property_get, states=LIVE_STATES),
+        CommandRow(
+            opcode=FabricsType.PROPERTY_GET,
+            name="Property Get",
+            handler=property_get,
+            decode=decoded(PropertyFields.parse),
+            states=LIVE_STATES,
+        ),
         _DISCONNECT,
     ),
     fabrics_io=(_CONNECT, _DISCONNECT),

@@ -95,7 +95,7 @@ def no_check(ctx: object, command: object) -> None:
     """For a command whose fields are looked at by its handler, or whose fields are all legal."""
 
 
-def never(sqe: Sqe) -> bool:
+def never(command: object) -> bool:
     """For a command that does not do so, whatever its fields are."""
     return False
 
@@ -183,7 +183,7 @@ class CommandRow(Generic[C, T]):
     reservation: Group | None = None
     concerned: Callable[[CommandContext, Sqe], Iterable[Namespace]] = namespaces_named
     during_sanitize: Callable[[C, T], bool] = aborted_by_sanitize
-    deletes: Callable[[Sqe], bool] = never
+    deletes: Callable[[T], bool] = never
     events: tuple[EventType, ...] = ()
     lba_in_cdw10: bool = False
     ana: AnaRule = AnaRule.ABORTED  # of no meaning for a command without a namespace

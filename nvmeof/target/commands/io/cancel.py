@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from nvmeof.errors import CommandError
@@ -9,7 +10,16 @@ from nvmeof.spec.enums import NSID_ALL, Csi, NvmOpcode
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import IoContext
-from nvmeof.target.commands.dispatch.base import AnaRule, CommandRow, Completion, IoRows, NsidRule, not_active
+from nvmeof.target.commands.dispatch.base import (
+    AnaRule,
+    CommandRow,
+    Completion,
+    Decoded,
+    IoRows,
+    NsidRule,
+    decoded,
+    not_active,
+)
 
 SINGLE, MULTIPLE = 0, 1
 _ALL_COMMANDS = 0xFFFF
@@ -20,9 +30,24 @@ _CID = SQE.error_location("cdw10", 16)
 _ACTION = SQE.error_location("cdw11")
 
 
-def check_cancel(ctx: IoContext, sqe: Sqe) -> None:
+@dataclass(frozen=True, slots=True)
+class CancelFields:
+    """The own fields of Cancel: SQID, CID and the action code."""
+
+    sqid: int
+    cid: int
+    action: int
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> CancelFields:
+        """Read CDW10 and CDW11 (NVMe Base, Cancel command)."""
+        return cls(sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 3)
+
+
+def check_cancel(ctx: IoContext, request: Decoded[CancelFields]) -> None:
     """One command of this queue but itself, or all of them."""
-    sqid, cid, action = sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16, sqe.cdw11 & 3
+    sqe, fields = request.sqe, request.fields
+    sqid, cid, action = fields.sqid, fields.cid, fields.action
     if sqe.nsid != NSID_ALL and sqe.nsid not in ctx.namespaces:
         raise not_active(ctx, sqe.nsid)
     if action not in (SINGLE, MULTIPLE):
@@ -35,11 +60,11 @@ def check_cancel(ctx: IoContext, sqe: Sqe) -> None:
         raise CommandError(Status.INVALID_FIELD, _CID, message="to cancel several commands the CID has to be FFFFh")
 
 
-def cancel(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def cancel(ctx: IoContext, request: Decoded[CancelFields], data: memoryview | None) -> Completion:
     """Cancel. DW0 tells how many commands were aborted (bits 15:0), and how many may be yet (bits 31:16)."""
-    commands = ctx.queue.commands()
-    if sqe.cdw11 & 3 == SINGLE:
-        cid = sqe.cdw10 >> 16
+    sqe, commands = request.sqe, ctx.queue.commands()
+    if request.fields.action == SINGLE:
+        cid = request.fields.cid
         if cid in commands and sqe.nsid not in (NSID_ALL, commands[cid]):
             raise CommandError(
                 Status.INVALID_FIELD, _NSID, message=f"command {cid:#x} is for namespace {commands[cid]}"
@@ -63,6 +88,7 @@ ROWS: Final = IoRows(
                 opcode=NvmOpcode.CANCEL,
                 name="Cancel",
                 handler=cancel,
+                decode=decoded(CancelFields.parse),
                 check=check_cancel,
                 nsid=NsidRule.HANDLER,
                 ana=AnaRule.UNAFFECTED,  # it touches no namespace, and a host cancels what it sends elsewhere

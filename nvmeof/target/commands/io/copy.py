@@ -17,7 +17,16 @@ from nvmeof.spec.sqe import COPY_FORMAT_SHIFT, COPY_RANGE, COPY_RANGE_BYTES, SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import IoContext
 from nvmeof.target.commands.dispatch.admission import admit
-from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, IoRows, NsidRule
+from nvmeof.target.commands.dispatch.base import (
+    Access,
+    CommandRow,
+    Completion,
+    Decoded,
+    Direction,
+    IoRows,
+    NsidRule,
+    decoded,
+)
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, through
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES, Namespace
@@ -46,25 +55,37 @@ class Source:
     blocks: int
 
 
-def _format(sqe: Sqe) -> int:
-    return sqe.cdw12 >> COPY_FORMAT_SHIFT & 0xF
+@dataclass(frozen=True, slots=True)
+class CopyFields:
+    """The own fields of Copy: the descriptors' format (CDFMT), and how many there are (NR, converted)."""
+
+    form: int
+    ranges: int
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> CopyFields:
+        """Read CDW12 (NVM Command Set, Copy command)."""
+        return cls(sqe.cdw12 >> COPY_FORMAT_SHIFT & 0xF, (sqe.cdw12 & 0xFF) + 1)
 
 
-def _copy_bytes(ctx: IoContext, sqe: Sqe) -> int:
-    """Length rule: NR (0's-based) descriptors."""
-    return ((sqe.cdw12 & 0xFF) + 1) * COPY_RANGE_BYTES
+Request = Decoded[CopyFields]
+
+
+def _copy_bytes(ctx: IoContext, request: Request) -> int:
+    """Length rule: its descriptors."""
+    return request.fields.ranges * COPY_RANGE_BYTES
 
 
 def _too_large(message: str) -> CommandError:
     return CommandError(Status.COMMAND_SIZE_LIMIT_EXCEEDED, message=message)
 
 
-def check_copy(ctx: IoContext, sqe: Sqe) -> None:
+def check_copy(ctx: IoContext, request: Request) -> None:
     """A format that is there and enabled, up to MSRC ranges, to a namespace that may be written.
 
     PRINFOR, PRINFOW, STCR and STCW are of no effect without protection information.
     """
-    form = _format(sqe)
+    sqe, form, count = request.sqe, request.fields.form, request.fields.ranges
     enabled = 1 | ctx.view.copy_formats
     if not COPY_FORMATS & enabled & 1 << form:
         supported = COPY_FORMATS & 1 << form
@@ -75,7 +96,6 @@ def check_copy(ctx: IoContext, sqe: Sqe) -> None:
         )
     check_directive(sqe)
     check_extension(sqe)
-    count = (sqe.cdw12 & 0xFF) + 1
     if count > COPY_RANGES_MAX:
         raise _too_large(f"{count} source ranges are more than MSRC allows ({COPY_RANGES_MAX})")
     active_namespace(ctx, sqe).check_writable()
@@ -101,12 +121,13 @@ def _source_namespace(ctx: IoContext, sqe: Sqe, nsid: int, destination: Namespac
     return source
 
 
-def _sources(ctx: IoContext, sqe: Sqe, data: memoryview) -> list[Source]:
+def _sources(ctx: IoContext, request: Request, data: memoryview) -> list[Source]:
     """The source ranges, all checked before the first is copied."""
-    destination, across = active_namespace(ctx, sqe), _format(sqe) == FORMAT_ACROSS
+    sqe, across = request.sqe, request.fields.form == FORMAT_ACROSS
+    destination = active_namespace(ctx, sqe)
     sources = []
-    for at in range(0, _copy_bytes(ctx, sqe), COPY_RANGE_BYTES):
-        item = COPY_RANGE.unpack_from(data, at)
+    for number in range(request.fields.ranges):
+        item = COPY_RANGE.unpack_from(data, number * COPY_RANGE_BYTES)
         if item.extension_type & 0xF:
             raise CommandError(Status.INVALID_FIELD, message="a source range with a command extension (CETYPE)")
         namespace = _source_namespace(ctx, sqe, item.snsid, destination) if across else destination
@@ -130,10 +151,11 @@ def _sources(ctx: IoContext, sqe: Sqe, data: memoryview) -> list[Source]:
     return sources
 
 
-def copy(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+def copy(ctx: IoContext, request: Request, data: memoryview | None) -> Awaitable[Completion]:
     """Copy. After a failure DW0 tells the first range that was not copied."""
     assert data is not None
-    return _copy_in_turn(ctx, sqe, active_namespace(ctx, sqe), _sources(ctx, sqe, data))
+    sqe = request.sqe
+    return _copy_in_turn(ctx, sqe, active_namespace(ctx, sqe), _sources(ctx, request, data))
 
 
 async def _copy_in_turn(ctx: IoContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:
@@ -231,6 +253,7 @@ ROWS: Final = IoRows(
                 lba_in_cdw10=True,
                 abortable=True,
                 handler=copy,
+                decode=decoded(CopyFields.parse),
                 direction=Direction.HOST_TO_CONTROLLER,
                 transfer_bytes=_copy_bytes,
                 check=check_copy,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
@@ -32,9 +33,11 @@ from nvmeof.target.commands.dispatch.base import (
     Access,
     CommandRow,
     Completion,
+    Decoded,
     Direction,
     IoRows,
     NsidRule,
+    decoded,
     not_active,
     processed_during_sanitize,
 )
@@ -292,22 +295,38 @@ async def _finish_all(pending: list[Awaitable[None]], failure: CommandError | No
     return Completion()
 
 
-def _dsm_bytes(ctx: IoContext, sqe: Sqe) -> int:
-    """Length rule of Dataset Management: NR (0's-based) ranges of 16 bytes."""
-    return ((sqe.cdw10 & 0xFF) + 1) * DSM_RANGE_BYTES
+@dataclass(frozen=True, slots=True)
+class DatasetManagement:
+    """The own dwords of Dataset Management: how many ranges (NR, converted), and AD. The other attributes are hints."""
+
+    ranges: int
+    deallocate: bool
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> DatasetManagement:
+        """Read CDW10 and CDW11 (NVM Command Set, Dataset Management command)."""
+        return cls((sqe.cdw10 & 0xFF) + 1, bool(sqe.cdw11 & DSM_DEALLOCATE))
 
 
-def check_dataset_management(ctx: IoContext, sqe: Sqe) -> None:
-    """A read-only namespace can't be deallocated; the other attributes are hints."""
-    if sqe.cdw11 & DSM_DEALLOCATE:
-        active_namespace(ctx, sqe).check_writable()
+def _dsm_bytes(ctx: IoContext, request: Decoded[DatasetManagement]) -> int:
+    """Length rule of Dataset Management: its ranges, of 16 bytes each."""
+    return request.fields.ranges * DSM_RANGE_BYTES
 
 
-def dataset_management(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def check_dataset_management(ctx: IoContext, request: Decoded[DatasetManagement]) -> None:
+    """A read-only namespace can't be deallocated."""
+    if request.fields.deallocate:
+        active_namespace(ctx, request.sqe).check_writable()
+
+
+def dataset_management(
+    ctx: IoContext, request: Decoded[DatasetManagement], data: memoryview | None
+) -> Completion | Awaitable[Completion]:
     """Deallocate up to 256 ranges; all are checked before the first is touched."""
     assert data is not None
+    sqe = request.sqe
     namespace = active_namespace(ctx, sqe)
-    ranges = [DSM_RANGE.unpack_from(data, offset) for offset in range(0, _dsm_bytes(ctx, sqe), DSM_RANGE_BYTES)]
+    ranges = [DSM_RANGE.unpack_from(data, number * DSM_RANGE_BYTES) for number in range(request.fields.ranges)]
     for item in ranges:
         if item.slba + item.length_blocks > namespace.size_blocks:
             raise CommandError(
@@ -315,7 +334,7 @@ def dataset_management(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Com
                 message=f"a range to deallocate ends at block {item.slba + item.length_blocks}, "
                 f"namespace {namespace.nsid} has {namespace.size_blocks}",
             )
-    if not sqe.cdw11 & DSM_DEALLOCATE:
+    if not request.fields.deallocate:
         return Completion()
     if _is_long(namespace, sum(item.length_blocks for item in ranges)):
         spans = [(item.slba, item.length_blocks) for item in ranges]
@@ -378,6 +397,7 @@ ROWS: Final = IoRows(
                 access=Access.WRITE,
                 name="Dataset Management",
                 handler=dataset_management,
+                decode=decoded(DatasetManagement.parse),
                 direction=Direction.HOST_TO_CONTROLLER,
                 transfer_bytes=_dsm_bytes,
                 check=check_dataset_management,

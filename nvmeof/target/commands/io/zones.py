@@ -7,6 +7,7 @@ What Identify and a log tell of zones is in :mod:`nvmeof.target.commands.zns`.
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Final
 
 from nvmeof.errors import CommandError
@@ -23,7 +24,16 @@ from nvmeof.spec.zns import (
     ZoneSendAction,
 )
 from nvmeof.target.commands.context import IoContext
-from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion, Direction, IoRows, NsidRule
+from nvmeof.target.commands.dispatch.base import (
+    Access,
+    CommandRow,
+    Completion,
+    Decoded,
+    Direction,
+    IoRows,
+    NsidRule,
+    decoded,
+)
 from nvmeof.target.commands.io.nvm import (
     active_namespace,
     block_bytes,
@@ -88,16 +98,20 @@ async def _appended(pending: Awaitable[None], completion: Completion) -> Complet
 # Zone Management Send
 
 
-def _send_bytes(ctx: IoContext, sqe: Sqe) -> int:
+SendRequest = Decoded[ZoneSend]
+
+
+def _send_bytes(ctx: IoContext, request: SendRequest) -> int:
     """Length rule: only a descriptor extension is data."""
-    if ZoneSend.decode(sqe.cdw13).action != ZoneSendAction.SET_EXTENSION:
+    if request.fields.action != ZoneSendAction.SET_EXTENSION:
         return 0
-    return zoned(ctx, sqe).zones.layout.extension_bytes
+    return zoned(ctx, request.sqe).zones.layout.extension_bytes
 
 
-def check_send(ctx: IoContext, sqe: Sqe) -> None:
+def check_send(ctx: IoContext, request: SendRequest) -> None:
     """An action that there is, for the first block of a zone or for all, in a namespace that may be written."""
-    namespace, send = zoned(ctx, sqe), ZoneSend.decode(sqe.cdw13)
+    sqe, send = request.sqe, request.fields
+    namespace = zoned(ctx, sqe)
     action = ACTIONS.get(send.action)
     if action is None:
         raise _invalid(_ACTION, f"zone send action {send.action:02X}h is not supported")
@@ -113,9 +127,10 @@ def check_send(ctx: IoContext, sqe: Sqe) -> None:
     namespace.check_writable()
 
 
-def send(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def send(ctx: IoContext, request: SendRequest, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Zone Management Send."""
-    namespace, command = zoned(ctx, sqe), ZoneSend.decode(sqe.cdw13)
+    sqe, command = request.sqe, request.fields
+    namespace = zoned(ctx, sqe)
     if command.action == ZoneSendAction.SET_EXTENSION:
         assert data is not None
         return completed(namespace.set_extension(sqe.slba, bytes(data)))
@@ -125,21 +140,35 @@ def send(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awai
 # Zone Management Receive
 
 
-def _receive_bytes(ctx: IoContext, sqe: Sqe) -> int:
-    """Length rule: NUMD dwords, 0's-based."""
-    return (sqe.cdw12 + 1) * 4
+@dataclass(frozen=True, slots=True)
+class ReceiveFields:
+    """The own fields of Zone Management Receive: what is reported, and how many bytes of it (NUMD, converted)."""
+
+    report: ZoneReceive
+    length_bytes: int
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> ReceiveFields:
+        """Read CDW12 and CDW13 (Zoned Namespace Command Set, Zone Management Receive command)."""
+        return cls(ZoneReceive.decode(sqe.cdw13), (sqe.cdw12 + 1) * 4)
 
 
-def check_receive(ctx: IoContext, sqe: Sqe) -> None:
+def _receive_bytes(ctx: IoContext, request: Decoded[ReceiveFields]) -> int:
+    """Length rule: as the command says."""
+    return request.fields.length_bytes
+
+
+def check_receive(ctx: IoContext, request: Decoded[ReceiveFields]) -> None:
     """A report that there is, within MDTS, long enough for its header."""
-    namespace, receive = zoned(ctx, sqe), ZoneReceive.decode(sqe.cdw13)
+    sqe, receive = request.sqe, request.fields.report
+    namespace = zoned(ctx, sqe)
     if receive.action not in list(ZoneReceiveAction):
         raise _invalid(_ACTION, f"zone receive action {receive.action:02X}h is not supported")
     if receive.action == ZoneReceiveAction.EXTENDED_REPORT and not namespace.zones.layout.extension_bytes:
         raise _invalid(_ACTION, f"zones of namespace {namespace.nsid} have no descriptor extensions")
     if receive.which not in REPORTED_STATES:
         raise _invalid(_SELECT_ALL, f"there is no reporting option {receive.which:02X}h")
-    limit, length = ctx.limits.transfer_bytes, _receive_bytes(ctx, sqe)
+    limit, length = ctx.limits.transfer_bytes, request.fields.length_bytes
     if not ZONE_REPORT_HEADER_BYTES <= length <= limit:
         raise _invalid(
             SQE.error_location("cdw12"), f"a report has {ZONE_REPORT_HEADER_BYTES} to {limit} bytes, not {length}"
@@ -147,13 +176,13 @@ def check_receive(ctx: IoContext, sqe: Sqe) -> None:
     namespace.check_range(sqe.slba, 1)
 
 
-def receive(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def receive(ctx: IoContext, request: Decoded[ReceiveFields], data: memoryview | None) -> Completion:
     """Zone Management Receive: a report, from the zone of the given block on."""
-    command = ZoneReceive.decode(sqe.cdw13)
+    sqe, command = request.sqe, request.fields.report
     report = zoned(ctx, sqe).zones.report(
         sqe.slba,
         command.which,
-        _receive_bytes(ctx, sqe),
+        request.fields.length_bytes,
         partial=command.partial,
         extended=command.action == ZoneReceiveAction.EXTENDED_REPORT,
     )
@@ -169,6 +198,7 @@ ROWS: Final = IoRows(
                 name="Zone Management Send",
                 lba_in_cdw10=True,
                 handler=send,
+                decode=decoded(lambda sqe: ZoneSend.decode(sqe.cdw13)),
                 direction=Direction.HOST_TO_CONTROLLER,
                 transfer_bytes=_send_bytes,
                 check=check_send,
@@ -182,6 +212,7 @@ ROWS: Final = IoRows(
                 name="Zone Management Receive",
                 lba_in_cdw10=True,
                 handler=receive,
+                decode=decoded(ReceiveFields.parse),
                 direction=Direction.CONTROLLER_TO_HOST,
                 transfer_bytes=_receive_bytes,
                 check=check_receive,

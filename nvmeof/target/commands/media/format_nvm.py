@@ -21,6 +21,7 @@ from nvmeof.target.commands.dispatch.base import (
     Decoded,
     NsidRule,
     decoded,
+    never,
     not_active,
 )
 from nvmeof.target.commands.rows.rows import Rows
@@ -42,7 +43,7 @@ _SES = SQE.error_location("cdw10", 9)
 def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     """Abort what would touch the data of a namespace that is being formatted (or deletes it)."""
     concerned: Iterable[Namespace]
-    if spec.deletes(sqe):
+    if spec.deletes is not never and spec.deletes(spec.command(ctx, sqe)):
         concerned = spec.concerned(ctx, sqe)
     elif spec.access is Access.NONE or (namespace := ctx.namespaces.get(sqe.nsid)) is None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import pause
@@ -22,7 +22,7 @@ from nvmeof.spec.media import (
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.admin_context import AdminContext
-from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Direction, NsidRule
+from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Decoded, Direction, NsidRule, decoded
 from nvmeof.target.commands.io.nvm import active_namespace
 from nvmeof.target.commands.rows.features import Scope, Value, constant, remembered
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
@@ -37,41 +37,65 @@ _MNDW = SQE.error_location("cdw12")
 _ACTION = SQE.error_location("cdw13", 24)
 
 
-def status_bytes(ctx: AdminContext, sqe: Sqe) -> int:
+@dataclass(frozen=True, slots=True)
+class LbaStatusFields:
+    """The own fields of Get LBA Status: the action (ATYPE), the range length (RL; 0: to the end), and how many bytes
+    may be answered (MNDW, converted).
+    """
+
+    action: int
+    blocks: int
+    length_bytes: int
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> LbaStatusFields:
+        """Read CDW12 and CDW13 (NVM Command Set, Get LBA Status command)."""
+        return cls(sqe.cdw13 >> 24, sqe.cdw13 & 0xFFFF, (sqe.cdw12 + 1) * 4)
+
+    @property
+    def room(self) -> int:
+        """How many descriptors may be answered."""
+        return max(self.length_bytes - LBA_STATUS_HEADER_BYTES, 0) // LBA_STATUS_DESCRIPTOR_BYTES
+
+
+Request = Decoded[LbaStatusFields]
+
+
+def status_bytes(ctx: AdminContext, request: Request) -> int:
     """Length rule: MNDW dwords."""
-    return (sqe.cdw12 + 1) * 4
+    return request.fields.length_bytes
 
 
-def _range(namespace: Namespace, sqe: Sqe) -> tuple[int, int]:
+def _range(namespace: Namespace, request: Request) -> tuple[int, int]:
     """The first block, and the one behind the last."""
-    length = sqe.cdw13 & 0xFFFF
+    sqe, length = request.sqe, request.fields.blocks
     namespace.check_range(sqe.slba, max(length, 1))
     return sqe.slba, sqe.slba + length if length else namespace.size_blocks
 
 
-def check_lba_status(ctx: AdminContext, sqe: Sqe) -> None:
+def check_lba_status(ctx: AdminContext, request: Request) -> None:
     """A range within the namespace, an action that there is, no more data than MDTS."""
-    namespace = active_namespace(ctx, sqe)
-    if sqe.cdw13 >> 24 not in (LbaStatusAction.SCAN, LbaStatusAction.TRACKED):
-        raise CommandError(Status.INVALID_FIELD, _ACTION, message=f"there is no action type {sqe.cdw13 >> 24:02X}h")
+    namespace, fields = active_namespace(ctx, request.sqe), request.fields
+    if fields.action not in (LbaStatusAction.SCAN, LbaStatusAction.TRACKED):
+        raise CommandError(Status.INVALID_FIELD, _ACTION, message=f"there is no action type {fields.action:02X}h")
     limit = ctx.limits.transfer_bytes
-    if status_bytes(ctx, sqe) > limit:
+    if fields.length_bytes > limit:
         raise CommandError(
-            Status.INVALID_FIELD, _MNDW, message=f"{status_bytes(ctx, sqe)} bytes are more than MDTS ({limit})"
+            Status.INVALID_FIELD, _MNDW, message=f"{fields.length_bytes} bytes are more than MDTS ({limit})"
         )
-    _range(namespace, sqe)
+    _range(namespace, request)
 
 
-def get_lba_status(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
+def get_lba_status(ctx: AdminContext, request: Request, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Which blocks of a range may not be readable; with a scan, all of it is read to find out."""
-    namespace = active_namespace(ctx, sqe)
-    first, end = _range(namespace, sqe)
-    if sqe.cdw13 >> 24 == LbaStatusAction.TRACKED:
-        return _answer(namespace, sqe, first, end)
-    return _scan(ctx, namespace, sqe, first, end)
+    namespace = active_namespace(ctx, request.sqe)
+    first, end = _range(namespace, request)
+    if request.fields.action == LbaStatusAction.TRACKED:
+        return _answer(namespace, request.fields, first, end)
+    return _scan(ctx, namespace, request.fields, first, end)
 
 
-async def _scan(ctx: AdminContext, namespace: Namespace, sqe: Sqe, first: int, end: int) -> Completion:
+async def _scan(ctx: AdminContext, namespace: Namespace, fields: LbaStatusFields, first: int, end: int) -> Completion:
     blocks = max(SCAN_BYTES >> namespace.block_shift, 1)
     position = first
     while position < end:
@@ -87,18 +111,14 @@ async def _scan(ctx: AdminContext, namespace: Namespace, sqe: Sqe, first: int, e
             block, _ = found
             namespace.unreadable_blocks.fail(block, block + 1)
             position = block + 1
-            if len(list(namespace.unreadable_blocks.ranges(first, position))) > _room(sqe):
+            if len(list(namespace.unreadable_blocks.ranges(first, position))) > fields.room:
                 break
         await pause(ctx.runtime, ctx.host_nqn)
-    return _answer(namespace, sqe, first, end)
+    return _answer(namespace, fields, first, end)
 
 
-def _room(sqe: Sqe) -> int:
-    return max((sqe.cdw12 + 1) * 4 - LBA_STATUS_HEADER_BYTES, 0) // LBA_STATUS_DESCRIPTOR_BYTES
-
-
-def _answer(namespace: Namespace, sqe: Sqe, first: int, end: int) -> Completion:
-    room = _room(sqe)
+def _answer(namespace: Namespace, fields: LbaStatusFields, first: int, end: int) -> Completion:
+    room, length = fields.room, fields.length_bytes
     entries: list[tuple[int, int, int]] = []
     for start, stop, by_host in namespace.unreadable_blocks.ranges(first, end):
         status = LbaStatus.MAY_FAIL | (LbaStatus.WRITTEN_UNCORRECTABLE if by_host else 0)
@@ -107,7 +127,6 @@ def _answer(namespace: Namespace, sqe: Sqe, first: int, end: int) -> Completion:
             break
     more = len(entries) > room
     cmpc = LbaStatusCompletion.MORE if more else LbaStatusCompletion.COMPLETE
-    length = (sqe.cdw12 + 1) * 4
     return Completion(data=build_lba_status(entries[:room], cmpc)[:length].ljust(length, b"\0"))
 
 
@@ -156,6 +175,7 @@ ROWS = Rows(
             opcode=AdminOpcode.GET_LBA_STATUS,
             name="Get LBA Status",
             handler=get_lba_status,
+            decode=decoded(LbaStatusFields.parse),
             direction=Direction.CONTROLLER_TO_HOST,
             transfer_bytes=status_bytes,
             check=check_lba_status,

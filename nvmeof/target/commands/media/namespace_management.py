@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -27,10 +28,12 @@ from nvmeof.target.commands.dispatch.base import (
     AnaRule,
     CommandRow,
     Completion,
+    Decoded,
     Direction,
     NsidRule,
     Offering,
     check_nsid,
+    decoded,
     fixed,
 )
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
@@ -61,51 +64,66 @@ def _parties(ctx: AdminContext) -> tuple[Controller, NamespaceManager]:
     return ctx.controller, ctx.subsystem.manager
 
 
-def _select(sqe: Sqe) -> int:
-    return sqe.cdw10 & 0xF
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The own fields of Namespace Management and Namespace Attachment: SEL, and CSI of a create operation."""
+
+    select: int
+    csi: int
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> Selected:
+        """Read CDW10 and CDW11 (NVMe Base, Namespace Management command and Namespace Attachment command)."""
+        return cls(sqe.cdw10 & 0xF, sqe.cdw11 >> 24)
 
 
-def _deletes(sqe: Sqe) -> bool:
-    return _select(sqe) == ManagementSelect.DELETE
+Request = Decoded[Selected]
 
 
-def _check_select(sqe: Sqe, last: int) -> None:
-    if _select(sqe) > last:
-        raise CommandError(Status.INVALID_FIELD, _SEL, message=f"operation {_select(sqe)} is reserved (SEL)")
+def _deletes(request: Request) -> bool:
+    return request.fields.select == ManagementSelect.DELETE
+
+
+def _check_select(request: Request, last: int) -> None:
+    select = request.fields.select
+    if select > last:
+        raise CommandError(Status.INVALID_FIELD, _SEL, message=f"operation {select} is reserved (SEL)")
 
 
 # Namespace Management
 
 
-def management_bytes(ctx: AdminContext, sqe: Sqe) -> int:
+def management_bytes(ctx: AdminContext, request: Request) -> int:
     """Length rule: only a create operation has data."""
-    return NAMESPACE_CREATE_BYTES if _select(sqe) == ManagementSelect.CREATE else 0
+    return NAMESPACE_CREATE_BYTES if request.fields.select == ManagementSelect.CREATE else 0
 
 
-def check_management(ctx: AdminContext, sqe: Sqe) -> None:
+def check_management(ctx: AdminContext, request: Request) -> None:
     """What can be refused before the data of a create operation is there."""
-    _check_select(sqe, ManagementSelect.DELETE)
-    if _select(sqe) == ManagementSelect.DELETE:
+    _check_select(request, ManagementSelect.DELETE)
+    sqe = request.sqe
+    if _deletes(request):
         if sqe.nsid != NSID_ALL:
             check_nsid(ctx, sqe.nsid)
         check_path(ctx, sqe.nsid)
         return
     if sqe.nsid:
         raise CommandError(Status.INVALID_FIELD, _NSID, message="the NSID of a new namespace is not the host's choice")
-    csi = sqe.cdw11 >> 24
+    csi = request.fields.csi
     if csi not in _parties(ctx)[1].kinds:
         raise CommandError(Status.IO_COMMAND_SET_NOT_SUPPORTED, _CSI, message=f"I/O command set {csi} is not supported")
 
 
-def namespace_management(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+def namespace_management(ctx: AdminContext, request: Request, data: memoryview | None) -> Awaitable[Completion]:
     """Create (DW0: the NSID) or delete; FFFFFFFFh deletes all."""
-    if _select(sqe) == ManagementSelect.DELETE:
-        return _delete(ctx, sqe)
+    if _deletes(request):
+        return _delete(ctx, request.sqe)
     assert data is not None
     fields = NAMESPACE_CREATE.parse(bytes(data))
     controller, manager = _parties(ctx)
     groups = controller.subsystem.config.max_ana_groups
-    return _create(ctx, sqe, fields, new_namespace(fields, manager.kinds[sqe.cdw11 >> 24], ana_groups=groups))
+    new = new_namespace(fields, manager.kinds[request.fields.csi], ana_groups=groups)
+    return _create(ctx, request.sqe, fields, new)
 
 
 def _invalid(message: str, status: Status = Status.INVALID_FIELD) -> CommandError:
@@ -172,16 +190,16 @@ def _remember(controller: Controller, sqe: Sqe, nsid: int, **fields: int) -> Non
 # Namespace Attachment
 
 
-def check_attachment(ctx: AdminContext, sqe: Sqe) -> None:
+def check_attachment(ctx: AdminContext, request: Request) -> None:
     """What can be refused before the controller list is there."""
-    _check_select(sqe, AttachmentSelect.DETACH)
-    check_nsid(ctx, sqe.nsid)
+    _check_select(request, AttachmentSelect.DETACH)
+    check_nsid(ctx, request.sqe.nsid)
 
 
-def namespace_attachment(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Awaitable[Completion]:
+def namespace_attachment(ctx: AdminContext, request: Request, data: memoryview | None) -> Awaitable[Completion]:
     """Attach to, or detach from, every controller of a list: all of them or none."""
     assert data is not None
-    return _attachment(ctx, sqe, controllers_of(data))
+    return _attachment(ctx, request, controllers_of(data))
 
 
 def controllers_of(data: memoryview) -> list[int]:
@@ -193,10 +211,10 @@ def controllers_of(data: memoryview) -> list[int]:
     return cntlids
 
 
-async def _attachment(ctx: AdminContext, sqe: Sqe, cntlids: list[int]) -> Completion:
+async def _attachment(ctx: AdminContext, request: Request, cntlids: list[int]) -> Completion:
     _, manager = _parties(ctx)
-    operation = manager.attach if _select(sqe) == AttachmentSelect.ATTACH else manager.detach
-    await operation(ctx.runtime, sqe.nsid, cntlids)
+    operation = manager.attach if request.fields.select == AttachmentSelect.ATTACH else manager.detach
+    await operation(ctx.runtime, request.sqe.nsid, cntlids)
     return Completion()
 
 
@@ -225,6 +243,7 @@ ROWS = Rows(
             opcode=AdminOpcode.NAMESPACE_MANAGEMENT,
             name="Namespace Management",
             handler=namespace_management,
+            decode=decoded(Selected.parse),
             direction=Direction.HOST_TO_CONTROLLER,
             transfer_bytes=management_bytes,
             check=check_management,
@@ -244,6 +263,7 @@ ROWS = Rows(
             opcode=AdminOpcode.NAMESPACE_ATTACHMENT,
             name="Namespace Attachment",
             handler=namespace_attachment,
+            decode=decoded(Selected.parse),
             direction=Direction.HOST_TO_CONTROLLER,
             transfer_bytes=fixed(CONTROLLER_LIST_BYTES),
             check=check_attachment,

@@ -10,7 +10,15 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.admission import check_path
-from nvmeof.target.commands.dispatch.base import AnaRule, CommandRow, Completion, NsidRule, not_active
+from nvmeof.target.commands.dispatch.base import (
+    AnaRule,
+    CommandRow,
+    Completion,
+    Decoded,
+    NsidRule,
+    decoded,
+    not_active,
+)
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
@@ -28,6 +36,11 @@ def extended_minutes(subsystem: Subsystem) -> int:
     return min(size_bytes // (_BYTES_PER_SECOND * 60) + 1, 0xFFFF)
 
 
+def _code(sqe: Sqe) -> int:
+    """Read the self-test code (STC) of CDW10 (NVMe Base, Device Self-test command)."""
+    return sqe.cdw10 & 0xF
+
+
 def _chosen(ctx: AdminContext, sqe: Sqe) -> list[int]:
     """The NSIDs that a test is to look at."""
     if sqe.nsid == 0:
@@ -39,9 +52,9 @@ def _chosen(ctx: AdminContext, sqe: Sqe) -> list[int]:
     raise not_active(ctx, sqe.nsid)
 
 
-def check_self_test(ctx: AdminContext, sqe: Sqe) -> None:
+def check_self_test(ctx: AdminContext, request: Decoded[int]) -> None:
     """A test that there is, of namespaces that there are, while no other is in progress."""
-    code = sqe.cdw10 & 0xF
+    sqe, code = request.sqe, request.fields
     if code == SelfTestCode.ABORT:
         return
     if code not in (SelfTestCode.SHORT, SelfTestCode.EXTENDED):
@@ -56,12 +69,12 @@ def check_self_test(ctx: AdminContext, sqe: Sqe) -> None:
             raise CommandError(blocked_status, dnr=False, message=f"namespace {nsid}: {blocked_status.description}")
 
 
-def self_test(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def self_test(ctx: AdminContext, request: Decoded[int], data: memoryview | None) -> Completion:
     """Device Self-test. What it starts goes on after its completion."""
-    check_self_test(ctx, sqe)
-    controller = ctx.controller
+    check_self_test(ctx, request)
+    sqe, controller = request.sqe, ctx.controller
     tests = controller.subsystem.self_test
-    code = SelfTestCode(sqe.cdw10 & 0xF)
+    code = SelfTestCode(request.fields)
     if code is SelfTestCode.ABORT:
         tests.abort(SelfTestResult.ABORTED_BY_COMMAND)
         return Completion()
@@ -96,6 +109,7 @@ ROWS = Rows(
             opcode=AdminOpcode.DEVICE_SELF_TEST,
             name="Device Self-test",
             handler=self_test,
+            decode=decoded(_code),
             check=check_self_test,
             nsid=NsidRule.HANDLER,
             effects=CommandEffects.SUPPORTED | CommandEffects.SUBSYSTEM_SCOPE,

@@ -8,6 +8,7 @@ been told, and what Preempt and Abort could not abort has ended.
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -172,33 +173,46 @@ def _take_effect(
     return completed(ctx.effects.change_reservation(namespace, outcome, abort=abort))
 
 
-def _report_bytes(ctx: IoContext, sqe: Sqe) -> int:
-    """Length rule of Report: NUMD (0's-based) dwords."""
-    return (sqe.cdw10 + 1) * 4
+@dataclass(frozen=True, slots=True)
+class ReportFields:
+    """The own fields of Reservation Report: how many bytes (NUMD, converted), and EDS."""
+
+    length_bytes: int
+    extended: bool
+
+    @classmethod
+    def parse(cls, sqe: Sqe) -> ReportFields:
+        """Read CDW10 and CDW11 (NVMe Base, Reservation Report command)."""
+        return cls((sqe.cdw10 + 1) * 4, bool(sqe.cdw11 & REPORT_EXTENDED))
 
 
-def check_report(ctx: IoContext, sqe: Sqe) -> None:
+def _report_bytes(ctx: IoContext, request: Decoded[ReportFields]) -> int:
+    """Length rule of Report: NUMD dwords."""
+    return request.fields.length_bytes
+
+
+def check_report(ctx: IoContext, request: Decoded[ReportFields]) -> None:
     """Host identifiers have 128 bits over fabrics; a length within MDTS."""
     _check_host(ctx)
-    if not sqe.cdw11 & REPORT_EXTENDED:
+    if not request.fields.extended:
         raise CommandError(
             Status.HOST_ID_INCONSISTENT_FORMAT,
             SQE.error_location("cdw11"),
             message="host identifiers have 128 bits: a report has the extended data structure (EDS)",
         )
-    if _report_bytes(ctx, sqe) > ctx.limits.transfer_bytes:
-        raise _invalid(f"{_report_bytes(ctx, sqe)} bytes of a report are more than MDTS", "cdw10")
+    if request.fields.length_bytes > ctx.limits.transfer_bytes:
+        raise _invalid(f"{request.fields.length_bytes} bytes of a report are more than MDTS", "cdw10")
 
 
-def reservation_report(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion:
+def reservation_report(ctx: IoContext, request: Decoded[ReportFields], data: memoryview | None) -> Completion:
     """Reservation Report: as much of it as is asked for. What is asked for beyond its end is sent as zeroes, for there
     are hosts that take less data than they described for an error. One entry per host, with CNTLID FFFFh: controllers
     are of the dynamic model (NVMe Base, Registered Controller; nvmet_execute_pr_report does so too).
     """
-    state = active_namespace(ctx, sqe).reservations.state
+    state = active_namespace(ctx, request.sqe).reservations.state
     registrants = tuple(Registrant(host, key, state.holds(host)) for host, key in state.registrants.items())
     report = ReservationReport(state.generation, state.rtype or 0, state.persistent, registrants).encode()
-    length = _report_bytes(ctx, sqe)
+    length = request.fields.length_bytes
     return Completion(data=report[:length].ljust(length, b"\0"))
 
 
@@ -222,6 +236,7 @@ ROWS: Final = IoRows(
                 opcode=NvmOpcode.RESERVATION_REPORT,
                 name="Reservation Report",
                 handler=reservation_report,
+                decode=decoded(ReportFields.parse),
                 direction=Direction.CONTROLLER_TO_HOST,
                 transfer_bytes=_report_bytes,
                 check=check_report,
