@@ -130,7 +130,7 @@ class TargetRegistry:
         if subnqn == DISCOVERY_NQN:
             return self.discovery
         now = self.ports.get(port.portid, port)  # it may offer others than when the connection was made
-        return self.subsystems.get(subnqn) if now.offers(subnqn) else None
+        return None if port.discovery_only or not now.offers(subnqn) else self.subsystems.get(subnqn)
 
     def association(self, subnqn: str, cntlid: int) -> Association | None:
         """Return the controller of a subsystem that has that CNTLID; None when it has gone."""
