@@ -9,6 +9,7 @@ from nvmeof.spec.enums import AnaState
 from nvmeof.spec.identify import IDENTIFY_CONTROLLER
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
 from nvmeof.spec.status import Status
+from nvmeof.target.commands.dispatch.base import Decoded
 from nvmeof.target.commands.io import copy as copy_module
 from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
@@ -324,7 +325,8 @@ def test_a_namespace_that_shrinks_meanwhile():
     target = Target()
     queue = target.io(target.admin())
     sqe = queue.sqe(0x19, bytes(32), nsid=1, cdw10=1024)
-    pending = copy_module.copy(queue.ctx, sqe, memoryview(struct.pack("<8xQH14x", 0, 0)))
+    request = Decoded(sqe, copy_module.CopyFields.parse(sqe))
+    pending = copy_module.copy(queue.ctx, request, memoryview(struct.pack("<8xQH14x", 0, 0)))
     target.subsystem.resize_namespace(1, 1 << 19)
     with pytest.raises(Exception, match="blocks 1024") as error:
         pending.send(None)
