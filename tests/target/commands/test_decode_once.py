@@ -51,7 +51,7 @@ SQE_IS_ENOUGH = {
     "Read", "Write", "Compare", "Verify", "Write Zeroes", "Write Uncorrectable", "Zone Append", "Flush",
     "Asynchronous Event Request", "Keep Alive",
 }  # fmt: skip
-"""Commands on a range of blocks, whose SQE has properties for what they need (decision 0019), or without fields."""
+"""Commands on a range of blocks, whose SQE has properties for what they need (decision 0023), or without fields."""
 
 
 def test_every_other_row_decodes() -> None:
