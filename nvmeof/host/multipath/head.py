@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from math import inf
 from typing import Protocol, TypeVar, cast
 
-from nvmeof.errors import CommandNotExecuted, ConnectionLost, NvmeofError, TransportError
+from nvmeof.errors import CommandNotExecuted, ConnectionLost, NvmeofError, OutcomeUnknown, TransportError
 from nvmeof.host.batch import IoBatch
 from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.multipath import disposition
@@ -189,7 +189,13 @@ class NamespaceHead:
 
     async def io_batch(self, batch: IoBatch) -> None:
         """Send Reads or Writes of one length as one operation, each over the path that is best then."""
-        await self.io_transfer(batch.parts(), hold=batch.hold)
+        outcomes: dict[int, NvmeofError | None] = {}
+        try:
+            await run_transfer(self._runtime, self, batch.parts(), hold=batch.hold, outcomes=outcomes)
+        except NvmeofError as error:
+            batch.unfinished = [index for index in range(len(batch)) if outcomes.get(index, error) is not None]
+            batch.unknown = [index for index, ended in outcomes.items() if isinstance(ended, OutcomeUnknown)]
+            raise
 
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
         """Identify Namespace (CNS 00h) over any path; all zero for a namespace that is not active."""

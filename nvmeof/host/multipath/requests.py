@@ -214,11 +214,19 @@ class HeadTransfer:
     After the first error no further command goes out; ``future`` is done when all that did go out has ended.
     """
 
-    __slots__ = ("_carrier", "_error", "_outstanding", "_parts", "future", "result")
+    __slots__ = ("_carrier", "_count", "_error", "_outcomes", "_outstanding", "_parts", "future", "result")
 
-    def __init__(self, runtime: Runtime, carrier: Carrier, parts: Iterator[CommandPart]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        carrier: Carrier,
+        parts: Iterator[CommandPart],
+        outcomes: dict[int, NvmeofError | None] | None = None,
+    ) -> None:
         self.future: Future[int] = runtime.create_future()
         self.result = 0
+        self._outcomes = outcomes
+        self._count = 0
         self._carrier = carrier
         self._parts = parts
         self._outstanding: dict[_Part, None] = {}
@@ -226,12 +234,16 @@ class HeadTransfer:
 
     def start(self) -> None:
         """Submit the first window."""
-        for part in [_Part(self, self._carrier, each) for each in islice(self._parts, TRANSFER_WINDOW)]:
+        for part in [self._part(each) for each in islice(self._parts, TRANSFER_WINDOW)]:
             if self._error is not None:
                 break
             self._outstanding[part] = None
             self._carrier.submit(part)
         self._finish()
+
+    def _part(self, part: CommandPart) -> _Part:
+        self._count += 1
+        return _Part(self, self._carrier, part, self._count - 1)
 
     def part_ended(self, part: _Part, result: int, error: NvmeofError | None) -> None:
         """One command is over: send the next one, or end."""
@@ -239,10 +251,12 @@ class HeadTransfer:
         self.result |= result
         if error is not None:
             self._error = self._error or error
+        if self._outcomes is not None:
+            self._outcomes[part.index] = error
         if self._error is None:
             following = next(self._parts, None)
             if following is not None:
-                following_part = _Part(self, self._carrier, following)
+                following_part = self._part(following)
                 self._outstanding[following_part] = None
                 self._carrier.submit(following_part)
                 return
@@ -275,19 +289,30 @@ class HeadTransfer:
 class _Part(HeadRequest):
     """One command of a transfer."""
 
-    __slots__ = ("transfer",)
+    __slots__ = ("index", "transfer")
 
-    def __init__(self, transfer: HeadTransfer, carrier: Carrier, part: CommandPart) -> None:
+    def __init__(self, transfer: HeadTransfer, carrier: Carrier, part: CommandPart, index: int) -> None:
         super().__init__(carrier, *part)
         self.transfer = transfer
+        self.index = index
 
     def ended(self, result: int, error: NvmeofError | None) -> None:
         self.transfer.part_ended(self, result, error)
 
 
-async def run_transfer(runtime: Runtime, carrier: Carrier, parts: Iterator[CommandPart], *, hold: bool) -> int:
-    """Run all ``parts``; the first error is raised when all others have ended. Cancelling works as in `execute`."""
-    transfer = HeadTransfer(runtime, carrier, parts)
+async def run_transfer(
+    runtime: Runtime,
+    carrier: Carrier,
+    parts: Iterator[CommandPart],
+    *,
+    hold: bool,
+    outcomes: dict[int, NvmeofError | None] | None = None,
+) -> int:
+    """Run all ``parts``; the first error is raised when all others have ended. Cancelling works as in `execute`.
+
+    ``outcomes``: gets what each part ended with, by its place among them; None is success.
+    """
+    transfer = HeadTransfer(runtime, carrier, parts, outcomes)
     transfer.start()
     try:
         return await transfer.future
