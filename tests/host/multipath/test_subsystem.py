@@ -494,9 +494,7 @@ def test_a_batch_goes_on_over_the_other_path_and_tells_what_is_left() -> None:
         device.ports[1].statuses = [fault]
         with pytest.raises(NvmeStatusError, match="Write Fault"):
             await namespace.port.io_batch(batch)
-        assert (
-            130 < len(batch.unfinished) < 170 and batch.unfinished[-1] == 199
-        )  # the first window ends
+        assert 130 < len(batch.unfinished) < 170 and batch.unfinished[-1] == 199  # the first window ends
 
     drive(device, body)
 
