@@ -26,11 +26,11 @@ from nvmeof.host.multipath.facts import HeadFacts
 from nvmeof.host.multipath.identity import NamespaceView
 from nvmeof.host.multipath.iopolicy import IOPOLICIES, IoPolicy
 from nvmeof.host.multipath.member import Member, NamespacePath
-from nvmeof.host.multipath.requests import HeadCommand, HeadRequest, RequestPath, execute, run_transfer
+from nvmeof.host.multipath.requests import HeadCommand, HeadRequest, RequestPath, give_up, run_transfer
 from nvmeof.host.replay import UnsettledWrites, changed_blocks, replay_at
 from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions, error_of
 from nvmeof.host.results import IdentifyNamespace
-from nvmeof.runtime import Runtime, TimerHandle
+from nvmeof.runtime import Future, Runtime, TimerHandle
 from nvmeof.wire import Buffer
 
 log = logging.getLogger("nvmeof.host")
@@ -181,7 +181,16 @@ class NamespaceHead:
         must not be sent twice and may have been executed, :class:`NoPathError` when no path is left.
         """
         command = HeadCommand(self, sqe, data_out, data_in, options)
-        return await execute(self._runtime, command, hold=options.hold)
+        future: Future[int] = self._runtime.create_future()
+        command.future = future
+        self.submit(command)
+        try:
+            return await future
+        except NvmeofError:
+            raise
+        except BaseException:
+            await give_up(self._runtime, command, hold=options.hold)
+            raise
 
     async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
         """Send many I/O commands as one operation, each over the path that is best then; the results of all, or'ed."""

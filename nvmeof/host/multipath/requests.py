@@ -88,7 +88,15 @@ class HeadRequest(Request):
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> None:
-        super().__init__(sqe, data_out, data_in)
+        # what Request does, without the call: there is one of these for every command
+        self.sqe = sqe
+        self.data_out = data_out
+        self.data_in = data_in
+        self.cid = -1
+        self.priority = False
+        self.aborted = False
+        self.epoch = 0.0
+        self.timeout = -1.0
         self.carrier = carrier
         self.path: RequestPath | None = None
         self.size_bytes = len(data_in) if data_in is not None else len(data_out) if data_out is not None else 0
@@ -184,28 +192,19 @@ class HeadCommand(HeadRequest):
             released.set_result(None)
 
 
-async def execute(runtime: Runtime, command: HeadCommand, *, hold: bool) -> int:
-    """Submit ``command`` to its head and wait for DW0 | DW1 << 32. Raises what it failed with on its last path.
+async def give_up(runtime: Runtime, command: HeadCommand, *, hold: bool) -> None:
+    """End a command whose caller has been cancelled, wherever it is.
 
-    When the caller is cancelled the command is given up wherever it is; with ``hold`` its buffers, where it has any
-    that can change, are the caller's own again when the cancellation is raised.
+    With ``hold`` its buffers, where it has any that can change, are the caller's own again when this returns.
     """
-    command.future = runtime.create_future()
-    command.carrier.submit(command)
-    try:
-        return await command.future
-    except NvmeofError:
-        raise
-    except BaseException:
-        free = command.cancel()
-        held = command.data_in is not None or not isinstance(command.data_out, bytes | None)
-        while hold and held and not free and command.path is not None:
-            command.released = runtime.create_future()
-            try:
-                await command.released
-            except BaseException:
-                continue  # the first cancellation is raised below
-        raise
+    free = command.cancel()
+    held = command.data_in is not None or not isinstance(command.data_out, bytes | None)
+    while hold and held and not free and command.path is not None:
+        command.released = runtime.create_future()
+        try:
+            await command.released
+        except BaseException:
+            continue  # the first cancellation is raised by the caller anyway
 
 
 class HeadTransfer:
@@ -308,7 +307,7 @@ async def run_transfer(
     hold: bool,
     outcomes: dict[int, NvmeofError | None] | None = None,
 ) -> int:
-    """Run all ``parts``; the first error is raised when all others have ended. Cancelling works as in `execute`.
+    """Run all ``parts``; the first error is raised when all others have ended. Cancelling works as in `give_up`.
 
     ``outcomes``: gets what each part ended with, by its place among them; None is success.
     """
