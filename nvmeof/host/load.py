@@ -104,6 +104,7 @@ class Load:
         self._loop = asyncio.get_running_loop()
         self._queues = list(queues)
         self._depth = depth
+        self._lone = depth * len(queues) == 1
         self._size_bytes = size_bytes
         self._opened = 0.0
 
@@ -130,7 +131,7 @@ class Load:
         """Send a request with the next address, or count it as over where the load has ended."""
         if self.next_queue is not None and self.running:
             self._send_one(request, self.next_queue())
-        elif self.active == 1 and self.running:  # nothing else will complete in this turn
+        elif self._lone and self.running:  # nothing else will complete in this turn
             self._send_one(request, request.queue)
         else:
             if not self.ready:

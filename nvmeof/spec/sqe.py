@@ -26,6 +26,11 @@ class _Decoded:
         self._decoded = value
 
 
+FUSE_MASK = 0x3
+PSDT_SHIFT = 6
+"""Of `Sqe.flags`: where each command is looked at, this is cheaper than the properties."""
+
+
 @dataclass(slots=True)
 class Sqe(_Decoded):
     """One command. Values are raw, 0's-based ones too; the properties give converted units.
@@ -53,12 +58,12 @@ class Sqe(_Decoded):
     @property
     def fuse(self) -> int:
         """0 normal, 1 first, 2 second command of a fused operation."""
-        return self.flags & 3
+        return self.flags & FUSE_MASK
 
     @property
     def psdt(self) -> int:
         """PRP or SGL for Data Transfer, see :class:`nvmeof.spec.sgl.Psdt`."""
-        return self.flags >> 6
+        return self.flags >> PSDT_SHIFT
 
     @property
     def fctype(self) -> int:

@@ -12,7 +12,7 @@ from nvmeof.errors import CommandError
 from nvmeof.spec.connect import CONNECT
 from nvmeof.spec.enums import FABRICS_OPCODE, Csi
 from nvmeof.spec.sgl import DATA_BLOCK_IN_CAPSULE, TRANSPORT_DATA_BLOCK, Psdt
-from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.sqe import FUSE_MASK, PSDT_SHIFT, SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.admin_context import AdminContext, AnyContext, ConnectContext
 from nvmeof.target.commands.context import IoContext
@@ -30,6 +30,7 @@ ADMIN_INCAPSULE_BYTES = 8192
 logger = logging.getLogger(__name__)
 _OPCODE = SQE.error_location("opcode")
 _FCTYPE = CONNECT.error_location("fctype")
+_SGL_PSDT = int(Psdt.SGL_CONTIGUOUS_METADATA)
 _SGL = SQE.error_location("sgl_address")
 _SGL_LENGTH = SQE.error_location("sgl_length")
 _SGL_TYPE = SQE.error_location("sgl_type")
@@ -115,12 +116,12 @@ def prepare(ctx: AnyContext, sqe: Sqe) -> tuple[CommandSpec, int]:
     """
     spec = lookup(ctx, sqe)
     _check_states(ctx, spec)
-    if sqe.fuse and (not ctx.qid or FUSED_OPCODES.get(sqe.fuse) != sqe.opcode):
+    if sqe.flags & FUSE_MASK and (not ctx.qid or FUSED_OPCODES.get(sqe.fuse) != sqe.opcode):
         raise CommandError(
             Status.INVALID_FIELD, SQE.error_location("flags"), message=f"{spec.name} cannot be fused so ({sqe.fuse})"
         )
     if sqe.opcode != FABRICS_OPCODE and not isinstance(ctx, ConnectContext):
-        if sqe.psdt != Psdt.SGL_CONTIGUOUS_METADATA:
+        if sqe.flags >> PSDT_SHIFT != _SGL_PSDT:
             raise CommandError(
                 Status.INVALID_FIELD,
                 SQE.error_location("flags", 6),

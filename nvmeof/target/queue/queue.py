@@ -35,7 +35,7 @@ from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
 from nvmeof.spec.nqn import terminated_nqn, unnamed_host
-from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.sqe import FUSE_MASK, SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.admin_context import AdminContext, AnyContext, ConnectContext
 from nvmeof.target.commands.context import IoContext
@@ -236,7 +236,7 @@ class TargetQueue:
     def begin(self, view: memoryview, capsule: CommandData | None) -> None:
         ctx = self.ctx
         sqe = SQE.unpack_from(view)
-        if (sqe.fuse or self.fused.first is not None) and self.fused.take(sqe, capsule):
+        if (sqe.flags & FUSE_MASK or self.fused.first is not None) and self.fused.take(sqe, capsule):
             return
         if sqe.cid in self.busy and not self._forget_event_request(sqe.cid):
             self.conflict(sqe)
@@ -455,11 +455,13 @@ class TargetQueue:
             self.connection.set_incapsule(ctx.limits.incapsule_bytes)
 
     def complete(self, sqe: Sqe, completion: Completion) -> None:
-        cid = sqe.cid
+        cid, ctx = sqe.cid, self.ctx
         if completion.status != _CID_CONFLICT:
             self.busy.discard(cid)
-            self.ctx.aborting.discard(cid)
-            self.ctx.preempted.discard(cid)
+            if ctx.aborting:
+                ctx.aborting.discard(cid)
+            if ctx.preempted:
+                ctx.preempted.discard(cid)
         field = 0
         if completion.status:
             field = status_field(completion.status, completion.dnr, completion.more)

@@ -16,12 +16,13 @@ from nvmeof.target.commands.dispatch.base import AnaRule, CommandSpec, NsidRule,
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
 
 logger = logging.getLogger("nvmeof.target.commands.table")
+_ACTIVE = NsidRule.ACTIVE
 
 
 def admit(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
     """Raise `CommandError` unless the NSID is what the row wants, and neither ANA nor another rule is in the way."""
     rule = spec.nsid
-    if rule is NsidRule.ACTIVE or (rule is NsidRule.ACTIVE_OR_ALL and sqe.nsid != NSID_ALL):
+    if rule is _ACTIVE or (rule is NsidRule.ACTIVE_OR_ALL and sqe.nsid != NSID_ALL):
         namespace = ctx.namespaces.get(sqe.nsid)
         if namespace is None:
             raise not_active(ctx, sqe.nsid)
