@@ -1,7 +1,7 @@
 """This checkout beside another one, in turns (A B A B): CPU per I/O of the target and of the host, memory when idle.
 
     git worktree add ../before COMMIT
-    python -m benchmarks.side_by_side loopback --against ../before --case 'tcp-*-4k-d32'
+    python -m benchmarks.side_by_side loopback --against ../before --case 'tcp-read*'
     python -m benchmarks.side_by_side host --against ../before
     python -m benchmarks.side_by_side idle --against ../before
 
