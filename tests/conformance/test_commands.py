@@ -77,7 +77,7 @@ async def small():
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_a_command_that_is_refused(small, case):
-    """Refused from both ways: as the first command, and after others that taught the queue its short cut."""
+    """Refused from both ways: as the first command, and after others that taught the queue its fast path."""
     target, host = small
     sqe, status = REFUSED[case]
     assert (await host.call(sqe)).status == status
@@ -141,7 +141,7 @@ async def test_a_duplicate_cid_is_refused_and_the_first_command_completes(trtype
         ttag, _, _ = await host.r2t(9)
         await host.send(host.capsule(io_sqe(9, WRITE, 0, 8)))
         assert (await host.completion(9)).status == CONFLICT
-        # a run of reads: the short cut looks at CIDs as well
+        # a run of reads: the fast path looks at CIDs as well
         await host.send(b"".join(host.capsule(io_sqe(cid, READ, 0, 8)) for cid in (8, 9, 10)))
         statuses = {}
         for _ in range(3):

@@ -299,7 +299,7 @@ async def test_the_last_h2cdata_without_last_pdu(trtype, log):
 
 
 async def test_in_capsule_data_at_an_offset():
-    """The address of an in-capsule SGL is an offset (SGLS bit 20); the short cuts for writes do not mistake it."""
+    """The address of an in-capsule SGL is an offset (SGLS bit 20); the fast path for writes does not mistake it."""
     async with running() as target:
         first, host = await association(target)
         for cid in range(4):

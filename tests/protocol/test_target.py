@@ -168,7 +168,7 @@ def test_header_digest_of_h2c_data() -> None:
 @pytest.mark.parametrize("framing", [Framing(h, d) for h in (False, True) for d in (False, True)])
 @pytest.mark.parametrize("other", [Framing(h, d) for h in (False, True) for d in (False, True)])
 def test_digests_that_were_not_settled(framing: Framing, other: Framing) -> None:
-    """In whatever PDU they come or are missing, short cuts or not."""
+    """In whatever PDU they come or are missing, fast path or not."""
     if framing == other:
         return
     for i in range(3):

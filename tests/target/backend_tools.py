@@ -34,7 +34,7 @@ async def write(backend: Backend, offset: int, data: memoryview, *, fua: bool = 
 
 
 class Hidden(Backend):
-    """A ramdisk that does not show its memory: its queue takes no short cuts, and stages what is written."""
+    """A ramdisk that does not show its memory: its queue takes the general path, and stages what is written."""
 
     def __init__(self, size: str | int) -> None:
         self.ramdisk = Ramdisk(size)

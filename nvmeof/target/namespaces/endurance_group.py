@@ -16,12 +16,12 @@ GRANULARITY_BYTES: Final = 4096
 
 
 def rounded(size_bytes: int) -> int:
-    """The capacity that so many bytes take."""
+    """Return the capacity in bytes that a namespace of `size_bytes` takes: whole units of the group."""
     return -(-size_bytes // GRANULARITY_BYTES) * GRANULARITY_BYTES
 
 
 def occupied_bytes(namespace: Namespace) -> int:
-    """NVMCAP: the capacity that is allocated to a namespace."""
+    """Return NVMCAP, the capacity in bytes that is allocated to a namespace."""
     return rounded(namespace.size_blocks << namespace.block_shift)
 
 
@@ -53,19 +53,19 @@ class Pool(Protocol):
         ...
 
     async def acquire(self) -> None:
-        """Before anything else: nobody else uses it from now on, and `keeper` tells what is in it."""
+        """Lock the pool against other processes and read its metadata; called before all other methods."""
         ...
 
     async def release(self) -> None:
-        """The end; all storage is closed before."""
+        """Release the lock; all storage was closed before."""
         ...
 
     def create(self, name: str, size_bytes: int, block_bytes: int) -> Backend | Awaitable[Backend]:
-        """New storage of zeroes, opened; durable as far as the pool is."""
+        """Create and open storage that reads as zeroes; it is durable if the pool is."""
         ...
 
     def open(self, name: str, *, zoned: bool = False) -> Backend | Awaitable[Backend]:
-        """Storage that was created before. `zoned`: zones were kept with it."""
+        """Open storage that was created before. `zoned`: it has stored zones."""
         ...
 
     def delete(self, name: str, backend: Backend | None) -> Awaitable[None] | None:

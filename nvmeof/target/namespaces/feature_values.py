@@ -62,7 +62,7 @@ class Saved:
 
 
 def _load(entry: Any) -> Saved | None:
-    """An entry as `save` made it; None for what somebody else did."""
+    """Parse an entry that `save` made; None for any other."""
     try:
         data = entry["data"]
         made = entry["value"]
@@ -76,12 +76,13 @@ def _load(entry: Any) -> Saved | None:
 
 
 def load(metadata_store: MetadataStore, fid: int, selector: int = 0) -> Saved | None:
-    """The saved value of a feature, if there is one."""
+    """Return the saved value of a feature; None for none."""
     return _load(document_of(metadata_store, _SECTION).get(f"{fid:02x}.{selector:x}"))
 
 
 def load_strictly(metadata_store: MetadataStore, fid: int, selector: int = 0) -> Saved | None:
-    """The same, for what must not be forgotten unsaid. Raises `ConfigurationError` for an entry that is not one."""
+    """Return the saved value of a feature. Raises `ConfigurationError` for an invalid entry, which must not be
+    discarded silently."""
     document = metadata_store.get(_SECTION)
     if document is None:
         return None
@@ -98,7 +99,7 @@ def load_strictly(metadata_store: MetadataStore, fid: int, selector: int = 0) ->
 
 
 def load_all(metadata_store: MetadataStore) -> list[tuple[int, Saved]]:
-    """All saved values with their feature identifiers, in the order in which they were saved first."""
+    """Return all saved values with their feature identifiers, in the order in which they were saved first."""
     found = []
     for key, entry in document_of(metadata_store, _SECTION).items():
         saved = _load(entry)
@@ -109,7 +110,7 @@ def load_all(metadata_store: MetadataStore) -> list[tuple[int, Saved]]:
 
 
 def check_saved(metadata_store: MetadataStore) -> None:
-    """Log that saved values of controllers cannot be read: their features have their defaults."""
+    """Log a warning when saved values of controllers are invalid: their features start with the defaults."""
     kept = metadata_store.get(_SECTION)
     if kept is not None and len(load_all(metadata_store)) < (len(kept) if isinstance(kept, dict) else 1):
         logger.warning(

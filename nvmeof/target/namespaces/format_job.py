@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def can_format(namespace: Namespace, block_bytes: int) -> bool:
-    """Whether it, and its backend, can have blocks of this size."""
+    """Return whether a namespace and its backend support blocks of this size, in bytes."""
     backend, now = namespace.backend, namespace.block_bytes
     if block_bytes == now:
         return True
@@ -43,9 +43,8 @@ async def _put(metadata_store: MetadataStore | None, value: Any) -> None:
 async def format_namespace(
     runtime: Runtime, namespace: Namespace, block_bytes: int, *, secure: bool, ready: Callable[[], object]
 ) -> None:
-    """Do it, from where it is barred to where it is used again: with the new blocks, or, failed, with the old ones.
-
-    `ready` is called when the new format is there, before hosts may use it. Raises `CommandError`.
+    """Format a namespace, from blocking access to allowing it again, with the new blocks or, after a failure, the old
+    ones. `ready` is called when the new format is in effect, before hosts may use it. Raises `CommandError`.
     """
     metadata_store = _metadata_store(namespace)
     before = _before(metadata_store)
@@ -64,7 +63,7 @@ async def format_namespace(
         await _put(metadata_store, {"block_bytes": block_bytes})
     except OSError as error:
         if not await _undo(metadata_store, before, namespace, old_block_bytes) and begun:
-            # The next start would go on with it: nobody may write what would be erased then.
+            # The next start would go on with the erase, and erase what is written until then: allow no writes.
             afterwards = Status.NAMESPACE_NOT_READY
         status, dnr = status_of_os_error(error, writing=True)
         raise CommandError(
@@ -86,13 +85,13 @@ async def format_namespace(
 
 
 def _before(metadata_store: MetadataStore | None) -> Any:
-    """What is kept when it fails: the format that there was. One that was interrupted is not tried a third time."""
+    """Return the stored format to restore after a failure. A format that was interrupted is not tried a third time."""
     block_bytes = None if metadata_store is None else formatted_block_bytes(metadata_store)
     return None if block_bytes is None else {"block_bytes": block_bytes}
 
 
 async def _undo(metadata_store: MetadataStore | None, before: Any, namespace: Namespace, block_bytes: int) -> bool:
-    """Whether everything is as it was, but for the data."""
+    """Restore the old format; return whether everything but the data is as before."""
     try:
         if namespace.backend.capabilities.block_bytes != block_bytes:
             namespace.backend.set_block_bytes(block_bytes)
@@ -116,7 +115,7 @@ async def _erase(runtime: Runtime, namespace: Namespace, secure: bool) -> None:
 
 
 def interrupted(namespace: Namespace) -> bool | None:
-    """Whether a format was begun and has not come to its end: None for no, else whether it was to be secure."""
+    """Return None unless a format was interrupted, else whether that format was to be a secure one."""
     metadata_store = _metadata_store(namespace)
     kept = None if metadata_store is None else metadata_store.get(FORMAT_SECTION)
     try:
@@ -126,7 +125,7 @@ def interrupted(namespace: Namespace) -> bool | None:
 
 
 async def forget_interrupted(namespace: Namespace) -> None:
-    """A format that could not come to its end is not wanted any more. Raises `OSError` when that cannot be kept."""
+    """Forget a format that was interrupted. Raises `OSError` when that cannot be stored."""
     if interrupted(namespace) is not None:
         await _put(_metadata_store(namespace), {"block_bytes": namespace.block_bytes})
 

@@ -1,4 +1,4 @@
-"""Commands that are being worked on for one namespace, also those whose queue has gone meanwhile."""
+"""Commands in flight on one namespace, including those whose queue was deleted since."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 
 class InflightCommand:
-    """One of them; `end` it once."""
+    """A command in flight on one namespace. Call `end` exactly once."""
 
     __slots__ = ("_all", "host", "watchers")
 
@@ -17,14 +17,14 @@ class InflightCommand:
         self.watchers: list[Callable[[], None]] = []
 
     def end(self) -> None:
-        """It has completed, or would have if its queue were still there."""
+        """Note that the command has completed, or would have if its queue still existed."""
         self._all.discard(self)
         for watcher in self.watchers:
             watcher()
 
 
 class InflightTable:
-    """Known by the host identifiers of their hosts."""
+    """The commands in flight on one namespace, by host identifier."""
 
     __slots__ = ("_all",)
 
@@ -32,13 +32,13 @@ class InflightTable:
         self._all: set[InflightCommand] = set()
 
     def begin(self, host: bytes) -> InflightCommand:
-        """A command that does not complete at once."""
+        """Note the start of a command that does not complete at once."""
         begun = InflightCommand(self._all, host)
         self._all.add(begun)
         return begun
 
     def watch(self, hosts: Collection[bytes], done: Callable[[], None]) -> bool:
-        """Have `done` called when all commands of these hosts that there are now have ended; False: there are none."""
+        """Call `done` when all current commands of these hosts have ended; return False when there are none."""
         chosen = {begun for begun in self._all if begun.host in hosts}
 
         def ended(begun: InflightCommand) -> None:

@@ -10,24 +10,24 @@ LBA_FORMATS: tuple[int, ...] = (512, 4096)
 
 
 def formats_of(block_bytes: int) -> tuple[int, ...]:
-    """The formats of a namespace that has blocks of this size now: an unusual one comes last, while it is in use."""
+    """Return the block sizes, in bytes, of the formats; an unusual size is the last one, only while it is in use."""
     return LBA_FORMATS if block_bytes in LBA_FORMATS else (*LBA_FORMATS, block_bytes)
 
 
 def format_index_of(block_bytes: int) -> int:
-    """The index of the format in use."""
+    """Return the index of the format in use."""
     return formats_of(block_bytes).index(block_bytes)
 
 
 def lookup(index: int, error_location: int = 0xFFFF) -> int:
-    """Bytes of a logical block in the format of an index. Raises Invalid Format."""
+    """Return the bytes of a logical block in the format of an index. Raises Invalid Format."""
     if not 0 <= index < len(LBA_FORMATS):
         raise CommandError(Status.INVALID_FORMAT, error_location, message=f"there is no LBA format {index}")
     return LBA_FORMATS[index]
 
 
 def identify_formats(block_bytes: int) -> dict[str, object]:
-    """NLBAF, FLBAS and the LBA format list of Identify Namespace."""
+    """Return NLBAF, FLBAS and the LBA format list of Identify Namespace."""
     formats = formats_of(block_bytes)
     return {
         "nlbaf": len(formats) - 1,

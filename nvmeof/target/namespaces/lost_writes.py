@@ -1,7 +1,7 @@
 """Which hosts have yet to learn that what they wrote may be lost.
 
-The system tells the failure of an fsync once, to the one who asked. But all hosts that wrote since the last good one
-have lost data: each of them is told at its next Flush, or write with FUA.
+The kernel reports the failure of an fsync once, to one caller. But all hosts that wrote since the last good one have
+lost data: each host gets an error at its next Flush, or write with FUA.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class LostWrites:
         self._told: dict[bytes, int] = {}  # how many failures a host knows of, or that were before its time
 
     def connected(self, hostid: bytes, failures: int) -> None:
-        """Remember a host, unless it was here before. One that was forgotten is told once too often."""
+        """Remember a host, unless it was connected before. A host that was forgotten gets the error once too often."""
         if hostid in self._told:
             return
         if len(self._told) >= _HOSTS_MAX:
@@ -28,7 +28,7 @@ class LostWrites:
         self._told[hostid] = failures
 
     def tell(self, hostid: bytes, failures: int) -> bool:
-        """Return whether a host has to be told of a failure; it counts as told then."""
+        """Return whether a host has to get the error of a failure, and note that it got it."""
         pending = self._told.get(hostid, 0) < failures
         if pending:
             self._told[hostid] = failures

@@ -62,7 +62,7 @@ class NamespaceCounters:
     media_errors: int = 0
 
     def rescale(self, before: int, after: int) -> None:
-        """Blocks were of another size: count as many bytes in the new one. Both are shifts."""
+        """Convert the block counters to another block size. Both arguments are binary logarithms of a size."""
         if before == after:
             return
         for name in BLOCK_COUNTERS:
@@ -79,14 +79,15 @@ class NamespaceIdentifiers:
 
     @classmethod
     def derive(cls, subnqn: str, nsid: int) -> NamespaceIdentifiers:
-        """The same for the same subsystem NQN and NSID, after every restart and on every machine."""
+        """Derive identifiers that are equal for equal subsystem NQN and NSID, after every restart and on every
+        machine."""
         named = uuid_module.uuid5(_IDENTIFIER_SPACE, f"{subnqn}/{nsid}")
         nguid = uuid_module.uuid5(_IDENTIFIER_SPACE, f"{subnqn}/{nsid}/nguid").bytes
         return cls(nguid=nguid, uuid=named)
 
 
 def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
-    """The NVMe status and DNR for what a backend's operation failed with."""
+    """Return the NVMe status and the DNR bit for an error of a backend's operation."""
     code = error.errno
     if code == errno.ECANCELED:
         return Status.ABORTED_BY_REQUEST, False
@@ -165,7 +166,7 @@ class Namespace:
         """Called when the backend is found to be shorter than it was."""
         self.failures_seen = backend.sync_failures
         self.features: Values = {}  # those with the scope of a namespace, as set since the start
-        if getattr(backend, "metadata_store", None) is None:  # somebody's own
+        if getattr(backend, "metadata_store", None) is None:  # a plug-in's backend, without that attribute
             backend.metadata_store = MemoryStore()
         formatted_block_bytes(backend.metadata_store)  # raises for what cannot be read
         protected = load_strictly(backend.metadata_store, FeatureId.NAMESPACE_WRITE_PROTECTION_CONFIG)
@@ -214,12 +215,12 @@ class Namespace:
         return self._read_only or self.write_protected
 
     def block_access(self, status: Status | None) -> None:
-        """Let nobody touch the data for a reason, or (None) everybody again."""
+        """Fail every data command with `status`; None allows them again."""
         self.blocked_status = status
         self.refresh()
 
     def protect(self, protected: bool) -> None:
-        """Whether a host forbids to write it."""
+        """Set whether a host forbids writes (Namespace Write Protection)."""
         self.write_protected = protected
         self.admission_tokens.withdraw()
 
@@ -241,21 +242,22 @@ class Namespace:
         return self.size_blocks
 
     def fits(self, block_bytes: int) -> bool:
-        """Whether it could have blocks of that size, as far as that is not the backend's affair."""
+        """Return whether the namespace could have blocks of that size, in bytes; does not ask the backend."""
         return True
 
     def check_size(self, size_bytes: int) -> None:
-        """Raise `ConfigurationError` for a size that it could not have, as far as that is not the backend's affair."""
+        """Raise `ConfigurationError` for a size in bytes that is impossible; does not ask the backend."""
 
     def erased(self) -> Awaitable[None] | None:
-        """Nothing is left of what it held: neither is what was known of blocks. Done when that is kept.
+        """Forget all per-block state after the data was erased. Done when that is stored.
 
         Raises or ends with `OSError`.
         """
         return self.unreadable_blocks.clear()
 
     def check_range(self, slba: int, nlb: int) -> None:
-        """Raise LBA Out of Range unless `nlb` blocks from `slba` are inside (`nlb` is the real count)."""
+        """Raise LBA Out of Range unless `nlb` blocks from `slba` are inside (`nlb` is the
+        real count, not 0's based)."""
         if self.blocked_status is not None:
             raise CommandError(
                 self.blocked_status, dnr=False, message=f"namespace {self.nsid}: {self.blocked_status.description}"
@@ -268,7 +270,8 @@ class Namespace:
             )
 
     def check_writable(self) -> None:
-        """Raise Namespace is Write Protected unless it may be written."""
+        """Raise Namespace is Write Protected unless the namespace may be written
+        (NVMe Base, Namespace Write Protection)."""
         if self.read_only:
             raise CommandError(
                 Status.NAMESPACE_WRITE_PROTECTED,
@@ -303,7 +306,7 @@ class Namespace:
             )
 
     def _rewritten(self, slba: int, nlb: int, result: Awaitable[None] | None) -> Awaitable[None] | None:
-        """Blocks can be read again once what replaces them is there."""
+        """Mark blocks as readable again once their new data is written."""
         if not self.unreadable_blocks.some or not self.unreadable_blocks.concern(slba, slba + nlb):
             return result
         if result is None and not self.unreadable_blocks.durable:
@@ -319,7 +322,7 @@ class Namespace:
         await settled(self._call(lambda: self.unreadable_blocks.forget(slba, slba + nlb), writing=True))
 
     def read(self, slba: int, nlb: int) -> Lease | Awaitable[Lease]:
-        """The data of `nlb` blocks; release the lease when it has been sent."""
+        """Read `nlb` blocks. The caller releases the lease when the data has been sent."""
         self._check_readable(slba, nlb)
         shift = self.block_shift
         self.counters.reads += 1
@@ -327,7 +330,8 @@ class Namespace:
         return self._call(lambda: self.backend.acquire_read(slba << shift, nlb << shift), read=(slba, nlb))
 
     def compare(self, slba: int, data: memoryview) -> bool | Awaitable[bool]:
-        """Whether the blocks from `slba` hold `data` (whole blocks). It is borrowed until the answer is there."""
+        """Return whether the blocks from `slba` hold `data` (whole blocks). `data` is borrowed until the result is
+        there."""
         nlb = len(data) >> self.block_shift
         self._check_readable(slba, nlb)
         self.counters.reads += 1
@@ -343,10 +347,9 @@ class Namespace:
     def compare_and_write(
         self, slba: int, compare: memoryview, data: memoryview, *, fua: bool = False
     ) -> bool | Awaitable[bool]:
-        """Write whole blocks if they hold `compare`, with nothing in between; whether it was so.
-
-        Both are borrowed until the answer is there. The cause of the `CommandError` is a `SourceError` when it was
-        the comparison that failed.
+        """Write whole blocks if they hold `compare`, with nothing in between; return whether they did. Both buffers are
+        borrowed until the result is there. The cause of the `CommandError` is a `SourceError` when it was the
+        comparison that failed.
         """
         nlb = len(data) >> self.block_shift
         self._check_readable(slba, nlb)
@@ -369,7 +372,7 @@ class Namespace:
         return self._replaced(nlb, await pending)
 
     def verify(self, slba: int, nlb: int) -> Awaitable[None] | None:
-        """Done when blocks were read; nobody gets their data."""
+        """Read blocks and discard their data. Raises or ends with `CommandError` when they cannot be read."""
         self._check_readable(slba, nlb)
         shift = self.block_shift
         self.counters.verifies += 1
@@ -433,18 +436,19 @@ class Namespace:
             await settled(self._rewritten(slba, nlb, None))
 
     def flush(self) -> Awaitable[None] | None:
-        """Done when all completed writes are on non-volatile media."""
+        """Commit all completed writes to non-volatile media."""
         return self._call(self.backend.flush, writing=True)
 
     def _call(
         self, operation: Callable[[], T | Awaitable[T]], *, writing: bool = False, read: tuple[int, int] | None = None
     ) -> T | Awaitable[T]:
-        """`read`: the blocks that are read for it, from where and how many."""
+        """Call a backend's operation and turn its `OSError` into a `CommandError`. `read`: first block and count that
+        it reads."""
         try:
             result = operation()
         except OSError as error:
             raise self._command_error(error, writing, read) from error
-        # What completed at once is told apart by its own type: asking for Awaitable costs as much as the operation.
+        # An immediate result is recognized by its type: testing for Awaitable costs as much as the operation.
         if result is None or type(result) is Lease or not isinstance(result, Awaitable):
             return result
         return self._finish(result, writing, read)
@@ -474,7 +478,7 @@ class Namespace:
         return CommandError(status, dnr=dnr, message=message)
 
     def tell_lost(self, hostid: bytes) -> CommandError | None:
-        """Return the error that a host has to be told of: what it wrote may be lost. It is told once."""
+        """Return the error for a host whose writes may be lost, once for each failure; None for no failure."""
         failures = self.backend.sync_failures
         if not failures or not self.lost_writes.tell(hostid, failures):
             return None

@@ -15,10 +15,9 @@ _SECTION: Final = "reservations"
 
 
 class ReservationStore:
-    """`changed` is called whenever other hosts may be barred than before.
-
-    With PTPL set everything is in the keeper, else nothing. Raises `ConfigurationError` for a keeper's section that is
-    not what was put there: a namespace must not be served without reservations that somebody relies on.
+    """Reservations that outlive the process when PTPL is set. `changed` is called when other hosts may conflict than
+    before. Raises `ConfigurationError` for an invalid section of the metadata store: a namespace must not be served
+    without the reservations that its hosts rely on.
     """
 
     __slots__ = ("_kept", "_metadata_store")

@@ -109,19 +109,19 @@ class Reservations:
     # Questions
 
     def holds(self, host: bytes) -> bool:
-        """Whether that host holds the reservation."""
+        """Return whether a host holds the reservation."""
         if self.rtype is None:
             return False
         return host in self.registrants if self.rtype in ALL_REGISTRANTS else host == self.holder
 
     def standing(self, host: bytes) -> Standing:
-        """What that host is to the reservation."""
+        """Return the relation of a host to the reservation."""
         if self.holds(host):
             return Standing.HOLDER
         return Standing.REGISTRANT if host in self.registrants else Standing.NON_REGISTRANT
 
     def bars(self, host: bytes, group: Group) -> bool:
-        """Whether a command of that group from that host conflicts with the reservation."""
+        """Return whether a command of that group from that host conflicts with the reservation."""
         if self.rtype is None or group is Group.OTHER:
             return False
         return self.standing(host) in BARRED[self.rtype][group]
@@ -150,7 +150,7 @@ class Reservations:
         return replace(self, rtype=rtype, holder=b"" if rtype in ALL_REGISTRANTS else host)
 
     def _without(self, hosts: frozenset[bytes]) -> Reservations:
-        """Registrants go, and with its last holder the reservation."""
+        """Return the state without these registrants, and without the reservation when its last holder is removed."""
         state = self._with({host: key for host, key in self.registrants.items() if host not in hosts})
         gone = not state.registrants if self.rtype in ALL_REGISTRANTS else self.holder in hosts
         return state._released() if self.rtype is not None and gone else state
@@ -164,7 +164,7 @@ class Reservations:
     def register(
         self, host: bytes, action: RegisterAction, crkey: int, nrkey: int, *, ignore_key: bool = False
     ) -> Outcome:
-        """Reservation Register. `ignore_key`: IEKEY, CRKEY need not fit, and need not be there."""
+        """Execute Reservation Register (NVMe Base). `ignore_key`: IEKEY, CRKEY is not compared."""
         if action is RegisterAction.REGISTER:
             if self.registrants.get(host, nrkey) != nrkey:
                 raise _conflict("the host is registered with another key", _DATA)
@@ -192,7 +192,7 @@ class Reservations:
         return Outcome(state, _notices(Notice(NotificationType.RESERVATION_RELEASED, told)))
 
     def acquire(self, host: bytes, crkey: int, rtype: ReservationType) -> Outcome:
-        """Reservation Acquire, Acquire."""
+        """Execute the Acquire action of Reservation Acquire (NVMe Base, Reservation Acquire command)."""
         self._check_key(host, crkey)
         if self.rtype is None:
             return Outcome(self._reserved(host, rtype))
@@ -201,7 +201,7 @@ class Reservations:
         raise _conflict("there is a reservation already")
 
     def preempt(self, host: bytes, crkey: int, prkey: int, rtype: ReservationType) -> Outcome:
-        """Reservation Acquire, Preempt and Preempt and Abort."""
+        """Execute Preempt, and Preempt and Abort (NVMe Base, Reservation Acquire command)."""
         self._check_key(host, crkey)
         if self.rtype in ALL_REGISTRANTS and prkey == 0:
             return self._taken_over(host, self._others(host), rtype)
@@ -216,7 +216,7 @@ class Reservations:
         return self._preempted(host, prkey)
 
     def _taken_over(self, host: bytes, removed: frozenset[bytes], rtype: ReservationType) -> Outcome:
-        """The reservation becomes one of that type and host; some registrants go."""
+        """Return the state in which `host` holds a reservation of type `rtype`, without the `removed` registrants."""
         kept = {other: key for other, key in self.registrants.items() if other not in removed}
         state = self._with(kept)._reserved(host, rtype)._counted()
         told = frozenset(kept) - {host} if rtype is not self.rtype else frozenset[bytes]()
@@ -230,7 +230,7 @@ class Reservations:
         )
 
     def _preempted(self, host: bytes, prkey: int) -> Outcome:
-        """Registrants of that key go, its own host's registration among them; the reservation stays."""
+        """Return the state without the registrants of a key, the caller's included; the reservation stays."""
         removed = frozenset(other for other, key in self.registrants.items() if key == prkey)
         if not removed and self.rtype in ALL_REGISTRANTS:
             raise _conflict("PRKEY is nobody's key", _DATA)
@@ -238,7 +238,8 @@ class Reservations:
         return Outcome(self._without(removed)._counted(), _notices(notice), removed - {host})
 
     def release(self, host: bytes, crkey: int, rtype: int) -> Outcome:
-        """Reservation Release, Release. From a registrant that does not hold the reservation it does nothing."""
+        """Execute the Release action of Reservation Release (NVMe Base). No effect for a registrant that
+        does not hold the reservation."""
         self._check_key(host, crkey)
         if not self.holds(host):
             return Outcome(self)
@@ -249,7 +250,7 @@ class Reservations:
         return Outcome(self._released(), _notices(Notice(NotificationType.RESERVATION_RELEASED, told)))
 
     def clear(self, host: bytes, crkey: int) -> Outcome:
-        """Reservation Release, Clear."""
+        """Execute the Clear action of Reservation Release (NVMe Base, Reservation Release command)."""
         self._check_key(host, crkey)
         notice = Notice(NotificationType.RESERVATION_PREEMPTED, self._others(host))
         return Outcome(self._without(frozenset(self.registrants))._counted(), _notices(notice))
@@ -257,7 +258,7 @@ class Reservations:
     # What is kept
 
     def document(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """Return the state as a JSON value."""
         return {
             "generation": self.generation,
             "type": 0 if self.rtype is None else int(self.rtype),
@@ -267,7 +268,7 @@ class Reservations:
 
     @classmethod
     def from_document(cls, document: Any) -> Reservations:
-        """What was kept with PTPL set. Raises `ValueError` for what `document` did not make."""
+        """Parse the state that `document` made. Raises `ValueError` for any other value."""
         try:
             registrants = {bytes.fromhex(host): int(key) for host, key in document["registrants"].items()}
             rtype = ReservationType(document["type"]) if document["type"] else None

@@ -1,6 +1,6 @@
 """Which blocks of a namespace cannot be read: those marked by Write Uncorrectable, and those that failed to be read.
 
-What a host has marked outlives the process where the keeper does. What failed is found again by whoever reads it.
+Marks of hosts outlive the process where the metadata store does. Failed blocks are found again by the next read.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from nvmeof.target.core.metadata import KeptValue, MetadataStore, damaged
 
 SECTION: Final = "uncorrectable"
 RANGES_MAX: Final = 4096
-"""How many ranges are kept of each kind; twice as many when writes have cut them. All are kept anew with each change,
-so that their number is what a command costs everybody."""
+"""Upper bound of the ranges of each kind; twice as many when writes have cut them. Each change stores all ranges, so
+that their number is the cost of a command."""
 
 
 class UnreadableBlocks:
@@ -79,7 +79,7 @@ class UnreadableBlocks:
         return len(self.marked) >= RANGES_MAX
 
     def crowded(self, start: int, end: int) -> bool:
-        """Whether blocks cannot be replaced: that would cut a range in two, and there are too many already."""
+        """Return whether blocks cannot be replaced, because that cuts a range in two and there are too many ranges."""
         return len(self.marked) >= 2 * RANGES_MAX and self.marked.splits(start, end)
 
     def _dump(self, marked: BlockRanges) -> dict[str, Any] | None:
@@ -87,9 +87,9 @@ class UnreadableBlocks:
         return {"block_bytes": self.block_bytes, "ranges": ranges} if ranges else None
 
     def mark(self, start: int, end: int) -> Awaitable[None] | None:
-        """Blocks cannot be read from now on. Done when that is kept; raises or ends with `OSError`, and has no effect.
-
-        What is marked already is kept again: it may still be on its way.
+        """Mark blocks `start` to `end` (not included) as unreadable. Done when the marks are stored; raises or ends
+        with `OSError` without effect. Blocks that are marked already are stored again, since their first write may not
+        have ended.
         """
         marked = self.marked
         if not marked.covers(start, end):
@@ -99,7 +99,8 @@ class UnreadableBlocks:
         return self._kept.set(marked)
 
     def forget(self, start: int, end: int) -> Awaitable[None] | None:
-        """Blocks have been replaced, and can be read again. Done when that is kept; raises or ends with `OSError`."""
+        """Make blocks readable again after they were written. Done when that is stored; raises or ends with
+        `OSError`."""
         self.failing.remove(start, end)
         self._count()
         if not self.marked.overlaps(start, end):
@@ -112,24 +113,25 @@ class UnreadableBlocks:
         return marked
 
     def concern(self, start: int, end: int) -> bool:
-        """Whether any of these blocks is marked or failed."""
+        """Return whether any of these blocks is marked or failed."""
         return self.marked.overlaps(start, end) or self.failing.overlaps(start, end)
 
     def clip(self, size_blocks: int) -> None:
-        """The namespace has become smaller."""
+        """Drop the ranges beyond `size_blocks`, after the namespace has become smaller."""
         if self.marked:
             self._kept.replace(self._without(size_blocks, 1 << 64))
         self.failing.remove(size_blocks, 1 << 64)
         self._count()
 
     def clear(self) -> Awaitable[None] | None:
-        """Nothing is left of what the blocks held. Done when that is kept; raises or ends with `OSError`."""
+        """Make all blocks readable, after all data was erased. Done when that is stored; raises or ends with
+        `OSError`."""
         self.failing = BlockRanges()
         self._count()
         return self._kept.set(BlockRanges()) if self.marked else None
 
     def fail(self, start: int, end: int) -> None:
-        """Some of these blocks could not be read."""
+        """Note that some of these blocks could not be read."""
         if len(self.failing) >= RANGES_MAX or self.failing.covers(start, end):
             return
         self.failing.add(start, end)
@@ -138,7 +140,8 @@ class UnreadableBlocks:
         self.found()
 
     def ranges(self, first: int, end: int) -> Iterator[tuple[int, int, bool]]:
-        """All of them from `first` to `end`, in order: start, end, and whether a host has marked them."""
+        """Yield the unreadable ranges from `first` to `end`, in order: start, end, and whether a host has marked the
+        range."""
         both = BlockRanges()
         for start, stop in self.failing:
             both.add(start, stop)

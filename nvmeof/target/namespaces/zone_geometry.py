@@ -54,7 +54,8 @@ class ZoneGeometry:
         return self.zone_bytes if self.capacity_bytes is None else self.capacity_bytes
 
     def check(self, block_bytes: int, size_bytes: int) -> int:
-        """How many zones a namespace of that size has. Raises `ConfigurationError` where they do not fit it."""
+        """Return the number of zones of a namespace of `size_bytes`. Raises `ConfigurationError` for a zone size or
+        limits that do not fit."""
         for what, value in (("a zone size", self.zone_bytes), ("a zone capacity", self.capacity)):
             if value % block_bytes:
                 raise ConfigurationError(f"{what} of {value} bytes is not a whole number of {block_bytes}-byte blocks")

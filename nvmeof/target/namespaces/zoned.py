@@ -77,11 +77,11 @@ class ZonedNamespace(Namespace):
         self.size_blocks = count * layout.zone_blocks
 
     def fits(self, block_bytes: int) -> bool:
-        """Whether it could have blocks of that size: zones are whole blocks."""
+        """Return whether the namespace could have blocks of that size, in bytes: zones are whole blocks."""
         return not (self.geometry.zone_bytes % block_bytes or self.geometry.capacity % block_bytes)
 
     def check_size(self, size_bytes: int) -> None:
-        """Raise `ConfigurationError` unless there is a zone at least, and not too many."""
+        """Raise `ConfigurationError` for a size in bytes below one zone, or with too many zones."""
         self.geometry.check(self.block_bytes, size_bytes)
 
     def _zone_changed(self, zslba: int) -> None:
@@ -105,7 +105,8 @@ class ZonedNamespace(Namespace):
             raise self._command_error(error, True, None) from error
 
     def _in(self, place: Reservation, operation: Callable[[], Pending], *, fua: bool) -> Pending:
-        """Do what writes a place's data; the write pointer is kept when it is there."""
+        """Execute `operation`, which writes the data of a slot; the write pointer is stored when the data is
+        written."""
         try:
             result = operation()
         except BaseException:
@@ -184,12 +185,12 @@ class ZonedNamespace(Namespace):
         self.zones.check_read(slba, nlb)
 
     def _whole(self, slba: int, nlb: int) -> bool:
-        """Whether all blocks were written."""
+        """Return whether all blocks were written."""
         self._check_readable(slba, nlb)
         return all(written for _, _, written in self.zones.pieces(slba, nlb))
 
     def read(self, slba: int, nlb: int) -> Lease | Awaitable[Lease]:
-        """The data of `nlb` blocks; what was not written is zeroes. Release the lease when it has been sent."""
+        """Read `nlb` blocks; blocks that were not written read as zeroes. Release the lease when it has been sent."""
         if self._whole(slba, nlb):
             return super().read(slba, nlb)
         self.counters.reads += 1
@@ -199,7 +200,7 @@ class ZonedNamespace(Namespace):
         return Lease(memoryview(bytes(nlb << self.block_shift)), stable=True)
 
     async def _gather(self, slba: int, nlb: int) -> Lease:
-        """Data of blocks some of which were not written, in a buffer of its own."""
+        """Read blocks of which some were not written into a new buffer."""
         shift = self.block_shift
         buffer = memoryview(bytearray(nlb << shift))
         for start, count, written in list(self.zones.pieces(slba, nlb)):
@@ -217,7 +218,7 @@ class ZonedNamespace(Namespace):
         return self._call(lambda: self.backend.acquire_read(slba << shift, nlb << shift), read=(slba, nlb))
 
     def compare(self, slba: int, data: memoryview) -> bool | Awaitable[bool]:
-        """Whether the blocks from `slba` hold `data`. It is borrowed until the answer is there."""
+        """Return whether the blocks from `slba` hold `data`. `data` is borrowed until the result is there."""
         nlb = len(data) >> self.block_shift
         if self._whole(slba, nlb):
             return super().compare(slba, data)
@@ -274,14 +275,14 @@ class ZonedNamespace(Namespace):
     # Flushing
 
     def flush(self) -> Pending:
-        """Done when all completed writes, and the write pointers behind them, are on non-volatile media."""
+        """Commit all completed writes, and the write pointers after them, to non-volatile media."""
         dirty = dict(self.zones.dirty)
         flushed = super().flush()
         return self._commit_after(flushed, dirty) if dirty else flushed
 
     async def _commit_after(self, flushed: Pending, dirty: Records) -> None:
         await settled(flushed)
-        # A zone that was reset meanwhile has been committed as an empty one.
+        # A zone that was reset since has been committed as an empty one.
         zones = self.zones.zones
         await self._commit(
             {
@@ -332,7 +333,7 @@ class ZonedNamespace(Namespace):
         return self._or_back(lambda: self._commit(self._records([zone])), undo) if self.zones.store.durable else None
 
     def _undo(self, before: list[ZoneBefore], changed: list[Zone]) -> Callable[[], None]:
-        """Return what takes a command back, for the zones that nobody has changed since."""
+        """Return what takes a command back, for the zones that have not changed since."""
         after = {zone.index: ZoneBefore.of(zone) for zone in changed}
 
         def undo() -> None:
@@ -357,7 +358,7 @@ class ZonedNamespace(Namespace):
             raise
 
     def erased(self) -> Pending:
-        """Nothing is left of what it held: all zones are empty. Done when that is kept."""
+        """Make all zones empty, after the data was erased. Done when that is stored."""
         zones = self.zones.reset_all()
         for zone in zones:
             self.zones.save(zone)
@@ -384,7 +385,7 @@ class ZonedNamespace(Namespace):
             raise self._command_error(error, True, None) from error
 
     def _emptied(self, zones: list[Zone], undo: Callable[[], None]) -> Pending:
-        """Zones were reset: keep that, and give their space back."""
+        """Store that zones were reset, and deallocate their space."""
         if self.zones.store.durable:
             return self._emptied_later(zones, undo)
         pending = [result for run in _runs(zones) if (result := self._drop(*run)) is not None]
@@ -393,7 +394,7 @@ class ZonedNamespace(Namespace):
     async def _emptied_later(self, zones: list[Zone], undo: Callable[[], None]) -> None:
         # Not before that is on the media: with the power lost, a zone that still is what it was has its data.
         await settled(self._or_back(lambda: self._commit(self._records(zones)), undo))
-        # What has been written meanwhile stays; what is written from now on comes behind it.
+        # Data written since stays; later writes follow it.
         for start, end in _runs(zones):
             await settled(self._drop(start, end))
 
@@ -409,7 +410,7 @@ async def _true(pending: Awaitable[None]) -> bool:
 
 
 def _runs(zones: list[Zone]) -> list[tuple[int, int]]:
-    """What zones, in their order, hold nothing in, as ranges of blocks."""
+    """Return the ranges of blocks of zones, in order, that hold no data."""
     runs: list[tuple[int, int]] = []
     for zone in zones:
         start, end = zone.pointer, zone.limit
@@ -435,7 +436,8 @@ def make_namespace(
     anagrpid: int = 1,
     shared: bool = True,
 ) -> Namespace:
-    """A namespace, zoned where there is a geometry. Raises `ConfigurationError` for data in zones without them."""
+    """Make a namespace, a zoned one when `zoned` gives a geometry. Raises `ConfigurationError` for stored zones without
+    a geometry."""
     if zoned is not None:
         return ZonedNamespace(nsid, backend, identifiers, zoned, read_only=read_only, anagrpid=anagrpid, shared=shared)
     if backend.has_zones:

@@ -1,11 +1,11 @@
 """The zones of one namespace: states, write pointers, limits. No data, no waiting.
 
 What may happen to a zone in which state is in :mod:`nvmeof.target.namespaces.zone_states`. A write takes its place at
-the write pointer when it begins (`begin_write`, `begin_append`), in one step with all checks, and is told
-to have ended (`end`) when its data is there: many may be under way in one zone.
+the write pointer when it begins (`begin_write`, `begin_append`), in one step with all checks, and ends with `end` when
+its data is there: many may be under way in one zone.
 
 A write that fails leaves a gap. When no other write behind it has succeeded the write pointer goes back to the gap's
-start, as if nothing had been; else the zone becomes read only, which hosts are told by an event.
+start, as if nothing had been; else the zone becomes read only, and an event reports that to hosts.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class Zone:
         self.state = ZoneState.EMPTY
         self.attributes = 0
         self.pointer = self.written = start
-        self.generation = 0  # one more with every reset: writes of before are nothing to it any more
+        self.generation = 0  # incremented with every reset: earlier writes do not affect the zone
         self.in_flight = 0
         self.failed_from: int | None = None  # the first block of a gap
 
     @property
     def record(self) -> ZoneRecord:
-        """What is kept of it. A zone is not kept as full while a part of what fills it is still to be written."""
+        """Return the record to store. A zone is not stored as full while some of its data is still to be written."""
         state = self.state
         if state is ZoneState.FULL and self.pointer == self.limit != self.written:
             state = ZoneState.CLOSED
@@ -87,7 +87,7 @@ class ZoneBefore(NamedTuple):
 
     @classmethod
     def of(cls, zone: Zone) -> ZoneBefore:
-        """A zone as it is now."""
+        """Copy the state of a zone."""
         return cls(zone, *(getattr(zone, name) for name in cls._fields[1:]))
 
 
@@ -148,7 +148,7 @@ class Zones:
         return self.zones[index]
 
     def resize(self, count: int) -> None:
-        """Have so many zones from now on; new ones are empty. Raises `OSError`."""
+        """Change the number of zones; new zones are empty. Raises `OSError`."""
         if count == len(self.zones):
             return
         self.store.resize(count)
@@ -163,11 +163,12 @@ class Zones:
     # Finding
 
     def containing(self, slba: int) -> Zone:
-        """The zone that a block (of the namespace) is in."""
+        """Return the zone that contains a block of the namespace."""
         return self.zones[slba // self.zone_blocks]
 
     def at(self, zslba: int) -> Zone:
-        """The zone that begins there. Raises LBA Out of Range, or Invalid Field for a block inside a zone."""
+        """Return the zone that begins at `zslba`. Raises LBA Out of Range, or Invalid Field for a block inside a
+        zone."""
         index, inside = divmod(zslba, self.zone_blocks)
         if index >= len(self.zones):
             raise CommandError(Status.LBA_OUT_OF_RANGE, SLBA, message=f"block {zslba} is beyond the last zone")
@@ -188,7 +189,7 @@ class Zones:
         zone.state = state
 
     def _next(self, zone: Zone, what: ZoneInput) -> ZoneState:
-        """What becomes of a zone. Raises the status of a refusal."""
+        """Return the next state of a zone. Raises `CommandError` for a transition that is not allowed."""
         following = TRANSITIONS[what][zone.state]
         if isinstance(following, ZoneState):
             return following
@@ -218,14 +219,14 @@ class Zones:
     # Writing
 
     def begin_write(self, slba: int, nlb: int) -> Reservation:
-        """The place of a write, whose range is the namespace's. Raises what a zone has against it."""
+        """Take the slot of a write inside the namespace. Raises `CommandError` when the zone does not allow it."""
         zone = self.containing(slba)
         if slba + nlb > zone.start + self.zone_blocks:
             raise self._boundary(slba, nlb)
         return self._begin(zone, slba, nlb)
 
     def begin_append(self, zslba: int, nlb: int) -> Reservation:
-        """The place of a Zone Append's data."""
+        """Take the slot of a Zone Append's data. Raises `CommandError` when the zone does not allow it."""
         return self._begin(self.at(zslba), None, nlb)
 
     def _begin(self, zone: Zone, slba: int | None, nlb: int) -> Reservation:
@@ -256,7 +257,7 @@ class Zones:
         )
 
     def end(self, place: Reservation, *, good: bool) -> None:
-        """A write has ended; unless `good`, nobody knows what is in its place.
+        """End a write; unless `good`, the content of its slot is undefined.
 
         Raises `OSError` of the store; then the write has failed.
         """
@@ -281,13 +282,13 @@ class Zones:
             raise failure
 
     def _settle(self, zone: Zone, gap: int) -> None:
-        """All writes of a zone have ended; from block `gap` on some have failed."""
+        """Update a zone when all its writes have ended; from block `gap` on some have failed."""
         zone.failed_from = None
         filled = zone.state is ZoneState.FULL and zone.pointer == zone.limit
         if zone.written > gap:
             self.degrade(zone)
         elif filled and self.geometry.max_active and self.active >= self.geometry.max_active:
-            self.degrade(zone)  # another zone has taken its place meanwhile
+            self.degrade(zone)  # another zone has taken its place since
         elif filled or zone.state in ACTIVE_STATES:
             if filled:
                 self._enter(zone, self._next(zone, ZoneInput.UNFILL))
@@ -301,7 +302,7 @@ class Zones:
             self.dirty[zone.index] = (zone.generation, record)
 
     def committed(self, records: dict[int, tuple[int, ZoneRecord]]) -> None:
-        """These were committed: they are dirty no more, unless they have changed meanwhile."""
+        """Note that records were committed; zones that have changed since stay dirty."""
         for index, record in records.items():
             if self.dirty.get(index) == record:
                 del self.dirty[index]
@@ -309,7 +310,7 @@ class Zones:
     # Reading
 
     def check_read(self, slba: int, nlb: int) -> None:
-        """Raise what zones have against a read of blocks of the namespace."""
+        """Raise `CommandError` unless the zones allow a read of these blocks (ZNS, Zone States)."""
         first, last = slba // self.zone_blocks, (slba + nlb - 1) // self.zone_blocks
         if first != last and not self.geometry.read_across:
             raise self._boundary(slba, nlb)
@@ -317,13 +318,14 @@ class Zones:
             self._next(zone, ZoneInput.READ)
 
     def check_deallocate(self, slba: int, nlb: int) -> None:
-        """Raise what zones have against a change of the data of blocks of the namespace."""
+        """Raise `CommandError` unless the zones allow deallocating these blocks (ZNS, Zone States)."""
         for zone in self.zones[slba // self.zone_blocks : -(-(slba + nlb) // self.zone_blocks)]:
             if zone.state in (ZoneState.READ_ONLY, ZoneState.OFFLINE):
                 self._next(zone, ZoneInput.WRITE)
 
     def pieces(self, slba: int, nlb: int) -> Iterator[tuple[int, int, bool]]:
-        """A range in pieces: first block, number of blocks, whether they were written. Others read as zeroes."""
+        """Yield a range in pieces: first block, number of blocks, whether they were written. Other blocks read as
+        zeroes."""
         end = slba + nlb
         while slba < end:
             zone = self.containing(slba)
@@ -347,15 +349,16 @@ class Zones:
         return [zone for zone in chosen if self._manage(zone, what)]
 
     def selected(self, what: ZoneInput) -> list[Zone]:
-        """Those that a command with Select All is for."""
+        """Return the zones that a command with Select All applies to."""
         return [zone for zone in self.zones if zone.state in SELECTED[what]]
 
     def take_back(self, before: list[ZoneBefore]) -> None:
-        """What was done to zones cannot be kept: they are again as they were, and kept so as far as that goes."""
+        """Restore the previous state of zones, after their new state could not be stored; store the old one if
+        possible."""
         limit = self.geometry.max_active
         for zone, state, attributes, pointer, written, generation, in_flight, failed_from in before:
             if limit and state in ACTIVE_STATES and zone.state not in ACTIVE_STATES and self.active >= limit:
-                continue  # another zone has taken its place meanwhile
+                continue  # another zone has taken its place since
             self._enter(zone, state)
             zone.attributes, zone.pointer, zone.written = attributes, pointer, written
             zone.generation, zone.in_flight, zone.failed_from = generation, in_flight, failed_from
@@ -399,14 +402,15 @@ class Zones:
     # What happens without a command
 
     def degrade(self, zone: Zone, *, readable: bool = True) -> None:
-        """A zone becomes read only, or offline; hosts are told. Raises `OSError` of the store."""
+        """Make a zone read only, or offline, and report the change to hosts. Raises `OSError` of the store."""
         self._go(zone, ZoneInput.DEGRADE if readable else ZoneInput.LOSE)
         if zone.state is ZoneState.OFFLINE:
             zone.attributes = 0
         self._tell(zone)
 
     def finish(self, zone: Zone) -> None:
-        """The controller finishes a zone; hosts are told. Raises `CommandError` in a state that has no way there."""
+        """Finish a zone by the controller, and report the change to hosts. Raises `CommandError` in a state that cannot
+        be finished."""
         if zone.state is ZoneState.FULL:
             return
         self._go(zone, ZoneInput.FINISH)
@@ -414,7 +418,8 @@ class Zones:
         self._tell(zone)
 
     def recommend(self, zone: Zone, attributes: ZoneAttributes) -> None:
-        """Ask hosts to reset or to finish a zone (or no more): a change of its attributes, and they are told."""
+        """Ask hosts to reset or to finish a zone (or no more): a change of its attributes, which is reported to
+        hosts."""
         which = ZoneAttributes.FINISH_RECOMMENDED | ZoneAttributes.RESET_RECOMMENDED
         zone.attributes = (zone.attributes & ~which) | (attributes & which)
         self._tell(zone)
@@ -426,7 +431,7 @@ class Zones:
     # Zone Management Receive
 
     def report(self, slba: int, which: int, length_bytes: int, *, partial: bool, extended: bool) -> bytes:
-        """The first `length_bytes` of a report from the zone of block `slba` on.
+        """Return the first `length_bytes` of a zone report from the zone of block `slba` on.
 
         Number of Zones counts all that match, or with `partial` those whose descriptors are there in full.
         """

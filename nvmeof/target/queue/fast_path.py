@@ -1,6 +1,6 @@
 """The short cuts of a target's queue: plain Reads and Writes of a namespace that is memory.
 
-None of them checks a command. The first of a kind goes the whole way through its table row and leaves a pattern; those
+None of them checks a command. The first of a kind goes the whole way through its table row and leaves a template; those
 that differ from it only in their address and identifier are served straight from the receive buffer, as long as what
 was found out for the first still holds.
 """
@@ -41,9 +41,9 @@ assert _SHORT.size == SQE_BYTES
 assert [SQE.offsets[name] for name in _FIELD_NAMES] == [0, 2, 4, 32, 40, 48]
 
 
-def _usable(pattern: CommandTemplate | None) -> CommandTemplate | None:
-    """The pattern, if what was found out for its command still holds."""
-    return pattern if pattern is not None and pattern.admission_token.valid else None
+def _usable(template: CommandTemplate | None) -> CommandTemplate | None:
+    """The template, if what was found out for its command still holds."""
+    return template if template is not None and template.admission_token.valid else None
 
 
 class FastPath:
@@ -81,11 +81,11 @@ class FastPath:
     def batch(self, batch: CommandBatch) -> None:
         """Serve a run of commands without data in their capsules."""
         view, stride = batch.view, batch.stride
-        queue, pattern, granted = self._queue, _usable(self._read), _usable(self._granted)
+        queue, template, granted = self._queue, _usable(self._read), _usable(self._granted)
         count = batch.count
-        if pattern is not None and count >= COLUMNS_FROM and stride == CAPSULE_CMD_BYTES:
+        if template is not None and count >= COLUMNS_FROM and stride == CAPSULE_CMD_BYTES:
             words, halves = view.cast("Q"), view.cast("H")
-            opcodes, namespaces, sgls, blocks = pattern.columns or columns_of(pattern)
+            opcodes, namespaces, sgls, blocks = template.columns or columns_of(template)
             if (
                 halves[4::36] == opcodes[:count]
                 and words[5::9] == sgls[:count]
@@ -93,30 +93,30 @@ class FastPath:
                 and view.cast("I")[3::18] == namespaces[:count]
             ):
                 slbas = words[6::9].tolist()
-                if max(slbas) <= pattern.max_slba:
-                    memory, shift, length = pattern.memory, pattern.shift, pattern.length
+                if max(slbas) <= template.max_slba:
+                    memory, shift, length = template.memory, template.shift, template.length
                     found: list[Buffer] = [memory[(at := slba << shift) : at + length] for slba in slbas]
-                    self._send_reads(pattern, halves[5::36].tolist(), found)
+                    self._send_reads(template, halves[5::36].tolist(), found)
                     return
         cids: list[int] = []
         data: list[Buffer] = []
         done = 0
         for word, cid, nsid, sgl, slba, cdw12 in _STRIDES[stride].iter_unpack(view):
             if (
-                pattern is not None
-                and slba <= pattern.max_slba
-                and word == pattern.word
-                and nsid == pattern.nsid
-                and sgl == pattern.sgl
-                and cdw12 == pattern.cdw12
+                template is not None
+                and slba <= template.max_slba
+                and word == template.word
+                and nsid == template.nsid
+                and sgl == template.sgl
+                and cdw12 == template.cdw12
             ):
-                offset = slba << pattern.shift
-                data.append(pattern.memory[offset : offset + pattern.length])
+                offset = slba << template.shift
+                data.append(template.memory[offset : offset + template.length])
                 cids.append(cid)
                 continue
             if cids:
-                assert pattern is not None
-                self._send_reads(pattern, cids, data)
+                assert template is not None
+                self._send_reads(template, cids, data)
                 done += len(cids)
                 cids, data = [], []
             start = done * stride + CH_BYTES
@@ -135,31 +135,31 @@ class FastPath:
             queue.command(sqe, None)
             if queue.closed:
                 return
-            pattern, granted = _usable(self._read), _usable(self._granted)
+            template, granted = _usable(self._read), _usable(self._granted)
         if cids:
-            assert pattern is not None
-            self._send_reads(pattern, cids, data)
+            assert template is not None
+            self._send_reads(template, cids, data)
 
-    def _send_reads(self, pattern: CommandTemplate, cids: Sequence[int], data: list[Buffer]) -> None:
+    def _send_reads(self, template: CommandTemplate, cids: Sequence[int], data: list[Buffer]) -> None:
         if self._busy and not self._busy.isdisjoint(cids):
             for cid, view in zip(cids, data, strict=True):
                 if cid in self._busy:
-                    self._queue.conflict(Sqe(opcode=pattern.word & 0xFF, cid=cid, nsid=pattern.nsid))
+                    self._queue.conflict(Sqe(opcode=template.word & 0xFF, cid=cid, nsid=template.nsid))
                 else:
-                    self._send_reads(pattern, [cid], [view])
+                    self._send_reads(template, [cid], [view])
             return
         count = len(cids)
-        counters = pattern.namespace.counters
+        counters = template.namespace.counters
         counters.reads += count
-        counters.blocks_read += count * (pattern.length >> pattern.shift)
+        counters.blocks_read += count * (template.length >> template.shift)
         queue = self._queue
         queue.ctx.counters.commands += count
-        self._connection.send_reads(cids, data, pattern.length)
+        self._connection.send_reads(cids, data, template.length)
         if queue.trace is not None:
-            queue.trace.served(pattern.word & 0xFF, pattern.nsid, cids, pattern.length)
+            queue.trace.served(template.word & 0xFF, template.nsid, cids, template.length)
 
     def _template(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> CommandTemplate | None:
-        """The pattern of a command that `prepare` has let pass; None when its namespace is memory no more."""
+        """The template of a command that `prepare` has let pass; None when its namespace is memory no more."""
         table = self._queue.ctx.namespaces
         namespace = table[sqe.nsid]
         memory = namespace.memory
@@ -178,67 +178,67 @@ class FastPath:
 
     def data_run(self, events: list[Event], position: int) -> int:
         """Commands with data in their capsules, from ``position`` on; returns where the run ends."""
-        queue, pattern = self._queue, _usable(self._write)
+        queue, template = self._queue, _usable(self._write)
         done: list[int] = []
         unpack = _SHORT.unpack_from
         for event in events[position:]:
             if not isinstance(event, CommandData):
                 break
             position += 1
-            if pattern is not None and event.digest_ok:
+            if template is not None and event.digest_ok:
                 word, cid, nsid, sgl_address, sgl, slba, cdw12 = unpack(event.sqe)
                 if (
-                    slba <= pattern.max_slba
+                    slba <= template.max_slba
                     and not sgl_address
-                    and word == pattern.word
-                    and nsid == pattern.nsid
-                    and sgl == pattern.sgl
-                    and cdw12 == pattern.cdw12
+                    and word == template.word
+                    and nsid == template.nsid
+                    and sgl == template.sgl
+                    and cdw12 == template.cdw12
                     and cid not in self._busy
-                    and len(event.data) == pattern.length
+                    and len(event.data) == template.length
                 ):
-                    # Memory completes at once, and never fails: that is what the pattern stands for.
-                    pattern.namespace.backend.write(slba << pattern.shift, event.data)
+                    # Memory completes at once, and never fails: that is what the template stands for.
+                    template.namespace.backend.write(slba << template.shift, event.data)
                     done.append(cid)
                     continue
-            if pattern is not None and done:
-                self._wrote(pattern, done)
+            if template is not None and done:
+                self._wrote(template, done)
                 done = []
             queue.command(event.sqe, event)
             if queue.closed:
                 return position
-            pattern = _usable(self._write)
-        if pattern is not None and done:
-            self._wrote(pattern, done)
+            template = _usable(self._write)
+        if template is not None and done:
+            self._wrote(template, done)
         return position
 
-    def _wrote(self, pattern: CommandTemplate, cids: Sequence[int]) -> None:
+    def _wrote(self, template: CommandTemplate, cids: Sequence[int]) -> None:
         count = len(cids)
-        counters = pattern.namespace.counters
+        counters = template.namespace.counters
         counters.writes += count
-        counters.blocks_written += count * (pattern.length >> pattern.shift)
+        counters.blocks_written += count * (template.length >> template.shift)
         queue = self._queue
         queue.ctx.counters.commands += count
         self._connection.send_completions(cids)
         if queue.trace is not None:
-            queue.trace.served(pattern.word & 0xFF, pattern.nsid, cids, pattern.length)
+            queue.trace.served(template.word & 0xFF, template.nsid, cids, template.length)
 
-    def _ask_for(self, pattern: CommandTemplate, cid: int, slba: int) -> bool:
-        """Ask for the data of a Write that is like the pattern's; False when it has to go the whole way."""
+    def _ask_for(self, template: CommandTemplate, cid: int, slba: int) -> bool:
+        """Ask for the data of a Write that is like the template's; False when it has to go the whole way."""
         if cid in self._busy:
             return False
-        if pattern.staged:
-            if not self._staging.request(R2tTransfer(cid, NO_BUFFER, (pattern, slba)), pattern.length):
+        if template.staged:
+            if not self._staging.request(R2tTransfer(cid, NO_BUFFER, (template, slba)), template.length):
                 return False
         else:
-            start = slba << pattern.shift
-            buffer = pattern.memory[start : start + pattern.length]
-            transfer = R2tTransfer(cid, buffer, (pattern, slba), pattern.block_bytes, pattern.admission_token)
+            start = slba << template.shift
+            buffer = template.memory[start : start + template.length]
+            transfer = R2tTransfer(cid, buffer, (template, slba), template.block_bytes, template.admission_token)
             self._transfers[cid] = transfer
             self._connection.ask(transfer)
         self._busy.add(cid)
         if self._queue.trace is not None:
-            self._queue.trace.asked(pattern.word & 0xFF, pattern.nsid, cid, pattern.length)
+            self._queue.trace.asked(template.word & 0xFF, template.nsid, cid, template.length)
         return True
 
     def arrived(self, transfer: R2tTransfer) -> bool:

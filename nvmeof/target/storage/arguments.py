@@ -16,9 +16,8 @@ _SCALE = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0}
 
 
 class Arguments:
-    """Each option is taken once, by what it should be; what nobody took is refused by `finish`.
-
-    Every method raises `ConfigurationError` for text that is not of its kind.
+    """The options of one backend or filter. Each is taken once, by its type; `finish` refuses the rest. Every method
+    raises `ConfigurationError` for text of another type.
 
         def make(arguments: Arguments) -> Backend:
             return MyBackend(arguments.value, block_bytes=arguments.size("block-size", 512))
@@ -82,7 +81,7 @@ class Arguments:
         return choices[text]
 
     def finish(self, known: tuple[str, ...]) -> None:
-        """Refuse what nobody took."""
+        """Raise `ConfigurationError` for options that were not taken. `known`: the names to list in the message."""
         for option in self._left:
             has = f"has the options {', '.join(known)}" if known else "has no options"
             raise ConfigurationError(f"{self.name} has no option {option!r}; it {has}")

@@ -76,7 +76,7 @@ async def _verify_later(pending: Awaitable[Lease]) -> None:
 
 
 class SizeChangedError(OSError):
-    """A range is not in the file any more: somebody has made it shorter."""
+    """A range lies beyond the end of the file: another process has made the file shorter."""
 
 
 class SourceError(OSError):
@@ -149,7 +149,7 @@ class Backend(ABC):
         return False
 
     def zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
-        """Where the zones of a zoned namespace are kept; the same each time.
+        """Return the store of a zoned namespace's zones; the same object each time.
 
         Raises `ConfigurationError` for zones that are not those that were kept.
         """
@@ -178,7 +178,7 @@ class Backend(ABC):
 
     @abstractmethod
     def acquire_read(self, offset: int, length: int) -> Lease | Awaitable[Lease]:
-        """The bytes of a range, to be released by the caller."""
+        """Return a lease of the bytes of a range; the caller releases the lease."""
 
     def read_into(self, offset: int, view: memoryview) -> Awaitable[None] | None:
         """Read a range into `view`, for who must not hold more of anybody else's memory."""
@@ -190,7 +190,8 @@ class Backend(ABC):
         return None
 
     def compare(self, offset: int, data: memoryview) -> bool | Awaitable[bool]:
-        """Whether a range holds `data`, as one reader sees it. `data` is borrowed until the answer is there."""
+        """Return whether a range holds `data`, as one atomic read sees the range. `data` is borrowed until the answer
+        is there."""
         lease = self.acquire_read(offset, len(data))
         return _same(lease, data) if isinstance(lease, Lease) else _same_later(lease, data)
 
@@ -214,7 +215,7 @@ class Backend(ABC):
         return True if written is None else _wrote_later(written)
 
     def verify(self, offset: int, length: int) -> Awaitable[None] | None:
-        """Read a range for nobody; an `OSError` tells that it cannot be read."""
+        """Read a range and discard its data. Raises or ends with `OSError` when the range cannot be read."""
         lease = self.acquire_read(offset, length)
         if isinstance(lease, Lease):
             lease.release()
@@ -239,7 +240,7 @@ class Backend(ABC):
 
     @abstractmethod
     def flush(self) -> Awaitable[None] | None:
-        """Done when everything that was completed before is on non-volatile media."""
+        """Commit all writes that completed before to non-volatile media."""
 
     @abstractmethod
     def resize(self, size_bytes: int) -> None:
@@ -267,11 +268,12 @@ class Backend(ABC):
 
     @property
     def used_bytes(self) -> int:
-        """How much of the size has space of its own; all of it where that is not known at little cost."""
+        """Return the bytes of the size that have space allocated; the whole size where finding that out is costly."""
         return self.capabilities.size_bytes
 
     def allocated(self, offset: int, length: int) -> list[tuple[int, int]] | Awaitable[list[tuple[int, int]]]:
-        """The parts (start, end) of a range that may hold data, in order; what is between them reads as zeroes."""
+        """Return the parts (start, end) of a range that may hold data, in order; the gaps between the parts read as
+        zeroes."""
         return [(offset, offset + length)]
 
     def set_block_bytes(self, block_bytes: int) -> None:

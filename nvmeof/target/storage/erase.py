@@ -13,7 +13,7 @@ from nvmeof.runtime import Runtime, pause, settled
 from nvmeof.target.storage.base import Backend
 
 Told = Callable[[int], None]
-"""Is told how many bytes further it has come."""
+"""Progress callback: called with the number of bytes erased since its last call."""
 
 PIECE_BYTES: Final = 64 << 20
 WRITE_BYTES: Final = 1 << 20
@@ -24,7 +24,7 @@ _ZEROES: Final = bytes(4)
 
 
 def piece_bytes(backend: Backend) -> int:
-    """How much of a backend is erased, or looked at, in one go."""
+    """Return the bytes of a backend that are erased, or inspected, without yielding to the event loop."""
     return PIECE_BYTES if backend.memory is None else MEMORY_PIECE_BYTES
 
 
@@ -58,7 +58,7 @@ async def give_back(runtime: Runtime, backend: Backend, told: Told) -> None:
 
 
 def passes_to_erase(backend: Backend) -> list[bytes]:
-    """The patterns that have to be written first, so that nobody finds the old data on the media."""
+    """Return the patterns to overwrite the media with before the data is erased; an empty list for none."""
     return [_ZEROES] if backend.overwrite_to_erase else []
 
 
@@ -71,5 +71,5 @@ async def erase(runtime: Runtime, backend: Backend, *, secure: bool, told: Told)
 
 
 def bytes_to_erase(backend: Backend, *, secure: bool) -> int:
-    """What `erase` will tell of altogether."""
+    """Return the total of the bytes that `erase` will report."""
     return backend.capabilities.size_bytes * (1 + (len(passes_to_erase(backend)) if secure else 0))

@@ -12,7 +12,8 @@ _KINDS_MAX: Final = 64
 
 
 class FaultLog:
-    """At most one line of each kind in `seconds`; the next one tells how many were left out. `now`: a clock."""
+    """A log with at most one line of each kind in `seconds`; the next line states how many were left out. `now`: a
+    clock."""
 
     def __init__(
         self, logger: logging.Logger, *, seconds: float = SECONDS, now: Callable[[], float] = time.monotonic

@@ -154,7 +154,7 @@ class FileBackend(FileCalls):
         return FileZoneStore(path, layout, count, held=held, read_only=not self.capabilities.can_write)
 
     async def _remember_block_bytes(self) -> None:
-        """Keep a block size that was asked for, so that a start without it does not move all data."""
+        """Store a block size that was asked for, so that a start without that option finds the same blocks."""
         wanted = self._options.block_bytes
         if wanted in (None, DEFAULT_BLOCK_BYTES) or not isinstance(self.metadata_store, JsonFileStore):
             return
@@ -181,7 +181,7 @@ class FileBackend(FileCalls):
         zones, self._zones = self._zones, None
         try:
             if self.capabilities.can_write:
-                await asyncio.to_thread(os.fdatasync, fd)  # the end: nobody is left to be told
+                await asyncio.to_thread(os.fdatasync, fd)  # at the end there is no receiver for the error
             if isinstance(zones, FileZoneStore):
                 await zones.settle()
         except OSError as error:
@@ -271,7 +271,7 @@ class FileBackend(FileCalls):
             return  # given up
         try:
             self._open_threads()
-        except OSError as error:  # closed meanwhile: not the affair of whoever gave the memory back
+        except OSError as error:  # closed since: it fails this read, not the caller who returned memory
             future.set_exception(error)
             return
         view = self._pool.take(length)
@@ -306,7 +306,7 @@ class FileBackend(FileCalls):
         self, offset: int, compare: memoryview, data: memoryview, *, fua: bool = False
     ) -> Operation[bool]:
         future: Operation[bool] = Operation()
-        # Locked from the first byte read to the last one written: nobody else gets in between.
+        # Locked from the first byte read to the last one written: no other operation gets in between.
         self._locked(
             offset,
             len(data),
@@ -340,7 +340,7 @@ class FileBackend(FileCalls):
         rest, start = data[done:], offset + done
         future: Operation[None] = Operation()
         future.half_done = done > 0  # half a block must not stay
-        # The whole range is locked, also when a part of it is written already: nobody sees the halves.
+        # The whole range is locked, also when a part of it is written already: no reader sees only a part of the write.
         self._locked(offset, len(data), True, lambda: self._write_fully(rest, start, fua), future, None, slow=fua)
         return future
 

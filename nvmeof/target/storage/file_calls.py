@@ -161,7 +161,7 @@ class FileCalls(Backend):
         self._sync()
 
     def _sync(self) -> None:
-        """fdatasync(2). Its failure is told once by the system, to whoever comes first: it is counted."""
+        """fdatasync(2). The kernel reports a failure only to the first caller, so it is counted here."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
@@ -178,7 +178,8 @@ class FileCalls(Backend):
         )
 
     def _allocated_now(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """By the file system's holes; all of it where there is nothing to be learnt of them."""
+        """Return the allocated parts of a range, from the holes of the file system; the whole range where holes are not
+        reported."""
         end = offset + length
         if self._device:
             return [(offset, end)]

@@ -1,4 +1,4 @@
-"""The names of a file that is served: what belongs to its data is kept beside one of them."""
+"""The names of a file that is served: the metadata file lies beside one of them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ ZONES_SUFFIX: Final = ".zones"
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """By whatever name a file is opened, what belongs to its data is beside the file itself."""
+    """Return `path` with `suffix` after symbolic links are resolved: the metadata file lies beside the file itself."""
     path = path.resolve()
     return path.with_name(path.name + suffix)
 
 
 def check_links(path: Path, status: os.stat_result, suffixes: Sequence[str]) -> None:
-    """Raise `ConfigurationError` when something is kept beside another name (a hard link) of a file in its directory.
-
-    Names in other directories cannot be found: they are a line of the log. `suffixes`: of kept files.
+    """Raise `ConfigurationError` when a metadata file lies beside another name (a hard link) of a file in its
+    directory. Names in other directories cannot be found: a warning is logged. `suffixes`: of metadata files.
     """
     if status.st_nlink < 2:
         return
@@ -59,7 +58,7 @@ def _names(directory: Path, status: os.stat_result) -> list[Path]:
 
 
 def name_lost(path: Path, status: os.stat_result) -> bool:
-    """Return whether a file has not this name any more: it was removed, or another one has been put in its place."""
+    """Return whether `path` no longer names this file: the file was removed, or another one took its name."""
     try:
         found = path.stat()
     except OSError:

@@ -114,7 +114,7 @@ def _check_kind(path: Path, mode: int) -> None:
 
 
 def _make_file(flags: int, options: FileOptions, size_bytes: int) -> int:
-    """The name of the new file is on the media before anything is said to be in it."""
+    """Create the file. Its name is on the media before the metadata mentions it."""
     for kept in (options.kept_path(), options.zones_path(device=False)):
         if kept is not None and kept.exists():
             raise ConfigurationError(
@@ -215,7 +215,7 @@ def _choose_block_bytes(options: FileOptions, metadata_store: JsonFileStore | Me
 def _lock(fd: int, options: FileOptions) -> bool:
     """Lock a file, for writing alone unless it is read-only; True when another process has it and it is shared."""
     if options.shared and options.read_only:
-        return False  # it keeps nothing, and nobody need wait for it
+        return False  # it writes no metadata and need not exclude other processes
     kind = fcntl.LOCK_SH if options.read_only else fcntl.LOCK_EX
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A keeper in a file of its own: one JSON object, replaced as a whole with every change."""
+"""A metadata store in a file: one JSON object, replaced as a whole with every change."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class JsonFileStore:
     def _read(self) -> dict[str, Any]:
         self._checked = True
         try:
-            # Whatever else is there may be endless, or never come to a beginning.
+            # Other file types (pipes, devices) may block when opened, or never end.
             status = self.path.stat()
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigurationError(f"cannot use {self.path} as a state file: not a regular file")
@@ -103,9 +103,8 @@ class JsonFileStore:
     # One process at a time, for a file with no lock on something beside it
 
     def hold(self) -> None:
-        """Nobody else may hold it until `release`; what is kept is read again, and the file is there meanwhile.
-
-        Raises `ConfigurationError` when somebody does, or when nothing can be kept there.
+        """Lock the file until `release`, create it if needed, and read its sections again. Raises `ConfigurationError`
+        when another process holds the lock, or when the path cannot be a state file.
         """
         if self._lock >= 0:
             return
@@ -115,7 +114,7 @@ class JsonFileStore:
                     fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
                     try:
                         _lock(fd)
-                        # Whoever had it before may have replaced the file just then.
+                        # The previous holder may have replaced the file just then.
                         if os.fstat(fd).st_ino == self.path.stat().st_ino:
                             break
                     except BaseException:
@@ -138,7 +137,7 @@ class JsonFileStore:
         self.add_checksum()
 
     async def release(self) -> None:
-        """The end: what is being written is waited for."""
+        """Wait for the write in progress, then release the lock."""
         await self.close()
         self._let_go()
 
@@ -153,7 +152,7 @@ class JsonFileStore:
         return dict(self._values)
 
     def get(self, section: str) -> Any:
-        """What was put last; None for nothing."""
+        """Return the value that was put last in a section; None for an empty section."""
         return self._values.get(section)
 
     def watch(self, section: str, withdrawn: Callable[[], None]) -> None:
@@ -216,7 +215,8 @@ class JsonFileStore:
             await asyncio.to_thread(self._replace, text)
 
     def _replace(self, text: str | None, *, new: bool = False) -> None:
-        """In a thread. A crash at any point leaves the old file or the new one. `new`: unless there is an old one."""
+        """Replace the file, in a thread. A crash at any point leaves the old file or the new one. `new`: fail if the
+        file exists."""
         if text is None:
             self.path.unlink(missing_ok=True)
             self._exposed = True

@@ -25,7 +25,7 @@ REMOVE_CHECKSUM: Final = 'put it back from a copy, or, if it was edited, remove 
 
 
 def check_link(path: Path) -> None:
-    """Raise `ConfigurationError` for a symbolic link to nothing: what was kept is where its target has gone."""
+    """Raise `ConfigurationError` for a symbolic link to nothing: the state file is where the link's target was."""
     if path.is_symlink() and not path.exists():
         raise ConfigurationError(
             f"{path} is a link to {path.readlink()}, which is not there: put that back, or remove the link to go on "

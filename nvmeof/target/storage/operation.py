@@ -11,7 +11,8 @@ T = TypeVar("T")
 
 
 class Operation(asyncio.Future[T]):
-    """Belongs to the running loop. Exactly one of `begin` and `abandon` wins, whatever thread they are called in."""
+    """Belongs to the running loop. Exactly one of `begin` and `abandon` succeeds, even when they race in different
+    threads."""
 
     def __init__(self) -> None:
         super().__init__(loop=asyncio.get_running_loop())
@@ -22,7 +23,7 @@ class Operation(asyncio.Future[T]):
         """Who does it may stop between two pieces, and fail with `ECANCELED`."""
 
     def begin(self) -> bool:
-        """Called once by who is about to do it; False: it was given up, and must not be done."""
+        """Claim the operation just before it is executed, once. False: it was abandoned and must not be executed."""
         try:
             self._claim.pop()
         except IndexError:
@@ -30,7 +31,8 @@ class Operation(asyncio.Future[T]):
         return True
 
     def abandon(self) -> bool:
-        """Give it up. True: it is not done at all, and has failed with `ECANCELED`. False: somebody is at it."""
+        """Abandon the operation. True: it is not executed, and has failed with `ECANCELED`. False: it has begun
+        already."""
         if self.half_done:
             return False
         self.stopping = True
@@ -40,10 +42,10 @@ class Operation(asyncio.Future[T]):
         return True
 
     def keep(self) -> None:
-        """It must come to its end: `abandon` does nothing any more."""
+        """Make the operation uninterruptible: `abandon` has no effect from now on."""
         self.half_done = True
 
     def check(self) -> None:
-        """Between two pieces: raises `OSError` (`ECANCELED`) when it shall go no further."""
+        """Raise `OSError` (`ECANCELED`) between two pieces when the operation was abandoned."""
         if self.stopping:
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))

@@ -25,7 +25,7 @@ from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.ramdisk import Ramdisk
 
 KEEPER_NAME = "pool.json"
-"""What a pool keeps of its namespaces, and of the subsystem unless that has a file of its own."""
+"""The name of the file with a pool's metadata of its namespaces, and of the subsystem unless that has another file."""
 SUFFIX = ".namespace"
 _NAMESPACES = "namespaces"
 _SHARED_ERRORS = frozenset({errno.EAGAIN, errno.EACCES})
@@ -52,10 +52,10 @@ class RamdiskPool:
         return f"memory {format_size(self.capacity_bytes)}"
 
     async def acquire(self) -> None:
-        """Nothing else can use it."""
+        """Lock the pool against other processes."""
 
     async def release(self) -> None:
-        """What was in it has gone."""
+        """Release the pool's lock and contents."""
         self._ramdisks.clear()
         self.metadata_store = MemoryStore()
 
@@ -100,7 +100,7 @@ class FilePool:
         return f"directory {self.directory}"
 
     def path(self, name: str) -> Path:
-        """The file of a namespace."""
+        """Return the path of a namespace's file."""
         return self.directory / f"{name}{SUFFIX}"
 
     async def acquire(self) -> None:
@@ -207,7 +207,7 @@ class FilePool:
 
 
 def _make_directory(path: Path) -> None:
-    """Unless it is there; its name is on the media before anything is kept in it."""
+    """Create the directory unless it exists; its name is on the media before any file is created in it."""
     if not path.is_dir():
         if path.parent != path:
             _make_directory(path.parent)

@@ -26,7 +26,7 @@ _MAP_NORESERVE = 0x4000
 _PAGEMAP_CHUNK = 128 << 20
 # The top byte of a pagemap entry: bit 7 present, bit 6 swapped.
 _PRESENT = re.compile(rb"[\x40-\xff]+", re.DOTALL)
-# Zeroes are copied from one small block that stays in cache, not made anew per request.
+# Zeroes are copied from one small block that stays in cache, not allocated for each request.
 _ZEROES = bytes(1 << 16)
 
 
@@ -109,7 +109,7 @@ class Ramdisk(Backend):
         memory[destination : destination + length] = memory[source : source + length]
 
     def write_zeroes(self, offset: int, length: int, *, deallocate: bool, fua: bool = False) -> None:
-        # Long ranges go the quick way in any case: filling 256 MiB would hold everybody else up.
+        # Long ranges are released to the kernel in any case: filling 256 MiB would block the event loop.
         if deallocate or length > len(_ZEROES):
             self.deallocate(offset, length)
         else:
@@ -138,7 +138,7 @@ class Ramdisk(Backend):
         return None
 
     def resize(self, size_bytes: int) -> None:
-        """Moves to a new mapping: views handed out before keep showing the old content."""
+        """Move to a new mapping; views handed out before keep showing the old content."""
         block = self._capabilities.block_bytes
         if size_bytes <= 0 or size_bytes % block:
             raise OSError(errno.EINVAL, f"{size_bytes} bytes is not a whole number of {block}-byte blocks")
@@ -155,7 +155,8 @@ class Ramdisk(Backend):
         self._capabilities = replace(self._capabilities, size_bytes=size_bytes)
 
     def set_block_bytes(self, block_bytes: int) -> None:
-        """The mapping stays; a rest that makes no whole block cannot be reached until the blocks are smaller again."""
+        """Set the block size, in bytes. The mapping stays; a remainder below one block is inaccessible until blocks are
+        smaller."""
         size_bytes = self._room_bytes - self._room_bytes % block_bytes
         if block_bytes not in BLOCK_BYTES_CHOICES or not size_bytes:
             raise OSError(errno.EINVAL, f"{self._room_bytes} bytes cannot be blocks of {block_bytes}")
@@ -163,13 +164,13 @@ class Ramdisk(Backend):
         self._capabilities = replace(self._capabilities, size_bytes=size_bytes, block_bytes=block_bytes)
 
     def allocated(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """By pages: those that were never written have none."""
+        """Return the ranges that have pages: one that was never written has none."""
         first = offset // _PAGE * _PAGE
         end = offset + length
         return [(max(start, offset), min(stop, end)) for start, stop in self._populated(end, first)]
 
     def _populated(self, end: int, first: int = 0) -> Iterator[tuple[int, int]]:
-        """The ranges from `first` to `end` that have pages, in memory or swapped out (proc(5), pagemap)."""
+        """Yield the ranges from `first` to `end` that have pages, in memory or swapped out (proc(5), pagemap)."""
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         try:
             with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
@@ -183,12 +184,12 @@ class Ramdisk(Backend):
             yield first, end
 
     async def open(self) -> None:
-        """After it was closed it is another ramdisk: empty, and as it was made."""
+        """Start empty: a ramdisk that was closed has lost its data, and has its first size and block size again."""
         if self._gone:
             self._begin()
 
     async def close(self) -> None:
-        """The mapping goes when the last view of it has gone; its pages go now."""
+        """Free the pages now; the mapping goes with the last view of it."""
         if not self._map.closed and self._capabilities.size_bytes:
             self._map.madvise(mmap.MADV_DONTNEED)
         self._gone = True

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 MOST_LOCKS: Final = 256
-"""How many are looked at for each request. What comes beyond that waits in line, whatever its range: the work and the
-memory that a request takes must not grow with the number of commands that hosts have in progress. Each owner has a line
-of its own, and no more of these than are left free when it asks."""
+"""Upper bound of the locks that are compared with each request. Requests beyond it wait in line, whatever their range:
+the work and the memory that a request takes must not grow with the number of commands that hosts have in progress. Each
+owner has its own line, and at most as many of these locks as are free at its request."""
 
 
 class RangeLock:
-    """One request. `granted` tells whether it holds its range; `when_granted` is called once when that comes later."""
+    """The request of one range. `granted`: the range is held; `when_granted` is called once if it is granted later."""
 
     __slots__ = ("_blockers", "_waiters", "end", "exclusive", "owner", "start", "when_granted")
 
@@ -53,7 +53,7 @@ class RangeLocks:
         return len(self._locks) + self._in_line
 
     def busy(self, start: int, end: int, *, exclusive: bool) -> bool:
-        """Whether a request for that range would have to wait."""
+        """Return whether a request for that range would have to wait."""
         if not self._locks:
             return False
         return any(lock.start < end and start < lock.end and (exclusive or lock.exclusive) for lock in self._locks)
@@ -81,7 +81,7 @@ class RangeLocks:
         return count + (0 if owner is None else self._held.get(owner, 0)) <= free
 
     def _next(self) -> list[RangeLock] | None:
-        """The request that is next in line and may enter now; its owner's turn comes again after the others'."""
+        """Take the request that is next in line and may enter now; its owner is served again after the others."""
         for owner, line in self._lines.items():
             number, wanted = line[0]
             if not self._room(len(wanted), owner):
@@ -112,7 +112,7 @@ class RangeLocks:
         if held:
             self._held[lock.owner] = held
         self._released.append(lock)
-        if self._releasing:  # by somebody who was granted just now: one after the other, not one inside the other
+        if self._releasing:  # by a caller that was granted just now: one after the other, not one inside the other
             return
         self._releasing = True
         try:

@@ -34,7 +34,7 @@ def yield_cpu() -> None:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2); raises `OSError`, EOPNOTSUPP also where libc has no such function."""
+    """Call fallocate(2). Raises `OSError`, EOPNOTSUPP also where libc has no such function."""
     if _fallocate is None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     while _fallocate(fd, mode, offset, length) != 0:
@@ -54,29 +54,29 @@ def zero_range(fd: int, offset: int, length: int) -> None:
 
 
 def discard_device(fd: int, offset: int, length: int) -> None:
-    """BLKDISCARD on a block device."""
+    """Discard a range of a block device, in bytes (ioctl BLKDISCARD). Raises `OSError`."""
     fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", offset, length))
 
 
 def zero_device(fd: int, offset: int, length: int) -> None:
-    """BLKZEROOUT on a block device."""
+    """Write zeroes to a range of a block device, in bytes (ioctl BLKZEROOUT). Raises `OSError`."""
     fcntl.ioctl(fd, _BLKZEROOUT, struct.pack("=QQ", offset, length))
 
 
 def device_size(fd: int) -> int:
-    """Bytes of a block device."""
+    """Return the size of a block device in bytes. Raises `OSError`."""
     (size,) = struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))
     return int(size)
 
 
 def device_read_only(fd: int) -> bool:
-    """Whether a block device is set read-only."""
+    """Return whether a block device is set read-only. Raises `OSError`."""
     (flag,) = struct.unpack("=i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
     return bool(flag)
 
 
 def device_identity(fd: int) -> str:
-    """What the system knows a block device by, whatever its name: a world wide name, serial number or backing file."""
+    """Return what identifies a block device, whatever its name: a world wide name, serial number or backing file."""
     number = os.fstat(fd).st_rdev
     directory = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     known = []
@@ -91,7 +91,7 @@ def device_identity(fd: int) -> str:
 
 
 def sync_directory(path: Path) -> None:
-    """The names in it are on non-volatile media."""
+    """Commit the names in a directory to non-volatile media (fsync of the directory). Raises `OSError`."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -62,7 +62,7 @@ def give_way() -> None:
 
 
 def _nothing(delivered: bool) -> None:
-    """For a call that leaves nothing to be freed."""
+    """Do nothing: the default of `after`, for a call that leaves no buffer to be freed."""
 
 
 class _Batch(NamedTuple):
@@ -84,7 +84,7 @@ class ThreadBatches:
         self._name = name
         self._handed: SimpleQueue[_Batch | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._asked_for = 1  # threads that run, or that one which runs was asked to start
+        self._asked_for = 1  # threads that run, or that a running thread was asked to start
         self._workers = workers
         self._start_thread()
         self._busy = 0
@@ -102,10 +102,11 @@ class ThreadBatches:
     def run(
         self, call: Callable[[], T], future: asyncio.Future[T], after: After = _nothing, *, slow: bool = False
     ) -> None:
-        """The same for a future of the caller's. A `slow` call is handed over alone: nothing waits behind it.
+        """Run `call` in a thread and complete the caller's `future`. A `slow` call is handed over alone: nothing waits
+        behind it.
 
         `after(delivered)` is called on the loop once the thread is done with it, also when the future was cancelled
-        meanwhile (`delivered` False, as for an exception): what the thread used may only be freed there.
+        before (`delivered` False, as for an exception): what the thread used may only be freed there.
         """
         loop = asyncio.get_running_loop()
         owner = OWNER.get()
@@ -140,7 +141,7 @@ class ThreadBatches:
             self._handed.put(_Batch(loop, owner, batch, grow))
 
     def _most(self, owner: object) -> int:
-        """How many more threads an owner may have at the most."""
+        """Return the number of threads that an owner may have."""
         idle = self._workers - self._busy
         if owner is None:
             return idle
@@ -152,7 +153,7 @@ class ThreadBatches:
         self._threads.append(thread)
 
     def _work(self) -> None:
-        """In a thread, as long as it lives."""
+        """Serve the jobs, in a thread, until the pool is closed."""
         while (batch := self._handed.get()) is not None:
             if batch.grow:
                 try:
@@ -175,7 +176,7 @@ class ThreadBatches:
         try:
             loop.call_soon_threadsafe(self._finish, loop, owner, results)
         except RuntimeError:
-            pass  # the loop was closed meanwhile: nobody waits any more
+            pass  # the loop was closed before: no future is awaited
 
     def _finish(self, loop: asyncio.AbstractEventLoop, owner: object, results: list[_Result]) -> None:
         self._busy -= 1

@@ -1,4 +1,4 @@
-"""Writing what is kept: one write at a time, and what comes meanwhile goes with the next one, all together."""
+"""Writing of state: one write at a time; changes that come during a write are merged into the next one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 
 def settle(waiters: Iterable[asyncio.Future[None]], error: BaseException | None) -> None:
-    """Tell those who still wait that it is done, or what it failed with."""
+    """Complete the futures of those who wait, or fail them with `error`."""
     for waiter in waiters:
         if waiter.done():
             continue
@@ -18,7 +18,7 @@ def settle(waiters: Iterable[asyncio.Future[None]], error: BaseException | None)
 
 
 class WriteCoalescer:
-    """`begin` takes all that there is to write by now; the call that it gives writes that, in a thread."""
+    """Merges writes. `begin` takes the changes up to now and returns a call that writes them, in a thread."""
 
     def __init__(self, begin: Callable[[], Callable[[], None]]) -> None:
         self._begin = begin
@@ -26,7 +26,7 @@ class WriteCoalescer:
         self._saving: asyncio.Task[None] | None = None
 
     def save(self) -> asyncio.Future[None]:
-        """Write; done when it is written, or ended with `OSError`."""
+        """Schedule a write. The future ends when the changes up to now are written, or with `OSError`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._waiters.append(future)

@@ -46,7 +46,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> bytes:
-    """16 bytes that are others after the machine was started again; zeroes where that cannot be known."""
+    """Return 16 bytes that differ after each boot of the machine; zeroes where they are unknown."""
     try:
         return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))[:16].ljust(16, b"\0")
     except (OSError, ValueError):
@@ -236,17 +236,17 @@ class FileZoneStore:
     # The store
 
     def load(self) -> list[ZoneRecord]:
-        """All of them."""
+        """Return the records of all zones."""
         return list(self._records)
 
     def put(self, index: int, record: ZoneRecord) -> None:
-        """What a zone is now. Raises `OSError`."""
+        """Store the current record of a zone. Raises `OSError`."""
         if not self._read_only:
             os.pwrite(self._fd, self._encode(index, record), self._at(index))
             self._records[index] = record
 
     def extension(self, index: int) -> bytes:
-        """A zone's descriptor extension."""
+        """Return a zone's descriptor extension."""
         length = self.layout.extension_bytes
         found = os.pread(self._fd, length, self._at(index) + _RECORD_BYTES) if self._fd >= 0 else b""
         return found.ljust(length, b"\0")
@@ -257,9 +257,8 @@ class FileZoneStore:
         self._extended = True
 
     def commit(self, records: Mapping[int, ZoneRecord]) -> Awaitable[None] | None:
-        """These zones are so on non-volatile media; done when that is kept there too. Ends with `OSError`.
-
-        What comes while something is being written goes with the next write, all together; the order is kept.
+        """Commit records of zones whose data is on non-volatile media. Ends with `OSError`. Records that come during a
+        write are merged into the next one, in order.
         """
         if self._read_only:
             return None
@@ -271,7 +270,7 @@ class FileZoneStore:
         return partial(self.commit_now, records)
 
     def commit_now(self, records: Mapping[int, ZoneRecord]) -> None:
-        """The same at once, in whatever thread. Raises `OSError`."""
+        """Commit records at once, in the caller's thread. Raises `OSError`."""
         if self._extended:  # before a record that speaks of it
             self._extended = False
             os.fdatasync(self._fd)
@@ -298,14 +297,13 @@ class FileZoneStore:
         self._write_header()
 
     def set_block_bytes(self, block_bytes: int) -> None:
-        """Blocks have another size: records are in these from now on. The file has bytes."""
+        """Convert records to another block size, in bytes; the file itself counts in bytes."""
         old, self.layout = self.layout.block_bytes, self.layout._replace(block_bytes=block_bytes)
         self._records = [each._replace(written=-(-each.written * old // block_bytes)) for each in self._records]
 
     async def settle(self) -> None:
-        """Everything that was written is on the media, and nothing else will be: all zones are there as they are.
-
-        Raises `OSError`.
+        """Commit the current records of all zones, when all data is on the media and no write follows. Raises
+        `OSError`.
         """
         await self._saver.finish()
         if self._fd >= 0 and not self._read_only:

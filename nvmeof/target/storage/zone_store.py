@@ -52,15 +52,15 @@ class ZoneStore(Protocol):
     """Whether `commit` does anything."""
 
     def load(self) -> list[ZoneRecord]:
-        """All of them, as they were left."""
+        """Return the records of all zones, as they were stored last."""
         ...
 
     def put(self, index: int, record: ZoneRecord) -> None:
-        """What a zone is now. Raises `OSError`."""
+        """Store the current record of a zone. Raises `OSError`."""
         ...
 
     def extension(self, index: int) -> bytes:
-        """A zone's descriptor extension."""
+        """Return a zone's descriptor extension."""
         ...
 
     def put_extension(self, index: int, extension: bytes) -> None:
@@ -68,7 +68,7 @@ class ZoneStore(Protocol):
         ...
 
     def commit(self, records: Mapping[int, ZoneRecord]) -> Awaitable[None] | None:
-        """These zones are so on non-volatile media; done when that is kept there too. Ends with `OSError`."""
+        """Commit records of zones whose data is on non-volatile media. Raises or ends with `OSError`."""
         ...
 
     def resize(self, count: int) -> None:
@@ -76,7 +76,7 @@ class ZoneStore(Protocol):
         ...
 
     def set_block_bytes(self, block_bytes: int) -> None:
-        """Blocks have another size: records are in these from now on."""
+        """Convert records to another block size, in bytes."""
         ...
 
 
@@ -91,15 +91,15 @@ class MemoryZoneStore:
         self._extensions: dict[int, bytes] = {}
 
     def load(self) -> list[ZoneRecord]:
-        """All of them."""
+        """Return the records of all zones."""
         return list(self._records)
 
     def put(self, index: int, record: ZoneRecord) -> None:
-        """What a zone is now."""
+        """Store the current record of a zone."""
         self._records[index] = record
 
     def extension(self, index: int) -> bytes:
-        """A zone's descriptor extension."""
+        """Return a zone's descriptor extension."""
         return self._extensions.get(index, bytes(self.layout.extension_bytes))
 
     def put_extension(self, index: int, extension: bytes) -> None:
@@ -107,11 +107,11 @@ class MemoryZoneStore:
         self._extensions[index] = extension
 
     def commit(self, records: Mapping[int, ZoneRecord]) -> Awaitable[None] | None:
-        """Memory has nothing to be committed to."""
+        """Do nothing: memory has no non-volatile copy."""
         return None
 
     def set_block_bytes(self, block_bytes: int) -> None:
-        """Blocks have another size."""
+        """Convert records to another block size, in bytes."""
         old, self.layout = self.layout.block_bytes, self.layout._replace(block_bytes=block_bytes)
         self._records = [each._replace(written=-(-each.written * old // block_bytes)) for each in self._records]
 

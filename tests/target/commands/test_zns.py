@@ -67,7 +67,7 @@ def test_a_write_goes_where_the_pointer_is():
     assert (shown.zslba, shown.zcap, shown.wp, shown.zt) == (64, CAPACITY, 68, 2)
 
 
-def test_no_short_cut_passes_a_write_pointer():
+def test_no_fast_path_passes_a_write_pointer():
     assert io().ctx.namespaces[2].memory is None
 
 

@@ -34,7 +34,7 @@ def data_of(out):
 
 
 def warm(queue, blocks):
-    """Let the queue's short cuts know writes and reads of so many blocks."""
+    """Let the queue's fast path know writes and reads of so many blocks."""
     for _ in range(2):
         for cid, ttag, length in r2ts(queue.feed(queue.capsule(io_sqe(90, WRITE, 1000, blocks)))):
             queue.feed(queue.h2c(cid, ttag, 0, bytes(length)))
@@ -48,12 +48,12 @@ def test_the_units_agree():
 
 
 @pytest.mark.parametrize("backend", [Ramdisk, Hidden])
-@pytest.mark.parametrize("short_cut", [False, True])
+@pytest.mark.parametrize("fast_path", [False, True])
 @pytest.mark.parametrize("size", [512, 1000, 5000])
-def test_no_reader_sees_a_part_of_an_atomic_write(backend, short_cut, size):
+def test_no_reader_sees_a_part_of_an_atomic_write(backend, fast_path, size):
     """Its data comes in pieces; between any two of them another queue reads the range, and some before and behind."""
     _, (writer, reader) = two_queues(backend("1M"))
-    if short_cut:
+    if fast_path:
         warm(writer, UNIT)
     [(cid, ttag, length)] = r2ts(writer.feed(writer.capsule(io_sqe(1, WRITE, 8, UNIT))))
     raw = writer.h2c(cid, ttag, 0, b"x" * length)

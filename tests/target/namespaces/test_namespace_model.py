@@ -399,7 +399,7 @@ class Commands(RuleBasedStateMachine):
 
     @rule(index=queues_, slba=st.integers(0, 20), between=st.sampled_from([READ, WRITE]), value=st.integers(1, 255))
     def second_half_too_late(self, index, slba, between, value):
-        """What comes in between is just like what has been served by a short cut before."""
+        """What comes in between is just like what has been served by the fast path before."""
         data = bytes([value]) * 4096
 
         def plain():

@@ -46,7 +46,7 @@ def read(wire: Wire, nsid: int) -> int | bytes:
 @pytest.mark.parametrize("end", [detach, delete])
 @pytest.mark.parametrize("warm", [False, True])
 def test_data_that_comes_too_late_is_refused(setup, end, warm):
-    """Also when another namespace is there by then; with and without a pattern of the short cut."""
+    """Also when another namespace is there by then; with and without a template of the fast path."""
     target, admin, wire = setup
     if warm:
         for name, ttag, length in r2ts(wire.feed(Command(WRITE, 1, nsid=2, sgl=TRANSPORT).bytes(wire))):
@@ -67,7 +67,7 @@ def test_data_that_comes_too_late_is_refused(setup, end, warm):
         assert bytes(old.backend.acquire_read(0, LENGTH).view) == (b"1" if warm else b"\0") * LENGTH
 
 
-def test_short_cuts_end_with_the_attachment(setup):
+def test_the_fast_path_ends_with_the_attachment(setup):
     target, admin, wire = setup
     for _ in range(3):
         assert read(wire, 2) == bytes(LENGTH)

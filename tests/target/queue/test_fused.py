@@ -92,9 +92,9 @@ NEIGHBOURS = [(READ, 0x40), (WRITE, 0x40), (FLUSH, 0x40), (COMPARE, 0x40), (COMP
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_first_half_without_its_second(opcode, flags, together, warm):
-    """Whatever comes next, also what would take a short cut, is no second half; the Write that follows has no first."""
+    """The next command, on the fast path or not, is no second half; the Write that follows has no first."""
     wire = make()
-    if warm:  # the short cuts know these commands
+    if warm:  # the fast path knows these commands
         for _ in range(2):
             wire.feed(wire.capsule(io_sqe(50, READ, 0, 1)))
             wire.feed(wire.capsule(io_sqe(51, WRITE, 0, 1, sgl=IN_CAPSULE), bytes(512)))

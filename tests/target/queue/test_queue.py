@@ -1,4 +1,4 @@
-"""A queue without sockets: its short cut against the whole way and against a model, staging, endings."""
+"""A queue without sockets: its fast path against the general path and against a model, staging, endings."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class FakeDriver:
 class Wire(RawHost):
     """A queue and a host that writes bytes to it."""
 
-    def __init__(self, target: Target, *, dgst: int = 0, cattr: int = 0, entries: int = 128, short_cut: bool = True,
+    def __init__(self, target: Target, *, dgst: int = 0, cattr: int = 0, entries: int = 128, fast_path: bool = True,
                  pool: BufferPool | None = None,
                  detached_commands: DetachedCommands | None = None, trace: Trace | None = None) -> None:  # fmt: skip
         self.header_digest, self.data_digest = bool(dgst & 1), bool(dgst & 2)
@@ -104,7 +104,7 @@ class Wire(RawHost):
         if trace is not None:
             self.queue.trace = CommandTrace(trace, TracedQueue(Side.TARGET, "host"), target.runtime.now)
             self.connection.tap = PduTap(self.queue.trace.pdus)
-        if not short_cut:
+        if not fast_path:
             self.queue.fast_path.__class__ = NoFastPath
         controller = next(iter(target.subsystem.controllers.values()))
         self.feed(icreq(dgst=dgst))
@@ -126,7 +126,7 @@ class Wire(RawHost):
         return out
 
 
-# -- the short cut
+# -- the fast path
 
 
 @dataclass(frozen=True)
@@ -251,9 +251,9 @@ PARTED = [  # the halves of a fused operation, the first of them refused, with a
     cattr=st.sampled_from([0, 4]),
     size=st.sampled_from([1 << 30, 1000, 72]),
 )
-def test_the_short_cut_does_what_the_whole_way_does(batches, changes, dgst, cattr, size):
+def test_the_fast_path_does_what_the_general_path_does(batches, changes, dgst, cattr, size):
     """Byte for byte the same answers, and the same state after each batch."""
-    wires = [Wire(two_namespaces(), dgst=dgst, cattr=cattr, short_cut=short_cut) for short_cut in (True, False)]
+    wires = [Wire(two_namespaces(), dgst=dgst, cattr=cattr, fast_path=fast_path) for fast_path in (True, False)]
     open_r2ts: list[tuple[int, int, int]] = []
     for batch, what in zip(batches, changes, strict=False):
         answers = []
@@ -310,7 +310,7 @@ def expected(target: Target, command: Command) -> int:
     changes=st.lists(CHANGES, min_size=4, max_size=4),
     cattr=st.sampled_from([0, 4]),
 )
-def test_the_short_cut_against_a_model(batches, changes, cattr):
+def test_the_fast_path_against_a_model(batches, changes, cattr):
     """Every command answered once, in order; reads of one segment show what its writes left."""
     target = two_namespaces()
     wire = Wire(target, cattr=cattr)
@@ -356,7 +356,7 @@ def test_the_short_cut_against_a_model(batches, changes, cattr):
                 del model[nsid]
 
 
-def test_the_short_cut_is_taken(monkeypatch):
+def test_the_fast_path_is_taken(monkeypatch):
     """After the first of a kind, reads and in-capsule writes don't go through the tables any more."""
     wire = Wire(two_namespaces())
     slow: list[int] = []
@@ -387,8 +387,8 @@ ODD = {
 def test_one_odd_command_in_a_long_run_of_reads(field, at):
     """A run that is compared by columns is answered as command by command, whatever one of its commands is."""
     answers = []
-    for short_cut in (True, False):
-        wire = Wire(two_namespaces(), short_cut=short_cut)
+    for fast_path in (True, False):
+        wire = Wire(two_namespaces(), fast_path=fast_path)
         wire.queue.ctx.namespaces[1].memory[:4096] = bytes(range(1, 9)) * 512
         wire.feed(wire.capsule(io_sqe(100, READ, 0, 1)))
         sqes = [bytearray(io_sqe(cid, READ, cid, 1)) for cid in range(20)]
@@ -413,10 +413,10 @@ def test_a_long_run_of_like_reads_is_one_answer(monkeypatch):
 
 
 def wire_of_reads(length: int, count: int, backend: type[Ramdisk] = Ramdisk, pool: BufferPool | None = None) -> Wire:
-    """So many Reads of ``length`` bytes, which take no short cut, have come in one receive; nothing was sent yet."""
+    """``count`` Reads of ``length`` bytes have come in one receive; nothing was sent yet."""
     target = Target(backend("1M"))
     target.admin()
-    wire = Wire(target, short_cut=False, pool=pool)
+    wire = Wire(target, fast_path=False, pool=pool)
     data = b"".join(wire.capsule(io_sqe(cid, READ, 0, length // 512)) for cid in range(count))
     buffer = wire.connection.next_buffer()
     buffer[: len(data)] = data
@@ -492,8 +492,8 @@ def test_held_commands_are_forgotten_with_their_queue(how):
 
 
 @pytest.mark.parametrize("sgl", [IN_CAPSULE, TRANSPORT])
-def test_no_short_cut_past_uncorrectable_blocks(sgl):
-    """Reads and writes that had their short cut find the mark; once the blocks are written, it is taken again."""
+def test_no_fast_path_past_uncorrectable_blocks(sgl):
+    """Reads and writes that had their fast path find the mark; once the blocks are written, it is taken again."""
     wire = Wire(two_namespaces())
 
     def write(cid, slba):
@@ -556,7 +556,7 @@ async def test_a_write_does_not_go_on_in_another_namespace(closed):
     wire = Wire(target)
     size = 72 * 512
     write = [make_sqe(cid, WRITE, nsid=1, length=size, sgl=TRANSPORT, cdw12=71) for cid in range(2)]
-    for sqe in write[:1]:  # the pattern
+    for sqe in write[:1]:  # the template
         [(_, ttag, _)] = r2ts(wire.feed(wire.capsule(sqe)))
         assert statuses(wire.feed(wire.h2c(0, ttag, 0, b"a" * size))) == [(0, 0)]
     [(_, ttag, _)] = r2ts(wire.feed(wire.capsule(write[1])))
@@ -849,7 +849,7 @@ def answered(out: bytes) -> list[int]:
 
 
 def test_one_receive_takes_the_loop_for_a_bounded_time_only():
-    """100 commands that go the whole way, each of which takes a tenth of a queue's share of a turn."""
+    """100 commands that take the general path, each of which takes a tenth of a queue's share of a turn."""
     wire = Wire(two_namespaces())
     loop = HandLoop(LONG_SECONDS / 10)
     wire.queue.slices = loop.slices

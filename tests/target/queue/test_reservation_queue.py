@@ -113,7 +113,7 @@ def test_commands_in_progress_are_waited_for(lost):
 
 
 @pytest.mark.parametrize("rtype", [WE, EA])
-def test_the_short_cut_ends_with_the_reservation(rtype):
+def test_the_fast_path_ends_with_the_reservation(rtype):
     """Reads and writes that went by a permit are looked at again, and go by one again."""
     target = _with_admin(Ramdisk("1M"))
     wire = Wire(target)

@@ -136,7 +136,7 @@ def test_global_data_erased_until_a_write(opcode):
     assert sanitize_log(admin).sstat >> 8 == 0
 
 
-def test_short_cuts_are_withdrawn():
+def test_the_fast_path_ends_with_a_sanitize():
     target = Target()
     admin = target.admin()
     io = target.io(admin)

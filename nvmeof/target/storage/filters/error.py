@@ -61,7 +61,7 @@ class ErrorFilter(OperationFilter):
 
     @property
     def sync_failures(self) -> int:  # type: ignore[override]
-        """A Flush that fails is one after which data may be lost: all hosts are told."""
+        """Count the failed Flushes, after which data may be lost: each host gets an error once."""
         return self.next.sync_failures + self._flushes_failed
 
     @property
