@@ -332,16 +332,12 @@ class NamespaceHead:
         """A request was lost that may have been executed: it is sent again where the rules of replay allow it, then."""
         quiesced_at, now = path.member.quiesced_at, self._runtime.now()
         at = replay_at(request.sqe, error, quiesced_at, self.view.ids.csi)
+        self._leave_unsettled(request, quiesced_at)
         if at is None:
-            self._leave_unsettled(request, quiesced_at)
             request.give_up(error)
             return
         path.figures.failovers += 1
         self._policy.forget(path)
-        extent = changed_blocks(request.sqe, request.data_out)
-        if extent is not None:
-            request.repeated, request.quiesced_at = True, max(request.quiesced_at, quiesced_at)
-            self._unsettled.add(request, extent)
         if at > now:
             self._later(request, at - now)
         else:
@@ -349,17 +345,21 @@ class NamespaceHead:
             self.kick()
 
     def _leave_unsettled(self, request: HeadRequest, quiesced_at: float) -> None:
-        """Hold back writes behind one that is given up, until its association can execute it no more."""
-        extent = changed_blocks(request.sqe, request.data_out)
-        if extent is not None:
+        """Hold back writes behind one of which a copy may yet be executed, until ``quiesced_at`` at most."""
+        if request.extent is None:
+            request.extent = changed_blocks(request.sqe, request.data_out)
+        if request.extent is not None:
             request.repeated, request.quiesced_at = True, max(request.quiesced_at, quiesced_at)
-            self._unsettled.add(request, extent)
+            self._unsettled.add(request, request.extent)
+
+    def outlived(self, request: HeadRequest) -> None:
+        """A request is outstanding whose caller was cancelled: what overlaps it waits until it has been completed."""
+        self._leave_unsettled(request, request.quiesced_at)
 
     def abandoned(self, request: HeadRequest) -> None:
         """A request is over of which an old copy may still be executed: what overlaps it waits until that is not so."""
-        extent = changed_blocks(request.sqe, request.data_out)
-        if extent is not None and request.quiesced_at > self._runtime.now():
-            self._unsettled.add(request, extent, request.quiesced_at)
+        if request.extent is not None and request.quiesced_at > self._runtime.now():
+            self._unsettled.add(request, request.extent, request.quiesced_at)
             self._watch_unsettled()
         elif self._unsettled.settle(request):
             self._release_held()

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from nvmeof.errors import LocalProtocolError, NvmeofError
 from nvmeof.host.queue import Request
+from nvmeof.host.replay import Extent
 from nvmeof.host.requests import DEFAULT_OPTIONS, TRANSFER_WINDOW, CommandPart, RequestOptions
 from nvmeof.runtime import Future, Runtime
 from nvmeof.wire import Buffer
@@ -62,6 +63,10 @@ class Carrier(Protocol):
         """Take back a request that is on no path; False where it is on one."""
         ...
 
+    def outlived(self, request: HeadRequest) -> None:
+        """Take note that a request is outstanding whose caller has been cancelled: it may yet be executed."""
+        ...
+
 
 class HeadRequest(Request):
     """One command for a namespace. ``path``: the one that it is on now; None while it waits for one."""
@@ -71,6 +76,7 @@ class HeadRequest(Request):
         "avoid",
         "cancelled",
         "carrier",
+        "extent",
         "path",
         "quiesced_at",
         "released",
@@ -108,7 +114,9 @@ class HeadRequest(Request):
         self.ahead_bytes = 0
         """Data outstanding on its path then, its own included."""
         self.repeated = False
-        """It was sent before, and whether it was executed there is not known: others are held back behind it."""
+        """An old copy of it may yet be executed: what overlaps it is held back."""
+        self.extent: Extent | None = None
+        """The blocks that it changes, where that matters."""
         self.quiesced_at = 0.0
         """From when on no old copy can be executed any more, by the runtime's clock."""
         self.cancelled = False
@@ -169,6 +177,7 @@ class HeadRequest(Request):
             if self.repeated:
                 self.carrier.abandoned(self)
             return True
+        self.carrier.outlived(self)
         path.abort(self)
         return self.cid < 0 or self.queue.device.give_back(self)
 

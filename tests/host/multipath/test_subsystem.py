@@ -596,6 +596,29 @@ def test_a_command_that_must_not_be_done_twice() -> None:
     drive(device, body)
 
 
+def test_a_cancelled_write_on_a_slow_path_does_not_overtake_a_new_one() -> None:
+    """The caller has gone, and the command is out: what overlaps it waits for its completion, on any path."""
+    device = ModelDevice(2)
+    device.ports[0].delay = 1.5
+
+    async def body(subsystem: HostSubsystem) -> None:
+        namespace = subsystem.namespace(1)
+        await namespace.refresh()
+        first = asyncio.ensure_future(namespace.write(0, block(1)))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        await asyncio.wait([first])
+        subsystem.iopolicy = "queue-depth"
+        device.ports[0].ana[1] = AnaState.NON_OPTIMIZED
+        device.set_ana(0, AnaState.NON_OPTIMIZED)
+        await namespace.write(0, block(2))
+        await asyncio.sleep(10)
+        assert await namespace.read(0) == block(2)
+        assert subsystem.paths[0].depth == 0
+
+    drive(device, body)
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_an_old_copy_of_a_write_does_not_overtake_a_new_one(cancelled: bool) -> None:
     """A target that goes on executing for two seconds, and says so (CQT): nothing is written behind it before."""
