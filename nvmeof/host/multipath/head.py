@@ -53,6 +53,11 @@ class Owner(Protocol):
         """Name of the I/O policy."""
         ...
 
+    @property
+    def none_left(self) -> str:
+        """Why there is no path at all, for a message."""
+        ...
+
     async def on_any_path(self, head: NamespaceHead, call: Callable[[Member], Awaitable[T]]) -> T:
         """Do something that any path of ``head`` will do for: over another one where a connection is lost."""
         ...
@@ -277,7 +282,7 @@ class NamespaceHead:
             request.give_up(self._no_path())
 
     def _no_path(self) -> NoPathError:
-        reasons = "; ".join(f"{path.member.name} is {path.why}" for path in self.paths) or "all were removed"
+        reasons = "; ".join(f"{path.member.name} is {path.why}" for path in self.paths) or self.owner.none_left
         return NoPathError(f"no path to namespace {self.nsid} of {self.subnqn} is left: {reasons}")
 
     def refused(self, request: HeadRequest, path: RequestPath, status: int, result: int) -> None:

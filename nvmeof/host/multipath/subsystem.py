@@ -89,6 +89,7 @@ class Subsystem:
         self._rescan_again = False
         self._waiters: list[Future[None]] = []
         self._closed = False
+        self._last_loss = ""
 
     def __repr__(self) -> str:
         return f"<Subsystem {self.subnqn}: {len(self.members)} paths, {self._iopolicy}>"
@@ -193,6 +194,7 @@ class Subsystem:
 
     def _lost(self, member: Member, error: NvmeofError) -> None:
         """A path was removed by recovery: Linux removes the controller and its namespaces, too."""
+        self._last_loss = f", the last one as it was lost ({member.name}: {error})"
         self._forget(member)
         for listener in list(self.on_lost):
             listener(member, error)
@@ -433,11 +435,16 @@ class Subsystem:
             if next(self._usable(head), None) is not None:
                 continue
             if self._closed or not any(member.may_come_back for member in members):
-                reasons = "; ".join(f"{member.name} is {member.why}" for member in members) or "all were removed"
+                reasons = "; ".join(f"{member.name} is {member.why}" for member in members) or self.none_left
                 raise NoPathError(f"no path to {self.subnqn} is left: {reasons}")
             waiter: Future[None] = self.runtime.create_future()
             self._waiters.append(waiter)
             await waiter
+
+    @property
+    def none_left(self) -> str:
+        """Why there is no path at all, for a message."""
+        return f"all were removed{self._last_loss}"
 
     def _usable(self, head: NamespaceHead | None) -> Iterator[Member]:
         members = self.members if head is None else [path.member for path in head.paths]
