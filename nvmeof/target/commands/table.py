@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Mapping
+from typing import Any
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.connect import CONNECT
@@ -156,7 +157,11 @@ def execute(
     """
     ctx.counters.commands += 1
     try:
-        result = spec.handler(ctx, sqe if spec.decode is None else spec.command(ctx, sqe), data)
+        command: Any = sqe
+        if spec.decode is not None:
+            command = spec.command(ctx, sqe)
+            sqe.keep_decoded(None)  # the two would refer to each other in a circle
+        result = spec.handler(ctx, command, data)
     except CommandError as error:
         return ctx.refuse(sqe, error)
     except Exception as error:
