@@ -29,7 +29,7 @@ from nvmeof.target.subsystem.config import ADVERTISE_FORMS
 from nvmeof.version import __version__
 
 _PATIENCE_SECONDS: Final = 1.0
-"""How long a line of the log waits for its reader: a target serves on when nobody reads."""
+"""Seconds that a line of the log waits for its reader: a target goes on when its log is not read."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -1,6 +1,5 @@
-"""Administration: everything that can be changed while a target runs, under one roof, with a verb for each way.
-
-The configuration that a target was made of is where it begins; what it is now is told by `describe` and `save`.
+"""Administration: everything that can be changed while a target runs, with a verb for each change and its opposite. A
+target starts from its configuration; `describe` and `save` return its present state.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ class Administered(Protocol):
 class Administration:
     """What an administrator may do to a running target; `Target.administration` is one.
 
-    Every verb takes effect for hosts at once, and tells them. All raise `ConfigurationError` for what does not exist or
-    cannot be, with nothing changed, and `LocalProtocolError` before the target's start. A removal waits for at most
+    Every verb takes effect for hosts at once, and notifies them. All raise `ConfigurationError` for what does not exist
+    or cannot be, with nothing changed, and `LocalProtocolError` before the target's start. A removal waits for at most
     `seconds` until what it removes has ended: associations, connections, commands in progress, open files. It returns
     what has not, a sentence each, none at best; that ends in the background, and nothing new begins with it.
 
@@ -106,10 +105,10 @@ class Administration:
         self._target.registry.change_port(port.info)
 
     async def unlink_subsystem(self, subnqn: str, portid: int, *, seconds: float = REMOVE_SECONDS) -> list[str]:
-        """Offer a subsystem on a port no more: its associations there end. Returns what has not ended.
+        """Stop offering a subsystem on a port; its associations there end. Returns what has not ended.
 
-        A port that offered all subsystems offers those that exist now from then on, and later ones when they are
-        linked to it.
+        A port that offered all subsystems offers those that exist now from then on, and later ones when they are linked
+        to it.
         """
         subsystem, port = self._subsystem(subnqn), self._target.port(portid)
         listed = port.config.subsystems
@@ -152,7 +151,7 @@ class Administration:
         self._target.registry.changed()
 
     def remove_host(self, nqn: str, *, subnqn: str | None = None) -> None:
-        """Let a host not use a subsystem any more; its associations end."""
+        """Remove a host from a subsystem's allowed ones; its associations end."""
         subsystem = self._subsystem(subnqn)
         subsystem.hosts.remove(nqn)
         subsystem.end_forbidden()
@@ -173,7 +172,7 @@ class Administration:
         return (await self._target.start_port(config)).portid
 
     async def remove_port(self, portid: int, *, seconds: float = REMOVE_SECONDS) -> list[str]:
-        """Listen on an address no more, and end what came by it: associations and connections.
+        """Stop listening on an address, and end its associations and connections.
 
         Returns what has not ended.
         """
@@ -261,7 +260,7 @@ class Administration:
 
 
 def _subflows(port: Port, address: str) -> int:
-    """How many subflows of a port's connections are alive at a local address."""
+    """Return how many subflows of a port's connections are alive at a local address."""
     count = 0
     for endpoint in port.endpoints:
         for flows in flows_of([endpoint]):

@@ -34,9 +34,9 @@ _GIVE_UP_SECONDS: Final = 1.0
 class Connections:
     """Every connection from its acceptance to its end. Implements :class:`nvmeof.target.driver.Owner`.
 
-    `config`: what is offered in the handshake. `connect_seconds`: a connection without a Connect command is ended
-    after so long. `pool`: the memory that all share. `drivers` are the open connections, `tasks` the commands that
-    something else is waited for. `trace` is told what they do.
+    `config`: what is offered in the handshake. `connect_seconds`: a connection without a Connect command is ended after
+    so long. `pool`: the memory that all share. `drivers` are the open connections, `tasks` the commands that something
+    else is waited for. `trace` gets their events.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -100,11 +100,11 @@ class Connections:
         return False
 
     def connected(self, driver: QueueDriver) -> None:
-        """A connection has made its Connect."""
+        """Note that a connection has completed its Connect."""
         self.strangers.give(driver.endpoint.peer_address.host)
 
     def ended(self, driver: QueueDriver) -> None:
-        """A connection has gone."""
+        """Note the end of a connection."""
         if driver in self.drivers:
             self.drivers.discard(driver)
             self._counted.give(driver.endpoint.peer_address.host)
@@ -163,11 +163,10 @@ class Connections:
     # -- endings -------------------------------------------------------------------------------------------------
 
     def drain(self, *, receive: bool) -> bool:
-        """Begin no further command on any I/O queue; True when none is in progress.
-
-        `receive`: data that hosts were asked for is still waited for.
+        """Begin no further command on any I/O queue; return whether none is in progress. `receive`: still wait for data
+        of R2Ts.
         """
-        busy = sum(not driver.drain(receive=receive) for driver in self.drivers)  # each is told, not the first alone
+        busy = sum(not driver.drain(receive=receive) for driver in self.drivers)  # calls each, not the first alone
         return not busy
 
     async def end(self, drivers: Collection[QueueDriver], reason: str, deadline: float) -> list[str]:
@@ -223,7 +222,7 @@ class Connections:
 
 
 def _figures(endpoint: Endpoint) -> dict[str, object]:
-    """What the kernel tells of a connection, for telemetry."""
+    """Return the kernel's figures of a connection, for telemetry."""
     info = asdict(endpoint.describe())
     for name in ("local", "peer"):
         info[name] = str(Address(**info[name]))

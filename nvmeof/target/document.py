@@ -77,7 +77,7 @@ def _default(each: Any) -> Any:
 
 
 def _plain(config: Any) -> Document:
-    """The plain fields of a configuration that do not have their default."""
+    """Return the plain fields of a configuration that do not have their default."""
     nested = _NESTED.get(type(config), frozenset())
     return {
         each.name: value
@@ -110,7 +110,7 @@ def to_document(settings: TargetSettings) -> Document:
 
 
 def _paths(options: PathOptions) -> Document:
-    """How addresses are announced, and which on every port that can. No limits are written as an empty list."""
+    """Return how addresses are announced, and the addresses for every port. No limits are written as an empty list."""
     document = _plain(options)
     if options.paths:
         document["paths"] = list(options.paths)
@@ -181,7 +181,7 @@ def _port(config: PortConfig) -> Document:
 
 
 class _Section:
-    """A mapping of a document: each entry is taken once, and what nobody took is refused by `finish`."""
+    """A mapping of a document: each entry is taken once, and `finish` refuses the rest."""
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, Mapping):
@@ -262,7 +262,7 @@ class _Section:
             raise ConfigurationError(f"{self.where}: {error}" if self.where else str(error)) from error
 
     def finish(self) -> None:
-        """Raise `ConfigurationError` for an entry that nobody took."""
+        """Raise `ConfigurationError` for an entry that was not taken."""
         if self._left:
             raise ConfigurationError(f"{self._place(str(next(iter(self._left))))} is no entry that is known here")
 

@@ -36,7 +36,7 @@ for company."""
 
 
 def printable(text: str) -> str:
-    """What a host sent, fit for a line of the log."""
+    """Return text of a host in a form that is safe for a line of the log."""
     return text if text.isprintable() else repr(text)
 
 
@@ -63,7 +63,7 @@ class QueueDriver:
     """Serves a connection from its acceptance to its end: the consumer of its bytes, and the queue's driver.
 
     Implements :class:`nvmeof.aio.driver.Consumer` and :class:`nvmeof.target.queue.contract.Driver`. `port`: what the
-    connection came by. `figures` tells of the connection itself, for telemetry.
+    connection came by. `figures` returns the figures of the connection, for telemetry.
     """
 
     __slots__ = (
@@ -118,7 +118,7 @@ class QueueDriver:
         self.driver.start()
 
     def _listen(self, listener: Trace, queue: TracedQueue) -> None:
-        """Report the queue's commands, and its PDUs when somebody wants to hear of them."""
+        """Report the queue's commands, and its PDUs if the listener takes them."""
         self.queue.trace = trace = CommandTrace(listener, queue, self._owner.runtime.now)
         if trace.wants_pdus:
             self.connection.tap = PduTap(trace.pdus)
@@ -189,7 +189,7 @@ class QueueDriver:
         self._owner.loop.call_soon(self._forget)  # not here: this is called from within
 
     def _forget(self) -> None:
-        """Break what refers to each other in a circle, once nothing can call any more."""
+        """Break the reference cycles, once no further call can come."""
         if self._gone and not self._spawned:
             self._gone = False
             self.queue.forget()
@@ -209,11 +209,11 @@ class QueueDriver:
         self.driver.tell_sent = True
 
     def hold_receiving(self, crowded: bool) -> None:
-        """Receive no more commands while the queue is crowded; the next `wake` begins again."""
+        """Stop receiving commands while the queue is crowded; the next `wake` begins again."""
         self.driver.receiving = not (crowded or self._draining or self._finishing)
 
     def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
-        """Wait for a command in a task of its own, to its end."""
+        """Await a command in a separate task, to its end."""
         tasks = self._owner.tasks
         task = asyncio.ensure_future(pending, loop=self._owner.loop)
 
@@ -236,9 +236,8 @@ class QueueDriver:
     # -- endings -------------------------------------------------------------------------------------------------
 
     def drain(self, *, receive: bool) -> bool:
-        """Begin no command of an I/O queue any more; True when nothing of it is in progress.
-
-        ``receive``: data that the host was asked for is still waited for.
+        """Begin no further command of an I/O queue; return whether none is in progress. ``receive``: still wait for
+        data of R2Ts.
         """
         queue = self.queue
         if not queue.ctx.qid or self._finishing:
@@ -272,7 +271,7 @@ class QueueDriver:
         self.driver.close()
 
     def finish_unconnected(self, seconds: float) -> None:
-        """The host has made no Connect in time."""
+        """End a connection whose host has made no Connect in time."""
         self.queue.lost(f"no Connect within {seconds:g} s")
 
     # -- what is said --------------------------------------------------------------------------------------------
@@ -282,7 +281,7 @@ class QueueDriver:
         if isinstance(ctx, ConnectContext):
             return
         self._said = True
-        self.driver.handle = self.queue.handle  # there is nothing to look for any more
+        self.driver.handle = self.queue.handle  # there is no Connect to look for from here on
         if ctx.qid:
             self.driver.turns = None
             self.queue.io = self._owner.slices.io

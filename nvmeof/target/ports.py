@@ -31,8 +31,8 @@ class Port:
     """One port of a running target: its configuration, its listeners, what takes their connections, the addresses that
     it announces, and the ANA state of each group, the same in all subsystems.
 
-    `listeners` are those of the address itself; `covering` are those of announced addresses that needed one of their
-    own. `config` has the port number that is really listened on; `info` is what Discovery tells.
+    `listeners` are those of the address itself; `covering` are the additional ones of announced addresses. `config` has
+    the port number that is really listened on; `info` is what Discovery tells.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Port:
         self.info = replace(self.info, trsvcid=str(number), bound=bound)
 
     def close(self) -> None:
-        """Listen no more, and take back what is announced. Idempotent."""
+        """Stop listening, and withdraw the announced addresses. Idempotent."""
         if self.announcements is not None:
             self.announcements.stop()
         for listener in self.all_listeners:
@@ -108,21 +108,21 @@ class Port:
 
     @property
     def announces(self) -> bool:
-        """Whether connections of this port can be told of further addresses."""
+        """Return whether connections of this port can have further addresses announced."""
         return base.get(self.config.transport).announces
 
     async def announce(self, options: PathOptions, cover: Prepare) -> None:
         """Announce the addresses of `options`, from now on; `add_path` and `remove_path` change them.
 
-        `cover` makes sure of a listener on each of them. Raises `ConfigurationError` for what was asked for wrongly;
-        a privilege that is missing is a line of the log.
+        `cover` ensures a listener on each of them. Raises `ConfigurationError` for wrong options; a missing privilege
+        is logged.
         """
         self.config = replace(self.config, paths=options.paths)
         self.announcements = PathSession(PathRole.SIGNAL, options, lambda: self.endpoints, what="target")
         await self.announcements.start([listener.address for listener in self.listeners], cover)
 
     def announced(self, address: str) -> bool:
-        """Whether that address is announced here."""
+        """Return whether that address is announced here."""
         session = self.announcements
         return session is not None and any(each.endpoint.address == address for each in session.paths)
 
@@ -134,7 +134,7 @@ class Port:
         return added
 
     def remove_path(self, address: str) -> None:
-        """Announce an address no more. Raises `ConfigurationError` for one that is not, and `TransportError`."""
+        """Withdraw an announced address. Raises `ConfigurationError` for one that is not, and `TransportError`."""
         if self.announcements is None:
             raise ConfigurationError(f"the address {address} was not announced on port {self.portid}")
         self.announcements.remove_path(address)
@@ -251,7 +251,7 @@ class Ports(Mapping[int, Port]):
         return listeners
 
     def stop(self, port: Port) -> None:
-        """Listen on a port no more, and forget it."""
+        """Stop listening on a port, and remove it."""
         announced = [] if port.announcements is None else [each.endpoint.address for each in port.announcements.paths]
         port.close()
         del self._ports[port.portid]
@@ -259,7 +259,7 @@ class Ports(Mapping[int, Port]):
             self._uncover(address)
 
     def close(self) -> None:
-        """Listen on no port any more, with everything announced until `stop_announcing`."""
+        """Stop listening on all ports; addresses stay announced until `stop_announcing`."""
         for port in self.values():
             for listener in port.all_listeners:
                 listener.close()
@@ -271,7 +271,8 @@ class Ports(Mapping[int, Port]):
                 port.announcements.stop()
 
     def _listen_options(self, port: PortConfig) -> SocketOptions:
-        """A wildcard of both families leaves IPv4 to the port that 0.0.0.0 was asked for with the same number."""
+        """Return the socket options of a port: a wildcard of both families leaves IPv4 to a port on 0.0.0.0 with the
+        same number."""
         if not port.port or not is_wildcard(port.host):
             return self.options
         beside = any(
@@ -316,7 +317,7 @@ class Ports(Mapping[int, Port]):
         return endpoint
 
     def remove_path(self, address: str, portid: int | None = None) -> list[Port]:
-        """Announce an address no more on a port, or (None) on any; return the ports where it was.
+        """Withdraw an announced address on a port, or (None) on all; return the ports that announced it.
 
         Raises `ConfigurationError` for one that is not announced there, and `TransportError`.
         """
@@ -339,7 +340,7 @@ class Ports(Mapping[int, Port]):
     async def cover(self, address: str) -> None:
         """Listen on an announced address too where no listener takes its connections: joins would be refused.
 
-        On every port, since the kernel's path manager tells the connections of all ports.
+        On every port, since the kernel's path manager announces it in the connections of all ports.
         """
         for port in list(self.values()):
             if not port.announces:
@@ -353,7 +354,7 @@ class Ports(Mapping[int, Port]):
                 port.covering[address] = found
 
     def _listened(self, number: int) -> list[Address]:
-        """The addresses with that number that take the connections of ports that announce."""
+        """Return the addresses with that port number that accept connections of announcing ports."""
         return [
             listener.address
             for port in self.values()
@@ -363,14 +364,15 @@ class Ports(Mapping[int, Port]):
         ]
 
     def _uncover(self, address: str) -> None:
-        """Listen on an address no more that no port announces any longer."""
+        """Stop listening on an address that no port announces any longer."""
         if not any(port.announced(address) for port in self.values()):
             for port in self.values():
                 port.uncover(address)
 
 
 async def _advertised(port: PortConfig) -> tuple[str, ...]:
-    """The addresses that Discovery tells in place of a port's own: a name is looked up, as TRADDR holds none."""
+    """Return the addresses that Discovery reports in place of a port's address: a name is looked up, as TRADDR holds
+    none."""
     host = port.advertise_host
     if host is None or not base.get(port.transport).plain_tcp:
         return () if host is None else (host,)

@@ -50,11 +50,11 @@ logger = logging.getLogger("nvmeof.target")
 DRAIN_SECONDS: Final = 10.0
 """How long a stop waits for commands in progress."""
 RECEIVE_SECONDS: Final = 2.0
-"""How long of that it waits for data that hosts were asked for."""
+"""Seconds of the stop that wait for data of R2Ts."""
 _TICK_SECONDS: Final = 1.0
 _SHORTEST_TICK_SECONDS: Final = 0.02
 _TICK_SHARE: Final = 50
-"""The event loop spends no more than this fraction of its time in ticks, however many connections there are."""
+"""The event loop spends at most this fraction of its time in ticks, however many connections there are."""
 
 
 def _ownerless() -> Context:
@@ -82,7 +82,7 @@ class Target:
     is closed after so long.
     ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
     ``tables``: its commands, log pages and features; see :func:`~nvmeof.target.commands.standard.standard_tables`.
-    ``trace``: is told of PDUs and of the steps of every command; see :mod:`nvmeof.trace`.
+    ``trace``: called with PDUs and the steps of every command; see :mod:`nvmeof.trace`.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
     :class:`~nvmeof.errors.TransportError` for an address that cannot be listened on.
@@ -151,7 +151,7 @@ class Target:
         )
 
     def _new_run(self) -> None:
-        """Make anew what belongs to the time from a start to a stop."""
+        """Make the objects that live from a start to a stop."""
         self.registry = TargetRegistry(self.tables)
         config = self.config
         longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
@@ -217,11 +217,11 @@ class Target:
     # -- start and stop ------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the namespaces and listen. What was opened is closed again when this fails.
+        """Open the namespaces and listen. A failure closes everything again.
 
         A target can start again after ``stop`` or a ``start`` that failed, with what its configuration says: ramdisks
-        are empty then, and namespaces that were added meanwhile are gone.
-        Raises ConfigurationError, TransportError and OSError; LocalProtocolError while it runs.
+        are empty then, and namespaces that were added before the stop are gone. Raises ConfigurationError,
+        TransportError and OSError; LocalProtocolError while it runs.
         """
         if self._started:
             raise LocalProtocolError("the target runs already: stop() comes before another start()")
@@ -270,7 +270,7 @@ class Target:
         subsystem.resume(self.runtime)
 
     async def stop_subsystem(self, subsystem: Subsystem, deadline: float) -> list[str]:
-        """Offer a subsystem no more: its associations end, its namespaces are flushed and closed.
+        """Stop offering a subsystem: its associations end, its namespaces are flushed and closed.
 
         Returns what has not ended at `deadline` (of the loop's clock), a sentence each; it goes on in the background.
         """
@@ -309,7 +309,7 @@ class Target:
         return port
 
     async def stop_port(self, port: Port, deadline: float) -> list[str]:
-        """Listen on a port no more; associations and connections that came by it end.
+        """Stop listening on a port; its associations and connections end.
 
         Returns what has not ended at `deadline` (of the loop's clock), a sentence each.
         """
@@ -323,7 +323,7 @@ class Target:
         return await self.connections.end(drivers, reason, deadline)
 
     async def unlink(self, port: Port, subsystem: Subsystem, deadline: float) -> list[str]:
-        """Offer a subsystem on a port no more; its associations there end.
+        """Stop offering a subsystem on a port; its associations there end.
 
         Returns what has not ended at `deadline` (of the loop's clock), a sentence each.
         """
@@ -378,7 +378,7 @@ class Target:
         return self._stop_by is not None and self.loop.time() >= self._stop_by
 
     def stop_now(self) -> None:
-        """Make a `stop` that is under way wait for nothing any more but the flush."""
+        """Make a `stop` in progress wait for nothing but the flush."""
         if not self._started:
             return
         self._stop_by = self.loop.time()
@@ -398,14 +398,14 @@ class Target:
     async def add_namespace(self, namespace: Backend | NamespaceConfig, *, subnqn: str | None = None) -> int:
         """Open a backend and offer it in the first subsystem, or ``subnqn``; returns its NSID.
 
-        Hosts are told by an asynchronous event. Raises ConfigurationError and OSError, and LocalProtocolError before
+        Hosts get an asynchronous event. Raises ConfigurationError and OSError, and LocalProtocolError before
         ``start``.
         """
         served = self._served[self.subsystem(subnqn).nqn]
         return await served.add_namespace(namespace_config(namespace))
 
     def check_runs(self, what: str) -> None:
-        """Raise LocalProtocolError unless the target runs."""
+        """Raise LocalProtocolError unless the target is running."""
         if not self._started:
             raise LocalProtocolError(f"the target does not run: start() comes before {what}")
 

@@ -177,7 +177,7 @@ def _command_remark(spec: CommandSpec) -> str:
 def _rows(
     members: Iterable[IntEnum], there: Mapping[int, Any], why: Mapping[int, str], remark: Callable[[Any], str]
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Those that are `there`, with a remark on each row, and those that are not, and `why`."""
+    """Yield the members that are `there`, with a remark on each row, then the others with the reason `why`."""
     for member in members:
         row = there.get(member)
         if row is None:
@@ -195,7 +195,7 @@ def _commands(
 
 
 def _ana(commands: CommandTables, zoned: Mapping[int, CommandSpec], features: FeatureTable) -> Iterator[str]:
-    """Tell what becomes of commands in the states Inaccessible, Persistent Loss and Change, by their rows."""
+    """Yield how commands are treated in the states Inaccessible, Persistent Loss and Change, by their rows."""
     yield "While the ANA group of a command's namespace is inaccessible (302h), lost (301h) or changing (303h) on the"
     yield "port of its controller (NVMe Base 8.1.1.10; [howto/ana.md](howto/ana.md)):"
     yield ""

@@ -158,7 +158,7 @@ def _ports(options: Options) -> list[PortConfig]:
 
 
 def make_target(options: Options) -> Target:
-    """The target that a command line asks for. Raises ConfigurationError."""
+    """Make the target from a command line's options. Raises ConfigurationError."""
     if options.trtype_code is not None:
         base.set_trtype_code(options.trtype, options.trtype_code)
     base.get(options.trtype)

@@ -22,12 +22,12 @@ def remark(text: str) -> None:
 
 
 def _reachable(host: str) -> str:
-    """An address that a host on this machine can use."""
+    """Return an address that a host on this machine can use."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _elsewhere(host: str, reachable: str) -> str:
-    """What a host on another machine has to change of the lines to connect with."""
+    """Return what a host on another machine has to change in the lines to connect with."""
     if host != reachable:
         return f" (from elsewhere: this machine's address instead of {reachable})"
     if is_link_local(host):

@@ -74,13 +74,13 @@ async def serve(options: Options) -> None:
 
 
 def freeze_heap() -> None:
-    """Take what is there now out of the garbage collector's sight: a full collection would stop everybody for long."""
+    """Exclude the present objects from garbage collection: a full collection would stop the event loop for long."""
     gc.collect()
     gc.freeze()
 
 
 def raise_file_limit() -> None:
-    """Each connection is a file: take as many as the hard limit allows."""
+    """Raise the limit of open files to the hard limit, since each connection is a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES_WANTED if hard == resource.RLIM_INFINITY else min(_FILES_WANTED, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

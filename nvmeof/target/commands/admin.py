@@ -70,12 +70,12 @@ def abort(ctx: AdminContext, request: Decoded[AbortFields], data: memoryview | N
 
 
 def async_event_request(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
-    """Held until something happens."""
+    """Hold an Asynchronous Event Request until an event is reported."""
     return ctx.controller.events.request(sqe.cid)
 
 
 def keep_alive(ctx: AdminContext, sqe: Sqe, data: memoryview | None) -> Completion:
-    """The keep alive timer starts anew."""
+    """Restart the keep alive timer."""
     ctx.controller.keep_alive()
     return Completion()
 

@@ -96,7 +96,7 @@ class ConnectContext(QueueContext):
         return Completion(error.status, error.dnr, error.dw0)
 
     def detach(self, reason: str, *, fault: bool = False) -> None:
-        """The queue has gone; no controller has it."""
+        """Do nothing when the queue ends: it has no controller."""
 
 
 AnyContext: TypeAlias = ConnectContext | AdminContext | IoContext

@@ -63,7 +63,8 @@ class QueueContext:
         self.preempted: set[int] = set()
 
     def check_not_aborted(self, cid: int) -> None:
-        """For a command with several steps: raise Command Abort Requested when it shall not take another."""
+        """Raise Command Abort Requested before the next step of a command that was aborted (NVMe Base,
+        Abort command)."""
         if cid in self.aborting:
             raise aborted_by_request("aborted between two of its steps")
 
@@ -153,7 +154,7 @@ class CommandContext(QueueContext):
         return Completion(error.status, error.dnr, error.dw0, more=True)
 
     def _csi(self, sqe: Sqe) -> int:
-        """The I/O command set of a refused I/O command, where its namespace tells."""
+        """Return the I/O command set of a refused I/O command, from its namespace if there is one."""
         namespace = self.namespaces.get(sqe.nsid) if self.qid and sqe.opcode != FABRICS_OPCODE else None
         return int(getattr(namespace, "csi", 0))
 
@@ -169,9 +170,8 @@ class CommandContext(QueueContext):
         }
 
     def detach(self, reason: str, *, fault: bool = False) -> None:
-        """The queue has gone: with the admin queue the whole association ends. Harmless when repeated.
-
-        `fault`: somebody did wrong.
+        """Remove the queue from its controller; with the admin queue the whole association ends. No effect when
+        repeated. `fault`: one side broke the protocol.
         """
         if not self.detached:
             self.detached = True

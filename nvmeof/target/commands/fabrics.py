@@ -82,7 +82,7 @@ class ConnectFields:
 
 
 def check_connect(ctx: ConnectContext, request: Decoded[ConnectFields]) -> None:
-    """What can be refused before the Connect data has been looked at."""
+    """Check the fields of Connect that do not depend on its data (NVMe Base, Connect command)."""
     recfmt, qid, sqsize = request.fields.recfmt, request.fields.qid, request.fields.sqsize
     if recfmt != RECORD_FORMAT:
         raise CommandError(
@@ -135,7 +135,8 @@ def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryvi
 
 
 def _connect_data(data: memoryview) -> tuple[bytes, int, str, str]:
-    """HOSTID, CNTLID, SUBNQN and HOSTNQN of Connect data: `CONNECT_DATA`, of which this reads only what is named.
+    """Return HOSTID, CNTLID, SUBNQN and HOSTNQN of Connect data: `CONNECT_DATA`, of which this reads only what is
+    named.
 
     A name has its NUL at byte 223 or before; HOSTNQN may be empty, as for Linux.
     """
@@ -155,7 +156,7 @@ def _field(data: memoryview, name: str) -> bytes:
 
 
 def _compare_hostid(ctx: ConnectContext, controller: Association, qid: int, hostid: bytes) -> None:
-    """Tell once that a host names itself otherwise for an I/O queue: the HOSTID of the admin queue's Connect counts."""
+    """Log once that a host sends another HOSTID for an I/O queue: the HOSTID of the admin queue's Connect counts."""
     if hostid != controller.hostid and not controller.hostid_differs:
         controller.hostid_differs = True
         logger.info(
@@ -168,7 +169,7 @@ def _compare_hostid(ctx: ConnectContext, controller: Association, qid: int, host
 
 
 def _same_host(controller: Association, host_nqn: str) -> bool:
-    """Whether an I/O queue's Connect names the controller's host; one without a name has none there either."""
+    """Return whether an I/O queue's Connect names the controller's host; an empty name matches only an empty one."""
     return controller.host_nqn == (host_nqn or unnamed_host(controller.hostid))
 
 
@@ -200,7 +201,8 @@ def _log_failure(
     error: CommandError,
     host_nqn: str,
 ) -> None:
-    """An I/O queue that could not be made belongs to its controller's Error Information log, if it is that host's."""
+    """Add a refused Connect of an I/O queue to its controller's Error Information log, if the controller is that
+    host's."""
     if controller is not None and _same_host(controller, host_nqn):
         sqe, qid, trtype = request.sqe, request.fields.qid, ctx.port.trtype
         controller.connect_refused(qid, sqe.cid, error, trtype=trtype, opcode=sqe.opcode)
@@ -260,7 +262,7 @@ class PropertyFields:
 def _property(
     controller: Controller, fields: PropertyFields, record_offsets: dict[str, int], known: Container[int]
 ) -> int:
-    """The property's offset, after its size was checked."""
+    """Return the property's offset, after a check of its size."""
     attrib, offset = fields.attrib, fields.offset
     if offset not in known or (offset in _OF_THE_SUBSYSTEM and controller.discovery):
         raise CommandError(
@@ -276,7 +278,7 @@ def _property(
 
 
 def property_get(ctx: AdminContext, request: Decoded[PropertyFields], data: memoryview | None) -> Completion:
-    """Property Get: the value in DW0 and DW1."""
+    """Execute Property Get: the value in DW0 and DW1."""
     offset = _property(ctx.controller, request.fields, PROPERTY_GET.offsets, SUPPORTED_PROPERTIES)
     value = _READ_PROPERTY[offset](ctx.controller)
     return Completion(dw0=value & 0xFFFFFFFF, dw1=value >> 32)
@@ -285,13 +287,13 @@ def property_get(ctx: AdminContext, request: Decoded[PropertyFields], data: memo
 def property_set(
     ctx: AdminContext, request: Decoded[PropertyFields], data: memoryview | None
 ) -> Completion | Awaitable[Completion]:
-    """Property Set: what it does is the property's own matter."""
+    """Execute Property Set by the property's own function."""
     offset = _property(ctx.controller, request.fields, PROPERTY_SET.offsets, WRITABLE_PROPERTIES)
     return _WRITE_PROPERTY[offset](ctx, ctx.controller, request.fields.value)
 
 
 def _write_cc(ctx: AdminContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
-    """The completion of a shutdown waits until everything is flushed."""
+    """Write CC; the completion of a shutdown waits until everything is flushed."""
     if not controller.write_cc(value):
         return Completion()
     token = controller.shutdown_token
@@ -304,14 +306,14 @@ def _write_csts(ctx: AdminContext, controller: Controller, value: int) -> Comple
 
 
 def _write_nssr(ctx: AdminContext, controller: Controller, value: int) -> Completion:
-    """An NVM Subsystem Reset. Any other value does nothing."""
+    """Write NSSR: the value "NVMe" starts an NVM Subsystem Reset, any other has no effect."""
     if value == NSSR_RESET:
         controller.subsystem.reset()
     return Completion()
 
 
 def _write_nssd(ctx: AdminContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
-    """An NVM Subsystem Shutdown; an abrupt one flushes as well. Any other value does nothing."""
+    """Write NSSD: start an NVM Subsystem Shutdown; an abrupt one flushes as well. Any other value has no effect."""
     subsystem = controller.subsystem
     token = subsystem.begin_shutdown() if value in (NSSD_NORMAL, NSSD_ABRUPT) else None
     if token is None:
@@ -329,7 +331,7 @@ WRITABLE_PROPERTIES = frozenset(_WRITE_PROPERTY)
 
 
 def _flush(namespaces: Iterable[Namespace], done: Callable[[], None]) -> Completion | Awaitable[Completion]:
-    """The end of a shutdown. What cannot be flushed cannot keep a controller from shutting down either."""
+    """Flush for a shutdown, then call `done`; a flush that fails does not prevent the shutdown."""
     try:
         flushed = run_all(namespace.flush for namespace in namespaces)
     except CommandError:

@@ -27,7 +27,7 @@ from nvmeof.target.commands.rows.rows import Rows, build_tables
 from nvmeof.target.core.tables import Tables
 
 ADMISSION: Final[tuple[AdmissionCheck, ...]] = (sanitize.gate, format_nvm.gate, reservation_gate.gate)
-"""In this order: what a sanitize operation or a format forbids is forbidden to whoever holds a reservation as well."""
+"""The admission checks, in order: a sanitize operation or a format also blocks the holder of a reservation."""
 
 MODULES: Final[tuple[Rows | IoRows, ...]] = (
     admin.ROWS,

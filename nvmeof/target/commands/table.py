@@ -1,4 +1,4 @@
-"""The way of a command through its row: look up, check, execute.
+"""The execution of a command by its row: look up, check, execute.
 
 A queue calls `prepare` for every command before any data moves, and `execute` when the data (if any) is there.
 """
@@ -38,7 +38,7 @@ _SGL_TYPE = SQE.error_location("sgl_type")
 
 
 def lookup(ctx: AnyContext, sqe: Sqe) -> CommandSpec:
-    """The row of a command on this queue. Raises Invalid Opcode, or Command Sequence Error before Connect."""
+    """Return the row of a command on this queue. Raises Invalid Opcode, or Command Sequence Error before Connect."""
     opcode, commands = sqe.opcode, ctx.tables[CommandTables]
     if opcode == FABRICS_OPCODE:
         spec = (commands.fabrics_io if ctx.qid else commands.fabrics_admin).get(sqe.fctype)
@@ -83,7 +83,8 @@ def _check_states(ctx: AnyContext, spec: CommandSpec) -> None:
 
 
 def _check_sgl(ctx: AnyContext, sqe: Sqe, spec: CommandSpec, expected: int) -> int:
-    """How many bytes move. SGL1 must be of a kind that this direction has, and describe what the command needs."""
+    """Return the bytes to transfer, after a check that SGL1 has a type for this direction and describes what the
+    command needs."""
     length = sqe.sgl_length
     if sqe.sgl_type == DATA_BLOCK_IN_CAPSULE and spec.direction is Direction.HOST_TO_CONTROLLER:
         limit = ADMIN_INCAPSULE_BYTES
@@ -111,7 +112,7 @@ def _check_sgl(ctx: AnyContext, sqe: Sqe, spec: CommandSpec, expected: int) -> i
 
 
 def prepare(ctx: AnyContext, sqe: Sqe) -> tuple[CommandSpec, int]:
-    """All checks that come before data: the row, and how many bytes of data move (0: none).
+    """Execute all checks that come before data; return the row and the bytes of data to transfer (0: none).
 
     Raises `CommandError`; its completion is made by `ctx.refuse(sqe, error)`.
     """
@@ -138,13 +139,14 @@ def prepare(ctx: AnyContext, sqe: Sqe) -> tuple[CommandSpec, int]:
 
 
 def check_again(ctx: AnyContext, spec: CommandSpec, sqe: Sqe) -> None:
-    """What may have changed since `prepare`, for a command whose data came some time later. Raises `CommandError`."""
+    """Repeat the checks whose result may have changed since `prepare`, for a command whose data came later. Raises
+    `CommandError`."""
     _check_states(ctx, spec)
     if sqe.opcode != FABRICS_OPCODE and not isinstance(ctx, ConnectContext):
         admit(ctx, spec, sqe)
         expected = spec.transfer_bytes(ctx, spec.command(ctx, sqe))
         if expected != sqe.sgl_length:
-            # It has blocks of another size now: the data that was asked for is not what the command needs any more.
+            # The namespace has another block size now: the data that was requested does not fit the command.
             _check_sgl(ctx, sqe, spec, expected)
 
 
@@ -189,7 +191,8 @@ async def _finish(ctx: AnyContext, spec: CommandSpec, sqe: Sqe, pending: Awaitab
 
 
 def _failed(ctx: AnyContext, spec: CommandSpec, sqe: Sqe, error: Exception) -> Completion:
-    """A defect of ours: one command fails, and says so in the log; the others go on."""
+    """Make the completion of a command that failed by a defect of the target: it is logged, and other
+    commands go on."""
     left_out = ctx.peer_log.hosts.admit(ctx.peer, ctx.runtime.now())
     if left_out is not None:
         kind = type(error).__name__

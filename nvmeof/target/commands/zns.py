@@ -1,4 +1,4 @@
-"""What Identify and the Changed Zone List tell of the Zoned Namespace Command Set; its commands are in `io.zones`."""
+"""Identify data and the Changed Zone List of the Zoned Namespace Command Set; its commands are in `io.zones`."""
 
 from __future__ import annotations
 

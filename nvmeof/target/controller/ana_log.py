@@ -26,6 +26,6 @@ class AnaLogCounts:
         return 1 + self._groups.get(group, 0)
 
     def reset(self) -> None:
-        """Begin anew, as a Controller Level Reset has it."""
+        """Restart the change count, as a Controller Level Reset does."""
         self.changes = 0
         self._groups.clear()

@@ -1,4 +1,5 @@
-"""What a controller has yet to tell of: namespaces and zones that have changed since their log page was last read."""
+"""The changes that a controller has not reported yet: namespaces and zones that have changed since their log page was
+read."""
 
 from __future__ import annotations
 

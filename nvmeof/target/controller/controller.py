@@ -61,10 +61,10 @@ from nvmeof.target.subsystem.subsystem import Figures, Subsystem
 VERSION = Vs(2, 1)
 KEEP_ALIVE_GRANULARITY_SECONDS = 0.1  # KAS = 1
 KATO_MAX_MS = 0xFFFFFFFF // 100 * 100
-"""The largest timeout that is a multiple of the granularity and can be told."""
+"""The largest timeout, in milliseconds, that is a multiple of the granularity and fits the field."""
 DISCOVERY_IDLE_SECONDS = 120.0
 NOT_ENABLED_SECONDS = 120.0
-"""For how long, at least, an association is kept that is not enabled (any more) and silent."""
+"""Seconds for which an association that is not (or no longer) enabled, and silent, is kept at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Controller:
         self.cntlid = cntlid
         self.host_nqn = host_nqn
         self.hostid = hostid
-        self.hostid_differs = False  # that an I/O queue's Connect had another one was told
+        self.hostid_differs = False  # an I/O queue's Connect with another HOSTID was logged
         self.port = port
         self.discovery = subsystem.discovery
         self.cc = 0
@@ -170,7 +170,7 @@ class Controller:
         return Crto(crwmt_seconds=self.subsystem.config.ready_timeout_seconds).encode()
 
     def write_cc(self, value: int) -> bool:
-        """Property Set of CC. True when a shutdown began: flush, then call `shutdown_complete`.
+        """Execute Property Set of CC. Returns True when a shutdown began: flush, then call `shutdown_complete`.
 
         What is read-only stays zero. After a shutdown, only a reset, or enabling without SHN, makes the controller
         ready again. A shutdown of the whole subsystem takes an NVM Subsystem Reset. Raises Invalid Field in Command.
@@ -201,12 +201,13 @@ class Controller:
         self.shutdown_status = Shst.NORMAL
 
     def subsystem_shutdown(self) -> None:
-        """An NVM Subsystem Shutdown began: no command is taken any more."""
+        """Begin an NVM Subsystem Shutdown: no further command is accepted."""
         self.project()
         self._timer.restart()
 
     def subsystem_reset(self) -> None:
-        """NVM Subsystem Reset: everything is as after Connect. The association stays, with its admin queue."""
+        """Execute an NVM Subsystem Reset: restore the state after Connect. The association stays, with its admin
+        queue."""
         self.cc = 0
         self._active = None
         self.subsystem_was_reset = True
@@ -215,7 +216,7 @@ class Controller:
         self._timer.restart()
 
     def clear_csts(self, value: int) -> None:
-        """Property Set of CSTS: NSSRO is cleared by writing it; all else is read-only."""
+        """Execute Property Set of CSTS: NSSRO is cleared by writing it; all else is read-only."""
         if value & Csts.BITS.encode(nssro=1):
             self.subsystem_was_reset = False
 
@@ -225,7 +226,7 @@ class Controller:
         return self._shutdowns
 
     def shutdown_complete(self, token: int) -> None:
-        """What the shutdown had to flush is flushed; ignored when another shutdown or a reset came in between."""
+        """Complete a shutdown after its flush; ignored when another shutdown or a reset came in between."""
         if token == self._shutdowns and self.shutdown_status is Shst.OCCURRING:
             self.shutdown_status = Shst.COMPLETE
             self.project()
@@ -238,7 +239,8 @@ class Controller:
             self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
 
     def _reset(self) -> None:
-        """Controller Reset: I/O queues end, features and events go back to their defaults; the admin queue stays."""
+        """Execute a Controller Reset: end I/O queues, restore the defaults of features and events; the admin queue
+        stays."""
         self.ready = self.failed = False
         self.subsystem.self_test.controller_reset(self.cntlid)
         self._end_shutdown()
@@ -272,11 +274,11 @@ class Controller:
         return True
 
     def busy_with(self, nsid: int) -> bool:
-        """Whether I/O commands for that NSID are in progress; a namespace of that number may have gone meanwhile."""
+        """Return whether I/O commands for that NSID are in progress, a namespace since deleted included."""
         return any(nsid in queue.commands().values() for qid, queue in self.queues.items() if qid)
 
     def enabled(self, csi: int) -> bool:
-        """Whether CC.CSS lets that I/O command set be used; any before it is set."""
+        """Return whether CC.CSS enables that I/O command set; before CC is set, any is enabled."""
         if csi == Csi.NVM:
             return True
         configuration = Cc.decode(self.cc)
@@ -305,7 +307,7 @@ class Controller:
         return value is None or bool(value.dw0)
 
     def project(self) -> None:
-        """Something that commands know has changed: an epoch ends with what they were admitted by, and one begins."""
+        """End the epoch, and the admissions of it, after a change of what commands depend on; begin the next one."""
         self.view.change(
             Projection(
                 state=self._current_state(),
@@ -335,14 +337,15 @@ class Controller:
         figures: Figures,
         connection: Figures | None = None,
     ) -> None:
-        """A queue's Connect was accepted. `figures` tells of the queue, `connection` of what carries it."""
+        """Add a queue whose Connect was accepted. `figures` describes the queue, `connection` its connection."""
         self.queues[qid] = queue
         self.figures[qid] = figures
         if connection is not None:
             self.connections[qid] = connection
 
     def detach_queue(self, qid: int, queue: QueueControl, reason: str = "the queue was closed") -> None:
-        """A queue has gone; without its admin queue the controller ends. A queue that was replaced is no loss."""
+        """Remove a queue that has ended; with its admin queue the controller ends. A queue that was replaced is
+        ignored."""
         if self.queues.get(qid) is not queue:
             return
         del self.queues[qid]
@@ -376,7 +379,7 @@ class Controller:
     # Keep alive
 
     def set_kato(self, kato_ms: int) -> None:
-        """Take a keep alive timeout (milliseconds, rounded up to the granularity); the timer starts anew."""
+        """Set the keep alive timeout (milliseconds, rounded up to the granularity) and restart the timer."""
         step = int(KEEP_ALIVE_GRANULARITY_SECONDS * 1000)
         self.kato_ms = min(-(-kato_ms // step) * step, KATO_MAX_MS)
         self._timer.restart()
@@ -395,15 +398,16 @@ class Controller:
         return DISCOVERY_IDLE_SECONDS if self.discovery else self.subsystem.config.any_keep_alive_seconds
 
     def keep_alive(self) -> None:
-        """A Keep Alive command: the interval starts anew."""
+        """Restart the keep alive interval, for a Keep Alive command."""
         self._timer.restart()
 
     def next_deadline(self) -> float | None:
-        """When `check_deadline` should be called next; None: never."""
+        """Return when `check_deadline` should be called next; None: never."""
         return None if self.gone else self._timer.deadline()
 
     def check_deadline(self, now: float) -> bool:
-        """End the association when its host was silent for a whole interval; True when that happened."""
+        """End the association when its host was silent for a whole interval (NVMe Base, Keep Alive); return whether it
+        was."""
         return not self.gone and self._timer.check(now)
 
     def tick(self, now: float) -> float | None:
@@ -456,12 +460,12 @@ class Controller:
         return POLL_INTERVAL if value is None else value.dw0 & 0xFFFF
 
     def unreadable_found(self) -> None:
-        """Blocks of an attached namespace may not be readable any more."""
+        """Report that blocks of an attached namespace may have become unreadable."""
         report = partial(self.events.report, LBA_STATUS_ALERT)
         self.parts[LbaAlert].found(self.runtime, report, self._lba_alert_interval)
 
     def writes_lost(self, nsid: int) -> None:
-        """What was written to an attached namespace may be lost: an entry of the error log that is no command's."""
+        """Add an error log entry, of no command, for writes to an attached namespace that may be lost."""
         self.error_log.add(
             sqid=0xFFFF,
             cid=0xFFFF,
@@ -476,46 +480,46 @@ class Controller:
         self.events.report(RELIABILITY)
 
     def namespace_changed(self, nsid: int) -> None:
-        """A namespace came, went or changed its attributes."""
+        """Report a namespace that came, went or changed its attributes."""
         if self.discovery:
             return
         self.parts[ChangedNamespaces].add(nsid)
         self.events.report(NAMESPACE_ATTRIBUTE_CHANGED)
 
     def allocation_changed(self, nsid: int) -> None:
-        """A namespace of the subsystem came, went, changed its attributes, or is attached elsewhere."""
+        """Report a namespace of the subsystem that came, went, changed its attributes, or was attached elsewhere."""
         if self.discovery:
             return
         self.parts[ChangedAllocations].add(nsid)
         self.events.report(ALLOCATED_NAMESPACE_ATTRIBUTE_CHANGED)
 
     def zone_changed(self, nsid: int, zslba: int) -> None:
-        """The zone of an active namespace that begins at that block has changed without a command's doing."""
+        """Report a change, by no command, of the zone at that block of an active namespace."""
         self.parts[ChangedZones].setdefault(nsid, set()).add(zslba)
         self.events.report(replace(ZONE_DESCRIPTOR_CHANGED, parameter=nsid))
 
     def reservation_changed(self, nsid: int, kind: NotificationType) -> None:
-        """Something happened to the reservation of an attached namespace, or to the host's registration."""
+        """Report a change of the reservation of an attached namespace, or of the host's registration."""
         self.parts[ReservationNotices].add(kind, nsid)
         self.events.report(RESERVATION_LOG_AVAILABLE)
 
     def reservation_log_read(self) -> None:
-        """The host has read one notice; of others it is told anew."""
+        """Note that the host has read one notice, and send the event for the next one."""
         if self.parts[ReservationNotices]:
             self.events.report(RESERVATION_LOG_AVAILABLE)
 
     def abort_namespace(self, nsid: int) -> None:
-        """Preempt and Abort: end the commands for a namespace that can be ended at once."""
+        """End the commands for a namespace that can be ended at once (Preempt and Abort)."""
         for queue in list(self.queues.values()):
             queue.abort_namespace(nsid)
 
     def telemetry_changed(self) -> None:
-        """There is controller-initiated telemetry that nobody has taken note of."""
+        """Report new controller-initiated telemetry."""
         if not self.discovery:
             self.events.report(TELEMETRY_LOG_CHANGED)
 
     def ana_changed(self, *groups: int) -> None:
-        """The state of an ANA group has changed on this controller's port, or a namespace has moved between groups.
+        """Report a changed state of an ANA group on this controller's port, or a namespace that moved between groups.
 
         NVMe Base 8.1.1.9 asks for the event upon entry to every state but Change; like nvmet, it is sent then too, so
         that hosts count the time that a change may take.
@@ -526,7 +530,7 @@ class Controller:
             self.events.report(ANA_CHANGE)
 
     def discovery_changed(self) -> None:
-        """The Discovery log changed."""
+        """Report a change of the Discovery log."""
         if self.discovery:
             self.events.report(DISCOVERY_LOG_CHANGE)
 
@@ -550,7 +554,8 @@ class Controller:
     # Checks
 
     def check_entry_sizes(self, error_location: int) -> None:
-        """Raise Command Sequence Error while CC does not say how large the entries of I/O queues are."""
+        """Raise Command Sequence Error until CC sets the entry sizes of I/O queues (IOSQES, IOCQES; NVMe Base,
+        Controller Configuration)."""
         configuration = Cc.decode(self.cc)
         if configuration.iosqes_bytes != SQE_BYTES or configuration.iocqes_bytes != CQE_BYTES:
             raise CommandError(
@@ -558,6 +563,6 @@ class Controller:
             )
 
     def check_qid_free(self, qid: int, error_location: int) -> None:
-        """Raise Command Sequence Error for a queue that exists already."""
+        """Raise Command Sequence Error for a queue that exists already (NVMe Base, Connect command)."""
         if qid in self.queues:
             raise CommandError(Status.COMMAND_SEQUENCE_ERROR, error_location, message=f"queue {qid} exists already")

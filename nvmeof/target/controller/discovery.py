@@ -28,11 +28,12 @@ _SUBNQN_END = _SUBNQN_OFFSET + _SUBNQN_BYTES
 
 
 def addresses_for(port: PortInfo, seen: PortInfo) -> list[tuple[str, str]]:
-    """TRADDR and TRSVCID of a port, once each, for a host that came to `seen`; none when there is no usable one.
+    """Return TRADDR and TRSVCID of a port, without duplicates, for a host that connected to `seen`; empty when none is
+    usable.
 
     The address that the host came to comes first. A wildcard listener is reached at that address too, if it is of its
-    family. What the administrator advertises comes in place of all of them. A TRADDR has no scope: the interface of a
-    link-local address is the reader's affair.
+    family. What the administrator advertises comes in place of all of them. A TRADDR has no scope: the reader has to
+    know the interface of a link-local address.
     """
     trsvcid = seen.trsvcid if port.portid == seen.portid else port.trsvcid
     if port.advertise_port is not None:
@@ -47,7 +48,7 @@ def _hosts(port: PortInfo, seen: PortInfo) -> list[str]:
 
 
 def _usable(host: str, came_to: str) -> bool:
-    """Whether a host that reached us at `came_to` can reach that address: not one of another link, or of loopback."""
+    """Return whether a host that connected to `came_to` can reach an address: none of another link, or of loopback."""
     if is_link_local(host):
         return host == came_to or (is_link_local(came_to) and split_scope(host)[1] == split_scope(came_to)[1])
     if is_loopback(host):
@@ -56,7 +57,7 @@ def _usable(host: str, came_to: str) -> bool:
 
 
 def _forms(port: PortInfo) -> list[tuple[int, TcpProtocol]]:
-    """TRTYPE and TSAS' protocol of a port's entries; the same form is told once."""
+    """Return TRTYPE and the TCP protocol of TSAS for a port's entries, without duplicates."""
     forms = {ADVERTISE_OWN: (port.trtype, TcpProtocol.TCP)}
     if port.plain_tcp:
         forms[ADVERTISE_TCP] = (int(Trtype.TCP), TcpProtocol.TCP)
@@ -93,13 +94,13 @@ def _entry(
 
 
 def _of_subsystem(entry: bytes, subnqn: str) -> bytes:
-    """The entry with another SUBNQN: of a port's entries nothing else differs."""
+    """Return the entry with another SUBNQN: a port's entries differ in nothing else."""
     return entry[:_SUBNQN_OFFSET] + subnqn.encode().ljust(_SUBNQN_BYTES, b"\0") + entry[_SUBNQN_END:]
 
 
 @lru_cache(maxsize=4096)
 def _extension(label: str) -> bytes:
-    """What an extended entry has behind the plain one: the name that the subsystem's administrator gave it, if any."""
+    """Return the extension of an extended entry: the name that the administrator gave the subsystem, if any."""
     attributes: list[tuple[int, bytes]] = []
     if label:
         kind = ExtendedAttributeType.ADMIN_LABEL_ASCII if label.isascii() else ExtendedAttributeType.ADMIN_LABEL_UTF8
@@ -110,10 +111,10 @@ def _extension(label: str) -> bytes:
 def discovery_log(
     registry: TargetRegistry, seen: PortInfo, host_nqn: str, *, extended: bool = False, port_local: bool = False
 ) -> bytes:
-    """The whole log page for a host that came to the port `seen`: this discovery service, then each subsystem that the
-    host may use on each port.
+    """Build the whole log page for a host that connected to the port `seen`: this discovery service, then each
+    subsystem that the host may use on each port.
 
-    `extended`: entries with their extended attributes. `port_local`: only what is behind the port `seen`.
+    `extended`: entries with their extended attributes. `port_local`: only entries of the port `seen`.
     """
     plain = _extension("") if extended else b""
     own = addresses_for(registry.ports.get(seen.portid, seen), seen)[:1]
@@ -137,7 +138,7 @@ def discovery_log(
 def read_discovery_log(
     registry: TargetRegistry, seen: PortInfo, host_nqn: str, *, extended: bool = False, port_local: bool = False
 ) -> bytes:
-    """The page of `discovery_log`, built once per generation, host, port as seen and form.
+    """Return the page of `discovery_log`, built once per generation, host, port as seen and form.
 
     Only the `LOGS_KEPT` pages that were read last are kept.
     """

@@ -54,7 +54,7 @@ class QueueEffects:
         command_failed(self._tables, controller, error)
 
     def written(self) -> None:
-        """Tell the sanitizer that not everything is erased any more."""
+        """End the sanitizer's state Global Data Erased."""
         self.controller.subsystem.sanitizer.written()
 
     def ended(self, reason: str, *, fault: bool = False) -> None:
@@ -68,7 +68,8 @@ class QueueEffects:
     def change_reservation(
         self, namespace: Namespace, outcome: Outcome, *, abort: bool = False
     ) -> Awaitable[None] | None:
-        """Let the outcome hold; when it is durable, tell the hosts concerned, and end what a preemption ends."""
+        """Apply the outcome; when it is durable, notify the hosts concerned, and end the commands that a preemption
+        aborts."""
         pending = namespace.reservations.change(outcome.state)
         if pending is None:
             return self._consequences(namespace, outcome, abort)

@@ -55,5 +55,5 @@ class ErrorLog:
         )
 
     def newest(self) -> list[ErrorEntry]:
-        """All entries kept, the newest first."""
+        """Return all entries, the newest first."""
         return list(self._entries)

@@ -1,4 +1,4 @@
-"""What goes wrong in a way that somebody may want to look at later, and who is told of it."""
+"""Reporting of failures: each goes to the failure listeners of the command tables."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _MEDIA: Final = frozenset({Status.WRITE_FAULT, Status.UNRECOVERED_READ_ERROR})
 
 
 def report(tables: Tables, controller: Controller, reason: str) -> None:
-    """Something went wrong that is no matter of one command."""
+    """Report a failure that does not belong to one command."""
     for listener in tables[FailureListeners]:
         try:
             listener(tables, controller, reason)
         except Exception as error:
-            # Whoever takes note of a fault must not make it a larger one.
+            # A listener's error must not make the failure worse.
             logger.error("%s could not be recorded: %s: %s", reason, type(error).__name__, error)
             logger.debug("%s", reason, exc_info=error)
 
 
 def command_failed(tables: Tables, controller: Controller, error: CommandError) -> None:
-    """A command was refused: look whether there is more to it than that."""
+    """Report a refused command when its status points to a failure of the target."""
     if error.status in _MEDIA:
         controller.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.MEDIA_AND_DATA_INTEGRITY))
         report(tables, controller, f"media error: {error}")

@@ -1,7 +1,7 @@
 """Asynchronous events of one controller: requests that are held, events that wait, and what is masked.
 
-An event that was reported stays masked until the host has read its log page with RAE = 0 (NVMe Base, Asynchronous
-Event Request command): what happens meanwhile shows in that log page anyhow.
+An event that was reported stays masked until the host has read its log page with RAE = 0 (NVMe Base, Asynchronous Event
+Request command): later changes are in that log page anyhow.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class AsyncEvents:
 
     @property
     def oaes(self) -> int:
-        """Identify Controller's OAES: it has no bit for telemetry, whose support LPA tells."""
+        """Return OAES of Identify Controller: it has no bit for telemetry, whose support is in LPA."""
         return self.supported_bits & ~AsyncEventConfig.TELEMETRY
 
     @property
@@ -131,7 +131,7 @@ class AsyncEvents:
         return len(self._requests)
 
     def request(self, cid: int) -> Completion | Awaitable[Completion]:
-        """One more request: answered at once when an event waits, else held.
+        """Answer a request at once when an event waits, else hold it.
 
         Raises Asynchronous Event Request Limit Exceeded.
         """
@@ -165,7 +165,7 @@ class AsyncEvents:
         return False
 
     def report(self, event: Event) -> None:
-        """Something happened; nothing is sent when the host did not ask for it or has not read the last one yet."""
+        """Send an event, unless the host did not enable it, or has not read the log page of the last one."""
         if (event.enable and not self.enabled & event.enable) or event in self._masked:
             return
         self._masked.add(event)
@@ -177,11 +177,11 @@ class AsyncEvents:
         self._waiting.append(event)
 
     def log_page_read(self, log_page: int) -> None:
-        """The host read that log page with RAE = 0: its events may be reported again."""
+        """Unmask the events of a log page that the host read with RAE = 0."""
         self._masked = {event for event in self._masked if event.log_page != log_page}
 
     def withdraw(self, log_page: int) -> None:
-        """The events of that log page are past: what has not been sent is not sent any more."""
+        """Drop the events of that log page that were not sent yet."""
         self._waiting = deque(event for event in self._waiting if event.log_page != log_page)
         self.log_page_read(log_page)
 
@@ -193,7 +193,7 @@ class AsyncEvents:
                 future.set_result(Completion(status))
 
     def reset(self) -> None:
-        """Controller reset: requests are aborted, nothing is enabled, masked or waiting."""
+        """Abort the requests, and disable and unmask all events, for a Controller Reset."""
         self.abort_all(Status.ABORTED_BY_REQUEST)
         self.enabled = 0
         self._masked.clear()

@@ -1,4 +1,4 @@
-"""The health that a target tells of itself: temperatures are fixed, counters are real."""
+"""The health of a target: temperatures are fixed, counters are real."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ WARNING_RELIABILITY = 1 << 2
 
 
 def critical_warning(controller: Controller) -> int:
-    """Critical Warning of the SMART log: temperature against the host's thresholds, and whether data may be lost.
+    """Return Critical Warning of the SMART log: temperature against the host's thresholds, and whether data may be
+    lost.
 
-    A read-only namespace was asked to be so; it is no warning.
+    A namespace that is configured read-only is no warning.
     """
     thresholds = controller.features.thresholds
     over, under = thresholds.get(0, WARNING_KELVIN), thresholds.get(1, 0)
@@ -29,7 +30,7 @@ def critical_warning(controller: Controller) -> int:
 
 
 def report_warnings(controller: Controller) -> None:
-    """Send the events of the critical warnings that there are, and that the host has enabled."""
+    """Send the events of the present critical warnings that the host has enabled."""
     warning = critical_warning(controller)
     if warning & WARNING_TEMPERATURE:
         controller.events.report(TEMPERATURE)

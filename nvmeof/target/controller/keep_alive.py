@@ -7,7 +7,7 @@ from collections.abc import Callable
 from nvmeof.runtime import Runtime, TimerHandle
 from nvmeof.target.projection.association import Activity
 
-_PRECISE_SECONDS = 1.0  # a shorter interval needs a timer of its own: others are looked at once a second
+_PRECISE_SECONDS = 1.0  # a shorter interval has a separate timer: others are checked once a second
 
 
 def _forever() -> float:
@@ -21,8 +21,8 @@ def _nobody() -> None:
 class KeepAliveTimer:
     """Intervals, in each of which a command has to come: any is enough, wherever in the interval it was.
 
-    `seconds` tells how long an interval is now, 0 for as long as it takes; `expired` is called when one has passed in
-    silence. `activity` is where whoever sees a command notes it.
+    `seconds` returns the present length of an interval, 0 for as long as it takes; `expired` is called when one has
+    passed in silence. A queue that receives a command sets `activity`.
     """
 
     __slots__ = ("_expired", "_runtime", "_seconds", "_start", "_timer", "activity")
@@ -38,7 +38,7 @@ class KeepAliveTimer:
         self.activity = activity
 
     def restart(self) -> None:
-        """A new interval begins."""
+        """Begin a new interval."""
         self._start = self._runtime.now()
         self.activity.heard = False
         self.cancel()
@@ -47,13 +47,13 @@ class KeepAliveTimer:
             self._timer = self._runtime.call_later(seconds, self._on_timer)
 
     def cancel(self) -> None:
-        """Nothing is to happen any more by itself."""
+        """Stop the timer; `restart` starts it again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def end(self) -> None:
-        """Cancel it for good, and let go of whoever was to be told."""
+        """Stop the timer for good, and drop the callbacks."""
         self.cancel()
         self._seconds = _forever
         self._expired = _nobody
@@ -63,7 +63,7 @@ class KeepAliveTimer:
         self.check(self._runtime.now())
 
     def deadline(self) -> float | None:
-        """When the interval ends; None: never."""
+        """Return when the interval ends; None: never."""
         seconds = self._seconds()
         return self._start + seconds if seconds else None
 

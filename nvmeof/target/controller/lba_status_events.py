@@ -1,4 +1,4 @@
-"""When a host is told that blocks may not be readable any more: not more often than it wants to be."""
+"""The LBA Status Information events of unreadable blocks: at most one per interval that the host sets."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class LbaAlert:
             report()
 
     def acknowledged(self, now: float) -> None:
-        """The host has read the log page: the interval begins anew."""
+        """Begin a new interval, since the host has read the log page."""
         self._since = now
 
     def _later(self, runtime: Runtime, report: Callable[[], object], interval: Callable[[], int]) -> None:
         self._timer = None
-        self._send_in_time(runtime, report, interval)  # the interval may have begun anew
+        self._send_in_time(runtime, report, interval)  # a new interval may have begun

@@ -9,7 +9,7 @@ class ControllerPart(Protocol):
     """Made without arguments when it is first asked for; goes with the controller."""
 
     def reset(self) -> None:
-        """A Controller Reset (NVMe Base, Controller Level Reset) has begun."""
+        """Go back to the state after Connect, at a Controller Reset (NVMe Base, Controller Level Reset)."""
         ...
 
 

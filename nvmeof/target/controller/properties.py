@@ -20,7 +20,7 @@ _SHN_BIT = 14
 
 
 def capabilities(config: SubsystemConfig, *, discovery: bool) -> Cap:
-    """CAP."""
+    """Return CAP, the Controller Capabilities property."""
     return Cap(
         mqes_entries=config.max_queue_entries,
         cqr=True,
@@ -34,14 +34,16 @@ def capabilities(config: SubsystemConfig, *, discovery: bool) -> Cap:
 
 
 def usable(configuration: Cc, *, discovery: bool) -> bool:
-    """Whether a controller can be enabled with it. Entry sizes may be set later; a discovery controller has none."""
+    """Return whether a controller can be enabled with these values of CC. Entry sizes may be set later; a discovery
+    controller has none."""
     if configuration.css not in _CAPABLE_COMMAND_SETS or configuration.mps_bytes != 4096 or configuration.ams:
         return False
     return discovery or (configuration.iosqes_bytes in (SQE_BYTES, 1) and configuration.iocqes_bytes in (CQE_BYTES, 1))
 
 
 def check_cc(old: int, new: int, *, io_queues: bool) -> None:
-    """Raise Invalid Field in Command, at its bit, for a change of CC that is not allowed now."""
+    """Raise Invalid Field in Command, at its bit, for a change of CC that is not allowed now (NVMe Base, Controller
+    Configuration)."""
     if new >> _SHN_BIT & 3 == 3:
         raise CommandError(
             Status.INVALID_FIELD, PROPERTY_SET.error_location("value", _SHN_BIT), message="CC.SHN 11b is reserved"

@@ -11,7 +11,7 @@ from nvmeof.spec.reservations import NotificationType
 from nvmeof.wire import build
 
 NOTICES_MAX: Final = 256
-"""As many as the log page's count of further ones (NALP) can tell."""
+"""Upper bound of the notices that wait: the largest count that the log page can report (NALP)."""
 _COUNT_MAX: Final = (1 << 64) - 1
 _EMPTY: Final = bytes(RESERVATION_NOTIFICATION.sizeof())
 
@@ -35,7 +35,7 @@ class ReservationNotices:
         return len(self._queue)
 
     def add(self, kind: NotificationType, nsid: int) -> None:
-        """One more. What there is no room for shows as a gap before the count of the one that comes after it."""
+        """Append a notice. One without room shows as a gap in the counts of its neighbours."""
         self._count = self._count + 1 if self._count < _COUNT_MAX else 1
         if len(self._queue) >= NOTICES_MAX:
             self._queue[-1].count = self._count
@@ -43,9 +43,9 @@ class ReservationNotices:
             self._queue.append(_Notice(self._count, kind, nsid))
 
     def page(self, offset_bytes: int) -> bytes:
-        """The whole page: the oldest notice, which is taken off the queue. All zeroes when there is none.
+        """Return the whole page: the oldest notice, which leaves the queue. All zeroes when there is none.
 
-        With an offset it is the page that was last read from its beginning: a host may read one in pieces.
+        With an offset, return the page that was last read from its beginning: a host may read one in pieces.
         """
         if offset_bytes == 0:
             self._page = self._take()

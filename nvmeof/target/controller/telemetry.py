@@ -1,6 +1,6 @@
 """Telemetry: captures of a controller's state, as text that a person or a program can read (docs/telemetry.md).
 
-A capture is up to four JSON objects, one on a line of its own for each data area. A line is filled up with spaces to
+A capture is up to four JSON objects, one in a separate line for each data area. A line is filled up with spaces to
 whole blocks, so that an area is always complete text, wherever its reader stops.
 """
 
@@ -27,7 +27,7 @@ FORMAT: Final = "nvmeof-telemetry-1"
 QUIET_SECONDS: Final = 60.0
 """Whatever happens so soon after a capture by the controller is taken for more of the same."""
 SHORT_LIST: Final = 64
-"""How many of each list are in areas 1 to 3. Area 4 has all that there are."""
+"""Entries of each list in areas 1 to 3. Area 4 has all entries."""
 AREA_BYTES_MAX: Final = 256 * 1024
 _KEPT_AREAS: Final = 3
 
@@ -45,7 +45,7 @@ class Capture:
     reason: str = ""
 
     def take(self, areas: list[bytes], reason: str) -> None:
-        """A newer one."""
+        """Store a newer capture."""
         self.areas, self.reason = areas, reason
         self.generation = (self.generation + 1) & 0xFF
 
@@ -54,13 +54,13 @@ class HostInitiated(Capture):
     """What a controller's host has asked for last. A reset leaves it as it is."""
 
     def reset(self) -> None:
-        """A Controller Reset: nothing changes."""
+        """Keep the capture: a Controller Reset does not change it."""
 
 
 class ControllerInitiated(Capture):
     """The subsystem's capture of the last thing that went wrong on any controller; it outlives the process.
 
-    `available`: nobody has taken note of it yet.
+    `available`: no host has acknowledged it yet.
     """
 
     def __init__(self, metadata_store: MetadataStore) -> None:
@@ -79,7 +79,7 @@ class ControllerInitiated(Capture):
             self.areas = []
 
     def due(self, now: float) -> bool:
-        """Whether something that happens now is worth a capture."""
+        """Return whether a failure at `now` (seconds) is to be captured."""
         return self._taken_at is None or now - self._taken_at >= QUIET_SECONDS
 
     def store(self, areas: list[bytes], reason: str, now: float) -> None:
@@ -90,7 +90,7 @@ class ControllerInitiated(Capture):
         self._save()
 
     def acknowledge(self) -> None:
-        """A host has read it with RAE = 0."""
+        """Note that a host has read the capture with RAE = 0."""
         if self.available:
             self.available = False
             self._save()
@@ -105,7 +105,7 @@ class ControllerInitiated(Capture):
 
 
 def telemetry_of(controller: Controller) -> ControllerInitiated:
-    """The controller-initiated capture that a controller's subsystem has."""
+    """Return the controller-initiated capture of a controller's subsystem."""
     subsystem = controller.subsystem
     if subsystem.telemetry is None:
         subsystem.telemetry = ControllerInitiated(subsystem.metadata_store)
@@ -126,7 +126,7 @@ def _line(content: dict[str, Any]) -> bytes:
 
 
 def dump(controller: Controller, reason: str, features: FeatureList, *, areas: int) -> list[bytes]:
-    """Capture a controller's state: up to that data area. Addresses and names of hosts are in it, data never is."""
+    """Capture a controller's state, up to data area `areas`. It contains addresses and names of hosts, never data."""
     makers = (_area_1, _area_2, _area_3, _area_4)
     head = {"format": FORMAT, "area": 1, "reason": reason}
     first = {**head, **_area_1(controller)}

@@ -23,7 +23,7 @@ class Abandonable(Protocol):
         ...
 
     def keep(self) -> None:
-        """Never give it up from now on, nor stop on its way."""
+        """Make the command uninterruptible."""
         ...
 
 
@@ -45,9 +45,8 @@ def _wait(pending: Awaitable[Any], seen: Callable[[object], None]) -> Generator[
 
 
 class AbortableAwait:
-    """Awaits something; meanwhile `waiting[cid]` is the very future that is waited for.
-
-    What was in `aborting` already when it came to wait for the first time is given up there.
+    """An await that an abort can end: `waiting[cid]` is the future while it is awaited. A command that is in `aborting`
+    at its first await ends there.
     """
 
     __slots__ = ("_aborting", "_cid", "_pending", "_waiting")
@@ -75,7 +74,7 @@ class AbortableAwait:
 
 
 class Uninterruptible:
-    """Awaits something that is not given up any more: what others have done meanwhile goes by it."""
+    """An await that an abort cannot end."""
 
     __slots__ = ("_pending",)
 
@@ -97,5 +96,5 @@ def abandon(waiting: object) -> bool:
 
 
 def aborted_by_request(message: str = "aborted by request") -> CommandError:
-    """For a command that an Abort or Cancel command named."""
+    """Make the error of a command that an Abort or Cancel command named."""
     return CommandError(Status.ABORTED_BY_REQUEST, dnr=False, message=message)

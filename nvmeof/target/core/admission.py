@@ -17,7 +17,7 @@ class AdmissionToken:
 
 
 class AdmissionTokens:
-    """Those that depend on one thing, to be withdrawn together when it changes."""
+    """All admission tokens that depend on one object; invalidated together when it changes."""
 
     __slots__ = ("_given",)
 
@@ -25,12 +25,12 @@ class AdmissionTokens:
         self._given: list[AdmissionToken] = []
 
     def add(self, admission_token: AdmissionToken) -> None:
-        """One more depends on it."""
+        """Add a token that depends on the object."""
         self._given = [each for each in self._given if each.valid]
         self._given.append(admission_token)
 
     def withdraw(self) -> None:
-        """It has changed: everything has to be checked anew."""
+        """Invalidate all tokens after a change: commands have to be checked again."""
         for admission_token in self._given:
             admission_token.valid = False
         self._given.clear()

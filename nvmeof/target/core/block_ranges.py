@@ -28,17 +28,18 @@ class BlockRanges:
         return zip(self._starts, self._ends, strict=True)
 
     def overlaps(self, start: int, end: int) -> bool:
-        """Whether any block of a range (of one block at least) is in the set."""
+        """Return whether any block of a range (at least one block) is in the set."""
         first = bisect_right(self._ends, start)
         return first < len(self._starts) and self._starts[first] < end
 
     def covers(self, start: int, end: int) -> bool:
-        """Whether all blocks of a range (of one block at least) are in the set."""
+        """Return whether all blocks of a range (at least one block) are in the set."""
         first = bisect_right(self._ends, start)
         return first < len(self._starts) and self._starts[first] <= start and end <= self._ends[first]
 
     def splits(self, start: int, end: int) -> bool:
-        """Whether without a range (of one block at least) there is one more, since both its neighbours are in."""
+        """Return whether removing a range (at least one block) makes one range more, since both its neighbours are in
+        the set."""
         first = bisect_right(self._ends, start)
         return first < len(self._starts) and self._starts[first] < start and end < self._ends[first]
 

@@ -12,10 +12,9 @@ from nvmeof.wire import Buffer
 class Completion:
     """Status, result dwords and, for a controller-to-host transfer, the data.
 
-    `status` is a `Status` value (SCT << 8 | SC). `data` stays valid until `release` is called (when there is one);
-    whoever takes the completion calls it exactly once. `stable` False: the data may still change, see `Lease`.
-    `more`: the Error Information log tells more.
-    `disconnect`: the queue ends once this completion has been sent.
+    `status` is a `Status` value (SCT << 8 | SC). `data` stays valid until `release` is called (when there is one); the
+    sender of the completion calls it exactly once. `stable` False: the data may still change, see `Lease`. `more`: the
+    Error Information log has an entry of it. `disconnect`: the queue ends once this completion has been sent.
     `forgotten`: it is not sent, since its CID has become another command's.
     """
 

@@ -12,7 +12,7 @@ FILES_KEPT: Final = 64
 
 
 def connections_most(files_most: int) -> int:
-    """The most connections where the process may have `files_most` descriptors (-1: any number)."""
+    """Return the most connections for a process that may have `files_most` descriptors (-1: any number)."""
     if files_most < 0:
         return CONNECTIONS_MOST
     return max(1, min(CONNECTIONS_MOST, files_most - FILES_KEPT))
@@ -39,7 +39,7 @@ class AddressShares:
         return True
 
     def give(self, address: str) -> None:
-        """Undo `take`."""
+        """Release a connection that `take` counted."""
         here = self._by_address.pop(address) - 1
         if here:
             self._by_address[address] = here

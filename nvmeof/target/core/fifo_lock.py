@@ -19,10 +19,10 @@ class _Waiter:
 
 
 class FifoLock:
-    """A lock for coroutines that await while they hold it, on whatever event loop they run.
+    """FIFO lock for coroutines that await while they hold it; independent of the event loop.
 
-    `most`: how many may hold it at a time. Each owner (`nvmeof.target.core.owner`) has a line of its own, served in the
-    order of arrival, and the lines take turns: whoever asks for little waits for one of each other owner at the most.
+    `most`: how many may hold it at a time. Each owner (`nvmeof.target.core.owner`) has a separate line, served in the
+    order of arrival, and the lines take turns: an owner of one request waits for at most one of each other owner.
     """
 
     def __init__(self, most: int = 1) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 PEERS_MOST: Final = 256
-"""Peers that are told apart; of the others, that which was heard of longest ago is forgotten."""
+"""Upper bound of the peers that are counted separately; beyond it the one with the oldest line is forgotten."""
 
 
 class _Bucket:
@@ -63,9 +63,9 @@ class PeerLog:
     def __init__(self) -> None:
         self.strangers = LogRate(20, 0.2)
         self.hosts = LogRate(600, 5.0)
-        """A host may have some hundred queues: each says once that it is there, and once that it has ended."""
+        """A host may have some hundred queues: each logs its start and its end."""
 
 
 def left_out_text(left_out: int) -> str:
-    """What a line says of those before it that were left out."""
+    """Return the part of a line that states how many lines before it were left out."""
     return f" ({left_out} lines about this peer were left out)" if left_out else ""

@@ -27,13 +27,13 @@ class MetadataStore(Protocol):
     """Sections of JSON values."""
 
     durable: bool
-    """Whether what is kept is there again after a power loss."""
+    """True if stored sections survive a power loss."""
 
     origin: str
     """Where that is, for people."""
 
     def get(self, section: str) -> Any:
-        """What was put last; None for nothing."""
+        """Return the value that was put last; None for none."""
         ...
 
     def put(self, section: str, value: Any) -> Awaitable[None] | None:
@@ -58,7 +58,7 @@ class MemoryStore:
         self.origin = origin
 
     def get(self, section: str) -> Any:
-        """What was put last; None for nothing."""
+        """Return the value that was put last; None for none."""
         return self._values.get(section)
 
     def put(self, section: str, value: Any) -> Awaitable[None] | None:
@@ -70,7 +70,7 @@ class MemoryStore:
         return None
 
     def watch(self, section: str, withdrawn: Callable[[], None]) -> None:
-        """Nothing fails later than at once."""
+        """Do nothing: a write to memory cannot fail later."""
 
 
 class KeptValue(Generic[T]):
@@ -135,13 +135,13 @@ class KeptValue(Generic[T]):
 
 
 def document_of(metadata_store: MetadataStore, section: str) -> dict[str, Any]:
-    """A section that is a JSON object; an empty one for anything else."""
+    """Return a section that is a JSON object; an empty one for any other value."""
     document = metadata_store.get(section)
     return document if isinstance(document, dict) else {}
 
 
 def damaged(metadata_store: MetadataStore, section: str, error: Exception) -> ConfigurationError:
-    """Of what must not be forgotten unsaid: that a section holds what nobody has put there, and how to go on."""
+    """Make the error for a section whose content is invalid and must not be silently discarded."""
     return ConfigurationError(
         f"section {section!r} of {metadata_store.origin} is invalid ({type(error).__name__}: {error}); "
         "repair it, or remove the section to continue without it"
@@ -153,9 +153,8 @@ FORMAT_SECTION: Final = "format"
 
 
 def formatted_block_bytes(metadata_store: MetadataStore) -> int | None:
-    """The block size that a host has formatted a namespace to; None when none has.
-
-    Raises `ConfigurationError` for what cannot be read: with blocks of another size all data would be elsewhere.
+    """Return the block size, in bytes, that a host has formatted a namespace to; None when none has. Raises
+    `ConfigurationError` for an invalid section: with another block size all data would be at other addresses.
     """
     kept = metadata_store.get(FORMAT_SECTION)
     if kept is None:
@@ -172,7 +171,7 @@ def formatted_block_bytes(metadata_store: MetadataStore) -> int | None:
 
 
 def erasure_interrupted(metadata_store: MetadataStore) -> bool:
-    """Whether a format was begun, and has not come to its end. Raises `ConfigurationError` like the block size."""
+    """Return whether a format has begun and not ended. Raises `ConfigurationError` for an invalid section."""
     return (
         formatted_block_bytes(metadata_store) is not None
         and metadata_store.get(FORMAT_SECTION).get("erase") is not None

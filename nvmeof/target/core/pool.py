@@ -12,7 +12,7 @@ RESERVE_SHARE: Final = 4
 
 
 def class_bytes(length: int) -> int:
-    """How much memory a buffer of `length` bytes takes: the next power of two, at least 4,096."""
+    """Return the bytes of memory that a buffer of `length` bytes takes: the next power of two, at least 4,096."""
     return _SMALLEST_CLASS_BYTES if length <= _SMALLEST_CLASS_BYTES else 1 << (length - 1).bit_length()
 
 
@@ -24,7 +24,7 @@ class MemoryShare:
     def __init__(self) -> None:
         self.held_bytes = 0
         self.moves = 0
-        """How often some of it was given back: what tells a slow host from a silent one."""
+        """Counts returns of memory: distinguishes a slow host from a silent one."""
 
 
 class BufferPool:
@@ -56,7 +56,7 @@ class BufferPool:
         self._wake_again = False
 
     def fits(self, size_bytes: int, share: MemoryShare | None) -> bool:
-        """Whether a share may have that much more now."""
+        """Return whether a share may take that many more bytes now."""
         used = self.used_bytes
         free = self.limit_bytes - used
         if share is None:
@@ -121,7 +121,7 @@ class BufferPool:
         return True
 
     def release(self, size_bytes: int, share: MemoryShare) -> None:
-        """Undo `reserve`."""
+        """Return memory that `reserve` took."""
         self.used_bytes -= size_bytes
         share.held_bytes -= size_bytes
         share.moves += 1
@@ -141,7 +141,7 @@ class BufferPool:
         return any(share is not None and not share.held_bytes for share in self._waiters)
 
     def forget(self, callback: Callable[[], object]) -> None:
-        """Undo `when_free` of a waiter that is going away; harmless when it is not waiting."""
+        """Remove a waiter of `when_free` that is going away; no effect when it is not waiting."""
         for share, waiters in self._waiters.items():
             for item in waiters:
                 if item[1] == callback:

@@ -1,9 +1,9 @@
 """Slices: what takes the event loop's time beside reads and writes is done a little at a time, in turn by owner.
 
 New connections, Connects, admin commands, ends of connections and the pieces of long operations all come here when
-there is more of them than a fraction of a millisecond per turn of the loop. Between two turns the loop serves
-everybody's I/O. A turn in which it has served some is followed by one without a slice, for a while: a write to a file
-takes several turns.
+there is more of them than a fraction of a millisecond per turn of the loop. Between two turns the loop serves all I/O.
+A turn in which it has served some is followed by one without a slice, for a while: a write to a file takes several
+turns.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class ServedIo:
 class Slices:
     """Shares out the loop's time for expensive work. One owner's pieces keep their order; owners take turns.
 
-    ``call_soon`` calls back in the next turn of the event loop, ``clock`` tells seconds. ``io`` is told by queues
-    that they have served I/O. ``give_way`` lets threads run that work for the loop, which itself never waits while
-    something waits here.
+    ``call_soon`` calls back in the next turn of the event loop, ``clock`` returns seconds. Queues set ``io`` when they
+    have served I/O. ``give_way`` lets threads run that work for the loop, which itself never waits while something
+    waits here.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Slices:
             self._call_soon(self._turn)
 
     def _turn(self) -> None:
-        """A new turn of the loop: do what fits into a slice, or leave the turn to I/O."""
+        """Use a new turn of the loop for one slice of work, or leave it to I/O."""
         self._scheduled = False
         self._spent_seconds = 0.0
         if self._waiting:

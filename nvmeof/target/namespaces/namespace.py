@@ -256,8 +256,8 @@ class Namespace:
         return self.unreadable_blocks.clear()
 
     def check_range(self, slba: int, nlb: int) -> None:
-        """Raise LBA Out of Range unless `nlb` blocks from `slba` are inside (`nlb` is the
-        real count, not 0's based)."""
+        """Raise LBA Out of Range unless `nlb` blocks from `slba` lie inside the namespace (NVM Command Set, Read
+        command). `nlb` is the number of blocks, not 0's based."""
         if self.blocked_status is not None:
             raise CommandError(
                 self.blocked_status, dnr=False, message=f"namespace {self.nsid}: {self.blocked_status.description}"
@@ -331,7 +331,7 @@ class Namespace:
 
     def compare(self, slba: int, data: memoryview) -> bool | Awaitable[bool]:
         """Return whether the blocks from `slba` hold `data` (whole blocks). `data` is borrowed until the result is
-        there."""
+        known."""
         nlb = len(data) >> self.block_shift
         self._check_readable(slba, nlb)
         self.counters.reads += 1

@@ -19,7 +19,9 @@ ZONED_WORDS = (_WORD, *_SIZES, *_NUMBERS, _FLAG)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZoneGeometry:
-    """Zones of `zone_bytes` each, of which `capacity_bytes` (None: all) can be written.
+    """Zones of `zone_bytes` each: ``NamespaceConfig(backend=..., zoned=ZoneGeometry(zone_bytes=64 << 20))``.
+
+    `capacity_bytes`: the part of a zone that can be written (None: all).
 
     `max_open`, `max_active`: how many zones may be open, and open or closed (0: any number). `extension_bytes`: of a
     zone descriptor extension, a multiple of 64. `read_across`: a Read may go from one zone into the next.

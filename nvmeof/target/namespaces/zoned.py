@@ -1,7 +1,7 @@
-"""A zoned namespace: what a host does to its blocks goes by the rules of their zones.
+"""A zoned namespace: commands on its blocks follow the rules of their zones.
 
 Every write takes its place at a write pointer before the backend is asked, in one step with all checks, and the pointer
-is kept before the write completes. Blocks that were not written read as zeroes, whatever the backend holds there.
+is stored before the write completes. Blocks that were not written read as zeroes, whatever the backend holds there.
 """
 
 from __future__ import annotations

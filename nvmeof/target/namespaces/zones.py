@@ -418,8 +418,8 @@ class Zones:
         self._tell(zone)
 
     def recommend(self, zone: Zone, attributes: ZoneAttributes) -> None:
-        """Ask hosts to reset or to finish a zone (or no more): a change of its attributes, which is reported to
-        hosts."""
+        """Set the attributes with which hosts are asked to reset or finish a zone (or clear them), and report the
+        change."""
         which = ZoneAttributes.FINISH_RECOMMENDED | ZoneAttributes.RESET_RECOMMENDED
         zone.attributes = (zone.attributes & ~which) | (attributes & which)
         self._tell(zone)

@@ -26,7 +26,7 @@ class Refusal:
 class Effects(Protocol):
     """What the commands of one queue bring about elsewhere: logs, counters, events, reservations, other queues.
 
-    What reads and writes count is in the namespace's own counters, which a process has of its own and sums up.
+    Reads and writes count in the namespace's counters, which each process has and sums up.
     """
 
     def refused(self, refusal: Refusal) -> None:
@@ -42,19 +42,19 @@ class Effects(Protocol):
         ...
 
     def written(self) -> None:
-        """Tell that data is written after a sanitize operation has erased everything."""
+        """Note that data is written after a sanitize operation has erased everything."""
         ...
 
     def change_reservation(
         self, namespace: Namespace, outcome: Outcome, *, abort: bool = False
     ) -> Awaitable[None] | None:
-        """Make a namespace's registrants and reservation what `outcome` says, and tell the hosts concerned.
+        """Make a namespace's registrants and reservation what `outcome` says, and notify the hosts concerned.
 
         Done, now or later, when it is durable where it has to be. With `abort` the commands of preempted hosts are
-        ended, and those that cannot be are waited for. Raises or ends with `CommandError` when it cannot be kept.
+        ended, and those that cannot be are waited for. Raises or ends with `CommandError` when it cannot be stored.
         """
         ...
 
     def ended(self, reason: str, *, fault: bool = False) -> None:
-        """Tell that the queue has gone. `fault`: somebody did wrong."""
+        """Note the end of the queue. `fault`: one side broke the protocol."""
         ...

@@ -58,7 +58,7 @@ class NamespaceTable(dict[int, Namespace]):
             call()
 
     def when_resumed(self, call: Callable[[], None]) -> None:
-        """Call ``call`` once, when the table is not paused any more; one that was asked for already is not repeated."""
+        """Call ``call`` once, when the table is no longer paused; a call that is registered already is not repeated."""
         if call not in self._waiting:
             self._waiting.append(call)
 

@@ -1,4 +1,4 @@
 """One queue of a target: the general path, and as its parts fast path, fused pairs, aborts, staging.
 
-Must not know sockets or event loops: whoever drives a queue implements its Protocol.
+Must not know sockets or event loops: the driver of a queue implements its Protocol.
 """

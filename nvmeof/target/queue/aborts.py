@@ -21,7 +21,7 @@ class Aborts:
         self._fused = fused
 
     def commands(self) -> dict[int, int]:
-        """NSID by CID of the commands in progress."""
+        """Return the NSIDs of the commands in progress, by CID."""
         found = {cid: nsid_of(transfer) for cid, transfer in self._queue.transfers.items()}
         found.update((wanted.transfer.cid, nsid_of(wanted.transfer)) for wanted in self._staging.waiting)
         found.update((sqe.cid, sqe.nsid) for sqe, _, _ in self._staging.reads)
@@ -30,12 +30,11 @@ class Aborts:
         return found
 
     def abort(self, cid: int) -> bool:
-        """End a command that has no effect from then on; False when there is none of that CID, or not so at once.
-
-        At once end: commands that are held back or wait for memory for their data, halves of a fused operation that
-        wait for each other, and what a backend has not begun. What works in several steps, or has yet to receive data
-        that was asked for into memory of its own, ends when it comes to it (`QueueContext.aborting`). A Write whose
-        data goes straight to the namespace goes on: some of it is there.
+        """Abort a command so that it has no further effect; return False for an unknown CID, or when it cannot end at
+        once. These end at once: commands that are held back or wait for memory for their data, halves of a fused
+        operation that wait for each other, and what a backend has not begun. What works in several steps, or has yet to
+        receive data that was asked for into a separate buffer, ends at its next step (`QueueContext.aborting`). A Write
+        whose data goes straight to the namespace goes on: some of it is there.
         """
         queue = self._queue
         waiting = self._staging.end_waiting(cid)
@@ -76,10 +75,9 @@ class Aborts:
         return False
 
     def abort_namespace(self, nsid: int) -> None:
-        """Preempt and Abort: end the commands for a namespace as `abort` does, with a status of their own.
-
-        Of those whose data is on its way straight to the namespace nothing more reaches it: its permits were withdrawn,
-        and they are checked again when the data is there.
+        """Preempt and Abort: end the commands for a namespace as `abort` does, with another status. Writes whose data
+        goes straight to the namespace write nothing more: its permits were withdrawn, and they are checked again when
+        the data is there.
         """
         for cid, other in self.commands().items():
             if other == nsid:

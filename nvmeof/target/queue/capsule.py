@@ -14,7 +14,7 @@ _LOCATION: Final = SQE.error_location("sgl_length")
 
 
 def capsule_data(sqe: Sqe, length: int, capsule: CommandData | None) -> memoryview | None:
-    """A command's in-capsule data; raises when SGL1 and the capsule tell different things."""
+    """Return a command's in-capsule data. Raises `CommandError` when SGL1 does not match the capsule."""
     in_capsule = length > 0 and sqe.sgl_type == DATA_BLOCK_IN_CAPSULE
     if capsule is None:
         if in_capsule:

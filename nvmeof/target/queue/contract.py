@@ -1,4 +1,4 @@
-"""What a queue of a target needs of whoever drives it, and what the parts of the queue need of the queue."""
+"""What a queue of a target requires of its driver, and what the parts of the queue require of the queue."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from nvmeof.target.queue.tracing import CommandTrace
 
 
 class Driver(Protocol):
-    """What a queue needs of whoever owns its socket and the event loop."""
+    """The owner of the queue's socket and event loop, as the queue sees it."""
 
     def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
         """Wait for ``pending`` (to its end, whatever happens to the queue), then call ``done``."""
         ...
 
     def wake(self) -> None:
-        """There is something to send that was not asked for by what was just received."""
+        """Send output that was not caused by the bytes received just now."""
         ...
 
     def wait_for_room(self) -> None:
-        """Commands wait until some of the output has gone, or memory is counted for it: tell when it has."""
+        """Call back when some output was sent, or memory is counted for it: commands wait for that."""
         ...
 
     def hold_receiving(self, crowded: bool) -> None:
-        """Receive no more while ``crowded``."""
+        """Stop receiving while ``crowded``."""
         ...
 
     def finish(self, reason: str, *, fault: bool = False) -> None:
-        """The queue has come to its end: send what is queued, then close the socket. ``fault``: somebody did wrong."""
+        """End the queue: send what is queued, then close the socket. ``fault``: one side broke the protocol, for the
+        log."""
         ...
 
 
@@ -55,7 +56,7 @@ class InFlight(Protocol):
     busy: set[int]
     """CIDs in use: of commands that did not complete at once."""
     transfers: dict[int, R2tTransfer]
-    """By CID: data that the host was asked for."""
+    """The transfers of data that the host was asked for, by CID."""
     running: dict[int, tuple[int, CommandSpec]]
     """NSID and row by CID: commands that their handler has begun and not completed."""
     held: list[tuple[memoryview, CommandData | None]]
@@ -63,7 +64,7 @@ class InFlight(Protocol):
     pending: int
     """Commands that are being worked on, Asynchronous Event Requests included."""
     trace: CommandTrace | None
-    """Where events are reported to; None: nobody listens."""
+    """The trace that events are reported to; None: no trace."""
 
     def command(self, view: memoryview, capsule: CommandData | None) -> None:
         """Begin a command by the general path, or hold it while too much waits to be sent."""
@@ -86,11 +87,11 @@ class InFlight(Protocol):
         ...
 
     def late(self) -> bool:
-        """Tell whether the queue has had its share of this turn of the event loop."""
+        """Return whether the queue has used its share of this turn of the event loop."""
         ...
 
     def paused(self) -> bool:
-        """Tell whether no command may begin, since its namespaces are being changed."""
+        """Return whether no command may begin, since its namespaces are being changed."""
         ...
 
     def go_on_in_turn(self) -> None:

@@ -1,4 +1,4 @@
-"""What a command's data is asked for by: the context of its `R2tTransfer`.
+"""Commands that wait for their data: the contexts of their `R2tTransfer`.
 
 A command of the general path has a `DeferredCommand`; a Write of the fast path has its `CommandTemplate` and its SLBA.
 """
@@ -22,7 +22,7 @@ COLUMN_ROWS: Final = 512
 
 @dataclass(slots=True, eq=False)
 class DeferredCommand:
-    """Context of the transfer of a command that went the whole way: what is executed when its data is there."""
+    """Context of a transfer for a command of the general path: what is executed when the data has arrived."""
 
     spec: CommandSpec
     sqe: Sqe
@@ -30,7 +30,7 @@ class DeferredCommand:
 
 @dataclass(slots=True)
 class CommandTemplate:
-    """A command that went the whole way, and what the short cut may change of it: CID and SLBA."""
+    """A checked command of the general path; the fast path changes only its CID and SLBA."""
 
     word: int
     nsid: int

@@ -16,11 +16,11 @@ class DetachedCommands:
         self._waiting: dict[str, list[Callable[[], None]]] = {}
 
     def add(self, host_nqn: str) -> None:
-        """A command of this host goes on without a connection."""
+        """Count a command of this host that goes on without a connection."""
         self._counts[host_nqn] = self._counts.get(host_nqn, 0) + 1
 
     def done(self, host_nqn: str) -> None:
-        """One of them has ended."""
+        """Note that one of the host's commands has ended."""
         left = self._counts.pop(host_nqn) - 1
         if left:
             self._counts[host_nqn] = left
@@ -29,7 +29,7 @@ class DetachedCommands:
             resume()
 
     def wait(self, host_nqn: str, resume: Callable[[], None]) -> bool:
-        """Whether there are any; then ``resume`` is called when the last has ended."""
+        """Return whether the host has such commands; if so, call ``resume`` when the last one has ended."""
         if host_nqn not in self._counts:
             return False
         self._waiting.setdefault(host_nqn, []).append(resume)

@@ -1,8 +1,8 @@
-"""The short cuts of a target's queue: plain Reads and Writes of a namespace that is memory.
+"""The fast path of a target's queue: plain Reads and Writes of a namespace that is memory.
 
-None of them checks a command. The first of a kind goes the whole way through its table row and leaves a template; those
-that differ from it only in their address and identifier are served straight from the receive buffer, as long as what
-was found out for the first still holds.
+The fast path checks no command. The first command of a kind takes the general path through its table row and leaves a
+template. Commands that differ from the template only in their address and identifier are served straight from the
+receive buffer, as long as the template's admission token is valid.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from nvmeof.target.queue.deferred import NO_BUFFER, CommandTemplate, columns_of
 from nvmeof.target.queue.staging import Staging
 from nvmeof.wire import Buffer
 
-# What the short cut looks at: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write also
-# SGL1's address, which is the offset of in-capsule data.
+# The fields that the fast path compares: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write
+# also SGL1's address, which is the offset of in-capsule data.
 _FIELDS: Final = "HHI24xQQI12x"
 _SHORT: Final = Struct("<HHI16xQQQI12x")
 _STRIDES: Final = {
@@ -42,7 +42,7 @@ assert [SQE.offsets[name] for name in _FIELD_NAMES] == [0, 2, 4, 32, 40, 48]
 
 
 def _usable(template: CommandTemplate | None) -> CommandTemplate | None:
-    """The template, if what was found out for its command still holds."""
+    """Return the template while its admission token is valid."""
     return template if template is not None and template.admission_token.valid else None
 
 
@@ -59,7 +59,7 @@ class FastPath:
         self._transfers = queue.transfers
         self._read: CommandTemplate | None = None
         self._write: CommandTemplate | None = None  # with its data in the capsule
-        self._granted: CommandTemplate | None = None  # a Write whose data was asked for
+        self._granted: CommandTemplate | None = None  # a Write with an R2T
 
     def forget(self) -> None:
         """Forget the templates: the next command of each kind takes the general path."""
@@ -159,7 +159,7 @@ class FastPath:
             queue.trace.served(template.word & 0xFF, template.nsid, cids, template.length)
 
     def _template(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int) -> CommandTemplate | None:
-        """The template of a command that `prepare` has let pass; None when its namespace is memory no more."""
+        """Make the template of a command that `prepare` has let pass; None when its namespace is not memory."""
         table = self._queue.ctx.namespaces
         namespace = table[sqe.nsid]
         memory = namespace.memory
@@ -169,7 +169,7 @@ class FastPath:
         shift = namespace.block_shift
         max_slba = namespace.size_blocks - (length >> shift)
         admission_token, parameters = table.admission_token(namespace), self._connection.parameters
-        # A digest is known to be right only when all is there.
+        # A data digest can only be checked when all data has arrived.
         staged = length <= ATOMIC_BYTES or (parameters is not None and parameters.data_digest)
         return CommandTemplate(
             word, nsid, sgl, cdw12, namespace, memory, admission_token, length, shift, max_slba, spec, staged,
@@ -177,7 +177,7 @@ class FastPath:
         )  # fmt: skip
 
     def data_run(self, events: list[Event], position: int) -> int:
-        """Commands with data in their capsules, from ``position`` on; returns where the run ends."""
+        """Serve commands with data in their capsules, from ``position`` on; return where the run ends."""
         queue, template = self._queue, _usable(self._write)
         done: list[int] = []
         unpack = _SHORT.unpack_from
@@ -224,7 +224,7 @@ class FastPath:
             queue.trace.served(template.word & 0xFF, template.nsid, cids, template.length)
 
     def _ask_for(self, template: CommandTemplate, cid: int, slba: int) -> bool:
-        """Ask for the data of a Write that is like the template's; False when it has to go the whole way."""
+        """Send the R2T of a Write that is like the template; return False when it has to take the general path."""
         if cid in self._busy:
             return False
         if template.staged:
@@ -242,9 +242,8 @@ class FastPath:
         return True
 
     def arrived(self, transfer: R2tTransfer) -> bool:
-        """Complete a Write of the fast path; False when what was found out for it holds no more, or it failed.
-
-        Its data is in its place already, without digests, or is put there in one step.
+        """Complete a Write of the fast path; return False when its template is no longer valid, or it failed. Without
+        digests the data is in the namespace already; else it is copied there in one step.
         """
         template: CommandTemplate
         slba: int

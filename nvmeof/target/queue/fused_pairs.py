@@ -1,8 +1,8 @@
 """The part of a target's queue that brings the halves of fused operations together.
 
 The first half waits until the next command is there. When that is the second half, the data of both is collected, and
-they are executed as one. What is wrong with a half is told of it, and of the other that it was in vain; a half whose
-neighbour is no half is aborted as well.
+they are executed as one. An error of one half is its status, and the other half is aborted; a half whose neighbour is
+no half is aborted as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from nvmeof.target.queue.staging import Staging
 
 @dataclass(slots=True, eq=False)
 class Half:
-    """One command of two. `data` is whole when it is there; `lent` is the pool's, when that lies there."""
+    """One command of two. `data` is None until all of it has arrived; `lent` is the pool's buffer that holds it, if
+    any."""
 
     sqe: Sqe
     spec: CommandSpec | None = None
@@ -99,7 +100,8 @@ class FusedPairs:
         half = self._half(sqe, capsule)
         if fuse == FUSE_FIRST:
             self.first = half
-            # The next command must not take a short cut past this one, a refused one included: it may part the halves.
+            # The next command must not take the fast path past this one, a refused one included: it may part the
+            # halves.
             self._fast_path.forget()
             if half.error is not None:
                 self._refuse_half(half, half.error)
@@ -126,7 +128,7 @@ class FusedPairs:
         return half
 
     def _no_pair(self, first: Half | None, second: Half) -> None:
-        """A second half that does not find its first one, or none that could be executed."""
+        """Refuse a second half without a first one, or with one that could not be executed."""
         if FUSED_OPCODES.get(second.sqe.fuse) != second.sqe.opcode:
             # No such operation is supported: that is the matter of both.
             assert second.error is not None
@@ -169,10 +171,10 @@ class FusedPairs:
             "that they may have",
         )
 
-    # Data that was asked for
+    # Data of an R2T
 
     def arrived(self, cid: int, data: memoryview, lent: memoryview | None) -> None:
-        """All data of a half is there."""
+        """Continue with a half whose data has arrived."""
         pair = self.pairs[cid]
         half = _half_of(pair, cid)
         half.data, half.lent = data, lent
@@ -181,7 +183,7 @@ class FusedPairs:
         self._settle(pair)
 
     def failed(self, cid: int, error: CommandError, lent: memoryview | None) -> None:
-        """A half cannot have its data."""
+        """Refuse a half whose data cannot be received."""
         pair = self.pairs[cid]
         half = _half_of(pair, cid)
         half.error, half.lent = error, lent
@@ -229,7 +231,7 @@ class FusedPairs:
             self._end_later(pair, result)
 
     def _refused(self, second: Half, first: Completion) -> Completion:
-        """The completion of a second half with an error of its own."""
+        """Make the completion of a second half that fails by its own error."""
         if second.completed:
             return Completion()
         assert second.error is not None
@@ -263,7 +265,7 @@ class FusedPairs:
     def _end_pair(self, pair: Pair, completions: Completions) -> None:
         aborted, result = pair.aborted, list(completions)
         if aborted is not None and result[0].status == Status.ABORTED_BY_REQUEST and aborted is pair.second:
-            # Neither half was executed: each is told its part in that.
+            # Neither half was executed: each completes with its status.
             result.reverse()
         for half, completion in zip((pair.first, pair.second), result, strict=True):
             self._complete_half(half, completion)
@@ -314,7 +316,7 @@ class FusedPairs:
                 half.lent = None
 
     def drop(self) -> None:
-        """The queue ends: nothing is executed any more but what has begun."""
+        """Drop what has not begun, since the queue ends."""
         if self.first is not None and self.first.lent is not None:
             self._queue.pool.give(self.first.lent)
         self.first = None
@@ -327,7 +329,7 @@ class FusedPairs:
         self.pairs.clear()
 
     def commands(self) -> dict[int, int]:
-        """NSID by CID of halves in progress."""
+        """Return the NSIDs of halves in progress, by CID."""
         found = {cid: pair.first.sqe.nsid for cid, pair in self.pairs.items()}
         if self.first is not None and not self.first.completed:
             found[self.first.sqe.cid] = self.first.sqe.nsid

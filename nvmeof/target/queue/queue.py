@@ -1,4 +1,4 @@
-"""One queue of a target: what its connection tells becomes commands, and their outcomes become completions.
+"""One queue of a target: events of its connection become commands, and their outcomes become completions.
 
 Every command takes the general path, that of its table row (:mod:`nvmeof.target.commands.table`); the parts have what
 is special. A part knows the parts below it and, of the queue, only what :class:`~nvmeof.target.queue.contract.InFlight`
@@ -59,11 +59,11 @@ from nvmeof.wire import layout
 
 logger = logging.getLogger("nvmeof.target")
 RUNNING_MOST: Final = 128
-"""While an I/O queue has this many commands in its backends, or any queue so many that are held, no more are received:
-each may hold a copy of its data."""
+"""While an I/O queue has this many commands in its backends, or any queue so many that are held, further ones are not
+received: each may hold a copy of its data."""
 HOLD_BYTES: Final = BACKLOG_BYTES
-"""While more than this is to be sent, no further command goes the whole way: one receive may bring hundreds of them,
-and the answer to each, a log page for instance, may be as long as MDTS."""
+"""While more than this is to be sent, no further command takes the general path: one receive may bring hundreds of
+them, and the answer to each, a log page for instance, may be as long as MDTS."""
 _TO_CONTROLLER: Final = Direction.HOST_TO_CONTROLLER
 _READ, _WRITE = int(NvmOpcode.READ), int(NvmOpcode.WRITE)
 _CID_CONFLICT: Final = Status.COMMAND_ID_CONFLICT
@@ -99,15 +99,15 @@ class TargetQueue:
         self.aborts = Aborts(self, self.staging, self.fused)
         self._draining = False
         self.crowded = False
-        """No more commands should be received until some have ended."""
+        """True while no more commands should be received, until some have ended."""
         self._orphaned: set[int] = set()  # CIDs of commands that go on although the queue has ended
         self.trace: CommandTrace | None = None
-        """Where events are reported to; None: nobody listens."""
+        """The trace that events are reported to; None: no trace."""
         self.slices: Slices | None = None
-        """Who shares out the event loop's time; None: nobody does."""
+        """The shared slices of the event loop's time; None: no sharing."""
         self.io = ServedIo()
-        """Who is told that events were handled; of an I/O queue, whoever shares out the event loop's time."""
-        self._late_at = 0.0  # when commands on the whole way have had their time in this turn; 0: there was none yet
+        """Called when events were handled; for an I/O queue, by the slices of the event loop's time."""
+        self._late_at = 0.0  # when the general path has used its share of this turn; 0: not yet
         self._going_on = False
         self.connecting = False
         """A Connect waits for commands that its host left behind."""
@@ -117,7 +117,7 @@ class TargetQueue:
     # -- events --------------------------------------------------------------------------------------------------
 
     def handle(self, events: list[Event], now: float) -> None:
-        """What the connection told, in order."""
+        """Handle the events of the connection, in order."""
         self.ctx.activity.heard = True
         self.io.served = True
         self._late_at = 0.0
@@ -146,7 +146,7 @@ class TargetQueue:
     # -- commands ------------------------------------------------------------------------------------------------
 
     def command(self, view: memoryview, capsule: CommandData | None) -> None:
-        """One command, the whole way."""
+        """Execute one command on the general path."""
         if self.held or self.connection.out.pending_bytes > HOLD_BYTES or self.late() or self.paused():
             self._defer(view, capsule)
         else:
@@ -168,12 +168,13 @@ class TargetQueue:
         self.driver.hold_receiving(self.crowded)
 
     def _full(self) -> bool:
-        """Tell whether the backends have as many of its commands as they may; an admin queue has to hear an Abort."""
+        """Return whether the backends have their most commands of this queue; an admin queue must always receive
+        Aborts."""
         return len(self.running) >= RUNNING_MOST and self.ctx.qid > 0
 
     def late(self) -> bool:
-        """Whether this queue has had its share of this turn of the event loop: one receive may bring hundreds of
-        commands that take long."""
+        """Return whether this queue has used its share of this turn of the event loop: one receive may bring hundreds
+        of commands that take long."""
         slices = self.slices
         if slices is None:
             return False
@@ -183,9 +184,9 @@ class TargetQueue:
         return slices.clock() > self._late_at
 
     def paused(self) -> bool:
-        """Tell whether no command of an I/O queue may begin, since its namespaces are being changed.
+        """Return whether no command of an I/O queue may begin, since its namespaces are being changed.
 
-        The queue goes on by itself when that is done. An admin queue is where they are changed from.
+        The queue goes on by itself when that is done. Never true of an admin queue, whose commands make the change.
         """
         table = self.ctx.namespaces
         if not table.paused or not self.ctx.qid:
@@ -282,10 +283,9 @@ class TargetQueue:
         self.complete(sqe, self.ctx.refuse(sqe, error))
 
     def _forget_event_request(self, cid: int) -> bool:
-        """Forget the waiting Asynchronous Event Request of a CID that its host uses anew; False when there is none.
-
-        Hosts do that which forget their requests before they shut a controller down (SPDK's, at every end). The request
-        holds no data, and its host waits for it no more: no completion can be taken for the other command's.
+        """Forget the waiting Asynchronous Event Request whose CID its host uses again; return False when there is none.
+        Some hosts forget their requests before they shut a controller down (SPDK's, at every end). The request holds no
+        data, and its host no longer waits for it: no completion can be taken for the other command's.
         """
         ctx = self.ctx
         if not isinstance(ctx, AdminContext) or not ctx.controller.events.forget(cid):
@@ -304,7 +304,8 @@ class TargetQueue:
         self._run(spec, sqe, *self.staging.copy_in(data))
 
     def _transfer_done(self, transfer: R2tTransfer) -> None:
-        """All data that was asked for is there: of a Write of the fast path mostly where it belongs already."""
+        """Continue a command whose data has arrived; a Write of the fast path mostly has it in the
+        namespace already."""
         if self.ctx.namespaces.paused and self.paused():
             self._arrived.append(transfer)  # and stays among those that can be aborted
             return
@@ -327,7 +328,7 @@ class TargetQueue:
             self._refuse_deferred(sqe, error, staging)
 
     def _overtaken(self, transfer: R2tTransfer, template: CommandTemplate) -> None:
-        """What was found out about a Write straight to the namespace holds no more, or a digest of it was wrong."""
+        """Complete a Write straight to the namespace whose template is no longer valid, or whose digest was wrong."""
         if transfer.ok and transfer.data is None:
             transfer.buffer = memoryview(bytearray(transfer.buffer))
         elif transfer.ok and self.ctx.namespaces.get(template.nsid, template.namespace) is not template.namespace:
@@ -422,7 +423,8 @@ class TargetQueue:
         self.driver.spawn(result, ended)
 
     def _wait_for_orphans(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> bool:
-        """Whether an admin Connect has to wait until its host's old commands have ended; it is then resumed."""
+        """Return whether an admin Connect has to wait for its host's detached commands; it is resumed when they have
+        ended."""
         if sqe.opcode != FABRICS_OPCODE or sqe.fctype != FabricsType.CONNECT:
             return False
         name = bytes(data[_HOSTNQN_OFFSET : _HOSTNQN_OFFSET + _HOSTNQN_BYTES])
@@ -511,15 +513,15 @@ class TargetQueue:
     # -- endings -------------------------------------------------------------------------------------------------
 
     def close(self, reason: str) -> None:
-        """The controller ends this queue."""
+        """End this queue at the controller's request."""
         self._end(reason)
 
     def lost(self, reason: str, *, fault: bool = False) -> None:
-        """The socket has gone."""
+        """End the queue after its socket was lost."""
         self._end(reason, fault=fault)
 
     def drain(self) -> bool:
-        """Begin no command any more; True when none is in progress."""
+        """Begin no further command; return whether none is in progress."""
         self._draining = True
         self.staging.drop_waiting()
         self.held.clear()
@@ -536,7 +538,7 @@ class TargetQueue:
         self.ctx.detach(reason, fault=fault)
         self.driver.finish(reason, fault=fault)
         self.fused.drop()
-        # A queue that has ended is fed no more: nobody writes to what was granted.
+        # A queue that has ended receives nothing: no granted buffer is written.
         transfers, self.transfers = self.transfers, {}
         for transfer in transfers.values():
             staging = staging_of(transfer)
@@ -544,10 +546,9 @@ class TargetQueue:
                 self.pool.give(staging)
 
     def forget(self) -> None:
-        """Let go of the parts, the context and the driver, when nothing can come any more.
-
-        They know the queue as it knows them; without them all of it is freed at once, and not by the collector of
-        cycles, which keeps everybody waiting when many connections have ended.
+        """Let go of the parts, the context and the driver, when no further call can come. They refer to the queue and
+        the queue to them; without these references all is freed at once, and not by the cyclic garbage collector, which
+        stops the event loop when many connections have ended.
         """
         del self.staging, self.fast_path, self.fused, self.aborts, self.driver, self.ctx
 
@@ -563,5 +564,5 @@ class TargetQueue:
 
     @property
     def receiving(self) -> bool:
-        """Whether data that was asked for is still to come."""
+        """Return whether data of an R2T is still to come."""
         return bool(self.transfers)

@@ -18,8 +18,8 @@ from nvmeof.target.queue.contract import InFlight
 from nvmeof.target.queue.deferred import NO_BUFFER, DeferredCommand
 
 READ_AHEAD_BYTES: Final = 1 << 20
-"""A Read that takes memory begins only while no more than this waits to be sent: what a host does not take is not
-read."""
+"""A Read that takes memory begins only while at most this many bytes wait to be sent: data for a host that does not
+receive is not read."""
 SPARE_BYTES: Final = 512 << 10
 """How much more is counted than a command needs, for the next ones."""
 
@@ -56,9 +56,9 @@ class Staging:
     # Data from the host
 
     def copy_in(self, data: memoryview) -> tuple[memoryview, memoryview | None]:
-        """A copy of in-capsule data, and the pool's memory that it is in."""
+        """Return a copy of in-capsule data, and the pool's memory that holds it."""
         buffer = self._pool.take(len(data), self._queue.share)
-        if buffer is None:  # the queue's `crowded` bounds how much of this there can be
+        if buffer is None:  # the queue's `crowded` bounds the number of these copies
             return memoryview(bytearray(data)), None
         buffer[:] = data
         return buffer, buffer
@@ -73,7 +73,7 @@ class Staging:
             self.waiting.append(wanted)
 
     def request(self, transfer: R2tTransfer, length: int) -> bool:
-        """Stage the data of a Write that took the short cut, unless other commands wait for memory already."""
+        """Stage the data of a Write that took the fast path, unless other commands wait for memory already."""
         return not self.waiting and self._grant(Wanted(transfer, length, class_bytes(length)))
 
     def _grant(self, wanted: Wanted, *, fits: bool = False) -> bool:
@@ -91,7 +91,7 @@ class Staging:
         self._pool.when_free(self._retry, wanted.together_bytes, self._queue.share)
 
     def _retry(self) -> None:
-        """Memory has become free, or what waited for it first has gone."""
+        """Serve the waiters after memory was released, or the first waiter was removed."""
         asked = fits = False
         while self.waiting and self._grant(self.waiting[0], fits=fits):
             wanted = self.waiting.pop(0)
@@ -146,7 +146,7 @@ class Staging:
             self._pool.release(rest, self._queue.share)
 
     def read_ended(self, length: int) -> None:
-        """What a command has read waits to be sent now, or there is nothing of it."""
+        """Note that the data of a Read is queued for sending, or that there is none."""
         self.reading -= length
         if self._queue.closed:
             self.settle()

@@ -33,7 +33,7 @@ class CommandTrace(QueueTrace):
         self._admitted: set[int] = set()
 
     def connected(self, ctx: CommandContext) -> None:
-        """Name the queue: its Connect has succeeded."""
+        """Name the queue after its Connect has succeeded."""
         queue = self.queue
         queue.qid = ctx.qid
         queue.hostnqn = ctx.host_nqn
@@ -80,13 +80,13 @@ class CommandTrace(QueueTrace):
     # The fast path
 
     def asked(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
-        """Report a Write of the fast path whose data is asked for."""
+        """Report a Write of the fast path with an R2T."""
         now = self._began[cid] = self._now()
         self._admitted.add(cid)
         self._trace(CommandAdmitted(self.queue, now, opcode, None, nsid, (cid,), data_bytes))
 
     def written(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
-        """Report the end of a Write whose data was asked for: it is where it belongs."""
+        """Report the end of a Write with an R2T: its data is in the namespace."""
         self._admitted.discard(cid)
         now, queue, cids = self._now(), self.queue, (cid,)
         seconds = now - self._began.pop(cid, now)

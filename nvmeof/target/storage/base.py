@@ -181,7 +181,7 @@ class Backend(ABC):
         """Return a lease of the bytes of a range; the caller releases the lease."""
 
     def read_into(self, offset: int, view: memoryview) -> Awaitable[None] | None:
-        """Read a range into `view`, for who must not hold more of anybody else's memory."""
+        """Copying variant of `acquire_read` into `view`, for callers that must not hold a lease."""
         lease = self.acquire_read(offset, len(view))
         if not isinstance(lease, Lease):
             return _read_later(lease, view)
@@ -257,9 +257,8 @@ class Backend(ABC):
 
     @property
     def identity(self) -> str:
-        """What tells its data from any other after a restart, for those whose keeper is not durable.
-
-        What was begun with other data, such as erasing it, does not go on with this.
+        """Return what identifies the data after a restart, for a backend whose metadata store is not durable. An
+        operation that began on other data, such as erasing it, does not go on with this.
         """
         return self.description
 

@@ -63,7 +63,7 @@ def passes_to_erase(backend: Backend) -> list[bytes]:
 
 
 async def erase(runtime: Runtime, backend: Backend, *, secure: bool, told: Told) -> None:
-    """Nothing is left of what it held. `secure`: not on the media either. Raises `OSError`."""
+    """Erase all data of a backend; with `secure`, overwrite the media as well. Raises `OSError`."""
     if secure:
         for pattern in passes_to_erase(backend):
             await overwrite(runtime, backend, pattern, told)

@@ -161,7 +161,7 @@ class FileCalls(Backend):
         self._sync()
 
     def _sync(self) -> None:
-        """fdatasync(2). The kernel reports a failure only to the first caller, so it is counted here."""
+        """Call fdatasync(2). The kernel reports a failure only to the first caller, so it is counted here."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:

@@ -150,7 +150,7 @@ async def call_later(seconds: float, call: Callable[[], T | Awaitable[T]]) -> T:
 
 
 class Kind(StrEnum):
-    """The kinds of operations on data that filters tell apart; `all` in an option means every one."""
+    """The kinds of operations on data that filters distinguish; `all` in an option means every one."""
 
     READ = "read"
     WRITE = "write"

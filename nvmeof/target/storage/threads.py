@@ -3,7 +3,7 @@
 The threads are shared out by owner, as memory is: an owner gets one more as long as it has no more of them than are
 idle, so that one alone keeps half of them busy, and a thread is left for the next.
 
-`concurrent.futures` is not used: there, whoever submits waits until a further thread runs, which with a busy core is
+`concurrent.futures` is not used: there, the submitter waits until a further thread runs, which with a busy core is
 several milliseconds of the event loop, and its futures and locks cost more than a small write.
 """
 

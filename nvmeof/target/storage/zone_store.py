@@ -41,10 +41,9 @@ class ZoneRecord(NamedTuple):
 
 
 class ZoneStore(Protocol):
-    """Records by the zone's number.
-
-    There are two of each zone. `put` is what it is now: it outlives this process, but not a loss of power. `commit`
-    tells what it is as far as the data is on non-volatile media: that is what is found after a loss of power.
+    """Two records of each zone, by the zone's number. `put` stores the present record, which outlives this process but
+    not a loss of power. `commit` stores the record that matches the data on non-volatile media, which is found after a
+    loss of power.
     """
 
     layout: ZoneLayout

@@ -1,7 +1,7 @@
 """Asymmetric namespace access: the states of ANA groups through the ports of a target (NVMe Base, 8.1.1).
 
 The state of a group is that of a relation: between the group's namespaces and the controllers of one port. So each
-subsystem has an `AnaGroups` per port, and a namespace knows no more than the number of its group (ANAGRPID).
+subsystem has an `AnaGroups` per port, and a namespace knows only the number of its group (ANAGRPID).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class AnaSetting:
     port: int | None = None
 
     def applies(self, host: str, port: int) -> bool:
-        """Whether it is about a port that listens on that address."""
+        """Return whether the state is that of a port that listens on this address."""
         return self.port is None or (self.port == port and self.host in ("", host))
 
 
@@ -84,7 +84,8 @@ def parse_ana_setting(text: str) -> AnaSetting:
 
 
 def check_ana_group(group: int, most: int) -> None:
-    """Raise `ConfigurationError` unless `group` is an ANAGRPID of a subsystem with `most` groups (ANAGRPMAX)."""
+    """Raise `ConfigurationError` unless `group` is an ANAGRPID of a subsystem with `most` groups (ANAGRPMAX; NVMe Base,
+    ANA Groups)."""
     if not 1 <= group <= most:
         raise ConfigurationError(f"an ANA group is 1 to {most}, not {group}")
 
@@ -133,9 +134,10 @@ class AnaGroups:
             )
 
     def set(self, group: int, state: AnaState) -> bool:
-        """Put a group into a state; False when it is there already. Raises `ConfigurationError` as `check_transition`.
+        """Set the state of a group; return False when the state is unchanged. Raises `ConfigurationError` as
+        `check_transition`.
 
-        The subsystem's `set_ana_state` does this and tells the controllers.
+        The subsystem's `set_ana_state` calls this and notifies the controllers.
         """
         if state is self.state(group):
             return False
@@ -148,7 +150,7 @@ class AnaGroups:
         return True
 
     def tick(self, now: float, subnqn: str) -> None:
-        """Say it once when a group has been in the Change state for longer than hosts were told (ANATT)."""
+        """Log a warning once for a group that stays in the Change state for longer than ANATT."""
         for group, state in self.barred.items():
             if state is not AnaState.CHANGE or group in self._told:
                 continue

@@ -22,25 +22,26 @@ class Attachments:
         self._hosts: dict[str, dict[int, bool]] = {}
 
     def copy(self) -> Attachments:
-        """Another with the same content."""
+        """Return a copy."""
         other = Attachments()
         other._default = set(self._default)
         other._hosts = {host: dict(changes) for host, changes in self._hosts.items()}
         return other
 
     def set_default(self, nsid: int, attached: bool) -> None:
-        """What holds for hosts about which nothing else is known."""
+        """Set whether `nsid` is attached to controllers of hosts without a recorded choice."""
         if attached:
             self._default.add(nsid)
         else:
             self._default.discard(nsid)
 
     def attached(self, host_nqn: str, nsid: int) -> bool:
-        """Whether a new controller of that host is attached to that namespace."""
+        """Return whether a new controller of that host is attached to that namespace."""
         return self._hosts.get(host_nqn, {}).get(nsid, nsid in self._default)
 
     def remember(self, host_nqn: str, nsid: int, attached: bool, *, connected: Collection[str] = ()) -> None:
-        """A host's controller was attached or detached. `connected`: hosts that must not be forgotten for it."""
+        """Record that a host's controller was attached or detached. `connected`: hosts whose records must not be
+        evicted for it."""
         changes = self._hosts.pop(host_nqn, {})
         if attached == (nsid in self._default):
             changes.pop(nsid, None)
@@ -55,13 +56,13 @@ class Attachments:
                 del self._hosts[oldest]
 
     def only(self, host_nqn: str, nsid: int) -> None:
-        """A private namespace has been attached for that host: it is nobody else's now."""
+        """Record that a private namespace is attached to that host's controllers, and to no other host's."""
         for host in list(self._hosts):
             if host != host_nqn:
                 self._drop(host, nsid)
 
     def forget(self, nsid: int) -> None:
-        """The namespace has gone."""
+        """Remove the records of a namespace that was deleted."""
         self._default.discard(nsid)
         for host in list(self._hosts):
             self._drop(host, nsid)
@@ -75,7 +76,7 @@ class Attachments:
     # What is kept: hosts with the NSIDs that were attached and those that were detached, the last changed at the end
 
     def to_json(self) -> list[dict[str, Any]]:
-        """A value for a keeper."""
+        """Return the value to store in a metadata store."""
         return [
             {
                 "host": host,

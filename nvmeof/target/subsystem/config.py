@@ -24,7 +24,8 @@ from nvmeof.version import __version__
 MAX_QUEUE_ENTRIES = 1024
 MAX_IO_QUEUES = 128
 UNLIMITED_TRANSFER_BYTES = 64 << 20
-"""The longest command of a target that tells no limit (MDTS 0): what one command may take of the staging memory."""
+"""Upper bound of one command's data for a target without a limit (MDTS 0): the staging memory that one command may
+take."""
 ADVERTISE_OWN = "own"
 ADVERTISE_TCP = "tcp"
 ADVERTISE_TSAS = "tsas"
@@ -33,12 +34,12 @@ ADVERTISE_DEFAULT = (ADVERTISE_OWN, ADVERTISE_TCP)
 
 
 def derive_serial(subnqn: str) -> str:
-    """A serial number (20 hexadecimal digits) that is the same for the same subsystem NQN."""
+    """Return a serial number (20 hexadecimal digits) that is equal for equal subsystem NQNs."""
     return hashlib.sha256(f"nvmeof serial {subnqn}".encode()).hexdigest()[:20]
 
 
 def firmware_revision() -> str:
-    """This package's version, as the eight characters of FR."""
+    """Return this package's version, as the eight characters of FR."""
     return __version__[:8]
 
 
@@ -57,13 +58,17 @@ What has not begun is given up, and what works in pieces stops after the one in 
 Zeroes of 64 Ki blocks of 4 KiB, 256 MiB, in a file whose file system has to write them: a medium that takes 64 MiB/s.
 """
 COMMAND_QUIESCE_SECONDS = NOTICE_SECONDS + LONGEST_STEP_SECONDS
-"""Command Quiesce Time: until no command of an association has an effect any more, from the time at which the loss of
-its host can be noticed. With slower media give more: ``SubsystemConfig(command_quiesce_seconds=...)``."""
+"""Command Quiesce Time: the time from which the loss of a host can be noticed until no command of its association has a
+further effect. With slower media give more: ``SubsystemConfig(command_quiesce_seconds=...)``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceConfig:
-    """A namespace. Identifiers that are not given are derived from the subsystem's NQN and the NSID."""
+    """A namespace and its storage: ``NamespaceConfig(backend=Ramdisk("1G"), nsid=7)``.
+
+    `nguid` (16 bytes), `uuid` and `eui64` (8 bytes) identify the namespace to hosts; those that are not given are
+    derived from the subsystem's NQN and the NSID. Raises `ConfigurationError` for values that cannot be used.
+    """
 
     backend: Backend
     nsid: int | None = None  # None: the lowest free one
@@ -92,7 +97,14 @@ class NamespaceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubsystemConfig:
-    """An NVM subsystem and the limits of its controllers."""
+    """An NVM subsystem, its namespaces, and the limits of its controllers::
+
+        SubsystemConfig(
+            nqn="nqn.2026-01.org.example:disk", namespaces=(NamespaceConfig(backend=Ramdisk("1G")),), max_io_queues=4
+        )
+
+    Names end in their unit (bytes, seconds); other limits are counts. Raises `ConfigurationError`.
+    """
 
     nqn: str
     serial: str = ""  # derived from the NQN when empty
@@ -103,7 +115,7 @@ class SubsystemConfig:
     namespaces: tuple[NamespaceConfig, ...] = ()
     max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
     max_io_queues: int = MAX_IO_QUEUES
-    max_transfer_bytes: int = 1 << 20  # MDTS: a power of two; 0: none is told, and up to UNLIMITED_TRANSFER_BYTES taken
+    max_transfer_bytes: int = 1 << 20  # MDTS: a power of two; 0: no limit, UNLIMITED_TRANSFER_BYTES accepted
     incapsule_bytes: int = 8192  # data in an I/O command capsule (IOCCSZ)
     cntlid_min: int = 1  # the range of the controllers' identifiers, as nvmet's attr_cntlid_min and _max: give targets
     cntlid_max: int = CNTLID_MAX  # that serve one subsystem NQN ranges that do not overlap
@@ -113,9 +125,9 @@ class SubsystemConfig:
     pool: Pool | None = None  # what hosts may create namespaces from; None: they cannot manage namespaces
     max_attached: int = 0  # namespaces attached to one controller (MAXCNA); 0: as many as there are
     ready_timeout_seconds: float = 7.5  # CAP.TO
-    command_quiesce_seconds: float = COMMAND_QUIESCE_SECONDS  # CQT of Identify Controller; 0: none is told
+    command_quiesce_seconds: float = COMMAND_QUIESCE_SECONDS  # CQT of Identify Controller; 0: not reported
     any_keep_alive_seconds: float = 0.0  # of an I/O controller whose host asks for no keep alive; 0: none
-    admin_label: str = ""  # a name for people, up to 256 bytes of UTF-8; Discovery tells it to hosts that ask
+    admin_label: str = ""  # a name for people, up to 256 bytes of UTF-8; reported by Discovery on request
     metadata_store: MetadataStore | None = (
         None  # what outlives the process: history, saved features; None: nothing does
     )
@@ -168,21 +180,23 @@ class SubsystemConfig:
 
     @property
     def transfer_limit_bytes(self) -> int:
-        """The longest transfer that a command may ask for: MDTS, or where none is told what memory allows."""
+        """Return the most bytes of a command's data: MDTS, or UNLIMITED_TRANSFER_BYTES where MDTS is 0."""
         return self.max_transfer_bytes or UNLIMITED_TRANSFER_BYTES
 
     @property
     def serial_number(self) -> str:
-        """The serial number that hosts are told: as given, or derived from the NQN."""
+        """Return the serial number of Identify Controller: as given, or derived from the NQN."""
         return self.serial or derive_serial(self.nqn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortConfig:
-    """An address that is listened on. `advertise` replaces the address (and port) in Discovery log entries.
+    """An address to listen on: ``PortConfig(host="192.0.2.1", port=4420)``.
 
-    `advertise_as` says in which forms Discovery tells it, one entry each: `own` is the transport's own TRTYPE; `tcp` is
-    plain NVMe/TCP, for hosts that know no MPTCP; `tsas` is TRTYPE 3 with MPTCP named in TSAS, an older proposal. By
+    `advertise_host` and `advertise_port` replace the address and the port in Discovery log entries.
+
+    `advertise_as`: the forms of its Discovery log entries, one entry each: `own` is the transport's own TRTYPE; `tcp`
+    is plain NVMe/TCP, for hosts that know no MPTCP; `tsas` is TRTYPE 3 with MPTCP named in TSAS, an older proposal. By
     default `own` comes first, for hosts that take the first form that they know, then `tcp`.
 
     A port lists the subsystems that it offers, and a subsystem lists the hosts that may use it, as in Linux's nvmet.
@@ -232,7 +246,11 @@ class PortConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetConfig:
-    """Everything that one target process offers."""
+    """The whole configuration of a target: ``Target(config=TargetConfig(subsystems=(...,), ports=(PortConfig(),)))``.
+
+    A port offers all subsystems unless its `subsystems` names some. Raises `ConfigurationError` for a subsystem
+    or a port that is configured twice.
+    """
 
     subsystems: tuple[SubsystemConfig, ...]
     ports: tuple[PortConfig, ...] = (PortConfig(),)
@@ -277,7 +295,7 @@ class TargetConfig:
 
 
 def _stands_for(host: str, other: str) -> bool:
-    """Whether listening on a host takes what another one would: a wildcard, of both families or of that one's."""
+    """Return whether listening on `host` includes `other`: a wildcard of both families, or of that family."""
     if not is_wildcard(host):
         return False
     wildcard, address = ip_of(host), ip_of(other)

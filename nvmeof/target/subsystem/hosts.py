@@ -37,7 +37,7 @@ class Hosts:
         return None if self.any_host else frozenset(self._hosts)
 
     def allows(self, nqn: str) -> bool:
-        """Whether a host of that NQN may use the subsystem."""
+        """Return whether a host of that NQN may use the subsystem."""
         return self.any_host or nqn in self._hosts
 
     def add(self, host: Host) -> None:
@@ -49,7 +49,7 @@ class Hosts:
         self._hosts[host.nqn] = host
 
     def remove(self, nqn: str) -> Host:
-        """Let a host not use it any more. Raises `ConfigurationError` for one that was not added."""
+        """Remove a host from the allowed ones. Raises `ConfigurationError` for one that was not added."""
         try:
             return self._hosts.pop(nqn)
         except KeyError:

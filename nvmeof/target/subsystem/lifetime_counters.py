@@ -20,7 +20,7 @@ SECTION: Final = "lifetime"
 SAVE_SECONDS: Final = 300.0
 """How often counters are kept."""
 _NAMESPACES_MAX: Final = 1024
-_NUMBER_MAX: Final = 1 << 96  # nobody counts so far, and what is made of it still has room in SMART's 16 bytes
+_NUMBER_MAX: Final = 1 << 96  # beyond any real count, and its multiples still fit SMART's 16 bytes
 
 
 @dataclass(slots=True)
@@ -48,14 +48,14 @@ class Totals:
 
     @classmethod
     def of(cls, namespaces: Iterable[Namespace]) -> Totals:
-        """Those of namespaces."""
+        """Return the sum of the counters of namespaces."""
         totals = cls()
         for namespace in namespaces:
             totals.add(namespace.counters, namespace.block_shift)
         return totals
 
     def plus(self, other: Totals) -> Totals:
-        """Both together."""
+        """Return the sum of both."""
         return Totals(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
 
     @property
@@ -84,13 +84,13 @@ def _dump(totals: Totals) -> dict[str, int]:
 
 
 def _number(kept: Any, name: str) -> int | float:
-    """What was counted under that name; 0 for what nobody has counted."""
+    """Return the stored count of that name; 0 for a value that is not a count."""
     value = kept.get(name, 0) if isinstance(kept, dict) else 0
     return value if isinstance(value, int | float) and 0 <= value < _NUMBER_MAX else 0
 
 
 def _sound(kept: Any) -> bool:
-    """Whether everything that is kept is something that can have been counted."""
+    """Return whether all stored values are valid counts."""
     if isinstance(kept, dict):
         return all(_sound(value) for value in kept.values())
     return isinstance(kept, bool | int | float) and 0 <= kept < _NUMBER_MAX
@@ -129,13 +129,13 @@ class Lifetime:
             {uuid: _load(each) for uuid, each in namespaces.items()} if isinstance(namespaces, dict) else {}
         )
         self.gone = _load(kept.get("gone"))
-        """What namespaces did that are no more."""
+        """The totals of namespaces that were deleted."""
         self._adopted: dict[int, Namespace] = {}
 
     # Namespaces
 
     def adopt(self, namespace: Namespace) -> None:
-        """A namespace came: it goes on counting where it was, if it was here before."""
+        """Add a namespace; its counters go on from the stored ones."""
         kept = self._of.pop(str(namespace.uuid), None)
         if kept is not None:
             for field in fields(namespace.counters):
@@ -146,7 +146,7 @@ class Lifetime:
         self._adopted[id(namespace)] = namespace
 
     def release(self, namespace: Namespace) -> None:
-        """A namespace went; what it did stays counted."""
+        """Remove a namespace; its counts stay in the totals."""
         self._adopted.pop(id(namespace), None)
         totals = Totals.of([namespace])
         if totals == Totals():
@@ -166,41 +166,41 @@ class Lifetime:
     # Time; `now` is seconds on the runtime's clock
 
     def start(self, now: float) -> Awaitable[None] | None:
-        """Power is on: from now on time counts, and an end without `stop` is an unsafe one."""
+        """Start the power-on clock; an end without `stop` counts as an unsafe shutdown."""
         if self._started_at is None:
             self._started_at = now
         return self.save(now)
 
     def power_on_seconds(self, now: float) -> float:
-        """For how long the subsystem has run, all runs together."""
+        """Return the power-on time of the subsystem in seconds, over all runs."""
         return self._seconds + (now - self._started_at if self._started_at is not None else 0.0)
 
     def begin(self, now: float) -> None:
-        """An I/O command did not complete at once."""
+        """Count an I/O command that did not complete at once."""
         if not self._outstanding:
             self._busy_since = now
         self._outstanding += 1
 
     def end(self, now: float) -> None:
-        """It has completed now."""
+        """Note the completion of such a command."""
         self._outstanding -= 1
         if not self._outstanding and self._busy_since is not None:
             self._busy += now - self._busy_since
             self._busy_since = None
 
     def busy_seconds(self, now: float) -> float:
-        """For how long I/O commands were outstanding."""
+        """Return for how many seconds I/O commands were outstanding."""
         return self._busy + (now - self._busy_since if self._busy_since is not None else 0.0)
 
     def snapshot_due(self, now: float, every_seconds: float) -> bool:
-        """Whether it is time for a snapshot of SMART; once it is, that counts as taken."""
+        """Return whether a snapshot of SMART is due; True counts as taken."""
         if self._snapshot_at is not None and now - self._snapshot_at < every_seconds:
             return False
         self._snapshot_at = now
         return True
 
     def save_due(self, now: float) -> bool:
-        """Whether it is time for `save`."""
+        """Return whether `save` is due."""
         return self._started_at is not None and now - self._saved_at >= SAVE_SECONDS
 
     def save(self, now: float, *, clean: bool = False) -> Awaitable[None] | None:

@@ -1,7 +1,7 @@
 """Namespace management: making, deleting, attaching and detaching the namespaces of a subsystem that has a pool.
 
-One operation runs at a time. It is checked first, kept second, and shows last: whoever sees its outcome can rely on it,
-also after the process was killed.
+One operation runs at a time. It is checked first, stored second, and visible last: an outcome that is visible survives
+the death of the process.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Record:
         return NamespaceIdentifiers(nguid=uuid_module.uuid5(named, "nguid").bytes, uuid=named)
 
     def to_json(self) -> dict[str, Any]:
-        """A value for a keeper."""
+        """Return the value to store in a metadata store."""
         value = {
             "nsid": self.nsid,
             "uuid": self.name,
@@ -98,7 +98,7 @@ class Record:
 
     @classmethod
     def from_json(cls, value: Any) -> Record:
-        """What `to_json` made. Raises `ValueError` or a relative of it for anything else."""
+        """Parse a value that `to_json` made. Raises `ValueError` or a subclass for any other."""
         name = str(uuid_module.UUID(value["uuid"]))
         options, group = dict(value["options"]), int(value.get("anagrpid", ANA_GROUP))
         return cls(int(value["nsid"]), name, bool(value["shared"]), int(value["csi"]), options, group)
@@ -201,14 +201,15 @@ class NamespaceManager:
         )
 
     def attachments_changed(self) -> None:
-        """A configured namespace has gone: another one with its NSID must not have what was its own."""
+        """Store the attachments after a configured namespace was removed: a new namespace with its NSID must not
+        inherit them."""
         try:
             watch(self._save(), "namespace attachments")
         except OSError as error:
             logger.error("%s cannot store namespace attachments: %s", self.pool.description, error.strerror or error)
 
     def moved(self, namespace: Namespace) -> None:
-        """A namespace is in another ANA group: one that was made here is there after a restart as well."""
+        """Store the ANA group of a namespace that moved, if a host created it."""
         record = self._records.get(namespace.nsid)
         if record is None:
             return
@@ -283,7 +284,7 @@ class NamespaceManager:
         return namespace
 
     async def _keep_record(self, record: Record) -> None:
-        """From here on it is a namespace."""
+        """Store the record: from here on the namespace exists."""
 
         def undo() -> None:
             del self._records[record.nsid]

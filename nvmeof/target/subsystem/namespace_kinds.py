@@ -48,7 +48,7 @@ def _invalid(message: str) -> CommandError:
 
 
 def _zones_to_remember(fields: Any, block_bytes: int) -> dict[str, Any]:
-    """What is to be remembered of a zoned namespace that a host creates: its zones are those of `ZoneGeometry()`."""
+    """Return what to store of a zoned namespace that a host creates: its zones are those of `ZoneGeometry()`."""
     zone_blocks = ZoneGeometry().zone_bytes // block_bytes
     active, opened = (0 if each == NO_LIMIT else each for each in (fields.rar, fields.ror))
     if fields.nsze % zone_blocks:

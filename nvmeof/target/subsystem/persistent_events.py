@@ -1,7 +1,7 @@
 """The history of a subsystem: what happened to it, for the Persistent Event log. It outlives the process.
 
-What a handler has to tell goes through `Controller.record`, which knows the time and the controller; the functions here
-make the data of each type of event.
+Handlers add events through `Controller.record`, which knows the time and the controller; the functions here make the
+data of each type of event.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class History:
         cntlid: int = NO_CONTROLLER,
         portid: int | None = None,
     ) -> None:
-        """Write an event down. `now`: seconds on the runtime's clock; `timestamp`: as Feature 0Eh would tell it."""
+        """Append an event. `now`: seconds on the runtime's clock; `timestamp`: as Feature 0Eh reports it."""
         recent = self._recent.setdefault(kind, deque(maxlen=FREQUENT_EVENTS))
         if len(recent) == FREQUENT_EVENTS and now - recent[0] < FREQUENT_SECONDS:
             self.suppressed += 1
@@ -93,13 +93,13 @@ class History:
         self.save()
 
     def next_generation(self) -> int:
-        """A reporting context is made: the log's generation number, 16 bits."""
+        """Return the generation number (16 bits) of a new reporting context."""
         self.generation = (self.generation + 1) & 0xFFFF
         self.save()
         return self.generation
 
     def save(self) -> None:
-        """Have the keeper write everything; a failure is a line of the log, and no command's matter."""
+        """Store all events. A failure is logged and fails no command."""
         value = {"generation": self.generation, "events": [_dump(event) for event in self._events]}
         try:
             watch(self._metadata_store.put(SECTION, value), "the history")
@@ -114,7 +114,7 @@ class History:
 
 
 def watch(pending: Awaitable[None] | None, what: str) -> None:
-    """Nobody waits for what a keeper does: an error is a line of the log."""
+    """Log the error of a background save."""
 
     def ended(future: Any) -> None:
         error = None if future.cancelled() else future.exception()
@@ -145,7 +145,7 @@ def _load(kept: list[Any]) -> PersistentEvent:
 
 
 def power_on_or_reset(firmware: str, controllers: list[tuple[int, int, int, bytes]]) -> bytes:
-    """Event 04h. Controllers as CNTLID, power cycles, power-on milliseconds and timestamp."""
+    """Return the data of event 04h. Controllers as CNTLID, power cycles, power-on milliseconds and timestamp."""
     descriptors = b"".join(
         build(RESET_INFORMATION, cntlid=cntlid, cpwrc=cycles & 0xFFFFFFFF, poms=milliseconds, cts=timestamp)
         for cntlid, cycles, milliseconds, timestamp in controllers
@@ -154,42 +154,43 @@ def power_on_or_reset(firmware: str, controllers: list[tuple[int, int, int, byte
 
 
 def timestamp_change(before: bytes, since_reset_ms: int) -> bytes:
-    """Event 03h: the timestamp as it was, and how long ago the controller was reset."""
+    """Return the data of event 03h: the timestamp as it was, and how long ago the controller was reset."""
     return build(TIMESTAMP_CHANGE, ptstp=before, msr=since_reset_ms)
 
 
 def hardware_error(code: HardwareErrorCode) -> bytes:
-    """Event 05h."""
+    """Return the data of event 05h."""
     return build(HARDWARE_ERROR, nssheec=code)
 
 
 def change_namespace(cdw10: int, nsid: int, **fields: int) -> bytes:
-    """Event 06h, of a Namespace Management command. `fields`: `nsze`, `ncap`, `flbas`, `nmic`, `anagrpid`, ..."""
+    """Return the data of event 06h, of a Namespace Management command. `fields`: `nsze`, `ncap`, `flbas`, `nmic`,
+    `anagrpid`, ..."""
     return build(CHANGE_NAMESPACE, nmcdw10=cdw10, nsid=nsid, **fields)
 
 
 def format_start(nsid: int, fna: int, cdw10: int) -> bytes:
-    """Event 07h."""
+    """Return the data of event 07h."""
     return build(FORMAT_START, nsid=nsid, fna=fna, fcdw10=cdw10)
 
 
 def format_completion(nsid: int, status_field: int, *, failed: bool = False) -> bytes:
-    """Event 08h. `status_field`: as in the CQE (phase bit included)."""
+    """Return the data of event 08h. `status_field`: as in the CQE (phase bit included)."""
     return build(FORMAT_COMPLETION, nsid=nsid, fstat=int(failed), info=status_field)
 
 
 def sanitize_start(sanicap: int, cdw10: int, cdw11: int) -> bytes:
-    """Event 09h."""
+    """Return the data of event 09h."""
     return build(SANITIZE_START, sanicap=sanicap, scdw10=cdw10, scdw11=cdw11)
 
 
 def sanitize_completion(sprog: int, sstat: int) -> bytes:
-    """Event 0Ah: progress and status as in the Sanitize Status log."""
+    """Return the data of event 0Ah: progress and status as in the Sanitize Status log."""
     return build(SANITIZE_COMPLETION, sprog=sprog, sstat=sstat)
 
 
 def set_feature(dwords: list[int], data: bytes, dw0: int) -> bytes:
-    """Event 0Bh: dwords from CDW10 on (1 to 6), the data buffer, DW0 of the completion."""
+    """Return the data of event 0Bh: dwords from CDW10 on (1 to 6), the data buffer, DW0 of the completion."""
     data = data[:_DATA_BYTES_MAX].rstrip(b"\0")
     layout = len(dwords) | SET_FEATURE_LOGGED_DW0 | len(data) << SET_FEATURE_MEMORY_SHIFT
     words = b"".join(dword.to_bytes(4, "little") for dword in dwords)

@@ -1,4 +1,4 @@
-"""Everything that a target offers: subsystems, ports, and the discovery service that tells hosts about them."""
+"""The registry of a target: its subsystems and ports, and the generation of the Discovery log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nvmeof.target.subsystem.subsystem import Association, Subsystem
 
 
 def address_family(address: str) -> Adrfam:
-    """Tell ADRFAM of a textual IP address; a label of the memory transport counts as IPv4."""
+    """Return ADRFAM of a textual IP address; a label of the memory transport counts as IPv4."""
     parsed = ip_of(address)
     return Adrfam.IPV6 if parsed is not None and parsed.version == 6 else Adrfam.IPV4
 
@@ -24,8 +24,8 @@ class PortInfo:
     """A port as one host sees it: `traddr` and `trsvcid` are those that the host connected to.
 
     In `TargetRegistry.ports`, `traddr` is what was asked for, possibly a wildcard or a name, and `bound` are the
-    addresses that are listened on. `advertised`: what Discovery tells in their place. `plain_tcp`: hosts that know
-    nothing but NVMe/TCP can connect. `sectype` is what TSAS says of TLS. `subsystems`: the NQNs of those that are
+    addresses that are listened on. `advertised`: the addresses that Discovery reports instead. `plain_tcp`: hosts that
+    know nothing but NVMe/TCP can connect. `sectype` is what TSAS says of TLS. `subsystems`: the NQNs of those that are
     offered there (None: all).
     """
 
@@ -53,16 +53,16 @@ class PortInfo:
         return self.bound or (self.traddr,)
 
     def listens_on(self, address: str) -> bool:
-        """Whether a wildcard of this port takes connections to an address."""
+        """Return whether a wildcard of this port accepts connections to an address."""
         family = address_family(address)
         return any(is_wildcard(each) and address_family(each) == family for each in self.addresses)
 
     def offers(self, subnqn: str) -> bool:
-        """Whether an NVM subsystem of that NQN is offered on this port."""
+        """Return whether an NVM subsystem of that NQN is offered on this port."""
         return not self.discovery_only and (self.subsystems is None or subnqn in self.subsystems)
 
     def seen_at(self, traddr: str, trsvcid: int | str) -> PortInfo:
-        """This port as seen by a host that reached it at that address."""
+        """Return this port as seen by a host that connected to this address."""
         return replace(self, traddr=traddr, trsvcid=str(trsvcid))
 
 
@@ -104,29 +104,29 @@ class TargetRegistry:
         return subsystem
 
     def set_allowed_hosts(self, nqn: str, hosts: frozenset[str] | None) -> None:
-        """Change who may use a subsystem, and so what Discovery tells each host."""
+        """Change the hosts that may use a subsystem, and so each host's Discovery log."""
         self.subsystems[nqn].set_allowed_hosts(hosts)
         self.changed()
 
     def add_port(self, port: PortInfo) -> None:
-        """A listener is up."""
+        """Add a port whose listener is up."""
         if port.portid in self.ports:
             raise ConfigurationError(f"port {port.portid} exists already")
         self.ports[port.portid] = port
         self.changed()
 
     def change_port(self, port: PortInfo) -> None:
-        """A port offers other subsystems than before."""
+        """Note that a port offers other subsystems than before."""
         self.ports[port.portid] = port
         self.changed()
 
     def remove_port(self, portid: int) -> None:
-        """A listener has gone; its connections are not touched."""
+        """Remove a port whose listener was closed; its connections are not touched."""
         if self.ports.pop(portid, None) is not None:
             self.changed()
 
     def find(self, subnqn: str, port: PortInfo) -> Subsystem | None:
-        """The subsystem of that NQN, if it is offered on that port."""
+        """Return the subsystem of that NQN, if it is offered on that port."""
         if subnqn == DISCOVERY_NQN:
             return self.discovery
         now = self.ports.get(port.portid, port)  # it may offer others than when the connection was made
@@ -138,7 +138,7 @@ class TargetRegistry:
         return None if subsystem is None else subsystem.controllers.get(cntlid)
 
     def changed(self) -> None:
-        """The Discovery log changed: count it and tell the discovery controllers."""
+        """Count a change of the Discovery log and notify the discovery controllers."""
         self.generation += 1
         self.log_pages.clear()
         for controller in list(self.discovery.controllers.values()):

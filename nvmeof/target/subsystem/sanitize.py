@@ -65,7 +65,7 @@ class Record:
     data: frozenset[tuple[str, str]] = frozenset()
 
     def dump(self) -> dict[str, Any]:
-        """For a keeper."""
+        """Return the value to store in a metadata store."""
         value: dict[str, Any] = {"state": self.kept, "cdw10": self.cdw10, "cdw11": self.cdw11, "left": self.left}
         if self.data:
             value["namespaces"] = [list(each) for each in sorted(self.data)]
@@ -73,9 +73,8 @@ class Record:
 
     @classmethod
     def load(cls, metadata_store: MetadataStore) -> Record | None:
-        """What a keeper has; None for nothing.
-
-        Raises `ConfigurationError` for what nobody has put there: what was to be erased must not be served.
+        """Read the stored state; None for none. Raises `ConfigurationError` for an invalid section: data that was to be
+        erased must not be served.
         """
         kept = metadata_store.get(SECTION)
         if kept is None:
@@ -110,10 +109,8 @@ def _data_of(namespace: Namespace) -> tuple[str, str]:
 
 
 class Sanitizer:
-    """`namespaces` is the subsystem's live table; `keeper` its own keeper.
-
-    `view` is what commands know of it; `erased` tells that nothing was written since the last success (Global Data
-    Erased).
+    """`namespaces` is the subsystem's live table; `keeper` its metadata store. `view` is the part that commands see;
+    `erased`: nothing was written since the last success (Global Data Erased).
     """
 
     def __init__(self, namespaces: dict[int, Namespace], metadata_store: MetadataStore) -> None:
@@ -210,7 +207,7 @@ class Sanitizer:
         self._bar(Status.SANITIZE_IN_PROGRESS)
 
     def _withdraw(self, before: SanitizeState, namespaces: list[Namespace]) -> None:
-        """It could not begin: what was kept of it must not make it begin at the next start either."""
+        """Remove the stored state of an operation that could not begin, so that the next start does not resume it."""
         self.cdw10, self.cdw11 = self._last
         self.state = before
         self._bar(Status.SANITIZE_FAILED if before.failure else None)
@@ -222,10 +219,10 @@ class Sanitizer:
 
     @staticmethod
     def _put_back(metadata_stores: list[MetadataStore], kept: dict[str, Any] | None) -> None:
-        """What was to be kept of a command could not be kept everywhere: nowhere shall it be."""
+        """Restore the previous sections everywhere, after the state could not be stored everywhere."""
         for metadata_store in metadata_stores:
             try:
-                # Nobody waits for it: it is there with the next thing that can be kept.
+                # A failure here is not reported: the section is written with the next save that succeeds.
                 watch(metadata_store.put(SECTION, kept), "what was known of sanitize before")
             except OSError as error:
                 logger.error("the next start may go by a sanitize command that failed: %s", error)
@@ -300,11 +297,11 @@ class Sanitizer:
     # What goes on elsewhere
 
     def written(self) -> None:
-        """A host writes: not everything is erased any more."""
+        """End the state Global Data Erased, since a host writes."""
         self.erased = False
 
     async def leave_failure(self) -> None:
-        """Exit Failure Mode: what was not erased can be used again. Raises `OSError` when that cannot be kept."""
+        """Exit Failure Mode: allow access to the data again. Raises `OSError` when that cannot be stored."""
         metadata_stores = self._metadata_stores(self._namespaces.values())
         try:
             await _put_all(metadata_stores, Record(_Kept.FAILED.value, self.cdw10, self.cdw11, left=True))
@@ -338,7 +335,7 @@ class Sanitizer:
 
     @staticmethod
     def _record(namespace: Namespace, own: Record | None) -> Record | None:
-        """What is kept of a namespace, or for one that keeps nothing (a device), with the subsystem."""
+        """Return the stored state of a namespace; for one without a metadata store (a device), the subsystem's copy."""
         record = Record.load(namespace.backend.metadata_store)
         if namespace.unreadable_blocks.durable or record is not None:
             return record
@@ -349,7 +346,7 @@ class Sanitizer:
         if record.kept == _Kept.DONE.value:
             self.outcome = self._success()
             return
-        # One that was interrupted, and whose data is not here any more, has not succeeded.
+        # An interrupted operation whose namespace is missing has failed.
         self.outcome = SanitizeOutcome.FAILED
         if record.kept == _Kept.FAILED.value and not record.left:
             unrestricted = self.command.ause

@@ -72,7 +72,8 @@ class _Test:
 
 
 class SelfTest:
-    """`namespaces` is the subsystem's live table. `hours` tells the power-on hours, `healthy` whether SMART warns."""
+    """`namespaces` is the subsystem's live table. `hours` returns the power-on hours, `healthy` is False while SMART
+    warns."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class SelfTest:
         except (AttributeError, TypeError, ValueError) as error:
             logger.warning("the self-test results that were kept cannot be read: %s", error)
 
-    # What the log page tells
+    # The fields of the Device Self-test log page
 
     @property
     def running(self) -> SelfTestCode:
@@ -110,7 +111,7 @@ class SelfTest:
         return 0 if test is None else min(test.done_bytes * 100 // test.total_bytes, 99)
 
     def concerns(self, nsid: int) -> bool:
-        """Whether a test is in progress that looks at this namespace."""
+        """Return whether a test of this namespace is in progress."""
         return self._test is not None and nsid in self._test.nsids
 
     # Start and end
@@ -133,12 +134,12 @@ class SelfTest:
         self._end(runtime, test, Result(test.code, result, self._hours(runtime)))
 
     def controller_reset(self, cntlid: int) -> None:
-        """A controller was reset, or has gone: a short test that it performs ends, an extended one goes on."""
+        """End a short test of a controller that was reset or removed; an extended test goes on."""
         if self._test is not None and self._test.cntlid == cntlid and self._test.code is SelfTestCode.SHORT:
             self.abort(SelfTestResult.ABORTED_BY_RESET)
 
     def resume(self, runtime: Runtime) -> None:
-        """Begin anew with an extended test that the last process did not finish, as far as its namespaces exist."""
+        """Restart an extended test that the last process did not finish, on the namespaces that exist."""
         if self._test is not None:
             return
         try:
@@ -203,7 +204,7 @@ class SelfTest:
 
     @staticmethod
     def _check_memory() -> None:
-        """A pattern goes to memory and comes back."""
+        """Write a test pattern to memory and read it back."""
         pattern = bytes(range(256)) * (_MEMORY_BYTES // 256)
         copy = bytearray(pattern)
         if zlib.crc32(copy) != zlib.crc32(pattern) or copy != pattern:
@@ -260,7 +261,7 @@ async def _readable(namespace: Namespace, first: int, end: int) -> OSError | Non
 
 
 async def find_unreadable(namespace: Namespace, first: int, end: int) -> tuple[int, OSError] | None:
-    """The first of these blocks that the backend cannot read, and why; None when it reads them all."""
+    """Return the first of these blocks that the backend cannot read, and the error; None when all can be read."""
     error = await _readable(namespace, first, end)
     if error is None:
         return None

@@ -49,7 +49,7 @@ REVALIDATE_SECONDS = 0.9
 REVALIDATE_AT_ONCE = 64
 
 Figures: TypeAlias = Callable[[], dict[str, object]]
-"""Tells what there is to say of a queue, or of what carries it."""
+"""Returns the figures of a queue, or of its connection, for telemetry."""
 
 logger = logging.getLogger("nvmeof.target")
 
@@ -183,16 +183,16 @@ class Subsystem:
     # Hosts
 
     def host_allowed(self, host_nqn: str) -> bool:
-        """Whether that host may connect and sees the subsystem in Discovery."""
+        """Return whether that host may connect and sees the subsystem in Discovery."""
         return self.discovery or self.hosts.allows(host_nqn)
 
     def set_allowed_hosts(self, hosts: frozenset[str] | None) -> None:
-        """Change who may connect (None: any host). Associations of hosts that may not any more are ended."""
+        """Change the hosts that may connect (None: any). Associations of hosts that are no longer allowed are ended."""
         self.hosts = Hosts(hosts)
         self.end_forbidden()
 
     def end_forbidden(self) -> None:
-        """End the associations of hosts that may not use the subsystem any more."""
+        """End the associations of hosts that may no longer use the subsystem."""
         for controller in list(self.controllers.values()):
             if not self.host_allowed(controller.host_nqn):
                 controller.destroy("the host is not allowed any more")
@@ -218,7 +218,7 @@ class Subsystem:
         return namespace
 
     def insert(self, namespace: Namespace, *, attached: bool) -> None:
-        """A namespace exists from now on. `attached`: to all controllers that take one more, of now and later."""
+        """Allocate a namespace. `attached`: to all current and later controllers that have room for one more."""
         self.sanitizer.check(namespace)
         self.ana.groups.add(namespace.anagrpid)
         self.lifetime.adopt(namespace)
@@ -250,7 +250,7 @@ class Subsystem:
         return namespace
 
     def withdraw(self, nsid: int, *, by: int | None = None) -> Namespace:
-        """A namespace is gone. `by`: CNTLID of the controller that was asked to delete it, and so needs no event."""
+        """Deallocate a namespace. `by`: CNTLID of the controller that executed its deletion, and so needs no event."""
         namespace = self.namespaces.pop(nsid)
         namespace.admission_tokens.withdraw()
         self.lifetime.release(namespace)
@@ -275,7 +275,7 @@ class Subsystem:
         self._namespace_changed(nsid)
 
     def revalidate(self, namespace: Namespace) -> None:
-        """Take over the size that a namespace's file or device has now; hosts are told of another one."""
+        """Update the size of a namespace from its file or device; hosts get an event when it has changed."""
         if namespace.blocked_status is not None or self.namespaces.get(namespace.nsid) is not namespace:
             return
         try:
@@ -304,7 +304,7 @@ class Subsystem:
             self._revalidated_nsid = 0
 
     def attributes_changed(self, namespace: Namespace) -> None:
-        """What Identify tells of a namespace has become something else: hosts are told."""
+        """Send hosts an event for a change of a namespace's Identify data."""
         namespace.refresh()
         self._namespace_changed(namespace.nsid)
 
@@ -321,7 +321,7 @@ class Subsystem:
         self.self_test.resume(runtime)
 
     def sanitized(self, runtime: Runtime, sanitizer: Sanitizer) -> None:
-        """A sanitize operation has ended."""
+        """Record the end of a sanitize operation as a persistent event."""
         data = sanitize_completion(sanitizer.sprog, sanitizer.sstat)
         self.history.add(EventType.SANITIZE_COMPLETION, data, now=runtime.now())
 
@@ -332,7 +332,7 @@ class Subsystem:
         return nsid
 
     def nsid_free(self, nsid: int) -> bool:
-        """Whether a new namespace can have that NSID.
+        """Return whether a new namespace can have that NSID.
 
         Not while commands for an old one with the same are in progress: their data must not go to the new one.
         """
@@ -375,7 +375,7 @@ class Subsystem:
         controller.attach(*chosen[:limit])
 
     def attached_controllers(self, nsid: int) -> list[int]:
-        """CNTLIDs of the controllers that a namespace is attached to."""
+        """Return the CNTLIDs of the controllers that a namespace is attached to."""
         return [controller.cntlid for controller in self.controllers.values() if nsid in controller.attached]
 
     @property
@@ -425,7 +425,7 @@ class Subsystem:
     # Its life
 
     def power_on(self, now: float) -> Awaitable[None] | None:
-        """It is there: time counts, and its history says so. Done when that is kept; raises or ends with `OSError`."""
+        """Start the power-on clock and record the event. Done when both are stored; raises or ends with `OSError`."""
         lifetime = self.lifetime
         if lifetime.unsafe:
             self.history.add(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.UNSAFE_SHUTDOWN), now=now)
@@ -433,9 +433,8 @@ class Subsystem:
         return lifetime.start(now)
 
     def begin_shutdown(self) -> int | None:
-        """NVM Subsystem Shutdown of all controllers, for good: only an NVM Subsystem Reset ends it.
-
-        Flush, then call `shutdown_complete` with what this returns; None when it is shut down already.
+        """Begin an NVM Subsystem Shutdown, which only an NVM Subsystem Reset ends. Returns the token for
+        `shutdown_complete`, to be called after a flush; None when it is shut down already.
         """
         if self.shutdown_status is not Shst.NORMAL:
             return None
@@ -446,12 +445,13 @@ class Subsystem:
         return self._shutdowns
 
     def shutdown_complete(self, token: int) -> None:
-        """What the shutdown had to flush is flushed; ignored after a reset."""
+        """Complete the shutdown after its flush; ignored after a reset."""
         if token == self._shutdowns and self.shutdown_status is Shst.OCCURRING:
             self.shutdown_status = Shst.COMPLETE
 
     def reset(self) -> None:
-        """NVM Subsystem Reset: all controllers are reset, a shutdown ends, what was set and not saved is forgotten."""
+        """Execute an NVM Subsystem Reset: reset all controllers, end a shutdown, drop values that were set and not
+        saved."""
         self.was_reset = True
         self.shutdown_status = Shst.NORMAL
         for controller in list(self.controllers.values()):
@@ -461,7 +461,8 @@ class Subsystem:
             namespace.features.clear()
 
     def power_off(self, now: float) -> Awaitable[None] | None:
-        """The end, after everything was flushed. Done when it is kept; raises or ends with `OSError`."""
+        """Stop the power-on clock, after everything was flushed. Done when that is stored; raises or ends with
+        `OSError`."""
         return self.lifetime.save(now, clean=True)
 
     def tick(self, now: float) -> None:
@@ -474,15 +475,15 @@ class Subsystem:
     # Asymmetric namespace access
 
     def check_ana_state(self, state: AnaState, group: int, portid: int) -> None:
-        """Raise `ConfigurationError` where `set_ana_state` would for that port."""
+        """Raise `ConfigurationError` where `set_ana_state` would for that port (NVMe Base, ANA)."""
         check_ana_group(group, self.config.max_ana_groups)
         self.ana.on(portid).check_transition(group, state)
 
     def set_ana_state(self, state: AnaState, group: int = ANA_GROUP, *, portid: int | None = None) -> None:
-        """Put an ANA group into a state on one port, or (None) on all; the controllers there tell their hosts.
+        """Set the state of an ANA group on one port, or (None) on all; controllers there send an event.
 
         Commands that have begun end as they would have. Raises `ConfigurationError` for a group that cannot exist, and
-        for a way out of Persistent Loss.
+        for a change from Persistent Loss.
         """
         check_ana_group(group, self.config.max_ana_groups)
         changed = self.ana.set(group, state, portid)
@@ -493,8 +494,8 @@ class Subsystem:
     def move_namespace(self, nsid: int, group: int) -> None:
         """Move a namespace to another ANA group: from then on it is in that group's state, on every port.
 
-        Hosts are told by the event of an ANA change, not by that of a namespace's attributes. Raises
-        `ConfigurationError` for a namespace or a group that does not exist.
+        Hosts get the event of an ANA change, not that of a namespace's attributes. Raises `ConfigurationError` for a
+        namespace or a group that does not exist.
         """
         check_ana_group(group, self.config.max_ana_groups)
         namespace = self.namespaces.get(nsid)
@@ -520,7 +521,7 @@ class Subsystem:
     # Controllers
 
     def allocate_cntlid(self) -> int:
-        """The controller ID that was free for longest. Raises Connect's Controller Busy when none is left."""
+        """Allocate the controller ID that was free for longest. Raises Connect's Controller Busy when none is left."""
         first = self.config.cntlid_min
         size = self.config.cntlid_max - first + 1
         for step in range(1, size + 1):

@@ -43,7 +43,7 @@ def admit(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
 
 
 def check_path(ctx: CommandContext, nsid: int) -> None:
-    """Raise the path related status of a namespace's ANA group, unless its state lets commands through.
+    """Raise the path related status of a namespace's ANA group, unless its state allows commands (NVMe Base, ANA).
 
     FFFFFFFFh stands for all namespaces of the controller: one that cannot be reached is enough. The NSID of no
     namespace passes.

@@ -75,7 +75,7 @@ def decoded(parse: Callable[[Sqe], Fields]) -> Callable[[object, Sqe], Decoded[F
 
 
 def no_data(ctx: object, command: object) -> int:
-    """The length rule of a command without data."""
+    """Return 0: the length rule of a command without data."""
     return 0
 
 
@@ -87,26 +87,27 @@ class Offering(Protocol):
 
 
 def always(subsystem: Offering) -> bool:
-    """For a command that every subsystem has."""
+    """Return True: every subsystem has the command."""
     return True
 
 
 def no_check(ctx: object, command: object) -> None:
-    """For a command whose fields are looked at by its handler, or whose fields are all legal."""
+    """Accept the command: its handler checks its fields, or all values are legal."""
 
 
 def never(command: object) -> bool:
-    """For a command that does not do so, whatever its fields are."""
+    """Return False for any fields of the command."""
     return False
 
 
 def aborted_by_sanitize(ctx: object, command: object) -> bool:
-    """For a command that is aborted during a sanitize operation."""
+    """Return False: the command is aborted during a sanitize operation."""
     return False
 
 
 def processed_during_sanitize(ctx: object, command: object) -> bool:
-    """For a command that is processed during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
+    """Return True: the command is processed during a sanitize operation (NVMe Base, Sanitize Operation
+    Restrictions)."""
     return True
 
 
@@ -125,16 +126,17 @@ def fixed(length: int) -> Callable[[object, object], int]:
 
 
 def check_nsid(ctx: CommandContext, nsid: int) -> None:
-    """Raise Invalid Namespace or Format for an NSID that no namespace can have: 0h, or beyond NN."""
+    """Raise Invalid Namespace or Format for an NSID that no namespace can have: 0h, or beyond NN (NVMe Base, Common
+    Command Format)."""
     if not 1 <= nsid <= ctx.limits.max_namespaces:
         raise CommandError(Status.INVALID_NAMESPACE, _NSID, message=f"namespace {nsid:#x} cannot exist here")
 
 
 def not_active(ctx: CommandContext, nsid: int) -> CommandError:
-    """The refusal of a command for a namespace that is not active (NVMe Base, Common Command Format).
+    """Make the error of a command for a namespace that is not active (NVMe Base, Common Command Format).
 
-    Invalid Field in Command for an NSID that a namespace could have, and for FFFFFFFFh where that is of no meaning. Any
-    other `check_nsid` refuses here already.
+    Invalid Field in Command for an NSID that a namespace could have, and for FFFFFFFFh where it has no meaning.
+    `check_nsid` refuses all others here.
     """
     if nsid == NSID_ALL:
         return CommandError(Status.INVALID_FIELD, _NSID, message="it is no command for all namespaces")

@@ -18,9 +18,9 @@ AdmissionCheck = Callable[[CommandContext, CommandSpec, Sqe], None]
 class CommandTables:
     """The commands by opcode, those of Fabrics by FCTYPE; `io` has the tables of the I/O command sets by CSI.
 
-    `admission` is asked in its order for every admin and I/O command that goes the whole way, once its row and its
-    namespace are known, and again when its data came later. What lets a Read or a Write pass must withdraw the
-    namespace's (or the controller's) permits when it would not any more.
+    The checks of `admission` run in order for every admin and I/O command of the general path, once its row and its
+    namespace are known, and again when its data came later. A check of Reads or Writes must invalidate the admission
+    tokens of the namespace (or the controller) when its result changes.
     """
 
     admin: Mapping[int, CommandSpec]
@@ -36,5 +36,5 @@ class CommandTables:
         return self.io[Csi.NVM]
 
     def beside_nvm(self, csi: int) -> dict[int, IoSpec]:
-        """The commands of an I/O command set that the NVM Command Set does not have."""
+        """Return the commands of an I/O command set that the NVM Command Set does not have."""
         return {opcode: spec for opcode, spec in self.io[csi].items() if opcode not in self.nvm}

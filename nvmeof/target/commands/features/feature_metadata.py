@@ -32,7 +32,7 @@ _EMPTY = build_host_metadata(())
 
 
 def _key(fid: int, sqe: Sqe) -> tuple[int, int]:
-    """A namespace's metadata is that of one controller for one namespace."""
+    """Return the key of a namespace's metadata: per controller and namespace."""
     return fid, sqe.nsid if fid == FeatureId.NAMESPACE_METADATA else 0
 
 
@@ -65,7 +65,7 @@ def _changed(current: list[MetadataElement], given: list[MetadataElement], actio
 
 
 def _apply(fid: int, controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    """All descriptors or none."""
+    """Apply all descriptors or none."""
     assert data is not None
     current = _read(fid, controller, sqe).data
     assert current is not None

@@ -94,7 +94,6 @@ ROWS = Rows(
             data_bytes=_RANGES_BYTES,
         ),
         # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept.
-        # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept.
         dword(
             FeatureId.ERROR_RECOVERY,
             "Error Recovery",

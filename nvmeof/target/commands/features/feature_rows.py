@@ -39,7 +39,8 @@ _CDW11 = SQE.error_location("cdw11")
 
 
 def _temperature(sqe: Sqe) -> int:
-    """THSEL, after the whole dword was looked at. Only the composite temperature exists, and it has no hysteresis."""
+    """Return THSEL after a check of the whole dword. Only the composite temperature exists, and it has no
+    hysteresis."""
     selected, kind = sqe.cdw11 >> 16 & 0xF, sqe.cdw11 >> 20 & 3
     if selected and not (selected == _ALL_SENSORS and sqe.opcode == AdminOpcode.SET_FEATURES):
         raise invalid(f"there is no temperature sensor {selected}", bit=16)
@@ -129,7 +130,7 @@ def _timestamp_apply(controller: Controller, sqe: Sqe, data: memoryview | None) 
 
 
 def _behavior_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    """What a host is prepared for. Nothing has to come of it: it allows what it has heard of."""
+    """Store the behaviors that the host supports (Host Behavior Support)."""
     assert data is not None
     fields = HOST_BEHAVIOR_SUPPORT.parse(bytes(data))
     flags = {name: fields[name] for name in ("acre", "etdas", "lbafee", "hdisns")}

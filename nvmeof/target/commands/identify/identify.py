@@ -123,7 +123,7 @@ def _controller(ctx: AdminContext, controller: Controller, command: IdentifyComm
 
 
 def _io_fields(controller: Controller, commands: CommandTables) -> dict[str, object]:
-    """What only a controller with I/O queues has to say."""
+    """Return the fields that only a controller with I/O queues has."""
     subsystem, config = controller.subsystem, controller.subsystem.config
     return {
         "ctratt": _ATTRIBUTES
@@ -156,7 +156,7 @@ def _io_fields(controller: Controller, commands: CommandTables) -> dict[str, obj
         "mnan": config.max_namespaces,
         "oncs": _oncs(commands),
         "fuses": _FUSES_COMPARE_AND_WRITE,
-        # In blocks of whatever format. At a power failure no more than one block is promised (AWUPF 0).
+        # Units are blocks of any format. At a power failure only single blocks are atomic (AWUPF 0).
         "awun": ATOMIC_WRITE_BYTES // max(BLOCK_BYTES_CHOICES) - 1,
         "acwu": ATOMIC_WRITE_BYTES // max(BLOCK_BYTES_CHOICES) - 1,
         "cdfs": COPY_FORMATS,
@@ -210,7 +210,7 @@ def decode_identify(ctx: AdminContext, sqe: Sqe) -> IdentifyRequest:
 
 
 def check_identify(ctx: AdminContext, request: IdentifyRequest) -> None:
-    """A structure that exists here, of an I/O command set that exists here where it is specific to one."""
+    """Check that CNS, and the CSI where it matters, name a supported structure (NVMe Base, Identify command)."""
     row, command = request.row, request.command
     if row is None or (ctx.controller.discovery and not row.discovery):
         raise CommandError(Status.INVALID_FIELD, _CDW10, message=f"Identify CNS {command.cns:02X}h is not supported")
@@ -223,7 +223,7 @@ def check_identify(ctx: AdminContext, request: IdentifyRequest) -> None:
 
 
 def identify(ctx: AdminContext, request: IdentifyRequest, data: memoryview | None) -> Completion:
-    """Always 4096 bytes."""
+    """Return the structure, always 4096 bytes."""
     assert request.row is not None
     return Completion(data=request.row.build(ctx, ctx.controller, request.command, request.nsid))
 

@@ -59,7 +59,8 @@ def _allocated(ctx: AdminContext, controller: Controller, nsid: int) -> Namespac
 
 
 def _common(controller: Controller, nsid: int) -> bool:
-    """Whether it is asked what all namespaces have in common; only who can create one needs to know."""
+    """Return whether the command is for the common values of all namespaces (NSID FFFFFFFFh), where hosts may create
+    one."""
     return nsid == NSID_ALL and controller.subsystem.manager is not None
 
 
@@ -67,7 +68,7 @@ def _common(controller: Controller, nsid: int) -> bool:
 
 
 def namespace_structure(namespace: Namespace, *, accessible: bool = True) -> bytes:
-    """CNS 00h and 11h of one namespace.
+    """Return CNS 00h and 11h of one namespace.
 
     `accessible`: False in the ANA states Inaccessible and Persistent Loss, in which NUSE and NVMCAP are cleared (NVMe
     Base 8.1.1.6). NSZE and NCAP stay, as with nvmet: for Linux a namespace whose NCAP is 0 has gone.
@@ -108,7 +109,7 @@ def namespace_structure(namespace: Namespace, *, accessible: bool = True) -> byt
 
 
 def independent_structure(namespace: Namespace) -> bytes:
-    """CNS 08h and 1Fh of one namespace."""
+    """Return CNS 08h and 1Fh of one namespace."""
     cached = namespace.backend.capabilities.volatile_cache
     return build_cached(
         IDENTIFY_NAMESPACE_INDEPENDENT,
@@ -124,7 +125,7 @@ def independent_structure(namespace: Namespace) -> bytes:
 
 
 def format_structure(block_bytes: int) -> bytes:
-    """What namespaces of one format have in common, and the formats that there are."""
+    """Return the common values of namespaces of one format, and the list of formats."""
     return build_cached(IDENTIFY_NAMESPACE, **{**identify_formats(block_bytes), "flbas": 0})
 
 
@@ -197,7 +198,8 @@ def _specific_format(ctx: AdminContext, controller: Controller, command: Identif
 
 
 def _format_bytes(command: IdentifyCommand) -> int:
-    """The block size of the format that is asked about. An index that is not there is a field that is wrong."""
+    """Return the block size, in bytes, of the format of a command. Raises Invalid Field for an index without a
+    format."""
     try:
         return lookup(command.cnssi)
     except CommandError as error:

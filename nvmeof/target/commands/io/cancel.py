@@ -45,7 +45,7 @@ class CancelFields:
 
 
 def check_cancel(ctx: IoContext, request: Decoded[CancelFields]) -> None:
-    """One command of this queue but itself, or all of them."""
+    """Check that the command names one other command of this queue, or all (NVMe Base, Cancel command)."""
     sqe, fields = request.sqe, request.fields
     sqid, cid, action = fields.sqid, fields.cid, fields.action
     if sqe.nsid != NSID_ALL and sqe.nsid not in ctx.namespaces:
@@ -61,7 +61,7 @@ def check_cancel(ctx: IoContext, request: Decoded[CancelFields]) -> None:
 
 
 def cancel(ctx: IoContext, request: Decoded[CancelFields], data: memoryview | None) -> Completion:
-    """Cancel. DW0 tells how many commands were aborted (bits 15:0), and how many may be yet (bits 31:16)."""
+    """Execute Cancel. DW0 counts how many commands were aborted (bits 15:0), and how many may be yet (bits 31:16)."""
     sqe, commands = request.sqe, ctx.queue.commands()
     if request.fields.action == SINGLE:
         cid = request.fields.cid

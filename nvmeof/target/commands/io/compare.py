@@ -23,7 +23,7 @@ def compare(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | A
 
 
 def compare_failure(sqe: Sqe) -> CommandError:
-    """For a Compare whose blocks hold other data."""
+    """Make the error of a Compare whose blocks hold other data."""
     return CommandError(
         Status.COMPARE_FAILURE,
         message=f"blocks {sqe.slba}..{sqe.slba + sqe.transfer_blocks - 1} of namespace {sqe.nsid} hold other data",

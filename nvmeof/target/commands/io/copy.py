@@ -72,7 +72,7 @@ Request = Decoded[CopyFields]
 
 
 def _copy_bytes(ctx: IoContext, request: Request) -> int:
-    """Length rule: its descriptors."""
+    """Return the bytes of the descriptors: the length rule of Copy."""
     return request.fields.ranges * COPY_RANGE_BYTES
 
 
@@ -81,7 +81,8 @@ def _too_large(message: str) -> CommandError:
 
 
 def check_copy(ctx: IoContext, request: Request) -> None:
-    """A format that is there and enabled, up to MSRC ranges, to a namespace that may be written.
+    """Check that the descriptor format is supported and enabled, that there are at most MSRC ranges, and that the
+    namespace may be written (NVM Command Set, Copy command).
 
     PRINFOR, PRINFOW, STCR and STCW are of no effect without protection information.
     """
@@ -102,7 +103,8 @@ def check_copy(ctx: IoContext, request: Request) -> None:
 
 
 def _source_namespace(ctx: IoContext, sqe: Sqe, nsid: int, destination: Namespace) -> Namespace:
-    """The namespace of a source range, from which this host may read what fits the destination."""
+    """Return the namespace of a source range, after checks of this host's access and of the format of the
+    destination."""
     if nsid == sqe.nsid:
         return destination
     if nsid in (0, NSID_ALL) or nsid > ctx.limits.max_namespaces:
@@ -122,7 +124,7 @@ def _source_namespace(ctx: IoContext, sqe: Sqe, nsid: int, destination: Namespac
 
 
 def _sources(ctx: IoContext, request: Request, data: memoryview) -> list[Source]:
-    """The source ranges, all checked before the first is copied."""
+    """Return the source ranges, all checked before the first is copied."""
     sqe, across = request.sqe, request.fields.form == FORMAT_ACROSS
     destination = active_namespace(ctx, sqe)
     sources = []
@@ -152,14 +154,14 @@ def _sources(ctx: IoContext, request: Request, data: memoryview) -> list[Source]
 
 
 def copy(ctx: IoContext, request: Request, data: memoryview | None) -> Awaitable[Completion]:
-    """Copy. After a failure DW0 tells the first range that was not copied."""
+    """Execute Copy. After a failure DW0 is the first range that was not copied."""
     assert data is not None
     sqe = request.sqe
     return _copy_in_turn(ctx, sqe, active_namespace(ctx, sqe), _sources(ctx, request, data))
 
 
 async def _copy_in_turn(ctx: IoContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:
-    """Each may need a buffer: of one association's few are in progress at a time."""
+    """Copy in turn: each copy may need a buffer, so that only few of one association are in progress at a time."""
     async with ctx.view.copies.turn(ctx.runtime):
         ctx.check_not_aborted(sqe.cid)
         return await _copy(ctx, sqe, destination, sources)
@@ -215,7 +217,7 @@ async def _copy_range(pace: _Pace, destination: Namespace, source: Source, slba:
 
 
 class _Pace:
-    """Lets everybody else have their turn between the pieces that the event loop itself copies."""
+    """Yields to the event loop between the pieces that it copies itself."""
 
     def __init__(self, ctx: IoContext, sqe: Sqe, destination: Namespace) -> None:
         self._ctx = ctx
@@ -224,7 +226,8 @@ class _Pace:
         self._blocks = 0
 
     async def piece(self, blocks: int) -> None:
-        """Before so many more blocks are copied. Raises `CommandError` when the command was aborted."""
+        """Note that `blocks` more are about to be copied, and yield if due. Raises `CommandError` when the command was
+        aborted."""
         self._ctx.check_not_aborted(self._cid)
         self._blocks += blocks
         if self._at_once is not None and self._blocks > self._at_once:
@@ -235,7 +238,7 @@ class _Pace:
 
 async def _write(destination: Namespace, slba: int, data: memoryview, fua: bool) -> None:
     written = destination.write(slba, data, fua=fua)
-    # It is no Write command, and its blocks were read as well as written.
+    # Count as a copy, not as a write.
     counters, blocks = destination.counters, len(data) >> destination.block_shift
     counters.writes -= 1
     counters.blocks_written -= blocks

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def mismatch(first: Sqe, second: Sqe) -> CommandError | None:
-    """What keeps two commands from being halves of one operation: another namespace or range."""
+    """Return the error of two commands that are no halves of one operation: another namespace or range."""
     for field, values in (
         ("nsid", (first.nsid, second.nsid)),
         ("cdw10", (first.slba, second.slba)),
@@ -88,7 +88,8 @@ def _compared(ctx: IoContext, first: Sqe, second: Sqe, same: bool) -> Completion
 
 
 def _failed(ctx: IoContext, first: Sqe, second: Sqe, error: Exception) -> Completions:
-    """The comparison's failure is the first half's; that of the write leaves the first half its success."""
+    """Make the completions after an error: that of the comparison fails the first half, that of the write only the
+    second."""
     if not isinstance(error, CommandError):
         logger.error("Compare and Write failed on queue %d: %s: %s", ctx.qid, type(error).__name__, error)
         logger.debug("Compare and Write", exc_info=error)

@@ -54,7 +54,8 @@ T = TypeVar("T")
 
 
 def active_namespace(ctx: CommandContext, sqe: Sqe) -> Namespace:
-    """The namespace of a command that `prepare` has let pass. Raises `CommandError` when it has gone."""
+    """Return the namespace of a command that `prepare` has let pass. Raises `CommandError` when it was deleted
+    since."""
     try:
         return ctx.namespaces[sqe.nsid]
     except KeyError:  # it went while the command's data was on its way
@@ -62,7 +63,7 @@ def active_namespace(ctx: CommandContext, sqe: Sqe) -> Namespace:
 
 
 def completed(result: Awaitable[None] | None, dw0: int = 0) -> Completion | Awaitable[Completion]:
-    """Success, at once or when the backend is done."""
+    """Complete with success, at once or when the backend is done."""
     return Completion(dw0=dw0) if result is None else _later(result, dw0)
 
 
@@ -72,12 +73,13 @@ async def _later(pending: Awaitable[None], dw0: int) -> Completion:
 
 
 def block_bytes(ctx: IoContext, sqe: Sqe) -> int:
-    """Length rule of Read and Write: NLB blocks."""
+    """Return the bytes of NLB blocks, for Read and Write."""
     return sqe.transfer_blocks << active_namespace(ctx, sqe).block_shift
 
 
 def check_extension(sqe: Sqe) -> None:
-    """Refuse command extensions. PRINFO and STC are of no effect in a namespace without protection information."""
+    """Refuse command extensions (CETYPE; NVM Command Set, Read command). PRINFO and STC are of no effect in a namespace
+    without protection information."""
     if sqe.cdw12 & CDW12_EXTENSION_TYPE_MASK:
         raise CommandError(
             Status.INVALID_FIELD,
@@ -87,7 +89,7 @@ def check_extension(sqe: Sqe) -> None:
 
 
 def check_directive(sqe: Sqe, mask: int = _DTYPE_MASK) -> None:
-    """Refuse directives."""
+    """Refuse directives (DTYPE; NVMe Base, Directives)."""
     if sqe.cdw12 & mask:
         raise CommandError(
             Status.INVALID_FIELD, SQE.error_location("cdw12", 20), message="directives are not supported (DTYPE)"
@@ -95,7 +97,8 @@ def check_directive(sqe: Sqe, mask: int = _DTYPE_MASK) -> None:
 
 
 def check_transfer(ctx: IoContext, sqe: Sqe) -> None:
-    """Read, Write and Compare: within MDTS and the namespace. LR and DSM are hints."""
+    """Check that a Read, Write or Compare is within MDTS and the namespace (NVM Command Set, Read, Write and Compare
+    commands). LR and DSM are hints."""
     namespace = active_namespace(ctx, sqe)
     check_extension(sqe)
     length = sqe.transfer_blocks << namespace.block_shift
@@ -110,7 +113,8 @@ def check_transfer(ctx: IoContext, sqe: Sqe) -> None:
 
 
 def check_write(ctx: IoContext, sqe: Sqe) -> None:
-    """Write: as a Read, to a namespace that may be written, without a directive."""
+    """Check a Write as a Read, and that the namespace may be written and no directive is used (NVM Command Set, Write
+    command)."""
     check_transfer(ctx, sqe)
     check_directive(sqe)
     active_namespace(ctx, sqe).check_writable()
@@ -148,7 +152,8 @@ async def _read_later(pending: Awaitable[Lease]) -> Completion:
 
 
 def through(ctx: IoContext, sqe: Sqe) -> bool:
-    """Whether a write must reach the media before it completes: FUA, or the host switched the write cache off."""
+    """Return whether a write must reach the media before it completes: FUA, or the host switched the write cache
+    off."""
     return bool(sqe.cdw12 & CDW12_FUA) or not ctx.view.write_cache
 
 
@@ -180,7 +185,8 @@ async def _tell_later(ctx: IoContext, namespace: Namespace, pending: Awaitable[N
 
 
 def check_write_zeroes(ctx: IoContext, sqe: Sqe) -> None:
-    """Write Zeroes moves no data: MDTS does not apply. NSZ is for a namespace that can be deallocated to zeroes."""
+    """Check the range and NSZ (NVM Command Set, Write Zeroes command). It moves no data: MDTS does not apply. NSZ is
+    for a namespace that can be deallocated to zeroes."""
     namespace = active_namespace(ctx, sqe)
     check_extension(sqe)
     check_directive(sqe, _ZEROES_DTYPE_MASK)
@@ -216,7 +222,7 @@ def write_zeroes(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completio
 
 
 def _is_long(namespace: Namespace, blocks: int) -> bool:
-    """Whether it takes the event loop too long to do something to so many blocks in one go."""
+    """Return whether an operation on so many blocks would block the event loop for too long."""
     return namespace.backend.memory is not None and blocks << namespace.block_shift > _MEMORY_PIECE_BYTES
 
 
@@ -227,7 +233,7 @@ async def _in_pieces(
     operation: Callable[[int, int], Awaitable[None] | None],
     ranges: Iterable[tuple[int, int]],
 ) -> None:
-    """Do it range by range, a long one piece by piece, and let everybody else have their turn in between."""
+    """Execute the operation range by range, long ranges in pieces, and yield to the event loop in between."""
     step = _MEMORY_PIECE_BYTES >> namespace.block_shift
     done = 0
     for first, blocks in ranges:
@@ -254,7 +260,7 @@ def _flush_one(ctx: IoContext, namespace: Namespace) -> Awaitable[None] | None:
     try:
         pending = namespace.flush()
     except CommandError:
-        namespace.tell_lost(ctx.hostid)  # it is told by this
+        namespace.tell_lost(ctx.hostid)  # its completion ends with the error
         raise
     return telling(ctx, namespace, pending)
 
@@ -309,12 +315,12 @@ class DatasetManagement:
 
 
 def _dsm_bytes(ctx: IoContext, request: Decoded[DatasetManagement]) -> int:
-    """Length rule of Dataset Management: its ranges, of 16 bytes each."""
+    """Return the bytes of the ranges, 16 each: the length rule of Dataset Management."""
     return request.fields.ranges * DSM_RANGE_BYTES
 
 
 def check_dataset_management(ctx: IoContext, request: Decoded[DatasetManagement]) -> None:
-    """A read-only namespace can't be deallocated."""
+    """Refuse to deallocate in a read-only namespace (NVM Command Set, Dataset Management command)."""
     if request.fields.deallocate:
         active_namespace(ctx, request.sqe).check_writable()
 

@@ -13,7 +13,8 @@ from nvmeof.target.commands.io.nvm import active_namespace, check_directive, com
 
 
 def check_write_uncorrectable(ctx: IoContext, sqe: Sqe) -> None:
-    """Of any size (WUSL is 0), within a namespace that may be written."""
+    """Check the range, of any size (WUSL 0), and that the namespace may be written (NVM Command Set, Write
+    Uncorrectable command)."""
     namespace = active_namespace(ctx, sqe)
     check_directive(sqe)
     namespace.check_range(sqe.slba, sqe.transfer_blocks)

@@ -14,11 +14,12 @@ from nvmeof.target.commands.dispatch.base import Access, CommandRow, Completion,
 from nvmeof.target.commands.io.nvm import active_namespace, check_extension, committed, completed
 
 VERIFY_LIMIT_BYTES = 8 << 20
-"""VSL: how much one command verifies, so that none keeps a thread of a file's from reading for long."""
+"""Upper bound per Verify (VSL), so that one command cannot occupy a worker thread for long."""
 
 
 def check_verify(ctx: IoContext, sqe: Sqe) -> None:
-    """Within VSL (MDTS does not apply) and the namespace. There is no protection information to act on (PRACT)."""
+    """Check that the range is within VSL (MDTS does not apply) and the namespace (NVM Command Set, Verify command).
+    PRACT has no effect without protection information."""
     namespace = active_namespace(ctx, sqe)
     check_extension(sqe)
     if sqe.cdw12 & CDW12_PRACT:

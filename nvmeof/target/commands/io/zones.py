@@ -1,7 +1,7 @@
 """I/O commands of the Zoned Namespace Command Set: Zone Append, Zone Management Send and Receive.
 
 The commands of the NVM Command Set are part of it; their rules of zones are in :mod:`nvmeof.target.namespaces.zoned`.
-What Identify and a log tell of zones is in :mod:`nvmeof.target.commands.zns`.
+Their Identify data and log page are in :mod:`nvmeof.target.commands.zns`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _OPTIONS = SQE.error_location("cdw13", 9)
 
 
 def zoned(ctx: IoContext, sqe: Sqe) -> ZonedNamespace:
-    """The namespace of a command of this command set. Raises `CommandError` when it has gone."""
+    """Return the namespace of a command of this command set. Raises `CommandError` when it was deleted since."""
     namespace = active_namespace(ctx, sqe)
-    if not isinstance(namespace, ZonedNamespace):  # another one has taken its place meanwhile
+    if not isinstance(namespace, ZonedNamespace):  # replaced by another one since
         raise CommandError(Status.INVALID_NAMESPACE, SQE.error_location("nsid"))
     return namespace
 
@@ -68,7 +68,8 @@ def _invalid(location: int, message: str) -> CommandError:
 
 
 def check_append(ctx: IoContext, sqe: Sqe) -> None:
-    """Up to ZASL, to a zone that is named by its first block, without protection information or a directive."""
+    """Check that data is within ZASL and ZSLBA is a zone's first block, without protection information or a directive
+    (ZNS, Zone Append command)."""
     namespace = zoned(ctx, sqe)
     check_extension(sqe)
     if sqe.cdw12 & APPEND_PIREMAP:
@@ -83,7 +84,7 @@ def check_append(ctx: IoContext, sqe: Sqe) -> None:
 
 
 def append(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
-    """Zone Append; DW0 and DW1 tell where the data went."""
+    """Execute Zone Append; DW0 and DW1 are the LBA of the data."""
     assert data is not None
     slba, pending = zoned(ctx, sqe).append(sqe.slba, data, fua=through(ctx, sqe))
     completion = Completion(dw0=slba & 0xFFFFFFFF, dw1=slba >> 32)
@@ -102,14 +103,15 @@ SendRequest = Decoded[ZoneSend]
 
 
 def _send_bytes(ctx: IoContext, request: SendRequest) -> int:
-    """Length rule: only a descriptor extension is data."""
+    """Return the bytes of a descriptor extension; other actions have no data."""
     if request.fields.action != ZoneSendAction.SET_EXTENSION:
         return 0
     return zoned(ctx, request.sqe).zones.layout.extension_bytes
 
 
 def check_send(ctx: IoContext, request: SendRequest) -> None:
-    """An action that there is, for the first block of a zone or for all, in a namespace that may be written."""
+    """Check ZSA, that SLBA is the first block of a zone unless Select All is set, and that the namespace may be written
+    (ZNS, Zone Management Send command)."""
     sqe, send = request.sqe, request.fields
     namespace = zoned(ctx, sqe)
     action = ACTIONS.get(send.action)
@@ -128,7 +130,7 @@ def check_send(ctx: IoContext, request: SendRequest) -> None:
 
 
 def send(ctx: IoContext, request: SendRequest, data: memoryview | None) -> Completion | Awaitable[Completion]:
-    """Zone Management Send."""
+    """Execute Zone Management Send."""
     sqe, command = request.sqe, request.fields
     namespace = zoned(ctx, sqe)
     if command.action == ZoneSendAction.SET_EXTENSION:
@@ -154,12 +156,12 @@ class ReceiveFields:
 
 
 def _receive_bytes(ctx: IoContext, request: Decoded[ReceiveFields]) -> int:
-    """Length rule: as the command says."""
+    """Return the bytes that the command gives: the length rule of Zone Management Receive."""
     return request.fields.length_bytes
 
 
 def check_receive(ctx: IoContext, request: Decoded[ReceiveFields]) -> None:
-    """A report that there is, within MDTS, long enough for its header."""
+    """Check ZRA, and a length within MDTS that holds the report's header (ZNS, Zone Management Receive command)."""
     sqe, receive = request.sqe, request.fields.report
     namespace = zoned(ctx, sqe)
     if receive.action not in list(ZoneReceiveAction):
@@ -177,7 +179,7 @@ def check_receive(ctx: IoContext, request: Decoded[ReceiveFields]) -> None:
 
 
 def receive(ctx: IoContext, request: Decoded[ReceiveFields], data: memoryview | None) -> Completion:
-    """Zone Management Receive: a report, from the zone of the given block on."""
+    """Execute Zone Management Receive: a report, from the zone of the given block on."""
     sqe, command = request.sqe, request.fields.report
     report = zoned(ctx, sqe).zones.report(
         sqe.slba,

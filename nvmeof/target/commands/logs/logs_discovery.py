@@ -15,7 +15,7 @@ from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.discovery import read_discovery_log
 
 _TEL: Final = Struct("<I")  # first of EXTENDED_ENTRY_TAIL: asked for once per entry and piece
-# Not ALL_SUBSYSTEMS: what a host may not use it is not told of, whatever it asks for.
+# Not ALL_SUBSYSTEMS: subsystems that a host may not use are never listed.
 _SUPPORTED = DiscoveryLsp.EXTENDED_ENTRIES | DiscoveryLsp.PORT_LOCAL
 
 
@@ -31,7 +31,7 @@ def _discovery(ctx: AdminContext, controller: Controller, command: GetLogPage, n
 
 
 def _entries(page: bytes) -> list[int]:
-    """An index of 0 is the header, 1 the first entry."""
+    """Return the entries' offsets in bytes: index 0 is the header, index 1 the first entry."""
     extended = page[18] & DiscoveryFlags.EXTENDED
     if not extended:
         return [0, *range(HEADER_BYTES, len(page), ENTRY_BYTES)]

@@ -53,12 +53,12 @@ class ReportingContext:
     page: bytes | None = None
 
     def reset(self) -> None:
-        """A Controller Reset ends it (NVMe Base, Persistent Event log)."""
+        """Release the reporting context at a Controller Reset (NVMe Base, Persistent Event log)."""
         self.page = None
 
 
 def supported(commands: CommandTables) -> tuple[EventType, ...]:
-    """The types of events that may be in the log."""
+    """Return the types of events that may be in the log."""
     return tuple(sorted({*_ALWAYS, *(event for spec in commands.admin.values() for event in spec.events)}))
 
 

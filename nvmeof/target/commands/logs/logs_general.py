@@ -1,4 +1,4 @@
-"""Log pages that tell of the controller itself: what it supports, what went wrong, what changed, and ANA."""
+"""Log pages of the controller itself: supported pages and commands, errors, changes, ANA."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _changed_read(controller: Controller) -> None:
 
 
 def admin_effects(effects: CommandEffects) -> CommandEffects:
-    """Give an admin command without a scope of its own that of the controller: what it may have an effect on."""
+    """Return the effects with the controller's scope, for an admin command without another scope."""
     return effects if effects & _SCOPES else effects | CommandEffects.CONTROLLER_SCOPE
 
 

@@ -30,7 +30,7 @@ def _units(size_bytes: int, unit_bytes: int) -> int:
 
 
 def smart_log(controller: Controller, totals: Totals) -> bytes:
-    """The page, with what `totals` says was done."""
+    """Build the page from a controller's state and the counters `totals`."""
     lifetime, now = controller.subsystem.lifetime, controller.runtime.now()
     return build(
         SMART_HEALTH,

@@ -25,7 +25,7 @@ _REASON_HOST = "asked for by a host"
 
 
 def _features(features: FeatureTable, controller: Controller) -> dict[str, Any]:
-    """What the controller's features are set to: DW0 and data (hexadecimal) by name."""
+    """Return the current values of the controller's features: DW0 and data (hexadecimal) by name."""
     found: dict[str, Any] = {}
     for fid, row in features.items():
         if row.scope is Scope.NAMESPACE or row.private or not row.supported(controller):
@@ -33,7 +33,7 @@ def _features(features: FeatureTable, controller: Controller) -> dict[str, Any]:
         try:
             value = row.read(controller, Sqe(cdw10=fid))
         except CommandError:
-            continue  # one that wants to be told more
+            continue  # a feature whose value needs more fields
         found[row.name] = value.dw0
         if value.data is not None and any(value.data):
             found[row.name] = [value.dw0, value.data.rstrip(b"\0").hex()]
@@ -41,7 +41,7 @@ def _features(features: FeatureTable, controller: Controller) -> dict[str, Any]:
 
 
 def _area_4(controller: Controller) -> bool:
-    """Whether the host has said that it knows data area 4 (ETDAS)."""
+    """Return whether the host has announced support of data area 4 (ETDAS)."""
     return bool(controller.features.host_behavior.etdas)
 
 
@@ -75,7 +75,8 @@ def _acknowledge(controller: Controller) -> None:
 
 
 def capture_fault(tables: Tables, controller: Controller, reason: str) -> None:
-    """Something went wrong: capture the state, unless that was done just now, and tell all hosts of the subsystem."""
+    """Capture the state after a failure, unless a recent capture exists, and send all hosts of the subsystem an
+    event."""
     now = controller.runtime.now()
     initiated = telemetry_of(controller)
     if controller.discovery or not initiated.due(now):

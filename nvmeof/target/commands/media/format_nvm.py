@@ -1,4 +1,4 @@
-"""Format NVM (NVMe Base and NVM Command Set, Format NVM command), and what commands may do meanwhile."""
+"""Format NVM (NVMe Base and NVM Command Set, Format NVM command), and which commands are allowed during a format."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
 
 
 def _concerned(ctx: AdminContext, sqe: Sqe) -> list[Namespace]:
-    """The namespaces that a command formats: any that is allocated, or all that are attached."""
+    """Return the namespaces that a command formats: any that is allocated, or all that are attached."""
     if sqe.nsid == NSID_ALL:
         return list(ctx.namespaces.values())
     namespace = ctx.subsystem.namespaces.get(sqe.nsid)
@@ -67,7 +67,7 @@ def _concerned(ctx: AdminContext, sqe: Sqe) -> list[Namespace]:
 
 
 def _block_bytes(ctx: AdminContext, command: FormatNvm) -> int:
-    """The block size of the format that is asked for. Raises Invalid Format.
+    """Return the block size, in bytes, of the requested format. Raises Invalid Format.
 
     MSET is ignored: no format has metadata.
     """
@@ -84,7 +84,7 @@ def _block_bytes(ctx: AdminContext, command: FormatNvm) -> int:
 
 
 def check_format(ctx: AdminContext, request: Decoded[FormatNvm]) -> None:
-    """A format and an erase that there are, of namespaces that can have them now."""
+    """Check LBAF and SES, and that the namespaces support them now (NVMe Base, Format NVM command)."""
     concerned = _concerned(ctx, request.sqe)
     ses = request.fields.ses
     if ses not in (SecureErase.NONE, SecureErase.USER_DATA):

@@ -62,19 +62,19 @@ Request = Decoded[LbaStatusFields]
 
 
 def status_bytes(ctx: AdminContext, request: Request) -> int:
-    """Length rule: MNDW dwords."""
+    """Return the bytes of MNDW dwords."""
     return request.fields.length_bytes
 
 
 def _range(namespace: Namespace, request: Request) -> tuple[int, int]:
-    """The first block, and the one behind the last."""
+    """Return the first block of the range, and the one behind its last."""
     sqe, length = request.sqe, request.fields.blocks
     namespace.check_range(sqe.slba, max(length, 1))
     return sqe.slba, sqe.slba + length if length else namespace.size_blocks
 
 
 def check_lba_status(ctx: AdminContext, request: Request) -> None:
-    """A range within the namespace, an action that there is, no more data than MDTS."""
+    """Check the range, ATYPE, and a length within MDTS (NVM Command Set, Get LBA Status command)."""
     namespace, fields = active_namespace(ctx, request.sqe), request.fields
     if fields.action not in (LbaStatusAction.SCAN, LbaStatusAction.TRACKED):
         raise CommandError(Status.INVALID_FIELD, _ACTION, message=f"there is no action type {fields.action:02X}h")
@@ -87,7 +87,7 @@ def check_lba_status(ctx: AdminContext, request: Request) -> None:
 
 
 def get_lba_status(ctx: AdminContext, request: Request, data: memoryview | None) -> Completion | Awaitable[Completion]:
-    """Which blocks of a range may not be readable; with a scan, all of it is read to find out."""
+    """Return the blocks of a range that may be unreadable; with a scan, the whole range is read first."""
     namespace = active_namespace(ctx, request.sqe)
     first, end = _range(namespace, request)
     if request.fields.action == LbaStatusAction.TRACKED:
@@ -101,7 +101,7 @@ async def _scan(ctx: AdminContext, namespace: Namespace, fields: LbaStatusFields
     while position < end:
         if ctx.detached:
             raise CommandError(Status.ABORTED_SQ_DELETION, dnr=False, message="aborted: the queue was deleted")
-        # Formatted or shorter than before: what is there now decides.
+        # The namespace may have been formatted or shrunk since: its present size counts.
         namespace.check_range(position, 1)
         piece = min(position + blocks, end, namespace.size_blocks)
         found = await find_unreadable(namespace, position, piece)
@@ -130,7 +130,7 @@ def _answer(namespace: Namespace, fields: LbaStatusFields, first: int, end: int)
     return Completion(data=build_lba_status(entries[:room], cmpc)[:length].ljust(length, b"\0"))
 
 
-# The log page, and how often a host is told of it
+# The log page, and the interval of its events
 
 
 def _log(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: int) -> bytes:
@@ -149,7 +149,7 @@ def _log(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid: i
 
 
 def _interval(controller: Controller, sqe: Sqe, data: bytes | None) -> Value:
-    # LSIPI is not the host's to change: it is told as it is.
+    # LSIPI is read-only: Set Features returns it
     return Value(sqe.cdw11 & 0xFFFF | POLL_INTERVAL << 16)
 
 
@@ -163,7 +163,7 @@ _INTERVAL = remembered(
 
 
 def _apply_interval(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
-    """Set Features tells the value that has come of it."""
+    """Set the interval; Set Features returns the value in effect."""
     assert _INTERVAL.apply is not None
     _INTERVAL.apply(controller, sqe, data)
     return _INTERVAL.read(controller, sqe).dw0

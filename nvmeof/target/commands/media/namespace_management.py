@@ -55,7 +55,7 @@ _DATA = SQE.error_location("sgl_address")
 
 
 def managed(subsystem: Offering) -> bool:
-    """Whether hosts may manage the namespaces of a subsystem."""
+    """Return whether hosts may manage the namespaces of a subsystem."""
     return subsystem.manager is not None
 
 
@@ -94,12 +94,13 @@ def _check_select(request: Request, last: int) -> None:
 
 
 def management_bytes(ctx: AdminContext, request: Request) -> int:
-    """Length rule: only a create operation has data."""
+    """Return the bytes of the data: only a create operation has any."""
     return NAMESPACE_CREATE_BYTES if request.fields.select == ManagementSelect.CREATE else 0
 
 
 def check_management(ctx: AdminContext, request: Request) -> None:
-    """What can be refused before the data of a create operation is there."""
+    """Check SEL and the NSID, before the data of a create operation arrives (NVMe Base, Namespace
+    Management command)."""
     _check_select(request, ManagementSelect.DELETE)
     sqe = request.sqe
     if _deletes(request):
@@ -191,7 +192,7 @@ def _remember(controller: Controller, sqe: Sqe, nsid: int, **fields: int) -> Non
 
 
 def check_attachment(ctx: AdminContext, request: Request) -> None:
-    """What can be refused before the controller list is there."""
+    """Check SEL and the NSID, before the controller list arrives (NVMe Base, Namespace Attachment command)."""
     _check_select(request, AttachmentSelect.DETACH)
     check_nsid(ctx, request.sqe.nsid)
 
@@ -203,7 +204,8 @@ def namespace_attachment(ctx: AdminContext, request: Request, data: memoryview |
 
 
 def controllers_of(data: memoryview) -> list[int]:
-    """The CNTLIDs of a controller list. Raises Controller List Invalid unless there are some, and they ascend."""
+    """Return the CNTLIDs of a controller list. Raises Controller List Invalid unless there are some, and they
+    ascend."""
     count = int.from_bytes(data[:2], "little")
     cntlids = parse_controller_list(data) if 0 < count <= CONTROLLER_LIST_MAX else []
     if not cntlids or any(first >= second for first, second in pairwise(cntlids)):

@@ -1,4 +1,5 @@
-"""Sanitize, its log page and its configuration, and what commands may do meanwhile (NVMe Base, Sanitize command)."""
+"""Sanitize, its log page and its configuration, and which commands are allowed during it (NVMe Base,
+Sanitize command)."""
 
 from __future__ import annotations
 
@@ -68,14 +69,14 @@ def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
         return
     if spec.during_sanitize(ctx, spec.command(ctx, sqe)):
         return
-    # After a failure admin commands are told that it is in progress: it is until a host has dealt with it.
+    # After a failure admin commands get Sanitize In Progress, until a host has cleared the failure.
     failed = bool(ctx.qid) and sanitize.state.failure
     status = Status.SANITIZE_FAILED if failed else Status.SANITIZE_IN_PROGRESS
     raise CommandError(status, dnr=False, message=f"{spec.name}: {status.description}")
 
 
 def _after_failure(ctx: AdminContext, request: Decoded[SanitizeCommand]) -> bool:
-    """Another sanitize operation may be started once one has failed, but not during one."""
+    """Return whether another sanitize operation may start: after a failure, not during an operation."""
     return ctx.view.sanitize.state.failure
 
 
@@ -91,7 +92,8 @@ def _invalid(message: str, location: int) -> CommandError:
 
 
 def check_sanitize(ctx: AdminContext, request: Decoded[SanitizeCommand]) -> None:
-    """An action that there is, and that the state of the last operation allows."""
+    """Check that the action is supported and allowed after the last sanitize operation (NVMe Base, Sanitize
+    command)."""
     controller = ctx.controller
     command, state = request.fields, controller.subsystem.sanitizer.state
     if command.action == SanitizeAction.EXIT_FAILURE_MODE:
@@ -161,7 +163,7 @@ async def _start(ctx: AdminContext, controller: Controller, sqe: Sqe) -> Complet
 
 
 def _ended(controller: Controller, sanitizer: Sanitizer) -> None:
-    """Only the controller that started it tells its host."""
+    """Report the end on the controller that started the operation, and record it."""
     unexpected = sanitizer.outcome is SanitizeOutcome.SUCCESS_UNEXPECTED_DEALLOCATION
     if not controller.gone:
         controller.events.report(COMPLETED_UNEXPECTED_DEALLOCATION if unexpected else COMPLETED)

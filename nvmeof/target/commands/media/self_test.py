@@ -31,7 +31,7 @@ _CODE = SQE.error_location("cdw10")
 
 
 def extended_minutes(subsystem: Subsystem) -> int:
-    """EDSTT: how long an extended test of all namespaces takes, nominally."""
+    """Return EDSTT: the nominal minutes of an extended test of all namespaces."""
     size_bytes = sum(each.backend.capabilities.size_bytes for each in subsystem.namespaces.values())
     return min(size_bytes // (_BYTES_PER_SECOND * 60) + 1, 0xFFFF)
 
@@ -42,7 +42,7 @@ def _code(sqe: Sqe) -> int:
 
 
 def _chosen(ctx: AdminContext, sqe: Sqe) -> list[int]:
-    """The NSIDs that a test is to look at."""
+    """Return the NSIDs of the namespaces to test."""
     if sqe.nsid == 0:
         return []
     if sqe.nsid == NSID_ALL:
@@ -53,7 +53,8 @@ def _chosen(ctx: AdminContext, sqe: Sqe) -> list[int]:
 
 
 def check_self_test(ctx: AdminContext, request: Decoded[int]) -> None:
-    """A test that there is, of namespaces that there are, while no other is in progress."""
+    """Check the self-test code and the NSID, and that no other self-test is running (NVMe Base, Device Self-test
+    command)."""
     sqe, code = request.sqe, request.fields
     if code == SelfTestCode.ABORT:
         return
@@ -70,7 +71,7 @@ def check_self_test(ctx: AdminContext, request: Decoded[int]) -> None:
 
 
 def self_test(ctx: AdminContext, request: Decoded[int], data: memoryview | None) -> Completion:
-    """Device Self-test. What it starts goes on after its completion."""
+    """Execute Device Self-test. The test that it starts goes on after its completion."""
     check_self_test(ctx, request)
     sqe, controller = request.sqe, ctx.controller
     tests = controller.subsystem.self_test

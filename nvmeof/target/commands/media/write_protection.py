@@ -37,7 +37,7 @@ def _check(controller: Controller, sqe: Sqe) -> None:
 
 
 def _apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:
-    """Protect at once; an end of the protection waits until it is kept."""
+    """Protect at once; an end of the protection takes effect when it is stored."""
     namespace = namespace_of(controller, sqe)
     if not sqe.cdw11 or namespace.write_protected:
         return 0

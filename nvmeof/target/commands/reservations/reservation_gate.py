@@ -19,13 +19,13 @@ ACCESS_GROUPS: Final[Mapping[Access, Group]] = {
     Access.NONE: Group.OTHER,
     Access.READ: Group.READ,
     Access.WRITE: Group.WRITE,
-    # Who may write may read. For each source of a Copy there is a question of its own, as for a Read.
+    # A host that may write may read. Each source of a Copy is checked separately, as a Read.
     Access.READ_WRITE: Group.WRITE,
 }
 
 
 def group_of(spec: CommandSpec) -> Group:
-    """What a command is to a reservation: what its row says, else by what it does to data."""
+    """Return a command's group for reservations: its row's, else derived from its effect on data."""
     return ACCESS_GROUPS[spec.access] if spec.reservation is None else spec.reservation
 
 
@@ -41,7 +41,8 @@ def _check(namespace: Namespace, hostid: bytes, group: Group) -> None:
 
 
 def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
-    """A command for all namespaces is refused when one of them is reserved for others."""
+    """Refuse a command that conflicts with a reservation; one for all namespaces if any of them is reserved by another
+    host."""
     if ctx.qid:
         # Every command to a file comes along here.
         namespace = ctx.namespaces.get(sqe.nsid)

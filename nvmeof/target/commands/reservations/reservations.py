@@ -2,7 +2,7 @@
 
 Everything is checked and computed by :mod:`nvmeof.target.namespaces.reservations`. The change is an effect
 (`Effects.change_reservation`): a command completes when that is durable (where it has to be), the hosts concerned have
-been told, and what Preempt and Abort could not abort has ended.
+been notified, and what Preempt and Abort could not abort has ended.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _check_type(command: ReservationCommand) -> None:
 
 
 def check_register(ctx: IoContext, request: Request) -> None:
-    """RREGA and CPTPL that there are."""
+    """Check RREGA and CPTPL for reserved values (NVMe Base, Reservation Register command)."""
     command = request.fields
     _check_action(ctx, command, "Register", RegisterAction)
     if command.cptpl not in list(Cptpl):
@@ -91,7 +91,7 @@ def check_register(ctx: IoContext, request: Request) -> None:
 
 
 def check_acquire(ctx: IoContext, request: Request) -> None:
-    """RACQA and RTYPE that there are; the key is always looked at."""
+    """Check RACQA and RTYPE for reserved values, and that IEKEY is 0 (NVMe Base, Reservation Acquire command)."""
     command = request.fields
     _check_action(ctx, command, "Acquire", AcquireAction)
     _check_key_is_used(command)
@@ -99,7 +99,7 @@ def check_acquire(ctx: IoContext, request: Request) -> None:
 
 
 def check_release(ctx: IoContext, request: Request) -> None:
-    """RRELA that there is, and RTYPE where it counts; the key is always looked at."""
+    """Check RRELA, RTYPE where it is used, and that IEKEY is 0 (NVMe Base, Reservation Release command)."""
     command = request.fields
     _check_action(ctx, command, "Release", ReleaseAction)
     _check_key_is_used(command)
@@ -108,10 +108,8 @@ def check_release(ctx: IoContext, request: Request) -> None:
 
 
 def _registered_persistence(namespace: Namespace, state: Reservations, cptpl: int) -> Reservations:
-    """PTPL as Register leaves it.
-
-    Linux sets it with every registration, whatever RESCAP says: where nothing can persist it stays as it is, and the
-    report says so. (Feature 83h is refused there.)
+    """Return the state with PTPL as Register leaves it. Linux sets PTPL with every registration, whatever RESCAP says:
+    without a durable store PTPL stays as it is, and the report shows that. (Feature 83h is refused there.)
     """
     if cptpl == Cptpl.CLEAR:
         return state.persist(False)
@@ -123,7 +121,7 @@ def _registered_persistence(namespace: Namespace, state: Reservations, cptpl: in
 def reservation_register(
     ctx: IoContext, request: Request, data: memoryview | None
 ) -> Completion | Awaitable[Completion]:
-    """Reservation Register."""
+    """Execute Reservation Register."""
     assert data is not None
     namespace, command = active_namespace(ctx, request.sqe), request.fields
     keys = RESERVATION_KEYS.unpack_from(data)
@@ -141,7 +139,7 @@ def reservation_register(
 def reservation_acquire(
     ctx: IoContext, request: Request, data: memoryview | None
 ) -> Completion | Awaitable[Completion]:
-    """Reservation Acquire."""
+    """Execute Reservation Acquire."""
     assert data is not None
     namespace, command = active_namespace(ctx, request.sqe), request.fields
     keys, rtype, state = (
@@ -158,7 +156,7 @@ def reservation_acquire(
 def reservation_release(
     ctx: IoContext, request: Request, data: memoryview | None
 ) -> Completion | Awaitable[Completion]:
-    """Reservation Release."""
+    """Execute Reservation Release."""
     assert data is not None
     namespace, command = active_namespace(ctx, request.sqe), request.fields
     state, crkey = namespace.reservations.state, unpack_release(data)
@@ -187,12 +185,13 @@ class ReportFields:
 
 
 def _report_bytes(ctx: IoContext, request: Decoded[ReportFields]) -> int:
-    """Length rule of Report: NUMD dwords."""
+    """Return the bytes of NUMD dwords: the length rule of Report."""
     return request.fields.length_bytes
 
 
 def check_report(ctx: IoContext, request: Decoded[ReportFields]) -> None:
-    """Host identifiers have 128 bits over fabrics; a length within MDTS."""
+    """Check EDS, which must be 1 over fabrics (128-bit host identifiers), and a length within MDTS (NVMe Base,
+    Reservation Report command)."""
     _check_host(ctx)
     if not request.fields.extended:
         raise CommandError(
@@ -205,9 +204,9 @@ def check_report(ctx: IoContext, request: Decoded[ReportFields]) -> None:
 
 
 def reservation_report(ctx: IoContext, request: Decoded[ReportFields], data: memoryview | None) -> Completion:
-    """Reservation Report: as much of it as is asked for. What is asked for beyond its end is sent as zeroes, for there
-    are hosts that take less data than they described for an error. One entry per host, with CNTLID FFFFh: controllers
-    are of the dynamic model (NVMe Base, Registered Controller; nvmet_execute_pr_report does so too).
+    """Execute Reservation Report: return the length that the command gives. Bytes beyond the end of the report are
+    zeroes, since some hosts treat less data than they described as an error. One entry per host, with CNTLID FFFFh:
+    controllers are of the dynamic model (NVMe Base, Registered Controller; nvmet_execute_pr_report does so too).
     """
     state = active_namespace(ctx, request.sqe).reservations.state
     registrants = tuple(Registrant(host, key, state.holds(host)) for host, key in state.registrants.items())

@@ -59,24 +59,24 @@ def _row(ctx: AdminContext, request: FeatureRequest) -> FeatureSpec:
 
 
 def _check_attached(ctx: AdminContext, sqe: Sqe) -> None:
-    """The NSID of a feature with the scope NAMESPACE."""
+    """Check the NSID of a feature with the scope NAMESPACE (NVMe Base, Set Features command)."""
     if sqe.nsid not in ctx.namespaces:
         raise not_active(ctx, sqe.nsid)
 
 
 def get_bytes(ctx: AdminContext, request: FeatureRequest) -> int:
-    """Length rule of Get Features."""
+    """Return the bytes of Get Features' data."""
     return 0 if request.select == FeatureSelect.SUPPORTED_CAPABILITIES else _row(ctx, request).data_bytes
 
 
 def set_bytes(ctx: AdminContext, request: FeatureRequest) -> int:
-    """Length rule of Set Features."""
+    """Return the bytes of Set Features' data."""
     row = _row(ctx, request)
     return row.data_bytes if row.transfer_bytes is None else row.transfer_bytes(request.sqe)
 
 
 def check_get_features(ctx: AdminContext, request: FeatureRequest) -> None:
-    """Known, SEL, and the NSID of a feature that is a namespace's."""
+    """Check FID, SEL, and the NSID of a feature with the scope NAMESPACE (NVMe Base, Get Features command)."""
     row, select, sqe = _row(ctx, request), request.select, request.sqe
     if select > FeatureSelect.SUPPORTED_CAPABILITIES:
         raise CommandError(Status.INVALID_FIELD, _SEL, message=f"SEL {select} is reserved")
@@ -89,7 +89,8 @@ def check_get_features(ctx: AdminContext, request: FeatureRequest) -> None:
 
 
 def get_features(ctx: AdminContext, request: FeatureRequest, data: memoryview | None) -> Completion:
-    """Current, default or saved value, or the capabilities. What was not saved has its default as saved value."""
+    """Return the current, default or saved value, or the capabilities. If no value was saved, the default is returned
+    as the saved value."""
     row, select, sqe, controller = _row(ctx, request), request.select, request.sqe, ctx.controller
     if select == FeatureSelect.SUPPORTED_CAPABILITIES:
         return Completion(dw0=row.capabilities)
@@ -102,7 +103,7 @@ def get_features(ctx: AdminContext, request: FeatureRequest, data: memoryview | 
 
 
 def _targets(ctx: AdminContext, row: FeatureSpec, sqe: Sqe) -> list[Sqe]:
-    """The command, once for each namespace that it is for."""
+    """Return the command once for each namespace that it applies to."""
     if row.scope is not Scope.NAMESPACE or sqe.nsid != NSID_ALL:
         return [sqe]
     return [dataclasses.replace(sqe, nsid=nsid) for nsid in ctx.namespaces]
@@ -123,7 +124,7 @@ def _check_set_access(ctx: AdminContext, row: FeatureSpec, sqe: Sqe) -> None:
 
 
 def check_set_features(ctx: AdminContext, request: FeatureRequest) -> None:
-    """Everything that does not need the data: known, changeable, saveable, its NSID."""
+    """Check what does not depend on the data: FID, changeable, saveable, NSID (NVMe Base, Set Features command)."""
     row, sqe = _row(ctx, request), request.sqe
     if row.apply is None:
         raise CommandError(row.refusal, _FID, message=f"{row.name} cannot be changed")
@@ -162,7 +163,7 @@ async def _set_later(pending: Awaitable[int]) -> Completion:
 async def _set_all(ctx: AdminContext, row: FeatureSpec, targets: list[Sqe], data: memoryview | None) -> Completion:
     done: list[tuple[Sqe, Value]] = []
     for sqe in targets:
-        # One that went while another was written needs it no more.
+        # A namespace that was deleted during the save needs no value.
         if sqe.nsid in ctx.namespaces:
             before = row.read(ctx.controller, sqe)
             try:

@@ -52,11 +52,11 @@ class _Saving:
 
     @property
     def _gone(self) -> bool:
-        """Whether its namespace has been detached meanwhile."""
+        """Return whether the namespace was detached since."""
         return self.row.scope is Scope.NAMESPACE and self.sqe.nsid not in self.controller.namespaces
 
     def kept(self, data: memoryview | None, dw0: int) -> int:
-        """It is saved: it holds from now on, and is written into the history."""
+        """Make a saved value current, and record the change as a persistent event."""
         if self._gone:
             self._end()
             return dw0
@@ -68,7 +68,7 @@ class _Saving:
         return dw0
 
     def failed(self) -> None:
-        """It is not saved, or was refused: a newer change goes on."""
+        """Note that the value was refused or could not be saved: a newer change goes on."""
         if self._end() and self.row.restore is not None and not self._gone:
             self.row.restore(self.controller, self.sqe, self._all.sound)
 

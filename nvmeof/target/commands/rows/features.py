@@ -50,7 +50,7 @@ class Scope(Enum):
 
 
 def no_selector(sqe: Sqe) -> int:
-    """For a feature that has one value."""
+    """Return 0, for a feature that has one value."""
     return 0
 
 
@@ -58,8 +58,8 @@ def no_selector(sqe: Sqe) -> int:
 class FeatureSpec:
     """A row. `read` and `default` answer Get Features; `apply` does Set Features and returns its DW0, now or later.
 
-    `apply` None: not changeable; `refusal` is then the status. `check` is asked before any data moves, and again before
-    `apply`. `supported` says whether this controller has it.
+    `apply` None: not changeable; `refusal` is then the status. `check` is called before any data moves, and again
+    before `apply`. `supported` says whether this controller has it.
 
     Of a feature with the scope NAMESPACE all of these see commands whose NSID is that of one attached namespace
     (`namespace_of`): a Set Features for FFFFFFFFh comes once for each of them, after `check` has passed for all. What a
@@ -68,8 +68,8 @@ class FeatureSpec:
     `saveable`: SV keeps a value over resets and restarts (of all controllers of the subsystem, or of the namespace).
     `persistent`: every value is kept so, without being asked; SV is refused. A value that cannot be kept is taken back:
     `restore` makes the one before current again. `kept` is called when it is kept, with what must not be so earlier;
-    `to_keep` tells the value where `read` does not show it before that. `selector` names which of several values
-    of the feature a command means (temperature sensors); each is saved for itself.
+    `to_keep` tells the value where `read` does not show it before that. `selector` names which of several values of the
+    feature a command means (temperature sensors); each is saved for itself.
 
     `in_history`: a change is a persistent event. The specification wants some features not to be there, and others are
     set by every host with every connection. `private`: telemetry does not show the value.
@@ -127,17 +127,18 @@ class FeatureTable(dict[int, FeatureSpec]):
 
 
 def invalid(message: str, field: str = "cdw11", bit: int = 0) -> CommandError:
-    """Invalid Field in Command, with its place."""
+    """Make Invalid Field in Command, with its error location."""
     return CommandError(Status.INVALID_FIELD, SQE.error_location(field, bit), message=message)
 
 
 def invalid_data(message: str) -> CommandError:
-    """Invalid Field in Command, for something in the data: the place is the pointer to it."""
+    """Make Invalid Field in Command for the data: the error location is the data pointer."""
     return invalid(message, "sgl_address")
 
 
 def check_bits(name: str, value: int, allowed: int, field: str = "cdw11") -> None:
-    """Raise Invalid Field in Command at the lowest bit of `value` that is not `allowed`."""
+    """Raise Invalid Field in Command at the lowest bit of `value` that is not `allowed` (NVMe Base, Set Features
+    command)."""
     wrong = value & ~allowed
     if wrong:
         bit = (wrong & -wrong).bit_length() - 1
@@ -145,13 +146,13 @@ def check_bits(name: str, value: int, allowed: int, field: str = "cdw11") -> Non
 
 
 def constant(dw0: int = 0, data: bytes | None = None) -> Read:
-    """A default that is the same for all."""
+    """Return a default that is the same for all controllers."""
     value = Value(dw0, data)
     return lambda controller, sqe: value
 
 
 def namespace_of(controller: Controller, sqe: Sqe) -> Namespace:
-    """The namespace that a command for a feature with the scope NAMESPACE is for."""
+    """Return the namespace that a command for a feature with the scope NAMESPACE is for."""
     return controller.namespaces[sqe.nsid]
 
 
@@ -164,7 +165,7 @@ def _values(scope: Scope, controller: Controller, sqe: Sqe) -> Values:
 def current_value(
     features: FeatureTable, controller: Controller, fid: int, nsid: int = 0, selector: int = 0, *, cdw11: int = 0
 ) -> Value:
-    """A feature's current value, for who acts by it. `nsid`: of a feature with the scope NAMESPACE."""
+    """Return a feature's current value, for code that depends on it. `nsid`: of a feature with the scope NAMESPACE."""
     row = features[fid]
     return row.read(controller, Sqe(opcode=AdminOpcode.GET_FEATURES, nsid=nsid, cdw10=fid, cdw11=cdw11))
 

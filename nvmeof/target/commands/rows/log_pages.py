@@ -1,6 +1,7 @@
-"""Get Log Page: the way of the command, and the table that has one row per log page (NVMe Base, Get Log Page command).
+"""Get Log Page: the execution of the command, and the table that has one row per log page (NVMe Base, Get Log Page
+command).
 
-The rows are in the modules `logs_*` beside this one, and in those of whatever has a log page of its own.
+The rows are in the modules `logs_*` beside this one, and in those of other parts with a log page.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PageCheck = Callable[[Controller, GetLogPage], None]
 
 
 def no_page_check(controller: Controller, command: GetLogPage) -> None:
-    """For a page without parameters of its own."""
+    """Accept any value of the fields that a page without parameters ignores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class LogPageSpec:
     remark: str = ""  # for docs/supported.md
 
     def here(self, controller: Controller) -> bool:
-        """Whether this kind of controller has it."""
+        """Return whether this kind of controller has the page."""
         return self.discovery if controller.discovery else self.io
 
 
@@ -83,7 +84,7 @@ def log_attributes(ctx: AdminContext, controller: Controller) -> Lpa:
 
 
 def command_set(controller: Controller, command: GetLogPage) -> int:
-    """The I/O command set that a page is asked for; without CC.CSS = 110b that is the NVM Command Set."""
+    """Return the I/O command set of a page; unless CC.CSS is 110b, the NVM Command Set."""
     return command.csi if Cc.decode(controller.cc).css == CcCss.ALL_SUPPORTED else Csi.NVM
 
 
@@ -103,12 +104,12 @@ def decode_log_page(ctx: AdminContext, sqe: Sqe) -> LogPageRequest:
 
 
 def log_bytes(ctx: AdminContext, request: LogPageRequest) -> int:
-    """Length rule: NUMD dwords."""
+    """Return the bytes of NUMD dwords."""
     return request.command.length_bytes
 
 
 def page_during_sanitize(ctx: AdminContext, request: LogPageRequest) -> bool:
-    """Whether the page may be read during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
+    """Return whether the page may be read during a sanitize operation (NVMe Base, Sanitize Operation Restrictions)."""
     return request.row is not None and request.row.during_sanitize
 
 
@@ -117,9 +118,8 @@ def _invalid(location: int, message: str) -> CommandError:
 
 
 def check_get_log_page(ctx: AdminContext, request: LogPageRequest) -> None:
-    """A page that exists here, its NSID, a length within MDTS, and an offset of the kind that it takes.
-
-    Fields that a page does not use are not looked at: LSP, LSI and CSI of others.
+    """Check that the page is supported, its NSID, a length within MDTS, and the kind of offset (NVMe Base, Get Log Page
+    command). Fields that a page does not use (LSP, LSI, CSI) are ignored.
     """
     controller = ctx.controller
     row, command = request.row, request.command
@@ -150,7 +150,7 @@ def _check_nsid(ctx: AdminContext, row: LogPageSpec, nsid: int) -> None:
 
 
 def namespaces_of(ctx: AdminContext, nsid: int) -> list[int]:
-    """The namespaces that a page with `per_namespace` is about: one, or all with 0h and FFFFFFFFh."""
+    """Return the NSIDs that a page with `per_namespace` reports: one, or all with 0h and FFFFFFFFh."""
     if nsid in (0, NSID_ALL):
         return list(ctx.namespaces)
     if nsid in ctx.namespaces:
@@ -159,7 +159,7 @@ def namespaces_of(ctx: AdminContext, nsid: int) -> list[int]:
 
 
 def _start(row: LogPageSpec, command: GetLogPage, page: bytes) -> int:
-    """Where in the page the answer begins."""
+    """Return the offset in the page, in bytes, where the answer begins."""
     if command.index_offset:
         assert row.entries is not None
         offsets = row.entries(page)
@@ -172,13 +172,13 @@ def _start(row: LogPageSpec, command: GetLogPage, page: bytes) -> int:
 
 
 def get_log_page(ctx: AdminContext, request: LogPageRequest, data: memoryview | None) -> Completion:
-    """A part of a page; what is asked for beyond its end reads as zeroes. RAE = 0 lets its events be sent again."""
+    """Return a part of a page; bytes beyond its end are zeroes. RAE = 0 unmasks its events."""
     row, command, controller = request.row, request.command, ctx.controller
     assert row is not None
     page = row.build(ctx, controller, command, request.nsid)
     if not page:
-        # Something else was asked for than its content. The data that the SGL describes is sent all the same: hosts
-        # take it for an error of the transfer when there is less.
+        # The offset is beyond the content. All data that the SGL describes is sent: hosts treat less data as a transfer
+        # error.
         return Completion(data=bytes(command.length_bytes))
     start = _start(row, command, page)
     if not command.retain:

@@ -33,7 +33,7 @@ class Rows:
 
     `io` has commands by the CSI of their I/O command set: those of the NVM Command Set are commands of every other set
     too. `command_sets` and `namespace_kinds`: what Identify says of an I/O command set, and how hosts create its
-    namespaces. `failure_listeners` are told what goes wrong with more than one command.
+    namespaces. `failure_listeners` are called for failures that concern more than one command.
     """
 
     admin: tuple[CommandRow[AdminContext, Any], ...] = ()

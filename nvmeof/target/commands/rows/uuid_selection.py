@@ -21,6 +21,7 @@ _UUID_INDEX: Final = SQE.error_location("cdw14")
 
 
 def check_uuid_index(controller: Controller, index: int) -> None:
-    """An index that selects nothing is refused, where there is a UUID List at all. Raises `CommandError`."""
+    """Refuse a UUID Index without an entry in the UUID List, if there is a list (NVMe Base, UUID List). Raises
+    `CommandError`."""
     if index > len(UUIDS) and not controller.discovery:
         raise CommandError(Status.INVALID_FIELD, _UUID_INDEX, message=f"UUID index {index} is not in the UUID List")

@@ -1,7 +1,7 @@
 """``error:kind=write,errno=ENOSPC,rate=0.01``: a part of the operations fails, the same ones in every run.
 
-The draws come from a generator with a seed of its own, so a run with the same operations fails at the same ones. With
-``after=N`` the first N operations of the kind succeed; with ``count=N`` no more than N fail.
+The draws come from a generator with a fixed seed, so a run with the same operations fails at the same ones. With
+``after=N`` the first N operations of the kind succeed; with ``count=N`` at most N fail.
 """
 
 from __future__ import annotations
