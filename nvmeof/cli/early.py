@@ -16,7 +16,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def exit_at_interrupt() -> None:
-    """End the process at SIGINT until :func:`raise_at_interrupt`, unless somebody has said what SIGINT does."""
+    """End the process at SIGINT until :func:`raise_at_interrupt`, unless a handler of SIGINT is set."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit)
 

@@ -1,6 +1,6 @@
 """What the programs of this package do with an error: one sentence on stderr, and an exit code.
 
-0 when all went well, 1 when something could not be done, 2 when it was asked for wrongly, 130 when SIGINT ended it.
+0 when all went well, 1 when something could not be done, 2 for wrong usage, 130 when SIGINT ended it.
 """
 
 from __future__ import annotations

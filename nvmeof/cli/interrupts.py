@@ -60,7 +60,7 @@ def regular_end() -> Iterator[None]:
 
 @contextmanager
 def unhurried() -> Iterator[None]:
-    """Let what is computed in the block take its time after SIGINT: the time that is left begins anew at its end."""
+    """Suspend the time limit after SIGINT for the block; the limit restarts at its end."""
     left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
     try:
         yield

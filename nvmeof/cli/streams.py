@@ -1,4 +1,4 @@
-"""The standard streams of a command line: there from the first line on, interruptible, and named in errors.
+"""The standard streams of a command line: always open, interruptible, and named in errors.
 
 A supervisor may start a program with fewer than three descriptors, a disk or a device that the output goes to may be
 full, a reader may have gone away or may not read. :func:`prepare` makes descriptors 0 to 2 exist and puts streams in
@@ -6,11 +6,10 @@ place that behave well in all of these cases; :func:`finish` leaves nothing behi
 at its end.
 
 - A missing descriptor becomes /dev/null. A program that is asked for output and has none says so
-  (:class:`~nvmeof.errors.ConfigurationError`); a service does without.
-- An error of a stream carries the stream's name as `OSError.filename`: "standard output".
-- With `patience_seconds` None, output waits until there is room, and SIGINT raises :class:`KeyboardInterrupt` meanwhile
-  even where an event loop has the signal. With a number, it waits that long and then raises :class:`BlockingIOError`:
-  a service serves on when nobody reads its log.
+(:class:`~nvmeof.errors.ConfigurationError`); a service does without. - An error of a stream carries the stream's name
+as `OSError.filename`: "standard output". - With `patience_seconds` None, output waits until there is room, and SIGINT
+raises :class:`KeyboardInterrupt` during the wait even where an event loop has the signal. With a number, it waits that
+long and then raises :class:`BlockingIOError`: a service goes on when its log is not read.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ NAMES: Final = {STDIN: "standard input", STDOUT: "standard output", STDERR: "sta
 HINTS: Final = {STDIN: "give the data in a file", STDOUT: "redirect it, to a file or to /dev/null"}
 """What to do about a missing stream."""
 _PIECE_BYTES: Final = select.PIPE_BUF
-"""What a pipe takes at once when poll says that there is room (pipe(7), PIPE_BUF)."""
+"""Bytes that a pipe takes at once when poll reports room (pipe(7), PIPE_BUF)."""
 
 _missing: set[int] = set()
 """Descriptors that did not exist when the program began."""
@@ -60,7 +59,7 @@ def _open_missing() -> None:
 
 
 def is_missing(descriptor: int) -> bool:
-    """Tell whether the program was started without this descriptor."""
+    """Return whether the program was started without this descriptor."""
     return descriptor in _missing
 
 
@@ -113,7 +112,7 @@ class OutputFile(io.FileIO):
             try:
                 return os.write(self.fileno(), piece)
             except BlockingIOError:
-                continue  # somebody else was faster, and the descriptor does not block
+                continue  # another writer was faster, and the descriptor does not block
             except OSError as error:
                 raise type(error)(error.errno, error.strerror, self._what) from None
 
@@ -154,7 +153,7 @@ class _Missing(io.TextIOBase):
 
 
 def _output(descriptor: int, old: Any, patience_seconds: float | None) -> Any:
-    """The text stream for a descriptor, with the encoding of the interpreter's own one."""
+    """Return the text stream for a descriptor, with the encoding of the interpreter's stream."""
     raw = OutputFile(descriptor, patience_seconds)
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
@@ -224,7 +223,7 @@ def interrupted() -> None:
 
 
 def finish() -> None:
-    """Give up what cannot be written any more, without a word: the program ends with the exit code that it has."""
+    """Discard output that can no longer be written, without a message: the exit code stays as it is."""
     for descriptor, stream, raw in _ours():
         raw.wait_no_longer()
         try:

@@ -1,6 +1,6 @@
 """``python -m nvmeof.host``: an NVMe/TCP and NVMe-over-MPTCP host for the command line, after nvme-cli.
 
-Exit codes: 0 when all went well, 1 when a command failed, 2 when it was asked for wrongly, 130 when SIGINT ended it.
+Exit codes: 0 when all went well, 1 when a command failed, 2 for wrong usage, 130 when SIGINT ended it.
 """
 
 from __future__ import annotations

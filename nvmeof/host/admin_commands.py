@@ -33,13 +33,13 @@ from nvmeof.spec.telemetry import CREATE
 from nvmeof.wire import Buffer
 
 LOG_CHUNK_BYTES = 4096
-"""Longest piece of a log page that is asked for at once: what the smallest MDTS allows."""
+"""Bytes of a log page that one command reads at most: what the smallest MDTS allows."""
 ANA_LOG_MAX_BYTES = 1 << 30
 ANA_ATTEMPTS = 10
 
 
 def _continued(page: int, lsp: int) -> int:
-    """The log specific parameter of the pieces after the first: what is captured for a host is captured once."""
+    """Return the log specific parameter of the pieces after the first: a capture is requested once."""
     if page == LogPageId.TELEMETRY_HOST and lsp & CREATE:
         return 0
     if page == LogPageId.PERSISTENT_EVENTS and lsp & 3 == LogAction.ESTABLISH_AND_READ:
@@ -72,7 +72,7 @@ class AdminCommands:
         self.admin = execute
 
     async def property_get(self, offset: int, size: int = 4) -> int:
-        """A controller property of 4 or 8 bytes."""
+        """Return a controller property of 4 or 8 bytes."""
         value = await self.admin(sqe_builders.property_get(offset, size))
         return value if size == 8 else value & 0xFFFFFFFF
 
@@ -81,7 +81,7 @@ class AdminCommands:
         await self.admin(sqe_builders.property_set(offset, size, value))
 
     async def identify_raw(self, cns: int, nsid: int = 0, cntid: int = 0, csi: int = 0) -> bytes:
-        """Any Identify data structure: 4,096 bytes."""
+        """Return any Identify data structure: 4,096 bytes."""
         data = bytearray(IDENTIFY_BYTES)
         await self.admin(sqe_builders.identify(cns, nsid, cntid, csi), data_in=memoryview(data))
         return bytes(data)
@@ -95,7 +95,7 @@ class AdminCommands:
         return IdentifyNamespace.parse(await self.identify_raw(Cns.NAMESPACE, nsid))
 
     async def active_namespaces(self) -> list[int]:
-        """NSIDs of the active namespaces, ascending (CNS 02h, as many lists as it takes)."""
+        """Return the NSIDs of the active namespaces, ascending (CNS 02h, as many lists as it takes)."""
         found: list[int] = []
         while True:
             raw = await self.identify_raw(Cns.ACTIVE_NAMESPACES, found[-1] if found else 0)
@@ -109,11 +109,11 @@ class AdminCommands:
                 return found
 
     async def namespace_descriptors(self, nsid: int) -> list[NamespaceDescriptor]:
-        """Identifiers of a namespace (CNS 03h): EUI64, NGUID, UUID, command set."""
+        """Return the identifiers of a namespace (CNS 03h): EUI64, NGUID, UUID, command set."""
         return parse_namespace_descriptors(await self.identify_raw(Cns.NAMESPACE_DESCRIPTORS, nsid))
 
     async def identify_nvm_limits(self) -> NvmCommandSetLimits:
-        """Limits of the NVM command set (CNS 06h), decoded: VSL, WZSL, DMRL and so on."""
+        """Return the limits of the NVM command set (CNS 06h), decoded: VSL, WZSL, DMRL and so on."""
         return NvmCommandSetLimits.parse(await self.identify_raw(Cns.CSI_CONTROLLER))
 
     async def get_log(
@@ -127,7 +127,8 @@ class AdminCommands:
         rae: bool = False,
         chunk_bytes: int = LOG_CHUNK_BYTES,
     ) -> bytes:
-        """``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of ``chunk_bytes``.
+        """Return ``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of
+        ``chunk_bytes``.
 
         ``rae`` retains the asynchronous event that the page belongs to; a page that takes several pieces retains it
         until the last.
@@ -144,20 +145,20 @@ class AdminCommands:
         return bytes(data)
 
     async def smart_log(self, nsid: int = NSID_ALL) -> SmartLog:
-        """The SMART / Health Information log page, decoded: ``log.composite_temperature`` in kelvin, and so on."""
+        """Return the SMART / Health Information log page, decoded: ``log.composite_temperature`` in kelvin, and so
+        on."""
         return SmartLog.parse(await self.get_log(LogPageId.SMART_HEALTH, SmartLog.size_bytes(), nsid=nsid))
 
     async def error_log(self, entries: int = 1) -> list[ErrorLogEntry]:
-        """The newest ``entries`` of the Error Information log page, decoded; entries never used are left out."""
+        """Return the newest ``entries`` of the Error Information log page, decoded; entries never used are left out."""
         size = ErrorLogEntry.size_bytes()
         raw = await self.get_log(LogPageId.ERROR_INFORMATION, entries * size)
         parsed = [ErrorLogEntry.parse(raw[start : start + size]) for start in range(0, len(raw), size)]
         return [entry for entry in parsed if entry.error_count]
 
     async def ana_log(self) -> AnaLog:
-        """The ANA log page: the state of each group on this path, of one change count.
-
-        Raises :class:`NvmeofError` where the controller has none, or where it makes no sense or never rests.
+        """Return the ANA log page: the state of each group on this path, all of one change count. Raises
+        :class:`NvmeofError` for a controller without ANA, for an invalid log, or when its change count keeps changing.
         """
         info = await self.identify()
         if not info.nanagrpid:
@@ -197,7 +198,7 @@ class AdminCommands:
     async def get_feature(
         self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int = 0
     ) -> int | tuple[int, bytes]:
-        """A feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
+        """Return a feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
         sqe = sqe_builders.get_features(fid, select, nsid=nsid, cdw11=cdw11)
         if not data_bytes:
             return await self.admin(sqe) & 0xFFFFFFFF

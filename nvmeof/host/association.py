@@ -76,7 +76,7 @@ class Association:
         return self._admin_queue
 
     def queues(self) -> Iterator[Queue]:
-        """All queues, the admin queue first."""
+        """Yield all queues, the admin queue first."""
         if self._admin_queue is not None:
             yield self._admin_queue
         yield from self.io_queues
@@ -102,7 +102,7 @@ class Association:
             queue.trace = self._trace_of(queue, self._trace)
         await self.device.create_queue(queue)
         if queue.error is not None:
-            # lost with the association while it was being made: nobody else knows of it
+            # lost with the association while it was being made: it has no other reference
             self.device.drain_queue(queue)
             self.device.destroy_queue(queue)
             raise queue.error
@@ -132,7 +132,7 @@ class Association:
         return await execute(self.runtime, queue, command, self.abort, hold=options.hold)
 
     def pick_queue(self) -> Queue:
-        """The I/O queue for the next command: they take turns."""
+        """Return the I/O queue for the next command, in round robin."""
         queues = self.io_queues
         if len(queues) == 1:
             return queues[0]
@@ -156,7 +156,7 @@ class Association:
         return self._timeouts
 
     def start_keep_alive(self, *, traffic_based: bool) -> None:
-        """Start keep-alive, and the timer anew: it may have been set for later."""
+        """Start keep-alive and restart its timer, which may have been set for later."""
         if self.options.keep_alive_tmo:
             now = self.runtime.now()
             self.timeouts.set_keep_alive(now, self.options.keep_alive_tmo, traffic_based=traffic_based)
@@ -223,7 +223,8 @@ class Association:
             await self.device.release_ctrl(self.options)
 
     def describe(self) -> list[QueueFacts]:
-        """One mapping per queue, the admin queue first: ``qid``, entries, load, and what the device says now."""
+        """Return one mapping per queue, the admin queue first: ``qid``, entries, load, and the device's present
+        facts."""
         return [
             {
                 "qid": queue.qid,

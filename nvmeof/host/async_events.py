@@ -29,7 +29,16 @@ EVENTS_KEPT = 1024
 
 @dataclass(frozen=True, slots=True)
 class AsyncEvent:
-    """What a controller reports through an Asynchronous Event Request: type, information, and the log page to read."""
+    """An event that a controller reports (NVMe Base, Asynchronous Event Request command).
+
+    ``type``: 0 error, 1 SMART / health, 2 notice, 6 I/O command set specific, 7 vendor specific. ``info``: what has
+    happened, by type. ``log_page``: the identifier of the log page to read, which lets the controller report the next
+    event of that type::
+
+        async for event in controller.events:
+            if event.log_page:
+                await controller.get_log(event.log_page, 512)
+    """
 
     type: int
     info: int
@@ -56,7 +65,7 @@ class _EventRequest(Request):
         self.then(result & 0xFFFFFFFF, status)
 
     def failed(self, error: NvmeofError) -> None:
-        """The queue is gone, and with it the request."""
+        """Drop the request, since its queue is gone."""
         self.lost()
 
 

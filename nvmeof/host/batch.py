@@ -1,7 +1,7 @@
 """Many Reads or Writes of one length as one operation: one future, one build of all capsules, one send.
 
 What :meth:`nvmeof.host.namespace.Namespace.read_many` and ``write_many`` give to an ``IoPort``. Each command still is a
-:class:`Request` of its own to timeouts, Aborts and completions; these objects are used again from batch to batch.
+separate :class:`Request` to timeouts, Aborts and completions; these objects are used again from batch to batch.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class IoBatch:
         return len(self.slbas)
 
     def sqe_of(self, index: int) -> bytes:
-        """The whole SQE of one command."""
+        """Return the whole SQE of one command."""
         sqe = self.sqe
         return sqe[:_SLBA_AT] + _SLBA.pack(self.slbas[index]) + sqe[_SLBA_AT + _SLBA.size :]
 
     def parts(self) -> Iterator[CommandPart]:
-        """The commands one by one, for a port that has no better way than ``io_transfer``."""
+        """Yield the commands one by one, for a port that has only ``io_transfer``."""
         for index, buffer in enumerate(self.buffers):
             yield self.sqe_of(index), buffer if self.write else None, None if self.write else buffer
 
     def rest(self) -> IoBatch:
-        """What is ``unfinished``, to be sent again where that may be done."""
+        """Return a batch of the ``unfinished`` commands, to be sent again where that is allowed."""
         slbas, buffers = self.slbas, self.buffers
         return IoBatch(
             self.sqe,
@@ -84,7 +84,7 @@ class BatchPart(Request):
 
         @property
         def sqe(self) -> bytes:
-            """Made when somebody asks: for an error, a timeout, a trace."""
+            """The SQE, built on demand: for an error, a timeout, a trace."""
             return self.group.batch.sqe_of(self.index)
 
         @property
@@ -220,7 +220,7 @@ class BatchRun:
         self._next = end
 
     def _send_one(self, queue: Queue, part: BatchPart) -> None:
-        """No queue has an identifier free: wait for one, as any other request does."""
+        """Wait for a command identifier, as any other request does, when the queue has none free."""
         part.index = self._next
         queue.submit(part)
         self._waiting = part
@@ -228,13 +228,13 @@ class BatchRun:
         self._next += 1
 
     def part_failed(self, part: BatchPart, error: NvmeofError) -> None:
-        """One command has failed, or was lost: it counts as ended right after this."""
+        """Note that one command has failed or was lost; it counts as ended after this."""
         self.batch.unfinished.append(part.index)
         self.error = self.error or error
         self.advance_at = 0
 
     def part_lost(self, part: BatchPart, error: NvmeofError) -> None:
-        """One command was lost with its queue, sent or not."""
+        """Note that one command was lost with its queue, sent or not."""
         if isinstance(error, CommandNotExecuted):
             self._not_executed += 1
         else:

@@ -17,7 +17,7 @@ async def read_pieces(
 ) -> AsyncGenerator[bytearray, None]:
     """Yield a buffer for each of ``pieces`` (where it begins, its length in bytes), in their order.
 
-    ``read(begin, buffer)`` fills one. Up to ``ahead`` pieces after the one that is looked at are read meanwhile. The
+    ``read(begin, buffer)`` fills one. Up to ``ahead`` pieces after the current one are read at the same time. The
     first error ends the iteration; what is under way then, or when the iteration is given up, is cancelled.
     """
     if ahead < 0:

@@ -49,17 +49,19 @@ DEFAULT_TRANSPORT = "mptcp"
 
 @dataclass(frozen=True, slots=True)
 class PassthruResult:
-    """What a raw command gave: DW0 and DW1 as one number, and its data."""
+    """The result of a raw command: ``result`` is DW0 | DW1 << 32 of its completion, ``data`` what it returned. ::
+
+    (await controller.admin_passthru(0x06, data_bytes=4096, cdw10=1)).data[4:24]  # the serial number
+    """
 
     result: int
     data: bytes
 
 
 class HostController(Controller, AdminCommands):
-    """A connected controller, for asyncio programs: what :func:`connect` gives. Ends with its ``async with`` block.
-
-    Namespaces and raw commands are methods of its own; those of :class:`AdminCommands` (identify, log pages, features)
-    are its methods too. Both bases are whole by themselves, and this class adds MPTCP paths.
+    """A connected controller, for asyncio programs: the result of :func:`connect`. It ends with its ``async with``
+    block. Namespaces and raw commands are methods of this class; those of :class:`AdminCommands` (identify, log pages,
+    features) are its methods too. This class adds MPTCP paths to both bases.
 
     The commands raise :class:`NvmeStatusError` when they complete with another status than success,
     :class:`ConnectionLost` when a queue died.
@@ -72,17 +74,17 @@ class HostController(Controller, AdminCommands):
         AdminCommands.__init__(self, self.execute_admin)
         self._background = runtime
         self.paths: PathSession | None = None
-        """MPTCP paths beyond what the system has by itself, where :func:`connect` was asked for them."""
+        """MPTCP paths in addition to the system's, where :func:`connect` was called with ``paths``."""
 
     def endpoints(self) -> Iterator[Endpoint]:
-        """The open connections of all queues."""
+        """Yield the open connections of all queues."""
         for queue in self.queues():
             link = queue.private
             if isinstance(link, SocketQueue) and not link.endpoint.closed:
                 yield link.endpoint
 
     async def start_paths(self, options: PathOptions) -> None:
-        """Manage MPTCP paths for this association. What cannot be had is said in the log, in one sentence."""
+        """Manage MPTCP paths for this association. Failures are logged, one sentence each."""
         self.stop_paths()
         self.paths = PathSession(PathRole.SUBFLOW, options, self.endpoints, what="host")
         await self.paths.start([Address(self.options.traddr, self.options.trsvcid)])
@@ -109,7 +111,7 @@ class HostController(Controller, AdminCommands):
             self.stop_paths()
 
     async def namespaces(self) -> list[Namespace]:
-        """The active namespaces, identified; one that vanishes meanwhile is left out."""
+        """Return the active namespaces, identified; one that is deleted during the call is left out."""
         found: list[Namespace] = []
         for nsid in await self.active_namespaces():
             namespace = self.namespace(nsid)
@@ -122,7 +124,7 @@ class HostController(Controller, AdminCommands):
         return found
 
     async def discovery_log(self) -> list[DiscoveryEntry]:
-        """The Discovery log page of a discovery controller."""
+        """Return the Discovery log page of a discovery controller."""
 
         async def read(length_bytes: int, offset: int) -> bytes:
             return await self.get_log(LogPageId.DISCOVERY, length_bytes, offset, nsid=0)
@@ -135,7 +137,7 @@ class HostController(Controller, AdminCommands):
     async def admin_passthru(
         self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int
     ) -> PassthruResult:
-        """A raw admin command; ``dwords``: cdw2, cdw3, cdw10 to cdw15, flags. See :meth:`io_passthru`."""
+        """Execute a raw admin command; ``dwords``: cdw2, cdw3, cdw10 to cdw15, flags. See :meth:`io_passthru`."""
         sqe, data_in = _raw(opcode, nsid, data, data_bytes, dwords)
         result = await self.admin(sqe, data_out=data, data_in=data_in)
         return PassthruResult(result, bytes(data_in) if data_in is not None else b"")
@@ -143,7 +145,8 @@ class HostController(Controller, AdminCommands):
     async def io_passthru(
         self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int
     ) -> PassthruResult:
-        """A raw I/O command. ``data`` is sent; ``data_bytes`` are received. Bits 1:0 of the opcode say which it takes.
+        """Execute a raw I/O command. ``data`` is sent; ``data_bytes`` are received. Bits 1:0 of the opcode say which it
+        takes.
 
         Raises :class:`ConfigurationError` where these disagree.
         """
@@ -190,11 +193,11 @@ async def connect(
 
     ``traddr``: an IP address (a link-local one with its interface, ``fe80::1%eth0``) or a name; or an entry that
     :func:`discover` gave, which says all of the following. ``trsvcid``: the port, as number or text (4420).
-    ``transport``: ``mptcp`` unless given, which falls back to TCP; with an entry, the entry's.
-    ``hostnqn``, ``hostid``: who this host is; those of nvme-cli's files in /etc/nvme, or of this user, when not given.
-    ``paths``: the local addresses that MPTCP connects from (``PathOptions(paths=("auto",))``), and how.
-    ``registry``: the queue devices to choose from; the software device is the only one unless a program adds its own.
-    ``trace``: is told of PDUs and of every command, when it is sent and when it is completed; see :mod:`nvmeof.trace`.
+    ``transport``: ``mptcp`` unless given, which falls back to TCP; with an entry, the entry's. ``hostnqn``, ``hostid``:
+    the identity of this host; those of nvme-cli's files in /etc/nvme, or of this user, when not given. ``paths``: the
+    local addresses that MPTCP connects from (``PathOptions(paths=("auto",))``), and how. ``registry``: the queue
+    devices to choose from; the software device is the only one unless a program adds its own. ``trace``: called with
+    PDUs and with every command, when it is sent and when it is completed; see :mod:`nvmeof.trace`.
 
     ``options``: the other fields of :class:`ConnectOptions`. Times are seconds: ``connect_timeout`` (10),
     ``io_timeout`` and ``admin_timeout`` (30; a command that takes longer ends the association, with ``abort_first`` it
@@ -292,7 +295,7 @@ async def _discover(traddr: str, trsvcid: int | str, transport: str, options: Di
 
 
 def _reachable(entry: DiscoveryEntry) -> DiscoveryEntry:
-    """The entry. Raises TransportError where it leads to a port with which this host cannot speak."""
+    """Return the entry. Raises TransportError for a port whose transport this host does not support."""
     if entry.requires_tls:
         where = Address(entry.address, entry.port)
         raise TransportError(f"{entry.subnqn} at {where} requires TLS, which this host does not speak")

@@ -107,7 +107,7 @@ class Controller:
         self.on_lost = self.association.on_lost
         self.on_event = self.events.listeners
         self.quiesced = False
-        """The controller has confirmed that it executes no command of this association any more."""
+        """True when the controller has confirmed that it no longer executes a command of this association."""
         self._cc = Cc()
         self._info: IdentifyController | None = None
         self._limits: NvmLimits | None = None
@@ -145,10 +145,10 @@ class Controller:
         return self._info
 
     def namespace(self, nsid: int) -> Namespace:
-        """The namespace ``nsid``: read and write it. Its own methods identify it when that is first needed.
+        """Return the namespace ``nsid``, to read and write it. Its own methods identify it when that is first needed.
 
         What of it is known without that (``size_bytes``) needs ``await namespace.refresh()`` before; those that
-        :meth:`HostController.namespaces` lists are identified. Raises LocalProtocolError for what is no NSID.
+        :meth:`HostController.namespaces` lists are identified. Raises LocalProtocolError for an invalid NSID.
         """
         if not 1 <= nsid <= NSID_MAX:
             raise LocalProtocolError(f"a namespace has an NSID from 1 to {NSID_MAX}, not {nsid}")
@@ -355,7 +355,7 @@ class Controller:
             )
 
     def _io_entries(self) -> int:
-        """Size of the I/O queues: as asked for, within MQES and MAXCMD (0, which some controllers say, is no limit)."""
+        """Return the size of the I/O queues: the option's, within MQES and MAXCMD (0 is no limit)."""
         wanted = self.options.queue_size
         entries = min(wanted, self.cap.mqes_entries)
         if self.info.maxcmd and self.info.maxcmd < entries:
@@ -389,7 +389,7 @@ class Controller:
             await self._fabrics_connect(queue, self.cntlid)
 
     async def nvm_limits(self) -> NvmLimits:
-        """What Identify CNS 06h says of commands without data; read once, when first needed."""
+        """Return the limits of commands without data (Identify CNS 06h); read once, when first needed."""
         if self._limits is None:
             try:
                 raw = await self.commands.identify_nvm_limits()
@@ -432,12 +432,12 @@ class Controller:
         association.state = HostState.CLOSED
 
     async def disable(self) -> bool:
-        """End the association by a controller reset, as Linux does before it connects anew.
+        """End the association by a controller reset, as Linux does before it reconnects.
 
-        The I/O queues are closed first, so that what is outstanding fails at once; then CC.EN is cleared, and the
+        The I/O queues are closed first, so that outstanding commands fail at once; then CC.EN is cleared, and the
         connection of the admin queue is closed when CSTS.RDY is 0 or CAP.TO has passed. Return whether the controller
-        confirmed it: then no command of this association is executed any more, and ``quiesced`` is set. Never raises
-        for what the controller does; safe to call after a loss.
+        confirmed it: then it executes no further command of this association, and ``quiesced`` is set. Never raises for
+        errors of the controller; safe to call after a loss.
         """
         association = self.association
         error = ConnectionLost("the controller was reset by this host")
@@ -514,7 +514,7 @@ class Controller:
 
 
 def _connect_refused(error: NvmeStatusError, qid: int, options: ConnectOptions) -> NvmeofError:
-    """The refusal of a Connect, with the parameter that it names (DW0: IPO, and IATTR in bit 16)."""
+    """Make the error of a refused Connect, with the parameter that it names (DW0: IPO, and IATTR in bit 16)."""
     invalid = error.status == Status.CONNECT_INVALID_PARAMETERS
     where = f" (it names {describe_connect_invalid(error.dw0)})" if invalid else ""
     queue = "the controller" if qid == 0 else f"I/O queue {qid}"

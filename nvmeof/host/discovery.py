@@ -1,4 +1,4 @@
-"""Reading a Discovery log: header first, entries in pieces, over again when the generation changes meanwhile."""
+"""Reading a Discovery log: header first, entries in pieces, from the start again when the generation has changed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class DiscoveryEntry:
 
     @property
     def address(self) -> str:
-        """Where to connect to: ``traddr``, or where that is empty or a wildcard, the address that was asked."""
+        """The address to connect to: ``traddr``, or where that is empty or a wildcard, the address of the discovery
+        service."""
         return self.asked if is_wildcard(self.traddr) and self.asked else self.traddr
 
     @property
@@ -78,7 +79,8 @@ class DiscoveryEntry:
         return kind + wanted.get(self.treq & TREQ_SECURE_CHANNEL, "")
 
     def read_from(self, address: str, interface: str) -> DiscoveryEntry:
-        """The entry of a log that was read from `address`, over a connection of `interface` (empty: not known)."""
+        """Return the entry of a log that was read from `address`, over a connection of `interface` (empty: not
+        known)."""
         return replace(self, traddr=with_scope(strip_brackets(self.traddr), interface), asked=address)
 
     @property
@@ -104,7 +106,7 @@ class DiscoveryEntry:
         return self.subtype == SubType.NVM
 
     def as_dict(self) -> dict[str, int | str]:
-        """For JSON: the fields, with the names beside the numbers."""
+        """Return for JSON the fields, with the names beside the numbers."""
         fields = {name: value for name, value in asdict(self).items() if name != "asked"}
         return {**fields, "transport": self.transport, "family": self.family, "kind": self.kind}
 
@@ -125,7 +127,8 @@ class DiscoveryLog(list[DiscoveryEntry]):
 
 
 async def read_discovery_log(read: ReadLog) -> DiscoveryLog:
-    """All entries, of one generation. Raises :class:`NvmeofError` when the log makes no sense or never rests."""
+    """Return all entries, of one generation. Raises :class:`NvmeofError` for an invalid log, or when its generation
+    keeps changing."""
     for _ in range(ATTEMPTS):
         header = DISCOVERY_LOG_HEADER.parse(await read(HEADER_BYTES, 0))
         if header.recfmt != 0:

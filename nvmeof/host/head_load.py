@@ -61,7 +61,7 @@ class HeadLoad:
         self._opened = time.perf_counter()
 
     def close_window(self) -> Figures:
-        """Return the figures of what completed since :meth:`open_window`; what completes later counts no more."""
+        """Return the figures of the commands completed since :meth:`open_window`; later ones are not counted."""
         seconds, latencies = time.perf_counter() - self._opened, self.latencies_ns
         self.latencies_ns = array("q")
         return Figures(len(latencies), seconds, self._size_bytes, sorted(latencies))

@@ -53,7 +53,11 @@ _REPEATABLE = frozenset({AdminOpcode.IDENTIFY, AdminOpcode.GET_LOG_PAGE, AdminOp
 
 @dataclass(frozen=True, slots=True)
 class PathAddress:
-    """Where one path leads; what is None is as :func:`connect_multipath` was told for all paths."""
+    """The address of one path: ``PathAddress("192.0.2.2", 4421, "tcp", host_iface="eth1")``.
+
+    ``traddr``: an IP address or a name. ``trsvcid``: the port. ``host_traddr``, ``host_iface``: the local address and
+    the network interface to connect from. A field that is None takes the argument of :func:`connect_multipath`.
+    """
 
     traddr: str
     trsvcid: int | None = None
@@ -155,14 +159,15 @@ class HostSubsystem(AdminCommands):
         return member
 
     async def remove_path(self, member: Member) -> None:
-        """Use a path no more, let the commands on it end, and shut its controller down. Raises ConfigurationError."""
+        """Remove a path: let its commands end, and shut its controller down. Raises ConfigurationError."""
         try:
             await self.core.remove(member)
         finally:
             self._stop_session(member)
 
     def path(self, traddr: str, trsvcid: int | None = None) -> Member:
-        """The path to an address. Raises ConfigurationError where there is none, or several and no ``trsvcid``."""
+        """Return the path to an address. Raises ConfigurationError where there is none, or several and no
+        ``trsvcid``."""
         found = [
             member
             for member in self.paths
@@ -221,14 +226,15 @@ class HostSubsystem(AdminCommands):
         return await self.core.on_any_path(None, call, repeatable=sqe[0] in _REPEATABLE)
 
     def namespace(self, nsid: int, path: Member | None = None) -> Namespace:
-        """The namespace ``nsid``, over all of its paths; ``path``: the one that it is private to, or that is meant.
+        """Return the namespace ``nsid``, over all of its paths; ``path``: that of a private namespace, or the only one
+        to use.
 
         Raises :class:`NvmeStatusError` where there is none, ConfigurationError where there are several.
         """
         return self.core.namespace(nsid, path)
 
     async def namespaces(self) -> list[Namespace]:
-        """All namespaces, identified; one that vanishes meanwhile is left out."""
+        """Return all namespaces, identified; one that is deleted during the call is left out."""
         found: list[Namespace] = []
         for namespace in self.core.all_namespaces():
             try:
@@ -291,11 +297,11 @@ async def connect_multipath(
 
     ``where``: the paths (see :data:`PathSpec`), in the order in which ``numa`` prefers them. ``trsvcid`` (4420) and
     ``transport`` (mptcp, which falls back to TCP) hold where a path does not say; tcp and mptcp may be mixed.
-    ``iopolicy``: numa, round-robin, queue-depth or service-time. ``native_multipath`` False: every path has
-    namespaces of its own (``subsystem.namespace(1, path)``), and commands never go over another one. ``all_paths``:
-    fail where one of the paths cannot be connected; otherwise one is enough, and the log tells of the others.
-    ``registry``, ``hostnqn``, ``hostid``, ``paths``, ``trace`` and the further options are those of
-    :func:`nvmeof.connect` and of recovery (``reconnect_delay``, ``ctrl_loss_tmo``, ``fast_io_fail_tmo``).
+    ``iopolicy``: numa, round-robin, queue-depth or service-time. ``native_multipath`` False: every path has separate
+    namespaces (``subsystem.namespace(1, path)``), and commands never go over another one. ``all_paths``: fail where one
+    of the paths cannot be connected; otherwise one is enough, and failures of the others are logged. ``registry``,
+    ``hostnqn``, ``hostid``, ``paths``, ``trace`` and the further options are those of :func:`nvmeof.connect` and of
+    recovery (``reconnect_delay``, ``ctrl_loss_tmo``, ``fast_io_fail_tmo``).
 
     Raises what :func:`nvmeof.connect` does, and :class:`PathMismatchError` when what is behind the paths is not one
     subsystem, or they disagree about a namespace. Nothing is left open then.

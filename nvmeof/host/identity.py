@@ -16,13 +16,14 @@ SYSTEM_DIRECTORY = Path("/etc/nvme")
 
 
 def config_directory() -> Path:
-    """``$XDG_CONFIG_HOME/nvmeof``, by default ``~/.config/nvmeof``."""
+    """Return ``$XDG_CONFIG_HOME/nvmeof``, by default ``~/.config/nvmeof``."""
     base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(base).expanduser() / "nvmeof"
 
 
 def host_identity(hostnqn: str | None = None, hostid: str | uuid.UUID | None = None) -> tuple[str, uuid.UUID]:
-    """The host NQN and identifier to use: what is given, else /etc/nvme, else our own, made on first use.
+    """Return the host NQN and identifier to use: the arguments, else those in /etc/nvme, else this user's, made on
+    first use.
 
     The two go together: of a given NQN the identifier is derived (its UUID, where it has one), never mixed with a
     file's. Raises :class:`ConfigurationError` for what is malformed.

@@ -1,4 +1,4 @@
-"""What a namespace needs of whoever carries its I/O, so that namespace and controller do not know each other.
+"""The Protocol of what carries a namespace's I/O, so that namespace and controller do not know each other.
 
 :class:`nvmeof.host.controller.Controller` is one: its I/O goes over its own queues. A
 :class:`nvmeof.host.multipath.head.NamespaceHead` is another: it has several controllers of one subsystem, picks one of
@@ -103,5 +103,5 @@ class IoPort(Protocol):
         ...
 
     async def nvm_limits(self) -> NvmLimits:
-        """Limits of Write Zeroes and Dataset Management; read from the controller when first needed."""
+        """Return the limits of Write Zeroes and Dataset Management; read from the controller when first needed."""
         ...

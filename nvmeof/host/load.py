@@ -49,7 +49,8 @@ class Figures:
         return self.ios * self.block_bytes / self.seconds / 1e6
 
     def latency_us(self, share: float) -> float:
-        """Microseconds within which ``share`` of the commands completed; 1 for the slowest; 0 when there were none."""
+        """Return the microseconds within which ``share`` of the commands completed; 1 for the slowest; 0 when there
+        were none."""
         if not self.ios:
             return 0.0
         return self.latencies_ns[min(int(self.ios * share), self.ios - 1)] / 1000
@@ -155,7 +156,7 @@ class Load:
         self.ready += mine
 
     def _take(self, wanted: int) -> int:
-        """How many of ``wanted`` commands may be sent: all, unless ``ios`` were asked for."""
+        """Return how many of ``wanted`` commands may be sent: all, unless ``ios`` limits them."""
         if self._left is None:
             return wanted
         taken = min(wanted, self._left)
@@ -206,7 +207,7 @@ class Load:
             self.ended(error)
 
     def sqe_of(self, slba: int) -> bytes:
-        """The SQE of the load's command at ``slba``."""
+        """Return the SQE of the load's command at ``slba``."""
         return self._make_sqe(slba)
 
     def open_window(self) -> None:
@@ -215,7 +216,7 @@ class Load:
         self._opened = time.perf_counter()
 
     def close_window(self) -> Figures:
-        """Return the figures of what completed since :meth:`open_window`; what completes later counts no more."""
+        """Return the figures of the commands completed since :meth:`open_window`; later ones are not counted."""
         seconds, latencies = time.perf_counter() - self._opened, self.latencies_ns
         self.latencies_ns = array("q")
         return Figures(len(latencies), seconds, self._size_bytes, sorted(latencies))
@@ -254,7 +255,7 @@ class LoadRequest(Request):
 
     @property
     def sqe(self) -> bytes:
-        """Made when somebody asks for it: commands that leave in a batch need none of their own."""
+        """The SQE, built on demand: commands that leave in a batch need none."""
         return self.load.sqe_of(self.slba)
 
     @sqe.setter

@@ -34,7 +34,7 @@ LBA_STATUS_BYTES = 4096
 LBA_STATUS_RANGE_MAX = 0xFFFF
 """What the 16-bit range length of Get LBA Status can express; 0 stands for all that follow."""
 BOUNDARY_MIN_BYTES = 16384
-"""An optimal I/O boundary (NOIOB) below this is not worth a command of its own for each stretch."""
+"""An optimal I/O boundary (NOIOB) below this is ignored: a separate command for each stretch costs more."""
 
 
 class Namespace:
@@ -141,13 +141,13 @@ class Namespace:
     # -- reading
 
     async def read(self, lba: int, blocks: int = 1) -> bytes:
-        """``blocks`` logical blocks from ``lba`` on. See :meth:`read_into` for much data: it needs no copy."""
+        """Read ``blocks`` logical blocks from ``lba`` on. :meth:`read_into` needs no copy: use it for much data."""
         if not self._block_bytes:
             await self.refresh()
         if not 0 < blocks <= self._max_blocks:
             await self._expect(lba, blocks)
         data = bytearray(blocks * self._block_bytes)
-        # nobody else has the buffer: a cancelled caller need not wait for it
+        # the buffer is private: a cancelled caller need not wait for it
         await self._read(lba, memoryview(data), hold=False)
         return bytes(data)
 
@@ -225,9 +225,9 @@ class Namespace:
     ) -> None:
         """Write ``blocks`` logical blocks from each of ``lbas`` on, as one operation.
 
-        ``data``: one buffer with the data of all in the order of ``lbas``, or a list with one buffer for each. What
-        must not change meanwhile, and what happens after an error, is as with :meth:`write` and :meth:`read_many`.
-        The order in which the writes take place is not defined, also where they overlap.
+        ``data``: one buffer with the data of all in the order of ``lbas``, or a list with one buffer for each. ``data``
+        must not change during the call. An error ends the call as with :meth:`write` and :meth:`read_many`. The order
+        in which the writes take place is not defined, also where they overlap.
         """
         if not self._block_bytes:
             await self.refresh()
@@ -283,7 +283,7 @@ class Namespace:
     def _parts(
         self, ranges: Iterable[tuple[int, memoryview]], *, write: bool, fua: bool = False
     ) -> Iterator[CommandPart]:
-        """The commands that transfer the buffers to or from their first blocks, as many for each as it takes."""
+        """Yield the commands that transfer the buffers to or from their first blocks, as many for each as it takes."""
         nsid, size = self.nsid, self._block_bytes
         for lba, view in ranges:
             for start, count in self.split(lba, len(view) // size):
@@ -361,7 +361,7 @@ class Namespace:
             await self.port.io(sqe, data_out=data)
 
     async def deallocate(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Tell the controller that the ``(lba, blocks)`` ranges are of no use any more (Dataset Management)."""
+        """Deallocate the ``(lba, blocks)`` ranges: their content is no longer needed (Dataset Management)."""
         await self.dataset_management(ranges, deallocate=True)
 
     async def dataset_management(
@@ -372,7 +372,8 @@ class Namespace:
         integral_read: bool = False,
         integral_write: bool = False,
     ) -> None:
-        """Tell the controller how the ``(lba, blocks)`` ranges will be used: no more, read or written as a whole."""
+        """Tell the controller how the ``(lba, blocks)`` ranges will be used: not at all, read as a whole, or written as
+        a whole."""
         await self._ready()
         limits = await self.port.nvm_limits()
         pieces: list[tuple[int, int]] = []
@@ -393,7 +394,7 @@ class Namespace:
     async def lba_status(
         self, lba: int = 0, blocks: int | None = None, *, action: LbaStatusAction = LbaStatusAction.TRACKED
     ) -> list[LbaStatusRange]:
-        """Return the blocks of a range (None: to the end) that may not be readable, as Get LBA Status tells.
+        """Return the blocks of a range (None: to the end) that may not be readable, by Get LBA Status.
 
         ``action``: those that the controller knows of already, or what it finds when it reads all of them now (SCAN).
         """
@@ -444,7 +445,7 @@ class Namespace:
     # -- splitting and checks
 
     def split(self, lba: int, blocks: int) -> Iterator[tuple[int, int]]:
-        """Stretches ``(lba, blocks)`` that one command each may transfer.
+        """Yield stretches ``(lba, blocks)`` that one command each may transfer.
 
         None is longer than MDTS, the device and NLB allow, or crosses the namespace's optimal I/O boundary (NOIOB).
         """

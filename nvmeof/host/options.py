@@ -109,12 +109,11 @@ class ConnectOptions:
             _within("type of service", self.tos, 0, 255)
 
     def same_path(self, other: ConnectOptions) -> bool:
-        """Whether a connection with `other` would be one more over the path that this one takes.
-
-        A path is told by the transport, the target's address and port, the subsystem, the host's name and identifier,
-        and the local address and interface, where not giving one is different from giving any: the rule of Linux
-        (``nvmf_ip_options_match``, drivers/nvme/host/fabrics.c) with the transport added, as the MPTCP series does.
-        Other than there, IP addresses are compared by value and host names without regard to case.
+        """Return whether a connection with `other` would use the path of this one. A path is identified by the
+        transport, the target's address and port, the subsystem, the host's name and identifier, and the local address
+        and interface, where not giving one is different from giving any: the rule of Linux (``nvmf_ip_options_match``,
+        drivers/nvme/host/fabrics.c) with the transport added, as the MPTCP series does. Other than there, IP addresses
+        are compared by value and host names without regard to case.
         """
         return self._path() == other._path()
 
@@ -131,11 +130,12 @@ class ConnectOptions:
         )
 
     def given(self) -> frozenset[str]:
-        """Names of the options that differ from their defaults (for a device's required and allowed options)."""
+        """Return the names of the options that differ from their defaults (for a device's required and allowed
+        options)."""
         return frozenset(f.name for f in fields(self) if getattr(self, f.name) != f.default)
 
     def with_changes(self, **changes: object) -> ConnectOptions:
-        """A copy with some options changed."""
+        """Return a copy with some options changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
@@ -188,7 +188,7 @@ def _seconds(name: str, value: object, *, above: float | None = None, remark: st
 
 
 def distinct_paths(candidates: Iterable[ConnectOptions]) -> list[ConnectOptions]:
-    """The candidates in their order, of those for the same path only the first."""
+    """Return the candidates in their order, only the first for each path."""
     found: list[ConnectOptions] = []
     for each in candidates:
         if not any(each.same_path(other) for other in found):
@@ -197,7 +197,8 @@ def distinct_paths(candidates: Iterable[ConnectOptions]) -> list[ConnectOptions]
 
 
 def _address(text: str) -> str:
-    """One spelling per address: shortest form of an IP address, IPv4 for IPv4 mapped into IPv6, names in lower case."""
+    """Return one spelling per address: shortest form of an IP address, IPv4 for IPv4 mapped into IPv6, names in lower
+    case."""
     host = check_host(text)
     return host.lower().removesuffix(".") if ip_of(host) is None else host
 

@@ -1,12 +1,12 @@
 """A path to a subsystem: one controller as it lives on across associations, as Linux's ``struct nvme_ctrl`` does.
 
 A :class:`Controller` is one association and ends with it. A :class:`Path` makes one after the other: when one is lost
-it waits ``reconnect_delay``, connects anew, and goes on until that works, ``ctrl_loss_tmo`` has passed or the target
-says that it never will. States and the changes between them are Linux's (``nvme_change_ctrl_state``,
+it waits ``reconnect_delay`` and reconnects, again and again until that succeeds, ``ctrl_loss_tmo`` has passed, or the
+target's error is final. States and the changes between them are Linux's (``nvme_change_ctrl_state``,
 drivers/nvme/host/core.c); the order of events is that of its nvme-tcp driver.
 
-This module must not know how I/O is sent over a path: whoever uses it does. It must not know sockets, clocks or event
-loops: time and waiting come from the runtime.
+This module must not know how I/O is sent over a path: its users do. It must not know sockets, clocks or event loops:
+time and waiting come from the runtime.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class Path(Generic[ControllerT]):
         return failure
 
     def quiesced_at(self, controller: Controller) -> float:
-        """Return when ``controller``, an association of this path, executes nothing any more, by the runtime's clock.
+        """Return when ``controller``, an association of this path, executes no further command, by the runtime's clock.
 
         ``inf`` while it has not ended. One that confirmed its reset or shutdown is quiet since then; for others see
         :func:`nvmeof.host.replay.quiesce_seconds`.
@@ -323,7 +323,7 @@ class Path(Generic[ControllerT]):
 
     def _association_lost(self, controller: ControllerT, error: NvmeofError) -> None:
         if controller is not self.controller:
-            return  # one that is being made, reset or shut down: whoever does that sees it
+            return  # an association that is being made, reset or shut down: the coroutine that does so sees the loss
         self._begin_outage(error)
         self.runtime.spawn(controller.abandon(error))
         if self._change(PathState.CONNECTING):
@@ -389,10 +389,10 @@ class Path(Generic[ControllerT]):
     # -- in order
 
     async def reset(self) -> None:
-        """Reset the controller: end the association in order, and connect anew at once.
+        """Reset the controller: end the association in order, and reconnect at once.
 
-        Commands that are outstanding end with :class:`OutcomeUnknown`. When the first attempt fails, its error is
-        raised, and further ones follow as after a loss. Raises LocalProtocolError for a path that is not live.
+        Outstanding commands end with :class:`OutcomeUnknown`. When the first attempt fails, its error is raised, and
+        further ones follow as after a loss. Raises LocalProtocolError for a path that is not live.
         """
         controller = self.controller
         if controller is None or self.state is not PathState.LIVE:

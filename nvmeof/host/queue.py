@@ -1,9 +1,9 @@
 """The host's I/O queue contract: the level that the Linux series "NVMeTCP Offload ULP" cuts at.
 
-The controller above gives whole commands to a :class:`QueueDevice` and gets whole completions back; connections,
-PDUs, digests and sockets are the device's affair. The software device (:mod:`nvmeof.host.socket_queue`) is one of them;
-an offload engine, or a test's in-memory controller, is another. The eight operations and the device's limits carry
-the series' names:
+The controller above gives whole commands to a :class:`QueueDevice` and gets whole completions back; connections, PDUs,
+digests and sockets are the device's affair. The software device (:mod:`nvmeof.host.socket_queue`) is one of them; an
+offload engine, or a test's in-memory controller, is another. The eight operations and the device's limits carry the
+series' names:
 
 ====================  ================================================================================================
 ``claim_dev``         can this device reach that address? The first registered device that says yes is used
@@ -13,7 +13,7 @@ the series' names:
 ``send_req``          take one command; ``more`` says that another follows at once, so that a doorbell may wait
                       (``send_batch``, optional: several that differ in CID, SLBA and buffer alone)
 ``poll_queue``        reap completions now, without waiting for an event
-``drain_queue``       stop: afterwards no completion of this queue comes up any more, and no buffer is touched
+``drain_queue``       stop: afterwards this queue delivers no completion, and touches no buffer
 ``destroy_queue``     free it
 ====================  ================================================================================================
 
@@ -111,16 +111,18 @@ class Request:
         """Seconds, 0 for never (an asynchronous event request); negative: the queue's own."""
 
     def done(self, result: int, status: int) -> None:
-        """Upcall of the device. ``result``: DW0 | DW1 << 32. ``status``: the CQE's status word, 0 for success."""
+        """Complete the request; upcall of the device. ``result``: DW0 | DW1 << 32. ``status``: the CQE's status word, 0
+        for success."""
         self.queue._finished(self, status)
         self.completed(result, status)
 
     def completed(self, result: int, status: int) -> None:
-        """The completion is there; a ``status`` below 2 means success (bit 0 is the phase: no meaning over fabrics)."""
+        """Handle the completion; a ``status`` below 2 means success (bit 0 is the phase: no meaning over fabrics)."""
         raise NotImplementedError
 
     def failed(self, error: NvmeofError) -> None:
-        """The queue is gone, or the request was taken back before it went out; the buffers are the caller's again."""
+        """Fail the request: its queue is gone, or it was withdrawn before it was sent. The buffers are the caller's
+        again."""
         raise NotImplementedError
 
 
@@ -145,7 +147,7 @@ class QueueLink(Protocol):
         ...
 
     def stop(self) -> None:
-        """Stop, as ``drain_queue``: no upcall comes any more."""
+        """Stop, as ``drain_queue``: no upcall follows."""
         ...
 
     def close(self) -> None:
@@ -209,10 +211,10 @@ class Queue:
         self.on_error: Callable[[Queue, NvmeofError], None] | None = None
         self.private: QueueLink | None = None
         self.trace: CommandTrace | None = None
-        """Where events are reported to; None: nobody listens."""
+        """The trace that events are reported to; None: no trace."""
         self.requests: dict[int, Request] = {}
         """Outstanding requests by CID; the device takes them from here."""
-        # first in, first out: a CID rests as long as possible, so that a completion sent twice finds nobody
+        # first in, first out: a CID rests as long as possible, so that a duplicate completion finds no command
         self._reserved_from = entries - 1 - reserved
         self._free: deque[int] = deque(range(self._reserved_from))
         self._reserved: deque[int] = deque(range(self._reserved_from, entries - 1))
@@ -293,7 +295,7 @@ class Queue:
             self._reuse(cid)
 
     def complete(self, entries: Sequence[tuple[int, int, int, int]]) -> None:
-        """Upcall of a device that has several completions at once: (CID, status, DW0, DW1), as in :meth:`Request.done`.
+        """Complete several requests at once; upcall of the device: (CID, status, DW0, DW1), as in :meth:`Request.done`.
 
         An unknown CID ends it: an earlier completion has torn the queue down.
         """
@@ -339,11 +341,11 @@ class Queue:
             self._free.append(cid)
 
     def abort_sent(self, cid: int) -> None:
-        """An Abort names that identifier: until `abort_over` no other command may have it, which would be hit."""
+        """Reserve an identifier that an Abort names until `abort_over`: another command with it would be aborted."""
         self._named[cid] = False
 
     def abort_over(self, cid: int) -> None:
-        """The Abort has been answered."""
+        """Release the identifier of an Abort that has completed."""
         if self._named.pop(cid, False) and self.error is None:
             self._reuse(cid)
 
@@ -356,21 +358,22 @@ class Queue:
         return False
 
     def expired(self, now: float) -> Iterator[Request]:
-        """Outstanding requests whose time is up, oldest first."""
+        """Yield outstanding requests whose time is up, oldest first."""
         for request in list(self.requests.values()):
             timeout = self.timeout if request.timeout < 0 else request.timeout
             if timeout and now - request.epoch >= timeout:
                 yield request
 
     def report_err(self, error: NvmeofError) -> None:
-        """Upcall of the device: the queue is broken. The controller starts its recovery; later reports are dropped."""
+        """Report a broken queue; upcall of the device. The controller starts its recovery; later reports are
+        dropped."""
         if self.error is None and self.on_error is not None:
             self.on_error(self, error)
 
     def fail(self, error: NvmeofError) -> None:
-        """Drain the queue, and fail all that is outstanding or waiting with ``error``. Further requests get it too.
+        """Drain the queue, and fail all outstanding and waiting requests with ``error``, later ones too.
 
-        Where ``error`` is the loss of a connection, what was sent fails with :class:`OutcomeUnknown`, and what was not
+        Where ``error`` is the loss of a connection, requests that were sent fail with :class:`OutcomeUnknown`, others
         with :class:`CommandNotExecuted`.
         """
         if self.error is not None:
@@ -391,17 +394,17 @@ class Queue:
 
 
 def not_executed(error: NvmeofError) -> NvmeofError:
-    """The failure of a command that was not sent when its queue ended with ``error``."""
+    """Make the error of a command that was not sent when its queue ended with ``error``."""
     return _as_outcome(error, CommandNotExecuted, "the command was not sent")
 
 
 def outcome_unknown(error: NvmeofError) -> NvmeofError:
-    """The failure of a command that was sent, and had no completion when its queue ended with ``error``."""
+    """Make the error of a command that was sent, and had no completion when its queue ended with ``error``."""
     return _as_outcome(error, OutcomeUnknown, "whether the command was executed is not known")
 
 
 def _as_outcome(error: NvmeofError, kind: type[ConnectionLost], remark: str) -> NvmeofError:
-    """``error`` as a ``kind``; what is no loss (a defect of ours, the end of a queue in order) stays what it is."""
+    """Convert ``error`` to a ``kind``; one that is no loss (a defect, an orderly end of a queue) stays as it is."""
     if not isinstance(error, TransportError) or isinstance(error, CommandNotExecuted | OutcomeUnknown):
         return error
     failure = kind(f"{error}; {remark}")
@@ -424,7 +427,7 @@ class QueueDevice(ABC):
 
     @abstractmethod
     def claim_dev(self, options: ConnectOptions) -> bool:
-        """Whether the device reaches that address over that transport."""
+        """Return whether the device reaches that address over that transport."""
 
     @abstractmethod
     async def setup_ctrl(self, options: ConnectOptions) -> None:
@@ -457,7 +460,7 @@ class QueueDevice(ABC):
 
     @abstractmethod
     def drain_queue(self, queue: Queue) -> None:
-        """Stop the queue: no upcall comes after this, and no buffer of a request is read or written any more."""
+        """Stop the queue: after this there is no upcall, and no buffer of a request is read or written."""
 
     @abstractmethod
     def destroy_queue(self, queue: Queue) -> None:
@@ -471,11 +474,12 @@ class QueueDevice(ABC):
         return False
 
     def peer_address(self, queue: Queue) -> str | None:
-        """The address that a queue is connected to, numeric and with its interface; None where the device has none."""
+        """Return the address that a queue is connected to, numeric and with its interface; None where the device has
+        none."""
         return None
 
     def describe(self, queue: Queue) -> QueueFacts:
-        """Facts about the queue's connection as they are now, for people and JSON."""
+        """Return the present facts of the queue's connection, for people and JSON."""
         return {"transport": self.name}
 
 
@@ -488,7 +492,8 @@ class DeviceRegistry:
             self.register(device)
 
     def register(self, device: QueueDevice) -> None:
-        """Add a device. Raises :class:`ConfigurationError` when an operation or a limit is missing, or it is there."""
+        """Add a device. Raises :class:`ConfigurationError` when an operation or a limit is missing, or it is registered
+        already."""
         missing = [op for op in QUEUE_OPS if not callable(getattr(device, op, None))]
         limits = ("required_opts", "allowed_opts", "max_hw_sectors", "max_segments", "name")
         missing += [name for name in limits if getattr(device, name, None) is None]
@@ -505,7 +510,8 @@ class DeviceRegistry:
         self._devices.remove(device)
 
     def claim(self, options: ConnectOptions) -> QueueDevice:
-        """The first device that claims the route; its options are checked. Raises :class:`ConfigurationError`."""
+        """Return the first device that claims the route; its options are checked. Raises
+        :class:`ConfigurationError`."""
         for device in self._devices:
             if device.claim_dev(options):
                 check_options(device, options)

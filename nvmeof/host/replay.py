@@ -4,11 +4,11 @@ A command that was not sent (:class:`CommandNotExecuted`) may always be sent. On
 (:class:`OutcomeUnknown`) has been executed, or not, or may still be executed until the controller has quiesced. What it
 is decides (:data:`RULES`):
 
-- *at once*: it changes nothing, so that its first copy does no harm, whenever it is executed.
-- *quiesced*: done twice it leaves what it leaves when done once, but an old copy that is executed late would undo a
-  newer write of the same blocks. It is sent again when no old copy can be executed any more, and writes that overlap it
-  are held back until it is over (:class:`UnsettledWrites`).
-- *never*: done twice it does something else, or answers something else, than when done once. Its caller is told.
+- *at once*: it changes nothing, so that its first copy does no harm, whenever it is executed. - *quiesced*: done twice
+it leaves what it leaves when done once, but an old copy that is executed late would undo a newer write of the same
+blocks. It is sent again when no old copy can be executed any longer, and writes that overlap it are held back until it
+is over (:class:`UnsettledWrites`). - *never*: executed twice it has another effect or result than executed once. Its
+caller gets the error.
 
 Sources: NVMe Base 2.1, Keep Alive (host and controller timers) and Command Quiesce Time (CQT of Identify Controller);
 NVM Command Set and Zoned Namespace Command Set specifications for what a repeated command does. Linux
@@ -72,7 +72,7 @@ RULES: Final[dict[int, Rule]] = {
     NvmOpcode.ZONE_MANAGEMENT_SEND: Rule(Replay.NEVER, "a zone that was reset may have been written since"),
     NvmOpcode.ZONE_APPEND: Rule(Replay.NEVER, "done twice it appends twice"),
 }
-"""The I/O commands. A vendor's own command is never sent again: nobody here knows what it does."""
+"""The I/O commands. A vendor's own command is never sent again: its effect is unknown."""
 
 FUSED_RULE: Final = Rule(Replay.NEVER, "the first half of a fused pair compares what the second one changes")
 ZONED_RULE: Final = Rule(Replay.NEVER, "the write pointer has moved if it was executed")
@@ -92,9 +92,11 @@ def rule_of(sqe: Buffer, csi: int = Csi.NVM) -> Rule:
 
 
 def replay_at(sqe: Buffer, error: NvmeofError, quiesced_at: float, csi: int = Csi.NVM) -> float | None:
-    """Return from when on a command may be sent again that ended with ``error``; None: never, its caller is told.
+    """Return from when on a command may be sent again that ended with ``error``; None: never, its caller gets the
+    error.
 
-    ``quiesced_at``: when its association can execute nothing any more (:meth:`Path.quiesced_at`); ``-inf`` is at once.
+    ``quiesced_at``: when its association can execute no further command (:meth:`Path.quiesced_at`); ``-inf`` is at
+    once.
     """
     if isinstance(error, CommandNotExecuted):
         return -inf
@@ -111,7 +113,7 @@ def quiesce_seconds(cqt_ms: int, keep_alive_tmo: float, *, traffic_based: bool, 
     """Return how long after a loss was noticed commands of the lost association may still be executed.
 
     ``cqt_ms``: CQT of Identify Controller, 0 where the controller reports none. ``keep_alive_tmo``: KATO in seconds.
-    A controller that hears nothing any more notices it after one whole keep alive interval, which may have begun just
+    A controller notices the loss of its host after one whole keep alive interval, which may have begun just
     before; with keep alive by traffic (CTRATT.TBKAS) an interval in which a command came counts as heard, which is one
     interval more. From then on CQT runs. ``quiesce_tmo``: seconds that the user wants in place of this; None: as
     described, and 0 with CQT 0, which is what Linux does always.
@@ -134,7 +136,7 @@ class Extent:
     ranges: tuple[tuple[int, int], ...]
 
     def overlaps(self, other: Extent) -> bool:
-        """Whether there is a block that both change."""
+        """Return whether a block exists that both change."""
         return self.nsid == other.nsid and any(
             max(first, other_first) < min(end, other_end)
             for first, end in self.ranges
@@ -175,8 +177,8 @@ def changed_blocks(sqe: Buffer, data: Buffer | None = None) -> Extent | None:
 class UnsettledWrites:
     """Writes of which an old copy may still be executed, or which are being sent again, by a key of the caller's.
 
-    Whoever sends writes asks :meth:`blocks` before each, and holds back what is blocked until :meth:`settle` or
-    :meth:`expire` has let something go. So no write that was acknowledged is overwritten by an older one.
+    The sender calls :meth:`blocks` before each write, and holds back a blocked one until :meth:`settle` or
+    :meth:`expire` has released others. So no write that was acknowledged is overwritten by an older one.
     """
 
     __slots__ = ("_writes",)
@@ -194,7 +196,7 @@ class UnsettledWrites:
         """Note a write of unknown outcome.
 
         ``until``: ``inf`` while it will be sent again, so that it blocks others until it is settled; of a write that
-        is given up the time at which its association has quiesced, when it cannot be executed any more.
+        is given up the time at which its association has quiesced, when it can no longer be executed.
         """
         known = self._writes.get(key)
         if known is not None and until != inf:
@@ -206,7 +208,7 @@ class UnsettledWrites:
         return self._writes.pop(key, None) is not None
 
     def expire(self, now: float) -> bool:
-        """Forget the writes that cannot be executed any more at ``now``; return whether there were any."""
+        """Forget the writes that can no longer be executed at ``now``; return whether there were any."""
         over = [key for key, (_, until) in self._writes.items() if until <= now]
         for key in over:
             del self._writes[key]
@@ -218,7 +220,8 @@ class UnsettledWrites:
         return min((until for _, until in self._writes.values()), default=inf)
 
     def blocks(self, extent: Extent | None, key: Hashable = None) -> bool:
-        """Whether a write of ``extent`` must wait; ``key``: the write itself, where it is one of those noted here."""
+        """Return whether a write of ``extent`` must wait; ``key``: the write itself, where it is one of those noted
+        here."""
         return extent is not None and any(
             other.overlaps(extent) for other_key, (other, _) in self._writes.items() if other_key != key
         )

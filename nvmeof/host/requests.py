@@ -43,7 +43,7 @@ DEFAULT_OPTIONS = RequestOptions()
 
 
 def error_of(request: Request, status: int, result: int) -> NvmeofError:
-    """The error for a completion that is no success: its sentence begins with the command's name."""
+    """Make the error of a completion other than success; its message begins with the command's name."""
     opcode = request.sqe[0]
     fabrics = opcode == FABRICS_OPCODE
     name = command_name(request.queue.qid, opcode, request.sqe[4] if fabrics else None)
@@ -182,7 +182,7 @@ class Transfer:
         return True
 
     def part_done(self, part: Part, error: NvmeofError | None, result: int) -> None:
-        """One part has ended."""
+        """Note that one part has ended."""
         self._outstanding.pop(part, None)
         if error is None or not isinstance(error, CommandNotExecuted):
             self._executed = True

@@ -1,6 +1,6 @@
-"""What a controller tells, decoded: mappings with the specification's field names, which are attributes too.
+"""Decoded data structures of a controller: mappings with the specification's field names, which are attributes too.
 
-They are what :meth:`HostController.identify` and its kin return. ``json.dumps`` takes them as they are: numbers, text,
+:meth:`HostController.identify` and similar methods return them. ``json.dumps`` takes them as they are: numbers, text,
 and :class:`HexText` for fields that are bytes.
 """
 
@@ -111,7 +111,11 @@ class LbaFormat(Decoded):
 
 
 class IdentifyController(Decoded):
-    """Identify Controller (CNS 01h, NVMe Base specification). ``mdts``: 2 to the power of it CAP.MPSMIN pages, or 0."""
+    """Identify Controller (CNS 01h, NVMe Base): the result of ``await controller.identify()``.
+
+    Fields have the specification's names: ``info.sn`` or ``info["sn"]``. ``mdts``: a command transfers at most
+    2 ** ``mdts`` pages of CAP.MPSMIN bytes; 0 for no limit.
+    """
 
     __slots__ = ()
     _DECLARATION = IDENTIFY_CONTROLLER
@@ -231,7 +235,10 @@ class IdentifyController(Decoded):
 
 
 class IdentifyNamespace(Decoded):
-    """Identify Namespace (CNS 00h, NVM Command Set specification). ``nsze``, ``ncap``, ``nuse`` in logical blocks."""
+    """Identify Namespace (CNS 00h, NVM Command Set): the result of ``await controller.identify_namespace(1)``.
+
+    Fields have the specification's names. ``nsze``, ``ncap`` and ``nuse`` are logical blocks.
+    """
 
     __slots__ = ()
     _DECLARATION = IDENTIFY_NAMESPACE
@@ -343,7 +350,11 @@ class NvmCommandSetLimits(Decoded):
 
 
 class SmartLog(Decoded):
-    """SMART / Health Information (log page 02h). Temperatures in kelvin, data units of 1,000 times 512 bytes."""
+    """SMART / Health Information (log page 02h): the result of ``await controller.smart_log()``.
+
+    Fields have the specification's names. Temperatures are kelvin (``log.composite_temperature - 273``), data units
+    1,000 times 512 bytes.
+    """
 
     __slots__ = ()
     _DECLARATION = SMART_HEALTH
@@ -381,7 +392,10 @@ class AnaLog:
 
 
 class ErrorLogEntry(Decoded):
-    """An entry of the Error Information log (page 01h). ``status``: as in the completion, phase bit included."""
+    """An entry of the Error Information log (page 01h), from ``await controller.error_log()``.
+
+    Fields have the specification's names. ``status``: as in the completion, phase bit included.
+    """
 
     __slots__ = ()
     _DECLARATION = ERROR_INFORMATION_ENTRY

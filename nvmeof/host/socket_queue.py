@@ -68,7 +68,7 @@ class SocketQueue:
         }
 
     async def handshake(self, timeout_seconds: float) -> None:
-        """ICReq and ICResp. Raises :class:`TransportError`."""
+        """Exchange ICReq and ICResp within ``timeout_seconds``. Raises :class:`TransportError`."""
         self.connection.start()
         self.driver.start()
         try:
@@ -128,7 +128,7 @@ class SocketQueue:
                 self.driver.wake()
 
     def sent(self) -> None:
-        """Never asked for: what a host queues is bounded by its commands, and nothing waits for room."""
+        """Do nothing: the host's output is bounded by its commands, and nothing waits for room."""
 
     # -- in
 
@@ -202,7 +202,7 @@ class SocketQueue:
     # -- the end
 
     def stop(self) -> None:
-        """No byte moves any more, no buffer is touched, no completion comes."""
+        """Stop: no byte is moved, no buffer touched, no completion delivered after this."""
         self.driver.stop()
 
     def close(self) -> None:
@@ -239,7 +239,7 @@ class SocketQueueDevice(QueueDevice):
         self._tap = tap
 
     def _tap_of(self, queue: Queue) -> Tap | None:
-        """The tap that the device was given, and that of the trace hook when it wants to hear of PDUs."""
+        """Return the device's tap joined with that of the trace hook, if it listens to PDUs."""
         tap = self._tap(queue) if self._tap else None
         trace = queue.trace
         if trace is None or not trace.wants_pdus:
@@ -251,10 +251,10 @@ class SocketQueueDevice(QueueDevice):
         return options.transport in names()
 
     async def setup_ctrl(self, options: ConnectOptions) -> None:
-        """Nothing to prepare: connections belong to queues."""
+        """Do nothing: connections belong to queues."""
 
     async def release_ctrl(self, options: ConnectOptions) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
     async def create_queue(self, queue: Queue) -> None:
         options = queue.options

@@ -73,18 +73,18 @@ def copy(nsid: int, lba: int, ranges: int, *, descriptor_format: int = 0, fua: b
 
 
 def reservation(opcode: int, nsid: int, cdw10: int) -> bytes:
-    """Reservation Register, Acquire or Release; the keys travel as data."""
+    """Build Reservation Register, Acquire or Release; the keys travel as data."""
     return _sqe(opcode=opcode, nsid=nsid, cdw10=cdw10)
 
 
 def reservation_report(nsid: int, length_bytes: int) -> bytes:
-    """Reservation Report of ``length_bytes``, a multiple of 4, with host identifiers of 128 bits."""
+    """Build Reservation Report of ``length_bytes``, a multiple of 4, with host identifiers of 128 bits."""
     cdw10 = length_bytes // 4 - 1
     return _sqe(opcode=NvmOpcode.RESERVATION_REPORT, nsid=nsid, cdw10=cdw10, cdw11=REPORT_EXTENDED)
 
 
 def zone_send(nsid: int, lba: int, action: int, *, select_all: bool = False) -> bytes:
-    """Zone Management Send: ``action`` on the zone that begins at ``lba``, or on all that it can be done to."""
+    """Build Zone Management Send: ``action`` on the zone that begins at ``lba``, or on all that it can be done to."""
     return _sqe(
         opcode=NvmOpcode.ZONE_MANAGEMENT_SEND,
         nsid=nsid,
@@ -95,7 +95,7 @@ def zone_send(nsid: int, lba: int, action: int, *, select_all: bool = False) -> 
 
 
 def zone_receive(nsid: int, lba: int, length_bytes: int, action: int, which: int, *, partial: bool) -> bytes:
-    """Zone Management Receive: a report of ``length_bytes``, a multiple of 4, from the zone of ``lba`` on."""
+    """Build Zone Management Receive: a report of ``length_bytes``, a multiple of 4, from the zone of ``lba`` on."""
     return _sqe(
         opcode=NvmOpcode.ZONE_MANAGEMENT_RECEIVE,
         nsid=nsid,
@@ -124,12 +124,12 @@ def get_lba_status(nsid: int, lba: int, blocks: int, length_bytes: int, action: 
 
 
 def flush(nsid: int) -> bytes:
-    """Commit what was written before."""
+    """Build Flush."""
     return _pack_io(NvmOpcode.FLUSH, nsid, 0, 0, 0)
 
 
 def dataset_management(nsid: int, ranges: int, attributes: int = DSM_DEALLOCATE) -> bytes:
-    """Dataset Management over ``ranges`` ranges, which travel as data."""
+    """Build Dataset Management over ``ranges`` ranges, which travel as data."""
     return _pack_io(NvmOpcode.DATASET_MANAGEMENT, nsid, ranges - 1, attributes, 0)
 
 
@@ -178,7 +178,7 @@ def abort(sqid: int, cid: int) -> bytes:
 
 
 def async_event_request() -> bytes:
-    """Asynchronous Event Request: completes when there is something to tell."""
+    """Build Asynchronous Event Request, which completes with an event."""
     return _sqe(opcode=AdminOpcode.ASYNC_EVENT_REQUEST)
 
 
@@ -188,23 +188,24 @@ def keep_alive() -> bytes:
 
 
 def connect(qid: int, entries: int, *, kato_ms: int = 0, disable_sqflow: bool = False) -> bytes:
-    """Fabrics Connect for queue ``qid`` with ``entries`` SQ entries; its 1,024 bytes of data go along in capsule."""
+    """Build Fabrics Connect for queue ``qid`` with ``entries`` SQ entries; its 1,024 bytes of data go along in
+    capsule."""
     cattr = Cattr.DISABLE_SQ_FLOW_CONTROL if disable_sqflow else 0
     return CONNECT.pack(Connect(qid=qid, sqsize=entries - 1, kato=kato_ms, cattr=cattr))
 
 
 def property_get(offset: int, size: int) -> bytes:
-    """Property Get of a 4- or 8-byte property."""
+    """Build Property Get of a 4- or 8-byte property."""
     return PROPERTY_GET.pack(PropertyGet(attrib=int(size == 8), ofst=offset))
 
 
 def property_set(offset: int, size: int, value: int) -> bytes:
-    """Property Set of a 4- or 8-byte property."""
+    """Build Property Set of a 4- or 8-byte property."""
     return PROPERTY_SET.pack(PropertySet(attrib=int(size == 8), ofst=offset, value=value))
 
 
 def disconnect() -> bytes:
-    """Fabrics Disconnect: deletes the I/O queue that it is sent on."""
+    """Build Fabrics Disconnect, which deletes the I/O queue that it is sent on."""
     return DISCONNECT.pack(Disconnect())
 
 

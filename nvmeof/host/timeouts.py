@@ -50,8 +50,8 @@ class BackgroundCommand(Request):
 class Timeouts:
     """Keep-alive, timeouts and Aborts of one controller.
 
-    ``queues`` gives all its queues, the admin queue included; ``lost(queue, error)`` is told of a queue that answers
-    no more. The times, and whether an Abort comes first, are those of the admin queue's options.
+    ``queues`` gives all its queues, the admin queue included; ``lost(queue, error)`` is called for a queue that no
+    longer answers. The times, and whether an Abort comes first, are those of the admin queue's options.
     """
 
     def __init__(
@@ -98,7 +98,8 @@ class Timeouts:
     def set_keep_alive(self, now: float, kato_seconds: float, *, traffic_based: bool) -> None:
         """Start keep-alive. With ``traffic_based`` (CTRATT.TBKAS) any completed command counts as one.
 
-        The timer is fired twice, traffic-based four times, within KATO, so that one lost beat is none too many.
+        The timer is fired twice, traffic-based four times, within KATO, so that a single lost keep-alive does
+        not end the association.
         """
         self._kato = kato_seconds
         self._traffic_based = traffic_based
@@ -107,7 +108,7 @@ class Timeouts:
         self._seen = self._completions()
 
     def stop_keep_alive(self) -> None:
-        """No keep-alive any more: the controller is being shut down."""
+        """Stop keep-alive, since the controller is being shut down."""
         self._next_keep_alive = float("inf")
 
     def _completions(self) -> int:
@@ -147,7 +148,7 @@ class Timeouts:
     # -- Abort
 
     def set_abort_limit(self, commands_at_once: int) -> None:
-        """How many Aborts the controller takes at a time (ACL + 1)."""
+        """Set how many Aborts the controller takes at a time (ACL + 1)."""
         self._aborts_free = max(commands_at_once, 1)
 
     def abort(self, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""The host for scripts and notebooks: the names of the asyncio API, and every call waits until it is done.
+"""The host for scripts and notebooks: the names of the asyncio API, and every call waits for its result.
 
 ::
 
@@ -12,9 +12,9 @@
             disk.seek(100)
             disk.write(b"hello")
 
-All connections are served by one event loop in a thread of its own, so that any thread may call, several at once, also
-one that runs an event loop of its own (a notebook does). Ctrl-C ends the call that waits: its command is aborted, its
-buffers are the caller's again, and the connection goes on.
+All connections are served by one event loop in a separate thread, so that any thread may call, several at once, also
+one that runs another event loop (a notebook does). Ctrl-C ends the call that waits: its command is aborted, its buffers
+are the caller's again, and the connection goes on.
 """
 
 from __future__ import annotations

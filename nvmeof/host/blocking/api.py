@@ -227,7 +227,7 @@ class Namespace(Blocking[_Namespace]):
         return PORTAL.run(self.wrapped.refresh())
 
     def read(self, lba: int, blocks: int = 1) -> bytes:
-        """``blocks`` logical blocks from ``lba`` on. See :meth:`read_into` for much data: it needs no copy."""
+        """Read ``blocks`` logical blocks from ``lba`` on. :meth:`read_into` needs no copy: use it for much data."""
         return PORTAL.run(self.wrapped.read(lba, blocks))
 
     def read_into(self, lba: int, destination: memoryview | bytearray) -> None:
@@ -263,9 +263,9 @@ class Namespace(Blocking[_Namespace]):
     ) -> None:
         """Write ``blocks`` logical blocks from each of ``lbas`` on, as one operation.
 
-        ``data``: one buffer with the data of all in the order of ``lbas``, or a list with one buffer for each. What
-        must not change meanwhile, and what happens after an error, is as with :meth:`write` and :meth:`read_many`.
-        The order in which the writes take place is not defined, also where they overlap.
+        ``data``: one buffer with the data of all in the order of ``lbas``, or a list with one buffer for each. ``data``
+        must not change during the call. An error ends the call as with :meth:`write` and :meth:`read_many`. The order
+        in which the writes take place is not defined, also where they overlap.
         """
         PORTAL.run(self.wrapped.write_many(lbas, data, blocks, fua=fua))
 
@@ -315,7 +315,7 @@ class Namespace(Blocking[_Namespace]):
         PORTAL.run(self.wrapped.copy(lba, sources, from_nsid=from_nsid, fua=fua))
 
     def deallocate(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Tell the controller that the ``(lba, blocks)`` ranges are of no use any more (Dataset Management)."""
+        """Deallocate the ``(lba, blocks)`` ranges: their content is no longer needed (Dataset Management)."""
         PORTAL.run(self.wrapped.deallocate(ranges))
 
     def dataset_management(
@@ -326,7 +326,9 @@ class Namespace(Blocking[_Namespace]):
         integral_read: bool = False,
         integral_write: bool = False,
     ) -> None:
-        """Tell the controller how the ``(lba, blocks)`` ranges will be used: no more, read or written as a whole."""
+        """Tell the controller how the ``(lba, blocks)`` ranges will be used: not at all, read as a whole, or written as
+        a whole.
+        """
         PORTAL.run(
             self.wrapped.dataset_management(
                 ranges, deallocate=deallocate, integral_read=integral_read, integral_write=integral_write
@@ -336,7 +338,7 @@ class Namespace(Blocking[_Namespace]):
     def lba_status(
         self, lba: int = 0, blocks: int | None = None, *, action: LbaStatusAction = LbaStatusAction.TRACKED
     ) -> list[LbaStatusRange]:
-        """Return the blocks of a range (None: to the end) that may not be readable, as Get LBA Status tells.
+        """Return the blocks of a range (None: to the end) that may not be readable, by Get LBA Status.
 
         ``action``: those that the controller knows of already, or what it finds when it reads all of them now (SCAN).
         """
@@ -359,7 +361,7 @@ class Namespace(Blocking[_Namespace]):
         return PORTAL.iterate(self.wrapped.chunks(lba, blocks, chunk_bytes=chunk_bytes, read_ahead=read_ahead))
 
     def split(self, lba: int, blocks: int) -> Iterator[tuple[int, int]]:
-        """Stretches ``(lba, blocks)`` that one command each may transfer.
+        """Yield stretches ``(lba, blocks)`` that one command each may transfer.
 
         None is longer than MDTS, the device and NLB allow, or crosses the namespace's optimal I/O boundary (NOIOB).
         """
@@ -367,10 +369,9 @@ class Namespace(Blocking[_Namespace]):
 
 
 class HostController(Blocking[_HostController]):
-    """A connected controller, for blocking programs: what :func:`connect` gives. Ends with its ``with`` block.
-
-    Namespaces and raw commands are methods of its own; those of :class:`AdminCommands` (identify, log pages, features)
-    are its methods too. Both bases are whole by themselves, and this class adds MPTCP paths.
+    """A connected controller, for blocking programs: the result of :func:`connect`. It ends with its ``with``
+    block. Namespaces and raw commands are methods of this class; those of :class:`AdminCommands` (identify, log pages,
+    features) are its methods too. This class adds MPTCP paths to both bases.
 
     The commands raise :class:`NvmeStatusError` when they complete with another status than success,
     :class:`ConnectionLost` when a queue died.
@@ -403,30 +404,31 @@ class HostController(Blocking[_HostController]):
         PORTAL.run(self.wrapped.disconnect())
 
     def namespaces(self) -> list[Namespace]:
-        """The active namespaces, identified; one that vanishes meanwhile is left out."""
+        """Return the active namespaces, identified; one that is deleted during the call is left out."""
         return [Namespace(each) for each in PORTAL.run(self.wrapped.namespaces())]
 
     def discovery_log(self) -> list[DiscoveryEntry]:
-        """The Discovery log page of a discovery controller."""
+        """Return the Discovery log page of a discovery controller."""
         return PORTAL.run(self.wrapped.discovery_log())
 
     def admin_passthru(
         self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int
     ) -> PassthruResult:
-        """A raw admin command; ``dwords``: cdw2, cdw3, cdw10 to cdw15, flags. See :meth:`io_passthru`."""
+        """Execute a raw admin command; ``dwords``: cdw2, cdw3, cdw10 to cdw15, flags. See :meth:`io_passthru`."""
         return PORTAL.run(self.wrapped.admin_passthru(opcode, nsid=nsid, data=data, data_bytes=data_bytes, **dwords))
 
     def io_passthru(
         self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int
     ) -> PassthruResult:
-        """A raw I/O command. ``data`` is sent; ``data_bytes`` are received. Bits 1:0 of the opcode say which it takes.
+        """Execute a raw I/O command. ``data`` is sent; ``data_bytes`` are received. Bits 1:0 of the opcode say which it
+        takes.
 
         Raises :class:`ConfigurationError` where these disagree.
         """
         return PORTAL.run(self.wrapped.io_passthru(opcode, nsid=nsid, data=data, data_bytes=data_bytes, **dwords))
 
     def property_get(self, offset: int, size: int = 4) -> int:
-        """A controller property of 4 or 8 bytes."""
+        """Return a controller property of 4 or 8 bytes."""
         return PORTAL.run(self.wrapped.property_get(offset, size))
 
     def property_set(self, offset: int, value: int, size: int = 4) -> None:
@@ -434,7 +436,7 @@ class HostController(Blocking[_HostController]):
         PORTAL.run(self.wrapped.property_set(offset, value, size))
 
     def identify_raw(self, cns: int, nsid: int = 0, cntid: int = 0, csi: int = 0) -> bytes:
-        """Any Identify data structure: 4,096 bytes."""
+        """Return any Identify data structure: 4,096 bytes."""
         return PORTAL.run(self.wrapped.identify_raw(cns, nsid, cntid, csi))
 
     def identify(self) -> IdentifyController:
@@ -446,15 +448,15 @@ class HostController(Blocking[_HostController]):
         return PORTAL.run(self.wrapped.identify_namespace(nsid))
 
     def active_namespaces(self) -> list[int]:
-        """NSIDs of the active namespaces, ascending (CNS 02h, as many lists as it takes)."""
+        """Return the NSIDs of the active namespaces, ascending (CNS 02h, as many lists as it takes)."""
         return PORTAL.run(self.wrapped.active_namespaces())
 
     def namespace_descriptors(self, nsid: int) -> list[NamespaceDescriptor]:
-        """Identifiers of a namespace (CNS 03h): EUI64, NGUID, UUID, command set."""
+        """Return the identifiers of a namespace (CNS 03h): EUI64, NGUID, UUID, command set."""
         return PORTAL.run(self.wrapped.namespace_descriptors(nsid))
 
     def identify_nvm_limits(self) -> NvmCommandSetLimits:
-        """Limits of the NVM command set (CNS 06h), decoded: VSL, WZSL, DMRL and so on."""
+        """Return the limits of the NVM command set (CNS 06h), decoded: VSL, WZSL, DMRL and so on."""
         return PORTAL.run(self.wrapped.identify_nvm_limits())
 
     def get_log(
@@ -468,7 +470,8 @@ class HostController(Blocking[_HostController]):
         rae: bool = False,
         chunk_bytes: int = LOG_CHUNK_BYTES,
     ) -> bytes:
-        """``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of ``chunk_bytes``.
+        """Return ``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of
+        ``chunk_bytes``.
 
         ``rae`` retains the asynchronous event that the page belongs to; a page that takes several pieces retains it
         until the last.
@@ -478,17 +481,18 @@ class HostController(Blocking[_HostController]):
         )
 
     def smart_log(self, nsid: int = NSID_ALL) -> SmartLog:
-        """The SMART / Health Information log page, decoded: ``log.composite_temperature`` in kelvin, and so on."""
+        """Return the SMART / Health Information log page, decoded: ``log.composite_temperature`` in kelvin, and so
+        on.
+        """
         return PORTAL.run(self.wrapped.smart_log(nsid))
 
     def error_log(self, entries: int = 1) -> list[ErrorLogEntry]:
-        """The newest ``entries`` of the Error Information log page, decoded; entries never used are left out."""
+        """Return the newest ``entries`` of the Error Information log page, decoded; entries never used are left out."""
         return PORTAL.run(self.wrapped.error_log(entries))
 
     def ana_log(self) -> AnaLog:
-        """The ANA log page: the state of each group on this path, of one change count.
-
-        Raises :class:`NvmeofError` where the controller has none, or where it makes no sense or never rests.
+        """Return the ANA log page: the state of each group on this path, all of one change count. Raises
+        :class:`NvmeofError` for a controller without ANA, for an invalid log, or when its change count keeps changing.
         """
         return PORTAL.run(self.wrapped.ana_log())
 
@@ -503,7 +507,7 @@ class HostController(Blocking[_HostController]):
     def get_feature(
         self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int = 0
     ) -> int | tuple[int, bytes]:
-        """A feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
+        """Return a feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
         return PORTAL.run(self.wrapped.get_feature(fid, select, nsid=nsid, cdw11=cdw11, data_bytes=data_bytes))
 
     def set_feature(
@@ -542,10 +546,10 @@ class HostController(Blocking[_HostController]):
         return self.wrapped.identified
 
     def namespace(self, nsid: int) -> Namespace:
-        """The namespace ``nsid``: read and write it. Its own methods identify it when that is first needed.
+        """Return the namespace ``nsid``, to read and write it. Its own methods identify it when that is first needed.
 
         What of it is known without that (``size_bytes``) needs ``namespace.refresh()`` before; those that
-        :meth:`HostController.namespaces` lists are identified. Raises LocalProtocolError for what is no NSID.
+        :meth:`HostController.namespaces` lists are identified. Raises LocalProtocolError for an invalid NSID.
         """
         return Namespace(PORTAL.run_function(self.wrapped.namespace, nsid))
 
@@ -555,7 +559,7 @@ class HostController(Blocking[_HostController]):
         return self.wrapped.is_discovery
 
     def nvm_limits(self) -> NvmLimits:
-        """What Identify CNS 06h says of commands without data; read once, when first needed."""
+        """Return the limits of commands without data (Identify CNS 06h); read once, when first needed."""
         return PORTAL.run(self.wrapped.nvm_limits())
 
     def abandon(self, error: NvmeofError) -> None:
@@ -563,12 +567,12 @@ class HostController(Blocking[_HostController]):
         PORTAL.run(self.wrapped.abandon(error))
 
     def disable(self) -> bool:
-        """End the association by a controller reset, as Linux does before it connects anew.
+        """End the association by a controller reset, as Linux does before it reconnects.
 
-        The I/O queues are closed first, so that what is outstanding fails at once; then CC.EN is cleared, and the
+        The I/O queues are closed first, so that outstanding commands fail at once; then CC.EN is cleared, and the
         connection of the admin queue is closed when CSTS.RDY is 0 or CAP.TO has passed. Return whether the controller
-        confirmed it: then no command of this association is executed any more, and ``quiesced`` is set. Never raises
-        for what the controller does; safe to call after a loss.
+        confirmed it: then it executes no further command of this association, and ``quiesced`` is set. Never raises for
+        errors of the controller; safe to call after a loss.
         """
         return PORTAL.run(self.wrapped.disable())
 
@@ -624,22 +628,25 @@ class HostSubsystem(Blocking[_HostSubsystem]):
         return PORTAL.run(self.wrapped.add_path(where))
 
     def remove_path(self, member: Member) -> None:
-        """Use a path no more, let the commands on it end, and shut its controller down. Raises ConfigurationError."""
+        """Remove a path: let its commands end, and shut its controller down. Raises ConfigurationError."""
         PORTAL.run(self.wrapped.remove_path(member))
 
     def path(self, traddr: str, trsvcid: int | None = None) -> Member:
-        """The path to an address. Raises ConfigurationError where there is none, or several and no ``trsvcid``."""
+        """Return the path to an address. Raises ConfigurationError where there is none, or several and no
+        ``trsvcid``.
+        """
         return PORTAL.run_function(self.wrapped.path, traddr, trsvcid)
 
     def namespace(self, nsid: int, path: Member | None = None) -> Namespace:
-        """The namespace ``nsid``, over all of its paths; ``path``: the one that it is private to, or that is meant.
+        """Return the namespace ``nsid``, over all of its paths; ``path``: that of a private namespace, or the only one
+        to use.
 
         Raises :class:`NvmeStatusError` where there is none, ConfigurationError where there are several.
         """
         return Namespace(PORTAL.run_function(self.wrapped.namespace, nsid, path))
 
     def namespaces(self) -> list[Namespace]:
-        """All namespaces, identified; one that vanishes meanwhile is left out."""
+        """Return all namespaces, identified; one that is deleted during the call is left out."""
         return [Namespace(each) for each in PORTAL.run(self.wrapped.namespaces())]
 
     def disconnect(self) -> None:
@@ -647,7 +654,7 @@ class HostSubsystem(Blocking[_HostSubsystem]):
         PORTAL.run(self.wrapped.disconnect())
 
     def property_get(self, offset: int, size: int = 4) -> int:
-        """A controller property of 4 or 8 bytes."""
+        """Return a controller property of 4 or 8 bytes."""
         return PORTAL.run(self.wrapped.property_get(offset, size))
 
     def property_set(self, offset: int, value: int, size: int = 4) -> None:
@@ -655,7 +662,7 @@ class HostSubsystem(Blocking[_HostSubsystem]):
         PORTAL.run(self.wrapped.property_set(offset, value, size))
 
     def identify_raw(self, cns: int, nsid: int = 0, cntid: int = 0, csi: int = 0) -> bytes:
-        """Any Identify data structure: 4,096 bytes."""
+        """Return any Identify data structure: 4,096 bytes."""
         return PORTAL.run(self.wrapped.identify_raw(cns, nsid, cntid, csi))
 
     def identify(self) -> IdentifyController:
@@ -667,15 +674,15 @@ class HostSubsystem(Blocking[_HostSubsystem]):
         return PORTAL.run(self.wrapped.identify_namespace(nsid))
 
     def active_namespaces(self) -> list[int]:
-        """NSIDs of the active namespaces, ascending (CNS 02h, as many lists as it takes)."""
+        """Return the NSIDs of the active namespaces, ascending (CNS 02h, as many lists as it takes)."""
         return PORTAL.run(self.wrapped.active_namespaces())
 
     def namespace_descriptors(self, nsid: int) -> list[NamespaceDescriptor]:
-        """Identifiers of a namespace (CNS 03h): EUI64, NGUID, UUID, command set."""
+        """Return the identifiers of a namespace (CNS 03h): EUI64, NGUID, UUID, command set."""
         return PORTAL.run(self.wrapped.namespace_descriptors(nsid))
 
     def identify_nvm_limits(self) -> NvmCommandSetLimits:
-        """Limits of the NVM command set (CNS 06h), decoded: VSL, WZSL, DMRL and so on."""
+        """Return the limits of the NVM command set (CNS 06h), decoded: VSL, WZSL, DMRL and so on."""
         return PORTAL.run(self.wrapped.identify_nvm_limits())
 
     def get_log(
@@ -689,7 +696,8 @@ class HostSubsystem(Blocking[_HostSubsystem]):
         rae: bool = False,
         chunk_bytes: int = LOG_CHUNK_BYTES,
     ) -> bytes:
-        """``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of ``chunk_bytes``.
+        """Return ``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of
+        ``chunk_bytes``.
 
         ``rae`` retains the asynchronous event that the page belongs to; a page that takes several pieces retains it
         until the last.
@@ -699,17 +707,18 @@ class HostSubsystem(Blocking[_HostSubsystem]):
         )
 
     def smart_log(self, nsid: int = NSID_ALL) -> SmartLog:
-        """The SMART / Health Information log page, decoded: ``log.composite_temperature`` in kelvin, and so on."""
+        """Return the SMART / Health Information log page, decoded: ``log.composite_temperature`` in kelvin, and so
+        on.
+        """
         return PORTAL.run(self.wrapped.smart_log(nsid))
 
     def error_log(self, entries: int = 1) -> list[ErrorLogEntry]:
-        """The newest ``entries`` of the Error Information log page, decoded; entries never used are left out."""
+        """Return the newest ``entries`` of the Error Information log page, decoded; entries never used are left out."""
         return PORTAL.run(self.wrapped.error_log(entries))
 
     def ana_log(self) -> AnaLog:
-        """The ANA log page: the state of each group on this path, of one change count.
-
-        Raises :class:`NvmeofError` where the controller has none, or where it makes no sense or never rests.
+        """Return the ANA log page: the state of each group on this path, all of one change count. Raises
+        :class:`NvmeofError` for a controller without ANA, for an invalid log, or when its change count keeps changing.
         """
         return PORTAL.run(self.wrapped.ana_log())
 
@@ -724,7 +733,7 @@ class HostSubsystem(Blocking[_HostSubsystem]):
     def get_feature(
         self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0, data_bytes: int = 0
     ) -> int | tuple[int, bytes]:
-        """A feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
+        """Return a feature's value, DW0; with ``data_bytes`` a pair of DW0 and the feature's data."""
         return PORTAL.run(self.wrapped.get_feature(fid, select, nsid=nsid, cdw11=cdw11, data_bytes=data_bytes))
 
     def set_feature(

@@ -1,7 +1,8 @@
 """A namespace as a seekable binary file.
 
 Reads and writes begin and end at any byte. A block that a write covers in part is read, changed and written back, and
-no other file object of this process writes to it meanwhile: all that are open on a namespace share its `RangeLock`.
+no other file object of this process writes to the block at that time: all file objects of a namespace share its
+`RangeLock`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 BUFFER_BYTES: Final = 1 << 20
-"""Size of the buffer of a buffered file, unless another one is asked for."""
+"""Default size of the buffer of a buffered file, in bytes."""
 MOST_BYTES: Final = 16 << 20
 """Most that one call of the raw file transfers: reads and writes of files may be partial."""
 
@@ -29,7 +30,7 @@ _locks_lock = threading.Lock()
 
 
 def _lock_of(namespace: Namespace) -> RangeLock:
-    """The lock of a namespace, by subsystem and NSID: over whatever controller a file reaches it."""
+    """Return the lock of a namespace, by subsystem and NSID, for all controllers that lead to it."""
     key = namespace.wrapped.port.subnqn, namespace.nsid
     with _locks_lock:
         lock = _locks.get(key)
@@ -192,7 +193,7 @@ def open(namespace: Namespace, mode: str = "rb", buffering: int = -1) -> io.Buff
             shutil.copyfileobj(image, disk)
 
     ``buffering``: the size of the buffer in bytes; 0 for none (a :class:`BlockIO`), -1 for 1 MiB. As with any buffered
-    file, what others write meanwhile may not be seen until the position changes. Closing writes the buffer;
+    file, later writes of others may not be seen until the position changes. Closing writes the buffer;
     ``disk.raw.sync()`` brings it to the medium. Raises ValueError for other modes: ``"wb"`` and ``"ab"`` would truncate
     and append, and a namespace has a fixed size.
     """

@@ -1,4 +1,4 @@
-"""The event loop behind the blocking API: one thread of its own, and how other threads have it do something.
+"""The event loop behind the blocking API: a separate thread, and how other threads run coroutines on it.
 
 This module must not know NVMe: it runs coroutines.
 """
@@ -40,7 +40,7 @@ class Portal:
 
     A call from any thread waits until its coroutine has ended. An exception in the waiting thread, such as the
     KeyboardInterrupt of Ctrl-C, cancels the coroutine, waits until that has ended, and goes on; a second one does not
-    wait. After a fork the child has a loop of its own, and nothing of the parent's.
+    wait. After a fork the child has a new loop, and no connection of the parent's.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,8 @@ class Portal:
             loop.close()
 
     def stop(self) -> None:
-        """End the loop and its thread; calls that wait raise :class:`ConnectionLost`. The next call starts anew."""
+        """End the loop and its thread; calls that wait raise :class:`ConnectionLost`. The next call starts a new
+        loop."""
         with self._lock:
             loop, thread = self._loop, self._thread
             if loop is None or thread is None or self._pid != os.getpid():

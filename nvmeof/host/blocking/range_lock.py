@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class RangeLock:
-    """One lock per range ``first`` to ``end`` (not included): who asks waits for all earlier ones that overlap."""
+    """One lock per range ``first`` to ``end`` (not included): each request waits for all earlier ones that overlap."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()

@@ -52,7 +52,7 @@ class BenchResult:
     cpu_system_us_per_io: float
     success_flag_possible: bool
     complete: bool = True
-    """The load was there for as long as it was asked for."""
+    """True if the load ran for the full time."""
     error: NvmeofError | None = None
     """What a command failed with, which ended the load."""
     connections: list[QueueFacts] = field(default_factory=list)
@@ -72,10 +72,9 @@ async def run_bench(
     seconds: float,
     report: Callable[[str], None] = lambda text: None,
 ) -> BenchResult:
-    """Put load on ``namespace`` for ``seconds`` after a short warm-up; ``report`` is told how it goes.
-
-    When the task is cancelled meanwhile, or a command fails, the result is what was measured until then, and not
-    ``complete``. Raises what a command failed with when nothing was measured.
+    """Put load on ``namespace`` for ``seconds`` after a short warm-up; ``report`` gets the progress. When the task is
+    cancelled, or a command fails, the result is what was measured until then, and not ``complete``. Raises what a
+    command failed with when nothing was measured.
     """
     if block_bytes % namespace.block_bytes or block_bytes < namespace.block_bytes:
         raise ConfigurationError(f"{block_bytes} bytes are no multiple of the block size, {namespace.block_bytes}")
@@ -198,7 +197,7 @@ async def bench_command(
 
 
 def _io_queues(controller: HostController | HostSubsystem) -> list[Queue]:
-    """The I/O queues of all paths that are live."""
+    """Return the I/O queues of all paths that are live."""
     if not isinstance(controller, HostSubsystem):
         return controller.io_queues
     live = [member.controller for member in controller.paths if member.usable]
@@ -210,7 +209,7 @@ def _paths(controller: HostController | HostSubsystem) -> list[MemberFacts]:
 
 
 def _figures(controller: HostController | HostSubsystem) -> list[QueueFacts]:
-    """What the I/O queues say of themselves, with each subflow's backup flag and congestion control."""
+    """Return the facts of the I/O queues, with each subflow's backup flag and congestion control."""
     found: list[QueueFacts] = []
     for queue in _io_queues(controller):
         each: QueueFacts = {
@@ -227,7 +226,7 @@ def _figures(controller: HostController | HostSubsystem) -> list[QueueFacts]:
 
 
 def _subflow_rows(subflows: list[SubflowFacts]) -> list[tuple[object, ...]]:
-    """A line of a table for each subflow of a connection."""
+    """Return a line of a table for each subflow of a connection."""
     total = sum((each["bytes_received"] or 0) + (each["bytes_sent"] or 0) for each in subflows)
     return [
         (
@@ -246,7 +245,7 @@ def _subflow_rows(subflows: list[SubflowFacts]) -> list[tuple[object, ...]]:
 
 
 def print_result(result: BenchResult) -> None:
-    """The figures for a person."""
+    """Print the figures for a person."""
     out.print_fields(
         (
             ("load", f"{result.pattern}, {out.block_size(result.block_bytes)}, depth {result.depth} x {result.queues}"),

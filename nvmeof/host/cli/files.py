@@ -1,7 +1,7 @@
 """Where the data of `read` and `write` goes to and comes from: files, pipes, devices, the standard streams.
 
-Nothing is overwritten before all of the data is there: a file gets a temporary name beside its own until then. What
-blocks, blocks a thread that nobody waits for at the end, so that SIGINT is never held up.
+Nothing is overwritten before all of the data is there: a file gets a temporary name beside its own until then. A
+blocking call blocks only a thread that is not joined at the end, so that SIGINT takes effect at once.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Sink:
 
     @contextlib.contextmanager
     def filling(self, length_bytes: int) -> Iterator[None]:
-        """Take `length_bytes`; at the end of the block the file has its name. What fails is told with how far it came.
+        """Take `length_bytes`; at the end of the block the file has its name. The error says how many bytes were
+        written.
 
         A file that was there keeps its owner and mode. Devices, pipes and files in a directory that cannot be changed
         are written in place. Raises OSError.
@@ -131,14 +132,14 @@ class Sink:
         try:
             yield
         except BaseException as error:
-            self._stop(wait=wait)  # what is told is what is there: a thread may be writing still
+            self._stop(wait=wait)  # the count is what was written so far: a thread may be writing still
             if self.done_bytes and not isinstance(error, BrokenPipeError):
                 kept = f", which are in {where}" if where else ""
                 out.remark(f"stopped after {self.done_bytes} of {length_bytes} bytes{kept}")
             raise
 
     def _stop(self, *, wait: bool) -> bool:
-        """Let no thread write a further piece; true when none writes any more. Only files are waited for."""
+        """Stop the threads from writing further pieces; return whether none is writing. Only files are waited for."""
         self._stopped = True
         idle = self._at_work.acquire(blocking=wait)
         if idle:

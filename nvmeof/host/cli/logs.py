@@ -1,4 +1,4 @@
-"""Commands for what a controller tells of itself: smart-log, error-log, ana-log, get-log, get-feature."""
+"""Commands that show a controller's logs and features: smart-log, error-log, ana-log, get-log, get-feature."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ async def smart_log_command(output: str, nsid: int, **options: Any) -> None:
 async def error_log_command(output: str, log_entries: int, **options: Any) -> None:
     """Error Information log page, newest entry first.
 
-    The log belongs to a controller, and every connection has a controller of its own, so a log that begins empty is
-    the rule. How many errors the subsystem has logged in all is in smart-log.
+    The log belongs to a controller, and every connection has a separate controller, so the log is mostly empty. How
+    many errors the subsystem has logged in all is in smart-log.
     """
     async with await opt.open_controller(options) as controller:
         count = min(log_entries, controller.info.elpe + 1)
@@ -171,8 +171,8 @@ async def get_feature_command(
 ) -> None:
     """A feature's value, and what it means.
 
-    Most features belong to a controller, and every connection has a controller of its own: the current value is what
-    a host gets that has just connected, not what another host has set for itself. Values of a namespace or of the whole
+    Most features belong to a controller, and every connection has a separate controller: the current value is what a
+    host gets that has just connected, not what another host has set for itself. Values of a namespace or of the whole
     subsystem, and saved ones (--sel 2), are the same for all.
     """
     length = data_len

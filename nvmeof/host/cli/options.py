@@ -64,7 +64,7 @@ class HostCommand(Command):
 
 
 PATH_NAMES = ("traddr", "trsvcid", "transport", "host_traddr", "host_iface")
-"""What tells the paths to a subsystem apart."""
+"""The options that distinguish the paths to a subsystem."""
 
 
 def spread_paths(params: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _option(*declarations: Any, brief: bool = True, **attributes: Any) -> Callab
 
 
 def _places(several: bool) -> tuple[Callable[[F], F], ...]:
-    """Where to connect; ``several``: each option once for each path, or once for all."""
+    """Return the options of where to connect; ``several``: each option once for each path, or once for all."""
     how: dict[str, Any] = {"multiple": several}
     addresses = "Address (fe80::1%eth0) or name." + (" Again, or other ports with -s: more paths." if several else "")
     return (
@@ -193,22 +193,22 @@ def _apply(command: F, options: tuple[Callable[[F], F], ...]) -> F:
 
 
 def connection_options(command: F) -> F:
-    """Where to connect, and from where; for discovery too."""
+    """Add the options of where to connect, and from where; for discovery too."""
     return _apply(command, (*_places(False), *_CONNECTION))
 
 
 def controller_options(command: F) -> F:
-    """Connecting to a subsystem, over one path or several."""
+    """Add the options of a connection to a subsystem, over one path or several."""
     return _apply(command, (*_places(True), *_CONNECTION, *_CONTROLLER, *_PATHS))
 
 
 def output_option(command: F) -> F:
-    """``-o normal|json``."""
+    """Add ``-o normal|json``."""
     return _FORMAT(command)
 
 
 def namespace_option(command: F) -> F:
-    """``-N NSID``."""
+    """Add ``-N NSID``."""
     return _NAMESPACE(command)
 
 
@@ -230,13 +230,13 @@ CONTROLLER_NAMES = ("nr_io_queues", "queue_size", "disable_sqflow", "abort_first
 
 
 def split_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The connection's options out of a command's; those not given are left out."""
+    """Take the connection's options out of a command's; those not given are left out."""
     names = (*CONNECTION_NAMES, *CONTROLLER_NAMES)
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def path_options(options: dict[str, Any]) -> PathOptions | None:
-    """MPTCP's paths as the options say; None: nothing was asked for."""
+    """Return the options of MPTCP's paths; None when no such option was given."""
     limits = options.get("mptcp_limits")
     chosen = PathOptions(
         paths=tuple(options.get("mptcp_subflow") or ()),
@@ -248,9 +248,9 @@ def path_options(options: dict[str, Any]) -> PathOptions | None:
 
 
 async def open_controller(options: dict[str, Any], **changes: Any) -> HostController:
-    """Connect as the options say, over the first path that there is.
+    """Connect as the options say, over the first path that can be connected.
 
-    Without ``--nqn`` to the only subsystem that discovery names. Raises what the last path failed with.
+    Without ``--nqn`` to the only subsystem that discovery names. Raises the error of the last path.
     """
     *others, last = options["where"]
     for place in others:
@@ -278,7 +278,7 @@ async def _open_controller(options: dict[str, Any], **changes: Any) -> HostContr
 
 
 async def subsystem_of_any(options: dict[str, Any]) -> str:
-    """NQN of the only subsystem that discovery names, at the first of the paths that answers."""
+    """Return the NQN of the only subsystem that discovery names, at the first of the paths that answers."""
     *others, last = options["where"]
     for place in others:
         try:
@@ -289,7 +289,7 @@ async def subsystem_of_any(options: dict[str, Any]) -> str:
 
 
 def discovery_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that discovery takes."""
+    """Return the options that discovery takes."""
     chosen = split_options(options)
     for name in (*CONTROLLER_NAMES, "keep_alive_tmo"):
         chosen.pop(name, None)
@@ -309,7 +309,8 @@ async def _only_subsystem(options: dict[str, Any]) -> DiscoveryEntry:
 
 
 def usable(entry: DiscoveryEntry) -> bool:
-    """Whether an entry is an NVM subsystem behind a transport that this package has; a port with TLS gets a remark."""
+    """Return whether an entry is an NVM subsystem behind a transport that this package has; a port with TLS gets a
+    remark."""
     if entry.is_nvm and entry.requires_tls:
         out.remark(f"left out {entry.subnqn} at {entry.address}: it requires TLS, which this host does not speak")
         return False
@@ -321,7 +322,8 @@ def usable(entry: DiscoveryEntry) -> bool:
 
 
 def transport_name(entry: DiscoveryEntry) -> str:
-    """The entry's transport as ``-t`` takes it; the standard's name, or the number, where this package has none."""
+    """Return the entry's transport as ``-t`` takes it; the standard's name, or the number, where this package has
+    none."""
     if entry.transport == "mptcp":
         return entry.transport  # the form of TRTYPE 3 and TSAS too
     try:
@@ -331,10 +333,10 @@ def transport_name(entry: DiscoveryEntry) -> str:
 
 
 def paths_to_subsystems(entries: Iterable[DiscoveryEntry], options: dict[str, Any]) -> dict[str, list[ConnectOptions]]:
-    """The distinct paths to each subsystem that the entries name, in the log's order.
+    """Return the distinct paths to each subsystem that the entries name, in the log's order.
 
-    The transport is the one that was asked for, whatever form an entry has: MPTCP falls back to TCP, and an MPTCP
-    port serves TCP hosts. So the entries of one port that differ only in their form are one path.
+    The transport is the one that was asked for, whatever form an entry has: MPTCP falls back to TCP, and an MPTCP port
+    serves TCP hosts. So the entries of one port that differ only in their form are one path.
     """
     hostnqn, hostid = host_identity(options.get("hostnqn"), options.get("hostid"))
     found: dict[str, list[ConnectOptions]] = {}
@@ -360,7 +362,7 @@ def paths_to_subsystems(entries: Iterable[DiscoveryEntry], options: dict[str, An
 
 
 async def open_namespace(controller: HostController | HostSubsystem, nsid: int | None) -> Namespace:
-    """The namespace ``nsid``, or the only one. Raises :class:`ConfigurationError` where there are several."""
+    """Return the namespace ``nsid``, or the only one. Raises :class:`ConfigurationError` where there are several."""
     if nsid is None:
         active = await controller.active_namespaces()
         if not active:

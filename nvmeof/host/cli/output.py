@@ -23,28 +23,28 @@ PIPE_COLUMNS = 240
 
 
 def clean(value: object) -> str:
-    """``value`` as text without control characters (an escape sequence in a serial number, say)."""
+    """Return ``value`` as text without control characters (an escape sequence in a serial number, say)."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in str(value))
 
 
 def console() -> Console:
-    """Stdout."""
+    """Return a console on stdout."""
     terminal = sys.stdout.isatty()
     return Console(file=sys.stdout, width=None if terminal else PIPE_COLUMNS, highlight=False, markup=False)
 
 
 def remark(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     streams.remark("nvmeof-host", text)
 
 
 def print_json(value: Any) -> None:
-    """JSON on stdout; bytes as hex."""
+    """Print JSON on stdout; bytes as hex."""
     print(json.dumps(plain_json(value), indent=2, ensure_ascii=True))
 
 
 def plain_json(value: Any) -> Any:
-    """``value`` in types that JSON has."""
+    """Convert ``value`` to types that JSON has."""
     if isinstance(value, Mapping):
         return {str(key): plain_json(item) for key, item in value.items() if key != "_io"}
     if isinstance(value, bytes | bytearray):
@@ -60,7 +60,7 @@ def print_table(
     """Print an aligned table without frame; the columns in ``right`` are right-aligned.
 
     No value is ever broken over two lines, so that each can be copied. Where the terminal is too narrow for the table,
-    the column ``key`` (an NQN) has a line of its own above the rest of its row; where that is still too wide, each row
+    the column ``key`` (an NQN) has a separate line above the rest of its row; where that is still too wide, each row
     becomes a block: its key, then ``name : value`` lines.
     """
     terminal = console()
@@ -115,7 +115,7 @@ def _print_lines(terminal: Console, lines: list[str], headings: int) -> None:
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
-    """``name : value`` lines."""
+    """Print ``name : value`` lines."""
     shown = [(name, clean(value)) for name, value in fields]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
@@ -123,7 +123,7 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 
 
 def hexdump(data: bytes) -> Iterator[str]:
-    """Sixteen bytes per line: offset, hex, printable characters."""
+    """Yield sixteen bytes per line: offset, hex, printable characters."""
     for start in range(0, len(data), 16):
         piece = data[start : start + 16]
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in piece)
@@ -131,7 +131,7 @@ def hexdump(data: bytes) -> Iterator[str]:
 
 
 def size(value_bytes: float) -> str:
-    """Bytes for a person, decimal units as disks have them: ``1.07 GB``."""
+    """Format bytes for a person, in decimal units as disks have them: ``1.07 GB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(value_bytes) < 1000:
             return f"{value_bytes:.0f} {unit}" if unit == "B" else f"{value_bytes:.2f} {unit}"
@@ -140,12 +140,12 @@ def size(value_bytes: float) -> str:
 
 
 def block_size(value_bytes: int) -> str:
-    """A block size: ``512 B``, ``4 KiB``."""
+    """Format a block size: ``512 B``, ``4 KiB``."""
     return f"{value_bytes >> 10} KiB" if value_bytes >= 1024 and value_bytes % 1024 == 0 else f"{value_bytes} B"
 
 
 def transport_in_use(facts: Mapping[str, Any]) -> str:
-    """The transport of a queue as it is now: ``mptcp (4 subflows)``, ``tcp (asked for mptcp)``."""
+    """Return the transport of a queue as it is now: ``mptcp (4 subflows)``, ``tcp (asked for mptcp)``."""
     asked, actual = facts.get("transport", "?"), facts.get("protocol")
     if actual is None or actual == asked:
         subflows = len(facts.get("subflows") or ())
@@ -155,7 +155,7 @@ def transport_in_use(facts: Mapping[str, Any]) -> str:
 
 @contextmanager
 def progress(what: str, total_bytes: int) -> Iterator[Any]:
-    """A callable that takes how many bytes more are done; draws a bar on stderr where that is a terminal."""
+    """Yield a callable that takes the number of further bytes done; draw a bar on stderr where that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda more: None
         return

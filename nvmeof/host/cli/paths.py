@@ -23,7 +23,7 @@ from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 
 
 def _namespace() -> KernelPaths:
-    """The namespace's paths, in the name of whoever runs the command: what it adds stays."""
+    """Return the network namespace's paths; what the command adds outlives it."""
     return KernelPaths("command line", permanent=True)
 
 

@@ -42,7 +42,7 @@ async def open_host(options: dict[str, Any]) -> HostController | HostSubsystem:
 
 
 async def open_subsystem(options: dict[str, Any]) -> HostSubsystem:
-    """Connect over all paths that the options name; those that cannot be connected are told of and left out."""
+    """Connect over all paths that the options name; those that cannot be connected are reported and left out."""
     chosen = opt.split_options(options)
     for name in opt.PATH_NAMES:
         chosen.pop(name, None)
@@ -87,7 +87,7 @@ def _address(member: Member) -> str:
 
 
 def _json(subsystem: HostSubsystem) -> dict[str, Any]:
-    """The keys of ``nvme list-subsys -v -o json``; ``Namespaces`` as in ``nvme show-topology``."""
+    """Return the keys of ``nvme list-subsys -v -o json``; ``Namespaces`` as in ``nvme show-topology``."""
     info = next(member.info for member in subsystem.paths if member.info is not None)
     return {
         "HostNQN": subsystem.options.hostnqn,
@@ -130,7 +130,7 @@ def _path_json(index: int, member: Member) -> dict[str, Any]:
 
 
 def _print(subsystem: HostSubsystem) -> None:
-    """What ``nvme list-subsys`` prints, with the ANA state of each namespace behind its path."""
+    """Print the lines of ``nvme list-subsys``, with the ANA state of each namespace behind its path."""
     print(f"nvme-subsys0 - NQN={subsystem.subnqn}")
     print(f"               hostnqn={subsystem.options.hostnqn}")
     print(f"               iopolicy={subsystem.iopolicy}")
@@ -147,7 +147,8 @@ def _print(subsystem: HostSubsystem) -> None:
 def path_rows(
     nsid: int, before: Mapping[str, MemberFacts], after: list[MemberFacts], seconds: float
 ) -> list[tuple[object, ...]]:
-    """A line of a table for each path: how ``nsid`` is reached, and what went over it between two descriptions."""
+    """Return a line of a table for each path: how it reaches ``nsid``, and what went over it between two
+    descriptions."""
     changes = [
         {name: each[name] - before[each["name"]][name] for name in ("ios", "bytes", "failovers", "retries")}
         if each["name"] in before

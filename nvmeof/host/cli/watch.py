@@ -49,7 +49,7 @@ class ConnectionRate:
         return sum(flow.in_rate for flow in self.flows)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the connection's figures, each subflow's with its rates and share."""
+        """Return for JSON the connection's figures, each subflow's with its rates and share."""
         facts = self.info.as_dict()
         for flow, rate in zip(facts["subflows"], self.flows, strict=True):
             flow["sent_bytes_per_second"] = round(rate.out_rate)
@@ -66,7 +66,7 @@ class Sampler:
         self._at: float | None = None
 
     def take(self, connections: Iterable[ConnectionInfo], now: float) -> list[ConnectionRate]:
-        """The next sample, taken at `now` (seconds); without rates for what was not in the one before."""
+        """Return the next sample, taken at `now` (seconds); without rates for what was not in the one before."""
         elapsed = now - self._at if self._at is not None else 0.0
         seen: dict[tuple[Any, ...], tuple[int, int]] = {}
         result = []
@@ -91,14 +91,14 @@ class Sampler:
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """A bar of `width` characters for a share of 0 to 1, in steps of an eighth of a character."""
+    """Return a bar of `width` characters for a share of 0 to 1, in steps of an eighth of a character."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)
     full, rest = divmod(eighths, 8)
     return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def view(rates: list[ConnectionRate], columns: int = out.PIPE_COLUMNS) -> Group:
-    """All connections, one table each; in a narrow terminal without the columns that say least."""
+    """Return all connections, one table each; in a narrow terminal without the columns that say least."""
     parts: list[Any] = []
     for each in sorted(rates, key=lambda each: -(each.out_rate + each.in_rate)):
         info = each.info

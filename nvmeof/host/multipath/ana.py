@@ -1,4 +1,4 @@
-"""The ANA states of one controller: its ANA log read strictly, read anew when told to, its transition time obeyed.
+"""The ANA states of one controller: its ANA log read strictly and on demand, its transition time obeyed.
 
 Source: NVMe Base 8.1.1 and the Asymmetric Namespace Access log page (0Ch); nvme_parse_ana_log, nvme_read_ana_log and
 nvme_anatt_timeout of drivers/nvme/host/multipath.c (Linux 6.12).
@@ -27,7 +27,7 @@ _STATES: Final = frozenset(AnaState)
 
 
 def uses_ana(info: IdentifyController) -> bool:
-    """Whether the controller reports ANA (CMIC bit 3), and so has the log page."""
+    """Return whether the controller reports ANA (CMIC bit 3), and so has the log page."""
     return bool(info.cmic & Cmic.ANA_REPORTING)
 
 
@@ -96,11 +96,11 @@ async def read_ana_log(commands: AdminCommands) -> AnaLog:
 
 
 class AnaFollower:
-    """Keeps the last good ANA log of an association, and has it read anew on demand: one reading at a time.
+    """Keeps the last good ANA log of an association, and reads it again on demand: one read at a time.
 
     ``changed(log)`` is called with each log that was read and is good. ``overdue()`` is called when a group has been in
-    the Change state for twice ANATT, and again after the same time while it still is. ``failed(error)`` is told of a
-    log that cannot be used; the states of the log before go on.
+    the Change state for twice ANATT, and again after the same time while it still is. ``failed(error)`` is called with
+    the error of an invalid log; the states of the log before stay in effect.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class AnaFollower:
         self._take(await read_ana_log(self._commands))
 
     def refresh(self) -> None:
-        """Have the log read (again): an event has come, or a command has met an ANA error."""
+        """Read the log again, after an event or a command's ANA error."""
         if self._stopped:
             return
         self._again = True
@@ -177,7 +177,7 @@ class AnaFollower:
             self._overdue()
 
     def stop(self) -> None:
-        """Follow no more: the association is over."""
+        """Stop following: the association is over."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()

@@ -19,7 +19,7 @@ MAX_RETRIES: Final = 5
 CRDT_SECONDS: Final = 0.1
 """Unit of the Command Retry Delay Times of Identify Controller."""
 ANA_ERRORS: Final = frozenset({Status.ANA_TRANSITION, Status.ANA_INACCESSIBLE, Status.ANA_PERSISTENT_LOSS})
-"""The controller is well, but cannot reach the namespace: its ANA log is read anew (nvme_is_ana_error)."""
+"""The controller is well, but cannot reach the namespace: its ANA log is read again (nvme_is_ana_error)."""
 BLOCK_LAYER: Final = frozenset(
     {NvmOpcode.READ, NvmOpcode.WRITE, NvmOpcode.FLUSH, NvmOpcode.WRITE_ZEROES, NvmOpcode.DATASET_MANAGEMENT}
 )
@@ -59,11 +59,12 @@ def decide(field: int, opcode: int, *, retries: int = 0) -> Disposition:
 
 
 def is_ana_error(field: int) -> bool:
-    """Whether a CQE's status word says that the namespace cannot be reached through this controller now."""
+    """Return whether a CQE's status word says that the namespace cannot be reached through this controller now."""
     return split_status(field)[0] in ANA_ERRORS
 
 
 def retry_delay(field: int, crdt: Sequence[int]) -> float:
-    """Seconds until a retry: CRD of the status word chooses one of ``crdt`` (CRDT1 to CRDT3, in 100 ms); 0 for none."""
+    """Return the seconds until a retry: CRD of the status word chooses one of ``crdt`` (CRDT1 to CRDT3, in 100 ms); 0
+    for none."""
     index = field >> 12 & 3
     return crdt[index - 1] * CRDT_SECONDS if index else 0.0

@@ -155,7 +155,7 @@ class NamespaceHead:
         self.kick()
 
     def improved(self, optimized: bool) -> None:
-        """A path has become one that can be used, or a better one."""
+        """Note that a path has become usable, or a better one."""
         if optimized:
             self._policy.settled(self.paths)
         self.kick()
@@ -216,7 +216,7 @@ class NamespaceHead:
         return await self.owner.on_any_path(self, lambda member: member.commands.identify_namespace(nsid))
 
     async def nvm_limits(self) -> NvmLimits:
-        """The limits that hold on every path; those of a path that is not live are not known, and not counted."""
+        """Return the limits that hold on every live path; those of other paths are unknown."""
         limits = [await self.owner.on_any_path(self, lambda member: member.nvm_limits())]
         for path in list(self.paths):
             if path.member.usable:
@@ -286,7 +286,7 @@ class NamespaceHead:
         return NoPathError(f"no path to namespace {self.nsid} of {self.subnqn} is left: {reasons}")
 
     def refused(self, request: HeadRequest, path: RequestPath, status: int, result: int) -> None:
-        """A request was completed with an error: it ends, is retried, or goes over another path."""
+        """End, retry, or fail over a request that was completed with an error."""
         assert isinstance(path, NamespacePath)
         path.figures.errors += 1
         error = error_of(request, status, result)
@@ -312,7 +312,7 @@ class NamespaceHead:
             self._fail_over(request, path)
 
     def lost(self, request: HeadRequest, path: RequestPath, error: NvmeofError) -> None:
-        """A request's path was lost: it goes over another one where that is safe, and ends where not."""
+        """Fail a request of a lost path over where that is safe, and end it where not."""
         assert isinstance(path, NamespacePath)
         path.update()
         if request.cancelled or self.closed is not None:
@@ -327,14 +327,14 @@ class NamespaceHead:
             request.give_up(error)  # a defect of ours: another path would not do better
 
     def _fail_over(self, request: HeadRequest, path: NamespacePath) -> None:
-        """Requeue a request for whatever path is best: nvme_failover_req."""
+        """Requeue a request for the best path: nvme_failover_req."""
         path.figures.failovers += 1
         self._policy.forget(path)
         self._requeue.append(request)
         self.kick()
 
     def _replay(self, request: HeadRequest, path: NamespacePath, error: NvmeofError) -> None:
-        """A request was lost that may have been executed: it is sent again where the rules of replay allow it, then."""
+        """Send a lost request that may have been executed again, where and when the rules of replay allow it."""
         quiesced_at, now = path.member.quiesced_at, self._runtime.now()
         at = replay_at(request.sqe, error, quiesced_at, self.view.ids.csi)
         self._leave_unsettled(request, quiesced_at)
@@ -362,7 +362,8 @@ class NamespaceHead:
         self._leave_unsettled(request, request.quiesced_at)
 
     def abandoned(self, request: HeadRequest) -> None:
-        """A request is over of which an old copy may still be executed: what overlaps it waits until that is not so."""
+        """Note the end of a request of which an old copy may still be executed: writes that overlap it wait until it
+        cannot."""
         if request.extent is not None and request.quiesced_at > self._runtime.now():
             self._unsettled.add(request, request.extent, request.quiesced_at)
             self._watch_unsettled()
@@ -384,7 +385,7 @@ class NamespaceHead:
         self._watch_unsettled()
 
     def _is_behind(self, request: HeadRequest) -> bool:
-        """Whether a write overlaps one whose old copy may still be executed, or that is being sent again."""
+        """Return whether a write overlaps one whose old copy may still be executed, or that is being sent again."""
         return self._unsettled.blocks(changed_blocks(request.sqe, request.data_out), request)
 
     def done(self, request: HeadRequest) -> None:

@@ -77,7 +77,7 @@ _NO_ID: Final = ""
 
 @dataclass(frozen=True, slots=True)
 class NamespaceIds:
-    """What tells a namespace from others: identifiers as hexadecimal digits, empty where it has none, and its CSI."""
+    """The identifiers of a namespace: hexadecimal digits, empty where it has none, and its CSI."""
 
     nguid: str = _NO_ID
     uuid: str = _NO_ID
@@ -95,7 +95,7 @@ class NamespaceIds:
         return None
 
     def shared_with(self, other: NamespaceIds) -> str | None:
-        """Name an identifier that two namespaces have in common, which two different ones cannot; None: they have none.
+        """Return the name of an identifier that two namespaces share, as two different ones must not; None for none.
 
         nvme_subsys_check_duplicate_ids.
         """
@@ -158,9 +158,10 @@ def _present(identifier: bytes) -> str:
 
 
 def nsid_is_unique(shared: bool, info: IdentifyController) -> bool:
-    """Whether an NSID means one namespace in the whole subsystem (nvme_is_unique_nsid; NVMe Base 3.2.1.6).
+    """Return whether an NSID means one namespace in the whole subsystem (nvme_is_unique_nsid; NVMe Base 3.2.1.6).
 
-    Private namespaces of different controllers may have the same NSID where none of the three capabilities is there.
+    Private namespaces of different controllers may have the same NSID where the controller has none of the three
+    capabilities.
     """
     return bool(
         shared

@@ -68,7 +68,7 @@ class IoPolicy(ABC, Generic[C]):
         """Forget the choice that is remembered, if it is ``path``, or whatever it is (None)."""
 
     def settled(self, paths: Sequence[C]) -> None:
-        """A path has become optimized: choose anew among all."""
+        """Choose among all paths again, since one has become optimized."""
 
 
 def best(paths: Sequence[C]) -> C | None:

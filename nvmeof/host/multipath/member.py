@@ -31,10 +31,10 @@ from nvmeof.spec.enums import AnaState
 RATE_SHARE: Final = 0.125
 """How much one command counts in the estimate of a path's throughput."""
 RATE_STALE_SECONDS: Final = 1.0
-"""An estimate that no command has confirmed for so long is none any more: the path is tried again."""
+"""An estimate that no command has confirmed for so long is dropped: the path is tried again."""
 FIRST_PAUSE_SECONDS: Final = 0.05
 LONGEST_PAUSE_SECONDS: Final = 2.0
-"""Bounds of the pause before the ANA log is asked again, where it did not explain an ANA error."""
+"""Bounds of the pause before the ANA log is read again, where it did not explain an ANA error."""
 _ACCESS: Final = {AnaState.OPTIMIZED: OPTIMIZED, AnaState.NON_OPTIMIZED: NON_OPTIMIZED}
 
 
@@ -102,7 +102,7 @@ class Member:
 
     @property
     def quiesced_at(self) -> float:
-        """When the association that was used last executes no command any more; see :meth:`Path.quiesced_at`."""
+        """When the last association executes no further command; see :meth:`Path.quiesced_at`."""
         return self.runtime.now() if self.controller is None else self.path.quiesced_at(self.controller)
 
     @property
@@ -118,7 +118,7 @@ class Member:
         return self._live().commands
 
     async def nvm_limits(self) -> NvmLimits:
-        """Limits of Write Zeroes and Dataset Management over this controller."""
+        """Return the limits of Write Zeroes and Dataset Management over this controller."""
         return await self._live().nvm_limits()
 
     def _live(self) -> Controller:
@@ -127,7 +127,7 @@ class Member:
         return self.controller
 
     def retry_delay(self, status: int) -> float:
-        """Seconds until a command that was completed with that status word is retried."""
+        """Return the seconds until a command that was completed with that status word is retried."""
         info = self.info
         return 0.0 if info is None else retry_delay(status, (info.crdt1, info.crdt2, info.crdt3))
 
@@ -190,7 +190,8 @@ class Member:
         return self._rate
 
     def rate(self, request: HeadRequest) -> None:
-        """Learn from a command how fast the path is: in its time, all that was outstanding with it was carried."""
+        """Update the estimate of the path's throughput: during a command, all that was outstanding with it was
+        carried."""
         now = self.runtime.now()
         seconds = now - request.started
         if seconds > 0 and request.size_bytes:
@@ -217,7 +218,7 @@ class PathHead(Protocol):
         ...
 
     def improved(self, optimized: bool) -> None:
-        """A path has become one that can be used, or a better one."""
+        """Note that a path has become usable, or a better one."""
         ...
 
 
@@ -296,7 +297,7 @@ class NamespacePath:
         }
 
     def update(self) -> None:
-        """Find out anew how the path can be used."""
+        """Determine again how the path can be used."""
         usable = self.ready and not self.pending and self.member.usable
         before, self.access = self.access, _ACCESS.get(AnaState(self.ana_state), UNUSABLE) if usable else UNUSABLE
         if self.access > before:
@@ -318,9 +319,8 @@ class NamespacePath:
         self.update()
 
     def ana_error(self) -> None:
-        """A command has met an ANA error: send nothing more until the log has said what is so.
-
-        A controller whose log goes on to call the namespace accessible is asked at ever longer intervals.
+        """Stop sending after an ANA error until the log was read. While the log still reports the namespace accessible,
+        it is read at ever longer intervals.
         """
         if self.pending:
             return
@@ -377,7 +377,7 @@ class NamespacePath:
             member.rate(request)
 
     def left(self, request: HeadRequest) -> None:
-        """Count a command that is outstanding no more, and has had no success here."""
+        """Count a command that is no longer outstanding and did not succeed on this path."""
         self.member.depth -= 1
         self.member.outstanding_bytes -= request.size_bytes
 

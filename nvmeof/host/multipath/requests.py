@@ -28,7 +28,7 @@ class RequestPath(Protocol):
         ...
 
     def left(self, request: HeadRequest) -> None:
-        """Count a command that is outstanding no more, and has had no success here."""
+        """Count a command that is no longer outstanding and did not succeed on this path."""
         ...
 
     def abort(self, request: HeadRequest) -> None:
@@ -118,7 +118,7 @@ class HeadRequest(Request):
         self.extent: Extent | None = None
         """The blocks that it changes, where that matters."""
         self.quiesced_at = 0.0
-        """From when on no old copy can be executed any more, by the runtime's clock."""
+        """When no old copy can be executed any longer, by the runtime's clock."""
         self.cancelled = False
         self.released: Future[None] | None = None
         if options is not DEFAULT_OPTIONS:
@@ -156,7 +156,7 @@ class HeadRequest(Request):
         self.ended(0, error)
 
     def ended(self, result: int, error: NvmeofError | None) -> None:
-        """The command is over: DW0 | DW1 << 32, or why it failed; the buffers are the caller's again."""
+        """End the command with DW0 | DW1 << 32, or with its error; the buffers are the caller's again."""
         raise NotImplementedError
 
     def cancel(self) -> bool:
@@ -254,7 +254,7 @@ class HeadTransfer:
         return _Part(self, self._carrier, part, self._count - 1)
 
     def part_ended(self, part: _Part, result: int, error: NvmeofError | None) -> None:
-        """One command is over: send the next one, or end."""
+        """Send the next command after one has ended, or end."""
         self._outstanding.pop(part, None)
         self.result |= result
         if error is not None:

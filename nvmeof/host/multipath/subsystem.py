@@ -150,7 +150,7 @@ class Subsystem:
         return member
 
     async def remove(self, member: Member) -> None:
-        """Use a path no more, wait until the commands that are on it have ended, and shut its controller down in order.
+        """Remove a path: wait until its commands have ended, and shut its controller down in order.
 
         What has not ended within ``io_timeout`` is treated as on a path that was lost.
         """
@@ -184,7 +184,7 @@ class Subsystem:
             await member.path.delete()
 
     def _changed(self, member: Member) -> None:
-        """A path has changed its state: its namespaces can be used or not, and what waits is looked at again."""
+        """Update the namespaces of a path whose state has changed, and send requests that wait."""
         if member.path.state not in (PathState.LIVE, PathState.CONNECTING):
             self._stop_ana(member)
         member.update()
@@ -193,7 +193,7 @@ class Subsystem:
         self._wake()
 
     def _lost(self, member: Member, error: NvmeofError) -> None:
-        """A path was removed by recovery: Linux removes the controller and its namespaces, too."""
+        """Remove a path that recovery has given up: Linux removes the controller and its namespaces, too."""
         self._last_loss = f", the last one as it was lost ({member.name}: {error})"
         self._forget(member)
         for listener in list(self.on_lost):
@@ -343,11 +343,11 @@ class Subsystem:
         return [self._heads[key] for key in sorted(self._heads, key=lambda key: key[0])]
 
     def namespace(self, nsid: int, member: Member | None = None) -> Namespace:
-        """The namespace ``nsid``, over all of its paths. Its own methods identify it when that is first needed.
+        """Return the namespace ``nsid``, over all of its paths. Its own methods identify it when that is first needed.
 
-        ``member``: whose private namespace is meant, where several controllers have one of that NSID, and with native
-        multipath off. Raises LocalProtocolError for what is no NSID, :class:`ConfigurationError` where ``member`` is
-        missing, :class:`NvmeStatusError` for a namespace that is not there.
+        ``member``: the path of a private namespace, where several controllers have one of that NSID, and with native
+        multipath off. Raises LocalProtocolError for an invalid NSID, :class:`ConfigurationError` where ``member`` is
+        missing, :class:`NvmeStatusError` for a namespace that does not exist.
         """
         if not 1 <= nsid <= NSID_MAX:
             raise LocalProtocolError(f"a namespace has an NSID from 1 to {NSID_MAX}, not {nsid}")
@@ -360,7 +360,8 @@ class Subsystem:
         return self._namespace(keys[0])
 
     def all_namespaces(self) -> list[Namespace]:
-        """The namespaces that have a path now, by NSID; private ones of one NSID in the order of their controllers."""
+        """Return the namespaces that have a path now, by NSID; private ones of one NSID in the order of their
+        controllers."""
         keys = sorted(self._heads, key=lambda key: (key[0], key[1].number if key[1] is not None else -1))
         return [self._namespace(key) for key in keys if self._heads[key].paths]
 
@@ -414,10 +415,9 @@ class Subsystem:
     async def on_any_path(
         self, head: NamespaceHead | None, call: Callable[[Member], Awaitable[T]], *, repeatable: bool = True
     ) -> T:
-        """Do something that any path of ``head`` (None: of the subsystem) will do for, and wait while none is live.
-
-        Over another one where a connection is lost meanwhile; what is not ``repeatable`` only where it was surely not
-        done. Raises :class:`NoPathError` when no path may come back, and what else ``call`` raises.
+        """Call ``call`` with any live path of ``head`` (None: of the subsystem), and wait while none is live. When a
+        connection is lost during the call, call it again with another path; a call that is not ``repeatable`` only if
+        it was not executed. Raises :class:`NoPathError` when no path may come back, and any error of ``call``.
         """
         tries: dict[Member, int] = {}
         while True:
