@@ -1,7 +1,7 @@
 """``python -m nvmeof``: the main job from end to end, on this machine, in some seconds.
 
-A target in a process of its own serves a ramdisk; a host in this process discovers it, connects, identifies, writes,
-reads back and compares, and tells what it found. Exit code 0 when all of it went well.
+A target in another process serves a ramdisk; a host in this process discovers it, connects, identifies, writes, reads
+back and compares, and prints what it found. Exit code 0 when all of it went well.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Demo:
     console: Console
 
     def say(self, label: str, text: str) -> None:
-        """One line, its label in front."""
+        """Print one line, its label in front."""
         self.console.print(f"[bold]{label:<{LABEL_COLUMNS}}[/bold]{text}", highlight=False)
 
     def more(self, lines: Iterable[str]) -> None:
-        """Lines that belong to the last one."""
+        """Print lines that belong to the last one."""
         for line in lines:
             self.console.print(" " * LABEL_COLUMNS + line, highlight=False)
 
@@ -183,7 +183,7 @@ def _paths(controller: HostController) -> Iterable[str]:
 
 
 async def demonstrate(demo: Demo) -> int:
-    """The whole of it; the target's exit code."""
+    """Run the demonstration; return the target's exit code."""
     async with TargetProcess(demo.transport, demo.ramdisk_bytes) as target:
         listener = target.told["listeners"][0]
         host, port = listener["address"], listener["port"]

@@ -57,7 +57,7 @@ def split_scope(host: str) -> tuple[str, str]:
 
 
 def ip_of(host: str) -> IpAddress | None:
-    """The IP address that a host is, without its scope and IPv4 where it is mapped into IPv6; None for a name."""
+    """Return the IP address of a host, without its scope, and as IPv4 where it is mapped into IPv6; None for a name."""
     try:
         address = ipaddress.ip_address(split_scope(host)[0])
     except ValueError:
@@ -67,19 +67,20 @@ def ip_of(host: str) -> IpAddress | None:
 
 
 def is_wildcard(host: str) -> bool:
-    """Whether a listener's host stands for every address: of IPv4 (`0.0.0.0`), or of both families (`::`, `*`, '')."""
+    """Return whether a listener's host stands for every address: of IPv4 (`0.0.0.0`), or of both families (`::`, `*`,
+    '')."""
     address = ip_of(host)
     return host in WILDCARD_NAMES if address is None else address.is_unspecified
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host."""
+    """Return whether a host is reached only from this machine."""
     address = ip_of(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
 def is_link_local(host: str) -> bool:
-    """Whether a host is an IPv6 link-local address (fe80::/10), which means something on one link only."""
+    """Return whether a host is an IPv6 link-local address (fe80::/10), which is valid on one link only."""
     if ":" not in host:
         return False
     address = ip_of(host)
@@ -92,7 +93,7 @@ def with_scope(host: str, interface: str) -> str:
 
 
 def check_host(host: str) -> str:
-    """The host without brackets and, where it is IPv4 mapped into IPv6, as IPv4. Raises ConfigurationError."""
+    """Return the host without brackets and, where it is IPv4 mapped into IPv6, as IPv4. Raises ConfigurationError."""
     bare = strip_brackets(host)
     text, percent, scope = bare.partition("%")
     address = ip_of(text)
@@ -164,7 +165,8 @@ class Address:
 
 
 def _split(text: str) -> tuple[str, str | None]:
-    """Split an address into host and port (None: no port). Raises ConfigurationError where the two cannot be told."""
+    """Split an address into host and port (None: no port). Raises ConfigurationError for an address that cannot be
+    split."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):

@@ -26,11 +26,22 @@ NO_ERROR_LOCATION = 0xFFFF
 
 
 class NvmeofError(Exception):
-    """The root of all errors of this package."""
+    """The root of all errors of this package. Catch it to handle all of them::
+
+        try:
+            data = await namespace.read(0, 8)
+        except NvmeofError as error:
+            print(f"read failed: {error}")
+
+    The message is one sentence for a person.
+    """
 
 
 class LocalProtocolError(NvmeofError):
-    """The caller did what the state does not allow, or gave a value that cannot be encoded: a bug on our side."""
+    """A call that the state does not allow, or an argument that cannot be encoded: a bug of the calling program.
+
+    Raised before anything is sent, for instance by ``namespace.write(0, b"abc")``: no whole number of blocks.
+    """
 
 
 class PduError(NvmeofError):
@@ -84,8 +95,16 @@ class CommandError(NvmeofError):
 class NvmeStatusError(NvmeofError):
     """A command completed with a status other than success.
 
-    ``status``: SCT << 8 | SC. ``dnr``: the controller says that a retry would fail. ``dw0``: completion dword 0.
-    Made by :func:`nvmeof.spec.status.status_error`, which fills in the status' name.
+    ``status``: SCT << 8 | SC, comparable with :class:`nvmeof.spec.status.Status`. ``dnr``: Do Not Retry, a retry would
+    fail too. ``dw0``: completion dword 0. The message has the name of the command and of the status. ::
+
+        try:
+            await namespace.write(0, bytes(4096))
+        except NvmeStatusError as error:
+            if error.status != Status.NAMESPACE_WRITE_PROTECTED:
+                raise
+
+    Made by :func:`nvmeof.spec.status.status_error`.
     """
 
     def __init__(self, status: int, message: str = "", *, dnr: bool = False, dw0: int = 0) -> None:
@@ -96,15 +115,22 @@ class NvmeStatusError(NvmeofError):
 
 
 class TransportError(NvmeofError):
-    """A connection or listener could not be made, or was lost; the message says which address and why."""
+    """A connection or listener could not be made, or was lost. The message has the address and the reason.
+
+    Raised by :func:`nvmeof.connect` and ``Target.start()``; ``__cause__`` is the :class:`OSError`, if there is one.
+    """
 
 
 class ConnectTimeout(TransportError, TimeoutError):
-    """The peer did not answer in time."""
+    """The peer did not answer within ``connect_timeout`` (seconds). It is a :class:`TimeoutError` too."""
 
 
 class ConnectionLost(TransportError, ConnectionError):
-    """An established connection ended without our doing."""
+    """An established connection was lost. It is a :class:`ConnectionError` too.
+
+    A command in progress fails with one of its subclasses: :class:`CommandNotExecuted`, which may be sent again over
+    another connection, or :class:`OutcomeUnknown`.
+    """
 
 
 class CommandNotExecuted(ConnectionLost):
@@ -123,4 +149,7 @@ class OutcomeUnknown(ConnectionLost):
 
 
 class ConfigurationError(NvmeofError, ValueError):
-    """An option or configuration value that cannot be used."""
+    """An option or configuration value that cannot be used. It is a :class:`ValueError` too.
+
+    The message says what is wrong, and then what to do. Raised before anything is sent or changed.
+    """

@@ -37,7 +37,7 @@ def parse_size(text: str | int, *, zero: bool = False) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """The shortest exact form of a size: 1073741824 -> `1G`, 1000 -> `1000`."""
+    """Return the shortest exact form of a size: 1073741824 -> `1G`, 1000 -> `1000`."""
     for unit in "PTGMK":
         if size_bytes and size_bytes % _UNITS[unit] == 0:
             return f"{size_bytes // _UNITS[unit]}{unit}"

@@ -1,4 +1,4 @@
-"""The trace hook: what a target and a host tell of each queue, as typed events, to whoever asked for them.
+"""The trace hook: typed events of each queue of a target or a host, for listeners.
 
 A listener is a callable that takes one event. A target gets it as ``Target(trace=...)``, a host as
 ``connect(..., trace=...)``; several are made one by :func:`join`. Without one, each place that could report costs one
@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 
 logger = logging.getLogger("nvmeof.trace")
 FABRICS: Final = 0x7F
-"""The opcode of Fabrics commands, which FCTYPE tells apart."""
+"""The opcode of Fabrics commands, which FCTYPE distinguishes."""
 NO_CNTLID: Final = 0xFFFF
 
 
@@ -138,7 +138,7 @@ Trace: TypeAlias = Callable[[Event], object]
 
 
 class Listeners:
-    """Several listeners as one; a listener that raises is said in the log, and called no more."""
+    """Several listeners as one; a listener that raises is logged and removed."""
 
     def __init__(self, *listeners: Trace) -> None:
         self._listeners = listeners
@@ -154,7 +154,7 @@ class Listeners:
 
     @property
     def pdus(self) -> bool:
-        """Whether one of them wants to hear of PDUs."""
+        """Return whether one of the listeners takes PDUs."""
         return any(getattr(listener, "pdus", True) for listener in self._listeners)
 
 
@@ -249,5 +249,5 @@ class QueueTrace:
 
 
 def command_key(opcode: int, nsid: int) -> tuple[int, int | None, int]:
-    """Return opcode, FCTYPE and NSID as events tell them; in a Fabrics command FCTYPE is the first byte of the NSID."""
+    """Return opcode, FCTYPE and NSID as in events; in a Fabrics command FCTYPE is the first byte of the NSID."""
     return (opcode, nsid & 0xFF, 0) if opcode == FABRICS else (opcode, None, nsid)

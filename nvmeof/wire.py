@@ -43,14 +43,14 @@ class DeclarationError(TypeError):
 
 
 def _strip(subcon: Any) -> Any:
-    """The construct below names and defaults: neither changes the bytes."""
+    """Return the construct below names and defaults: neither changes the bytes."""
     while isinstance(subcon, c.Renamed | c.Default):
         subcon = subcon.subcon
     return subcon
 
 
 def _code(name: str | None, subcon: Any) -> str:
-    """The struct code of one declared field."""
+    """Return the struct code of one declared field."""
     bare = _strip(subcon)
     if name is None:
         if isinstance(bare, c.Padded) and isinstance(bare.subcon, type(c.Pass)) and isinstance(bare.length, int):
@@ -118,7 +118,7 @@ class Record(Generic[T]):
         return f"<Record {self.cls.__name__}, {self.size} bytes>"
 
     def unpack_from(self, buffer: Buffer, offset: int = 0) -> T:
-        """The record at ``offset``. Raises ``struct.error`` when the buffer is too short."""
+        """Return the record at ``offset``. Raises ``struct.error`` when the buffer is too short."""
         return self.cls(*self.struct.unpack_from(buffer, offset))
 
     def _values(self, obj: T) -> tuple[Any, ...]:
@@ -138,7 +138,7 @@ class Record(Generic[T]):
         self.struct.pack_into(buffer, offset, *self._values(obj))
 
     def select(self, *fields: str, before: int = 0, size: int | None = None) -> struct.Struct:
-        """A Struct that unpacks only ``fields`` and skips all other bytes.
+        """Return a Struct that unpacks only ``fields`` and skips all other bytes.
 
         ``before``: bytes ahead of the record (a PDU header, say). ``size``: length in all, so that ``iter_unpack``
         strides over a batch; the default ends with the record. Fields must be given in declared order.
@@ -163,7 +163,8 @@ class Record(Generic[T]):
         return _code(name, subcon)
 
     def error_location(self, field: str, bit: int = 0) -> int:
-        """Where ``field`` is, as a Parameter Error Location: byte in bits 7:0, bit in 10:8 (NVMe Base, Error log)."""
+        """Return the position of ``field`` as a Parameter Error Location: byte in bits 7:0, bit in 10:8 (NVMe Base,
+        Error log)."""
         return (self.offsets[field] + bit // 8) | (bit % 8) << 8
 
 
@@ -194,7 +195,7 @@ class PaddedText(c.Adapter):  # type: ignore[type-arg]
 
 
 def _merge(zero: Any, value: Any, where: str) -> Any:
-    """``value`` laid over ``zero``: missing fields, list items and trailing bytes stay zero."""
+    """Return ``value`` laid over ``zero``: missing fields, list items and trailing bytes stay zero."""
     if isinstance(zero, Mapping):
         unknown = [key for key in value if key not in zero]
         if unknown:
@@ -224,7 +225,7 @@ def build(declaration: Declaration, /, **values: Any) -> bytes:
 
 
 def build_cached(declaration: Declaration, /, **values: Any) -> bytes:
-    """The same as :func:`build`, for structures that are asked for again and again with the same fields."""
+    """Encode as :func:`build` does, with a cache for structures that are built repeatedly with the same fields."""
     key = (id(declaration), repr(values))
     found = _built.get(key)
     if found is None:
@@ -248,7 +249,7 @@ def _plain(parsed: Any) -> Any:
 
 
 def plain(parsed: Any) -> Any:
-    """What construct parsed, as plain dicts, lists and values: for JSON output and comparisons."""
+    """Convert a result of construct to plain dicts, lists and values: for JSON output and comparisons."""
     return _plain(parsed)
 
 
@@ -261,12 +262,13 @@ def _fields(declaration: Declaration) -> Iterator[tuple[str | None, int, int]]:
 
 
 def layout(declaration: Declaration) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of every named field of a fixed-size declaration, in order."""
+    """Return offset and size in bytes of every named field of a fixed-size declaration, in order."""
     return {name: (offset, width) for name, offset, width in _fields(declaration) if name is not None}
 
 
 def offset_of(declaration: Declaration, field: str) -> int:
-    """The byte offset of a field: for an error location in command data (Connect's IPO). ``KeyError`` if unknown."""
+    """Return the byte offset of a field: for an error location in command data (Connect's IPO). ``KeyError`` if
+    unknown."""
     return layout(declaration)[field][0]
 
 
@@ -298,11 +300,12 @@ class Bits:
                 self.fields[subcon.name] = position, (1 << subcon.sizeof()) - 1
 
     def decode(self, value: int) -> dict[str, int]:
-        """All fields of an integer, raw."""
+        """Return all fields of an integer, raw."""
         return {name: value >> shift & mask for name, (shift, mask) in self.fields.items()}
 
     def encode(self, **values: int) -> int:
-        """The integer with these fields. ``KeyError`` for an unknown name, ``ValueError`` for a value too large."""
+        """Return the integer with these fields. ``KeyError`` for an unknown name, ``ValueError`` for a value too
+        large."""
         result = 0
         for name, value in values.items():
             shift, mask = self.fields[name]

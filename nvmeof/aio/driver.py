@@ -1,4 +1,4 @@
-"""Moves the bytes of one connection between its endpoint and whoever serves it, for target and host alike.
+"""Moves the bytes of one connection between its endpoint and its consumer, for target and host alike.
 
 ::
 
@@ -46,7 +46,7 @@ class Batching:
     read_seconds: float = float("inf")
     """Time for them, at most, where there is more than one."""
     flush_reads: int = _NO_LIMIT
-    """While there is more to receive, output waits for company, for at most this many receives ..."""
+    """While data is still being received, output is batched: for at most this many receives ..."""
     flush_bytes: int = _NO_LIMIT
     """... or until there is so much of it."""
     send_bytes: int = _NO_LIMIT
@@ -56,7 +56,7 @@ class Batching:
 
 
 class Consumer(Protocol):
-    """What a driver needs of whoever serves the connection. The driver calls; it is called as `ConnectionDriver`."""
+    """The consumer of a connection, as its driver sees it: a target's queue, or a host's."""
 
     @property
     def owner(self) -> Hashable:
@@ -135,7 +135,7 @@ class ConnectionDriver:
         self.tell_sent = False
         """Whether the consumer wants to know what has been sent, which it sets: something waits for room."""
         self.closed = False
-        """No byte moves any more."""
+        """True when no further byte is moved."""
         self.woken = False
         """A `wake` will send what is queued in this turn of the loop."""
         self._consumer = consumer
@@ -259,7 +259,7 @@ class ConnectionDriver:
     # -- out -----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Give the socket what is queued, until it takes no more or has had its share."""
+        """Give the socket the queued output, until it takes no more or has used its share."""
         if self._blocked or self.closed:
             return
         connection, send = self.connection, self.endpoint.sendmsg
@@ -337,7 +337,7 @@ class ConnectionDriver:
             self.close()
 
     def _flushed(self) -> None:
-        """Everything is with the kernel. A socket closed with bytes unread would take a TermReq along."""
+        """Shut down sending once the kernel has all output; closing with unread bytes would discard a TermReq."""
         if self._linger is None:
             self.close()
             return
@@ -361,7 +361,7 @@ class ConnectionDriver:
                 return
 
     def stop(self) -> None:
-        """Move no byte any more: all buffers are free, and nothing more is handed on. The endpoint stays open."""
+        """Stop moving bytes: all buffers are free, and no event follows. The endpoint stays open."""
         if self.closed:
             return
         self.closed = self._finishing = True

@@ -15,10 +15,10 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 def loop_factory(*, uvloop: bool | None = None) -> LoopFactory | None:
-    """What makes the loop; None stands for asyncio's own.
+    """Return the factory of the loop; None stands for asyncio's.
 
-    `uvloop`: True demands it (ConfigurationError where it is not installed), False avoids it, None takes it where
-    it exists.
+    `uvloop`: True demands it (ConfigurationError where it is not installed), False avoids it, None takes it where it
+    exists.
     """
     if uvloop is False:
         return None
@@ -33,7 +33,7 @@ def loop_factory(*, uvloop: bool | None = None) -> LoopFactory | None:
 
 
 def run(coroutine: Coroutine[Any, Any, T], *, uvloop: bool | None = None) -> T:
-    """Like `asyncio.run`, on uvloop where it exists (see `loop_factory`)."""
+    """Run a coroutine as `asyncio.run` does, on uvloop where it is installed (see `loop_factory`)."""
     try:
         factory = loop_factory(uvloop=uvloop)
     except ConfigurationError:
@@ -44,7 +44,7 @@ def run(coroutine: Coroutine[Any, Any, T], *, uvloop: bool | None = None) -> T:
 
 
 def loop_name() -> str:
-    """'uvloop' or 'asyncio': the running loop, or what `run` would take when none is running."""
+    """Return 'uvloop' or 'asyncio': the running loop, or the one that `run` would use."""
     try:
         module = type(asyncio.get_running_loop()).__module__
     except RuntimeError:

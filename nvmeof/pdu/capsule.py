@@ -20,5 +20,5 @@ CAPSULE_RESP: Final = Struct(CH.struct.format + CQE.struct.format.removeprefix("
 
 
 def command_header(flags: int, pdo: int, plen: int) -> bytes:
-    """The common header of a CapsuleCmd."""
+    """Build the common header of a CapsuleCmd."""
     return CH.pack(CommonHeader(PduType.CAPSULE_CMD, flags, CAPSULE_CMD_BYTES, pdo, plen))

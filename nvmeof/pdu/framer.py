@@ -65,7 +65,7 @@ def _invalid(offset: int, message: str) -> PduError:
 
 
 def rule_of(pdu_type: int) -> HeaderRule:
-    """The rule of a PDU type; raises PduError for a type that does not exist."""
+    """Return the rule of a PDU type. Raises PduError for a type that does not exist."""
     rule = RULES.get(pdu_type)
     if rule is None:
         raise _invalid(TYPE_OFFSET, f"PDU type {pdu_type:#04x} does not exist")
@@ -79,7 +79,7 @@ TLS_MAJOR_VERSION: Final = 3
 
 
 def check_first_bytes(first: int, second: int) -> None:
-    """Check the first two bytes that ever come from a peer; raises PduError where they begin a TLS record."""
+    """Check the first two bytes of a peer. Raises PduError where they begin a TLS record."""
     if first in TLS_RECORDS and second == TLS_MAJOR_VERSION:
         raise _invalid(
             TYPE_OFFSET, f"the other side seems to speak TLS (first byte {first:02X}h), which is not spoken here"
@@ -87,7 +87,8 @@ def check_first_bytes(first: int, second: int) -> None:
 
 
 def check_header(pdu_type: int, flags: int, hlen: int, pdo: int, plen: int, framing: Framing) -> tuple[int, int]:
-    """Check a common header; returns (offset of the data, length of the data), both 0 without data.
+    """Check a common header (NVMe/TCP transport, PDU common header); returns (offset of the data, length of the data),
+    both 0 without data.
 
     With PDO 0 the data begins right after the header and its digest, where Linux looks for it whatever PDO says. Raises
     PduError, FEI being the offset of the field in error.

@@ -80,10 +80,10 @@ ICRESP: Final[Record[IcResp]] = Record(
 
 
 def pda_to_bytes(pda: int) -> int:
-    """The alignment in bytes that an HPDA or CPDA value asks for."""
+    """Return the alignment in bytes of an HPDA or CPDA value."""
     return (pda + 1) * PDA_UNIT_BYTES
 
 
 def pda_from_bytes(alignment_bytes: int) -> int:
-    """The HPDA or CPDA value for an alignment of 4 to 128 bytes."""
+    """Return the HPDA or CPDA value for an alignment of 4 to 128 bytes."""
     return alignment_bytes // PDA_UNIT_BYTES - 1

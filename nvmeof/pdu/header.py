@@ -71,5 +71,5 @@ PLEN_OFFSET: Final = CH.offsets["plen"]
 
 
 def align(offset: int, alignment_bytes: int) -> int:
-    """The first multiple of ``alignment_bytes`` that is not below ``offset``: where data may begin (PDO)."""
+    """Return the first multiple of ``alignment_bytes`` that is not below ``offset``: where data may begin (PDO)."""
     return -(-offset // alignment_bytes) * alignment_bytes

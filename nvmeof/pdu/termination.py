@@ -56,12 +56,12 @@ MAX_TERM_DATA_BYTES: Final = 128
 
 
 def term_req(pdu_type: PduType, fes: int, fei: int, header: Buffer) -> bytes:
-    """A whole TermReq, with up to 128 bytes of the header of the PDU in error as its data."""
+    """Build a whole TermReq, with up to 128 bytes of the header of the PDU in error as its data."""
     data = bytes(header[:MAX_TERM_DATA_BYTES])
     plen = TERM_REQ_BYTES + len(data)
     return TERM_REQ.pack(TermReq(pdu_type, 0, TERM_REQ_BYTES, 0, plen, fes, fei)) + data
 
 
 def fes_text(fes: int) -> str:
-    """The standard name of a Fatal Error Status."""
+    """Return the standard name of a Fatal Error Status."""
     return FES_TEXT.get(fes, f"reserved status {fes:#x}")

@@ -52,10 +52,10 @@ class Tap:
     """Sees all bytes of a connection as they pass; `received` and `sent` get views that hold only for the call."""
 
     def received(self, data: memoryview) -> None:
-        """Bytes from the peer, before they are understood."""
+        """Take bytes from the peer, before they are parsed."""
 
     def sent(self, data: Buffer) -> None:
-        """Bytes that the socket has taken."""
+        """Take the bytes that the socket has accepted."""
 
     def passed(self) -> None:
-        """Everything that one receive brought, or one send took, has been shown."""
+        """Note the end of one receive or one send, after all its bytes were passed."""

@@ -73,7 +73,8 @@ class Encoder:
         return header.ljust(end, b"\0")
 
     def command(self, cid: int, sqe: Buffer, sgl: tuple[int, int, int], data_bytes: int) -> bytes:
-        """A CapsuleCmd up to its data. ``sgl`` is SGL1's (address, length, type); ``data_bytes`` is what follows."""
+        """Build a CapsuleCmd up to its data. ``sgl`` is SGL1's (address, length, type); ``data_bytes`` is what
+        follows."""
         if type(sqe) is not bytes:
             sqe = bytes(sqe)
         if data_bytes:
@@ -91,9 +92,10 @@ class Encoder:
     def commands(
         self, cids: Sequence[int], sqe: bytes, slbas: Sequence[int], sgl: tuple[int, int, int], data_bytes: int
     ) -> bytes:
-        """CapsuleCmds up to their data that differ in CID and SLBA (CDW10, CDW11) alone, one behind the other.
+        """Build CapsuleCmds up to their data, one behind the other, that differ only in CID and SLBA (CDW10, CDW11).
 
-        ``sqe`` is that of all; its own CID and SLBA count for nothing. ``OverflowError`` for an SLBA beyond 64 bits.
+        ``sqe`` is that of all; its own CID and SLBA count for nothing. Raises ``OverflowError`` for an SLBA beyond 64
+        bits.
         """
         whole = self.command(0, sqe, sgl, data_bytes)
         rest = whole[CAPSULE_CMD_BYTES:]
@@ -113,7 +115,7 @@ class Encoder:
         return b"".join([capsule + rest for capsule in capsules])
 
     def response(self, cid: int, status_field: int, dw0: int, dw1: int, sqhd: int, sqid: int) -> bytes:
-        """A whole CapsuleResp."""
+        """Build a whole CapsuleResp."""
         header = _RESPONSE.pack(self._response_header, dw0, dw1, sqhd, sqid, cid, status_field)
         return self._seal(header, 0) if self.header_digest else header
 
@@ -121,7 +123,7 @@ class Encoder:
         return self._data_end + datal + (DIGEST_BYTES if self.data_digest else 0)
 
     def c2h_data(self, cid: int, datao: int, datal: int, flags: int) -> bytes:
-        """A C2HData up to its data; ``flags`` are LAST_PDU and SUCCESS."""
+        """Build a C2HData up to its data; ``flags`` are LAST_PDU and SUCCESS."""
         header = C2H_DATA.struct.pack(
             PduType.C2H_DATA, self._data_flags | flags, TRANSFER_BYTES, self._data_end, self._data_plen(datal),
             cid, datao, datal,
@@ -129,7 +131,7 @@ class Encoder:
         return self._seal(header, self._data_end)
 
     def c2h_headers(self, cids: Sequence[int], datal: int, flags: int) -> list[bytes]:
-        """One C2HData header each for commands whose data has the same length, whole in one PDU."""
+        """Build one C2HData header for each command, whose data has the same length and is whole in one PDU."""
         parts = self._success_headers.get((datal, flags))
         if parts is None:
             whole = self.c2h_data(0, 0, datal, flags)
@@ -148,7 +150,7 @@ class Encoder:
         return [header + padding for header in headers]
 
     def responses(self, cids: Sequence[int], sqhd: int, sqid: int) -> list[bytes]:
-        """A successful CapsuleResp each."""
+        """Build a successful CapsuleResp for each command."""
         pack, common = _RESPONSE.pack, self._response_header
         whole = [pack(common, 0, 0, sqhd, sqid, cid, 0) for cid in cids]
         if self.header_digest:
@@ -156,7 +158,7 @@ class Encoder:
         return whole
 
     def h2c_data(self, cid: int, ttag: int, datao: int, datal: int, last: bool) -> bytes:
-        """An H2CData up to its data."""
+        """Build an H2CData up to its data."""
         flags = self._data_flags | (Flags.LAST_PDU if last else 0)
         header = H2C_DATA.struct.pack(
             PduType.H2C_DATA, flags, TRANSFER_BYTES, self._data_end, self._data_plen(datal), cid, ttag, datao, datal
@@ -164,6 +166,6 @@ class Encoder:
         return self._seal(header, self._data_end)
 
     def r2t(self, cid: int, ttag: int, r2to: int, r2tl: int) -> bytes:
-        """A whole R2T."""
+        """Build a whole R2T."""
         header = _R2T.pack(self._r2t_header, cid, ttag, r2to, r2tl)
         return self._seal(header, 0) if self.header_digest else header

@@ -83,7 +83,7 @@ class Engine(ABC):
         self.tap: Tap | None = None
         self.incapsule_bytes = config.incapsule_bytes
         self.out = Output()
-        """What waits to be sent. To be read only: whoever drives the connection reads `pending_bytes` often."""
+        """The output that waits to be sent. Read-only for the driver, which reads `pending_bytes` often."""
         self._framing = Framing(max_data_bytes=self.incapsule_bytes)
         size = max(config.receive_buffer_bytes, self.incapsule_bytes + CAPSULE_OVERHEAD_BYTES, 1024)
         buffer = bytearray(-(-size // 8) * 8) if receive_buffer is None else receive_buffer
@@ -112,11 +112,11 @@ class Engine(ABC):
     # -- bytes in ------------------------------------------------------------------------------------------------
 
     def next_buffer(self, available: Callable[[], int] = _unknown) -> memoryview:
-        """Where the next received bytes go: the receive buffer, or the rest of a payload's own buffer.
+        """Return the buffer for the next received bytes: the receive buffer, or the rest of a payload's own buffer.
 
-        ``available`` tells how many bytes there are to be received. It is asked when a payload goes straight to live
-        memory, which may change only by whole units, so that no receive ends inside one.
-        When the rest of a payload is given, ``behind`` is where what comes after it may go in the same receive.
+        ``available`` returns the number of bytes that can be received now. It is called when a payload goes straight to
+        live memory, which may change only by whole units, so that no receive ends inside one. When the rest of a
+        payload is given, ``behind`` is where what comes after it may go in the same receive.
         """
         self.behind = None
         payload = self._payload
@@ -144,11 +144,11 @@ class Engine(ABC):
         return self._buffer[end:]
 
     def _place(self, payload: memoryview, unit: int, available: Callable[[], int]) -> memoryview | None:
-        """Where in a payload's own buffer the next bytes may go; None when only the receive buffer will do."""
+        """Return the part of a payload's own buffer for the next bytes; None when the receive buffer has to be used."""
         position, start, end = self._payload_position, self._start, self._end
         rest = most = len(payload) - position
         if unit:
-            # What is left in the receive buffer is less than a unit. With what is there now it makes whole ones.
+            # The rest of the receive buffer is less than a unit; with its received bytes it makes whole units.
             left = end - start
             if left + self._known_bytes < most:
                 self._known_bytes = available()
@@ -170,9 +170,8 @@ class Engine(ABC):
         return payload[position:] if position else payload
 
     def bytes_received(self, n: int, now: float) -> list[Event]:
-        """``n`` bytes have been put into ``next_buffer()`` (and ``behind``, once that was full).
-
-        Never raises for what the peer did.
+        """Parse ``n`` bytes that were put into ``next_buffer()`` (and ``behind``, once that was full); return the
+        events. Never raises for errors of the peer.
         """
         events: list[Event] = []
         if self._known_bytes > 0:
@@ -207,7 +206,7 @@ class Engine(ABC):
         return events
 
     def eof_received(self) -> list[Event]:
-        """The peer has closed its side."""
+        """Note that the peer has closed its side; return the events."""
         events: list[Event] = []
         if self._apply(Input.EOF) is Effect.REPORT_EOF:
             events.append(PeerClosed())
@@ -321,7 +320,7 @@ class Engine(ABC):
         return True
 
     def _payload_advance(self, data: memoryview, events: list[Event]) -> None:
-        """``data``, the next part of the payload, is in its place."""
+        """Advance a payload by ``data``, which is in its buffer."""
         payload = self._payload
         assert payload is not None
         digest = self._framing.data_digest
@@ -357,7 +356,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _payload_done(self, owner: Any, ok: bool, events: list[Event]) -> None:
-        """Account for a payload that is all there, with a right digest or not."""
+        """Account for a payload that has arrived in full; ``ok``: its data digest was right."""
 
     @abstractmethod
     def _receive_pdu(self, effect: Effect, pdu: memoryview, offset: int, length: int, events: list[Event]) -> None:
@@ -372,7 +371,7 @@ class Engine(ABC):
             self._receive_pdu(effect, pdu, offset, length, events)
 
     def _settle(self, parameters: Negotiated) -> None:
-        """The handshake is done: from here on PDUs have the digests and alignments of ``parameters``."""
+        """Apply ``parameters`` after the handshake: PDUs have their digests and alignments from here on."""
         self.parameters = parameters
         self.encoder = self.make_encoder(parameters.header_digest, parameters.data_digest, parameters.send_pda_bytes)
         self.out.data_digest = parameters.data_digest
@@ -410,7 +409,7 @@ class Engine(ABC):
         return effect
 
     def _forget(self) -> None:
-        """The end: no buffer of anybody is touched any more."""
+        """Release all buffers at the end; none is touched from here on."""
         self._payload = None
         self._payload_owner = None
         self._large_expected = 0
@@ -436,15 +435,16 @@ class Engine(ABC):
     # -- bytes out -----------------------------------------------------------------------------------------------
 
     def send_raw(self, data: Buffer) -> None:
-        """Queue bytes that nobody checks, for faults and misbehaving peers; dropped after a TermReq."""
+        """Queue bytes without any check, for fault injection; dropped after a TermReq."""
         self.out.add(bytes(data))
 
     def data_to_send(self) -> list[Buffer]:
-        """The buffers for one ``sendmsg``, which must follow at once; then ``bytes_sent`` with what it took."""
+        """Return the buffers for one ``sendmsg``, which must follow at once; then call ``bytes_sent`` with its
+        result."""
         return self.out.take()
 
     def bytes_sent(self, n: int) -> None:
-        """The socket took ``n`` bytes of what ``data_to_send`` gave."""
+        """Remove ``n`` bytes, which the socket took, from the output."""
         if self.tap is not None:
             self._tap_sent(n)
         self.out.taken(n)

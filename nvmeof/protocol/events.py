@@ -1,4 +1,4 @@
-"""What a connection tells its driver. Views into the receive buffer hold until the next ``next_buffer``."""
+"""The events of a connection, for its driver. Views into the receive buffer hold until the next ``next_buffer``."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ProtocolFailure:
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """The peer departs from the specification in a way that is taken all the same; told once per connection."""
+    """The peer departs from the specification in a way that is tolerated; reported once per connection."""
 
     message: str
 

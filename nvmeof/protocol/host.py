@@ -62,9 +62,9 @@ class HostConnection(Engine):
     def __init__(self, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
         super().__init__(config, receive_buffer)
         self.sqhd = 0
-        """The last SQ head pointer that the controller told."""
-        # What is outstanding, by CID. Nearly every command needs no more than where its data goes; one that gets its
-        # data in parts, or is answered in any unusual way, becomes a Request (`_request`).
+        """The SQ head pointer of the controller's last completion."""
+        # Outstanding commands by CID. Nearly every command needs only its buffer; one whose data comes in parts, or
+        # whose completion is unusual, becomes a Request (`_request`).
         self._requests: dict[int, Request] = {}
         self._reads: dict[int, memoryview] = {}  # nothing has come yet, and it may come in one PDU
         self._due: dict[int, memoryview | None] = {}  # only the response is due: the data has come, or there is none
@@ -88,7 +88,7 @@ class HostConnection(Engine):
         return len(self._requests) + len(self._reads) + len(self._due)
 
     def _request(self, cid: int) -> Request | None:
-        """The command's Request, made now where it had none; None for a CID that is not in use."""
+        """Return the command's Request, made now if it has none; None for a CID that is not in use."""
         request = self._requests.get(cid)
         if request is not None:
             return request
@@ -143,10 +143,8 @@ class HostConnection(Engine):
         events.append(Ready(parameters))
 
     def _take_run(self, events: list[Event]) -> bool:
-        """A run of CapsuleResps, and of C2HData that are each all the data of their command.
-
-        The latter only without digests and when whole in the receive buffer; whatever is otherwise, or looks wrong,
-        ends the run and takes the long way.
+        """Take a run of CapsuleResps, and of C2HData that are each all the data of their command, without digests and
+        whole in the receive buffer. Any other PDU, and any error, ends the run and takes the general path.
         """
         unpack, word, stride, buffer = _WHOLE.unpack_from, self._response_word, self._response_stride, self._buffer
         start, end, reads, due = self._start, self._end, self._reads, self._due
@@ -353,10 +351,10 @@ class HostConnection(Engine):
         request.r2t_ends.append(out.end_position)
 
     def give_back(self, cid: int, data_out: Buffer | None = None) -> None:
-        """Let go of the buffers of a command at once; the command itself goes on until its completion.
+        """Release the buffers of a command at once; the command itself goes on until its completion.
 
         What is still to be sent is copied (``data_out``: the buffer that was given, which may be queued within a
-        capsule); what is still to come goes to memory that nobody reads. Nothing happens for a CID that is not in use.
+        capsule); data that is still to come is discarded. No effect for a CID that is not in use.
         """
         request = self._request(cid)
         if request is None:

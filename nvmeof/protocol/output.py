@@ -99,7 +99,7 @@ class Output:
             waiting.extend(zip(headers, data, strict=True))
 
     def take(self) -> list[Buffer]:
-        """The buffers for one ``sendmsg``. What is live is read in that same step."""
+        """Return the buffers for one ``sendmsg``. Live memory is read in that same step."""
         if self.data_digest and not self.ready:
             self._digest_some()
         return self.ready
@@ -117,7 +117,7 @@ class Output:
                 size += len(item)
 
     def taken(self, n: int) -> None:
-        """The kernel took ``n`` bytes of what ``take`` gave."""
+        """Remove ``n`` bytes, which the kernel took of what ``take`` gave."""
         self.sent_bytes += n
         self.pending_bytes -= n
         if not self.pending_bytes:
@@ -143,7 +143,7 @@ class Output:
             ready[:] = [_stable(buffer) for buffer in ready]
 
     def keep(self, owner: object) -> None:
-        """Copy what is queued of the object ``owner``, which is about to be given back to whoever it belongs to."""
+        """Copy what is queued of the object ``owner``, which is about to be returned to its owner."""
         self.ready[:] = [bytes(buffer) if _part_of(buffer, owner) else buffer for buffer in self.ready]
         for index, item in enumerate(self._waiting):
             if isinstance(item, tuple) and _part_of(item[1], owner):

@@ -13,7 +13,7 @@ _TYPE_AND_PLEN = Struct("<B3xI")
 
 
 class PduSplitter:
-    """Splits one direction of a stream by PLEN: what `take` gives is what came since it was last called.
+    """Splits one direction of a stream by PLEN: `take` returns what came since its last call.
 
     A PDU counts when its last byte is there. After a PLEN that is shorter than a common header, which ends the
     connection, bytes alone are counted.
@@ -121,6 +121,6 @@ class Taps(Tap):
             tap.sent(data)
 
     def passed(self) -> None:
-        """Tell both that this was all."""
+        """Call `passed` of both taps."""
         for tap in self._taps:
             tap.passed()

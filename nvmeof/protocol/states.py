@@ -1,6 +1,6 @@
 """Every state of a queue connection and every transition, for both roles, in one table.
 
-The table knows no side: each role starts in a state of its own and never meets the other's inputs legally. An input
+The table knows no side: each role starts in another state, and the other role's inputs are never legal for it. An input
 that a state has no row for is a PDU sequence error when the peer caused it, a
 :class:`~nvmeof.errors.LocalProtocolError` when we did. The diagrams in ``docs/architecture.md`` are drawn from here
 (:func:`diagram`).
@@ -118,7 +118,7 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition]]] = {
         **_ENDINGS,
     },
     State.TERMINATING: {
-        # What the peer still sends is of no interest any more.
+        # Bytes of the peer are ignored from here on.
         **dict.fromkeys((*RECEIVED.values(), Input.TERMINATE), (Effect.NOTHING, State.TERMINATING)),
         Input.FLUSHED: (Effect.NOTHING, State.CLOSED),
         Input.EOF: (Effect.REPORT_EOF, State.CLOSED),
@@ -135,7 +135,7 @@ ENDED: Final = frozenset({State.TERMINATING, State.CLOSED})
 
 
 def diagram() -> str:
-    """The table as a Mermaid state diagram, one arrow per pair of states."""
+    """Return the table as a Mermaid state diagram, one arrow per pair of states."""
     arrows: dict[tuple[State, State], list[str]] = {}
     for state, row in TRANSITIONS.items():
         for happened, (_, after) in row.items():

@@ -36,8 +36,8 @@ SQHD_DISABLED: Final = 0xFFFF
 class TargetConnection(Engine):
     """One NVMe/TCP queue connection as a target. Driven as :mod:`nvmeof.protocol.connection` says.
 
-    ``receive_buffer`` may be given by whoever wants to choose its memory: a multiple of 8 bytes, and large enough for
-    a capsule with its data.
+    ``receive_buffer``: memory of the caller's choice, a multiple of 8 bytes, and large enough for a capsule with its
+    data.
     """
 
     __slots__ = (
@@ -83,7 +83,7 @@ class TargetConnection(Engine):
         self._set_stride(False, False)
 
     def _set_stride(self, header_digest: bool, data_digest: bool) -> None:
-        """What the headers of command capsules look like under these digests."""
+        """Prepare the expected headers of command capsules under these digests."""
         digest = DIGEST_BYTES if header_digest else 0
         flags = Flags.HDGSTF if header_digest else 0
         self._stride = CAPSULE_CMD_BYTES + digest
@@ -113,7 +113,8 @@ class TargetConnection(Engine):
             self._success_flags = Flags.LAST_PDU | Flags.SUCCESS
 
     def set_incapsule(self, incapsule_bytes: int) -> None:
-        """As for a host; raises LocalProtocolError when so much does not fit the receive buffer."""
+        """Set the limit of in-capsule data, in bytes. Raises LocalProtocolError when that does not fit the receive
+        buffer."""
         if incapsule_bytes + CAPSULE_OVERHEAD_BYTES > len(self._buffer):
             raise LocalProtocolError(f"{incapsule_bytes} bytes in a capsule do not fit the receive buffer")
         super().set_incapsule(incapsule_bytes)
@@ -161,7 +162,7 @@ class TargetConnection(Engine):
         events.append(Ready(parameters))
 
     def _take_run(self, events: list[Event]) -> bool:
-        """A run of capsules without data, all with the header that nearly all hosts send."""
+        """Take a run of capsules without data, all with the header that nearly all hosts send."""
         start = self._start
         word = self._command_word
         found = _WORD.unpack_from(self._buffer, start)[0]
@@ -201,7 +202,7 @@ class TargetConnection(Engine):
         return True
 
     def _take_data_commands(self, plen: int, events: list[Event]) -> bool:
-        """A run of capsules with data, their headers but for PLEN as nearly all hosts send them."""
+        """Take a run of capsules with data, whose headers but for PLEN are those that nearly all hosts send."""
         buffer, start, end = self._buffer, self._start, self._end
         pdo, trailer = self._command_pdo, DIGEST_BYTES if self._framing.data_digest else 0
         overhead = pdo + trailer
@@ -227,7 +228,8 @@ class TargetConnection(Engine):
         return taken
 
     def _take_h2c_data(self, plen: int) -> bool:
-        """The header of an H2CData that is the whole of its R2T; False leaves it, and all faults, to the long way."""
+        """Take the header of an H2CData that is the whole of its R2T; False leaves any other, and all errors, to the
+        general path."""
         start = self._start
         if self._end - start < TRANSFER_BYTES:
             return False
@@ -254,7 +256,8 @@ class TargetConnection(Engine):
         return True
 
     def _check_digests(self, start: int, count: int) -> int:
-        """How many capsules of a run come before one with a wrong header digest; raises when it is the first."""
+        """Return how many capsules of a run come before one with a wrong header digest. Raises PduError when it is the
+        first."""
         buffer, stride = self._buffer, self._stride
         for i in range(count):
             at = start + i * stride
@@ -354,11 +357,8 @@ class TargetConnection(Engine):
 
         With ``unit_bytes`` the buffer may be live memory that others read: it changes by whole units only, each in one
         step. What cannot go there so (data with digests, with several R2Ts at a time, or cut inside a unit by the host)
-        is collected first.
-        ``validity`` is asked before each change; once it is not valid, the memory stays as it is, and the event
-        brings the data.
-
-        On a connection that has ended since the command arrived nothing happens: the data will never come. Raises
+        is collected first. ``validity`` is checked before each change; once it is not valid, the memory stays as it is,
+        and the event carries the data. No effect on a connection that has ended since the command arrived. Raises
         LocalProtocolError for a buffer that cannot take it, before the handshake, and when no TTAG is left.
         """
         if self.state is State.TARGET_READY and (not len(buffer) or buffer.readonly or buffer.format != "B"):
@@ -366,7 +366,7 @@ class TargetConnection(Engine):
         self.ask(R2tTransfer(cid, buffer, context, unit_bytes, validity))
 
     def ask(self, transfer: R2tTransfer) -> None:
-        """As ``request_data``, for a transfer that the caller has made, with a buffer that can take the data."""
+        """Send the R2T of a transfer that the caller has made, with a buffer that fits the data."""
         if self.state is not _READY:
             if self.state in ENDED:
                 return
@@ -389,7 +389,7 @@ class TargetConnection(Engine):
             self._large_expected += 1
 
     def _several(self, size: int, step: int) -> bool:
-        """Whether several R2Ts may be answered in any order: no offset then from which on data is collected."""
+        """Return whether several R2Ts may be answered in any order: then no offset marks where collecting begins."""
         return self.parameters is not None and self.parameters.maxr2t > 1 and size > step
 
     def _ask_more(self, transfer: R2tTransfer) -> None:

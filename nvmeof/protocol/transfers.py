@@ -14,7 +14,7 @@ MAX_TTAG: Final = 0xFFFF
 
 
 class BufferValidity(Protocol):
-    """Tells whether a buffer may still be written."""
+    """Whether a buffer may still be written."""
 
     @property
     def valid(self) -> bool: ...
@@ -25,22 +25,19 @@ class _Always:
 
 
 ALWAYS: Final = _Always()
-"""For a buffer that may be written until its data is there."""
+"""The validity of a buffer that may be written until its data has arrived."""
 
 
 @final
 class R2tTransfer:
-    """Target: the data of one command, from its R2T to the event that says that all of it is there.
+    """Target: the data of one command, from its R2T to the event of its arrival. One object is the accounting of what
+    was requested, the owner of the payload that is received into ``buffer``, and the event: ``ok`` is false when a data
+    digest was wrong, and ``context`` is the caller's.
 
-    One object is the accounting of what was asked for, the owner of the payload that is received into ``buffer``, and
-    the event: ``ok`` is false when a data digest was wrong, and ``context`` is the caller's.
-
-    With ``unit_bytes`` the buffer is memory that others read: it changes by whole units, for as long as ``validity``
-    is valid. Data that cannot go there so is collected in a private buffer, and goes there in one step at the end.
-    When it must not even then, ``data`` is all of it.
-
-    Nearly always one R2T asks for all of it, and the transfer stands for that R2T as well (``ttag``); else there is an
-    `R2tPart` for each.
+    With ``unit_bytes`` the buffer is memory that others read: it changes by whole units, for as long as ``validity`` is
+    valid. Data that cannot go there so is collected in a private buffer, and goes there in one step at the end. If
+    ``validity`` has ended by then, ``data`` is all of it. Nearly always one R2T requests all of it, and the transfer
+    stands for that R2T as well (``ttag``); else there is an `R2tPart` for each.
     """
 
     __slots__ = (
@@ -109,7 +106,7 @@ class R2tTransfer:
 
     @property
     def data(self) -> memoryview | None:
-        """All data, when it has not gone to the buffer that it was asked for into; else None."""
+        """Return all data when it did not go to ``buffer``; else None."""
         return None if self.collected_from is None or not self.ok else self.buffer
 
     @property
@@ -136,7 +133,7 @@ class R2tPart:
         self.asked = begin + length
 
     def collect_rest(self, payload_bytes: int, position: int) -> memoryview:
-        """As for the transfer."""
+        """Return a private buffer for the rest of the payload, as for the transfer."""
         begin = self.received - payload_bytes
         self.transfer.collect(begin + position)
         return self.transfer.buffer[begin : self.received]
@@ -233,7 +230,7 @@ class Request:
         self.r2t_ends: deque[int] = deque()  # stream positions at which the answers to R2Ts end
 
     def accept_data(self, datao: int, datal: int, flags: int) -> memoryview:
-        """Where a C2HData goes; raises PduError when it does not fit what was asked for."""
+        """Return the buffer for a C2HData. Raises PduError when the data does not fit the command."""
         size = 0 if self.data_in is None else len(self.data_in)
         if self.data_in is None or datao + datal > size:
             raise PduError(Fes.DATA_OUT_OF_RANGE, 0, f"C2HData {datao}+{datal} for a command that asked for {size}")
@@ -246,7 +243,7 @@ class Request:
         return self.data_in[datao : datao + datal]
 
     def accept_r2t(self, r2to: int, r2tl: int, maxr2t: int, sent_bytes: int) -> memoryview:
-        """The data that an R2T asks for; raises PduError when it must not ask for it."""
+        """Return the data that an R2T requests. Raises PduError for an R2T that is not allowed."""
         size = 0 if self.data_out is None else len(self.data_out)
         if r2tl == 0:
             raise PduError(Fes.INVALID_HEADER_FIELD, DATAL_OFFSET, "R2T of no bytes")

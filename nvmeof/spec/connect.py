@@ -100,7 +100,7 @@ CONNECT_DATA = c.Struct(
 
 
 def connect_invalid_dw0(field: str) -> int:
-    """DW0 of a Connect refused with Connect Invalid Parameters: IPO, and IATTR for a field of the data.
+    """Return DW0 of a Connect refused with Connect Invalid Parameters: IPO, and IATTR for a field of the data.
 
     ``field``: a name in :data:`CONNECT_DATA` or :class:`Connect`. ``KeyError`` when it is in neither.
     """
@@ -111,7 +111,8 @@ def connect_invalid_dw0(field: str) -> int:
 
 
 def describe_connect_invalid(dw0: int) -> str:
-    """The field that DW0 of Connect Invalid Parameters points at, for a message: ``subnqn in the Connect data``."""
+    """Return the field that DW0 of Connect Invalid Parameters points at, for a message: ``subnqn in the Connect
+    data``."""
     offset, in_data = dw0 & 0xFFFF, bool(dw0 >> 16 & 1)
     offsets = {start: name for name, (start, _) in layout(CONNECT_DATA).items()} if in_data else {
         start: name for name, start in CONNECT.offsets.items()

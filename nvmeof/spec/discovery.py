@@ -35,7 +35,7 @@ class DiscoveryLsp(IntFlag):
 
 
 class DiscoveryFlags(IntFlag):
-    """DLPF: which of what was asked for is so in this log page."""
+    """DLPF: which of the requested forms this log page has."""
 
     EXTENDED = 1 << 0
     PORT_LOCAL = 1 << 1
@@ -86,8 +86,8 @@ EXTENDED_ATTRIBUTE = c.Struct("exattype" / U16, "exatlen" / U16)
 """Type and length of one extended attribute; its value follows, padded to a multiple of 4 bytes."""
 
 TSAS_TCP = c.Struct("sectype" / U8, "prottype" / U8, c.Padding(254))
-"""TSAS of NVMe/TCP: the security type, and what was proposed to tell MPTCP from TCP before it became a type of its own
-(:class:`~nvmeof.spec.enums.TcpProtocol`; the byte is reserved in the specification)."""
+"""TSAS of NVMe/TCP: the security type, and the byte that was proposed to distinguish MPTCP from TCP before MPTCP became
+a separate type (:class:`~nvmeof.spec.enums.TcpProtocol`; the byte is reserved in the specification)."""
 
 TSAS_RDMA = c.Struct(
     "qptype" / U8,
@@ -103,13 +103,15 @@ TSAS_RDMA = c.Struct(
 def build_discovery_entry(
     *, trtype: int, sectype: int = SecType.NONE, prottype: int = TcpProtocol.TCP, **fields: Any
 ) -> bytes:
-    """One entry, 1024 bytes, with the TSAS of a TCP-like transport; ``fields`` as in :data:`DISCOVERY_LOG_ENTRY`."""
+    """Build one entry, 1024 bytes, with the TSAS of a TCP-like transport; ``fields`` as in
+    :data:`DISCOVERY_LOG_ENTRY`."""
     tsas = build(TSAS_TCP, sectype=sectype, prottype=prottype) if trtype in (Trtype.TCP, Trtype.MPTCP) else b""
     return build(DISCOVERY_LOG_ENTRY, **{"trtype": trtype, "tsas": tsas, **fields})
 
 
 def extend_discovery_entry(entry: bytes, attributes: Iterable[tuple[int, bytes]] = ()) -> bytes:
-    """An extended entry from a plain one. ``attributes``: type and value; values are padded to multiples of 4 bytes."""
+    """Build an extended entry from a plain one. ``attributes``: type and value; values are padded to multiples of 4
+    bytes."""
     parts = []
     for kind, value in attributes:
         padded = value.ljust(-(-len(value) // 4) * 4, b"\0")
@@ -119,14 +121,14 @@ def extend_discovery_entry(entry: bytes, attributes: Iterable[tuple[int, bytes]]
 
 
 def build_discovery_log(genctr: int, entries: list[bytes], flags: int = 0) -> bytes:
-    """The whole log page from its entries."""
+    """Build the whole log page from its entries."""
     total = HEADER_BYTES + sum(map(len, entries))
     header = build(DISCOVERY_LOG_HEADER, genctr=genctr, numrec=len(entries), recfmt=0, dlpf=flags, tdlpl=total)
     return header + b"".join(entries)
 
 
 def parse_discovery_entries(data: Buffer) -> list[Any]:
-    """The whole entries in ``data`` (without the header), as containers; a cut last one is left out."""
+    """Parse the whole entries in ``data`` (without the header), as containers; a cut last one is left out."""
     view = memoryview(data)
     return [
         DISCOVERY_LOG_ENTRY.parse(view[start : start + ENTRY_BYTES])

@@ -326,7 +326,7 @@ class TcpProtocol(IntEnum):
 
 
 class Treq(IntEnum):
-    """Transport requirements: secure channel, bits 1:0; bit 2 tells that SQ flow control may be disabled."""
+    """Transport requirements: secure channel, bits 1:0; bit 2 says that SQ flow control may be disabled."""
 
     NOT_SPECIFIED = 0
     SECURE_CHANNEL_REQUIRED = 1

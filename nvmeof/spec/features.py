@@ -36,11 +36,11 @@ class GetFeatures:
 
     @classmethod
     def decode(cls, cdw10: int) -> GetFeatures:
-        """From CDW10."""
+        """Decode CDW10."""
         return cls(**cls.BITS.decode(cdw10))
 
     def encode(self) -> int:
-        """CDW10."""
+        """Return CDW10."""
         return self.BITS.encode(fid=self.fid, sel=self.sel)
 
 
@@ -55,12 +55,12 @@ class SetFeatures:
 
     @classmethod
     def decode(cls, cdw10: int) -> SetFeatures:
-        """From CDW10."""
+        """Decode CDW10."""
         raw = cls.BITS.decode(cdw10)
         return cls(fid=raw["fid"], save=bool(raw["sv"]))
 
     def encode(self) -> int:
-        """CDW10."""
+        """Return CDW10."""
         return self.BITS.encode(fid=self.fid, sv=self.save)
 
 
@@ -77,7 +77,7 @@ class Arbitration:
 
     @classmethod
     def decode(cls, value: int) -> Arbitration:
-        """From the attributes."""
+        """Decode the attributes."""
         raw = cls.BITS.decode(value)
         return cls(
             burst=None if raw["ab"] == 7 else 1 << raw["ab"],
@@ -87,7 +87,7 @@ class Arbitration:
         )
 
     def encode(self) -> int:
-        """The attributes. ``ValueError`` for a burst that is no power of two up to 64."""
+        """Return the attributes. ``ValueError`` for a burst that is no power of two up to 64."""
         burst = 7 if self.burst is None else self.burst.bit_length() - 1
         if self.burst is not None and (burst not in range(7) or 1 << burst != self.burst):
             raise ValueError(f"an arbitration burst is a power of two up to 64, not {self.burst}")
@@ -105,11 +105,11 @@ class PowerManagement:
 
     @classmethod
     def decode(cls, value: int) -> PowerManagement:
-        """From the attributes."""
+        """Decode the attributes."""
         return cls(**cls.BITS.decode(value))
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(power_state=self.power_state, workload_hint=self.workload_hint)
 
 
@@ -126,12 +126,12 @@ class TemperatureThreshold:
 
     @classmethod
     def decode(cls, value: int) -> TemperatureThreshold:
-        """From the attributes."""
+        """Decode the attributes."""
         raw = cls.BITS.decode(value)
         return cls(kelvin=raw["tmpth"], sensor=raw["tmpsel"], under=raw["thsel"] == 1, hysteresis_kelvin=raw["tmpthh"])
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(tmpth=self.kelvin, tmpsel=self.sensor, thsel=self.under, tmpthh=self.hysteresis_kelvin)
 
 
@@ -146,12 +146,12 @@ class ErrorRecovery:
 
     @classmethod
     def decode(cls, value: int) -> ErrorRecovery:
-        """From the attributes."""
+        """Decode the attributes."""
         raw = cls.BITS.decode(value)
         return cls(limit_seconds=raw["tler"] / 10, dulbe=bool(raw["dulbe"]))
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(tler=round(self.limit_seconds * 10), dulbe=self.dulbe)
 
 
@@ -165,11 +165,11 @@ class VolatileWriteCache:
 
     @classmethod
     def decode(cls, value: int) -> VolatileWriteCache:
-        """From the attributes."""
+        """Decode the attributes."""
         return cls(enabled=bool(cls.BITS.decode(value)["wce"]))
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(wce=self.enabled)
 
 
@@ -184,12 +184,12 @@ class NumberOfQueues:
 
     @classmethod
     def decode(cls, value: int) -> NumberOfQueues:
-        """From the attributes or the completion's DW0."""
+        """Decode the attributes or the completion's DW0."""
         raw = cls.BITS.decode(value)
         return cls(submission_queues=raw["nsqr"] + 1, completion_queues=raw["ncqr"] + 1)
 
     def encode(self) -> int:
-        """The attributes. ``ValueError`` for 0 queues."""
+        """Return the attributes. ``ValueError`` for 0 queues."""
         return self.BITS.encode(nsqr=self.submission_queues - 1, ncqr=self.completion_queues - 1)
 
 
@@ -204,12 +204,12 @@ class InterruptCoalescing:
 
     @classmethod
     def decode(cls, value: int) -> InterruptCoalescing:
-        """From the attributes."""
+        """Decode the attributes."""
         raw = cls.BITS.decode(value)
         return cls(threshold=raw["thr"] + 1, time_seconds=raw["time"] / 10_000)
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(thr=self.threshold - 1, time=round(self.time_seconds * 10_000))
 
 
@@ -224,12 +224,12 @@ class InterruptVectorConfiguration:
 
     @classmethod
     def decode(cls, value: int) -> InterruptVectorConfiguration:
-        """From the attributes."""
+        """Decode the attributes."""
         raw = cls.BITS.decode(value)
         return cls(vector=raw["iv"], coalescing_disabled=bool(raw["cd"]))
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(iv=self.vector, cd=self.coalescing_disabled)
 
 
@@ -243,11 +243,11 @@ class WriteAtomicityNormal:
 
     @classmethod
     def decode(cls, value: int) -> WriteAtomicityNormal:
-        """From the attributes."""
+        """Decode the attributes."""
         return cls(disabled=bool(cls.BITS.decode(value)["dn"]))
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(dn=self.disabled)
 
 
@@ -286,11 +286,11 @@ class KeepAliveTimer:
 
     @classmethod
     def decode(cls, value: int) -> KeepAliveTimer:
-        """From the attributes."""
+        """Decode the attributes."""
         return cls(timeout_seconds=cls.BITS.decode(value)["kato"] / 1000)
 
     def encode(self) -> int:
-        """The attributes; rounded up, so that a short timeout does not become none."""
+        """Return the attributes; rounded up, so that a short timeout does not become none."""
         return self.BITS.encode(kato=-int(-round(self.timeout_seconds * 1000, 6) // 1))
 
 
@@ -304,11 +304,11 @@ class HostIdentifierAttributes:
 
     @classmethod
     def decode(cls, value: int) -> HostIdentifierAttributes:
-        """From the attributes."""
+        """Decode the attributes."""
         return cls(extended=bool(cls.BITS.decode(value)["exhid"]))
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(exhid=self.extended)
 
 
@@ -322,11 +322,11 @@ class IoCommandSetProfile:
 
     @classmethod
     def decode(cls, value: int) -> IoCommandSetProfile:
-        """From the attributes."""
+        """Decode the attributes."""
         return cls(**cls.BITS.decode(value))
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(index=self.index)
 
 
@@ -348,11 +348,11 @@ class ReservationPersistence:
 
     @classmethod
     def decode(cls, value: int) -> ReservationPersistence:
-        """From the attributes."""
+        """Decode the attributes."""
         return cls(persist=bool(cls.BITS.decode(value)["ptpl"]))
 
     def encode(self) -> int:
-        """The attributes."""
+        """Return the attributes."""
         return self.BITS.encode(ptpl=self.persist)
 
 
@@ -364,13 +364,13 @@ TIMESTAMP_ORIGIN_HOST = 1
 
 
 def build_timestamp(seconds: float, *, origin: int = TIMESTAMP_ORIGIN_HOST, stopped: bool = False) -> bytes:
-    """The Timestamp data structure; ``seconds`` since 1970 (or since the reset, with that origin)."""
+    """Build the Timestamp data structure; ``seconds`` since 1970 (or since the reset, with that origin)."""
     milliseconds = int(seconds * 1000) & 0xFFFF_FFFF_FFFF
     return build(TIMESTAMP, milliseconds=milliseconds, attributes=origin << 1 | stopped)
 
 
 def parse_timestamp(data: Buffer) -> float:
-    """Seconds of a Timestamp data structure."""
+    """Return the seconds of a Timestamp data structure."""
     return float(TIMESTAMP.parse(bytes(data)).milliseconds) / 1000
 
 

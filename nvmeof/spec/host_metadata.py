@@ -32,7 +32,8 @@ class MetadataElement(NamedTuple):
 
 
 def parse_host_metadata(data: Buffer) -> list[MetadataElement]:
-    """The descriptors of the structure. `ValueError` for one that ends beyond it, or is not of a type that exists."""
+    """Parse the descriptors of the structure. `ValueError` for one that ends beyond it, or is not of a type that
+    exists."""
     view = bytes(data)
     elements: list[MetadataElement] = []
     position = _HEADER_BYTES
@@ -53,7 +54,7 @@ def parse_host_metadata(data: Buffer) -> list[MetadataElement]:
 
 
 def build_host_metadata(elements: Iterable[MetadataElement]) -> bytes:
-    """The 4096 bytes. `ValueError` when the descriptors do not fit."""
+    """Build the 4096 bytes. `ValueError` when the descriptors do not fit."""
     chosen = list(elements)
     body = b"".join(
         bytes((element.type, element.revision)) + len(element.value).to_bytes(2, "little") + element.value

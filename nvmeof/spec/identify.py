@@ -213,13 +213,14 @@ _NAMESPACE_LIST = struct.Struct(f"<{NAMESPACE_LIST_MAX}I")
 
 
 def build_namespace_list(nsids: Iterable[int], after: int = 0) -> bytes:
-    """The active namespace list, 4096 bytes: the smallest 1024 of ``nsids`` above ``after`` (the command's NSID)."""
+    """Build the active namespace list, 4096 bytes: the smallest 1024 of ``nsids`` above ``after`` (the command's
+    NSID)."""
     chosen = sorted(nsid for nsid in nsids if nsid > after)[:NAMESPACE_LIST_MAX]
     return _NAMESPACE_LIST.pack(*chosen, *(0 for _ in range(NAMESPACE_LIST_MAX - len(chosen))))
 
 
 def parse_namespace_list(data: Buffer) -> list[int]:
-    """The identifiers up to the first zero; ``struct.error`` when ``data`` is shorter than 4096 bytes."""
+    """Parse the identifiers up to the first zero; ``struct.error`` when ``data`` is shorter than 4096 bytes."""
     result: list[int] = []
     for nsid in _NAMESPACE_LIST.unpack_from(data):
         if nsid == 0:
@@ -229,18 +230,19 @@ def parse_namespace_list(data: Buffer) -> list[int]:
 
 
 def valid_namespace_list_start(nsid: int) -> bool:
-    """Whether ``nsid`` may start a namespace list: FFFFFFFEh and FFFFFFFFh may not (Invalid Namespace or Format)."""
+    """Return whether ``nsid`` may start a namespace list: FFFFFFFEh and FFFFFFFFh may not (Invalid Namespace or
+    Format)."""
     return nsid < NSID_ALL - 1
 
 
 def build_controller_list(cntlids: Iterable[int], first: int = 0) -> bytes:
-    """A controller list, 4096 bytes: the smallest 2047 of ``cntlids`` from ``first`` (the command's CNTID) up."""
+    """Build a controller list, 4096 bytes: the smallest 2047 of ``cntlids`` from ``first`` (the command's CNTID) up."""
     chosen = sorted(cntlid for cntlid in cntlids if cntlid >= first)[:CONTROLLER_LIST_MAX]
     return struct.pack(f"<H{len(chosen)}H", len(chosen), *chosen).ljust(IDENTIFY_BYTES, b"\0")
 
 
 def parse_controller_list(data: Buffer) -> list[int]:
-    """The identifiers of a controller list; ``struct.error`` when it is shorter than it says."""
+    """Parse the identifiers of a controller list; ``struct.error`` when it is shorter than it says."""
     (count,) = struct.unpack_from("<H", data)
     return list(struct.unpack_from(f"<{count}H", data, 2))
 
@@ -265,7 +267,7 @@ class NamespaceDescriptor:
 
 
 def build_namespace_descriptors(descriptors: Iterable[NamespaceDescriptor]) -> bytes:
-    """The descriptor list, 4096 bytes. ``ValueError`` for an identifier of the wrong length or too many."""
+    """Build the descriptor list, 4096 bytes. ``ValueError`` for an identifier of the wrong length or too many."""
     parts: list[bytes] = []
     for item in descriptors:
         wanted = _DESCRIPTOR_LENGTHS.get(NamespaceIdType(item.nidt))
@@ -279,7 +281,7 @@ def build_namespace_descriptors(descriptors: Iterable[NamespaceDescriptor]) -> b
 
 
 def parse_namespace_descriptors(data: Buffer) -> list[NamespaceDescriptor]:
-    """The descriptors up to the terminating zero length, or up to one that is cut. Unknown types are kept."""
+    """Parse the descriptors up to the terminating zero length, or up to one that is cut. Unknown types are kept."""
     return list(_descriptors(bytes(data)))
 
 
@@ -307,12 +309,12 @@ class IdentifyCommand:
 
     @classmethod
     def decode(cls, cdw10: int, cdw11: int, cdw14: int = 0) -> IdentifyCommand:
-        """From the command's dwords."""
+        """Decode the command's dwords."""
         low, high = _IDENTIFY_CDW10.decode(cdw10), _IDENTIFY_CDW11.decode(cdw11)
         return cls(cns=low["cns"], cntid=low["cntid"], cnssi=high["cnssi"], csi=high["csi"], uuid_index=cdw14 & 0x7F)
 
     def encode(self) -> tuple[int, int, int]:
-        """CDW10, CDW11 and CDW14."""
+        """Return CDW10, CDW11 and CDW14."""
         return (
             _IDENTIFY_CDW10.encode(cns=self.cns, cntid=self.cntid),
             _IDENTIFY_CDW11.encode(cnssi=self.cnssi, csi=self.csi),
@@ -325,14 +327,14 @@ _IDENTIFY_CDW11 = Bits(4, cnssi=16, _16=8, csi=8)
 
 
 def mdts_bytes(mdts: int, mpsmin_bytes: int = 4096) -> int | None:
-    """The largest transfer in bytes that MDTS allows; None for no limit. Also for VSL, WZSL, WUSL."""
+    """Return the largest transfer in bytes that MDTS allows; None for no limit. Also for VSL, WZSL, WUSL."""
     return mpsmin_bytes << mdts if mdts else None
 
 
 def mdts_field(limit_bytes: int | None, mpsmin_bytes: int = 4096) -> int:
-    """MDTS for the largest power of two up to ``limit_bytes``; None gives 0, no limit.
+    """Return MDTS for the largest power of two up to ``limit_bytes``; None gives 0, no limit.
 
-    ``ValueError`` below two pages, which MDTS cannot say.
+    ``ValueError`` below two pages, which MDTS cannot express.
     """
     if limit_bytes is None:
         return 0

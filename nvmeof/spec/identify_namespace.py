@@ -70,18 +70,18 @@ FLBAS = Bits(1, format_low=4, extended_metadata=1, format_high=2, _7=1)
 
 
 def format_index(flbas: int) -> int:
-    """The index of the LBA format in use."""
+    """Return the index of the LBA format in use."""
     raw = FLBAS.decode(flbas)
     return raw["format_low"] | raw["format_high"] << 4
 
 
 def flbas_field(index: int) -> int:
-    """FLBAS for the LBA format ``index`` (0 to 63), metadata apart."""
+    """Return FLBAS for the LBA format ``index`` (0 to 63), metadata apart."""
     return FLBAS.encode(format_low=index & 0xF, format_high=index >> 4)
 
 
 FPI_SUPPORTED = 1 << 7
-"""FPI bit 7: bits 6:0 tell how many percent of a Format NVM remain."""
+"""FPI bit 7: bits 6:0 are the percentage of a Format NVM that remains."""
 DLFEAT_READS_ZEROES = 0x01
 """DLFEAT bits 2:0: a deallocated block reads as zeroes."""
 DLFEAT_WRITE_ZEROES_DEALLOCATES = 1 << 3

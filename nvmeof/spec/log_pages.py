@@ -157,7 +157,7 @@ class GetLogPage:
 
     @classmethod
     def decode(cls, cdw10: int, cdw11: int, cdw12: int, cdw13: int, cdw14: int = 0) -> GetLogPage:
-        """From the command's dwords."""
+        """Decode the command's dwords."""
         low, mid, high = _CDW10.decode(cdw10), _CDW11.decode(cdw11), _CDW14.decode(cdw14)
         return cls(
             lid=low["lid"],
@@ -172,7 +172,7 @@ class GetLogPage:
         )
 
     def encode(self) -> tuple[int, int, int, int, int]:
-        """CDW10 to CDW14. ``ValueError`` for a length that is no positive multiple of 4, or too large a value."""
+        """Return CDW10 to CDW14. ``ValueError`` for a length that is no multiple of 4, or a value too large."""
         if self.length_bytes < 4 or self.length_bytes % 4:
             raise ValueError(f"a log page is read in multiples of 4 bytes, not {self.length_bytes}")
         numd = self.length_bytes // 4 - 1
@@ -196,7 +196,7 @@ class AnaGroup:
 
 
 def build_ana_log(chgcnt: int, groups: Iterable[AnaGroup], *, groups_only: bool = False) -> bytes:
-    """The ANA log page. ``groups_only``: without the NSIDs (RGO)."""
+    """Build the ANA log page. ``groups_only``: without the NSIDs (RGO)."""
     ordered = list(groups)
     parts = [build(ANA_HEADER, chgcnt=chgcnt, ngrps=len(ordered))]
     for group in ordered:
@@ -223,7 +223,7 @@ def parse_ana_log(data: Buffer) -> tuple[int, list[AnaGroup]]:
         groups: list[AnaGroup] = []
         position = ANA_HEADER_BYTES
         for _ in range(header.ngrps):
-            # the count is the peer's: compare it with what is there before anything is read
+            # the count is the peer's: compare it with the data's length before anything is read
             (nnsids,) = struct.unpack_from("<I", raw, position + 4)
             end = position + ANA_GROUP_BYTES + 4 * nnsids
             if end > len(raw):

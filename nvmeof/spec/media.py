@@ -39,7 +39,7 @@ class FormatNvm:
 
     @classmethod
     def decode(cls, cdw10: int) -> FormatNvm:
-        """From CDW10."""
+        """Decode CDW10."""
         raw = cls.BITS.decode(cdw10)
         return cls(
             index=raw["lbafl"],
@@ -88,7 +88,7 @@ class SanitizeCommand:
 
     @classmethod
     def decode(cls, cdw10: int, cdw11: int = 0) -> SanitizeCommand:
-        """From the command's dwords."""
+        """Decode the command's dwords."""
         raw = cls.BITS.decode(cdw10)
         return cls(
             action=raw["sanact"],
@@ -218,7 +218,7 @@ LBA_STATUS_RANGE = c.Struct("rslba" / U64, "rnlb" / U32, c.Padding(4))
 
 
 def split_range(start: int, end: int) -> Iterable[tuple[int, int]]:
-    """A range of blocks as start and count, in parts whose count fits 32 bits 0's-based."""
+    """Return a range of blocks as start and count, in parts whose count fits 32 bits 0's-based."""
     while start < end:
         count = min(end - start, _BLOCKS_MAX)
         yield start, count
@@ -226,7 +226,7 @@ def split_range(start: int, end: int) -> Iterable[tuple[int, int]]:
 
 
 def build_lba_status(entries: Sequence[tuple[int, int, int]], cmpc: int) -> bytes:
-    """The answer of Get LBA Status. ``entries``: start, number of blocks, status."""
+    """Build the data of Get LBA Status. ``entries``: start, number of blocks, status."""
     parts = [build(LBA_STATUS_HEADER, nlsd=len(entries), cmpc=cmpc)]
     parts += [
         LBA_STATUS_DESCRIPTOR.build({"dslba": start, "nlb": count - 1, "status": int(status)})
@@ -236,7 +236,8 @@ def build_lba_status(entries: Sequence[tuple[int, int, int]], cmpc: int) -> byte
 
 
 def parse_lba_status(data: Buffer) -> tuple[int, list[tuple[int, int, int]]]:
-    """CMPC, and the entries that are there in full: start, number of blocks, status. ``StreamError`` for no header."""
+    """Return CMPC, and the entries that are there in full: start, number of blocks, status. ``StreamError`` for no
+    header."""
     raw = bytes(data)
     header = LBA_STATUS_HEADER.parse(raw)
     there = min(header.nlsd, (len(raw) - LBA_STATUS_HEADER_BYTES) // LBA_STATUS_DESCRIPTOR_BYTES)

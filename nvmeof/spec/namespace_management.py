@@ -73,7 +73,7 @@ NAMESPACE_GRANULARITY_LIST = c.Struct(
 
 
 def build_granularity_list(granularities: Iterable[tuple[int, int]], *, per_format: bool = False) -> bytes:
-    """The Namespace Granularity list of (size, capacity) granularities, in bytes."""
+    """Build the Namespace Granularity list of (size, capacity) granularities, in bytes."""
     descriptors = [{"nszegran": size, "ncapgran": capacity} for size, capacity in granularities]
     return build(
         NAMESPACE_GRANULARITY_LIST,

@@ -30,7 +30,7 @@ def _shortened(text: str) -> str:
 
 
 def has_control_characters(text: str) -> bool:
-    """Tell whether a name could break a line or drive a terminal: control characters, line separators, surrogates."""
+    """Return whether a name could break a line or drive a terminal: control characters, line separators, surrogates."""
     if text.isascii() and text.isprintable():  # as good as all are
         return False
     return any(unicodedata.category(character) in _CONTROL for character in text)
@@ -87,12 +87,12 @@ def _validate_uuid(text: str, what: str) -> None:
 
 
 def uuid_nqn(value: uuid.UUID | None = None) -> str:
-    """The UUID-based NQN of ``value``, or of a new random UUID."""
+    """Return the UUID-based NQN of ``value``, or of a new random UUID."""
     return UUID_NQN_PREFIX + str(value or uuid.uuid4())
 
 
 def nqn_uuid(text: str) -> uuid.UUID | None:
-    """The UUID of a UUID-based NQN; None for any other."""
+    """Return the UUID of a UUID-based NQN; None for any other."""
     if not text.startswith(UUID_NQN_PREFIX):
         return None
     try:
@@ -102,10 +102,10 @@ def nqn_uuid(text: str) -> uuid.UUID | None:
 
 
 def unnamed_host(hostid: bytes) -> str:
-    """Make what stands for the name of a host whose Connect has an empty HOSTNQN: its HOSTID tells it from others."""
+    """Make what stands for the name of a host whose Connect has an empty HOSTNQN: its HOSTID distinguishes it."""
     return f"(no HOSTNQN, HOSTID {uuid.UUID(bytes=bytes(hostid))})"
 
 
 def terminated_nqn(field: Buffer) -> bool:
-    """Whether the 256-byte field that a peer sent holds a name of 1 to 223 bytes and its NUL."""
+    """Return whether the 256-byte field that a peer sent holds a name of 1 to 223 bytes and its NUL."""
     return 1 <= bytes(field).find(b"\0") <= NQN_MAX_BYTES

@@ -38,7 +38,7 @@ EVENT_REVISION: dict[int, int] = {EventType.CHANGE_NAMESPACE: 2}
 
 
 class HardwareErrorCode(IntEnum):
-    """What an NVM Subsystem Hardware Error event tells of."""
+    """The code of an NVM Subsystem Hardware Error event."""
 
     CRITICAL_WARNING = 0x06
     UNSAFE_SHUTDOWN = 0x08
@@ -155,7 +155,7 @@ class PersistentEvent:
     data: bytes
 
     def encode(self) -> bytes:
-        """The event as it is in the log page."""
+        """Encode the event as in the log page."""
         header = build(
             EVENT_HEADER,
             etype=self.type,
@@ -176,12 +176,12 @@ class PersistentEvent:
 
 
 def supported_events(types: tuple[EventType, ...]) -> bytes:
-    """The Supported Events Bitmap, 32 bytes."""
+    """Build the Supported Events Bitmap, 32 bytes."""
     return sum(1 << each for each in types).to_bytes(32, "little")
 
 
 def parse_events(page: Buffer) -> Iterator[PersistentEvent]:
-    """The events of a whole log page, newest first. ``ValueError`` when lengths do not fit together."""
+    """Yield the events of a whole log page, newest first. ``ValueError`` when lengths do not fit together."""
     raw = bytes(page)
     if len(raw) < HEADER_BYTES:
         raise ValueError(f"a Persistent Event log of {len(raw)} bytes has no whole header")

@@ -98,7 +98,7 @@ class Crms(IntEnum):
 
 
 def _power(value: int, base: int) -> int:
-    """The exponent of ``value`` above ``base``, both powers of two."""
+    """Return the exponent of ``value`` above ``base``, both powers of two."""
     exponent = value.bit_length() - base.bit_length()
     if exponent < 0 or base << exponent != value:
         raise ValueError(f"{value} is not {base} times a power of two")
@@ -138,7 +138,7 @@ class Cap:
 
     @classmethod
     def decode(cls, value: int) -> Cap:
-        """From the 64-bit property."""
+        """Decode the 64-bit property."""
         raw = cls.BITS.decode(value)
         return cls(
             mqes_entries=raw["mqes"] + 1,
@@ -160,7 +160,7 @@ class Cap:
         )
 
     def encode(self) -> int:
-        """The 64-bit property; the timeout is rounded up. ``ValueError`` for what does not fit."""
+        """Return the 64-bit property; the timeout is rounded up. ``ValueError`` for what does not fit."""
         return self.BITS.encode(
             mqes=self.mqes_entries - 1,
             cqr=self.cqr,
@@ -193,12 +193,12 @@ class Vs:
 
     @classmethod
     def decode(cls, value: int) -> Vs:
-        """From the 32-bit property, or Identify Controller's VER."""
+        """Decode the 32-bit property, or Identify Controller's VER."""
         raw = cls.BITS.decode(value)
         return cls(raw["mjr"], raw["mnr"], raw["ter"])
 
     def encode(self) -> int:
-        """The 32-bit property."""
+        """Return the 32-bit property."""
         return self.BITS.encode(mjr=self.major, mnr=self.minor, ter=self.tertiary)
 
     def __str__(self) -> str:
@@ -226,7 +226,7 @@ class Cc:
 
     @classmethod
     def decode(cls, value: int) -> Cc:
-        """From the 32-bit property."""
+        """Decode the 32-bit property."""
         raw = cls.BITS.decode(value)
         return cls(
             en=bool(raw["en"]),
@@ -240,7 +240,7 @@ class Cc:
         )
 
     def encode(self) -> int:
-        """The 32-bit property. ``ValueError`` for what does not fit."""
+        """Return the 32-bit property. ``ValueError`` for what does not fit."""
         return self.BITS.encode(
             en=self.en,
             css=self.css,
@@ -268,7 +268,7 @@ class Csts:
 
     @classmethod
     def decode(cls, value: int) -> Csts:
-        """From the 32-bit property."""
+        """Decode the 32-bit property."""
         raw = cls.BITS.decode(value)
         return cls(
             rdy=bool(raw["rdy"]),
@@ -280,7 +280,7 @@ class Csts:
         )
 
     def encode(self) -> int:
-        """The 32-bit property."""
+        """Return the 32-bit property."""
         return self.BITS.encode(rdy=self.rdy, cfs=self.cfs, shst=self.shst, nssro=self.nssro, pp=self.pp, st=self.st)
 
 
@@ -295,12 +295,12 @@ class Crto:
 
     @classmethod
     def decode(cls, value: int) -> Crto:
-        """From the 32-bit property."""
+        """Decode the 32-bit property."""
         raw = cls.BITS.decode(value)
         return cls(crwmt_seconds=raw["crwmt"] * TIMEOUT_UNIT_SECONDS, crimt_seconds=raw["crimt"] * TIMEOUT_UNIT_SECONDS)
 
     def encode(self) -> int:
-        """The 32-bit property; rounded up."""
+        """Return the 32-bit property; rounded up."""
         return self.BITS.encode(
             crwmt=-int(-self.crwmt_seconds // TIMEOUT_UNIT_SECONDS),
             crimt=-int(-self.crimt_seconds // TIMEOUT_UNIT_SECONDS),

@@ -87,7 +87,7 @@ ALL_TYPES = sum((Rescap(1 << rtype) for rtype in ReservationType), Rescap(0))
 
 
 class NotificationType(IntEnum):
-    """What log page 80h tells; the value is also the bit of Feature 82h that masks it."""
+    """The type of a notice in log page 80h; its value is also the bit of Feature 82h that masks it."""
 
     EMPTY = 0
     REGISTRATION_PREEMPTED = 1
@@ -117,12 +117,12 @@ class ReservationCommand:
 
     @classmethod
     def decode(cls, cdw10: int) -> ReservationCommand:
-        """From CDW10."""
+        """Decode CDW10."""
         raw = cls.BITS.decode(cdw10)
         return cls(action=raw["action"], ignore_existing_key=bool(raw["iekey"]), rtype=raw["rtype"], cptpl=raw["cptpl"])
 
     def encode(self) -> int:
-        """CDW10."""
+        """Return CDW10."""
         return self.BITS.encode(action=self.action, iekey=self.ignore_existing_key, rtype=self.rtype, cptpl=self.cptpl)
 
 
@@ -166,7 +166,7 @@ class Registrant:
 
 @dataclass(frozen=True, slots=True)
 class ReservationReport:
-    """The Reservation Status data structure. ``rtype`` 0: no reservation. ``count``: registrants that there are."""
+    """The Reservation Status data structure. ``rtype`` 0: no reservation. ``count``: the number of registrants."""
 
     generation: int
     rtype: int
@@ -175,7 +175,7 @@ class ReservationReport:
     count: int = -1  # -1: as many as are given
 
     def encode(self, *, extended: bool = True) -> bytes:
-        """The whole structure."""
+        """Encode the whole structure."""
         count = len(self.registrants) if self.count < 0 else self.count
         head = build(REPORT_HEADER, gen=self.generation, rtype=self.rtype, regstrnt=count, ptpls=self.persistent)
         parts = [head.ljust(REPORT_EXTENDED_HEADER_BYTES, b"\0") if extended else head]
@@ -188,7 +188,7 @@ class ReservationReport:
 
     @classmethod
     def decode(cls, data: Buffer, *, extended: bool = True) -> ReservationReport:
-        """From a report, which may end before its last registrant. ``ValueError`` for less than the header."""
+        """Decode a report, which may end before its last registrant. ``ValueError`` for less than the header."""
         raw = bytes(data)
         if len(raw) < REPORT_HEADER_BYTES:
             raise ValueError(f"a reservation report has at least {REPORT_HEADER_BYTES} bytes, not {len(raw)}")
@@ -204,20 +204,20 @@ class ReservationReport:
 
 
 def pack_keys(crkey: int, key: int) -> bytes:
-    """The data of Register or Acquire. ``struct.error`` for a key of more than 64 bits."""
+    """Build the data of Register or Acquire. ``struct.error`` for a key of more than 64 bits."""
     return RESERVATION_KEYS.pack(ReservationKeys(crkey, key))
 
 
 def pack_release(crkey: int) -> bytes:
-    """The data of Release. ``struct.error`` for a key of more than 64 bits."""
+    """Build the data of Release. ``struct.error`` for a key of more than 64 bits."""
     return struct.pack("<Q", crkey)
 
 
 def unpack_release(data: Buffer) -> int:
-    """CRKEY of Release."""
+    """Return CRKEY of Release."""
     return int(struct.unpack_from("<Q", data)[0])
 
 
 def mask_of(kinds: Iterable[NotificationType]) -> int:
-    """Feature 82h with these notifications masked."""
+    """Return Feature 82h with these notifications masked."""
     return sum(1 << kind for kind in set(kinds))

@@ -260,7 +260,7 @@ _ACRONYMS = {"Id": "ID", "Io": "I/O", "Sgl": "SGL", "Prp": "PRP", "Lba": "LBA", 
 
 
 def status_name(status: int, *, fabrics: bool | None = None) -> str:
-    """The standard name of a status, as ``Invalid Field in Command``; see :func:`describe_status`."""
+    """Return the standard name of a status, as ``Invalid Field in Command``; see :func:`describe_status`."""
     return _name_and_text(int(status), fabrics)[0]
 
 
@@ -293,7 +293,7 @@ def _unknown(status: int) -> str:
 
 
 def describe_status(status: int, *, dnr: bool = False, fabrics: bool | None = None) -> str:
-    """A status for a person: name, what it means, number, and whether a retry makes sense.
+    """Describe a status for a person: name, what it means, number, and whether a retry makes sense.
 
     ``status``: SCT << 8 | SC. ``fabrics``: True when the command was a Fabrics command, False when it was one of an
     I/O command set, None when that is not known; it matters for 180h-185h only.
@@ -304,17 +304,17 @@ def describe_status(status: int, *, dnr: bool = False, fabrics: bool | None = No
 
 
 def status_field(status: int, dnr: bool = False, more: bool = False) -> int:
-    """The CQE's 16-bit status word, phase bit 0."""
+    """Return the CQE's 16-bit status word, phase bit 0."""
     return (status & _STATUS_MASK) << 1 | more << 14 | dnr << 15
 
 
 def split_status(field: int) -> tuple[int, bool, bool]:
-    """Status (SCT << 8 | SC), DNR and More of a CQE's 16-bit status word; phase and CRD are left out."""
+    """Return status (SCT << 8 | SC), DNR and More of a CQE's 16-bit status word; phase and CRD are left out."""
     return field >> 1 & _STATUS_MASK, bool(field & STATUS_DNR), bool(field & STATUS_MORE)
 
 
 def status_error(field: int, what: str = "", *, dw0: int = 0, fabrics: bool | None = None) -> NvmeStatusError:
-    """The exception for a completion whose 16-bit status word is not success.
+    """Make the exception for a completion whose 16-bit status word is not success.
 
     ``what``: the command's name for the message, as ``Read`` or ``Connect to nqn...``.
     """
@@ -324,5 +324,5 @@ def status_error(field: int, what: str = "", *, dw0: int = 0, fabrics: bool | No
 
 
 def path_error(status: int) -> bool:
-    """Whether the status says that the path, not the command, failed: another path may be tried at once."""
+    """Return whether the status says that the path, not the command, failed: another path may be tried at once."""
     return int(status) >> 8 == StatusCodeType.PATH_RELATED

@@ -54,7 +54,7 @@ HEADER = c.Struct(
 )
 """512 bytes. ``da<n>lb``: last block of area n. Byte 380 is the host-initiated data's scope in page 07h; byte 381 its
 generation number there, and the controller-initiated data's scope in page 08h. ``tcda``: controller-initiated data is
-available that nobody has taken note of. ``rid``: why it was captured."""
+available that no host has acknowledged. ``rid``: why it was captured."""
 
 
 def build_telemetry(
@@ -68,7 +68,8 @@ def build_telemetry(
     reason: bytes = b"",
     host: bool,
 ) -> bytes:
-    """A whole page. ``areas``: what each adds to the one before, whole blocks. ``host``: page 07h rather than 08h."""
+    """Build a whole page. ``areas``: what each adds to the one before, whole blocks. ``host``: page 07h rather than
+    08h."""
     ends: list[int] = []
     last = 0
     for area in areas:

@@ -29,12 +29,12 @@ UUID_LIST = c.Struct(
 
 
 def build_uuid_list(uuids: Sequence[UUID]) -> bytes:
-    """A UUID List; none of the UUIDs has an association."""
+    """Build a UUID List; none of the UUIDs has an association."""
     return build(UUID_LIST, entries=[{"header": UuidAssociation.NONE, "uuid": uuid.bytes} for uuid in uuids])
 
 
 def parse_uuid_list(data: bytes) -> list[tuple[UuidAssociation | int, UUID]]:
-    """The entries up to the first of zeroes. Raises `construct.StreamError` for less than 4096 bytes."""
+    """Parse the entries up to the first of zeroes. Raises `construct.StreamError` for less than 4096 bytes."""
     found: list[tuple[UuidAssociation | int, UUID]] = []
     for entry in UUID_LIST.parse(data).entries:
         if not any(entry.uuid):

@@ -94,12 +94,12 @@ class ZoneSend:
 
     @classmethod
     def decode(cls, cdw13: int) -> ZoneSend:
-        """From the dword."""
+        """Decode the dword."""
         raw = _SEND.decode(cdw13)
         return cls(raw["zsa"], bool(raw["select_all"]), raw["options"])
 
     def encode(self) -> int:
-        """The dword. ``ValueError`` for a value that is too large."""
+        """Return the dword. ``ValueError`` for a value that is too large."""
         return _SEND.encode(zsa=self.action, select_all=self.select_all, options=self.options)
 
 
@@ -113,12 +113,12 @@ class ZoneReceive:
 
     @classmethod
     def decode(cls, cdw13: int) -> ZoneReceive:
-        """From the dword."""
+        """Decode the dword."""
         raw = _RECEIVE.decode(cdw13)
         return cls(raw["zra"], raw["zrasf"], bool(raw["partial"]))
 
     def encode(self) -> int:
-        """The dword. ``ValueError`` for a value that is too large."""
+        """Return the dword. ``ValueError`` for a value that is too large."""
         return _RECEIVE.encode(zra=self.action, zrasf=self.which, partial=self.partial)
 
 
@@ -198,7 +198,8 @@ def build_changed_zones(zones: Iterable[int]) -> bytes:
 
 
 def parse_changed_zones(data: Buffer) -> list[int] | None:
-    """First blocks of changed zones; None when they were too many. ``struct.error`` for a page that is cut."""
+    """Return the first blocks of changed zones; None when they were too many. ``struct.error`` for a page that is
+    cut."""
     (count,) = struct.unpack_from("<H", data)
     if count == CHANGED_ZONES_TOO_MANY:
         return None
@@ -206,7 +207,7 @@ def parse_changed_zones(data: Buffer) -> list[int] | None:
 
 
 def parse_zone_report(data: Buffer, extension_bytes: int = 0) -> tuple[int, list[ZoneDescriptor]]:
-    """Number of Zones, and the descriptors that are there in full. ``extension_bytes``: of an extended report."""
+    """Return Number of Zones, and the complete descriptors. ``extension_bytes``: of an extended report."""
     (number,) = struct.unpack_from("<Q", data)
     stride = ZONE_DESCRIPTOR_BYTES + extension_bytes
     there = min(number, (len(data) - ZONE_REPORT_HEADER_BYTES) // stride)

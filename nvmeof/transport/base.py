@@ -1,12 +1,11 @@
 """What every transport has in common: addresses, options, endpoints, listeners, figures, and the registry.
 
-An endpoint is a non-blocking byte stream that this package owns: `recv_into` and `sendmsg` go straight to the
-kernel and tell how much it took; readiness comes through `set_reader` and `set_writer` on the running loop.
-Nothing here knows what the bytes mean, and nothing above may assume a file descriptor: `fileno()` is -1 where
-there is none.
+An endpoint is a non-blocking byte stream that this package owns: `recv_into` and `sendmsg` go straight to the kernel
+and return how much it took; readiness comes through `set_reader` and `set_writer` on the running loop. Nothing here
+knows what the bytes mean, and nothing above may assume a file descriptor: `fileno()` is -1 where there is none.
 
-The registry follows the kernel's own (`nvmet_register_transport`): a transport has a name and a TRTYPE code and
-knows how to listen and to connect. Third parties add theirs through the entry-point group `nvmeof.transports`.
+The registry follows the kernel's own (`nvmet_register_transport`): a transport has a name and a TRTYPE code and knows
+how to listen and to connect. Third parties add theirs through the entry-point group `nvmeof.transports`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,11 @@ log = logging.getLogger("nvmeof.transport")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketOptions:
-    """How sockets are set up; what is None is left as the system has it. TCP_NODELAY is always on."""
+    """Options of sockets, for a host or a target: ``SocketOptions(congestion="cubic", tos=0x10)``.
+
+    An option that is None keeps the system's value. TCP_NODELAY is always on. Raises
+    :class:`~nvmeof.errors.ConfigurationError` for a value out of range.
+    """
 
     host_traddr: str | None = None
     """Local address to connect from."""
@@ -55,7 +58,7 @@ class SocketOptions:
     backlog: int = 1024
     """Connections that may wait to be accepted (the kernel caps it at net.core.somaxconn)."""
     ipv6_only: bool = False
-    """Listen on `::` for IPv6 alone: somebody else listens on 0.0.0.0 with the same port."""
+    """Listen on `::` for IPv6 alone, when another process listens on 0.0.0.0 with the same port."""
 
     def __post_init__(self) -> None:
         if self.tos is not None and not 0 <= self.tos <= 255:
@@ -106,7 +109,7 @@ class SubflowInfo:
     """Milliseconds since data went out last; since the flow began when none did."""
     last_data_received_ms: int | None = None
     last_ack_received_ms: int | None = None
-    """Milliseconds since the peer last acknowledged something: what tells a dead path."""
+    """Milliseconds since the peer last acknowledged something: detects a dead path."""
     timeouts: int | None = None
     """Retransmission timeouts in a row that nothing has answered yet."""
     backup: bool | None = None
@@ -117,10 +120,10 @@ class SubflowInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionInfo:
-    """The truth about one connection, as the kernel told it when `describe()` was called."""
+    """The facts of one connection, as the kernel reported them when `describe()` was called."""
 
     transport: str
-    """What was asked for: 'tcp', 'mptcp', 'memory', ..."""
+    """The transport that was asked for: 'tcp', 'mptcp', 'memory', ..."""
     protocol: str
     """What is in use now: 'mptcp', 'tcp', 'memory', ... A connection can fall back in mid-life."""
     fallback: bool = False
@@ -148,7 +151,7 @@ class ConnectionInfo:
     rcvbuf_bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers, for JSON; addresses as text."""
+        """Return plain dicts, lists, strings and numbers, for JSON; addresses as text."""
         result: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -166,7 +169,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerInfo:
-    """What a listener does, as `Listener.describe()` tells it."""
+    """The facts of a listener, as `Listener.describe()` returns them."""
 
     transport: str
     protocol: str
@@ -204,10 +207,10 @@ class Endpoint(ABC):
 
     `recv_into(buffer) -> int`, `recv_both(buffer, behind) -> int` and `sendmsg(buffers) -> int` are attributes, so that
     a socket's own methods can stand there with nothing in between. `recv_into` gives 0 at the end of the stream;
-    `recv_both` goes on in a second buffer when the first is full, and an endpoint may do without that. `sendmsg` tells
-    how many bytes were taken, in the order given, perhaps fewer than there are; of a longer list only the first IOV_MAX
-    buffers are offered. Both raise BlockingIOError when they would have to wait, and OSError for a broken connection
-    (mostly a ConnectionError; also TimeoutError and EHOSTUNREACH). After `close` or `abort` they raise
+    `recv_both` goes on in a second buffer when the first is full, and an endpoint may do without that. `sendmsg`
+    returns how many bytes were taken, in the order given, perhaps fewer than there are; of a longer list only the first
+    IOV_MAX buffers are offered. Both raise BlockingIOError when they would have to wait, and OSError for a broken
+    connection (mostly a ConnectionError; also TimeoutError and EHOSTUNREACH). After `close` or `abort` they raise
     ConnectionAbortedError.
     """
 
@@ -220,10 +223,10 @@ class Endpoint(ABC):
 
     @abstractmethod
     def fileno(self) -> int:
-        """The file descriptor, or -1 where there is none (memory, closed)."""
+        """Return the file descriptor, or -1 where there is none (memory, closed)."""
 
     def available(self) -> int:
-        """How many bytes one `recv_into` would give now, at the least; 0 also where that cannot be told."""
+        """Return a lower bound of the bytes that one `recv_into` would give now; 0 also where that is unknown."""
         return 0
 
     @abstractmethod
@@ -236,7 +239,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Send no more: the peer sees the end of the stream after what was sent. Reading goes on."""
+        """Stop sending: the peer sees the end of the stream after what was sent. Reading goes on."""
 
     @abstractmethod
     def close(self) -> None:
@@ -248,7 +251,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def describe(self) -> ConnectionInfo:
-        """Figures and facts, read anew each time."""
+        """Return figures and facts, read again at each call."""
 
     @property
     @abstractmethod
@@ -263,8 +266,8 @@ class Endpoint(ABC):
 class Listener(ABC):
     """One listening address; `address` has the real port.
 
-    `turns`, where somebody sets it, shares out the loop's time: connections are accepted one by one in turn with other
-    work. A listener may do without.
+    `turns`, where set, shares out the loop's time: connections are accepted one by one in turn with other work. A
+    listener may ignore it.
     """
 
     address: Address
@@ -276,7 +279,7 @@ class Listener(ABC):
 
     @abstractmethod
     def describe(self) -> ListenerInfo:
-        """What this listener does."""
+        """Return the facts of this listener."""
 
 
 class Transport(ABC):
@@ -306,7 +309,7 @@ class Transport(ABC):
 
 
 def say_dropped(peer: Address, error: Exception) -> None:
-    """Log that whoever a new connection was handed to failed; the listener goes on."""
+    """Log that the callback of a new connection failed; the listener goes on."""
     log.error("a new connection from %s was dropped: %s: %s", peer, type(error).__name__, error)
     log.debug("where that happened", exc_info=error)
 
@@ -324,7 +327,7 @@ def register(transport: Transport) -> None:
 
 
 def get(name: str | int) -> Transport:
-    """The transport of that name or TRTYPE code. Raises ConfigurationError that lists the known ones."""
+    """Return the transport of that name or TRTYPE code. Raises ConfigurationError that lists the known ones."""
     found = _find(name)
     if found is None:
         _load_plugins()
@@ -337,7 +340,7 @@ def get(name: str | int) -> Transport:
 
 
 def names() -> list[str]:
-    """The names of all transports, sorted, those of plug-ins included."""
+    """Return the names of all transports, sorted, those of plug-ins included."""
     _load_plugins()
     return sorted(_transports)
 

@@ -97,7 +97,7 @@ class MemoryEndpoint(Endpoint):
                 self._peer._schedule_writer()
             return n
         if self._reset and not waiting:
-            self._reset = False  # told once, as a socket's pending error is
+            self._reset = False  # reported once, as a socket's pending error is
             raise ConnectionResetError(errno.ECONNRESET, "the peer reset the connection")
         if self._inbox.eof or not len(buffer):
             return 0
@@ -202,7 +202,7 @@ class MemoryEndpoint(Endpoint):
         self._closed = True
         self._reader = self._writer = None
         self._outbox.eof = True
-        self._inbox.buffer.clear()  # nobody will read it; a peer that waits for room learns that we are gone
+        self._inbox.buffer.clear()  # unread data is discarded; a peer that waits for room fails
         peer = self._peer
         if peer is not None and not peer._closed:
             if reset:
@@ -233,10 +233,10 @@ def memory_pair(
     peer: Address = Address("memory", 2),
     peer_capacity_bytes: int | None = None,
 ) -> tuple[MemoryEndpoint, MemoryEndpoint]:
-    """Two connected endpoints, the first at `local`.
+    """Return two connected endpoints, the first at `local`.
 
-    `capacity_bytes`: how many bytes may be under way from the first to the second, `peer_capacity_bytes` the other
-    way (None: the same). `max_chunk_bytes`: the most that one `recv_into` gives at either end.
+    `capacity_bytes`: how many bytes may be under way from the first to the second, `peer_capacity_bytes` the other way
+    (None: the same). `max_chunk_bytes`: the most that one `recv_into` gives at either end.
     """
     there = _Stream(capacity_bytes)
     back = _Stream(peer_capacity_bytes or capacity_bytes)
@@ -272,11 +272,11 @@ class MemoryListener(Listener):
 
     @property
     def orphaned(self) -> bool:
-        """True: its loop was closed and it was not; nobody will accept here any more."""
+        """True if its loop was closed and it was not: no connection will be accepted here."""
         return self._loop.is_closed()
 
     def deliver(self, endpoint: MemoryEndpoint) -> None:
-        """Hand over a new connection, in a turn of the loop of its own."""
+        """Hand over a new connection, in the next turn of the loop."""
         self._loop.call_soon(self._deliver, endpoint)
 
     def _deliver(self, endpoint: MemoryEndpoint) -> None:

@@ -1,9 +1,9 @@
-"""The `mptcp` transport: NVMe over Multipath TCP, with TCP wherever MPTCP is not to be had.
+"""The `mptcp` transport: NVMe over Multipath TCP, with TCP where MPTCP is not available.
 
 The only module that knows IPPROTO_MPTCP. Falling back has four causes, and each is said once in the log: a kernel
-without MPTCP, MPTCP switched off by sysctl, a peer (or a box between) without it, and a fallback in mid-connection
-(RFC 8684, section 3.7). The last two leave no trace on the socket but that MPTCP_INFO stops answering, so
-`describe` asks anew each time.
+without MPTCP, MPTCP switched off by sysctl, a peer (or a box between) without it, and a fallback in mid-connection (RFC
+8684, section 3.7). The last two leave no trace on the socket but that MPTCP_INFO stops answering, so `describe` asks
+each time.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def forget_fallbacks() -> None:
 
 
 def new_socket(family: socket.AddressFamily) -> socket.socket:
-    """An MPTCP stream socket. Raises OSError where there is no MPTCP."""
+    """Return an MPTCP stream socket. Raises OSError where MPTCP is not available."""
     return socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP)
 
 
 def why_no_mptcp() -> str | None:
-    """Why this machine opens no MPTCP sockets, in a few words; None where it does."""
+    """Return why this machine opens no MPTCP sockets, in a few words; None where it does."""
     try:
         new_socket(socket.AF_INET).close()
     except OSError as error:
@@ -73,7 +73,8 @@ def why_no_mptcp() -> str | None:
 
 
 def speaks_mptcp(sock: socket.socket) -> bool:
-    """Whether a connected socket of ours runs MPTCP now. True, too, on kernels before 5.16, which cannot tell."""
+    """Return whether a connected MPTCP socket runs MPTCP now. True, too, on kernels before 5.16, which do not report
+    it."""
     try:
         sock.getsockopt(mptcp_info.SOL_MPTCP, mptcp_info.MPTCP_INFO, mptcp_info.MPTCP_INFO_BYTES)
     except OSError:
@@ -85,7 +86,7 @@ def speaks_mptcp(sock: socket.socket) -> bool:
 
 
 def _info_unknown_here() -> bool:
-    """Whether this kernel's MPTCP sockets know no MPTCP_INFO at all (asked of a fresh socket)."""
+    """Return whether this kernel's MPTCP sockets support no MPTCP_INFO at all (tested on a fresh socket)."""
     try:
         with new_socket(socket.AF_INET) as fresh:
             fresh.getsockopt(mptcp_info.SOL_MPTCP, mptcp_info.MPTCP_INFO, mptcp_info.MPTCP_INFO_BYTES)
@@ -121,7 +122,7 @@ class MptcpEndpoint(SocketEndpoint):
 
     def available(self) -> int:
         # FIONREAD of an MPTCP socket counts the peer's DATA_FIN as a byte (Linux, net/mptcp/protocol.c,
-        # mptcp_inq_hint): whoever relied on that byte would be left waiting in the middle of something.
+        # mptcp_inq_hint): a reader that relied on that byte would wait for it forever.
         count = super().available()
         if count and self._ended.poll(0):
             return count - 1
@@ -141,7 +142,7 @@ class MptcpEndpoint(SocketEndpoint):
         if self._reason is not None:
             return tcp_connection_info(sock, self.transport_name, self.local_address, self.peer_address, self._reason)
         nodelay = integer_option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        # The kernel tells of the first subflow as long as the connection lives, of a closed one too: its bytes count.
+        # The kernel reports the first subflow as long as the connection lives, also when closed: its bytes count.
         live = tuple(flow for flow in flows if flow.state != CLOSED_STATE)
         rtts = [flow.rtt_us for flow in live if flow.rtt_us]
         sent, received = raw.get("mptcpi_bytes_sent"), raw.get("mptcpi_bytes_received")

@@ -1,8 +1,8 @@
 """Figures of an MPTCP socket: layouts of include/uapi/linux/mptcp.h and the calls that read them.
 
 MPTCP_INFO fits Python's `getsockopt`; the others take a filled-in buffer as input, which only libc's `getsockopt`
-passes on. MPTCP_FULL_INFO exists since Linux 6.5; before it MPTCP_TCPINFO and MPTCP_SUBFLOW_ADDRS (5.16) tell
-the same in two calls. Each structure carries its sizes, so that both sides may know more or less of it.
+passes on. MPTCP_FULL_INFO exists since Linux 6.5; before it MPTCP_TCPINFO and MPTCP_SUBFLOW_ADDRS (5.16) give the same
+in two calls. Each structure carries its sizes, so that both sides may know more or less of it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _SUBFLOW_INFO_BYTES: Final = 8 + _SUBFLOW_ADDRS_BYTES
 """struct mptcp_subflow_info: u32 id, padding to 8, local and remote sockaddr_storage."""
 
 _SUBFLOWS_FIRST_TRY: Final = 16
-"""Array length offered at first; the kernel tells when there are more."""
+"""Array length offered at first; the kernel reports when there are more."""
 
 _NOT_THERE: Final = (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -79,12 +79,14 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def mptcp_info(sock: socket.socket) -> dict[str, int | None]:
-    """`struct mptcp_info`, None for fields that this kernel does not have. Raises OSError: not MPTCP (any more)."""
+    """Return `struct mptcp_info`, None for fields that this kernel does not have. Raises OSError for a socket that does
+    not (or no longer) run MPTCP."""
     return MPTCP_INFO_LAYOUT.read(sock.getsockopt(SOL_MPTCP, MPTCP_INFO, MPTCP_INFO_BYTES))
 
 
 def subflows(sock: socket.socket) -> tuple[SubflowInfo, ...]:
-    """Every subflow with its addresses and TCP figures, oldest first; empty where the kernel does not tell."""
+    """Return every subflow with its addresses and TCP figures, oldest first; empty where the kernel does not report
+    them."""
     for read in (_full_info, _tcpinfo_and_addresses):
         try:
             return read(sock)
@@ -95,7 +97,7 @@ def subflows(sock: socket.socket) -> tuple[SubflowInfo, ...]:
 
 
 def _getsockopt(sock: socket.socket, option: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
-    """libc's getsockopt at SOL_MPTCP, with the buffer's content as input; how many bytes came back."""
+    """Call libc's getsockopt at SOL_MPTCP, with the buffer's content as input; return how many bytes came back."""
     length = ctypes.c_uint32(len(buffer))
     if _libc.getsockopt(sock.fileno(), SOL_MPTCP, option, buffer, ctypes.byref(length)) != 0:
         code = ctypes.get_errno()
@@ -119,7 +121,7 @@ def _full_info(sock: socket.socket) -> tuple[SubflowInfo, ...]:
 
 
 def parse_full_info(answer: bytes, flows: bytes, tcp: bytes) -> tuple[SubflowInfo, ...]:
-    """The subflows in a `struct mptcp_full_info` and its two arrays, as the kernel filled them in."""
+    """Return the subflows in a `struct mptcp_full_info` and its two arrays, as the kernel filled them in."""
     tcp_kernel, tcp_user, info_kernel, info_user, count, *_ = _FULL_INFO.unpack_from(answer)
     result = []
     for index in range(count):
@@ -155,14 +157,15 @@ def _elements(sock: socket.socket, option: int, element_bytes: int) -> list[byte
 
 
 def parse_subflow_data(answer: bytes) -> list[bytes]:
-    """The elements behind a `struct mptcp_subflow_data`; they lie as close as the smaller of both sides' sizes."""
+    """Return the elements behind a `struct mptcp_subflow_data`; they lie as close as the smaller of both sides'
+    sizes."""
     header_bytes, count, kernel_bytes, user_bytes = _SUBFLOW_DATA.unpack_from(answer)
     step = min(kernel_bytes, user_bytes)
     return [answer[header_bytes + i * step : header_bytes + (i + 1) * step] for i in range(count)]
 
 
 def _address(storage: bytes) -> Address:
-    """A sockaddr_storage as an Address (of a v4-mapped one the IPv4 address)."""
+    """Return a sockaddr_storage as an Address (of a v4-mapped one the IPv4 address)."""
     if len(storage) < 8:
         return Address("", 0)
     family = int.from_bytes(storage[:2], sys.byteorder)

@@ -59,7 +59,7 @@ class Launch:
 def launch(
     command: Sequence[str], *, means: Means = Means.AUTO, environment: Mapping[str, str] | None = None
 ) -> Launch:
-    """How to run `command` with MPTCP in place of TCP.
+    """Return how to run `command` with MPTCP in place of TCP.
 
     Raises ConfigurationError for a program that cannot be run, or that no library can be put in front of;
     TransportError where there is neither mptcpize nor a compiler. Each says why in one sentence.
@@ -81,7 +81,7 @@ def launch(
 
 
 def find_program(name: str, environment: Mapping[str, str]) -> Path:
-    """The file that a shell would run. Raises ConfigurationError."""
+    """Return the file that a shell would run. Raises ConfigurationError."""
     found = shutil.which(name, path=environment.get("PATH"))
     if found is not None:
         return Path(found)
@@ -91,7 +91,7 @@ def find_program(name: str, environment: Mapping[str, str]) -> Path:
 
 
 def out_of_reach(program: Path) -> str | None:
-    """Why no library can be put in front of this program; None where it can, or where that cannot be told."""
+    """Return why no library can be preloaded into this program; None where it can, or where that is unknown."""
     try:
         for _ in range(_INTERPRETERS_MAX + 1):
             status = program.stat()
@@ -117,7 +117,7 @@ def out_of_reach(program: Path) -> str | None:
 
 
 def _interpreter(words: Sequence[bytes]) -> Path:
-    """The program of a `#!` line; `/usr/bin/env NAME` is looked up."""
+    """Return the program of a `#!` line; `/usr/bin/env NAME` is looked up."""
     program = Path(os.fsdecode(words[0]))
     if program.name == "env" and len(words) > 1 and not words[-1].startswith(b"-"):
         found = shutil.which(os.fsdecode(words[-1]))
@@ -132,7 +132,7 @@ def _has_privileges(program: Path) -> bool:
 
 
 def _dynamic(descriptor: int, head: bytes) -> bool:
-    """Whether an ELF file names a dynamic linker (a program header PT_INTERP)."""
+    """Return whether an ELF file names a dynamic linker (a program header PT_INTERP)."""
     wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
     if wide:
         offset, size, count = struct.unpack_from(order + "Q", head, 32) + struct.unpack_from(order + "HH", head, 54)
@@ -146,7 +146,7 @@ def _dynamic(descriptor: int, head: bytes) -> bool:
 
 
 def compiler() -> list[str] | None:
-    """The C compiler of this machine as the start of a command line: $CC, cc, gcc or clang."""
+    """Return the C compiler of this machine as the start of a command line: $CC, cc, gcc or clang."""
     chosen = shlex.split(os.environ.get("CC", ""))
     if chosen and shutil.which(chosen[0]):
         return chosen
@@ -154,13 +154,13 @@ def compiler() -> list[str] | None:
 
 
 def cache_directory() -> Path:
-    """Where what was built is kept: `nvmeof` in the user's cache directory."""
+    """Return the directory of built libraries: `nvmeof` in the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME") or ""
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "nvmeof"
 
 
 def built_library(directory: Path | None = None) -> Path:
-    """The library, built now unless it was built before from the same source for this kind of processor.
+    """Return the library, built now unless it was built before from the same source for this kind of processor.
 
     Raises TransportError where it cannot be built or found by the linker, or where others could change it.
     """
@@ -181,7 +181,7 @@ def built_library(directory: Path | None = None) -> Path:
 
 
 def _only_ours(path: Path) -> None:
-    """Programs are going to run what lies there: nobody else may write it."""
+    """Refuse a directory that another user may write: programs are going to load files from it."""
     status = path.stat()
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise TransportError(f"{path} can be changed by other users: nothing is preloaded from there")

@@ -65,7 +65,7 @@ async def resolve(host: str, port: int, *, passive: bool = False, interface: str
 
 
 def _numeric(host: str, port: int, interface: str | None) -> Resolved:
-    """The socket address of an IP address, a link-local one with its interface's number."""
+    """Return the socket address of an IP address, a link-local one with its interface's number."""
     address, scope = split_scope(host)
     if ":" not in address:
         return socket.AF_INET, (address, port)
@@ -82,7 +82,7 @@ def _numeric(host: str, port: int, interface: str | None) -> Resolved:
 
 
 def _with_interfaces(addresses: list[Resolved], interface: str | None) -> list[Resolved]:
-    """What a name has, link-local addresses with their interface, or without those where it is not known."""
+    """Return a name's addresses, the link-local ones with their interface; those are left out where it is unknown."""
     found: list[Resolved] = []
     missing: ConfigurationError | None = None
     for family, sockaddr in addresses:
@@ -99,13 +99,14 @@ def _with_interfaces(addresses: list[Resolved], interface: str | None) -> list[R
 
 
 def interface_names() -> str:
-    """The network interfaces of this machine, for a sentence."""
+    """Return the network interfaces of this machine, for a sentence."""
     names = sorted(name for _, name in socket.if_nameindex())
     return f"this machine has {', '.join(names)}" if names else "this machine has none"
 
 
 def interface_index(interface: str, host: str = "") -> int:
-    """The number of a network interface, given by name or number. Raises ConfigurationError where there is none."""
+    """Return the number of a network interface, given by name or number. Raises ConfigurationError where there is
+    none."""
     try:
         if interface.isascii() and interface.isdigit():
             socket.if_indextoname(int(interface))
@@ -117,7 +118,8 @@ def interface_index(interface: str, host: str = "") -> int:
 
 
 def to_address(sockaddr: SockAddr) -> Address:
-    """The Address of a socket address of the socket module; that of a link has its interface in the host part."""
+    """Return the Address of a socket address of the socket module; that of a link has its interface in the host
+    part."""
     host = str(sockaddr[0])
     if len(sockaddr) > 3 and sockaddr[3] and "%" not in host:
         host = f"{host}%{interface_name(sockaddr[3])}"
@@ -125,7 +127,7 @@ def to_address(sockaddr: SockAddr) -> Address:
 
 
 def both_ends(sock: socket.socket, peer: SockAddr) -> tuple[Address, Address]:
-    """The local and the peer's address of a connected socket, link-local ones with their interface.
+    """Return the local and the peer's address of a connected socket, link-local ones with their interface.
 
     An MPTCP socket has forgotten it (getsockname(2) gives scope 0, seen on Linux 6.18), so each end takes it from the
     other, or from the interface that has the local address.
@@ -138,7 +140,7 @@ def both_ends(sock: socket.socket, peer: SockAddr) -> tuple[Address, Address]:
 
 
 def interface_of(host: str) -> str:
-    """The only network interface that has an IPv6 address; empty where none has it, or several."""
+    """Return the only network interface that has an IPv6 address; empty where none or several have it."""
     address = ip_of(host)
     try:
         lines = Path("/proc/net/if_inet6").read_text(encoding="ascii", errors="replace").splitlines()
@@ -150,7 +152,7 @@ def interface_of(host: str) -> str:
 
 
 def interface_name(index: int) -> str:
-    """The name of a network interface; its number in decimal where it has gone."""
+    """Return the name of a network interface; its number in decimal where it was removed."""
     try:
         return socket.if_indextoname(index)
     except OSError:
@@ -179,7 +181,7 @@ def apply(sock: socket.socket, options: SocketOptions) -> None:
 
 
 def set_nodelay(sock: socket.socket) -> None:
-    """No Nagle. asyncio does it for protocol 6 only, so that an MPTCP socket would go without."""
+    """Disable Nagle's algorithm. asyncio does so for protocol 6 only, so that an MPTCP socket would go without."""
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
@@ -189,7 +191,7 @@ def set_nodelay(sock: socket.socket) -> None:
 
 
 def set_priority(sock: socket.socket, priority: int) -> None:
-    """SO_PRIORITY. Raises TransportError where the privilege is missing."""
+    """Set SO_PRIORITY. Raises TransportError where the privilege is missing."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
     except PermissionError:
@@ -197,7 +199,7 @@ def set_priority(sock: socket.socket, priority: int) -> None:
 
 
 def set_mark(sock: socket.socket, mark: int) -> None:
-    """SO_MARK; an MPTCP socket hands it on to all of its subflows. Raises TransportError without the privilege."""
+    """Set SO_MARK; an MPTCP socket hands it on to all of its subflows. Raises TransportError without the privilege."""
     try:
         # the kernel takes it as a signed number
         sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark - (1 << 32) if mark > 0x7FFFFFFF else mark)
@@ -206,7 +208,7 @@ def set_mark(sock: socket.socket, mark: int) -> None:
 
 
 def set_tos(sock: socket.socket, tos: int) -> None:
-    """IP_TOS, and IPV6_TCLASS on IPv6. A kernel that refuses one on this kind of socket costs a log line only."""
+    """Set IP_TOS, and IPV6_TCLASS on IPv6. A kernel that refuses one on this kind of socket costs a log line only."""
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
     if sock.family == socket.AF_INET6:
         try:
@@ -218,7 +220,7 @@ def set_tos(sock: socket.socket, tos: int) -> None:
 
 
 def set_congestion(sock: socket.socket, name: str) -> None:
-    """TCP_CONGESTION. Raises ConfigurationError or TransportError that lists what this kernel offers."""
+    """Set TCP_CONGESTION. Raises ConfigurationError or TransportError that lists what this kernel offers."""
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
         # an MPTCP socket without subflows takes any name without a word, and ignores a wrong one
@@ -244,7 +246,7 @@ def _congestion_controls(file: str) -> str:
 
 
 def bind_to_interface(sock: socket.socket, interface: str) -> None:
-    """SO_BINDTODEVICE, before connecting or listening. Raises ConfigurationError or TransportError."""
+    """Set SO_BINDTODEVICE, before connecting or listening. Raises ConfigurationError or TransportError."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
     except PermissionError:
@@ -254,7 +256,7 @@ def bind_to_interface(sock: socket.socket, interface: str) -> None:
 
 
 def congestion_of(sock: socket.socket) -> str | None:
-    """The congestion control in use, None where the kernel does not tell."""
+    """Return the congestion control in use, None where the kernel does not report it."""
     try:
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).split(b"\0")[0].decode("ascii", "replace")
     except OSError:
@@ -262,7 +264,7 @@ def congestion_of(sock: socket.socket) -> str | None:
 
 
 def integer_option(sock: socket.socket, level: int, option: int) -> int | None:
-    """The value of an integer option, None where there is none."""
+    """Return the value of an integer option, None for an unknown option."""
     try:
         return sock.getsockopt(level, option)
     except OSError:
@@ -270,7 +272,7 @@ def integer_option(sock: socket.socket, level: int, option: int) -> int | None:
 
 
 def connect_error(error: OSError, where: Address, options: SocketOptions, seconds: float) -> TransportError:
-    """Why a connection to `where` did not come about; `seconds`: how long it was given."""
+    """Make the error of a connection to `where` that failed; `seconds`: its time limit."""
     code = error.errno
     if code == errno.ECONNREFUSED:
         return TransportError(f"connection refused by {where}: is a target listening there?")
@@ -294,13 +296,13 @@ def connect_error(error: OSError, where: Address, options: SocketOptions, second
 
 
 def connect_timeout(where: Address, seconds: float) -> ConnectTimeout:
-    """Nobody answered."""
+    """Make the error of a connection attempt without an answer."""
     shown = max(0.01, round(seconds, 2))
     return ConnectTimeout(f"no answer from {where} within {shown:g} s: is the machine up, and the port open?")
 
 
 def listen_error(error: OSError, where: Address) -> TransportError:
-    """Why listening on `where` is not possible."""
+    """Make the error of a listener on `where` that failed."""
     code = error.errno
     if code == errno.EADDRINUSE:
         return TransportError(f"cannot listen on {where}: the port is in use by another program")
@@ -316,7 +318,7 @@ def listen_error(error: OSError, where: Address) -> TransportError:
 
 
 def several_errors(host: str, port: int, errors: Sequence[TransportError]) -> TransportError:
-    """One error for all the addresses of a name that were tried; the only one itself."""
+    """Make one error for all addresses of a name that were tried; a single one stays as it is."""
     if len(errors) == 1:
         return errors[0]
     kind = ConnectTimeout if all(isinstance(error, ConnectTimeout) for error in errors) else TransportError

@@ -125,7 +125,7 @@ class SocketEndpoint(Endpoint):
     def available(self) -> int:
         try:
             ioctl(self._fd, FIONREAD, self._available, True)
-        except (OSError, ValueError):  # closed, or a kernel whose MPTCP sockets don't tell
+        except (OSError, ValueError):  # closed, or a kernel whose MPTCP sockets do not report it
             return 0
         return self._available[0]
 
@@ -236,7 +236,7 @@ class SocketListener(Listener):
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def _on_interface(self, sockaddr: SockAddr) -> SockAddr:
-        """A socket address with the interface that is listened on, which MPTCP sockets forget."""
+        """Return a socket address with the interface that is listened on, which MPTCP sockets forget."""
         if self._interface and is_link_local(str(sockaddr[0])):
             return (*sockaddr[:3], self._interface)
         return sockaddr
@@ -304,7 +304,7 @@ class SocketListener(Listener):
             sock.close()
 
     def _pause(self, error: OSError) -> None:
-        """Out of descriptors or memory: accepting at once again would spin, so wait, longer each time."""
+        """Pause accepting, longer each time, without descriptors or memory: accepting again at once would spin."""
         shortest, longest = ACCEPT_PAUSE_SECONDS
         if not self._pause_seconds:
             log.warning("%s accepts no connections for a moment: %s", self.address, error.strerror or error)
@@ -347,13 +347,13 @@ class SocketTransport(Transport):
     plain_tcp = True
 
     def open_socket(self, family: socket.AddressFamily) -> tuple[socket.socket, str | None]:
-        """A new socket, and why it is less than this transport promises (None: it is not). Raises OSError."""
+        """Return a new socket, and why it is less than this transport promises (None: it is not). Raises OSError."""
         raise NotImplementedError
 
     def make_endpoint(
         self, sock: socket.socket, peer: SockAddr, *, accepted: bool, fallback_reason: str | None
     ) -> SocketEndpoint:
-        """The endpoint over a connected socket."""
+        """Return the endpoint over a connected socket."""
         raise NotImplementedError
 
     # -- listening -------------------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ class SocketTransport(Transport):
     def _bind_all(
         self, addresses: Sequence[Resolved], options: SocketOptions
     ) -> list[tuple[socket.socket, str | None, int]]:
-        """Sockets listening on all the addresses and one port, each with its fall-back and interface's number.
+        """Return sockets listening on all the addresses and one port, each with its fall-back and interface's number.
 
         Raises OSError or TransportError, leaving none open.
         """
@@ -410,7 +410,7 @@ class SocketTransport(Transport):
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                # IPv4 has a socket of its own: no peer, and no Discovery entry, has an address like ::ffff:192.0.2.1
+                # IPv4 has a separate socket: no peer, and no Discovery entry, has an address like ::ffff:192.0.2.1
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if options.host_iface:
                 setup.bind_to_interface(sock, options.host_iface)
@@ -454,7 +454,7 @@ class SocketTransport(Transport):
         raise setup.several_errors(host, port, errors)
 
     async def _sources(self, options: SocketOptions) -> dict[socket.AddressFamily, SockAddr]:
-        """The local address to bind to, per family; empty: the kernel chooses."""
+        """Return the local address to bind to, per family; empty: the kernel chooses."""
         if not options.host_traddr:
             return {}
         found = await setup.resolve(options.host_traddr, 0, interface=options.host_iface)
@@ -479,7 +479,7 @@ class SocketTransport(Transport):
                 if code:
                     raise OSError(code, "") from None
             if sock.getsockname() == sock.getpeername():
-                # a free ephemeral port connected to itself (TCP simultaneous open): nobody listens there
+                # a free ephemeral port connected to itself (TCP simultaneous open): there is no listener
                 raise ConnectionRefusedError(errno.ECONNREFUSED, "")
             return self.make_endpoint(sock, sockaddr, accepted=False, fallback_reason=reason)
         except BaseException:
@@ -510,6 +510,6 @@ def _with_address(error: OSError, sockaddr: SockAddr) -> OSError:
 
 
 def listen_failure(error: OSError, host: str, port: int) -> TransportError:
-    """The sentence for a listener that could not be made, with the very address when it is known."""
+    """Make the error of a listener that could not be made, with the failing address when it is known."""
     where = error.filename if isinstance(error.filename, Address) else Address(strip_brackets(host), port)
     return setup.listen_error(error, where)

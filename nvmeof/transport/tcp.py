@@ -15,7 +15,7 @@ TRTYPE_TCP: Final = 3
 
 
 def tcp_figures(sock: socket.socket, local: Address, peer: Address) -> SubflowInfo | None:
-    """TCP_INFO of a socket, None where the kernel gives none."""
+    """Return TCP_INFO of a socket, None where the kernel gives none."""
     try:
         data = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
     except OSError:
@@ -26,7 +26,7 @@ def tcp_figures(sock: socket.socket, local: Address, peer: Address) -> SubflowIn
 def tcp_connection_info(
     sock: socket.socket, transport: str, local: Address, peer: Address, fallback_reason: str | None = None
 ) -> ConnectionInfo:
-    """The facts of a connection that speaks plain TCP, whatever was asked for."""
+    """Return the facts of a connection that speaks plain TCP, whatever was asked for."""
     flow = tcp_figures(sock, local, peer)
     nodelay = integer_option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY)
     return ConnectionInfo(
@@ -49,7 +49,7 @@ def tcp_connection_info(
 
 
 def sent_once(flow: SubflowInfo) -> int | None:
-    """Payload bytes of a flow without those sent again."""
+    """Return the payload bytes of a flow without retransmissions."""
     if flow.bytes_sent is None:
         return None
     return flow.bytes_sent - (flow.bytes_retransmitted or 0)

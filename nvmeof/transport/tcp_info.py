@@ -64,7 +64,7 @@ class Layout:
         self._fields = [(name, offset, struct.Struct("=" + code)) for name, (offset, code) in fields.items()]
 
     def read(self, data: Buffer) -> dict[str, int | None]:
-        """Every field of the layout; None for those that `data` is too short for."""
+        """Return every field of the layout; None for those that `data` is too short for."""
         length = len(data)
         return {
             name: codec.unpack_from(data, offset)[0] if offset + codec.size <= length else None
@@ -76,7 +76,7 @@ TCP_INFO: Final = Layout(TCP_INFO_FIELDS)
 
 
 def subflow_info(data: Buffer, local: Address, peer: Address, subflow_id: int | None = None) -> SubflowInfo:
-    """What a `struct tcp_info` in `data` says about the flow between these addresses."""
+    """Parse the `struct tcp_info` in `data` for the flow between these addresses."""
     raw = TCP_INFO.read(data)
     state = raw["tcpi_state"] or 0
     values: dict[str, Any] = {

@@ -46,7 +46,7 @@ def open_window(sock: socket.socket, window_bytes: int) -> None:
 class WindowOpener:
     """Stands before an endpoint's `recv_into` and `recv_both` until its connection has received 16 MiB.
 
-    The window is opened *before* a read: only a read that finds something tells the peer of a larger window
+    The window is opened *before* a read: only a read that finds something announces a larger window to the peer
     (net/mptcp/protocol.c, mptcp_cleanup_rbuf).
     """
 
@@ -76,7 +76,7 @@ class WindowOpener:
 
     def _before(self) -> None:
         if not self._steps:
-            return  # whoever took the methods before the last step goes on with them for a while
+            return  # a caller that fetched the methods before the last step uses them for a while
         received, window = self._steps[0]
         first = len(self._steps) == len(STEPS)
         if self._received < received and not (first and self._endpoint.available() >= BULK_BYTES):

@@ -1,9 +1,9 @@
 """MPTCP's paths: which addresses are used, announced and watched, and what each subflow does.
 
 `PathSession` is what a target and a host use. `KernelPaths` manages the network namespace's endpoints and limits
-directly, `sysctl.settings()` tells the path managers and packet schedulers that the kernel offers, `diag.connections()`
-the figures of every MPTCP connection of the namespace. All but the figures and the settings need pyroute2
-(`pip install 'nvmeof-mptcp[mptcp]'`) and, to change something, CAP_NET_ADMIN.
+directly, `sysctl.settings()` returns the path managers and packet schedulers that the kernel offers,
+`diag.connections()` the figures of every MPTCP connection of the namespace. All but the figures and the settings need
+pyroute2 (`pip install 'nvmeof-mptcp[mptcp]'`) and, to change something, CAP_NET_ADMIN.
 """
 
 from nvmeof.transport.paths.diag import connections, with_diag

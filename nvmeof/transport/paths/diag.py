@@ -83,7 +83,7 @@ class SubflowFlag(IntFlag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketDiag:
-    """What the diagnosis tells about one socket. None: not told (a privilege, an older kernel)."""
+    """The facts of one socket from socket diagnosis. None: not reported (a privilege, an older kernel)."""
 
     local: Address
     peer: Address
@@ -110,7 +110,7 @@ class SocketDiag:
 
 
 def with_diag(info: ConnectionInfo) -> ConnectionInfo:
-    """The same facts with `backup` and `congestion` of every subflow, as far as the kernel tells."""
+    """Return the facts with `backup` and `congestion` of every subflow, as far as the kernel reports them."""
     if info.closed or not info.subflows:
         return info
     try:
@@ -129,7 +129,7 @@ def _with_diag(link: NetlinkSocket, flow: SubflowInfo) -> SubflowInfo:
 
 
 def look_up(local: Address, peer: Address) -> SocketDiag | None:
-    """The TCP socket between these addresses in this network namespace; None: there is none."""
+    """Return the TCP socket between these addresses in this network namespace; None for none."""
     with NetlinkSocket(NETLINK_SOCK_DIAG) as link:
         return _look_up(link, local, peer)
 
@@ -161,7 +161,7 @@ def destroy(local: Address, peer: Address) -> bool:
 
 
 def _exact(local: Address, peer: Address) -> Iterator[bytes]:
-    """Requests that name one socket. One that is bound to an interface is found with that interface only."""
+    """Yield requests that name one socket. One that is bound to an interface is found with that interface only."""
     family = socket.AF_INET6 if ":" in local.host else socket.AF_INET
     for index in (0, *(number for number, _ in socket.if_nameindex())):
         yield _request(family, socket.IPPROTO_TCP, _ALL_STATES, local, peer, index)
@@ -191,7 +191,7 @@ def _packed(address: Address | None, family: socket.AddressFamily) -> bytes:
 
 
 def parse_reply(data: bytes) -> SocketDiag | None:
-    """A `struct inet_diag_msg` with its attributes; None for one that is too short."""
+    """Parse a `struct inet_diag_msg` with its attributes; None for one that is too short."""
     if len(data) < REPLY_BYTES:
         return None
     family, state = data[0], data[1]
@@ -245,7 +245,7 @@ def _text(packed: bytes, family: int) -> str:
 
 
 def connections(*, port: int | None = None, tokens: Iterable[int] | None = None) -> list[ConnectionInfo]:
-    """The MPTCP connections of this network namespace, whosever they are, oldest subflow first.
+    """Return the MPTCP connections of this network namespace, of all processes, oldest subflow first.
 
     `port`: only those with that port at either end; `tokens`: only these. Raises OSError where the kernel has no
     diagnosis for MPTCP (CONFIG_INET_MPTCP_DIAG).
@@ -269,7 +269,7 @@ def connections(*, port: int | None = None, tokens: Iterable[int] | None = None)
 
 
 def by_token(token: int) -> ConnectionInfo | None:
-    """The connection of that local token, without its subflows: one look-up. None: there is none."""
+    """Return the connection of that local token, without its subflows, by one look-up; None for none."""
     for family in (socket.AF_INET, socket.AF_INET6):
         request = bytearray(_request(family, _MPTCP, _ALL_STATES))
         # the kernel takes the first half of the cookie for the token (net/mptcp/mptcp_diag.c)

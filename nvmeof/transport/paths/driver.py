@@ -1,6 +1,6 @@
 """The two ways to act on paths, behind one interface: the kernel's path manager, or commands per connection.
 
-A driver knows nothing of time and of links: the keeper tells it which path is to be suspended and resumed.
+A driver knows nothing of time and of links: the path keeper decides which path is suspended and resumed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Flow:
 
 
 def flows_of(connections: Iterable[Endpoint]) -> list[list[Flow]]:
-    """The subflows of each connection that speaks MPTCP now."""
+    """Return the subflows of each connection that speaks MPTCP now."""
     result = []
     for endpoint in connections:
         if endpoint.closed:
@@ -132,7 +132,7 @@ class KernelDriver(PathDriver):
         return added
 
     def _all_commands(self, endpoints: Sequence[PathEndpoint], limits: Limits | None) -> PathPrivilegeError:
-        """One error for everything that is missing."""
+        """Make one error for everything that is missing."""
         present: set[tuple[str, int | None]] = set()
         try:
             present = {each.endpoint.key for each in self.paths.list()}
@@ -167,7 +167,7 @@ class KernelDriver(PathDriver):
             log.debug("the subflow %s - %s was gone already", flow.info.local, flow.info.peer)
 
     def list(self) -> list[ListedPath]:
-        """All endpoints of the namespace."""
+        """Return all endpoints of the namespace."""
         return self.paths.list()
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ class MptcpEventType(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MptcpEvent:
-    """Something happened to an MPTCP connection of this network namespace. None: the event does not tell."""
+    """An event of an MPTCP connection of this network namespace. None: not in the event."""
 
     type: MptcpEventType
     token: int | None = None
@@ -138,7 +138,7 @@ class MptcpEvents(_Stream):
 
 
 def parse_event(message: Any) -> MptcpEvent | None:
-    """The event in a pyroute2 message, None for a kind that a newer kernel added."""
+    """Parse the event in a pyroute2 message, None for a kind that a newer kernel added."""
     try:
         kind = MptcpEventType(message["cmd"])
     except ValueError:
@@ -168,7 +168,7 @@ def parse_event(message: Any) -> MptcpEvent | None:
 class NetworkEvents(_Stream):
     """Calls `callback` for every change of links and addresses; needs no privilege.
 
-    `lost` is called when events were missed: then ask anew for everything.
+    `lost` is called when events were missed: the whole state has to be read again.
     """
 
     def __init__(

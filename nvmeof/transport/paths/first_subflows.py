@@ -50,10 +50,9 @@ class FirstSubflows:
         return known is not None and _ends(flow) in known[1]
 
     def spare(self, closing: Sequence[Flow], staying: Iterable[Flow]) -> bool:
-        """Whether subflows of one connection may close while those that stay keep its window open.
-
-        They do when first subflows stay over two local addresses, so that the next link that goes leaves one; a
-        connection that began with two addresses can only keep one.
+        """Return whether subflows of one connection may close, since those that stay keep its window open. They do when
+        first subflows stay over two local addresses, so that the next link that goes leaves one; a connection that
+        began with two addresses can only keep one.
         """
         if not any(flow in self for flow in closing):
             return True

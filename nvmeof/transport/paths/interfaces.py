@@ -43,7 +43,7 @@ class Interface:
 
 
 def interfaces() -> dict[str, Interface]:
-    """All interfaces of this network namespace by name. Raises PathsUnavailable without pyroute2."""
+    """Return all interfaces of this network namespace by name. Raises PathsUnavailable without pyroute2."""
     classes = netlink.messages()
     with NetlinkSocket(netlink.NETLINK_ROUTE) as link:
         links = [
@@ -76,12 +76,12 @@ def _interface(message: Any, addresses: dict[int, list[str]]) -> Interface:
 
 
 def is_up(flags: int) -> bool:
-    """Whether an interface's flags say that it carries packets."""
+    """Return whether an interface with these flags carries packets."""
     return bool(flags & IFF_UP and flags & IFF_LOWER_UP)
 
 
 def usable_address(message: Any) -> str | None:
-    """The address in an RTM_NEWADDR message, None for one that no path should use."""
+    """Return the address in an RTM_NEWADDR message, None for one that no path should use."""
     flags = int(message.get_attr("IFA_FLAGS") or message["flags"])
     if int(message["scope"]) != _SCOPE_GLOBAL or flags & _TENTATIVE_OR_FAILED:
         return None
@@ -92,12 +92,12 @@ def usable_address(message: Any) -> str | None:
 
 
 def device_of(address: str) -> str | None:
-    """The interface that has this address."""
+    """Return the interface that has this address; None for none."""
     return next((each.name for each in interfaces().values() if address in each.addresses), None)
 
 
 def source_for(peer: str) -> tuple[str, str] | None:
-    """Local address and interface that the routing table takes for a peer; None without a route."""
+    """Return local address and interface that the routing table selects for a peer; None without a route."""
     classes = netlink.messages()
     message = classes.rtmsg()
     host = strip_brackets(peer).partition("%")[0]
@@ -120,10 +120,11 @@ def source_for(peer: str) -> tuple[str, str] | None:
 
 
 def auto_signal(listening: list[Address]) -> list[PathSpec]:
-    """Addresses that a target can announce: of every interface that is up, reached by its listeners or not yet.
+    """Return the addresses that a target can announce: of every interface that is up, reached by its listeners or not
+    yet.
 
-    Loopback is left out. A listener on loopback alone announces nothing, as nobody else can reach it. Of the families
-    that are listened on, at most one address each per interface.
+    Loopback is left out. A listener on loopback alone announces nothing, since no other machine can reach it. Of the
+    families that are listened on, at most one address each per interface.
     """
     hosts = [strip_brackets(each.host) for each in listening]
     if all(is_loopback(host) for host in hosts):
@@ -133,7 +134,8 @@ def auto_signal(listening: list[Address]) -> list[PathSpec]:
 
 
 def auto_subflow(peer: str) -> list[PathSpec]:
-    """Local addresses to connect from, of the peer's family: one per interface that is up, the routed one included.
+    """Return the local addresses to connect from, of the peer's family: one per interface that is up, the routed one
+    included.
 
     A peer on loopback has no further paths.
     """
@@ -169,7 +171,7 @@ def _versions(host: str) -> tuple[int, ...]:
 
 
 def covered(address: str, listening: list[Address]) -> bool:
-    """Whether a listener takes connections to this address."""
+    """Return whether a listener accepts connections to this address."""
     wanted = ipaddress.ip_address(address)
     for each in listening:
         try:

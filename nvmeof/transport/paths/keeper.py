@@ -1,7 +1,7 @@
-"""Watches links and subflows: closes what leads nowhere, and uses a path again that has come back.
+"""Watches links and subflows: closes subflows of dead paths, and uses a path again when it works again.
 
-A cut link closes nothing in the kernel: its subflow stays, and what was given to it waits for a retransmission
-timeout. Two things tell: rtnetlink, at once, when this machine's own link goes down; and TCP_INFO, after some seconds,
+A cut link closes nothing in the kernel: its subflow stays, and what was given to it waits for a retransmission timeout.
+Two sources report it: rtnetlink, at once, when this machine's own link goes down; and TCP_INFO, after some seconds,
 when the path is broken further away (timeouts in a row, nothing acknowledged, while another subflow of the same
 connection gets through). In both cases the path is suspended, so that its subflows close and the connection's data
 takes the others; a path that is there again gets new subflows. Left to the kernel, whose old subflows go on when their
@@ -64,7 +64,7 @@ class PathState:
 
 
 def stalled(flow: SubflowInfo) -> bool:
-    """Whether what a subflow sends gets no answer. A subflow with nothing to send is never stalled."""
+    """Return whether data of a subflow is not acknowledged. A subflow with nothing to send is never stalled."""
     return (
         flow.state == "ESTABLISHED"
         and (flow.unacked_segments or 0) > 0
@@ -74,7 +74,7 @@ def stalled(flow: SubflowInfo) -> bool:
 
 
 class PathKeeper:
-    """Keeps the paths of one session; `paths` may grow and shrink meanwhile. Starts on the running loop."""
+    """Keeps the paths of one session; `paths` may grow and shrink while it runs. Starts on the running loop."""
 
     def __init__(
         self,
@@ -152,10 +152,9 @@ class PathKeeper:
                     log.info("path %s is down, its subflows are left to the kernel", state.endpoint)
 
     def _better_closed(self, state: PathState, connections: list[list[Flow]], ways: set[str]) -> bool:
-        """Whether every connection over a path has subflows over other `ways` (local addresses) that can stand in.
-
-        Where there is no better way, subflows that nobody closed go on when their links are back, and that costs less
-        than making them anew (docs/experiments.md, on windows).
+        """Return whether every connection over a path has subflows over other `ways` (local addresses) that can stand
+        in. Where there is no better way, open subflows go on when their links are back, and that costs less than new
+        ones (docs/experiments.md, on windows).
         """
         if not connections:
             return bool(ways & {each.endpoint.address for each in self._paths})
@@ -198,12 +197,12 @@ class PathKeeper:
             self._judge(flows_of(self._some_connections()))
             self._driver.reconcile()
             if any(each.left or (not each.up and each.reason == LINK) for each in self._paths):
-                self._look_soon()  # an event that tells of its return may have been missed
+                self._look_soon()  # the event of its return may have been missed
         except OSError as error:
             log.debug("looking at the subflows: %s", error.strerror or error)
 
     def _some_connections(self) -> list[Endpoint]:
-        """All of a few connections; of many, the next ones in turn."""
+        """Return all of a few connections; of many, the next ones in turn."""
         every = list(self._connections())
         if len(every) <= _CONNECTIONS_PER_ROUND:
             return every
@@ -258,7 +257,7 @@ class PathKeeper:
                         log.debug("closing a subflow: %s", error)
 
     def _others_work(self, state: PathState, connections: list[list[Flow]]) -> bool:
-        """Whether every connection over a path has another subflow that gets through, and that can stand in."""
+        """Return whether every connection over a path has another subflow that gets through, and that can stand in."""
         for each in connections:
             over = _over(state.endpoint, each)
             rest = [flow for flow in each if flow not in over and _healthy(flow.info)]
@@ -281,7 +280,7 @@ class PathKeeper:
 
 
 def carries(endpoint: PathEndpoint, known: dict[str, Interface]) -> bool:
-    """Whether a path's address sits on an interface that is up (its own, where it names one)."""
+    """Return whether a path's address sits on an interface that is up (its own, where it names one)."""
     if endpoint.device is not None:
         interface = known.get(endpoint.device)
         return interface is not None and interface.up and endpoint.address in interface.addresses
@@ -297,12 +296,13 @@ def _healthy(flow: SubflowInfo) -> bool:
 
 
 def _silent(over: list[Flow]) -> bool:
-    """Whether a subflow over a path is stalled, and no other one over it got an answer lately (it may be idle)."""
+    """Return whether a subflow over a path is stalled, and no other one over it got an answer lately (it may be
+    idle)."""
     return any(stalled(flow.info) for flow in over) and all(
         (flow.info.last_ack_received_ms or 0) >= _QUIET_MS for flow in over
     )
 
 
 def _answered(over: list[Flow]) -> bool:
-    """Whether a subflow over a path got an answer just now: the peer may have opened the way again by itself."""
+    """Return whether a subflow over a path got an answer just now: the peer may have opened the way again by itself."""
     return any(_healthy(flow.info) and (flow.info.last_ack_received_ms or 0) < _QUIET_MS for flow in over)

@@ -98,7 +98,7 @@ class KernelPaths:
     # -- endpoints
 
     def list(self) -> list[ListedPath]:
-        """All endpoints of the namespace, and those of ours that are suspended."""
+        """Return all endpoints of the namespace, and the suspended ones of this process."""
         with self._privilege("reading the MPTCP endpoints", ["ip mptcp endpoint show"]):
             present = self.pm.endpoints()
         record = self._peek()
@@ -113,7 +113,7 @@ class KernelPaths:
         return result
 
     def add(self, endpoint: PathEndpoint) -> PathEndpoint:
-        """Add an endpoint, or count on one that is there; the endpoint in the kernel."""
+        """Add an endpoint, or register as a holder of an existing one; return the kernel's endpoint."""
         with self._privilege(f"adding the path {endpoint}", [endpoint.command()]), self._ledger.transaction() as record:
             self._recover(record)
             owned, present = record.find(endpoint.key), self.pm.find(endpoint.key)
@@ -135,9 +135,8 @@ class KernelPaths:
             return present
 
     def remove(self, key: tuple[str, int | None], *, whosever: bool = False) -> PathEndpoint:
-        """Remove an endpoint of ours that nobody else counts on (`whosever`: any endpoint at once).
-
-        Raises ConfigurationError for one that is not there, or not ours.
+        """Remove an endpoint that this process added and that has no other holder (`whosever`: any endpoint at once).
+        Raises ConfigurationError for one that does not exist, or belongs to others.
         """
         present = self.pm.find(key)
         command = f"ip mptcp endpoint delete id {present.id if present is not None else 0}"
@@ -181,7 +180,7 @@ class KernelPaths:
         return True
 
     def resume(self, endpoint: PathEndpoint) -> PathEndpoint:
-        """Use an endpoint again: the kernel opens its subflows anew in every connection of the namespace."""
+        """Use an endpoint again: the kernel opens new subflows over it in every connection of the namespace."""
         owned = self._peek().find(endpoint.key)
         wanted = owned.endpoint() if owned is not None else endpoint
         with contextlib.suppress(FileExistsError):  # another of our processes was faster
@@ -198,7 +197,7 @@ class KernelPaths:
     # -- limits and settings
 
     def limits(self) -> Limits:
-        """The limits in force."""
+        """Return the limits in force."""
         with self._privilege("reading MPTCP's limits", ["ip mptcp limits show"]):
             return self.pm.limits()
 
@@ -218,7 +217,7 @@ class KernelPaths:
         return wanted
 
     def apply_limits(self, wanted: Limits) -> Limits:
-        """Set the limits for good: what other processes changed before is not put back any more."""
+        """Set the limits permanently: earlier values are not restored later."""
         with self._privilege("setting MPTCP's limits", [wanted.command()]):
             self.pm.set_limits(wanted)
         if self._ledger.path.exists():
@@ -259,7 +258,7 @@ class KernelPaths:
     # -- giving back
 
     def _release(self, record: Record, holder: str) -> Endpoints:
-        """Strike a holder off, and take back what nobody else holds; the endpoints that went."""
+        """Remove a holder, and the endpoints without another holder; return those."""
         gone: Endpoints = []
         present = {each.key: each for each in self.pm.endpoints()} if record.endpoints else {}
         for owned in list(record.endpoints):
@@ -284,7 +283,7 @@ class KernelPaths:
         return gone
 
     def _restore(self, name: str, setting: OwnedSetting) -> None:
-        """Put a value back, unless somebody else has changed it since."""
+        """Restore a value, unless another program has changed it since."""
         if name == _LIMITS:
             if _pair(self.pm.limits()) == setting.set:
                 self.pm.set_limits(Limits(int(setting.before[0]), int(setting.before[1])))
@@ -322,7 +321,7 @@ def _listed(record: Record, endpoint: PathEndpoint, owned: OwnedEndpoint | None)
 
 
 def _refused(endpoint: PathEndpoint, error: OSError) -> Exception:
-    """Why the kernel does not take an endpoint."""
+    """Make the error for an endpoint that the kernel refuses."""
     if isinstance(error, PermissionError):
         return error
     return ConfigurationError(f"the kernel does not take {endpoint} as an MPTCP endpoint: {error.strerror or error}")

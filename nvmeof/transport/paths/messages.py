@@ -1,8 +1,8 @@
 """Netlink messages of the MPTCP path manager, declared on pyroute2's classes; imported only through `netlink`.
 
 pyroute2 knows endpoints and limits. Its map lacks TOKEN, LOC_ID and ADDR_REMOTE, which the per-connection commands
-need, and takes IF_IDX for hexadecimal text, so that a number cannot be given: both maps are declared anew here, after
-include/uapi/linux/mptcp_pm.h. Events use the same family with numbers of their own (enum mptcp_event_attr).
+need, and takes IF_IDX for hexadecimal text, so that a number cannot be given: both maps are declared again here, after
+include/uapi/linux/mptcp_pm.h. Events use the same family with separate numbers (enum mptcp_event_attr).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class pm_msg(mptcp_msg):  # type: ignore[misc]
 
 
 class pm_event(genlmsg):  # type: ignore[misc]
-    """What the multicast group `mptcp_pm_events` tells."""
+    """A message of the multicast group `mptcp_pm_events`."""
 
     prefix = "MPTCP_ATTR_"
     nla_map = (

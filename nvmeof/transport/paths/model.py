@@ -63,7 +63,7 @@ class PathEndpoint:
     device: str | None = None
     """The network interface; without it the routing table chooses."""
     port: int | None = None
-    """A port of its own, which only a signalled address may have."""
+    """The port of a signalled address, if it has one."""
     flags: PathFlag = NO_FLAGS
     id: int | None = None
     """The kernel's number of it, 1 to 255; 0 stands for a connection's first address."""
@@ -74,11 +74,11 @@ class PathEndpoint:
 
     @property
     def key(self) -> tuple[str, int | None]:
-        """What the kernel tells endpoints apart by."""
+        """Return the key by which the kernel distinguishes endpoints."""
         return self.address, self.port
 
     def command(self) -> str:
-        """The line with which an administrator adds it."""
+        """Return the command line with which an administrator adds the endpoint."""
         device = f" dev {self.device}" if self.device else ""
         port = f" port {self.port}" if self.port else ""
         return f"ip mptcp endpoint add {self.address}{device}{port} {self.flags.words}".rstrip()
@@ -100,11 +100,11 @@ class Limits:
                 raise ConfigurationError(f"the limits of MPTCP are 0 to {SUBFLOWS_MAX}, not {value}")
 
     def command(self) -> str:
-        """The line with which an administrator sets them."""
+        """Return the command line with which an administrator sets the limits."""
         return f"ip mptcp limits set subflows {self.subflows} add_addr_accepted {self.add_addr_accepted}"
 
     def at_least(self, other: Limits) -> Limits:
-        """The larger of both, each for itself."""
+        """Return the larger value of each limit."""
         return Limits(
             max(self.subflows, other.subflows),
             max(self.add_addr_accepted, other.add_addr_accepted),
@@ -150,7 +150,7 @@ class PathSpec:
     """Congestion control of its subflows (`sockops`)."""
 
     def endpoint(self, role: PathRole) -> PathEndpoint:
-        """The kernel's form. Raises ConfigurationError for flags that exclude each other."""
+        """Return the path in the kernel's form. Raises ConfigurationError for flags that exclude each other."""
         flags = role.flag
         if self.backup:
             flags |= PathFlag.BACKUP

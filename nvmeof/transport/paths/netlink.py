@@ -48,7 +48,7 @@ _TYPE_MASK: Final = 0x3FFF
 
 
 def messages() -> ModuleType:
-    """Our message declarations. Raises PathsUnavailable where pyroute2 is not installed."""
+    """Return the message declarations. Raises PathsUnavailable where pyroute2 is not installed."""
     try:
         return importlib.import_module("nvmeof.transport.paths.messages")
     except ImportError:
@@ -56,7 +56,7 @@ def messages() -> ModuleType:
 
 
 def available() -> bool:
-    """Whether pyroute2 is installed."""
+    """Return whether pyroute2 is installed."""
     try:
         messages()
     except PathsUnavailable:
@@ -65,7 +65,7 @@ def available() -> bool:
 
 
 def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The attributes (type, payload) that lie one after the other in `data`."""
+    """Yield the attributes (type, payload) that lie one after the other in `data`."""
     view = memoryview(data)
     while len(view) >= 4:
         length, kind = _ATTRIBUTE.unpack_from(view)
@@ -76,7 +76,7 @@ def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded."""
+    """Build one attribute, padded."""
     return (_ATTRIBUTE.pack(len(payload) + 4, kind) + payload).ljust((len(payload) + 7) & ~3, b"\0")
 
 
@@ -138,7 +138,7 @@ class NetlinkSocket:
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The messages of a datagram: type, flags, sequence number, the message with its header."""
+    """Yield the messages of a datagram: type, flags, sequence number, the message with its header."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
@@ -149,7 +149,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def raise_error(message: bytes, flags: int) -> None:
-    """Raise what an NLMSG_ERROR tells; return when it is an acknowledgement."""
+    """Raise the error of an NLMSG_ERROR; return when it is an acknowledgement."""
     code = -int(struct.unpack_from("=i", message, _HEADER.size)[0])
     if not code:
         return
@@ -163,20 +163,21 @@ def raise_error(message: bytes, flags: int) -> None:
 
 
 def encode(message: Any) -> bytes:
-    """A pyroute2 message as bytes, without the header, which `request` writes."""
+    """Encode a pyroute2 message as bytes, without the header, which `request` writes."""
     message.encode()
     return bytes(message.data[_HEADER.size :])
 
 
 def decode(message_class: Any, data: bytes) -> Any:
-    """A received message (with its header) as an instance of a pyroute2 class."""
+    """Decode a received message (with its header) as an instance of a pyroute2 class."""
     message = message_class(data)
     message.decode()
     return message
 
 
 def generic_family(link: NetlinkSocket, name: str) -> tuple[int, dict[str, int]]:
-    """Number and multicast groups of a generic netlink family. Raises PathsUnavailable where it does not exist."""
+    """Return number and multicast groups of a generic netlink family. Raises PathsUnavailable where it does not
+    exist."""
     request = messages().ctrlmsg()
     request["cmd"], request["version"] = CTRL_CMD_GETFAMILY, 1
     request["attrs"] = [("CTRL_ATTR_FAMILY_NAME", name)]
@@ -195,7 +196,7 @@ def generic_family(link: NetlinkSocket, name: str) -> tuple[int, dict[str, int]]
 
 
 def device_name(index: int) -> str:
-    """The name of the interface of that number; '#7' where it has gone."""
+    """Return the name of the interface of that number; '#7' where it was removed."""
     try:
         return socket.if_indextoname(index)
     except OSError:

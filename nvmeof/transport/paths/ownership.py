@@ -1,12 +1,12 @@
-"""Who added what to this network namespace: a record beside the kernel's state, so that only that is taken back.
+"""Records which process added what to this network namespace, so that only that is removed again.
 
-The kernel does not remember who added an endpoint or changed a limit. One file per network namespace says it, with
-the processes that count on each entry: an endpoint goes with the last of them. A process that died without taking its
-entries back is found by its id and start time, by whoever opens the record next.
+The kernel does not remember who added an endpoint or changed a limit. One file per network namespace records it, with
+the processes that hold each entry: an endpoint goes with the last of them. A process that died without taking its
+entries back is found by its id and start time, by the next process that opens the record.
 
 The file is `paths-<namespace>.json` in /run/nvmeof (root), $XDG_RUNTIME_DIR/nvmeof or a private directory below the
-temporary one; $NVMEOF_STATE_DIR overrides that. It is replaced in one step, under an
-exclusive lock on a file beside it.
+temporary one; $NVMEOF_STATE_DIR overrides that. It is replaced in one step, under an exclusive lock on a file beside
+it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class OwnedEndpoint:
         return self.address, self.port
 
     def endpoint(self) -> PathEndpoint:
-        """As it was added."""
+        """Return the endpoint as it was added."""
         return PathEndpoint(address=self.address, device=self.device, port=self.port, flags=PathFlag(self.flags))
 
     def is_still(self, kernel: PathEndpoint) -> bool:
-        """Whether the kernel's endpoint is the one that we added, not a successor with another purpose.
+        """Return whether the kernel's endpoint is the one that this record added, not a successor with another purpose.
 
         What the kernel made in its place by itself, for a subflow to an announced address, counts as ours.
         """
@@ -84,11 +84,11 @@ class Record:
     settings: dict[str, OwnedSetting] = field(default_factory=dict)
 
     def find(self, key: tuple[str, int | None]) -> OwnedEndpoint | None:
-        """The entry for an address and port."""
+        """Return the entry for an address and port."""
         return next((each for each in self.endpoints if each.key == key), None)
 
     def dead(self) -> list[str]:
-        """Holders whose process is gone."""
+        """Return the holders whose process is gone."""
         return [name for name, facts in self.holders.items() if name != PERMANENT and not _alive(facts)]
 
     @classmethod
@@ -104,7 +104,7 @@ class Record:
         )
 
     def to_json(self) -> str:
-        """The file's content."""
+        """Return the file's content."""
         return json.dumps({"version": _VERSION, **asdict(self)}, indent=1)
 
 
@@ -123,7 +123,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Record]:
-        """The record, locked; what was changed in it is written when the block ends, also by an exception."""
+        """Yield the locked record; its changes are written when the block ends, also by an exception."""
         with self._locked():
             record = self._read()
             record.holders.setdefault(self.holder, self._facts)
@@ -144,7 +144,7 @@ class Ledger:
                 except FileNotFoundError:
                     current = False
                 if not current:
-                    continue  # whoever had it removed the file meanwhile
+                    continue  # the previous holder removed the file since
                 try:
                     yield
                 finally:
@@ -176,7 +176,7 @@ class Ledger:
 
 
 def namespace_key() -> str:
-    """What tells this network namespace from all others, and from those before the last start of the machine."""
+    """Return the key of this network namespace, unique on this machine and since its last start."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     except OSError:
@@ -189,7 +189,8 @@ def namespace_key() -> str:
 
 
 def state_directory() -> Path:
-    """A directory that only this user writes to, and that a restart of the machine empties. Raises TransportError."""
+    """Return a directory that only this user writes to, and that a restart of the machine empties. Raises
+    TransportError."""
     given = os.environ.get("NVMEOF_STATE_DIR")
     if given:
         candidates = [Path(given)]
@@ -220,7 +221,7 @@ def _alive(facts: dict[str, Any]) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When a process was started, in clock ticks since the machine was; None: there is none of that id."""
+    """Return when a process was started, in clock ticks since the machine's start; None for an unknown id."""
     try:
         # the name in parentheses may hold anything
         rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

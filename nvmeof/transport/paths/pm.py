@@ -73,17 +73,17 @@ class PathManagerSocket:
     # -- of the network namespace
 
     def endpoints(self) -> list[PathEndpoint]:
-        """All endpoints, in the kernel's order."""
+        """Return all endpoints, in the kernel's order."""
         answers = self._send(Command.GET_ADDR, flags=NLM_F_DUMP)
         found = (answer.get_attr("MPTCP_PM_ATTR_ADDR") for answer in answers)
         return [_endpoint(address) for address in found if address is not None]
 
     def find(self, key: tuple[str, int | None]) -> PathEndpoint | None:
-        """The endpoint of that address and port."""
+        """Return the endpoint of that address and port."""
         return next((each for each in self.endpoints() if each.key == key), None)
 
     def add(self, endpoint: PathEndpoint) -> PathEndpoint:
-        """Add an endpoint; returned with the id that it got. FileExistsError: its address is there already."""
+        """Add an endpoint; return it with its id. Raises FileExistsError for an address that has one."""
         self._send(Command.ADD_ADDR, _address(endpoint))
         return self.find(endpoint.key) or endpoint
 
@@ -95,13 +95,13 @@ class PathManagerSocket:
         self._send(Command.DEL_ADDR, _address(PathEndpoint(address=address or "", id=endpoint_id)))
 
     def set_flags(self, endpoint: PathEndpoint, flags: PathFlag) -> None:
-        """Switch BACKUP and FULLMESH of an endpoint on or off: peers are told, subflows follow at once."""
+        """Switch BACKUP and FULLMESH of an endpoint on or off: peers are notified, subflows follow at once."""
         wanted = flags & (PathFlag.BACKUP | PathFlag.FULLMESH)
         name = PathEndpoint(address=endpoint.address, port=endpoint.port, id=endpoint.id, flags=wanted)
         self._send(Command.SET_FLAGS, _address(name, always_flags=True))
 
     def limits(self) -> Limits:
-        """The limits in force."""
+        """Return the limits in force."""
         (answer,) = self._send(Command.GET_LIMITS, flags=0)
         return Limits(
             int(answer.get_attr("MPTCP_PM_ATTR_SUBFLOWS")), int(answer.get_attr("MPTCP_PM_ATTR_RCV_ADD_ADDRS"))
@@ -114,7 +114,7 @@ class PathManagerSocket:
     # -- of one connection, with the user-space path manager
 
     def announce(self, token: int, local: PathEndpoint) -> None:
-        """Tell the peer of a connection about an address of ours; `local.id` is how both sides will call it."""
+        """Announce a local address to the peer of a connection; `local.id` is its identifier on both sides."""
         signalled = PathEndpoint(
             address=local.address, device=local.device, port=local.port, id=local.id, flags=PathFlag.SIGNAL
         )

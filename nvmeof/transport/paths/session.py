@@ -42,7 +42,11 @@ Prepare: TypeAlias = Callable[[str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathOptions:
-    """What is wanted of MPTCP's path management."""
+    """Options of MPTCP's path management, for a host or a target: ``PathOptions(paths=("auto",))``.
+
+    The options need pyroute2 and CAP_NET_ADMIN. Without these the connections work, and one line of the log says what
+    is missing. Raises :class:`~nvmeof.errors.ConfigurationError` for a path that cannot be parsed.
+    """
 
     paths: tuple[str, ...] = ()
     """`ADDR[%dev][,backup][,fullmesh][,mark=N][,congestion=NAME]`, or 'auto': one address of every interface."""
@@ -85,12 +89,10 @@ class PathSession:
     # -- start and stop
 
     async def start(self, addresses: Sequence[Address], prepare: Prepare | None = None) -> list[PathEndpoint]:
-        """Begin; `addresses`: what a target listens on, or where a host connects to. The paths in use.
+        """Begin; `addresses`: what a target listens on, or where a host connects to. Returns the paths in use.
+        `prepare` is called with each address before it is used: a target ensures a listener there.
 
-        `prepare` is called with each address before it is used: a target makes sure of a listener there.
-
-        A privilege or a means that is missing becomes `problem` and a line of the log; ConfigurationError is raised
-        for what was asked for wrongly.
+        A missing privilege or means becomes `problem` and is logged. Raises ConfigurationError for wrong options.
         """
         try:
             specs = await self._specs(addresses)
@@ -115,7 +117,7 @@ class PathSession:
         return [each.endpoint for each in self.paths]
 
     def _open(self, endpoints: Sequence[PathEndpoint]) -> None:
-        """Find out which path manager there is, and set the other one where that was asked for."""
+        """Find out the path manager in use, and set the other one where that was asked for."""
         self._namespace = KernelPaths(self._what)
         wanted, present = self.options.path_manager, sysctl.path_manager()
         if wanted is not None and wanted != present:
@@ -135,7 +137,7 @@ class PathSession:
             raise TransportError(f"paths are left to the path manager {present!r} that this network namespace uses")
 
     def _set_rules(self, specs: Sequence[PathSpec]) -> None:
-        """Marks and congestion controls of single paths; without them the paths work all the same."""
+        """Set marks and congestion controls of single paths; a failure is logged, and the paths work without them."""
         rules = [
             SubflowRule(address=each.address, mark=each.mark, congestion=each.congestion)
             for each in specs
@@ -149,7 +151,7 @@ class PathSession:
                 log.warning("the paths have no mark or congestion control of their own: %s", error)
 
     def _without_userspace(self, endpoints: Sequence[PathEndpoint]) -> PathPrivilegeError:
-        """What an administrator can do where the path manager is the user-space one, which we may not be."""
+        """Make the error for a user-space path manager without the privilege to act as one, with its remedy."""
         name, value = sysctl.path_manager_sysctl("kernel")
         limits = [self.options.limits.command()] if self.options.limits is not None else []
         commands = [f"sysctl -w net.mptcp.{name}={value}", *limits, *(each.command() for each in endpoints)]
@@ -172,7 +174,7 @@ class PathSession:
         self.paths.clear()
 
     async def _specs(self, addresses: Sequence[Address]) -> list[PathSpec]:
-        """The paths that were asked for, 'auto' worked out, each address once."""
+        """Return the paths that were asked for, 'auto' worked out, each address once."""
         specs: dict[str, PathSpec] = {}
         for text in self.options.paths:
             if text == AUTO:
@@ -223,7 +225,7 @@ class PathSession:
         state.endpoint = self._running().set_backup(state.endpoint, backup)
 
     def list(self) -> list[dict[str, Any]]:
-        """The session's paths: address, device, flags, whether each is up, and why not."""
+        """Return the session's paths: address, device, flags, whether each is up, and why not."""
         return [
             {
                 "address": each.endpoint.address,

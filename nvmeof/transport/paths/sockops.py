@@ -5,7 +5,7 @@ runs when a TCP socket of the cgroup connects or is accepted, subflows included,
 IPv4 address says. It is assembled here (no compiler, no library), and goes when the returned object is closed or the
 process ends, in whichever way. Needs CAP_BPF and CAP_NET_ADMIN, a cgroup v2 hierarchy, and Linux 5.7.
 
-The rules hold for every program in the same cgroup: give a service one of its own (systemd does).
+The rules hold for every program in the same cgroup: give a service a separate one (systemd does).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _i(code: int, target: int = 0, source: int = 0, offset: int = 0, value: int 
 
 
 def _setsockopt(level: int, option: int, value: bytes) -> bytes:
-    """Instructions that put `value` on the stack and call bpf_setsockopt(ctx, level, option, value, size)."""
+    """Return instructions that put `value` on the stack and call bpf_setsockopt(ctx, level, option, value, size)."""
     value = value.ljust((len(value) + 3) & ~3, b"\0")
     code = b""
     for at in range(0, len(value), 4):
@@ -84,7 +84,7 @@ def _setsockopt(level: int, option: int, value: bytes) -> bytes:
 
 
 def assemble(rules: Sequence[SubflowRule]) -> bytes:
-    """The program for these rules."""
+    """Return the program for these rules."""
     end = _i(0xB7, _R0, value=1) + _i(0x95)  # return 1
     code = _i(0xBF, _R6, _R1) + _i(0x61, _R2, _R6, _CTX_OP)
     for number, op in enumerate((OP_CONNECT, OP_ACTIVE_ESTABLISHED, OP_PASSIVE_ESTABLISHED)):
@@ -134,7 +134,7 @@ class SubflowRules:
 
 
 def own_cgroup() -> Path:
-    """The directory of this process's cgroup (v2). Raises PathsUnavailable where there is none."""
+    """Return the directory of this process's cgroup (v2). Raises PathsUnavailable where there is none."""
     own = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/cgroup").read_text().splitlines()

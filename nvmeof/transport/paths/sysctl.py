@@ -49,7 +49,7 @@ class MptcpSettings:
 
 
 def read(name: str) -> str | None:
-    """A sysctl below net.mptcp, None where this kernel has none of that name."""
+    """Read a sysctl below net.mptcp, None where this kernel has none of that name."""
     try:
         return (_DIRECTORY / name).read_text().strip()
     except OSError:
@@ -87,7 +87,7 @@ def settings() -> MptcpSettings:
 
 
 def path_manager() -> str:
-    """The path manager of connections made from now on: 'kernel', 'userspace', or one in BPF."""
+    """Return the path manager of connections made from now on: 'kernel', 'userspace', or one in BPF."""
     name = read("path_manager")
     if name is not None:
         return name
@@ -103,7 +103,8 @@ def _available_path_managers() -> tuple[str, ...]:
 
 
 def path_manager_sysctl(name: str) -> tuple[str, str]:
-    """Sysctl and value that choose a path manager on this kernel. Raises ConfigurationError for an unknown one."""
+    """Return sysctl and value that choose a path manager on this kernel. Raises ConfigurationError for an unknown
+    one."""
     known = _available_path_managers()
     if name not in known:
         raise ConfigurationError(f"there is no path manager {name!r}: this kernel offers {', '.join(known)}")

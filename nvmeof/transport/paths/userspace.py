@@ -30,7 +30,7 @@ _REMEMBERED: Final = 4096
 
 @dataclass(slots=True)
 class _Peer:
-    """What is known of the other end of a connection, and what it was told."""
+    """The other end of a connection: its addresses, and what was announced to it."""
 
     announced: dict[int, Address] = field(default_factory=dict)
     told: dict[str, int] = field(default_factory=dict)
@@ -122,10 +122,11 @@ class UserspaceDriver(PathDriver):
         return [flow for flows in found for flow in flows if flow.live and flow.local_host == endpoint.address]
 
     def _id(self, address: str) -> int:
-        """An address id for an address: 1 to 255, the same in all connections (0 is a connection's first address)."""
+        """Return an address id for an address: 1 to 255, the same in all connections (0 is a connection's first
+        address)."""
         return self._ids.setdefault(address, len(self._ids) % 255 + 1)
 
-    # -- what the kernel tells
+    # -- events of the kernel
 
     def _event(self, event: MptcpEvent) -> None:
         if event.token is None:
@@ -201,7 +202,8 @@ class UserspaceDriver(PathDriver):
                 self._open(token, peer, path, Address(remote.host, remote.port or info.peer.port))
 
     def _remotes(self, path: PathEndpoint, first: Address, peer: _Peer) -> list[Address]:
-        """Where to connect from a path: with fullmesh everywhere, else where its interface leads, or as at first."""
+        """Return where to connect from a path: with fullmesh everywhere, else where its interface leads, or as at
+        first."""
         announced = [Address(each.host, each.port or first.port) for each in peer.announced.values()]
         if path.flags & PathFlag.FULLMESH:
             return [first, *announced]
@@ -228,7 +230,7 @@ class UserspaceDriver(PathDriver):
 
 @contextlib.contextmanager
 def _gone_already() -> Iterator[None]:
-    """What is to be closed may have closed by itself."""
+    """Ignore the error of closing a subflow that has closed by itself."""
     try:
         yield
     except OSError as error:
