@@ -46,7 +46,8 @@ START_SECONDS: Final = 20.0
 
 @dataclass(slots=True)
 class Demo:
-    """What to do: transport, size of the ramdisk, how much is written and read back, all in bytes and seconds."""
+    """The options of the demonstration: transport, size of the ramdisk, how much is written and read back, all in bytes
+    and seconds."""
 
     transport: str
     ramdisk_bytes: int
@@ -93,7 +94,7 @@ class TargetProcess:
         return self
 
     async def stop(self) -> int:
-        """Stop it as a user would; its exit code."""
+        """Stop the target as a user would; return its exit code."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGINT)
         return await asyncio.wait_for(self.process.wait(), START_SECONDS)

@@ -56,7 +56,7 @@ class Runtime(Protocol):
 
 
 async def settled(result: T | Awaitable[T]) -> T:
-    """Return what an operation gives, at once or later."""
+    """Return the result of an operation, at once or later."""
     return await result if isinstance(result, Awaitable) else result
 
 

@@ -53,7 +53,8 @@ class TracedQueue:
 
 @dataclass(slots=True)
 class TraceEvent:
-    """What all events have: the queue, and when it was (seconds on the clock of the reporting end's runtime)."""
+    """The common fields of all events: the queue, and when it was (seconds on the clock of the reporting end's
+    runtime)."""
 
     queue: TracedQueue
     at: float
@@ -74,7 +75,8 @@ class PdusMoved(TraceEvent):
 
 @dataclass(slots=True)
 class CommandEvent(TraceEvent):
-    """What all events about commands have. All commands of one event are alike but for their CIDs and addresses."""
+    """The common fields of events about commands. All commands of one event are alike but for their CIDs and
+    addresses."""
 
     opcode: int
     fctype: int | None
@@ -234,7 +236,7 @@ class QueueTrace:
         return bool(getattr(self._trace, "pdus", True))
 
     def pdus(self, sent: bool, counts: Mapping[int, int], size_bytes: int) -> None:
-        """Report what one receive brought, or one send took."""
+        """Report the PDUs of one receive or one send."""
         self._trace(PdusMoved(self.queue, self._now(), sent, counts, size_bytes))
 
     def forget(self, cid: int) -> None:

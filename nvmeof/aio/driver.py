@@ -60,15 +60,16 @@ class Consumer(Protocol):
 
     @property
     def owner(self) -> Hashable:
-        """Who the connection's turns are counted for, where the driver has `Turns`."""
+        """The owner that the connection's turns are counted for, where the driver has `Turns`."""
         ...
 
     def handle(self, events: list[Event], now: float) -> None:
-        """Take what was received, in order. Views in the events hold until this returns."""
+        """Handle the events of one receive, in order. Views in the events hold until this returns."""
         ...
 
     def sent(self) -> None:
-        """Begin what waited for room: the socket has taken some of the output. Called while `tell_sent` is set."""
+        """Continue operations that waited for room: the socket has taken some of the output. Called while `tell_sent`
+        is set."""
         ...
 
     def lost(self, error: OSError) -> None:
@@ -85,7 +86,7 @@ class Consumer(Protocol):
 
 
 class ConnectionDriver:
-    """Drives one connection over one endpoint, from `start` to `close`, on the running event loop.
+    """Driver of one connection over one endpoint, from `start` to `close`, on the running event loop.
 
     ``consumer`` serves it; ``batching`` says how much is done at once. ``turns``: while it is not None, the connection
     is read only in turn with others. ``clock``: seconds, for `Batching.read_seconds`.
@@ -131,9 +132,9 @@ class ConnectionDriver:
         self.handle = consumer.handle
         """Where events go, at first `Consumer.handle`: a consumer with less to do from some time on may replace it."""
         self.receiving = True
-        """Whether more should be received, as far as the consumer is concerned, which sets it."""
+        """Set by the consumer: whether more should be received."""
         self.tell_sent = False
-        """Whether the consumer wants to know what has been sent, which it sets: something waits for room."""
+        """Set by the consumer: whether `sent` is to be called, since something waits for room."""
         self.closed = False
         """True when no further byte is moved."""
         self.woken = False
@@ -160,7 +161,7 @@ class ConnectionDriver:
 
     @property
     def turns(self) -> Turns | None:
-        """Who says when the connection is read; None: it is read whenever there is something."""
+        """What decides when the connection is read; None: it is read whenever data has arrived."""
         return self._turns
 
     @turns.setter
@@ -170,7 +171,7 @@ class ConnectionDriver:
             self.endpoint.set_reader(self.readable if turns is not None else self._receive)
 
     def readable(self) -> None:
-        """Read and handle what there is, now or when it is this connection's turn."""
+        """Read and handle received data, now or in this connection's turn."""
         if self._turns is not None:
             self._read_in_turn(self._turns)
         else:
@@ -345,7 +346,7 @@ class ConnectionDriver:
         self.update_reader()
 
     def _discard(self) -> None:
-        """Read what still comes until the peer closes."""
+        """Read and discard input until the peer closes."""
         if self.closed:
             return
         scratch = memoryview(bytearray(_DISCARD_BYTES))

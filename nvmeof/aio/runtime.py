@@ -35,7 +35,7 @@ class AsyncioRuntime:
         self.call_later: Callable[[float, Callable[[], object]], asyncio.TimerHandle] = self.loop.call_later
         self.now: Callable[[], float] = self.loop.time
         self.tasks: set[asyncio.Task[object]] = set()
-        """What runs in the background."""
+        """The background tasks."""
         self._logger = logger
         self._in_turn = in_turn
         self._background_context = background_context
@@ -64,7 +64,7 @@ class AsyncioRuntime:
             self._logger.error("background task failed: %s: %s", type(error).__name__, error)
 
     async def stop(self) -> None:
-        """Cancel what runs in the background, and wait at most `STOP_SECONDS` until it has ended."""
+        """Cancel the background tasks, and wait at most `STOP_SECONDS` for their end."""
         tasks = [task for task in self.tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

@@ -33,7 +33,7 @@ STDOUT: Final = 1
 STDERR: Final = 2
 NAMES: Final = {STDIN: "standard input", STDOUT: "standard output", STDERR: "standard error"}
 HINTS: Final = {STDIN: "give the data in a file", STDOUT: "redirect it, to a file or to /dev/null"}
-"""What to do about a missing stream."""
+"""The remedies for a missing stream."""
 _PIECE_BYTES: Final = select.PIPE_BUF
 """Bytes that a pipe takes at once when poll reports room (pipe(7), PIPE_BUF)."""
 
@@ -192,7 +192,7 @@ def _is_descriptor(stream: IO[str], descriptor: int) -> bool:
 
 
 def discard(descriptor: int) -> None:
-    """Send what is still written to a descriptor nowhere, so that the interpreter's end neither waits nor fails."""
+    """Redirect output to a descriptor to nowhere, so that the interpreter's end neither waits nor fails."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
@@ -212,7 +212,7 @@ def _ours() -> Iterator[tuple[int, Any, OutputFile]]:
 
 
 def interrupted() -> None:
-    """Take what a SIGINT leaves: from here on a second one ends the process, and nothing waits for a reader."""
+    """End the interruptible phase after SIGINT: a second one ends the process, and no output waits for a reader."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     for _, _, raw in _ours():
@@ -242,6 +242,6 @@ def remark(program: str, text: str) -> None:
 
 
 def sentence(error: OSError) -> str:
-    """Say what is at fault in an OSError, a file or a stream, and why."""
+    """Describe an OSError: the file or stream, and the reason."""
     reason = error.strerror or str(error) or type(error).__name__
     return f"{error.filename}: {reason}" if error.filename else reason

@@ -48,7 +48,8 @@ def _continued(page: int, lsp: int) -> int:
 
 
 class Execute(Protocol):
-    """Sends one admin command; DW0 | DW1 << 32 of its completion. Raises :class:`NvmeStatusError` and others."""
+    """A function that sends one admin command and returns DW0 | DW1 << 32 of its completion. Raises
+    :class:`NvmeStatusError` and others."""
 
     async def __call__(
         self,
@@ -174,7 +175,7 @@ class AdminCommands:
         )
 
     async def _read_ana_log(self, most_bytes: int) -> AnaLog | None:
-        """Read it piece by piece until it is whole; None where it changed in between."""
+        """Read the log piece by piece; return None if it changed in between."""
         data = b""
         while len(data) < most_bytes:
             # the log may be shorter than its longest, and an offset beyond its end is an error

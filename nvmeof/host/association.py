@@ -124,7 +124,7 @@ class Association:
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
-        """Send one command on ``queue``; DW0 | DW1 << 32 of its completion.
+        """Send one command on ``queue``; return DW0 | DW1 << 32 of its completion.
 
         Raises :class:`NvmeStatusError` when it fails, :class:`ConnectionLost` when the queue died.
         """
@@ -206,7 +206,7 @@ class Association:
             self.device.destroy_queue(queue)
 
     def close_queue(self, queue: Queue, error: NvmeofError) -> None:
-        """Fail what is outstanding on one queue with ``error``, and free the queue."""
+        """Fail the outstanding requests of one queue with ``error``, and free the queue."""
         if queue.error is None:
             queue.fail(error)
             self.device.destroy_queue(queue)

@@ -24,7 +24,7 @@ from nvmeof.spec.identify import parse_namespace_list
 log = logging.getLogger("nvmeof.host")
 
 EVENTS_KEPT = 1024
-"""Events that an iterator keeps for its reader."""
+"""Upper bound of the events that wait in an iterator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class _EventRequest(Request):
 class EventStream:
     """The events of a controller from the moment of its making on: an asynchronous iterator, for one reader.
 
-    It ends when the controller is disconnected, and raises what the association was lost with. A reader who is behind
-    by more than `EVENTS_KEPT` events misses the oldest.
+    It ends when the controller is disconnected, and raises the error of a lost association. A reader who is behind by
+    more than `EVENTS_KEPT` events misses the oldest.
     """
 
     def __init__(self, events: AsyncEvents) -> None:
@@ -127,7 +127,7 @@ class AsyncEvents:
         self.listeners: list[Callable[[AsyncEvent], object]] = []
         """Called with each event, after its log page was read."""
         self.streams: WeakSet[EventStream] = WeakSet()
-        """Those that read events as an iterator."""
+        """The iterators of events in use."""
         self.runtime = association.runtime
         self.over = False
         """No further event comes."""
@@ -137,7 +137,7 @@ class AsyncEvents:
 
     @property
     def error(self) -> NvmeofError | None:
-        """What the association was lost with; None while it lives, and where it was ended in order."""
+        """The error of a lost association; None while it lives, and after an orderly end."""
         return self._association.error if self._association.state is HostState.FAILED else None
 
     def _end(self) -> None:

@@ -178,7 +178,7 @@ class BatchRun:
             self.advance()
 
     def advance(self) -> None:
-        """Send what the window has room for, or end."""
+        """Send as many commands as the window has room for, or end."""
         if self._held is not None:
             if not self.held and not self.future.done():
                 self.future.set_result(None)

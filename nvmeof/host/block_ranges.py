@@ -13,7 +13,7 @@ from nvmeof.spec.sqe import COPY_RANGE, DSM_RANGE, CopyRange, DsmRange
 COPY_FORMAT_ACROSS = 2
 """Copy descriptor format 2h: each range names its namespace."""
 COPY_RANGES_MAX = 256
-"""What the 8-bit number of ranges can express."""
+"""The largest value of the 8-bit number of ranges."""
 _COPY_BLOCKS_MAX = 1 << 16
 
 

@@ -80,6 +80,6 @@ class BlockVector:
                 block[:] = piece
 
     def scatter(self) -> None:
-        """Copy what was read into shared blocks to the buffers."""
+        """Copy data that was read into shared blocks to the buffers."""
         for block, piece in self._copies:
             piece[:] = block

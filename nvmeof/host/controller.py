@@ -168,7 +168,7 @@ class Controller:
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
-        """Send one admin command; DW0 | DW1 << 32 of its completion."""
+        """Send one admin command; return DW0 | DW1 << 32 of its completion."""
         queue = self.association.admin_queue
         return await self.association.execute(queue, sqe, data_out=data_out, data_in=data_in, options=options)
 
@@ -180,7 +180,7 @@ class Controller:
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
-        """Send one I/O command on the next queue; DW0 | DW1 << 32 of its completion."""
+        """Send one I/O command on the next queue; return DW0 | DW1 << 32 of its completion."""
         # as `requests.execute`: a coroutine less for every Read and Write
         association = self.association
         command = Command(self.runtime.create_future(), sqe, data_out, data_in, options)
@@ -408,7 +408,7 @@ class Controller:
     # -- asynchronous events
 
     async def _namespaces_changed(self, nsids: list[int]) -> None:
-        """Identify those again that a Changed Namespace List names; NSID FFFFFFFFh first: all of them."""
+        """Identify the namespaces of a Changed Namespace List again; a list that begins with FFFFFFFFh: all of them."""
         everything = nsids[:1] == [NSID_ALL]
         for namespace in list(self._namespaces.values()):
             if everything or namespace.nsid in nsids:

@@ -36,8 +36,8 @@ class SubflowFacts(TypedDict, total=False):
 class QueueFacts(TypedDict, total=False):
     """One queue and its connection, as they are now.
 
-    The first four are there for every device, ``transport`` too; the rest are the fields of
-    :class:`nvmeof.transport.base.ConnectionInfo`, addresses as text, and are there for queues over sockets.
+    The first four exist for every device, ``transport`` too; the rest are the fields of
+    :class:`nvmeof.transport.base.ConnectionInfo`, addresses as text, and exist for queues over sockets.
     """
 
     qid: int
@@ -81,7 +81,7 @@ class OutageFacts(TypedDict):
 
 
 class PathFacts(TypedDict):
-    """What a path is and was: its state by Linux's name, its controller, and its outages, the latest last."""
+    """The facts of a path: its state by Linux's name, its controller, and its outages, the latest last."""
 
     transport: str
     traddr: str

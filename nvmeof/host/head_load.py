@@ -35,7 +35,7 @@ class HeadLoad:
         self.latencies_ns = array("q")
         self.running = True
         self.error: NvmeofError | None = None
-        """What a command failed with, which ended the load."""
+        """The error of the command that ended the load."""
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the load has ended and no request is under way."""
         self.active = 0
@@ -72,7 +72,7 @@ class HeadLoad:
         self._finish()
 
     def over(self, error: NvmeofError | None) -> None:
-        """Count one request as over for good."""
+        """Count one request as ended."""
         self.active -= 1
         if error is not None:
             self.error = self.error or error

@@ -106,7 +106,7 @@ class HostSubsystem(AdminCommands):
         self._background = AsyncioRuntime(log)
         self.core = Subsystem(common.subnqn, self._background, iopolicy=iopolicy, multipath=native_multipath)
         self.options = common
-        """What all paths have in common; each has its own address."""
+        """The options common to all paths; each path has a separate address."""
         self.recovery = recovery or RecoveryOptions()
         self._registry = registry
         self._path_options = paths

@@ -36,7 +36,7 @@ class NvmLimits:
 
     @classmethod
     def common(cls, limits: Iterable[NvmLimits]) -> NvmLimits:
-        """Return what holds under all of ``limits``, at least one."""
+        """Return the limits that hold under all of ``limits``, at least one."""
         known = list(limits)
 
         def least(values: Iterable[int]) -> int:
@@ -72,7 +72,7 @@ class IoPort(Protocol):
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
-        """Send one I/O command; DW0 | DW1 << 32 of its completion."""
+        """Send one I/O command; return DW0 | DW1 << 32 of its completion."""
         ...
 
     async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
@@ -95,7 +95,7 @@ class IoPort(Protocol):
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
-        """Send one admin command that reads something, and so may be repeated; DW0 | DW1 << 32 of its completion."""
+        """Send one admin command that only reads, and so may be repeated; return DW0 | DW1 << 32 of its completion."""
         ...
 
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:

@@ -30,7 +30,7 @@ ADDRESSES = 65536
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What completed in a window of ``seconds``."""
+    """The figures of the commands completed in a window of ``seconds``."""
 
     ios: int
     seconds: float
@@ -88,7 +88,7 @@ class Load:
         self.latencies_ns = array("q")
         self.running = True
         self.error: NvmeofError | None = None
-        """What a command failed with, which ended the load."""
+        """The error of the command that ended the load."""
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the load has ended and no request is under way."""
         self.active = 0
@@ -227,7 +227,7 @@ class Load:
         self._finish()
 
     def ended(self, error: NvmeofError | None) -> None:
-        """Count one request as over for good."""
+        """Count one request as ended."""
         self.active -= 1
         if error is not None:
             self.error = self.error or error

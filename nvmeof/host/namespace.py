@@ -25,7 +25,7 @@ from nvmeof.spec.status import Status
 from nvmeof.wire import Buffer
 
 NLB_MAX_BLOCKS = 1 << 16
-"""What the 0's-based 16-bit NLB can express."""
+"""The largest number of blocks in the 0's-based 16-bit NLB."""
 LBA_MAX = (1 << 64) - NLB_MAX_BLOCKS
 """First blocks up to here make a range within 64 bits, whatever one command's length."""
 _NO_HOLD = RequestOptions(hold=False)
@@ -468,9 +468,8 @@ class Namespace:
         return blocks
 
     async def _expect(self, lba: int, blocks: int) -> None:
-        """Refuse what takes several commands, or much memory, and ends beyond the namespace, before any of it is done.
-
-        One command is the controller's to refuse.
+        """Refuse a range beyond the namespace that takes several commands, or much memory, before the first command. A
+        range of one command is refused by the controller.
         """
         self._check_range(lba, blocks)
         if lba + blocks > self._size_blocks:

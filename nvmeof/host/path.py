@@ -132,7 +132,7 @@ class Path(Generic[ControllerT]):
         return f"{options.subnqn} over {options.transport} at {options.traddr}:{options.trsvcid}"
 
     def describe(self) -> PathFacts:
-        """Return what the path is and was, for people and JSON."""
+        """Return the path's state and history, for people and JSON."""
         options = self.options
         return {
             "transport": options.transport,

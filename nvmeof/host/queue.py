@@ -97,7 +97,7 @@ class Request:
 
     queue: Queue
     group: Group | None = None
-    """Who is told, in place of `completed`, of all its requests that have succeeded together; None: nobody."""
+    """Called, in place of `completed`, for all its requests that have succeeded together; None: no group."""
 
     def __init__(self, sqe: bytes, data_out: Buffer | None = None, data_in: memoryview | None = None) -> None:
         self.sqe = sqe
@@ -151,7 +151,7 @@ class QueueLink(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what there is, as ``destroy_queue``."""
+        """Free the queue's resources, as ``destroy_queue``."""
         ...
 
 
@@ -413,7 +413,7 @@ def _as_outcome(error: NvmeofError, kind: type[ConnectionLost], remark: str) -> 
 
 
 class QueueDevice(ABC):
-    """Something that carries NVMe commands to a controller: the operations are described in the module's docstring."""
+    """A device that carries NVMe commands to a controller: the operations are described in the module's docstring."""
 
     name: str
     required_opts: frozenset[str] = frozenset()
@@ -504,7 +504,7 @@ class DeviceRegistry:
         self._devices.append(device)
 
     def unregister(self, device: QueueDevice) -> None:
-        """Take a device out again. Raises :class:`ConfigurationError` when it is not there."""
+        """Remove a device. Raises :class:`ConfigurationError` when it is not registered."""
         if device not in self._devices:
             raise ConfigurationError(f"the queue device {device.name} is not registered")
         self._devices.remove(device)

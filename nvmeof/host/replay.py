@@ -45,7 +45,7 @@ class Replay(Enum):
 
 
 class Rule(NamedTuple):
-    """What holds for one command, and why; ``docs/host-recovery.md`` has these as a table."""
+    """The rule of one command, and its reason; ``docs/host-recovery.md`` has the rules as a table."""
 
     replay: Replay
     reason: str

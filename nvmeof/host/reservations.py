@@ -24,13 +24,12 @@ REPORT_REGISTRANTS = 62
 
 
 class Reservations:
-    """What :attr:`Namespace.reservations` gives: register a key, acquire, release, look.
+    """Reservations of a namespace (:attr:`Namespace.reservations`): register a key, acquire, release, report.
 
     ::
 
-        await namespace.reservations.register(0x1234)
-        await namespace.reservations.acquire(0x1234, ReservationType.WRITE_EXCLUSIVE)
-        print(await namespace.reservations.report())
+    await namespace.reservations.register(0x1234) await namespace.reservations.acquire(0x1234,
+    ReservationType.WRITE_EXCLUSIVE) print(await namespace.reservations.report())
 
     A registrant is a host by its host identifier; keys are numbers of 64 bits of its choice. A conflict is an
     :class:`NvmeStatusError` with the status Reservation Conflict.
@@ -91,7 +90,7 @@ class Reservations:
         await self._send(NvmOpcode.RESERVATION_RELEASE, command, pack_release(key))
 
     async def report(self) -> ReservationReport:
-        """Return who is registered, who holds which reservation; all registrants, with 128-bit host identifiers."""
+        """Return the registrants, and which reservation is held by which of them, with 128-bit host identifiers."""
         room = REPORT_REGISTRANTS
         while True:
             data = bytearray(REPORT_EXTENDED_HEADER_BYTES + room * REGISTRANT_EXTENDED_BYTES)

@@ -32,7 +32,7 @@ class HexText(str):
 
 
 Value: TypeAlias = "int | str | list[int] | list[Decoded] | Decoded"
-"""What a field holds: a number, text, :class:`HexText`, or numbers or structures."""
+"""The value of a field: a number, text, :class:`HexText`, or numbers or structures."""
 
 
 class Decoded(dict[str, "Value"]):

@@ -30,7 +30,7 @@ IO_RECEIVE_BYTES = 144 * 1024
 """Room for the answers to 32 Reads of 4 KiB, headers and responses included."""
 _UNANSWERED = "in place of an answer to ICReq: does that port require TLS, which this host does not speak?"
 BATCHING = Batching(reads=16, leave_to_wake=True)
-"""A host reads what there is, and sends all commands of one turn of the event loop together."""
+"""A host reads all received data, and sends all commands of one turn of the event loop together."""
 
 
 class SocketQueue:
@@ -133,7 +133,7 @@ class SocketQueue:
     # -- in
 
     def poll(self) -> int:
-        """Read and handle what there is; return how many commands completed."""
+        """Read and handle received data; return how many commands completed."""
         completed = self.queue.completed
         self.driver.readable()
         return self.queue.completed - completed

@@ -83,7 +83,7 @@ class Timeouts:
         return min(self._next_tick, self._next_keep_alive)
 
     def check(self, now: float) -> None:
-        """Do what is due at ``now``."""
+        """Abort or fail the commands that are overdue at ``now``, and send a keep-alive if due."""
         for queue in self._queues():
             queue.epoch = now
         if now >= self._next_keep_alive:

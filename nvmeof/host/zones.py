@@ -49,13 +49,12 @@ class Zone:
 
 
 class Zones:
-    """What :attr:`Namespace.zones` gives: report, manage and append to the zones of a zoned namespace.
+    """Zones of a namespace (:attr:`Namespace.zones`): report, manage and append to the zones of a zoned namespace.
 
     ::
 
-        first, *others = await namespace.zones.report()
-        lba = await namespace.zones.append(first.start, bytes(4096))
-        await namespace.zones.finish(first.start)
+    first, *others = await namespace.zones.report() lba = await namespace.zones.append(first.start, bytes(4096)) await
+    namespace.zones.finish(first.start)
 
     Zones are named by their first block. A namespace without zones refuses these commands.
     """

@@ -29,7 +29,7 @@ from .transfer import TRANSFER_BYTES
 
 @dataclass(frozen=True, slots=True)
 class HeaderRule:
-    """What a PDU type's header looks like."""
+    """The rule of a PDU type's header."""
 
     hlen: int
     digests: bool  # HDGST may follow the header
@@ -51,7 +51,7 @@ RULES: Final[dict[int, HeaderRule]] = {
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """What the handshake settled of PDUs that arrive: digests, and the data alignment (bytes) that we asked for."""
+    """The results of the handshake for received PDUs: digests, and the data alignment (bytes) that we asked for."""
 
     header_digest: bool = False
     data_digest: bool = False

@@ -17,7 +17,7 @@ BACKLOG_BUFFERS: Final = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionConfig:
-    """What this end asks for and allows. All sizes in bytes."""
+    """The options and limits of this end of a connection. All sizes in bytes."""
 
     header_digest: bool = False
     """Host: ask for header digests. Target: grant them when asked."""

@@ -34,7 +34,7 @@ assert _R2T.size == R2T_PDU.size and _RESPONSE.size == CAPSULE_RESP.size
 
 
 class Encoder:
-    """Encodes what one connection sends, under what its handshake settled.
+    """Encoder of one connection's PDUs, with the results of its handshake.
 
     ``pda_bytes`` is the alignment of data that the peer asked for.
     """

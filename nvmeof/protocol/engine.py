@@ -71,7 +71,7 @@ class Engine(ABC):
     )
     first_state: ClassVar[State]
     term_req_type: ClassVar[PduType]
-    """What this end terminates a connection with."""
+    """The type of PDU with which this end terminates a connection."""
 
     def __init__(self, config: ConnectionConfig, receive_buffer: bytearray | None = None) -> None:
         self.config = config
@@ -235,7 +235,7 @@ class Engine(ABC):
             self._start = self._end
 
     def _parse_one(self, events: list[Event]) -> bool:
-        """Take one PDU, or what there is of a payload; False when more bytes are needed."""
+        """Take one PDU, or the received part of a payload; return False when more bytes are needed."""
         start = self._pdu_start = self._start
         available = self._end - start
         if self._payload_owner is not None:
@@ -295,7 +295,7 @@ class Engine(ABC):
     # -- payloads ------------------------------------------------------------------------------------------------
 
     def _parse_payload(self, start: int, available: int, events: list[Event]) -> bool:
-        """Take what there is of the payload, or its digest; False when more bytes are needed."""
+        """Take the received part of the payload, or its digest; return False when more bytes are needed."""
         payload = self._payload
         if payload is not None:
             if self._payload_unit and not self._payload_live.valid:

@@ -11,7 +11,7 @@ from .transfers import R2tTransfer
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """What ICReq and ICResp settled, in bytes and counts (0's based values are converted)."""
+    """The results of ICReq and ICResp, in bytes and counts (0's based values are converted)."""
 
     header_digest: bool
     data_digest: bool

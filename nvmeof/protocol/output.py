@@ -143,7 +143,7 @@ class Output:
             ready[:] = [_stable(buffer) for buffer in ready]
 
     def keep(self, owner: object) -> None:
-        """Copy what is queued of the object ``owner``, which is about to be returned to its owner."""
+        """Copy the queued data of the object ``owner``, whose memory is about to be returned."""
         self.ready[:] = [bytes(buffer) if _part_of(buffer, owner) else buffer for buffer in self.ready]
         for index, item in enumerate(self._waiting):
             if isinstance(item, tuple) and _part_of(item[1], owner):
@@ -155,7 +155,7 @@ class Output:
         self.ended = True
 
     def drop(self) -> None:
-        """Forget what is queued, release what it held, and take nothing more."""
+        """Drop the queued output, release its buffers, and accept nothing more."""
         self.ended = True
         self.ready.clear()
         self._waiting.clear()

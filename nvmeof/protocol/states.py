@@ -30,7 +30,7 @@ class State(Enum):
 
 
 class Input(Enum):
-    """What can happen to a connection."""
+    """An input of a connection."""
 
     # Members are looked up in tables for every PDU; Enum's own hash is a Python function.
     __hash__ = object.__hash__
@@ -53,7 +53,7 @@ class Input(Enum):
 
 
 class Effect(Enum):
-    """What the connection does on a transition."""
+    """An effect of a transition on the connection."""
 
     SEND_ICREQ = "send_icreq"
     ACCEPT_ICREQ = "accept_icreq"

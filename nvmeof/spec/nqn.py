@@ -102,7 +102,7 @@ def nqn_uuid(text: str) -> uuid.UUID | None:
 
 
 def unnamed_host(hostid: bytes) -> str:
-    """Make what stands for the name of a host whose Connect has an empty HOSTNQN: its HOSTID distinguishes it."""
+    """Make a name for a host whose Connect has an empty HOSTNQN: its HOSTID distinguishes it."""
     return f"(no HOSTNQN, HOSTID {uuid.UUID(bytes=bytes(hostid))})"
 
 

@@ -171,7 +171,7 @@ class PersistentEvent:
 
     @property
     def length_bytes(self) -> int:
-        """What it takes of the log page."""
+        """The event's bytes in the log page."""
         return EVENT_HEADER_BYTES + len(self.data)
 
 

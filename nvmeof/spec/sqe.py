@@ -18,11 +18,11 @@ class _Decoded:
 
     @property
     def decoded(self) -> object:
-        """What was made of the command; None before."""
+        """The decoded command; None before."""
         return getattr(self, "_decoded", None)
 
     def keep_decoded(self, value: object) -> None:
-        """Keep what was made of the command."""
+        """Keep the decoded form of the command."""
         self._decoded = value
 
 

@@ -30,7 +30,7 @@ _POLL_SECONDS: Final = 0.02
 
 
 class Administered(Protocol):
-    """What administration needs of a target: `nvmeof.target.server.Target` has it."""
+    """The Protocol of an administered target, which `nvmeof.target.server.Target` implements."""
 
     config: TargetConfig
     registry: TargetRegistry
@@ -65,12 +65,13 @@ class Administered(Protocol):
 
 
 class Administration:
-    """What an administrator may do to a running target; `Target.administration` is one.
+    """The administration of a running target; `Target.administration` is one.
 
-    Every verb takes effect for hosts at once, and notifies them. All raise `ConfigurationError` for what does not exist
-    or cannot be, with nothing changed, and `LocalProtocolError` before the target's start. A removal waits for at most
-    `seconds` until what it removes has ended: associations, connections, commands in progress, open files. It returns
-    what has not, a sentence each, none at best; that ends in the background, and nothing new begins with it.
+    Every verb takes effect for hosts at once, and notifies them. All raise `ConfigurationError` for an object that does
+    not exist or a value that cannot be used, with nothing changed, and `LocalProtocolError` before the target's start.
+    A removal waits for at most `seconds` until what it removes has ended: associations, connections, commands in
+    progress, open files. It returns what has not, a sentence each, none at best; that ends in the background, and
+    nothing new begins with it.
 
     >>> administration.set_ana_state(AnaState.INACCESSIBLE, group=2, portid=1)  # doctest: +SKIP
     """
@@ -146,7 +147,7 @@ class Administration:
     # Hosts
 
     def add_host(self, nqn: str, *, subnqn: str | None = None) -> None:
-        """Let one more host use a subsystem that not any host may use."""
+        """Allow one more host to use a subsystem that is limited to some hosts."""
         self._subsystem(subnqn).hosts.add(Host(nqn))
         self._target.registry.changed()
 
@@ -219,7 +220,7 @@ class Administration:
     async def change_ana_state(
         self, state: AnaState, group: int = ANA_GROUP, *, portid: int | None = None, seconds: float
     ) -> None:
-        """Put an ANA group into a state by way of Change, in which it is for so many seconds, ANATT at the most."""
+        """Set the state of an ANA group after the Change state, which lasts for `seconds`, at most ANATT."""
         if not 0 <= seconds <= ANA_TRANSITION_SECONDS:
             raise ConfigurationError(f"a change takes 0 to {ANA_TRANSITION_SECONDS} s (ANATT), not {seconds:g}")
         self.set_ana_state(AnaState.CHANGE, group, portid=portid)
@@ -229,7 +230,7 @@ class Administration:
     # What there is
 
     def describe(self) -> dict[str, Any]:
-        """Return what the target is now, as JSON has it: its subsystems and its ports."""
+        """Return the target's present state, in the types of JSON: its subsystems and its ports."""
         target = self._target
         return {
             "subsystems": [describe_subsystem(each) for each in target.subsystems.values()],

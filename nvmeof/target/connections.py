@@ -200,7 +200,7 @@ class Connections:
     async def stop(self, reason: str, expired: Callable[[], bool]) -> None:
         """End all queues and wait until their connections have closed and their commands have ended.
 
-        What has not when `expired` says so is given up.
+        Those that have not ended when `expired` returns True are dropped.
         """
         for driver in list(self.drivers):
             driver.queue.lost(reason)

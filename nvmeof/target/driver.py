@@ -41,7 +41,7 @@ def printable(text: str) -> str:
 
 
 class Owner(Protocol):
-    """What a driver needs of its server."""
+    """The Protocol of a driver's server."""
 
     loop: asyncio.AbstractEventLoop
     registry: TargetRegistry
@@ -154,7 +154,7 @@ class QueueDriver:
         return self.queue.owner
 
     def handle(self, events: list[Event], now: float) -> None:
-        """Serve what was received."""
+        """Handle the events of one receive."""
         self.queue.handle(events, now)
         if not self._said:
             self._say_connected()
@@ -175,7 +175,7 @@ class QueueDriver:
         self.queue.lost(f"connection lost: {error.strerror or error}")
 
     def broken(self, error: Exception) -> None:
-        """End this connection, and say why: a defect of ours. The others go on."""
+        """End this connection after a defect of the target, and log it; other connections go on."""
         logger.debug("%s", self.queue.ctx.peer, exc_info=error)
         self.abort(f"internal error: {type(error).__name__}: {error}", fault=True)
 

@@ -178,7 +178,7 @@ class Ports(Mapping[int, Port]):
         self._open_endpoints = open_endpoints
         self._configured = configured
         self.turns: Turns | None = None
-        """Who shares out the event loop's time among new connections and other work."""
+        """The shares of the event loop's time for new connections and other work."""
         self._ports: dict[int, Port] = {}
 
     def __getitem__(self, portid: int) -> Port:

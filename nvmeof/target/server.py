@@ -141,7 +141,7 @@ class Target:
 
     @property
     def settings(self) -> TargetSettings:
-        """What the target was made with."""
+        """The arguments of the target."""
         return TargetSettings(
             config=self.config,
             sockets=self.options,
@@ -164,7 +164,7 @@ class Target:
         """The ports that are listened on, by Port ID."""
         self.administration = Administration(self)
         self.unflushed: list[str] = []
-        """What could not be flushed at the end: what was written last may be lost."""
+        """Backends that could not be flushed at the end: their last writes may be lost."""
         self._served: dict[str, ServedSubsystem] = {}  # by NQN
         self._closing: dict[str, asyncio.Task[None]] = {}  # those that are being closed, by NQN
         self._timer: asyncio.TimerHandle | None = None
@@ -439,7 +439,7 @@ class Target:
         return namespace.zones
 
     def _tick(self) -> None:
-        """End what has been silent for too long, then sleep until the next deadline."""
+        """End silent connections and associations, then sleep until the next deadline."""
         now = self.loop.time()
         following = now + min(_TICK_SECONDS, self.connect_seconds)
         for subsystem in (*self.subsystems.values(), self.registry.discovery):

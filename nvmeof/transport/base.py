@@ -22,7 +22,7 @@ from nvmeof.address import Address as Address
 from nvmeof.errors import ConfigurationError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-"""What can be sent without a copy of our own."""
+"""A buffer that is sent without a copy."""
 
 ENTRY_POINT_GROUP = "nvmeof.transports"
 
@@ -125,7 +125,7 @@ class ConnectionInfo:
     transport: str
     """The transport that was asked for: 'tcp', 'mptcp', 'memory', ..."""
     protocol: str
-    """What is in use now: 'mptcp', 'tcp', 'memory', ... A connection can fall back in mid-life."""
+    """The protocol in use now: 'mptcp', 'tcp', 'memory', ... A connection can fall back in mid-life."""
     fallback: bool = False
     """True where `protocol` is less than what `transport` asked for."""
     fallback_reason: str | None = None
@@ -184,7 +184,7 @@ class ListenerInfo:
 
 
 class Turns(Protocol):
-    """Who shares out the event loop's time among what takes more of it than reading and writing."""
+    """Scheduler of work that takes more of the event loop's time than reading and writing."""
 
     clock: Callable[[], float]
 

@@ -160,7 +160,7 @@ def interface_name(index: int) -> str:
 
 
 def apply(sock: socket.socket, options: SocketOptions) -> None:
-    """Set what the options ask for, and TCP_NODELAY, on a socket that is not connected yet, or was just accepted.
+    """Set the options, and TCP_NODELAY, on a socket that is not connected yet, or was just accepted.
 
     Raises ConfigurationError for a value that the kernel refuses, TransportError when a privilege is missing.
     """

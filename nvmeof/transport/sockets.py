@@ -259,7 +259,7 @@ class SocketListener(Listener):
             turns.add(self, self._accept_in_turn)
 
     def _accept_in_turn(self) -> None:
-        """Accept one, when it is this listener's turn; listen to the socket again when there was none."""
+        """Accept one connection in this listener's turn; listen to the socket again when there was none."""
         if self._accept():
             assert self.turns is not None
             self.turns.add(self, self._accept_in_turn)

@@ -48,13 +48,12 @@ from nvmeof.wire import Buffer
 
 
 class Reservations(Blocking[_Reservations]):
-    """What :attr:`Namespace.reservations` gives: register a key, acquire, release, look.
+    """Reservations of a namespace (:attr:`Namespace.reservations`): register a key, acquire, release, report.
 
     ::
 
-        namespace.reservations.register(0x1234)
-        namespace.reservations.acquire(0x1234, ReservationType.WRITE_EXCLUSIVE)
-        print(namespace.reservations.report())
+    namespace.reservations.register(0x1234) namespace.reservations.acquire(0x1234,
+    ReservationType.WRITE_EXCLUSIVE) print(namespace.reservations.report())
 
     A registrant is a host by its host identifier; keys are numbers of 64 bits of its choice. A conflict is an
     :class:`NvmeStatusError` with the status Reservation Conflict.
@@ -97,18 +96,17 @@ class Reservations(Blocking[_Reservations]):
         PORTAL.run(self.wrapped.clear(key))
 
     def report(self) -> ReservationReport:
-        """Return who is registered, who holds which reservation; all registrants, with 128-bit host identifiers."""
+        """Return the registrants, and which reservation is held by which of them, with 128-bit host identifiers."""
         return PORTAL.run(self.wrapped.report())
 
 
 class Zones(Blocking[_Zones]):
-    """What :attr:`Namespace.zones` gives: report, manage and append to the zones of a zoned namespace.
+    """Zones of a namespace (:attr:`Namespace.zones`): report, manage and append to the zones of a zoned namespace.
 
     ::
 
-        first, *others = namespace.zones.report()
-        lba = namespace.zones.append(first.start, bytes(4096))
-        namespace.zones.finish(first.start)
+    first, *others = namespace.zones.report() lba = namespace.zones.append(first.start, bytes(4096)) await
+    namespace.zones.finish(first.start)
 
     Zones are named by their first block. A namespace without zones refuses these commands.
     """

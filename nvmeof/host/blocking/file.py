@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BUFFER_BYTES: Final = 1 << 20
 """Default size of the buffer of a buffered file, in bytes."""
 MOST_BYTES: Final = 16 << 20
-"""Most that one call of the raw file transfers: reads and writes of files may be partial."""
+"""Upper bound of one transfer of the raw file, in bytes: reads and writes of files may be partial."""
 
 _locks: WeakValueDictionary[tuple[str, int], RangeLock] = WeakValueDictionary()
 _locks_lock = threading.Lock()

@@ -54,7 +54,7 @@ class BenchResult:
     complete: bool = True
     """True if the load ran for the full time."""
     error: NvmeofError | None = None
-    """What a command failed with, which ended the load."""
+    """The error of the command that ended the load."""
     connections: list[QueueFacts] = field(default_factory=list)
     paths: list[MemberFacts] = field(default_factory=list)
     """Of several: what each is, and what went over it since it was connected."""

@@ -37,7 +37,7 @@ _SECTYPES = {SecType.NONE: "none", SecType.TLS_1_2: "tls", SecType.TLS_1_3: "tls
 
 
 def treq_text(treq: int) -> str:
-    """Say what TREQ requires of a secure channel, and whether SQ flow control may be disabled."""
+    """Describe TREQ: the secure channel that it requires, and whether SQ flow control may be disabled."""
     name = _TREQ.get(Treq(treq & 3)) if treq & 3 < 3 and treq < 8 else None
     if name is None:
         return UNKNOWN
@@ -45,7 +45,7 @@ def treq_text(treq: int) -> str:
 
 
 def eflags_text(eflags: int) -> str:
-    """Say what the flags of a discovery entry are."""
+    """Describe the flags of a discovery entry."""
     if eflags & ~sum(flag for flag, _ in _EFLAGS):
         return UNKNOWN
     return ", ".join(text for flag, text in _EFLAGS if eflags & flag) or "none"

@@ -27,7 +27,7 @@ BLOCK_LAYER: Final = frozenset(
 
 
 class Disposition(Enum):
-    """What is done with a completed command."""
+    """The next step of a completed command."""
 
     COMPLETE = "completed: the caller gets its status"
     RETRY = "sent again on the same path"
@@ -35,7 +35,7 @@ class Disposition(Enum):
 
 
 def decide(field: int, opcode: int, *, retries: int = 0) -> Disposition:
-    """Say what is done with a command, given the 16-bit status word ``field`` of its CQE (phase bit 0).
+    """Decide the next step of a command, given the 16-bit status word ``field`` of its CQE (phase bit 0).
 
     ``opcode``: of the I/O command. ``retries``: how often it was sent again on its path, or after
     a path error that is no ANA state.

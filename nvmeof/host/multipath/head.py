@@ -43,7 +43,7 @@ class NoPathError(ConnectionLost):
 
 
 class Owner(Protocol):
-    """What a head needs of its subsystem."""
+    """The Protocol of a head's subsystem."""
 
     subnqn: str
     runtime: Runtime
@@ -162,7 +162,7 @@ class NamespaceHead:
 
     @property
     def usable(self) -> bool:
-        """Whether a command would go out now."""
+        """Whether a command would be sent now."""
         return any(path.access for path in self.paths)
 
     @property
@@ -180,10 +180,9 @@ class NamespaceHead:
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
-        """Send one I/O command over the best path; DW0 | DW1 << 32 of its completion.
-
-        Raises what the command failed with on the last path that it was sent over, :class:`OutcomeUnknown` for one that
-        must not be sent twice and may have been executed, :class:`NoPathError` when no path is left.
+        """Send one I/O command over the best path; return DW0 | DW1 << 32 of its completion. Raises the command's error
+        on its last path, :class:`OutcomeUnknown` for one that must not be sent twice and may have been executed,
+        :class:`NoPathError` when no path is left.
         """
         command = HeadCommand(self, sqe, data_out, data_in, options)
         future: Future[int] = self._runtime.create_future()
@@ -235,7 +234,7 @@ class NamespaceHead:
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> int:
-        """Send one admin command that may be repeated over any path; DW0 | DW1 << 32 of its completion."""
+        """Send one admin command that may be repeated over any path; return DW0 | DW1 << 32 of its completion."""
 
         def call(member: Member) -> Awaitable[int]:
             return member.commands.admin(sqe, data_out=data_out, data_in=data_in, options=options)
@@ -424,7 +423,7 @@ class NamespaceHead:
     # -- the requeue list
 
     def kick(self) -> None:
-        """Send what waits, in the next turn: a path has come, gone or changed."""
+        """Send waiting requests in the next turn, since a path has come, gone or changed."""
         if self._requeue and self._kick is None:
             self._kick = self._runtime.call_later(0.0, self._run_requeue)
 

@@ -24,7 +24,7 @@ class PathMismatchError(NvmeofError):
 
 @dataclass(frozen=True, slots=True)
 class SubsystemIdentity:
-    """What all controllers of a subsystem have in common."""
+    """The values that all controllers of a subsystem have in common."""
 
     subnqn: str
     serial: str
@@ -32,14 +32,14 @@ class SubsystemIdentity:
 
     @classmethod
     def of(cls, subnqn: str, info: IdentifyController) -> SubsystemIdentity:
-        """Take it from Identify Controller."""
+        """Take the identity from Identify Controller."""
         return cls(subnqn, info.sn.strip(), info.mn.strip())
 
 
 def check_controller(
     identity: SubsystemIdentity, known: SubsystemIdentity | None, info: IdentifyController, others: Iterable[int]
 ) -> None:
-    """Check that a controller can be one more of a subsystem.
+    """Check that a controller belongs to a subsystem (NVMe Base, Identify Controller).
 
     ``known``: the subsystem as its first controller had it; None for the first. ``others``: CNTLIDs of its controllers
     that are not going away. Raises :class:`PathMismatchError`, one sentence.
@@ -172,7 +172,7 @@ def nsid_is_unique(shared: bool, info: IdentifyController) -> bool:
 
 
 def check_same_namespace(known: NamespaceView, view: NamespaceView, where: str) -> None:
-    """Check that what ``where`` (a controller, for the message) shows as an NSID is the namespace that others show.
+    """Check that an NSID of ``where`` (a controller, for the message) is the same namespace as on other controllers.
 
     Raises :class:`PathMismatchError`, one sentence.
     """

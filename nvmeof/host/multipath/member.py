@@ -40,7 +40,7 @@ _ACCESS: Final = {AnaState.OPTIMIZED: OPTIMIZED, AnaState.NON_OPTIMIZED: NON_OPT
 
 @dataclass(slots=True)
 class PathFigures:
-    """What went over a path. ``bytes``: data of the commands that succeeded."""
+    """The traffic of a path. ``bytes``: data of the commands that succeeded."""
 
     ios: int = 0
     bytes: int = 0
@@ -155,14 +155,14 @@ class Member:
 
     @property
     def figures(self) -> PathFigures:
-        """What went over this controller, all namespaces together."""
+        """The traffic of this controller, all namespaces together."""
         total = PathFigures()
         for figures in (self._gone, *(path.figures for path in self.namespaces.values())):
             total.add(figures)
         return total
 
     def describe(self) -> MemberFacts:
-        """Return what the path is, and what went over it."""
+        """Return the path's state and traffic."""
         figures, rate = self.figures, self.bytes_per_second
         return {
             "name": self.name,
@@ -207,7 +207,7 @@ def state_word(state: int) -> str:
 
 
 class PathHead(Protocol):
-    """What a path needs of the namespace's head."""
+    """The Protocol of a path's namespace head."""
 
     def kick(self) -> None:
         """Look again at the commands that wait."""

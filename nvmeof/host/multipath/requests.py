@@ -21,7 +21,7 @@ from nvmeof.wire import Buffer
 
 
 class RequestPath(Protocol):
-    """What a request needs of the path that it is on."""
+    """The Protocol of a request's path."""
 
     def finished(self, request: HeadRequest) -> None:
         """Count a command that was completed with success."""
@@ -37,18 +37,18 @@ class RequestPath(Protocol):
 
 
 class Carrier(Protocol):
-    """What a request needs of the head that it is given to."""
+    """The Protocol of the head that carries a request."""
 
     def submit(self, request: HeadRequest, more: bool = False) -> None:
         """Send the request over a path, or keep it until there is one, or end it with an error. Never raises."""
         ...
 
     def refused(self, request: HeadRequest, path: RequestPath, status: int, result: int) -> None:
-        """Decide what becomes of a request that was completed on ``path`` with an error: the CQE's status word."""
+        """Decide the next step of a request that was completed on ``path`` with an error: the CQE's status word."""
         ...
 
     def lost(self, request: HeadRequest, path: RequestPath, error: NvmeofError) -> None:
-        """Decide what becomes of a request whose path was lost."""
+        """Decide the next step of a request whose path was lost."""
         ...
 
     def done(self, request: HeadRequest) -> None:
@@ -279,7 +279,7 @@ class HeadTransfer:
             self.future.set_exception(self._error)
 
     def stop(self) -> bool:
-        """Cancel: send nothing more, give up what is out. True when all buffers are free."""
+        """Cancel: send nothing more, and give up sent requests. Return whether all buffers are free."""
         self._error = self._error or LocalProtocolError("the transfer was cancelled")
         # first what waits: the slots that Aborts free must not send it
         for waiting in (True, False):

@@ -110,7 +110,7 @@ class Subsystem:
             head.set_policy()
 
     def describe(self) -> SubsystemFacts:
-        """Return what the subsystem is now, and what went over each of its paths."""
+        """Return the subsystem's state, and the traffic of each of its paths."""
         identity = self.identity or SubsystemIdentity(self.subnqn, "", "")
         return {
             "subnqn": self.subnqn,

@@ -36,7 +36,8 @@ def _elsewhere(host: str, reachable: str) -> str:
 
 
 def facts(described: dict[str, Any]) -> dict[str, Any]:
-    """Return what is said at the start, of what `Administration.describe` returned: its first subsystem, flat."""
+    """Return the facts to print at the start, from the result of `Administration.describe`: its first
+    subsystem, flat."""
     subsystem, ports = described["subsystems"][0], described["ports"]
     paths = {path["address"]: path for port in ports for path in port["paths"]}
     return {

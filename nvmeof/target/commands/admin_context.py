@@ -100,4 +100,4 @@ class ConnectContext(QueueContext):
 
 
 AnyContext: TypeAlias = ConnectContext | AdminContext | IoContext
-"""What a queue's commands know, in whatever state it is."""
+"""The context of a queue's commands, in any state of the queue."""

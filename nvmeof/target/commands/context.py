@@ -35,7 +35,7 @@ class LbaOpcodes(frozenset[int]):
 
 @dataclass(slots=True)
 class QueueCounters:
-    """What happened on one queue."""
+    """The counters of one queue."""
 
     commands: int = 0
     errors: int = 0
@@ -159,7 +159,7 @@ class CommandContext(QueueContext):
         return int(getattr(namespace, "csi", 0))
 
     def figures(self) -> dict[str, object]:
-        """Return what there is to say of the queue."""
+        """Return the figures of the queue."""
         counters = self.counters
         return {
             "entries": self.entries,

@@ -26,7 +26,7 @@ from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.states import UNCONNECTED_ONLY, QueueState
 
 ADMIN_INCAPSULE_BYTES = 8192
-"""What an admin capsule may carry: fixed by the NVMe/TCP transport."""
+"""The most data of an admin capsule, in bytes: fixed by the NVMe/TCP transport."""
 
 logger = logging.getLogger(__name__)
 _OPCODE = SQE.error_location("opcode")

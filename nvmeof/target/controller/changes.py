@@ -8,7 +8,7 @@ class ChangedNamespaces(set[int]):
     """NSIDs for the Changed Attached Namespace List (log page 04h)."""
 
     def reset(self) -> None:
-        """Forget them, as a Controller Level Reset has it."""
+        """Forget the changes, as a Controller Level Reset does."""
         self.clear()
 
 
@@ -20,5 +20,5 @@ class ChangedZones(dict[int, set[int]]):
     """The first blocks of zones, by NSID, for the Changed Zone List (log page BFh)."""
 
     def reset(self) -> None:
-        """Forget them, as a Controller Level Reset has it."""
+        """Forget the changes, as a Controller Level Reset does."""
         self.clear()

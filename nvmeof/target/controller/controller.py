@@ -69,7 +69,7 @@ NOT_ENABLED_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class ControllerHooks:
-    """What a controller needs of the layers above it.
+    """The callbacks of a controller into the layers above it.
 
     `restore` makes saved features current, at the start and after every reset. `effects` makes the door for the effects
     of a queue's commands: of the controller, QID, queue and TRTYPE. `periodic` is called once a second or so.
@@ -411,7 +411,7 @@ class Controller:
         return not self.gone and self._timer.check(now)
 
     def tick(self, now: float) -> float | None:
-        """Do what is due; returns when to call it next, None for never."""
+        """Execute what is due; return when to call next, None for never."""
         self.check_deadline(now)
         self._hooks.periodic(self)
         return self.next_deadline()

@@ -31,7 +31,7 @@ SMART_CRITICAL_WARNINGS = 0x3F
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What an Asynchronous Event Request completes with. `enable`: its bit in Feature 0Bh; 0: it is always enabled.
+    """The result of an Asynchronous Event Request. `enable`: its bit in Feature 0Bh; 0: it is always enabled.
 
     `parameter`: DW1, the Event Specific Parameter.
     """

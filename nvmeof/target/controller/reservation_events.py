@@ -64,7 +64,7 @@ class ReservationNotices:
         )
 
     def reset(self) -> None:
-        """Forget them, as a Controller Level Reset has it."""
+        """Forget the notices, as a Controller Level Reset does."""
         self._queue.clear()
         self._count = 0
         self._page = _EMPTY

@@ -51,7 +51,7 @@ class Capture:
 
 
 class HostInitiated(Capture):
-    """What a controller's host has asked for last. A reset leaves it as it is."""
+    """The capture that a controller's host requested last. A reset keeps it."""
 
     def reset(self) -> None:
         """Keep the capture: a Controller Reset does not change it."""

@@ -13,12 +13,11 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Abandonable(Protocol):
-    """Something that is waited for and may be given up, such as a file backend's operation in its threads' queue."""
+    """An awaited operation that can be abandoned, such as a file backend's in the queue of its threads."""
 
     def abandon(self) -> bool:
-        """Give it up. True: it is not done, now or later, and fails at once with `ECANCELED`.
-
-        False: it has begun; it may stop on its way, and fail so.
+        """Abandon the operation. True: it is never executed, and fails at once with `ECANCELED`. False: it has begun,
+        and may stop between two pieces with the same error.
         """
         ...
 
@@ -91,7 +90,7 @@ def _keep(future: object) -> None:
 
 
 def abandon(waiting: object) -> bool:
-    """Give up what a command waits for, if that is possible."""
+    """Abandon the operation that a command waits for, if that is possible; return whether it was."""
     return isinstance(waiting, Abandonable) and waiting.abandon()
 
 

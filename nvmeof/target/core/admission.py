@@ -1,10 +1,10 @@
-"""Permits: what was found out about a command once, and holds for others like it until it is withdrawn."""
+"""Admission tokens: results of admission checks that hold for like commands until they are invalidated."""
 
 from __future__ import annotations
 
 
 class AdmissionToken:
-    """Good for one controller and one namespace, as long as it is `valid`.
+    """Result of the admission checks for one controller and one namespace, as long as it is `valid`.
 
     A queue that holds one need not check again what does not depend on a command's own fields: that the controller is
     ready, that the namespace is attached, as large as it was, accessible, writable, and not reserved for others.

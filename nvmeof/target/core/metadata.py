@@ -74,7 +74,7 @@ class MemoryStore:
 
 
 class KeptValue(Generic[T]):
-    """A value that lives in one section of a keeper: a change that cannot be kept is taken back.
+    """A value in one section of a metadata store: a change that cannot be stored is undone.
 
     `changed` is called after each change, and after one was taken back. Values are compared by identity and must not be
     modified in place.

@@ -17,7 +17,7 @@ def class_bytes(length: int) -> int:
 
 
 class MemoryShare:
-    """What one association holds of a pool."""
+    """The memory that one association holds of a pool."""
 
     __slots__ = ("held_bytes", "moves")
 
@@ -90,7 +90,8 @@ class BufferPool:
         return whole[:length]
 
     def give(self, view: memoryview) -> None:
-        """Take a view of `take` back. It must not be used after that. Those who wait for memory are served."""
+        """Return a view of `take` to the pool; the caller must not use the view after that. Waiters for memory are
+        served."""
         whole = memoryview(view.obj)
         size = len(whole)
         if self._owners:

@@ -19,7 +19,7 @@ _CDFE_OFFSET, _CDFE_BYTES = layout(HOST_BEHAVIOR_SUPPORT)["cdfe"]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What Get Features answers: DW0 and, for some features, a data structure."""
+    """The result of Get Features: DW0 and, for some features, a data structure."""
 
     dw0: int = 0
     data: bytes | None = None
@@ -31,7 +31,7 @@ Values = dict[tuple[int, int], Value]
 
 @dataclass(slots=True)
 class FeatureValues:
-    """What Set Features changed of a controller: values, and what is more than remembered."""
+    """The values that Set Features changed of a controller: values, and what is more than remembered."""
 
     values: Values = field(default_factory=dict)
     thresholds: dict[int, int] = field(default_factory=dict)  # kelvin, by THSEL (0 over, 1 under)

@@ -106,12 +106,12 @@ async def _erase(runtime: Runtime, namespace: Namespace, secure: bool) -> None:
     total = max(bytes_to_erase(namespace.backend, secure=secure), 1)
     done = 0
 
-    def told(count: int) -> None:
+    def report(count: int) -> None:
         nonlocal done
         done += count
         namespace.format_remaining = 100 - min(done * 100 // total, 100)
 
-    await erase(runtime, namespace.backend, secure=secure, told=told)
+    await erase(runtime, namespace.backend, secure=secure, report=report)
 
 
 def interrupted(namespace: Namespace) -> bool | None:

@@ -12,7 +12,8 @@ _HOSTS_MAX: Final = 4096
 
 
 class LostWrites:
-    """Of one namespace. Hosts are known by their host identifiers, failures by their number so far."""
+    """The hosts of one namespace whose writes may be lost. Hosts are known by their host identifiers, failures by their
+    number so far."""
 
     __slots__ = ("_told",)
 

@@ -49,7 +49,7 @@ BLOCK_COUNTERS = ("blocks_read", "blocks_written", "blocks_verified", "blocks_co
 
 @dataclass(slots=True)
 class NamespaceCounters:
-    """What was done since the start; plain numbers that a hot path adds to."""
+    """Counters since the start; plain numbers that the fast path adds to."""
 
     reads: int = 0  # Read and Compare
     writes: int = 0
@@ -186,8 +186,8 @@ class Namespace:
     def refresh(self) -> None:
         """Take size, block size and memory over from the backend (at the start and after a resize).
 
-        Permits are withdrawn. `memory` is None as well while there are blocks that cannot be read, or all access is
-        blocked, so that who goes by it needs no other check.
+        Admission tokens are invalidated. `memory` is None as well while there are blocks that cannot be read, or all
+        access is blocked, so that its users need no other check.
         """
         capabilities = self.backend.capabilities
         self.block_bytes = capabilities.block_bytes
@@ -206,12 +206,12 @@ class Namespace:
 
     @property
     def configured_read_only(self) -> bool:
-        """Whether it was configured as read-only, or its backend is."""
+        """Whether the namespace was configured as read-only, or its backend is."""
         return self._read_only
 
     @property
     def read_only(self) -> bool:
-        """Whether it may not be written: it was configured so, or a host has protected it."""
+        """Whether the namespace must not be written: it was configured so, or a host has protected it."""
         return self._read_only or self.write_protected
 
     def block_access(self, status: Status | None) -> None:

@@ -33,7 +33,7 @@ class ReservationStore:
 
     @property
     def state(self) -> Reservations:
-        """What holds now."""
+        """The present registrants and reservation."""
         return self._kept.now
 
     @property
@@ -48,10 +48,8 @@ class ReservationStore:
         return ALL_TYPES | Rescap.IGNORE_EXISTING_KEY_1_3 | persistence
 
     def change(self, state: Reservations) -> Awaitable[None] | None:
-        """Let it hold from now on; done when it is on non-volatile media, where it has to be.
-
-        Raises or ends with `CommandError` when it cannot be kept: what held before holds again then, unless there was
-        another change since.
+        """Make a new state current. Done when it is on non-volatile media, if it has to be. Raises or ends with
+        `CommandError` when it cannot be stored: the state before is current again then, unless it has changed since.
         """
         before = self._kept.now
         # Also what was so already is kept: it may still be on its way, and is relied on when this is done.

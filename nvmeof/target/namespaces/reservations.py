@@ -34,7 +34,7 @@ _RTYPE = SQE.error_location("cdw10", CDW10_TYPE)
 
 
 class Group(Enum):
-    """What a command is to a reservation."""
+    """The group of a command in the rules of reservations."""
 
     READ = "read command group"
     WRITE = "write command group"
@@ -42,7 +42,7 @@ class Group(Enum):
 
 
 class Standing(Enum):
-    """What a host is to a reservation."""
+    """The relation of a host to a reservation."""
 
     HOLDER = "reservation holder"
     REGISTRANT = "registrant"
@@ -77,7 +77,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What follows from an action. `preempted`: hosts whose commands Preempt and Abort aborts."""
+    """The result of an action. `preempted`: hosts whose commands Preempt and Abort aborts."""
 
     state: Reservations
     notices: tuple[Notice, ...] = ()

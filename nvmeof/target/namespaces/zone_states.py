@@ -27,7 +27,7 @@ IS_OFF = Status.ZONE_IS_OFFLINE
 
 
 class ZoneInput(Enum):
-    """What happens to a zone."""
+    """An input of a zone's state machine."""
 
     READ = "a block is read"
     WRITE = "blocks are written at the write pointer"

@@ -293,7 +293,7 @@ class ZonedNamespace(Namespace):
         )
 
     async def _commit(self, records: Records) -> None:
-        """Keep what zones are as far as their data is on the media."""
+        """Commit the records of zones up to the data that is on the media."""
         store = self.zones.store
         committed = {index: item[1] for index, item in records.items()}
         await settled(self._call(lambda: store.commit(committed), writing=True))
@@ -342,7 +342,7 @@ class ZonedNamespace(Namespace):
         return undo
 
     def _or_back(self, operation: Callable[[], Pending], undo: Callable[[], None]) -> Pending:
-        """Do what keeps a command; when that fails the command has no effect."""
+        """Execute the save of a command; when it fails the command has no effect."""
         try:
             pending = operation()
         except CommandError:

@@ -295,7 +295,7 @@ class Zones:
             zone.pointer = gap
 
     def save(self, zone: Zone) -> None:
-        """Keep what a zone is now. Raises `OSError`."""
+        """Store the present record of a zone. Raises `OSError`."""
         record = zone.record
         self.store.put(zone.index, record)
         if self.store.durable:

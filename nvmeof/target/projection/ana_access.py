@@ -18,11 +18,11 @@ PATH_STATUS: Final[Mapping[AnaState, Status]] = MappingProxyType(
         AnaState.CHANGE: Status.ANA_TRANSITION,
     }
 )
-"""What commands are aborted with in these states (NVMe Base, 8.1.1.6 to 8.1.1.8)."""
+"""The status of commands in these states (NVMe Base, 8.1.1.6 to 8.1.1.8)."""
 
 
 class Grouped(Protocol):
-    """What ANA needs to know of a namespace."""
+    """The part of a namespace that ANA needs."""
 
     nsid: int
     anagrpid: int

@@ -20,7 +20,7 @@ COPIES_MOST: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What commands may ask for: `transfer_bytes` is MDTS, `incapsule_bytes` what an I/O capsule may carry."""
+    """The limits of commands: `transfer_bytes` is MDTS, `incapsule_bytes` what an I/O capsule may carry."""
 
     transfer_bytes: int
     incapsule_bytes: int

@@ -76,8 +76,8 @@ class Aborts:
 
     def abort_namespace(self, nsid: int) -> None:
         """Preempt and Abort: end the commands for a namespace as `abort` does, with another status. Writes whose data
-        goes straight to the namespace write nothing more: its permits were withdrawn, and they are checked again when
-        the data is there.
+        goes straight to the namespace write nothing more: their admission tokens were invalidated, and are checked
+        again when the data has arrived.
         """
         for cid, other in self.commands().items():
             if other == nsid:

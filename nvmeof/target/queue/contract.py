@@ -95,5 +95,5 @@ class InFlight(Protocol):
         ...
 
     def go_on_in_turn(self) -> None:
-        """Take what is held when it is the queue's turn again."""
+        """Take held commands in the queue's next turn."""
         ...

@@ -48,7 +48,7 @@ class CommandTemplate:
     blocks: int
     raw: bytes  # its SQE
     columns: tuple[memoryview, memoryview, memoryview, memoryview] | None = None
-    """What `columns_of` has made."""
+    """The result of `columns_of`."""
 
     def sqe(self, cid: int, slba: int) -> Sqe:
         """Return the command with another CID and SLBA."""
@@ -61,7 +61,7 @@ def _column(value: bytes, kind: str) -> memoryview:
 
 
 def columns_of(template: CommandTemplate) -> tuple[memoryview, memoryview, memoryview, memoryview]:
-    """Make what columns of a run are compared with: opcode and flags, NSID, SGL1's length and type, CDW12 and 13."""
+    """Make the columns that a run is compared with: opcode and flags, NSID, SGL1's length and type, CDW12 and 13."""
     raw = template.raw
     columns = _column(raw[:2], "H"), _column(raw[4:8], "I"), _column(raw[32:40], "Q"), _column(raw[48:56], "Q")
     template.columns = columns

@@ -51,7 +51,7 @@ class Half:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more is to come of it."""
+        """Whether the half has ended."""
         return self.data is not None or self.error is not None
 
 
@@ -192,7 +192,7 @@ class FusedPairs:
     # Execution
 
     def _settle(self, pair: Pair) -> None:
-        """Execute what can be executed, once both halves are there."""
+        """Execute the pair, or refuse its halves, once both have arrived."""
         first, second = pair.first, pair.second
         if not (first.settled and second.settled):
             return

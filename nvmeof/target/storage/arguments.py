@@ -74,7 +74,7 @@ class Arguments:
         return float(match[1]) * _SCALE[match[2]]
 
     def choice(self, option: str, choices: Mapping[str, T], default: str) -> T:
-        """Return what a word stands for."""
+        """Return the value of a word."""
         text = self.text(option, default) or default
         if text not in choices:
             raise ConfigurationError(f"{self.name}: {option} is one of {', '.join(choices)}, not {text!r}")

@@ -25,7 +25,7 @@ DEFAULT_BLOCK_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can do, apart from how it does it."""
+    """The capabilities of a backend."""
 
     size_bytes: int
     block_bytes: int = 512  # the logical block size that it is presented with
@@ -163,7 +163,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What it can do now; the size changes with `resize`."""
+        """The present capabilities; the size changes with `resize`."""
 
     @property
     @abstractmethod
@@ -171,7 +171,7 @@ class Backend(ABC):
         """A few words for a log line."""
 
     async def open(self) -> None:  # noqa: B027 - optional for a backend
-        """Make it ready. Raises `OSError` or `ConfigurationError`; calling it twice is harmless."""
+        """Open the backend. Raises `OSError` or `ConfigurationError`; calling it twice is harmless."""
 
     async def close(self) -> None:  # noqa: B027 - optional for a backend
         """Let everything go, after what was begun has ended. Calling it twice is harmless."""
@@ -263,7 +263,7 @@ class Backend(ABC):
         return self.description
 
     overwrite_to_erase = False
-    """Whether what is given back may be found again on the media: to erase it, it has to be written over before."""
+    """Whether deallocated data may still be found on the media: to erase data, it has to be overwritten before."""
 
     @property
     def used_bytes(self) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 from nvmeof.runtime import Runtime, pause, settled
 from nvmeof.target.storage.base import Backend
 
-Told = Callable[[int], None]
+Progress = Callable[[int], None]
 """Progress callback: called with the number of bytes erased since its last call."""
 
 PIECE_BYTES: Final = 64 << 20
@@ -28,7 +28,7 @@ def piece_bytes(backend: Backend) -> int:
     return PIECE_BYTES if backend.memory is None else MEMORY_PIECE_BYTES
 
 
-async def overwrite(runtime: Runtime, backend: Backend, pattern: bytes, told: Told) -> None:
+async def overwrite(runtime: Runtime, backend: Backend, pattern: bytes, report: Progress) -> None:
     """Write a pattern over all that the backend has space for, and have it on the media. Raises `OSError`."""
     size_bytes = backend.capabilities.size_bytes
     step = piece_bytes(backend)
@@ -40,19 +40,19 @@ async def overwrite(runtime: Runtime, backend: Backend, pattern: bytes, told: To
             for position in range(start, end, write_bytes):
                 await settled(backend.write(position, data[: end - position]))
                 await pause(runtime)
-        told(length)
+        report(length)
         await pause(runtime)
     await settled(backend.flush())
 
 
-async def give_back(runtime: Runtime, backend: Backend, told: Told) -> None:
+async def give_back(runtime: Runtime, backend: Backend, report: Progress) -> None:
     """Make everything read as zeroes, and give its space back. Raises `OSError`."""
     size_bytes = backend.capabilities.size_bytes
     step = piece_bytes(backend)
     for offset in range(0, size_bytes, step):
         length = min(step, size_bytes - offset)
         await settled(backend.write_zeroes(offset, length, deallocate=True))
-        told(length)
+        report(length)
         await pause(runtime)
     await settled(backend.flush())
 
@@ -62,12 +62,12 @@ def passes_to_erase(backend: Backend) -> list[bytes]:
     return [_ZEROES] if backend.overwrite_to_erase else []
 
 
-async def erase(runtime: Runtime, backend: Backend, *, secure: bool, told: Told) -> None:
+async def erase(runtime: Runtime, backend: Backend, *, secure: bool, report: Progress) -> None:
     """Erase all data of a backend; with `secure`, overwrite the media as well. Raises `OSError`."""
     if secure:
         for pattern in passes_to_erase(backend):
-            await overwrite(runtime, backend, pattern, told)
-    await give_back(runtime, backend, told)
+            await overwrite(runtime, backend, pattern, report)
+    await give_back(runtime, backend, report)
 
 
 def bytes_to_erase(backend: Backend, *, secure: bool) -> int:

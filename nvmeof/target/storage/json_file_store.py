@@ -209,7 +209,7 @@ class JsonFileStore:
         settle([future for _, future in batch], NotKeptError(error.errno, error.strerror or str(error)))
 
     async def _put_back(self) -> None:
-        """Write what holds once more: the file that could not be kept has its name already."""
+        """Write the previous content once more, after a new file that could not be made durable has taken the name."""
         text = kept_document.build(self._durable) if self._durable or self._lock >= 0 else None
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._replace, text)

@@ -106,7 +106,7 @@ class RangeLocks:
         self._held[wanted.owner] = self._held.get(wanted.owner, 0) + 1
 
     def release(self, lock: RangeLock) -> None:
-        """Give a range back; those who waited only for it are granted."""
+        """Release a range, and grant the requests that waited only for it."""
         del self._locks[lock]
         held = self._held.pop(lock.owner) - 1
         if held:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 
 def settle(waiters: Iterable[asyncio.Future[None]], error: BaseException | None) -> None:
-    """Complete the futures of those who wait, or fail them with `error`."""
+    """Complete the waiting futures, or fail them with `error`."""
     for waiter in waiters:
         if waiter.done():
             continue

@@ -200,7 +200,7 @@ class AnaPorts:
         return [each.portid for each in concerned if each.set(group, state)]
 
     def tick(self, now: float, subnqn: str) -> None:
-        """Call it every second or so: see `AnaGroups.tick`."""
+        """Check the Change states on all ports, once a second or so: see `AnaGroups.tick`."""
         for each in self._ports.values():
             if each.barred:
                 each.tick(now, subnqn)

@@ -41,7 +41,7 @@ class Hosts:
         return self.any_host or nqn in self._hosts
 
     def add(self, host: Host) -> None:
-        """Let one more host use it. Raises `ConfigurationError` where any may, or it may already."""
+        """Allow one more host. Raises `ConfigurationError` when any host is allowed, or this one is already."""
         if self.any_host:
             raise ConfigurationError("any host may use the subsystem; forbid that before you add a host")
         if host.nqn in self._hosts:

@@ -1,6 +1,6 @@
 """What a subsystem counts over its whole life: power cycles, power-on time, and what its namespaces did.
 
-All of it is in the subsystem's keeper, so it goes on after a restart when the keeper lasts. Counters are kept from time
+All of it is in the subsystem's metadata store, and outlives restarts if that is durable. Counters are kept from time
 to time and at a clean stop: a kill loses those of the last minutes, as it does with a device.
 """
 
@@ -70,12 +70,12 @@ class Totals:
 
     @property
     def smart_bytes_read(self) -> int:
-        """What SMART Data Units Read Commands have read: Compare, Read and Verify."""
+        """Bytes of SMART Data Units Read: Compare, Read and Verify."""
         return self.bytes_read + self.bytes_verified
 
     @property
     def smart_bytes_written(self) -> int:
-        """What User Data Out Commands have written: Copy and Write."""
+        """Bytes of User Data Out Commands: Copy and Write."""
         return self.bytes_written + self.bytes_copied
 
 
@@ -112,11 +112,11 @@ class Lifetime:
         self.power_cycles = int(_number(kept, "power_cycles")) + 1
         self.unsafe_shutdowns = int(_number(kept, "unsafe_shutdowns"))
         self.unsafe = bool(kept) and not kept.get("clean", False)
-        """Whether the last run did not end as it should have."""
+        """Whether the last run ended without a clean stop."""
         if self.unsafe:
             self.unsafe_shutdowns += 1
         self.errors = int(_number(kept, "errors"))
-        """Entries that the Error Information logs of all controllers ever had."""
+        """The number of entries in the Error Information logs of all controllers so far."""
         self._snapshot_at: float | None = None
         self._seconds = float(_number(kept, "power_on_seconds"))
         self._busy = float(_number(kept, "busy_seconds"))
@@ -157,7 +157,7 @@ class Lifetime:
 
     @property
     def totals(self) -> Totals:
-        """Everything that was ever done in the subsystem."""
+        """The totals of the subsystem over its lifetime."""
         totals = Totals.of(self._adopted.values()).plus(self.gone)
         for each in self._of.values():
             totals = totals.plus(each)

@@ -29,7 +29,7 @@ from nvmeof.target.subsystem.persistent_events import watch
 
 logger = logging.getLogger("nvmeof.target")
 SECTION: Final = "namespaces"
-"""What a pool's keeper holds: `namespaces` made, names that are `unused` (half made or half deleted), and `hosts`."""
+"""A pool's section: `namespaces` made, names that are `unused` (half made or half deleted), and `hosts`."""
 _NSID = SQE.error_location("nsid")
 _DATA = SQE.error_location("sgl_address")
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
@@ -58,7 +58,7 @@ class Member(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NewNamespace:
-    """What a namespace shall be. `options`: what its command set remembers of it."""
+    """The description of a namespace to create. `options`: the values that its command set stores."""
 
     size_bytes: int
     block_bytes: int
@@ -70,7 +70,7 @@ class NewNamespace:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is kept of a namespace that was made. Its UUID is its name; it was never given out before."""
+    """The stored record of a namespace that was created. Its UUID is its name, and is never used twice."""
 
     nsid: int
     name: str
@@ -105,7 +105,7 @@ class Record:
 
 
 class Owner(Protocol):
-    """What a manager needs of its subsystem."""
+    """The Protocol of a manager's subsystem."""
 
     namespaces: dict[int, Namespace]
     attachments: Attachments
@@ -128,7 +128,7 @@ class Owner(Protocol):
 
 
 class NamespaceManager:
-    """Of one subsystem. `CommandError` says what cannot be done; nothing has changed then."""
+    """The namespace manager of one subsystem. Its methods raise `CommandError` and have no effect then."""
 
     def __init__(self, owner: Owner, pool: Pool, kinds: Mapping[int, NamespaceKind] = STANDARD_KINDS) -> None:
         self.pool = pool
@@ -220,7 +220,7 @@ class NamespaceManager:
             logger.error("%s cannot keep the ANA group: %s", self.pool.description, error.strerror or error)
 
     async def _keep(self, undo: Callable[[], None], attachments: Attachments | None = None) -> None:
-        """Keep what was changed before; take it back with `undo` when that fails, so that no later saving has it."""
+        """Store a change that was made before; on failure call `undo`, so that no later save includes it."""
         try:
             await settled(self._save(attachments))
         except OSError as error:
@@ -397,7 +397,7 @@ class NamespaceManager:
     async def _keep_attachments(
         self, namespace: Namespace, members: Sequence[Member], remember: Callable[[Attachments], None]
     ) -> list[Member]:
-        """Keep what is remembered of hosts; returns the controllers that are still there."""
+        """Store the attachments by host; return the controllers that still exist."""
         copy = self._owner.attachments.copy()
         remember(copy)
         await self._keep(lambda: None, copy)

@@ -73,7 +73,7 @@ def _make_zoned(
 
 
 class NamespaceKinds(dict[int, NamespaceKind]):
-    """What namespaces hosts can create, by CSI."""
+    """The kinds of namespaces that hosts can create, by CSI."""
 
 
 STANDARD_KINDS: Final[Mapping[int, NamespaceKind]] = NamespaceKinds(

@@ -70,7 +70,7 @@ class History:
 
     @property
     def events(self) -> tuple[PersistentEvent, ...]:
-        """All that are kept, the oldest first."""
+        """All stored events, the oldest first."""
         return tuple(self._events)
 
     def add(
@@ -121,7 +121,7 @@ def watch(pending: Awaitable[None] | None, what: str) -> None:
         if error is not None:
             _not_kept(error, what)
 
-    # A keeper that takes time gives out futures of its event loop.
+    # A metadata store that takes time returns futures of its event loop.
     add_done_callback = getattr(pending, "add_done_callback", None)
     if add_done_callback is not None:
         add_done_callback(ended)

@@ -43,7 +43,7 @@ _STATE_CODES: Final = {
 
 
 class _Kept(Enum):
-    """What is kept of an operation: that it runs, or how it ended."""
+    """The stored state of an operation: it runs, or how it ended."""
 
     RUNNING = "running"
     FAILED = "failed"
@@ -109,7 +109,7 @@ def _data_of(namespace: Namespace) -> tuple[str, str]:
 
 
 class Sanitizer:
-    """`namespaces` is the subsystem's live table; `keeper` its metadata store. `view` is the part that commands see;
+    """`namespaces` is the subsystem's live table; `metadata_store` its store. `view` is the part that commands see;
     `erased`: nothing was written since the last success (Global Data Erased).
     """
 
@@ -270,7 +270,7 @@ class Sanitizer:
     def _bytes_of(self, namespace: Namespace) -> int:
         return namespace.backend.capabilities.size_bytes * (len(self._patterns(namespace)) + 1)
 
-    def _told(self, count: int) -> None:
+    def _progress(self, count: int) -> None:
         self._done_bytes += count
 
     async def _erase(self, runtime: Runtime, namespaces: list[Namespace]) -> None:
@@ -279,10 +279,10 @@ class Sanitizer:
             for namespace in namespaces:
                 chosen = patterns[namespace.nsid]
                 if number < len(chosen):
-                    await overwrite(runtime, namespace.backend, chosen[number], self._told)
+                    await overwrite(runtime, namespace.backend, chosen[number], self._progress)
             self.passes_done = number + 1
         for namespace in namespaces:
-            await give_back(runtime, namespace.backend, self._told)
+            await give_back(runtime, namespace.backend, self._progress)
 
     def _bar(self, status: Status | None) -> None:
         for namespace in self._namespaces.values():

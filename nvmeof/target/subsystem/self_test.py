@@ -1,7 +1,7 @@
 """Device self-tests of a subsystem: one at a time, in the background, with the results of the last twenty.
 
 A short test looks at samples of every namespace, an extended one reads every block. Results are kept with the
-subsystem; an extended test goes on at the next start where the subsystem's keeper lasts.
+subsystem; an extended test goes on at the next start if the subsystem's metadata store is durable.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Failed(Exception):
 
 
 class _Removed(Exception):
-    """The one namespace that is tested has gone."""
+    """The namespace of a test of one namespace was removed."""
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class SelfTest:
 
     @property
     def running(self) -> SelfTestCode:
-        """What is in progress."""
+        """The test in progress."""
         return SelfTestCode.NONE if self._test is None else self._test.code
 
     @property

@@ -55,7 +55,7 @@ logger = logging.getLogger("nvmeof.target")
 
 
 class Association(Protocol):
-    """What a subsystem knows of its controllers."""
+    """The Protocol of a subsystem's controllers."""
 
     cntlid: int
     host_nqn: str
@@ -132,8 +132,8 @@ class Subsystem:
     """`namespaces` is the live table NSID -> Namespace of those that exist (are allocated), whichever controllers they
     are attached to.
 
-    `kinds`: the namespaces that hosts can create, where there is a pool. `keeper`: what has to outlive the process.
-    `history`: the events of the Persistent Event log.
+    `kinds`: the namespaces that hosts can create, where there is a pool. `metadata_store`: state that
+    outlives the process. `history`: the events of the Persistent Event log.
     """
 
     def __init__(
@@ -416,7 +416,7 @@ class Subsystem:
     def volatile_cache(self) -> bool:
         """Whether any namespace may lose completed writes at a power failure before a Flush, also one yet to be made.
 
-        Hosts ask when they connect, and go by it for whatever they attach later.
+        Hosts ask when they connect, and rely on the answer for namespaces attached later.
         """
         if self.config.pool is not None and self.config.pool.volatile_cache:
             return True

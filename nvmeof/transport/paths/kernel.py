@@ -35,7 +35,7 @@ class ListedPath:
     owned: bool
     """Added by nvmeof: by this process, another one, or the command line."""
     holders: tuple[str, ...] = ()
-    """Who counts on it: 'target 1234', ..."""
+    """The processes that hold the endpoint: 'target 1234', ..."""
     suspended: bool = False
     """Taken out of use, because its link is down; it comes back with the link."""
 

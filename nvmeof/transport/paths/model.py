@@ -42,7 +42,7 @@ NO_FLAGS: Final = PathFlag(0)
 
 
 class PathRole(Enum):
-    """What a path of ours is for."""
+    """The use of a path."""
 
     SIGNAL = "signal"
     """A target's address, announced."""

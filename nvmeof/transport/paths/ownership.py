@@ -77,7 +77,7 @@ class OwnedSetting:
 
 @dataclass(slots=True)
 class Record:
-    """What is in the file."""
+    """The content of the file."""
 
     holders: dict[str, dict[str, Any]] = field(default_factory=dict)
     endpoints: list[OwnedEndpoint] = field(default_factory=list)

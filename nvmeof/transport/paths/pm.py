@@ -108,7 +108,7 @@ class PathManagerSocket:
         )
 
     def set_limits(self, limits: Limits) -> None:
-        """Set them for connections that are made, and subflows that are added, from now on."""
+        """Set the limits of later connections and subflows."""
         self._send(Command.SET_LIMITS, ("SUBFLOWS", limits.subflows), ("RCV_ADD_ADDRS", limits.add_addr_accepted))
 
     # -- of one connection, with the user-space path manager

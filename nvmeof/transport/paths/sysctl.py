@@ -35,7 +35,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MptcpSettings:
-    """What this network namespace uses for new connections."""
+    """The settings of this network namespace for new connections."""
 
     enabled: bool
     path_manager: Choice
@@ -70,7 +70,7 @@ def write(name: str, value: str) -> None:
 
 
 def settings() -> MptcpSettings:
-    """Read them all. Raises PathsUnavailable where the kernel has no MPTCP."""
+    """Read all settings. Raises PathsUnavailable where the kernel has no MPTCP."""
     enabled = read("enabled")
     if enabled is None:
         raise PathsUnavailable("this kernel has no MPTCP")

@@ -30,7 +30,7 @@ class Direction(Enum):
 
 
 class NsidRule(Enum):
-    """What a command's NSID must be."""
+    """The rule of a command's NSID."""
 
     UNUSED = "not used"
     ZERO = "0h: not used, and a host that gives one means something else"
@@ -40,7 +40,8 @@ class NsidRule(Enum):
 
 
 class AnaRule(Enum):
-    """What a command does while its namespace is in an ANA group whose state lets no command through (8.1.1.10)."""
+    """The effect of an ANA state that allows no command on a command of its group's namespaces (NVMe Base,
+    8.1.1.10)."""
 
     ABORTED = "aborted with the status of the group's state"
     UNAFFECTED = "as in every other state"
@@ -48,7 +49,7 @@ class AnaRule(Enum):
 
 
 class Access(Enum):
-    """What a command does to the data of its namespace: who else's rules stand in its way depends on it."""
+    """The access of a command to its namespace's data, which decides the reservations and locks that apply."""
 
     NONE = "none"
     READ = "reads"
@@ -197,7 +198,7 @@ class CommandRow(Generic[C, T]):
     remark: str = ""  # for docs/supported.md
 
     def command(self, ctx: C, sqe: Sqe) -> T:
-        """Give what the row's functions get of a command: what `decode` makes of it, once."""
+        """Return the argument of the row's functions: the result of `decode` for a command, computed once."""
         command: Any = sqe
         if self.decode is not None:
             command = sqe.decoded

@@ -1,7 +1,7 @@
 """SMART / Health Information and Endurance Group Information: what was done, and for how long.
 
 There is one endurance group, which is the subsystem. Nothing wears out here, so that spare and use are what they were
-in the beginning; what was read and written is counted over all runs when the subsystem's keeper lasts.
+in the beginning; what was read and written is counted over all runs if the subsystem's metadata store is durable.
 """
 
 from __future__ import annotations

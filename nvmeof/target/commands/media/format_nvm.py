@@ -41,7 +41,7 @@ _SES = SQE.error_location("cdw10", 9)
 
 
 def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
-    """Abort what would touch the data of a namespace that is being formatted (or deletes it)."""
+    """Abort a command that would touch the data of a namespace that is being formatted, or delete it."""
     concerned: Iterable[Namespace]
     if spec.deletes is not never and spec.deletes(spec.command(ctx, sqe)):
         concerned = spec.concerned(ctx, sqe)

@@ -132,7 +132,8 @@ def _invalid(message: str, status: Status = Status.INVALID_FIELD) -> CommandErro
 
 
 def new_namespace(fields: Any, kind: NamespaceKind, *, ana_groups: int) -> NewNamespace:
-    """Make what the data of a create operation asks for. Raises `CommandError`. `ana_groups`: ANAGRPMAX."""
+    """Make the namespace that the data of a create operation describes. Raises `CommandError`.
+    `ana_groups`: ANAGRPMAX."""
     if fields.nmic & Nmic.DISPERSED:
         raise _invalid("dispersed namespaces are not supported (NMIC)")
     if fields.nvmsetid:

@@ -61,7 +61,8 @@ _STARTS = frozenset({SanitizeAction.BLOCK_ERASE, SanitizeAction.OVERWRITE})
 
 
 def gate(ctx: CommandContext, spec: CommandSpec, sqe: Sqe) -> None:
-    """Abort what may not be processed now: Sanitize In Progress, or Sanitize Failed."""
+    """Abort a command that is not allowed now: Sanitize In Progress, or Sanitize Failed (NVMe Base,
+    Sanitize command)."""
     sanitize = ctx.view.sanitize
     if sanitize.state is SanitizeState.IDLE:
         if sanitize.erased and ctx.qid and spec.access in (Access.WRITE, Access.READ_WRITE):

@@ -43,7 +43,7 @@ class _Saving:
         self._all.saving.append(self)
 
     def _end(self) -> bool:
-        """Forget it; returns whether it was the newest."""
+        """Forget the change; return whether it was the newest."""
         newest = self._all.saving[-1] is self
         self._all.saving.remove(self)
         if not self._all.saving:

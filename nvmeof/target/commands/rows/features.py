@@ -37,7 +37,7 @@ Restore = Callable[[Controller, Sqe, Value], None]
 
 
 class Scope(Enum):
-    """What a feature's value belongs to; the value is its bit of FSP in the Feature Identifiers and Effects log."""
+    """The scope of a feature's value; the value is its bit of FSP in the Feature Identifiers and Effects log."""
 
     NAMESPACE = 1 << 20
     CONTROLLER = 1 << 21
