@@ -41,6 +41,8 @@ def _wait(pending: Awaitable[Any], seen: Callable[[object], None]) -> Generator[
                 future = inner.send(sent)
     except StopIteration as stop:
         return stop.value
+    finally:
+        pending = inner = future = None  # type: ignore[assignment]  # an error that the future holds refers to this frame
 
 
 class AbortableAwait:
@@ -70,6 +72,7 @@ class AbortableAwait:
             return (yield from _wait(self._pending, self._seen))
         finally:
             self._waiting.pop(self._cid, None)
+            del self._pending  # as in `_wait`
 
 
 class Uninterruptible:
