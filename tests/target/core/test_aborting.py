@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Awaitable
 
 import pytest
 
@@ -16,14 +17,14 @@ async def _given_up(kind: str) -> None:
     waiting: dict[int, object] = {}
     pending = AbortableAwait(waiting, 7, operation) if kind == "abortable" else Uninterruptible(operation)
 
-    async def command() -> str:
+    async def command(pending: Awaitable[int]) -> str:
         try:
             await pending
         except OSError as error:
             return str(error.errno)
         return "done"
 
-    running = asyncio.ensure_future(command())
+    running = asyncio.ensure_future(command(pending))
     await asyncio.sleep(0)
     if kind == "abortable":
         assert abandon(waiting[7])

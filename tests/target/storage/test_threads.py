@@ -9,6 +9,7 @@ import pytest
 
 from nvmeof.target.storage import threads as module
 from nvmeof.target.storage.threads import ThreadBatches, give_way
+from tests.conformance.rawhost import until
 
 
 @pytest.fixture
@@ -23,9 +24,8 @@ async def test_there_is_one_thread_more_than_are_busy(threads):
     go_on = threading.Event()
     waiting = []
     for busy in range(4):
-        async with asyncio.timeout(60):
-            while len(threads._threads) != min(busy + 1, 4):  # a thread that was without work starts one more
-                await asyncio.sleep(0.001)
+        most = min(busy + 1, 4)
+        await until(lambda most=most: len(threads._threads) == most)  # a thread that was without work starts one more
         begun = threading.Event()
 
         def call(begun: threading.Event = begun) -> None:
