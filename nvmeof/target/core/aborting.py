@@ -84,7 +84,9 @@ class Uninterruptible:
         self._pending: Awaitable[Any] = pending
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return _wait(self._pending, _keep)
+        pending = self._pending
+        del self._pending  # as in `_wait`; it is awaited once
+        return _wait(pending, _keep)
 
 
 def _keep(future: object) -> None:
