@@ -108,7 +108,7 @@ def ana(bench: Bench) -> None:
         subsystems = _json(bench.run("nvme list-subsys -o json 2>/dev/null"))
         ours = [each for host in subsystems for each in host["Subsystems"] if each["NQN"] == NQN]
         expect([len(each["Paths"]) for each in ours] == [2], f"list-subsys has no two paths: {subsystems}")
-        load = bench.start(f"{_FUNCTIONS}\nverify $DEV 96 --rate=6m --time_based=0")
+        load = bench.start(f"{_FUNCTIONS}\nverify $DEV 96 --rate=3m --time_based=0")
         moves = [
             (1, "non-optimized"), (2, "inaccessible"), (1, "inaccessible"), (1, "change"), (2, "optimized"),
             (1, "optimized"), (2, "non-optimized"), (1, "change"), (1, "inaccessible"), (2, "inaccessible"),
