@@ -28,8 +28,15 @@ if TYPE_CHECKING:
     from nvmeof.host.async_events import AsyncEvent
     from nvmeof.host.client import HostController, PassthruResult, connect, discover
     from nvmeof.host.discovery import DiscoveryEntry
+    from nvmeof.host.discovery_service import (
+        DiscoveryChange,
+        DiscoveryWatch,
+        discover_all,
+        watch_discovery,
+    )
     from nvmeof.host.host_subsystem import HostSubsystem, PathAddress, connect_multipath
     from nvmeof.host.namespace import Namespace
+    from nvmeof.host.referrals import Discovered
     from nvmeof.host.results import ErrorLogEntry, IdentifyController, IdentifyNamespace, SmartLog
     from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
     from nvmeof.target.server import Target
@@ -46,7 +53,10 @@ _HOMES = {
     "ConfigurationError": "nvmeof.errors",
     "ConnectTimeout": "nvmeof.errors",
     "ConnectionLost": "nvmeof.errors",
+    "Discovered": "nvmeof.host.referrals",
+    "DiscoveryChange": "nvmeof.host.discovery_service",
     "DiscoveryEntry": "nvmeof.host.discovery",
+    "DiscoveryWatch": "nvmeof.host.discovery_service",
     "ErrorLogEntry": "nvmeof.host.results",
     "FileBackend": "nvmeof.target.storage.file",
     "FilePool": "nvmeof.target.storage.pools",
@@ -76,6 +86,8 @@ _HOMES = {
     "connect": "nvmeof.host.client",
     "connect_multipath": "nvmeof.host.host_subsystem",
     "discover": "nvmeof.host.client",
+    "discover_all": "nvmeof.host.discovery_service",
+    "watch_discovery": "nvmeof.host.discovery_service",
 }
 
 __all__ = [
@@ -84,7 +96,10 @@ __all__ = [
     "ConfigurationError",
     "ConnectTimeout",
     "ConnectionLost",
+    "Discovered",
+    "DiscoveryChange",
     "DiscoveryEntry",
+    "DiscoveryWatch",
     "ErrorLogEntry",
     "FileBackend",
     "FilePool",
@@ -114,6 +129,8 @@ __all__ = [
     "connect",
     "connect_multipath",
     "discover",
+    "discover_all",
+    "watch_discovery",
 ]
 
 

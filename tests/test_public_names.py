@@ -51,6 +51,7 @@ def examples() -> list[tuple[str, str]]:
     for path in (
         ROOT / "README.md",
         ROOT / "docs/howto/library.md",
+        ROOT / "docs/howto/discovery.md",
         ROOT / "docs/howto/zones.md",
         ROOT / "docs/howto/trace.md",
         ROOT / "docs/howto/running-target.md",

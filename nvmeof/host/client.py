@@ -132,7 +132,8 @@ class HostController(Controller, AdminCommands):
         entries = await read_discovery_log(read)
         peer = self.device.peer_address(self.association.admin_queue) or ""
         interface = split_scope(peer)[1] or self.options.host_iface or ""
-        return DiscoveryLog((entry.read_from(self.options.traddr, interface) for entry in entries), entries.genctr)
+        found = (entry.read_from(self.options.traddr, interface) for entry in entries)
+        return DiscoveryLog(found, entries.genctr, entries.raw)
 
     async def admin_passthru(
         self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int

@@ -119,18 +119,20 @@ def _name(names: type[Trtype] | type[Adrfam] | type[SubType] | type[SecType], va
 
 
 class DiscoveryLog(list[DiscoveryEntry]):
-    """The entries of one generation of the log; ``genctr`` is its generation counter."""
+    """The entries of one generation of the log; ``genctr`` is its generation counter, ``raw`` the page as read."""
 
-    def __init__(self, entries: Iterable[DiscoveryEntry] = (), genctr: int = 0) -> None:
+    def __init__(self, entries: Iterable[DiscoveryEntry] = (), genctr: int = 0, raw: bytes = b"") -> None:
         super().__init__(entries)
         self.genctr = genctr
+        self.raw = raw
 
 
 async def read_discovery_log(read: ReadLog) -> DiscoveryLog:
     """Return all entries, of one generation. Raises :class:`NvmeofError` for an invalid log, or when its generation
     keeps changing."""
     for _ in range(ATTEMPTS):
-        header = DISCOVERY_LOG_HEADER.parse(await read(HEADER_BYTES, 0))
+        first_bytes = await read(HEADER_BYTES, 0)
+        header = DISCOVERY_LOG_HEADER.parse(first_bytes)
         if header.recfmt != 0:
             raise NvmeofError(f"the discovery log has record format {header.recfmt}, which is unknown")
         if header.numrec > MAX_ENTRIES:
@@ -141,7 +143,7 @@ async def read_discovery_log(read: ReadLog) -> DiscoveryLog:
             raw += await read(count * ENTRY_BYTES, HEADER_BYTES + first * ENTRY_BYTES)
         again = DISCOVERY_LOG_HEADER.parse(await read(HEADER_BYTES, 0))
         if (again.genctr, again.numrec) == (header.genctr, header.numrec):
-            return DiscoveryLog(map(_entry, parse_discovery_entries(raw)), header.genctr)
+            return DiscoveryLog(map(_entry, parse_discovery_entries(raw)), header.genctr, first_bytes + raw)
     raise NvmeofError(f"the discovery log changed {ATTEMPTS} times while it was read")
 
 

@@ -102,7 +102,9 @@ class _Walk:
             return
         if key in self._told:
             return
-        if key in here:
+        if entry.requires_tls:
+            self._leave_out(key, f"left out the referral of {service} to {there}: it requires TLS")
+        elif key in here:
             self._leave_out(key, f"left out a referral of {service}: it leads to the same service")
         elif key in self._asked:
             self._leave_out(key, f"left out the referral of {service} to {there}: that service was asked already")

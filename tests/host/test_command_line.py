@@ -97,8 +97,8 @@ def test_help_is_short_and_begins_with_what_is_the_commands_own(
     if "Connection:" not in lines:
         return
     own, shared = text.split("\nConnection:\n")
-    assert "--output-format" in own or name in ("read", "write", "flush", "write-zeroes", "dsm")
-    assert "--traddr" in shared and ("--mptcp-subflow" in shared or name == "discover")
+    assert "--output-format" in own or name in ("read", "write", "flush", "write-zeroes", "dsm", "config")
+    assert "--traddr" in shared and ("--mptcp-subflow" in shared or name in ("discover", "config"))
     # names are whole, so that they can be copied
     assert not re.search(r"--[a-z-]*-$", text, re.MULTILINE)
 

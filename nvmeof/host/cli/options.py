@@ -103,12 +103,14 @@ def _option(*declarations: Any, brief: bool = True, **attributes: Any) -> Callab
     return click.option(*declarations, cls=GroupedOption, group="Connection", brief=brief, **attributes)
 
 
-def _places(several: bool) -> tuple[Callable[[F], F], ...]:
-    """Return the options of where to connect; ``several``: each option once for each path, or once for all."""
+def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[Callable[[F], F], ...]:
+    """Where to connect; ``several``: each option once for each path, or once for all; ``unless``: a default."""
     how: dict[str, Any] = {"multiple": several}
     addresses = "Address (fe80::1%eth0) or name." + (" Again, or other ports with -s: more paths." if several else "")
+    if unless:
+        addresses += f"  [default: {unless}]"
     return (
-        _option("-a", "--traddr", brief=False, required=True, metavar="ADDR", help=addresses, **how),
+        _option("-a", "--traddr", brief=False, required=required, metavar="ADDR", help=addresses, **how),
         _option(
             "-s", "--trsvcid", brief=False, type=PORT, metavar="PORT",
             help="TCP port.  [default: 4420; discovery 8009, 4420]", **how,
@@ -195,6 +197,24 @@ def _apply(command: F, options: tuple[Callable[[F], F], ...]) -> F:
 def connection_options(command: F) -> F:
     """Add the options of where to connect, and from where; for discovery too."""
     return _apply(command, (*_places(False), *_CONNECTION))
+
+
+_FILES = "those of config.json and discovery.conf"
+
+
+def service_options(command: F) -> F:
+    """Which discovery services to ask: one, or those of the files."""
+    return _apply(command, (*_places(False, required=False, unless=_FILES), *_CONNECTION))
+
+
+def all_controllers_options(command: F) -> F:
+    """Which discovery services to ask, and the options of all controllers that they name."""
+    return _apply(command, (*_places(False, required=False, unless=_FILES), *_CONNECTION, *_CONTROLLER[1:], *_PATHS))
+
+
+def port_options(command: F) -> F:
+    """A port of a subsystem, for config.json."""
+    return _apply(command, (*_places(False, required=False), *_CONNECTION, *_CONTROLLER))
 
 
 def controller_options(command: F) -> F:

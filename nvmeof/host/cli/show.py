@@ -1,4 +1,4 @@
-"""Commands that show what is there: discover, list, id-ctrl, id-ns, connect, gen-hostnqn."""
+"""Commands that show what is there: list, id-ctrl, id-ns, connect, gen-hostnqn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.cli.subsystem import multipath_options, open_host
 from nvmeof.host.client import HostController, connect, discover
-from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.facts import QueueFacts
 from nvmeof.host.host_subsystem import HostSubsystem
 from nvmeof.host.multipath.member import Member
@@ -29,36 +28,6 @@ from nvmeof.spec.nqn import uuid_nqn
 from nvmeof.spec.properties import Vs
 from nvmeof.transport import Address
 from nvmeof.wire import plain
-
-
-@opt.command("discover")
-@opt.connection_options
-@opt.output_option
-@opt.coroutine
-async def discover_command(output: str, **options: Any) -> None:
-    """Show what a discovery service knows."""
-    entries = await discover(**opt.discovery_options(options))
-    if output == "json":
-        records = [nvme_json.discovery_record(entry) for entry in entries]
-        out.print_json({"genctr": getattr(entries, "genctr", 0), "records": records})
-        return
-    rows = [
-        (
-            opt.transport_name(entry),
-            Address(entry.traddr, _port(entry)),
-            entry.family,
-            entry.kind.replace("_", " "),
-            entry.security,
-            entry.subnqn,
-        )
-        for entry in entries
-    ]
-    headings = ("Transport", "Address", "Family", "Type", "Security", "Subsystem NQN")
-    out.print_table(headings, rows, key="Subsystem NQN")
-
-
-def _port(entry: DiscoveryEntry) -> int:
-    return int(entry.trsvcid) if entry.trsvcid.isascii() and entry.trsvcid.isdigit() else 0
 
 
 @opt.command("list")
@@ -223,7 +192,7 @@ async def connect_command(output: str, **options: Any) -> None:
 
         namespaces = await host.namespaces()
         if isinstance(host, HostSubsystem):
-            _watch_paths(host, on_lost)
+            watch_paths(host, on_lost)
             for member in host.paths:
                 if isinstance(member.controller, HostController):
                     _print_connection(member.controller, namespaces, output)
@@ -241,7 +210,7 @@ async def connect_command(output: str, **options: Any) -> None:
         print("disconnected")
 
 
-def _watch_paths(subsystem: HostSubsystem, on_lost: Callable[[NvmeofError], None]) -> None:
+def watch_paths(subsystem: HostSubsystem, on_lost: Callable[[NvmeofError], None]) -> None:
     """Tell of each change of a path; ``on_lost`` is called when the last one has been removed."""
 
     def removed(member: Member, error: NvmeofError) -> None:
@@ -317,7 +286,6 @@ def gen_hostnqn_command(output: str) -> None:
 
 
 COMMANDS = (
-    discover_command,
     list_command,
     id_ctrl_command,
     id_ns_command,

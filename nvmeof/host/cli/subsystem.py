@@ -73,9 +73,9 @@ async def list_subsys_command(output: str, **options: Any) -> None:
     """Connect over all given paths, and show the subsystem with them, their ANA states and its namespaces."""
     async with await open_subsystem(options) as subsystem:
         if output == "json":
-            out.print_json([_json(subsystem)])
+            out.print_json([subsystem_json(subsystem)])
         else:
-            _print(subsystem)
+            print_subsystem(subsystem)
 
 
 def _address(member: Member) -> str:
@@ -86,7 +86,7 @@ def _address(member: Member) -> str:
     return ",".join(parts)
 
 
-def _json(subsystem: HostSubsystem) -> dict[str, Any]:
+def subsystem_json(subsystem: HostSubsystem) -> dict[str, Any]:
     """Return the keys of ``nvme list-subsys -v -o json``; ``Namespaces`` as in ``nvme show-topology``."""
     info = next(member.info for member in subsystem.paths if member.info is not None)
     return {
@@ -129,7 +129,7 @@ def _path_json(index: int, member: Member) -> dict[str, Any]:
     }
 
 
-def _print(subsystem: HostSubsystem) -> None:
+def print_subsystem(subsystem: HostSubsystem) -> None:
     """Print the lines of ``nvme list-subsys``, with the ANA state of each namespace behind its path."""
     print(f"nvme-subsys0 - NQN={subsystem.subnqn}")
     print(f"               hostnqn={subsystem.options.hostnqn}")

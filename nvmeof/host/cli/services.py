@@ -1,0 +1,132 @@
+"""Which discovery services a command asks: the one that its options name, or those of config.json and discovery.conf.
+
+Source: nvme-cli fabrics.c, ``nvmf_discover``: without an address config.json comes first, then discovery.conf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from nvmeof.address import parse_port
+from nvmeof.errors import ConfigurationError
+from nvmeof.host.cli import output as out
+from nvmeof.host.config_files.config_json import ConfigFile, read_config
+from nvmeof.host.config_files.discovery_conf import parse_discovery_conf
+from nvmeof.host.config_files.fabrics_options import ADDRESS
+from nvmeof.host.config_files.files import CONFIG_JSON, DISCOVERY_CONF, find, read_text
+from nvmeof.transport import get
+
+NO_FILE = "none"
+"""What ``--config`` says for no file, as in nvme-cli."""
+
+config_option = click.option(
+    "-J",
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="config.json to use; none: none.  [default: /etc/nvme's, or ours]",
+)
+
+_TAKEN = frozenset(
+    (
+        *ADDRESS, "hostnqn", "hostid", "nr_io_queues", "queue_size", "keep_alive_tmo", "reconnect_delay",
+        "ctrl_loss_tmo", "fast_io_fail_tmo", "tos", "disable_sqflow", "hdr_digest", "data_digest", "persistent",
+    )
+)  # fmt: skip
+"""Options of the files that mean something to this host."""
+_SECURED = ("tls", "concat", "tls_key", "tls_key_identity", "dhchap_secret", "dhchap_key")
+"""Options without which a port cannot be used, and which this host does not have."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """A discovery service, as options of the command with those of its file in their place; and where it stands."""
+
+    options: dict[str, Any]
+    source: str
+
+
+def given_options() -> frozenset[str]:
+    """Return the names of the options that stand on the command line."""
+    ctx = click.get_current_context()
+    return frozenset(name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE)
+
+
+def config_path(config_file: str | None) -> Path | None:
+    """Return the config.json that ``--config`` names, else the one that is there; None: there is or shall be none."""
+    if config_file == NO_FILE:
+        return None
+    return find(CONFIG_JSON) if config_file is None else Path(config_file)
+
+
+def services(options: dict[str, Any], config_file: str | None = None) -> list[Asked]:
+    """Return the discovery services to ask, each once.
+
+    With an address it is that one; otherwise those of config.json (whose options give way to the command line's), and
+    those of discovery.conf (whose options go first). Raises :class:`ConfigurationError` for a wrong file, and where
+    there is nothing to ask.
+    """
+    if options.get("traddr"):
+        return [Asked(options, "")]
+    found: list[Asked] = []
+    path = config_path(config_file)
+    if path is not None:
+        given = given_options()
+        for host, service in _of_config(read_config(path), options.get("hostnqn")):
+            mine = {name: value for name, value in service.items() if name not in given}
+            _add(found, {**options, **host, **_usable(mine, str(path))}, str(path), service)
+    path = find(DISCOVERY_CONF)
+    if path is not None:
+        for line in parse_discovery_conf(read_text(path), str(path)):
+            where = f"{path}, line {line.line}"
+            _add(found, {**options, **_usable(line.options, where)}, where, line.options)
+    if not found:
+        raise ConfigurationError(
+            f"no address was given, and {DISCOVERY_CONF} and {CONFIG_JSON} name none: give one with --traddr"
+        )
+    return found
+
+
+def _of_config(config: ConfigFile, hostnqn: str | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Who asks, and what: each port of config.json, for the host that was named or for all."""
+    for host in config.hosts:
+        if hostnqn not in (None, host.hostnqn):
+            continue
+        who: dict[str, Any] = {"hostnqn": host.hostnqn, **({"hostid": host.hostid} if host.hostid else {})}
+        if host.persistent_discovery_ctrl:
+            who["persistent"] = True
+        for subsystem in host.subsystems:
+            for port in subsystem.ports:
+                yield who, port.as_json()
+
+
+def _usable(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    found = {name: value for name, value in options.items() if name in _TAKEN}
+    if "trsvcid" in found:
+        try:
+            found["trsvcid"] = parse_port(found["trsvcid"])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}: {error}") from None
+    return found
+
+
+def _add(found: list[Asked], options: dict[str, Any], source: str, given: Mapping[str, Any]) -> None:
+    """Add a service, unless it is there, or its transport is none of ours (other hosts' lines are left alone)."""
+    secured = [name for name in _SECURED if given.get(name) not in (None, False, "none")]
+    if secured:
+        out.remark(f"left out {options.get('traddr')} of {source}: this host does not have its {', '.join(secured)}")
+        return
+    try:
+        get(options["transport"])
+    except ConfigurationError:
+        return
+    names = ("transport", "traddr", "trsvcid", "host_traddr", "host_iface", "hostnqn", "hostid")
+    key = [options.get(name) for name in names]
+    if options.get("traddr") and not any([each.options.get(name) for name in names] == key for each in found):
+        found.append(Asked(options, source))
