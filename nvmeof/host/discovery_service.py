@@ -103,6 +103,11 @@ class DiscoveryChange:
     log: DiscoveryLog
     added: tuple[DiscoveryEntry, ...]
     removed: tuple[DiscoveryEntry, ...]
+    reconnected: bool = False
+    """The service had been lost, and was connected again: what it names may have been lost too.
+
+    Both tuples may be empty then. As the ``rediscover`` event of Linux (drivers/nvme/host/core.c).
+    """
 
 
 class DiscoveryWatch:
@@ -123,6 +128,7 @@ class DiscoveryWatch:
         self._controller: HostController | None = None
         self._events: EventStream | None = None
         self._stale = True
+        self._reconnected = False
         self._known: DiscoveryLog | None = None
 
     async def __aenter__(self) -> Self:
@@ -166,13 +172,15 @@ class DiscoveryWatch:
         found = cast(DiscoveryLog, await self._controller.discovery_log())
         self._stale = False
         before, self._known = self._known, found
+        reconnected, self._reconnected = self._reconnected, False
         known = before or ()
         change = DiscoveryChange(
             found,
             tuple(entry for entry in found if entry not in known),
             tuple(entry for entry in known if entry not in found),
+            reconnected,
         )
-        return change if before is None or change.added or change.removed else None
+        return change if before is None or change.added or change.removed or reconnected else None
 
     async def _connect(self) -> None:
         controller = await _open(self.service, self._transport, self._options)
@@ -195,6 +203,7 @@ class DiscoveryWatch:
             except TransportError as again:
                 error = again
                 continue
+            self._reconnected = self._known is not None
             return
         raise error
 

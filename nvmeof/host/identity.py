@@ -40,7 +40,8 @@ def host_identity(hostnqn: str | None = None, hostid: str | uuid.UUID | None = N
             kept_id = _parse_hostid(kept, f"the host identifier in {directory / 'hostid'}") if kept else None
             return nqn, given_id or kept_id or nqn_uuid(nqn) or uuid.uuid5(uuid.NAMESPACE_URL, nqn)
     made = uuid.uuid4()
-    _keep(config_directory(), uuid_nqn(made), str(made))
+    if not _keep(config_directory(), uuid_nqn(made), str(made)):
+        return host_identity(None, hostid)  # another process has kept one meanwhile
     return uuid_nqn(made), given_id or made
 
 
@@ -61,10 +62,22 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _keep(directory: Path, nqn: str, hostid: str) -> None:
+def _keep(directory: Path, nqn: str, hostid: str) -> bool:
+    """Write both files, of which the NQN's appears whole; False: another process was first, and its NQN is there."""
+    draft = directory / f".hostnqn.{hostid}"
+    path = directory / "hostnqn"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "hostnqn").write_text(nqn + "\n", encoding="utf-8")
+        draft.write_text(nqn + "\n", encoding="utf-8")
+        try:
+            path.hardlink_to(draft)
+        except OSError:
+            if _read(path):
+                return False
+            draft.replace(path)  # nobody's name is in it, or the file system has no hard links
+        finally:
+            draft.unlink(missing_ok=True)
         (directory / "hostid").write_text(hostid + "\n", encoding="utf-8")
     except OSError as error:
         log.warning("the host NQN %s is for this time only: %s cannot be written (%s)", nqn, directory, error.strerror)
+    return True

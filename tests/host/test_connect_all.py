@@ -78,14 +78,19 @@ async def test_all_paths_are_connected_once_and_new_ones_join(target: Target) ->
 
 
 class Shown(Connections):
-    """Says when two subsystems have been shown."""
+    """Says when two subsystems are there, and when something was shown a second time."""
 
-    def __init__(self, stack: AsyncExitStack, output: str) -> None:
-        super().__init__(stack, output)
+    def __init__(self, stack: AsyncExitStack, output: str, *, persistent: bool = False) -> None:
+        super().__init__(stack, output, persistent=persistent)
         self.both = asyncio.Event()
+        self.again = asyncio.Event()
+        self.shown = 0
 
     def show(self, subsystem: HostSubsystem) -> None:
         super().show(subsystem)
+        self.shown += 1
+        if self.shown == 2:
+            self.again.set()
         if len(self.subsystems) == 2:
             self.both.set()
 
@@ -104,10 +109,32 @@ async def test_persistent_follows_the_log(target: Target) -> None:
     assert set(held.subsystems) == {target.subnqn, OTHER}
 
 
+async def test_a_target_that_was_away_for_long_is_found_again(target: Target) -> None:
+    port = target.address.port
+    options = {"reconnect_delay": 0.05, "ctrl_loss_tmo": 60}
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        held = Shown(stack, "normal", persistent=True)
+        service = asked(target, **options)
+        found = await held.take(service)
+        first = held.subsystems[target.subnqn]
+        (member,) = first.paths
+        follower = asyncio.create_task(held.follow(found.services[0], service))
+        await first.remove_path(member)
+        held.subsystems.pop(target.subnqn)
+        await target.stop()
+        async with Target(namespaces=[Ramdisk("1M")], trtype="tcp", listen=f"127.0.0.1:{port}"):
+            await held.again.wait()
+            assert held.subsystems[target.subnqn] is not first
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+            await stack.aclose()
+        assert not held.over.is_set()
+
+
 async def test_a_service_that_cannot_be_followed_is_told(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
     async with asyncio.timeout(60), AsyncExitStack() as stack:
         held = Connections(stack, "normal")
-        await held.follow(DiscoveryService("127.0.0.1", 1), asked(target))
+        await held.follow(DiscoveryService("127.0.0.1", 1), asked(target, reconnect_delay=0.01, ctrl_loss_tmo=0.02))
     assert "follows the discovery service at 127.0.0.1:1 no more: connection refused" in capsys.readouterr().err
 
 

@@ -71,6 +71,19 @@ async def test_what_changed_while_the_connection_was_lost_is_one_change() -> Non
                 change = await waiting
                 assert [entry.subnqn for entry in change.added] == [OTHER]
                 assert [entry.subnqn for entry in change.removed] == [first.subnqn]
+                assert change.reconnected
+
+
+async def test_a_service_that_came_back_is_told_though_nothing_changed(target: Target) -> None:
+    port = target.address.port
+    async with asyncio.timeout(60):
+        async with watch_discovery("127.0.0.1", port, transport="tcp", reconnect_delay=0.05) as watch:
+            assert not (await anext(watch)).reconnected
+            waiting = asyncio.ensure_future(anext(watch))
+            await target.stop()
+            async with Target(namespaces=[Ramdisk("1M")], trtype="tcp", listen=f"127.0.0.1:{port}"):
+                change = await waiting
+        assert (change.added, change.removed, change.reconnected) == ((), (), True)
 
 
 async def test_a_service_that_does_not_come_back_is_an_error(target: Target) -> None:

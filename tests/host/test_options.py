@@ -127,6 +127,31 @@ def test_an_identity_is_made_once_and_kept(home: Path) -> None:
     assert (home / "config/nvmeof/hostnqn").read_text().strip() == first[0]
 
 
+def test_of_two_that_make_an_identity_at_once_one_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, made = uuid.uuid4, []
+
+    def late() -> uuid.UUID:
+        made.append(make())
+        if len(made) == 1:
+            made.append(uuid.UUID(host_identity()[0].rpartition(":")[2]))  # another process, in the meantime
+        return made[0]
+
+    monkeypatch.setattr(uuid, "uuid4", late)
+    value = uuid.UUID(int=7)
+    nqn, hostid = host_identity(hostid=str(value))
+    assert hostid == value, "what was given stays"
+    assert (home / "config/nvmeof/hostnqn").read_text().strip() == nqn == host_identity()[0]
+    assert sorted(each.name for each in (home / "config/nvmeof").iterdir()) == ["hostid", "hostnqn"]
+
+
+def test_an_empty_file_is_no_identity(home: Path) -> None:
+    (home / "config/nvmeof").mkdir(parents=True)
+    (home / "config/nvmeof/hostnqn").write_text("\n")
+    nqn, hostid = host_identity()
+    assert nqn == f"nqn.2014-08.org.nvmexpress:uuid:{hostid}"
+    assert host_identity() == (nqn, hostid)
+
+
 def test_the_systems_identity_comes_first(home: Path) -> None:
     host_identity()
     (home / "etc").mkdir()

@@ -124,6 +124,7 @@ def _print_change(change: DiscoveryChange, output: str) -> None:
         out.print_json(
             {
                 "genctr": change.log.genctr,
+                "reconnected": change.reconnected,
                 **{name: [nvme_json.discovery_record(each) for each in found] for name, found in lists.items()},
             }
         )
@@ -139,11 +140,12 @@ def _print_change(change: DiscoveryChange, output: str) -> None:
 class Connections:
     """The subsystems that ``connect-all`` holds, each over all paths that were found."""
 
-    def __init__(self, stack: AsyncExitStack, output: str) -> None:
+    def __init__(self, stack: AsyncExitStack, output: str, *, persistent: bool = False) -> None:
         self.subsystems: dict[str, HostSubsystem] = {}
         self.failures: list[NvmeofError] = []
         self.over = asyncio.Event()
-        """Set when the last path of the last subsystem is gone, and at SIGTERM."""
+        """Set at SIGTERM, and when the last path of the last subsystem is gone, unless it may be found again."""
+        self._persistent = persistent
         self._stack = stack
         self._output = output
         self._turn = asyncio.Lock()
@@ -209,7 +211,7 @@ class Connections:
     def _lost(self, subnqn: str, error: NvmeofError) -> None:
         self.subsystems.pop(subnqn, None)
         self.failures.append(error)
-        if not self.subsystems:
+        if not self.subsystems and not self._persistent:
             self.over.set()
 
     def show(self, subsystem: HostSubsystem) -> None:
@@ -221,15 +223,26 @@ class Connections:
         sys.stdout.flush()
 
     async def follow(self, service: DiscoveryService, asked: Asked) -> None:
-        """Keep a service connected, and connect what its log gains. Ends with one remark when it is lost for good."""
+        """Keep a service connected, and connect what its log gains; for ever, unless the options have a ctrl_loss_tmo.
+
+        Ends with one remark when the service is lost for good.
+        """
         options = {**asked.options, "traddr": service.traddr, "trsvcid": service.trsvcid}
+        watch = watch_discovery(**{"ctrl_loss_tmo": -1, **_watch_options(options), "subnqn": service.subnqn})
         try:
-            async with watch_discovery(**{**_watch_options(options), "subnqn": service.subnqn}) as watch:
-                async for change in watch:
-                    if change.added:
-                        await self.take(asked)
+            async for change in watch:  # connects, and does so again
+                if change.added or change.reconnected:
+                    await self._take_again(asked)
         except NvmeofError as error:
             out.remark(f"follows the discovery service at {service} no more: {error}")
+        finally:
+            await watch.close()
+
+    async def _take_again(self, asked: Asked) -> None:
+        try:
+            await self.take(asked)
+        except NvmeofError as error:
+            out.remark(f"could not ask {asked.options['traddr']} again: {error}")
 
 
 def _may_disable_sqflow(found: Discovered, subnqn: str) -> bool:
@@ -251,10 +264,10 @@ async def connect_all_command(output: str, persistent: bool, config_file: str | 
     transport for is left out. Connections that are lost are made anew.
     """
     async with AsyncExitStack() as stack:
-        held = Connections(stack, output)
+        asked = services({**options, "persistent": persistent}, config_file)
+        held = Connections(stack, output, persistent=any(each.options["persistent"] for each in asked))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, held.over.set)
         followers: list[tuple[DiscoveryService, Asked]] = []
-        asked = services({**options, "persistent": persistent}, config_file)
         for each in asked:
             try:
                 found = await held.take(each)
