@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import ContextVar
 
 import pytest
 
 from nvmeof.target.storage import threads as module
 from nvmeof.target.storage.threads import ThreadBatches, give_way
 from tests.conformance.rawhost import until
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch):
+    """Of no owner, whatever a test before this one has set: an owner gets a share of the threads."""
+    monkeypatch.setattr(module, "OWNER", ContextVar("owner", default=None))
 
 
 @pytest.fixture
