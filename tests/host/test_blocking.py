@@ -26,6 +26,7 @@ from nvmeof.host.host_subsystem import HostSubsystem, connect_multipath
 from nvmeof.host.results import SmartLog
 from nvmeof.host.zones import Zones
 from nvmeof.spec.reservations import ReservationType
+from nvmeof.target.subsystem.config import SubsystemConfig
 
 from .blocking_target import serving
 from .conftest import HOSTNQN
@@ -63,6 +64,7 @@ def test_the_classes_are_what_the_asyncio_ones_say() -> None:
         (blocking.HostController, nvmeof.HostController),
         (blocking.Zones, Zones),
         (blocking.HostSubsystem, HostSubsystem),
+        (blocking.DiscoveryWatch, nvmeof.DiscoveryWatch),
     ],
 )
 def test_every_coroutine_has_a_blocking_one(ours: type, theirs: type) -> None:
@@ -75,7 +77,9 @@ def test_every_coroutine_has_a_blocking_one(ours: type, theirs: type) -> None:
             assert inspect.getdoc(mine)
 
 
-@pytest.mark.parametrize("theirs", [nvmeof.connect, nvmeof.discover, connect_multipath])
+@pytest.mark.parametrize(
+    "theirs", [nvmeof.connect, nvmeof.discover, nvmeof.discover_all, nvmeof.watch_discovery, connect_multipath]
+)
 def test_functions_take_the_same_arguments(theirs: Callable[..., Any]) -> None:
     ours, theirs = inspect.signature(getattr(blocking, theirs.__name__)), inspect.signature(theirs)
     assert [(each.name, each.kind, each.default) for each in ours.parameters.values()] == [
@@ -315,3 +319,30 @@ def test_a_program_that_forgets_to_disconnect_ends() -> None:
         """
     )
     assert out.strip() == "512"
+
+
+def test_discovery_is_watched() -> None:
+    other = "nqn.2026-01.org.example:other"
+
+    async def serve() -> Target:
+        made = Target(namespaces=[Ramdisk("1M")], trtype="tcp", listen="127.0.0.1:0")
+        await made.start()
+        return made
+
+    async def add(target: Target) -> None:
+        await target.administration.add_subsystem(SubsystemConfig(nqn=other))
+        target.administration.link_all_subsystems(1)
+
+    target = PORTAL.run(serve())
+    options: Any = {"transport": "tcp", "hostnqn": HOSTNQN}
+    try:
+        found = blocking.discover_all(target.address.host, target.address.port, **options)
+        with blocking.watch_discovery(target.address.host, target.address.port, **options) as watch:
+            assert (watch.service.trsvcid, watch.recovery.reconnect_delay) == (target.address.port, 10.0)
+            changes = iter(watch)
+            assert list(next(changes).added) == found.entries
+            PORTAL.run(add(target))
+            assert [entry.subnqn for entry in next(changes).added] == [other]
+        watch.close()
+    finally:
+        PORTAL.run(target.stop())

@@ -22,19 +22,22 @@ from __future__ import annotations
 import uuid
 from typing import Unpack
 
-from nvmeof.host import client, host_subsystem
+from nvmeof.host import client, discovery_service, host_subsystem
 from nvmeof.host.blocking.api import HostController, HostSubsystem, Namespace, Reservations, Zones
 from nvmeof.host.blocking.file import BlockIO, open
 from nvmeof.host.blocking.portal import PORTAL
+from nvmeof.host.blocking.watch import DiscoveryWatch
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.multipath.iopolicy import DEFAULT_IOPOLICY
 from nvmeof.host.options import ConnectKeywords
 from nvmeof.host.queue import DeviceRegistry
+from nvmeof.host.referrals import Discovered
 from nvmeof.trace import Trace
 from nvmeof.transport.paths.session import PathOptions
 
 __all__ = [
     "BlockIO",
+    "DiscoveryWatch",
     "HostController",
     "HostSubsystem",
     "Namespace",
@@ -43,7 +46,9 @@ __all__ = [
     "connect",
     "connect_multipath",
     "discover",
+    "discover_all",
     "open",
+    "watch_discovery",
 ]
 
 
@@ -144,3 +149,38 @@ def discover(
             print(entry.subnqn, entry.transport, entry.traddr, entry.trsvcid)
     """
     return PORTAL.run(client.discover(traddr, trsvcid, transport=transport, **options))
+
+
+def discover_all(
+    traddr: str,
+    trsvcid: int | str | None = None,
+    *,
+    transport: str = client.DEFAULT_TRANSPORT,
+    **options: Unpack[client.DiscoverKeywords],
+) -> Discovered:
+    """Read the Discovery log of a service and of all that it refers to, as :func:`nvmeof.discover_all` does.
+
+    ::
+
+        for entry in discover_all("192.0.2.1").entries:
+            print(entry.subnqn, entry.address, entry.port)
+    """
+    return PORTAL.run(discovery_service.discover_all(traddr, trsvcid, transport=transport, **options))
+
+
+def watch_discovery(
+    traddr: str,
+    trsvcid: int | str | None = None,
+    *,
+    transport: str = client.DEFAULT_TRANSPORT,
+    **options: Unpack[discovery_service.WatchKeywords],
+) -> DiscoveryWatch:
+    """Watch the Discovery log of a service, as :func:`nvmeof.watch_discovery` does, whose arguments and errors these are.
+
+    ::
+
+        with watch_discovery("192.0.2.1") as watch:
+            for change in watch:
+                print([entry.subnqn for entry in change.added])
+    """
+    return DiscoveryWatch(discovery_service.watch_discovery(traddr, trsvcid, transport=transport, **options))
