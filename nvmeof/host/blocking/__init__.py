@@ -175,7 +175,7 @@ def watch_discovery(
     transport: str = client.DEFAULT_TRANSPORT,
     **options: Unpack[discovery_service.WatchKeywords],
 ) -> DiscoveryWatch:
-    """Watch the Discovery log of a service, as :func:`nvmeof.watch_discovery` does, whose arguments and errors these are.
+    """Watch the Discovery log of a service; arguments and errors are those of :func:`nvmeof.watch_discovery`.
 
     ::
 
