@@ -176,6 +176,31 @@ def test_ports_that_need_what_this_host_has_not(directory: Path, capsys: pytest.
     )
 
 
+def test_services_that_are_not_there(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = directory / "discovery.conf"
+    path.write_text("-t tcp -a 127.0.0.1 -s 1\n")
+    assert run("discover") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nvmeof-host: connection refused by 127.0.0.1:1")
+    path.write_text("-t tcp -a 127.0.0.1 -s 1 --tos=-1\n-t tcp -a 127.0.0.1 -s 2\n")
+    for command in ("discover", "connect-all"):
+        assert run(command) == 1
+        one, two, end = capsys.readouterr().err.splitlines()
+        assert one.startswith(f"nvmeof-host: could not ask 127.0.0.1 of {path}, line 1: connection refused")
+        assert two.startswith(f"nvmeof-host: could not ask 127.0.0.1 of {path}, line 2: connection refused")
+        assert end == "nvmeof-host: none of the 2 discovery services could be asked"
+    assert run("discover", "--persistent") == 1
+    *_, end = capsys.readouterr().err.splitlines()
+    assert end == "nvmeof-host: none of the 2 discovery services is left to be followed"
+
+
+def test_a_value_that_cannot_be_used_is_told_with_its_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = directory / "discovery.conf"
+    path.write_text("# ours\n-t tcp -a 127.0.0.1 -s 1 --tos=900\n")
+    assert run("discover") == 2
+    assert capsys.readouterr().err.startswith(f"nvmeof-host: {path}, line 2: the type of service must be between")
+
+
 def test_config(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = directory / "config.json"
     where = ("-q", HOSTNQN, "-n", SUBNQN, "-t", "tcp", "-a", "192.0.2.1", "-s", 4420)

@@ -17,7 +17,7 @@ from nvmeof.host.cli import nvme_json
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.cli.recovery import recovery_keywords
-from nvmeof.host.cli.services import Asked, config_option, services
+from nvmeof.host.cli.services import Asked, ask_each, config_option, services
 from nvmeof.host.cli.show import watch_paths
 from nvmeof.host.cli.subsystem import multipath_options, print_subsystem, subsystem_json
 from nvmeof.host.client import discover
@@ -52,22 +52,26 @@ async def discover_command(
         raise ConfigurationError("--raw takes the log of one service: leave out --referrals and --persistent, give -a")
     if persistent:
         with interrupts.regular_end():
-            await asyncio.gather(*(_show_changes(each, output) for each in asked))
+            await asyncio.gather(*(_follow_changes(each, output, alone=len(asked) == 1) for each in asked))
+            raise NvmeofError(f"none of the {len(asked)} discovery services is left to be followed")
         return
-    for each in asked:
+
+    async def show(each: Asked) -> None:
         chosen = opt.discovery_options(each.options)
         if referrals:
             found = await discover_all(**chosen)
             for sentence in found.left_out:
                 out.remark(sentence)
             _print_entries(DiscoveryLog(found.entries), output)
-            continue
+            return
         log = await discover(**chosen)
         assert isinstance(log, DiscoveryLog)
         if raw is not None:
             _write_raw(raw, log.raw)
         else:
             _print_entries(log, output)
+
+    await ask_each(asked, show)
 
 
 def _write_raw(path: Path, page: bytes) -> None:
@@ -112,10 +116,16 @@ def _watch_options(options: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-async def _show_changes(asked: Asked, output: str) -> None:
-    async with watch_discovery(**_watch_options(asked.options)) as watch:
-        async for change in watch:
-            _print_change(change, output)
+async def _follow_changes(asked: Asked, output: str, *, alone: bool) -> None:
+    """Print the changes of one service; the loss of one that is not alone is a remark, and the others go on."""
+    try:
+        async with watch_discovery(**_watch_options(asked.options)) as watch:
+            async for change in watch:
+                _print_change(change, output)
+    except NvmeofError as error:
+        if alone:
+            raise
+        out.remark(f"follows {asked.options['traddr']} of {asked.source} no more: {error}")
 
 
 def _print_change(change: DiscoveryChange, output: str) -> None:
@@ -268,17 +278,13 @@ async def connect_all_command(output: str, persistent: bool, config_file: str | 
         held = Connections(stack, output, persistent=any(each.options["persistent"] for each in asked))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, held.over.set)
         followers: list[tuple[DiscoveryService, Asked]] = []
-        for each in asked:
-            try:
-                found = await held.take(each)
-            except NvmeofError as error:
-                if len(asked) == 1:
-                    raise
-                held.failures.append(error)
-                out.remark(f"could not ask {each.options['traddr']} of {each.source}: {error}")
-                continue
+
+        async def take(each: Asked) -> None:
+            found = await held.take(each)
             if each.options["persistent"]:
-                followers += [(service, each) for service in found.services]
+                followers.extend((service, each) for service in found.services)
+
+        await ask_each(asked, take)
         if not held.subsystems and not followers:
             if held.failures:
                 raise held.failures[0]

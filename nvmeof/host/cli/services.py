@@ -5,7 +5,7 @@ Source: nvme-cli fabrics.c, ``nvmf_discover``: without an address config.json co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from nvmeof.address import parse_port
-from nvmeof.errors import ConfigurationError
+from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.cli import output as out
 from nvmeof.host.config_files.config_json import ConfigFile, read_config
 from nvmeof.host.config_files.discovery_conf import parse_discovery_conf
@@ -93,6 +93,26 @@ def services(options: dict[str, Any], config_file: str | None = None) -> list[As
     return found
 
 
+async def ask_each(asked: list[Asked], ask: Callable[[Asked], Awaitable[None]]) -> None:
+    """Ask the services one after the other. What goes wrong at one of several is a remark.
+
+    Raises what the only one failed with, and :class:`NvmeofError` when none of several could be asked.
+    """
+    failed = 0
+    for each in asked:
+        try:
+            await ask(each)
+        except NvmeofError as error:
+            if len(asked) == 1 and not (each.source and isinstance(error, ConfigurationError)):
+                raise
+            if len(asked) == 1:
+                raise ConfigurationError(f"{each.source}: {error}") from None
+            failed += 1
+            out.remark(f"could not ask {each.options['traddr']} of {each.source}: {error}")
+    if failed == len(asked):
+        raise NvmeofError(f"none of the {failed} discovery services could be asked")
+
+
 def _of_config(config: ConfigFile, hostnqn: str | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Who asks, and what: each port of config.json, for the host that was named or for all."""
     for host in config.hosts:
@@ -108,6 +128,8 @@ def _of_config(config: ConfigFile, hostnqn: str | None) -> Iterator[tuple[dict[s
 
 def _usable(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     found = {name: value for name, value in options.items() if name in _TAKEN}
+    if found.get("tos") == -1:
+        del found["tos"]  # libnvme's word for none
     if "trsvcid" in found:
         try:
             found["trsvcid"] = parse_port(found["trsvcid"])
