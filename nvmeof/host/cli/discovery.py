@@ -51,9 +51,7 @@ async def discover_command(
     if raw is not None and (len(asked) > 1 or referrals or persistent):
         raise ConfigurationError("--raw takes the log of one service: leave out --referrals and --persistent, give -a")
     if persistent:
-        with interrupts.regular_end():
-            await asyncio.gather(*(_follow_changes(each, output, alone=len(asked) == 1) for each in asked))
-            raise NvmeofError(f"none of the {len(asked)} discovery services is left to be followed")
+        await _follow_all(asked, output)
         return
 
     async def show(each: Asked) -> None:
@@ -114,6 +112,16 @@ def _watch_options(options: dict[str, Any]) -> dict[str, Any]:
         if options.get(name) is not None:
             chosen[name] = options[name]
     return chosen
+
+
+async def _follow_all(asked: list[Asked], output: str) -> None:
+    """Print the changes of all services until Ctrl-C. Raises where none is left."""
+    over = False
+    with interrupts.regular_end():
+        await asyncio.gather(*(_follow_changes(each, output, alone=len(asked) == 1) for each in asked))
+        over = True
+    if over:
+        raise NvmeofError(f"none of the {len(asked)} discovery services is left to be followed")
 
 
 async def _follow_changes(asked: Asked, output: str, *, alone: bool) -> None:
