@@ -16,7 +16,11 @@ from .peers import NQN, STOP_SECONDS, Peer, PeerError
 
 _SEEN_AS = {"optimized": 1, "non-optimized": 2, "inaccessible": 3, "persistent-loss": 4, "change": 15}
 _FUNCTIONS = r"""
-state_of() { cat /sys/block/nvme*c"${1#nvme}"n"${2:-1}"/ana_state; }   # state_of CTRL [NSID]
+# the number in a device's name is no NSID: 6.12 looks at several namespaces at a time, and names them as they come
+with_nsid() {  # with_nsid NSID GLOB: the block devices of that namespace
+  for each in /sys/block/$2; do [ "$(cat "$each/nsid" 2>/dev/null)" = "$1" ] && echo "${each##*/}"; done
+}
+state_of() { cat /sys/block/$(with_nsid "${2:-1}" "nvme*c${1#nvme}n*")/ana_state; }   # state_of CTRL [NSID]
 states() {  # states FIRST SECOND [NSID]: wait until the kernel sees them
   for _ in $(seq 200); do
     [ "$(state_of $ONE "${3:-1}") $(state_of $TWO "${3:-1}")" = "$1 $2" ] && return 0
@@ -26,6 +30,7 @@ states() {  # states FIRST SECOND [NSID]: wait until the kernel sees them
 }
 by_port() { grep -l "trsvcid=$1" /sys/class/nvme/nvme*/address | sed 's,/address,,; s,.*/,,'; }
 ONE=$(by_port $PORT) TWO=$(by_port $SECOND_PORT) DEV=$(nvme_dev "$NQN")
+DEV=/dev/$(with_nsid 1 "nvme[0-9]n*") OTHER=/dev/$(with_nsid 2 "nvme[0-9]n*")
 """
 
 
@@ -133,14 +138,14 @@ def ana(bench: Bench) -> None:
         bench.run(f"""{_FUNCTIONS}
             states inaccessible optimized 2; states optimized optimized
             dd if=$DEV of=/dev/null bs=4k count=16 iflag=direct status=none
-            dd if=${{DEV%1}}2 of=/dev/null bs=4k count=16 iflag=direct status=none""")
+            dd if=$OTHER of=/dev/null bs=4k count=16 iflag=direct status=none""")
         groups = _ana_log(bench, "ONE")
         expect([each["nsid"] for each in groups[5]["NSIDS"]] == [2], f"group 5: {groups}")
         target.tell("state 2 5 persistent-loss")
         target.tell("move 2 1")
         bench.run(f"""{_FUNCTIONS}
             states optimized optimized 2
-            dd if=${{DEV%1}}2 of=/dev/null bs=4k count=16 iflag=direct status=none
+            dd if=$OTHER of=/dev/null bs=4k count=16 iflag=direct status=none
             nvme disconnect -n $NQN""")
         with contextlib.suppress(CheckFailed):
             bench.run("sleep 1; ! ls /sys/class/nvme/nvme* 2>/dev/null")
