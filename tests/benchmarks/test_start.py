@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timing
 
 @pytest.mark.skipif(not mptcp_available(), reason="this kernel has no MPTCP")
 def test_both_transports_and_directions_side_by_side() -> None:
-    result = start.run(Cores(None, None), start.Plan(rounds=1, steady_bytes=1 << 22, size_bytes=1 << 24))
+    result = start.run(Cores(None, None), start.Plan(rounds=1, bare_rounds=1, steady_bytes=1 << 22, size_bytes=1 << 24))
     assert [(s["direction"], s["transport"]) for s in result["samples"]] == [
         ("read", "tcp"),
         ("read", "mptcp"),
@@ -20,8 +20,8 @@ def test_both_transports_and_directions_side_by_side() -> None:
         ("write", "mptcp"),
     ]
     for row in result["rows"]:
-        for part in ("first", "steady"):
+        for part in (*start.PARTS, "bare_steady", "bare_deep"):
             assert row[part]["ratio"] == pytest.approx(row[part]["mptcp"] / row[part]["tcp"])
     assert [goal["value"] for goal in start.goals(result)] == [
-        row[part]["ratio"] for row in result["rows"] for part in ("first", "steady")
+        row[part]["ratio"] for row in result["rows"] for part in ("first", "deep")
     ]
