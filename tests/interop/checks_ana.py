@@ -18,9 +18,13 @@ _SEEN_AS = {"optimized": 1, "non-optimized": 2, "inaccessible": 3, "persistent-l
 _FUNCTIONS = r"""
 # the number in a device's name is no NSID: 6.12 looks at several namespaces at a time, and names them as they come
 with_nsid() {  # with_nsid NSID GLOB: the block devices of that namespace
-  for each in /sys/block/$2; do [ "$(cat "$each/nsid" 2>/dev/null)" = "$1" ] && echo "${each##*/}"; done
+  for each in /sys/block/$2; do
+    if [ "$(cat "$each/nsid" 2>/dev/null)" = "$1" ]; then echo "${each##*/}"; fi
+  done
 }
-state_of() { cat /sys/block/$(with_nsid "${2:-1}" "nvme*c${1#nvme}n*")/ana_state; }   # state_of CTRL [NSID]
+state_of() {  # state_of CTRL [NSID]
+  cat /sys/block/$(with_nsid "${2:-1}" "nvme*c${1#nvme}n*")/ana_state 2>/dev/null || echo unknown
+}
 states() {  # states FIRST SECOND [NSID]: wait until the kernel sees them
   for _ in $(seq 200); do
     [ "$(state_of $ONE "${3:-1}") $(state_of $TWO "${3:-1}")" = "$1 $2" ] && return 0
@@ -30,7 +34,11 @@ states() {  # states FIRST SECOND [NSID]: wait until the kernel sees them
 }
 by_port() { grep -l "trsvcid=$1" /sys/class/nvme/nvme*/address | sed 's,/address,,; s,.*/,,'; }
 ONE=$(by_port $PORT) TWO=$(by_port $SECOND_PORT) DEV=$(nvme_dev "$NQN")
-DEV=/dev/$(with_nsid 1 "nvme[0-9]n*") OTHER=/dev/$(with_nsid 2 "nvme[0-9]n*")
+for _ in $(seq 100); do
+  DEV=/dev/$(with_nsid 1 "nvme[0-9]n*") OTHER=/dev/$(with_nsid 2 "nvme[0-9]n*")
+  if [ -b "$DEV" ] && [ -b "$OTHER" ]; then break; fi
+  sleep 0.05
+done
 """
 
 
