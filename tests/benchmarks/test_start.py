@@ -23,5 +23,5 @@ def test_both_transports_and_directions_side_by_side() -> None:
         for part in (*start.PARTS, "bare_steady", "bare_deep"):
             assert row[part]["ratio"] == pytest.approx(row[part]["mptcp"] / row[part]["tcp"])
     assert [goal["value"] for goal in start.goals(result)] == [
-        row[part]["ratio"] for row in result["rows"] for part in ("first", "deep")
+        row[part]["ratio"] for row in result["rows"] for part in start.PARTS
     ]
