@@ -11,7 +11,7 @@ import os
 import random
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -56,7 +56,50 @@ class Figures:
         return self.latencies_ns[min(int(self.ios * share), self.ios - 1)] / 1000
 
 
-class Load:
+class MeasuredLoad:
+    """Requests that are sent again as they complete, as far as they are counted: what loads of every kind share."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.latencies_ns = array("q")
+        self.running = True
+        self.error: NvmeofError | None = None
+        """The error of the command that ended the load."""
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the load has ended and no request is under way."""
+        self.active = 0
+        self._size_bytes = size_bytes
+        self._opened = 0.0
+
+    def open_window(self) -> None:
+        """Count from now on."""
+        self.latencies_ns = array("q")
+        self._opened = time.perf_counter()
+
+    def close_window(self) -> Figures:
+        """Return the figures of the commands completed since :meth:`open_window`; later ones are not counted."""
+        seconds, latencies = time.perf_counter() - self._opened, self.latencies_ns
+        self.latencies_ns = array("q")
+        return Figures(len(latencies), seconds, self._size_bytes, sorted(latencies))
+
+    def stop(self) -> None:
+        """Send nothing more; ``finished`` is done when all have completed."""
+        self.running = False
+        self._finish()
+
+    def ended(self, error: NvmeofError | None) -> None:
+        """Count one request as ended."""
+        self.active -= 1
+        if error is not None:
+            self.error = self.error or error
+            self.running = False
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self.active and not self.running and not self.finished.done():
+            self.finished.set_result(None)
+
+
+class Load(MeasuredLoad):
     """``depth`` requests per queue on ``queues``, each sent again as soon as it completes, until :meth:`stop`.
 
     ::
@@ -85,16 +128,10 @@ class Load:
         next_queue: Callable[[], Queue] | None = None,
         ios: int | None = None,
     ) -> None:
-        self.latencies_ns = array("q")
-        self.running = True
-        self.error: NvmeofError | None = None
-        """The error of the command that ended the load."""
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when the load has ended and no request is under way."""
-        self.active = 0
+        super().__init__(size_bytes)
         self.next_queue = next_queue
         blocks = size_bytes // namespace.block_bytes
-        self._slbas = _slbas(namespace, pattern, blocks)
+        self._slbas = cycle(first_blocks(namespace, pattern, blocks))
         self._write = pattern.endswith("write")
         make = sqe_builders.write if self._write else sqe_builders.read
         self._sqe = make(namespace.nsid, 0, blocks)
@@ -106,8 +143,6 @@ class Load:
         self._queues = list(queues)
         self._depth = depth
         self._lone = depth * len(queues) == 1
-        self._size_bytes = size_bytes
-        self._opened = 0.0
 
     def start(self, ramp_seconds: float = 0.0) -> None:
         """Submit the first requests, at once or spread over ``ramp_seconds``, so that TCP's windows can grow."""
@@ -210,34 +245,6 @@ class Load:
         """Return the SQE of the load's command at ``slba``."""
         return self._make_sqe(slba)
 
-    def open_window(self) -> None:
-        """Count from now on."""
-        self.latencies_ns = array("q")
-        self._opened = time.perf_counter()
-
-    def close_window(self) -> Figures:
-        """Return the figures of the commands completed since :meth:`open_window`; later ones are not counted."""
-        seconds, latencies = time.perf_counter() - self._opened, self.latencies_ns
-        self.latencies_ns = array("q")
-        return Figures(len(latencies), seconds, self._size_bytes, sorted(latencies))
-
-    def stop(self) -> None:
-        """Send nothing more; ``finished`` is done when all have completed."""
-        self.running = False
-        self._finish()
-
-    def ended(self, error: NvmeofError | None) -> None:
-        """Count one request as ended."""
-        self.active -= 1
-        if error is not None:
-            self.error = self.error or error
-            self.running = False
-        self._finish()
-
-    def _finish(self) -> None:
-        if not self.active and not self.running and not self.finished.done():
-            self.finished.set_result(None)
-
 
 class LoadRequest(Request):
     """One of the requests that are always under way."""
@@ -295,9 +302,9 @@ def round_robin(queues: Sequence[Queue]) -> Callable[[], Queue]:
     return next_queue
 
 
-def _slbas(namespace: Namespace, pattern: str, blocks: int) -> Iterator[int]:
-    """Return the first blocks of one command after the other."""
+def first_blocks(namespace: Namespace, pattern: str, blocks: int) -> Sequence[int]:
+    """Return the first blocks of a load's commands of ``blocks`` blocks, which are repeated in this order."""
     slots = namespace.size_blocks // blocks
     if pattern.startswith("rand"):
-        return cycle([random.randrange(slots) * blocks for _ in range(min(ADDRESSES, slots * 4))])
-    return cycle(range(0, min(ADDRESSES, slots) * blocks, blocks))
+        return [random.randrange(slots) * blocks for _ in range(min(ADDRESSES, slots * 4))]
+    return range(0, min(ADDRESSES, slots) * blocks, blocks)

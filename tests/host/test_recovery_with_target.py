@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from nvmeof.host.namespace import Namespace
 from nvmeof.host.path import PathState
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 
+from ..conformance import rawhost
 from .conftest import HOSTNQN
+
+until = partial(rawhost.until, seconds=20.0)
 
 TRANSPORTS = ["tcp", "mptcp", "memory"]
 NQN = "nqn.2026-01.org.example:recovery"
@@ -43,14 +47,6 @@ async def one_path(target: Target, transport: str, **options: Any) -> AsyncItera
     chosen = {"reconnect_delay": 0.05, "hostnqn": HOSTNQN, "transport": transport, "native_multipath": False, **options}
     async with await connect_multipath(f"{address.host}:{address.port}", subnqn=NQN, **chosen) as subsystem:
         yield subsystem
-
-
-async def until(reached: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for what comes in its own time; fail when it does not."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, "it does not come"
-        await asyncio.sleep(0.01)
 
 
 class VerifyingLoad:

@@ -97,3 +97,19 @@ class AsyncDriver:
 def killed(backend: FileBackend) -> None:
     """Its process was killed, as far as others see it: nothing was closed, and the lock has gone."""
     fcntl.flock(backend._fd, fcntl.LOCK_UN)
+
+
+class SlowFlush(Hidden):
+    """Its Flush completes when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__("1M")
+        self.go_on = asyncio.Event()
+        self.flushes = 0
+
+    async def _flush(self) -> None:
+        self.flushes += 1
+        await self.go_on.wait()
+
+    def flush(self) -> Awaitable[None]:
+        return self._flush()

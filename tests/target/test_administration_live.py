@@ -14,7 +14,7 @@ from nvmeof.target.server import Target
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig
 from tests.conformance.rawhost import FLUSH, READ, RawHost, association, io_sqe, make_sqe, running, until
-from tests.target.backend_tools import Hidden
+from tests.target.backend_tools import SlowFlush
 
 FIRST = "nqn.2026-01.io.nvmeof:target"
 SECOND = "nqn.2026-01.org.example:second"
@@ -160,25 +160,9 @@ async def test_a_removal_has_ended_when_it_says_so():
         assert (await hosts[1].read(0, 1)).status == 0
 
 
-class Slow(Hidden):
-    """Its Flush completes when it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__("1M")
-        self.go_on = asyncio.Event()
-        self.flushes = 0
-
-    async def _flush(self) -> None:
-        self.flushes += 1
-        await self.go_on.wait()
-
-    def flush(self):
-        return self._flush()
-
-
 async def test_a_removal_says_what_did_not_end_and_that_ends_in_the_background():
     async with running("tcp") as target:
-        administration, backend = target.administration, Slow()
+        administration, backend = target.administration, SlowFlush()
         config = SubsystemConfig(nqn=SECOND, namespaces=(NamespaceConfig(backend=backend),))
         await administration.add_subsystem(config)
         hosts = await association(target, subnqn=SECOND)
@@ -197,7 +181,7 @@ async def test_a_removal_says_what_did_not_end_and_that_ends_in_the_background()
 
 
 async def test_a_port_is_removed_while_a_command_runs():
-    backend = Slow()
+    backend = SlowFlush()
     async with running("tcp", namespaces=[backend]) as target:
         administration = target.administration
         await administration.add_port(PORT)

@@ -10,7 +10,7 @@ from nvmeof.errors import ConfigurationError, LocalProtocolError
 from nvmeof.target.server import Target
 from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.conformance.rawhost import FLUSH, READ, RawHost, association, io_sqe, running, until
-from tests.target.backend_tools import Hidden
+from tests.target.backend_tools import SlowFlush
 
 
 @pytest.fixture(autouse=True)
@@ -54,24 +54,8 @@ async def test_a_start_that_fails_half_way_closes_what_it_opened_and_can_be_repe
     assert (first.closed, second.closed) == (2, 1)
 
 
-class Slow(Hidden):
-    """Its Flush completes when it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__("1M")
-        self.go_on = asyncio.Event()
-        self.flushes = 0
-
-    async def _flush(self) -> None:
-        self.flushes += 1
-        await self.go_on.wait()
-
-    def flush(self):
-        return self._flush()
-
-
 async def test_a_stop_waits_for_commands_in_progress_and_answers_them():
-    backend = Slow()
+    backend = SlowFlush()
     target = Target(namespaces=[backend], trtype="memory", listen="memory:0")
     await target.start()
     hosts = await association(target)
@@ -88,7 +72,7 @@ async def test_a_stop_waits_for_commands_in_progress_and_answers_them():
 
 
 async def test_a_stop_gives_up_what_does_not_end():
-    backend = Slow()
+    backend = SlowFlush()
     target = Target(namespaces=[backend], trtype="memory", listen="memory:0")
     await target.start()
     hosts = await association(target)
@@ -102,7 +86,7 @@ async def test_a_stop_gives_up_what_does_not_end():
 
 
 async def test_a_namespace_is_removed_while_a_command_of_it_runs():
-    backend = Slow()
+    backend = SlowFlush()
     async with running(namespaces=[backend, Ramdisk("1M")]) as target:
         hosts = await association(target)
         await hosts[1].send(hosts[1].capsule(io_sqe(7, FLUSH, 0, 1, length=0)))

@@ -80,7 +80,7 @@ class Sink:
         if self.path is None:
             sys.stdout.flush()
             self._fd = sys.stdout.fileno()
-            with self._telling(length_bytes, "", wait=False):
+            with self._telling(length_bytes, ""):
                 yield
             return
         final = Path(self.path).resolve()  # the file behind a link, not the link
@@ -90,8 +90,7 @@ class Sink:
             before = None
         partial = self._open_partial(final, before)
         try:
-            where = "" if partial is None else f"{partial}; {self.path} is as it was"
-            with self._telling(length_bytes, where, wait=partial is not None):
+            with self._telling(length_bytes, "" if partial is None else f"{partial}; {self.path} is as it was"):
                 yield
                 if partial is not None:
                     partial.replace(final)
@@ -128,11 +127,11 @@ class Sink:
         return None
 
     @contextlib.contextmanager
-    def _telling(self, length_bytes: int, where: str, *, wait: bool) -> Iterator[None]:
+    def _telling(self, length_bytes: int, where: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            self._stop(wait=wait)  # the count is what was written so far: a thread may be writing still
+            self._stop(wait=bool(where))  # the count is what was written so far: a thread may be writing still
             if self.done_bytes and not isinstance(error, BrokenPipeError):
                 kept = f", which are in {where}" if where else ""
                 out.remark(f"stopped after {self.done_bytes} of {length_bytes} bytes{kept}")
