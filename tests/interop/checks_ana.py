@@ -16,14 +16,10 @@ from .peers import NQN, STOP_SECONDS, Peer, PeerError
 
 _SEEN_AS = {"optimized": 1, "non-optimized": 2, "inaccessible": 3, "persistent-loss": 4, "change": 15}
 _FUNCTIONS = r"""
-# the number in a device's name is no NSID: 6.12 looks at several namespaces at a time, and names them as they come
-with_nsid() {  # with_nsid NSID GLOB: the block devices of that namespace
-  for each in /sys/block/$2; do
-    if [ "$(cat "$each/nsid" 2>/dev/null)" = "$1" ]; then echo "${each##*/}"; fi
-  done
-}
 state_of() {  # state_of CTRL [NSID]
-  cat /sys/block/$(with_nsid "${2:-1}" "nvme*c${1#nvme}n*")/ana_state 2>/dev/null || echo unknown
+  for each in /sys/block/nvme*c"${1#nvme}"n*; do
+    if [ "$(cat "$each/nsid" 2>/dev/null)" = "${2:-1}" ]; then cat "$each/ana_state"; fi
+  done
 }
 states() {  # states FIRST SECOND [NSID]: wait until the kernel sees them
   for _ in $(seq 200); do
@@ -33,12 +29,7 @@ states() {  # states FIRST SECOND [NSID]: wait until the kernel sees them
   die "namespace ${3:-1}: $(state_of $ONE "${3:-1}") and $(state_of $TWO "${3:-1}") in place of $1 and $2"
 }
 by_port() { grep -l "trsvcid=$1" /sys/class/nvme/nvme*/address | sed 's,/address,,; s,.*/,,'; }
-ONE=$(by_port $PORT) TWO=$(by_port $SECOND_PORT) DEV=$(nvme_dev "$NQN")
-for _ in $(seq 100); do
-  DEV=/dev/$(with_nsid 1 "nvme[0-9]n*") OTHER=/dev/$(with_nsid 2 "nvme[0-9]n*")
-  if [ -b "$DEV" ] && [ -b "$OTHER" ]; then break; fi
-  sleep 0.05
-done
+ONE=$(by_port $PORT) TWO=$(by_port $SECOND_PORT) DEV=$(nvme_dev "$NQN" 1) OTHER=$(nvme_dev "$NQN" 2)
 """
 
 

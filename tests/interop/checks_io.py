@@ -23,13 +23,7 @@ result() { local want=$1 out; shift; out=$(io "$@") && [[ $out == *"result: $wan
 le() { printf "%0$((2 * $2))x" $1 | fold -w2 | tac | tr -d '\n' | sed 's/../\\x&/g'; }  # number, bytes
 range() { printf "$(le $1 4)$(le 0 4)$(le $2 8)$(le $(($3 - 1)) 2)$(le 0 4)$(le $4 2)$(le 0 8)"; }
 first() { dd if=$1 bs=$BLOCK skip=$2 count=$3 iflag=direct status=none; }
-n=$((8192 / BLOCK)); c=$((n - 1)); name=${DEV%n*}; OTHER=
-for _ in $(seq 100); do        # which of the two was scanned first is not settled
-  for each in ${name}n1 ${name}n2; do
-    case $(nvme get-ns-id $each 2>/dev/null || true) in *:1) DEV=$each ;; *:2) OTHER=$each ;; esac
-  done
-  [ -n "$OTHER" ] && [ "$DEV" != "$OTHER" ] && break; sleep 0.05
-done
+n=$((8192 / BLOCK)); c=$((n - 1)); DEV=$(nvme_dev "$NQN" 1) OTHER=$(nvme_dev "$NQN" 2)
 """
 
 

@@ -20,13 +20,14 @@ nvmet_down() {    # nvmet_down NQN [PORT]
 ramdisk() {       # ramdisk MB: make and print a ram-backed block device
   modprobe brd rd_nr=1 max_part=0 rd_size=$(($1 * 1024)) && echo /dev/ram0
 }
-nvme_dev() {      # nvme_dev NQN: wait for and print the first namespace of that subsystem
-  local s d
+nvme_dev() {      # nvme_dev NQN [NSID]: wait for and print the first namespace of that subsystem, or the one of that
+  local s d       # NSID: the number in the name of a device is none, since 6.12 names namespaces as it finds them
   for _ in $(seq 100); do
     for s in /sys/class/nvme-subsystem/*; do
       [ "$(cat "$s/subsysnqn" 2>/dev/null)" = "$1" ] || continue
       for d in "$s"/nvme*n[0-9]*; do
         case ${d##*/} in *c[0-9]*n*) continue ;; esac
+        [ -z "${2:-}" ] || [ "$(cat "$d/nsid" 2>/dev/null)" = "$2" ] || continue
         [ -b "/dev/${d##*/}" ] && { echo "/dev/${d##*/}"; return; }
       done
     done
