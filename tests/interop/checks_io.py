@@ -55,8 +55,8 @@ def io_details(bench: Bench) -> None:
             cmp -n 8192 <(first $DEV 0 $n) /tmp/a || die "hints change data"
             nvme dsm $DEV -n 1 --ad --ctx-attrs=0,0 --blocks=1,1 --slbs=0,1
             cmp -n $((2 * BLOCK)) <(first $DEV 0 2) /tmp/z || die "deallocate"
-            # Cancel finds nothing, on its own queue only; so does Abort. Linux gives no command this CID: its low 12 bits
-            # are a tag below the size of the queue, and Cancel itself could have a smaller one
+            # Cancel finds nothing, on its own queue only; so does Abort. Linux gives no command this CID: its low 12
+            # bits are a tag below the size of the queue, and Cancel itself could have a smaller one
             result 0x00000000 -O 0x18 --cdw10=$((1 | 0xffff << 16)) --cdw11=1
             result 0x00000000 -O 0x18 --cdw10=$((1 | 0xffe << 16))
             refused 'Invalid Field' -O 0x18 --cdw10=$((2 | 0xffe << 16))
