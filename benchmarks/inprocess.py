@@ -54,6 +54,10 @@ class _Runtime:
         coroutine.close()
         raise BenchmarkError("something wants to run in the background, and nothing here can")
 
+    def start(self, coroutine: Coroutine[Any, Any, Any], /) -> Any:
+        coroutine.close()
+        raise BenchmarkError("something wants to run beside its caller, and nothing here can")
+
     def in_thread(self, function: Callable[[], Any], /) -> Any:
         raise BenchmarkError("something wants to run in a thread, and nothing here can")
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Future(Awaitable[T], Protocol[T]):
@@ -18,6 +19,14 @@ class Future(Awaitable[T], Protocol[T]):
     def set_result(self, result: T, /) -> None: ...
 
     def set_exception(self, exception: BaseException, /) -> None: ...
+
+    def done(self) -> bool: ...
+
+    def cancel(self) -> bool: ...
+
+
+class Task(Awaitable[T_co], Protocol[T_co]):
+    """A coroutine that runs beside others; awaited, it gives its return value. `asyncio.Task` has this shape."""
 
     def done(self) -> bool: ...
 
@@ -48,6 +57,10 @@ class Runtime(Protocol):
 
     def spawn(self, coroutine: Coroutine[Any, Any, object], /) -> object:
         """Run a coroutine that belongs to no command. What it raises is logged; at the end it is cancelled."""
+        ...
+
+    def start(self, coroutine: Coroutine[Any, Any, T], /) -> Task[T]:
+        """Run a coroutine beside the caller, who awaits or cancels it; `spawn` is for what nobody awaits."""
         ...
 
     def in_thread(self, function: Callable[[], T], /) -> Awaitable[T]:

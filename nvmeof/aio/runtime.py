@@ -54,6 +54,10 @@ class AsyncioRuntime:
         task.add_done_callback(self._ended)
         return task
 
+    def start(self, coroutine: Coroutine[Any, Any, T], /) -> asyncio.Task[T]:
+        """Run a coroutine beside the caller, in the caller's context; the caller awaits it or cancels it."""
+        return self.loop.create_task(coroutine)
+
     def in_thread(self, function: Callable[[], T], /) -> asyncio.Future[T]:
         """Run a function in a thread of the loop's pool."""
         return self.loop.run_in_executor(None, function)

@@ -17,6 +17,7 @@ from typing import Protocol
 from nvmeof.host.batch import IoBatch
 from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions
 from nvmeof.host.results import IdentifyNamespace
+from nvmeof.runtime import Runtime
 from nvmeof.spec.sqe import DSM_MAX_RANGES
 from nvmeof.wire import Buffer
 
@@ -57,6 +58,11 @@ class IoPort(Protocol):
     @property
     def subnqn(self) -> str:
         """NQN of the subsystem, for messages."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """Starts what a namespace does beside its caller, such as reading ahead."""
         ...
 
     @property

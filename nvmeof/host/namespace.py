@@ -438,7 +438,7 @@ class Namespace:
         await self._expect(lba, blocks)
         each = max(chunk_bytes // size, 1)
         wanted = ((start, count * size) for start, count in cut(lba, blocks, each))
-        async with aclosing(read_pieces(wanted, self.read_into, read_ahead)) as ready:
+        async with aclosing(read_pieces(self.port.runtime, wanted, self.read_into, read_ahead)) as ready:
             async for chunk in ready:
                 yield chunk
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 
+from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import ConnectionLost
 from nvmeof.host.batch import IoBatch
 from nvmeof.host.io_port import IoPort, NvmLimits
@@ -28,6 +30,7 @@ class Memory:
     max_transfer_bytes = 4096
 
     def __init__(self) -> None:
+        self.runtime = AsyncioRuntime(logging.getLogger("test"))
         self.data = bytearray(64 * 512)
         self.sent: list[int] = []
         self.held: list[bool] = []
@@ -84,6 +87,7 @@ class Failover:
     def __init__(self, *ports: IoPort) -> None:
         self.ports = ports
         self.subnqn = ports[0].subnqn
+        self.runtime = ports[0].runtime
         self.max_transfer_bytes = min(each.max_transfer_bytes for each in ports)
         self.identify_namespace = ports[-1].identify_namespace
         self.nvm_limits = ports[-1].nvm_limits
@@ -126,6 +130,8 @@ async def test_a_namespace_needs_nothing_but_its_port() -> None:
         *[NvmOpcode.WRITE] * 2,
         *[NvmOpcode.READ] * 3,
     ]
+    pieces = [piece async for piece in namespace.chunks(22, 3, chunk_bytes=512)]
+    assert pieces == [b"\x5a" * 512, bytes(512), bytes(512)]
 
 
 async def test_only_a_buffer_of_the_caller_is_held() -> None:

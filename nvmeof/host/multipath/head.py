@@ -172,6 +172,11 @@ class NamespaceHead:
 
     # -- IoPort
 
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of the subsystem."""
+        return self._runtime
+
     async def io(
         self,
         sqe: bytes,
