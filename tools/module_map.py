@@ -47,7 +47,7 @@ class Module:
 def box_of(name: str) -> str:
     """Return the box of a module by its dotted name below ``nvmeof``."""
     first, _, rest = name.partition(".")
-    if first in ("__main__", "testing"):
+    if first == "__main__":
         return "(program)"
     if first == "target":
         group = rest.partition(".")[0]

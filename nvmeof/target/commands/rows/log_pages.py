@@ -1,7 +1,8 @@
 """Get Log Page: the execution of the command, and the table that has one row per log page (NVMe Base, Get Log Page
 command).
 
-The rows are in the modules `logs_*` beside this one, and in those of other parts with a log page.
+The rows are in the `ROWS` of the modules that make the pages: :mod:`nvmeof.target.commands.logs`, and those of a
+function that has a page of its own, such as :mod:`nvmeof.target.commands.media.self_test`.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def no_page_check(controller: Controller, command: GetLogPage) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LogPageSpec:
-    """A row. `build(ctx, controller, command, nsid)` makes the whole page.
+    """A log page. `build(ctx, controller, command, nsid)` makes the whole page; `lid` is its identifier.
 
+    `io`, `discovery`: which kinds of controllers have it; only I/O controllers unless it says otherwise.
     `per_namespace`: an NSID may name a namespace, and `build` looks whether it does; other pages belong to the
     controller or the subsystem. `check` runs before anything else of the page and raises `CommandError`.
     `acknowledge` is called when the page was read with RAE = 0.
