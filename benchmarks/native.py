@@ -52,25 +52,32 @@ class LoadgenStruct(ctypes.Structure):
 
 
 def build() -> tuple[ctypes.CDLL | None, str]:
-    """The compiled loop, or None with the reason. The library is kept in the user's cache, named by its source."""
+    """The compiled loop, or None with the reason."""
+    library, note = compiled(SOURCE)
+    if library is not None:
+        library.lg_size.restype = ctypes.c_uint64
+        library.lg_run.argtypes = (ctypes.c_void_p, ctypes.c_double, ctypes.c_int)
+        library.lg_run.restype = ctypes.c_int
+    return library, note
+
+
+def compiled(source: Path) -> tuple[ctypes.CDLL | None, str]:
+    """A compiled source, or None with the reason. The library is kept in the user's cache, named by its source."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler:
         return None, "no C compiler"
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvmeof-benchmarks"
-    target = cache / f"loadgen-{digest}.so"
+    target = cache / f"{source.stem}-{digest}.so"
     try:
         if not target.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as folder:
-                made = Path(folder) / "loadgen.so"
-                command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(made), str(SOURCE)]
+                made = Path(folder) / "made.so"
+                command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(made), str(source)]
                 subprocess.run(command, check=True, capture_output=True, text=True)
                 made.rename(target)
         library = ctypes.CDLL(str(target))
     except (OSError, subprocess.CalledProcessError) as error:
         return None, f"the C loop could not be built: {error}"
-    library.lg_size.restype = ctypes.c_uint64
-    library.lg_run.argtypes = (ctypes.c_void_p, ctypes.c_double, ctypes.c_int)
-    library.lg_run.restype = ctypes.c_int
     return library, ""
