@@ -4,12 +4,13 @@ Two kinds of structure share this module.
 
 *Hot* ones (SQE, CQE, PDU headers) are a :class:`Record`: the construct declaration is turned into a
 ``struct.Struct`` at import, next to a slots dataclass for those who want an object. A declaration that cannot be
-turned (big-endian, variable length, nested) raises :class:`DeclarationError` there and then, not at the first packet.
+turned (of another byte order than its record, of variable length, nested) raises :class:`DeclarationError` there and
+then, not at the first packet.
 
 *Cold* ones (Identify, log pages, Connect data) stay plain construct. :func:`build` encodes them from the fields that
 are not zero, :func:`layout` tells where each field lies.
 
-All NVMe structures are little-endian.
+All NVMe structures are little-endian; those of NBD are big-endian, and their records say so.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ U64 = c.Int64ul
 U128 = c.BytesInteger(16, swapped=True)
 
 _CODES = frozenset("BHIQbhiq")
+_ORDERS = {"<": "little", ">": "big"}
 
 
 class DeclarationError(TypeError):
@@ -49,8 +51,8 @@ def _strip(subcon: Any) -> Any:
     return subcon
 
 
-def _code(name: str | None, subcon: Any) -> str:
-    """Return the struct code of one declared field."""
+def _code(name: str | None, subcon: Any, byte_order: str = "<") -> str:
+    """Return the struct code of one declared field. ``byte_order``: ``<`` or ``>``, that of the whole record."""
     bare = _strip(subcon)
     if name is None:
         if isinstance(bare, c.Padded) and isinstance(bare.subcon, type(c.Pass)) and isinstance(bare.length, int):
@@ -62,24 +64,37 @@ def _code(name: str | None, subcon: Any) -> str:
         code = {"L": "I", "l": "i"}.get(code, code)
         if code not in _CODES:
             raise DeclarationError(f"field {name}: format {bare.fmtstr!r} is not an integer")
-        if order != "<" and bare.length > 1:
-            raise DeclarationError(f"field {name} is not little-endian")
+        if order != byte_order and bare.length > 1:
+            raise DeclarationError(f"field {name} is not {_ORDERS[byte_order]}-endian")
         return code
     if isinstance(bare, c.Bytes) and isinstance(bare.length, int):
         return f"{bare.length}s"
-    raise DeclarationError(f"field {name} has no fixed little-endian form: {subcon!r}")
+    raise DeclarationError(f"field {name} has no fixed {_ORDERS[byte_order]}-endian form: {subcon!r}")
 
 
 class Record(Generic[T]):
     """One fixed-size structure: the declaration, its dataclass, and the ``struct.Struct`` derived from both.
 
     ``cls`` is a ``dataclass(slots=True)`` with the declaration's named fields in the same order. Padding is skipped
-    on unpacking and zero on packing. Raises :class:`DeclarationError` when the two cannot be brought together.
+    on unpacking and zero on packing. ``byte_order``: ``<`` (little-endian) or ``>`` (big-endian), of all fields.
+    Raises :class:`DeclarationError` when declaration, class and byte order cannot be brought together.
     """
 
-    __slots__ = ("_bytes_fields", "_get", "_single", "cls", "declaration", "offsets", "size", "struct", "widths")
+    __slots__ = (
+        "_bytes_fields",
+        "_get",
+        "_single",
+        "byte_order",
+        "cls",
+        "declaration",
+        "offsets",
+        "size",
+        "struct",
+        "widths",
+    )
 
-    def __init__(self, declaration: Declaration, cls: type[T]) -> None:
+    def __init__(self, declaration: Declaration, cls: type[T], *, byte_order: str = "<") -> None:
+        self.byte_order = byte_order
         codes: list[str] = []
         self.offsets: dict[str, int] = {}
         self.widths: dict[str, int] = {}
@@ -87,7 +102,7 @@ class Record(Generic[T]):
         position = 0
         for subcon in declaration.subcons:
             name = subcon.name
-            code = _code(name, subcon)
+            code = _code(name, subcon, byte_order)
             width = struct.calcsize("<" + code)
             if name is not None:
                 self.offsets[name] = position
@@ -99,7 +114,7 @@ class Record(Generic[T]):
         self._check_class(cls, list(self.offsets))
         self.declaration = declaration
         self.cls = cls
-        self.struct = struct.Struct("<" + "".join(codes))
+        self.struct = struct.Struct(byte_order + "".join(codes))
         self.size: int = self.struct.size
         self._get = attrgetter(*self.offsets)
         self._single = len(self.offsets) == 1
@@ -144,7 +159,7 @@ class Record(Generic[T]):
         strides over a batch; the default ends with the record. Fields must be given in declared order.
         """
         total = before + self.size if size is None else size
-        position, parts = 0, ["<"]
+        position, parts = 0, [self.byte_order]
         for name in fields:
             start = before + self.offsets[name]
             if start < position:
@@ -160,7 +175,7 @@ class Record(Generic[T]):
 
     def _integer_code(self, name: str) -> str:
         subcon = next(s for s in self.declaration.subcons if s.name == name)
-        return _code(name, subcon)
+        return _code(name, subcon, self.byte_order)
 
     def error_location(self, field: str, bit: int = 0) -> int:
         """Return the position of ``field`` as a Parameter Error Location: byte in bits 7:0, bit in 10:8 (NVMe Base,

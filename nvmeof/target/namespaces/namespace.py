@@ -26,6 +26,7 @@ from nvmeof.target.namespaces.reservation_store import ReservationStore
 from nvmeof.target.namespaces.unreadable import RANGES_MAX, UnreadableBlocks
 from nvmeof.target.storage.base import Backend, Lease, SizeChangedError, SourceError
 from nvmeof.target.storage.fault_log import FaultLog
+from nvmeof.target.storage.remote import OutcomeUnknownError
 
 T = TypeVar("T")
 
@@ -93,6 +94,8 @@ def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
         return Status.ABORTED_BY_REQUEST, False
     if isinstance(error, SizeChangedError) and writing:
         return Status.LBA_OUT_OF_RANGE, True
+    if isinstance(error, OutcomeUnknownError):
+        return Status.WRITE_FAULT, True  # a retry, by another path too, could come before the first one's late effect
     if isinstance(error, NotKeptError):
         return Status.INTERNAL_ERROR, False  # the command is right, and may succeed when it can be kept again
     if code in _NO_ROOM and writing:

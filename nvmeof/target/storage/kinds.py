@@ -18,6 +18,7 @@ from nvmeof.target.storage.base import DEFAULT_BLOCK_BYTES, Backend
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.filters import count, delay, error, log, rate
 from nvmeof.target.storage.namespace_text import Element, NamespaceText
+from nvmeof.target.storage.nbd import backend as nbd
 from nvmeof.target.storage.ramdisk import Ramdisk
 
 logger = logging.getLogger("nvmeof.target")
@@ -70,6 +71,7 @@ BACKENDS: Final = {
     "file": BackendKind(
         _file, ("size", "block-size", "read-only", "shared", "kept"), "a file or block device: file:/srv/disk.img"
     ),
+    "nbd": BackendKind(nbd.make, nbd.OPTIONS, nbd.SUMMARY),
 }
 FILTERS: Final = {
     "count": FilterKind(count.make, count.OPTIONS, count.SUMMARY),

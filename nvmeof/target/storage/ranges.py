@@ -38,13 +38,14 @@ class RangeLock:
 class RangeLocks:
     """Locks over half-open ranges of bytes: readers share, writers exclude. Few are held at a time."""
 
-    __slots__ = ("_arrivals", "_held", "_in_line", "_lines", "_locks", "_released", "_releasing")
+    __slots__ = ("_arrivals", "_exclusive", "_held", "_in_line", "_lines", "_locks", "_released", "_releasing")
 
     def __init__(self) -> None:
         self._locks: dict[RangeLock, None] = {}
         self._held: dict[object, int] = {}  # how many of them by owner
         self._lines: dict[object, deque[tuple[int, list[RangeLock]]]] = {}  # by owner, whose turn is next first
         self._in_line = 0
+        self._exclusive = 0  # how many of the locks are
         self._arrivals = 0
         self._released: deque[RangeLock] = deque()
         self._releasing = False
@@ -98,16 +99,19 @@ class RangeLocks:
 
     def _enter(self, wanted: RangeLock) -> None:
         start, end, exclusive = wanted.start, wanted.end, wanted.exclusive
-        for lock in self._locks:
-            if lock.start < end and start < lock.end and (exclusive or lock.exclusive):
-                lock._waiters.append(wanted)
-                wanted._blockers += 1
+        if exclusive or self._exclusive:
+            for lock in self._locks:
+                if lock.start < end and start < lock.end and (exclusive or lock.exclusive):
+                    lock._waiters.append(wanted)
+                    wanted._blockers += 1
+        self._exclusive += exclusive
         self._locks[wanted] = None
         self._held[wanted.owner] = self._held.get(wanted.owner, 0) + 1
 
     def release(self, lock: RangeLock) -> None:
         """Release a range, and grant the requests that waited only for it."""
         del self._locks[lock]
+        self._exclusive -= lock.exclusive
         held = self._held.pop(lock.owner) - 1
         if held:
             self._held[lock.owner] = held
