@@ -172,12 +172,14 @@ class NbdClient:
             self._defer(request)
 
     async def _reconnect(self) -> None:
-        pause, lost_all = _FIRST_PAUSE_SECONDS, not self._connections
+        pause, lost_all, said = _FIRST_PAUSE_SECONDS, not self._connections, ""
         while not self._closed:
             try:
                 await self._fill()
             except (OSError, NbdProtocolError) as error:
-                logger.info("%s cannot be reached: %s", self.what, _text(error))
+                if _text(error) != said:
+                    said = _text(error)
+                    logger.warning("%s cannot be reached, and is tried again and again: %s", self.what, said)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
                 lost_all = lost_all or not self._connections
