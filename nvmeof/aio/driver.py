@@ -43,6 +43,9 @@ class Batching:
 
     reads: int = 16
     """Receives in one turn of the event loop, at most."""
+    leave_large: int = 0
+    """Two thirds of the large payloads that are expected, but at most so many, are left for later turns: what is asked
+    for next, in place of those that have come, reaches the peer before it runs out of work. 0: none is left."""
     read_seconds: float = float("inf")
     """Time for them, at most, where there is more than one."""
     flush_reads: int = _NO_LIMIT
@@ -205,7 +208,7 @@ class ConnectionDriver:
             return
         connection, endpoint = self.connection, self.endpoint
         out = connection.out
-        now, reads, until = self._loop.time(), 0, 0.0
+        now, reads, most, until = self._loop.time(), 0, 0, 0.0
         try:
             while True:
                 buffer = connection.next_buffer(endpoint.available)
@@ -227,18 +230,22 @@ class ConnectionDriver:
                 patient = batching.leave_to_wake
                 if not patient and (not reads % batching.flush_reads or out.pending_bytes >= batching.flush_bytes):
                     self.flush()
+                if reads == 1:
+                    until = self._clock() + batching.read_seconds
+                    most = batching.reads
+                    large = connection.large_expected
+                    if large and batching.leave_large:
+                        most = min(most, 1 + max(large // 3, large - batching.leave_large))
+                elif self._clock() >= until:
+                    break
                 # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
                 if (
-                    reads >= batching.reads
+                    reads >= most
                     or self._finishing
                     or not self.receiving
                     or (self.woken and not patient)
                     or (self._blocked and not connection.want_read)
                 ):
-                    break
-                if reads == 1:
-                    until = self._clock() + batching.read_seconds
-                elif self._clock() >= until:
                     break
             if out.pending_bytes and not (self.woken and self._batching.leave_to_wake):
                 self.flush()

@@ -29,8 +29,8 @@ ADMIN_RECEIVE_BYTES = 16 * 1024
 IO_RECEIVE_BYTES = 144 * 1024
 """Room for the answers to 32 Reads of 4 KiB, headers and responses included."""
 _UNANSWERED = "in place of an answer to ICReq: does that port require TLS, which this host does not speak?"
-BATCHING = Batching(reads=16, leave_to_wake=True)
-"""A host reads all received data, and sends all commands of one turn of the event loop together."""
+BATCHING = Batching(reads=16, leave_large=16, leave_to_wake=True)
+"""A host reads all received data but what is large, and sends all commands of one turn of the event loop together."""
 
 
 class SocketQueue:

@@ -49,7 +49,6 @@ class Engine(ABC):
         "_framing",
         "_in_place",
         "_known_bytes",
-        "_large_expected",
         "_payload",
         "_payload_crc",
         "_payload_live",
@@ -63,6 +62,7 @@ class Engine(ABC):
         "config",
         "encoder",
         "incapsule_bytes",
+        "large_expected",
         "make_encoder",
         "out",
         "parameters",
@@ -95,7 +95,8 @@ class Engine(ABC):
         self._start = 0
         self._end = 0
         self._pdu_start = 0
-        self._large_expected = 0
+        self.large_expected = 0
+        """Commands whose data, `LARGE_BYTES` or more, has not come whole. Read-only for the driver."""
         # The payload that is being received, and what it belongs to. Owner without payload: its digest is due.
         self._payload: memoryview | None = None
         self._payload_position = 0
@@ -120,7 +121,7 @@ class Engine(ABC):
         """
         self.behind = None
         payload = self._payload
-        if payload is not None and self._large_expected:
+        if payload is not None and self.large_expected:
             unit = self._payload_unit
             if unit and not self._payload_live.valid:
                 payload, unit = self._give_up_live(payload), 0
@@ -132,7 +133,7 @@ class Engine(ABC):
         start, end = self._start, self._end
         if start == end:
             self._start = self._end = 0
-            if self._large_expected and self._payload is None:
+            if self.large_expected and self._payload is None:
                 return self._buffer[:SMALL_WINDOW_BYTES]
             return self._buffer
         if start:
@@ -166,7 +167,7 @@ class Engine(ABC):
             self._start = end
             return payload[position : position + most - left]
         self._start = self._end = 0
-        self.behind = self._small_window if self._large_expected > 1 else self._buffer
+        self.behind = self._small_window if self.large_expected > 1 else self._buffer
         return payload[position:] if position else payload
 
     def bytes_received(self, n: int, now: float) -> list[Event]:
@@ -412,7 +413,7 @@ class Engine(ABC):
         """Release all buffers at the end; none is touched from here on."""
         self._payload = None
         self._payload_owner = None
-        self._large_expected = 0
+        self.large_expected = 0
         self.out.drop()
 
     def _queue_term_req(self, fes: int, fei: int, header: Buffer) -> None:

@@ -298,7 +298,7 @@ class HostConnection(Engine):
         data_in = request.data_in
         if data_in is not None:
             if len(data_in) >= LARGE_BYTES:
-                self._large_expected -= 1
+                self.large_expected -= 1
             if not request.digest_ok:
                 status_field = Status.TRANSIENT_TRANSPORT_ERROR << 1
             elif not status_field and request.received != len(data_in):
@@ -420,7 +420,7 @@ class HostConnection(Engine):
 
     def _expect_data(self, cids: Sequence[int], places: Sequence[memoryview], size: int) -> None:
         if size >= LARGE_BYTES:
-            self._large_expected += len(cids)
+            self.large_expected += len(cids)
         for cid, place in zip(cids, places, strict=True):
             self._requests[cid] = Request(cid, None, place)
 

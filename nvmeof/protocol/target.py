@@ -333,7 +333,7 @@ class TargetConnection(Engine):
                 self._ask_more(transfer)
                 return
         if size >= LARGE_BYTES:
-            self._large_expected -= 1
+            self.large_expected -= 1
         if transfer.collected_from is not None:
             transfer.commit()
         events.append(transfer)
@@ -386,7 +386,7 @@ class TargetConnection(Engine):
                 self._ask_more(transfer)
                 outstanding += 1
         if size >= LARGE_BYTES:
-            self._large_expected += 1
+            self.large_expected += 1
 
     def _several(self, size: int, step: int) -> bool:
         """Return whether several R2Ts may be answered in any order: then no offset marks where collecting begins."""

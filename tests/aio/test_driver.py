@@ -112,7 +112,7 @@ class End:
     def __init__(self, role: str, **options: Any) -> None:
         host, target = HostConnection(ConnectionConfig()), TargetConnection(ConnectionConfig())
         self.connection, self.peer = (host, target) if role == "host" else (target, host)
-        self.endpoint, self.consumer = HandEndpoint(), Notes()
+        self.endpoint, self.consumer = options.pop("endpoint", None) or HandEndpoint(), Notes()
         batching = HOST_BATCHING if role == "host" else TARGET_BATCHING
         self.driver = ConnectionDriver(
             self.endpoint, self.connection, self.consumer, options.pop("batching", batching), **options
@@ -223,6 +223,36 @@ async def test_receives_in_one_turn_are_bounded(end: End, monkeypatch: pytest.Mo
     end.driver._clock = lambda: 0.0
     end.driver.readable()
     assert end.endpoint.receives == 16
+
+
+class Flood(HandEndpoint):
+    """Fills both buffers of a receive, as a socket does that has more than they hold."""
+
+    def recv_both(self, buffer: memoryview, behind: memoryview) -> int:
+        n = self.recv_into(buffer)
+        return n + self.recv_into(behind) if n == len(buffer) else n
+
+
+@pytest.mark.parametrize(
+    ("expected", "at_once"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 3), (16, 6), (24, 8), (28, 12), (32, 16), (64, 16)]
+)
+async def test_a_host_leaves_large_payloads_to_be_sent_while_it_asks_for_more(expected: int, at_once: int) -> None:
+    end = End("host", endpoint=Flood())
+    end.exchange()
+    size, connection, target = 64 * 1024, end.connection, end.peer
+    assert isinstance(connection, HostConnection) and isinstance(target, TargetConnection)
+    for cid in range(expected):
+        connection.send_command(cid, bytes(64), data_in=memoryview(bytearray(size)))
+        target.send_read(cid, bytes(size))
+    answers = end.output_of_peer()
+    end.endpoint.incoming = [answers[:500], answers[500:]]
+    end.driver.readable()
+    assert connection.large_expected == expected, "only the first one's header has come"
+    end.driver.readable()
+    assert connection.large_expected == expected - at_once
+    while end.endpoint.incoming:
+        end.driver.readable()
+    assert not connection.outstanding
 
 
 @pytest.mark.parametrize(

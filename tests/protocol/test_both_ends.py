@@ -254,7 +254,7 @@ class BothEnds(RuleBasedStateMachine):
         assert self.target.asked_bytes == 0
         for connection in (self.host, self.target):
             assert connection.backlog_bytes == 0
-            assert connection._large_expected == 0
+            assert connection.large_expected == 0
             assert not unfinished(connection)
             assert not connection.out._releases
             assert not connection.out.ready

@@ -85,7 +85,7 @@ def test_misuse() -> None:
             h.send_command(*arguments, **named)  # type: ignore[arg-type]
     assert h.outstanding == 1
     sent(h)
-    assert h._large_expected == 0
+    assert h.large_expected == 0
 
 
 def test_in_capsule_limit_can_change() -> None:
@@ -165,7 +165,7 @@ def test_read(framing: Framing, success: bool, size: int) -> None:
     assert feed(h, stream, 5000) == [Completions([(5, 0, 0, 0)])]
     assert into == data
     assert h.outstanding == 0
-    assert h._large_expected == 0
+    assert h.large_expected == 0
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
