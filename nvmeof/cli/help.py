@@ -37,7 +37,7 @@ class Command(click.Command):
         whole = not self.explained_by or ctx.command_path == self.explained_by.removesuffix(" --help")
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is None:
+            if record is None or isinstance(parameter, click.Argument):  # which the usage line shows
                 continue
             group = parameter.group if isinstance(parameter, GroupedOption) else ""
             if not group:

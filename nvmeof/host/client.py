@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from nvmeof.address import parse_port, split_scope
 from nvmeof.aio.runtime import AsyncioRuntime
@@ -28,12 +28,13 @@ from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectKeywords, ConnectOptions
 from nvmeof.host.queue import DeviceRegistry, QueueDevice
 from nvmeof.host.socket_queue import SocketQueue, SocketQueueDevice
+from nvmeof.host.url import TargetUrl, is_url
 from nvmeof.spec.enums import DISCOVERY_NQN, DISCOVERY_PORT, NVME_PORT, DataTransfer, LogPageId
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.trace import Trace
 from nvmeof.transport.base import Address, Endpoint
-from nvmeof.transport.paths.model import PathRole
+from nvmeof.transport.paths.model import ALL_PATHS, PathRole, parse_limits
 from nvmeof.transport.paths.session import PathOptions, PathSession
 from nvmeof.wire import Buffer
 
@@ -192,8 +193,9 @@ async def connect(
             for namespace in await controller.namespaces():
                 print(namespace.nsid, namespace.size_bytes)
 
-    ``traddr``: an IP address (a link-local one with its interface, ``fe80::1%eth0``) or a name; or an entry that
-    :func:`discover` gave, which says all of the following. ``trsvcid``: the port, as number or text (4420).
+    ``traddr``: an IP address (a link-local one with its interface, ``fe80::1%eth0``) or a name; or a URL
+    (``nvme+mptcp://192.0.2.1:4420/NQN``, :mod:`nvmeof.host.url`) or an entry that :func:`discover` gave, which say all
+    of the following; what is an argument too goes before the URL's. ``trsvcid``: the port, as number or text (4420).
     ``transport``: ``mptcp`` unless given, which falls back to TCP; with an entry, the entry's. ``hostnqn``, ``hostid``:
     the identity of this host; those of nvme-cli's files in /etc/nvme, or of this user, when not given. ``paths``: the
     local addresses that MPTCP connects from (``PathOptions(paths=("auto",))``), and how. ``registry``: the queue
@@ -210,6 +212,13 @@ async def connect(
     nothing answers, another :class:`TransportError` when no connection comes about, :class:`NvmeStatusError` when the
     controller refuses. ``asyncio.timeout`` around it is obeyed at once, and leaves nothing open.
     """
+    if isinstance(traddr, str) and is_url(traddr):
+        given = {"trsvcid": trsvcid, "subnqn": subnqn, "transport": transport, "hostnqn": hostnqn, "hostid": hostid}
+        return await connect(
+            **_of_url(traddr, given, paths, options),
+            registry=registry,
+            trace=trace,
+        )
     if isinstance(traddr, DiscoveryEntry):
         entry = _reachable(traddr)
         traddr, trsvcid = entry.address, entry.port if trsvcid is None else trsvcid
@@ -248,6 +257,25 @@ async def connect(
     return controller
 
 
+def _of_url(text: str, given: dict[str, Any], paths: PathOptions | None, options: ConnectKeywords) -> dict[str, Any]:
+    """Return the arguments of :func:`connect` that a URL stands for; those that were given go first."""
+    found = TargetUrl.parse(text).keywords()
+    paths = paths or take_path_options(found)
+    return {**found, **{name: value for name, value in given.items() if value is not None}, "paths": paths, **options}
+
+
+def take_path_options(options: dict[str, Any]) -> PathOptions | None:
+    """Take MPTCP's paths, as a URL and the command line name them, out of ``options``; None where there are none."""
+    limits = options.pop("mptcp_limits", None)
+    chosen = PathOptions(
+        paths=tuple(options.pop("mptcp_subflow", None) or ()),
+        fullmesh=bool(options.pop("mptcp_fullmesh", False)),
+        limits=parse_limits(limits) if limits else ALL_PATHS,
+        path_manager=options.pop("path_manager", None),
+    )
+    return chosen if chosen.wanted else None
+
+
 class DiscoverKeywords(ConnectKeywords, total=False):
     """The keyword arguments of :func:`discover`: those of :func:`connect`."""
 
@@ -263,7 +291,7 @@ async def discover(
     traddr: str,
     trsvcid: int | str | None = None,
     *,
-    transport: str = DEFAULT_TRANSPORT,
+    transport: str | None = None,
     **options: Unpack[DiscoverKeywords],
 ) -> list[DiscoveryEntry]:
     """Read the Discovery log of the discovery service at that address. :func:`connect` takes its entries.
@@ -273,9 +301,16 @@ async def discover(
         for entry in await discover("192.0.2.1"):
             print(entry.subnqn, entry.transport, entry.traddr, entry.trsvcid)
 
-    Without ``trsvcid`` the discovery port (8009) is tried first, then 4420, where most targets answer too. Raises as
-    :func:`connect` does.
+    ``traddr``: an address, a name, or a URL (``nvme+tcp://192.0.2.1``). Without ``trsvcid`` the discovery port (8009)
+    is tried first, then 4420, where most targets answer too. Raises as :func:`connect` does.
     """
+    if is_url(traddr):
+        given = {"trsvcid": trsvcid, "transport": transport}
+        found = _of_url(traddr, given, options.get("paths"), options)
+        if found["subnqn"] is None:
+            del found["subnqn"]
+        return await discover(**found)
+    transport = transport or DEFAULT_TRANSPORT
     chosen: DiscoverKeywords = {
         "subnqn": DISCOVERY_NQN, "keep_alive_tmo": 0, "nr_io_queues": 0, **options, "discovery": True,
     }  # fmt: skip

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from nvmeof.address import Address
 from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import ConfigurationError, NvmeofError, NvmeStatusError, TransportError
 from nvmeof.host.admin_commands import AdminCommands
-from nvmeof.host.client import DEFAULT_TRANSPORT, DEVICES, HostController
+from nvmeof.host.client import DEFAULT_TRANSPORT, DEVICES, HostController, take_path_options
 from nvmeof.host.controller import Controller
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.identity import host_identity
@@ -37,6 +37,7 @@ from nvmeof.host.options import ConnectKeywords, ConnectOptions, RecoveryKeyword
 from nvmeof.host.path import Path
 from nvmeof.host.queue import DeviceRegistry
 from nvmeof.host.requests import DEFAULT_OPTIONS, RequestOptions
+from nvmeof.host.url import TargetUrl, is_url
 from nvmeof.spec.enums import NVME_PORT, AdminOpcode
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.trace import Trace
@@ -278,7 +279,7 @@ async def connect_multipath(
     transport: str | None = None,
     hostnqn: str | None = None,
     hostid: str | uuid.UUID | None = None,
-    iopolicy: str = DEFAULT_IOPOLICY,
+    iopolicy: str | None = None,
     native_multipath: bool = True,
     all_paths: bool = False,
     registry: DeviceRegistry = DEVICES,
@@ -295,17 +296,31 @@ async def connect_multipath(
         ) as subsystem:
             await subsystem.namespace(1).write(0, bytes(4096))
 
-    ``where``: the paths (see :data:`PathSpec`), in the order in which ``numa`` prefers them. ``trsvcid`` (4420) and
-    ``transport`` (mptcp, which falls back to TCP) hold where a path does not say; tcp and mptcp may be mixed.
-    ``iopolicy``: numa, round-robin, queue-depth or service-time. ``native_multipath`` False: every path has separate
-    namespaces (``subsystem.namespace(1, path)``), and commands never go over another one. ``all_paths``: fail where one
-    of the paths cannot be connected; otherwise one is enough, and failures of the others are logged. ``registry``,
-    ``hostnqn``, ``hostid``, ``paths``, ``trace`` and the further options are those of :func:`nvmeof.connect` and of
-    recovery (``reconnect_delay``, ``ctrl_loss_tmo``, ``fast_io_fail_tmo``).
+    ``where``: the paths (see :data:`PathSpec`), in the order in which ``numa`` prefers them; or one URL, which names
+    them with ``path=`` and may say the rest too (:mod:`nvmeof.host.url`; arguments go before what it says).
+    ``trsvcid`` (4420) and ``transport`` (mptcp, which falls back to TCP) hold where a path does not say; tcp and mptcp
+    may be mixed. ``iopolicy``: numa (the default), round-robin, queue-depth or service-time.
+    ``native_multipath`` False: every path has separate namespaces (``subsystem.namespace(1, path)``), and commands
+    never go over another one. ``all_paths``: fail where one of the paths cannot be connected; otherwise one is enough,
+    and failures of the others are logged. ``registry``, ``hostnqn``, ``hostid``, ``paths``, ``trace`` and the further
+    options are those of :func:`nvmeof.connect` and of recovery (``reconnect_delay``, ``ctrl_loss_tmo``,
+    ``fast_io_fail_tmo``).
 
     Raises what :func:`nvmeof.connect` does, and :class:`PathMismatchError` when what is behind the paths is not one
     subsystem, or they disagree about a namespace. Nothing is left open then.
     """
+    url = next((each for each in where if isinstance(each, str) and is_url(each)), None)
+    if url is not None:
+        if len(where) > 1:
+            raise ConfigurationError("give one URL, with the further paths in it (path=ADDR:PORT), or addresses")
+        given = {
+            "subnqn": subnqn, "trsvcid": trsvcid, "transport": transport, "hostnqn": hostnqn, "hostid": hostid,
+            "iopolicy": iopolicy, "paths": paths, **options,
+        }  # fmt: skip
+        specs, arguments = _of_url(TargetUrl.parse(url), given)
+        return await connect_multipath(
+            *specs, **arguments, native_multipath=native_multipath, all_paths=all_paths, registry=registry, trace=trace
+        )
     specs = list(where)
     if not specs:
         raise ConfigurationError("no path was given: give at least one address")
@@ -331,7 +346,7 @@ async def connect_multipath(
     subsystem = HostSubsystem(
         common,
         recovery=RecoveryOptions(**recovery),
-        iopolicy=iopolicy,
+        iopolicy=iopolicy or DEFAULT_IOPOLICY,
         native_multipath=native_multipath,
         registry=registry,
         paths=paths,
@@ -343,6 +358,18 @@ async def connect_multipath(
         await subsystem.disconnect()
         raise
     return subsystem
+
+
+def _of_url(url: TargetUrl, given: dict[str, Any]) -> tuple[list[PathSpec], dict[str, Any]]:
+    """Return the paths of a URL, and the arguments of :func:`connect_multipath`: those given go before the URL's."""
+    arguments: dict[str, Any] = dict(url.options)
+    local = {name: arguments.pop(name, ()) for name in ("host_traddr", "host_iface")}
+    specs: list[PathSpec] = []
+    for index, path in enumerate(url.paths):
+        own = {name: values[min(index, len(values) - 1)] for name, values in local.items() if values}
+        specs.append(PathAddress(path.host, path.port or None, **own))
+    arguments |= {"subnqn": url.subnqn, "transport": url.transport, "paths": take_path_options(arguments)}
+    return specs, {**arguments, **{name: value for name, value in given.items() if value is not None}}
 
 
 async def _connect_all(subsystem: HostSubsystem, specs: list[PathSpec], *, all_paths: bool) -> None:

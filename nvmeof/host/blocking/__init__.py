@@ -28,7 +28,6 @@ from nvmeof.host.blocking.file import BlockIO, open
 from nvmeof.host.blocking.portal import PORTAL
 from nvmeof.host.blocking.watch import DiscoveryWatch
 from nvmeof.host.discovery import DiscoveryEntry
-from nvmeof.host.multipath.iopolicy import DEFAULT_IOPOLICY
 from nvmeof.host.options import ConnectKeywords
 from nvmeof.host.queue import DeviceRegistry
 from nvmeof.host.referrals import Discovered
@@ -98,7 +97,7 @@ def connect_multipath(
     transport: str | None = None,
     hostnqn: str | None = None,
     hostid: str | uuid.UUID | None = None,
-    iopolicy: str = DEFAULT_IOPOLICY,
+    iopolicy: str | None = None,
     native_multipath: bool = True,
     all_paths: bool = False,
     registry: DeviceRegistry = client.DEVICES,
@@ -138,7 +137,7 @@ def discover(
     traddr: str,
     trsvcid: int | str | None = None,
     *,
-    transport: str = client.DEFAULT_TRANSPORT,
+    transport: str | None = None,
     **options: Unpack[client.DiscoverKeywords],
 ) -> list[DiscoveryEntry]:
     """Read the Discovery log, as :func:`nvmeof.discover` does, whose arguments and errors these are.

@@ -11,7 +11,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.cli.recovery import NAMES, recovery_options
-from nvmeof.host.cli.services import NO_FILE, config_option, config_path, given_options
+from nvmeof.host.cli.services import NO_FILE, config_option, config_path
 from nvmeof.host.config_files.config_json import (
     ConfigFile,
     PortEntry,
@@ -56,7 +56,7 @@ def _modify(config: ConfigFile, options: dict[str, Any]) -> None:
         raise ConfigurationError("--modify needs a subsystem and its address: give --nqn and --traddr")
     check_nqn(options["nqn"], "the subsystem NQN")
     hostnqn, hostid = host_identity(options.get("hostnqn"), options.get("hostid"))
-    given = given_options()
+    given = opt.given_options()
     port = PortEntry(
         options["transport"],
         options["traddr"],

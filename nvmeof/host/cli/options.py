@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from nvmeof.address import parse_port
 from nvmeof.aio.runloop import run
@@ -15,15 +16,16 @@ from nvmeof.cli.help import Command, GroupedOption
 from nvmeof.cli.types import BYTES, SECONDS, U8, U32, IntegerType, Number
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.host.cli import output as out
-from nvmeof.host.client import HostController, connect, discover
+from nvmeof.host.client import HostController, connect, discover, take_path_options
+from nvmeof.host.config_files.saved import find_target, read_saved
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.host_subsystem import HostSubsystem
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectOptions, distinct_paths
+from nvmeof.host.url import TargetUrl
 from nvmeof.spec.enums import DISCOVERY_NQN, NVME_PORT
 from nvmeof.transport import get, set_trtype_code
-from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 from nvmeof.transport.paths.session import PathOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,12 +61,83 @@ class HostCommand(Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, with ``where``: the paths that were given, if it takes several."""
+        given = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if any(isinstance(each, Target) for each in self.params):
+            take_target(ctx.params, given)
+        ctx.meta[GIVEN] = frozenset(given)
         spread_paths(ctx.params)
         return super().invoke(ctx)
 
 
+GIVEN = "nvmeof.given"
+"""Key of ``ctx.meta``: the names of the options that stand on the command line, or in the URL that it names."""
+
+
+def given_options() -> frozenset[str]:
+    """Return the names of the options that stand on the command line, or in the URL that it names."""
+    found: frozenset[str] = click.get_current_context().meta[GIVEN]
+    return found
+
+
 PATH_NAMES = ("traddr", "trsvcid", "transport", "host_traddr", "host_iface")
 """The options that distinguish the paths to a subsystem."""
+
+
+class Target(click.Argument):
+    """The positional TARGET: a URL, or the name of a saved connection. ``needed``: unless there is an address."""
+
+    def __init__(self, declarations: Sequence[str], *, needed: bool) -> None:
+        super().__init__(declarations, required=False, metavar="[TARGET]", shell_complete=complete_target)
+        self.needed = needed
+
+
+def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the saved connections that begin so."""
+    try:
+        return [name for name in read_saved() if name.startswith(incomplete)]
+    except NvmeofError:
+        return []
+
+
+def take_target(params: dict[str, Any], given: set[str]) -> None:
+    """Put what a URL says in place of the options that were not given. Raises ConfigurationError, UsageError."""
+    text = params.pop("target", None)
+    if text is None:
+        if not params.get("traddr") and _needs_address():
+            raise click.UsageError("Missing option '-a' / '--traddr', or a TARGET: a URL or a saved connection.")
+        return
+    if "traddr" in given:
+        raise ConfigurationError(f"give the target once: {text}, or --traddr with its other options")
+    found = options_of_url(find_target(text))
+    if not isinstance(params.get("traddr"), tuple):
+        if len(found["traddr"]) > 1:
+            raise ConfigurationError(f"{text} has several paths: a discovery service is asked at one")
+        found = {name: values[0] if name in PATH_NAMES else values for name, values in found.items()}
+    for name, value in found.items():
+        if name not in given:
+            params[name] = value
+            given.add(name)
+    if {"io_timeout", "admin_timeout"} & found.keys() and "timeout" not in given:
+        params["timeout"] = None
+
+
+def _needs_address() -> bool:
+    command = click.get_current_context().command
+    return any(isinstance(each, Target) and each.needed for each in command.params)
+
+
+def options_of_url(url: TargetUrl) -> dict[str, Any]:
+    """Return a URL as the options of a command that takes several paths."""
+    found: dict[str, Any] = {
+        **url.options,
+        "traddr": tuple(path.host for path in url.paths),
+        "trsvcid": tuple(path.port or None for path in url.paths),
+        "transport": (url.transport,),
+    }
+    for name, value in (("nqn", url.subnqn), ("nsid", url.nsid)):
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def spread_paths(params: dict[str, Any]) -> None:
@@ -110,7 +183,8 @@ def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[
     if unless:
         addresses += f"  [default: {unless}]"
     return (
-        _option("-a", "--traddr", brief=False, required=required, metavar="ADDR", help=addresses, **how),
+        click.argument("target", cls=Target, needed=required),
+        _option("-a", "--traddr", brief=False, metavar="ADDR", help=addresses, **how),
         _option(
             "-s", "--trsvcid", brief=False, type=PORT, metavar="PORT",
             help="TCP port.  [default: 4420; discovery 8009, 4420]", **how,
@@ -214,7 +288,7 @@ def all_controllers_options(command: F) -> F:
 
 def port_options(command: F) -> F:
     """A port of a subsystem, for config.json."""
-    return _apply(command, (*_places(False, required=False), *_CONNECTION, *_CONTROLLER))
+    return _apply(command, (*_places(False, required=False)[1:], *_CONNECTION, *_CONTROLLER))
 
 
 def controller_options(command: F) -> F:
@@ -244,7 +318,8 @@ def coroutine(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 
 CONNECTION_NAMES = (
     "transport", "traddr", "trsvcid", "host_traddr", "host_iface", "hostnqn", "hostid", "hdr_digest", "data_digest",
-    "tos", "mark", "congestion", "sndbuf_bytes", "rcvbuf_bytes", "connect_timeout", "keep_alive_tmo",
+    "tos", "mark", "congestion", "sndbuf_bytes", "rcvbuf_bytes", "connect_timeout", "keep_alive_tmo", "io_timeout",
+    "admin_timeout", "hpda_bytes", "maxr2t",
 )  # fmt: skip
 CONTROLLER_NAMES = ("nr_io_queues", "queue_size", "disable_sqflow", "abort_first")
 
@@ -257,14 +332,7 @@ def split_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def path_options(options: dict[str, Any]) -> PathOptions | None:
     """Return the options of MPTCP's paths; None when no such option was given."""
-    limits = options.get("mptcp_limits")
-    chosen = PathOptions(
-        paths=tuple(options.get("mptcp_subflow") or ()),
-        fullmesh=bool(options.get("mptcp_fullmesh")),
-        limits=parse_limits(limits) if limits else ALL_PATHS,
-        path_manager=options.get("path_manager"),
-    )
-    return chosen if chosen.wanted else None
+    return take_path_options(dict(options))
 
 
 async def open_controller(options: dict[str, Any], **changes: Any) -> HostController:

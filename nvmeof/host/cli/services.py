@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from nvmeof.address import parse_port
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli.options import given_options
 from nvmeof.host.config_files.config_json import ConfigFile, read_config
 from nvmeof.host.config_files.discovery_conf import parse_discovery_conf
 from nvmeof.host.config_files.fabrics_options import ADDRESS
@@ -50,12 +50,6 @@ class Asked:
 
     options: dict[str, Any]
     source: str
-
-
-def given_options() -> frozenset[str]:
-    """Return the names of the options that stand on the command line."""
-    ctx = click.get_current_context()
-    return frozenset(name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE)
 
 
 def config_path(config_file: str | None) -> Path | None:

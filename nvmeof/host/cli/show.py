@@ -9,14 +9,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import click
+
 from nvmeof.cli import interrupts
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.host.async_events import AsyncEvent
 from nvmeof.host.cli import nvme_json
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli.saved import url_of_options
 from nvmeof.host.cli.subsystem import multipath_options, open_host
 from nvmeof.host.client import HostController, connect, discover
+from nvmeof.host.config_files import saved
 from nvmeof.host.facts import QueueFacts
 from nvmeof.host.host_subsystem import HostSubsystem
 from nvmeof.host.multipath.member import Member
@@ -174,14 +178,19 @@ async def id_ns_command(output: str, nsid: int | None, **options: Any) -> None:
 @opt.command("connect")
 @opt.controller_options
 @multipath_options()
+@click.option("--save", "name", metavar="NAME", help="Save it as a TARGET.")
 @opt.output_option
 @opt.coroutine
-async def connect_command(output: str, **options: Any) -> None:
-    """Connect, show what came of it, and hold the connection until Ctrl-C.
-
-    With options of recovery, or several paths, lost connections are made anew.
+async def connect_command(output: str, name: str | None, **options: Any) -> None:
+    """Connect, show what came of it, and hold the connection until Ctrl-C. With options of recovery, or several paths,
+    lost connections are made anew. TARGET: a URL, nvme+mptcp://HOST:4420/NQN?nsid=1, or a saved name.
     """
+    url = None if name is None else url_of_options(options)
+    if name is not None:
+        saved.check_name(name)
     async with await open_host(options) as host:
+        if name is not None and url is not None:
+            out.remark(f"saved {name} in {saved.save(name, url)}")
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         lost: list[NvmeofError] = []
