@@ -15,6 +15,7 @@ from nvmeof.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from nvmeof.errors import (
+        AuthenticationError,
         CommandNotExecuted,
         ConfigurationError,
         ConnectionLost,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from nvmeof.host.namespace import Namespace
     from nvmeof.host.referrals import Discovered
     from nvmeof.host.results import ErrorLogEntry, IdentifyController, IdentifyNamespace, SmartLog
+    from nvmeof.security.dhchap_controller import HostKeys
+    from nvmeof.security.dhchap_host import HostCredentials
+    from nvmeof.security.secret import Secret, generate_secret, load_secret, parse_secret
     from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
     from nvmeof.target.server import Target
     from nvmeof.target.storage.file import FileBackend
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncEvent": "nvmeof.host.async_events",
+    "AuthenticationError": "nvmeof.errors",
     "CommandNotExecuted": "nvmeof.errors",
     "ConfigurationError": "nvmeof.errors",
     "ConnectTimeout": "nvmeof.errors",
@@ -61,6 +66,8 @@ _HOMES = {
     "FileBackend": "nvmeof.target.storage.file",
     "FilePool": "nvmeof.target.storage.pools",
     "HostController": "nvmeof.host.client",
+    "HostCredentials": "nvmeof.security.dhchap_host",
+    "HostKeys": "nvmeof.security.dhchap_controller",
     "HostSubsystem": "nvmeof.host.host_subsystem",
     "IdentifyController": "nvmeof.host.results",
     "IdentifyNamespace": "nvmeof.host.results",
@@ -76,6 +83,7 @@ _HOMES = {
     "PortConfig": "nvmeof.target.subsystem.config",
     "Ramdisk": "nvmeof.target.storage.ramdisk",
     "RamdiskPool": "nvmeof.target.storage.pools",
+    "Secret": "nvmeof.security.secret",
     "SmartLog": "nvmeof.host.results",
     "SocketOptions": "nvmeof.transport.base",
     "SubsystemConfig": "nvmeof.target.subsystem.config",
@@ -87,11 +95,15 @@ _HOMES = {
     "connect_multipath": "nvmeof.host.host_subsystem",
     "discover": "nvmeof.host.client",
     "discover_all": "nvmeof.host.discovery_service",
+    "generate_secret": "nvmeof.security.secret",
+    "load_secret": "nvmeof.security.secret",
+    "parse_secret": "nvmeof.security.secret",
     "watch_discovery": "nvmeof.host.discovery_service",
 }
 
 __all__ = [
     "AsyncEvent",
+    "AuthenticationError",
     "CommandNotExecuted",
     "ConfigurationError",
     "ConnectTimeout",
@@ -104,6 +116,8 @@ __all__ = [
     "FileBackend",
     "FilePool",
     "HostController",
+    "HostCredentials",
+    "HostKeys",
     "HostSubsystem",
     "IdentifyController",
     "IdentifyNamespace",
@@ -119,6 +133,7 @@ __all__ = [
     "PortConfig",
     "Ramdisk",
     "RamdiskPool",
+    "Secret",
     "SmartLog",
     "SocketOptions",
     "SubsystemConfig",
@@ -130,6 +145,9 @@ __all__ = [
     "connect_multipath",
     "discover",
     "discover_all",
+    "generate_secret",
+    "load_secret",
+    "parse_secret",
     "watch_discovery",
 ]
 

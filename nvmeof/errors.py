@@ -10,6 +10,7 @@
     ├── NvmeStatusError             host: a command completed with a status other than success
     ├── TransportError              a connection could not be made, or was lost
     │   ├── ConnectTimeout          (also a TimeoutError)
+    │   ├── AuthenticationError     one side could not prove who it is
     │   └── ConnectionLost          (also a ConnectionError)
     │       ├── CommandNotExecuted  the command was not sent: it has had no effect
     │       └── OutcomeUnknown      the command was sent and not answered: it may have been executed, or will be
@@ -123,6 +124,18 @@ class TransportError(NvmeofError):
 
 class ConnectTimeout(TransportError, TimeoutError):
     """The peer did not answer within ``connect_timeout`` (seconds). It is a :class:`TimeoutError` too."""
+
+
+class AuthenticationError(TransportError):
+    """The host or the controller could not prove who it is, or the controller demands a proof and there is no secret.
+
+    A retry with the same secrets would fail too: reconnecting ends with it. ::
+
+        try:
+            controller = await nvmeof.connect("192.0.2.1", subnqn=nqn, dhchap=HostCredentials(secret))
+        except AuthenticationError as error:
+            print(f"wrong secret? {error}")
+    """
 
 
 class ConnectionLost(TransportError, ConnectionError):

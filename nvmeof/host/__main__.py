@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import click
 
 from nvmeof.cli.exit_codes import run_program
-from nvmeof.host.cli import bench, config, data, discovery, logs, mptcpize, paths, saved, show, subsystem
+from nvmeof.host.cli import bench, config, data, discovery, logs, mptcpize, paths, saved, secrets, show, subsystem
 from nvmeof.host.cli.options import PROGRAM
 from nvmeof.version import __version__
 
@@ -40,7 +40,7 @@ def cli(ctx: click.Context, verbose: int) -> None:
         print(ctx.get_help())
 
 
-for _module in (discovery, show, subsystem, config, logs, data, bench, saved, paths, mptcpize):
+for _module in (discovery, show, subsystem, config, logs, data, bench, saved, paths, secrets, mptcpize):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

@@ -24,6 +24,7 @@ from nvmeof.host import sqe_builders
 from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.association import Association, HostState
 from nvmeof.host.async_events import AsyncEvents
+from nvmeof.host.authentication import HostAuthentication
 from nvmeof.host.batch import BatchPart, IoBatch, run_batch
 from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.namespace import Namespace
@@ -108,6 +109,7 @@ class Controller:
         self.on_event = self.events.listeners
         self.quiesced = False
         """True when the controller has confirmed that it no longer executes a command of this association."""
+        self._authentication = HostAuthentication(self.association, options, runtime)
         self._cc = Cc()
         self._info: IdentifyController | None = None
         self._limits: NvmLimits | None = None
@@ -276,14 +278,23 @@ class Controller:
             )
         except NvmeStatusError as error:
             raise _connect_refused(error, queue.qid, options) from None
-        granted, authentication = result & 0xFFFF, result >> 16 & 0xFFFF
-        if authentication:
-            raise TransportError(f"{options.subnqn} wants in-band authentication, which this host does not offer")
+        granted = result & 0xFFFF
+        demanded = self._authentication.check(result & ~0xFFFF)
         if cntlid != CNTLID_DYNAMIC and granted != cntlid:
             raise TransportError(
                 f"I/O queue {queue.qid} was connected to controller {granted:#x} in place of {cntlid:#x}: not our peer"
             )
+        if demanded:
+            await self._authentication.authenticate(queue)
         return granted
+
+    async def authenticate(self) -> None:
+        """Authenticate all queues again, with I/O going on: as writing ``dhchap_secret`` does in Linux.
+
+        Raises :class:`AuthenticationError`; the controller ends the connection then.
+        """
+        for queue in (self.association.admin_queue, *self.io_queues):
+            await self._authentication.authenticate(queue)
 
     async def _enable(self) -> None:
         self.cap = Cap.decode(await self.commands.property_get(CAP_OFFSET, 8))

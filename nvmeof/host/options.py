@@ -10,6 +10,7 @@ from uuid import UUID
 
 from nvmeof.address import check_host, ip_of
 from nvmeof.errors import ConfigurationError
+from nvmeof.security.dhchap_host import HostCredentials
 
 QUEUE_SIZE_MIN = 2
 QUEUE_SIZE_MAX = 4096
@@ -38,6 +39,7 @@ class ConnectKeywords(TypedDict, total=False):
     admin_timeout: float
     connect_timeout: float
     abort_first: bool
+    dhchap: HostCredentials | None
     hpda_bytes: int
     maxr2t: int
 
@@ -84,6 +86,8 @@ class ConnectOptions:
     """The same for commands of the admin queue."""
     abort_first: bool = False
     """Abort a command that has not been answered in time, and give the association up after as much time again."""
+    dhchap: HostCredentials | None = None
+    """What the host authenticates itself with where a controller demands it, and what controllers have to prove."""
     connect_timeout: float = 10.0
     """Seconds for a connection, its handshake and its Connect command."""
     hpda_bytes: int = 4

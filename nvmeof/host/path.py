@@ -21,6 +21,7 @@ from math import inf
 from typing import Generic, TypeVar
 
 from nvmeof.errors import (
+    AuthenticationError,
     CommandNotExecuted,
     ConnectionLost,
     LocalProtocolError,
@@ -449,9 +450,12 @@ _QUEUEING = frozenset({PathState.LIVE, PathState.RESETTING, PathState.CONNECTING
 def is_final(error: NvmeofError) -> bool:
     """Return whether a failed attempt shows that no later one can work: `nvmf_should_reconnect` of Linux.
 
-    That is a status with DNR set. Connect Invalid Parameters (182h) and Connect Invalid Host (184h) say by their
-    meaning that the same parameters will not do (NVMe over Fabrics, Connect response), whatever DNR says.
+    That is a failed authentication, or a status with DNR set. Connect Invalid Parameters (182h) and Connect Invalid
+    Host (184h) say by their meaning that the same parameters will not do (NVMe over Fabrics, Connect response),
+    whatever DNR says.
     """
+    if isinstance(error, AuthenticationError):
+        return True
     if not isinstance(error, NvmeStatusError):
         return False
     return error.dnr or error.status in (Status.CONNECT_INVALID_PARAMETERS, Status.CONNECT_INVALID_HOST)

@@ -73,6 +73,7 @@ GENERIC_OPTS = frozenset(
         "admin_timeout",
         "connect_timeout",
         "abort_first",
+        "dhchap",
     }
 )
 """Options that concern the controller only, and that every device takes therefore."""

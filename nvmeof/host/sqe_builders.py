@@ -9,17 +9,19 @@ from __future__ import annotations
 from struct import Struct
 
 from nvmeof.spec.connect import (
+    AUTHENTICATION,
     CONNECT,
     DISCONNECT,
     PROPERTY_GET,
     PROPERTY_SET,
+    Authentication,
     Cattr,
     Connect,
     Disconnect,
     PropertyGet,
     PropertySet,
 )
-from nvmeof.spec.enums import AdminOpcode, NvmOpcode
+from nvmeof.spec.enums import AdminOpcode, FabricsType, NvmOpcode
 from nvmeof.spec.reservations import REPORT_EXTENDED
 from nvmeof.spec.sqe import CDW12_DEALLOCATE, CDW12_FUA, COPY_FORMAT_SHIFT, DSM_DEALLOCATE, SQE, SQE_BYTES, Sqe
 from nvmeof.spec.zns import ZoneReceive, ZoneSend
@@ -202,6 +204,16 @@ def property_get(offset: int, size: int) -> bytes:
 def property_set(offset: int, size: int, value: int) -> bytes:
     """Build Property Set of a 4- or 8-byte property."""
     return PROPERTY_SET.pack(PropertySet(attrib=int(size == 8), ofst=offset, value=value))
+
+
+def auth_send(length_bytes: int) -> bytes:
+    """Build Authentication Send of a message of ``length_bytes``, which travels as data."""
+    return AUTHENTICATION.pack(Authentication(fctype=FabricsType.AUTH_SEND, length=length_bytes))
+
+
+def auth_receive(length_bytes: int) -> bytes:
+    """Build Authentication Receive of a message of at most ``length_bytes``."""
+    return AUTHENTICATION.pack(Authentication(fctype=FabricsType.AUTH_RECEIVE, length=length_bytes))
 
 
 def disconnect() -> bytes:

@@ -21,6 +21,7 @@ import click
 from nvmeof.aio.runloop import run
 from nvmeof.cli.exit_codes import run_program
 from nvmeof.cli.types import SECONDS, U8, Bytes, Number, Seconds
+from nvmeof.security.words import GROUP_WORDS, HASH_NAMES
 from nvmeof.spec.enums import CNTLID_MAX
 from nvmeof.target.cli.options import Options
 from nvmeof.target.cli.serve import raise_file_limit, serve
@@ -114,6 +115,38 @@ _PATIENCE_SECONDS: Final = 1.0
 @click.option("--model", default="nvmeof", show_default=True, help="Model number.")
 @click.option(
     "--allow-host", multiple=True, metavar="NQN", help="Only this host may connect; repeatable.  [default: any host]"
+)
+@click.option(
+    "--dhchap-key",
+    multiple=True,
+    metavar="HOSTNQN=SOURCE",
+    help="Let this host in only when it authenticates itself with this secret, from file:PATH or env:NAME; repeatable "
+    "(docs/howto/authentication.md).",
+)
+@click.option(
+    "--dhchap-ctrl-key",
+    multiple=True,
+    metavar="HOSTNQN=SOURCE",
+    help="Prove to this host, when it asks, that this target has that secret; repeatable.",
+)
+@click.option(
+    "--dhchap-hash",
+    type=click.Choice(HASH_NAMES),
+    help="Hash function of authentication.  [default: the first that a host offers]",
+)
+@click.option(
+    "--dhchap-dhgroup",
+    type=click.Choice(tuple(GROUP_WORDS)),
+    help="Diffie-Hellman group of authentication.  [default: the first that a host offers]",
+)
+@click.option("--require-authentication", is_flag=True, help="Refuse hosts that have no --dhchap-key.")
+@click.option(
+    "--reauthenticate",
+    type=SECONDS,
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="End hosts that do not authenticate themselves again in this time; 0: once is enough. Linux never does.",
 )
 @click.option(
     "--max-queues",

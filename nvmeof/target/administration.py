@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.description import describe_port, describe_subsystem
 from nvmeof.target.document import TargetSettings, to_document
@@ -164,6 +165,13 @@ class Administration:
         subsystem.hosts.any_host = allowed
         subsystem.end_forbidden()
         self._target.registry.changed()
+
+    def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None:
+        """Set what a host authenticates itself with, from its next Connect on; None: it need not.
+
+        Associations that exist go on: `remove_host` ends them, where only some hosts are allowed.
+        """
+        self._subsystem(subnqn).hosts.set_keys(nqn, keys)
 
     # Ports and paths
 

@@ -22,6 +22,9 @@ from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.secret import load_secret
+from nvmeof.security.words import hash_word, parse_group, parse_hash
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
@@ -64,7 +67,7 @@ class TargetSettings:
 
 _NESTED: Final[Mapping[type, frozenset[str]]] = {
     NamespaceConfig: frozenset({"backend", "nguid", "uuid", "eui64", "zoned"}),
-    SubsystemConfig: frozenset({"allowed_hosts", "namespaces", "pool", "metadata_store"}),
+    SubsystemConfig: frozenset({"allowed_hosts", "host_keys", "namespaces", "pool", "metadata_store"}),
     PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths"}),
     TargetConfig: frozenset({"subsystems", "ports"}),
     PathOptions: frozenset({"paths", "limits"}),
@@ -129,12 +132,25 @@ def _subsystem(config: SubsystemConfig) -> Document:
         **_without_nothing(
             {
                 "hosts": None if config.allowed_hosts is None else sorted(config.allowed_hosts),
+                "host_keys": {nqn: _keys(keys) for nqn, keys in config.host_keys} or None,
                 "pool": None if config.pool is None else _pool(config.pool),
                 "state": None if store is None else str(store.path),
             }
         ),
         "namespaces": [_namespace(each) for each in config.namespaces],
     }
+
+
+def _keys(keys: HostKeys) -> Document:
+    controller = keys.controller_key
+    return _without_nothing(
+        {
+            "dhchap_key": keys.key.source or keys.key.to_text(),
+            "dhchap_ctrl_key": None if controller is None else controller.source or controller.to_text(),
+            "dhchap_hash": None if keys.hash_id is None else hash_word(keys.hash_id),
+            "dhchap_dhgroup": None if keys.group is None else keys.group.name.lower(),
+        }
+    )
 
 
 def _pool(pool: Pool) -> Document:
@@ -306,13 +322,37 @@ def _subsystem_from(section: _Section) -> SubsystemConfig:
     hosts = section.texts("hosts")
     pool = section.section("pool")
     state = section.take("state", str, "the path of a file")
+    keys: Mapping[str, Any] = section.take("host_keys", Mapping, "a mapping of host NQNs to keys") or {}  # type: ignore[type-abstract]
+    where = f"{section.where}.host_keys"
     return section.make(
         SubsystemConfig,
         allowed_hosts=None if hosts is None else frozenset(hosts),
+        host_keys=tuple((nqn, _keys_from(_Section(each, f"{where}[{nqn!r}]"))) for nqn, each in keys.items()),
         namespaces=tuple(map(_namespace_from, section.sections("namespaces"))),
         pool=None if pool is None else _pool_from(pool),
         metadata_store=None if state is None else JsonFileStore(state, sections=SUBSYSTEM_SECTIONS),
     )
+
+
+def _keys_from(section: _Section) -> HostKeys:
+    """Read a host's keys: nvmet's attributes of a host, secrets as such or as ``file:PATH`` and ``env:NAME``."""
+    texts = {
+        name: section.take(name, str, "a text")
+        for name in ("dhchap_key", "dhchap_ctrl_key", "dhchap_hash", "dhchap_dhgroup")
+    }
+    section.finish()
+    key, controller, hash_name, group = texts.values()
+    if key is None:
+        raise ConfigurationError(f"{section.where} has no dhchap_key: it must be given")
+    try:
+        return HostKeys(
+            load_secret(key),
+            None if controller is None else load_secret(controller),
+            None if hash_name is None else parse_hash(hash_name),
+            None if group is None else parse_group(group),
+        )
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{section.where}: {error}") from error
 
 
 def _pool_from(section: _Section) -> Pool:

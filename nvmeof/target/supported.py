@@ -74,10 +74,7 @@ _WHY_NVM: dict[int, str] = {
     NvmOpcode.IO_MANAGEMENT_RECEIVE: _NO_FDP,
     NvmOpcode.IO_MANAGEMENT_SEND: _NO_FDP,
 }
-_WHY_FABRICS: dict[int, str] = {
-    FabricsType.AUTH_SEND: "in-band authentication is not there yet",
-    FabricsType.AUTH_RECEIVE: "in-band authentication is not there yet",
-}
+_WHY_FABRICS: dict[int, str] = {}
 _WHY_IDENTIFY: dict[int, str] = {
     Cns.NVM_SETS: _NO_SETS,
     Cns.PRIMARY_CONTROLLER_CAPABILITIES: _PCIE,

@@ -16,6 +16,7 @@ from rich.table import Table
 from . import (  # noqa: F401  (they register themselves)
     checks,
     checks_ana,
+    checks_authentication,
     checks_features,
     checks_host,
     checks_io,

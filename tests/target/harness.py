@@ -21,6 +21,7 @@ from nvmeof.target.commands.table import execute, prepare
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.effects import QueueEffects
 from nvmeof.target.core.completion import Completion
+from nvmeof.target.core.states import QueueState
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.ramdisk import Ramdisk
@@ -54,6 +55,8 @@ class FakeQueue:
         self.reasons: list[str] = []
         self.aborted: list[int] = []  # namespaces
         self.in_progress: dict[int, int] = {}  # NSID by CID
+        self.states: list[QueueState] = []
+        self.ctx: Any = None
 
     def close(self, reason: str) -> None:
         self.reasons.append(reason)
@@ -66,6 +69,11 @@ class FakeQueue:
 
     def commands(self) -> dict[int, int]:
         return self.in_progress
+
+    def set_state(self, state: QueueState) -> None:
+        self.states.append(state)
+        if self.ctx is not None:
+            self.ctx.queue_state = state
 
 
 def controller_of(ctx: AnyContext) -> Controller:
@@ -158,7 +166,7 @@ class TestQueue:
             buffer = memoryview(bytearray(data))
         result = execute(self.ctx, spec, sqe, buffer)
         if isinstance(self.ctx, ConnectContext) and self.ctx.accepted is not None:
-            self.ctx = self.ctx.accepted
+            self.ctx = cast(FakeQueue, self.ctx.queue).ctx = self.ctx.accepted
         return result if isinstance(result, Completion) else Pending(result)
 
     def run(self, sqe: Sqe, data: bytes | None = None) -> Completion:

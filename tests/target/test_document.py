@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.secret import generate_secret
+from nvmeof.spec.auth import DhGroupId, HashId
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.core.metadata import MemoryStore
 from nvmeof.target.document import TargetSettings, from_document, to_document
@@ -32,6 +35,7 @@ from nvmeof.transport.paths.session import PathOptions
 
 NQNS = [f"nqn.2026-01.org.example:{name}" for name in ("one", "two", "three")]
 HOSTS = [f"nqn.2014-08.org.nvmexpress:uuid:{n:08d}-2222-3333-4444-555555555555" for n in range(2)]
+SECRET = generate_secret(48)
 MINIMAL = {"version": 1, "subsystems": [{"nqn": NQNS[0], "namespaces": [{"storage": "ramdisk:1M"}]}], "ports": []}
 
 # -- sequences of verbs ------------------------------------------------------------------------------------------------
@@ -129,6 +133,11 @@ def everything(directory: Path) -> TargetSettings:
     )  # fmt: skip
     subsystem = SubsystemConfig(
         nqn=NQNS[0], serial="S", model="M", firmware="F", allowed_hosts=frozenset(HOSTS), any_host=True,
+        host_keys=(
+            (HOSTS[0], HostKeys(SECRET)),
+            (HOSTS[1], HostKeys(SECRET, SECRET, HashId.SHA384, DhGroupId.FFDHE4096)),
+        ),
+        authentication_required=True, reauthentication_seconds=60.0,
         namespaces=(namespace,), max_queue_entries=64, max_io_queues=3, max_transfer_bytes=0, incapsule_bytes=4096,
         cntlid_min=5, cntlid_max=9, max_async_events=2, max_namespaces=16, max_ana_groups=4,
         pool=FilePool(directory / "pool", "8M"), max_attached=2, ready_timeout_seconds=3.5, command_quiesce_seconds=6.0,
@@ -187,6 +196,17 @@ def test_every_field_is_saved(tmp_path: Path) -> None:
     assert subsystem.metadata_store.path == tmp_path / "state"
 
 
+def test_a_secret_is_saved_as_its_source(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text(SECRET.to_text())
+    path.chmod(0o600)
+    keys = {HOSTS[0]: {"dhchap_key": f"file:{path}"}}
+    document = {"version": 1, "subsystems": [{"nqn": NQNS[0], "host_keys": keys}], "ports": []}
+    settings_ = from_document(document)
+    assert settings_.config.subsystems[0].host_keys == ((HOSTS[0], HostKeys(SECRET)),)
+    assert to_document(settings_)["subsystems"][0]["host_keys"] == keys
+
+
 def test_the_shortest_document() -> None:
     settings_ = from_document({"version": 1, "subsystems": [{"nqn": NQNS[0]}], "ports": [{}]})
     assert settings_.config == TargetConfig(subsystems=(SubsystemConfig(nqn=NQNS[0]),), ports=(PortConfig(),))
@@ -215,6 +235,15 @@ def test_the_shortest_document() -> None:
         (("subsystems", 0, "cntlid_min"), 0, r"subsystems\[0\]: controller identifiers"),
         (("subsystems", 0, "cntlid_min"), True, r"subsystems\[0\].cntlid_min is of the type int"),
         (("subsystems", 0, "hosts"), [1], r"subsystems\[0\].hosts is a list of texts"),
+        (("subsystems", 0, "host_keys"), [], r"subsystems\[0\].host_keys is a mapping of host NQNs"),
+        (("subsystems", 0, "host_keys"), {HOSTS[0]: {}}, "host_keys.* has no dhchap_key"),
+        (("subsystems", 0, "host_keys"), {HOSTS[0]: {"dhchap_key": "x"}}, "host_keys.*no DH-HMAC-CHAP secret"),
+        (("subsystems", 0, "host_keys"), {"n" * 300: {"dhchap_key": SECRET.to_text()}}, "the NQN of a host with keys"),
+        (
+            ("subsystems", 0, "host_keys"),
+            {HOSTS[0]: {"dhchap_key": SECRET.to_text(), "dhchap_dhgroup": "x"}},
+            "a group of DH-HMAC-CHAP is null",
+        ),
         (("subsystems", 0, "pool"), {}, r"pool.capacity_bytes is a number"),
         (("subsystems", 0, "pool"), {"capacity_bytes": 5, "colour": 1}, r"pool.colour is no entry"),
         (("subsystems", 0, "namespaces", 0, "storage"), "disk", r"namespaces\[0\].storage: 'disk': write KIND"),

@@ -16,6 +16,7 @@ from nvmeof.cli.help import Command, GroupedOption
 from nvmeof.cli.types import BYTES, SECONDS, U8, U32, IntegerType, Number
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli.secrets import host_credentials
 from nvmeof.host.client import HostController, connect, discover, take_path_options
 from nvmeof.host.config_files.saved import find_target, read_saved
 from nvmeof.host.discovery import DiscoveryEntry
@@ -201,6 +202,11 @@ def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[
 _CONNECTION = (
     _option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme/hostnqn, or our own]"),
     _option("-I", "--hostid", metavar="UUID", help="Host identifier, a UUID."),
+    _option(
+        "-S", "--dhchap-secret", metavar="SOURCE",
+        help="Secret to authenticate with: file:PATH, env:NAME or prompt.",
+    ),
+    _option("-C", "--dhchap-ctrl-secret", metavar="SOURCE", help="Secret that the controller has to prove it has."),
     _option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
     _option("-G", "--data-digest", is_flag=True, help="Data digests."),
     _option("-T", "--tos", type=U8, metavar="TOS", help="IP type of service, 0 to 255."),
@@ -327,7 +333,9 @@ CONTROLLER_NAMES = ("nr_io_queues", "queue_size", "disable_sqflow", "abort_first
 def split_options(options: dict[str, Any]) -> dict[str, Any]:
     """Take the connection's options out of a command's; those not given are left out."""
     names = (*CONNECTION_NAMES, *CONTROLLER_NAMES)
-    return {name: options[name] for name in names if options.get(name) is not None}
+    chosen = {name: options[name] for name in names if options.get(name) is not None}
+    credentials = host_credentials(options.get("dhchap_secret"), options.get("dhchap_ctrl_secret"))
+    return chosen if credentials is None else {**chosen, "dhchap": credentials}
 
 
 def path_options(options: dict[str, Any]) -> PathOptions | None:

@@ -20,6 +20,7 @@ from nvmeof.host.config_files.config_json import ConfigFile, read_config
 from nvmeof.host.config_files.discovery_conf import parse_discovery_conf
 from nvmeof.host.config_files.fabrics_options import ADDRESS
 from nvmeof.host.config_files.files import CONFIG_JSON, DISCOVERY_CONF, find, read_text
+from nvmeof.security.secret import parse_secret
 from nvmeof.transport import get
 
 NO_FILE = "none"
@@ -40,8 +41,14 @@ _TAKEN = frozenset(
     )
 )  # fmt: skip
 """Options of the files that mean something to this host."""
-_SECURED = ("tls", "concat", "tls_key", "tls_key_identity", "dhchap_secret", "dhchap_key")
+_SECURED = ("tls", "concat", "tls_key", "tls_key_identity")
 """Options without which a port cannot be used, and which this host does not have."""
+
+_SECRETS = {
+    "dhchap_secret": ("dhchap_secret", "dhchap_key"),
+    "dhchap_ctrl_secret": ("dhchap_ctrl_secret", "dhchap_ctrl_key"),
+}
+"""Our options for secrets, and what discovery.conf and config.json call them."""
 
 
 @dataclass(slots=True)
@@ -115,13 +122,22 @@ def _of_config(config: ConfigFile, hostnqn: str | None) -> Iterator[tuple[dict[s
         who: dict[str, Any] = {"hostnqn": host.hostnqn, **({"hostid": host.hostid} if host.hostid else {})}
         if host.persistent_discovery_ctrl:
             who["persistent"] = True
+        key = host.other.get("dhchap_key")
         for subsystem in host.subsystems:
             for port in subsystem.ports:
-                yield who, port.as_json()
+                own = port.as_json()
+                yield who, {**own, "dhchap_key": own.get("dhchap_key", key)}
 
 
 def _usable(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     found = {name: value for name, value in options.items() if name in _TAKEN}
+    for name, theirs in _SECRETS.items():
+        text = next((options[each] for each in theirs if isinstance(options.get(each), str)), None)
+        if text not in (None, "none"):  # libnvme's word for none
+            try:
+                found[name] = parse_secret(str(text))
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{where}: {error}") from None
     if found.get("tos") == -1:
         del found["tos"]  # libnvme's word for none
     if "trsvcid" in found:

@@ -11,6 +11,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.size_text import parse_size
 from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
+from nvmeof.target.cli.secrets import host_keys
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
@@ -64,6 +65,12 @@ class Options:
     serial: str = ""
     model: str = "nvmeof"
     allow_host: tuple[str, ...] = ()
+    dhchap_key: tuple[str, ...] = ()
+    dhchap_ctrl_key: tuple[str, ...] = ()
+    dhchap_hash: str | None = None
+    dhchap_dhgroup: str | None = None
+    require_authentication: bool = False
+    reauthenticate: float = 0.0
     max_queues: int = 128
     queue_size: int = 1024
     mdts: str = "1M"
@@ -167,6 +174,9 @@ def make_target(options: Options) -> Target:
         serial=options.serial,
         model=options.model,
         allowed_hosts=frozenset(options.allow_host) or None,
+        host_keys=host_keys(options.dhchap_key, options.dhchap_ctrl_key, options.dhchap_hash, options.dhchap_dhgroup),
+        authentication_required=options.require_authentication,
+        reauthentication_seconds=options.reauthenticate,
         namespaces=tuple(_backends(options)),
         pool=_pool(options),
         max_io_queues=options.max_queues,

@@ -47,6 +47,8 @@ def facts(described: dict[str, Any]) -> dict[str, Any]:
         "trtype": ports[0]["trtype"],
         "loop": loop_name(),
         "allowed_hosts": subsystem["hosts"],
+        "hosts_with_keys": subsystem["hosts_with_keys"],
+        "authentication_required": subsystem["authentication_required"],
         "listeners": [
             {**listener, "discovery_only": port["discovery_only"]} for port in ports for listener in port["listeners"]
         ],
@@ -107,7 +109,7 @@ def say(told: dict[str, Any]) -> None:
 
 
 def warn(told: dict[str, Any]) -> None:
-    if told["allowed_hosts"]:
+    if told["allowed_hosts"] or told["authentication_required"]:
         return
     public = [
         str(Address(listener["address"], listener["port"]))

@@ -24,6 +24,7 @@ from nvmeof.target.core.states import ControllerState, QueueState
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.projection.association import AssociationView
+from nvmeof.target.projection.authentication import QueueAuthentication
 from nvmeof.target.projection.effects import Effects, Refusal
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class CommandContext(QueueContext):
 
     __slots__ = (
         "activity",
+        "authentication",
         "detached",
         "effects",
         "entries",
@@ -121,6 +123,7 @@ class CommandContext(QueueContext):
         self.namespaces = view.namespaces
         self.activity = view.activity
         self.queue_state = QueueState.READY
+        self.authentication: QueueAuthentication | None = None  # None: its host need not authenticate itself
         self.detached = False
 
     @property
@@ -160,13 +163,14 @@ class CommandContext(QueueContext):
 
     def figures(self) -> dict[str, object]:
         """Return the figures of the queue."""
-        counters = self.counters
+        counters, authentication = self.counters, self.authentication
         return {
             "entries": self.entries,
             "peer": self.peer,
             "flow_control": self.flow_control,
             "commands": counters.commands,
             "refused": counters.errors,
+            **({"authentication": authentication.text} if authentication is not None else {}),
         }
 
     def detach(self, reason: str, *, fault: bool = False) -> None:
@@ -175,6 +179,8 @@ class CommandContext(QueueContext):
         """
         if not self.detached:
             self.detached = True
+            if self.authentication is not None:
+                self.authentication.ended()
             self.effects.ended(reason, fault=fault)
 
 

@@ -17,6 +17,7 @@ from nvmeof.spec.connect import (
     PROPERTY_GET,
     PROPERTY_SET,
     RECORD_FORMAT,
+    Authreq,
     Cattr,
     connect_invalid_dw0,
 )
@@ -47,8 +48,9 @@ from nvmeof.target.commands.rows.features import FeatureTable
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import VERSION, Controller, ControllerHooks
 from nvmeof.target.controller.effects import QueueEffects
-from nvmeof.target.core.states import LIVE_STATES, UNCONNECTED_ONLY, ControllerState
+from nvmeof.target.core.states import LIVE_STATES, UNCONNECTED_ONLY, ControllerState, QueueState
 from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.projection.authentication import QueueAuthentication
 from nvmeof.target.subsystem.subsystem import Association, Subsystem
 from nvmeof.wire import layout
 
@@ -115,6 +117,7 @@ def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryvi
         )
     qid, sqsize = request.fields.qid, request.fields.sqsize
     flow_control = not request.fields.cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
+    _check_room(ctx, subsystem, named)
     accepted: AdminContext | IoContext
     if qid == 0:
         controller = _new_association(ctx, subsystem, wanted_cntlid, host_nqn, hostid, request.fields.kato_ms)
@@ -131,7 +134,40 @@ def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryvi
         accepted = IoContext(ctx, association.view, effects, qid=qid, entries=sqsize + 1, flow_control=flow_control)
     association.attach_queue(qid, ctx.queue, accepted.figures, ctx.connection)
     ctx.accepted = accepted
-    return Completion(dw0=association.cntlid)
+    return Completion(dw0=association.cntlid | _demand_authentication(ctx, subsystem, accepted))
+
+
+def _check_room(ctx: ConnectContext, subsystem: Subsystem, host_nqn: str) -> None:
+    """Raise Controller Busy where too many queues wait for their host's authentication already."""
+    if host_nqn in subsystem.hosts.keys and ctx.registry.authentication.full:
+        raise CommandError(
+            Status.CONNECT_CONTROLLER_BUSY, dnr=False, message="too many queues wait for their host's authentication"
+        )
+
+
+def _demand_authentication(ctx: ConnectContext, subsystem: Subsystem, accepted: AdminContext | IoContext) -> int:
+    """Demand on every queue that a host authenticates itself for which there are keys; return Connect's AUTHREQ.
+
+    Not on a discovery controller's, as nvmet. On I/O queues too, since a Connect that names a host and a controller is
+    otherwise all that it takes to join the association of another.
+    """
+    keys = subsystem.hosts.keys.get(accepted.host_nqn)
+    if keys is None or subsystem.discovery:
+        return 0
+    accepted.authentication = QueueAuthentication(
+        ctx.runtime,
+        ctx.registry.authentication,
+        ctx.queue,
+        keys,
+        ctx.peer_log,
+        peer=ctx.peer,
+        hostnqn=accepted.host_nqn,
+        subnqn=subsystem.nqn,
+        qid=accepted.qid,
+        reauthentication_seconds=subsystem.config.reauthentication_seconds,
+    )
+    accepted.queue_state = QueueState.CONNECTED
+    return Authreq.ATR
 
 
 def _connect_data(data: memoryview) -> tuple[bytes, int, str, str]:
@@ -362,7 +398,7 @@ def disconnect(ctx: CommandContext, request: Decoded[int], data: memoryview | No
         raise CommandError(
             Status.DISCONNECT_INVALID_QUEUE_TYPE, message="an admin queue cannot be disconnected by a command"
         )
-    return Completion(disconnect=True)
+    return Completion(ends="disconnected by the host")
 
 
 _CONNECT = CommandRow(

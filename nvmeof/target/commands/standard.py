@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nvmeof.target.commands import admin, fabrics, zns
+from nvmeof.target.commands import admin, authentication, fabrics, zns
 from nvmeof.target.commands.dispatch.base import IoRows
 from nvmeof.target.commands.dispatch.command_tables import AdmissionCheck
 from nvmeof.target.commands.features import feature_metadata, feature_namespace, feature_reservations, feature_rows
@@ -43,6 +43,7 @@ MODULES: Final[tuple[Rows | IoRows, ...]] = (
     feature_namespace.ROWS,
     feature_metadata.ROWS,
     fabrics.ROWS,
+    authentication.ROWS,
     nvm.ROWS,
     compare.ROWS,
     verify.ROWS,

@@ -14,7 +14,8 @@ class Completion:
 
     `status` is a `Status` value (SCT << 8 | SC). `data` stays valid until `release` is called (when there is one); the
     sender of the completion calls it exactly once. `stable` False: the data may still change, see `Lease`. `more`: the
-    Error Information log has an entry of it. `disconnect`: the queue ends once this completion has been sent.
+    Error Information log has an entry of it. `ends`: why the queue ends once this completion has been sent; empty: it
+    goes on.
     `forgotten`: it is not sent, since its CID has become another command's.
     """
 
@@ -26,7 +27,7 @@ class Completion:
     release: Callable[[], None] | None = None
     stable: bool = True
     more: bool = False
-    disconnect: bool = False
+    ends: str = ""
     forgotten: bool = False
 
 

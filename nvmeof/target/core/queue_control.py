@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from nvmeof.target.core.states import QueueState
+
 
 class QueueControl(Protocol):
     """One queue, as its controller and its own commands know it."""
 
     def close(self, reason: str) -> None:
         """End the queue, which then calls its context's `detach`."""
+        ...
+
+    def set_state(self, state: QueueState) -> None:
+        """Let those commands be legal from now on whose rows name this state."""
         ...
 
     def abort(self, cid: int) -> bool:

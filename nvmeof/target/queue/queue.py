@@ -483,8 +483,8 @@ class TargetQueue:
             )
         if self.trace is not None:
             self.trace.completed(sqe, completion)
-        if completion.disconnect:
-            self._end("disconnected by the host")
+        if completion.ends:
+            self._end(completion.ends)
 
     def set_state(self, state: QueueState) -> None:
         """Let those commands be legal from now on whose rows name this state (NVMe Base, In-band Authentication).

@@ -12,6 +12,7 @@ from itertools import product
 
 from nvmeof.address import Address, ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
+from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.spec.enums import CNTLID_MAX, AnaState
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.target.core.metadata import MetadataStore
@@ -112,6 +113,9 @@ class SubsystemConfig:
     firmware: str = field(default_factory=firmware_revision)
     allowed_hosts: frozenset[str] | None = None  # host NQNs; None: any host
     any_host: bool = False  # any host may use it, `allowed_hosts` notwithstanding: they hold once this does not
+    host_keys: tuple[tuple[str, HostKeys], ...] = ()  # what hosts authenticate themselves with, by their NQN
+    authentication_required: bool = False  # hosts without keys are refused
+    reauthentication_seconds: float = 0.0  # how long an authentication is good; 0: as long as its queue
     namespaces: tuple[NamespaceConfig, ...] = ()
     max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
     max_io_queues: int = MAX_IO_QUEUES
@@ -136,6 +140,7 @@ class SubsystemConfig:
         check_nqn(self.nqn, "the subsystem NQN")
         for host in self.allowed_hosts or ():
             check_nqn(host, "the NQN of an allowed host")
+        self._check_keys()
         _printable(self.serial, 20, "a serial number")
         _printable(self.model, 40, "a model number")
         _printable(self.firmware, 8, "a firmware revision")
@@ -177,6 +182,17 @@ class SubsystemConfig:
             raise ConfigurationError(f"a keep alive timeout is not negative: {self.any_keep_alive_seconds}")
         if not 0.5 <= self.ready_timeout_seconds <= 127.5:
             raise ConfigurationError(f"the ready timeout is 0.5 to 127.5 s, not {self.ready_timeout_seconds}")
+
+    def _check_keys(self) -> None:
+        named = [nqn for nqn, _ in self.host_keys]
+        for nqn in named:
+            check_nqn(nqn, "the NQN of a host with keys")
+            if named.count(nqn) > 1:
+                raise ConfigurationError(f"the host {nqn} has keys twice")
+        if self.reauthentication_seconds < 0:
+            raise ConfigurationError(
+                f"an authentication is good for 0 seconds or more, not {self.reauthentication_seconds}"
+            )
 
     @property
     def transfer_limit_bytes(self) -> int:

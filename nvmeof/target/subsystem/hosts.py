@@ -1,4 +1,4 @@
-"""Hosts: who may use a subsystem."""
+"""Hosts: who may use a subsystem, and what they prove themselves with."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.spec.nqn import check_nqn
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host that may use a subsystem, by its NQN. What it proves itself with belongs here as well."""
+    """A host that may use a subsystem, by its NQN."""
 
     nqn: str
 
@@ -20,9 +21,26 @@ class Host:
 
 
 class Hosts:
-    """The hosts that may use one subsystem: any, or those that were added."""
+    """The hosts that may use one subsystem: any, or those that were added.
 
-    def __init__(self, allowed: Iterable[str] | None, *, any_host: bool = False) -> None:
+    `keys`: what hosts authenticate themselves with, by their NQN, whether any host is allowed or not.
+    `authentication_required`: a host without keys is refused.
+    """
+
+    def __init__(
+        self,
+        allowed: Iterable[str] | None,
+        *,
+        any_host: bool = False,
+        keys: Mapping[str, HostKeys] | None = None,
+        authentication_required: bool = False,
+    ) -> None:
+        self.keys = dict(keys or {})
+        self.authentication_required = authentication_required
+        self.replace(allowed, any_host=any_host)
+
+    def replace(self, allowed: Iterable[str] | None, *, any_host: bool = False) -> None:
+        """Allow these hosts and no others; None: any host."""
         self.any_host = any_host or allowed is None
         self._hosts = {nqn: Host(nqn) for nqn in allowed or ()}
 
@@ -38,6 +56,8 @@ class Hosts:
 
     def allows(self, nqn: str) -> bool:
         """Return whether a host of that NQN may use the subsystem."""
+        if self.authentication_required and nqn not in self.keys:
+            return False
         return self.any_host or nqn in self._hosts
 
     def add(self, host: Host) -> None:
@@ -54,3 +74,11 @@ class Hosts:
             return self._hosts.pop(nqn)
         except KeyError:
             raise ConfigurationError(f"the host {nqn} was not added") from None
+
+    def set_keys(self, nqn: str, keys: HostKeys | None) -> None:
+        """Let the host of that NQN authenticate itself with these keys from its next Connect on; None: not at all."""
+        check_nqn(nqn, "the NQN of a host with keys")
+        if keys is None:
+            self.keys.pop(nqn, None)
+        else:
+            self.keys[nqn] = keys

@@ -9,6 +9,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
 from nvmeof.target.core.log_rate import PeerLog
 from nvmeof.target.core.tables import Tables
+from nvmeof.target.projection.authentication import AuthenticationLimits
 from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, SubsystemConfig
 from nvmeof.target.subsystem.subsystem import Association, Subsystem
 
@@ -77,6 +78,7 @@ class TargetRegistry:
         self.subsystems: dict[str, Subsystem] = {}
         self.ports: dict[int, PortInfo] = {}
         self.peer_log = PeerLog()
+        self.authentication = AuthenticationLimits()
         self.generation = 1
         self.log_pages: dict[tuple[PortInfo, str, bool, bool], bytes] = {}
         """Discovery logs of this generation, by the port as seen, host NQN and form."""

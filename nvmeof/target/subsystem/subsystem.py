@@ -174,7 +174,12 @@ class Subsystem:
             self.metadata_store,
             lambda runtime: int(self.lifetime.power_on_seconds(runtime.now()) // 3600),
         )
-        self.hosts = Hosts(config.allowed_hosts, any_host=config.any_host)
+        self.hosts = Hosts(
+            config.allowed_hosts,
+            any_host=config.any_host,
+            keys=dict(config.host_keys),
+            authentication_required=config.authentication_required,
+        )
         self._last_cntlid = config.cntlid_min - 1
         self.manager = NamespaceManager(self, config.pool, kinds) if config.pool is not None else None
         for namespace in config.namespaces:
@@ -188,7 +193,7 @@ class Subsystem:
 
     def set_allowed_hosts(self, hosts: frozenset[str] | None) -> None:
         """Change the hosts that may connect (None: any). Associations of hosts that are no longer allowed are ended."""
-        self.hosts = Hosts(hosts)
+        self.hosts.replace(hosts)
         self.end_forbidden()
 
     def end_forbidden(self) -> None:
@@ -516,7 +521,14 @@ class Subsystem:
         hosts = self.hosts
         allowed = None if hosts.any_host and not hosts.by_nqn else frozenset(hosts.by_nqn)
         any_host = hosts.any_host and allowed is not None
-        return replace(self.config, namespaces=namespaces, allowed_hosts=allowed, any_host=any_host)
+        return replace(
+            self.config,
+            namespaces=namespaces,
+            allowed_hosts=allowed,
+            any_host=any_host,
+            host_keys=tuple(hosts.keys.items()),
+            authentication_required=hosts.authentication_required,
+        )
 
     # Controllers
 

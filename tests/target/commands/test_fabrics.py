@@ -137,7 +137,7 @@ def test_other_fabrics_commands_before_connect(fctype):
     assert Target().queue().command(FABRICS_OPCODE, nsid=fctype).status == Status.COMMAND_SEQUENCE_ERROR
 
 
-@pytest.mark.parametrize("fctype", [0x02, 0x05, 0x06, 0x09, 0xC0])
+@pytest.mark.parametrize("fctype", [0x02, 0x03, 0x07, 0x09, 0xC0])
 def test_unknown_fabrics_commands(fctype):
     target = Target()
     admin = target.admin()
@@ -198,7 +198,7 @@ def test_disconnect_ends_an_io_queue_only():
     queue = target.io(admin)
     assert queue.command(FABRICS_OPCODE, nsid=8, cdw10=1).status == Status.CONNECT_INCOMPATIBLE_FORMAT
     completion = queue.command(FABRICS_OPCODE, nsid=8)
-    assert completion.status == 0 and completion.disconnect
+    assert completion.status == 0 and completion.ends == "disconnected by the host"
     assert admin.command(FABRICS_OPCODE, nsid=8).status == Status.DISCONNECT_INVALID_QUEUE_TYPE
 
 
@@ -258,4 +258,4 @@ def test_connect_attributes(cattr):
     admin.set_property(CC_OFFSET, 0x460061)
     io = target.io(admin, cattr=cattr)
     assert admin.ctx.flow_control == io.ctx.flow_control == (not cattr & 4)
-    assert io.command(FABRICS_OPCODE, nsid=8).disconnect
+    assert io.command(FABRICS_OPCODE, nsid=8).ends

@@ -1,0 +1,160 @@
+"""The authentication of one queue's host, from the queue's Connect to its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from nvmeof.runtime import Runtime
+from nvmeof.security.dhchap_controller import ControllerExchange, HostKeys, Step
+from nvmeof.target.core.fifo_lock import FifoLock
+from nvmeof.target.core.log_rate import PeerLog, left_out_text
+from nvmeof.target.core.queue_control import QueueControl
+from nvmeof.target.core.states import QueueState
+
+T = TypeVar("T")
+AUTHENTICATION_SECONDS: Final = 10.0
+"""How long a host may take from its Connect until it has authenticated itself."""
+MOST_PENDING: Final = 128
+"""How many queues of a target may be connected and not authenticated; a Connect beyond is answered with "busy"."""
+MOST_TRANSACTIONS: Final = 4
+"""How often a host may begin without having authenticated itself once."""
+
+logger = logging.getLogger("nvmeof.target.authentication")
+
+
+class AuthenticationLimits:
+    """What unauthenticated hosts take of a target: how many queues, and one exponentiation at a time."""
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self.computing = FifoLock()
+
+    @property
+    def full(self) -> bool:
+        """Return whether no further queue may wait for its host's authentication."""
+        return self.pending >= MOST_PENDING
+
+
+class QueueAuthentication:
+    """Decides when a queue is ready, and when it ends since its host is not who it says.
+
+    `reauthentication_seconds`: how long an authentication is good; 0: for the queue's life. A host that does not repeat
+    it in time is named in the log, and its queue ends.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        limits: AuthenticationLimits,
+        queue: QueueControl,
+        keys: HostKeys,
+        peer_log: PeerLog,
+        *,
+        peer: str,
+        hostnqn: str,
+        subnqn: str,
+        qid: int,
+        reauthentication_seconds: float,
+    ) -> None:
+        self._runtime = runtime
+        self._limits = limits
+        self._queue = queue
+        self._peer_log, self._peer = peer_log, peer
+        self._who = f"host {hostnqn} of {subnqn}, queue {qid}"
+        self._reauthentication_seconds = reauthentication_seconds
+        self._exchange = ControllerExchange(keys, hostnqn=hostnqn, subnqn=subnqn, in_thread=self._in_thread)
+        self._pending = True
+        self._busy = False
+        self._transactions = 0
+        limits.pending += 1
+        self._timer = runtime.call_later(AUTHENTICATION_SECONDS, self._late)
+
+    @property
+    def busy(self) -> bool:
+        """Return whether a message is being worked on: the next one has to wait for its completion."""
+        return self._busy
+
+    @property
+    def established(self) -> bool:
+        """Return whether the host has authenticated itself."""
+        return not self._pending
+
+    @property
+    def text(self) -> str:
+        """Return what was agreed on, for a report; empty before."""
+        return "" if self._pending else self._exchange.chosen
+
+    def _in_thread(self, function: Callable[[], T]) -> Awaitable[T]:
+        return self._compute(function)
+
+    async def _compute(self, function: Callable[[], T]) -> T:
+        async with self._limits.computing.turn(self._runtime):
+            return await self._runtime.in_thread(function)
+
+    async def receive(self, message: bytes) -> None:
+        """Take a message of Authentication Send."""
+        self._busy = True
+        try:
+            if self._pending:
+                self._queue.set_state(QueueState.AUTHENTICATING)
+            await self._exchange.receive(message)
+        finally:
+            self._busy = False
+        self._settle()
+
+    def message(self) -> bytes:
+        """Return the message of Authentication Receive."""
+        if self._exchange.step is Step.CHALLENGE:
+            self._transactions += 1
+        message = self._exchange.message()
+        self._settle()
+        return message
+
+    @property
+    def ending(self) -> str:
+        """Return why the queue ends once the present completion is sent; empty where it goes on."""
+        if self._exchange.step is Step.FAILED:
+            return f"authentication failed: {self._exchange.failure}"
+        if self._pending and self._transactions > MOST_TRANSACTIONS:
+            return f"the host began {self._transactions} authentications and finished none"
+        return ""
+
+    def _settle(self) -> None:
+        step = self._exchange.step
+        if step is Step.FAILED:
+            self._timer.cancel()
+            self._warn(f"authentication failed: {self._exchange.failure}")
+        elif step is Step.DONE:
+            self._succeeded()
+
+    def _succeeded(self) -> None:
+        self._timer.cancel()
+        both = ", the controller too" if self._exchange.bidirectional else ""
+        logger.info("%s: authenticated (%s%s)", self._who, self._exchange.chosen, both)
+        if self._pending:
+            self._release()
+            self._queue.set_state(QueueState.READY)
+        if self._reauthentication_seconds:
+            self._timer = self._runtime.call_later(self._reauthentication_seconds, self._late)
+
+    def _late(self) -> None:
+        seconds = AUTHENTICATION_SECONDS if self._pending else self._reauthentication_seconds
+        self._warn(f"not authenticated within {seconds:g} s; its connection is closed")
+        self._queue.close(f"the host did not authenticate itself within {seconds:g} s")
+
+    def _warn(self, text: str) -> None:
+        left_out = self._peer_log.strangers.admit(self._peer, self._runtime.now())
+        if left_out is not None:
+            logger.warning("%s: %s%s", self._who, text, left_out_text(left_out))
+
+    def _release(self) -> None:
+        if self._pending:
+            self._pending = False
+            self._limits.pending -= 1
+
+    def ended(self) -> None:
+        """Let go when the queue has ended."""
+        self._timer.cancel()
+        self._release()
