@@ -110,14 +110,15 @@ def our_host_authentication(bench: Bench) -> None:
         try:
             for number, (hash_id, group) in enumerate(COMBINATIONS):
                 _allow(bench, number, hash_id, group)
-                asyncio.run(asyncio.wait_for(_use(bench, number, both=bool(number % 2)), 60))
+                try:
+                    asyncio.run(asyncio.wait_for(_use(bench, number, both=bool(number % 2)), 60))
+                except (nvmeof.NvmeofError, TimeoutError) as error:
+                    raise CheckFailed(f"{hash_id.name}, {group.name}: {type(error).__name__}: {error}") from error
             refusals = asyncio.run(asyncio.wait_for(_refusals(bench), 60))
-        except (nvmeof.NvmeofError, TimeoutError) as error:
-            raise CheckFailed(f"{type(error).__name__}: {error}") from error
         finally:
             bench.run(
-                "echo 1 >$CF/subsystems/$NQN/attr_allow_any_host; rm -f $CF/subsystems/$NQN/allowed_hosts/*"
-                "; rmdir $CF/hosts/*"
+                "rm -f $CF/subsystems/$NQN/allowed_hosts/*; rmdir $CF/hosts/*"
+                "; echo 1 >$CF/subsystems/$NQN/attr_allow_any_host"
             )
         bench.say("\n".join(refusals))
         bench.note = f"{len(COMBINATIONS)} combinations"
