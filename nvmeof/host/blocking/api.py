@@ -556,6 +556,13 @@ class HostController(Blocking[_HostController]):
         """A discovery controller: no I/O queues."""
         return self.wrapped.is_discovery
 
+    def authenticate(self) -> None:
+        """Authenticate all queues again, with I/O going on: as writing ``dhchap_secret`` does in Linux.
+
+        Raises :class:`AuthenticationError`; the controller ends the connection then.
+        """
+        PORTAL.run(self.wrapped.authenticate())
+
     def nvm_limits(self) -> NvmLimits:
         """Return the limits of commands without data (Identify CNS 06h); read once, when first needed."""
         return PORTAL.run(self.wrapped.nvm_limits())
