@@ -10,7 +10,7 @@ from nvmeof.size_text import format_size
 from nvmeof.spec.command_names import command_name
 from nvmeof.spec.enums import AdminOpcode
 from nvmeof.spec.status import describe_status
-from nvmeof.target.core.log_rate import LogRate, left_out_text
+from nvmeof.target.core.log_rate import PeerRate, left_out_text
 from nvmeof.trace import CommandCompleted, Event
 
 BURST: Final = 60
@@ -32,7 +32,7 @@ class SlowCommandLog:
             raise ConfigurationError(f"a command is slow from some time on, more than 0 seconds, not {seconds:g}")
         self.seconds = seconds
         self._logger = logger
-        self._rate = LogRate(BURST, PER_SECOND)
+        self._rate = PeerRate(BURST, PER_SECOND)
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, CommandCompleted) or event.seconds < self.seconds:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from nvmeof.target.core.log_rate import CAUSES_MOST
 from nvmeof.target.namespaces import namespace
 from nvmeof.target.namespaces.lost_writes import LostWrites
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
@@ -35,9 +36,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture(autouse=True)
-def left_open() -> Any:
-    namespace._faults._said.clear()
-    file_calls._faults._said.clear()
+def left_open(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for module in (namespace, file_calls):
+        monkeypatch.setattr(module, "_faults", FaultLog(logging.getLogger(module.__name__)))
     yield
     RawHost.close_all()
 
@@ -249,7 +250,7 @@ def test_lines_that_were_left_out_are_counted(caplog: pytest.LogCaptureFixture) 
         faults.error(kind, "x")
     messages = [record.message for record in caplog.records]
     assert messages[:3] == ["the disk is full", "the disk is bad", "the disk is full (4 more like this)"]
-    assert len(faults._said) <= 64
+    assert len(faults._rate._causes) <= CAUSES_MOST
 
 
 # Its size changes

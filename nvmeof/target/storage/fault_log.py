@@ -7,30 +7,22 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Final
 
+from nvmeof.target.core.log_rate import LogRate
+
 SECONDS: Final = 60.0
-_KINDS_MAX: Final = 64
 
 
 class FaultLog:
-    """A log with at most one line of each kind in `seconds`; the next line states how many were left out. `now`: a
-    clock."""
+    """A log with at most one line of each kind in `SECONDS`; the next line states how many were left out. `now`: a
+    clock, in seconds."""
 
-    def __init__(
-        self, logger: logging.Logger, *, seconds: float = SECONDS, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, logger: logging.Logger, *, now: Callable[[], float] = time.monotonic) -> None:
         self._logger = logger
-        self._seconds = seconds
         self._now = now
-        self._said: dict[Hashable, tuple[float, int]] = {}  # when, and how many were left out since
+        self._rate = LogRate(1, 1 / SECONDS, together=0)
 
     def error(self, kind: Hashable, message: str) -> None:
         """Log an error, unless one of its kind was logged a short time ago."""
-        now = self._now()
-        said_at, left_out = self._said.get(kind, (-self._seconds, 0))
-        if now - said_at < self._seconds:
-            self._said[kind] = (said_at, left_out + 1)
-            return
-        if len(self._said) >= _KINDS_MAX:
-            self._said.clear()
-        self._said[kind] = (now, 0)
-        self._logger.error("%s%s", message, f" ({left_out} more like this)" if left_out else "")
+        left_out = self._rate.admit(kind, self._now())
+        if left_out is not None:
+            self._logger.error("%s%s", message, f" ({left_out} more like this)" if left_out else "")
