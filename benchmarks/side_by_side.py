@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import statistics
@@ -114,11 +115,16 @@ def target_of(
             stop(process)
 
 
+def _ratio(here: float, there: float) -> float:
+    """Return here / there; not a number where so little was done that the kernel counted no CPU time."""
+    return here / there if there else math.nan
+
+
 def _print_sides(name: str, there: Side, here: Side) -> tuple[str, float]:
     """Print one line; return the name and the ratio of the medians of user CPU."""
-    user = statistics.median(here.user) / statistics.median(there.user)
-    both = statistics.median(here.both) / statistics.median(there.both)
-    pooled = here.pooled / there.pooled
+    user = _ratio(statistics.median(here.user), statistics.median(there.user))
+    both = _ratio(statistics.median(here.both), statistics.median(there.both))
+    pooled = _ratio(here.pooled, there.pooled)
     figures = f"{statistics.median(there.user):>9.2f}{statistics.median(here.user):>9.2f}{user:>8.3f}{pooled:>8.3f}"
     print(f"{name:<34}{len(here.user):>3}{figures}{both:>9.3f}", flush=True)
     return name, user

@@ -95,7 +95,7 @@ class QueueDriver:
         peer = str(endpoint.peer_address)
         self.port = port
         self.queue.ctx = ConnectContext(owner.runtime, owner.registry, port, self.queue, peer=peer, connection=figures)
-        self.queue.slices = owner.slices
+        self.queue.pacing.slices = owner.slices
         if owner.trace is not None:
             self._listen(owner.trace, TracedQueue(Side.TARGET, peer))
         self.opened_at = owner.loop.time()
@@ -151,7 +151,7 @@ class QueueDriver:
     @property
     def owner(self) -> Hashable:
         """Whose turns reading takes before the Connect of an I/O queue."""
-        return self.queue.owner
+        return self.queue.pacing.owner
 
     def handle(self, events: list[Event], now: float) -> None:
         """Handle the events of one receive."""
@@ -244,7 +244,7 @@ class QueueDriver:
             return True
         idle = queue.drain()
         self._draining = not (receive and queue.receiving)
-        self.hold_receiving(queue.crowded)
+        self.hold_receiving(queue.pacing.crowded)
         self.driver.update_reader()
         return (idle or (self._draining and not queue.pending)) and not self.connection.want_write
 

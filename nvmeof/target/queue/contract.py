@@ -86,14 +86,10 @@ class InFlight(Protocol):
         """Refuse a command whose CID is in use; the one that uses it goes on."""
         ...
 
-    def late(self) -> bool:
-        """Return whether the queue has used its share of this turn of the event loop."""
-        ...
-
     def paused(self) -> bool:
         """Return whether no command may begin, since its namespaces are being changed."""
         ...
 
-    def go_on_in_turn(self) -> None:
-        """Take held commands in the queue's next turn."""
+    def go_on(self) -> None:
+        """Begin what was held, if any, and send what came of it."""
         ...

@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
+
+from nvmeof.spec.connect import CONNECT_DATA
+from nvmeof.spec.nqn import terminated_nqn, unnamed_host
+from nvmeof.wire import layout
+
+_HOSTNQN: Final = slice(layout(CONNECT_DATA)["hostnqn"][0], sum(layout(CONNECT_DATA)["hostnqn"]))
+
+
+def connecting_host(data: memoryview) -> str | None:
+    """Return the host that a Connect's data names: its NQN, or one made of its identifier where that is empty; None
+    for a name that is not terminated, with which Connect fails (NVMe over Fabrics, Connect Data)."""
+    name = bytes(data[_HOSTNQN])
+    if name[0] and not terminated_nqn(name):
+        return None
+    return name.split(b"\0", 1)[0].decode(errors="backslashreplace") or unnamed_host(bytes(data[:16]))
 
 
 class DetachedCommands:

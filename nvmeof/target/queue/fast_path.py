@@ -79,7 +79,11 @@ class FastPath:
             self._write = template
 
     def batch(self, batch: CommandBatch) -> None:
-        """Serve a run of commands without data in their capsules."""
+        """Serve a run of commands without data in their capsules.
+
+        One function, although a long one: a Read of a run costs about half a microsecond here (decision 0002), and a
+        call for each command would be a good part of that.
+        """
         view, stride = batch.view, batch.stride
         queue, template, granted = self._queue, _usable(self._read), _usable(self._granted)
         count = batch.count

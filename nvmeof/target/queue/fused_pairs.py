@@ -64,7 +64,7 @@ class Pair:
     second: Half
     running: bool = False
     aborted: Half | None = None
-    orphan: bool = False  # it is executed after its queue has ended
+    detached: bool = False  # it is executed after its queue has ended
 
 
 class FusedPairs:
@@ -250,7 +250,7 @@ class FusedPairs:
         def ended(completion: Completion) -> None:
             if self._queue.closed:
                 self._release(pair)
-                if pair.orphan:
+                if pair.detached:
                     self._queue.detached_commands.done(host)
             else:
                 self._queue.pending -= 1
@@ -324,7 +324,7 @@ class FusedPairs:
             if not pair.running:
                 self._release(pair)
             elif not abandon(self._queue.ctx.waiting.get(pair.first.sqe.cid)):
-                pair.orphan = True
+                pair.detached = True
                 self._queue.detached_commands.add(self._queue.ctx.host_nqn)
         self.pairs.clear()
 

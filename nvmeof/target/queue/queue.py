@@ -9,18 +9,18 @@ says: which CIDs are in use, and how a command begins, completes and is refused.
                        ├── Aborts       finds a command in any of the places below, and ends it
                        ├── FusedPairs   halves that wait for each other ──> FastPath.forget, Staging.ask
                        ├── FastPath     runs like a template, served from the receive buffer ──> Staging.request
-                       └── Staging      the pool's memory: data from the host, and reads that wait for memory
+                       ├── Staging      the pool's memory: data from the host, and reads that wait for memory
+                       └── Pacing       holds commands back: output, time of the event loop, commands in backends
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Awaitable
 from typing import Final
 
 from nvmeof.errors import CommandError, LocalProtocolError
 from nvmeof.pdu.termination import fes_text
-from nvmeof.protocol.config import BACKLOG_BYTES
 from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import (
     CommandBatch,
@@ -32,9 +32,7 @@ from nvmeof.protocol.events import (
     Terminated,
 )
 from nvmeof.protocol.transfers import R2tTransfer
-from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
-from nvmeof.spec.nqn import terminated_nqn, unnamed_host
 from nvmeof.spec.sqe import FUSE_MASK, SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.admin_context import AdminContext, AnyContext, ConnectContext
@@ -44,30 +42,23 @@ from nvmeof.target.commands.table import check_again, execute, prepare
 from nvmeof.target.core.aborting import abandon, aborted_by_request
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import BufferPool, MemoryShare
-from nvmeof.target.core.slices import LONG_SECONDS, ServedIo, Slices
+from nvmeof.target.core.slices import ServedIo
 from nvmeof.target.core.states import QueueState
 from nvmeof.target.queue.aborts import Aborts
 from nvmeof.target.queue.capsule import capsule_data
 from nvmeof.target.queue.contract import Driver
 from nvmeof.target.queue.deferred import CommandTemplate, DeferredCommand, command_of, shortened, staging_of
-from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.detached import DetachedCommands, connecting_host
 from nvmeof.target.queue.fast_path import FastPath
 from nvmeof.target.queue.fused_pairs import FusedPairs
+from nvmeof.target.queue.pacing import HOLD_BYTES, RUNNING_MOST, Pacing
 from nvmeof.target.queue.staging import Staging
 from nvmeof.target.queue.tracing import CommandTrace
-from nvmeof.wire import layout
 
 logger = logging.getLogger("nvmeof.target")
-RUNNING_MOST: Final = 128
-"""While an I/O queue has this many commands in its backends, or any queue so many that are held, further ones are not
-received: each may hold a copy of its data."""
-HOLD_BYTES: Final = BACKLOG_BYTES
-"""While more than this is to be sent, no further command takes the general path: one receive may bring hundreds of
-them, and the answer to each, a log page for instance, may be as long as MDTS."""
 _TO_CONTROLLER: Final = Direction.HOST_TO_CONTROLLER
 _READ, _WRITE = int(NvmOpcode.READ), int(NvmOpcode.WRITE)
 _CID_CONFLICT: Final = Status.COMMAND_ID_CONFLICT
-_HOSTNQN_OFFSET, _HOSTNQN_BYTES = layout(CONNECT_DATA)["hostnqn"]
 
 
 class TargetQueue:
@@ -93,22 +84,17 @@ class TargetQueue:
         """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
         self._arrived: list[R2tTransfer] = []
         """Those whose data came while no command could begin; see ``paused``."""
-        self.staging = Staging(self)
+        self.pacing = Pacing(self)
+        self.staging = Staging(self, self.pacing)
         self.fast_path = FastPath(self, self.staging)
         self.fused = FusedPairs(self, self.staging, self.fast_path)
         self.aborts = Aborts(self, self.staging, self.fused)
         self._draining = False
-        self.crowded = False
-        """True while no more commands should be received, until some have ended."""
-        self._orphaned: set[int] = set()  # CIDs of commands that go on although the queue has ended
+        self._detached: set[int] = set()  # CIDs of commands that go on although the queue has ended
         self.trace: CommandTrace | None = None
         """The trace that events are reported to; None: no trace."""
-        self.slices: Slices | None = None
-        """The shared slices of the event loop's time; None: no sharing."""
         self.io = ServedIo()
         """Called when events were handled; for an I/O queue, by the slices of the event loop's time."""
-        self._late_at = 0.0  # when the general path has used its share of this turn; 0: not yet
-        self._going_on = False
         self.connecting = False
         """A Connect waits for commands that its host left behind."""
         self.pending = 0
@@ -120,7 +106,7 @@ class TargetQueue:
         """Handle the events of the connection, in order."""
         self.ctx.activity.heard = True
         self.io.served = True
-        self._late_at = 0.0
+        self.pacing.new_turn()
         position = 0
         while position < len(events) and not self.closed:
             event = events[position]
@@ -147,41 +133,10 @@ class TargetQueue:
 
     def command(self, view: memoryview, capsule: CommandData | None) -> None:
         """Execute one command on the general path."""
-        if self.held or self.connection.out.pending_bytes > HOLD_BYTES or self.late() or self.paused():
-            self._defer(view, capsule)
+        if self.held or self.connection.out.pending_bytes > HOLD_BYTES or self.pacing.late() or self.paused():
+            self.pacing.hold(view, capsule)
         else:
             self.begin(view, capsule)
-
-    def _defer(self, view: memoryview, capsule: CommandData | None) -> None:
-        raw = memoryview(bytes(view))
-        if capsule is not None:
-            capsule = CommandData(raw, memoryview(bytes(capsule.data)), capsule.digest_ok)
-        self.held.append((raw, capsule))
-        self.driver.wait_for_room()
-        if self.trace is not None:
-            self.trace.held(SQE.unpack_from(raw).cid)
-        self._look_for_crowds()
-        self.go_on_in_turn()
-
-    def _look_for_crowds(self) -> None:
-        self.crowded = self._full() or len(self.held) >= RUNNING_MOST
-        self.driver.hold_receiving(self.crowded)
-
-    def _full(self) -> bool:
-        """Return whether the backends have their most commands of this queue; an admin queue must always receive
-        Aborts."""
-        return len(self.running) >= RUNNING_MOST and self.ctx.qid > 0
-
-    def late(self) -> bool:
-        """Return whether this queue has used its share of this turn of the event loop: one receive may bring hundreds
-        of commands that take long."""
-        slices = self.slices
-        if slices is None:
-            return False
-        if not self._late_at:
-            self._late_at = slices.clock() + LONG_SECONDS
-            return False
-        return slices.clock() > self._late_at
 
     def paused(self) -> bool:
         """Return whether no command of an I/O queue may begin, since its namespaces are being changed.
@@ -203,34 +158,24 @@ class TargetQueue:
         self.resume()
         self.driver.wake()
 
-    @property
-    def owner(self) -> Hashable:
-        """Who takes turns with others for the event loop's time: the host, or what is at an address before Connect."""
-        return self.ctx.host_nqn or self.ctx.peer.rpartition(":")[0]
-
-    def go_on_in_turn(self) -> None:
-        if self.slices is not None and not self._going_on:
-            self._going_on = True
-            self.slices.add(self.owner, self._go_on)
-
-    def _go_on(self) -> None:
-        self._going_on = False
-        self._late_at = 0.0
+    def go_on(self) -> None:
+        """Begin what was held, if any, and send what came of it."""
         if not self.closed and (self.held or self.staging.reads):
             self.resume()
             self.driver.wake()
 
     def resume(self) -> None:
         """Take commands that were held, in their order, while there is room for their output and time for them."""
-        while self.held and not self.closed and self.connection.out.pending_bytes <= HOLD_BYTES and not self._full():
+        out, pacing = self.connection.out, self.pacing
+        while self.held and not self.closed and out.pending_bytes <= HOLD_BYTES and not pacing.full():
             if self.paused():
                 return
-            if self.late():
-                self.go_on_in_turn()
+            if pacing.late():
+                pacing.go_on_in_turn()
                 return
             self.begin(*self.held.pop(0))
-            if self.crowded:
-                self._look_for_crowds()
+            if pacing.crowded:
+                pacing.look_for_crowds()
         if self.staging.reads:
             self.staging.continue_reads()
 
@@ -371,24 +316,31 @@ class TargetQueue:
         """
         ctx = self.ctx
         connecting = ctx if isinstance(ctx, ConnectContext) else None
-        if connecting is not None and data is not None and self._wait_for_orphans(spec, sqe, data, lent):
+        if connecting is not None and data is not None and self._wait_for_detached(spec, sqe, data, lent):
             return
         OWNER.set(self.share)
         if self.trace is not None:
             self.trace.backend_called(sqe)
         result = execute(ctx, spec, sqe, data)
-        if isinstance(result, Completion):
-            if lent is not None:
-                self.pool.give(lent)
-            if connecting is not None and connecting.accepted is not None:
-                self._connected(connecting.accepted)
-            self.complete(sqe, result)
+        if not isinstance(result, Completion):
+            self._complete_later(spec, sqe, result, lent, reserved)
             return
+        if lent is not None:
+            self.pool.give(lent)
+        if connecting is not None and connecting.accepted is not None:
+            self._connected(connecting.accepted)
+        self.complete(sqe, result)
+
+    def _complete_later(
+        self, spec: CommandSpec, sqe: Sqe, pending: Awaitable[Completion], lent: memoryview | None, reserved: int
+    ) -> None:
+        """Complete a command when its handler, which has begun, is done; the arguments are those of ``_run``."""
         self.staging.reading += reserved
         self.busy.add(sqe.cid)
         self.running[sqe.cid] = (0 if sqe.opcode == FABRICS_OPCODE else sqe.nsid, spec)
         if len(self.running) >= RUNNING_MOST:
-            self._look_for_crowds()
+            self.pacing.look_for_crowds()
+        ctx = self.ctx
         host = ctx.host_nqn
         namespace = None if sqe.opcode == FABRICS_OPCODE else ctx.namespaces.get(sqe.nsid)
         begun = None if namespace is None else namespace.in_progress.begin(ctx.hostid)
@@ -404,12 +356,12 @@ class TargetQueue:
             if self.closed:
                 if completion.release is not None:
                     completion.release()
-                if sqe.cid in self._orphaned:
+                if sqe.cid in self._detached:
                     self.detached_commands.done(host)
             else:
                 self.pending -= 1
-                if self.crowded:
-                    self._look_for_crowds()
+                if self.pacing.crowded:
+                    self.pacing.look_for_crowds()
                 self.complete(sqe, completion)
                 if self.held:
                     self.resume()
@@ -420,17 +372,16 @@ class TargetQueue:
                 begun.end()
 
         self.pending += 1
-        self.driver.spawn(result, ended)
+        self.driver.spawn(pending, ended)
 
-    def _wait_for_orphans(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> bool:
+    def _wait_for_detached(self, spec: CommandSpec, sqe: Sqe, data: memoryview, lent: memoryview | None) -> bool:
         """Return whether an admin Connect has to wait for its host's detached commands; it is resumed when they have
         ended."""
         if sqe.opcode != FABRICS_OPCODE or sqe.fctype != FabricsType.CONNECT:
             return False
-        name = bytes(data[_HOSTNQN_OFFSET : _HOSTNQN_OFFSET + _HOSTNQN_BYTES])
-        if name[0] and not terminated_nqn(name):
+        host = connecting_host(data)
+        if host is None:
             return False
-        host = name.split(b"\0", 1)[0].decode(errors="backslashreplace") or unnamed_host(bytes(data[:16]))
 
         def resume() -> None:
             self.connecting = False
@@ -534,7 +485,7 @@ class TargetQueue:
         self.staging.drop_waiting()
         self.held.clear()
         if self.ctx.qid:  # an admin command writes nothing that could overtake; a Format may take hours
-            self._leave_orphans()
+            self._detach_running()
         self.ctx.detach(reason, fault=fault)
         self.driver.finish(reason, fault=fault)
         self.fused.drop()
@@ -550,16 +501,16 @@ class TargetQueue:
         the queue to them; without these references all is freed at once, and not by the cyclic garbage collector, which
         stops the event loop when many connections have ended.
         """
-        del self.staging, self.fast_path, self.fused, self.aborts, self.driver, self.ctx
+        del self.pacing, self.staging, self.fast_path, self.fused, self.aborts, self.driver, self.ctx
 
-    def _leave_orphans(self) -> None:
+    def _detach_running(self) -> None:
         """Give up what has not begun; the host's next Connect waits for what has, and may still change data."""
         ctx = self.ctx
         for cid, (_, spec) in self.running.items():
             ctx.aborting.add(cid)
             changes = spec.access is not Access.READ and spec.opcode != NvmOpcode.FLUSH
             if not abandon(ctx.waiting.get(cid)) and changes:
-                self._orphaned.add(cid)
+                self._detached.add(cid)
                 self.detached_commands.add(ctx.host_nqn)
 
     @property

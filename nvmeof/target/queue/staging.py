@@ -16,6 +16,7 @@ from nvmeof.target.core.aborting import aborted_by_request
 from nvmeof.target.core.pool import class_bytes
 from nvmeof.target.queue.contract import InFlight
 from nvmeof.target.queue.deferred import NO_BUFFER, DeferredCommand
+from nvmeof.target.queue.pacing import Pacing
 
 READ_AHEAD_BYTES: Final = 1 << 20
 """A Read that takes memory begins only while at most this many bytes wait to be sent: data for a host that does not
@@ -36,10 +37,11 @@ class Wanted:
 class Staging:
     """The memory of one queue: what its commands wait for and what they hold."""
 
-    __slots__ = ("_continuing", "_pool", "_queue", "_read_wanted", "counted", "reading", "reads", "waiting")
+    __slots__ = ("_continuing", "_pacing", "_pool", "_queue", "_read_wanted", "counted", "reading", "reads", "waiting")
 
-    def __init__(self, queue: InFlight) -> None:
+    def __init__(self, queue: InFlight, pacing: Pacing) -> None:
         self._queue = queue
+        self._pacing = pacing
         self._pool = queue.pool
         # Two lists, since they are mostly empty: a deque takes 700 bytes then, of each connection.
         self.waiting: list[Wanted] = []
@@ -169,8 +171,8 @@ class Staging:
             while self.reads and not self._queue.closed and self._queue.connection.backlog_bytes <= READ_AHEAD_BYTES:
                 if self._queue.paused():
                     return
-                if self._queue.late():
-                    self._queue.go_on_in_turn()
+                if self._pacing.late():
+                    self._pacing.go_on_in_turn()
                     return
                 sqe, view, length = self.reads[0]
                 needed = self._queue.connection.backlog_bytes + self.reading + length

@@ -21,7 +21,8 @@ from nvmeof.target.core.slices import LONG_SECONDS, Slices
 from nvmeof.target.namespaces.feature_values import Value
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.fast_path import FastPath
-from nvmeof.target.queue.queue import HOLD_BYTES, RUNNING_MOST, TargetQueue
+from nvmeof.target.queue.pacing import HOLD_BYTES, RUNNING_MOST
+from nvmeof.target.queue.queue import TargetQueue
 from nvmeof.target.queue.staging import READ_AHEAD_BYTES, SPARE_BYTES
 from nvmeof.target.queue.tracing import CommandTrace
 from nvmeof.target.storage.ramdisk import Ramdisk
@@ -725,15 +726,15 @@ def test_no_more_is_received_while_many_commands_are_held():
     """Each may hold a copy of its data."""
     wire = wire_of_reads(512 << 10, RUNNING_MOST)
     queue, connection = wire.queue, wire.connection
-    assert queue.held and not queue.crowded
+    assert queue.held and not queue.pacing.crowded
     for cid in range(RUNNING_MOST, 2 * RUNNING_MOST):
         queue.command(memoryview(io_sqe(cid, READ, 0, 1024)), None)
-    assert len(queue.held) >= RUNNING_MOST and queue.crowded
+    assert len(queue.held) >= RUNNING_MOST and queue.pacing.crowded
     assert wire.driver.held_back and wire.driver.waiting
     while connection.want_write:
         sent(connection)
         queue.resume()
-    assert not queue.held and not queue.crowded and not wire.driver.held_back
+    assert not queue.held and not queue.pacing.crowded and not wire.driver.held_back
 
 
 def test_reads_wait_for_memory():
@@ -772,7 +773,7 @@ def test_reads_that_wait_go_with_their_queue(how):
     assert not queue.staging.reads and pool.used_bytes == 0 and not pool._waiters
 
 
-def test_what_goes_on_after_the_end_is_an_orphan():
+def test_a_command_that_goes_on_after_the_end_is_detached():
     detached_commands = DetachedCommands()
     target = _with_admin(Ramdisk("1M"))
     backend = target.subsystem.namespaces[1].backend
@@ -852,7 +853,7 @@ def test_one_receive_takes_the_loop_for_a_bounded_time_only():
     """100 commands that take the general path, each of which takes a tenth of a queue's share of a turn."""
     wire = Wire(two_namespaces())
     loop = HandLoop(LONG_SECONDS / 10)
-    wire.queue.slices = loop.slices
+    wire.queue.pacing.slices = loop.slices
     done = [answered(wire.feed(flushes(wire, range(100))))]
     assert 1 < len(done[0]) < 20
     assert len(wire.queue.held) == 100 - len(done[0])
@@ -868,7 +869,7 @@ def test_one_receive_takes_the_loop_for_a_bounded_time_only():
 def test_what_is_held_keeps_its_order_with_what_comes_later():
     wire = Wire(two_namespaces())
     loop = HandLoop(LONG_SECONDS / 10)
-    wire.queue.slices = loop.slices
+    wire.queue.pacing.slices = loop.slices
     out = answered(wire.feed(flushes(wire, range(30)))) + answered(wire.feed(flushes(wire, range(30, 40))))
     while loop.soon:
         loop.turn()
@@ -879,7 +880,7 @@ def test_what_is_held_keeps_its_order_with_what_comes_later():
 def test_a_queue_that_ends_with_commands_held_goes_on_with_none():
     wire = Wire(two_namespaces())
     loop = HandLoop(LONG_SECONDS / 10)
-    wire.queue.slices = loop.slices
+    wire.queue.pacing.slices = loop.slices
     wire.feed(flushes(wire, range(100)))
     wire.queue.lost("gone")
     while loop.soon:

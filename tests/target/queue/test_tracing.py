@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvmeof.target.queue.queue import HOLD_BYTES
+from nvmeof.target.queue.pacing import HOLD_BYTES
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.trace import (
     BackendCalled,
