@@ -22,11 +22,12 @@ from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
 from nvmeof.host.admin_commands import AdminCommands
 from nvmeof.host.controller import Controller
+from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.discovery import DiscoveryEntry, DiscoveryLog, read_discovery_log
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectKeywords, ConnectOptions
-from nvmeof.host.queue import DeviceRegistry, QueueDevice
+from nvmeof.host.queue import QueueDevice
 from nvmeof.host.socket_queue import SocketQueue, SocketQueueDevice
 from nvmeof.host.url import TargetUrl, is_url
 from nvmeof.spec.enums import DISCOVERY_NQN, DISCOVERY_PORT, NVME_PORT, DataTransfer, LogPageId
@@ -225,23 +226,9 @@ async def connect(
         subnqn, transport = subnqn or entry.subnqn, transport or entry.transport
         if not entry.is_nvm:
             options = {"discovery": True, "nr_io_queues": 0, **options}
-    if subnqn is None:
-        raise ConfigurationError("no subsystem NQN was given: give subnqn=, or an entry that discover() gave")
-    check_nqn(subnqn, "the subsystem NQN")
     transport = transport or DEFAULT_TRANSPORT
-    hostnqn, identifier = host_identity(hostnqn, hostid)
-    try:
-        chosen = ConnectOptions(
-            traddr=traddr,
-            trsvcid=NVME_PORT if trsvcid is None else parse_port(trsvcid),
-            transport=transport,
-            subnqn=subnqn,
-            hostnqn=hostnqn,
-            hostid=identifier,
-            **options,
-        )
-    except TypeError as error:
-        raise ConfigurationError(f"unknown connect option: {str(error).rpartition(' ')[2]}") from None
+    port = NVME_PORT if trsvcid is None else parse_port(trsvcid)
+    chosen = association_options(subnqn, hostnqn, hostid, traddr=traddr, trsvcid=port, transport=transport, **options)
     runtime = AsyncioRuntime(log)
     controller = HostController(registry.claim(chosen), chosen, runtime, trace)
     try:
@@ -274,6 +261,23 @@ def take_path_options(options: dict[str, Any]) -> PathOptions | None:
         path_manager=options.pop("path_manager", None),
     )
     return chosen if chosen.wanted else None
+
+
+def association_options(
+    subnqn: str | None, hostnqn: str | None, hostid: str | uuid.UUID | None, **options: Any
+) -> ConnectOptions:
+    """Check and complete what a program gave of the subsystem and of this host; the rest are fields of ConnectOptions.
+
+    Raises :class:`ConfigurationError`, also for a keyword that is no option.
+    """
+    if subnqn is None:
+        raise ConfigurationError("no subsystem NQN was given: give subnqn=, or an entry that discover() gave")
+    check_nqn(subnqn, "the subsystem NQN")
+    nqn, identifier = host_identity(hostnqn, hostid)
+    try:
+        return ConnectOptions(subnqn=subnqn, hostnqn=nqn, hostid=identifier, **options)
+    except TypeError as error:
+        raise ConfigurationError(f"unknown connect option: {str(error).rpartition(' ')[2]}") from None
 
 
 class DiscoverKeywords(ConnectKeywords, total=False):

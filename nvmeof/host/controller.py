@@ -26,6 +26,7 @@ from nvmeof.host.association import Association, HostState
 from nvmeof.host.async_events import AsyncEvents
 from nvmeof.host.authentication import HostAuthentication
 from nvmeof.host.batch import BatchPart, IoBatch, run_batch
+from nvmeof.host.controller_checks import check_fabrics_limits, connect_refused
 from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, QUEUE_SIZE_MIN, ConnectOptions
@@ -33,7 +34,7 @@ from nvmeof.host.queue import Queue, QueueDevice
 from nvmeof.host.requests import DEFAULT_OPTIONS, Command, CommandPart, RequestOptions, give_up, run_transfer
 from nvmeof.host.results import IdentifyController, IdentifyNamespace
 from nvmeof.runtime import Runtime, sleep
-from nvmeof.spec.connect import CONNECT_DATA, describe_connect_invalid
+from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import (
     CNTLID_DYNAMIC,
     NSID_ALL,
@@ -57,7 +58,6 @@ from nvmeof.spec.properties import (
     Vs,
 )
 from nvmeof.spec.sqe import DSM_MAX_RANGES
-from nvmeof.spec.status import Status
 from nvmeof.trace import Trace, join
 from nvmeof.wire import Buffer, build
 
@@ -65,9 +65,6 @@ log = logging.getLogger("nvmeof.host")
 
 OFCS_DISCONNECT = 1 << 0
 """OFCS of Identify Controller: the Disconnect command is supported."""
-MIN_IOCCSZ = 4
-"""IOCCSZ of capsules that hold an SQE and no data."""
-MIN_IORCSZ = 1
 EVENTS_WANTED = Oaes.NAMESPACE_ATTRIBUTE | Oaes.ANA_CHANGE
 PRIORITY_COMMANDS = 4
 """Identifiers of an admin queue that only keep-alive and Abort may use."""
@@ -277,7 +274,7 @@ class Controller:
                 queue, sqe, data_out=data, options=RequestOptions(timeout=options.connect_timeout, abortable=False)
             )
         except NvmeStatusError as error:
-            raise _connect_refused(error, queue.qid, options) from None
+            raise connect_refused(error, queue.qid, options) from None
         granted = result & 0xFFFF
         demanded = self._authentication.check(result & ~0xFFFF)
         if cntlid != CNTLID_DYNAMIC and granted != cntlid:
@@ -337,33 +334,8 @@ class Controller:
         self.association.timeouts.set_abort_limit(info.acl + 1)
         if self.is_discovery:
             return
-        self._check_fabrics_limits()
+        check_fabrics_limits(info, self.options.subnqn)
         self.association.start_keep_alive(traffic_based=bool(info.ctratt & Ctratt.TRAFFIC_BASED_KEEP_ALIVE))
-
-    def _check_fabrics_limits(self) -> None:
-        """Refuse a controller that no I/O queue can work with, as nvme_check_ctrl_fabric_info of Linux does.
-
-        Raises :class:`TransportError`, one sentence.
-        """
-        info, name = self.info, self.options.subnqn
-        if info.icdoff:
-            raise TransportError(
-                f"{name} puts in-capsule data at an offset (ICDOFF {info.icdoff}), which is not supported"
-            )
-        if not info.kas:
-            raise TransportError(
-                f"{name} has no keep alive (KAS 0), which is mandatory over fabrics: update the target"
-            )
-        if info.ioccsz < MIN_IOCCSZ:
-            raise TransportError(
-                f"{name} takes I/O command capsules of {info.ioccsz * 16} bytes (IOCCSZ {info.ioccsz}), "
-                f"and a command has {MIN_IOCCSZ * 16}: update the target"
-            )
-        if info.iorcsz < MIN_IORCSZ:
-            raise TransportError(
-                f"{name} sends I/O response capsules of 0 bytes (IORCSZ 0), and a completion has {MIN_IORCSZ * 16}: "
-                "update the target"
-            )
 
     def _io_entries(self) -> int:
         """Return the size of the I/O queues: the option's, within MQES and MAXCMD (0 is no limit)."""
@@ -522,13 +494,3 @@ class Controller:
         await self.commands.property_set(CC_OFFSET, replace(self._cc, shn=Shn.NORMAL).encode())
         await self._wait_csts("shut down", lambda status: status.shst == Shst.COMPLETE, seconds)
         self.quiesced = True
-
-
-def _connect_refused(error: NvmeStatusError, qid: int, options: ConnectOptions) -> NvmeofError:
-    """Make the error of a refused Connect, with the parameter that it names (DW0: IPO, and IATTR in bit 16)."""
-    invalid = error.status == Status.CONNECT_INVALID_PARAMETERS
-    where = f" (it names {describe_connect_invalid(error.dw0)})" if invalid else ""
-    queue = "the controller" if qid == 0 else f"I/O queue {qid}"
-    return NvmeStatusError(
-        error.status, f"{options.subnqn} refused {queue}: {error}{where}", dnr=error.dnr, dw0=error.dw0
-    )

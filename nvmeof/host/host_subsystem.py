@@ -24,10 +24,10 @@ from nvmeof.address import Address
 from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import ConfigurationError, NvmeofError, NvmeStatusError, TransportError
 from nvmeof.host.admin_commands import AdminCommands
-from nvmeof.host.client import DEFAULT_TRANSPORT, DEVICES, HostController, take_path_options
+from nvmeof.host.client import DEFAULT_TRANSPORT, DEVICES, HostController, association_options, take_path_options
 from nvmeof.host.controller import Controller
+from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.discovery import DiscoveryEntry
-from nvmeof.host.identity import host_identity
 from nvmeof.host.multipath.identity import PathMismatchError
 from nvmeof.host.multipath.iopolicy import DEFAULT_IOPOLICY
 from nvmeof.host.multipath.member import Member
@@ -35,11 +35,9 @@ from nvmeof.host.multipath.subsystem import Subsystem
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectKeywords, ConnectOptions, RecoveryKeywords, RecoveryOptions
 from nvmeof.host.path import Path
-from nvmeof.host.queue import DeviceRegistry
 from nvmeof.host.requests import DEFAULT_OPTIONS, RequestOptions
 from nvmeof.host.url import TargetUrl, is_url
 from nvmeof.spec.enums import NVME_PORT, AdminOpcode
-from nvmeof.spec.nqn import check_nqn
 from nvmeof.trace import Trace
 from nvmeof.transport.base import Endpoint
 from nvmeof.transport.paths.model import PathRole
@@ -326,23 +324,16 @@ async def connect_multipath(
         raise ConfigurationError("no path was given: give at least one address")
     if subnqn is None:
         subnqn = next((each.subnqn for each in specs if isinstance(each, DiscoveryEntry)), None)
-    if subnqn is None:
-        raise ConfigurationError("no subsystem NQN was given: give subnqn=, or an entry that discover() gave")
-    check_nqn(subnqn, "the subsystem NQN")
-    nqn, identifier = host_identity(hostnqn, hostid)
     recovery = {name: options.pop(name) for name in RecoveryKeywords.__annotations__ if name in options}  # type: ignore[misc]
-    try:
-        common = ConnectOptions(
-            traddr="localhost",  # each path has its own
-            trsvcid=NVME_PORT if trsvcid is None else trsvcid,
-            transport=transport or DEFAULT_TRANSPORT,
-            subnqn=subnqn,
-            hostnqn=nqn,
-            hostid=identifier,
-            **options,  # type: ignore[misc]
-        )
-    except TypeError as error:
-        raise ConfigurationError(f"unknown connect option: {str(error).rpartition(' ')[2]}") from None
+    common = association_options(
+        subnqn,
+        hostnqn,
+        hostid,
+        traddr="localhost",  # each path has its own
+        trsvcid=NVME_PORT if trsvcid is None else trsvcid,
+        transport=transport or DEFAULT_TRANSPORT,
+        **options,
+    )
     subsystem = HostSubsystem(
         common,
         recovery=RecoveryOptions(**recovery),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nvmeof.host.client import HostController, connect
-from nvmeof.host.queue import DeviceRegistry
+from nvmeof.host.device_registry import DeviceRegistry
 
 from .fake_device import SUBNQN, FakeDevice
 

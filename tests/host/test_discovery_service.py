@@ -10,7 +10,7 @@ import pytest
 import nvmeof
 from nvmeof import Ramdisk, Target, TransportError, discover_all, watch_discovery
 from nvmeof.errors import ConfigurationError, NvmeofError
-from nvmeof.host.queue import DeviceRegistry
+from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.spec.discovery import build_discovery_entry, build_discovery_log
 from nvmeof.spec.enums import DISCOVERY_NQN

@@ -15,8 +15,9 @@ from nvmeof.errors import (
     NvmeofError,
     OutcomeUnknown,
 )
+from nvmeof.host.device_registry import QUEUE_OPS, DeviceRegistry
 from nvmeof.host.options import ConnectOptions
-from nvmeof.host.queue import QUEUE_OPS, DeviceRegistry, Queue, Request
+from nvmeof.host.queue import Queue, Request
 from nvmeof.host.socket_queue import SocketQueueDevice
 
 from .conftest import HOSTNQN

@@ -27,9 +27,9 @@ from nvmeof.host.blocking.api import HostController, HostSubsystem, Namespace, R
 from nvmeof.host.blocking.file import BlockIO, open
 from nvmeof.host.blocking.portal import PORTAL
 from nvmeof.host.blocking.watch import DiscoveryWatch
+from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.options import ConnectKeywords
-from nvmeof.host.queue import DeviceRegistry
 from nvmeof.host.referrals import Discovered
 from nvmeof.trace import Trace
 from nvmeof.transport.paths.session import PathOptions

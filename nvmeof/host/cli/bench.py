@@ -21,7 +21,7 @@ from nvmeof.host.client import HostController
 from nvmeof.host.facts import QueueFacts, SubflowFacts
 from nvmeof.host.head_load import HeadLoad
 from nvmeof.host.host_subsystem import HostSubsystem
-from nvmeof.host.load import PATTERNS, Load
+from nvmeof.host.load import PATTERNS, Figures, Load
 from nvmeof.host.multipath.facts import MemberFacts
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.queue import Queue
@@ -86,6 +86,57 @@ async def run_bench(
         load = HeadLoad(namespace, pattern, block_bytes, depth * queues)
     else:
         load = Load(namespace, controller.io_queues, pattern, block_bytes, depth)
+    measured = await _measure(controller, load, block_bytes, seconds, report)
+    figures, ios = measured.figures, max(measured.figures.ios, 1)
+    if load.error is not None and not figures.ios:
+        raise load.error
+    return BenchResult(
+        pattern=pattern,
+        block_bytes=block_bytes,
+        depth=depth,
+        queues=queues,
+        seconds=figures.seconds,
+        ios=figures.ios,
+        iops=figures.iops,
+        megabytes_per_second=figures.megabytes_per_second,
+        latency_p50_us=figures.latency_us(0.5),
+        latency_p99_us=figures.latency_us(0.99),
+        latency_p999_us=figures.latency_us(0.999),
+        latency_max_us=figures.latency_us(1.0),
+        cpu_user_us_per_io=measured.user_seconds / ios * 1e6,
+        cpu_system_us_per_io=measured.system_seconds / ios * 1e6,
+        success_flag_possible=controller.options.disable_sqflow,
+        complete=not measured.interrupted and load.error is None,
+        error=load.error,
+        connections=measured.connections,
+        paths=measured.paths,
+        path_rows=path_rows(
+            namespace.nsid, {each["name"]: each for each in measured.paths_before}, measured.paths, figures.seconds
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was counted while a load ran. ``interrupted``: for less than the full time, since the task was cancelled."""
+
+    figures: Figures
+    user_seconds: float
+    system_seconds: float
+    interrupted: bool
+    connections: list[QueueFacts]
+    paths_before: list[MemberFacts]
+    paths: list[MemberFacts]
+
+
+async def _measure(
+    controller: HostController | HostSubsystem,
+    load: Load | HeadLoad,
+    block_bytes: int,
+    seconds: float,
+    report: Callable[[str], None],
+) -> _Measured:
+    """Run the load: a warm-up, then ``seconds`` in which is counted."""
     load.start()
     interrupted = False
     try:
@@ -105,31 +156,8 @@ async def run_bench(
         if interrupted:
             asyncio.current_task().uncancel()  # type: ignore[union-attr]
         await load.finished
-    if load.error is not None and not figures.ios:
-        raise load.error
-    ios = max(figures.ios, 1)
-    return BenchResult(
-        pattern=pattern,
-        block_bytes=block_bytes,
-        depth=depth,
-        queues=queues,
-        seconds=figures.seconds,
-        ios=figures.ios,
-        iops=figures.iops,
-        megabytes_per_second=figures.megabytes_per_second,
-        latency_p50_us=figures.latency_us(0.5),
-        latency_p99_us=figures.latency_us(0.99),
-        latency_p999_us=figures.latency_us(0.999),
-        latency_max_us=figures.latency_us(1.0),
-        cpu_user_us_per_io=(after.user - before.user) / ios * 1e6,
-        cpu_system_us_per_io=(after.system - before.system) / ios * 1e6,
-        success_flag_possible=controller.options.disable_sqflow,
-        complete=not interrupted and load.error is None,
-        error=load.error,
-        connections=connections,
-        paths=paths,
-        path_rows=path_rows(namespace.nsid, {each["name"]: each for each in paths_before}, paths, figures.seconds),
-    )
+    user, system = after.user - before.user, after.system - before.system
+    return _Measured(figures, user, system, interrupted, connections, paths_before, paths)
 
 
 async def _watch(load: Load | HeadLoad, began: float, seconds: float, size: int, report: Callable[[str], None]) -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nvmeof.errors import CommandNotExecuted, NvmeofError, OutcomeUnknown
+from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.host_subsystem import HostSubsystem, PathAddress, connect_multipath
 from nvmeof.host.multipath.iopolicy import IOPOLICIES
 from nvmeof.host.namespace import Namespace
-from nvmeof.host.queue import DeviceRegistry
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.sqe import SQE, Sqe
 

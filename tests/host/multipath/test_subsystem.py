@@ -19,11 +19,11 @@ from nvmeof.errors import (
 )
 from nvmeof.host import sqe_builders
 from nvmeof.host.batch import IoBatch
+from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.host_subsystem import HostSubsystem, PathAddress, connect_multipath
 from nvmeof.host.multipath.head import NoPathError
 from nvmeof.host.multipath.identity import PathMismatchError
 from nvmeof.host.multipath.iopolicy import IOPOLICIES
-from nvmeof.host.queue import DeviceRegistry
 from nvmeof.spec.enums import AnaState, LogPageId
 from nvmeof.spec.log_pages import AnaGroup, build_ana_log
 from nvmeof.spec.sqe import SQE, Sqe
