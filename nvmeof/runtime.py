@@ -60,7 +60,7 @@ class Runtime(Protocol):
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, T], /) -> Task[T]:
-        """Run a coroutine beside the caller, who awaits or cancels it; `spawn` is for what nobody awaits."""
+        """Run a coroutine beside the caller, who awaits or cancels it; `spawn` is for what is not awaited."""
         ...
 
     def in_thread(self, function: Callable[[], T], /) -> Awaitable[T]:

@@ -125,7 +125,7 @@ class OutputFile(io.FileIO):
                 if self._poll.poll(self._patience_ms):
                     return
         self._blocked = True  # the next lines do not wait again until there is room
-        raise BlockingIOError(errno.EAGAIN, "nobody reads it", self._what)
+        raise BlockingIOError(errno.EAGAIN, "no process reads it", self._what)
 
 
 class _Missing(io.TextIOBase):

@@ -114,7 +114,7 @@ class DiscoveryWatch:
     """A persistent connection to a discovery service: an asynchronous iterator of :class:`DiscoveryChange`.
 
     What :func:`watch_discovery` gives; ends with its ``async with`` block. The first change is the log as it is. A lost
-    connection is made anew, and what changed meanwhile is one change. The wait for a change can be cancelled (by
+    connection is made again, and all that has changed since is one change. The wait for a change can be cancelled (by
     ``asyncio.timeout``, say) and begun again; nothing is missed.
     """
 

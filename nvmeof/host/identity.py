@@ -1,4 +1,4 @@
-"""Who this host is: host NQN and host identifier, from where nvme-cli keeps them, or made once and kept."""
+"""Who this host is: host NQN and host identifier, from where nvme-cli keeps them, or made once and stored."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def host_identity(hostnqn: str | None = None, hostid: str | uuid.UUID | None = N
             return nqn, given_id or kept_id or nqn_uuid(nqn) or uuid.uuid5(uuid.NAMESPACE_URL, nqn)
     made = uuid.uuid4()
     if not _keep(config_directory(), uuid_nqn(made), str(made)):
-        return host_identity(None, hostid)  # another process has kept one meanwhile
+        return host_identity(None, hostid)  # another process was faster
     return uuid_nqn(made), given_id or made
 
 
@@ -74,7 +74,7 @@ def _keep(directory: Path, nqn: str, hostid: str) -> bool:
         except OSError:
             if _read(path):
                 return False
-            draft.replace(path)  # nobody's name is in it, or the file system has no hard links
+            draft.replace(path)  # it names no host, or the file system has no hard links
         finally:
             draft.unlink(missing_ok=True)
         (directory / "hostid").write_text(hostid + "\n", encoding="utf-8")

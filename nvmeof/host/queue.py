@@ -126,7 +126,7 @@ class Queue:
     """One queue pair as the controller sees it: command identifiers, what is outstanding, and what has to wait.
 
     ``entries`` are the queue's SQ entries, of which one always stays free. ``reserved`` of the remaining identifiers
-    are kept for priority requests (keep-alive, Abort). ``private`` is the device's own; nothing else looks into it.
+    are reserved for priority requests (keep-alive, Abort). ``private`` is the device's own; nothing else looks into it.
     """
 
     __slots__ = (

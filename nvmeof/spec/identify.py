@@ -281,7 +281,7 @@ def build_namespace_descriptors(descriptors: Iterable[NamespaceDescriptor]) -> b
 
 
 def parse_namespace_descriptors(data: Buffer) -> list[NamespaceDescriptor]:
-    """Parse the descriptors up to the terminating zero length, or up to one that is cut. Unknown types are kept."""
+    """Parse the descriptors up to the terminating zero length, or up to one that is cut; unknown types too."""
     return list(_descriptors(bytes(data)))
 
 

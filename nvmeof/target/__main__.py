@@ -70,7 +70,7 @@ _PATIENCE_SECONDS: Final = 1.0
     multiple=True,
     metavar="PATH[,ZONES]",
     help="A namespace in a file or block device; repeatable; numbered after the ramdisks. What belongs to a "
-    "file's data is kept beside it, in PATH.nvmeof and PATH.zones.",
+    "file's data is stored beside it, in PATH.nvmeof and PATH.zones.",
 )
 @click.option(
     "--namespace",

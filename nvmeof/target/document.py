@@ -126,7 +126,7 @@ def _paths(options: PathOptions) -> Document:
 def _subsystem(config: SubsystemConfig) -> Document:
     store = config.metadata_store
     if store is not None and not isinstance(store, JsonFileStore):
-        raise ConfigurationError(f"{config.nqn}: its state is kept by a program, not in a file: it cannot be saved")
+        raise ConfigurationError(f"{config.nqn}: its state is stored by a program, not in a file: it cannot be saved")
     return {
         **_plain(config),
         **_without_nothing(

@@ -119,11 +119,11 @@ class ServedSubsystem:
             await settled(subsystem.power_on(self._runtime.now()))
         except OSError as error:
             # A full disk is no reason to withhold what is on it: it may be how there is room again.
-            logger.error("%s: its state cannot be kept: %s", subsystem.nqn, error.strerror or error)
+            logger.error("%s: its state cannot be stored: %s", subsystem.nqn, error.strerror or error)
 
     async def _power_off(self, subsystem: Subsystem) -> None:
         """Keep what a subsystem counted, and that this was a clean end."""
         try:
             await settled(subsystem.power_off(self._runtime.now()))
         except OSError as error:
-            logger.error("%s: its state could not be kept: %s", subsystem.nqn, error.strerror or error)
+            logger.error("%s: its state could not be stored: %s", subsystem.nqn, error.strerror or error)

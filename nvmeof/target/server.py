@@ -327,7 +327,7 @@ class Target:
 
         Returns what has not ended at `deadline` (of the loop's clock), a sentence each.
         """
-        reason = f"{subsystem.nqn} is not offered on port {port.portid} any more"
+        reason = f"{subsystem.nqn} is no longer offered on port {port.portid}"
         drivers = self.connections.of_subsystem(subsystem, port.portid)
         self.registry.change_port(port.info)
         _end_associations(subsystem, port, reason)

@@ -197,11 +197,11 @@ def _ana(commands: CommandTables, zoned: Mapping[int, CommandSpec], features: Fe
     yield "port of its controller (NVMe Base 8.1.1.10; [howto/ana.md](howto/ana.md)):"
     yield ""
     tables = (("admin", commands.admin), ("I/O", commands.nvm), ("I/O, zoned", zoned))
-    nobody = (NsidRule.UNUSED, NsidRule.ZERO)
+    without = (NsidRule.UNUSED, NsidRule.ZERO)
     yield from _table(
         ("opcode", "command", "effect"),
         (
-            (f"{kind} {opcode:02X}h", spec.name, _NO_NAMESPACE if spec.nsid in nobody else spec.ana.value)
+            (f"{kind} {opcode:02X}h", spec.name, _NO_NAMESPACE if spec.nsid in without else spec.ana.value)
             for kind, table in tables
             for opcode, spec in sorted(table.items())
         ),
@@ -236,7 +236,7 @@ def _log_page_remark(row: LogPageSpec) -> str:
 def _feature_remark(row: FeatureSpec) -> str:
     remark = f"{_where(True, row.discovery)}; of the {row.scope.word}; "
     remark += "changeable" if row.apply is not None else "not changeable"
-    remark += ", saveable" if row.saveable else ", kept" if row.persistent else ""
+    remark += ", saveable" if row.saveable else ", always saved" if row.persistent else ""
     return remark + (f"; {row.condition}" if row.condition else "")
 
 

@@ -1,7 +1,7 @@
 """An unmodified program's TCP sockets as MPTCP ones: a library that the dynamic linker loads in front of libc.
 
 Debian's `mptcpize` (package mptcpize) where it is installed; otherwise the small library beside this module,
-`mptcpize.c`, built on first use with the C compiler of this machine and kept in the user's cache directory.
+`mptcpize.c`, built on first use with the C compiler of this machine and cached in the user's cache directory.
 
 Beyond the reach of either: statically linked programs, programs that call the kernel without libc (Go, io_uring),
 set-uid programs, and every socket that the kernel opens for itself, such as those of its NVMe/TCP initiator.

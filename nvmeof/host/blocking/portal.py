@@ -171,7 +171,7 @@ class Blocking(Generic[InnerT]):
         """The object of the asyncio API. Raises LocalProtocolError in a process that was forked after it was made."""
         if self._pid != os.getpid():
             raise LocalProtocolError(
-                "this connection was made before a fork and belongs to the parent process: connect anew in this one"
+                "this connection was made before a fork and belongs to the parent process: connect again in this one"
             )
         return self._wrapped
 

@@ -28,7 +28,7 @@ class DiscoveryWatch(Blocking[_DiscoveryWatch]):
 
     @property
     def recovery(self) -> RecoveryOptions:
-        """How a lost connection is made anew."""
+        """How a lost connection is made again."""
         return self.wrapped.recovery
 
     def __enter__(self) -> Self:

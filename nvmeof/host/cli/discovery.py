@@ -279,7 +279,7 @@ async def connect_all_command(output: str, persistent: bool, config_file: str | 
     """Connect to all that discovery services and their referrals name, and hold it until Ctrl-C.
 
     Without an address the services of config.json and discovery.conf are asked. What this host has no
-    transport for is left out. Connections that are lost are made anew.
+    transport for is left out. Connections that are lost are made again.
     """
     async with AsyncExitStack() as stack:
         asked = services({**options, "persistent": persistent}, config_file)

@@ -183,7 +183,7 @@ async def id_ns_command(output: str, nsid: int | None, **options: Any) -> None:
 @opt.coroutine
 async def connect_command(output: str, name: str | None, **options: Any) -> None:
     """Connect, show what came of it, and hold the connection until Ctrl-C. With options of recovery, or several paths,
-    lost connections are made anew. TARGET: a URL, nvme+mptcp://HOST:4420/NQN?nsid=1, or a saved name.
+    lost connections are made again. TARGET: a URL, nvme+mptcp://HOST:4420/NQN?nsid=1, or a saved name.
     """
     url = None if name is None else url_of_options(options)
     if name is not None:

@@ -1,6 +1,6 @@
 """``config.json``: a list of hosts, each with subsystems, each with ports; and what the kernel is connected to.
 
-What this module does not know in the file is kept when it is written again.
+What this module does not know in the file is preserved when it is written again.
 
 Sources: libnvme doc/config-schema.json, src/nvme/json.c.
 """

@@ -66,4 +66,4 @@ PORT_OPTIONS = frozenset({option.name for option in FABRICS_OPTIONS if option.ki
     "tls",
     "concat",
 }
-"""Options of a port in config.json; its keys and secrets are among what is kept unread."""
+"""Options of a port in config.json; its keys and secrets are among what is preserved unread."""

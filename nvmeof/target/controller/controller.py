@@ -64,7 +64,7 @@ KATO_MAX_MS = 0xFFFFFFFF // 100 * 100
 """The largest timeout, in milliseconds, that is a multiple of the granularity and fits the field."""
 DISCOVERY_IDLE_SECONDS = 120.0
 NOT_ENABLED_SECONDS = 120.0
-"""Seconds for which an association that is not (or no longer) enabled, and silent, is kept at least."""
+"""Seconds for which an association that is not (or no longer) enabled, and silent, is not ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from nvmeof.wire import layout
 
 ADMIN_QUEUE_ENTRIES = 128
 """ASQSZ of the entries."""
-LOGS_KEPT = 8
-"""How many log pages are kept built: hosts read a long one in many pieces."""
+LOGS_CACHED = 8
+"""How many built log pages are cached: hosts read a long one in many pieces."""
 _SUBNQN_OFFSET, _SUBNQN_BYTES = layout(DISCOVERY_LOG_ENTRY)["subnqn"]
 _SUBNQN_END = _SUBNQN_OFFSET + _SUBNQN_BYTES
 
@@ -74,7 +74,7 @@ def _entry(
     port: PortInfo, form: tuple[int, TcpProtocol], address: tuple[str, str], subnqn: str, subtype: SubType
 ) -> bytes:
     traddr, trsvcid = address
-    # Explicit persistent connections: a discovery controller stays as long as its KATO is kept.
+    # Explicit persistent connections: a discovery controller stays as long as commands come within KATO.
     eflags = Eflags.EXPLICIT_PERSISTENT_CONNECTION if subtype is SubType.CURRENT_DISCOVERY else Eflags(0)
     return build_discovery_entry(
         trtype=form[0],
@@ -140,14 +140,14 @@ def read_discovery_log(
 ) -> bytes:
     """Return the page of `discovery_log`, built once per generation, host, port as seen and form.
 
-    Only the `LOGS_KEPT` pages that were read last are kept.
+    Only the `LOGS_CACHED` pages that were read last are cached.
     """
     pages = registry.log_pages
     key = (seen, host_nqn, extended, port_local)
     page = pages.pop(key, None)
     if page is None:
         page = discovery_log(registry, seen, host_nqn, extended=extended, port_local=port_local)
-        if len(pages) >= LOGS_KEPT:
+        if len(pages) >= LOGS_CACHED:
             del pages[next(iter(pages))]
     pages[key] = page  # behind those that were read before
     return page

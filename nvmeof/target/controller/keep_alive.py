@@ -14,7 +14,7 @@ def _forever() -> float:
     return 0.0
 
 
-def _nobody() -> None:
+def _ignore() -> None:
     pass
 
 
@@ -56,7 +56,7 @@ class KeepAliveTimer:
         """Stop the timer for good, and drop the callbacks."""
         self.cancel()
         self._seconds = _forever
-        self._expired = _nobody
+        self._expired = _ignore
 
     def _on_timer(self) -> None:
         self._timer = None

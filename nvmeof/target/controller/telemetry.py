@@ -68,14 +68,14 @@ class ControllerInitiated(Capture):
         self._metadata_store = metadata_store
         self._taken_at: float | None = None
         self.available = False
-        kept = metadata_store.get(SECTION)
+        stored = metadata_store.get(SECTION)
         try:
-            if kept is not None:
-                self.areas = [str(text).encode("ascii") for text in kept["areas"]]
-                self.generation, self.reason = int(kept["generation"]) & 0xFF, str(kept["reason"])
-                self.available = bool(kept["available"])
+            if stored is not None:
+                self.areas = [str(text).encode("ascii") for text in stored["areas"]]
+                self.generation, self.reason = int(stored["generation"]) & 0xFF, str(stored["reason"])
+                self.available = bool(stored["available"])
         except (KeyError, TypeError, ValueError) as error:
-            logger.warning("the telemetry that was kept cannot be read (%s)", error)
+            logger.warning("the stored telemetry cannot be read (%s)", error)
             self.areas = []
 
     def due(self, now: float) -> bool:
@@ -101,7 +101,7 @@ class ControllerInitiated(Capture):
         try:
             watch(self._metadata_store.put(SECTION, value), "telemetry")
         except OSError as error:
-            logger.warning("telemetry could not be kept: %s", error)
+            logger.warning("telemetry could not be stored: %s", error)
 
 
 def telemetry_of(controller: Controller) -> ControllerInitiated:
@@ -119,8 +119,8 @@ def telemetry_of(controller: Controller) -> ControllerInitiated:
 def _line(content: dict[str, Any]) -> bytes:
     text = json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode("ascii")
     if len(text) > AREA_BYTES_MAX:
-        kept = {key: value for key, value in content.items() if not isinstance(value, list | dict)}
-        text = json.dumps({**kept, "left_out": "too long"}).encode("ascii")
+        short = {key: value for key, value in content.items() if not isinstance(value, list | dict)}
+        text = json.dumps({**short, "left_out": "too long"}).encode("ascii")
     length = -(-(len(text) + 1) // BLOCK_BYTES) * BLOCK_BYTES
     return text.ljust(length - 1) + b"\n"
 

@@ -1,4 +1,4 @@
-"""A set of logical blocks, kept as ranges."""
+"""A set of logical blocks, as ranges."""
 
 from __future__ import annotations
 

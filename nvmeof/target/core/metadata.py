@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class NotKeptError(OSError):
-    """A value could not be written to where it is kept; the value before holds again."""
+    """A value could not be written to its store; the value before holds again."""
 
 
 class MetadataStore(Protocol):
@@ -44,7 +44,7 @@ class MetadataStore(Protocol):
         ...
 
     def watch(self, section: str, withdrawn: Callable[[], None]) -> None:
-        """Call `withdrawn` in the step in which a value of the section is found not to have been kept."""
+        """Call `withdrawn` in the step in which a value of the section is found not to have been stored."""
         ...
 
 
@@ -86,7 +86,7 @@ class KeptValue(Generic[T]):
         self, metadata_store: MetadataStore, section: str, now: T, dump: Callable[[T], Any], changed: Callable[[], None]
     ) -> None:
         self.now = now
-        self._settled = now  # the last that is known to be kept
+        self._settled = now  # the last that is known to be stored
         self._metadata_store = metadata_store
         self._section = section
         self._dump = dump
@@ -109,7 +109,7 @@ class KeptValue(Generic[T]):
         return self._later(pending, value)
 
     def replace(self, value: T) -> None:
-        """Let a value hold that need not be kept."""
+        """Let a value hold that need not be stored."""
         changed = value is not self.now
         self.now = self._settled = value
         if changed:
@@ -119,7 +119,7 @@ class KeptValue(Generic[T]):
         try:
             await pending
         except OSError:
-            # A change that came later was built on this one: if it can be kept, so is this one.
+            # A change that came later was built on this one: if it can be stored, so is this one.
             if self.now is value:
                 self._withdraw()
             raise
@@ -156,15 +156,15 @@ def formatted_block_bytes(metadata_store: MetadataStore) -> int | None:
     """Return the block size, in bytes, that a host has formatted a namespace to; None when none has. Raises
     `ConfigurationError` for an invalid section: with another block size all data would be at other addresses.
     """
-    kept = metadata_store.get(FORMAT_SECTION)
-    if kept is None:
+    stored = metadata_store.get(FORMAT_SECTION)
+    if stored is None:
         return None
     try:
-        block_bytes = int(kept["block_bytes"])
+        block_bytes = int(stored["block_bytes"])
         if block_bytes not in BLOCK_BYTES_CHOICES:
             raise ValueError(f"there are no blocks of {block_bytes} bytes")
-        if kept.get("erase") not in (None, 0, 1):
-            raise ValueError(f"there is no erasure {kept['erase']!r}")
+        if stored.get("erase") not in (None, 0, 1):
+            raise ValueError(f"there is no erasure {stored['erase']!r}")
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise damaged(metadata_store, FORMAT_SECTION, error) from error
     return block_bytes

@@ -1,4 +1,4 @@
-"""What features are set to: values, and where those that outlast a reset are kept."""
+"""What features are set to: values, and where those that outlast a reset are stored."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def load_all(metadata_store: MetadataStore) -> list[tuple[int, Saved]]:
 
 def check_saved(metadata_store: MetadataStore) -> None:
     """Log a warning when saved values of controllers are invalid: their features start with the defaults."""
-    kept = metadata_store.get(_SECTION)
-    if kept is not None and len(load_all(metadata_store)) < (len(kept) if isinstance(kept, dict) else 1):
+    stored = metadata_store.get(_SECTION)
+    if stored is not None and len(load_all(metadata_store)) < (len(stored) if isinstance(stored, dict) else 1):
         logger.warning(
             "section %r of %s is only partly valid; the other values are the defaults", _SECTION, metadata_store.origin
         )
@@ -130,7 +130,7 @@ def save(metadata_store: MetadataStore, fid: int, selector: int, saved: Saved) -
 
 
 def forget(values: Values, metadata_store: MetadataStore, fid: int) -> Awaitable[None] | None:
-    """Give a feature its default again, also as saved value; done when that is kept. Raises or ends with `OSError`."""
+    """Set a feature to its default, also as saved value; done when that is stored. Raises or ends with `OSError`."""
     for key in [key for key in values if key[0] == fid]:
         del values[key]
     document = document_of(metadata_store, _SECTION)

@@ -97,7 +97,7 @@ async def _undo(metadata_store: MetadataStore | None, before: Any, namespace: Na
             namespace.backend.set_block_bytes(block_bytes)
         await _put(metadata_store, before)
     except OSError as error:
-        logger.error("namespace %d: its old format could not be kept: %s", namespace.nsid, error.strerror or error)
+        logger.error("namespace %d: its old format could not be stored: %s", namespace.nsid, error.strerror or error)
         return False
     return True
 
@@ -117,9 +117,9 @@ async def _erase(runtime: Runtime, namespace: Namespace, secure: bool) -> None:
 def interrupted(namespace: Namespace) -> bool | None:
     """Return None unless a format was interrupted, else whether that format was to be a secure one."""
     metadata_store = _metadata_store(namespace)
-    kept = None if metadata_store is None else metadata_store.get(FORMAT_SECTION)
+    stored = None if metadata_store is None else metadata_store.get(FORMAT_SECTION)
     try:
-        return None if kept is None or kept.get("erase") is None else bool(kept["erase"])
+        return None if stored is None or stored.get("erase") is None else bool(stored["erase"])
     except AttributeError:
         return None
 

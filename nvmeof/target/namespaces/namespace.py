@@ -97,7 +97,7 @@ def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
     if isinstance(error, OutcomeUnknownError):
         return Status.WRITE_FAULT, True  # a retry, by another path too, could come before the first one's late effect
     if isinstance(error, NotKeptError):
-        return Status.INTERNAL_ERROR, False  # the command is right, and may succeed when it can be kept again
+        return Status.INTERNAL_ERROR, False  # the command is right, and may succeed when it can be stored again
     if code in _NO_ROOM and writing:
         return Status.CAPACITY_EXCEEDED, True
     if code in _WRITE_REFUSED and writing:
@@ -291,7 +291,7 @@ class Namespace:
             )
 
     def mark_uncorrectable(self, slba: int, nlb: int) -> Awaitable[None] | None:
-        """Let blocks be unreadable until they are written, zeroed or deallocated. Done when that is kept."""
+        """Let blocks be unreadable until they are written, zeroed or deallocated. Done when that is stored."""
         self.check_range(slba, nlb)
         self.check_writable()
         if self.unreadable_blocks.full:

@@ -1,4 +1,4 @@
-"""Where a namespace's reservations live: the value that holds now, and what is kept of it through a power loss."""
+"""Where a namespace's reservations live: the value that holds now, and what is stored of it through a power loss."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class ReservationStore:
     without the reservations that its hosts rely on.
     """
 
-    __slots__ = ("_kept", "_metadata_store")
+    __slots__ = ("_metadata_store", "_stored")
 
     def __init__(self, metadata_store: MetadataStore, changed: Callable[[], None]) -> None:
         self._metadata_store = metadata_store
-        kept = metadata_store.get(_SECTION)
+        stored = metadata_store.get(_SECTION)
         try:
-            state = Reservations() if kept is None else Reservations.from_document(kept)
+            state = Reservations() if stored is None else Reservations.from_document(stored)
         except (ValueError, OverflowError) as error:
             raise damaged(metadata_store, _SECTION, error) from error
-        self._kept = KeptValue(metadata_store, _SECTION, state, _document, changed)
+        self._stored = KeptValue(metadata_store, _SECTION, state, _document, changed)
 
     @property
     def state(self) -> Reservations:
         """The present registrants and reservation."""
-        return self._kept.now
+        return self._stored.now
 
     @property
     def durable(self) -> bool:
@@ -51,13 +51,13 @@ class ReservationStore:
         """Make a new state current. Done when it is on non-volatile media, if it has to be. Raises or ends with
         `CommandError` when it cannot be stored: the state before is current again then, unless it has changed since.
         """
-        before = self._kept.now
-        # Also what was so already is kept: it may still be on its way, and is relied on when this is done.
+        before = self._stored.now
+        # Also what was so already is stored: it may still be on its way, and is relied on when this is done.
         if not (state.persistent or before.persistent):
-            self._kept.replace(state)
+            self._stored.replace(state)
             return None
         try:
-            pending = self._kept.set(state)
+            pending = self._stored.set(state)
         except OSError as error:
             raise self._failed(error) from error
         return None if pending is None else self._finish(pending)
@@ -73,7 +73,7 @@ class ReservationStore:
         return CommandError(
             Status.INTERNAL_ERROR,
             dnr=False,
-            message=f"the reservations cannot be kept through a power loss: {error.strerror or error}",
+            message=f"the reservations cannot be stored through a power loss: {error.strerror or error}",
         )
 
 

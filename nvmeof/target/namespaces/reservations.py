@@ -217,9 +217,9 @@ class Reservations:
 
     def _taken_over(self, host: bytes, removed: frozenset[bytes], rtype: ReservationType) -> Outcome:
         """Return the state in which `host` holds a reservation of type `rtype`, without the `removed` registrants."""
-        kept = {other: key for other, key in self.registrants.items() if other not in removed}
-        state = self._with(kept)._reserved(host, rtype)._counted()
-        told = frozenset(kept) - {host} if rtype is not self.rtype else frozenset[bytes]()
+        remaining = {other: key for other, key in self.registrants.items() if other not in removed}
+        state = self._with(remaining)._reserved(host, rtype)._counted()
+        told = frozenset(remaining) - {host} if rtype is not self.rtype else frozenset[bytes]()
         return Outcome(
             state,
             _notices(
@@ -233,7 +233,7 @@ class Reservations:
         """Return the state without the registrants of a key, the caller's included; the reservation stays."""
         removed = frozenset(other for other, key in self.registrants.items() if key == prkey)
         if not removed and self.rtype in ALL_REGISTRANTS:
-            raise _conflict("PRKEY is nobody's key", _DATA)
+            raise _conflict("PRKEY is the key of no registrant", _DATA)
         notice = Notice(NotificationType.REGISTRATION_PREEMPTED, removed - {host})
         return Outcome(self._without(removed)._counted(), _notices(notice), removed - {host})
 
@@ -255,7 +255,7 @@ class Reservations:
         notice = Notice(NotificationType.RESERVATION_PREEMPTED, self._others(host))
         return Outcome(self._without(frozenset(self.registrants))._counted(), _notices(notice))
 
-    # What is kept
+    # The stored form
 
     def document(self) -> dict[str, Any]:
         """Return the state as a JSON value."""

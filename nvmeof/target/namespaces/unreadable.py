@@ -21,11 +21,11 @@ class UnreadableBlocks:
     """`marked` and `failing` are sets of logical blocks; `found` is called when there is one more that fails,
     `changed` when other blocks are marked than before.
 
-    `block_bytes` is kept with them: it may be another one the next time. Raises `ConfigurationError` for what cannot be
-    read: a host that marked blocks must not be given their data.
+    `block_bytes` is stored with them: it may be another one the next time. Raises `ConfigurationError` for what cannot
+    be read: a host that marked blocks must not be given their data.
     """
 
-    __slots__ = ("_kept", "_metadata_store", "block_bytes", "changed", "failing", "found", "generation", "some")
+    __slots__ = ("_metadata_store", "_stored", "block_bytes", "changed", "failing", "found", "generation", "some")
 
     def __init__(self, metadata_store: MetadataStore, size_blocks: int, block_bytes: int = 512) -> None:
         self._metadata_store = metadata_store
@@ -36,13 +36,13 @@ class UnreadableBlocks:
         self.changed: Callable[[], object] = lambda: None
         self.some = False  # whether there are any at all, of either kind
         marked = self._restore(metadata_store.get(SECTION), size_blocks)
-        self._kept = KeptValue(metadata_store, SECTION, marked, self._dump, self._changed)
+        self._stored = KeptValue(metadata_store, SECTION, marked, self._dump, self._changed)
         self._count()
 
     @property
     def marked(self) -> BlockRanges:
         """Those that a host has marked; not to be modified."""
-        return self._kept.now
+        return self._stored.now
 
     def _count(self) -> None:
         self.some = bool(self.marked) or bool(self.failing)
@@ -51,13 +51,13 @@ class UnreadableBlocks:
         self._count()
         self.changed()
 
-    def _restore(self, kept: Any, size_blocks: int) -> BlockRanges:
+    def _restore(self, stored: Any, size_blocks: int) -> BlockRanges:
         marked = BlockRanges()
-        if kept is None:
+        if stored is None:
             return marked
         try:
-            unit = int(kept["block_bytes"])
-            for start, end in kept["ranges"]:
+            unit = int(stored["block_bytes"])
+            for start, end in stored["ranges"]:
                 if not 0 <= start < end:
                     raise ValueError(f"{start} to {end} is no range")
                 # A block that is marked in part cannot be read.
@@ -96,7 +96,7 @@ class UnreadableBlocks:
             self.generation += 1
             marked = marked.copy()
             marked.add(start, end)
-        return self._kept.set(marked)
+        return self._stored.set(marked)
 
     def forget(self, start: int, end: int) -> Awaitable[None] | None:
         """Make blocks readable again after they were written. Done when that is stored; raises or ends with
@@ -105,7 +105,7 @@ class UnreadableBlocks:
         self._count()
         if not self.marked.overlaps(start, end):
             return None
-        return self._kept.set(self._without(start, end))
+        return self._stored.set(self._without(start, end))
 
     def _without(self, start: int, end: int) -> BlockRanges:
         marked = self.marked.copy()
@@ -119,7 +119,7 @@ class UnreadableBlocks:
     def clip(self, size_blocks: int) -> None:
         """Drop the ranges beyond `size_blocks`, after the namespace has become smaller."""
         if self.marked:
-            self._kept.replace(self._without(size_blocks, 1 << 64))
+            self._stored.replace(self._without(size_blocks, 1 << 64))
         self.failing.remove(size_blocks, 1 << 64)
         self._count()
 
@@ -128,7 +128,7 @@ class UnreadableBlocks:
         `OSError`."""
         self.failing = BlockRanges()
         self._count()
-        return self._kept.set(BlockRanges()) if self.marked else None
+        return self._stored.set(BlockRanges()) if self.marked else None
 
     def fail(self, start: int, end: int) -> None:
         """Note that some of these blocks could not be read."""

@@ -40,8 +40,8 @@ class ZoneInput(Enum):
     FILL = "the write pointer has reached the zone's capacity"
     UNFILL = "what was to fill it could not be written"
     RELEASE = "another zone needs what this one has open"
-    DEGRADE = "it cannot be written any more"
-    LOSE = "it cannot be read any more"
+    DEGRADE = "it can no longer be written"
+    LOSE = "it can no longer be read"
     RESTART = "the target was started again"
 
 

@@ -235,7 +235,11 @@ class TargetQueue:
         ctx = self.ctx
         if not isinstance(ctx, AdminContext) or not ctx.controller.events.forget(cid):
             return False
-        logger.info("%s: CID %#x of a waiting Asynchronous Event Request is used anew: forgotten", self.ctx.peer, cid)
+        logger.info(
+            "%s: CID %#x of a waiting Asynchronous Event Request is used again: the request is dropped",
+            self.ctx.peer,
+            cid,
+        )
         self.running.pop(cid, None)
         self.busy.discard(cid)
         self.ctx.aborting.discard(cid)
@@ -279,7 +283,9 @@ class TargetQueue:
         elif transfer.ok and self.ctx.namespaces.get(template.nsid, template.namespace) is not template.namespace:
             # What went to the old one before may be lost with it, and is not in the data.
             error = CommandError(
-                Status.NAMESPACE_NOT_READY, dnr=False, message=f"namespace {template.nsid} was replaced meanwhile"
+                Status.NAMESPACE_NOT_READY,
+                dnr=False,
+                message=f"namespace {template.nsid} was replaced while its data was received: send the command again",
             )
             self._refuse_deferred(command_of(transfer)[1], error, None)
             return

@@ -145,13 +145,13 @@ class Backend(ABC):
 
     @property
     def has_zones(self) -> bool:
-        """Whether zones are kept beside the data, which is of no use without them."""
+        """Whether zones are stored beside the data, which is of no use without them."""
         return False
 
     def zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
         """Return the store of a zoned namespace's zones; the same object each time.
 
-        Raises `ConfigurationError` for zones that are not those that were kept.
+        Raises `ConfigurationError` for zones that are not the stored ones.
         """
         if self._zones is None or self._zones.layout[1:] != layout[1:]:
             self._zones = self._make_zone_store(layout, count)

@@ -84,10 +84,10 @@ class JsonFileStore:
         except OSError as error:
             raise ConfigurationError(f"cannot read {self.path}: {error.strerror}") from error
         try:
-            kept, self._checked = kept_document.parse(text, self._sections)
+            stored, self._checked = kept_document.parse(text, self._sections)
         except ValueError as error:
             raise ConfigurationError(f"{self.path} {error}") from error
-        return kept
+        return stored
 
     def add_checksum(self) -> None:
         """Write a file that has no checksum once more, with one. It must be locked. A failure is a line of the log."""
@@ -156,13 +156,13 @@ class JsonFileStore:
         return self._values.get(section)
 
     def watch(self, section: str, withdrawn: Callable[[], None]) -> None:
-        """Call `withdrawn` in the step in which a value of the section is found not to have been kept."""
+        """Call `withdrawn` in the step in which a value of the section is found not to have been stored."""
         self._watchers[section] = withdrawn
 
     def put(self, section: str, value: Any) -> Awaitable[None]:
         """Keep a value (None: nothing); done when it is on non-volatile media, or ended with `NotKeptError`.
 
-        Values that come while one is written go with the next write, all together. A value that cannot be kept is
+        Values that come while one is written go with the next write, all together. A value that cannot be stored is
         withdrawn, and so are those of the same section that came after it: they were made of it.
         """
         if section not in self._sections:

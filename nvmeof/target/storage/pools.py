@@ -104,7 +104,7 @@ class FilePool:
         return self.directory / f"{name}{SUFFIX}"
 
     async def acquire(self) -> None:
-        """Lock the directory, and read what is kept there. Raises `ConfigurationError` when another process has it."""
+        """Lock the directory, and read its state. Raises `ConfigurationError` when another process has it."""
         if self._lock >= 0:
             return
         lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -125,16 +125,16 @@ class FilePool:
             await self.release()
             raise
 
-    def _check_named(self, kept: object) -> None:
+    def _check_named(self, stored: object) -> None:
         """Raise `ConfigurationError` for namespaces in the directory whose list has gone; log those not in the list."""
         found = sorted(each.name for each in self.directory.glob(f"*{SUFFIX}"))
-        if found and kept is None:
+        if found and stored is None:
             raise ConfigurationError(
                 f"{self.directory} holds {len(found)} files of namespaces ({found[0]}{', ...' if found[1:] else ''}), "
                 f"and {self.metadata_store.path} does not name them: put {KEEPER_NAME} back, "
                 "or move these files away to start with an empty pool"
             )
-        names = json.dumps(kept)
+        names = json.dumps(stored)
         unnamed = [each for each in found if each.removesuffix(SUFFIX) not in names]
         if unnamed:
             logger.warning(

@@ -161,7 +161,7 @@ class ThreadBatches:
                 except RuntimeError as error:
                     logger.warning("%s: no further thread for its file (%s): it is slower", self._name, error)
             self._run(batch.loop, batch.owner, batch.items)
-            del batch  # not kept until the next one comes
+            del batch  # not referenced until the next one comes
 
     def _run(self, loop: asyncio.AbstractEventLoop, owner: object, batch: list[_Item]) -> None:
         results: list[_Result] = []

@@ -1,4 +1,4 @@
-"""Zones kept in a file beside the data: one record per zone, written in place.
+"""Zones stored in a file beside the data: one record per zone, written in place.
 
 The file begins with a header (4,096 bytes) that says what zones these are. Header and records have checksums: what does
 not match is refused.
@@ -98,7 +98,7 @@ class FileZoneStore:
         """Open the file, and make it when it is not there; -1 when it need not be made: all zones are empty."""
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # a FIFO may never come to its beginning
-                raise ConfigurationError(f"zones cannot be kept in {path}: not a regular file; {_ANEW}")
+                raise ConfigurationError(f"zones cannot be stored in {path}: not a regular file; {_ANEW}")
         except FileNotFoundError:
             return -1 if self._read_only else self._make(path, count)
         return os.open(path, os.O_CLOEXEC | (os.O_RDONLY if self._read_only else os.O_RDWR))
@@ -121,14 +121,16 @@ class FileZoneStore:
         return fd
 
     def _open(self, count: int) -> list[ZoneRecord]:
-        boot, kept, checked = self._read_header()
-        if kept > count and self._held > count:
-            raise ConfigurationError(f"{self.path} is about {kept} zones, more than the {count} that are to be served")
-        self._count = kept
-        there = os.fstat(self._fd).st_size
-        if there < self._at(kept):
+        boot, stored, checked = self._read_header()
+        if stored > count and self._held > count:
             raise ConfigurationError(
-                f"{self.path} has been cut off: of {kept} zones, those behind the first "
+                f"{self.path} is about {stored} zones, more than the {count} that are to be served"
+            )
+        self._count = stored
+        there = os.fstat(self._fd).st_size
+        if there < self._at(stored):
+            raise ConfigurationError(
+                f"{self.path} has been cut off: of {stored} zones, those behind the first "
                 f"{max(there - _HEADER_BYTES, 0) // self._stride} are lost; {_ANEW}"
             )
         same_boot = boot == boot_id() and any(boot)
@@ -156,8 +158,8 @@ class FileZoneStore:
         """Return the boot, the number of zones, and whether there are checksums."""
         raw = os.pread(self._fd, _HEADER.size, 0)
         if len(raw) != _HEADER.size or raw[:15] != _MAGIC:
-            raise ConfigurationError(f"{self.path} is not what zones are kept in, or damaged; {_ANEW}")
-        _, version, boot, *lengths, kept, crc = _HEADER.unpack(raw)
+            raise ConfigurationError(f"{self.path} is no file of zones, or damaged; {_ANEW}")
+        _, version, boot, *lengths, stored, crc = _HEADER.unpack(raw)
         if version > _VERSION and crc == crc32(raw[: -_CRC.size]):
             raise ConfigurationError(
                 f"{self.path} was written by a newer version of nvmeof (its format is {version}, and {_VERSION} is "
@@ -169,7 +171,7 @@ class FileZoneStore:
         layout = ZoneLayout(self.layout.block_bytes, *lengths)
         if layout != self.layout:
             raise ConfigurationError(f"{self.path} is about {layout}, and not about {self.layout}; {_ANEW}")
-        return boot, kept, version == _VERSION
+        return boot, stored, version == _VERSION
 
     def _read_all(self, *, second_half: bool, checked: bool) -> list[ZoneRecord]:
         records = []

@@ -1,4 +1,4 @@
-"""Where the states and write pointers of zones are kept."""
+"""Where the states and write pointers of zones are stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nvmeof.spec.zns import ZoneState
 
 
 class ZoneLayout(NamedTuple):
-    """What the zones kept are zones of: with another layout, but for the block size, they would mean something else."""
+    """What the stored zones divide: with another layout, but for the block size, they would mean something else."""
 
     block_bytes: int
     zone_bytes: int

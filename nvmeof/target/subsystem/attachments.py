@@ -1,8 +1,8 @@
 """Which namespaces are attached to a host's controllers, remembered beyond the controllers' lives.
 
 Controllers are made when a host connects and go when it leaves (the dynamic controller model), but attaching and
-detaching are to last. So what was last asked for a host's controllers is kept by host NQN, and is what the host's next
-controller starts with.
+detaching are to last. So what was last asked for a host's controllers is stored by host NQN, and the host's next
+controller starts with it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Attachments:
         if not changes:
             del self._hosts[host]
 
-    # What is kept: hosts with the NSIDs that were attached and those that were detached, the last changed at the end
+    # What is stored: hosts with the NSIDs that were attached and those that were detached, the last changed at the end
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the value to store in a metadata store."""

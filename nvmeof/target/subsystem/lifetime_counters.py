@@ -1,6 +1,6 @@
 """What a subsystem counts over its whole life: power cycles, power-on time, and what its namespaces did.
 
-All of it is in the subsystem's metadata store, and outlives restarts if that is durable. Counters are kept from time
+All of it is in the subsystem's metadata store, and outlives restarts if that is durable. Counters are stored from time
 to time and at a clean stop: a kill loses those of the last minutes, as it does with a device.
 """
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 SECTION: Final = "lifetime"
 SAVE_SECONDS: Final = 300.0
-"""How often counters are kept."""
+"""How often counters are stored."""
 _NAMESPACES_MAX: Final = 1024
 _NUMBER_MAX: Final = 1 << 96  # beyond any real count, and its multiples still fit SMART's 16 bytes
 
@@ -83,21 +83,21 @@ def _dump(totals: Totals) -> dict[str, int]:
     return {field.name: getattr(totals, field.name) for field in fields(totals) if getattr(totals, field.name)}
 
 
-def _number(kept: Any, name: str) -> int | float:
+def _number(stored: Any, name: str) -> int | float:
     """Return the stored count of that name; 0 for a value that is not a count."""
-    value = kept.get(name, 0) if isinstance(kept, dict) else 0
+    value = stored.get(name, 0) if isinstance(stored, dict) else 0
     return value if isinstance(value, int | float) and 0 <= value < _NUMBER_MAX else 0
 
 
-def _sound(kept: Any) -> bool:
+def _sound(stored: Any) -> bool:
     """Return whether all stored values are valid counts."""
-    if isinstance(kept, dict):
-        return all(_sound(value) for value in kept.values())
-    return isinstance(kept, bool | int | float) and 0 <= kept < _NUMBER_MAX
+    if isinstance(stored, dict):
+        return all(_sound(value) for value in stored.values())
+    return isinstance(stored, bool | int | float) and 0 <= stored < _NUMBER_MAX
 
 
-def _load(kept: Any) -> Totals:
-    return Totals(**{field.name: int(_number(kept, field.name)) for field in fields(Totals)})
+def _load(stored: Any) -> Totals:
+    return Totals(**{field.name: int(_number(stored, field.name)) for field in fields(Totals)})
 
 
 class Lifetime:
@@ -105,30 +105,30 @@ class Lifetime:
 
     def __init__(self, metadata_store: MetadataStore) -> None:
         self._metadata_store = metadata_store
-        kept = document_of(metadata_store, SECTION)
+        stored = document_of(metadata_store, SECTION)
         found = metadata_store.get(SECTION)
         if found is not None and not (isinstance(found, dict) and _sound(found)):
             logger.warning("section %r of %s is invalid; some counters start from zero", SECTION, metadata_store.origin)
-        self.power_cycles = int(_number(kept, "power_cycles")) + 1
-        self.unsafe_shutdowns = int(_number(kept, "unsafe_shutdowns"))
-        self.unsafe = bool(kept) and not kept.get("clean", False)
+        self.power_cycles = int(_number(stored, "power_cycles")) + 1
+        self.unsafe_shutdowns = int(_number(stored, "unsafe_shutdowns"))
+        self.unsafe = bool(stored) and not stored.get("clean", False)
         """Whether the last run ended without a clean stop."""
         if self.unsafe:
             self.unsafe_shutdowns += 1
-        self.errors = int(_number(kept, "errors"))
+        self.errors = int(_number(stored, "errors"))
         """The number of entries in the Error Information logs of all controllers so far."""
         self._snapshot_at: float | None = None
-        self._seconds = float(_number(kept, "power_on_seconds"))
-        self._busy = float(_number(kept, "busy_seconds"))
+        self._seconds = float(_number(stored, "power_on_seconds"))
+        self._busy = float(_number(stored, "busy_seconds"))
         self._busy_since: float | None = None
         self._outstanding = 0
         self._started_at: float | None = None
         self._saved_at = 0.0
-        namespaces = kept.get("namespaces")
+        namespaces = stored.get("namespaces")
         self._of: dict[str, Totals] = (
             {uuid: _load(each) for uuid, each in namespaces.items()} if isinstance(namespaces, dict) else {}
         )
-        self.gone = _load(kept.get("gone"))
+        self.gone = _load(stored.get("gone"))
         """The totals of namespaces that were deleted."""
         self._adopted: dict[int, Namespace] = {}
 
@@ -136,13 +136,13 @@ class Lifetime:
 
     def adopt(self, namespace: Namespace) -> None:
         """Add a namespace; its counters go on from the stored ones."""
-        kept = self._of.pop(str(namespace.uuid), None)
-        if kept is not None:
+        stored = self._of.pop(str(namespace.uuid), None)
+        if stored is not None:
             for field in fields(namespace.counters):
                 name, shift = field.name, 0
                 if name in BLOCK_COUNTERS:
                     name, shift = name.replace("blocks", "bytes"), namespace.block_shift
-                setattr(namespace.counters, field.name, getattr(kept, name) >> shift)
+                setattr(namespace.counters, field.name, getattr(stored, name) >> shift)
         self._adopted[id(namespace)] = namespace
 
     def release(self, namespace: Namespace) -> None:

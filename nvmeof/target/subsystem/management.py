@@ -139,15 +139,15 @@ class NamespaceManager:
         self._unused: list[str] = []
         self._making: int | None = None  # the NSID of a namespace that is being made
         self._reserved_bytes = 0  # and its size
-        kept = pool.metadata_store.get(SECTION)
-        if kept is not None:
-            self._load(kept)
+        stored = pool.metadata_store.get(SECTION)
+        if stored is not None:
+            self._load(stored)
 
-    def _load(self, kept: Any) -> None:
+    def _load(self, stored: Any) -> None:
         try:
-            records = [Record.from_json(value) for value in kept["namespaces"]]
-            self._unused = [str(uuid_module.UUID(name)) for name in kept["unused"]]
-            self._owner.attachments.load(kept["hosts"])
+            records = [Record.from_json(value) for value in stored["namespaces"]]
+            self._unused = [str(uuid_module.UUID(name)) for name in stored["unused"]]
+            self._owner.attachments.load(stored["hosts"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigurationError(f"what {self.pool.description} keeps of its namespaces is damaged") from error
         for record in records:
@@ -228,7 +228,7 @@ class NamespaceManager:
             try:
                 await settled(self._save())
             except OSError:
-                pass  # the file is as it was, and the next that is kept does not have the change either
+                pass  # the file is as it was, and the next that is stored does not have the change either
             raise CommandError(
                 Status.INTERNAL_ERROR,
                 dnr=False,
@@ -349,7 +349,7 @@ class NamespaceManager:
             logger.error("%s: %s could not be removed: %s", self.pool.description, name, error.strerror or error)
         else:
             if name in self._unused:
-                self._unused.remove(name)  # kept with the next change: removing it once more does no harm
+                self._unused.remove(name)  # stored with the next change: removing it once more does no harm
 
     # Attach and detach
 
@@ -402,7 +402,9 @@ class NamespaceManager:
         remember(copy)
         await self._keep(lambda: None, copy)
         if self._owner.namespaces.get(namespace.nsid) is not namespace:
-            raise CommandError(Status.INVALID_FIELD, _NSID, message=f"namespace {namespace.nsid} has gone meanwhile")
+            raise CommandError(
+                Status.INVALID_FIELD, _NSID, message=f"namespace {namespace.nsid} was deleted by another command"
+            )
         remember(self._owner.attachments)
         return [member for member in members if self._owner.members.get(member.cntlid) is member]
 

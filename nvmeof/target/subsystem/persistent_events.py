@@ -57,13 +57,13 @@ class History:
         self.generation = 0
         self._restore(metadata_store.get(SECTION))
 
-    def _restore(self, kept: Any) -> None:
+    def _restore(self, stored: Any) -> None:
         try:
-            self.generation = int((kept or {}).get("generation", 0))
-            for each in (kept or {}).get("events", ()):
+            self.generation = int((stored or {}).get("generation", 0))
+            for each in (stored or {}).get("events", ()):
                 self._append(_load(each))
         except (AttributeError, OverflowError, TypeError, ValueError) as error:
-            logger.warning("the history that was kept cannot be read (%s); it goes on from here", error)
+            logger.warning("the stored history cannot be read (%s); it goes on from here", error)
 
     def __len__(self) -> int:
         return len(self._events)
@@ -128,7 +128,7 @@ def watch(pending: Awaitable[None] | None, what: str) -> None:
 
 
 def _not_kept(error: BaseException, what: str) -> None:
-    logger.warning("%s could not be kept: %s", what, error)
+    logger.warning("%s could not be stored: %s", what, error)
 
 
 def _dump(event: PersistentEvent) -> list[Any]:
@@ -136,8 +136,8 @@ def _dump(event: PersistentEvent) -> list[Any]:
     return [event.type, event.timestamp.hex(), event.cntlid, event.portid, data]
 
 
-def _load(kept: list[Any]) -> PersistentEvent:
-    kind, timestamp, cntlid, portid, data = kept
+def _load(stored: list[Any]) -> PersistentEvent:
+    kind, timestamp, cntlid, portid, data = stored
     return PersistentEvent(int(kind), bytes.fromhex(timestamp), int(cntlid), portid, base64.b64decode(data))
 
 

@@ -1,6 +1,6 @@
 """The sanitize operation of a subsystem: one at a time, over all namespaces, in the background.
 
-What it does and how it ended is kept with every namespace that keeps anything durably, and with the subsystem: an
+Its state and outcome are stored with every namespace that has a durable metadata store, and with the subsystem: an
 operation that the end of the process has interrupted goes on at the next start, and a failure stays a failure.
 """
 
@@ -42,7 +42,7 @@ _STATE_CODES: Final = {
 """SANS and FAILS."""
 
 
-class _Kept(Enum):
+class _RecordState(Enum):
     """The stored state of an operation: it runs, or how it ended."""
 
     RUNNING = "running"
@@ -52,13 +52,13 @@ class _Kept(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An operation as it is kept. `left`: its failure mode was left without another attempt.
+    """A stored operation. `left`: its failure mode was left without another attempt.
 
     `data`: UUID and `Backend.identity` of its namespaces, for those that keep nothing themselves. The UUID of one that
     is configured says nothing of its data: it may be another disk by the next start.
     """
 
-    kept: str
+    state: str
     cdw10: int
     cdw11: int
     left: bool = False
@@ -66,7 +66,7 @@ class Record:
 
     def dump(self) -> dict[str, Any]:
         """Return the value to store in a metadata store."""
-        value: dict[str, Any] = {"state": self.kept, "cdw10": self.cdw10, "cdw11": self.cdw11, "left": self.left}
+        value: dict[str, Any] = {"state": self.state, "cdw10": self.cdw10, "cdw11": self.cdw11, "left": self.left}
         if self.data:
             value["namespaces"] = [list(each) for each in sorted(self.data)]
         return value
@@ -76,14 +76,14 @@ class Record:
         """Read the stored state; None for none. Raises `ConfigurationError` for an invalid section: data that was to be
         erased must not be served.
         """
-        kept = metadata_store.get(SECTION)
-        if kept is None:
+        stored = metadata_store.get(SECTION)
+        if stored is None:
             return None
         try:
-            data = frozenset((str(uuid), str(identity)) for uuid, identity in kept.get("namespaces", ()))
-            cdw10, cdw11 = int(kept["cdw10"]), int(kept["cdw11"])
+            data = frozenset((str(uuid), str(identity)) for uuid, identity in stored.get("namespaces", ()))
+            cdw10, cdw11 = int(stored["cdw10"]), int(stored["cdw11"])
             SanitizeCommand.decode(cdw10, cdw11)
-            return cls(_Kept(kept["state"]).value, cdw10, cdw11, bool(kept["left"]), data)
+            return cls(_RecordState(stored["state"]).value, cdw10, cdw11, bool(stored["left"]), data)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
             raise damaged(metadata_store, SECTION, error) from error
 
@@ -170,7 +170,9 @@ class Sanitizer:
         """Raise `ConfigurationError` for one that has to be erased and cannot be, or when that cannot be known."""
         metadata_store = namespace.backend.metadata_store
         record = Record.load(metadata_store)
-        to_erase = erasure_interrupted(metadata_store) or (record is not None and record.kept == _Kept.RUNNING.value)
+        to_erase = erasure_interrupted(metadata_store) or (
+            record is not None and record.state == _RecordState.RUNNING.value
+        )
         if to_erase and not metadata_store.durable:
             raise ConfigurationError(
                 f"{namespace.backend.description} is only partly erased (erase interrupted or run by "
@@ -182,14 +184,16 @@ class Sanitizer:
     async def start(self, runtime: Runtime, cdw10: int, cdw11: int, ended: Ended) -> None:
         """Begin an operation; done when it is certain that it will come to its end, whatever happens.
 
-        Raises `OSError` when that cannot be kept; then nothing has begun. `ended` is called at its end.
+        Raises `OSError` when that cannot be stored; then nothing has begun. `ended` is called at its end.
         """
         before = self.state
         namespaces = list(self._namespaces.values())
         self._enter(cdw10, cdw11, namespaces)
         try:
             data = frozenset(_data_of(each) for each in namespaces)
-            await _put_all(self._metadata_stores(namespaces), Record(_Kept.RUNNING.value, cdw10, cdw11, data=data))
+            await _put_all(
+                self._metadata_stores(namespaces), Record(_RecordState.RUNNING.value, cdw10, cdw11, data=data)
+            )
         except OSError:
             self._withdraw(before, namespaces)
             raise
@@ -211,19 +215,19 @@ class Sanitizer:
         self.cdw10, self.cdw11 = self._last
         self.state = before
         self._bar(Status.SANITIZE_FAILED if before.failure else None)
-        kept = None
+        stored = None
         if self.outcome is not SanitizeOutcome.NEVER:
-            state = _Kept.FAILED if self.outcome is SanitizeOutcome.FAILED else _Kept.DONE
-            kept = Record(state.value, self.cdw10, self.cdw11, left=not before.failure).dump()
-        self._put_back(self._metadata_stores(namespaces), kept)
+            state = _RecordState.FAILED if self.outcome is SanitizeOutcome.FAILED else _RecordState.DONE
+            stored = Record(state.value, self.cdw10, self.cdw11, left=not before.failure).dump()
+        self._put_back(self._metadata_stores(namespaces), stored)
 
     @staticmethod
-    def _put_back(metadata_stores: list[MetadataStore], kept: dict[str, Any] | None) -> None:
+    def _put_back(metadata_stores: list[MetadataStore], stored: dict[str, Any] | None) -> None:
         """Restore the previous sections everywhere, after the state could not be stored everywhere."""
         for metadata_store in metadata_stores:
             try:
                 # A failure here is not reported: the section is written with the next save that succeeds.
-                watch(metadata_store.put(SECTION, kept), "what was known of sanitize before")
+                watch(metadata_store.put(SECTION, stored), "the sanitize state before")
             except OSError as error:
                 logger.error("the next start may go by a sanitize command that failed: %s", error)
 
@@ -237,14 +241,14 @@ class Sanitizer:
                 await settled(
                     forget(namespace.features, namespace.backend.metadata_store, FeatureId.NAMESPACE_ADMIN_LABEL)
                 )
-            await _put_all(self._metadata_stores(namespaces), Record(_Kept.DONE.value, cdw10, cdw11))
+            await _put_all(self._metadata_stores(namespaces), Record(_RecordState.DONE.value, cdw10, cdw11))
         except OSError as error:
             logger.error("the sanitize operation failed: %s", error.strerror or error)
             self._fail()
             try:
-                await _put_all(self._metadata_stores(namespaces), Record(_Kept.FAILED.value, cdw10, cdw11))
+                await _put_all(self._metadata_stores(namespaces), Record(_RecordState.FAILED.value, cdw10, cdw11))
             except OSError as again:
-                logger.error("and that could not be kept: %s", again.strerror or again)
+                logger.error("and that could not be stored: %s", again.strerror or again)
         else:
             self.state = SanitizeState.IDLE
             self.erased = True
@@ -304,9 +308,9 @@ class Sanitizer:
         """Exit Failure Mode: allow access to the data again. Raises `OSError` when that cannot be stored."""
         metadata_stores = self._metadata_stores(self._namespaces.values())
         try:
-            await _put_all(metadata_stores, Record(_Kept.FAILED.value, self.cdw10, self.cdw11, left=True))
+            await _put_all(metadata_stores, Record(_RecordState.FAILED.value, self.cdw10, self.cdw11, left=True))
         except OSError:
-            self._put_back(metadata_stores, Record(_Kept.FAILED.value, self.cdw10, self.cdw11).dump())
+            self._put_back(metadata_stores, Record(_RecordState.FAILED.value, self.cdw10, self.cdw11).dump())
             raise
         self.state = SanitizeState.IDLE
         self._bar(None)
@@ -317,7 +321,7 @@ class Sanitizer:
             return
         own = Record.load(self._metadata_store)
         found = [(each, self._record(each, own)) for each in self._namespaces.values()]
-        running = [(each, record) for each, record in found if record and record.kept == _Kept.RUNNING.value]
+        running = [(each, record) for each, record in found if record and record.state == _RecordState.RUNNING.value]
         if running:
             _, record = running[0]
             assert record is not None
@@ -328,7 +332,7 @@ class Sanitizer:
             runtime.spawn(self._work(runtime, namespaces, ended))
             return
         records = [record for _, record in found if record] + ([own] if own else [])
-        failed = [record for record in records if record.kept == _Kept.FAILED.value]
+        failed = [record for record in records if record.state == _RecordState.FAILED.value]
         chosen = next(iter(failed or records), None)
         if chosen is not None and self.outcome is SanitizeOutcome.NEVER:
             self._remember(chosen)
@@ -343,12 +347,12 @@ class Sanitizer:
 
     def _remember(self, record: Record) -> None:
         self.cdw10, self.cdw11 = record.cdw10, record.cdw11
-        if record.kept == _Kept.DONE.value:
+        if record.state == _RecordState.DONE.value:
             self.outcome = self._success()
             return
         # An interrupted operation whose namespace is missing has failed.
         self.outcome = SanitizeOutcome.FAILED
-        if record.kept == _Kept.FAILED.value and not record.left:
+        if record.state == _RecordState.FAILED.value and not record.left:
             unrestricted = self.command.ause
             self.state = SanitizeState.UNRESTRICTED_FAILURE if unrestricted else SanitizeState.RESTRICTED_FAILURE
             self._bar(Status.SANITIZE_FAILED)

@@ -1,6 +1,6 @@
 """Device self-tests of a subsystem: one at a time, in the background, with the results of the last twenty.
 
-A short test looks at samples of every namespace, an extended one reads every block. Results are kept with the
+A short test looks at samples of every namespace, an extended one reads every block. Results are stored with the
 subsystem; an extended test goes on at the next start if the subsystem's metadata store is durable.
 """
 
@@ -95,7 +95,7 @@ class SelfTest:
             for each in reversed((self._metadata_store.get(SECTION) or {}).get("results", ())):
                 self.results.appendleft(Result(*(int(value) for value in each)))
         except (AttributeError, TypeError, ValueError) as error:
-            logger.warning("the self-test results that were kept cannot be read: %s", error)
+            logger.warning("the stored self-test results cannot be read: %s", error)
 
     # The fields of the Device Self-test log page
 
@@ -143,8 +143,8 @@ class SelfTest:
         if self._test is not None:
             return
         try:
-            kept = (self._metadata_store.get(SECTION) or {}).get("running")
-            nsids = [int(nsid) for nsid in kept or () if int(nsid) in self._namespaces]
+            stored = (self._metadata_store.get(SECTION) or {}).get("running")
+            nsids = [int(nsid) for nsid in stored or () if int(nsid) in self._namespaces]
         except (AttributeError, TypeError, ValueError):
             return
         if nsids:
@@ -164,7 +164,7 @@ class SelfTest:
         try:
             watch(self._metadata_store.put(SECTION, value), "the self-test results")
         except OSError as error:
-            logger.error("the self-test results cannot be kept: %s", error.strerror or error)
+            logger.error("the self-test results cannot be stored: %s", error.strerror or error)
 
     # The test
 

@@ -200,7 +200,7 @@ class Subsystem:
         """End the associations of hosts that may no longer use the subsystem."""
         for controller in list(self.controllers.values()):
             if not self.host_allowed(controller.host_nqn):
-                controller.destroy("the host is not allowed any more")
+                controller.destroy("the host is no longer allowed")
 
     # Namespaces
 
@@ -471,7 +471,7 @@ class Subsystem:
         return self.lifetime.save(now, clean=True)
 
     def tick(self, now: float) -> None:
-        """Call every second or so: counters are kept from time to time, sizes of files are looked at."""
+        """Call every second or so: counters are stored from time to time, sizes of files are looked at."""
         self._revalidate_some(now)
         self.ana.tick(now, self.nqn)
         if self.lifetime.save_due(now):

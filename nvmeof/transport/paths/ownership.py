@@ -159,7 +159,9 @@ class Ledger:
             return Record()
         except (ValueError, KeyError, TypeError) as error:
             aside = self._path.with_suffix(".damaged")
-            log.warning("%s is damaged (%s): kept as %s, and begun anew", self._path, type(error).__name__, aside.name)
+            log.warning(
+                "%s is damaged (%s): moved to %s; a new one is begun", self._path, type(error).__name__, aside.name
+            )
             self._path.replace(aside)
             return Record()
 

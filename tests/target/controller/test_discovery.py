@@ -5,7 +5,7 @@ import pytest
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.discovery import DISCOVERY_LOG_HEADER, parse_discovery_entries
 from nvmeof.spec.enums import DISCOVERY_NQN
-from nvmeof.target.controller.discovery import LOGS_KEPT, discovery_log, read_discovery_log
+from nvmeof.target.controller.discovery import LOGS_CACHED, discovery_log, read_discovery_log
 from nvmeof.target.subsystem.config import PortConfig, SubsystemConfig
 from nvmeof.target.subsystem.registry import PortInfo
 from nvmeof.target.subsystem.subsystem import Subsystem
@@ -183,10 +183,10 @@ def test_a_page_is_built_once_per_generation_host_and_form(monkeypatch):
 
 def test_pages_that_are_kept_are_few():
     target = Target()
-    for number in range(3 * LOGS_KEPT):
+    for number in range(3 * LOGS_CACHED):
         read_discovery_log(target.registry, target.port.seen_at(f"127.0.0.{number}", 4420), HOST)
-    assert len(target.registry.log_pages) == LOGS_KEPT
-    newest = read_discovery_log(target.registry, target.port.seen_at(f"127.0.0.{3 * LOGS_KEPT - 1}", 4420), HOST)
+    assert len(target.registry.log_pages) == LOGS_CACHED
+    newest = read_discovery_log(target.registry, target.port.seen_at(f"127.0.0.{3 * LOGS_CACHED - 1}", 4420), HOST)
     assert any(page is newest for page in target.registry.log_pages.values())
 
 

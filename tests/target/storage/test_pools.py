@@ -500,7 +500,7 @@ async def test_a_full_disk_is_served(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(JsonFileStore, "_replace", full)
     async with Target(pool=FilePool(tmp_path, "1G"), trtype="tcp") as target:
         assert list(target.subsystems[target.subnqn].namespaces) == [1]
-    assert "its state cannot be kept: No space left on device" in caplog.text
+    assert "its state cannot be stored: No space left on device" in caplog.text
 
 
 async def test_what_cannot_be_cleared_away_keeps_nobody_from_starting(tmp_path, monkeypatch, caplog):

@@ -186,7 +186,7 @@ def test_other_zones(path, other):
 @pytest.mark.parametrize("content", [b"", b"x", b"NVMeoF zones\0\0\0\2", bytes(8192), bytes(16) + b"x"])
 def test_another_file(path, content):
     path.write_bytes(content)
-    with pytest.raises(ConfigurationError, match="not what zones are kept in"):
+    with pytest.raises(ConfigurationError, match="is no file of zones"):
         opened(path)
 
 
@@ -404,5 +404,5 @@ def test_a_newer_version(path):
 
 def test_a_fifo(path):
     os.mkfifo(path)
-    with pytest.raises(ConfigurationError, match=rf"zones cannot be kept in {path}: not a regular file"):
+    with pytest.raises(ConfigurationError, match=rf"zones cannot be stored in {path}: not a regular file"):
         opened(path)

@@ -333,7 +333,7 @@ def test_a_keeper_that_fails_is_a_line_of_the_log(caplog):
     admin = target.admin()
     reset(admin)
     assert kinds(admin) == [EventType.POWER_ON_OR_RESET]
-    assert "could not be kept: [Errno 28] No space left on device" in caplog.text
+    assert "could not be stored: [Errno 28] No space left on device" in caplog.text
 
 
 async def test_a_file_that_fails_later_is_a_line_of_the_log(tmp_path, caplog):
@@ -345,7 +345,7 @@ async def test_a_file_that_fails_later_is_a_line_of_the_log(tmp_path, caplog):
     subsystem.history.add(EventType.HARDWARE_ERROR, b"", now=0.0)
     await metadata_store.close()
     await asyncio.sleep(0)
-    assert "the history could not be kept" in caplog.text
+    assert "the history could not be stored" in caplog.text
 
 
 def _subsystem(path):

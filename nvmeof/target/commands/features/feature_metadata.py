@@ -54,14 +54,14 @@ def _changed(current: list[MetadataElement], given: list[MetadataElement], actio
     if action == ElementAction.ADD_MULTIPLE:
         return current + given
     gone = {element.type for element in given}
-    kept = [element for element in current if element.type not in gone]
+    remaining = [element for element in current if element.type not in gone]
     if action == ElementAction.DELETE_MULTIPLE:
         if any(element.value for element in given):
             raise ValueError("a metadata element that is to be deleted has a value")
-        return kept
+        return remaining
     if len(gone) != len(given):
         raise ValueError("two metadata elements are of one type")
-    return kept + given
+    return remaining + given
 
 
 def _apply(fid: int, controller: Controller, sqe: Sqe, data: memoryview | None) -> int:

@@ -1,6 +1,6 @@
 """Features of a namespace: LBA Range Type, Error Recovery, Namespace Admin Label.
 
-Their values are the namespace's for all controllers. A controller's reset leaves them; saved ones are kept with the
+Their values are the namespace's for all controllers. A controller's reset leaves them; saved ones are stored with the
 namespace's data.
 """
 
@@ -93,7 +93,7 @@ ROWS = Rows(
             for_all=False,
             data_bytes=_RANGES_BYTES,
         ),
-        # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit is kept.
+        # TLER limits how long an error is recovered from: here nothing is tried twice, so any limit holds.
         dword(
             FeatureId.ERROR_RECOVERY,
             "Error Recovery",

@@ -55,7 +55,7 @@ ROWS: Final = IoRows(
                 check=check_transfer,
                 nsid=NsidRule.ACTIVE,
                 oncs=Oncs.COMPARE,
-                remark="also fused with Write, up to the memory that is kept for both (docs/isolation.md); "
+                remark="also fused with Write, up to the memory that is reserved for both (docs/isolation.md); "
                 "ACWU is 32 KiB",
             ),
         )

@@ -39,7 +39,7 @@ ROWS: Final = IoRows(
                 nsid=NsidRule.ACTIVE,
                 effects=CommandEffects.SUPPORTED | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE,
                 oncs=Oncs.WRITE_UNCORRECTABLE,
-                remark="kept beside the data of a file",
+                remark="stored beside the data of a file",
             ),
         )
     }

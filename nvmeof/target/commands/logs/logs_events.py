@@ -132,7 +132,7 @@ ROWS = Rows(
             check=_check,
             lidsp=_LIDSP_HEADER_ACTION,
             lpa=Lpa.PERSISTENT_EVENTS,
-            remark="kept over restarts with --state",
+            remark="outlives restarts with --state",
         ),
     ),
 )

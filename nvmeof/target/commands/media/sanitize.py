@@ -145,7 +145,9 @@ async def _leave(sanitizer: Sanitizer) -> Completion:
 
 def _not_kept(error: OSError) -> CommandError:
     return CommandError(
-        Status.INTERNAL_ERROR, dnr=False, message=f"what becomes of sanitize cannot be kept: {error.strerror or error}"
+        Status.INTERNAL_ERROR,
+        dnr=False,
+        message=f"the state of the sanitize operation cannot be stored: {error.strerror or error}",
     )
 
 

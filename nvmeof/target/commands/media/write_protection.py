@@ -56,7 +56,7 @@ def _restore(controller: Controller, sqe: Sqe, value: Value) -> None:
     namespace_of(controller, sqe).protect(bool(value.dw0))
 
 
-def _kept(controller: Controller, sqe: Sqe) -> None:
+def _stored(controller: Controller, sqe: Sqe) -> None:
     namespace = namespace_of(controller, sqe)
     if not sqe.cdw11 and namespace.write_protected:
         namespace.protect(False)
@@ -75,7 +75,7 @@ ROWS = Rows(
             persistent=True,
             check=_check,
             restore=_restore,
-            kept=_kept,
+            stored=_stored,
             to_keep=lambda controller, sqe: Value(sqe.cdw11),
         ),
     ),

@@ -97,8 +97,8 @@ def get_features(ctx: AdminContext, request: FeatureRequest, data: memoryview | 
     # What the command means is looked at by `default` as well: a wrong selector has no saved value either.
     value = (row.read if select == FeatureSelect.CURRENT else row.default)(controller, sqe)
     if select == FeatureSelect.SAVED and (row.saveable or row.persistent):
-        kept = load(metadata_store_of(row.scope, controller, sqe), row.fid, row.selector(sqe))
-        value = value if kept is None else kept.value
+        stored = load(metadata_store_of(row.scope, controller, sqe), row.fid, row.selector(sqe))
+        value = value if stored is None else stored.value
     return Completion(dw0=value.dw0, data=value.data)
 
 
@@ -191,7 +191,7 @@ async def _take_back(controller: Controller, row: FeatureSpec, done: list[tuple[
             try:
                 await settled(save(store, row.fid, row.selector(sqe), saved))
             except OSError as error:
-                logger.error("%s of namespace %d is kept as a failed command set it: %s", row.name, sqe.nsid, error)
+                logger.error("%s of namespace %d is stored as a failed command set it: %s", row.name, sqe.nsid, error)
 
 
 def _set_one(ctx: AdminContext, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> int | Awaitable[int]:

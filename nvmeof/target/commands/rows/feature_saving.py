@@ -55,12 +55,12 @@ class _Saving:
         """Return whether the namespace was detached since."""
         return self.row.scope is Scope.NAMESPACE and self.sqe.nsid not in self.controller.namespaces
 
-    def kept(self, data: memoryview | None, dw0: int) -> int:
+    def stored(self, data: memoryview | None, dw0: int) -> int:
         """Make a saved value current, and record the change as a persistent event."""
         if self._gone:
             self._end()
             return dw0
-        self.row.kept(self.controller, self.sqe)
+        self.row.stored(self.controller, self.sqe)
         self._all.sound = self.row.read(self.controller, self.sqe)
         self._end()
         if self.row.in_history:
@@ -87,7 +87,7 @@ def save_change(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memory
         result = row.apply(controller, sqe, data)
         if isinstance(result, int):
             pending = _save(controller, row, sqe, data)
-            return saving.kept(data, result) if pending is None else _saved_later(saving, data, result, pending)
+            return saving.stored(data, result) if pending is None else _saved_later(saving, data, result, pending)
     except BaseException:
         saving.failed()
         raise
@@ -124,9 +124,9 @@ async def _note_later(
     before: Value,
     pending: Awaitable[int],
 ) -> int:
-    kept = None if data is None else memoryview(bytes(data))
+    stored = None if data is None else memoryview(bytes(data))
     dw0 = await pending
-    _note(controller, row, sqe, kept, before, dw0)
+    _note(controller, row, sqe, stored, before, dw0)
     return dw0
 
 
@@ -137,7 +137,7 @@ async def _save_after(saving: _Saving, data: memoryview | None, applied: Awaitab
     except BaseException:
         saving.failed()
         raise
-    return saving.kept(data, result) if pending is None else await _saved_later(saving, data, result, pending)
+    return saving.stored(data, result) if pending is None else await _saved_later(saving, data, result, pending)
 
 
 async def _saved_later(saving: _Saving, data: memoryview | None, dw0: int, pending: Awaitable[None]) -> int:
@@ -148,9 +148,9 @@ async def _saved_later(saving: _Saving, data: memoryview | None, dw0: int, pendi
         saving.failed()
         raise _not_saved(error) from error
     except BaseException:
-        saving.kept(noted, dw0)  # the command was given up; the write goes on
+        saving.stored(noted, dw0)  # the command was given up; the write goes on
         raise
-    return saving.kept(noted, dw0)
+    return saving.stored(noted, dw0)
 
 
 def _save(controller: Controller, row: FeatureSpec, sqe: Sqe, data: memoryview | None) -> Awaitable[None] | None:

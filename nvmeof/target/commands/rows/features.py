@@ -66,8 +66,8 @@ class FeatureSpec:
     Get Features for FFFFFFFFh is refused with is `all_refusal`.
 
     `saveable`: SV keeps a value over resets and restarts (of all controllers of the subsystem, or of the namespace).
-    `persistent`: every value is kept so, without being asked; SV is refused. A value that cannot be kept is taken back:
-    `restore` makes the one before current again. `kept` is called when it is kept, with what must not be so earlier;
+    `persistent`: every value is saved, without SV, which is refused. A value that cannot be stored is taken back:
+    `restore` makes the one before current again. `stored` is called when it is durable, for what must wait for that;
     `to_keep` tells the value where `read` does not show it before that. `selector` names which of several values of the
     feature a command means (temperature sensors); each is saved for itself.
 
@@ -90,7 +90,7 @@ class FeatureSpec:
     selector: Callable[[Sqe], int] = no_selector
     check: Check = lambda controller, sqe: None
     restore: Restore | None = None
-    kept: Check = lambda controller, sqe: None
+    stored: Check = lambda controller, sqe: None
     to_keep: Read | None = None
     all_refusal: Status = Status.INVALID_NAMESPACE
     needs_access: bool = False  # not available while the ANA state forbids access (NVMe Base 8.1.1.10)
@@ -171,7 +171,7 @@ def current_value(
 
 
 def metadata_store_of(scope: Scope, controller: Controller, sqe: Sqe) -> MetadataStore:
-    """Return where values of a scope are kept: with the namespace, or with the subsystem."""
+    """Return where values of a scope are stored: with the namespace, or with the subsystem."""
     return (
         namespace_of(controller, sqe).backend.metadata_store
         if scope is Scope.NAMESPACE
@@ -220,8 +220,8 @@ def remembered(
         value = _values(scope, controller, sqe).get((fid, chosen))
         if value is None and scope is not Scope.CONTROLLER:
             # Of a controller the saved values become current with its reset; of what outlives controllers, at once.
-            kept = load(metadata_store_of(scope, controller, sqe), fid, chosen)
-            value = None if kept is None else kept.value
+            stored = load(metadata_store_of(scope, controller, sqe), fid, chosen)
+            value = None if stored is None else stored.value
         return default(controller, sqe) if value is None else value
 
     def restore(controller: Controller, sqe: Sqe, value: Value) -> None:
