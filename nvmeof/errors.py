@@ -49,7 +49,11 @@ class PduError(NvmeofError):
     """The peer broke the transport protocol.
 
     ``fes``: fatal error status. ``fei``: fatal error information, the byte offset of the bad field for an invalid
-    header field, the digest received for a header digest error.
+    header field, the digest received for a header digest error. Programs meet it inside a ``ProtocolFailure``, the last
+    event of a connection::
+
+        if isinstance(event, ProtocolFailure):
+            print(f"FES {event.error.fes:#04x}, FEI {event.error.fei:#x}: {event.error}")
     """
 
     def __init__(self, fes: int, fei: int = 0, message: str = "") -> None:
@@ -59,7 +63,13 @@ class PduError(NvmeofError):
 
 
 class RemoteTermination(NvmeofError):
-    """The peer ended the connection with a TermReq that carried this ``fes`` and ``fei``."""
+    """The peer ended the connection with a TermReq that carried this ``fes`` and ``fei``.
+
+    At the host it is the cause of the association's end::
+
+        if controller.error is not None and isinstance(controller.error.__cause__, RemoteTermination):
+            print(f"the controller says FES {controller.error.__cause__.fes:#04x}")
+    """
 
     def __init__(self, fes: int, fei: int = 0, message: str = "") -> None:
         super().__init__(message or f"the peer terminated the connection: fatal error status {fes:#04x}, {fei:#x}")
@@ -72,7 +82,10 @@ class CommandError(NvmeofError):
 
     ``status``: SCT << 8 | SC. ``error_location``: byte | bit << 8 of the field at fault, 0xFFFF for none.
     ``dnr``: a retry would fail too. ``dw0``: completion dword 0 (Connect's IPO and IATTR).
-    ``command_specific``: what the Error Information log says of it beside.
+    ``command_specific``: what the Error Information log says of it beside. A handler of a target raises it::
+
+        if command.lsi != ENDURANCE_GROUP_ID:
+            raise CommandError(Status.INVALID_FIELD, SQE.error_location("cdw11", 16), message="no such group")
     """
 
     def __init__(
@@ -118,12 +131,23 @@ class NvmeStatusError(NvmeofError):
 class TransportError(NvmeofError):
     """A connection or listener could not be made, or was lost. The message has the address and the reason.
 
-    Raised by :func:`nvmeof.connect` and ``Target.start()``; ``__cause__`` is the :class:`OSError`, if there is one.
+    Raised by :func:`nvmeof.connect` and ``Target.start()``; ``__cause__`` is the :class:`OSError`, if there is one. ::
+
+        try:
+            controller = await nvmeof.connect("192.0.2.1", subnqn=NQN)
+        except TransportError as error:
+            print(error, error.__cause__ and error.__cause__.errno)
     """
 
 
 class ConnectTimeout(TransportError, TimeoutError):
-    """The peer did not answer within ``connect_timeout`` (seconds). It is a :class:`TimeoutError` too."""
+    """The peer did not answer within ``connect_timeout`` (seconds). It is a :class:`TimeoutError` too. ::
+
+    try:
+        controller = await nvmeof.connect("192.0.2.1", subnqn=NQN, connect_timeout=2)
+    except TimeoutError:
+        print("no target there")
+    """
 
 
 class AuthenticationError(TransportError):
@@ -142,14 +166,24 @@ class ConnectionLost(TransportError, ConnectionError):
     """An established connection was lost. It is a :class:`ConnectionError` too.
 
     A command in progress fails with one of its subclasses: :class:`CommandNotExecuted`, which may be sent again over
-    another connection, or :class:`OutcomeUnknown`.
+    another connection, or :class:`OutcomeUnknown`. ::
+
+        try:
+            await namespace.flush()
+        except ConnectionLost as error:
+            print(f"connect again: {error}")
     """
 
 
 class CommandNotExecuted(ConnectionLost):
     """A command did not reach the controller: it was not sent, and has had and will have no effect.
 
-    Sending it again, over any connection, is always safe. ``__cause__`` is why the connection ended.
+    Sending it again, over any connection, is always safe. ``__cause__`` is why the connection ended. ::
+
+        try:
+            await old.write(0, data)
+        except CommandNotExecuted:
+            await other.write(0, data)  # the same namespace by another controller
     """
 
 
@@ -157,12 +191,22 @@ class OutcomeUnknown(ConnectionLost):
     """A command was sent, and the connection ended before its completion came.
 
     It may have been executed, or not, or it may still be executed until the controller has quiesced. ``__cause__`` is
-    why the connection ended. :mod:`nvmeof.host.replay` has the rules of what may be sent again, and when.
+    why the connection ended. :mod:`nvmeof.host.replay` has the rules of what may be sent again, and when. ::
+
+        try:
+            await namespace.write(0, data)
+        except OutcomeUnknown:
+            ...  # read block 0 once the controller has quiesced, then decide
     """
 
 
 class ConfigurationError(NvmeofError, ValueError):
     """An option or configuration value that cannot be used. It is a :class:`ValueError` too.
 
-    The message says what is wrong, and then what to do. Raised before anything is sent or changed.
+    The message says what is wrong, and then what to do. Raised before anything is sent or changed. ::
+
+        try:
+            target = Target(namespaces=[Ramdisk(text)])
+        except ConfigurationError as error:
+            parser.error(str(error))
     """

@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from nvmeof.aio.driver import Batching, ConnectionDriver
-from nvmeof.errors import ConnectionLost, ConnectTimeout, LocalProtocolError, NvmeofError, TransportError
+from nvmeof.errors import (
+    ConnectionLost,
+    ConnectTimeout,
+    LocalProtocolError,
+    NvmeofError,
+    RemoteTermination,
+    TransportError,
+)
 from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import CommandSeries, Queue, QueueDevice, Request
@@ -152,9 +159,9 @@ class SocketQueue:
 
     def _on_terminated(self, event: Terminated) -> None:
         reason = fes_text(event.fes)
-        self._lost(
-            ConnectionLost(f"{self._peer} terminated queue {self.queue.qid}: {reason} (information {event.fei:#x})")
-        )
+        error = ConnectionLost(f"{self._peer} terminated queue {self.queue.qid}: {reason} (information {event.fei:#x})")
+        error.__cause__ = RemoteTermination(event.fes, event.fei)
+        self._lost(error)
 
     def _on_protocol_failure(self, event: ProtocolFailure) -> None:
         self.driver.flush()  # the TermReq

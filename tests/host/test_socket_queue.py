@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from nvmeof.errors import ConfigurationError, ConnectionLost, ConnectTimeout, NvmeStatusError, TransportError
+from nvmeof.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    ConnectTimeout,
+    NvmeStatusError,
+    RemoteTermination,
+    TransportError,
+)
 from nvmeof.host.client import HostController, connect, discover
 from nvmeof.host.controller import HostState
 from nvmeof.pdu.digest import digest_bytes
@@ -274,6 +281,9 @@ async def test_a_term_req_names_the_reason(start: Start, device: FakeDevice) -> 
         target.links[1].flush()
         with pytest.raises(ConnectionLost, match="terminated queue 1: PDU Sequence Error"):
             await reading
+        assert controller.error is not None
+        cause = controller.error.__cause__
+        assert isinstance(cause, RemoteTermination) and (cause.fes, cause.fei) == (Fes.PDU_SEQUENCE_ERROR, 0)
 
 
 @pytest.mark.parametrize("qid", [0, 1])
