@@ -102,7 +102,7 @@ def test_host_that_is_no_longer_allowed_loses_its_association():
     target = Target()
     admin = target.admin()
     target.registry.set_allowed_hosts(NQN, frozenset({OTHER_HOST}))
-    assert admin.closed == ["the host is not allowed any more"]
+    assert admin.closed == ["the host is no longer allowed"]
 
 
 def test_discovery_only_port_offers_no_subsystem():
