@@ -14,6 +14,7 @@ from typing import ClassVar
 import construct as c
 
 from nvmeof.spec.enums import FeatureId, FeatureSelect
+from nvmeof.spec.flags import Oaes
 from nvmeof.wire import U8, U16, U32, Bits, Buffer, build
 
 
@@ -252,7 +253,10 @@ class WriteAtomicityNormal:
 
 
 class AsyncEventConfig(IntFlag):
-    """Feature 0Bh: which asynchronous events are sent. Bits 7:0 are SMART critical warnings."""
+    """Feature 0Bh: which asynchronous events are sent.
+
+    Bits 7:0 are SMART critical warnings; the others are those of OAES, but for Telemetry, which LPA announces.
+    """
 
     SPARE = 1 << 0
     TEMPERATURE = 1 << 1
@@ -260,20 +264,20 @@ class AsyncEventConfig(IntFlag):
     READ_ONLY = 1 << 3
     VOLATILE_BACKUP_FAILED = 1 << 4
     PERSISTENT_MEMORY_READ_ONLY = 1 << 5
-    NAMESPACE_ATTRIBUTE = 1 << 8
-    FIRMWARE_ACTIVATION = 1 << 9
+    NAMESPACE_ATTRIBUTE = int(Oaes.NAMESPACE_ATTRIBUTE)
+    FIRMWARE_ACTIVATION = int(Oaes.FIRMWARE_ACTIVATION)
     TELEMETRY = 1 << 10
-    ANA_CHANGE = 1 << 11
-    PREDICTABLE_LATENCY = 1 << 12
-    LBA_STATUS = 1 << 13
-    ENDURANCE_GROUP = 1 << 14
-    NORMAL_SHUTDOWN = 1 << 15
-    TEMPERATURE_HYSTERESIS = 1 << 16
-    REACHABILITY_GROUP = 1 << 17
-    REACHABILITY_ASSOCIATION = 1 << 18
-    ALLOCATED_NAMESPACE_ATTRIBUTE = 1 << 19
-    ZONE_DESCRIPTOR = 1 << 27
-    DISCOVERY_LOG = 1 << 31
+    ANA_CHANGE = int(Oaes.ANA_CHANGE)
+    PREDICTABLE_LATENCY = int(Oaes.PREDICTABLE_LATENCY)
+    LBA_STATUS = int(Oaes.LBA_STATUS)
+    ENDURANCE_GROUP = int(Oaes.ENDURANCE_GROUP)
+    NORMAL_SHUTDOWN = int(Oaes.NORMAL_SHUTDOWN)
+    TEMPERATURE_HYSTERESIS = int(Oaes.TEMPERATURE_HYSTERESIS)
+    REACHABILITY_GROUP = int(Oaes.REACHABILITY_GROUP)
+    REACHABILITY_ASSOCIATION = int(Oaes.REACHABILITY_ASSOCIATION)
+    ALLOCATED_NAMESPACE_ATTRIBUTE = int(Oaes.ALLOCATED_NAMESPACE_ATTRIBUTE)
+    ZONE_DESCRIPTOR = int(Oaes.ZONE_DESCRIPTOR)
+    DISCOVERY_LOG = int(Oaes.DISCOVERY_LOG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
