@@ -115,7 +115,7 @@ async def test_a_cid_that_a_waiting_event_request_holds(trtype, log):
             await host.send(host.capsule(aer(cid)))
         completion = await host.call(make_sqe(3, 0x7F, nsid=4, cdw11=CC))
         assert (completion.status, completion.dw0) == (0, CC_ENABLED)
-        assert len(causes(log.records, "is used again: the request is dropped")) == 1
+        assert len(causes(log.records, "is used anew: forgotten")) == 1
         controller = target.subsystems[target.subnqn].controllers[host.cntlid]
         assert controller.events.held == 1
         for _ in range(3):  # again with the request that is left, and with a new one each time

@@ -236,7 +236,7 @@ class TargetQueue:
         if not isinstance(ctx, AdminContext) or not ctx.controller.events.forget(cid):
             return False
         logger.info(
-            "%s: CID %#x of a waiting Asynchronous Event Request is used again: the request is dropped",
+            "%s: CID %#x of a waiting Asynchronous Event Request is used anew: forgotten",
             self.ctx.peer,
             cid,
         )
