@@ -244,7 +244,7 @@ class QueueDriver:
             return True
         idle = queue.drain()
         self._draining = not (receive and queue.receiving)
-        self.hold_receiving(queue.pacing.crowded)
+        self.hold_receiving(queue.crowded)
         self.driver.update_reader()
         return (idle or (self._draining and not queue.pending)) and not self.connection.want_write
 

@@ -24,7 +24,7 @@ from nvmeof.target import connections
 from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.projection.association import COPIES_MOST
-from nvmeof.target.queue.pacing import RUNNING_MOST
+from nvmeof.target.queue.queue import RUNNING_MOST
 from nvmeof.target.server import Target
 from nvmeof.target.simple_config import simple_config
 from nvmeof.target.storage.file import WORKERS, FileBackend
@@ -280,14 +280,14 @@ async def test_commands_in_the_backends_of_one_queue(tmp_path):
                                  for cid in range(1000)))
         )  # fmt: skip
         queue = next(driver.queue for driver in target.drivers if driver.queue.ctx.qid)
-        await until(lambda: queue.pacing.crowded and queue.pending >= RUNNING_MOST)
+        await until(lambda: queue.crowded and queue.pending >= RUNNING_MOST)
         await asyncio.sleep(0.1)
         assert queue.pending < RUNNING_MOST + 40  # what one receive brings
         gate.open.set()
         for _ in range(1000):
             assert (await greedy.completion()).status == 0
         await sending
-        assert not queue.pacing.crowded
+        assert not queue.crowded
 
 
 async def test_log_pages_that_are_not_received(manner):

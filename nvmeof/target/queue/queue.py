@@ -520,6 +520,11 @@ class TargetQueue:
                 self.detached_commands.add(ctx.host_nqn)
 
     @property
+    def crowded(self) -> bool:
+        """Whether no more commands should be received, until some have ended."""
+        return self.pacing.crowded
+
+    @property
     def receiving(self) -> bool:
         """Return whether data of an R2T is still to come."""
         return bool(self.transfers)
