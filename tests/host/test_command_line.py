@@ -29,12 +29,13 @@ from nvmeof.cli.types import Bytes, Number, Seconds, parse_integer
 from nvmeof.errors import ConfigurationError
 from nvmeof.host.__main__ import cli, main
 from nvmeof.host.cli import nvme_json
+from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.spec.enums import NvmOpcode
 from nvmeof.spec.status import Status
 
 from .fake_device import SUBNQN, FakeDevice
 from .fake_target import FakeTarget
-from .test_main import log, serving
+from .test_main import log
 
 UUID_NQN = "nqn.2014-08.org.nvmexpress:uuid:6c616200-0000-4000-8000-000000000001"
 
@@ -43,8 +44,17 @@ UUID_NQN = "nqn.2014-08.org.nvmexpress:uuid:6c616200-0000-4000-8000-000000000001
 def target(device: FakeDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTarget]:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
-    with serving(device) as fake:
-        yield fake
+    loop = asyncio.new_event_loop()
+    fake = FakeTarget(device, "tcp", ConnectionConfig(incapsule_bytes=8192, header_digest=True, data_digest=True))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(fake.start(), loop).result(5)
+    device.discovery_log = log(fake.port, SUBNQN)
+    yield fake
+    asyncio.run_coroutine_threadsafe(fake.stop(), loop).result(5)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    loop.close()
 
 
 def words(target: FakeTarget, command: str, *arguments: object, nqn: str | None = SUBNQN) -> list[str]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,9 +27,8 @@ from .fake_target import FakeTarget
 Run = Callable[..., int]
 
 
-@contextmanager
-def serving(device: FakeDevice) -> Iterator[FakeTarget]:
-    """Run a fake target on an event loop in a thread for the time of the block."""
+@pytest.fixture
+def target(device: FakeDevice) -> Iterator[FakeTarget]:
     loop = asyncio.new_event_loop()
     fake = FakeTarget(device, "tcp", ConnectionConfig(incapsule_bytes=8192, header_digest=True, data_digest=True))
     thread = threading.Thread(target=loop.run_forever)
@@ -42,12 +40,6 @@ def serving(device: FakeDevice) -> Iterator[FakeTarget]:
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
     loop.close()
-
-
-@pytest.fixture
-def target(device: FakeDevice) -> Iterator[FakeTarget]:
-    with serving(device) as fake:
-        yield fake
 
 
 def log(port: int, *names: str) -> bytes:
