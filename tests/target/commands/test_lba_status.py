@@ -17,7 +17,7 @@ from tests.target.commands.test_nvm import read, write
 from tests.target.harness import CC_DISABLED, CC_ENABLE, Target
 from tests.target.media_tools import Durable, Flawed, execute_in_loop, file_target, finish, kept, location
 
-SCAN, TRACKED = 0x10, 0x11
+ALLOCATED, SCAN, TRACKED = 0x02, 0x10, 0x11
 
 
 def lba_status(target, admin, action=TRACKED, slba=0, length=0, *, dwords=1024, nsid=1):
@@ -145,7 +145,7 @@ def test_what_fails_for_a_host_is_remembered_until_it_is_written(opcode):
     ("fields", "status", "where"),
     [
         ({"action": 0}, Status.INVALID_FIELD, 55),
-        ({"action": 2}, Status.INVALID_FIELD, 55),
+        ({"action": 1}, Status.INVALID_FIELD, 55),
         ({"action": 0x12}, Status.INVALID_FIELD, 55),
         ({"slba": 2048}, Status.LBA_OUT_OF_RANGE, 40),
         ({"slba": 2000, "length": 49}, Status.LBA_OUT_OF_RANGE, 40),
@@ -409,3 +409,17 @@ def test_covers(items, start, blocks):
         ranges.add(first, first + count)
         model |= set(range(first, first + count))
     assert ranges.covers(start, start + blocks) == (set(range(start, start + blocks)) <= model)
+
+
+def test_allocated_blocks():
+    """Action 02h lists what may hold data: of a ramdisk, the pages that were written."""
+    target = Target()
+    admin = target.admin()
+    io = target.io(admin)
+    assert parsed(admin, lba_status(target, admin, ALLOCATED)) == (2, [])
+    write(io, 16, bytes(512))
+    write(io, 1024, bytes(512))
+    assert parsed(admin, lba_status(target, admin, ALLOCATED)) == (2, [(16, 8, 0), (1024, 8, 0)])
+    assert parsed(admin, lba_status(target, admin, ALLOCATED, 20, 2)) == (2, [(20, 2, 0)])
+    assert parsed(admin, lba_status(target, admin, ALLOCATED, 0, 16)) == (2, [])
+    assert parsed(admin, lba_status(target, admin, ALLOCATED, dwords=6)) == (1, [(16, 8, 0)])

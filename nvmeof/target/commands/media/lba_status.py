@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 
 from nvmeof.errors import CommandError
-from nvmeof.runtime import pause
+from nvmeof.runtime import pause, settled
 from nvmeof.spec.enums import AdminOpcode, FeatureId, LogPageId, Oacs
 from nvmeof.spec.log_pages import GetLogPage
 from nvmeof.spec.media import (
@@ -29,7 +29,7 @@ from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.lba_status_events import POLL_INTERVAL, LbaAlert
-from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.namespaces.namespace import Namespace, status_of_os_error
 from nvmeof.target.subsystem.self_test import find_unreadable
 
 SCAN_BYTES = 4 << 20
@@ -76,7 +76,7 @@ def _range(namespace: Namespace, request: Request) -> tuple[int, int]:
 def check_lba_status(ctx: AdminContext, request: Request) -> None:
     """Check the range, ATYPE, and a length within MDTS (NVM Command Set, Get LBA Status command)."""
     namespace, fields = active_namespace(ctx, request.sqe), request.fields
-    if fields.action not in (LbaStatusAction.SCAN, LbaStatusAction.TRACKED):
+    if fields.action not in tuple(LbaStatusAction):
         raise CommandError(Status.INVALID_FIELD, _ACTION, message=f"there is no action type {fields.action:02X}h")
     limit = ctx.limits.transfer_bytes
     if fields.length_bytes > limit:
@@ -87,11 +87,14 @@ def check_lba_status(ctx: AdminContext, request: Request) -> None:
 
 
 def get_lba_status(ctx: AdminContext, request: Request, data: memoryview | None) -> Completion | Awaitable[Completion]:
-    """Return the blocks of a range that may be unreadable; with a scan, the whole range is read first."""
+    """Return the blocks of a range that may be unreadable, after a scan those found by reading all of it; or the
+    blocks that are allocated."""
     namespace = active_namespace(ctx, request.sqe)
     first, end = _range(namespace, request)
     if request.fields.action == LbaStatusAction.TRACKED:
         return _answer(namespace, request.fields, first, end)
+    if request.fields.action == LbaStatusAction.ALLOCATED:
+        return _allocated(namespace, request.fields, first, end)
     return _scan(ctx, namespace, request.fields, first, end)
 
 
@@ -117,17 +120,42 @@ async def _scan(ctx: AdminContext, namespace: Namespace, fields: LbaStatusFields
     return _answer(namespace, fields, first, end)
 
 
-def _answer(namespace: Namespace, fields: LbaStatusFields, first: int, end: int) -> Completion:
+async def _allocated(namespace: Namespace, fields: LbaStatusFields, first: int, end: int) -> Completion:
+    """Answer with the ranges whose blocks may hold data; a block of which a part does is one."""
+    shift = namespace.block_shift
+    entries: list[tuple[int, int, int]] = []
+    before = first
+    try:
+        for start, stop in await settled(namespace.backend.allocated(first << shift, end - first << shift)):
+            start, stop = max(start >> shift, before), -(-stop >> shift)
+            entries += [(part, count, 0) for part, count in split_range(start, stop)]
+            before = stop
+            if len(entries) > fields.room:
+                break
+    except OSError as error:
+        status, dnr = status_of_os_error(error, writing=False)
+        raise CommandError(
+            status, dnr=dnr, message=f"where namespace {namespace.nsid} has data is not known: {error}"
+        ) from error
+    return _completion(fields, entries)
+
+
+def _completion(fields: LbaStatusFields, entries: list[tuple[int, int, int]]) -> Completion:
+    """Answer with as many entries as there is room for."""
     room, length = fields.room, fields.length_bytes
+    cmpc = LbaStatusCompletion.MORE if len(entries) > room else LbaStatusCompletion.COMPLETE
+    return Completion(data=build_lba_status(entries[:room], cmpc)[:length].ljust(length, b"\0"))
+
+
+def _answer(namespace: Namespace, fields: LbaStatusFields, first: int, end: int) -> Completion:
+    room = fields.room
     entries: list[tuple[int, int, int]] = []
     for start, stop, by_host in namespace.unreadable_blocks.ranges(first, end):
         status = LbaStatus.MAY_FAIL | (LbaStatus.WRITTEN_UNCORRECTABLE if by_host else 0)
         entries += [(part, count, status) for part, count in split_range(start, stop)]
         if len(entries) > room:
             break
-    more = len(entries) > room
-    cmpc = LbaStatusCompletion.MORE if more else LbaStatusCompletion.COMPLETE
-    return Completion(data=build_lba_status(entries[:room], cmpc)[:length].ljust(length, b"\0"))
+    return _completion(fields, entries)
 
 
 # The log page, and the interval of its events
@@ -181,7 +209,7 @@ ROWS = Rows(
             check=check_lba_status,
             nsid=NsidRule.ACTIVE,
             oacs=Oacs.GET_LBA_STATUS,
-            remark="blocks marked by Write Uncorrectable, and those that failed to be read or fail in a scan",
+            remark="blocks marked as uncorrectable, that failed to be read or fail in a scan; allocated blocks",
         ),
     ),
     log_pages=(
