@@ -20,6 +20,7 @@ from nvmeof.target.storage.filters import count, delay, error, log, rate
 from nvmeof.target.storage.namespace_text import Element, NamespaceText
 from nvmeof.target.storage.nbd import backend as nbd
 from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.storage.rbd import backend as rbd
 
 logger = logging.getLogger("nvmeof.target")
 
@@ -72,6 +73,7 @@ BACKENDS: Final = {
         _file, ("size", "block-size", "read-only", "shared", "kept"), "a file or block device: file:/srv/disk.img"
     ),
     "nbd": BackendKind(nbd.make, nbd.OPTIONS, nbd.SUMMARY),
+    "rbd": BackendKind(rbd.make, rbd.OPTIONS, rbd.SUMMARY),
 }
 FILTERS: Final = {
     "count": FilterKind(count.make, count.OPTIONS, count.SUMMARY),

@@ -43,24 +43,12 @@ def not_in_time(what: str, seconds: float, *, changing: bool) -> OSError:
     return OSError(errno.ETIMEDOUT, f"{what} has not answered for {seconds:g} s")
 
 
-async def finished(operation: asyncio.Future[None]) -> None:
-    """Await a request. A cancelled caller waits too: the engine's library or socket has the buffer until then."""
-    cancelled: asyncio.CancelledError | None = None
-    while True:
-        try:
-            await (operation if cancelled is None else asyncio.shield(operation))
-        except asyncio.CancelledError as error:
-            if operation.cancelled():
-                raise
-            cancelled = error
-            if not operation.done():
-                continue
-        except OSError:
-            if cancelled is None:
-                raise
-        if cancelled is not None:
-            raise cancelled
-        return
+class EngineRequest(Operation[None]):
+    """A request to an engine. Once it has begun it cannot be cancelled: the engine's library or socket has its buffer,
+    and a caller that is cancelled gets the CancelledError when the engine is done with that."""
+
+    def cancel(self, msg: object | None = None) -> bool:
+        return super().cancel(msg) if self._claim else False
 
 
 class RemoteBackend(Backend):
@@ -144,14 +132,14 @@ class RemoteBackend(Backend):
 
     async def _fill(self, offset: int, view: memoryview) -> None:
         if len(view) <= self.max_bytes:
-            await finished(self.begin_read(offset, view))
+            await self.begin_read(offset, view)
         else:
             await _all([self.begin_read(offset + start, piece) for start, piece in self._pieces(view)])
 
     async def _put(self, offset: int, data: memoryview, fua: bool) -> None:
         native = fua and self.native_fua
         if len(data) <= self.max_bytes:
-            await finished(self.begin_write(offset, data, native))
+            await self.begin_write(offset, data, native)
         else:
             await _all([self.begin_write(offset + start, piece, native) for start, piece in self._pieces(data)])
         await self._settle_change(fua)
@@ -216,7 +204,7 @@ class RemoteBackend(Backend):
         """Write zeroes, for an engine that has no request for that. `fua`: where it is native."""
         for start in range(0, length, min(ZERO_PIECE_BYTES, self.max_bytes)):
             piece = _ZEROES[: min(ZERO_PIECE_BYTES, self.max_bytes, length - start)]
-            await finished(self.begin_write(offset + start, piece, fua))
+            await self.begin_write(offset + start, piece, fua)
 
     def resize(self, size_bytes: int) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -227,7 +215,7 @@ async def _all(operations: list[asyncio.Future[None]]) -> None:
     failure: BaseException | None = None
     for operation in operations:
         try:
-            await finished(operation)
+            await operation
         except (OSError, asyncio.CancelledError) as error:
             failure = failure or error
     if failure is not None:

@@ -7,7 +7,6 @@ import asyncio
 import errno
 import ssl
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +21,7 @@ from nvmeof.target.storage.base import Backend, Capabilities, SizeChangedError
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.nbd.client import NbdClient
 from nvmeof.target.storage.nbd.request import NbdRequest
-from nvmeof.target.storage.remote import RemoteBackend, block_size, finished
+from nvmeof.target.storage.remote import RemoteBackend, block_size
 
 CONNECTIONS: Final = 2
 CONNECTIONS_MAX: Final = 16
@@ -122,6 +121,8 @@ class NbdBackend(RemoteBackend):
             ) from error
         try:
             self._capabilities = self._capabilities_of(session)
+            # It stays: hosts know the namespace by it.
+            self._block_bytes = self._capabilities.block_bytes
         except BaseException:
             await self._client.close()
             raise
@@ -163,12 +164,11 @@ class NbdBackend(RemoteBackend):
         if self._session is None or self._capabilities is None:
             return ""
         before = self._capabilities
-        after = self._capabilities_of(replace(self._session))
-        # The block size stays: hosts know the namespace by it.
-        size = self._size_bytes - self._size_bytes % before.block_bytes
+        after = self._capabilities_of(self._session)
+        size = after.size_bytes
         if size == before.size_bytes:
             return ""
-        self._capabilities = replace(after, size_bytes=size, block_bytes=before.block_bytes)
+        self._capabilities = after
         verb = "grown" if size > before.size_bytes else "become shorter"
         return f"{self.description} has {verb}, from {before.size_bytes} to {size} bytes"
 
@@ -195,7 +195,7 @@ class NbdBackend(RemoteBackend):
     async def _over(self, command: Command, offset: int, length: int, flags: int) -> None:
         """Send a command without data for a range, in pieces."""
         for start, size in _cut(offset, length, _PIECE_BYTES):
-            await finished(self._client.begin(NbdRequest(command, start, size, flags=flags)))
+            await self._client.begin(NbdRequest(command, start, size, flags=flags))
 
     async def zero(self, offset: int, length: int, *, deallocate: bool, fua: bool) -> None:
         if self._flag(TransmissionFlags.SEND_WRITE_ZEROES):
@@ -226,7 +226,7 @@ class NbdBackend(RemoteBackend):
         end = offset + length
         while offset < end:
             request = NbdRequest(Command.BLOCK_STATUS, offset, min(end - offset, _STATUS_BYTES))
-            await finished(self._client.begin(request))
+            await self._client.begin(request)
             if not request.extents:  # a server that came back without block status
                 return [*found, (offset, end)]
             for size, flags in request.extents:

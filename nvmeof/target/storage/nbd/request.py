@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from nvmeof.nbd.numbers import Command
-from nvmeof.target.storage.operation import Operation
+from nvmeof.target.storage.remote import EngineRequest
 
 CHANGING: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
 _NOTHING: Final = memoryview(b"")
 
 
-class NbdRequest(Operation[None]):
+class NbdRequest(EngineRequest):
     """Done when the server has answered it; fails with `OSError`. `view`: the data to write, or where a read lands."""
 
     def __init__(

@@ -315,3 +315,16 @@ async def test_a_server_that_lies_loses_its_connection(
                     assert await read(backend, 0, 4096) == bytes(4096)
             await asyncio.wait(ended)
         assert not lies and "breaks the protocol" in caplog.text
+
+
+async def test_a_cancelled_caller_gets_its_buffer_when_the_server_is_done_with_it(tmp_path: Path) -> None:
+    with nbdkit(tmp_path, "--filter=delay", "memory", str(SIZE), "delay-read=1") as engine:
+        async with opened(engine.uri) as backend:
+            view = memoryview(bytearray(b"x" * 4096))
+            reading = asyncio.ensure_future(backend.read_into(0, view))
+            done, _ = await asyncio.wait([reading], timeout=0.2)
+            assert not done
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert view == bytes(4096)  # the data has come: nothing comes later
