@@ -78,5 +78,12 @@ blocking: $(VENV)/.lint ## write the host's blocking classes from the asyncio on
 supported: $(VENV)/.run ## derive docs/supported.md from the code's tables
 	$(BIN)/python -m nvmeof.target.supported > docs/supported.md
 
+.PHONY: engines
+engines: $(VENV)/.test ## other people's NBD servers and clients, and Ceph, installed (as root, Debian), tested with ours
+	@(for program in nbdkit qemu-nbd nbdcopy fio openssl ceph-osd; do command -v $$program >/dev/null || exit 1; done) || \
+	  apt-get install -y -qq --no-install-recommends nbdkit qemu-utils libnbd-bin python3-libnbd fio openssl \
+	    ceph-mon ceph-osd python3-rbd
+	$(BIN)/python -m pytest tests/nbd tests/target/storage/nbd tests/target/storage/rbd tests/host/nbd_export
+
 clean:           ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

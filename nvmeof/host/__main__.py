@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import click
 
+import nvmeof.host.cli.export as nbd_export
 from nvmeof.cli.exit_codes import run_program
 from nvmeof.host.cli import bench, config, data, discovery, logs, mptcpize, paths, saved, secrets, show, subsystem
 from nvmeof.host.cli.options import PROGRAM
@@ -48,6 +49,9 @@ for _module in (discovery, show, subsystem, config, logs, data, bench, saved, pa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. One sentence on stderr for whatever goes wrong."""
     return run_program(PROGRAM, cli, arguments)
+
+
+cli.add_command(nbd_export.export_command)
 
 
 if __name__ == "__main__":
