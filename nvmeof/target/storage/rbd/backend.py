@@ -20,7 +20,8 @@ from nvmeof.target.storage.remote import RemoteBackend, block_size, not_in_time
 
 logger = logging.getLogger("nvmeof.target")
 
-TIMEOUT_SECONDS: Final = 30.0
+TIMEOUT_SECONDS: Final = 45.0
+"""Longer than Ceph takes to fence a client that died, for which a write may wait: about 30 s."""
 OPTIONS: Final = ("conf", "user", "timeout", "block-size", "read-only", "kept")
 SUMMARY: Final = "an image of Ceph RBD: rbd:POOL/IMAGE,conf=/etc/ceph/ceph.conf"
 COMPARE_AND_WRITE_BYTES: Final = 512
