@@ -296,7 +296,7 @@ class Ports(Mapping[int, Port]):
 
         Raises `ConfigurationError` and `TransportError`.
         """
-        address = parse_path(path).address
+        address = parse_path(path).endpoint(PathRole.SIGNAL).address
         ports = [port for port in self.announcing(portid) if not port.announced(address)]
         if not ports:
             raise ConfigurationError(f"the address {address} is announced already")

@@ -64,6 +64,13 @@ async def resolve(host: str, port: int, *, passive: bool = False, interface: str
     return _with_interfaces(list(addresses), interface)
 
 
+def without_interface(address: str) -> ConfigurationError:
+    """Return the error for a link-local address without its interface."""
+    return ConfigurationError(
+        f"{address} is link-local and needs its interface: write {address}%INTERFACE ({interface_names()})"
+    )
+
+
 def _numeric(host: str, port: int, interface: str | None) -> Resolved:
     """Return the socket address of an IP address, a link-local one with its interface's number."""
     address, scope = split_scope(host)
@@ -72,9 +79,7 @@ def _numeric(host: str, port: int, interface: str | None) -> Resolved:
     if not is_link_local(address):
         return socket.AF_INET6, (address, port, 0, 0)
     if not scope and not interface:
-        raise ConfigurationError(
-            f"{address} is link-local and needs its interface: write {address}%INTERFACE ({interface_names()})"
-        )
+        raise without_interface(address)
     index = interface_index(scope or interface or "", host)
     if scope and interface and interface_index(interface, host) != index:
         raise ConfigurationError(f"{host} is on another interface than {interface}, which was asked for")

@@ -7,7 +7,8 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nvmeof.address import WILDCARD_NAMES, Address, is_loopback, strip_brackets
+from nvmeof.address import WILDCARD_NAMES, Address, is_link_local, is_loopback, strip_brackets
+from nvmeof.transport.options import without_interface
 from nvmeof.transport.paths import netlink
 from nvmeof.transport.paths.model import SUBFLOWS_MAX, PathSpec
 from nvmeof.transport.paths.netlink import NLM_F_DUMP, NetlinkSocket
@@ -92,7 +93,10 @@ def usable_address(message: Any) -> str | None:
 
 
 def device_of(address: str) -> str | None:
-    """Return the interface that has this address; None for none."""
+    """Return the interface that has this address; None for none. Raises ConfigurationError for a link-local address,
+    which several may have."""
+    if is_link_local(address):
+        raise without_interface(address)
     return next((each.name for each in interfaces().values() if address in each.addresses), None)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import Any, Final
 
-from nvmeof.address import ip_of, split_scope
+from nvmeof.address import ip_of, is_link_local, split_scope
 from nvmeof.errors import ConfigurationError, TransportError
 
 INSTALL_HINT = "path management needs pyroute2: pip install 'nvmeof-mptcp[mptcp]'"
@@ -150,8 +150,18 @@ class PathSpec:
     """Congestion control of its subflows (`sockops`)."""
 
     def endpoint(self, role: PathRole) -> PathEndpoint:
-        """Return the path in the kernel's form. Raises ConfigurationError for flags that exclude each other."""
+        """Return the path in the kernel's form. Raises ConfigurationError for flags that exclude each other, and for a
+        link-local IPv6 address that is to be announced.
+
+        ADD_ADDR (RFC 8684, section 3.4.1) carries no interface, and Linux does not connect to a link-local address
+        without one (seen on 6.18: MPJoinSynTxConnectErr rises at the host, no subflow comes).
+        """
         flags = role.flag
+        if role is PathRole.SIGNAL and is_link_local(self.address):
+            raise ConfigurationError(
+                f"{self.address} is link-local: announced, it has no interface, and a host's kernel cannot connect to "
+                "it; announce another address of that interface (of scope global, also fd00::/8)"
+            )
         if self.backup:
             flags |= PathFlag.BACKUP
         if self.fullmesh:

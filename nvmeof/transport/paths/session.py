@@ -180,11 +180,10 @@ class PathSession:
             if text == AUTO:
                 found = await self._auto(addresses)
             else:
-                spec = parse_path(text)
-                device = spec.device or interfaces.device_of(spec.address)
-                if device is None:
+                spec = self._with_device(parse_path(text))
+                if spec.device is None:
                     raise ConfigurationError(f"no interface of this machine has the address {spec.address}")
-                found = [replace(spec, device=device)]
+                found = [spec]
             for spec in found:
                 if self.options.fullmesh and self.role is PathRole.SUBFLOW:
                     spec = replace(spec, fullmesh=True)
@@ -192,6 +191,12 @@ class PathSession:
         if len(specs) > SUBFLOWS_MAX:
             raise ConfigurationError(f"MPTCP has at most {SUBFLOWS_MAX} paths, not {len(specs)}")
         return list(specs.values())
+
+    def _with_device(self, spec: PathSpec) -> PathSpec:
+        """Return a path with the interface that has its address; without one where none has. Raises
+        ConfigurationError."""
+        spec.endpoint(self.role)  # a path that its role does not allow has no interface to look for
+        return spec if spec.device is not None else replace(spec, device=interfaces.device_of(spec.address))
 
     async def _auto(self, addresses: Sequence[Address]) -> list[PathSpec]:
         if self.role is PathRole.SIGNAL:
@@ -206,9 +211,7 @@ class PathSession:
     def add_path(self, path: str) -> PathEndpoint:
         """Use one more path, from now on and in the connections that are open: `ADDR[%dev][,backup][,fullmesh]`."""
         driver = self._running()
-        spec = parse_path(path, fullmesh=self.options.fullmesh and self.role is PathRole.SUBFLOW)
-        if spec.device is None:
-            spec = replace(spec, device=interfaces.device_of(spec.address))
+        spec = self._with_device(parse_path(path, fullmesh=self.options.fullmesh and self.role is PathRole.SUBFLOW))
         (endpoint,) = driver.add([spec.endpoint(self.role)], None)
         self.paths.append(PathState(endpoint))
         return endpoint

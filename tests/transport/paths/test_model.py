@@ -86,6 +86,19 @@ def test_a_target_has_no_fullmesh() -> None:
         parse_path("10.1.1.1,fullmesh").endpoint(PathRole.SIGNAL)
 
 
+@pytest.mark.parametrize("text", ["fe80::1%eth0", "fe80::1", "febf::1,backup"])
+def test_a_link_local_address_is_not_announced(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="announce another address of that interface"):
+        parse_path(text).endpoint(PathRole.SIGNAL)
+    assert parse_path(text).endpoint(PathRole.SUBFLOW).address.startswith("fe")
+    assert parse_path("169.254.7.7").endpoint(PathRole.SIGNAL), "has no interface in it, and is connected to"
+
+
+def test_a_link_local_address_without_interface_is_asked_for_one() -> None:
+    with pytest.raises(ConfigurationError, match="write fe80::1%INTERFACE"):
+        interfaces.device_of("fe80::1")
+
+
 @pytest.mark.parametrize("text", ["8", "8,9", "a,b", "", "-1,2", "1,2,3"])
 def test_bad_limits(text: str) -> None:
     with pytest.raises(ConfigurationError):
