@@ -29,7 +29,18 @@ from nvmeof.target.storage.filter import BackendFilter, Kind
 from nvmeof.target.storage.filters.delay import DelayFilter
 from nvmeof.target.storage.filters.error import ErrorFilter
 from nvmeof.target.subsystem.config import NamespaceConfig
-from tests.conformance.rawhost import FLUSH, RawHost, association, make_sqe, running, until
+from tests.conformance.rawhost import (
+    FLUSH,
+    IN_CAPSULE,
+    WRITE,
+    WRITE_ZEROES,
+    RawHost,
+    association,
+    io_sqe,
+    make_sqe,
+    running,
+    until,
+)
 
 OUT_OF_RANGE, WRITE_FAULT, UNRECOVERED_READ_ERROR, CAPACITY_EXCEEDED = 0x80, 0x280, 0x281, 0x81
 MIB = 1 << 20
@@ -136,6 +147,44 @@ async def test_every_host_learns_of_a_sync_that_failed(
         assert [await hosts.flush(io) for _, io in (new, third, second, new)] == [status, status, status, 0]
         lines = [record.message for record in caplog.records if "writing to the media failed" in record.message]
         assert len(lines) == 1 and f"{path}: writing to the media failed: {os.strerror(code)}" in lines[0]
+
+
+FUA = 1 << 30
+COPY, COMPARE, ZONE_APPEND = 0x19, 0x05, 0x7D
+ZONES = ZoneGeometry(zone_bytes=64 * 512)
+
+
+async def changed_with_fua(io: RawHost, how: str) -> int:
+    """The status of a command that changes blocks with FUA (of a fused pair: of its write)."""
+    if how == "zeroes":
+        return int((await io.call(io_sqe(7, WRITE_ZEROES, 0, 1, length=0, cdw12=FUA))).status)
+    if how == "copy":
+        copy = make_sqe(7, COPY, nsid=1, length=32, sgl=IN_CAPSULE, cdw10=8, cdw12=FUA)
+        return int((await io.call(copy, struct.pack("<8xQH14x", 0, 0))).status)
+    if how == "append":
+        append = io_sqe(7, ZONE_APPEND, 0, 1, sgl=IN_CAPSULE, cdw12=FUA)
+        return int((await io.call(append, bytes(512))).status)
+    compare = io_sqe(7, COMPARE, 0, 1, sgl=IN_CAPSULE, flags=0x41)
+    write = io_sqe(8, WRITE, 0, 1, sgl=IN_CAPSULE, flags=0x42, cdw12=FUA)
+    await io.send(io.capsule(compare, bytes(512)) + io.capsule(write, bytes(512)))
+    assert (await io.completion(7)).status == 0
+    return int((await io.completion(8)).status)
+
+
+@pytest.mark.parametrize("how", ["zeroes", "copy", "fused", "append"])
+async def test_every_command_with_fua_tells_of_a_sync_that_failed(path: Path, broken: list[int], how: str) -> None:
+    os.truncate(path, 0)
+    os.truncate(path, MIB)
+    async with serving(path, ZONES if how == "append" else None) as hosts:
+        (_, first), (_, second) = await hosts.host(1), await hosts.host(2)
+        assert (await first.write(0, bytes(512))).status == 0
+        broken.append(errno.EIO)
+        assert await hosts.flush(second) == WRITE_FAULT
+        assert await changed_with_fua(first, how) == WRITE_FAULT
+        assert await changed_with_fua(first, how) == 0, "it knows"
+        broken.append(errno.EIO)
+        assert await hosts.flush(second) == WRITE_FAULT
+        assert await changed_with_fua(second, how) == 0, "it knows from its Flush"
 
 
 async def test_filters_hide_neither_failures_nor_sizes(path: Path, broken: list[int]) -> None:

@@ -31,7 +31,7 @@ class ZonedNamespace(Namespace):
     It never shows its memory: no write may pass by a write pointer.
     """
 
-    __slots__ = ("geometry", "zone_changed", "zones")
+    __slots__ = ("_failures_settled", "geometry", "zone_changed", "zones")
 
     zones: Zones
 
@@ -48,6 +48,7 @@ class ZonedNamespace(Namespace):
     ) -> None:
         self.geometry = geometry
         self.zone_changed: Callable[[int], None] = lambda zslba: None
+        self._failures_settled = backend.sync_failures
         capabilities = backend.capabilities
         geometry.check(capabilities.block_bytes, capabilities.size_bytes)
         super().__init__(
@@ -276,12 +277,36 @@ class ZonedNamespace(Namespace):
 
     def flush(self) -> Pending:
         """Commit all completed writes, and the write pointers after them, to non-volatile media."""
-        dirty = dict(self.zones.dirty)
-        flushed = super().flush()
-        return self._commit_after(flushed, dirty) if dirty else flushed
+        try:
+            pending = self._flush()
+        except CommandError:
+            self._settle_failures()
+            raise
+        return None if pending is None else self._flush_later(pending)
 
-    async def _commit_after(self, flushed: Pending, dirty: Records) -> None:
+    async def _flush_later(self, pending: Awaitable[None]) -> None:
+        try:
+            await pending
+        except CommandError:
+            self._settle_failures()
+            raise
+
+    def _settle_failures(self) -> None:
+        """Take write pointers back after a sync that failed, once for each failure."""
+        failures = self.backend.sync_failures
+        if failures != self._failures_settled:
+            self._failures_settled = failures
+            self.zones.lose_unsynced()
+
+    def _flush(self) -> Pending:
+        dirty, failures = dict(self.zones.dirty), self.backend.sync_failures
+        flushed = super().flush()
+        return self._commit_after(flushed, dirty, failures) if dirty else flushed
+
+    async def _commit_after(self, flushed: Pending, dirty: Records, failures: int) -> None:
         await settled(flushed)
+        if self.backend.sync_failures != failures:
+            return  # this sync has succeeded without the data that another one has lost
         # A zone that was reset since has been committed as an empty one.
         zones = self.zones.zones
         await self._commit(
@@ -317,7 +342,7 @@ class ZonedNamespace(Namespace):
             return None
         # A finished zone's data has to be on the media before the zone may be said to be full.
         if what is ZoneInput.FINISH:
-            return self._or_back(self.flush, undo)
+            return self._or_back(self._flush, undo)
         return self._or_back(lambda: self._commit(self._records(changed)), undo)
 
     def set_extension(self, zslba: int, extension: bytes) -> Pending:
@@ -347,6 +372,7 @@ class ZonedNamespace(Namespace):
             pending = operation()
         except CommandError:
             undo()
+            self._settle_failures()
             raise
         return None if pending is None else self._or_back_later(pending, undo)
 
@@ -355,6 +381,7 @@ class ZonedNamespace(Namespace):
             await pending
         except CommandError:
             undo()
+            self._settle_failures()
             raise
 
     def erased(self) -> Pending:

@@ -39,13 +39,13 @@ _NO_POINTER = frozenset({ZoneState.FULL, ZoneState.READ_ONLY, ZoneState.OFFLINE}
 
 
 class Zone:
-    """One zone. `pointer`: where the next write goes; `written`: up to where there is data; `limit`: the end of what
-    can be written. All are LBAs.
+    """One zone. `pointer`: where the next write goes; `written`: up to where there is data; `on_media`: up to where it
+    is on the media, as far as a sync has shown it; `limit`: the end of what can be written. All are LBAs.
     """
 
     __slots__ = (
-        "attributes", "failed_from", "generation", "in_flight", "index", "limit", "pointer", "start", "state",
-        "written",
+        "attributes", "failed_from", "generation", "in_flight", "index", "limit", "on_media", "pointer", "start",
+        "state", "written",
     )  # fmt: skip
 
     def __init__(self, index: int, start: int, limit: int) -> None:
@@ -54,7 +54,7 @@ class Zone:
         self.limit = limit
         self.state = ZoneState.EMPTY
         self.attributes = 0
-        self.pointer = self.written = start
+        self.pointer = self.written = self.on_media = start
         self.generation = 0  # incremented with every reset: earlier writes do not affect the zone
         self.in_flight = 0
         self.failed_from: int | None = None  # the first block of a gap
@@ -81,6 +81,7 @@ class ZoneBefore(NamedTuple):
     attributes: int
     pointer: int
     written: int
+    on_media: int
     generation: int
     in_flight: int
     failed_from: int | None
@@ -125,7 +126,7 @@ class Zones:
         for record in records:
             zone = self._add()
             zone.attributes = record.attributes
-            zone.pointer = zone.written = zone.start + record.written
+            zone.pointer = zone.written = zone.on_media = zone.start + record.written
             state = TRANSITIONS[ZoneInput.RESTART][record.state]
             extended = record.attributes & ZoneAttributes.EXTENSION_VALID
             if state is ZoneState.CLOSED and not record.written and not extended:
@@ -303,9 +304,27 @@ class Zones:
 
     def committed(self, records: dict[int, tuple[int, ZoneRecord]]) -> None:
         """Note that records were committed; zones that have changed since stay dirty."""
-        for index, record in records.items():
-            if self.dirty.get(index) == record:
+        for index, saved in records.items():
+            if self.dirty.get(index) == saved:
                 del self.dirty[index]
+            generation, record = saved
+            if index < len(self.zones) and self.zones[index].generation == generation:
+                self.zones[index].on_media = self.zones[index].start + record.written
+
+    def lose_unsynced(self) -> None:
+        """Take write pointers back to what is on the media, after a sync that failed: later ones may succeed without
+        what that one has lost. A zone that is being written goes back, or becomes read only, when its writes end.
+        """
+        for zone in [self.zones[index] for index in self.dirty]:
+            if zone.written <= zone.on_media:
+                continue
+            zone.written = zone.on_media
+            if zone.in_flight:
+                zone.failed_from = zone.on_media
+                continue
+            with contextlib.suppress(OSError):
+                self._settle(zone, zone.on_media)
+                self._tell(zone)
 
     # Reading
 
@@ -356,11 +375,11 @@ class Zones:
         """Restore the previous state of zones, after their new state could not be stored; store the old one if
         possible."""
         limit = self.geometry.max_active
-        for zone, state, attributes, pointer, written, generation, in_flight, failed_from in before:
+        for zone, state, attributes, pointer, written, on_media, generation, in_flight, failed_from in before:
             if limit and state in ACTIVE_STATES and zone.state not in ACTIVE_STATES and self.active >= limit:
                 continue  # another zone has taken its place since
             self._enter(zone, state)
-            zone.attributes, zone.pointer, zone.written = attributes, pointer, written
+            zone.attributes, zone.pointer, zone.written, zone.on_media = attributes, pointer, written, on_media
             zone.generation, zone.in_flight, zone.failed_from = generation, in_flight, failed_from
             with contextlib.suppress(OSError):
                 self.save(zone)
@@ -377,7 +396,7 @@ class Zones:
 
     def _clear(self, zone: Zone) -> None:
         zone.attributes = 0
-        zone.pointer = zone.written = zone.start
+        zone.pointer = zone.written = zone.on_media = zone.start
         zone.generation += 1
         zone.in_flight = 0
         zone.failed_from = None

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -489,6 +490,119 @@ async def test_records_that_cannot_be_kept(machine, monkeypatch):
     assert await read(namespace, 0, 1) == bytes(data("a"))
     await settled(namespace.flush())
     assert not namespace.zones.dirty
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """`broken(n)`: the next n syncs of data fail."""
+    fdatasync, left = os.fdatasync, [0]
+
+    def fails(fd):
+        if left[0] and Path(f"/proc/self/fd/{fd}").readlink().name == "disk":
+            left[0] -= 1
+            raise OSError(errno.EIO, "broken")
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+
+    def arm(count):
+        left[0] = count
+
+    return arm
+
+
+async def failing(operation):
+    with pytest.raises(CommandError) as error:
+        await settled(operation())
+    assert error.value.status == Status.WRITE_FAULT
+
+
+@pytest.mark.parametrize("way", ["flush", "write", "finish"])
+async def test_a_failed_sync_takes_write_pointers_back(machine, broken, way):
+    """What it has lost is not covered by a later sync that succeeds."""
+    namespace, told = machine.namespace, []
+    namespace.zone_changed = told.append
+    await write(namespace, 0, "a", 3)
+    await write(namespace, ZONE, "c", ZONE - 1)
+    await settled(namespace.flush())
+    await settled(namespace.manage(ZoneInput.OPEN, 3 * ZONE))
+    await write(namespace, 0 + 3, "b", 5)
+    await write(namespace, 2 * ZONE - 1, "d")
+    await write(namespace, 2 * ZONE, "e", 2)
+    assert seen(namespace, 2) == [("IMPLICITLY_OPENED", 8), ("FULL", ZONE)]
+    broken(1)
+    if way == "flush":
+        await failing(namespace.flush)
+    elif way == "write":
+        await failing(lambda: namespace.write(8, data("f"), fua=True))
+    else:
+        await failing(lambda: namespace.manage(ZoneInput.FINISH, 0))
+    now = seen(namespace, 4)
+    assert [pointer for _, pointer in now] == [3, ZONE - 1, 0, 0] and ("FULL", ZONE) not in now
+    assert sorted(told) == [0, ZONE, 2 * ZONE]
+    assert await read(namespace, 0, 8) == bytes(data("a", 3)) + bytes(5 * BLOCK)
+    with pytest.raises(CommandError) as refused:
+        namespace.write(8, data("x"))
+    assert refused.value.status == Status.ZONE_INVALID_WRITE
+    await settled(namespace.flush())
+    await write(namespace, 3, "g", 2)
+    namespace = await machine.again("power")
+    assert [pointer for _, pointer in seen(namespace, 4)] == [3, ZONE - 1, 0, 0]
+
+
+async def test_a_zone_that_is_written_while_a_sync_fails_is_read_only(machine, broken, monkeypatch):
+    namespace, release = machine.namespace, asyncio.Event()
+    await write(namespace, 0, "a", 3)
+    await settled(namespace.flush())
+    await write(namespace, 3, "b", 2)
+    real = machine.backend.write
+
+    async def slowly(*arguments, **options):
+        await release.wait()
+        await settled(real(*arguments, **options))
+
+    monkeypatch.setattr(machine.backend, "write", slowly)
+    writing = asyncio.ensure_future(settled(namespace.write(5, data("c"))))
+    await asyncio.sleep(0)
+    broken(1)
+    await failing(namespace.flush)
+    with pytest.raises(CommandError) as refused:
+        namespace.write(6, data("x"))
+    assert refused.value.status == Status.COMMAND_INTERRUPTED
+    release.set()
+    await writing
+    assert seen(namespace, 1)[0][0] == "READ_ONLY"
+
+
+async def test_a_sync_that_succeeds_behind_one_that_failed_stores_nothing(machine, monkeypatch):
+    namespace = machine.namespace
+    await write(namespace, 0, "a", 3)
+    real, release = machine.backend.flush, asyncio.Event()
+
+    async def slowly():
+        await release.wait()
+        await settled(real())
+
+    monkeypatch.setattr(machine.backend, "flush", slowly)
+    flushing = asyncio.ensure_future(namespace.flush())
+    await asyncio.sleep(0)
+    machine.backend.sync_failures += 1  # another one's, meanwhile
+    release.set()
+    await flushing
+    assert seen(await machine.again("power"), 1) == [("EMPTY", 0)]
+
+
+async def test_a_reset_that_is_not_stored_leaves_what_is_on_the_media(machine, broken, monkeypatch):
+    namespace = machine.namespace
+    await write(namespace, 0, "a", 3)
+    await settled(namespace.flush())
+    with monkeypatch.context() as patch:
+        patch.setattr(namespace.zones.store, "commit_now", lambda records: (_ for _ in ()).throw(OSError(5, "broken")))
+        await failing(lambda: namespace.manage(ZoneInput.RESET, 0))
+    await write(namespace, 3, "b", 2)
+    broken(1)
+    await failing(namespace.flush)
+    assert seen(namespace, 1)[0][1] == 3
 
 
 async def test_erased(machine):

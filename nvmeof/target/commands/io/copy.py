@@ -28,7 +28,7 @@ from nvmeof.target.commands.dispatch.base import (
     decoded,
 )
 from nvmeof.target.commands.dispatch.command_tables import CommandTables
-from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, through
+from nvmeof.target.commands.io.nvm import active_namespace, check_directive, check_extension, telling, through
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES, Namespace
 
 FORMAT_ACROSS = 2
@@ -164,10 +164,12 @@ async def _copy_in_turn(ctx: IoContext, sqe: Sqe, destination: Namespace, source
     """Copy in turn: each copy may need a buffer, so that only few of one association are in progress at a time."""
     async with ctx.view.copies.turn(ctx.runtime):
         ctx.check_not_aborted(sqe.cid)
-        return await _copy(ctx, sqe, destination, sources)
+        copied = _copy(ctx, sqe, destination, sources)
+        await settled(telling(ctx, destination, copied) if through(ctx, sqe) else copied)
+        return Completion()
 
 
-async def _copy(ctx: IoContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> Completion:
+async def _copy(ctx: IoContext, sqe: Sqe, destination: Namespace, sources: list[Source]) -> None:
     fua = through(ctx, sqe)
     total = sum(item.blocks for item in sources)
     if total << destination.block_shift <= ATOMIC_WRITE_BYTES:
@@ -182,7 +184,6 @@ async def _copy(ctx: IoContext, sqe: Sqe, destination: Namespace, sources: list[
                 raise
             slba += item.blocks
     destination.counters.copies += 1
-    return Completion()
 
 
 async def _copy_at_once(destination: Namespace, sources: list[Source], slba: int, blocks: int, fua: bool) -> None:

@@ -83,8 +83,15 @@ async def _later(ctx: IoContext, first: Sqe, second: Sqe, pending: Awaitable[boo
 
 def _compared(ctx: IoContext, first: Sqe, second: Sqe, same: bool) -> Completions:
     if same:
-        return Completion(), Completion()
+        lost = _lost(ctx, second)
+        return Completion(), Completion() if lost is None else ctx.refuse(second, lost)
     return ctx.refuse(first, compare_failure(first)), ctx.refuse(second, failed_fused())
+
+
+def _lost(ctx: IoContext, second: Sqe) -> CommandError | None:
+    """Return the error of a write with FUA whose host has yet to learn that earlier writes may be lost."""
+    namespace = ctx.namespaces.get(second.nsid)
+    return namespace.tell_lost(ctx.hostid) if namespace is not None and through(ctx, second) else None
 
 
 def _failed(ctx: IoContext, first: Sqe, second: Sqe, error: Exception) -> Completions:
@@ -101,5 +108,6 @@ def _failed(ctx: IoContext, first: Sqe, second: Sqe, error: Exception) -> Comple
         and not isinstance(error.__cause__, SourceError)
         and error.status != Status.ABORTED_BY_REQUEST
     ):
+        _lost(ctx, second)  # its completion ends with the error
         return Completion(), ctx.refuse(second, error)
     return ctx.refuse(first, error), ctx.refuse(second, failed_fused())

@@ -166,7 +166,8 @@ def write(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awa
 
 
 def telling(ctx: IoContext, namespace: Namespace, pending: Awaitable[None] | None) -> Awaitable[None] | None:
-    """Flush, or write with FUA: it fails also when what the host wrote before could not be brought to the media."""
+    """Flush, or change blocks with FUA: it fails also when what the host wrote before could not be brought to the
+    media."""
     if pending is not None:
         return _tell_later(ctx, namespace, pending)
     error = namespace.tell_lost(ctx.hostid)
@@ -215,10 +216,14 @@ def write_zeroes(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completio
         first, blocks, deallocate, dw0 = 0, namespace.size_blocks, True, _ALL_BLOCKS_CLEARED
     else:
         first, blocks, dw0 = sqe.slba, sqe.transfer_blocks, 0
-    zero = partial(namespace.write_zeroes, deallocate=deallocate, fua=through(ctx, sqe))
+    fua = through(ctx, sqe)
+    zero = partial(namespace.write_zeroes, deallocate=deallocate, fua=fua)
+    pending: Awaitable[None] | None
     if _is_long(namespace, blocks):
-        return completed(_in_pieces(ctx, sqe, namespace, zero, [(first, blocks)]), dw0)
-    return completed(zero(first, blocks), dw0)
+        pending = _in_pieces(ctx, sqe, namespace, zero, [(first, blocks)])
+    else:
+        pending = zero(first, blocks)
+    return completed(telling(ctx, namespace, pending) if fua else pending, dw0)
 
 
 def _is_long(namespace: Namespace, blocks: int) -> bool:

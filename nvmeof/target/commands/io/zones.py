@@ -40,6 +40,7 @@ from nvmeof.target.commands.io.nvm import (
     check_directive,
     check_extension,
     completed,
+    telling,
     through,
 )
 from nvmeof.target.namespaces.zone_states import ACTIONS, SELECTED
@@ -86,7 +87,10 @@ def check_append(ctx: IoContext, sqe: Sqe) -> None:
 def append(ctx: IoContext, sqe: Sqe, data: memoryview | None) -> Completion | Awaitable[Completion]:
     """Execute Zone Append; DW0 and DW1 are the LBA of the data."""
     assert data is not None
-    slba, pending = zoned(ctx, sqe).append(sqe.slba, data, fua=through(ctx, sqe))
+    namespace, fua = zoned(ctx, sqe), through(ctx, sqe)
+    slba, pending = namespace.append(sqe.slba, data, fua=fua)
+    if fua:
+        pending = telling(ctx, namespace, pending)
     completion = Completion(dw0=slba & 0xFFFFFFFF, dw1=slba >> 32)
     return completion if pending is None else _appended(pending, completion)
 
