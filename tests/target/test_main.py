@@ -395,6 +395,13 @@ def test_a_closed_stdout_is_no_traceback():
     assert b"Traceback" not in err and b"Exception ignored" not in err, err
 
 
+def test_a_state_that_is_a_link_to_nothing_is_not_made_anew(tmp_path, capsys):
+    """The state is where the link led to: to begin without it would forget it without a word."""
+    (tmp_path / "state").symlink_to(tmp_path / "away")
+    assert main(["--ramdisk", "1M", "--state", str(tmp_path / "state"), "-t", "tcp", "-l", "127.0.0.1:0"]) == 2
+    assert "is a link to" in capsys.readouterr().err and not (tmp_path / "away").exists()
+
+
 @pytest.mark.parametrize("name", ["disk", "disk.nvmeof", "disk.zones"])
 def test_the_state_is_not_where_a_file_has_its_own(tmp_path, capsys, name):
     assert main(["--file", str(tmp_path / "disk"), "--size", "1M", "--state", str(tmp_path / name)]) == 2

@@ -134,7 +134,7 @@ def _state(options: Options) -> JsonFileStore | None:
             raise ConfigurationError(
                 f"--state {options.state} is already used for the metadata of --file {path}; choose another path"
             )
-    return JsonFileStore(state, sections=SUBSYSTEM_SECTIONS)
+    return JsonFileStore(options.state, sections=SUBSYSTEM_SECTIONS)  # not resolved: it refuses a link to nothing
 
 
 def _ports(options: Options) -> list[PortConfig]:
