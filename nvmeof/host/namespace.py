@@ -210,6 +210,8 @@ class Namespace:
         """
         if not self._block_bytes:
             await self.refresh()
+        if blocks > self._one_command_blocks and lbas:
+            await self._expect(max(lbas), blocks)
         size = blocks * self._block_bytes
         if into is None or isinstance(into, memoryview | bytearray):
             whole = writable(bytearray(size * len(lbas)) if into is None else into)
@@ -231,6 +233,8 @@ class Namespace:
         """
         if not self._block_bytes:
             await self.refresh()
+        if blocks > self._one_command_blocks and lbas:
+            await self._expect(max(lbas), blocks)
         size = blocks * self._block_bytes
         if isinstance(data, bytes | bytearray | memoryview):
             buffers = pieces(plain_view(data), size, len(lbas))

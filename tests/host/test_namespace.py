@@ -149,6 +149,8 @@ async def test_errors_of_single_and_split_commands(device: FakeDevice, connected
         lambda: namespace.write(4095, bytes(512 * 2000)),
         lambda: namespace.read_into(4095, bytearray(512 * 2000)),
         lambda: namespace.read(0, 10**14),  # more than there is memory for
+        lambda: namespace.read_many([0, 7], 10**14),
+        lambda: namespace.write_many([4095], bytes(512 * 2000), 2000),
     ):
         with pytest.raises(NvmeStatusError, match=r"LBA out of range.*4096 blocks") as caught:
             await operation()
