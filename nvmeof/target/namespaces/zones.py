@@ -308,8 +308,8 @@ class Zones:
             if self.dirty.get(index) == saved:
                 del self.dirty[index]
             generation, record = saved
-            if index < len(self.zones) and self.zones[index].generation == generation:
-                self.zones[index].on_media = self.zones[index].start + record.written
+            if index < len(self.zones) and (zone := self.zones[index]).generation == generation:
+                zone.on_media = min(zone.start + record.written, zone.written)  # less: a sync has failed meanwhile
 
     def lose_unsynced(self) -> None:
         """Take write pointers back to what is on the media, after a sync that failed: later ones may succeed without
