@@ -30,6 +30,7 @@ class IoBatch:
 
     ``sqe``: that of all of them; its SLBA counts for nothing. ``buffers``: equally long, contiguous views of bytes,
     those of Reads writable. ``hold``: a cancelled caller gets its buffers back before the cancellation is raised.
+    ``whole``: one view of all data, where the buffers are its pieces, one behind the other.
     ``unfinished``: after an error, the places in the batch of the commands that failed, were lost, or were not sent.
     ``unknown``: of these, those that were sent and lost with their queue: whether they took place is not known.
     """
@@ -39,6 +40,7 @@ class IoBatch:
     buffers: Sequence[memoryview]
     write: bool = False
     hold: bool = True
+    whole: memoryview | None = None
     unfinished: list[int] = field(default_factory=list)
     unknown: list[int] = field(default_factory=list)
 
@@ -214,7 +216,11 @@ class BatchRun:
         end = first + len(parts)
         for index, part in enumerate(parts, first):
             part.index = index
-        series = CommandSeries(batch.sqe, batch.slbas[first:end], batch.buffers[first:end], batch.write)
+        whole = batch.whole
+        if whole is not None and len(parts) < len(batch):
+            size = len(batch.buffers[0])
+            whole = whole[first * size : end * size]
+        series = CommandSeries(batch.sqe, batch.slbas[first:end], batch.buffers[first:end], batch.write, whole)
         queue.submit_batch(series, parts)
         self.outstanding += len(parts)
         self._next = end

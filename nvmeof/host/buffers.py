@@ -5,7 +5,7 @@ This module must not know commands, queues or namespaces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nvmeof.errors import LocalProtocolError
 from nvmeof.wire import Buffer
@@ -83,3 +83,45 @@ class BlockVector:
         """Copy data that was read into shared blocks to the buffers."""
         for block, piece in self._copies:
             piece[:] = block
+
+
+class DeviceBuffer:
+    """Memory that a device reads and writes without a copy, taken by an application until :meth:`release`.
+
+    ::
+
+        with controller.take_buffer(131072) as buffer:
+            await namespace.read_into(0, buffer.view)
+
+    ``view``: all of it, writable; slices of it serve as well. Between the call of an operation and its return the
+    memory is the device's, as any buffer is. Its content at first is not defined.
+    """
+
+    __slots__ = ("_release", "view")
+
+    def __init__(self, view: memoryview, release: Callable[[memoryview], None] | None = None) -> None:
+        self.view = view
+        self._release = release
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __enter__(self) -> DeviceBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the memory back; neither it nor a slice of it may be used after this. Safe to call twice.
+
+        Raises LocalProtocolError, and gives nothing back, while a command is under way with a part of it.
+        """
+        release, self._release = self._release, None
+        if release is not None:
+            try:
+                release(self.view)
+            except BaseException:
+                self._release = release
+                raise
+            self.view = memoryview(b"")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nvmeof.errors import ConfigurationError
+from collections.abc import Iterator
+
+from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.queue import QueueDevice
 
@@ -48,6 +50,9 @@ class DeviceRegistry:
         for device in devices:
             self.register(device)
 
+    def __iter__(self) -> Iterator[QueueDevice]:
+        return iter(list(self._devices))
+
     def register(self, device: QueueDevice) -> None:
         """Add a device. Raises :class:`ConfigurationError` when an operation or a limit is missing, or it is registered
         already."""
@@ -68,11 +73,19 @@ class DeviceRegistry:
 
     def claim(self, options: ConnectOptions) -> QueueDevice:
         """Return the first device that claims the route; its options are checked. Raises
-        :class:`ConfigurationError`."""
+        :class:`ConfigurationError`, or what a device says of the route where none claims it."""
+        refusal: NvmeofError | None = None
         for device in self._devices:
-            if device.claim_dev(options):
+            try:
+                claimed = device.claim_dev(options)
+            except NvmeofError as error:
+                refusal = refusal or error
+                continue
+            if claimed:
                 check_options(device, options)
                 return device
+        if refusal is not None:
+            raise refusal
         raise ConfigurationError(
             f"no queue device reaches {options.traddr} over {options.transport}; "
             f"there are: {', '.join(device.name for device in self._devices) or 'none'}"

@@ -219,7 +219,7 @@ class Namespace:
         else:
             whole, buffers = memoryview(b""), [writable(each) for each in into]
             check_lengths(buffers, size, len(lbas))
-        await self._batch(sqe_builders.READ, lbas, blocks, buffers, hold=into is not None)
+        await self._batch(sqe_builders.READ, lbas, blocks, buffers, whole or None, hold=into is not None)
         return whole
 
     async def write_many(
@@ -236,15 +236,25 @@ class Namespace:
         if blocks > self._one_command_blocks and lbas:
             await self._expect(max(lbas), blocks)
         size = blocks * self._block_bytes
+        whole = None
         if isinstance(data, bytes | bytearray | memoryview):
-            buffers = pieces(plain_view(data), size, len(lbas))
+            whole = plain_view(data)
+            buffers = pieces(whole, size, len(lbas))
         else:
             buffers = [plain_view(each) for each in data]
             check_lengths(buffers, size, len(lbas))
-        await self._batch(sqe_builders.WRITE, lbas, blocks, buffers, hold=not isinstance(data, bytes), fua=fua)
+        await self._batch(sqe_builders.WRITE, lbas, blocks, buffers, whole, hold=not isinstance(data, bytes), fua=fua)
 
     async def _batch(
-        self, opcode: int, lbas: Sequence[int], blocks: int, buffers: list[memoryview], *, hold: bool, fua: bool = False
+        self,
+        opcode: int,
+        lbas: Sequence[int],
+        blocks: int,
+        buffers: list[memoryview],
+        whole: memoryview | None,
+        *,
+        hold: bool,
+        fua: bool = False,
     ) -> None:
         if not lbas:
             return
@@ -255,7 +265,7 @@ class Namespace:
             make = (
                 sqe_builders.write(self.nsid, 0, blocks, fua=fua) if write else sqe_builders.read(self.nsid, 0, blocks)
             )
-            await self.port.io_batch(IoBatch(make, lbas, buffers, write, hold))
+            await self.port.io_batch(IoBatch(make, lbas, buffers, write, hold, whole))
             return
         await self.port.io_transfer(self._parts(zip(lbas, buffers, strict=True), write=write, fua=fua), hold=hold)
 

@@ -39,6 +39,7 @@ from nvmeof.errors import (
     OutcomeUnknown,
     TransportError,
 )
+from nvmeof.host.buffers import DeviceBuffer
 from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.tracing import CommandTrace
@@ -97,13 +98,15 @@ class Request:
 class CommandSeries:
     """Reads or Writes of one length, as :meth:`QueueDevice.send_batch` gets them beside their requests.
 
-    ``sqe``: that of all of them; its SLBA counts for nothing. ``buffers``: the data of each, equally long.
+    ``sqe``: that of all of them; its SLBA counts for nothing. ``buffers``: the data of each, equally long. ``whole``:
+    one view of all data, where the buffers are its pieces, one behind the other.
     """
 
     sqe: bytes
     slbas: Sequence[int]
     buffers: Sequence[memoryview]
     write: bool = False
+    whole: memoryview | None = None
 
 
 class QueueLink(Protocol):
@@ -394,7 +397,10 @@ class QueueDevice(ABC):
 
     @abstractmethod
     def claim_dev(self, options: ConnectOptions) -> bool:
-        """Return whether the device reaches that address over that transport."""
+        """Return whether the device reaches that address over that transport.
+
+        Where it raises :class:`NvmeofError` to say why it does not, other devices are asked all the same.
+        """
 
     @abstractmethod
     async def setup_ctrl(self, options: ConnectOptions) -> None:
@@ -439,6 +445,10 @@ class QueueDevice(ABC):
         The request itself goes on until ``done``. A device that cannot do it keeps the caller waiting until then.
         """
         return False
+
+    def take_buffer(self, size_bytes: int) -> DeviceBuffer:
+        """Return memory that this device reads and writes without a copy. Any device takes other memory too."""
+        return DeviceBuffer(memoryview(bytearray(size_bytes)))
 
     def peer_address(self, queue: Queue) -> str | None:
         """Return the address that a queue is connected to, numeric and with its interface; None where the device has
