@@ -21,11 +21,13 @@ from nvmeof.address import parse_port, split_scope
 from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import ConfigurationError, NvmeStatusError, TransportError
 from nvmeof.host.admin_commands import AdminCommands
+from nvmeof.host.buffers import DeviceBuffer
 from nvmeof.host.controller import Controller
 from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.discovery import DiscoveryEntry, DiscoveryLog, read_discovery_log
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
+from nvmeof.host.offload.device import OffloadDevice
 from nvmeof.host.options import ConnectKeywords, ConnectOptions
 from nvmeof.host.queue import QueueDevice
 from nvmeof.host.socket_queue import SocketQueue, SocketQueueDevice
@@ -43,8 +45,8 @@ __all__ = ["HostController", "PassthruResult", "connect", "discover"]
 
 log = logging.getLogger("nvmeof.host")
 
-DEVICES = DeviceRegistry(SocketQueueDevice())
-"""The queue devices that :func:`connect` chooses from: NVMe/TCP in software, unless a program registers others."""
+DEVICES = DeviceRegistry(SocketQueueDevice(), OffloadDevice())
+"""The queue devices that :func:`connect` chooses from: NVMe/TCP in software, in this process or in one of its own."""
 DEFAULT_TRANSPORT = "mptcp"
 """MPTCP falls back to TCP by itself wherever the kernel or the peer lacks it."""
 
@@ -112,6 +114,14 @@ class HostController(Controller, AdminCommands):
         finally:
             self.stop_paths()
 
+    def take_buffer(self, size_bytes: int) -> DeviceBuffer:
+        """Take memory for reads and writes: what the queue device needs no copy for. Release it after use.
+
+        With ``transport="tcp_offload"`` it is memory of the device, else that of this program. Raises
+        ConfigurationError for a size that the device cannot have, LocalProtocolError when its memory is used up.
+        """
+        return self.device.take_buffer(size_bytes)
+
     async def namespaces(self) -> list[Namespace]:
         """Return the active namespaces, identified; one that is deleted during the call is left out."""
         found: list[Namespace] = []
@@ -141,6 +151,7 @@ class HostController(Controller, AdminCommands):
         self, opcode: int, *, nsid: int = 0, data: Buffer | None = None, data_bytes: int = 0, **dwords: int
     ) -> PassthruResult:
         """Execute a raw admin command; ``dwords``: cdw2, cdw3, cdw10 to cdw15, flags. See :meth:`io_passthru`."""
+        self._check_transfer(data, data_bytes)
         sqe, data_in = _raw(opcode, nsid, data, data_bytes, dwords)
         result = await self.admin(sqe, data_out=data, data_in=data_in)
         return PassthruResult(result, bytes(data_in) if data_in is not None else b"")
@@ -151,11 +162,17 @@ class HostController(Controller, AdminCommands):
         """Execute a raw I/O command. ``data`` is sent; ``data_bytes`` are received. Bits 1:0 of the opcode say which it
         takes.
 
-        Raises :class:`ConfigurationError` where these disagree.
+        Raises :class:`ConfigurationError` where these disagree, and for more data than the queue device transfers.
         """
+        self._check_transfer(data, data_bytes)
         sqe, data_in = _raw(opcode, nsid, data, data_bytes, dwords)
         result = await self.io(sqe, data_out=data, data_in=data_in)
         return PassthruResult(result, bytes(data_in) if data_in is not None else b"")
+
+    def _check_transfer(self, data: Buffer | None, data_bytes: int) -> None:
+        limit, size = self.device.max_hw_sectors, max(data_bytes, 0 if data is None else len(data))
+        if limit and size > limit:
+            raise ConfigurationError(f"the queue device {self.device.name} transfers {limit} bytes at once, not {size}")
 
 
 def _raw(

@@ -23,6 +23,7 @@ from nvmeof.host.discovery import DiscoveryEntry
 from nvmeof.host.host_subsystem import HostSubsystem
 from nvmeof.host.identity import host_identity
 from nvmeof.host.namespace import Namespace
+from nvmeof.host.offload.device import OFFLOAD
 from nvmeof.host.options import ConnectOptions, distinct_paths
 from nvmeof.host.url import TargetUrl
 from nvmeof.spec.enums import DISCOVERY_NQN, NVME_PORT
@@ -160,12 +161,21 @@ def spread_paths(params: dict[str, Any]) -> None:
                 "give it once for all paths, or once for each"
             )
     for transport in given["transport"]:
-        get(transport)
+        check_transport(transport)
     params["where"] = [
         {name: values[min(index, len(values) - 1)] if values else None for name, values in given.items()}
         for index in range(count)
     ]
     params.update(params["where"][0])
+
+
+def check_transport(name: str) -> None:
+    """Raise :class:`ConfigurationError` for what is neither a transport nor the offload device."""
+    if name != OFFLOAD:
+        try:
+            get(name)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error}, {OFFLOAD}") from None
 
 
 def command(name: str) -> Callable[[Callable[..., Any]], HostCommand]:
@@ -192,7 +202,7 @@ def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[
         ),
         _option(
             "-t", "--transport", brief=False, default=("mptcp",) if several else "mptcp", show_default=True,
-            metavar="NAME", help="mptcp (falls back to tcp) or tcp.", **how,
+            metavar="NAME", help="mptcp (falls back to tcp), tcp, or tcp_offload (tcp in a separate process).", **how,
         ),
         _option("-w", "--host-traddr", metavar="ADDR", help="Local address to connect from.", **how),
         _option("-f", "--host-iface", metavar="IFACE", help="Local network interface to connect from.", **how),

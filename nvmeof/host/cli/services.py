@@ -15,13 +15,12 @@ import click
 from nvmeof.address import parse_port
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.cli import output as out
-from nvmeof.host.cli.options import given_options
+from nvmeof.host.cli.options import check_transport, given_options
 from nvmeof.host.config_files.config_json import ConfigFile, read_config
 from nvmeof.host.config_files.discovery_conf import parse_discovery_conf
 from nvmeof.host.config_files.fabrics_options import ADDRESS
 from nvmeof.host.config_files.files import CONFIG_JSON, DISCOVERY_CONF, find, read_text
 from nvmeof.security.secret import parse_secret
-from nvmeof.transport import get
 
 NO_FILE = "none"
 """What ``--config`` says for no file, as in nvme-cli."""
@@ -155,7 +154,7 @@ def _add(found: list[Asked], options: dict[str, Any], source: str, given: Mappin
         out.remark(f"left out {options.get('traddr')} of {source}: this host does not have its {', '.join(secured)}")
         return
     try:
-        get(options["transport"])
+        check_transport(options["transport"])
     except ConfigurationError:
         return
     names = ("transport", "traddr", "trsvcid", "host_traddr", "host_iface", "hostnqn", "hostid")
