@@ -71,9 +71,7 @@ def _plan(
 @click.option("--transport", type=click.Choice(["tcp", "mptcp"]), help="Loopback: only this transport.")
 @click.option("--file", "file", is_flag=True, help="Loopback: measure a file namespace too (in TMPDIR).")
 @click.option("--seconds", type=click.FloatRange(0.05, 60), help="Length of a sample; isolation: of each scenario.")
-@click.option(
-    "--pairs", type=click.IntRange(1, 100), help="Loopback: quiet samples of each side; offload: rounds."
-)
+@click.option("--pairs", type=click.IntRange(1, 100), help="Loopback: quiet samples of each side; offload: rounds.")
 @click.option(
     "--size-mib", type=click.IntRange(1, 1 << 20), help="Loopback: size of the namespace and of the floor's memory."
 )

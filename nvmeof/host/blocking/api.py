@@ -14,6 +14,7 @@ from nvmeof.host.admin_commands import LOG_CHUNK_BYTES
 from nvmeof.host.association import HostState
 from nvmeof.host.async_events import AsyncEvent
 from nvmeof.host.blocking.portal import PORTAL, Blocking
+from nvmeof.host.buffers import DeviceBuffer
 from nvmeof.host.client import HostController as _HostController
 from nvmeof.host.client import PassthruResult
 from nvmeof.host.discovery import DiscoveryEntry
@@ -401,6 +402,14 @@ class HostController(Blocking[_HostController]):
         """Shut the controller down in order and close all connections. Safe to call twice."""
         PORTAL.run(self.wrapped.disconnect())
 
+    def take_buffer(self, size_bytes: int) -> DeviceBuffer:
+        """Take memory for reads and writes: what the queue device needs no copy for. Release it after use.
+
+        With ``transport="tcp_offload"`` it is memory of the device, else that of this program. Raises
+        ConfigurationError for a size that the device cannot have, LocalProtocolError when its memory is used up.
+        """
+        return PORTAL.run_function(self.wrapped.take_buffer, size_bytes)
+
     def namespaces(self) -> list[Namespace]:
         """Return the active namespaces, identified; one that is deleted during the call is left out."""
         return [Namespace(each) for each in PORTAL.run(self.wrapped.namespaces())]
@@ -421,7 +430,7 @@ class HostController(Blocking[_HostController]):
         """Execute a raw I/O command. ``data`` is sent; ``data_bytes`` are received. Bits 1:0 of the opcode say which it
         takes.
 
-        Raises :class:`ConfigurationError` where these disagree.
+        Raises :class:`ConfigurationError` where these disagree, and for more data than the queue device transfers.
         """
         return PORTAL.run(self.wrapped.io_passthru(opcode, nsid=nsid, data=data, data_bytes=data_bytes, **dwords))
 

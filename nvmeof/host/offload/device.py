@@ -26,6 +26,10 @@ STAGING_BYTES: Final = 64 << 20
 POOL_BYTES: Final = 256 << 20
 """The application's pool; memory is used for what has been taken once."""
 START_SECONDS: Final = 30.0
+_CONNECTION_OPTIONS: Final = SocketQueueDevice.allowed_opts | {
+    "traddr", "trsvcid", "subnqn", "hostnqn", "connect_timeout", "disable_sqflow",
+}  # fmt: skip
+"""What the device is told of a controller's options: nothing of its secrets."""
 _LASTING_FACTS: Final = frozenset({"local", "peer", "congestion", "nodelay", "hdr_digest", "data_digest"})
 
 
@@ -218,7 +222,7 @@ class OffloadDevice(QueueDevice):
 def _fields(queue: Queue) -> dict[str, Any]:
     """Return what the device needs to know of a queue, for JSON."""
     options = queue.options
-    given = {name: getattr(options, name) for name in options.given()}
+    given = {name: getattr(options, name) for name in options.given() & _CONNECTION_OPTIONS}
     return {
         "options": {**given, "hostid": str(options.hostid)},
         "qid": queue.qid,
