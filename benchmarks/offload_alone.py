@@ -54,9 +54,7 @@ class AnsweringRing(layout.RingWriter):
             else:
                 items = layout.series_items(count, whole=flags & layout.WHOLE != 0)
                 cids += items.unpack_from(self._memory, at + 64)[count : 2 * count]
-        values = [0] * (4 * len(cids))
-        values[::4] = cids
-        self._answers.completions(slot, values, len(cids))
+        self._answers.good(slot, cids)
         self._answers.ring()
         self._loop.call_soon(self._process._on_doorbell)
 

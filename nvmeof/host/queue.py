@@ -18,9 +18,9 @@ series' names:
 ====================  ================================================================================================
 
 Upcalls: :meth:`Request.done` with ``(result, status)``, exactly once per request unless the queue is drained first (or
-:meth:`Queue.complete` for several), and :meth:`Queue.report_err`. A request's buffers belong to the device from
-``send_req`` until one of these two ends, or until a device that can do so gives them back early (``give_back``,
-optional: the caller was cancelled).
+:meth:`Queue.complete` for several, :meth:`Queue.complete_good` for several that are alike), and
+:meth:`Queue.report_err`. A request's buffers belong to the device from ``send_req`` until one of these two ends, or
+until a device that can do so gives them back early (``give_back``, optional: the caller was cancelled).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from operator import attrgetter
+from typing import Protocol, cast
 
 from nvmeof.errors import (
     CommandNotExecuted,
@@ -44,6 +45,9 @@ from nvmeof.host.facts import QueueFacts
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.tracing import CommandTrace
 from nvmeof.wire import Buffer
+
+
+_group_of: Callable[[object], Group | None] = attrgetter("group")
 
 
 class Group(Protocol):
@@ -299,6 +303,30 @@ class Queue:
             self.completed += count
             if owner is not None:
                 owner.completed_together(together)
+
+    def complete_good(self, cids: Sequence[int]) -> None:
+        """Complete requests that have succeeded with result 0; upcall of the device, as :meth:`complete`."""
+        requests = self.requests
+        found = list(map(requests.get, cids))
+        if (
+            None in found  # an earlier completion has torn the queue down
+            or self.trace is not None
+            or self._named
+            or self._urgent
+            or self._backlog
+            or max(cids) >= self._reserved_from
+            or len(groups := set(map(_group_of, found))) != 1
+            or (group := groups.pop()) is None
+        ):
+            self.complete([(cid, 0, 0, 0) for cid in cids])
+            return
+        together = cast(list[Request], found)
+        for cid, request in zip(cids, together, strict=True):
+            del requests[cid]
+            request.cid = -1
+        self._free.extend(cids)
+        self.completed += len(cids)
+        group.completed_together(together)
 
     def _reuse(self, cid: int) -> None:
         if self._urgent:

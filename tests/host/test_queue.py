@@ -223,3 +223,60 @@ def test_expired() -> None:
     assert list(each.expired(100.5)) == []
     assert list(each.expired(101.0)) == [eager]
     assert list(each.expired(1e9)) == [ordinary, eager]
+
+
+class Together:
+    """A group that notes what has completed together."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[Request]] = []
+
+    def completed_together(self, requests: list[Request]) -> None:
+        self.seen.append(requests)
+
+
+class Grouped(Noted):
+    def __init__(self, group: Together | None) -> None:
+        super().__init__()
+        self.group = group
+
+
+def test_requests_of_one_group_that_succeed_are_completed_in_one_call() -> None:
+    each, _ = queue(8, reserved=1)
+    group = Together()
+    requests = [Grouped(group) for _ in range(3)]
+    for request in requests:
+        each.submit(request)
+    each.complete_good([2, 0, 1])
+    assert group.seen == [[requests[2], requests[0], requests[1]]]
+    assert all(request.cid == -1 and not request.outcome for request in requests)
+    assert (each.requests, each.room, each.completed) == ({}, 6, 3)
+
+
+def test_of_other_requests_that_succeed_each_is_completed() -> None:
+    """Of no group, of two, with a reserved identifier, and while others wait for identifiers."""
+    each, device = queue(6, reserved=1)
+    groups = [Together(), Together()]
+    requests = [Grouped(groups[0]), Grouped(groups[1]), Grouped(None)]
+    for request in requests:
+        each.submit(request)
+    urgent = Noted(priority=True)
+    each.submit(urgent)
+    each.complete_good([0, 1, 2, urgent.cid])
+    assert [group.seen for group in groups] == [[[requests[0]]], [[requests[1]]]]
+    assert requests[2].outcome == urgent.outcome == [(0, 0)]
+    full = [Grouped(groups[0]) for _ in range(5)]
+    for request in full:
+        each.submit(request)
+    each.complete_good([request.cid for request in full[:4]])
+    assert full[4].cid >= 0 and device.sent_requests[-1] is full[4]
+    assert each.completed == 8
+
+
+def test_success_of_what_has_been_torn_down_is_nothing() -> None:
+    each, _ = queue(4)
+    request = Grouped(Together())
+    each.submit(request)
+    each.fail(ConnectionLost("gone"))
+    each.complete_good([0])
+    assert each.completed == 0

@@ -17,7 +17,6 @@ from nvmeof.errors import ConnectionLost
 from nvmeof.host.host_subsystem import HostSubsystem, connect_multipath
 from nvmeof.host.multipath.identity import PathMismatchError
 from nvmeof.host.namespace import Namespace
-from nvmeof.host.offload.device import OFFLOAD
 from nvmeof.host.path import PathState
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 
@@ -26,7 +25,7 @@ from .conftest import HOSTNQN
 
 until = partial(rawhost.until, seconds=20.0)
 
-TRANSPORTS = ["tcp", "mptcp", "memory", OFFLOAD]
+TRANSPORTS = ["tcp", "mptcp", "memory"]
 NQN = "nqn.2026-01.org.example:recovery"
 BLOCKS = 64
 
@@ -39,8 +38,7 @@ def target_of(
     namespaces = (NamespaceConfig(backend=backend, nguid=nguid),)
     subsystem = SubsystemConfig(nqn=NQN, namespaces=namespaces, command_quiesce_seconds=cqt)
     host = "recovery" if transport == "memory" else "127.0.0.1"
-    served = "tcp" if transport == OFFLOAD else transport
-    return Target(TargetConfig(subsystems=(subsystem,), ports=(PortConfig(transport=served, host=host, port=port),)))
+    return Target(TargetConfig(subsystems=(subsystem,), ports=(PortConfig(transport=transport, host=host, port=port),)))
 
 
 @asynccontextmanager

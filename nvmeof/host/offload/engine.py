@@ -211,7 +211,11 @@ class Engine:
         comes in the same turn of the loop."""
         for first in range(0, len(entries), COMPLETIONS_MAX):
             some = entries[first : first + COMPLETIONS_MAX]
-            self._out.completions(queue.slot, list(chain.from_iterable(some)), len(some))
+            cids, statuses, low, high = zip(*some, strict=True)
+            if any(statuses) or any(low) or any(high):
+                self._out.completions(queue.slot, list(chain.from_iterable(some)), len(some))
+            else:
+                self._out.good(queue.slot, cids)
         if not queue.under_way:
             self._out.ring()
         elif not self._will_ring:

@@ -29,7 +29,8 @@ MAX_TRANSFER_BYTES: Final = 1 << 20
 
 
 class Kind(IntEnum):
-    """The kinds of records. COMMAND, SERIES and DRAIN go to the device, COMPLETIONS, DRAINED and ERROR come from it."""
+    """The kinds of records. COMMAND, SERIES and DRAIN go to the device; COMPLETIONS, GOOD, DRAINED and ERROR come from
+    it."""
 
     PAD = 0
     """Nothing: the rest of the ring is too short for the record that follows at its beginning."""
@@ -46,11 +47,14 @@ class Kind(IntEnum):
     """The queue has stopped: the last record of it, and no buffer is touched after it."""
     ERROR = 6
     """The queue is broken: the sentence, in UTF-8, follows."""
+    GOOD = 7
+    """Commands of a queue that have succeeded with result 0: the CID of each follows."""
 
 
 # Members of an enumeration are slow to get: plain integers where every command passes.
 COMMAND_KIND: Final = int(Kind.COMMAND)
 COMPLETIONS_KIND: Final = int(Kind.COMPLETIONS)
+GOOD_KIND: Final = int(Kind.GOOD)
 _PAD: Final = int(Kind.PAD)
 _LAST_KIND: Final = int(max(Kind))
 READ: Final = 1
@@ -95,6 +99,12 @@ def series_items(count: int, *, whole: bool) -> Struct:
 def completion_items(count: int) -> Struct:
     """Return the layout of the items of COMPLETIONS."""
     return Struct("<" + "HHII" * count)
+
+
+@lru_cache(maxsize=2048)
+def good_items(count: int) -> Struct:
+    """Return the layout of the items of GOOD."""
+    return Struct(f"<{count}H")
 
 
 class RingWriter:
@@ -158,6 +168,14 @@ class RingWriter:
         at = self.place(units)
         HEADER.pack_into(self._memory, at, Kind.COMPLETIONS, 0, queue, units, count, 0, 0)
         completion_items(count).pack_into(self._memory, at + HEADER_BYTES, *values)
+
+    def good(self, queue: int, cids: Sequence[int]) -> None:
+        """Write GOOD for at most :data:`COMPLETIONS_MAX` commands."""
+        count = len(cids)
+        units = 1 - (-count * 2 // UNIT_BYTES)
+        at = self.place(units)
+        HEADER.pack_into(self._memory, at, GOOD_KIND, 0, queue, units, count, 0, 0)
+        good_items(count).pack_into(self._memory, at + HEADER_BYTES, *cids)
 
     def signal(self, kind: Kind, queue: int, text: bytes = b"") -> None:
         """Write a DRAIN, DRAINED or ERROR."""

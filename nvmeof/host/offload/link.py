@@ -45,16 +45,12 @@ class StagedSeries:
         if not self.left:
             self.free.append(self.offset)
 
-    def take_all(self, entries: list[tuple[int, int, int, int]], memory: memoryview) -> bool:
-        """Copy the data of all commands at once, if these are all, and all is well; False where nothing was done."""
-        count = len(entries)
-        if count != self.left or count != len(self.cids) or self.given_back:
-            return False
-        cids, statuses, _, _ = zip(*entries, strict=True)
-        if max(statuses) >= 2 or (cids != self.cids and set(cids) != set(self.cids)):
+    def take_all(self, cids: tuple[int, ...], memory: memoryview) -> bool:
+        """Copy the data of all commands at once, if these are all; False where nothing was done."""
+        if self.left != len(cids) or self.given_back or (cids != self.cids and set(cids) != set(self.cids)):
             return False
         if self.place is not None:
-            self.place[:] = memory[self.offset : self.offset + count * self.size]
+            self.place[:] = memory[self.offset : self.offset + len(cids) * self.size]
         self.free.append(self.offset)
         return True
 
@@ -76,6 +72,8 @@ class OffloadLink:
         self._slot = -1
         self._region = region
         self._memory = region.memory
+        self._mapping = region.mapping
+        self._free: dict[int, list[int]] = {}  # the lists of free buffers, by the length of data
         self._waiting = waiting
         self._staged: dict[int, Staged | StagedSeries] = {}
         self._drained = False
@@ -105,17 +103,27 @@ class OffloadLink:
         offset = 0
         if not size:
             flags = 0
-        elif type(data) is not memoryview or (offset := self._region.offset_of(data)) < 0:
+        elif (
+            type(data) is not memoryview
+            or data.obj is not self._mapping
+            or (offset := self._region.offset_of(data)) < 0
+        ):
             assert data is not None
-            if size > MAX_TRANSFER_BYTES:
-                self._refuse(size)
-                return True
-            staging = self._region.staging
-            order = staging.order(size)
-            offset = staging.take(order)
-            if offset < 0:
-                return False
-            self._staged[request.cid] = offset, data_in, staging.free_list(order)
+            free = self._free.get(size)
+            if free is None:
+                if size > MAX_TRANSFER_BYTES:
+                    self._refuse(size)
+                    return True
+                staging = self._region.staging
+                free = self._free[size] = staging.free_list(staging.order(size))
+            if free:
+                offset = free.pop()
+            else:
+                staging = self._region.staging
+                offset = staging.take(staging.order(size))
+                if offset < 0:
+                    return False
+            self._staged[request.cid] = offset, data_in, free
             if data_in is None:
                 self._memory[offset : offset + size] = data
         self.process.out.command(flags, self._slot, request.cid, request.sqe, size, offset)
@@ -224,31 +232,40 @@ class OffloadLink:
 
     # -- in
 
-    def completed(self, entries: list[tuple[int, int, int, int]]) -> None:
-        """Copy data that belongs elsewhere, and complete the commands."""
+    def succeeded(self, cids: tuple[int, ...]) -> None:
+        """Copy data that belongs elsewhere, and complete commands that have succeeded with result 0."""
         staged = self._staged
         if staged:
-            held = staged.get(entries[0][0])
-            if type(held) is StagedSeries and held.take_all(entries, self._memory):
-                for cid in held.cids:
+            held = staged.get(cids[0])
+            if type(held) is StagedSeries and held.take_all(cids, self._memory):
+                for cid in cids:
                     del staged[cid]
             else:
-                self._copy(entries)
+                self._copy(cids)
+        self.queue.complete_good(cids)
+        if self._waiting:
+            resume(self._waiting)
+
+    def completed(self, entries: list[tuple[int, int, int, int]]) -> None:
+        """Copy data that belongs elsewhere, and complete the commands."""
+        for cid, status, _, _ in entries:
+            self._copy((cid,), good=status < 2)
         self.queue.complete(entries)
         if self._waiting:
             resume(self._waiting)
 
-    def _copy(self, entries: list[tuple[int, int, int, int]]) -> None:
+    def _copy(self, cids: Sequence[int], *, good: bool = True) -> None:
+        """Copy the data of commands that have completed, if they succeeded, and free the device's own buffers."""
         staged, memory = self._staged, self._memory
-        for cid, status, _, _ in entries:
+        for cid in cids:
             held = staged.pop(cid, None)
             if held is None:
                 continue
             if type(held) is StagedSeries:
-                held.take(cid, memory, good=status < 2)
+                held.take(cid, memory, good=good)
                 continue
             offset, place, free = cast(Staged, held)
-            if place is not None and status < 2:
+            if place is not None and good:
                 place[:] = memory[offset : offset + len(place)]
             free.append(offset)
 

@@ -17,10 +17,12 @@ from nvmeof.host.offload.layout import (
     COMPLETION,
     COMPLETION_BYTES,
     COMPLETIONS_KIND,
+    GOOD_KIND,
     SUBMISSION_BYTES,
     Kind,
     RingReader,
     RingWriter,
+    good_items,
 )
 from nvmeof.host.offload.pool import Region
 
@@ -39,6 +41,10 @@ class Link(Protocol):
 
     def completed(self, entries: list[tuple[int, int, int, int]]) -> None:
         """Complete commands: CID, status, DW0, DW1 of each."""
+        ...
+
+    def succeeded(self, cids: tuple[int, ...]) -> None:
+        """Complete commands that have succeeded with result 0."""
         ...
 
     def broken(self, error: NvmeofError) -> None:
@@ -211,11 +217,10 @@ class DeviceProcess:
                 link = links.get(slot)
                 if link is None:
                     continue
-                if kind == COMPLETIONS_KIND:
-                    if count == 1:
-                        link.completed([COMPLETION.unpack_from(memory, at)])
-                    else:
-                        link.completed(list(COMPLETION.iter_unpack(memory[at : at + count * COMPLETION.size])))
+                if kind == GOOD_KIND:
+                    link.succeeded(good_items(count).unpack_from(memory, at))
+                elif kind == COMPLETIONS_KIND:
+                    link.completed(list(COMPLETION.iter_unpack(memory[at : at + count * COMPLETION.size])))
                 elif kind == Kind.ERROR:
                     link.broken(ConnectionLost(bytes(memory[at : at + count]).decode()))
         except ValueError as error:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvmeof.host.offload.layout import (
@@ -26,6 +26,7 @@ from nvmeof.host.offload.layout import (
     Kind,
     RingReader,
     RingWriter,
+    good_items,
     series_items,
 )
 
@@ -77,7 +78,10 @@ completions = st.tuples(
     st.just(Kind.COMPLETIONS), u16, st.lists(st.tuples(u16, u16, u32, u32), min_size=1, max_size=30)
 )
 signals = st.tuples(st.sampled_from([Kind.DRAIN, Kind.DRAINED, Kind.ERROR]), u16, st.binary(max_size=100))
-records = st.lists(st.lists(st.one_of(commands, series, completions, signals), min_size=1, max_size=3), max_size=30)
+good = st.tuples(st.just(Kind.GOOD), u16, st.lists(u16, min_size=1, max_size=40))
+turns_of_records = st.lists(
+    st.lists(st.one_of(commands, series, completions, good, signals), min_size=1, max_size=3), max_size=30
+)
 
 
 def write(writer: RingWriter, record: tuple) -> None:
@@ -92,6 +96,8 @@ def write(writer: RingWriter, record: tuple) -> None:
     elif kind == Kind.COMPLETIONS:
         queue, entries = rest
         writer.completions(queue, [value for entry in entries for value in entry], len(entries))
+    elif kind == Kind.GOOD:
+        writer.good(*rest)
     else:
         writer.signal(kind, rest[0], rest[1])
 
@@ -107,6 +113,8 @@ def read(memory: memoryview, record: tuple) -> tuple:
         return Kind.SERIES, flags, queue, count, items[0], size, offset
     if kind == Kind.COMPLETIONS:
         return Kind.COMPLETIONS, queue, list(COMPLETION.iter_unpack(memory[at : at + count * COMPLETION.size]))
+    if kind == Kind.GOOD:
+        return Kind.GOOD, queue, list(good_items(count).unpack_from(memory, at))
     return Kind(kind), queue, bytes(memory[at : at + count])
 
 
@@ -117,7 +125,8 @@ def normal(record: tuple) -> tuple:
     return record
 
 
-@given(records)
+@given(turns_of_records)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_what_is_written_is_read(turns: list[list[tuple]]) -> None:
     ends = Ends()
     try:
