@@ -246,7 +246,13 @@ def main(arguments: Sequence[str]) -> None:
     descriptor, requests, completions = map(int, arguments)
     mapping = mmap.mmap(descriptor, 0)
     os.close(descriptor)
-    run(_serve(memoryview(mapping), requests, completions))
+    try:
+        run(_serve(memoryview(mapping), requests, completions))
+    except Exception as error:
+        # the application reports the end of this process as that of its queues
+        log.error("internal error: %s: %s", type(error).__name__, error)
+        log.debug("where that happened", exc_info=error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -187,8 +187,12 @@ class RingWriter:
     def ring(self) -> None:
         """Ring the doorbell, where records wait for that."""
         pending, self._pending = self._pending, 0
-        if pending:
+        if pending and self._doorbell >= 0:
             os.eventfd_write(self._doorbell, pending)
+
+    def close(self) -> None:
+        """Forget the doorbell, whose descriptor is about to be closed: what is written from now on goes nowhere."""
+        self._doorbell = -1
 
 
 class RingReader:

@@ -103,6 +103,9 @@ class OffloadLink:
         offset = 0
         if not size:
             flags = 0
+        elif size > MAX_TRANSFER_BYTES:
+            self._refuse(size)
+            return True
         elif (
             type(data) is not memoryview
             or data.obj is not self._mapping
@@ -111,9 +114,6 @@ class OffloadLink:
             assert data is not None
             free = self._free.get(size)
             if free is None:
-                if size > MAX_TRANSFER_BYTES:
-                    self._refuse(size)
-                    return True
                 staging = self._region.staging
                 free = self._free[size] = staging.free_list(staging.order(size))
             if free:
@@ -149,9 +149,9 @@ class OffloadLink:
         """Write several commands; False where not all data can be placed alike."""
         region, whole = self._region, batch.whole
         size, flags = len(batch.buffers[0]), WRITE if batch.write else READ
-        if not size:
+        if not 0 < size <= MAX_TRANSFER_BYTES:
             return False
-        if whole is not None and len(whole) <= STAGED_WHOLE_BYTES and size <= MAX_TRANSFER_BYTES:
+        if whole is not None and len(whole) <= STAGED_WHOLE_BYTES:
             offset = region.offset_of(whole)
             if offset < 0:
                 offset = self._stage_whole(whole, size, cids, write=batch.write)
@@ -184,7 +184,7 @@ class OffloadLink:
         """Have a buffer of the device for the data of each; none where there are not enough."""
         staging, buffers = self._region.staging, batch.buffers
         order = staging.order(size)
-        offsets = staging.take_many(order, len(cids)) if size <= MAX_TRANSFER_BYTES else []
+        offsets = staging.take_many(order, len(cids))
         if not offsets:
             return []
         free = repeat(staging.free_list(order))

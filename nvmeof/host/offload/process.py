@@ -307,6 +307,7 @@ class DeviceProcess:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
+        self.out.close()
         self._close_doorbells()
         self.loop.call_soon(self._report_end, self.error)
 

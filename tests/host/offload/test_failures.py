@@ -175,6 +175,21 @@ async def test_a_device_that_is_killed_is_a_queue_error() -> None:
     assert OURS.process_id() is None
 
 
+async def test_a_command_of_the_turn_in_which_the_device_died_is_lost_and_rings_no_doorbell() -> None:
+    """Its descriptor is closed, and may be another file's by now."""
+    async with served() as target:
+        controller = await offloaded(target)
+        link = controller.io_queues[0].private
+        assert isinstance(link, OffloadLink)
+        link.process.kill("was ended by the test")
+        reads = [asyncio.ensure_future(controller.namespace(1).read(0)) for _ in range(3)]
+        many = asyncio.ensure_future(controller.namespace(1).read_many([0, 1]))
+        for each in (*reads, many):
+            with pytest.raises(ConnectionLost, match="was ended by the test"):
+                await each
+        await controller.disconnect()
+
+
 async def test_io_goes_on_over_a_new_device() -> None:
     async with target_of("tcp") as target, one_path(target, OFFLOAD, nr_io_queues=2) as subsystem:
         load = VerifyingLoad(subsystem.namespace(1))

@@ -126,7 +126,7 @@ def normal(record: tuple) -> tuple:
 
 
 @given(turns_of_records)
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_what_is_written_is_read(turns: list[list[tuple]]) -> None:
     ends = Ends()
     try:
@@ -160,3 +160,11 @@ def test_what_no_writer_writes(ends: Ends, header: tuple[int, ...]) -> None:
     ends.reader.listen()
     with pytest.raises(ValueError, match="a record of kind"):
         list(ends.reader.records())
+
+
+def test_a_ring_that_is_closed_rings_nothing(ends: Ends) -> None:
+    ends.writer.close()
+    ends.writer.signal(Kind.DRAIN, 1)
+    ends.writer.ring()
+    ends.reader.listen()
+    assert not ends.reader.units and not ends.writer.pending
