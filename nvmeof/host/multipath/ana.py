@@ -80,6 +80,14 @@ def _faults(groups: list[AnaGroup], info: IdentifyController) -> Iterator[str]:
             grouped[nsid] = group.grpid
 
 
+def not_in_log(info: IdentifyController, nsid: int, anagrpid: int) -> NvmeofError:
+    """Return the error for a log that has a namespace in none of its groups, by its NSID or by its ANAGRPID."""
+    return NvmeofError(
+        f"the ANA log of controller {info.cntlid:#x} makes no sense: namespace {nsid} is in none of its groups: it names "
+        f"group {anagrpid} (ANAGRPID)"
+    )
+
+
 async def read_ana_log(commands: AdminCommands) -> AnaLog:
     """Read and check the whole log of a controller.
 

@@ -23,7 +23,7 @@ from nvmeof.errors import (
 )
 from nvmeof.host.async_events import AsyncEvent
 from nvmeof.host.controller import NSID_MAX, Controller
-from nvmeof.host.multipath.ana import AnaFollower, uses_ana
+from nvmeof.host.multipath.ana import AnaFollower, not_in_log, uses_ana
 from nvmeof.host.multipath.facts import SubsystemFacts
 from nvmeof.host.multipath.head import NamespaceHead, NoPathError
 from nvmeof.host.multipath.identity import (
@@ -235,6 +235,9 @@ class Subsystem:
             await member.ana.start()
         member.controller = controller
         await self._scan(member, controller, strict=first)
+        without_state = self._without_state(member)
+        if without_state is not None:
+            raise without_state
         controller.on_event.append(partial(self._event, member, controller))
 
     # -- namespaces
@@ -328,6 +331,8 @@ class Subsystem:
         except NvmeofError as error:
             # a lost association is scanned when it is back; what else is wrong leaves what was known before
             log.info("%s: the namespaces could not be looked at: %s", member.name, error)
+        if member.ana is not None and self._without_state(member) is not None:
+            member.ana.refresh()  # the log may be older than the namespace
 
     async def _refresh(self, namespace: Namespace) -> None:
         head = namespace.port
@@ -383,10 +388,21 @@ class Subsystem:
             listener(member, event)
 
     def _ana_read(self, member: Member, ana: AnaLog) -> None:
-        member.ana_error = None
         for path in member.namespaces.values():
             path.take_ana(ana)
+        without_state = self._without_state(member)
+        if without_state is not None:
+            self._ana_failed(member, without_state)
+        else:
+            member.ana_error = None
+        for path in member.namespaces.values():
             path.head.kick()  # also where it became worse: nothing may be left that commands can wait for
+
+    def _without_state(self, member: Member) -> NvmeofError | None:
+        """Return what is wrong with the last ANA log where it has a namespace in none of its groups."""
+        info = member.info
+        missing = next((path for path in member.namespaces.values() if path.pending), None)
+        return None if missing is None or info is None else not_in_log(info, missing.nsid, missing.view.anagrpid)
 
     def _ana_failed(self, member: Member, error: NvmeofError) -> None:
         if member.path.state is not PathState.LIVE or isinstance(error, TransportError):

@@ -382,6 +382,8 @@ def bad_logs() -> list[tuple[str, bytes, str]]:
         ("nsid", build_ana_log(1, [AnaGroup(1, 1, 1, (99,))]), r"group 1 has namespace 99, and there are 1 to 16"),
         ("both", build_ana_log(1, [AnaGroup(1, 1, 1, (1,)), AnaGroup(2, 1, 1, (1,))]), "in group 1 and in group 2"),
         ("many", build_ana_log(1, [AnaGroup(n, 1, 1) for n in range(1, 6)]), "has 5 groups where .* says 4"),
+        ("empty", build_ana_log(1, []), r"namespace 1 is in none of its groups: it names group 1 \(ANAGRPID\)"),
+        ("no such group", build_ana_log(1, [AnaGroup(2, 1, 1)]), "namespace 1 is in none of its groups"),
     ]
 
 

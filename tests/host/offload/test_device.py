@@ -24,7 +24,7 @@ from nvmeof.host.offload import device as device_module
 from nvmeof.host.offload.device import OFFLOAD, OffloadDevice
 from nvmeof.host.offload.layout import MAX_TRANSFER_BYTES, RingWriter
 from nvmeof.host.offload.link import OffloadLink
-from nvmeof.host.queue import QUEUE_OPS, DeviceRegistry
+from nvmeof.host.device_registry import QUEUE_OPS, DeviceRegistry
 from nvmeof.host.requests import Command
 from nvmeof.spec.enums import NvmOpcode
 from nvmeof.trace import CommandCompleted

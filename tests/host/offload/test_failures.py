@@ -19,7 +19,7 @@ from nvmeof.host.offload.device import OFFLOAD, OffloadDevice
 from nvmeof.host.offload.layout import HEADER, SUBMISSION_BYTES
 from nvmeof.host.offload.link import OffloadLink
 from nvmeof.host.path import PathState
-from nvmeof.host.queue import DeviceRegistry
+from nvmeof.host.device_registry import DeviceRegistry
 from tests.conformance.rawhost import until
 
 from ..test_recovery_with_target import VerifyingLoad, one_path, target_of
