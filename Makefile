@@ -6,7 +6,7 @@ QUICK ?=
 KERNELS ?=
 PYTEST_ARGS ?=
 
-.PHONY: run test lint dist bench experiments interop lab supported map blocking guard clean help
+.PHONY: run test lint dist bench experiments interop survive lab supported map blocking guard clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -65,6 +65,9 @@ experiments: $(VENV)/.plots ## several network paths, rootless; QUICK=1 for what
 
 interop: $(VENV)/.test ## Linux kernels in QEMU against target and host; QUICK=1 for one kernel in short
 	$(BIN)/python -m tests.interop $(if $(QUICK),--quick,$(foreach k,$(KERNELS),--kernel $(k)))
+
+survive: $(VENV)/.test ## what can happen to a kernel's target, under the loads of our host and the kernel's
+	$(BIN)/python -m tests.interop.survive $(foreach k,$(KERNELS),--kernel $(k))
 
 lab:             ## fetch and build what `make interop` boots (as root, Debian)
 	tools/lab/prepare

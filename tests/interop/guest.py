@@ -143,13 +143,14 @@ class Guest:
             )
         self._log = log
         try:
-            self._wait_for_agent()
+            self.wait_for_agent()
         except BaseException:
             self.close()
             raise
         self.boot_seconds = time.monotonic() - self.started
 
-    def _wait_for_agent(self) -> None:
+    def wait_for_agent(self) -> None:
+        """Wait until the guest runs commands, after a boot that began at ``started``. Raises GuestError."""
         probe_log = self._log.with_suffix(".probe")
         while time.monotonic() - self.started < BOOT_SECONDS:
             if self._process.poll() is not None:
