@@ -25,10 +25,10 @@ last, and at the end everything is read again.
     python -m tests.interop.survive --kernel 6.12          # --event NAME for one of them; --list
     python -m tests.interop.survive --write                # makes this page of the results
 
-Seconds in pairs: **our host / the kernel's**. *Noticed*: from the command that causes the event (which takes its time in
-an emulated guest) until the state of a path, or the size of the namespace, changes. *Failed over*: until a command was
-completed by the path that was not in use. *Longest wait*: of one command. *Back*: from the end of the event until all is
-as it was before. States are read every 20 ms, by clocks that are compared to some 10 ms.
+Seconds in pairs: **our host / the kernel's**. *Noticed*: from the command that causes the event (which takes its time
+in an emulated guest) until the state of a path, or the size of the namespace, changes. *Failed over*: until a command
+was completed by the path that was not in use. *Longest wait*: of one command. *Back*: from the end of the event until
+all is as it was before. States are read every 20 ms, by clocks that are compared to some 10 ms.
 """
 
 
