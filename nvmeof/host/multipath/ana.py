@@ -83,8 +83,8 @@ def _faults(groups: list[AnaGroup], info: IdentifyController) -> Iterator[str]:
 def not_in_log(info: IdentifyController, nsid: int, anagrpid: int) -> NvmeofError:
     """Return the error for a log that has a namespace in none of its groups, by its NSID or by its ANAGRPID."""
     return NvmeofError(
-        f"the ANA log of controller {info.cntlid:#x} makes no sense: namespace {nsid} is in none of its groups: it names "
-        f"group {anagrpid} (ANAGRPID)"
+        f"the ANA log of controller {info.cntlid:#x} makes no sense: namespace {nsid} is in none of its groups: "
+        f"it names group {anagrpid} (ANAGRPID)"
     )
 
 

@@ -209,6 +209,8 @@ def state_word(state: int) -> str:
 class PathHead(Protocol):
     """The Protocol of a path's namespace head."""
 
+    paths: list[NamespacePath]
+
     def kick(self) -> None:
         """Look again at the commands that wait."""
         ...

@@ -294,8 +294,11 @@ class Subsystem:
         head.revalidate(view)
 
     def _drop(self, member: Member, path: NamespacePath) -> None:
+        """Take a namespace of a controller out; after its last path, look at those that were left out for its sake."""
         member.drop(path)
         path.head.remove(path)
+        if not path.head.paths and any(path.nsid in each.refused for each in self.members):
+            self.rescan()
 
     def _retire(self, key: tuple[int, Member | None], head: NamespaceHead) -> None:
         head.close(

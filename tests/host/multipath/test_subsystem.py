@@ -764,6 +764,36 @@ def test_a_path_that_comes_back_with_another_namespace_is_left_out(caplog: pytes
     drive(device, body)
 
 
+@pytest.mark.parametrize("how", ["at once", "unseen", "one path lost for good"])
+def test_a_namespace_that_was_replaced_on_all_paths_gets_all_of_them(how: str) -> None:
+    """Seen first by one path, whose namespace is left out for as long as another path may have the old one."""
+    device = ModelDevice(2)
+
+    async def body(subsystem: HostSubsystem) -> None:
+        namespace = subsystem.namespace(1)
+        await namespace.write(0, block(1))
+        if how == "at once":
+            device.volumes[1] = Volume(1, nguid=b"\x77" * 16)
+            for port in (0, 1):
+                device.raise_event(port, 2, 0, LogPageId.CHANGED_NAMESPACES)
+        else:
+            for port in (0, 1):
+                device.ports[port].up = False
+                device.cut(port)
+            device.volumes[1] = Volume(1, nguid=b"\x77" * 16)
+            for port in (0, 1) if how == "unseen" else (0,):
+                device.ports[port].up = True
+        await asyncio.sleep(30)
+        with pytest.raises(PathMismatchError, match="look it up anew"):
+            await namespace.read(0)
+        assert await subsystem.namespace(1).read(0) == bytes(BLOCK_BYTES)
+        paths = subsystem.core.describe()["paths"]
+        assert [[each["nsid"] for each in path["namespaces"]] for path in paths] == [[1]] * len(paths)
+        assert not any(path["left_out"] for path in paths)
+
+    drive(device, body, reconnect_delay=1, ctrl_loss_tmo=5)
+
+
 def test_namespaces_that_change_while_they_are_used() -> None:
     device = ModelDevice(2)
 
