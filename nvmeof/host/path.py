@@ -156,6 +156,12 @@ class Path(Generic[ControllerT]):
             ],
         }
 
+    @property
+    def association(self) -> ControllerT | None:
+        """The association that there is, live or being made; None where the last one has ended."""
+        found = self.controller or self._attempting
+        return None if found is None or found.error is not None else found
+
     # -- for those who send I/O
 
     @property

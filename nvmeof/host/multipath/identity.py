@@ -42,7 +42,7 @@ def check_controller(
     """Check that a controller belongs to a subsystem (NVMe Base, Identify Controller).
 
     ``known``: the subsystem as its first controller had it; None for the first. ``others``: CNTLIDs of its controllers
-    that are not going away. Raises :class:`PathMismatchError`, one sentence.
+    of which there is an association. Raises :class:`PathMismatchError`, one sentence.
     """
     if known is not None and identity != known:
         what, theirs, ours = next(

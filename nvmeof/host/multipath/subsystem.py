@@ -53,8 +53,6 @@ ANA_RETRY_SECONDS: Final = 10.0
 DRAIN_POLL_SECONDS: Final = 0.01
 MOST_TRIES: Final = 8
 """How often what any path will do for is tried over one that is lost each time."""
-_TERMINAL: Final = frozenset({PathState.DELETING, PathState.DELETING_NOIO, PathState.DEAD})
-"""States that no path comes back from (nvme_state_terminal)."""
 
 
 class Subsystem:
@@ -213,11 +211,9 @@ class Subsystem:
         """
         info = controller.info
         identity = SubsystemIdentity.of(controller.subnqn, info)
-        others = [
-            each.info.cntlid
-            for each in self.members
-            if each is not member and each.info is not None and each.path.state not in _TERMINAL
-        ]
+        # a target that has restarted gives the identifiers of associations that have ended anew
+        associations = [each.path.association for each in self.members if each is not member]
+        others = [each.identified.cntlid for each in associations if each is not None and each.identified is not None]
         check_controller(identity, self.identity, info, others if self.multipath else ())
         self.identity = self.identity or identity
         member.info = info

@@ -520,6 +520,26 @@ def test_all_paths_lost_and_back() -> None:
     drive(device, body)
 
 
+def test_a_target_that_restarted_gives_controller_identifiers_anew() -> None:
+    """It knows nothing of those that it gave before: a path may get the one that another path had."""
+    device = ModelDevice(2)
+
+    async def body(subsystem: HostSubsystem) -> None:
+        namespace = subsystem.namespace(1)
+        await namespace.write(0, block(1))
+        assert [each["path"]["cntlid"] for each in subsystem.core.describe()["paths"]] == [1, 2]
+        device.cut(0)
+        device.cut(1)
+        device.next_cntlid = 1
+        device.ports[0].delay = 0.1  # the second path is connected first
+        await asyncio.sleep(15)
+        facts = subsystem.core.describe()["paths"]
+        assert [(each["path"]["cntlid"], each["path"]["outages"][0]["attempts"]) for each in facts] == [(2, 1), (1, 1)]
+        assert await namespace.read(0) == block(1)
+
+    drive(device, body)
+
+
 def test_all_paths_lost_for_good() -> None:
     device = ModelDevice(2)
     lost: list[str] = []
