@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -57,6 +58,7 @@ def main(wanted: tuple[str, ...], names: tuple[str, ...], listing: bool, write: 
     if write:
         click.echo(write_document(directory))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # guests must not stay behind
     if NETNS not in os.environ:
         sys.exit(inside(sys.argv[1:]))
     available = kernels()

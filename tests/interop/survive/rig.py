@@ -39,10 +39,14 @@ def inside(arguments: list[str]) -> int:
     """Run this program again in a network namespace of its own; return its exit status."""
     name = f"survive{os.getpid()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
+    command = ["ip", "netns", "exec", name, sys.executable, "-m", "tests.interop.survive", *arguments]
+    process = subprocess.Popen(command, env={**os.environ, NETNS: name})
     try:
-        command = ["ip", "netns", "exec", name, sys.executable, "-m", "tests.interop.survive", *arguments]
-        return subprocess.run(command, env={**os.environ, NETNS: name}, check=False).returncode
+        return process.wait()
     finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
         subprocess.run(["ip", "netns", "del", name], check=False)
 
 
