@@ -2,6 +2,8 @@
 
 The target is a process of its own with a ramdisk. User and system time are the kernel's account of this process; of
 several rounds the median, by user time, is printed, and the least. Run it with nothing beside it.
+
+With --paths the same over NVMe multipath, for each I/O policy; there are no goals for that.
 """
 
 from __future__ import annotations
@@ -14,14 +16,18 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import nvmeof
 from nvmeof.aio.runloop import run
+from nvmeof.host.head_load import HeadLoad
 from nvmeof.host.load import Load
+from nvmeof.host.multipath.iopolicy import IOPOLICIES
+from nvmeof.host.namespace import Namespace
+from nvmeof.host.queue import Queue
 
 SIZE: Final = 4096
 DEPTH: Final = 32
@@ -42,16 +48,20 @@ class Round:
 class Forms:
     """The forms: each is a coroutine that reads for some seconds and returns how many reads that were."""
 
-    def __init__(self, controller: nvmeof.HostController) -> None:
-        self._controller = controller
-        self._namespace = controller.namespace(1)
+    def __init__(self, namespace: Namespace, queues: Sequence[Queue] = ()) -> None:
+        self._queues = queues
+        self._namespace = namespace
         slots = self._namespace.size_bytes // SIZE
         self._blocks = SIZE // self._namespace.block_bytes
         self._lbas = [random.randrange(slots) * self._blocks for _ in range(ADDRESSES)]
 
     def all(self) -> dict[str, Callable[[float], Awaitable[int]]]:
         """By the names of `GOALS_US`."""
-        return {"awaited": self.awaited, "batches": self.batches, "bench": self.bench}
+        return {
+            "awaited": self.awaited,
+            "batches": self.batches,
+            "bench": self.bench if self._queues else self.head_bench,
+        }
 
     async def awaited(self, seconds: float) -> int:
         """``await namespace.read_into(...)`` in as many tasks as the depth."""
@@ -82,7 +92,13 @@ class Forms:
 
     async def bench(self, seconds: float) -> int:
         """What ``python -m nvmeof.host bench`` does."""
-        load = Load(self._namespace, self._controller.io_queues, "randread", SIZE, DEPTH)
+        return await self._under(Load(self._namespace, self._queues, "randread", SIZE, DEPTH), seconds)
+
+    async def head_bench(self, seconds: float) -> int:
+        """The same over several paths."""
+        return await self._under(HeadLoad(self._namespace, "randread", SIZE, DEPTH), seconds)
+
+    async def _under(self, load: Load | HeadLoad, seconds: float) -> int:
         load.start()
         load.open_window()
         await asyncio.wait([load.finished], timeout=seconds)
@@ -106,7 +122,7 @@ async def _measure(form: Callable[[float], Awaitable[int]], seconds: float, roun
 
 @contextmanager
 def _target() -> Iterator[int]:
-    command = [sys.executable, "-m", "nvmeof.target", "--listen", "127.0.0.1:0", "--ramdisk", "256M", "-o", "json"]
+    command = [sys.executable, "-m", "nvmeof.target", "--listen", "0.0.0.0:0", "--ramdisk", "256M", "-o", "json"]
     process = subprocess.Popen(
         [*command, "--trtype", "tcp"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -125,17 +141,34 @@ async def _run(port: int, seconds: float, rounds: int, disable_sqflow: bool) -> 
         "127.0.0.1", port, transport="tcp", subnqn="nqn.2026-01.io.nvmeof:target", disable_sqflow=disable_sqflow
     ) as controller:
         await controller.namespace(1).refresh()
-        for name, form in Forms(controller).all().items():
-            results = await _measure(form, seconds, rounds)
-            median = results[len(results) // 2]
-            ok = median.user_us <= GOALS_US[name]
-            reached = reached and ok
+        for name, form in Forms(controller.namespace(1), controller.io_queues).all().items():
             flow = "without" if disable_sqflow else "with"
-            print(
-                f"{name:<20}{flow:<8}{median.user_us:>6.2f}{results[0].user_us:>7.2f}"
-                f"{median.system_us:>8.2f}{median.iops:>11,.0f}{GOALS_US[name]:>6.1f} {'' if ok else 'missed'}"
-            )
+            reached &= _show(name, flow, await _measure(form, seconds, rounds), GOALS_US[name])
     return reached
+
+
+def _show(name: str, flow: str, results: list[Round], goal: float | None) -> bool:
+    """Print a line; whether the goal is reached, where there is one."""
+    median = results[len(results) // 2]
+    reached = goal is None or median.user_us <= goal
+    print(
+        f"{name:<23}{flow:<8}{median.user_us:>6.2f}{results[0].user_us:>7.2f}{median.system_us:>8.2f}"
+        f"{median.iops:>11,.0f}{'' if goal is None else f'{goal:>6.1f}'} {'' if reached else 'missed'}"
+    )
+    return reached
+
+
+async def _run_paths(port: int, seconds: float, rounds: int, paths: int) -> None:
+    addresses = [f"127.0.0.{number}:{port}" for number in range(1, paths + 1)]
+    async with await nvmeof.connect_multipath(
+        *addresses, transport="tcp", subnqn="nqn.2026-01.io.nvmeof:target", all_paths=True
+    ) as subsystem:
+        namespace = subsystem.namespace(1)
+        await namespace.refresh()
+        for policy in IOPOLICIES:
+            subsystem.iopolicy = policy
+            for name, form in Forms(namespace).all().items():
+                _show(f"{name}, {policy}", "with", await _measure(form, seconds, rounds), None)
 
 
 def main() -> int:
@@ -143,11 +176,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host_forms", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a round (1)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each form (9)")
+    parser.add_argument("--paths", type=int, default=0, help="over so many NVMe paths (0: over one controller)")
     parser.add_argument("--strict", action="store_true", help="exit with 2 when a goal is missed")
     options = parser.parse_args()
-    print("us per 4 KiB read   flow ctl  user  least  system       IOPS  goal")
+    print("us per 4 KiB read      flow ctl  user  least  system       IOPS  goal")
     reached = True
     with _target() as port:
+        if options.paths:
+            run(_run_paths(port, options.seconds, options.rounds, options.paths))
+            return 0
         for disable_sqflow in (False, True):
             reached &= run(_run(port, options.seconds, options.rounds, disable_sqflow))
     return 0 if reached or not options.strict else 2

@@ -19,7 +19,8 @@ from nvmeof.spec.sqe import SQE
 
 BATCH_WINDOW = 64
 """Commands of one batch that are under way at a time; when half of them have completed, as many follow."""
-_IDLE_PARTS = 256
+IDLE_PARTS = 256
+"""How many requests that have served batches wait for others."""
 _SLBA = struct.Struct("<Q")
 _SLBA_AT = SQE.offsets["cdw10"]
 
@@ -56,6 +57,20 @@ class IoBatch:
         """Yield the commands one by one, for a port that has only ``io_transfer``."""
         for index, buffer in enumerate(self.buffers):
             yield self.sqe_of(index), buffer if self.write else None, None if self.write else buffer
+
+    def series(self, indexes: Sequence[int]) -> CommandSeries:
+        """Return the commands at ``indexes``, ascending, as a queue takes them."""
+        first, end = indexes[0], indexes[-1] + 1
+        if end - first == len(indexes):
+            whole = self.whole
+            if whole is not None and len(indexes) < len(self):
+                size = len(self.buffers[0])
+                whole = whole[first * size : end * size]
+            return CommandSeries(self.sqe, self.slbas[first:end], self.buffers[first:end], self.write, whole)
+        slbas, buffers = self.slbas, self.buffers
+        return CommandSeries(
+            self.sqe, [slbas[index] for index in indexes], [buffers[index] for index in indexes], self.write
+        )
 
     def rest(self) -> IoBatch:
         """Return a batch of the ``unfinished`` commands, to be sent again where that is allowed."""
@@ -216,12 +231,7 @@ class BatchRun:
         end = first + len(parts)
         for index, part in enumerate(parts, first):
             part.index = index
-        whole = batch.whole
-        if whole is not None and len(parts) < len(batch):
-            size = len(batch.buffers[0])
-            whole = whole[first * size : end * size]
-        series = CommandSeries(batch.sqe, batch.slbas[first:end], batch.buffers[first:end], batch.write, whole)
-        queue.submit_batch(series, parts)
+        queue.submit_batch(batch.series(range(first, end)), parts)
         self.outstanding += len(parts)
         self._next = end
 
@@ -260,7 +270,7 @@ class BatchRun:
                 error = outcome_unknown(cast(NvmeofError, error.__cause__))
             self.future.set_exception(error)
             return
-        if self.reusable and len(self._idle) < _IDLE_PARTS:
+        if self.reusable and len(self._idle) < IDLE_PARTS:
             self._idle += self._parts
         self.future.set_result(None)
 

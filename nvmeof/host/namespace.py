@@ -118,17 +118,24 @@ class Namespace:
         self._info = info
         self._block_bytes = 1 << lba_format.lbads
         self._size_blocks = info.nsze
-        self._max_blocks = min(self.port.max_transfer_bytes // self._block_bytes, NLB_MAX_BLOCKS)
-        if not self._max_blocks:
+        if self.port.max_transfer_bytes < self._block_bytes:
             raise NvmeofError(
                 f"namespace {self.nsid} has blocks of {self._block_bytes} bytes, "
                 f"but a transfer takes {self.port.max_transfer_bytes} at most"
             )
-        boundary = info.noiob
+        self.limits_changed()
+        return info
+
+    def limits_changed(self) -> None:
+        """Take over what the port's commands may transfer: it changes when a path to the subsystem comes or goes."""
+        if self._info is None:
+            return
+        most = min(self.port.max_transfer_bytes // self._block_bytes, NLB_MAX_BLOCKS)
+        self._max_blocks = max(most, 1)  # a path that takes no block at all refuses commands by itself
+        boundary = self._info.noiob
         sensible = boundary * self._block_bytes >= BOUNDARY_MIN_BYTES and boundary < self._max_blocks * 16
         self._boundary_blocks = boundary if sensible else 0
         self._one_command_blocks = 0 if self._boundary_blocks else self._max_blocks
-        return info
 
     async def _ready(self) -> None:
         if not self._block_bytes:

@@ -17,14 +17,16 @@ from collections.abc import Awaitable, Callable, Iterator
 from math import inf
 from typing import Protocol, TypeVar, cast
 
-from nvmeof.errors import CommandNotExecuted, ConnectionLost, NvmeofError, OutcomeUnknown, TransportError
+from nvmeof.errors import CommandNotExecuted, ConnectionLost, NvmeofError, TransportError
 from nvmeof.host.batch import IoBatch
 from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.multipath import disposition
+from nvmeof.host.multipath.batches import BatchPart, run_head_batch
+from nvmeof.host.multipath.cutting import Cut, can_be_cut
 from nvmeof.host.multipath.disposition import Disposition
 from nvmeof.host.multipath.facts import HeadFacts
 from nvmeof.host.multipath.identity import NamespaceView
-from nvmeof.host.multipath.iopolicy import IOPOLICIES, IoPolicy
+from nvmeof.host.multipath.iopolicy import IOPOLICIES, IoPolicy, best
 from nvmeof.host.multipath.member import Member, NamespacePath
 from nvmeof.host.multipath.requests import HeadCommand, HeadRequest, RequestPath, give_up, run_transfer
 from nvmeof.host.replay import UnsettledWrites, changed_blocks, replay_at
@@ -78,9 +80,14 @@ class NamespaceHead:
         """Commands that have waited for a path (Linux 7.2: io_requeue_no_usable_path_count)."""
         self.failed = 0
         """Commands that failed since no path was left (io_fail_no_available_path_count)."""
+        self.max_transfer_bytes = 0
+        """Most bytes that a command may transfer over every path, those that are being reconnected included."""
+        self.on_limits: list[Callable[[], object]] = []
+        """Called when that has changed."""
         self._runtime = owner.runtime
         self._policy: IoPolicy[NamespacePath]
         self._requeue: deque[HeadRequest] = deque()
+        self._idle_parts: list[BatchPart] = []
         self._delayed: dict[HeadRequest, TimerHandle] = {}
         self._unsettled = UnsettledWrites()
         self._expiry: TimerHandle | None = None
@@ -101,11 +108,13 @@ class NamespaceHead:
         """NQN of the subsystem, for messages."""
         return self.owner.subnqn
 
-    @property
-    def max_transfer_bytes(self) -> int:
-        """Most bytes that a command may transfer over every path."""
-        sizes = [path.member.max_transfer_bytes for path in self.paths]
-        return min(sizes) if sizes else 0
+    def update_limits(self) -> None:
+        """Determine again how much a command may transfer, since a path has come, gone or been connected again."""
+        limit = min((path.member.max_transfer_bytes for path in self.paths), default=self.max_transfer_bytes)
+        if limit != self.max_transfer_bytes:
+            self.max_transfer_bytes = limit
+            for listener in self.on_limits:
+                listener()
 
     @property
     def waiting(self) -> int:
@@ -132,6 +141,7 @@ class NamespaceHead:
         """Add a path; its place is that of its controller among the subsystem's."""
         self.paths.append(path)
         self.paths.sort(key=lambda each: each.member.number)
+        self.update_limits()
         path.update()
         self.kick()
 
@@ -139,6 +149,7 @@ class NamespaceHead:
         """Take a path out. What is on it ends there, and goes on elsewhere."""
         if path in self.paths:
             self.paths.remove(path)
+            self.update_limits()
         self._policy.forget(path)
         self.kick()
 
@@ -206,28 +217,25 @@ class NamespaceHead:
         return await run_transfer(self._runtime, self, parts, hold=hold)
 
     async def io_batch(self, batch: IoBatch) -> None:
-        """Send Reads or Writes of one length as one operation, each over the path that is best then."""
-        outcomes: dict[int, NvmeofError | None] = {}
-        try:
-            await run_transfer(self._runtime, self, batch.parts(), hold=batch.hold, outcomes=outcomes)
-        except NvmeofError as error:
-            batch.unfinished = [index for index in range(len(batch)) if outcomes.get(index, error) is not None]
-            batch.unknown = [index for index, ended in outcomes.items() if isinstance(ended, OutcomeUnknown)]
-            raise
+        """Send Reads or Writes of one length as one operation, each over the path that is best then: those of one path
+        leave together."""
+        await run_head_batch(self._runtime, self, batch, self._idle_parts)
 
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
         """Identify Namespace (CNS 00h) over any path; all zero for a namespace that is not active."""
         return await self.owner.on_any_path(self, lambda member: member.commands.identify_namespace(nsid))
 
     async def nvm_limits(self) -> NvmLimits:
-        """Return the limits that hold on every live path; those of other paths are unknown."""
+        """Return the limits that hold on every path: of one that is being reconnected those that were last read."""
         limits = [await self.owner.on_any_path(self, lambda member: member.nvm_limits())]
         for path in list(self.paths):
-            if path.member.usable:
-                try:
-                    limits.append(await path.member.nvm_limits())
-                except TransportError:
-                    continue
+            member = path.member
+            try:
+                known = await member.nvm_limits() if member.usable else member.last_limits
+            except TransportError:
+                known = member.last_limits
+            if known is not None:
+                limits.append(known)
         return NvmLimits.common(limits)
 
     async def execute_admin(
@@ -257,10 +265,39 @@ class NamespaceHead:
         if path is None:
             self._without_path(request)
             return
+        if request.size_bytes > self.max_transfer_bytes:
+            path = self._that_takes(request, path)
+            if path is None:
+                return
         try:
             path.send(request, more)
         except NvmeofError as error:
             self.lost(request, path, error)
+
+    def submit_together(self, parts: list[BatchPart], batch: IoBatch) -> None:
+        """Send each part of a batch over the path that the policy chooses for it, those of one path together."""
+        if self._unsettled or parts[0].size_bytes > self.max_transfer_bytes:
+            for part in parts:  # some may have to wait behind a write of unknown outcome, or to be cut
+                self.submit(part)
+            return
+        choose, paths, size = self._policy.choose, self.paths, parts[0].size_bytes
+        shares: dict[NamespacePath, list[BatchPart]] = {}
+        for part in parts:
+            path = choose(paths, size)
+            if path is None:
+                self._without_path(part)
+                continue
+            path.begin(part)
+            share = shares.get(path)
+            if share is None:
+                shares[path] = [part]
+            else:
+                share.append(part)
+        for path, share in shares.items():
+            left, error = path.send_together(share, batch)
+            if error is not None:
+                for part in left:
+                    self.lost(part, path, error)
 
     def _choose(self, request: HeadRequest) -> NamespacePath | None:
         """Return the path for a request: another one than where it has just failed, if there is one."""
@@ -272,6 +309,29 @@ class NamespaceHead:
             if path is not None:
                 return path
         return self._policy.choose(self.paths, request.size_bytes)
+
+    def _that_takes(self, request: HeadRequest, path: NamespacePath) -> NamespacePath | None:
+        """Return a path for a request that is larger than some path takes; None: it was cut, and its pieces are sent.
+
+        What cannot be cut goes to ``path``, whose controller refuses it.
+        """
+        size = request.size_bytes
+        if size <= path.member.max_transfer_bytes:
+            return path
+        other = best([each for each in self.paths if each.member.max_transfer_bytes >= size])
+        if other is not None or not can_be_cut(request):
+            return other or path
+        cut = Cut(self, request, self.max_transfer_bytes, self.view.block_bytes)
+        pieces = cut.pieces
+        if request.repeated:
+            # each piece takes over its part of what the request held back
+            for piece in pieces:
+                self._leave_unsettled(piece, request.quiesced_at)
+            request.repeated = False
+            self._unsettled.settle(request)
+        for piece in pieces:
+            self.submit(piece)
+        return None
 
     def _without_path(self, request: HeadRequest) -> None:
         if self.closed is not None:
@@ -439,7 +499,8 @@ class NamespaceHead:
     def _again(self, request: HeadRequest, path: NamespacePath | None) -> None:
         if self._delayed.pop(request, None) is None:
             return
-        if path is not None and path.access and path in self.paths:
+        fits = path is not None and request.size_bytes <= path.member.max_transfer_bytes
+        if path is not None and path.access and fits and path in self.paths:
             try:
                 path.send(request, False)
             except NvmeofError as error:

@@ -9,14 +9,17 @@ Must not know which path a policy chooses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from nvmeof.errors import CommandNotExecuted, NvmeofError
 from nvmeof.host.admin_commands import AdminCommands
+from nvmeof.host.batch import IoBatch
 from nvmeof.host.controller import Controller
 from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.multipath.ana import AnaFollower
+from nvmeof.host.multipath.batches import BatchPart
 from nvmeof.host.multipath.disposition import retry_delay
 from nvmeof.host.multipath.facts import MemberFacts, NamespacePathFacts
 from nvmeof.host.multipath.identity import NamespaceView
@@ -82,6 +85,8 @@ class Member:
         self.outstanding_bytes = 0
         self.timed = False
         self.max_transfer_bytes = 0
+        self.last_limits: NvmLimits | None = None
+        """The limits as they were last read; None where nobody has asked."""
         self._rate = UNKNOWN_RATE
         self._rated_at = 0.0
         self._gone = PathFigures()
@@ -119,7 +124,8 @@ class Member:
 
     async def nvm_limits(self) -> NvmLimits:
         """Return the limits of Write Zeroes and Dataset Management over this controller."""
-        return await self._live().nvm_limits()
+        self.last_limits = await self._live().nvm_limits()
+        return self.last_limits
 
     def _live(self) -> Controller:
         if self.controller is None or not self.usable:
@@ -217,6 +223,10 @@ class PathHead(Protocol):
 
     def remove(self, path: NamespacePath) -> None:
         """Take a path out."""
+        ...
+
+    def update_limits(self) -> None:
+        """Determine the limits of all paths again."""
         ...
 
     def improved(self, optimized: bool) -> None:
@@ -366,6 +376,51 @@ class NamespacePath:
             request.path = None
             self.left(request)
             raise
+
+    def begin(self, request: HeadRequest) -> None:
+        """Count a command that :meth:`send_together` is about to send."""
+        member = self.member
+        request.path = self
+        member.depth += 1
+        member.outstanding_bytes += request.size_bytes
+        if member.timed:
+            request.started = member.runtime.now()
+            request.ahead_bytes = member.outstanding_bytes
+
+    def send_together(
+        self, parts: Sequence[BatchPart], batch: IoBatch
+    ) -> tuple[Sequence[BatchPart], NvmeofError | None]:
+        """Give parts of a batch, which :meth:`begin` has counted, to queues of the controller. Return those that a lost
+        controller has not taken, and its error."""
+        sent = 0
+        try:
+            while sent < len(parts):
+                queue = self.member.pick_queue()
+                some = parts[sent : sent + queue.room]
+                if some:
+                    queue.submit_batch(batch.series([part.index for part in some]), some)
+                    sent += len(some)
+                else:
+                    queue.submit(parts[sent])  # it waits for an identifier
+                    sent += 1
+        except NvmeofError as error:
+            for part in parts[sent:]:
+                part.path = None
+                self.left(part)
+            return parts[sent:], error
+        return (), None
+
+    def finished_together(self, requests: Sequence[HeadRequest]) -> None:
+        """Count commands of one length that were completed with success."""
+        member, figures, count = self.member, self.figures, len(requests)
+        size = requests[0].size_bytes * count
+        member.depth -= count
+        member.outstanding_bytes -= size
+        figures.ios += count
+        figures.bytes += size
+        if member.timed:
+            for request in requests:
+                member.rate(request)
 
     def finished(self, request: HeadRequest) -> None:
         """Count a command that was completed with success."""

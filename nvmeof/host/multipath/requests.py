@@ -68,6 +68,14 @@ class Carrier(Protocol):
         ...
 
 
+class Pieces(Protocol):
+    """The Protocol of what a request was cut into."""
+
+    def cancel(self) -> bool:
+        """Give all pieces up; True when their buffers are free at once."""
+        ...
+
+
 class HeadRequest(Request):
     """One command for a namespace. ``path``: the one that it is on now; None while it waits for one."""
 
@@ -76,6 +84,7 @@ class HeadRequest(Request):
         "avoid",
         "cancelled",
         "carrier",
+        "cut",
         "extent",
         "path",
         "quiesced_at",
@@ -120,6 +129,8 @@ class HeadRequest(Request):
         self.quiesced_at = 0.0
         """When no old copy can be executed any longer, by the runtime's clock."""
         self.cancelled = False
+        self.cut: Pieces | None = None
+        """It is on no path: several smaller commands do what it was to do."""
         self.released: Future[None] | None = None
         if options is not DEFAULT_OPTIONS:
             self.priority = options.priority
@@ -165,6 +176,8 @@ class HeadRequest(Request):
         Otherwise :meth:`ended` is called later, when the path has let go of them.
         """
         self.cancelled = True
+        if self.cut is not None:
+            return self.cut.cancel()
         if self.carrier.withdraw(self):
             if self.repeated:
                 self.carrier.abandoned(self)
@@ -208,7 +221,7 @@ async def give_up(runtime: Runtime, command: HeadCommand, *, hold: bool) -> None
     """
     free = command.cancel()
     held = command.data_in is not None or not isinstance(command.data_out, bytes | None)
-    while hold and held and not free and command.path is not None:
+    while hold and held and not free and (command.path is not None or command.cut is not None):
         command.released = runtime.create_future()
         try:
             await command.released
@@ -222,19 +235,11 @@ class HeadTransfer:
     After the first error no further command goes out; ``future`` is done when all that did go out has ended.
     """
 
-    __slots__ = ("_carrier", "_count", "_error", "_outcomes", "_outstanding", "_parts", "future", "result")
+    __slots__ = ("_carrier", "_error", "_outstanding", "_parts", "future", "result")
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        carrier: Carrier,
-        parts: Iterator[CommandPart],
-        outcomes: dict[int, NvmeofError | None] | None = None,
-    ) -> None:
+    def __init__(self, runtime: Runtime, carrier: Carrier, parts: Iterator[CommandPart]) -> None:
         self.future: Future[int] = runtime.create_future()
         self.result = 0
-        self._outcomes = outcomes
-        self._count = 0
         self._carrier = carrier
         self._parts = parts
         self._outstanding: dict[_Part, None] = {}
@@ -242,16 +247,12 @@ class HeadTransfer:
 
     def start(self) -> None:
         """Submit the first window."""
-        for part in [self._part(each) for each in islice(self._parts, TRANSFER_WINDOW)]:
+        for part in [_Part(self, self._carrier, each) for each in islice(self._parts, TRANSFER_WINDOW)]:
             if self._error is not None:
                 break
             self._outstanding[part] = None
             self._carrier.submit(part)
         self._finish()
-
-    def _part(self, part: CommandPart) -> _Part:
-        self._count += 1
-        return _Part(self, self._carrier, part, self._count - 1)
 
     def part_ended(self, part: _Part, result: int, error: NvmeofError | None) -> None:
         """Send the next command after one has ended, or end."""
@@ -259,12 +260,10 @@ class HeadTransfer:
         self.result |= result
         if error is not None:
             self._error = self._error or error
-        if self._outcomes is not None:
-            self._outcomes[part.index] = error
         if self._error is None:
             following = next(self._parts, None)
             if following is not None:
-                following_part = self._part(following)
+                following_part = _Part(self, self._carrier, following)
                 self._outstanding[following_part] = None
                 self._carrier.submit(following_part)
                 return
@@ -297,12 +296,11 @@ class HeadTransfer:
 class _Part(HeadRequest):
     """One command of a transfer."""
 
-    __slots__ = ("index", "transfer")
+    __slots__ = ("transfer",)
 
-    def __init__(self, transfer: HeadTransfer, carrier: Carrier, part: CommandPart, index: int) -> None:
+    def __init__(self, transfer: HeadTransfer, carrier: Carrier, part: CommandPart) -> None:
         super().__init__(carrier, *part)
         self.transfer = transfer
-        self.index = index
 
     def ended(self, result: int, error: NvmeofError | None) -> None:
         self.transfer.part_ended(self, result, error)
@@ -314,13 +312,9 @@ async def run_transfer(
     parts: Iterator[CommandPart],
     *,
     hold: bool,
-    outcomes: dict[int, NvmeofError | None] | None = None,
 ) -> int:
-    """Run all ``parts``; the first error is raised when all others have ended. Cancelling works as in `give_up`.
-
-    ``outcomes``: gets what each part ended with, by its place among them; None is success.
-    """
-    transfer = HeadTransfer(runtime, carrier, parts, outcomes)
+    """Run all ``parts``; the first error is raised when all others have ended. Cancelling works as in `give_up`."""
+    transfer = HeadTransfer(runtime, carrier, parts)
     transfer.start()
     try:
         return await transfer.future

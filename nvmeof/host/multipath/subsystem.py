@@ -218,6 +218,8 @@ class Subsystem:
         self.identity = self.identity or identity
         member.info = info
         member.max_transfer_bytes = controller.max_transfer_bytes
+        for path in member.namespaces.values():
+            path.head.update_limits()
         self._stop_ana(member)
         if self.multipath and uses_ana(info):
             member.ana = AnaFollower(
@@ -371,7 +373,9 @@ class Subsystem:
 
     def _namespace(self, key: tuple[int, Member | None]) -> Namespace:
         if key not in self._namespaces:
-            self._namespaces[key] = Namespace(self._heads[key], key[0])
+            head = self._heads[key]
+            namespace = self._namespaces[key] = Namespace(head, key[0])
+            head.on_limits.append(namespace.limits_changed)
         return self._namespaces[key]
 
     # -- events

@@ -17,8 +17,6 @@ from nvmeof.errors import (
     NvmeStatusError,
     OutcomeUnknown,
 )
-from nvmeof.host import sqe_builders
-from nvmeof.host.batch import IoBatch
 from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.host_subsystem import HostSubsystem, PathAddress, connect_multipath
 from nvmeof.host.multipath.head import NoPathError
@@ -473,32 +471,6 @@ def test_a_large_transfer_goes_on_over_the_other_path() -> None:
         assert into == data
 
     drive(device, body, iopolicy="round-robin")
-
-
-def test_a_batch_goes_on_over_the_other_path_and_tells_what_is_left() -> None:
-    device = ModelDevice(2, Volume(1, blocks=1024))
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.refresh()
-        buffers = [memoryview(block(lba % 250)) for lba in range(200)]
-        batch = IoBatch(sqe_builders.write(1, 0, 1), range(200), buffers, write=True)
-        writing = asyncio.ensure_future(namespace.port.io_batch(batch))
-        await asyncio.sleep(0.003)
-        device.cut(0)
-        await writing
-        assert device.volumes[1].data[: 200 * BLOCK_BYTES] == b"".join(buffers) and not batch.unfinished
-        fault = status_field(Status.WRITE_FAULT, dnr=True)
-        device.ports[1].statuses = [fault] * 32
-        with pytest.raises(NvmeStatusError, match="Write Fault"):
-            await namespace.port.io_batch(batch)
-        assert batch.unfinished == list(range(200)) and not batch.unknown
-        device.ports[1].statuses = [fault]
-        with pytest.raises(NvmeStatusError, match="Write Fault"):
-            await namespace.port.io_batch(batch)
-        assert 130 < len(batch.unfinished) < 170 and batch.unfinished[-1] == 199  # the first window ends
-
-    drive(device, body)
 
 
 def test_all_paths_lost_and_back() -> None:
