@@ -24,6 +24,8 @@ from benchmarks.mptcp import (
     foreign,
     lab,
     loss,
+    multipath,
+    multipath_failover,
     publish,
     selftest,
     unequal,
@@ -32,12 +34,32 @@ from benchmarks.mptcp import (
 from benchmarks.mptcp.runs import Settings
 
 MODULES: dict[str, ModuleType] = {
-    module.NAME: module for module in (aggregation, selftest, filecopy, loss, failover, unequal, foreign)
+    module.NAME: module
+    for module in (
+        aggregation,
+        selftest,
+        filecopy,
+        loss,
+        failover,
+        unequal,
+        foreign,
+        multipath,
+        multipath_failover,
+    )
 }
-IN_GUEST: dict[str, str] = {"loss-vm": "loss", "unequal-vm": "unequal", "foreign": "foreign"}
+IN_GUEST: dict[str, str] = {
+    "loss-vm": "loss",
+    "unequal-vm": "unequal",
+    "foreign": "foreign",
+    "multipath-vm": "multipath",
+    "multipath-failover-vm": "multipath-failover",
+}
 """Experiments that run in the virtual machine, and the module that tells about them."""
-QUICK = ("aggregation", "selftest", "filecopy", "failover", "unequal")
-FULL = ("aggregation", "selftest", "filecopy", "loss", "loss-vm", "failover", "unequal", "unequal-vm", "foreign")
+QUICK = ("aggregation", "selftest", "filecopy", "failover", "unequal", "multipath", "multipath-failover")
+FULL = (
+    *("aggregation", "selftest", "filecopy", "loss", "loss-vm", "failover", "unequal", "unequal-vm", "foreign"),
+    *("multipath", "multipath-vm", "multipath-failover", "multipath-failover-vm"),
+)
 RESULTS = report.RESULTS / "mptcp"
 
 
@@ -84,7 +106,7 @@ def _say(module: ModuleType, result: dict[str, Any], console: Console, output: P
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--quick", is_flag=True, help="The short form: what needs no virtual machine, in under 4 minutes.")
+@click.option("--quick", is_flag=True, help="The short form: what needs no virtual machine, in about 6 minutes.")
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of both sides.  [default: cubic or reno]")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=RESULTS, show_default=True)
 @click.option("--no-plots", is_flag=True, help="Tables, text and JSON only.")
@@ -100,7 +122,8 @@ def main(
     strict: bool,
 ) -> None:
     """Run the experiments NAMES (all: aggregation, selftest, filecopy, loss, loss-vm, failover, unequal, unequal-vm,
-    foreign), in network namespaces of our own; no root needed.
+    foreign, multipath, multipath-vm, multipath-failover, multipath-failover-vm), in network namespaces of our own; no
+    root needed.
 
     docs/experiments.md says what each is for.
     """

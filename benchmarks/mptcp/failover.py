@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import statistics
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -184,11 +182,11 @@ def _row(network: Network, scenario: Scenario, keeper: bool, settings: Settings)
         network, task="verify", transport="mptcp", congestion=settings.congestion, subflows=LINKS, depth=WORKERS,
         block_bytes=BLOCK_BYTES, seconds=seconds + 0.5, **_paths(network, scenario, keeper),
     )  # fmt: skip
-    started = _first_line(process)
+    started = runs.first_line(process)
     stage = Stage(network, time.monotonic())
     samples: list[tuple[float, list[int]]] = []
     stop = threading.Event()
-    sampler = threading.Thread(target=_sample, args=(stage, samples, stop))
+    sampler = threading.Thread(target=sample, args=(stage, samples, stop))
     sampler.start()
     try:
         scenario.act(stage, settings.pick(*scenario.down), settings.pick(*scenario.rest))
@@ -197,7 +195,7 @@ def _row(network: Network, scenario: Scenario, keeper: bool, settings: Settings)
         sampler.join()
     found = runs.answer(process, seconds + 90)
     times = [moment - stage.began for moment in found["times"]]
-    pause, at = _longest_pause(times, samples[-1][0])
+    pause, at = longest_pause(times, samples[-1][0])
     return {
         "scenario": scenario.name,
         "keeper": keeper,
@@ -211,31 +209,21 @@ def _row(network: Network, scenario: Scenario, keeper: bool, settings: Settings)
         "dropped_by_kernel": network.dropped(),
         "most_subflows": found["most_subflows"],
         "after_share": _after(stage.events, times, samples[-1][0]),
-        "again_seconds": _again(stage.events, samples, scenario.backup),
+        "again_seconds": again(stage.events, samples, scenario.backup),
         "events": stage.events,
-        "samples": _rates(samples),
+        "samples": rates(samples),
         **found["connections"],
     }
 
 
-def _first_line(process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line.startswith('{"running"'):
-        process.kill()
-        out, err = process.communicate()
-        raise LabError(f"the verifying load did not start: {(line + out + err).strip().splitlines()[-1:]}")
-    first: dict[str, Any] = json.loads(line)
-    return first
-
-
-def _sample(stage: Stage, samples: list[tuple[float, list[int]]], stop: threading.Event) -> None:
+def sample(stage: Stage, samples: list[tuple[float, list[int]]], stop: threading.Event) -> None:
+    """Note the bytes of each link, and when, until told to stop."""
     while not stop.wait(SAMPLE_SECONDS):
         counters = stage.network.counters()
         samples.append((time.monotonic() - stage.began, [sum(pair) for pair in counters]))
 
 
-def _rates(samples: Sequence[tuple[float, list[int]]]) -> list[tuple[float, list[float]]]:
+def rates(samples: Sequence[tuple[float, list[int]]]) -> list[tuple[float, list[float]]]:
     """Per interval: its end, and the MB/s of each link, both directions."""
     return [
         (round(late, 3), [round((b - a) / (late - early) / 1e6, 3) for a, b in zip(before, after, strict=True)])
@@ -243,9 +231,9 @@ def _rates(samples: Sequence[tuple[float, list[int]]]) -> list[tuple[float, list
     ]
 
 
-def _longest_pause(times: Sequence[float], end: float) -> tuple[float, float]:
-    """The longest time without a completion from 0 to `end`, and when it began."""
-    marks = [0.0, *sorted(moment for moment in times if 0 <= moment <= end), end]
+def longest_pause(times: Sequence[float], end: float, begin: float = 0.0) -> tuple[float, float]:
+    """The longest time without a completion from `begin` to `end`, and when it began."""
+    marks = [begin, *sorted(moment for moment in times if begin <= moment <= end), end]
     gaps = [(late - early, early) for early, late in pairwise(marks)]
     return max(gaps, key=lambda gap: gap[0])
 
@@ -272,18 +260,21 @@ def _after(events: Sequence[tuple[float, str, int]], times: Sequence[float], end
     return found
 
 
-def _again(
-    events: Sequence[tuple[float, str, int]], samples: Sequence[tuple[float, list[int]]], backup: Sequence[int]
+def again(
+    events: Sequence[tuple[float, str, int]],
+    samples: Sequence[tuple[float, list[int]]],
+    backup: Sequence[int],
+    rate_mbit: float = RATE_MBIT,
 ) -> list[float | None]:
     """For each restored link: seconds until it carried load again; None where it did not before its end."""
-    rates, found = _rates(samples), []
+    per_link, found = rates(samples), []
     for moment, what, number in events:
         if what != "restored" or number in backup:
             continue
         nexts = [when for when, action, link in events if when > moment and link == number and action == "cut"]
         limit = min(nexts, default=float("inf"))
-        wanted = AGAIN_SHARE * RATE_MBIT / 8
-        reached = [when for when, values in rates if moment < when <= limit and values[number - 1] >= wanted]
+        wanted = AGAIN_SHARE * rate_mbit / 8
+        reached = [when for when, values in per_link if moment < when <= limit and values[number - 1] >= wanted]
         found.append(round(reached[0] - moment, 3) if reached else None)
     return found
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.mptcp import runs
+from benchmarks.mptcp import kernel_host, runs
 from benchmarks.mptcp.lab import ROOT, LabError, Link, Network, describe
-from benchmarks.mptcp.runs import BLOCK_BYTES, NVME_PORT, SUBNQN, Settings
+from benchmarks.mptcp.runs import NVME_PORT, Settings
 
 NAME = "foreign"
 TITLE = "An unmodified kernel initiator over four links, through a relay"
@@ -70,45 +68,15 @@ def _relay(network: Network, congestion: str) -> Iterator[None]:
             process.stdout.close()
 
 
-def _device(network: Network) -> str:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        found = network.host.run("sh", "-c", "ls /dev/nvme*n1 2>/dev/null || true").split()
-        if found:
-            return found[0]
-        time.sleep(0.2)
-    raise LabError("the kernel connected, but no block device appeared")
-
-
 def _row(network: Network, transport: str, address: str, port: int, settings: Settings) -> dict[str, Any]:
-    host = network.host
-    host.run("nvme", "connect", "-t", "tcp", "-a", address, "-s", str(port), "-n", SUBNQN, "-i", str(JOBS))
-    try:
-        device = _device(network)
+    with kernel_host.connected(network, [address], "-i", str(JOBS), port=port) as device:
         found: dict[str, Any] = {"transport": transport, "through": "relay" if port == RELAY_PORT else "directly"}
         for pattern, word in (("randread", "read"), ("randwrite", "write")):
             before = network.counters()
-            found[word] = _fio(network, device, pattern, settings.pick(4.0, 10.0))
+            found[word] = kernel_host.fio(network, device, pattern, settings.pick(4.0, 10.0), depth=DEPTH, jobs=JOBS)
             found[f"{word}_link_mb"] = runs.link_megabytes(before, network.counters())
         found["verified"] = _verify(network, device)
         return found
-    finally:
-        host.run("nvme", "disconnect", "-n", SUBNQN, check=False)
-
-
-def _fio(network: Network, device: str, pattern: str, seconds: float) -> float:
-    process = network.host.start(
-        ["fio", "--name=x", f"--filename={device}", f"--rw={pattern}", f"--bs={BLOCK_BYTES}", f"--iodepth={DEPTH}",
-         f"--numjobs={JOBS}", "--ioengine=libaio", "--direct=1", "--time_based", f"--runtime={seconds:g}",
-         "--ramp_time=2", "--group_reporting", "--output-format=json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    out, err = process.communicate(timeout=seconds + 90)
-    try:
-        job = json.loads(out[out.index("{") :])["jobs"][0]
-    except (ValueError, LookupError):
-        raise LabError(f"fio failed: {(err or out).strip().splitlines()[-1:]}") from None
-    return float(job["write" if pattern.endswith("write") else "read"]["bw_bytes"]) / 1e6
 
 
 def _verify(network: Network, device: str) -> bool:

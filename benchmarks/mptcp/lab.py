@@ -123,22 +123,37 @@ class Space:
             self._holder.wait()
 
 
+class OwnSpace(Space):
+    """The namespace that this process is in: in the guest the one in which the kernel's own host connects again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.pid = os.getpid()
+
+    def close(self) -> None:
+        """Leave the namespace as it is."""
+
+
 def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Network:
-    """`with Network([Link(100)] * 4) as network:` two namespaces, `network.target` and `network.host`."""
+    """`with Network([Link(100)] * 4) as network:` two namespaces, `network.target` and `network.host`.
 
-    def __init__(self, links: Sequence[Link]) -> None:
+    ``host_here``: the host's is the one that this process is in.
+    """
+
+    def __init__(self, links: Sequence[Link], *, host_here: bool = False) -> None:
         self.links = tuple(links)
+        self._host_space = OwnSpace if host_here else Space
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         try:
             self.target = Space("target")
             self._stack.callback(self.target.close)
-            self.host = Space("host")
+            self.host = self._host_space("host")
             self._stack.callback(self.host.close)
             for space in (self.target, self.host):
                 space.run("ip", "link", "set", "lo", "up")

@@ -6,11 +6,11 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.session import BenchmarkError
 from nvmeof.errors import NvmeofError
-from nvmeof.host.load import Load, round_robin
+from nvmeof.host.load import Load, MeasuredLoad, round_robin
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.queue import Queue
 
@@ -22,7 +22,7 @@ def round_robin_load(namespace: Namespace, queues: Sequence[Queue], pattern: str
     return Load(namespace, queues, pattern, size, depth, next_queue=round_robin(queues))
 
 
-def close_window(load: Load) -> dict[str, Any]:
+def close_window(load: MeasuredLoad) -> dict[str, Any]:
     """Return what completed since :meth:`Load.open_window`. Raises what a command failed with."""
     figures = load.close_window()
     if load.error is not None:
@@ -40,12 +40,23 @@ def close_window(load: Load) -> dict[str, Any]:
     }
 
 
-async def stop(load: Load) -> None:
+async def stop(load: MeasuredLoad) -> None:
     """Send nothing more and wait for what is under way. Raises what a command failed with."""
     load.stop()
     await asyncio.wait_for(load.finished, STOP_SECONDS)
     if load.error is not None:
         raise load.error
+
+
+class BlockDevice(Protocol):
+    """What a verifying load works on: a namespace, or a device file that has its methods."""
+
+    @property
+    def block_bytes(self) -> int: ...
+
+    async def read(self, lba: int, blocks: int = 1) -> bytes: ...
+
+    async def write(self, lba: int, data: bytes) -> None: ...
 
 
 class Verifier:
@@ -55,7 +66,7 @@ class Verifier:
     which all processes share) and its bytes.
     """
 
-    def __init__(self, namespace: Namespace, size: int, workers: int, slots_each: int) -> None:
+    def __init__(self, namespace: BlockDevice, size: int, workers: int, slots_each: int) -> None:
         self._namespace = namespace
         self._size = size
         self._workers = workers
@@ -65,6 +76,8 @@ class Verifier:
         self.times: list[float] = []
         self.errors: list[str] = []
         self.lost_bytes = 0
+        self.longest_seconds = 0.0
+        """Of all commands, from when it was given until it had completed."""
         self.running = True
 
     def contents(self, slot: int, generation: int) -> bytes:
@@ -102,28 +115,35 @@ class Verifier:
 
     async def _write(self, slot: int, generation: int) -> None:
         block = slot * (self._size // self._namespace.block_bytes)
+        began = time.monotonic()
         try:
             await self._namespace.write(block, self.contents(slot, generation))
-        except NvmeofError as error:
+        except (NvmeofError, OSError) as error:
             self._failed(error)
             return
         self._written[slot] = generation
-        self.times.append(time.monotonic())
+        self._completed(began)
 
     async def _compare(self, slot: int, generation: int) -> None:
         if self._written.get(slot) != generation:
             return
         blocks = self._size // self._namespace.block_bytes
+        began = time.monotonic()
         try:
             found = await self._namespace.read(slot * blocks, blocks)
-        except NvmeofError as error:
+        except (NvmeofError, OSError) as error:
             self._failed(error)
             return
-        self.times.append(time.monotonic())
+        self._completed(began)
         if found != self.contents(slot, generation):
             expected = self.contents(slot, generation)
             self.lost_bytes += sum(a != b for a, b in zip(found, expected, strict=False))
 
-    def _failed(self, error: NvmeofError) -> None:
+    def _completed(self, began: float) -> None:
+        now = time.monotonic()
+        self.times.append(now)
+        self.longest_seconds = max(self.longest_seconds, now - began)
+
+    def _failed(self, error: Exception) -> None:
         self.errors.append(str(error))
         self.running = len(self.errors) < 100 and self.running

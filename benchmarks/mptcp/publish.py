@@ -10,7 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SIZES = {"failover": (11.0, 8.0), "filecopy": (9.0, 3.6), "selftest": (8.0, 5.0)}
+SIZES = {
+    "failover": (11.0, 8.0),
+    "multipath": (11.0, 8.0),
+    "multipath_failover": (12.0, 9.0),
+    "filecopy": (9.0, 3.6),
+    "selftest": (8.0, 5.0),
+}
 WIDE = (11.0, 5.2)
 
 

@@ -18,7 +18,7 @@ from benchmarks.mptcp.lab import LabError, Network
 SUBNQN = "nqn.2026-01.io.nvmeof:experiment"
 NVME_PORT = 4420
 BARE_PORT = 5001
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 BLOCK_BYTES = 128 * 1024
 
 
@@ -109,16 +109,31 @@ def answer(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
     return found
 
 
-def start_worker(network: Network, **order: Any) -> subprocess.Popen[str]:
-    """The host's side of an experiment, started with an order (see `worker`)."""
+WORKER = "benchmarks.mptcp.worker"
+
+
+def start_worker(network: Network, module: str = WORKER, **order: Any) -> subprocess.Popen[str]:
+    """The host's side of an experiment, started with an order (see `worker`, or the module given)."""
     order = {"addresses": [network.target_address(1)], "port": NVME_PORT, "subnqn": SUBNQN, **order}
-    argv = [sys.executable, "-m", "benchmarks.mptcp.worker", json.dumps(order)]
+    argv = [sys.executable, "-m", module, json.dumps(order)]
     return network.host.start(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def work(network: Network, timeout_seconds: float = 120.0, **order: Any) -> dict[str, Any]:
+def work(network: Network, timeout_seconds: float = 120.0, module: str = WORKER, **order: Any) -> dict[str, Any]:
     """One run of the host's side."""
-    return answer(start_worker(network, **order), timeout_seconds)
+    return answer(start_worker(network, module, **order), timeout_seconds)
+
+
+def first_line(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a verifying load says when it runs. Raises LabError where it did not start."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.startswith('{"running"'):
+        process.kill()
+        out, err = process.communicate()
+        raise LabError(f"the verifying load did not start: {(line + out + err).strip().splitlines()[-1:]}")
+    first: dict[str, Any] = json.loads(line)
+    return first
 
 
 def bare(

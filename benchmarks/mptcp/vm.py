@@ -23,6 +23,8 @@ ORDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "loss-vm": ("loss", {"rate_mbit": 20.0, "delay_ms": 5.0}),
     "unequal-vm": ("unequal", {"delays_ms": [2.0, 10.0, 20.0], "scale": 0.4}),
     "foreign": ("foreign", {}),
+    "multipath-vm": ("multipath", {"rate_mbit": 20.0, "delay_ms": 20.0, "loss": 0.005, "kernel": True}),
+    "multipath-failover-vm": ("multipath_failover", {"rate_mbit": 20.0, "kernel": True}),
 }
 _SCRIPT = """
 set -e

@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.mptcp.load import Verifier, close_window, round_robin_load, stop
@@ -19,7 +19,7 @@ from nvmeof import connect
 from nvmeof.errors import NvmeofError
 from nvmeof.host.client import HostController
 from nvmeof.host.facts import QueueFacts
-from nvmeof.host.load import Load
+from nvmeof.host.load import MeasuredLoad
 from nvmeof.host.namespace import Namespace
 from nvmeof.transport.paths.session import PathOptions
 
@@ -47,20 +47,25 @@ async def open_controllers(order: Order, stack: contextlib.AsyncExitStack) -> li
             paths=PathOptions(paths=tuple(order["paths"])) if order.get("paths") else None,
         )
         controllers.append(await stack.enter_async_context(controller))
+    await wait_for_subflows(controllers, order)
+    return controllers
+
+
+async def wait_for_subflows(controllers: Sequence[HostController], order: Order) -> None:
+    """Wait until each I/O queue has the subflows that were asked for, or for 3 s."""
     deadline = time.monotonic() + SUBFLOW_SECONDS
     while time.monotonic() < deadline and order["transport"] == "mptcp":
         if all(len(queue.get("subflows", ())) >= order.get("subflows", 1) for queue in io_queues(controllers)):
             break
         await asyncio.sleep(0.05)
-    return controllers
 
 
-def io_queues(controllers: list[HostController]) -> list[QueueFacts]:
+def io_queues(controllers: Sequence[HostController]) -> list[QueueFacts]:
     """What is known of the I/O queues' connections."""
     return [queue for controller in controllers for queue in controller.describe() if queue.get("qid")]
 
 
-def connection_facts(controllers: list[HostController]) -> dict[str, Any]:
+def connection_facts(controllers: Sequence[HostController]) -> dict[str, Any]:
     """What the experiments' reports say of the connections."""
     queues = io_queues(controllers)
     return {
@@ -106,14 +111,15 @@ async def phases(order: Order) -> dict[str, Any]:
                 continue
             load = round_robin_load(namespace, queues, pattern, order["block_bytes"], order["depth"])
             load.start(order.get("ramp_seconds", 0.0))
-            await _window([load], order)
+            await window([load], order)
             results.append({"pattern": pattern, **close_window(load)})
             facts = connection_facts(controllers)
             await stop(load)
         return {"phases": results, "connections": facts}
 
 
-async def _window(loads: list[Load], order: Order) -> None:
+async def window(loads: Sequence[MeasuredLoad], order: Order) -> None:
+    """Let loads warm up, and count for the order's seconds; the caller closes the windows."""
     await asyncio.sleep(order["warmup_seconds"])
     for load in loads:
         load.open_window()
@@ -128,7 +134,7 @@ async def latency(order: Order) -> dict[str, Any]:
         queues = controllers[0].io_queues
         small = round_robin_load(namespace, queues[-1:], "randread", 4096, 1)
         small.start()
-        await _window([small], order)
+        await window([small], order)
         alone = close_window(small)
         await stop(small)
         streams = queues[:-1] if len(queues) > 1 else queues
@@ -138,7 +144,7 @@ async def latency(order: Order) -> dict[str, Any]:
         stream.start()
         small = round_robin_load(namespace, queues[-1:], "randread", 4096, 1)
         small.start()
-        await _window([stream, small], order)
+        await window([stream, small], order)
         beside, streamed = close_window(small), close_window(stream)
         facts = connection_facts(controllers)
         await asyncio.gather(stop(stream), stop(small))
@@ -202,10 +208,12 @@ async def verify(order: Order) -> dict[str, Any]:
         }
 
 
-TASKS = {"phases": phases, "latency": latency, "copy": copy, "verify": verify}
+Tasks = Mapping[str, Callable[[Order], Awaitable[dict[str, Any]]]]
+TASKS: Tasks = {"phases": phases, "latency": latency, "copy": copy, "verify": verify}
 
 
-def main() -> None:
+def serve(tasks: Tasks) -> None:
+    """Do the task of the order on the command line, and print its answer, or the error, as a line of JSON."""
     order = json.loads(sys.argv[1])
     runner: Any = asyncio.run
     with contextlib.suppress(ImportError):
@@ -213,11 +221,11 @@ def main() -> None:
 
         runner = uvloop.run
     try:
-        answer = runner(TASKS[order["task"]](order))
+        answer = runner(tasks[order["task"]](order))
     except* (NvmeofError, OSError, TimeoutError) as group:
         answer = {"error": str(group.exceptions[0]) or type(group.exceptions[0]).__name__}
     print(json.dumps(answer))
 
 
 if __name__ == "__main__":
-    main()
+    serve(TASKS)
