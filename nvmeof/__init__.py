@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nvmeof.errors import (
         AuthenticationError,
         CommandNotExecuted,
+        CompareFailed,
         ConfigurationError,
         ConnectionLost,
         ConnectTimeout,
@@ -55,6 +56,7 @@ _HOMES = {
     "AsyncEvent": "nvmeof.host.async_events",
     "AuthenticationError": "nvmeof.errors",
     "CommandNotExecuted": "nvmeof.errors",
+    "CompareFailed": "nvmeof.errors",
     "ConfigurationError": "nvmeof.errors",
     "ConnectTimeout": "nvmeof.errors",
     "ConnectionLost": "nvmeof.errors",
@@ -105,6 +107,7 @@ __all__ = [
     "AsyncEvent",
     "AuthenticationError",
     "CommandNotExecuted",
+    "CompareFailed",
     "ConfigurationError",
     "ConnectTimeout",
     "ConnectionLost",

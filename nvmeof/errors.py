@@ -8,6 +8,7 @@
     ├── RemoteTermination           the peer sent a TermReq
     ├── CommandError                a command is refused: becomes a CQE, and an Error log entry
     ├── NvmeStatusError             host: a command completed with a status other than success
+    │   └── CompareFailed           a Compare and Write found other data: nothing was written
     ├── TransportError              a connection could not be made, or was lost
     │   ├── ConnectTimeout          (also a TimeoutError)
     │   ├── AuthenticationError     one side could not prove who it is
@@ -126,6 +127,18 @@ class NvmeStatusError(NvmeofError):
         self.status = status
         self.dnr = dnr
         self.dw0 = dw0
+
+
+class CompareFailed(NvmeStatusError):
+    """The blocks hold other data than a Compare and Write was to find: it has written nothing (Compare Failure, 285h).
+
+    ::
+
+        try:
+            await namespace.compare_and_write(0, old, new)
+        except CompareFailed:
+            old = await namespace.read(0, 8)  # another host was first: decide again
+    """
 
 
 class TransportError(NvmeofError):

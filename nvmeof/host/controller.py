@@ -27,6 +27,7 @@ from nvmeof.host.async_events import AsyncEvents
 from nvmeof.host.authentication import HostAuthentication
 from nvmeof.host.batch import BatchPart, IoBatch, run_batch
 from nvmeof.host.controller_checks import check_fabrics_limits, connect_refused
+from nvmeof.host.fused import run_fused
 from nvmeof.host.io_port import NvmLimits
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ADMIN_QUEUE_ENTRIES, QUEUE_SIZE_MIN, ConnectOptions
@@ -78,6 +79,8 @@ SHUTDOWN_SECONDS = 5.0
 DISABLE_SECONDS = 5.0
 """Least time that a controller gets to clear CSTS.RDY in a reset; more where CAP.TO says so."""
 _NOT_ABORTABLE = RequestOptions(abortable=False)
+FUSES_COMPARE_AND_WRITE = 1 << 0
+"""Bit 0 of FUSES, Identify Controller."""
 
 
 class Controller:
@@ -201,6 +204,12 @@ class Controller:
         """Send Reads or Writes of one length as one operation, in turn over the queues."""
         association = self.association
         await run_batch(self.runtime, association.pick_queue, batch, association.abort, self._idle_parts)
+
+    async def io_fused(self, halves: tuple[bytes, bytes], compare: Buffer, write: Buffer, *, hold: bool = True) -> None:
+        """Send the halves of a fused operation on the next queue."""
+        association = self.association
+        queue = association.pick_queue()
+        await run_fused(self.runtime, queue, halves, compare, write, association.abort, hold=hold)
 
     async def identify_namespace(self, nsid: int) -> IdentifyNamespace:
         """Identify Namespace (CNS 00h), decoded. All zero for a namespace that is not active."""
@@ -374,6 +383,7 @@ class Controller:
     async def nvm_limits(self) -> NvmLimits:
         """Return the limits of commands without data (Identify CNS 06h); read once, when first needed."""
         if self._limits is None:
+            fused = bool(self.info.fuses & FUSES_COMPARE_AND_WRITE)
             try:
                 raw = await self.commands.identify_nvm_limits()
                 self._limits = NvmLimits(
@@ -382,10 +392,11 @@ class Controller:
                     raw.dmrsl or 0xFFFFFFFF,
                     mdts_bytes(raw.vsl, self.cap.mpsmin_bytes) or 0,
                     mdts_bytes(raw.wusl, self.cap.mpsmin_bytes) or 0,
+                    fused,
                 )
             except NvmeStatusError:
                 # the data structure is younger than many a controller
-                self._limits = NvmLimits()
+                self._limits = NvmLimits(compare_and_write=fused)
         return self._limits
 
     # -- asynchronous events

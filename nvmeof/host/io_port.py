@@ -34,6 +34,8 @@ class NvmLimits:
     dsm_range_blocks: int = 0xFFFFFFFF
     verify_bytes: int = 0
     write_uncorrectable_bytes: int = 0
+    compare_and_write: bool = True
+    """FUSES of Identify Controller: the fused operation is supported."""
 
     @classmethod
     def common(cls, limits: Iterable[NvmLimits]) -> NvmLimits:
@@ -49,6 +51,7 @@ class NvmLimits:
             min(each.dsm_range_blocks for each in known),
             least(each.verify_bytes for each in known),
             least(each.write_uncorrectable_bytes for each in known),
+            all(each.compare_and_write for each in known),
         )
 
 
@@ -90,6 +93,10 @@ class IoPort(Protocol):
 
         A port that has no better way sends ``batch.parts()`` with :meth:`io_transfer`.
         """
+        ...
+
+    async def io_fused(self, halves: tuple[bytes, bytes], compare: Buffer, write: Buffer, *, hold: bool = True) -> None:
+        """Send the halves of a fused operation, each with its data, as one operation on one queue."""
         ...
 
     async def execute_admin(

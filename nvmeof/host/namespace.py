@@ -7,12 +7,13 @@ from contextlib import aclosing
 from functools import partial
 from typing import NoReturn
 
-from nvmeof.errors import LocalProtocolError, NvmeofError, NvmeStatusError
+from nvmeof.errors import CompareFailed, LocalProtocolError, NvmeofError, NvmeStatusError
 from nvmeof.host import sqe_builders
 from nvmeof.host.batch import IoBatch
 from nvmeof.host.block_ranges import COPY_FORMAT_ACROSS, copy_commands, cut, pack_copy_ranges, pack_dsm_ranges
 from nvmeof.host.buffers import BlockVector, check_lengths, pieces, plain_view, writable
 from nvmeof.host.chunks import read_pieces
+from nvmeof.host.fused import as_halves
 from nvmeof.host.io_port import IoPort
 from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions
 from nvmeof.host.reservations import Reservations
@@ -362,6 +363,49 @@ class Namespace:
                 return False
             raise
         return True
+
+    async def compare_and_write(self, lba: int, expected: Buffer, data: Buffer, *, fua: bool = False) -> None:
+        """Write ``data`` from ``lba`` on if the blocks there hold ``expected``, as one operation (fused Compare and
+        Write): no other command comes between.
+
+        Both have the same whole number of blocks, what one command takes at most. Up to the controller's atomic size
+        (ACWU, NACWU) other hosts see all of it or nothing. Raises :class:`CompareFailed` where the blocks hold other
+        data: nothing is written then. It is never sent again once it may have been executed:
+        :class:`OutcomeUnknown` says so, and reading the blocks tells what has become of it. Raises
+        :class:`NvmeofError` for a controller that has no such operation.
+        """
+        await self._ready()
+        views = plain_view(expected), plain_view(data)
+        blocks = self._blocks(lba, len(views[0]))
+        if len(views[1]) != len(views[0]):
+            raise LocalProtocolError(
+                f"{len(views[0])} bytes are expected and {len(views[1])} are to be written: give as many of both"
+            )
+        if blocks > self._max_blocks:
+            raise LocalProtocolError(
+                f"{blocks} blocks are more than one Compare and Write takes ({self._max_blocks}): "
+                "several would not be one operation"
+            )
+        if not (await self.port.nvm_limits()).compare_and_write:
+            raise NvmeofError(
+                f"{self.port.subnqn} has no Compare and Write (FUSES): use compare() and write() under a reservation"
+            )
+        halves = as_halves(
+            sqe_builders.compare(self.nsid, lba, blocks), sqe_builders.write(self.nsid, lba, blocks, fua=fua)
+        )
+        hold = not (isinstance(expected, bytes) and isinstance(data, bytes))
+        try:
+            await self.port.io_fused(halves, *views, hold=hold)
+        except NvmeStatusError as error:
+            if error.status != Status.COMPARE_FAILURE:
+                raise
+            raise CompareFailed(
+                error.status,
+                f"the {blocks} blocks from {lba} on of namespace {self.nsid} do not hold what was expected: "
+                "nothing was written",
+                dnr=error.dnr,
+                dw0=error.dw0,
+            ) from None
 
     async def copy(
         self, lba: int, sources: Iterable[tuple[int, int]], *, from_nsid: int | None = None, fua: bool = False

@@ -70,6 +70,8 @@ class Request:
     queue: Queue
     group: Group | None = None
     """Called, in place of `completed`, for all its requests that have succeeded together; None: no group."""
+    second: Request | None = None
+    """Of the first half of a fused operation the other half, which leaves right behind it."""
 
     def __init__(self, sqe: bytes, data_out: Buffer | None = None, data_in: memoryview | None = None) -> None:
         self.sqe = sqe
@@ -138,6 +140,7 @@ class Queue:
 
     __slots__ = (
         "_backlog",
+        "_for_fused",
         "_free",
         "_named",
         "_reserved",
@@ -193,6 +196,7 @@ class Queue:
         self._free: deque[int] = deque(range(self._reserved_from))
         self._reserved: deque[int] = deque(range(self._reserved_from, entries - 1))
         self._named: dict[int, bool] = {}  # CIDs that an Abort under way names, and whether they are free but for it
+        self._for_fused: int | None = None  # an identifier for the pair at the head of the backlog, which wants two
         self._backlog: deque[Request] = deque()
         self._urgent: deque[Request] = deque()
 
@@ -246,6 +250,31 @@ class Queue:
             for cid, request in zip(cids, requests, strict=True):
                 self.trace.sent(cid, request.sqe, request.data_out, request.data_in)
         self.device.send_batch(self, batch, cids, requests)
+
+    def submit_fused(self, first: Request) -> None:
+        """Send the halves of a fused operation, ``first`` and ``first.second``, one right behind the other, or queue
+        them until two identifiers are free. Raises as :meth:`submit` does, and :class:`LocalProtocolError` for a queue
+        that never has two.
+        """
+        if self.error is not None:
+            raise not_executed(self.error)
+        second = first.second
+        assert second is not None
+        if self._reserved_from < 2:
+            raise LocalProtocolError(
+                f"a queue of {self.entries} entries takes one command at a time, and a fused operation has two: "
+                "connect with a larger queue_size"
+            )
+        first.queue = second.queue = self
+        if self._backlog or len(self._free) < 2:
+            self._backlog.append(first)
+        else:
+            self._send_fused(first, self._free.popleft(), self._free.popleft())
+
+    def _send_fused(self, first: Request, cid: int, second_cid: int) -> None:
+        assert first.second is not None
+        self._send(first, cid, True)
+        self._send(first.second, second_cid, False)
 
     def _send(self, request: Request, cid: int, more: bool) -> None:
         request.cid = cid
@@ -334,7 +363,16 @@ class Queue:
         elif cid >= self._reserved_from:
             self._reserved.append(cid)
         elif self._backlog:
-            self._send(self._backlog.popleft(), cid, False)
+            request = self._backlog[0]
+            if request.second is None:
+                self._backlog.popleft()
+                self._send(request, cid, False)
+            elif self._for_fused is None:
+                self._for_fused = cid
+            else:
+                other, self._for_fused = self._for_fused, None
+                self._backlog.popleft()
+                self._send_fused(request, other, cid)
         else:
             self._free.append(cid)
 
@@ -352,6 +390,9 @@ class Queue:
         for backlog in (self._backlog, self._urgent):
             if request in backlog:
                 backlog.remove(request)
+                if request.second is not None and self._for_fused is not None:
+                    cid, self._for_fused = self._for_fused, None
+                    self._reuse(cid)
                 return True
         return False
 

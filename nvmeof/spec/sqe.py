@@ -27,6 +27,8 @@ class _Decoded:
 
 
 FUSE_MASK = 0x3
+FUSE_FIRST = 1
+FUSE_SECOND = 2
 PSDT_SHIFT = 6
 """Of `Sqe.flags`: where each command is looked at, this is cheaper than the properties."""
 

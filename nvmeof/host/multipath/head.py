@@ -28,7 +28,7 @@ from nvmeof.host.multipath.facts import HeadFacts
 from nvmeof.host.multipath.identity import NamespaceView
 from nvmeof.host.multipath.iopolicy import IOPOLICIES, IoPolicy, best
 from nvmeof.host.multipath.member import Member, NamespacePath
-from nvmeof.host.multipath.requests import HeadCommand, HeadRequest, RequestPath, give_up, run_transfer
+from nvmeof.host.multipath.requests import HeadCommand, HeadFused, HeadRequest, RequestPath, give_up, run_transfer
 from nvmeof.host.replay import UnsettledWrites, changed_blocks, replay_at
 from nvmeof.host.requests import DEFAULT_OPTIONS, CommandPart, RequestOptions, error_of
 from nvmeof.host.results import IdentifyNamespace
@@ -200,7 +200,14 @@ class NamespaceHead:
         on its last path, :class:`OutcomeUnknown` for one that must not be sent twice and may have been executed,
         :class:`NoPathError` when no path is left.
         """
-        command = HeadCommand(self, sqe, data_out, data_in, options)
+        return await self._run(HeadCommand(self, sqe, data_out, data_in, options), hold=options.hold)
+
+    async def io_fused(self, halves: tuple[bytes, bytes], compare: Buffer, write: Buffer, *, hold: bool = True) -> None:
+        """Send the halves of a fused operation over the best path; over another one only where it was not executed.
+        Raises as :meth:`io` does."""
+        await self._run(HeadFused(self, halves, compare, write), hold=hold)
+
+    async def _run(self, command: HeadCommand, *, hold: bool) -> int:
         future: Future[int] = self._runtime.create_future()
         command.future = future
         self.submit(command)
@@ -209,7 +216,7 @@ class NamespaceHead:
         except NvmeofError:
             raise
         except BaseException:
-            await give_up(self._runtime, command, hold=options.hold)
+            await give_up(self._runtime, command, hold=hold)
             raise
 
     async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
@@ -353,7 +360,7 @@ class NamespaceHead:
         """End, retry, or fail over a request that was completed with an error."""
         assert isinstance(path, NamespacePath)
         path.figures.errors += 1
-        error = error_of(request, status, result)
+        error = error_of(request.blamed, status, result)
         if request.cancelled or request.aborted or self.closed is not None:
             request.give_up(error)
             return
@@ -450,7 +457,7 @@ class NamespaceHead:
 
     def _is_behind(self, request: HeadRequest) -> bool:
         """Return whether a write overlaps one whose old copy may still be executed, or that is being sent again."""
-        return self._unsettled.blocks(changed_blocks(request.sqe, request.data_out), request)
+        return self._unsettled.blocks(request.extent or changed_blocks(request.sqe, request.data_out), request)
 
     def done(self, request: HeadRequest) -> None:
         """Let go what was held back behind a replayed request, which is over."""

@@ -371,7 +371,10 @@ class NamespacePath:
             request.started = member.runtime.now()
             request.ahead_bytes = member.outstanding_bytes
         try:
-            queue.submit(request, more)
+            if request.second is None:
+                queue.submit(request, more)
+            else:
+                queue.submit_fused(request)
         except NvmeofError:
             request.path = None
             self.left(request)

@@ -13,8 +13,9 @@ from itertools import islice
 from typing import Protocol
 
 from nvmeof.errors import LocalProtocolError, NvmeofError
+from nvmeof.host.fused import FusedOutcome, SecondHalf
 from nvmeof.host.queue import Request
-from nvmeof.host.replay import Extent
+from nvmeof.host.replay import Extent, changed_blocks
 from nvmeof.host.requests import DEFAULT_OPTIONS, TRANSFER_WINDOW, CommandPart, RequestOptions
 from nvmeof.runtime import Future, Runtime
 from nvmeof.wire import Buffer
@@ -138,6 +139,11 @@ class HeadRequest(Request):
             if options.timeout is not None:
                 self.timeout = options.timeout
 
+    @property
+    def blamed(self) -> Request:
+        """The command that an error is about."""
+        return self
+
     def completed(self, result: int, status: int) -> None:
         path = self.path
         if path is None:
@@ -212,6 +218,57 @@ class HeadCommand(HeadRequest):
         released = self.released
         if released is not None and not released.done():
             released.set_result(None)
+
+
+class HeadFused(HeadCommand):
+    """A fused operation: the request is its first half, and ends when both have ended.
+
+    It goes over another path only where it has not been executed: its path was lost before it was sent, or refused it
+    with an ANA state.
+    """
+
+    __slots__ = ("_outcome", "_write", "second")
+
+    def __init__(self, carrier: Carrier, halves: tuple[bytes, bytes], compare: Buffer, write: Buffer) -> None:
+        super().__init__(carrier, halves[0], compare)
+        self.size_bytes += len(write)
+        self.second = self._write = SecondHalf(halves[1], write, self._settle)
+        self.extent = changed_blocks(halves[1])
+        self._outcome = FusedOutcome()
+
+    @property
+    def blamed(self) -> Request:
+        """The half whose status is that of the pair."""
+        return self._outcome.blamed or self
+
+    def completed(self, result: int, status: int) -> None:
+        self._settle(self, result, status, None)
+
+    def failed(self, error: NvmeofError) -> None:
+        if self._outcome.neither_left(self._write):
+            super().failed(error)
+        else:
+            self._settle(self, 0, 0, error)
+
+    def _settle(self, half: Request, result: int, status: int, error: NvmeofError | None) -> None:
+        outcome = self._outcome
+        if not outcome.note(half, result, status, error):
+            return
+        if outcome.lost is not None:
+            self._outcome = FusedOutcome()
+            super().failed(outcome.lost)
+        else:
+            super().completed(outcome.result, outcome.status)
+            self._outcome = FusedOutcome()
+
+    def cancel(self) -> bool:
+        second = self._write
+        if self.cid < 0 <= second.cid and self.path is not None:  # one half has ended
+            self.cancelled = True
+            self.carrier.outlived(self)
+            return second.queue.device.give_back(second)
+        first_is_free = super().cancel()
+        return (second.cid < 0 or second.queue.device.give_back(second)) and first_is_free
 
 
 async def give_up(runtime: Runtime, command: HeadCommand, *, hold: bool) -> None:

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 
 from nvmeof.errors import CommandError
 from nvmeof.protocol.events import CommandData
-from nvmeof.spec.sqe import Sqe
+from nvmeof.spec.sqe import FUSE_FIRST, FUSE_SECOND, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import IoContext
 from nvmeof.target.commands.dispatch.base import CommandSpec, Completion
 from nvmeof.target.commands.io.fused import (
-    FUSE_FIRST,
-    FUSE_SECOND,
     FUSED_OPCODES,
     Completions,
     compare_and_write,

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 
 from nvmeof.errors import CommandError
 from nvmeof.spec.enums import NvmOpcode
-from nvmeof.spec.sqe import SQE, Sqe
+from nvmeof.spec.sqe import FUSE_FIRST, FUSE_SECOND, SQE, Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.commands.context import IoContext
 from nvmeof.target.commands.dispatch.base import Completion
@@ -20,8 +20,6 @@ from nvmeof.target.commands.io.nvm import active_namespace, committed, through
 from nvmeof.target.core.aborting import AbortableAwait
 from nvmeof.target.storage.base import SourceError
 
-FUSE_FIRST = 1
-FUSE_SECOND = 2
 FUSED_OPCODES = {FUSE_FIRST: NvmOpcode.COMPARE, FUSE_SECOND: NvmOpcode.WRITE}
 """The commands that may come first and second."""
 
