@@ -47,6 +47,7 @@ _PATIENCE_SECONDS: Final = 1.0
 @click.option(
     "--discovery", multiple=True, metavar="ADDR[:PORT]", help="A discovery-only port (8009 unless given); repeatable."
 )
+@click.option("--mdns", is_flag=True, help="Announce the discovery service by multicast DNS (_nvme-disc._tcp).")
 @click.option(
     "--advertise",
     metavar="ADDR[:PORT]",

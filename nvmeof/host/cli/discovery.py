@@ -17,7 +17,7 @@ from nvmeof.host.cli import nvme_json
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.host.cli.recovery import recovery_keywords
-from nvmeof.host.cli.services import Asked, ask_each, config_option, services
+from nvmeof.host.cli.services import Asked, ask_each, config_option, services, services_by_mdns
 from nvmeof.host.cli.show import watch_paths
 from nvmeof.host.cli.subsystem import multipath_options, print_subsystem, subsystem_json
 from nvmeof.host.client import discover
@@ -40,14 +40,22 @@ _persistent = click.option(
 @click.option("-r", "--raw", type=click.Path(path_type=Path), metavar="FILE", help="Write the log page to a file.")
 @click.option("--referrals", is_flag=True, help="With what the services know that it refers to.")
 @_persistent
+@click.option("--mdns", is_flag=True, help="Ask the services that multicast DNS finds (_nvme-disc._tcp).")
 @config_option
 @opt.output_option
 @opt.coroutine
 async def discover_command(
-    output: str, raw: Path | None, referrals: bool, persistent: bool, config_file: str | None, **options: Any
+    output: str,
+    raw: Path | None,
+    referrals: bool,
+    persistent: bool,
+    mdns: bool,
+    config_file: str | None,
+    **options: Any,
 ) -> None:
     """Show what a discovery service knows, or those of config.json and discovery.conf."""
-    asked = services({**options, "persistent": persistent}, config_file)
+    chosen_options = {**options, "persistent": persistent}
+    asked = await services_by_mdns(chosen_options) if mdns else services(chosen_options, config_file)
     if raw is not None and (len(asked) > 1 or referrals or persistent):
         raise ConfigurationError("--raw takes the log of one service: leave out --referrals and --persistent, give -a")
     if persistent:

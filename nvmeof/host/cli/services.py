@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from nvmeof.address import parse_port
+from nvmeof.address import Address, parse_port
+from nvmeof.aio import mdns
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.cli import output as out
 from nvmeof.host.cli.options import check_transport, given_options
@@ -90,6 +91,24 @@ def services(options: dict[str, Any], config_file: str | None = None) -> list[As
         raise ConfigurationError(
             f"no address was given, and {DISCOVERY_CONF} and {CONFIG_JSON} name none: give one with --traddr"
         )
+    return found
+
+
+async def services_by_mdns(options: dict[str, Any]) -> list[Asked]:
+    """Return the discovery services that multicast DNS finds on this machine's links, by its addresses in their order.
+
+    Raises :class:`ConfigurationError` with an address given as well, and without python-zeroconf;
+    :class:`NvmeofError` where none answers.
+    """
+    if options.get("traddr"):
+        raise ConfigurationError("--mdns looks for services, and --traddr names one: give one of the two")
+    found: list[Asked] = []
+    for service in await mdns.find_services():
+        where = {"traddr": service.addresses[0], "trsvcid": service.port, "subnqn": service.nqn}
+        out.remark(f"mDNS: {service.name} at {Address(service.addresses[0], service.port)}")
+        found.append(Asked({**options, **where}, f"mDNS ({service.name})"))
+    if not found:
+        raise NvmeofError(f"no discovery service answered by mDNS within {mdns.BROWSE_SECONDS:g} s")
     return found
 
 

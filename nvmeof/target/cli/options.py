@@ -50,6 +50,7 @@ class Options:
     trtype_code: int | None = None
     listen: tuple[str, ...] = ()
     discovery: tuple[str, ...] = ()
+    mdns: bool = False
     advertise: str | None = None
     advertise_as: tuple[str, ...] = ()
     ramdisk: tuple[str, ...] = ()

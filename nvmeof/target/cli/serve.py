@@ -6,19 +6,25 @@ import asyncio
 import gc
 import json
 import logging
+import platform
 import resource
 import signal
 import sys
+from contextlib import nullcontext
 from typing import Final
 
 import click
 
+from nvmeof.aio import mdns
 from nvmeof.cli import streams
 from nvmeof.errors import NvmeofError
 from nvmeof.target.cli.options import Options, make_target
 from nvmeof.target.cli.report import facts, remark, say, warn
+from nvmeof.target.server import Target
 
 _FILES_WANTED: Final = 65536
+MDNS_HOST_CHARACTERS: Final = 40
+"""Of the host's name in an instance name, which may have 63 bytes (RFC 6763, 4.1.1)."""
 
 logger = logging.getLogger("nvmeof.target")
 
@@ -27,6 +33,8 @@ async def serve(options: Options) -> None:
     """Start, say so, and stop on SIGINT, SIGTERM or SIGHUP (a second one stops at once)."""
     if options.output == "json":
         streams.demand(streams.STDOUT)
+    if options.mdns:
+        mdns.check_available()
     target = make_target(options)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -65,12 +73,23 @@ async def serve(options: Options) -> None:
             streams.discard(streams.STDOUT)
             remark(f"what is served could not be said: {streams.sentence(error)}; serving all the same")
         warn(told)
-        await stopping.wait()
+        async with mdns.announced(_announcements(target)) if options.mdns else nullcontext():
+            await stopping.wait()
     finally:
         await target.stop()
     if target.unflushed:
         raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")
     logger.info("stopped")
+
+
+def _announcements(target: Target) -> list[mdns.MdnsService]:
+    """Return what is announced: a discovery service for each TCP port that is listened on, at all of its addresses."""
+    ports: dict[int, dict[str, None]] = {}
+    for listener in [listener for port in target.ports.values() for listener in port.all_listeners]:
+        address = listener.address
+        ports.setdefault(address.port, {}).update(dict.fromkeys(mdns.addresses_of(address.host)))
+    host = platform.node().partition(".")[0][:MDNS_HOST_CHARACTERS]
+    return [mdns.MdnsService(f"nvmeof {host} {port}", tuple(addresses), port) for port, addresses in ports.items()]
 
 
 def freeze_heap() -> None:
