@@ -60,7 +60,7 @@ $(VENV)/.plots: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast,mptcp,plots]'
 	@touch $@
 
-experiments: $(VENV)/.plots ## several network paths, rootless; QUICK=1 for what needs no virtual machine, 4 minutes
+experiments: $(VENV)/.plots ## several network paths, rootless; QUICK=1 for what needs no virtual machine, 8 minutes
 	$(BIN)/python -m benchmarks.mptcp $(if $(QUICK),--quick)
 
 interop: $(VENV)/.test ## Linux kernels in QEMU against target and host; QUICK=1 for one kernel in short

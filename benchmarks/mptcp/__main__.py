@@ -106,7 +106,7 @@ def _say(module: ModuleType, result: dict[str, Any], console: Console, output: P
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--quick", is_flag=True, help="The short form: what needs no virtual machine, in about 6 minutes.")
+@click.option("--quick", is_flag=True, help="The short form: what needs no virtual machine, in about 8 minutes.")
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of both sides.  [default: cubic or reno]")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=RESULTS, show_default=True)
 @click.option("--no-plots", is_flag=True, help="Tables, text and JSON only.")

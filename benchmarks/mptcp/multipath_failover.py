@@ -16,9 +16,9 @@ NAME = "multipath-failover"
 TITLE = "A link cut and restored below four NVMe paths"
 EXPECTED = (
     "NVMe multipath notices a dead path by its keep alive: nothing comes back for the keep-alive timeout, then the "
-    "commands of that path go over another one. With numa that is all of them, with the others those that were sent "
-    "over the path, and soon the whole depth waits for it. Over MPTCP the bytes go over another link after a few "
-    "retransmission timeouts, and NVMe loses no path. No figure is published."
+    "commands of that path go over another one. With numa that is all of them, with round-robin soon the whole depth; "
+    "policies that look at what is outstanding should go on over the other paths. Over MPTCP the bytes go over "
+    "another link after a few retransmission timeouts, and NVMe loses no path. No figure is published."
 )
 WORKERS = 16
 RECONNECT_SECONDS = 2.0
@@ -186,9 +186,11 @@ def seen(result: dict[str, Any]) -> str:
     text = (
         f"{lost} bytes were lost and {errors} commands failed. Longest time without any completion after the cut, with "
         f"a keep alive of {result['keep_alive_seconds']:g} s and a reconnect delay of {result['reconnect_delay']:g} s: "
-        f"{'; '.join(words)}. Over TCP the {result['workers']} workers all come to wait for the dead path, whatever "
-        "the policy, so that the pause is the time until the keep alive is given up; over MPTCP the kernels send the "
-        "bytes over other links, no path is lost, and no command is sent again (0 failovers)."
+        f"{'; '.join(words)}. Over TCP the commands on the dead path wait until the keep alive is given up, whatever "
+        "the policy. With numa these are all; with round-robin every worker comes to that path in its turn, so that "
+        "soon all wait as well. queue-depth and service-time see that nothing completes there and send the rest over "
+        "the other paths: only the commands that were on the path wait. Over MPTCP the kernels send the bytes over "
+        "other links, no path is lost, and no command is sent again (0 failovers)."
     )
     kernels = [row for row in result["rows"] if row["host"] == KERNEL]
     if kernels:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 SIZES = {
     "failover": (11.0, 8.0),
-    "multipath": (11.0, 8.0),
+    "multipath": (11.0, 6.2),
     "multipath_failover": (12.0, 9.0),
     "filecopy": (9.0, 3.6),
     "selftest": (8.0, 5.0),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,7 @@ from nvmeof.spec.enums import DISCOVERY_NQN
 
 pytest.importorskip("zeroconf", reason="needs zeroconf: pip install 'nvmeof-mptcp[mdns]'")
 LOOPBACK = ["127.0.0.1"]
+SERVE = [sys.executable, "-m", "nvmeof.target", "--trtype", "tcp", "--ramdisk", "1M", "-o", "json"]
 
 
 async def found(name: str) -> list[mdns.MdnsService]:
@@ -72,6 +77,48 @@ def test_addresses_of_listeners() -> None:
     assert mdns.addresses_of("192.0.2.7") == ("192.0.2.7",)
     everywhere = mdns.addresses_of("0.0.0.0")
     assert everywhere and all(":" not in each for each in everywhere)
+
+
+IN_NAMESPACE = f"""
+set -e
+ip link set lo up
+ip link add mdns0 type veth peer name mdns1
+ip link set mdns1 up
+ip addr add 192.0.2.1/24 dev mdns0
+ip link set mdns0 up multicast on
+{" ".join(SERVE)} --listen 0.0.0.0:4420 --discovery 0.0.0.0:8009 --mdns > target.json &
+target=$!
+trap 'kill $target' EXIT
+for i in $(seq 100); do [ -s target.json ] && break; sleep 0.1; done
+{sys.executable} -m nvmeof.host discover --mdns -o json -t tcp > found.json 2> said.txt
+"""
+
+
+@pytest.mark.timeout(120)
+def test_from_the_command_line_in_a_network_namespace(tmp_path: Path) -> None:
+    """The target announces both ports, and the host asks what it finds."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rn", "true"], check=False).returncode:
+        pytest.skip("needs network namespaces without root: unshare -rn")
+    if subprocess.run(
+        ["unshare", "-rn", "ip", "link", "add", "x", "type", "veth", "peer", "name", "y"],
+        capture_output=True,
+        check=False,
+    ).returncode:
+        pytest.skip("needs the veth network devices of the kernel")
+    began = time.monotonic()
+    done = subprocess.run(
+        ["unshare", "-rn", "sh", "-c", IN_NAMESPACE], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    said = (tmp_path / "said.txt").read_text() if (tmp_path / "said.txt").exists() else ""
+    assert done.returncode == 0, (done.stderr, said)
+    assert "at 192.0.2.1:4420" in said and "at 192.0.2.1:8009" in said
+    text, entries = (tmp_path / "found.json").read_text(), []
+    while text.strip():
+        log, end = json.JSONDecoder().raw_decode(text.lstrip())
+        entries += log["records"]
+        text = text.lstrip()[end:]
+    assert {entry["trsvcid"] for entry in entries} >= {"4420"}
+    assert time.monotonic() - began < 100
 
 
 def test_an_address_and_mdns() -> None:

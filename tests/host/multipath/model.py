@@ -133,6 +133,8 @@ class ModelDevice(QueueDevice):
         self.volumes = {each.nsid: each for each in volumes or (Volume(1),)}
         self.counts: dict[int, int] = defaultdict(int)
         self.counted_at: dict[int, float] = {}
+        self.written_at: dict[int, float] = {}
+        """When data was written last, by the number that its first 8 bytes are."""
         self.identify: dict[str, Any] = {
             "mdts": 5, "ioccsz": 4 + 512, "iorcsz": 1, "kas": 10, "acl": 3, "nn": 16, "mnan": 16, "maxcmd": 64,
             "sn": "MODEL", "mn": "Model", "oaes": 1 << 8 | 1 << 11, "cmic": 0b1011, "anagrpmax": 4, "nanagrpid": 4,
@@ -368,7 +370,10 @@ class ModelDevice(QueueDevice):
             request.data_in[:] = volume.data[start:end]
         elif sqe.opcode == NvmOpcode.WRITE:
             assert request.data_out is not None
+            if sqe.transfer_blocks << volume.lbads > 4096 << int({**self.identify, **port.identify}["mdts"]):
+                return 0, Status.INVALID_FIELD
             volume.data[start:end] = request.data_out
+            self.written_at[int.from_bytes(request.data_out[:8], "little")] = asyncio.get_running_loop().time()
         elif sqe.opcode == NvmOpcode.WRITE_ZEROES:
             volume.data[start:end] = bytes(end - start)
         elif sqe.opcode not in (NvmOpcode.FLUSH, NvmOpcode.COMPARE):

@@ -27,11 +27,17 @@ from .model import BLOCK_BYTES, COUNT, SUBNQN, ModelDevice, Volume
 from .virtual import VirtualLoop
 
 PORTS = 3
-PLACES = 6
+PLACES = 8
 LARGE_BLOCKS = 700
 """Several commands of MDTS (256 blocks)."""
+BATCH_BLOCKS = 100
+"""More than a batch has under way."""
 STRIDE = 1024
 LINGER = 2.0
+STALL = 12.0
+"""Longer than two keep alive intervals."""
+LATEST = 1.5 + STALL
+"""How long what was sent may be on its way."""
 ports = st.integers(0, PORTS - 1)
 states = st.sampled_from([AnaState.OPTIMIZED, AnaState.NON_OPTIMIZED, AnaState.INACCESSIBLE, AnaState.CHANGE])
 
@@ -39,9 +45,11 @@ states = st.sampled_from([AnaState.OPTIMIZED, AnaState.NON_OPTIMIZED, AnaState.I
 class Place:
     """Some blocks with one writer: what they may hold."""
 
-    def __init__(self, lba: int, blocks: int) -> None:
+    def __init__(self, lba: int, blocks: int, *, batches: bool = False) -> None:
         self.lba = lba
         self.blocks = blocks
+        self.batches = batches
+        """Blocks are written and read one by one, as a batch."""
         self.possible = {0}
         self.task: asyncio.Task[Any] | None = None
 
@@ -61,7 +69,9 @@ class Faults(RuleBasedStateMachine):
         self.device = ModelDevice(PORTS, Volume(1, blocks=STRIDE * (PLACES + 1)), cqt_ms=self.cqt_ms)
         for port in self.device.ports:
             port.linger = self.linger
-        self.places = [Place(at * STRIDE, LARGE_BLOCKS if at >= PLACES - 2 else 1) for at in range(PLACES)]
+        sizes = [1] * (PLACES - 4) + [BATCH_BLOCKS] * 2 + [LARGE_BLOCKS] * 2
+        self.places = [Place(at * STRIDE, blocks, batches=blocks == BATCH_BLOCKS) for at, blocks in enumerate(sizes)]
+        self.writes_given_up: dict[int, float] = {}
         self.value = 0
         self.counted: dict[int, asyncio.Task[Any]] = {}
         self.given_up: dict[int, float] = {}
@@ -91,8 +101,25 @@ class Faults(RuleBasedStateMachine):
             place.task = self.loop.create_task(self._write(place, self.value))
 
     async def _write(self, place: Place, value: int) -> None:
-        await self.namespace.write(place.lba, struct.pack("<Q", value) * (place.blocks * BLOCK_BYTES // 8))
+        block = struct.pack("<Q", value) * (BLOCK_BYTES // 8)
+        try:
+            if place.batches:
+                lbas = range(place.lba, place.lba + place.blocks)
+                await self.namespace.write_many(lbas, [block] * place.blocks)
+            else:
+                await self.namespace.write(place.lba, block * place.blocks)
+        except asyncio.CancelledError:
+            self.writes_given_up[value] = self.loop.time()
+            raise
         place.possible = {value}
+
+    @rule(at=st.integers(0, PLACES - 1), seconds=st.sampled_from([0.0005, 0.01, 2.0, 20.0]))
+    def write_within(self, at: int, seconds: float) -> None:
+        """A write with a deadline: none of it may take place much later."""
+        self.write(at)
+        task = self.places[at].task
+        if task is not None and not task.done():
+            self.loop.call_later(seconds, task.cancel)
 
     @rule(at=st.integers(0, PLACES - 1))
     def read(self, at: int) -> None:
@@ -102,7 +129,10 @@ class Faults(RuleBasedStateMachine):
 
     async def _read(self, place: Place) -> None:
         into = bytearray(place.blocks * BLOCK_BYTES)
-        await self.namespace.read_into(place.lba, into)
+        if place.batches:
+            await self.namespace.read_many(range(place.lba, place.lba + place.blocks), into=into)
+        else:
+            await self.namespace.read_into(place.lba, into)
         found = set(struct.unpack(f"<{len(into) // 8}Q", into))
         assert found <= place.possible, f"blocks from {place.lba} on hold {found} where {place.possible} was written"
         if len(place.possible) == 1:
@@ -159,6 +189,19 @@ class Faults(RuleBasedStateMachine):
     @rule(port=ports, what=st.sampled_from(["loses_requests", "loses_answers"]))
     def half_open(self, port: int, what: str) -> None:
         setattr(self.device.ports[port], what, True)
+
+    @rule(port=ports)
+    def stall(self, port: int) -> None:
+        """Nothing moves for so long that a keep alive is lost, and then all of it."""
+        self.device.ports[port].delay = STALL
+        self.run(asyncio.sleep(0.01))
+        self.device.ports[port].delay = 0.001
+
+    @rule(port=ports, mdts=st.sampled_from([1, 2, 5]))
+    def reconnect_with_other_limits(self, port: int, mdts: int) -> None:
+        """The controller is replaced by one that takes less at a time, or more."""
+        self.device.ports[port].identify = {"mdts": mdts}
+        self.run(self._at_once(self.device.cut, port))
 
     @rule(port=ports, seconds=st.sampled_from([0.0005, 0.02, 1.5]))
     def slow_down(self, port: int, seconds: float) -> None:
@@ -244,7 +287,13 @@ class Faults(RuleBasedStateMachine):
         for head in self.subsystem.core.heads:
             assert head.waiting == 0
         self._check_counts()
+        self._check_deadlines()
         await self.subsystem.disconnect()
+
+    def _check_deadlines(self) -> None:
+        for value, at in self.writes_given_up.items():
+            late = self.device.written_at.get(value, 0.0) - at
+            assert late <= LATEST + self.linger, f"write {value} was executed {late} s after it was given up"
 
     def _check_counts(self) -> None:
         for key, task in self.counted.items():
@@ -253,7 +302,7 @@ class Faults(RuleBasedStateMachine):
             assert done <= 1, f"command {key} was done {done} times"
             if key in self.given_up:
                 late = self.device.counted_at.get(key, 0.0) - self.given_up[key]
-                assert late <= 1.5 + self.linger, "a command was executed after it was given up"
+                assert late <= LATEST + self.linger, "a command was executed after it was given up"
             if task.cancelled():
                 continue
             error = task.exception()
