@@ -18,7 +18,25 @@ import click
 
 import nvmeof.host.cli.export as nbd_export
 from nvmeof.cli.exit_codes import run_program
-from nvmeof.host.cli import bench, config, data, discovery, logs, mptcpize, paths, saved, secrets, show, subsystem
+from nvmeof.host.cli import (
+    bench,
+    config,
+    data,
+    discovery,
+    identify_rows,
+    log_rows,
+    logs,
+    management_rows,
+    mptcpize,
+    nvm_rows,
+    passthru,
+    paths,
+    saved,
+    secrets,
+    show,
+    subsystem,
+    zns_rows,
+)
 from nvmeof.host.cli.options import PROGRAM
 from nvmeof.version import __version__
 
@@ -41,7 +59,10 @@ def cli(ctx: click.Context, verbose: int) -> None:
         print(ctx.get_help())
 
 
-for _module in (discovery, show, subsystem, config, logs, data, bench, saved, paths, secrets, mptcpize):
+for _module in (
+    discovery, show, subsystem, identify_rows, config, logs, log_rows, data, nvm_rows, management_rows, passthru,
+    zns_rows, bench, saved, paths, secrets, mptcpize,
+):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

@@ -125,14 +125,16 @@ class AdminCommands:
         *,
         nsid: int = NSID_ALL,
         lsp: int = 0,
+        lsi: int = 0,
+        csi: int = 0,
         rae: bool = False,
         chunk_bytes: int = LOG_CHUNK_BYTES,
     ) -> bytes:
         """Return ``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of
         ``chunk_bytes``.
 
-        ``rae`` retains the asynchronous event that the page belongs to; a page that takes several pieces retains it
-        until the last.
+        ``lsp``, ``lsi``: the log specific parameter and identifier; ``csi``: the command set. ``rae`` retains the
+        asynchronous event that the page belongs to; a page that takes several pieces retains it until the last.
         """
         if length_bytes <= 0 or length_bytes % 4 or offset < 0 or offset % 4:
             raise LocalProtocolError(f"a log page is read in multiples of 4 bytes, not {length_bytes} from {offset}")
@@ -141,7 +143,9 @@ class AdminCommands:
             piece = data[start : start + chunk_bytes]
             keep = rae or start + len(piece) < length_bytes
             specific = _continued(page, lsp) if start else lsp
-            sqe = sqe_builders.get_log_page(page, len(piece), offset + start, nsid=nsid, lsp=specific, rae=keep)
+            sqe = sqe_builders.get_log_page(
+                page, len(piece), offset + start, nsid=nsid, lsp=specific, lsi=lsi, csi=csi, rae=keep
+            )
             await self.admin(sqe, data_in=piece)
         return bytes(data)
 

@@ -148,6 +148,7 @@ def get_log_page(
     nsid: int = 0,
     lsp: int = 0,
     rae: bool = False,
+    lsi: int = 0,
     uuid: int = 0,
     csi: int = 0,
 ) -> bytes:
@@ -157,7 +158,7 @@ def get_log_page(
         opcode=AdminOpcode.GET_LOG_PAGE,
         nsid=nsid,
         cdw10=page | lsp << 8 | rae << 15 | (dwords & 0xFFFF) << 16,
-        cdw11=dwords >> 16,
+        cdw11=dwords >> 16 | lsi << 16,
         cdw12=offset & 0xFFFFFFFF,
         cdw13=offset >> 32,
         cdw14=uuid | csi << 24,

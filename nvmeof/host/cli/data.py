@@ -1,4 +1,4 @@
-"""Commands that move or change data: read, write, flush, write-zeroes, dsm."""
+"""Commands that move data: read, write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nvmeof.cli.types import BYTES, U64, parse_integer
+from nvmeof.cli.types import BYTES, U64
 from nvmeof.errors import ConfigurationError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
@@ -22,17 +22,19 @@ CHUNK_BYTES = 8 << 20
 SHOWN_BYTES = 64 << 10
 """Up to this, what goes to a terminal is shown as a hex dump."""
 
-_start = click.option("--start-block", type=U64, default=0, show_default=True, help="First logical block.")
-_count = click.option("-c", "--block-count", type=U64, help="Number of blocks, 0's-based as nvme-cli has it.")
-_blocks = click.option("--blocks", type=U64, help="Number of blocks, as people count.")
+start_option = click.option("--start-block", type=U64, default=0, show_default=True, help="First logical block.")
+block_count_option = click.option(
+    "-c", "--block-count", type=U64, help="Number of blocks, 0's-based as nvme-cli has it."
+)
+blocks_option = click.option("--blocks", type=U64, help="Number of blocks, as people count.")
 _size = click.option("-z", "--data-size", type=BYTES, help="Size of the data in bytes: 4096, 4k, 1M.")
 _data = click.option("-d", "--data", "path", type=click.Path(dir_okay=False), help="File.  [default: stdin or stdout]")
 
 
-def _range_blocks(
+def range_blocks(
     namespace: Namespace, block_count: int | None, blocks: int | None, data_size: int | None
 ) -> int | None:
-    """How many blocks the options ask for; None where they say nothing."""
+    """Return how many blocks the options ask for; None where they say nothing. Raises :class:`ConfigurationError`."""
     if block_count is not None and blocks is not None:
         raise ConfigurationError("give --block-count (0's-based) or --blocks, not both")
     if block_count is not None:
@@ -48,7 +50,7 @@ def _range_blocks(
     return blocks
 
 
-def _check_range(namespace: Namespace, start: int, count: int) -> None:
+def check_range(namespace: Namespace, start: int, count: int) -> None:
     """Raise :class:`ConfigurationError` where a range reaches beyond the namespace."""
     if start + count > namespace.size_blocks:
         raise ConfigurationError(
@@ -61,9 +63,9 @@ def _check_range(namespace: Namespace, start: int, count: int) -> None:
 @opt.controller_options
 @subsystem.multipath_options("-c")
 @opt.namespace_option
-@_start
-@_count
-@_blocks
+@start_option
+@block_count_option
+@blocks_option
 @_size
 @_data
 @opt.coroutine
@@ -83,8 +85,8 @@ async def read_command(
     sink = Sink(path)
     async with await subsystem.open_host(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
-        count = _range_blocks(namespace, block_count, blocks, data_size) or 1
-        _check_range(namespace, start_block, count)
+        count = range_blocks(namespace, block_count, blocks, data_size) or 1
+        check_range(namespace, start_block, count)
         length = count * namespace.block_bytes if data_size is None else data_size
         if path is None and sys.stdout.isatty() and count * namespace.block_bytes <= SHOWN_BYTES:
             for line in out.hexdump((await namespace.read(start_block, count))[:length]):
@@ -126,9 +128,9 @@ async def _read_to(namespace: Namespace, lba: int, count: int, length: int, sink
 @opt.controller_options
 @subsystem.multipath_options("-c")
 @opt.namespace_option
-@_start
-@_count
-@_blocks
+@start_option
+@block_count_option
+@blocks_option
 @_size
 @_data
 @click.option("--force-unit-access", "--fua", "fua", is_flag=True, help="On the medium before the completion.")
@@ -147,10 +149,10 @@ async def write_command(
     with Source(path) as source:
         async with await subsystem.open_host(options) as controller:
             namespace = await opt.open_namespace(controller, nsid)
-            count = _range_blocks(namespace, block_count, blocks, data_size)
+            count = range_blocks(namespace, block_count, blocks, data_size)
             length = data_size if data_size is not None else None if count is None else count * namespace.block_bytes
             if count is not None:
-                _check_range(namespace, start_block, count)
+                check_range(namespace, start_block, count)
             available = source.size_bytes
             if length is not None and available is not None and available < length:
                 raise ConfigurationError(f"{source.name} has {available} bytes; {length} were to be written")
@@ -206,67 +208,4 @@ async def _write_from(
     return done
 
 
-@opt.command("flush")
-@opt.controller_options
-@subsystem.multipath_options()
-@opt.namespace_option
-@opt.coroutine
-async def flush_command(nsid: int | None, **options: Any) -> None:
-    """Bring all completed writes to the medium."""
-    async with await subsystem.open_host(options) as controller:
-        namespace = await opt.open_namespace(controller, nsid)
-        await namespace.flush()
-    out.remark(f"flushed namespace {namespace.nsid}")
-
-
-@opt.command("write-zeroes")
-@opt.controller_options
-@subsystem.multipath_options("-c")
-@opt.namespace_option
-@_start
-@_count
-@_blocks
-@click.option("--deac", is_flag=True, help="Deallocate the blocks where that reads as zeroes.")
-@opt.coroutine
-async def write_zeroes_command(
-    nsid: int | None, start_block: int, block_count: int | None, blocks: int | None, deac: bool, **options: Any
-) -> None:
-    """Set logical blocks to zero without sending zeroes."""
-    async with await subsystem.open_host(options) as controller:
-        namespace = await opt.open_namespace(controller, nsid)
-        count = _range_blocks(namespace, block_count, blocks, None) or 1
-        _check_range(namespace, start_block, count)
-        await namespace.write_zeroes(start_block, count, deallocate=deac)
-    out.remark(f"zeroed {count} blocks from block {start_block} of namespace {namespace.nsid}")
-
-
-@opt.command("dsm")
-@opt.controller_options
-@subsystem.multipath_options()
-@opt.namespace_option
-@click.option("--slbs", required=True, metavar="LIST", help="First blocks, separated by commas.")
-@click.option("--blocks", "lengths", required=True, metavar="LIST", help="Lengths in blocks, separated by commas.")
-@click.option("--ad", is_flag=True, required=True, help="Deallocate.")
-@opt.coroutine
-async def dsm_command(nsid: int | None, slbs: str, lengths: str, ad: bool, **options: Any) -> None:
-    """Dataset Management: deallocate ranges."""
-    starts, counts = _numbers(slbs), _numbers(lengths)
-    if len(starts) != len(counts):
-        raise ConfigurationError(f"{len(starts)} first blocks, but {len(counts)} lengths")
-    async with await subsystem.open_host(options) as controller:
-        namespace = await opt.open_namespace(controller, nsid)
-        for start, count in zip(starts, counts, strict=True):
-            _check_range(namespace, start, count)
-        await namespace.deallocate(zip(starts, counts, strict=True))
-    out.remark(f"deallocated {sum(counts)} blocks in {len(counts)} ranges of namespace {namespace.nsid}")
-
-
-def _numbers(text: str) -> list[int]:
-    numbers = [parse_integer(item) for item in text.split(",")]
-    found = [number for number in numbers if number is not None and number >= 0]
-    if len(found) < len(numbers):
-        raise ConfigurationError("--slbs and --blocks take numbers separated by commas")
-    return found
-
-
-COMMANDS = (read_command, write_command, flush_command, write_zeroes_command, dsm_command)
+COMMANDS = (read_command, write_command)

@@ -1,4 +1,4 @@
-"""Several paths on the command line: opening a subsystem over them, and ``list-subsys``."""
+"""Several paths on the command line: opening a subsystem over them, ``list-subsys`` and ``show-topology``."""
 
 from __future__ import annotations
 
@@ -76,6 +76,28 @@ async def list_subsys_command(output: str, **options: Any) -> None:
             out.print_json([subsystem_json(subsystem)])
         else:
             print_subsystem(subsystem)
+
+
+@opt.command("show-topology")
+@opt.controller_options
+@multipath_options()
+@opt.output_option
+@opt.coroutine
+async def show_topology_command(output: str, **options: Any) -> None:
+    """Connect over all given paths, and show each namespace with its paths and their ANA states."""
+    async with await open_subsystem(options) as subsystem:
+        (host,) = found = [subsystem_json(subsystem)]
+        (shown,) = host["Subsystems"]
+        del shown["Paths"]
+        if output == "json":
+            out.print_json(found)
+            return
+        print(f"{shown['Name']} - NQN={shown['NQN']}\n               hostnqn={host['HostNQN']}\n\\")
+        for each in shown["Namespaces"]:
+            print(f" +- NSID {each['NSID']}")
+            for path in each["Paths"]:
+                words = (path["Name"], path["Transport"], path["Address"], path["State"], path["ANAState"])
+                print(out.clean(f"    +- {' '.join(words)}"))
 
 
 def _address(member: Member) -> str:
@@ -174,4 +196,4 @@ def path_rows(
 PATH_HEADINGS = ("  path", "state", "ANA", "I/Os", "rate", "share", "failovers", "retries")
 
 
-COMMANDS = (list_subsys_command,)
+COMMANDS = (list_subsys_command, show_topology_command)
