@@ -21,6 +21,7 @@ from nvmeof.cli.exit_codes import run_program
 from nvmeof.host.cli import (
     bench,
     config,
+    cp,
     data,
     discovery,
     identify_rows,
@@ -60,7 +61,7 @@ def cli(ctx: click.Context, verbose: int) -> None:
 
 
 for _module in (
-    discovery, show, subsystem, identify_rows, config, logs, log_rows, data, nvm_rows, management_rows, passthru,
+    discovery, show, subsystem, identify_rows, config, logs, log_rows, data, cp, nvm_rows, management_rows, passthru,
     zns_rows, bench, saved, paths, secrets, mptcpize,
 ):  # fmt: skip
     for _command in _module.COMMANDS:

@@ -78,9 +78,13 @@ async def _sanitize(asked: Asked) -> Outcome:
     if destroys:
         await _agreed(asked, "sanitize the subsystem, which deletes the data of all its namespaces")
     cdw10 = SanitizeCommand.BITS.encode(
-        sanact=action, ause=asked["ause"], owpass=asked["owpass"] & 0xF if action == SanitizeAction.OVERWRITE else 0, oipbp=asked["oipbp"],
-        ndas=asked["no_dealloc"], emvs=asked["emvs"],
-    )  # fmt: skip
+        sanact=action,
+        ause=asked["ause"],
+        owpass=asked["owpass"] & 0xF if action == SanitizeAction.OVERWRITE else 0,
+        oipbp=asked["oipbp"],
+        ndas=asked["no_dealloc"],
+        emvs=asked["emvs"],
+    )
     await asked.controller.admin_passthru(AdminOpcode.SANITIZE, cdw10=cdw10, cdw11=asked["ovrpat"])
     return "the sanitize operation has begun: see sanitize-log" if destroys else "done"
 

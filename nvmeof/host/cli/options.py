@@ -312,6 +312,11 @@ def controller_options(command: F) -> F:
     return _apply(command, (*_places(True), *_CONNECTION, *_CONTROLLER, *_PATHS))
 
 
+def url_options(command: F) -> F:
+    """Add the options of connections to targets that are named by URLs alone (:func:`subsystem.open_url`)."""
+    return _apply(command, (*_CONNECTION, *_CONTROLLER[1:], *_PATHS))
+
+
 def output_option(command: F) -> F:
     """Add ``-o normal|json``."""
     return _FORMAT(command)

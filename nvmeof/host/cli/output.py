@@ -154,8 +154,11 @@ def transport_in_use(facts: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def progress(what: str, total_bytes: int) -> Iterator[Any]:
-    """Yield a callable that takes the number of further bytes done; draw a bar on stderr where that is a terminal."""
+def progress(what: str, total_bytes: int | None) -> Iterator[Any]:
+    """Yield a callable that takes the number of further bytes done; draw a bar on stderr where that is a terminal.
+
+    ``total_bytes`` None: the end is not known.
+    """
     if not sys.stderr.isatty():
         yield lambda more: None
         return

@@ -15,6 +15,7 @@ from nvmeof.host.host_subsystem import HostSubsystem, PathAddress, connect_multi
 from nvmeof.host.multipath.facts import MemberFacts
 from nvmeof.host.multipath.iopolicy import DEFAULT_IOPOLICY, IOPOLICIES
 from nvmeof.host.multipath.member import Member
+from nvmeof.host.url import TargetUrl
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +40,23 @@ async def open_host(options: dict[str, Any]) -> HostController | HostSubsystem:
     if len(options["where"]) == 1 and options.get("iopolicy") is None and not recovery_keywords(options):
         return await opt.open_controller(options)
     return await open_subsystem(options)
+
+
+async def open_url(url: TargetUrl, options: dict[str, Any]) -> HostController | HostSubsystem:
+    """Connect to what a URL names, with the command's ``options`` (:func:`~nvmeof.host.cli.options.url_options`).
+
+    Options that stand on the command line go before the URL's, and hold for every URL of the command. Raises as
+    :func:`open_host`.
+    """
+    given = opt.given_options()
+    params: dict[str, Any] = dict.fromkeys(opt.PATH_NAMES, ())
+    found = opt.options_of_url(url)
+    params |= options | {name: value for name, value in found.items() if name not in given}
+    params["nqn"] = url.subnqn
+    if {"io_timeout", "admin_timeout"} & found.keys() and "timeout" not in given:
+        params["timeout"] = None
+    opt.spread_paths(params)
+    return await open_host(params)
 
 
 async def open_subsystem(options: dict[str, Any]) -> HostSubsystem:
