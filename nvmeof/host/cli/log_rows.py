@@ -12,7 +12,7 @@ from nvmeof.cli.types import U8, U16, Bytes, Number
 from nvmeof.errors import ConfigurationError, NvmeofError, NvmeStatusError
 from nvmeof.host.cli import nvme_json_logs as shown
 from nvmeof.host.cli import options as opt
-from nvmeof.host.cli import output as out
+from nvmeof.host.cli.actions import tell
 from nvmeof.host.cli.files import Sink
 from nvmeof.host.cli.structures import Asked, Structure
 from nvmeof.host.client import HostController
@@ -221,22 +221,21 @@ ROWS = (
 
 @opt.command("telemetry-log")
 @click.option("-O", "--output-file", "path", required=True, type=click.Path(dir_okay=False), help="File to write.")
-@click.option(
-    "--host-generate", type=Number(0, 1), default=1, show_default=True, metavar="0|1", help="1: capture anew."
-)
+@click.option("--host-generate", type=click.Choice(["0", "1"]), default="1", show_default=True, help="1: capture anew.")
 @click.option("--controller-init", is_flag=True, help="What the controller captured by itself.")
 @click.option(
     "-d", "--data-area", type=Number(1, 4), default=3, show_default=True, metavar="N", help="Up to this data area."
 )
 @click.option("-r", "--rae", is_flag=True, help="Retain the asynchronous event.")
 @opt.controller_options
+@opt.output_option
 @opt.coroutine
 async def telemetry_command(
-    path: str, host_generate: int, controller_init: bool, data_area: int, rae: bool, **options: Any
+    path: str, host_generate: str, controller_init: bool, data_area: int, rae: bool, output: str, **options: Any
 ) -> None:
     """Telemetry log page (07h, or 08h), to a file: its header and the data areas up to --data-area."""
     lid = LogPageId.TELEMETRY_CONTROLLER if controller_init else LogPageId.TELEMETRY_HOST
-    lsp = CREATE if host_generate and not controller_init else 0
+    lsp = CREATE if host_generate == "1" and not controller_init else 0
     async with await opt.open_controller(options) as controller:
         head = await controller.get_log(lid, HEADER.sizeof(), lsp=lsp, nsid=NSID_ALL, rae=True)
         last = HEADER.parse(head)[f"da{data_area}lb"]
@@ -251,7 +250,8 @@ async def telemetry_command(
     sink = Sink(path)
     with sink.filling(len(head) + len(rest)):
         await sink.write(memoryview(head + rest))
-    out.remark(f"{len(head) + len(rest)} bytes of telemetry were written to {path}")
+    size = len(head) + len(rest)
+    tell((f"{size} bytes of telemetry were written to {path}", {"file": path, "bytes": size}), output)
 
 
 COMMANDS = (*(row.command() for row in ROWS), telemetry_command)

@@ -54,7 +54,12 @@ async def _format(asked: Asked) -> Outcome:
         index = format_index(info.flbas) if index is None else index
     await _agreed(asked, f"format namespace {'all' if nsid == NSID_ALL else nsid}, which deletes its data")
     bits = FormatNvm.BITS.encode(
-        lbafl=index & 0xF, lbafu=index >> 4, mset=asked["ms"], pi=asked["pi"], pil=asked["pil"], ses=asked["ses"]
+        lbafl=index & 0xF,
+        lbafu=index >> 4,
+        mset=int(asked["ms"]),
+        pi=asked["pi"],
+        pil=int(asked["pil"]),
+        ses=asked["ses"],
     )
     await controller.admin_passthru(AdminOpcode.FORMAT_NVM, nsid=nsid, cdw10=bits)
     return f"formatted {'all namespaces' if nsid == NSID_ALL else f'namespace {nsid}'} with format {index}"
@@ -214,6 +219,10 @@ def _number(name: str, kind: Any, text: str, *, default: int | None = 0, short: 
     return click.option(*names, type=kind, default=default, metavar="N", help=text)
 
 
+def _bit(name: str, text: str) -> Any:
+    return click.option(f"--{name}", type=click.Choice(["0", "1"]), default="0", help=text)
+
+
 _NSID = click.option("-N", "--namespace-id", "nsid", type=U32, metavar="NSID", help="Namespace.")
 _FORCE = click.option("--force", is_flag=True, help="Yes, the data may go: do not ask.")
 _BLOCK_SIZE = click.option(
@@ -234,8 +243,8 @@ ACTIONS = (
             _BLOCK_SIZE,
             _number("ses", Number(0, 2), "Secure erase: 1 user data, 2 cryptographic."),
             _number("pi", Number(0, 3), "Protection information."),
-            _number("pil", Number(0, 1), "Its place."),
-            _number("ms", Number(0, 1), "Metadata: 1 within the data."),
+            _bit("pil", "Its place."),
+            _bit("ms", "Metadata: 1 within the data."),
             _FORCE,
         ),
         namespace=False,

@@ -157,9 +157,10 @@ async def _acquire(asked: Asked) -> Outcome:
 
 
 async def _release(asked: Asked) -> Outcome:
-    command = ReservationCommand(action=asked["rrela"], ignore_existing_key=asked["iekey"], rtype=asked["rtype"])
+    action = ReleaseAction(int(asked["rrela"]))
+    command = ReservationCommand(action=action, ignore_existing_key=asked["iekey"], rtype=asked["rtype"])
     await _reserve(asked, NvmOpcode.RESERVATION_RELEASE, command, pack_release(asked["crkey"]))
-    return f"{'released' if asked['rrela'] == ReleaseAction.RELEASE else 'cleared'} namespace {asked.nsid}"
+    return f"{'released' if action == ReleaseAction.RELEASE else 'cleared'} namespace {asked.nsid}"
 
 
 def _key(name: str, text: str) -> Any:
@@ -290,7 +291,7 @@ ACTIONS = (
             _RTYPE,
             _IEKEY,
             click.option(
-                "--rrela", type=Number(0, 1), default=0, show_default=True, metavar="N", help="0 release, 1 clear."
+                "--rrela", type=click.Choice(["0", "1"]), default="0", show_default=True, help="0 release, 1 clear."
             ),
         ),
     ),
