@@ -6,22 +6,34 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from nvmeof.cli import interrupts
 from nvmeof.cli.types import BYTES, Number, Seconds
-from nvmeof.errors import ConfigurationError, NvmeofError
+from nvmeof.errors import ConfigurationError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli.bench_plot import check_plot, curves, draw
+from nvmeof.host.cli.bench_result import (
+    BenchResult,
+    Saved,
+    at,
+    comparison,
+    direction_json,
+    histogram_lines,
+    print_comparison,
+)
+from nvmeof.host.cli.bench_result import load as load_result
 from nvmeof.host.cli.subsystem import PATH_HEADINGS, multipath_options, open_host, path_rows
 from nvmeof.host.client import HostController
 from nvmeof.host.facts import QueueFacts, SubflowFacts
 from nvmeof.host.head_load import HeadLoad
 from nvmeof.host.host_subsystem import HostSubsystem
-from nvmeof.host.load import PATTERNS, Figures, Load
+from nvmeof.host.load import PATTERNS, Figures, Load, MeasuredLoad
+from nvmeof.host.mixed_load import Direction, Mix, MixedLoad, VerifyError
 from nvmeof.host.multipath.facts import MemberFacts
 from nvmeof.host.namespace import Namespace
 from nvmeof.host.queue import Queue
@@ -30,36 +42,7 @@ from nvmeof.transport.paths.diag import with_diag
 
 WARM_UP_SECONDS = 0.25
 REPORT_SECONDS = 0.5
-
-
-@dataclass(slots=True)
-class BenchResult:
-    """Figures of one run; latencies in microseconds, CPU in microseconds of this process per I/O."""
-
-    pattern: str
-    block_bytes: int
-    depth: int
-    queues: int
-    seconds: float
-    ios: int
-    iops: float
-    megabytes_per_second: float
-    latency_p50_us: float
-    latency_p99_us: float
-    latency_p999_us: float
-    latency_max_us: float
-    cpu_user_us_per_io: float
-    cpu_system_us_per_io: float
-    success_flag_possible: bool
-    complete: bool = True
-    """True if the load ran for the full time."""
-    error: NvmeofError | None = None
-    """The error of the command that ended the load."""
-    connections: list[QueueFacts] = field(default_factory=list)
-    paths: list[MemberFacts] = field(default_factory=list)
-    """Of several: what each is, and what went over it since it was connected."""
-    path_rows: list[tuple[object, ...]] = field(default_factory=list)
-    """The same for people: what went over each path while it was measured."""
+KINDS = (*PATTERNS, "randrw", "rw")
 
 
 async def run_bench(
@@ -70,77 +53,34 @@ async def run_bench(
     block_bytes: int,
     depth: int,
     seconds: float,
+    mix: Mix | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> BenchResult:
     """Put load on ``namespace`` for ``seconds`` after a short warm-up; ``report`` gets the progress. When the task is
     cancelled, or a command fails, the result is what was measured until then, and not ``complete``. Raises what a
     command failed with when nothing was measured.
+
+    ``mix``: what a load of one kind of command cannot do; ``pattern`` and ``block_bytes`` describe it then.
     """
     if block_bytes % namespace.block_bytes or block_bytes < namespace.block_bytes:
         raise ConfigurationError(f"{block_bytes} bytes are no multiple of the block size, {namespace.block_bytes}")
     if block_bytes > min(namespace.port.max_transfer_bytes, namespace.size_bytes):
         raise ConfigurationError(f"{block_bytes} bytes are more than one command or the namespace takes")
     queues = len(_io_queues(controller))
-    load: Load | HeadLoad
-    if isinstance(controller, HostSubsystem):
+    load: Load | HeadLoad | MixedLoad
+    if mix is not None:
+        load = MixedLoad(namespace, mix)
+    elif isinstance(controller, HostSubsystem):
         load = HeadLoad(namespace, pattern, block_bytes, depth * queues)
     else:
         load = Load(namespace, controller.io_queues, pattern, block_bytes, depth)
-    measured = await _measure(controller, load, block_bytes, seconds, report)
-    figures, ios = measured.figures, max(measured.figures.ios, 1)
-    if load.error is not None and not figures.ios:
-        raise load.error
-    return BenchResult(
-        pattern=pattern,
-        block_bytes=block_bytes,
-        depth=depth,
-        queues=queues,
-        seconds=figures.seconds,
-        ios=figures.ios,
-        iops=figures.iops,
-        megabytes_per_second=figures.megabytes_per_second,
-        latency_p50_us=figures.latency_us(0.5),
-        latency_p99_us=figures.latency_us(0.99),
-        latency_p999_us=figures.latency_us(0.999),
-        latency_max_us=figures.latency_us(1.0),
-        cpu_user_us_per_io=measured.user_seconds / ios * 1e6,
-        cpu_system_us_per_io=measured.system_seconds / ios * 1e6,
-        success_flag_possible=controller.options.disable_sqflow,
-        complete=not measured.interrupted and load.error is None,
-        error=load.error,
-        connections=measured.connections,
-        paths=measured.paths,
-        path_rows=path_rows(
-            namespace.nsid, {each["name"]: each for each in measured.paths_before}, measured.paths, figures.seconds
-        ),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """What was counted while a load ran. ``interrupted``: for less than the full time, since the task was cancelled."""
-
-    figures: Figures
-    user_seconds: float
-    system_seconds: float
-    interrupted: bool
-    connections: list[QueueFacts]
-    paths_before: list[MemberFacts]
-    paths: list[MemberFacts]
-
-
-async def _measure(
-    controller: HostController | HostSubsystem,
-    load: Load | HeadLoad,
-    block_bytes: int,
-    seconds: float,
-    report: Callable[[str], None],
-) -> _Measured:
-    """Run the load: a warm-up, then ``seconds`` in which is counted."""
     load.start()
     interrupted = False
+    # a load of a given amount is measured from its first command on
+    warm_up = 0.0 if mix is not None and mix.limit_bytes is not None else WARM_UP_SECONDS
     try:
-        await asyncio.wait([load.finished], timeout=WARM_UP_SECONDS)
+        if warm_up:
+            await asyncio.wait([load.finished], timeout=warm_up)
         before, began, paths_before = os.times(), time.perf_counter(), _paths(controller)
         load.open_window()
         try:
@@ -156,72 +96,226 @@ async def _measure(
         if interrupted:
             asyncio.current_task().uncancel()  # type: ignore[union-attr]
         await load.finished
-    user, system = after.user - before.user, after.system - before.system
-    return _Measured(figures, user, system, interrupted, connections, paths_before, paths)
+    if load.error is not None and (not figures.ios or isinstance(load.error, VerifyError)):
+        raise load.error
+    ios = max(figures.ios, 1)
+    read, write = _directions(load, figures, pattern)
+    return BenchResult(
+        pattern=pattern,
+        block_bytes=block_bytes,
+        depth=depth,
+        queues=queues,
+        seconds=figures.seconds,
+        ios=figures.ios,
+        iops=figures.iops,
+        megabytes_per_second=(read.bytes + write.bytes) / figures.seconds / 1e6,
+        latency_p50_us=figures.latency_us(0.5),
+        latency_p99_us=figures.latency_us(0.99),
+        latency_p999_us=figures.latency_us(0.999),
+        latency_max_us=figures.latency_us(1.0),
+        cpu_user_us_per_io=(after.user - before.user) / ios * 1e6,
+        cpu_system_us_per_io=(after.system - before.system) / ios * 1e6,
+        success_flag_possible=controller.options.disable_sqflow,
+        complete=not interrupted and load.error is None,
+        verified=await _verified(load, interrupted=interrupted),
+        read=read,
+        write=write,
+        error=load.error,
+        connections=connections,
+        paths=paths,
+        path_rows=path_rows(namespace.nsid, {each["name"]: each for each in paths_before}, paths, figures.seconds),
+    )
 
 
-async def _watch(load: Load | HeadLoad, began: float, seconds: float, size: int, report: Callable[[str], None]) -> None:
+def _directions(load: MeasuredLoad, figures: Figures, pattern: str) -> tuple[Direction, Direction]:
+    """Return what the reads did, and what the writes did."""
+    if isinstance(load, MixedLoad):
+        return load.reads, load.writes
+    whole = Direction(figures.ios, figures.ios * figures.block_bytes, figures.latencies_ns)
+    return (Direction(), whole) if pattern.endswith("write") else (whole, Direction())
+
+
+async def _verified(load: MeasuredLoad, *, interrupted: bool) -> int:
+    """Check what a load has written; return how many commands' data was checked in all."""
+    if not isinstance(load, MixedLoad):
+        return 0
+    if load.mix.verify and not interrupted:
+        await load.verify_written()
+    return load.verified
+
+
+async def _watch(load: MeasuredLoad, began: float, seconds: float, size: int, report: Callable[[str], None]) -> None:
     """Wait until the time is over or the load has ended; report twice a second."""
     counted, then = 0, began
+    figures = load if isinstance(load, MixedLoad) else None
+    sent = 0
     while not load.finished.done() and (left := began + seconds - time.perf_counter()) > 0:
         await asyncio.wait([load.finished], timeout=min(left, REPORT_SECONDS))
         now, ios = time.perf_counter(), len(load.latencies_ns)
         rate = (ios - counted) / (now - then) if now > then else 0.0
-        report(f"bench: {now - began:.1f} of {seconds:g} s, {rate:,.0f} IOPS, {rate * size / 1e6:,.1f} MB/s")
-        counted, then = ios, now
+        done = figures.counted_bytes if figures is not None else ios * size
+        speed = (done - sent) / (now - then) if now > then else 0.0
+        report(f"bench: {now - began:.1f} of {seconds:g} s, {rate:,.0f} IOPS, {speed / 1e6:,.1f} MB/s")
+        counted, then, sent = ios, now, done
 
 
 @opt.command("bench")
-@opt.controller_options
+@opt.optional_controller_options
 @multipath_options()
 @opt.namespace_option
-@click.option("--rw", type=click.Choice(PATTERNS), default="randread", show_default=True, help="Kind of load.")
+@click.option("--rw", type=click.Choice(KINDS), default="randread", show_default=True, help="Kind of load.")
+@click.option("--rwmixread", type=Number(0, 100), default=50, metavar="N", help="Percent reads of rw and randrw.  [50]")
 @click.option(
-    "-b", "--block-size", type=BYTES, default=4096, metavar="SIZE", help="Bytes of one command.  [default: 4k]"
+    "-b",
+    "--block-size",
+    "--bs",
+    "block_size",
+    default="4k",
+    metavar="SIZE",
+    help="Bytes of a command; a range 4k-64k; or 4k/70:64k/30, by percent.  [default: 4k]",
 )
 @click.option(
-    "-d", "--depth", type=Number(1, 4095), default=32, show_default=True, metavar="N", help="Commands per queue."
+    "-d",
+    "--depth",
+    "--iodepth",
+    "depth",
+    type=Number(1, 4095),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Commands per queue.",
 )
 @click.option(
     "--runtime", type=Seconds(0.01), default=5.0, show_default=True, metavar="SECONDS", help="How long it measures."
 )
+@click.option("--size", type=BYTES, metavar="SIZE", help="End after so many bytes.")
+@click.option("--rate", type=BYTES, metavar="SIZE", help="At most so many bytes per second.")
+@click.option("--rate-iops", type=Number(1), metavar="N", help="At most so many commands per second.")
+@click.option("--verify", type=click.Choice(["crc32c"]), help="Check the data that was written.")
 @click.option("--write-anyway", is_flag=True, help="Yes, overwrite what is on the namespace.")
+@click.option("--histogram", is_flag=True, help="Show how the latencies are distributed.")
+@click.option("--plot", metavar="FILE", help="Draw the latencies: FILE.svg or FILE.png.")
+@click.option("--compare", nargs=2, metavar="A B", help="Compare two results of -o json; measure nothing.")
 @opt.output_option
 @opt.coroutine
-async def bench_command(
-    nsid: int | None,
-    rw: str,
-    block_size: int,
-    depth: int,
-    runtime: float,
-    write_anyway: bool,
-    output: str,
-    **options: Any,
-) -> None:
+async def bench_command(output: str, nsid: int | None, **options: Any) -> None:
     """Measure IOPS, throughput, latency and CPU time. Writing destroys data and needs --write-anyway."""
-    if rw.endswith("write") and not write_anyway:
+    if options["plot"]:
+        check_plot(options["plot"])
+    if options["compare"]:
+        _compare(options["compare"][0], options["compare"][1], output, options["plot"])
+        return
+    if not options["traddr"]:
+        raise click.UsageError("Missing option '-a' / '--traddr', or a TARGET: a URL or a saved connection.")
+    rw, mix = options["rw"], mix_of(options)
+    if rw not in ("read", "randread") and not options["write_anyway"]:
         raise ConfigurationError(f"{rw} overwrites what is on the namespace: say --write-anyway if that may be")
-    options["queue_size"] = max(options["queue_size"], depth + 1)
+    options["queue_size"] = max(options["queue_size"], options["depth"] + 1)
     async with await open_host(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
+        if mix is not None:
+            mix = replace(mix, depth=mix.depth * len(_io_queues(controller)))
         with out.live_line() as report:
             result = await run_bench(
-                controller, namespace, pattern=rw, block_bytes=block_size, depth=depth, seconds=runtime, report=report
-            )
-    if output == "json":
-        out.print_json(
-            {
-                each.name: getattr(result, each.name)
-                for each in fields(result)
-                if each.name not in ("error", "path_rows")
-            }
-        )
-    else:
-        print_result(result)
+                controller, namespace, pattern=rw, block_bytes=max(size for size, _ in sizes_of(options["block_size"])),
+                depth=options["depth"], seconds=options["runtime"], mix=mix, report=report,
+            )  # fmt: skip
+    result.job_options = _job_options(options)
+    _show(result, output, options)
     if result.error is not None:
         raise result.error
     if not result.complete:
         raise asyncio.CancelledError  # the command was interrupted, and says so
+
+
+def _show(result: BenchResult, output: str, options: dict[str, Any]) -> None:
+    """Print a result, and draw it."""
+    if output == "json":
+        out.print_json(result.as_json())
+    else:
+        print_result(result)
+        for name, each in (("read", result.read), ("write", result.write)):
+            if options["histogram"] and each.ios:
+                print(f"{name} latencies:")
+                for line in histogram_lines(each.latencies_ns):
+                    print(line)
+    if options["plot"]:
+        directions = {
+            name: direction_json(each, result.seconds)
+            for name, each in (("read", result.read), ("write", result.write))
+            if each.ios
+        }
+        title = f"{result.pattern}, {options['block_size']}, depth {result.depth} x {result.queues}"
+        draw(options["plot"], curves(Saved("", directions, None)), title)
+        out.remark(f"drew {options['plot']}")
+
+
+def _compare(one: str, other: str, output: str, plot: str | None) -> None:
+    a, b = load_result(one), load_result(other)
+    rows = comparison(a, b)
+    if output == "json":
+        out.print_json({"a": one, "b": other, "figures": rows})
+    else:
+        print_comparison(a, b, rows)
+    if plot:
+        draw(plot, [*curves(a, one), *curves(b, other)], f"{one} and {other}")
+        out.remark(f"drew {plot}")
+
+
+def sizes_of(text: str) -> list[tuple[int, int]]:
+    """Read --block-size: sizes with their weights. Raises :class:`click.BadParameter`, ConfigurationError."""
+    low, dash, high = text.partition("-")
+    if dash:
+        size, most = BYTES.convert(low, None, None), BYTES.convert(high, None, None)
+        if not 0 < size <= most:
+            raise ConfigurationError(f"--block-size {text}: the first size is to be the smaller one")
+        found = []
+        while size < most:
+            found.append((size, 1))
+            size *= 2
+        return [*found, (most, 1)]
+    if "/" not in text:
+        return [(BYTES.convert(text, None, None), 1)]
+    pairs = []
+    for part in text.split(":"):
+        size_text, _, percent = part.partition("/")
+        if not (percent.isascii() and percent.isdigit() and 0 < int(percent) <= 100):
+            raise ConfigurationError(f"--block-size {text}: {part!r} is no SIZE/PERCENT")
+        pairs.append((BYTES.convert(size_text, None, None), int(percent)))
+    if sum(percent for _, percent in pairs) != 100:
+        raise ConfigurationError(f"--block-size {text}: the percents are to be 100 together")
+    return pairs
+
+
+def mix_of(options: dict[str, Any]) -> Mix | None:
+    """Return the mix that the options ask for; None where one kind of command does."""
+    sizes, rw = sizes_of(options["block_size"]), options["rw"]
+    plain = rw in PATTERNS and len(sizes) == 1
+    if plain and not any(options[name] for name in ("size", "rate", "rate_iops", "verify")):
+        return None
+    percent = options["rwmixread"] if rw in ("rw", "randrw") else 0 if rw.endswith("write") else 100
+    return Mix(
+        sizes=sizes,
+        read_percent=percent,
+        random=rw.startswith("rand"),
+        depth=options["depth"],
+        bytes_per_second=options["rate"],
+        ios_per_second=options["rate_iops"],
+        limit_bytes=options["size"],
+        verify=options["verify"] is not None,
+    )
+
+
+def _job_options(options: dict[str, Any]) -> dict[str, str]:
+    """Return the options of the run under fio's names."""
+    names = {
+        "rw": "rw", "block_size": "bs", "depth": "iodepth", "nr_io_queues": "numjobs", "runtime": "runtime",
+        "size": "size", "rate": "rate", "rate_iops": "rate_iops", "verify": "verify", "rwmixread": "rwmixread",
+    }  # fmt: skip
+    found = {fio: str(options[name]) for name, fio in names.items() if options.get(name) is not None}
+    if options["rw"] not in ("rw", "randrw"):
+        del found["rwmixread"]
+    return found
 
 
 def _io_queues(controller: HostController | HostSubsystem) -> list[Queue]:
@@ -272,11 +366,16 @@ def _subflow_rows(subflows: list[SubflowFacts]) -> list[tuple[object, ...]]:
     ]
 
 
+def _sizes_text(result: BenchResult) -> str:
+    given = result.job_options.get("bs", "")
+    return given if "-" in given or "/" in given else out.block_size(result.block_bytes)
+
+
 def print_result(result: BenchResult) -> None:
     """Print the figures for a person."""
     out.print_fields(
         (
-            ("load", f"{result.pattern}, {out.block_size(result.block_bytes)}, depth {result.depth} x {result.queues}"),
+            ("load", f"{result.pattern}, {_sizes_text(result)}, depth {result.depth} x {result.queues}"),
             ("measured", f"{result.seconds:.2f} s" + ("" if result.complete else ", ended early")),
             ("IOPS", f"{result.iops:,.0f}"),
             ("throughput", f"{result.megabytes_per_second:,.1f} MB/s"),
@@ -293,6 +392,16 @@ def print_result(result: BenchResult) -> None:
             ),
         )
     )
+    if result.read.ios and result.write.ios:
+        for name, side in (("read", result.read), ("write", result.write)):
+            speed = side.bytes / result.seconds / 1e6
+            p50, p99 = (at(side.latencies_ns, share) / 1000 for share in (0.5, 0.99))
+            print(
+                f"{name:<16} : {side.ios / result.seconds:,.0f} IOPS, {speed:,.1f} MB/s, "
+                f"p50 {p50:.1f} us, p99 {p99:.1f} us"
+            )
+    if result.verified:
+        print(f"verified         : {result.verified:,} commands' data by CRC32C")
     if result.path_rows:
         out.print_table(PATH_HEADINGS, result.path_rows, right=PATH_HEADINGS[3:], key="  path")
     for each in result.connections:

@@ -312,6 +312,11 @@ def controller_options(command: F) -> F:
     return _apply(command, (*_places(True), *_CONNECTION, *_CONTROLLER, *_PATHS))
 
 
+def optional_controller_options(command: F) -> F:
+    """As :func:`controller_options`, for a command that can do something without a target."""
+    return _apply(command, (*_places(True, required=False), *_CONNECTION, *_CONTROLLER, *_PATHS))
+
+
 def url_options(command: F) -> F:
     """Add the options of connections to targets that are named by URLs alone (:func:`subsystem.open_url`)."""
     return _apply(command, (*_CONNECTION, *_CONTROLLER[1:], *_PATHS))
