@@ -36,7 +36,7 @@ from nvmeof.host.namespace import Namespace
 from nvmeof.host.options import ConnectKeywords, ConnectOptions, RecoveryKeywords, RecoveryOptions
 from nvmeof.host.path import Path
 from nvmeof.host.requests import DEFAULT_OPTIONS, RequestOptions
-from nvmeof.host.url import TargetUrl, is_url
+from nvmeof.host.url import TargetUrl, check_no_secret, is_url
 from nvmeof.spec.enums import NVME_PORT, AdminOpcode
 from nvmeof.trace import Trace
 from nvmeof.transport.base import Endpoint
@@ -353,6 +353,7 @@ async def connect_multipath(
 
 def _of_url(url: TargetUrl, given: dict[str, Any]) -> tuple[list[PathSpec], dict[str, Any]]:
     """Return the paths of a URL, and the arguments of :func:`connect_multipath`: those given go before the URL's."""
+    check_no_secret(url.options)
     arguments: dict[str, Any] = dict(url.options)
     local = {name: arguments.pop(name, ()) for name in ("host_traddr", "host_iface")}
     specs: list[PathSpec] = []

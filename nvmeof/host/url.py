@@ -39,6 +39,7 @@ REPEATABLE: Final = frozenset({"host_traddr", "host_iface", "mptcp_subflow"})
 _FURTHER: Final[Mapping[str, type]] = {
     **dict.fromkeys(("hostnqn", "hostid", "iopolicy", "mptcp_subflow", "mptcp_limits", "path_manager"), str),
     "mptcp_fullmesh": bool,
+    **dict.fromkeys(("dhchap_secret", "dhchap_ctrl_secret"), str),
 }
 """Options that are neither of one association nor of recovery: nvme-cli's and the command line's names."""
 NSID_MAX: Final = 0xFFFFFFFE
@@ -121,6 +122,7 @@ class TargetUrl:
 
         Raises :class:`ConfigurationError` where the URL has what only several paths, or paths that last, can have.
         """
+        check_no_secret(self.options)
         many = [f"path={_place_text(each)}" for each in self.paths[1:]]
         many += [name for name in (*RecoveryKeywords.__annotations__, "iopolicy") if name in self.options]
         if many:
@@ -133,6 +135,15 @@ class TargetUrl:
         found |= {"traddr": path.host, "transport": self.transport, "subnqn": self.subnqn}
         found["trsvcid"] = path.port or None
         return found
+
+
+def check_no_secret(options: Mapping[str, Value]) -> None:
+    """Refuse, in a program, where a secret comes from: that is for the command line.
+
+    Raises :class:`ConfigurationError`.
+    """
+    if "dhchap_secret" in options or "dhchap_ctrl_secret" in options:
+        raise ConfigurationError("the URL names a secret, which only the command line reads: give dhchap= in a program")
 
 
 def _hint(given: str) -> str:
@@ -217,8 +228,9 @@ def option_kinds() -> Mapping[str, type]:
     hints = {**get_type_hints(ConnectKeywords), **get_type_hints(RecoveryKeywords)}
     kinds = dict(_FURTHER)
     for name, hint in hints.items():
-        parts = getattr(hint, "__args__", (hint,))
-        kinds[name] = next(each for each in parts if each is not type(None))
+        kind = next(each for each in getattr(hint, "__args__", (hint,)) if each is not type(None))
+        if kind in (bool, int, float, str):  # the others, such as credentials, are objects of a program
+            kinds[name] = kind
     return kinds
 
 

@@ -168,8 +168,9 @@ async def test_a_url_is_what_connect_discover_and_connect_multipath_take() -> No
 
 def test_options_are_those_of_connecting_and_of_recovery() -> None:
     kinds = option_kinds()
-    for name in (*ConnectKeywords.__annotations__, *RecoveryKeywords.__annotations__):
-        assert kinds[name] in (bool, int, float, str)
+    assert all(kind in (bool, int, float, str) for kind in kinds.values())
+    objects = {"dhchap"}
+    assert {*ConnectKeywords.__annotations__, *RecoveryKeywords.__annotations__} - objects <= kinds.keys()
 
 
 def test_a_url_of_one_path_gives_the_arguments_of_connect() -> None:
@@ -177,6 +178,8 @@ def test_a_url_of_one_path_gives_the_arguments_of_connect() -> None:
     assert url.keywords() == {
         "traddr": "h", "trsvcid": None, "transport": "tcp", "subnqn": NQN, "host_iface": "eth0", "queue_size": 32,
     }  # fmt: skip
+    with pytest.raises(ConfigurationError, match="give dhchap= in a program"):
+        TargetUrl.parse(f"nvme+tcp://h/{NQN}?dhchap_secret=x").keywords()
     for more in ("path=i", "iopolicy=numa", "ctrl_loss_tmo=5"):
         with pytest.raises(ConfigurationError, match="connect_multipath"):
             TargetUrl.parse(f"nvme+tcp://h/{NQN}?{more}").keywords()
