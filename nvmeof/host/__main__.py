@@ -34,6 +34,7 @@ from nvmeof.host.cli import (
     paths,
     saved,
     secrets,
+    shell,
     show,
     subsystem,
     zns_rows,
@@ -62,7 +63,7 @@ def cli(ctx: click.Context, verbose: int) -> None:
 
 for _module in (
     discovery, show, subsystem, identify_rows, config, logs, log_rows, data, cp, nvm_rows, management_rows, passthru,
-    zns_rows, bench, saved, paths, secrets, mptcpize,
+    zns_rows, bench, saved, paths, secrets, mptcpize, shell,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)

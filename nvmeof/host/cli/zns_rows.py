@@ -162,7 +162,6 @@ STRUCTURES = (
             _START,
             click.option("-d", "--descs", type=Number(1), metavar="N", help="At most so many.  [default: all]"),
             click.option(
-                "-S",
                 "--state",
                 type=Number(0, 7),
                 default=0,
