@@ -33,6 +33,21 @@ OWN = {
 }
 """Values that belong to each one's own controller or device node."""
 
+OF_A_NAMESPACE = ("ns-descs", "resv-report -e", "nvm-id-ns", "cmdset-ind-id-ns")
+STRUCTURES: dict[str, frozenset[str]] = {
+    **dict.fromkeys(OF_A_NAMESPACE, frozenset()),
+    **dict.fromkeys(
+        ("list-ns", "fw-log", "effects-log", "changed-ns-list-log", "supported-log-pages", "fid-support-effects-log",
+         "mi-cmd-support-effects-log", "lba-status-log", "resv-notif-log", "sanitize-log", "self-test-log",
+         "nvm-id-ctrl", "id-uuid", "list-endgrp", "id-ns-granularity"),
+        frozenset(),
+    ),
+    "list-ctrl": frozenset(("ctrl_id",)),
+    "endurance-log": frozenset(("data_units_read", "host_read_cmds", "host_write_cmds", "data_units_written")),
+    "show-regs": frozenset(("nssd", "crto")),  # which nvme-cli does not read over fabrics
+}  # fmt: skip
+"""Subcommands that show a structure, and the keys whose values belong to one controller or move."""
+
 
 def differences(theirs: Any, ours: Any, own: frozenset[str], where: str = "") -> Iterator[str]:
     """Yield in words what nvme-cli has and we have not, or have otherwise. More keys than its are allowed."""
@@ -57,15 +72,43 @@ def differences(theirs: Any, ours: Any, own: frozenset[str], where: str = "") ->
 
 
 def _ours(command: str, port: int) -> Any:
+    code, output, error = _run_ours(command, port)
+    if code:
+        raise CheckFailed(f"{command}: {error}")
+    return json.loads(output)
+
+
+def _run_ours(command: str, port: int) -> tuple[int, str, str]:
     where = ["-t", "tcp", "-a", "127.0.0.1", "-s", str(port), "-o", "json"]
     name = [] if command == "discover" else ["-n", NQN]
     result = subprocess.run(
-        [sys.executable, "-m", "nvmeof.host", command, *where, *name],
+        [sys.executable, "-m", "nvmeof.host", *command.split(), *where, *name],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    if result.returncode:
-        raise CheckFailed(f"{command}: {result.stderr}")
-    return json.loads(result.stdout)
+    return result.returncode, result.stdout, result.stderr
+
+
+def _compare_structures(bench: Bench, port: int) -> int:
+    """Compare the subcommands that show a structure: the same JSON, or refused in both; the number of keys."""
+    script = "attached\n" + "".join(
+        f"echo '=== {command}'; nvme {command.replace('endurance-log', 'endurance-log -g 1')} "
+        f"{'$DEV' if command in OF_A_NAMESPACE else '/dev/$CTRL'} -o json 2>/dev/null || echo FAILED\n"
+        for command in STRUCTURES
+    )
+    outputs = dict(part.split("\n", 1) for part in bench.run(script).split("=== ")[1:])
+    compared = 0
+    for command, own in STRUCTURES.items():
+        theirs, (code, ours, error) = outputs[command], _run_ours(command, port)
+        if "FAILED" in theirs:
+            expect(code == 1, f"{command}: nvme-cli fails, ours does not")
+            continue
+        expect(not code, f"{command}: {error}")
+        wanted = json.loads(theirs)
+        found = list(differences(wanted, json.loads(ours), own))
+        bench.say(f"{command}: nvme-cli {json.dumps(wanted)}, ours {ours}")
+        expect(not found, f"{command}: {'; '.join(found)}")
+        compared += len(wanted)
+    return compared
 
 
 def _compare(bench: Bench, port: int) -> int:
@@ -96,10 +139,10 @@ def json_keys(bench: Bench) -> None:
     """`-o json` of our host has nvme-cli's keys and values, of our target and of the kernel's."""
     with bench.target() as peer:
         bench.run("connect")
-        compared = _compare(bench, peer.port)
+        compared = _compare(bench, peer.port) + _compare_structures(bench, peer.port)
         bench.run("attached; disconnect")
     with bench.nvmet():
         bench.run("connect")
-        compared += _compare(bench, bench.guest.nvmet_port)
+        compared += _compare(bench, bench.guest.nvmet_port) + _compare_structures(bench, bench.guest.nvmet_port)
         bench.run("attached; disconnect")
     bench.note = f"{compared} keys compared"
