@@ -190,7 +190,7 @@ def test_a_file_goes_to_a_namespace_and_back(target: Target, size: int, nsid: in
     back = Path("back").read_bytes()
     assert back[:size] == data and len(back) == rounded
     assert not any(back[size : -(-size // 512) * 512])
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["back", "config", "data"]
+    assert {each.name for each in tmp_path.iterdir()} - {"config"} == {"back", "data"}
 
 
 def test_namespaces_are_copied_to_each_other(target: Target, capsys: pytest.CaptureFixture[str]) -> None:

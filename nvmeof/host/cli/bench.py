@@ -172,7 +172,7 @@ async def _watch(load: MeasuredLoad, began: float, seconds: float, size: int, re
     "block_size",
     default="4k",
     metavar="SIZE",
-    help="Bytes of a command; a range 4k-64k; or 4k/70:64k/30, by percent.  [default: 4k]",
+    help="Bytes: 4k, a range 4k-64k, or 4k/70:64k/30.",
 )
 @click.option(
     "-d",
@@ -195,11 +195,11 @@ async def _watch(load: MeasuredLoad, began: float, seconds: float, size: int, re
 @click.option("--write-anyway", is_flag=True, help="Yes, overwrite what is on the namespace.")
 @click.option("--histogram", is_flag=True, help="Show how the latencies are distributed.")
 @click.option("--plot", metavar="FILE", help="Draw the latencies: FILE.svg or FILE.png.")
-@click.option("--compare", nargs=2, metavar="A B", help="Compare two results of -o json; measure nothing.")
+@click.option("--compare", nargs=2, metavar="A B", help="Compare two results of -o json.")
 @opt.output_option
 @opt.coroutine
 async def bench_command(output: str, nsid: int | None, **options: Any) -> None:
-    """Measure IOPS, throughput, latency and CPU time. Writing destroys data and needs --write-anyway."""
+    """Measure IOPS, throughput, latency, CPU time. Writing needs --write-anyway."""
     if options["plot"]:
         check_plot(options["plot"])
     if options["compare"]:

@@ -198,7 +198,7 @@ def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[
         _option("-a", "--traddr", brief=False, metavar="ADDR", help=addresses, **how),
         _option(
             "-s", "--trsvcid", brief=False, type=PORT, metavar="PORT",
-            help="TCP port.  [default: 4420; discovery 8009, 4420]", **how,
+            help="TCP port.  [default: 4420; discovery 8009]", **how,
         ),
         _option(
             "-t", "--transport", brief=False, default=("mptcp",) if several else "mptcp", show_default=True,
@@ -210,13 +210,13 @@ def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[
 
 
 _CONNECTION = (
-    _option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme/hostnqn, or our own]"),
+    _option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme's, or our own]"),
     _option("-I", "--hostid", metavar="UUID", help="Host identifier, a UUID."),
     _option(
         "-S", "--dhchap-secret", metavar="SOURCE",
-        help="Secret to authenticate with: file:PATH, env:NAME or prompt.",
+        help="Own secret: file:PATH, env:NAME or prompt.",
     ),
-    _option("-C", "--dhchap-ctrl-secret", metavar="SOURCE", help="Secret that the controller has to prove it has."),
+    _option("-C", "--dhchap-ctrl-secret", metavar="SOURCE", help="Secret that the controller has to prove."),
     _option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
     _option("-G", "--data-digest", is_flag=True, help="Data digests."),
     _option("-T", "--tos", type=U8, metavar="TOS", help="IP type of service, 0 to 255."),
@@ -242,7 +242,7 @@ _CONNECTION = (
     ),
 )  # fmt: skip
 _CONTROLLER = (
-    _option("-n", "--nqn", brief=False, metavar="NQN", help="Subsystem NQN.  [default: the only one there]"),
+    _option("-n", "--nqn", brief=False, metavar="NQN", help="Subsystem NQN.  [default: the only one]"),
     _option(
         "-i", "--nr-io-queues", type=Number(0, 65535), default=1, show_default=True, metavar="N", help="I/O queues."
     ),
@@ -250,7 +250,7 @@ _CONTROLLER = (
         "-Q", "--queue-size", type=Number(0, 65536), default=128, show_default=True, metavar="N", help="Entries of one."
     ),
     _option("--disable-sqflow", is_flag=True, help="Without SQ flow control."),
-    _option("--abort-first", is_flag=True, help="Abort a command whose time is up, before giving up the connection."),
+    _option("--abort-first", is_flag=True, help="Abort what takes too long, then give up."),
     _option("--timeout", type=SECONDS, default=30.0, show_default=True, metavar="SECONDS", help="For a command."),
 )  # fmt: skip
 _PATHS = (
@@ -260,9 +260,9 @@ _PATHS = (
         metavar="ADDR[%DEV][,backup]|auto",
         help="Connect from this address too; repeatable. auto: from every interface that is up.",
     ),
-    _option("--mptcp-fullmesh", is_flag=True, help="... to every address that the target announces."),
+    _option("--mptcp-fullmesh", is_flag=True, help="... to every address that is announced."),
     _option("--mptcp-limits", metavar="SUBFLOWS,ADDRESSES", help="At least these limits.  [default: 8,8]"),
-    _option("--path-manager", metavar="NAME", help="kernel or userspace, for the network namespace."),
+    _option("--path-manager", metavar="NAME", help="kernel or userspace, for this namespace."),
 )
 _FORMAT = click.option(
     "-o",

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 iopolicy_option = click.option(
     "--iopolicy",
     type=click.Choice(list(IOPOLICIES)),
-    help="Which of several paths a command takes.  [default: numa]",
+    help="Path of a command.  [default: numa]",
 )
 
 
