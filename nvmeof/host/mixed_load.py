@@ -118,6 +118,8 @@ class MixedLoad(MeasuredLoad):
         except NvmeofError as problem:
             error = problem
         finally:
+            if self.active == 1:  # the last one: the amount has been sent and answered
+                self.running = False
             self.ended(error)
 
     def _take(self) -> bool:
