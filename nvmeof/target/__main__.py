@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from nvmeof.aio.runloop import run
 from nvmeof.cli.exit_codes import run_program
@@ -29,11 +30,21 @@ from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.subsystem.config import ADVERTISE_FORMS
 from nvmeof.version import __version__
 
+_BESIDE_CONFIG: Final = frozenset({"config", "check", "mdns", "slow_command", "uvloop", "output", "verbose", "quiet"})
+"""Options that --config leaves to the command line."""
 _PATIENCE_SECONDS: Final = 1.0
 """Seconds that a line of the log waits for its reader: a target goes on when its log is not read."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    help="Serve what this file says: TOML, JSON, or nvmetcli's config.json; SIGHUP reads it again "
+    "(docs/howto/configuration.md).",
+)
+@click.option("--check", is_flag=True, help="Say what is wrong with the file of --config, and serve nothing.")
 @click.option("-t", "--trtype", default="mptcp", show_default=True, help="Transport: mptcp (falls back to tcp) or tcp.")
 @click.option("--trtype-code", type=U8, help="TRTYPE told in Discovery (mptcp: 4, provisionally).")
 @click.option(
@@ -238,7 +249,7 @@ _PATIENCE_SECONDS: Final = 1.0
 @click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
 @click.version_option(__version__, prog_name="nvmeof-target")
 def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> None:
-    """Serve namespaces to NVMe/TCP and NVMe-over-MPTCP hosts, until SIGINT, SIGTERM or SIGHUP.
+    """Serve namespaces to NVMe/TCP and NVMe-over-MPTCP hosts, until SIGINT, SIGTERM or (without --config) SIGHUP.
 
     Without options: a ramdisk of 1 GiB on 0.0.0.0:4420 over MPTCP; plain TCP hosts can connect as well.
     """
@@ -248,8 +259,22 @@ def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> Non
     if block_size not in (None, 512, 4096):
         raise click.UsageError(f"--block-size is 512 or 4096, not {block_size}")
     options = Options(block_size=block_size, **given)
+    if options.config is None and options.check:
+        raise click.UsageError("--check is for a file: give --config FILE too")
+    if options.config is not None:
+        _refuse_beside_config()
     raise_file_limit()
     run(serve(options), uvloop=options.uvloop)
+
+
+def _refuse_beside_config() -> None:
+    """Raise a usage error for an option whose place is the configuration file."""
+    ctx = click.get_current_context()
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in _BESIDE_CONFIG:
+            raise click.UsageError(f"{parameter.opts[-1]} belongs into the file of --config")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

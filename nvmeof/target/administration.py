@@ -5,6 +5,7 @@ target starts from its configuration; `describe` and `save` return its present s
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -127,6 +128,23 @@ class Administration:
         port.list_subsystems(None)
         self._target.registry.change_port(port.info)
 
+    async def offer_subsystems(
+        self, subnqns: Collection[str], portid: int, *, seconds: float = REMOVE_SECONDS
+    ) -> list[str]:
+        """Offer these subsystems on a port and no others, which need not exist yet; associations with others end.
+
+        Returns what has not ended.
+        """
+        self._target.check_runs("a port is changed")
+        port, wanted = self._target.port(portid), frozenset(subnqns)
+        dropped = [each for nqn, each in self._target.subsystems.items() if port.info.offers(nqn) and nqn not in wanted]
+        port.list_subsystems(wanted)
+        self._target.registry.change_port(port.info)
+        deadline, left = self._deadline(seconds), list[str]()
+        for subsystem in dropped:
+            left += await self._target.unlink(port, subsystem, deadline)
+        return left
+
     # Namespaces
 
     async def add_namespace(self, namespace: Backend | NamespaceConfig, *, subnqn: str | None = None) -> int:
@@ -165,6 +183,10 @@ class Administration:
         subsystem.hosts.any_host = allowed
         subsystem.end_forbidden()
         self._target.registry.changed()
+
+    def set_allowed_hosts(self, hosts: frozenset[str] | None, *, subnqn: str | None = None) -> None:
+        """Let these hosts use a subsystem and no others, or (None) any; associations of hosts that may not end."""
+        self._target.registry.set_allowed_hosts(self._subsystem(subnqn).nqn, hosts)
 
     def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None:
         """Set what a host authenticates itself with, from its next Connect on; None: it need not.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nvmeof.address import Address
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.zoned import ZonedNamespace
 from nvmeof.target.ports import Port
@@ -79,6 +80,7 @@ def describe_port(port: Port) -> dict[str, Any]:
         "port": config.port,
         "discovery_only": config.discovery_only,
         "subsystems": None if config.subsystems is None else sorted(config.subsystems),
+        "referrals": [f"{each.transport}://{Address(each.traddr, each.trsvcid)}" for each in config.referrals],
         "listeners": [_listener(listener) for listener in port.all_listeners],
         "ana": {str(group): state_word(state) for group, state in sorted(port.ana.items())},
         "paths": port.announcements.list() if port.announcements is not None else [],

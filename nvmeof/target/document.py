@@ -33,7 +33,7 @@ from nvmeof.target.storage.kinds import make_backend
 from nvmeof.target.storage.namespace_text import format_namespace_text, parse_namespace_text
 from nvmeof.target.storage.pools import FilePool, RamdiskPool
 from nvmeof.target.subsystem.ana import parse_ana_state, state_word
-from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, Referral, SubsystemConfig, TargetConfig
 from nvmeof.transport.base import SocketOptions
 from nvmeof.transport.paths.model import Limits
 from nvmeof.transport.paths.session import PathOptions
@@ -65,10 +65,10 @@ class TargetSettings:
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
-_NESTED: Final[Mapping[type, frozenset[str]]] = {
+NESTED: Final[Mapping[type, frozenset[str]]] = {
     NamespaceConfig: frozenset({"backend", "nguid", "uuid", "eui64", "zoned"}),
     SubsystemConfig: frozenset({"allowed_hosts", "host_keys", "namespaces", "pool", "metadata_store"}),
-    PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths"}),
+    PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths", "referrals"}),
     TargetConfig: frozenset({"subsystems", "ports"}),
     PathOptions: frozenset({"paths", "limits"}),
 }
@@ -81,7 +81,7 @@ def _default(each: Any) -> Any:
 
 def _plain(config: Any) -> Document:
     """Return the plain fields of a configuration that do not have their default."""
-    nested = _NESTED.get(type(config), frozenset())
+    nested = NESTED.get(type(config), frozenset())
     return {
         each.name: value
         for each in fields(config)
@@ -187,6 +187,7 @@ def _port(config: PortConfig) -> Document:
                 "advertise_as": None if config.advertise_as == PortConfig().advertise_as else advertise_as,
                 "subsystems": None if config.subsystems is None else sorted(config.subsystems),
                 "paths": list(config.paths) or None,
+                "referrals": [_plain(each) for each in config.referrals] or None,
                 "ana": {str(group): state_word(state) for group, state in config.ana} or None,
             }
         ),
@@ -246,7 +247,7 @@ class _Section:
 
     def plain(self, kind: type[Any]) -> Document:
         """Take the plain fields of a configuration."""
-        nested, hints = _NESTED.get(kind, frozenset()), get_type_hints(kind)
+        nested, hints = NESTED.get(kind, frozenset()), get_type_hints(kind)
         taken: Document = {}
         for each in fields(kind):
             if each.name in nested or each.name not in self._left:
@@ -402,5 +403,9 @@ def _port_from(section: _Section) -> PortConfig:
             raise section.wrong("ana", 'a mapping such as {"2": "inaccessible"}', dict(ana))
         states.append((int(group), parse_ana_state(word)))
     return section.make(
-        PortConfig, subsystems=None if subsystems is None else frozenset(subsystems), ana=tuple(states), **values
+        PortConfig,
+        subsystems=None if subsystems is None else frozenset(subsystems),
+        ana=tuple(states),
+        referrals=tuple(each.make(Referral) for each in section.sections("referrals")),
+        **values,
     )

@@ -228,6 +228,7 @@ class Ports(Mapping[int, Port]):
             advertise_as=config.advertise_as,
             plain_tcp=transport.plain_tcp,
             subsystems=config.subsystems,
+            referrals=config.referrals,
         )
         port = Port(portid, config, info, self._accept, self._open_endpoints)
         for subsystem in subsystems:

@@ -124,12 +124,18 @@ class Target:
         self._new_run()
 
     @classmethod
-    def from_document(cls, document: object, *, tables: Tables | None = None) -> Target:
+    def from_document(cls, document: object, *, tables: Tables | None = None, trace: Trace | None = None) -> Target:
         """Make the target that a document describes, such as one that `Administration.save` has returned.
 
         Raises ConfigurationError that names the entry that is wrong.
         """
-        settings = from_document(document)
+        return cls.from_settings(from_document(document), tables=tables, trace=trace)
+
+    @classmethod
+    def from_settings(
+        cls, settings: TargetSettings, *, tables: Tables | None = None, trace: Trace | None = None
+    ) -> Target:
+        """Make the target that settings describe."""
         return cls(
             settings.config,
             options=settings.sockets,
@@ -137,6 +143,7 @@ class Target:
             connect_seconds=settings.connect_seconds,
             paths=settings.paths,
             tables=tables,
+            trace=trace,
         )
 
     @property

@@ -27,7 +27,7 @@ from nvmeof.target.storage.filters.delay import DelayFilter
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.pools import FilePool, RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk
-from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, Referral, SubsystemConfig, TargetConfig
 from nvmeof.target.subsystem.namespace_option import parse_namespace_option
 from nvmeof.transport.base import SocketOptions
 from nvmeof.transport.paths.model import Limits
@@ -147,6 +147,7 @@ def everything(directory: Path) -> TargetSettings:
         transport="mptcp", host="192.0.2.1", port=4421, advertise_host="192.0.2.2", advertise_port=4422,
         discovery_only=True, advertise_as=("tsas",), ana=((2, AnaState.INACCESSIBLE),), portid=4,
         subsystems=frozenset(NQNS), paths=("192.0.2.3,backup",),
+        referrals=(Referral(traddr="192.0.2.9", trsvcid=8010, transport="mptcp", name="other"),),
     )  # fmt: skip
     sockets = SocketOptions(
         host_traddr="192.0.2.4", host_iface="eth0", tos=1, priority=2, mark=3, congestion="cubic", sndbuf_bytes=4096,

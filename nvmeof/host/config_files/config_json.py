@@ -8,7 +8,7 @@ Sources: libnvme doc/config-schema.json, src/nvme/json.c.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Never, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, Never, TypeVar
 from nvmeof.errors import ConfigurationError
 from nvmeof.host.config_files.fabrics_options import ADDRESS, BY_NAME, PORT_OPTIONS, Kind
 from nvmeof.host.config_files.files import CONFIG_JSON, read_text
+from nvmeof.json_places import Place, line_of
 from nvmeof.spec.enums import DISCOVERY_NQN
 from nvmeof.spec.nqn import check_nqn
 
@@ -160,8 +161,6 @@ def read_config(path: Path) -> ConfigFile:
 
 
 T = TypeVar("T")
-Place = tuple[str | int, ...]
-"""Where a value is in the file: keys and indices, outermost first."""
 
 
 class _ConfigReader:
@@ -247,42 +246,6 @@ def _json_kind(value: Any) -> str:
     if isinstance(value, dict):
         return "an object"
     return "a list" if isinstance(value, list) else json.dumps(value)[:80]
-
-
-def line_of(text: str, place: Place) -> int:
-    """Return the line, from 1, of the value at `place` in a text that is JSON."""
-    position = _skip(text, 0)
-    for step in place:
-        position = next((at for key, at in _members(text, position) if key == step), position)
-    return text.count("\n", 0, position) + 1
-
-
-_DECODER = json.JSONDecoder()
-
-
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
-
-
-def _members(text: str, position: int) -> Iterator[tuple[str | int, int]]:
-    """Key or index of each value in the list or object that begins at `position`, and where the value begins."""
-    closing = {"{": "}", "[": "]"}.get(text[position])
-    is_object = closing == "}"
-    index = 0
-    position = _skip(text, position + 1)
-    while closing is not None and text[position] != closing:
-        key: str | int = index
-        if is_object:
-            key, position = _DECODER.raw_decode(text, position)
-            position = _skip(text, _skip(text, position) + 1)  # behind the colon
-        yield key, position
-        _, position = _DECODER.raw_decode(text, position)
-        position = _skip(text, position)
-        if text[position] == ",":
-            position = _skip(text, position + 1)
-        index += 1
 
 
 # -- what the kernel is connected to

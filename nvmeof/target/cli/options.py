@@ -12,6 +12,7 @@ from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.size_text import parse_size
 from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
 from nvmeof.target.cli.secrets import host_keys
+from nvmeof.target.configuration.files import Loaded, read_configuration
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
@@ -93,6 +94,8 @@ class Options:
     path_manager: str | None = None
     uvloop: bool | None = None
     output: str = "normal"
+    config: str | None = None
+    check: bool = False
 
 
 def _backends(options: Options) -> list[NamespaceConfig]:
@@ -165,6 +168,24 @@ def _ports(options: Options) -> list[PortConfig]:
     return ports
 
 
+def _trace(options: Options) -> SlowCommandLog | None:
+    return None if options.slow_command is None else SlowCommandLog(options.slow_command, logger)
+
+
+def load(options: Options) -> Loaded:
+    """Read the file of --config. Raises ConfigurationError."""
+    assert options.config is not None
+    loaded = read_configuration(Path(options.config))
+    for each in loaded.remarks:
+        logger.warning("%s: %s", options.config, each)
+    return loaded
+
+
+def make_configured(options: Options, loaded: Loaded) -> Target:
+    """Make the target that the file of --config describes. Raises ConfigurationError."""
+    return Target.from_settings(loaded.settings, trace=_trace(options))
+
+
 def make_target(options: Options) -> Target:
     """Make the target from a command line's options. Raises ConfigurationError."""
     if options.trtype_code is not None:
@@ -204,5 +225,5 @@ def make_target(options: Options) -> Target:
             limits=parse_limits(options.mptcp_limits) if options.mptcp_limits else ALL_PATHS,
             path_manager=options.path_manager,
         ),
-        trace=None if options.slow_command is None else SlowCommandLog(options.slow_command, logger),
+        trace=_trace(options),
     )

@@ -69,9 +69,23 @@ def facts(described: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def say(told: dict[str, Any]) -> None:
-    click.echo(f"subsystem  {told['subnqn']}  (serial {told['serial']})")
-    for namespace in told["namespaces"]:
+def say_configured(described: dict[str, Any]) -> None:
+    """Say what a target with a configuration file serves, from the result of `Administration.describe`."""
+    for subsystem in described["subsystems"]:
+        _say_subsystem(subsystem["nqn"], subsystem["serial"], subsystem["namespaces"], subsystem["pool"])
+    for port in described["ports"]:
+        for listener in port["listeners"]:
+            _say_listener({**listener, "discovery_only": port["discovery_only"]}, port["transport"], port["trtype"])
+        for path in port["paths"]:
+            _say_path(path)
+    if not described["ports"]:
+        click.echo("no port is listened on")
+    click.echo("stop with Ctrl-C; SIGHUP reads the file again")
+
+
+def _say_subsystem(nqn: str, serial: str, namespaces: list[dict[str, Any]], pool: dict[str, Any] | None) -> None:
+    click.echo(f"subsystem  {nqn}  (serial {serial})")
+    for namespace in namespaces:
         access = ", read-only" if namespace["read_only"] else ""
         access += "" if namespace["anagrpid"] == ANA_GROUP else f", ANA group {namespace['anagrpid']}"
         size = format_size(namespace["size_bytes"])
@@ -82,23 +96,36 @@ def say(told: dict[str, Any]) -> None:
             f"namespace  {namespace['nsid']}: {backend}, {size} in blocks of {namespace['block_bytes']} bytes"
             f"{zones}{access}"
         )
-    if told["pool"]:
-        pool = {name: format_size(told["pool"][f"{name}_bytes"]) for name in ("capacity", "unallocated")}
-        where = told["pool"]["description"].removesuffix(f" {pool['capacity']}")
+    if pool:
+        sizes = {name: format_size(pool[f"{name}_bytes"]) for name in ("capacity", "unallocated")}
+        where = pool["description"].removesuffix(f" {sizes['capacity']}")
         click.echo(
-            f"capacity   {pool['capacity']} for hosts to create namespaces from, {pool['unallocated']} left ({where})"
+            f"capacity   {sizes['capacity']} for hosts to create namespaces from, {sizes['unallocated']} left ({where})"
         )
+
+
+def _say_listener(listener: dict[str, Any], transport: str, trtype: int) -> None:
+    address = Address(listener["address"], listener["port"])
+    protocol = listener["protocol"]
+    if listener["fallback"]:
+        protocol += f" (asked for {transport}; {listener['fallback']})"
+    what = "discovery " if listener["discovery_only"] else "listening "
+    click.echo(f"{what} {address} over {protocol}, trtype {trtype}, loop {loop_name()}")
+
+
+def _say_path(path: dict[str, Any]) -> None:
+    click.echo(f"announced  {path['address']} on {path['device']} ({path['flags']})")
+
+
+def say(told: dict[str, Any]) -> None:
+    """Say what a target of the command line serves, from `facts`, and how to connect."""
+    _say_subsystem(told["subnqn"], told["serial"], told["namespaces"], told["pool"])
     for listener in told["listeners"]:
-        address = Address(listener["address"], listener["port"])
-        protocol = listener["protocol"]
-        if listener["fallback"]:
-            protocol += f" (asked for {told['transport']}; {listener['fallback']})"
-        what = "discovery " if listener["discovery_only"] else "listening "
-        click.echo(f"{what} {address} over {protocol}, trtype {told['trtype']}, loop {told['loop']}")
+        _say_listener(listener, told["transport"], told["trtype"])
     for each in told.get("ana", ()):
         click.echo(f"ANA        group {each['group']} is {each['state']} on {each['address']}")
     for path in told["paths"]:
-        click.echo(f"announced  {path['address']} on {path['device']} ({path['flags']})")
+        _say_path(path)
     first = told["listeners"][0]
     host = _reachable(first["address"])
     click.echo(f"connect with{_elsewhere(first['address'], host)}")

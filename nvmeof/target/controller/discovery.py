@@ -15,7 +15,7 @@ from nvmeof.spec.discovery import (
     extend_discovery_entry,
 )
 from nvmeof.spec.enums import CNTLID_DYNAMIC, DISCOVERY_NQN, SubType, TcpProtocol, Treq, Trtype
-from nvmeof.target.subsystem.config import ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS
+from nvmeof.target.subsystem.config import ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS, Referral
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry, address_family
 from nvmeof.wire import layout
 
@@ -93,6 +93,21 @@ def _entry(
     )
 
 
+def _referral(port: PortInfo, referral: Referral) -> bytes:
+    return build_discovery_entry(
+        trtype=Trtype[referral.transport.upper()],
+        adrfam=address_family(referral.traddr),
+        subtype=SubType.REFERRAL,
+        treq=Treq.NOT_SPECIFIED | Treq.DISABLE_SQ_FLOW_CONTROL,
+        portid=port.portid,
+        cntlid=CNTLID_DYNAMIC,
+        asqsz=ADMIN_QUEUE_ENTRIES,
+        trsvcid=str(referral.trsvcid),
+        subnqn=DISCOVERY_NQN,
+        traddr=referral.traddr,
+    )
+
+
 def _of_subsystem(entry: bytes, subnqn: str) -> bytes:
     """Return the entry with another SUBNQN: a port's entries differ in nothing else."""
     return entry[:_SUBNQN_OFFSET] + subnqn.encode().ljust(_SUBNQN_BYTES, b"\0") + entry[_SUBNQN_END:]
@@ -112,7 +127,7 @@ def discovery_log(
     registry: TargetRegistry, seen: PortInfo, host_nqn: str, *, extended: bool = False, port_local: bool = False
 ) -> bytes:
     """Build the whole log page for a host that connected to the port `seen`: this discovery service, then each
-    subsystem that the host may use on each port.
+    subsystem that the host may use on each port, and the referrals of each port.
 
     `extended`: entries with their extended attributes. `port_local`: only entries of the port `seen`.
     """
@@ -120,7 +135,10 @@ def discovery_log(
     own = addresses_for(registry.ports.get(seen.portid, seen), seen)[:1]
     entries = [entry + plain for entry in _entries(seen, own, DISCOVERY_NQN, SubType.CURRENT_DISCOVERY)]
     for port in registry.ports.values():
-        if port.discovery_only or (port_local and port.portid != seen.portid):
+        if port_local and port.portid != seen.portid:
+            continue
+        entries += [_referral(port, each) + plain for each in port.referrals]
+        if port.discovery_only:
             continue
         templates = _entries(port, addresses_for(port, seen), "", SubType.NVM)
         for subsystem in registry.subsystems.values():

@@ -10,10 +10,10 @@ import uuid as uuid_module
 from dataclasses import dataclass, field
 from itertools import product
 
-from nvmeof.address import Address, ip_of, is_wildcard
+from nvmeof.address import Address, check_host, ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.dhchap_controller import HostKeys
-from nvmeof.spec.enums import CNTLID_MAX, AnaState
+from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, AnaState
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.target.core.metadata import MetadataStore
 from nvmeof.target.namespaces.endurance_group import Pool
@@ -32,6 +32,7 @@ ADVERTISE_TCP = "tcp"
 ADVERTISE_TSAS = "tsas"
 ADVERTISE_FORMS = (ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS)
 ADVERTISE_DEFAULT = (ADVERTISE_OWN, ADVERTISE_TCP)
+REFERRAL_TRANSPORTS = ("tcp", "mptcp", "rdma")
 
 
 def derive_serial(subnqn: str) -> str:
@@ -206,6 +207,27 @@ class SubsystemConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Referral:
+    """Another discovery service that hosts are told of: ``Referral(traddr="192.0.2.9")``. `name`: for people."""
+
+    traddr: str
+    trsvcid: int = DISCOVERY_PORT
+    transport: str = "tcp"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        check_host(self.traddr)
+        if not self.traddr or is_wildcard(self.traddr):
+            raise ConfigurationError(f"a referral needs an address that hosts can connect to, not {self.traddr!r}")
+        if not 1 <= self.trsvcid <= 65535:
+            raise ConfigurationError(f"the port of a referral is 1 to 65535, not {self.trsvcid}")
+        if self.transport not in REFERRAL_TRANSPORTS:
+            raise ConfigurationError(
+                f"the transport of a referral is {', '.join(REFERRAL_TRANSPORTS)}, not {self.transport!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortConfig:
     """An address to listen on: ``PortConfig(host="192.0.2.1", port=4420)``.
 
@@ -231,6 +253,7 @@ class PortConfig:
     portid: int | None = None  # None: the lowest free one
     subsystems: frozenset[str] | None = None
     paths: tuple[str, ...] = ()
+    referrals: tuple[Referral, ...] = ()  # other discovery services that its Discovery log names
 
     def __post_init__(self) -> None:
         if self.portid is not None and not 1 <= self.portid <= 0xFFFF:

@@ -10,7 +10,7 @@ from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
 from nvmeof.target.core.log_rate import PeerLog
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.projection.authentication import AuthenticationLimits
-from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, SubsystemConfig
+from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, Referral, SubsystemConfig
 from nvmeof.target.subsystem.subsystem import Association, Subsystem
 
 
@@ -27,7 +27,7 @@ class PortInfo:
     In `TargetRegistry.ports`, `traddr` is what was asked for, possibly a wildcard or a name, and `bound` are the
     addresses that are listened on. `advertised`: the addresses that Discovery reports instead. `plain_tcp`: hosts that
     know nothing but NVMe/TCP can connect. `sectype` is what TSAS says of TLS. `subsystems`: the NQNs of those that are
-    offered there (None: all).
+    offered there (None: all). `referrals`: other discovery services.
     """
 
     portid: int
@@ -43,6 +43,7 @@ class PortInfo:
     advertise_as: tuple[str, ...] = ADVERTISE_DEFAULT
     plain_tcp: bool = True
     subsystems: frozenset[str] | None = None
+    referrals: tuple[Referral, ...] = ()
 
     @property
     def adrfam(self) -> Adrfam:
