@@ -225,6 +225,10 @@ class Namespace(Blocking[_Namespace]):
         """
         return PORTAL.run(self.wrapped.refresh())
 
+    def limits_changed(self) -> None:
+        """Take over what the port's commands may transfer: it changes when a path to the subsystem comes or goes."""
+        PORTAL.run_function(self.wrapped.limits_changed)
+
     def read(self, lba: int, blocks: int = 1) -> bytes:
         """Read ``blocks`` logical blocks from ``lba`` on. :meth:`read_into` needs no copy: use it for much data."""
         return PORTAL.run(self.wrapped.read(lba, blocks))
@@ -301,6 +305,18 @@ class Namespace(Blocking[_Namespace]):
     def compare(self, lba: int, data: Buffer) -> bool:
         """Return whether the blocks from ``lba`` on hold ``data``, whole blocks: the controller compares them."""
         return PORTAL.run(self.wrapped.compare(lba, data))
+
+    def compare_and_write(self, lba: int, expected: Buffer, data: Buffer, *, fua: bool = False) -> None:
+        """Write ``data`` from ``lba`` on if the blocks there hold ``expected``, as one operation (fused Compare and
+        Write): no other command comes between.
+
+        Both have the same whole number of blocks, what one command takes at most. Up to the controller's atomic size
+        (ACWU, NACWU) other hosts see all of it or nothing. Raises :class:`CompareFailed` where the blocks hold other
+        data: nothing is written then. It is never sent again once it may have been executed:
+        :class:`OutcomeUnknown` says so, and reading the blocks tells what has become of it. Raises
+        :class:`NvmeofError` for a controller that has no such operation.
+        """
+        PORTAL.run(self.wrapped.compare_and_write(lba, expected, data, fua=fua))
 
     def copy(
         self, lba: int, sources: Iterable[tuple[int, int]], *, from_nsid: int | None = None, fua: bool = False
@@ -474,17 +490,21 @@ class HostController(Blocking[_HostController]):
         *,
         nsid: int = NSID_ALL,
         lsp: int = 0,
+        lsi: int = 0,
+        csi: int = 0,
         rae: bool = False,
         chunk_bytes: int = LOG_CHUNK_BYTES,
     ) -> bytes:
         """Return ``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of
         ``chunk_bytes``.
 
-        ``rae`` retains the asynchronous event that the page belongs to; a page that takes several pieces retains it
-        until the last.
+        ``lsp``, ``lsi``: the log specific parameter and identifier; ``csi``: the command set. ``rae`` retains the
+        asynchronous event that the page belongs to; a page that takes several pieces retains it until the last.
         """
         return PORTAL.run(
-            self.wrapped.get_log(page, length_bytes, offset, nsid=nsid, lsp=lsp, rae=rae, chunk_bytes=chunk_bytes)
+            self.wrapped.get_log(
+                page, length_bytes, offset, nsid=nsid, lsp=lsp, lsi=lsi, csi=csi, rae=rae, chunk_bytes=chunk_bytes
+            )
         )
 
     def smart_log(self, nsid: int = NSID_ALL) -> SmartLog:
@@ -559,6 +579,10 @@ class HostController(Blocking[_HostController]):
         :meth:`HostController.namespaces` lists are identified. Raises LocalProtocolError for an invalid NSID.
         """
         return Namespace(PORTAL.run_function(self.wrapped.namespace, nsid))
+
+    def io_fused(self, halves: tuple[bytes, bytes], compare: Buffer, write: Buffer, *, hold: bool = True) -> None:
+        """Send the halves of a fused operation on the next queue."""
+        PORTAL.run(self.wrapped.io_fused(halves, compare, write, hold=hold))
 
     @property
     def is_discovery(self) -> bool:
@@ -707,17 +731,21 @@ class HostSubsystem(Blocking[_HostSubsystem]):
         *,
         nsid: int = NSID_ALL,
         lsp: int = 0,
+        lsi: int = 0,
+        csi: int = 0,
         rae: bool = False,
         chunk_bytes: int = LOG_CHUNK_BYTES,
     ) -> bytes:
         """Return ``length_bytes`` of a log page from byte ``offset`` (both multiples of 4), in pieces of
         ``chunk_bytes``.
 
-        ``rae`` retains the asynchronous event that the page belongs to; a page that takes several pieces retains it
-        until the last.
+        ``lsp``, ``lsi``: the log specific parameter and identifier; ``csi``: the command set. ``rae`` retains the
+        asynchronous event that the page belongs to; a page that takes several pieces retains it until the last.
         """
         return PORTAL.run(
-            self.wrapped.get_log(page, length_bytes, offset, nsid=nsid, lsp=lsp, rae=rae, chunk_bytes=chunk_bytes)
+            self.wrapped.get_log(
+                page, length_bytes, offset, nsid=nsid, lsp=lsp, lsi=lsi, csi=csi, rae=rae, chunk_bytes=chunk_bytes
+            )
         )
 
     def smart_log(self, nsid: int = NSID_ALL) -> SmartLog:

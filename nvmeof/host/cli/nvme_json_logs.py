@@ -232,7 +232,7 @@ def lba_status_log(data: bytes) -> dict[str, Any]:
 def persistent_events(data: bytes) -> dict[str, Any]:
     """Return ``persistent-event-log``: the header under the specification's names, and each event's own data in hex.
 
-    nvme-cli 2.13 has keys of its own here; it ends with a segmentation fault on a whole log, so it is no witness.
+    nvme-cli 2.13 has keys of its own here, which were not seen for a whole log.
     """
     header = plain(HEADER.parse(data))
     header["tstmp"] = parse_timestamp(header["tstmp"])
