@@ -46,7 +46,6 @@ from nvmeof.host.options import ConnectOptions
 from nvmeof.host.tracing import CommandTrace
 from nvmeof.wire import Buffer
 
-
 _group_of: Callable[[object], Group | None] = attrgetter("group")
 
 

@@ -20,11 +20,11 @@ from nvmeof import (
 )
 from nvmeof.host import sqe_builders
 from nvmeof.host.client import DEVICES, HostController, connect
+from nvmeof.host.device_registry import QUEUE_OPS, DeviceRegistry
 from nvmeof.host.offload import device as device_module
 from nvmeof.host.offload.device import OFFLOAD, OffloadDevice
 from nvmeof.host.offload.layout import MAX_TRANSFER_BYTES, RingWriter
 from nvmeof.host.offload.link import OffloadLink
-from nvmeof.host.device_registry import QUEUE_OPS, DeviceRegistry
 from nvmeof.host.requests import Command
 from nvmeof.spec.enums import NvmOpcode
 from nvmeof.trace import CommandCompleted

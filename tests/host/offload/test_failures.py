@@ -14,12 +14,12 @@ import pytest
 
 from nvmeof import ConnectionLost, ConnectTimeout, LocalProtocolError, NvmeofError, Ramdisk, Target
 from nvmeof.host.client import DEVICES, HostController
+from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.offload import process as process_module
 from nvmeof.host.offload.device import OFFLOAD, OffloadDevice
 from nvmeof.host.offload.layout import HEADER, SUBMISSION_BYTES
 from nvmeof.host.offload.link import OffloadLink
 from nvmeof.host.path import PathState
-from nvmeof.host.device_registry import DeviceRegistry
 from tests.conformance.rawhost import until
 
 from ..test_recovery_with_target import VerifyingLoad, one_path, target_of
