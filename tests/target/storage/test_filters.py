@@ -101,7 +101,7 @@ def test_paths_with_commas_and_colons() -> None:
     ("text", "said"),
     [
         ("ramdisk", "write KIND:VALUE first"),
-        ("disk:1M", "no backend 'disk': one of file, ramdisk"),
+        ("disk:1M", "no backend 'disk': one of file, nbd, ramdisk, rbd"),
         ("ramdisk:1M,size=2M", "ramdisk has no option 'size'; it has the options block-size"),
         ("ramdisk:1M,slow:", "no filter 'slow': one of count, delay, error, log, rate"),
         ("ramdisk:1M,delay:read=soon", "delay: read is a time such as 10ms"),
