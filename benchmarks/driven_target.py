@@ -59,6 +59,9 @@ CASES: Final = (
 FILE_CASES: Final = (
     DrivenCase("the target's driver, 4 KiB reads of a file one by one", w.READ, 4096, 1, nsid=2),
     DrivenCase("the target's driver, 4 KiB reads of a file at depth 32", w.READ, 4096, 32, nsid=2),
+    DrivenCase("the target's driver, 4 KiB writes of a file at depth 32", w.WRITE, 4096, 32, nsid=2, in_capsule=True),
+    DrivenCase("the target's driver, 128 KiB reads of a file at depth 8", w.READ, 1 << 17, 8, nsid=2),
+    DrivenCase("the target's driver, 128 KiB writes of a file at depth 8", w.WRITE, 1 << 17, 8, nsid=2),
 )
 """Storage has threads: these counts vary more than the others, and are no part of the guard."""
 

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,8 +87,8 @@ def _load(name: str) -> Any:
     return module
 
 
-def _worker(library: str, *, files: bool) -> None:
-    """Run every case under callgrind: some rounds to warm up, then those that count."""
+def _worker(library: str, *, files: bool, pattern: str) -> None:
+    """Run the cases of a pattern under callgrind: some rounds to warm up, then those that count."""
     # Before the package is there, which takes some of them by name.
     time.monotonic = time.perf_counter = itertools.count(1.0, CLOCK_STEP_SECONDS).__next__
     from benchmarks import connection  # of the checkout that is measured
@@ -96,6 +97,8 @@ def _worker(library: str, *, files: bool) -> None:
     commands: dict[str, int] = {}
 
     def measure(name: str, once: Callable[[], int], count: int) -> None:
+        if not fnmatch(name, pattern):
+            return
         commands[name] = count
         for _ in range(WARM_ROUNDS):
             once()
@@ -151,8 +154,9 @@ def _without_copies(profile: str) -> int:
     return total
 
 
-def count(checkout: Path, *, files: bool = False) -> dict[str, float]:
-    """Return instructions per command by case, of the package in ``checkout``; ``files``: with `FILE_CASES`.
+def count(checkout: Path, *, files: bool = False, pattern: str = "*") -> dict[str, float]:
+    """Return instructions per command by case, of the package in ``checkout``; ``files``: with `FILE_CASES`;
+    ``pattern``: of the names of the cases.
 
     Raises `GuardError` where valgrind, its headers or a compiler are missing, or when the worker fails.
     """
@@ -163,7 +167,7 @@ def count(checkout: Path, *, files: bool = False) -> dict[str, float]:
         library = _library(folder)
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out"]
         command += [sys.executable, "-X", "frozen_modules=on", str(Path(__file__).resolve()), "--worker", str(library)]
-        command += ["--files"] * files
+        command += ["--case", pattern, *["--files"] * files]
         environment = {
             **{k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LD_LIBRARY_PATH")},
             "PYTHONHASHSEED": "0",
@@ -210,18 +214,20 @@ def main() -> int:
     )
     parser.add_argument("--against", type=Path, metavar="DIR", help="compare with another checkout of the repository")
     parser.add_argument("--files", action="store_true", help="reads of a file too; these counts vary with its threads")
+    parser.add_argument("--case", default="*", help="only cases of this name or pattern")
     parser.add_argument("--store", action="store_true", help="make what is counted now the baseline")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         sys.path[0] = os.environ["PYTHONPATH"]
-        _worker(options.worker, files=options.files)
+        _worker(options.worker, files=options.files, pattern=options.case)
         return 0
     try:
-        figures = count(Path(__file__).resolve().parents[1], files=options.files)
+        chosen = {"files": options.files, "pattern": options.case}
+        figures = count(Path(__file__).resolve().parents[1], **chosen)
         stored = _baseline()
         if options.against:
-            return bool(compare(figures, count(options.against.resolve(), files=options.files), "there"))
+            return bool(compare(figures, count(options.against.resolve(), **chosen), "there"))
     except GuardError as error:
         print(f"guard: {error}", file=sys.stderr)
         return 2
