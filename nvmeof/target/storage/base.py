@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.runtime import settled
@@ -112,11 +113,46 @@ async def _copy(backend: Backend, source: int, destination: int, length: int, fu
         lease.release()
 
 
+RunErrors: TypeAlias = dict[int, OSError]
+"""Why requests of a run have failed, by their index in it."""
+
+
+class Runs(Protocol):
+    """What a backend offers that does many like reads or writes at once. `offsets` and `length` are bytes.
+
+    A caller asks for at most `most` in one run. What a run cannot do, the operations of `Backend` do one by one.
+    """
+
+    most: int
+
+    def read(self, offsets: Sequence[int], length: int) -> tuple[memoryview, list[int]] | None:
+        """Read blocks at once, one behind the other, into memory that `release` takes back.
+
+        Returns it with the indexes of those that have to be read in another way; None when all have to.
+        """
+        ...
+
+    def release(self, view: memoryview) -> None:
+        """Take the memory of `read` back."""
+        ...
+
+    def write(
+        self, buffers: Sequence[memoryview], offsets: Sequence[int], length: int, done: Callable[[RunErrors], None]
+    ) -> bool:
+        """Write blocks, in one buffer one behind the other or each in its own, which are borrowed until ``done`` is
+        called with the errors. False: not as a run now, and ``done`` is not called.
+        """
+        ...
+
+
 class Backend(ABC):
     """Storage of `capabilities.size_bytes` bytes. `offset` and `length` are bytes."""
 
     memory: memoryview | None = None
     """The whole content, writable, for a backend that is plain memory; a hot path slices it directly."""
+
+    runs: Runs | None = None
+    """How many like reads or writes are done at once, for a backend that can and is open."""
 
     metadata_store: MetadataStore
     """Where a namespace keeps what belongs to its data (reservations, zones); known once the backend is open."""

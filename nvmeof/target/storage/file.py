@@ -26,6 +26,7 @@ from nvmeof.target.storage.base import BLOCK_BYTES_CHOICES, DEFAULT_BLOCK_BYTES,
 from nvmeof.target.storage.file_calls import NOT_SUPPORTED, FileCalls
 from nvmeof.target.storage.file_names import name_lost
 from nvmeof.target.storage.file_opening import FileOptions, closing, open_file
+from nvmeof.target.storage.file_runs import FileRuns
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.namespace_text import Element, NamespaceText
 from nvmeof.target.storage.operation import Operation
@@ -133,6 +134,7 @@ class FileBackend(FileCalls):
         self._block_bytes = opened.capabilities.block_bytes
         await self._remember_block_bytes()
         self._threads = ThreadBatches(self._workers, f"nvmeof-{self.path.name}")
+        self.runs = FileRuns(self, self._ranges, self._pool, self._open_threads)
 
     @property
     def _zones_path(self) -> Path | None:
@@ -173,7 +175,10 @@ class FileBackend(FileCalls):
         if threads is None:
             return
         self._threads = None
+        runs, self.runs = self.runs, None
         await threads.close()
+        if isinstance(runs, FileRuns):
+            runs.close()
         if isinstance(self.metadata_store, JsonFileStore):
             await self.metadata_store.close()
         fd, self._fd = self._fd, -1
@@ -326,8 +331,7 @@ class FileBackend(FileCalls):
     def write(self, offset: int, data: memoryview, *, fua: bool = False) -> Awaitable[None] | None:
         done = 0
         if self._write_nowait and not fua and not self._ranges.busy(offset, offset + len(data), exclusive=True):
-            if not self._device and os.lseek(self._fd, 0, os.SEEK_END) < offset + len(data):
-                raise self._shorter()
+            self._check_inside(offset + len(data))
             try:
                 done = os.pwritev(self._fd, [data], offset, os.RWF_NOWAIT)
             except OSError as error:

@@ -30,6 +30,15 @@ class FileCalls(Backend):
         self._write_dsync = True
         self._zero_range = True
 
+    @property
+    def fd(self) -> int:
+        """The open file."""
+        return self._fd
+
+    def reaches(self, end: int) -> bool:
+        """Return whether the file has bytes up to there: a write beyond would make it longer."""
+        return self._device or os.lseek(self._fd, 0, os.SEEK_END) >= end
+
     def _read_fully(self, view: memoryview, offset: int) -> None:
         while view:
             count = os.preadv(self._fd, [view], offset)
@@ -43,7 +52,7 @@ class FileCalls(Backend):
 
     def _check_inside(self, end: int) -> None:
         """Raise `SizeChangedError` for a write that would make a file longer: it would be of holes, read as zeroes."""
-        if not self._device and os.lseek(self._fd, 0, os.SEEK_END) < end:
+        if not self.reaches(end):
             raise self._shorter()
 
     def _compare_now(self, offset: int, data: memoryview, operation: Operation[bool]) -> bool:
@@ -76,6 +85,10 @@ class FileCalls(Backend):
         for start in range(0, length, _PIECE_BYTES):
             operation.check()
             self._read_fully(piece[: length - start], offset + start)
+
+    def write_fully(self, data: memoryview, offset: int) -> None:
+        """Write all of a range. Raises `OSError`, `SizeChangedError` for one beyond the end."""
+        self._write_fully(data, offset, False)
 
     def _write_fully(self, data: memoryview, offset: int, fua: bool) -> None:
         sync_after = fua

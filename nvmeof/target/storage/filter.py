@@ -18,7 +18,7 @@ from typing import TypeVar
 from nvmeof.errors import ConfigurationError
 from nvmeof.runtime import settled
 from nvmeof.target.core.metadata import MetadataStore
-from nvmeof.target.storage.base import Backend, Capabilities, Lease
+from nvmeof.target.storage.base import Backend, Capabilities, Lease, Runs
 from nvmeof.target.storage.namespace_text import Element, NamespaceText
 from nvmeof.target.storage.zone_store import ZoneLayout, ZoneStore
 
@@ -40,6 +40,10 @@ class BackendFilter(Backend):
     @property
     def memory(self) -> memoryview | None:  # type: ignore[override]
         return self.next.memory
+
+    @property
+    def runs(self) -> Runs | None:  # type: ignore[override]
+        return self.next.runs
 
     @property
     def metadata_store(self) -> MetadataStore:
@@ -162,10 +166,11 @@ class Kind(StrEnum):
 class OperationFilter(BackendFilter):
     """A filter around operations on data: each goes through `around`.
 
-    The fast path of memory is off behind such a filter, since it calls no operation.
+    The fast paths of memory and of runs are off behind such a filter, since they call no operation.
     """
 
     memory = None
+    runs = None
 
     def around(self, kind: Kind, offset: int, length: int, call: Callable[[], T | Awaitable[T]]) -> T | Awaitable[T]:
         """Do an operation on `length` bytes at `offset` by `call`; return or await what it gives. Override this.

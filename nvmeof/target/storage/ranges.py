@@ -6,8 +6,10 @@ owner enter in the order of their arrival, and those without an owner after all 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Final
 
 MOST_LOCKS: Final = 256
@@ -16,12 +18,42 @@ the work and the memory that a request takes must not grow with the number of co
 owner has its own line, and at most as many of these locks as are free at its request."""
 
 
+class RunRanges:
+    """The ranges of a run: all of one length, none overlapping another."""
+
+    __slots__ = ("_aligned", "_length", "_offsets", "_starts")
+
+    def __init__(self, starts: list[int], length: int) -> None:
+        self._starts = starts  # sorted
+        self._length = length
+        self._aligned = not any(start % length for start in starts)
+        self._offsets = frozenset(starts)
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Return whether one of the ranges has bytes in common with that one."""
+        starts = self._starts
+        following = bisect_right(starts, start - self._length)
+        return following < len(starts) and starts[following] < end
+
+    def meets(self, other: RunRanges) -> bool:
+        """Return whether two runs have bytes in common."""
+        if self._length == other._length and self._aligned and other._aligned:
+            return not self._offsets.isdisjoint(other._offsets)
+        return any(self.overlaps(start, start + other._length) for start in other._starts)
+
+
 class RangeLock:
-    """The request of one range. `granted`: the range is held; `when_granted` is called once if it is granted later."""
+    """The request of one range, or of a run: then `start` and `end` are around all of its `ranges`.
 
-    __slots__ = ("_blockers", "_waiters", "end", "exclusive", "owner", "start", "when_granted")
+    `granted`: the range is held; `when_granted` is called once if it is granted later.
+    """
 
-    def __init__(self, start: int, end: int, exclusive: bool, owner: object = None) -> None:
+    __slots__ = ("_blockers", "_waiters", "end", "exclusive", "owner", "ranges", "start", "when_granted")
+
+    def __init__(
+        self, start: int, end: int, exclusive: bool, owner: object = None, ranges: RunRanges | None = None
+    ) -> None:
+        self.ranges = ranges
         self.start = start
         self.end = end
         self.exclusive = exclusive
@@ -57,7 +89,45 @@ class RangeLocks:
         """Return whether a request for that range would have to wait."""
         if not self._locks:
             return False
-        return any(lock.start < end and start < lock.end and (exclusive or lock.exclusive) for lock in self._locks)
+        return any(
+            lock.start < end
+            and start < lock.end
+            and (exclusive or lock.exclusive)
+            and (lock.ranges is None or lock.ranges.overlaps(start, end))
+            for lock in self._locks
+        )
+
+    def run_busy(self, offsets: Sequence[int], length: int, *, exclusive: bool) -> bool:
+        """Return whether one of several ranges of one length would have to wait."""
+        if not self._locks or not (exclusive or self._exclusive):
+            return False
+        wanted = RunRanges(sorted(offsets), length)
+        return self._run_waits(wanted, min(offsets), max(offsets) + length, exclusive)
+
+    def _run_waits(self, wanted: RunRanges, start: int, end: int, exclusive: bool) -> bool:
+        for lock in self._locks:
+            if lock.start < end and start < lock.end and (exclusive or lock.exclusive):
+                ranges = lock.ranges
+                if wanted.overlaps(lock.start, lock.end) if ranges is None else wanted.meets(ranges):
+                    return True
+        return False
+
+    def try_run(self, offsets: Sequence[int], length: int, owner: object = None) -> RangeLock | None:
+        """Lock several ranges of one length for writing, as one lock; None when one of them would have to wait, or
+        overlaps another."""
+        starts = sorted(offsets)
+        if any(after - before < length for before, after in pairwise(starts)):
+            return None
+        if (self._in_line and (owner is None or owner in self._lines)) or not self._room(1, owner):
+            return None
+        start, end, wanted = starts[0], starts[-1] + length, RunRanges(starts, length)
+        if self._locks and self._run_waits(wanted, start, end, True):
+            return None
+        lock = RangeLock(start, end, True, owner, wanted)
+        self._exclusive += 1
+        self._locks[lock] = None
+        self._held[owner] = self._held.get(owner, 0) + 1
+        return lock
 
     def acquire(self, start: int, end: int, *, exclusive: bool, owner: object = None) -> RangeLock:
         """Ask for a range; look at `granted`, and set `when_granted` where it is False."""
@@ -101,7 +171,12 @@ class RangeLocks:
         start, end, exclusive = wanted.start, wanted.end, wanted.exclusive
         if exclusive or self._exclusive:
             for lock in self._locks:
-                if lock.start < end and start < lock.end and (exclusive or lock.exclusive):
+                if (
+                    lock.start < end
+                    and start < lock.end
+                    and (exclusive or lock.exclusive)
+                    and (lock.ranges is None or lock.ranges.overlaps(start, end))
+                ):
                     lock._waiters.append(wanted)
                     wanted._blockers += 1
         self._exclusive += exclusive
