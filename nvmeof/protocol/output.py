@@ -84,6 +84,13 @@ class Output:
         self.ready += buffers
         self.pending_bytes += size_bytes
 
+    def when_taken(self, release: Callable[[], None]) -> None:
+        """Call ``release`` once the kernel has taken all that is queued now, or it was dropped."""
+        if self.pending_bytes:
+            self._releases.append((self.sent_bytes + self.pending_bytes, release))
+        else:
+            release()
+
     def add_many_data(self, headers: list[bytes], data: list[Buffer], responses: list[bytes], length: int) -> None:
         """Queue headers, their data of ``length`` bytes each and, when there are any, the responses behind them."""
         if self.ended:

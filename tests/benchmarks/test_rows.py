@@ -17,7 +17,6 @@ from benchmarks.processes import ROOT, SUBNQN, Cores, running_target
 from benchmarks.session import BenchmarkError
 from benchmarks.side_by_side import Build
 
-pytestmark = pytest.mark.timing
 SIZE_BYTES = 1 << 22
 COMMON = ["--wait", "poll", "--seconds", "0.1", "--warmup", "0.02", "--span-bytes", str(SIZE_BYTES)]
 DIGESTS = ["--header-digest", "--data-digest"]
@@ -118,6 +117,7 @@ def test_each_row_has_its_own_name_and_its_floor() -> None:
     assert floors["file-xfs-write-4k-d32"] == "file" and floors["mix-70-30"] == ""
 
 
+@pytest.mark.timing
 def test_a_row_is_measured_with_its_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "SIZE_BYTES", SIZE_BYTES)
     row = next(row for row in rows.ROWS if row.name == "file-ext4-write-4k-d32")

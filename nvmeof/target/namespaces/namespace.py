@@ -24,7 +24,7 @@ from nvmeof.target.namespaces.inflight import InflightTable
 from nvmeof.target.namespaces.lost_writes import LostWrites
 from nvmeof.target.namespaces.reservation_store import ReservationStore
 from nvmeof.target.namespaces.unreadable import RANGES_MAX, UnreadableBlocks
-from nvmeof.target.storage.base import Backend, Lease, SizeChangedError, SourceError
+from nvmeof.target.storage.base import Backend, Lease, Runs, SizeChangedError, SourceError
 from nvmeof.target.storage.fault_log import FaultLog
 from nvmeof.target.storage.remote import OutcomeUnknownError
 
@@ -132,6 +132,7 @@ class Namespace:
         "memory",
         "nsid",
         "reservations",
+        "runs",
         "shared",
         "size_blocks",
         "size_changed",
@@ -189,8 +190,8 @@ class Namespace:
     def refresh(self) -> None:
         """Take size, block size and memory over from the backend (at the start and after a resize).
 
-        Admission tokens are invalidated. `memory` is None as well while there are blocks that cannot be read, or all
-        access is blocked, so that its users need no other check.
+        Admission tokens are invalidated. `memory` and `runs` are None as well while there are blocks that cannot be
+        read, or all access is blocked, so that their users need no other check.
         """
         capabilities = self.backend.capabilities
         self.block_bytes = capabilities.block_bytes
@@ -206,6 +207,7 @@ class Namespace:
         self.admission_tokens.withdraw()
         shown = not self.unreadable_blocks.marked and self.blocked_status is None
         self.memory: memoryview | None = self.backend.memory if shown else None
+        self.runs: Runs | None = self.backend.runs if shown else None
 
     @property
     def configured_read_only(self) -> bool:
@@ -461,6 +463,10 @@ class Namespace:
             return await pending
         except OSError as error:
             raise self._command_error(error, writing, read) from error
+
+    def failed(self, error: OSError, *, writing: bool) -> CommandError:
+        """Return the error of a command that a run of the backend did not do, and take note of it."""
+        return self._command_error(error, writing, None)
 
     def _command_error(self, error: OSError, writing: bool, read: tuple[int, int] | None) -> CommandError:
         writing = writing and not isinstance(error, SourceError)

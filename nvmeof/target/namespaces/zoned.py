@@ -90,7 +90,7 @@ class ZonedNamespace(Namespace):
 
     def _show_memory(self) -> None:
         self.admission_tokens.withdraw()
-        self.memory = None
+        self.memory = self.runs = None
 
     @property
     def capacity_blocks(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nvmeof.spec.sqe import SQE
 from nvmeof.target.core.aborting import abandon, aborted_by_request
 from nvmeof.target.queue.contract import InFlight
-from nvmeof.target.queue.deferred import DeferredCommand, command_of, nsid_of
+from nvmeof.target.queue.deferred import DeferredCommand, command_of, nsid_of, shortened
 from nvmeof.target.queue.fused_pairs import FusedPairs
 from nvmeof.target.queue.staging import Staging
 
@@ -54,7 +54,7 @@ class Aborts:
             return True
         transfer = self._queue.transfers.get(cid)
         if transfer is not None:
-            if isinstance(transfer.context, DeferredCommand):
+            if isinstance(transfer.context, DeferredCommand) or shortened(transfer)[0].runs is not None:
                 self._queue.ctx.aborting.add(cid)
             return False
         if cid not in self._queue.running or cid not in self._queue.ctx.waiting:

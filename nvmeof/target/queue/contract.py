@@ -61,6 +61,8 @@ class InFlight(Protocol):
     """NSID and row by CID: commands that their handler has begun and not completed."""
     held: list[tuple[memoryview, CommandData | None]]
     """Commands that wait until enough of what is to be sent has gone."""
+    detached: set[int]
+    """CIDs of commands that go on although the queue has ended."""
     pending: int
     """Commands that are being worked on, Asynchronous Event Requests included."""
     trace: CommandTrace | None
@@ -84,6 +86,14 @@ class InFlight(Protocol):
 
     def conflict(self, sqe: Sqe) -> None:
         """Refuse a command whose CID is in use; the one that uses it goes on."""
+        ...
+
+    def go_on_with(self, transfer: R2tTransfer) -> None:
+        """Continue a command of the fast path, whose data has arrived in memory of the pool, on the general path."""
+        ...
+
+    def resume(self) -> None:
+        """Take commands that were held, as far as there is room for them."""
         ...
 
     def paused(self) -> bool:

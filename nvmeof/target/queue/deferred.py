@@ -14,6 +14,7 @@ from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.admission import AdmissionToken
 from nvmeof.target.namespaces.namespace import Namespace
+from nvmeof.target.storage.base import Runs
 
 NO_BUFFER: Final = memoryview(b"")
 COLUMN_ROWS: Final = 512
@@ -37,7 +38,8 @@ class CommandTemplate:
     sgl: int
     cdw12: int
     namespace: Namespace
-    memory: memoryview
+    memory: memoryview  # empty for a backend with runs
+    runs: Runs | None
     admission_token: AdmissionToken
     length: int
     shift: int

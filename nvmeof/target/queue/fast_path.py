@@ -1,4 +1,4 @@
-"""The fast path of a target's queue: plain Reads and Writes of a namespace that is memory.
+"""The fast path of a target's queue: plain Reads and Writes of a namespace that is memory, or does many at once.
 
 The fast path checks no command. The first command of a kind takes the general path through its table row and leaves a
 template. Commands that differ from the template only in their address and identifier are served straight from the
@@ -22,7 +22,10 @@ from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES as ATOMIC_BYTES
 from nvmeof.target.queue.contract import InFlight
 from nvmeof.target.queue.deferred import NO_BUFFER, CommandTemplate, columns_of
+from nvmeof.target.queue.pacing import Pacing
+from nvmeof.target.queue.run_path import RunPath
 from nvmeof.target.queue.staging import Staging
+from nvmeof.target.storage.base import Runs
 from nvmeof.wire import Buffer
 
 # The fields that the fast path compares: opcode and flags, CID, NSID, SGL1's length and type, SLBA, CDW12. Of a write
@@ -49,14 +52,16 @@ def _usable(template: CommandTemplate | None) -> CommandTemplate | None:
 class FastPath:
     """The part of a queue that serves runs of like commands. ``closed`` and what is no such command is the queue's."""
 
-    __slots__ = ("_busy", "_connection", "_granted", "_queue", "_read", "_staging", "_transfers", "_write")
+    __slots__ = ("_busy", "_connection", "_granted", "_queue", "_read", "_staging", "_transfers", "_write", "runs")
 
-    def __init__(self, queue: InFlight, staging: Staging) -> None:
+    def __init__(self, queue: InFlight, staging: Staging, pacing: Pacing) -> None:
         self._queue = queue
         self._staging = staging
         self._connection = queue.connection
         self._busy = queue.busy
         self._transfers = queue.transfers
+        self.runs = RunPath(queue, staging, pacing)
+        """What serves namespaces that are no memory, but do many commands at once."""
         self._read: CommandTemplate | None = None
         self._write: CommandTemplate | None = None  # with its data in the capsule
         self._granted: CommandTemplate | None = None  # a Write with an R2T
@@ -98,12 +103,10 @@ class FastPath:
             ):
                 slbas = words[6::9].tolist()
                 if max(slbas) <= template.max_slba:
-                    memory, shift, length = template.memory, template.shift, template.length
-                    found: list[Buffer] = [memory[(at := slba << shift) : at + length] for slba in slbas]
-                    self._send_reads(template, halves[5::36].tolist(), found)
+                    self._send_reads(template, halves[5::36].tolist(), slbas)
                     return
         cids: list[int] = []
-        data: list[Buffer] = []
+        found: list[int] = []
         done = 0
         for word, cid, nsid, sgl, slba, cdw12 in _STRIDES[stride].iter_unpack(view):
             if (
@@ -114,15 +117,16 @@ class FastPath:
                 and sgl == template.sgl
                 and cdw12 == template.cdw12
             ):
-                offset = slba << template.shift
-                data.append(template.memory[offset : offset + template.length])
+                found.append(slba)
                 cids.append(cid)
                 continue
             if cids:
                 assert template is not None
-                self._send_reads(template, cids, data)
+                self._send_reads(template, cids, found)
                 done += len(cids)
-                cids, data = [], []
+                cids, found = [], []
+                if queue.closed:
+                    return
             start = done * stride + CH_BYTES
             done += 1
             sqe = view[start : start + SQE_BYTES]
@@ -142,16 +146,21 @@ class FastPath:
             template, granted = _usable(self._read), _usable(self._granted)
         if cids:
             assert template is not None
-            self._send_reads(template, cids, data)
+            self._send_reads(template, cids, found)
 
-    def _send_reads(self, template: CommandTemplate, cids: Sequence[int], data: list[Buffer]) -> None:
+    def _send_reads(self, template: CommandTemplate, cids: Sequence[int], slbas: Sequence[int]) -> None:
         if self._busy and not self._busy.isdisjoint(cids):
-            for cid, view in zip(cids, data, strict=True):
+            for cid, slba in zip(cids, slbas, strict=True):
                 if cid in self._busy:
                     self._queue.conflict(Sqe(opcode=template.word & 0xFF, cid=cid, nsid=template.nsid))
                 else:
-                    self._send_reads(template, [cid], [view])
+                    self._send_reads(template, [cid], [slba])
             return
+        if template.runs is not None:
+            self.runs.read(template, template.runs, cids, slbas)
+            return
+        memory, shift, length = template.memory, template.shift, template.length
+        data: list[Buffer] = [memory[(at := slba << shift) : at + length] for slba in slbas]
         count = len(cids)
         counters = template.namespace.counters
         counters.reads += count
@@ -166,23 +175,26 @@ class FastPath:
         """Make the template of a command that `prepare` has let pass; None when its namespace is not memory."""
         table = self._queue.ctx.namespaces
         namespace = table[sqe.nsid]
-        memory = namespace.memory
-        if memory is None:
+        memory, runs = namespace.memory, namespace.runs
+        if memory is None and runs is None:
             return None
         word, _, nsid, _, sgl, _, cdw12 = _SHORT.unpack_from(view)
         shift = namespace.block_shift
         max_slba = namespace.size_blocks - (length >> shift)
         admission_token, parameters = table.admission_token(namespace), self._connection.parameters
         # A data digest can only be checked when all data has arrived.
-        staged = length <= ATOMIC_BYTES or (parameters is not None and parameters.data_digest)
+        staged = memory is None or length <= ATOMIC_BYTES or (parameters is not None and parameters.data_digest)
+        memory, runs = (NO_BUFFER, runs) if memory is None else (memory, None)
         return CommandTemplate(
-            word, nsid, sgl, cdw12, namespace, memory, admission_token, length, shift, max_slba, spec, staged,
+            word, nsid, sgl, cdw12, namespace, memory, runs, admission_token, length, shift, max_slba, spec, staged,
             1 << shift, length >> shift, bytes(view),
         )  # fmt: skip
 
     def data_run(self, events: list[Event], position: int) -> int:
         """Serve commands with data in their capsules, from ``position`` on; return where the run ends."""
         queue, template = self._queue, _usable(self._write)
+        if template is not None and template.runs is not None:
+            return self._run_of_writes(template, template.runs, events, position)
         done: list[int] = []
         unpack = _SHORT.unpack_from
         for event in events[position:]:
@@ -214,6 +226,43 @@ class FastPath:
             template = _usable(self._write)
         if template is not None and done:
             self._wrote(template, done)
+        return position
+
+    def _run_of_writes(self, template: CommandTemplate, runs: Runs, events: list[Event], position: int) -> int:
+        """As `data_run`, for a backend with runs: up to the first command that is not like the template."""
+        queue, unpack, busy = self._queue, _SHORT.unpack_from, self._busy
+        cids: list[int] = []
+        slbas: list[int] = []
+        data: list[memoryview] = []
+        found: list[CommandData] = []
+        for event in events[position:]:
+            if not isinstance(event, CommandData) or not event.digest_ok:
+                break
+            word, cid, nsid, sgl_address, sgl, slba, cdw12 = unpack(event.sqe)
+            if not (
+                slba <= template.max_slba
+                and not sgl_address
+                and word == template.word
+                and nsid == template.nsid
+                and sgl == template.sgl
+                and cdw12 == template.cdw12
+                and cid not in busy
+                and len(event.data) == template.length
+            ):
+                break
+            cids.append(cid)
+            slbas.append(slba)
+            data.append(event.data)
+            found.append(event)
+        taken = self.runs.write(template, runs, cids, slbas, data)
+        for event in found[taken:]:
+            queue.command(event.sqe, event)
+            if queue.closed:
+                return position + len(found)
+        position += len(found)
+        if not found and isinstance(event := events[position], CommandData):
+            queue.command(event.sqe, event)
+            position += 1
         return position
 
     def _wrote(self, template: CommandTemplate, cids: Sequence[int]) -> None:
@@ -255,6 +304,9 @@ class FastPath:
         template, slba = context  # as `shortened`, without the call
         if not template.admission_token.valid or not transfer.ok:
             return False
+        if template.runs is not None:
+            self.runs.arrived.append((template, slba, transfer))
+            return True
         if template.staged:
             template.namespace.backend.write(slba << template.shift, transfer.buffer)
             self._queue.pool.give(transfer.buffer)

@@ -9,6 +9,7 @@ says: which CIDs are in use, and how a command begins, completes and is refused.
                        ├── Aborts       finds a command in any of the places below, and ends it
                        ├── FusedPairs   halves that wait for each other ──> FastPath.forget, Staging.ask
                        ├── FastPath     runs like a template, served from the receive buffer ──> Staging.request
+                       │     └── RunPath  those of a backend that does many at once (a file) ──> Staging.reserve_run
                        ├── Staging      the pool's memory: data from the host, and reads that wait for memory
                        └── Pacing       holds commands back: output, time of the event loop, commands in backends
 """
@@ -33,7 +34,7 @@ from nvmeof.protocol.events import (
 )
 from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.enums import FABRICS_OPCODE, FabricsType, NvmOpcode
-from nvmeof.spec.sqe import FUSE_MASK, SQE, Sqe
+from nvmeof.spec.sqe import CDW12_FUA, FUSE_MASK, SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 from nvmeof.target.commands.admin_context import AdminContext, AnyContext, ConnectContext
 from nvmeof.target.commands.context import IoContext
@@ -86,11 +87,11 @@ class TargetQueue:
         """Those whose data came while no command could begin; see ``paused``."""
         self.pacing = Pacing(self)
         self.staging = Staging(self, self.pacing)
-        self.fast_path = FastPath(self, self.staging)
+        self.fast_path = FastPath(self, self.staging, self.pacing)
         self.fused = FusedPairs(self, self.staging, self.fast_path)
         self.aborts = Aborts(self, self.staging, self.fused)
         self._draining = False
-        self._detached: set[int] = set()  # CIDs of commands that go on although the queue has ended
+        self.detached: set[int] = set()  # CIDs of commands that go on although the queue has ended
         self.trace: CommandTrace | None = None
         """The trace that events are reported to; None: no trace."""
         self.io = ServedIo()
@@ -128,6 +129,8 @@ class TargetQueue:
                 logger.info("%s: the host departs from the specification: %s", self.ctx.peer, event.message)
             elif isinstance(event, PeerClosed):
                 self._end("closed by the host")
+        if self.fast_path.runs.arrived:
+            self.fast_path.runs.write_arrived()
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -197,7 +200,9 @@ class TargetQueue:
             self.trace.admitted(sqe, length)
         namespace = ctx.namespaces.get(sqe.nsid) if ctx.qid else None
         in_memory = namespace is not None and namespace.memory is not None
-        plain = in_memory and (sqe.opcode == _READ or sqe.opcode == _WRITE)
+        plain = (in_memory or (namespace is not None and namespace.runs is not None and self._unsynced(sqe))) and (
+            sqe.opcode == _READ or sqe.opcode == _WRITE
+        )
         reserved = 0
         if length and data is None:
             if spec.direction is _TO_CONTROLLER:
@@ -212,10 +217,15 @@ class TargetQueue:
                 reserved = length
         if plain:
             self.fast_path.learn(spec, view, sqe, length, deferred=False)
-        if data is None or plain:
+        if data is None or (plain and in_memory):
             self._run(spec, sqe, data, None, reserved)
         else:
             self._run_copied(spec, sqe, data)
+
+    def _unsynced(self, sqe: Sqe) -> bool:
+        """Return whether a Read or Write leaves a volatile cache as it is: only such ones are served in runs."""
+        ctx = self.ctx
+        return isinstance(ctx, IoContext) and not sqe.cdw12 & CDW12_FUA and ctx.view.write_cache
 
     def conflict(self, sqe: Sqe) -> None:
         """Refuse a command whose CID is in use; the one that uses it goes on. Sent with another CID it may succeed."""
@@ -267,6 +277,10 @@ class TargetQueue:
                 self._staged_done(transfer, transfer.buffer)
             else:
                 self._overtaken(transfer, template)
+
+    def go_on_with(self, transfer: R2tTransfer) -> None:
+        """Continue a command of the fast path, whose data has arrived in memory of the pool, on the general path."""
+        self._staged_done(transfer, transfer.buffer)
 
     def _staged_done(self, transfer: R2tTransfer, staging: memoryview | None) -> None:
         spec, sqe = command_of(transfer)
@@ -362,7 +376,7 @@ class TargetQueue:
             if self.closed:
                 if completion.release is not None:
                     completion.release()
-                if sqe.cid in self._detached:
+                if sqe.cid in self.detached:
                     self.detached_commands.done(host)
             else:
                 self.pending -= 1
@@ -516,7 +530,7 @@ class TargetQueue:
             ctx.aborting.add(cid)
             changes = spec.access is not Access.READ and spec.opcode != NvmOpcode.FLUSH
             if not abandon(ctx.waiting.get(cid)) and changes:
-                self._detached.add(cid)
+                self.detached.add(cid)
                 self.detached_commands.add(ctx.host_nqn)
 
     @property

@@ -128,6 +128,12 @@ class Staging:
             self._wait_to_read()
         return False
 
+    def reserve_run(self, length: int) -> bool:
+        """Count the memory for what is read at once, as `reserve`; False: nothing is counted, and nothing waits."""
+        backlog = self._queue.connection.out.pending_bytes
+        needed = backlog + self.reading + length
+        return backlog <= READ_AHEAD_BYTES and not self.reads and (needed <= self.counted or self._count(needed))
+
     def _count(self, needed: int) -> bool:
         queue, more = self._queue, needed - self.counted
         if self._pool.reserve(more + SPARE_BYTES, queue.share):

@@ -85,6 +85,25 @@ class CommandTrace(QueueTrace):
         self._admitted.add(cid)
         self._trace(CommandAdmitted(self.queue, now, opcode, None, nsid, (cid,), data_bytes))
 
+    def begun(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
+        """Report that Writes are given to their backend as one run."""
+        now, queue = self._now(), self.queue
+        fresh = [cid for cid in cids if cid not in self._admitted]
+        if fresh:
+            self._trace(CommandAdmitted(queue, now, opcode, None, nsid, tuple(fresh), data_bytes))
+        for cid in fresh:
+            self._began.setdefault(cid, now)
+        self._admitted.update(cids)
+        self._trace(BackendCalled(queue, now, opcode, None, nsid, tuple(cids), data_bytes))
+
+    def ended_together(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
+        """Report the end of Writes that a backend has done as one run."""
+        now, queue = self._now(), self.queue
+        for cid in cids:
+            self._admitted.discard(cid)
+            seconds = now - self._began.pop(cid, now)
+            self._trace(CommandCompleted(queue, now, opcode, None, nsid, (cid,), data_bytes, 0, seconds))
+
     def written(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
         """Report the end of a Write with an R2T: its data is in the namespace."""
         self._admitted.discard(cid)
