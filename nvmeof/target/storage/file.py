@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,6 +28,7 @@ from nvmeof.target.storage.file_calls import NOT_SUPPORTED, FileCalls
 from nvmeof.target.storage.file_names import name_lost
 from nvmeof.target.storage.file_opening import FileOptions, closing, open_file
 from nvmeof.target.storage.file_runs import FileRuns
+from nvmeof.target.storage.group_commit import GroupCommit
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.namespace_text import Element, NamespaceText
 from nvmeof.target.storage.operation import Operation
@@ -134,6 +136,7 @@ class FileBackend(FileCalls):
         self._block_bytes = opened.capabilities.block_bytes
         await self._remember_block_bytes()
         self._threads = ThreadBatches(self._workers, f"nvmeof-{self.path.name}")
+        self._commits = GroupCommit(self, self._threads)
         self.runs = FileRuns(self, self._ranges, self._pool, self._open_threads)
 
     @property
@@ -176,6 +179,10 @@ class FileBackend(FileCalls):
             return
         self._threads = None
         runs, self.runs = self.runs, None
+        await threads.idle()
+        while self._commits.busy:
+            await self._commits.finish()
+            await threads.idle()  # what ends there may let a write begin that waited for its range
         await threads.close()
         if isinstance(runs, FileRuns):
             runs.close()
@@ -343,9 +350,18 @@ class FileBackend(FileCalls):
                 return None
         rest, start = data[done:], offset + done
         future: Operation[None] = Operation()
+        if fua:
+            self._run_locked(
+                [(offset, offset + len(data), True)],
+                lambda: None,
+                future,
+                None,
+                run=partial(self._commits.add, data, offset),
+            )
+            return future
         future.half_done = done > 0  # half a block must not stay
         # The whole range is locked, also when a part of it is written already: no reader sees only a part of the write.
-        self._locked(offset, len(data), True, lambda: self._write_fully(rest, start, fua), future, None, slow=fua)
+        self._locked(offset, len(data), True, lambda: self._write_fully(rest, start, False), future, None)
         return future
 
     def copy(self, source: int, destination: int, length: int, *, fua: bool = False) -> Operation[None]:
@@ -435,9 +451,11 @@ class FileBackend(FileCalls):
         future: Operation[T],
         after: Callable[[bool], None] | None,
         *,
-        slow: bool,
+        slow: bool = False,
+        run: Callable[[Operation[T], Callable[[bool], None]], None] | None = None,
     ) -> None:
-        """Run in a thread with all of the ranges (start, end, exclusive) locked; none overlaps another."""
+        """Run in a thread with all of the ranges (start, end, exclusive) locked; none overlaps another. `run`: hands it
+        over, in place of `call`."""
         try:
             threads = self._open_threads()
         except OSError:
@@ -458,6 +476,8 @@ class FileBackend(FileCalls):
                 return
             if future.done():  # given up
                 finished(False)
+            elif run is not None:
+                run(future, finished)
             else:
                 threads.run(call, future, finished, slow=slow)
 

@@ -86,9 +86,14 @@ class FileCalls(Backend):
             operation.check()
             self._read_fully(piece[: length - start], offset + start)
 
-    def write_fully(self, data: memoryview, offset: int) -> None:
-        """Write all of a range. Raises `OSError`, `SizeChangedError` for one beyond the end."""
-        self._write_fully(data, offset, False)
+    def write_fully(self, data: memoryview, offset: int, *, sync: bool = False) -> None:
+        """Write all of a range, with `sync` to the media. Raises `OSError`, `SizeChangedError` for one beyond the
+        end."""
+        self._write_fully(data, offset, sync)
+
+    def sync(self) -> None:
+        """Commit all that was written to the media. Raises `OSError`; the failure is counted."""
+        self._sync()
 
     def _write_fully(self, data: memoryview, offset: int, fua: bool) -> None:
         sync_after = fua

@@ -91,7 +91,7 @@ class ThreadBatches:
         self._busy_for: dict[object, int] = {}  # by owner
         self._queues: dict[object, deque[_Item]] = {}  # by owner, whose turn is next first
         self._scheduled = False
-        self._idle: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[None]] = []
 
     def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
         """Run `call` in a thread; its result or exception arrives in the future."""
@@ -196,17 +196,21 @@ class ThreadBatches:
         if self._queues:
             self._dispatch(loop)
         elif not self._busy:
-            for waiting in self._idle:
+            for waiting in self._waiting:
                 if not waiting.done():
                     waiting.set_result(None)
-            self._idle.clear()
+            self._waiting.clear()
+
+    async def idle(self) -> None:
+        """Wait for all that was submitted."""
+        while self._busy or self._queues:
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            await waiting
 
     async def close(self) -> None:
         """Wait for all that was submitted, then end the threads."""
-        while self._busy or self._queues:
-            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._idle.append(waiting)
-            await waiting
+        await self.idle()
         for _ in range(self._workers):
             self._handed.put(None)
         for thread in self._threads:
