@@ -116,6 +116,7 @@ _PATIENCE_SECONDS: Final = 1.0
     "--read-only", is_flag=True, help="Refuse writes (to ramdisks and files; hosts write to what they create)."
 )
 @click.option("--shared", is_flag=True, help="Serve a --file that another process has locked, too.")
+@click.option("--direct", is_flag=True, help="Read and write each --file past the page cache (O_DIRECT).")
 @click.option(
     "-n",
     "--subnqn",

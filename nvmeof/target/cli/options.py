@@ -63,6 +63,7 @@ class Options:
     block_size: int | None = None
     read_only: bool = False
     shared: bool = False
+    direct: bool = False
     subnqn: str = DEFAULT_SUBNQN
     serial: str = ""
     model: str = "nvmeof"
@@ -99,7 +100,7 @@ class Options:
 
 
 def _backends(options: Options) -> list[NamespaceConfig]:
-    for name, given in (("size", options.size is not None), ("shared", options.shared)):
+    for name, given in (("size", options.size is not None), ("shared", options.shared), ("direct", options.direct)):
         if given and not options.file:
             raise ConfigurationError(f"--{name} requires --file")
     ramdisks = options.ramdisk or (() if options.file or options.namespace or options.capacity else (DEFAULT_RAMDISK,))
@@ -113,6 +114,7 @@ def _backends(options: Options) -> list[NamespaceConfig]:
             block_bytes=options.block_size,
             read_only=options.read_only,
             shared=options.shared,
+            direct=options.direct,
         )
         backends.append((file, zoned))
     configs = [

@@ -58,6 +58,7 @@ class FileBackend(FileCalls):
     regular file that may be written it is PATH.nvmeof; a device has none unless it is given.
     `block_bytes`: None for what it had before, or 512 for a new one. It is remembered there too, as is what a host
     formats it to; another one than that cannot be opened.
+    `direct`: read and write past the page cache (O_DIRECT); what is not aligned for that goes by the page cache.
     Opening raises `ConfigurationError` for what cannot be served: no such file, in use, of other blocks.
     """
 
@@ -74,6 +75,7 @@ class FileBackend(FileCalls):
         workers: int = WORKERS,
         pool: BufferPool | None = None,
         kept: str | os.PathLike[str] | None = None,
+        direct: bool = False,
     ) -> None:
         if block_bytes is not None and block_bytes not in BLOCK_BYTES_CHOICES:
             raise ConfigurationError(f"a block size of {block_bytes} bytes is not supported: 512 or 4096")
@@ -85,6 +87,7 @@ class FileBackend(FileCalls):
             read_only=read_only,
             shared=shared,
             kept=None if kept is None else Path(kept),
+            direct=direct,
         )
         self._block_bytes = block_bytes or DEFAULT_BLOCK_BYTES
         self._room_bytes = 0
@@ -93,7 +96,7 @@ class FileBackend(FileCalls):
         self._pool = pool or BufferPool(sys.maxsize, idle_limit_bytes=IDLE_BYTES)
         self._threads: ThreadBatches | None = None  # None: closed
         self._ranges = RangeLocks()
-        self._read_nowait = self._write_nowait = True
+        self._read_nowait = self._write_nowait = not direct
         self._name_lost = False
         self._flushing = False
         self._flush_waiters: list[asyncio.Future[None]] = []
@@ -114,7 +117,7 @@ class FileBackend(FileCalls):
             given.append(("size", str(options.size_bytes)))
         if options.block_bytes is not None or self._block_bytes != DEFAULT_BLOCK_BYTES:
             given.append(("block-size", str(self._block_bytes)))
-        given += [(name, None) for name, on in (("read-only", options.read_only), ("shared", options.shared)) if on]
+        given += [(name, None) for name, on in options.flags() if on]
         if options.kept is not None:
             given.append(("kept", str(options.kept.absolute())))
         return NamespaceText(Element("file", str(self.path.absolute()), tuple(given)))
@@ -133,6 +136,7 @@ class FileBackend(FileCalls):
         opened = open_file(self._options)
         self._fd, self._device, self._room_bytes = opened.fd, opened.device, opened.room_bytes
         self._capabilities, self.metadata_store = opened.capabilities, opened.metadata_store
+        self.direct = opened.direct
         self._block_bytes = opened.capabilities.block_bytes
         await self._remember_block_bytes()
         self._threads = ThreadBatches(self._workers, f"nvmeof-{self.path.name}")
@@ -200,6 +204,8 @@ class FileBackend(FileCalls):
             logger.error("%s: flush failed: %s", self.description, error.strerror or error)
         finally:
             os.close(fd)
+            if self.direct is not None:
+                self.direct.close()
             if isinstance(zones, FileZoneStore):
                 zones.abandon()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nvmeof.target.storage import syscalls
 from nvmeof.target.storage.base import Backend, Capabilities, SizeChangedError, SourceError
+from nvmeof.target.storage.direct_io import DirectFile, unaligned
 from nvmeof.target.storage.fault_log import FaultLog
 from nvmeof.target.storage.operation import Operation
 
@@ -27,6 +28,8 @@ class FileCalls(Backend):
         self._fd = -1
         self._device = False
         self._capabilities: Capabilities | None = None
+        self.direct: DirectFile | None = None
+        """The file past the page cache, where it is served so."""
         self._write_dsync = True
         self._zero_range = True
 
@@ -39,9 +42,29 @@ class FileCalls(Backend):
         """Return whether the file has bytes up to there: a write beyond would make it longer."""
         return self._device or os.lseek(self._fd, 0, os.SEEK_END) >= end
 
+    def _pread(self, view: memoryview, offset: int) -> int:
+        direct = self.direct
+        if direct is not None and direct.fits(offset, len(view)):
+            try:
+                return direct.read(view, offset)
+            except OSError as error:
+                if not unaligned(error):
+                    raise
+        return os.preadv(self._fd, [view], offset)
+
+    def _pwrite(self, data: memoryview, offset: int, *flags: int) -> int:
+        direct = self.direct
+        if direct is not None and direct.fits(offset, len(data)):
+            try:
+                return direct.write(data, offset, *flags)
+            except OSError as error:
+                if not unaligned(error):
+                    raise
+        return os.pwritev(self._fd, [data], offset, *flags)
+
     def _read_fully(self, view: memoryview, offset: int) -> None:
         while view:
-            count = os.preadv(self._fd, [view], offset)
+            count = self._pread(view, offset)
             if count == 0:
                 raise self._shorter()
             view = view[count:]
@@ -102,7 +125,7 @@ class FileCalls(Backend):
             count = 0
             if fua and self._write_dsync:
                 try:
-                    count = os.pwritev(self._fd, [data], offset, os.RWF_DSYNC)
+                    count = self._pwrite(data, offset, os.RWF_DSYNC)
                     sync_after = False
                 except OSError as error:
                     if error.errno == errno.EIO:
@@ -112,7 +135,7 @@ class FileCalls(Backend):
                     self._write_dsync = False
                     sync_after = True
             if not count:
-                count = os.pwritev(self._fd, [data], offset)
+                count = self._pwrite(data, offset)
             if count == 0:
                 raise OSError(errno.EIO, f"{self.path} takes no more bytes")
             data = data[count:]

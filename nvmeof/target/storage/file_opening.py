@@ -19,6 +19,7 @@ from nvmeof.size_text import format_size
 from nvmeof.target.core.metadata import DATA_SECTIONS, MemoryStore, formatted_block_bytes
 from nvmeof.target.storage import syscalls
 from nvmeof.target.storage.base import DEFAULT_BLOCK_BYTES, Capabilities
+from nvmeof.target.storage.direct_io import DirectFile
 from nvmeof.target.storage.file_calls import NOT_SUPPORTED
 from nvmeof.target.storage.file_names import KEPT_SUFFIX, ZONES_SUFFIX, beside, check_links
 from nvmeof.target.storage.json_file_store import JsonFileStore
@@ -45,6 +46,11 @@ class FileOptions:
     read_only: bool = False
     shared: bool = False
     kept: Path | None = None
+    direct: bool = False
+
+    def flags(self) -> tuple[tuple[str, bool], ...]:
+        """Return the options without a value, by their names in the text of a namespace, and whether each is on."""
+        return ("read-only", self.read_only), ("shared", self.shared), ("direct", self.direct)
 
     def kept_path(self) -> Path:
         """Return the file for what belongs to the data and must outlive the process."""
@@ -59,13 +65,14 @@ class FileOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedFile:
-    """An open file and what was found out about it.
+    """An open file and what was found out about it. `direct`: the same file past the page cache, if it is served so.
 
     `device`: it is a block device. `guest`: another process has the lock. `room_bytes`: its size, or the part of it
     that was asked for, without regard to blocks. `metadata_store`: what belongs to its data.
     """
 
     fd: int
+    direct: DirectFile | None
     device: bool
     guest: bool
     room_bytes: int
@@ -174,6 +181,7 @@ def _examine(fd: int, options: FileOptions) -> OpenedFile:
     )
     return OpenedFile(
         fd=fd,
+        direct=DirectFile(fd, str(options.path), writable=writable) if options.direct else None,
         device=device,
         guest=guest,
         room_bytes=room_bytes,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import mmap
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final
@@ -22,6 +23,7 @@ from nvmeof.target.storage.kernel_aio import MOST, RWF_NOWAIT, Calls, address_of
 from nvmeof.target.storage.ranges import RangeLocks
 from nvmeof.target.storage.threads import ThreadBatches
 
+_PIECE_BYTES: Final = 1 << 19
 _NOT_SUPPORTED: Final = frozenset(-code for code in NOT_SUPPORTED)
 
 
@@ -52,7 +54,9 @@ class FileRuns:
         self._threads = threads
         self._reads: Calls | None = None
         self._idle: list[Calls] = []  # for writes: one for each thread that has one under way
-        self._nowait = True
+        self._idle_direct: list[Calls] = []  # the same past the page cache
+        self._pieces: list[memoryview] = []  # aligned memory that no run uses
+        self._nowait = file.direct is None  # what comes from the device is waited for
         self._closed = False
 
     def read(self, offsets: Sequence[int], length: int) -> tuple[memoryview, list[int]] | None:
@@ -137,17 +141,39 @@ class FileRuns:
             for _ in range(joined)
         ]
 
+    def _aligned(self, size: int) -> memoryview:
+        """Return memory for O_DIRECT, at least of that size."""
+        try:
+            piece = self._pieces.pop()
+        except IndexError:
+            piece = memoryview(b"")
+        return piece if len(piece) >= size else memoryview(mmap.mmap(-1, max(size, _PIECE_BYTES)))
+
+    def _run_writes(
+        self, idle: list[Calls], fd: int, buffers: Sequence[memoryview], offsets: Sequence[int], length: int
+    ) -> list[int] | None:
+        try:
+            calls = idle.pop()
+        except IndexError:
+            calls = open_calls(fd, write=True)
+        moved = self._run(calls, buffers, offsets, length)
+        idle.append(calls)
+        return moved
+
     def _write_now(self, buffers: Sequence[memoryview], offsets: Sequence[int], length: int) -> RunErrors:
         """Write, in a thread; return the errors by index."""
         file = self._file
         moved: list[int] | None = [0] * len(offsets)
         if file.reaches(max(offsets) + length):
-            try:
-                calls = self._idle.pop()
-            except IndexError:
-                calls = open_calls(file.fd, write=True)
-            moved = self._run(calls, buffers, offsets, length)
-            self._idle.append(calls)
+            direct = file.direct
+            if direct is None or not all(direct.fits(offset, length) for offset in offsets):
+                moved = self._run_writes(self._idle, file.fd, buffers, offsets, length)
+            else:
+                aligned = self._aligned(length * len(offsets))
+                for number, part in enumerate(buffers):
+                    aligned[number * len(part) : (number + 1) * len(part)] = part
+                moved = self._run_writes(self._idle_direct, direct.fd, [aligned], offsets, length)
+                self._pieces.append(aligned)
         if moved is None:
             return {}
         errors: RunErrors = {}
@@ -167,5 +193,7 @@ class FileRuns:
         self._closed = True
         if self._reads is not None:
             self._idle.append(self._reads)
-        while self._idle:
-            self._idle.pop().close()
+        for calls in (*self._idle, *self._idle_direct):
+            calls.close()
+        self._idle.clear()
+        self._idle_direct.clear()

@@ -64,13 +64,16 @@ def _file(arguments: Arguments) -> Backend:
         read_only=arguments.flag("read-only"),
         shared=arguments.flag("shared"),
         kept=arguments.text("kept"),
+        direct=arguments.flag("direct"),
     )
 
 
 BACKENDS: Final = {
     "ramdisk": BackendKind(_ramdisk, ("block-size",), "memory of this process: ramdisk:1G"),
     "file": BackendKind(
-        _file, ("size", "block-size", "read-only", "shared", "kept"), "a file or block device: file:/srv/disk.img"
+        _file,
+        ("size", "block-size", "read-only", "shared", "kept", "direct"),
+        "a file or block device: file:/srv/disk.img",
     ),
     "nbd": BackendKind(nbd.make, nbd.OPTIONS, nbd.SUMMARY),
     "rbd": BackendKind(rbd.make, rbd.OPTIONS, rbd.SUMMARY),
