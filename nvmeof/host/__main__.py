@@ -16,34 +16,16 @@ from collections.abc import Sequence
 
 import click
 
-import nvmeof.host.cli.export as nbd_export
 from nvmeof.cli.exit_codes import run_program
-from nvmeof.host.cli import (
-    bench,
-    config,
-    cp,
-    data,
-    discovery,
-    identify_rows,
-    log_rows,
-    logs,
-    management_rows,
-    mptcpize,
-    nvm_rows,
-    passthru,
-    paths,
-    saved,
-    secrets,
-    shell,
-    show,
-    subsystem,
-    zns_rows,
-)
-from nvmeof.host.cli.options import PROGRAM
+from nvmeof.cli.lazy import LazyGroup
+from nvmeof.host.cli.command_table import COMMANDS
+from nvmeof.host.cli.program import PROGRAM
 from nvmeof.version import __version__
 
 
 @click.group(
+    cls=LazyGroup,
+    lazy=COMMANDS,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
@@ -61,20 +43,9 @@ def cli(ctx: click.Context, verbose: int) -> None:
         print(ctx.get_help())
 
 
-for _module in (
-    discovery, show, subsystem, identify_rows, config, logs, log_rows, data, cp, nvm_rows, management_rows, passthru,
-    zns_rows, bench, saved, paths, secrets, mptcpize, shell,
-):  # fmt: skip
-    for _command in _module.COMMANDS:
-        cli.add_command(_command)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. One sentence on stderr for whatever goes wrong."""
     return run_program(PROGRAM, cli, arguments)
-
-
-cli.add_command(nbd_export.export_command)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from nvmeof.cli.help import Command, GroupedOption
 from nvmeof.cli.types import BYTES, SECONDS, U8, U32, IntegerType, Number
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.host.cli import output as out
+from nvmeof.host.cli.program import PROGRAM as PROGRAM
 from nvmeof.host.cli.secrets import host_credentials
 from nvmeof.host.client import HostController, connect, discover, take_path_options
 from nvmeof.host.config_files.saved import find_target, read_saved
@@ -51,9 +52,6 @@ PORT = Port()
 def _set_trtype_code(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
     if value is not None:
         set_trtype_code("mptcp", value)
-
-
-PROGRAM = "nvmeof-host"
 
 
 class HostCommand(Command):
