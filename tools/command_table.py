@@ -16,7 +16,7 @@ import click
 from nvmeof.host import cli
 
 TABLE = Path(cli.__file__).with_name("command_table.py")
-HEAD = '''"""The commands of ``nvmeof-host`` by name: the module that has each, and what the list of commands says of it.
+HEAD = '''"""The commands of ``nvmeof-host`` by name: the module that has each, and what the list says of it.
 
 So that ``--help`` imports none of them: with all it would take several times as long. Made by tools/command_table.py.
 """

@@ -1,4 +1,4 @@
-"""The commands of ``nvmeof-host`` by name: the module that has each, and what the list of commands says of it.
+"""The commands of ``nvmeof-host`` by name: the module that has each, and what the list says of it.
 
 So that ``--help`` imports none of them: with all it would take several times as long. Made by tools/command_table.py.
 """
