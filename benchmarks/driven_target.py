@@ -53,6 +53,7 @@ CASES: Final = (
     DrivenCase("the target's driver, 4 KiB reads one by one", w.READ, 4096, 1),
     DrivenCase("the target's driver, 4 KiB reads at depth 32", w.READ, 4096, 32),
     DrivenCase("the target's driver, 4 KiB writes one by one", w.WRITE, 4096, 1, in_capsule=True),
+    DrivenCase("the target's driver, 4 KiB writes at depth 32", w.WRITE, 4096, 32, in_capsule=True),
     DrivenCase("the target's driver, 128 KiB writes one by one", w.WRITE, 1 << 17, 1),
     DrivenCase("the target's driver, 128 KiB writes at depth 8", w.WRITE, 1 << 17, 8),
 )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..errors import PduError
+from ..pdu.capsule import CAPSULE_CMD_BYTES
+from ..pdu.header import CH_BYTES
 from .transfers import R2tTransfer
 
 
@@ -51,6 +53,33 @@ class CommandData:
 
 
 @dataclass(slots=True)
+class CommandDataRun:
+    """Target: ``count`` commands with equally long data in their capsules, all of whose digests are right.
+
+    Capsule i begins at ``view[i * stride]``, its data, ``length`` bytes, ``offset`` bytes later.
+    """
+
+    view: memoryview
+    count: int
+    stride: int
+    offset: int
+    length: int
+
+    def data(self) -> list[memoryview]:
+        """Return the data of each command."""
+        view, length = self.view, self.length
+        return [view[at : at + length] for at in range(self.offset, self.count * self.stride, self.stride)]
+
+    def commands(self) -> list[CommandData]:
+        """Return the commands one by one."""
+        view, stride, begin, end = self.view, self.stride, CH_BYTES, CAPSULE_CMD_BYTES
+        return [
+            CommandData(view[at + begin : at + end], data, True)
+            for at, data in zip(range(0, self.count * stride, stride), self.data(), strict=True)
+        ]
+
+
+@dataclass(slots=True)
 class Completions:
     """Host: (CID, status field as in the CQE, DW0, DW1) of commands that have ended, in the order of arrival."""
 
@@ -89,6 +118,7 @@ Event: TypeAlias = (
     Ready
     | CommandBatch
     | CommandData
+    | CommandDataRun
     | R2tTransfer
     | Completions
     | Terminated

@@ -16,7 +16,7 @@ from ..pdu.transfer import H2C_DATA, TRANSFER_BYTES
 from ..wire import Buffer
 from .config import BACKLOG_BUFFERS, BACKLOG_BYTES, ConnectionConfig
 from .engine import CAPSULE_OVERHEAD_BYTES, LARGE_BYTES, Engine
-from .events import CommandBatch, CommandData, Event, Negotiated, Ready
+from .events import CommandBatch, CommandData, CommandDataRun, Event, Negotiated, Ready
 from .states import ENDED, Effect, State
 from .transfers import ALWAYS, BufferValidity, R2tPart, R2tTable, R2tTransfer
 
@@ -208,6 +208,16 @@ class TargetConnection(Engine):
         overhead = pdo + trailer
         unpack, most = _WORD.unpack_from, self.incapsule_bytes
         taken = False
+        if end - start >= _FAST_RUN * plen and 0 < plen - overhead <= most:
+            taken = self._take_data_run(plen, events)
+            start = self._start
+            if taken:
+                if end - start < CH_BYTES:
+                    return True
+                found = unpack(buffer, start)[0]
+                if found & _LOW_HALF != self._data_word:
+                    return True
+                plen = found >> 32
         while end - start >= plen and 0 < plen - overhead <= most:
             self._pdu_start = start
             if self._framing.header_digest:
@@ -226,6 +236,31 @@ class TargetConnection(Engine):
                 break
             plen = found >> 32
         return taken
+
+    def _take_data_run(self, plen: int, events: list[Event]) -> bool:
+        """Take capsules with data that have the same header, if there are some of them and their digests are right."""
+        buffer, start, unpack = self._buffer, self._start, _WORD.unpack_from
+        word = unpack(buffer, start)[0]
+        most, count = (self._end - start) // plen, 1
+        while count < most and unpack(buffer, start + count * plen)[0] == word:
+            count += 1
+        count = min(count, self.entries - self.in_flight)
+        if count < _FAST_RUN:
+            return False
+        framing, pdo = self._framing, self._command_pdo
+        trailer = DIGEST_BYTES if framing.data_digest else 0
+        for at in range(start, start + count * plen, plen) if framing.header_digest or trailer else ():
+            head, tail = at + CAPSULE_CMD_BYTES, at + plen - trailer
+            if framing.header_digest and crc32c(buffer[at:head], 0) != int.from_bytes(
+                buffer[head : head + 4], "little"
+            ):
+                return False  # one by one, up to the one that is wrong
+            if trailer and crc32c(buffer[at + pdo : tail], 0) != int.from_bytes(buffer[tail : at + plen], "little"):
+                return False
+        self._count_commands(count)
+        self._start = end = start + count * plen
+        events.append(CommandDataRun(buffer[start:end], count, plen, pdo, plen - pdo - trailer))
+        return True
 
     def _take_h2c_data(self, plen: int) -> bool:
         """Take the header of an H2CData that is the whole of its R2T; False leaves any other, and all errors, to the

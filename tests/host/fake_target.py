@@ -17,6 +17,7 @@ from nvmeof.spec.sgl import SglType
 from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import status_field
 from nvmeof.transport import Endpoint, SocketOptions, get
+from tests.events import one_by_one
 
 from .fake_device import FakeDevice
 
@@ -57,7 +58,7 @@ class Link:
             if count == 0:
                 self.close()
                 return
-            for event in self.connection.bytes_received(count, 0.0):
+            for event in one_by_one(self.connection.bytes_received(count, 0.0)):
                 self.handle(event)
         self.flush()
 

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnection, State, TargetConnection
 from nvmeof.protocol.events import CommandBatch, CommandData, Completions, Ready
 from nvmeof.protocol.transfers import R2tTransfer
+from tests.events import one_by_one
 
 from .wire import READ, WRITE, sqe, unfinished
 
@@ -111,7 +112,7 @@ class BothEnds(RuleBasedStateMachine):
     # -- what each end does with its events
 
     def target_events(self, events: list[Any]) -> None:
-        for event in events:
+        for event in one_by_one(events):
             if isinstance(event, Ready):
                 self.target.set_queue(1, ENTRIES, flow_control=self.flow_control)
                 self.target._announce_disabled = False

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nvmeof.protocol.connection import Connection
 from nvmeof.protocol.events import CommandBatch, CommandData, Completions, ProtocolFailure
 from nvmeof.protocol.transfers import R2tTransfer
+from tests.events import one_by_one
 
 from .wire import LAST, READ, SUCCESS, WRITE, Framing, feed, ready_host, ready_target, sent, sqe
 
@@ -22,7 +23,7 @@ BAD = st.sampled_from([b"", b"\xff" * 8, b"\x05\0\x18\0\x18\0\0\0" + bytes(16), 
 def told(events: list[Any]) -> list[Any]:
     """What the events say, without how they were grouped."""
     out: list[Any] = []
-    for event in events:
+    for event in one_by_one(events):
         if isinstance(event, CommandBatch):
             starts = range(8, event.count * event.stride, event.stride)
             out += [("command", bytes(event.view[start : start + 64])) for start in starts]

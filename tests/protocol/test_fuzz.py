@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nvmeof.protocol.connection import Connection, ConnectionConfig, HostConnection, State, TargetConnection
 from nvmeof.protocol.events import CommandBatch, CommandData, ProtocolFailure, Terminated
 from nvmeof.protocol.transfers import R2tTransfer
+from tests.events import one_by_one
 
 from .wire import (
     LAST,
@@ -109,7 +110,7 @@ def survives(connection: Connection, stream: bytes, steps: random.Random) -> Non
         count = min(len(buffer), len(stream) - position, steps.choice((1, 2, 30, 1000, 1 << 20)))
         buffer[:count] = stream[position : position + count]
         position += count
-        for event in connection.bytes_received(count, 0.0):
+        for event in one_by_one(connection.bytes_received(count, 0.0)):
             assert not ended, event
             if isinstance(event, ProtocolFailure | Terminated):
                 ended.append(event)

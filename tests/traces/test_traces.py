@@ -20,6 +20,7 @@ from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.cqe import CQE
 from nvmeof.spec.sqe import SQE
 from tests import traces
+from tests.events import one_by_one
 from tests.traces import Pdu, Trace
 
 TRANSPORT_DATA_BLOCK = 0x5A
@@ -121,7 +122,7 @@ def feed(connection: Connection, data: bytes, at_once: int, handle: Callable[[Ev
         size = min(len(buffer), len(data) - offset, at_once or len(data))
         buffer[:size] = data[offset : offset + size]
         offset += size
-        for event in connection.bytes_received(size, 0.0):
+        for event in one_by_one(connection.bytes_received(size, 0.0)):
             handle(event)
 
 

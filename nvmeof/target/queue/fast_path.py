@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from nvmeof.pdu.capsule import CAPSULE_CMD_BYTES
 from nvmeof.pdu.header import CH_BYTES
-from nvmeof.protocol.events import CommandBatch, CommandData, Event
+from nvmeof.protocol.events import CommandBatch, CommandData, CommandDataRun, Event
 from nvmeof.protocol.transfers import R2tTransfer
 from nvmeof.spec.enums import NvmOpcode
 from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
@@ -189,6 +189,48 @@ class FastPath:
             word, nsid, sgl, cdw12, namespace, memory, runs, admission_token, length, shift, max_slba, spec, staged,
             1 << shift, length >> shift, bytes(view),
         )  # fmt: skip
+
+    def data_batch(self, run: CommandDataRun) -> None:
+        """Serve commands with equally long data in their capsules; those that are not like the template one by one."""
+        template, view, stride = _usable(self._write), run.view, run.stride
+        if template is not None and run.length == template.length and not stride % 8 and sys.byteorder == "little":
+            words, halves = view.cast("Q"), view.cast("H")
+            step, count = stride // 8, run.count
+            opcodes, namespaces, sgls, blocks = template.columns or columns_of(template)
+            if (
+                halves[4 :: stride // 2] == opcodes[:count]
+                and words[5::step] == sgls[:count]
+                and words[7::step] == blocks[:count]
+                and view.cast("I")[3 :: stride // 4] == namespaces[:count]
+                and not any(words[4::step].tolist())
+            ):
+                slbas, cids = words[6::step].tolist(), halves[5 :: stride // 2].tolist()
+                if max(slbas) <= template.max_slba and (not self._busy or self._busy.isdisjoint(cids)):
+                    self._write_batch(template, run, cids, slbas)
+                    return
+        self._one_by_one([*run.commands()])
+
+    def _one_by_one(self, commands: list[Event]) -> None:
+        position = 0
+        while position < len(commands) and not self._queue.closed:
+            position = self.data_run(commands, position)
+
+    def _write_batch(self, template: CommandTemplate, run: CommandDataRun, cids: list[int], slbas: list[int]) -> None:
+        if template.runs is not None:
+            taken = self.runs.write(template, template.runs, cids, slbas, run.data())
+            if taken < len(cids):
+                for event in run.commands()[taken:]:
+                    if self._queue.closed:
+                        return
+                    self._queue.command(event.sqe, event)
+            return
+        # As `Ramdisk.write`, which is what the template stands for, without a call for each.
+        memory, view, shift, length, at = template.memory, run.view, template.shift, run.length, run.offset
+        for slba in slbas:
+            offset = slba << shift
+            memory[offset : offset + length] = view[at : at + length]
+            at += run.stride
+        self._wrote(template, cids)
 
     def data_run(self, events: list[Event], position: int) -> int:
         """Serve commands with data in their capsules, from ``position`` on; return where the run ends."""

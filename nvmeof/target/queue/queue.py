@@ -26,6 +26,7 @@ from nvmeof.protocol.connection import TargetConnection
 from nvmeof.protocol.events import (
     CommandBatch,
     CommandData,
+    CommandDataRun,
     Deviation,
     Event,
     PeerClosed,
@@ -115,10 +116,12 @@ class TargetQueue:
             if type(event) is R2tTransfer:
                 self._transfer_done(event)
                 continue
-            if self._draining and isinstance(event, CommandBatch | CommandData):
+            if self._draining and isinstance(event, CommandBatch | CommandData | CommandDataRun):
                 continue  # not begun, and so left without an answer: the host sends it again elsewhere
             if isinstance(event, CommandBatch):
                 self.fast_path.batch(event)
+            elif isinstance(event, CommandDataRun):
+                self.fast_path.data_batch(event)
             elif isinstance(event, CommandData):
                 position = self.fast_path.data_run(events, position - 1)
             elif isinstance(event, ProtocolFailure):
