@@ -21,7 +21,7 @@ from nvmeof.target.namespaces import namespace
 from nvmeof.target.namespaces.lost_writes import LostWrites
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.server import Target
-from nvmeof.target.storage import fault_log, file_calls
+from nvmeof.target.storage import fault_log, file_calls, kernel_aio
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.fault_log import FaultLog
 from nvmeof.target.storage.file import FileBackend
@@ -276,6 +276,7 @@ async def test_a_disk_that_takes_nothing_is_a_line_of_the_log(
 
     async with serving(path) as hosts:
         _, io = await hosts.host(1)
+        monkeypatch.setattr(kernel_aio, "_NUMBERS", {})  # each write of a run by a pwritev
         monkeypatch.setattr(os, "pwritev", fails)
         for _ in range(20):
             completion = await io.write(0, bytes(512))

@@ -62,7 +62,6 @@ class AioCalls:
         self._requests[_FLAGS::_WORDS] = memoryview(array("Q", [flags << 32]) * MOST)
         kind = (_PWRITE if write else _PREAD) | fd << 32
         self._requests[_OPCODE_FD::_WORDS] = memoryview(array("Q", [kind]) * MOST)
-        self._write = write
 
     def run(self, addresses: Sequence[int], lengths: Sequence[int], offsets: Sequence[int]) -> list[int] | None:
         """Do so many requests and wait for all of them.
@@ -113,15 +112,16 @@ class PlainCalls:
 
     def __init__(self, fd: int, *, write: bool, flags: int = 0) -> None:
         self._fd, self._flags = fd, flags
-        self._call = os.pwritev if write else os.preadv
+        self._write = write
 
     def run(self, addresses: Sequence[int], lengths: Sequence[int], offsets: Sequence[int]) -> list[int] | None:
         """Do so many requests, as `AioCalls.run`."""
         moved = []
+        call = os.pwritev if self._write else os.preadv
         for address, length, offset in zip(addresses, lengths, offsets, strict=True):
             buffer = (ctypes.c_char * length).from_address(address)
             try:
-                moved.append(self._call(self._fd, [buffer], offset, self._flags))
+                moved.append(call(self._fd, [buffer], offset, self._flags))
             except OSError as error:
                 moved.append(-(error.errno or errno.EIO))
         return None if moved == list(lengths) else moved
