@@ -140,8 +140,8 @@ class FileBackend(FileCalls):
         self._block_bytes = opened.capabilities.block_bytes
         await self._remember_block_bytes()
         self._threads = ThreadBatches(self._workers, f"nvmeof-{self.path.name}")
-        self._commits = GroupCommit(self, self._threads)
-        self.runs = FileRuns(self, self._ranges, self._pool, self._open_threads)
+        self.runs = runs = FileRuns(self, self._ranges, self._pool, self._open_threads)
+        self._commits = GroupCommit(self, runs, self._threads)
 
     @property
     def _zones_path(self) -> Path | None:

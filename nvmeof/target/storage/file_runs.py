@@ -113,7 +113,7 @@ class FileRuns:
                 done(dict.fromkeys(range(len(offsets)), OSError(errno.EIO, f"{type(error).__name__}: {error}")))
 
         future.add_done_callback(finished)
-        self._threads().run(lambda: self._write_now(buffers, offsets, length), future, after)
+        self._threads().run(lambda: self.write_now(buffers, offsets, length), future, after)
         return True
 
     def _run(
@@ -160,8 +160,8 @@ class FileRuns:
         idle.append(calls)
         return moved
 
-    def _write_now(self, buffers: Sequence[memoryview], offsets: Sequence[int], length: int) -> RunErrors:
-        """Write, in a thread; return the errors by index."""
+    def write_now(self, buffers: Sequence[memoryview], offsets: Sequence[int], length: int) -> RunErrors:
+        """Write, in a thread, what is locked already, at most `most` blocks; return the errors by index."""
         file = self._file
         moved: list[int] | None = [0] * len(offsets)
         if file.reaches(max(offsets) + length):

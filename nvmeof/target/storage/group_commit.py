@@ -10,8 +10,10 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 
 from nvmeof.target.storage.file_calls import FileCalls
+from nvmeof.target.storage.file_runs import FileRuns
 from nvmeof.target.storage.operation import Operation
 from nvmeof.target.storage.threads import ThreadBatches
 from nvmeof.target.storage.write_coalescer import settle
@@ -25,15 +27,15 @@ class _Write:
     offset: int
     future: Operation[None]
     after: Callable[[bool], None]
-    claimed: bool = False
     error: Exception | None = None
 
 
 class GroupCommit:
     """The writes of one file that complete when they are on the media."""
 
-    def __init__(self, file: FileCalls, threads: ThreadBatches) -> None:
+    def __init__(self, file: FileCalls, runs: FileRuns, threads: ThreadBatches) -> None:
         self._file = file
+        self._runs = runs
         self._threads = threads
         self._waiting: list[_Write] = []
         self._idle: list[asyncio.Future[None]] = []
@@ -57,31 +59,42 @@ class GroupCommit:
 
     def _commit(self, group: list[_Write]) -> None:
         """Write and commit a group, in a thread. What was given up before is left out."""
-        file, live = self._file, []
-        for write in group:
-            write.claimed = write.future.begin()
-            if write.claimed:
-                live.append(write)
+        file = self._file
+        live = [write for write in group if write.future.begin()]
         if len(live) == 1:
             # By itself: nothing else that was written to the file has to wait for the media.
-            self._attempt(live[0], lambda: file.write_fully(live[0].data, live[0].offset, sync=True))
+            self._attempt(live, lambda: file.write_fully(live[0].data, live[0].offset, sync=True))
             return
-        for write in live:
-            self._attempt(write, lambda write=write: file.write_fully(write.data, write.offset))  # type: ignore[misc]
+        self._write(live)
         whole = [write for write in live if write.error is None]
         if whole:
-            try:
-                file.sync()
-            except OSError as error:
-                for write in whole:
-                    write.error = error
+            self._attempt(whole, file.sync)
+
+    def _write(self, live: list[_Write]) -> None:
+        """Write a group as runs of one length, what cannot be in one by itself."""
+        file, alike = self._file, dict[int, list[_Write]]()
+        for write in live:
+            if write.data.readonly:  # the kernel's AIO takes it by its address, which only writable memory shows
+                self._attempt([write], partial(file.write_fully, write.data, write.offset))
+            else:
+                alike.setdefault(len(write.data), []).append(write)
+        for length, writes in alike.items():
+            for at in range(0, len(writes), self._runs.most):
+                self._attempt(part := writes[at : at + self._runs.most], partial(self._write_run, part, length))
+
+    def _write_run(self, part: list[_Write], length: int) -> None:
+        errors = self._runs.write_now([write.data for write in part], [write.offset for write in part], length)
+        for index, error in errors.items():
+            part[index].error = error
 
     @staticmethod
-    def _attempt(write: _Write, call: Callable[[], None]) -> None:
+    def _attempt(writes: list[_Write], call: Callable[[], None]) -> None:
+        """Call, and let the writes fail with what it raises."""
         try:
             call()
         except Exception as error:
-            write.error = error
+            for write in writes:
+                write.error = error
 
     def _ended(self, group: list[_Write], failure: BaseException | None) -> None:
         for write in group:

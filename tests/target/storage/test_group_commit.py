@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from nvmeof.runtime import settled
+from nvmeof.target.storage import kernel_aio
 from nvmeof.target.storage.file import FileBackend
 
 BLOCK = 4096
@@ -44,6 +45,7 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[OSError | None]], l
                 raise failure
             sync(fd)
 
+        monkeypatch.setattr(kernel_aio, "_NUMBERS", {})  # each write of a run by a pwritev
         monkeypatch.setattr(os, "pwritev", pwritev)
         monkeypatch.setattr(os, "fdatasync", fdatasync)
         return calls
@@ -96,6 +98,7 @@ async def test_a_write_that_fails_takes_no_other_with_it(backend: FileBackend, m
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(fd, buffers, offset, flags)
 
+    monkeypatch.setattr(kernel_aio, "_NUMBERS", {})
     monkeypatch.setattr(os, "pwritev", pwritev)
     results = await asyncio.gather(*(fua(backend, number) for number in (1, 2, 3)), return_exceptions=True)
     assert [getattr(result, "errno", None) for result in results] == [None, errno.ENOSPC, None]
