@@ -189,6 +189,8 @@ class Subsystem:
         for path in member.namespaces.values():
             path.head.kick()
         self._wake()
+        if member.path.state is PathState.LIVE:
+            self.runtime.spawn(self._refresh_all())  # what they are may have changed while no event could say so
 
     def _lost(self, member: Member, error: NvmeofError) -> None:
         """Remove a path that recovery has given up: Linux removes the controller and its namespaces, too."""
@@ -321,8 +323,7 @@ class Subsystem:
                 for member in list(self.members):
                     if member.usable and member.controller is not None:
                         await self._scan_again(member, member.controller)
-                for namespace in list(self._namespaces.values()):
-                    await self._refresh(namespace)
+                await self._refresh_all()
         finally:
             self._rescanning = False
 
@@ -335,9 +336,14 @@ class Subsystem:
         if member.ana is not None and self._without_state(member) is not None:
             member.ana.refresh()  # the log may be older than the namespace
 
+    async def _refresh_all(self) -> None:
+        """Identify the namespaces in use again: their size, and what a command may transfer."""
+        for namespace in list(self._namespaces.values()):
+            await self._refresh(namespace)
+
     async def _refresh(self, namespace: Namespace) -> None:
         head = namespace.port
-        if isinstance(head, NamespaceHead) and head.usable:
+        if isinstance(head, NamespaceHead) and any(path.member.usable for path in head.paths):
             try:
                 await namespace.refresh()
             except NvmeofError as error:

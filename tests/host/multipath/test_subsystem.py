@@ -810,6 +810,41 @@ def test_namespaces_that_change_while_they_are_used() -> None:
     drive(device, body)
 
 
+def test_a_namespace_that_grew_while_no_path_was_there() -> None:
+    device = ModelDevice(2)
+
+    async def body(subsystem: HostSubsystem) -> None:
+        namespace = subsystem.namespace(1)
+        await namespace.refresh()
+        for port in (0, 1):
+            device.cut(port)
+        volume = device.volumes[1]
+        volume.data += bytes(64 * BLOCK_BYTES)
+        volume.blocks = 128
+        await asyncio.sleep(15)
+        assert namespace.size_blocks == 128
+        await namespace.write(127, block(1))
+
+    drive(device, body)
+
+
+def test_a_path_with_a_smaller_transfer_size_is_obeyed() -> None:
+    device = ModelDevice(2)
+
+    async def whole() -> None:
+        async with await connected(device, 0) as subsystem:
+            namespace = subsystem.namespace(1)
+            await namespace.read(0, 32)
+            assert executed(device) == [1, 0]
+            device.ports[1].identify = {"mdts": 1}
+            await subsystem.add_path(PathAddress("p1"))
+            await asyncio.sleep(1)
+            await namespace.read(0, 32)
+            assert executed(device) == [3, 0]
+
+    run(whole())
+
+
 def test_cancelling_a_command_wherever_it_is() -> None:
     device = ModelDevice(2)
 
