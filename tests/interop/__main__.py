@@ -17,6 +17,7 @@ from . import (  # noqa: F401  (they register themselves)
     checks,
     checks_ana,
     checks_authentication,
+    checks_config,
     checks_features,
     checks_host,
     checks_io,

@@ -20,7 +20,7 @@ from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.host_subsystem import HostSubsystem, PathAddress, connect_multipath
 from nvmeof.host.multipath.iopolicy import IOPOLICIES
 from nvmeof.host.namespace import Namespace
-from nvmeof.spec.enums import AnaState
+from nvmeof.spec.enums import AnaState, LogPageId
 from nvmeof.spec.sqe import SQE, Sqe
 
 from .model import BLOCK_BYTES, COUNT, SUBNQN, ModelDevice, Volume
@@ -186,6 +186,22 @@ class Faults(RuleBasedStateMachine):
         self.device.ports[port].up = False
         self.run(self._at_once(self.device.cut, port))
 
+    @rule()
+    def restart(self) -> None:
+        """The target goes and comes, and knows nothing of the controller identifiers that it gave before."""
+        for port in range(PORTS):
+            self.cut(port)
+        self.device.next_cntlid = 1
+
+    @rule()
+    def grow(self) -> None:
+        """The namespace is larger, and every controller that there is says so."""
+        volume = self.device.volumes[1]
+        volume.blocks += 1
+        volume.data += bytes(BLOCK_BYTES)
+        for port in range(PORTS):
+            self.run(self._at_once(self.device.raise_event, port, 2, 0, LogPageId.CHANGED_NAMESPACES))
+
     @rule(port=ports, what=st.sampled_from(["loses_requests", "loses_answers"]))
     def half_open(self, port: int, what: str) -> None:
         setattr(self.device.ports[port], what, True)
@@ -282,7 +298,9 @@ class Faults(RuleBasedStateMachine):
         await asyncio.sleep(30)
         for place in self.places:
             await self._read(place)
+        assert self.namespace.size_blocks == self.device.volumes[1].blocks
         for member in self.subsystem.paths:
+            assert member.usable and member.namespaces[1].access, f"{member.name} is not used again: {member.why}"
             assert member.depth == 0 and member.outstanding_bytes == 0, f"{member} still counts commands"
         for head in self.subsystem.core.heads:
             assert head.waiting == 0

@@ -251,5 +251,5 @@ def test_an_entry_point_that_is_no_kind(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found.select(group=group))
     with pytest.raises(ConfigurationError, match="'odd' \\(pathlib:Path\\) is no BackendKind"):
         make_backend(parse_namespace_text("odd:1M"))
-    with pytest.raises(ConfigurationError, match="one of file, odd, ramdisk"):
+    with pytest.raises(ConfigurationError, match="one of file, nbd, odd, ramdisk, rbd"):
         make_backend(parse_namespace_text("other:1M"))
