@@ -23,7 +23,7 @@ from nvmeof.errors import (
 
 def test_every_exception_has_the_root_and_is_in_the_drawing() -> None:
     classes = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__]
-    assert len(classes) == 12
+    assert len(classes) == 14
     for cls in classes:
         assert issubclass(cls, NvmeofError)
         assert cls.__name__ in (errors.__doc__ or "")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nvmeof.errors import ConfigurationError, ConnectionLost, NvmeStatusError, TransportError
+from nvmeof.errors import AuthenticationError, ConfigurationError, ConnectionLost, NvmeStatusError, TransportError
 from nvmeof.host.association import HostState
 from nvmeof.host.async_events import AsyncEvent
 from nvmeof.host.queue import Request
@@ -177,7 +177,11 @@ async def test_fewer_queues_than_asked_for(device: FakeDevice, connected: Connec
     [
         (lambda d: d.identify.update(cntlid=8), "gave controller 0x7 on Connect and 0x8 on Identify", TransportError),
         (lambda d: setattr(d, "connect_result", lambda qid: (7 + qid, 0)), "in place of 0x7", TransportError),
-        (lambda d: setattr(d, "connect_result", lambda qid: (7 | 1 << 17, 0)), "in-band auth", TransportError),
+        (
+            lambda d: setattr(d, "connect_result", lambda qid: (7 | 1 << 17, 0)),
+            "demands authentication",
+            AuthenticationError,
+        ),
         (lambda d: setattr(d, "csts", Csts(cfs=True)), "fatal error", TransportError),
         (lambda d: setattr(d, "ready_polls", 10**9), "did not become ready within 1 s", TransportError),
         (lambda d: d.identify.update(icdoff=1), "ICDOFF", TransportError),

@@ -14,12 +14,17 @@ from hypothesis import strategies as st
 import nvmeof.spec
 from nvmeof.wire import PaddedText, build, plain
 
+VARIABLE = {("nvmeof.spec.log_pages", "ANA_GROUP")} | {
+    ("nvmeof.spec.auth", name) for name in ("NEGOTIATE", "CHALLENGE", "REPLY", "SUCCESS1")
+}
+"""The structures of variable length."""
+
 
 def _declared() -> dict[str, c.Struct]:
     found: dict[str, c.Struct] = {}
     for info in pkgutil.iter_modules(nvmeof.spec.__path__, "nvmeof.spec."):
         for name, value in vars(import_module(info.name)).items():
-            if isinstance(value, c.Struct) and name != "ANA_GROUP":  # of variable length
+            if isinstance(value, c.Struct) and (info.name, name) not in VARIABLE:
                 found[name] = value
     return found
 

@@ -36,16 +36,14 @@ _VWC_PRESENT = 1
 @click.option("--nbd", "places", multiple=True, required=True, metavar="PLACE",
               help="Listen at unix:/PATH or tcp:ADDRESS[:PORT] (10809); repeatable.")  # fmt: skip
 @click.option("--name", "names", multiple=True, metavar="NAME",
-              help="Export name, once for each export.  [default: the NSID]")  # fmt: skip
+              help="Name, once for each export.  [default: NSID]")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Refuse writes.")
-@click.option(
-    "--tls-certificates", "folder", metavar="FOLDER", help="With server-cert.pem, server-key.pem, ca-cert.pem."
-)
+@click.option("--tls-certificates", "folder", metavar="FOLDER", help="The server's certificate and key, and ca-cert.")
 @click.option("--tls", type=click.Choice(["allow", "require"]), default="require", show_default=True,
-              help="With certificates: whether clients must use TLS.")  # fmt: skip
-@click.option("--tls-verify-peer", is_flag=True, help="Clients need a certificate of ca-cert.pem's authority.")
+              help="Of clients.")  # fmt: skip
+@click.option("--tls-verify-peer", is_flag=True, help="Clients have to have a certificate too.")
 @click.option("--memory", type=BYTES, default=MEMORY_BYTES, metavar="SIZE",
-              help="For the data of all requests.  [default: 128M]")  # fmt: skip
+              help="For data on its way.  [default: 128M]")  # fmt: skip
 @opt.output_option
 @opt.coroutine
 async def export_command(

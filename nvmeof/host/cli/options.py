@@ -200,7 +200,7 @@ def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[
         ),
         _option(
             "-t", "--transport", brief=False, default=("mptcp",) if several else "mptcp", show_default=True,
-            metavar="NAME", help="mptcp (falls back to tcp), tcp, or tcp_offload (tcp in a separate process).", **how,
+            metavar="NAME", help="mptcp, tcp or tcp_offload.", **how,
         ),
         _option("-w", "--host-traddr", metavar="ADDR", help="Local address to connect from.", **how),
         _option("-f", "--host-iface", metavar="IFACE", help="Local network interface to connect from.", **how),
