@@ -177,7 +177,7 @@ async def test_fewer_queues_than_asked_for(device: FakeDevice, connected: Connec
     [
         (lambda d: d.identify.update(cntlid=8), "gave controller 0x7 on Connect and 0x8 on Identify", TransportError),
         (lambda d: setattr(d, "connect_result", lambda qid: (7 + qid, 0)), "in place of 0x7", TransportError),
-        (
+        (lambda d: setattr(d, "connect_result", lambda qid: (7 | 1 << 17, 0)), "demands auth", AuthenticationError),
             lambda d: setattr(d, "connect_result", lambda qid: (7 | 1 << 17, 0)),
             "demands authentication",
             AuthenticationError,

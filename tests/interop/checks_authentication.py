@@ -67,7 +67,7 @@ def _needs_authentication(bench: Bench) -> None:
         raise Skipped("Debian's 6.1 is built without NVMe's in-band authentication")
 
 
-@check(TCP_RAM, quick=1, only_ours=True, allow=(r"nvme.*",))
+@check(TCP_RAM, only_ours=True, allow=(r"nvme.*",))
 def authentication(bench: Bench) -> None:
     """A kernel host authenticates itself to our target: 18 combinations, in one and in both directions; refusals."""
     _needs_authentication(bench)
@@ -101,7 +101,7 @@ def authentication(bench: Bench) -> None:
         bench.note = f"{len(COMBINATIONS)} combinations"
 
 
-@check(TCP_RAM, quick=1, only_ours=True, allow=(r"nvmet.*", r"nvme.*"))
+@check(TCP_RAM, only_ours=True, allow=(r"nvmet.*", r"nvme.*"))
 def our_host_authentication(bench: Bench) -> None:
     """Our host authenticates itself to nvmet: 18 combinations, in one and in both directions; wrong and no secrets."""
     _needs_authentication(bench)
@@ -166,7 +166,7 @@ async def _refusals(bench: Bench) -> list[str]:
     return said
 
 
-@check(TCP_RAM, quick=1, only_ours=True)
+@check(TCP_RAM, only_ours=True)
 def dhchap_keys(bench: Bench) -> None:
     """Secrets of nvme-cli are read here, and ours there."""
     with bench.nvmet():
