@@ -231,13 +231,9 @@ class ConnectionDriver:
                 if not patient and (not reads % batching.flush_reads or out.pending_bytes >= batching.flush_bytes):
                     self.flush()
                 if reads == 1:
-                    until = self._clock() + batching.read_seconds
                     most = batching.reads
-                    large = connection.large_expected
-                    if large and batching.leave_large:
+                    if batching.leave_large and (large := connection.large_expected):
                         most = min(most, 1 + max(large // 3, large - batching.leave_large))
-                elif self._clock() >= until:
-                    break
                 # Unless the socket is blocked, what is queued has gone, and nothing speaks against reading on.
                 if (
                     reads >= most
@@ -246,6 +242,10 @@ class ConnectionDriver:
                     or (self.woken and not patient)
                     or (self._blocked and not connection.want_read)
                 ):
+                    break
+                if reads == 1:
+                    until = self._clock() + batching.read_seconds
+                elif self._clock() >= until:
                     break
             if out.pending_bytes and not (self.woken and self._batching.leave_to_wake):
                 self.flush()

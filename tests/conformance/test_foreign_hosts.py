@@ -329,9 +329,9 @@ async def test_connect_with_a_whole_page_of_data():
 # -- Fabrics commands where they do not belong
 
 
-@pytest.mark.parametrize("fctype", [0x00, 0x01, 0x04, 0x05, 0x06, 0x02, 0xC0])
+@pytest.mark.parametrize("fctype", [0x00, 0x01, 0x04, 0x02, 0xC0])
 async def test_fabrics_commands_on_an_io_queue(fctype):
-    """Property Set and Get, Connect, authentication (which is not offered), and what does not exist."""
+    """Property Set and Get, Connect, and what does not exist."""
     async with running() as target:
         hosts = await association(target)
         completion = await hosts[1].call(make_sqe(5, 0x7F, nsid=fctype, cdw11=CSTS))

@@ -160,8 +160,13 @@ class FastPath:
             self.runs.read(template, template.runs, cids, slbas)
             return
         memory, shift, length = template.memory, template.shift, template.length
-        data: list[Buffer] = [memory[(at := slba << shift) : at + length] for slba in slbas]
         count = len(cids)
+        data: list[Buffer]
+        if count == 1:  # without the frame of a comprehension
+            at = slbas[0] << shift
+            data = [memory[at : at + length]]
+        else:
+            data = [memory[(at := slba << shift) : at + length] for slba in slbas]
         counters = template.namespace.counters
         counters.reads += count
         counters.blocks_read += count * (template.length >> template.shift)

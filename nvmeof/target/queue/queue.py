@@ -89,6 +89,7 @@ class TargetQueue:
         self.pacing = Pacing(self)
         self.staging = Staging(self, self.pacing)
         self.fast_path = FastPath(self, self.staging, self.pacing)
+        self._write_runs = self.fast_path.runs.arrived
         self.fused = FusedPairs(self, self.staging, self.fast_path)
         self.aborts = Aborts(self, self.staging, self.fused)
         self._draining = False
@@ -132,7 +133,7 @@ class TargetQueue:
                 logger.info("%s: the host departs from the specification: %s", self.ctx.peer, event.message)
             elif isinstance(event, PeerClosed):
                 self._end("closed by the host")
-        if self.fast_path.runs.arrived:
+        if self._write_runs:
             self.fast_path.runs.write_arrived()
 
     # -- commands ------------------------------------------------------------------------------------------------
@@ -524,7 +525,7 @@ class TargetQueue:
         the queue to them; without these references all is freed at once, and not by the cyclic garbage collector, which
         stops the event loop when many connections have ended.
         """
-        del self.pacing, self.staging, self.fast_path, self.fused, self.aborts, self.driver, self.ctx
+        del self.pacing, self.staging, self.fast_path, self._write_runs, self.fused, self.aborts, self.driver, self.ctx
 
     def _detach_running(self) -> None:
         """Give up what has not begun; the host's next Connect waits for what has, and may still change data."""

@@ -107,7 +107,8 @@ class RunPath:
 
     def write_arrived(self) -> None:
         """Begin the Writes whose data has come."""
-        arrived, self.arrived = self.arrived, []
+        arrived = self.arrived[:]
+        self.arrived.clear()
         queue = self._queue
         while arrived:
             template = arrived[0][0]
