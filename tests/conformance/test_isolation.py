@@ -118,6 +118,13 @@ async def served(target: Target, **fields: Any) -> list[RawHost]:
     return hosts
 
 
+def without_runs(target: Target) -> None:
+    """Let the namespaces of a target that runs do one command after the other, as they do what is no run."""
+    for subsystem in target.subsystems.values():
+        for namespace in subsystem.namespaces.values():
+            namespace.runs = None
+
+
 class Gate:
     """Lets a file's system calls on a range of it wait, as a slow disk does."""
 
@@ -207,6 +214,7 @@ async def test_a_host_comes_back_at_once(tmp_path, manner):
 async def test_a_connect_waits_for_writes_that_have_begun_alone(tmp_path):
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
+        without_runs(target)
         gate = Gate(backend, 8 * MIB)
         first, host = await association(target)
         await host.send(b"".join(host.capsule(io_sqe(cid, WRITE, 8 * cid, 8, sgl=IN_CAPSULE), b"w" * 4096)
@@ -241,6 +249,7 @@ async def test_the_threads_of_a_file(tmp_path, opcode, hogs):
     """A host whose blocks are slow keeps half of the threads, and its line is no other host's."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
+        without_runs(target)
         gate = Gate(backend, 8 * MIB)
         for number in range(hogs):
             _, *greedy = await association(target, queues=4, hostid=bytes([number]) * 16)
@@ -260,6 +269,7 @@ async def test_range_locks_of_a_file(tmp_path):
     """More commands than the table of locks holds: a host's own wait in a line of their own."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
+        without_runs(target)
         gate = Gate(backend, 8 * MIB)
         _, *greedy = await association(target, queues=8, sqsize=127)
         for host in greedy:
@@ -273,6 +283,7 @@ async def test_commands_in_the_backends_of_one_queue(tmp_path):
     """No more are received while many are in progress: each holds its data."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
+        without_runs(target)
         gate = Gate(backend, 16 * MIB)
         _, greedy = await association(target, sqsize=1023)
         sending = asyncio.create_task(
@@ -475,6 +486,7 @@ async def test_copies_of_one_host(tmp_path):
     """Few are in progress at a time: each may have a buffer."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
+        without_runs(target)
         gate = Gate(backend, 8 * MIB)
         first, greedy = await association(target)
         count, source = 24, struct.pack("<8xQHHI8x", 0, 7, 0, 0)

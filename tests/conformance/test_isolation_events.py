@@ -16,11 +16,21 @@ import pytest
 from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY
 from nvmeof.spec.status import Status
 from nvmeof.target.controller.error_log import ERROR_LOG_ENTRIES
-from nvmeof.target.core.log_rate import LogRate
+from nvmeof.target.core.log_rate import PeerRate
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.conformance.rawhost import READ, RawHost, admin, causes, io, io_sqe, make_sqe, until
-from tests.conformance.test_isolation import AT_ONCE, MIB, OTHER, SMALL, behaving, manner, served, target_of
+from tests.conformance.test_isolation import (
+    AT_ONCE,
+    MIB,
+    OTHER,
+    SMALL,
+    behaving,
+    manner,
+    served,
+    target_of,
+    without_runs,
+)
 
 __all__ = ["manner"]  # the fixture
 ASYNC_EVENT_REQUEST, SET_FEATURES, GET_LOG_PAGE = 0x0C, 0x09, 0x02
@@ -98,7 +108,7 @@ async def test_errors_of_one_host(manner):
 async def test_lines_of_the_log_by_hosts(log, manner):
     """What a host that has connected causes is counted by address, and says how much was left out."""
     async with target_of(Ramdisk(MIB)) as target:
-        target.registry.peer_log.hosts = LogRate(20, 5.0)
+        target.registry.peer_log.hosts = PeerRate(20, 5.0)
         greedy = [await admin(target) for _ in range(4)]
         async with behaving(manner, greedy):
             for _ in range(30):
@@ -115,6 +125,7 @@ async def test_lines_of_the_log_by_hosts(log, manner):
 async def test_completions_that_are_not_received(tmp_path, manner):
     """Commands that are held, of a host whose output is full, are no other host's."""
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB)) as target:
+        without_runs(target)
         first = await admin(target)
         greedy = [await io(target, first.cntlid, qid, options=SMALL, sqsize=127) for qid in range(1, 5)]
         async with behaving(manner, greedy):

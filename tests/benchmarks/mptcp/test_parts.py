@@ -10,18 +10,31 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.mptcp import aggregation, failover, filecopy, foreign, lab, loss, publish, selftest, sender, unequal
+from benchmarks.mptcp import (
+    aggregation,
+    failover,
+    filecopy,
+    foreign,
+    lab,
+    loss,
+    multipath,
+    multipath_failover,
+    publish,
+    selftest,
+    sender,
+    unequal,
+)
 from benchmarks.mptcp.__main__ import FULL, IN_GUEST, MODULES, QUICK, main
 from benchmarks.mptcp.load import Verifier
 from nvmeof.errors import NvmeofError
 
-MODULE_LIST = (aggregation, selftest, filecopy, loss, failover, unequal, foreign)
+MODULE_LIST = (aggregation, selftest, filecopy, loss, failover, unequal, foreign, multipath, multipath_failover)
 
 
 def test_longest_pause() -> None:
-    assert failover._longest_pause([0.5, 0.6, 2.0], 2.5) == pytest.approx((1.4, 0.6))
-    assert failover._longest_pause([], 3.0) == (3.0, 0.0)
-    assert failover._longest_pause([-1.0, 1.0, 9.0], 2.0) == pytest.approx((1.0, 0.0))
+    assert failover.longest_pause([0.5, 0.6, 2.0], 2.5) == pytest.approx((1.4, 0.6))
+    assert failover.longest_pause([], 3.0) == (3.0, 0.0)
+    assert failover.longest_pause([-1.0, 1.0, 9.0], 2.0) == pytest.approx((1.0, 0.0))
 
 
 def test_time_until_a_restored_link_carries_again() -> None:
@@ -29,8 +42,8 @@ def test_time_until_a_restored_link_carries_again() -> None:
     busy = [0, 1, 2, 2, 2, 2, 2.05, 3, 4, 5]
     samples = [(index / 10, [int(step * per_sample), 0]) for index, step in enumerate(busy)]
     events = [(0.2, "cut", 1), (0.4, "restored", 1), (0.4, "restored", 2)]
-    assert failover._again(events, samples, ()) == [pytest.approx(0.3), None]
-    assert failover._again(events, samples, (2,)) == [pytest.approx(0.3)]
+    assert failover.again(events, samples, ()) == [pytest.approx(0.3), None]
+    assert failover.again(events, samples, (2,)) == [pytest.approx(0.3)]
     assert failover._worst([0.3, None]) == "0.30 (1 of 2 never)"
     assert failover._worst([]) == "-"
 
