@@ -46,7 +46,7 @@ def _theirs(bench: Bench, words: str) -> Any:
     return json.loads(text[text.index("[") :])
 
 
-@check(TCP_RAM, quick=True, only_ours=True)
+@check(TCP_RAM, only_ours=True)
 def config_json(bench: Bench) -> None:
     """`nvmeof-host config` and `nvme config` read, change and use each other's config.json."""
     mine, yours = (bench.guest.share / name for name in ("mine.json", "yours.json"))
