@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.queue.fast_path import FastPath
 from nvmeof.target.queue.run_path import RunPath
 from nvmeof.target.storage.file import FileBackend
@@ -25,6 +26,7 @@ LBA_OUT_OF_RANGE = 0x80
 def fast_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The fast path forced on or off; yields how many Writes each run took."""
     taken: list[int] = []
+    monkeypatch.setattr(Namespace, "serve_runs", True)
     if request.param == "off":
         monkeypatch.setattr(FastPath, "learn", lambda self, *arguments, **options: None)
     else:
