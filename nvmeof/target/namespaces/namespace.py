@@ -113,8 +113,11 @@ class Namespace:
     """One namespace of a subsystem. Addresses are logical blocks of `block_bytes`."""
 
     serve_runs: ClassVar[bool] = False
-    """Whether a backend that does many commands at once (a file) is asked to. Off: with it, a Read of a file has returned
-    a neighbour's blocks after a restart of the target under load."""
+    """Whether a backend that does many commands at once (a file) is asked to.
+
+    Off: with it, a Read of a file has returned a neighbour's blocks after a restart of the target under load.
+    """
+
     __slots__ = (
         "_read_only",
         "admission_tokens",
