@@ -25,7 +25,7 @@ def expect(condition: object, message: str) -> None:
         raise CheckFailed(message)
 
 
-@check(TCP_RAM, MPTCP_RAM, quick=2)
+@check(TCP_RAM, MPTCP_RAM, quick=1)
 def discover(bench: Bench) -> None:
     """`nvme discover` lists the subsystem with the port that was asked."""
     with bench.target() as peer:
@@ -39,7 +39,7 @@ def discover(bench: Bench) -> None:
         bench.run("! ls /sys/class/nvme/nvme* 2>/dev/null")
 
 
-@check(TCP_RAM, MPTCP_RAM, TCP_FILE, MPTCP_FILE_4K, quick=2)
+@check(TCP_RAM, MPTCP_RAM, TCP_FILE, MPTCP_FILE_4K, quick=1)
 def connect(bench: Bench) -> None:
     """Plain connect: the namespace appears with its size and block size, data comes back, disconnect."""
     with bench.target():
@@ -52,7 +52,7 @@ def connect(bench: Bench) -> None:
             disconnect""")
 
 
-@check(TCP_RAM, MPTCP_FILE_4K, quick=1)
+@check(TCP_RAM, MPTCP_FILE_4K)
 def digests(bench: Bench) -> None:
     """Header and data digests, and each of them alone."""
     with bench.target():
@@ -82,7 +82,7 @@ def queues(bench: Bench) -> None:
             disconnect""")
 
 
-@check(TCP_RAM, quick=1)
+@check(TCP_RAM)
 def small_queue(bench: Bench) -> None:
     """16 entries under a load that wants more, so that the queue is always full and its head and tail wrap."""
     with bench.target():
@@ -168,7 +168,7 @@ def fio_verify_digests(bench: Bench) -> None:
         bench.run("connect -g -G; verify $DEV 32 --numjobs=2 --offset_increment=64m; disconnect", 240)
 
 
-@check(TCP_RAM, MPTCP_FILE_4K, quick=1)
+@check(TCP_RAM, MPTCP_FILE_4K)
 def discard(bench: Bench) -> None:
     """blkdiscard, its zeroing form and hole punching act on their range only, and give space back."""
     with bench.target() as peer:
@@ -231,7 +231,6 @@ def io_commands(bench: Bench) -> None:
 @check(
     TCP_FILE,
     Layout("mptcp", "file", 4096),
-    quick=1,
     allow=(r"nvme.*", r"I/O error, dev nvme\dc\dn\d", r"block nvme\dn\d: no usable path"),
 )
 def restart_under_load(bench: Bench) -> None:

@@ -95,7 +95,7 @@ def our_host(bench: Bench) -> None:
     _library(bench, "tcp")
 
 
-@check(Layout("tcp", "ramdisk", 512), quick=1)
+@check(Layout("tcp", "ramdisk", 512))
 def our_host_digests(bench: Bench) -> None:
     """The same with header and data digests, and padding that the host asks for."""
     _library(bench, "tcp", hdr_digest=True, data_digest=True)
