@@ -77,11 +77,6 @@ class QueueAuthentication:
         return self._busy
 
     @property
-    def established(self) -> bool:
-        """Return whether the host has authenticated itself."""
-        return not self._pending
-
-    @property
     def text(self) -> str:
         """Return what was agreed on, for a report; empty before."""
         return "" if self._pending else self._exchange.chosen
