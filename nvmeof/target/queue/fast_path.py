@@ -271,6 +271,8 @@ class FastPath:
             if queue.closed:
                 return position
             template = _usable(self._write)
+            if template is not None and template.runs is not None:  # no memory: the rest is a run, for the caller
+                return position
         if template is not None and done:
             self._wrote(template, done)
         return position
