@@ -463,6 +463,8 @@ class Namespace:
             return await pending
         except OSError as error:
             raise self._command_error(error, writing, read) from error
+        finally:
+            del pending  # an error that it holds refers to this frame: the circle would wait for the collector
 
     def failed(self, error: OSError, *, writing: bool) -> CommandError:
         """Return the error of a command that a run of the backend did not do, and take note of it."""
