@@ -151,8 +151,9 @@ def difference(target: Changing, old: TargetSettings, new: TargetSettings) -> Pl
         if each.name != "config" and getattr(old, each.name) != getattr(new, each.name):
             raise ConfigurationError(f"{each.name} can be changed by a restart of the target only")
     before, after = numbered(old.config), numbered(new.config)
-    if before.staging_bytes != after.staging_bytes:
-        raise ConfigurationError("staging_bytes can be changed by a restart of the target only")
+    for name in ("staging_bytes", "poll_seconds"):
+        if getattr(before, name) != getattr(after, name):
+            raise ConfigurationError(f"{name} can be changed by a restart of the target only")
     plan = Plan()
     _subsystems(target, plan, before, after)
     _ports(target, plan, before, after)
