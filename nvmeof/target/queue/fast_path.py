@@ -147,9 +147,20 @@ class FastPath:
                 if max(slbas) <= template.max_slba:
                     self._send_reads(template, halves[5::36].tolist(), slbas)
                     return
+        elif template is not None and count == 1:  # the host waits for each command: no loop for one
+            word, cid, nsid, _, sgl, slba, cdw12 = _SHORT.unpack_from(view, CH_BYTES)
+            if (
+                slba <= template.max_slba
+                and word == template.word
+                and nsid == template.nsid
+                and sgl == template.sgl
+                and cdw12 == template.cdw12
+            ):
+                self._send_reads(template, [cid], [slba])
+                return
         cids: list[int] = []
         found: list[int] = []
-        mixture = Mixture()  # Reads that are like different templates
+        mixture: Mixture | None = None  # once there are Reads that are like different templates
         for index, (word, cid, nsid, sgl, slba, cdw12) in enumerate(_STRIDES[stride].iter_unpack(view)):
             if (
                 template is not None
@@ -171,6 +182,8 @@ class FastPath:
                 and cdw12 == granted.cdw12
             )
             if not like_granted and (other := self._other(self._reads, (word, nsid, sgl, cdw12), slba)) is not None:
+                if mixture is None:
+                    mixture = Mixture()
                 cids, found = mixture.change(template, cids, found, other)
                 found.append(slba)
                 cids.append(cid)
@@ -179,7 +192,7 @@ class FastPath:
             if cids:
                 assert template is not None
                 self._send_run(template, cids, found, mixture)
-                cids, found = [], []
+                cids, found, mixture = [], [], None
                 if queue.closed:
                     return
             if not like_granted:
@@ -198,13 +211,13 @@ class FastPath:
             assert template is not None
             self._send_run(template, cids, found, mixture)
 
-    def _send_run(self, template: CommandTemplate, cids: list[int], slbas: list[int], mixture: Mixture) -> None:
+    def _send_run(self, template: CommandTemplate, cids: list[int], slbas: list[int], mixture: Mixture | None) -> None:
         """Serve the Reads of a run, which are like one template, or like several that `mixture` has."""
-        if not mixture.groups:
+        if mixture is None:
             self._send_reads(template, cids, slbas)
             return
         mixture.change(template, cids, slbas, template)
-        groups, queue = mixture.take(), self._queue
+        groups, queue = mixture.groups, self._queue
         if self._busy and not all(self._busy.isdisjoint(group.cids) for group in groups):
             for template, cid, slba in in_order(groups):
                 if not queue.closed:

@@ -52,13 +52,6 @@ class Mixture:
             self.groups.append(group)
         return group
 
-    def take(self) -> list[Group]:
-        """Return all that was noted, and begin anew."""
-        groups, self.groups = self.groups, []
-        self._by_template = {}
-        self._count = 0
-        return groups
-
 
 def in_order(groups: list[Group]) -> Iterator[tuple[CommandTemplate, int, int]]:
     """Yield template, CID and SLBA of each Read, in the order of their arrival."""
