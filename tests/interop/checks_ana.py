@@ -112,7 +112,11 @@ def ana(bench: Bench) -> None:
         subsystems = _json(bench.run("nvme list-subsys -o json 2>/dev/null"))
         ours = [each for host in subsystems for each in host["Subsystems"] if each["NQN"] == NQN]
         expect([len(each["Paths"]) for each in ours] == [2], f"list-subsys has no two paths: {subsystems}")
-        load = bench.start(f"{_FUNCTIONS}\nverify $DEV 96 --rate=3m --time_based=0")
+        # Again and again, however long a loaded machine takes for the changes.
+        load = bench.start(
+            f"{_FUNCTIONS}\nrm -f /tmp/changed; until [ -e /tmp/changed ]; do\n"
+            "verify $DEV 32 --rate=3m --time_based=0 || exit 1; done"
+        )
         moves = [
             (1, "non-optimized"), (2, "inaccessible"), (1, "inaccessible"), (1, "change"), (2, "optimized"),
             (1, "optimized"), (2, "non-optimized"), (1, "change"), (1, "inaccessible"), (2, "inaccessible"),
@@ -124,6 +128,7 @@ def ana(bench: Bench) -> None:
             now[port] = state
             bench.run(f"{_FUNCTIONS}\nstates {now[1]} {now[2]}; sleep 0.3")
         expect(load.running, f"the load ended before the states were changed: {load.output}")
+        bench.run("touch /tmp/changed")
         try:
             bench.note = load.wait(180).strip().splitlines()[-1]
         except CommandFailed as error:
