@@ -26,11 +26,12 @@ from nvmeof.security.words import GROUP_WORDS, HASH_NAMES
 from nvmeof.spec.enums import CNTLID_MAX
 from nvmeof.target.cli.options import Options
 from nvmeof.target.cli.serve import raise_file_limit, serve
+from nvmeof.target.metrics.server import DEFAULT_PORT as METRICS_PORT
 from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.subsystem.config import ADVERTISE_FORMS
 from nvmeof.version import __version__
 
-_BESIDE_CONFIG: Final = frozenset({"config", "check", "mdns", "slow_command", "uvloop", "output", "verbose", "quiet"})
+_BESIDE_CONFIG: Final = frozenset({"config", "check", "mdns", "slow_command", "metrics", "metrics_latency", "uvloop", "output", "verbose", "quiet"})
 """Options that --config leaves to the command line."""
 _PATIENCE_SECONDS: Final = 1.0
 """Seconds that a line of the log waits for its reader: a target goes on when its log is not read."""
@@ -223,6 +224,18 @@ _PATIENCE_SECONDS: Final = 1.0
     type=Seconds(0.001),
     metavar="SECONDS",
     help="Log each command that takes so long or longer (docs/howto/trace.md).",
+)
+@click.option(
+    "--metrics",
+    metavar="ADDR[:PORT]",
+    help=f"Show what it counts to Prometheus, at http://ADDR:PORT/metrics; PORT is {METRICS_PORT} unless given "
+    "(docs/howto/metrics.md).",
+)
+@click.option(
+    "--metrics-latency/--no-metrics-latency",
+    default=True,
+    show_default=True,
+    help="With --metrics: histograms of how long commands take.",
 )
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of all connections.")
 @click.option("--sndbuf", metavar="SIZE", help="Send buffer of all connections.  [default: adapts itself]")

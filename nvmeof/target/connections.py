@@ -17,6 +17,7 @@ from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool, MemoryShare
 from nvmeof.target.core.slices import Slices
 from nvmeof.target.driver import QueueDriver
+from nvmeof.target.meters import Meters
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
@@ -36,7 +37,7 @@ class Connections:
 
     `config`: what is offered in the handshake. `connect_seconds`: a connection without a Connect command is ended after
     so long. `pool`: the memory that all share. `drivers` are the open connections, `tasks` the commands that something
-    else is waited for. `trace` gets their events.
+    else is waited for. `trace` gets their events, `meters` count their commands.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -50,8 +51,12 @@ class Connections:
         pool: BufferPool,
         connect_seconds: float,
         trace: Trace | None = None,
+        meters: Meters | None = None,
     ) -> None:
         self.trace = trace
+        self.meters = meters
+        self.refused = 0
+        """Connections that were not taken, since their address had its share."""
         self.registry = registry
         self.pool = pool
         self.connect_seconds = connect_seconds
@@ -88,6 +93,7 @@ class Connections:
             if self.strangers.take(address):
                 return True
             self._counted.give(address)
+        self.refused += 1
         left_out = self.registry.peer_log.strangers.admit(str(endpoint.peer_address), self.loop.time())
         if left_out is not None:
             logger.warning(

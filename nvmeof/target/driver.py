@@ -18,9 +18,12 @@ from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.slices import Slices
+from nvmeof.target.meters import Meters
 from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.metering import LatencyMeter, QueueMeter
 from nvmeof.target.queue.queue import TargetQueue
 from nvmeof.target.queue.tracing import CommandTrace
+from nvmeof.target.queue.watching import BothWatchers
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Association, Figures
 from nvmeof.trace import Side, Trace, TracedQueue
@@ -50,6 +53,7 @@ class Owner(Protocol):
     detached_commands: DetachedCommands
     tasks: set[asyncio.Task[Any]]
     trace: Trace | None
+    meters: Meters | None
 
     @property
     def runtime(self) -> Runtime: ...
@@ -73,8 +77,10 @@ class QueueDriver:
         "_owner",
         "_said",
         "_spawned",
+        "_take",
         "connection",
         "driver",
+        "meter",
         "opened_at",
         "port",
         "queue",
@@ -98,6 +104,10 @@ class QueueDriver:
         self.queue.pacing.slices = owner.slices
         if owner.trace is not None:
             self._listen(owner.trace, TracedQueue(Side.TARGET, peer))
+        self._take = self.queue.handle
+        self.meter: QueueMeter | None = None
+        if owner.meters is not None:
+            self._count(owner.meters, endpoint)
         self.opened_at = owner.loop.time()
         self.reason = ""
         self._finishing = False
@@ -122,6 +132,15 @@ class QueueDriver:
         self.queue.trace = trace = CommandTrace(listener, queue, self._owner.runtime.now)
         if trace.wants_pdus:
             self.connection.tap = PduTap(trace.pdus)
+
+    def _count(self, meters: Meters, endpoint: Endpoint) -> None:
+        """Count the queue's commands, beside a trace if there is one, and take their times if the meters do."""
+        self.meter = meter = meters.open(self.port.portid, self.queue.handle)
+        trace = self.queue.trace
+        self.queue.trace = meter if trace is None else BothWatchers(trace, meter)
+        if isinstance(meter, LatencyMeter):
+            self._take = meter.handle
+            endpoint.sendmsg = meter.sendmsg(endpoint.sendmsg)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -155,7 +174,7 @@ class QueueDriver:
 
     def handle(self, events: list[Event], now: float) -> None:
         """Handle the events of one receive."""
-        self.queue.handle(events, now)
+        self._take(events, now)
         if not self._said:
             self._say_connected()
 
@@ -184,6 +203,8 @@ class QueueDriver:
         self.queue.staging.settle()
         if self.queue.trace is not None:
             self.queue.trace.ended(self.reason)
+        if self.meter is not None and self._owner.meters is not None:
+            self._owner.meters.close(self.meter)
         self._owner.ended(self)
         self._gone = True
         self._owner.loop.call_soon(self._forget)  # not here: this is called from within
@@ -254,6 +275,8 @@ class QueueDriver:
             return
         self._finishing = True
         self.reason = reason
+        if self.meter is not None and self._owner.meters is not None:
+            self._owner.meters.ending(self.meter, self.endpoint.describe(), fault=fault)
         self._say_ended(logging.WARNING if fault else logging.INFO)
         slices = self._owner.slices
         if slices.open:
@@ -281,7 +304,7 @@ class QueueDriver:
         if isinstance(ctx, ConnectContext):
             return
         self._said = True
-        self.driver.handle = self.queue.handle  # there is no Connect to look for from here on
+        self.driver.handle = self._take  # there is no Connect to look for from here on
         if ctx.qid:
             self.driver.turns = None
             self.queue.io = self._owner.slices.io

@@ -28,6 +28,7 @@ from nvmeof.target.core.slices import Slices
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.document import CONNECT_SECONDS, TargetSettings, from_document
 from nvmeof.target.driver import QueueDriver
+from nvmeof.target.meters import Meters
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zoned import ZonedNamespace
 from nvmeof.target.namespaces.zones import Zones
@@ -82,7 +83,8 @@ class Target:
     is closed after so long.
     ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
     ``tables``: its commands, log pages and features; see :func:`~nvmeof.target.commands.standard.standard_tables`.
-    ``trace``: called with PDUs and the steps of every command; see :mod:`nvmeof.trace`.
+    ``trace``: called with PDUs and the steps of every command; see :mod:`nvmeof.trace`. ``meters``: count the commands
+    of every queue; see :mod:`nvmeof.target.metrics`.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
     :class:`~nvmeof.errors.TransportError` for an address that cannot be listened on.
@@ -105,6 +107,7 @@ class Target:
         paths: PathOptions | None = None,
         tables: Tables | None = None,
         trace: Trace | None = None,
+        meters: Meters | None = None,
     ) -> None:
         if config is None:
             config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts, pool)
@@ -112,6 +115,7 @@ class Target:
         self.options = options or SocketOptions()
         self.tables = tables or standard_tables()
         self.trace: Trace | None = join(trace)
+        self.meters = meters
         self.connect_seconds = connect_seconds
         self._offered = connection or ConnectionConfig(header_digest=digests, data_digest=digests)
         largest = max((s.incapsule_bytes for s in config.subsystems), default=0)
@@ -133,7 +137,12 @@ class Target:
 
     @classmethod
     def from_settings(
-        cls, settings: TargetSettings, *, tables: Tables | None = None, trace: Trace | None = None
+        cls,
+        settings: TargetSettings,
+        *,
+        tables: Tables | None = None,
+        trace: Trace | None = None,
+        meters: Meters | None = None,
     ) -> Target:
         """Make the target that settings describe."""
         return cls(
@@ -144,6 +153,7 @@ class Target:
             paths=settings.paths,
             tables=tables,
             trace=trace,
+            meters=meters,
         )
 
     @property
@@ -164,7 +174,7 @@ class Target:
         longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
         self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))
         self.connections = Connections(
-            self._connection_config, self.registry, self.pool, self.connect_seconds, self.trace
+            self._connection_config, self.registry, self.pool, self.connect_seconds, self.trace, self.meters
         )
         self.ports = Ports(self.options, self.connections.accept, self.connections.endpoints, config.ports)
         self.ports.path_options = self._path_options

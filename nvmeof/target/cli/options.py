@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
 from nvmeof.target.cli.secrets import host_keys
 from nvmeof.target.configuration.files import Loaded, read_configuration
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
+from nvmeof.target.meters import Meters
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
 from nvmeof.target.server import Target
@@ -97,6 +99,8 @@ class Options:
     output: str = "normal"
     config: str | None = None
     check: bool = False
+    metrics: str | None = None
+    metrics_latency: bool = True
 
 
 def _backends(options: Options) -> list[NamespaceConfig]:
@@ -174,6 +178,12 @@ def _trace(options: Options) -> SlowCommandLog | None:
     return None if options.slow_command is None else SlowCommandLog(options.slow_command, logger)
 
 
+def _meters(options: Options) -> Meters | None:
+    if options.metrics is None:
+        return None
+    return Meters(time.perf_counter if options.metrics_latency else None)
+
+
 def load(options: Options) -> Loaded:
     """Read the file of --config. Raises ConfigurationError."""
     assert options.config is not None
@@ -185,7 +195,7 @@ def load(options: Options) -> Loaded:
 
 def make_configured(options: Options, loaded: Loaded) -> Target:
     """Make the target that the file of --config describes. Raises ConfigurationError."""
-    return Target.from_settings(loaded.settings, trace=_trace(options))
+    return Target.from_settings(loaded.settings, trace=_trace(options), meters=_meters(options))
 
 
 def make_target(options: Options) -> Target:
@@ -228,4 +238,5 @@ def make_target(options: Options) -> Target:
             path_manager=options.path_manager,
         ),
         trace=_trace(options),
+        meters=_meters(options),
     )

@@ -22,6 +22,8 @@ from nvmeof.target.cli.options import Options, load, make_configured, make_targe
 from nvmeof.target.cli.report import facts, remark, say, say_configured, warn
 from nvmeof.target.configuration.difference import apply, difference
 from nvmeof.target.configuration.files import Loaded
+from nvmeof.target.metrics import page
+from nvmeof.target.metrics.server import MetricsServer, metrics_server
 from nvmeof.target.server import Target
 
 _FILES_WANTED: Final = 65536
@@ -38,6 +40,8 @@ async def serve(options: Options) -> None:
         streams.demand(streams.STDOUT)
     if options.mdns:
         mdns.check_available()
+    if options.metrics is not None:
+        page.check_available()
     loaded = None if options.config is None else load(options)
     if loaded is not None and options.check:
         click.echo(f"{loaded.path}: good: {_counts(loaded)}")
@@ -70,8 +74,11 @@ async def serve(options: Options) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise NvmeofError(f"{where}{error.strerror or error}") from error
+    metrics: MetricsServer | None = None
     freeze_heap()
     try:
+        if options.metrics is not None:
+            metrics = await metrics_server(target, options.metrics)
         described = target.administration.describe()
         told = facts(described) if loaded is None else described
         try:
@@ -94,6 +101,8 @@ async def serve(options: Options) -> None:
     finally:
         if reloads is not None:
             await reloads.end()
+        if metrics is not None:
+            await metrics.stop()
         await target.stop()
     if target.unflushed:
         raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")

@@ -421,6 +421,7 @@ class Controller:
             self.destroy(f"not enabled, and no command for {NOT_ENABLED_SECONDS:g} s")
             return
         silence = self.keep_alive_seconds
+        self.subsystem.keep_alive_timeouts += 1
         self.failed = True
         self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
         self.destroy(f"keep alive timeout: no command for {silence:g} s")

@@ -55,7 +55,7 @@ from nvmeof.target.queue.fast_path import FastPath
 from nvmeof.target.queue.fused_pairs import FusedPairs
 from nvmeof.target.queue.pacing import HOLD_BYTES, RUNNING_MOST, Pacing
 from nvmeof.target.queue.staging import Staging
-from nvmeof.target.queue.tracing import CommandTrace
+from nvmeof.target.queue.watching import QueueWatcher
 
 logger = logging.getLogger("nvmeof.target")
 _TO_CONTROLLER: Final = Direction.HOST_TO_CONTROLLER
@@ -94,8 +94,8 @@ class TargetQueue:
         self.aborts = Aborts(self, self.staging, self.fused)
         self._draining = False
         self.detached: set[int] = set()  # CIDs of commands that go on although the queue has ended
-        self.trace: CommandTrace | None = None
-        """The trace that events are reported to; None: no trace."""
+        self.trace: QueueWatcher | None = None
+        """Who is told of the commands, the trace hook or a meter; None: nobody."""
         self.io = ServedIo()
         """Called when events were handled; for an I/O queue, by the slices of the event loop's time."""
         self.connecting = False

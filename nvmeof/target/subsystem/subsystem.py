@@ -161,6 +161,8 @@ class Subsystem:
         self.namespaces: dict[int, Namespace] = {}
         self.attachments = Attachments()
         self.controllers: dict[int, Association] = {}
+        self.keep_alive_timeouts = 0
+        """Associations that ended since their host was silent for too long."""
         self.ana = AnaPorts()
         self.was_reset = False  # CSTS.NSSRO of new controllers
         self.shutdown_status = Shst.NORMAL  # of an NVM Subsystem Shutdown

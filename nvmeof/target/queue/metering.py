@@ -1,0 +1,272 @@
+"""Counters and latency histograms of one queue's commands: what `--metrics` shows of them.
+
+A meter is a watcher of its queue (:mod:`nvmeof.target.queue.watching`), so that a queue without one does nothing for
+it. Commands that were served together cost one call. What a queue has counted is added to that of others by whoever
+owns the meters (:mod:`nvmeof.target.meters`).
+
+The latency of a command is the time from the end of the receive that brought its capsule until the socket took bytes
+of what was queued up to its completion. The clock is read once per receive and once per send, so commands of one batch
+have one latency. Time on the network, and in the receive buffer of the kernel, is not in it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from nvmeof.protocol.events import Event
+from nvmeof.spec.command_names import command_name
+from nvmeof.spec.enums import FABRICS_OPCODE, AdminOpcode
+from nvmeof.spec.sqe import Sqe
+from nvmeof.spec.status import Status
+from nvmeof.target.commands.context import CommandContext
+from nvmeof.target.core.completion import Completion
+from nvmeof.wire import Buffer
+
+BUCKETS_PER_OCTAVE: Final = 4
+"""A quantile that is interpolated within a bucket is off by less than a fifth: 2 ** (1 / 4) is 1.19."""
+BOUNDS: Final = tuple(
+    2.0 ** (step / BUCKETS_PER_OCTAVE) for step in range(-18 * BUCKETS_PER_OCTAVE, 4 * BUCKETS_PER_OCTAVE + 1)
+)
+"""Upper bounds of the buckets in seconds, 3.8 µs to 16 s; what took longer is in one more bucket."""
+_NO_SECONDS: Final = 0.0
+
+
+class Tally:
+    """The figures of the commands of one kind: how many, their data, those that failed (by status), and their times.
+
+    `count` has all of them, `size_bytes` the data of those that succeeded. `buckets` counts by latency, one bucket for
+    each of `BOUNDS` and one above; empty where times are not taken. `seconds` is the sum of the times.
+    """
+
+    __slots__ = ("buckets", "count", "errors", "seconds", "size_bytes")
+
+    def __init__(self, buckets: int = 0) -> None:
+        self.count = 0
+        self.size_bytes = 0
+        self.errors: dict[int, int] = {}
+        self.buckets = [0] * buckets
+        self.seconds = _NO_SECONDS
+
+    def add(self, other: Tally) -> None:
+        """Add what another has counted."""
+        self.count += other.count
+        self.size_bytes += other.size_bytes
+        self.seconds += other.seconds
+        for status, count in other.errors.items():
+            self.errors[status] = self.errors.get(status, 0) + count
+        if other.buckets:
+            mine = self.buckets or [0] * len(other.buckets)
+            self.buckets = [one + more for one, more in zip(mine, other.buckets, strict=True)]
+
+
+class Kind(NamedTuple):
+    """What commands of a queue have in common: the NSID (0: of none that exists), and the command's name."""
+
+    nsid: int
+    command: str
+
+
+class QueueMeter:
+    """Counts the commands of one queue: implements `QueueWatcher`.
+
+    `portid`: the port that the connection came by. What comes after it is known from a successful Connect on.
+    """
+
+    __slots__ = ("_ctx", "_tallies", "hostnqn", "portid", "qid", "subnqn")
+
+    buckets: int = 0
+
+    def __init__(self, portid: int) -> None:
+        self.portid = portid
+        self.qid = 0
+        self.subnqn = ""
+        self.hostnqn = ""
+        self._ctx: CommandContext | None = None
+        self._tallies: dict[int, Tally] = {}  # by NSID << 8 | opcode; by -1 - FCTYPE of Fabrics commands
+
+    def figures(self) -> list[tuple[Kind, Tally]]:
+        """Return what was counted so far."""
+        return [(self._kind(key), tally) for key, tally in self._tallies.items()]
+
+    def _kind(self, key: int) -> Kind:
+        if key < 0:
+            return Kind(0, _label(command_name(self.qid, FABRICS_OPCODE, -1 - key)))
+        return Kind(key >> 8, _label(command_name(self.qid, key & 0xFF)))
+
+    def _tally(self, key: int) -> Tally:
+        try:
+            return self._tallies[key]
+        except KeyError:
+            return self._new_tally(key)
+
+    def _new_tally(self, key: int) -> Tally:
+        """Return the tally of a key that there is none of; NSIDs that are no namespace have one together."""
+        ctx = self._ctx
+        if key >= 0 and (ctx is None or not ctx.qid or key >> 8 not in ctx.namespaces):
+            key &= 0xFF
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = Tally(self.buckets)
+        return tally
+
+    # -- what the queue tells ------------------------------------------------------------------------------------
+
+    def connected(self, ctx: CommandContext) -> None:
+        self._ctx = ctx
+        self.qid, self.subnqn, self.hostnqn = ctx.qid, ctx.view.subnqn, ctx.host_nqn
+
+    def held(self, cid: int) -> None:
+        pass
+
+    def admitted(self, sqe: Sqe, data_bytes: int) -> None:
+        pass
+
+    def backend_called(self, *sqes: Sqe) -> None:
+        pass
+
+    def _count(self, sqe: Sqe, completion: Completion) -> Tally:
+        opcode = sqe.opcode
+        tally = self._tally(-1 - (sqe.nsid & 0xFF) if opcode == FABRICS_OPCODE else sqe.nsid << 8 | opcode)
+        tally.count += 1
+        status = completion.status
+        if status:
+            tally.errors[status] = tally.errors.get(status, 0) + 1
+        elif self.qid:
+            tally.size_bytes += sqe.sgl_length
+        return tally
+
+    def completed(self, sqe: Sqe, completion: Completion) -> None:
+        self._count(sqe, completion)
+
+    def forget(self, cid: int) -> None:
+        pass
+
+    def asked(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
+        pass
+
+    def begun(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
+        pass
+
+    def served(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
+        tally = self._tally(nsid << 8 | opcode)
+        count = len(cids)
+        tally.count += count
+        tally.size_bytes += count * data_bytes
+
+    ended_together = served
+
+    def written(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
+        tally = self._tally(nsid << 8 | opcode)
+        tally.count += 1
+        tally.size_bytes += data_bytes
+
+    def ended(self, reason: str) -> None:
+        self._ctx = None
+
+
+def _label(name: str) -> str:
+    """Return a command's name as the value of a label: ``get_log_page``."""
+    return name.lower().replace(" ", "_").replace("/", "")
+
+
+class LatencyMeter(QueueMeter):
+    """Counts commands, and how long they took. `clock` returns seconds, and is read once per receive and send.
+
+    `handle` stands in front of the queue's own; `sendmsg` returns a function that stands in front of an endpoint's.
+    """
+
+    __slots__ = ("_arrived", "_began", "_clock", "_done", "_handle")
+
+    buckets = len(BOUNDS) + 1
+
+    def __init__(self, portid: int, clock: Callable[[], float], handle: Callable[[list[Event], float], object]) -> None:
+        super().__init__(portid)
+        self._clock = clock
+        self._handle = handle
+        self._arrived = clock()
+        self._began: dict[int, float] = {}  # by CID, commands that did not complete in the step in which they came
+        self._done: list[tuple[Tally, int, float]] = []  # completions that were queued: how many, and since when
+
+    def handle(self, events: list[Event], now: float) -> None:
+        """Note when the events came, and hand them on."""
+        self._arrived = self._clock()
+        self._handle(events, now)
+
+    def sendmsg(self, send: Callable[[Sequence[Buffer]], int]) -> Callable[[Sequence[Buffer]], int]:
+        """Return `send` with a look at the clock behind it, when completions were queued."""
+        done, sent = self._done, self.sent
+
+        def metered(buffers: Sequence[Buffer]) -> int:
+            taken = send(buffers)
+            if done:
+                sent()
+            return taken
+
+        return metered
+
+    def sent(self) -> None:
+        """Note that the socket has taken what was queued."""
+        now, done = self._clock(), self._done
+        for tally, count, began in done:
+            seconds = now - began
+            tally.buckets[bisect_left(BOUNDS, seconds)] += count
+            tally.seconds += seconds * count
+        done.clear()
+
+    # -- what the queue tells ------------------------------------------------------------------------------------
+
+    def held(self, cid: int) -> None:
+        self._began.setdefault(cid, self._arrived)
+
+    def admitted(self, sqe: Sqe, data_bytes: int) -> None:
+        self._began.setdefault(sqe.cid, self._arrived)
+
+    def completed(self, sqe: Sqe, completion: Completion) -> None:
+        tally = self._count(sqe, completion)
+        began = self._arrived
+        if completion.status != Status.COMMAND_ID_CONFLICT:  # else the CID is another command's, which goes on
+            began = self._began.pop(sqe.cid, began)
+        if self.qid or sqe.opcode != AdminOpcode.ASYNC_EVENT_REQUEST:  # which waits on purpose
+            self._done.append((tally, 1, began))
+
+    def forget(self, cid: int) -> None:
+        self._began.pop(cid, None)
+
+    def asked(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
+        self._began[cid] = self._arrived
+
+    def begun(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
+        for cid in cids:
+            self._began.setdefault(cid, self._arrived)
+
+    def served(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
+        tally = self._tally(nsid << 8 | opcode)
+        count = len(cids)
+        tally.count += count
+        tally.size_bytes += count * data_bytes
+        self._done.append((tally, count, self._arrived))
+
+    def ended_together(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
+        tally = self._tally(nsid << 8 | opcode)
+        tally.count += len(cids)
+        tally.size_bytes += len(cids) * data_bytes
+        arrived, began = self._arrived, self._began
+        self._done += [(tally, 1, began.pop(cid, arrived)) for cid in cids]
+
+    def written(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
+        tally = self._tally(nsid << 8 | opcode)
+        tally.count += 1
+        tally.size_bytes += data_bytes
+        self._done.append((tally, 1, self._began.pop(cid, self._arrived)))
+
+    def ended(self, reason: str) -> None:
+        super().ended(reason)
+        self._began.clear()
+        self._done.clear()
+        self._handle = _nothing
+
+
+def _nothing(events: list[Event], now: float) -> None:
+    """Hand nothing on: the queue has ended."""
