@@ -31,7 +31,9 @@ from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.subsystem.config import ADVERTISE_FORMS
 from nvmeof.version import __version__
 
-_BESIDE_CONFIG: Final = frozenset({"config", "check", "mdns", "slow_command", "metrics", "metrics_latency", "uvloop", "output", "verbose", "quiet"})
+_BESIDE_CONFIG: Final = frozenset(
+    {"config", "check", "mdns", "slow_command", "metrics", "metrics_latency", "uvloop", "output", "verbose", "quiet"}
+)
 """Options that --config leaves to the command line."""
 _PATIENCE_SECONDS: Final = 1.0
 """Seconds that a line of the log waits for its reader: a target goes on when its log is not read."""

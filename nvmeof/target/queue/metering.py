@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nvmeof.protocol.events import Event
 from nvmeof.spec.command_names import command_name
@@ -30,6 +30,8 @@ BOUNDS: Final = tuple(
     2.0 ** (step / BUCKETS_PER_OCTAVE) for step in range(-18 * BUCKETS_PER_OCTAVE, 4 * BUCKETS_PER_OCTAVE + 1)
 )
 """Upper bounds of the buckets in seconds, 3.8 µs to 16 s; what took longer is in one more bucket."""
+NOTES_MOST: Final = 256
+"""So many notes are counted at once, which takes less than 0.1 ms."""
 _NO_SECONDS: Final = 0.0
 
 
@@ -72,9 +74,12 @@ class QueueMeter:
     """Counts the commands of one queue: implements `QueueWatcher`.
 
     `portid`: the port that the connection came by. What comes after it is known from a successful Connect on.
+
+    While a command is served it is only noted, and many notes are counted together: code that runs once per command is
+    mostly not in the processor's caches, a loop is.
     """
 
-    __slots__ = ("_ctx", "_tallies", "hostnqn", "portid", "qid", "subnqn")
+    __slots__ = ("_ctx", "_notes", "_tallies", "hostnqn", "portid", "qid", "subnqn")
 
     buckets: int = 0
 
@@ -85,9 +90,11 @@ class QueueMeter:
         self.hostnqn = ""
         self._ctx: CommandContext | None = None
         self._tallies: dict[int, Tally] = {}  # by NSID << 8 | opcode; by -1 - FCTYPE of Fabrics commands
+        self._notes: list[Any] = []  # what is not counted yet: key, number of commands, bytes of each
 
     def figures(self) -> list[tuple[Kind, Tally]]:
         """Return what was counted so far."""
+        self._take_notes()
         return [(self._kind(key), tally) for key, tally in self._tallies.items()]
 
     def _kind(self, key: int) -> Kind:
@@ -95,11 +102,13 @@ class QueueMeter:
             return Kind(0, _label(command_name(self.qid, FABRICS_OPCODE, -1 - key)))
         return Kind(key >> 8, _label(command_name(self.qid, key & 0xFF)))
 
-    def _tally(self, key: int) -> Tally:
-        try:
-            return self._tallies[key]
-        except KeyError:
-            return self._new_tally(key)
+    def _take_notes(self) -> None:
+        tallies = self._tallies
+        for key, count, size in self._notes:
+            tally = tallies.get(key) or self._new_tally(key)
+            tally.count += count
+            tally.size_bytes += count * size
+        self._notes.clear()
 
     def _new_tally(self, key: int) -> Tally:
         """Return the tally of a key that there is none of; NSIDs that are no namespace have one together."""
@@ -110,6 +119,17 @@ class QueueMeter:
         if tally is None:
             tally = self._tallies[key] = Tally(self.buckets)
         return tally
+
+    def _look_at(self, sqe: Sqe, completion: Completion) -> tuple[int, int]:
+        """Count a refused command's status; return the key of a command, and the bytes that it has moved."""
+        opcode = sqe.opcode
+        key = -1 - (sqe.nsid & 0xFF) if opcode == FABRICS_OPCODE else sqe.nsid << 8 | opcode
+        status = completion.status
+        if status:
+            errors = (self._tallies.get(key) or self._new_tally(key)).errors
+            errors[status] = errors.get(status, 0) + 1
+            return key, 0
+        return key, sqe.sgl_length if self.qid else 0
 
     # -- what the queue tells ------------------------------------------------------------------------------------
 
@@ -126,19 +146,9 @@ class QueueMeter:
     def backend_called(self, *sqes: Sqe) -> None:
         pass
 
-    def _count(self, sqe: Sqe, completion: Completion) -> Tally:
-        opcode = sqe.opcode
-        tally = self._tally(-1 - (sqe.nsid & 0xFF) if opcode == FABRICS_OPCODE else sqe.nsid << 8 | opcode)
-        tally.count += 1
-        status = completion.status
-        if status:
-            tally.errors[status] = tally.errors.get(status, 0) + 1
-        elif self.qid:
-            tally.size_bytes += sqe.sgl_length
-        return tally
-
     def completed(self, sqe: Sqe, completion: Completion) -> None:
-        self._count(sqe, completion)
+        key, size = self._look_at(sqe, completion)
+        self._note(key, 1, size)
 
     def forget(self, cid: int) -> None:
         pass
@@ -149,20 +159,25 @@ class QueueMeter:
     def begun(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
         pass
 
+    def _note(self, key: int, count: int, size: int) -> None:
+        notes = self._notes
+        notes.append((key, count, size))
+        if len(notes) >= NOTES_MOST:
+            self._take_notes()
+
     def served(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
-        tally = self._tally(nsid << 8 | opcode)
-        count = len(cids)
-        tally.count += count
-        tally.size_bytes += count * data_bytes
+        notes = self._notes
+        notes.append((nsid << 8 | opcode, len(cids), data_bytes))
+        if len(notes) >= NOTES_MOST:
+            self._take_notes()
 
     ended_together = served
 
     def written(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
-        tally = self._tally(nsid << 8 | opcode)
-        tally.count += 1
-        tally.size_bytes += data_bytes
+        self._note(nsid << 8 | opcode, 1, data_bytes)
 
     def ended(self, reason: str) -> None:
+        self._take_notes()
         self._ctx = None
 
 
@@ -175,9 +190,11 @@ class LatencyMeter(QueueMeter):
     """Counts commands, and how long they took. `clock` returns seconds, and is read once per receive and send.
 
     `handle` stands in front of the queue's own; `sendmsg` returns a function that stands in front of an endpoint's.
+    A note also has the time when its commands came (None: it does not matter). A number among the notes is the time
+    when the socket took what was noted before it; what comes behind the last one is not counted yet.
     """
 
-    __slots__ = ("_arrived", "_began", "_clock", "_done", "_handle")
+    __slots__ = ("_arrived", "_began", "_clock", "_handle")
 
     buckets = len(BOUNDS) + 1
 
@@ -187,7 +204,6 @@ class LatencyMeter(QueueMeter):
         self._handle = handle
         self._arrived = clock()
         self._began: dict[int, float] = {}  # by CID, commands that did not complete in the step in which they came
-        self._done: list[tuple[Tally, int, float]] = []  # completions that were queued: how many, and since when
 
     def handle(self, events: list[Event], now: float) -> None:
         """Note when the events came, and hand them on."""
@@ -196,24 +212,33 @@ class LatencyMeter(QueueMeter):
 
     def sendmsg(self, send: Callable[[Sequence[Buffer]], int]) -> Callable[[Sequence[Buffer]], int]:
         """Return `send` with a look at the clock behind it, when completions were queued."""
-        done, sent = self._done, self.sent
+        notes, clock, take_notes = self._notes, self._clock, self._take_notes
 
         def metered(buffers: Sequence[Buffer]) -> int:
             taken = send(buffers)
-            if done:
-                sent()
+            if notes and type(notes[-1]) is tuple:
+                notes.append(clock())
+                if len(notes) >= NOTES_MOST:
+                    take_notes()
             return taken
 
         return metered
 
-    def sent(self) -> None:
-        """Note that the socket has taken what was queued."""
-        now, done = self._clock(), self._done
-        for tally, count, began in done:
-            seconds = now - began
-            tally.buckets[bisect_left(BOUNDS, seconds)] += count
-            tally.seconds += seconds * count
-        done.clear()
+    def _take_notes(self) -> None:
+        tallies, notes, waiting, end = self._tallies, self._notes, 0, 0
+        for number, note in enumerate(notes):
+            if type(note) is tuple:
+                continue
+            for key, count, size, began in notes[waiting:number]:
+                tally = tallies.get(key) or self._new_tally(key)
+                tally.count += count
+                tally.size_bytes += count * size
+                if began is not None:
+                    seconds = note - began
+                    tally.buckets[bisect_left(BOUNDS, seconds)] += count
+                    tally.seconds += seconds * count
+            waiting = end = number + 1
+        del notes[:end]
 
     # -- what the queue tells ------------------------------------------------------------------------------------
 
@@ -224,12 +249,13 @@ class LatencyMeter(QueueMeter):
         self._began.setdefault(sqe.cid, self._arrived)
 
     def completed(self, sqe: Sqe, completion: Completion) -> None:
-        tally = self._count(sqe, completion)
-        began = self._arrived
+        key, size = self._look_at(sqe, completion)
+        began: float | None = self._arrived
         if completion.status != Status.COMMAND_ID_CONFLICT:  # else the CID is another command's, which goes on
             began = self._began.pop(sqe.cid, began)
-        if self.qid or sqe.opcode != AdminOpcode.ASYNC_EVENT_REQUEST:  # which waits on purpose
-            self._done.append((tally, 1, began))
+        if not self.qid and sqe.opcode == AdminOpcode.ASYNC_EVENT_REQUEST:  # which waits on purpose
+            began = None
+        self._notes.append((key, 1, size, began))
 
     def forget(self, cid: int) -> None:
         self._began.pop(cid, None)
@@ -242,29 +268,21 @@ class LatencyMeter(QueueMeter):
             self._began.setdefault(cid, self._arrived)
 
     def served(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
-        tally = self._tally(nsid << 8 | opcode)
-        count = len(cids)
-        tally.count += count
-        tally.size_bytes += count * data_bytes
-        self._done.append((tally, count, self._arrived))
+        self._notes.append((nsid << 8 | opcode, len(cids), data_bytes, self._arrived))
 
     def ended_together(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
-        tally = self._tally(nsid << 8 | opcode)
-        tally.count += len(cids)
-        tally.size_bytes += len(cids) * data_bytes
-        arrived, began = self._arrived, self._began
-        self._done += [(tally, 1, began.pop(cid, arrived)) for cid in cids]
+        key, arrived, began = nsid << 8 | opcode, self._arrived, self._began
+        self._notes += [(key, 1, data_bytes, began.pop(cid, arrived)) for cid in cids]
 
     def written(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
-        tally = self._tally(nsid << 8 | opcode)
-        tally.count += 1
-        tally.size_bytes += data_bytes
-        self._done.append((tally, 1, self._began.pop(cid, self._arrived)))
+        self._notes.append((nsid << 8 | opcode, 1, data_bytes, self._began.pop(cid, self._arrived)))
 
     def ended(self, reason: str) -> None:
+        self._take_notes()
+        self._notes[:] = [(key, count, size, None) for key, count, size, _ in self._notes]  # never sent
+        self._notes.append(_NO_SECONDS)
         super().ended(reason)
         self._began.clear()
-        self._done.clear()
         self._handle = _nothing
 
 
