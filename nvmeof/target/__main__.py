@@ -25,7 +25,8 @@ from nvmeof.cli.types import SECONDS, U8, Bytes, Number, Seconds
 from nvmeof.security.words import GROUP_WORDS, HASH_NAMES
 from nvmeof.spec.enums import CNTLID_MAX
 from nvmeof.target.cli.options import Options
-from nvmeof.target.cli.serve import raise_file_limit, serve
+from nvmeof.target.cli.serve import serve
+from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
 from nvmeof.target.metrics.server import DEFAULT_PORT as METRICS_PORT
 from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.subsystem.config import ADVERTISE_FORMS
@@ -194,6 +195,46 @@ _PATIENCE_SECONDS: Final = 1.0
     metavar="SIZE",
     help="Largest data within an I/O command's capsule; 0: none.",
 )
+@click.option(
+    "--max-h2c-data", default="1M", show_default=True, metavar="SIZE", help="Largest H2CData PDU (MAXH2CDATA)."
+)
+@click.option(
+    "--max-controllers",
+    type=Number(0, CNTLID_MAX),
+    metavar="N",
+    default=0,
+    help="Controllers at a time; more are told to try again later.  [default: as many as have identifiers]",
+)
+@click.option(
+    "--max-controllers-per-host",
+    type=Number(0, CNTLID_MAX),
+    metavar="N",
+    default=0,
+    help="The same of one host.  [default: any number]",
+)
+@click.option(
+    "--max-connections",
+    type=Number(1, 1 << 20),
+    metavar="N",
+    default=CONNECTIONS_MOST,
+    show_default=True,
+    help="Open connections; one address gets half of them.",
+)
+@click.option(
+    "--memory", default="256M", show_default=True, metavar="SIZE", help="Memory for data on its way, of all hosts."
+)
+@click.option(
+    "--keep-alive-range",
+    metavar="MIN-MAX",
+    help="Refuse hosts that ask for a keep alive timeout (seconds) outside of it: 5-120, or 5-.",
+)
+@click.option(
+    "--rate-limit",
+    multiple=True,
+    metavar="WHAT,LIMIT",
+    help="Let commands wait that exceed it: namespace:NSID or host:NQN (host:* is each other one), then bytes=100M, "
+    "operations=5000, burst=SECONDS, any of them; repeatable (docs/howto/limits.md).",
+)
 @click.option("--cntlid-min", type=int, default=1, show_default=True, metavar="N", help="Lowest controller identifier.")
 @click.option(
     "--cntlid-max",
@@ -279,7 +320,6 @@ def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> Non
         raise click.UsageError("--check is for a file: give --config FILE too")
     if options.config is not None:
         _refuse_beside_config()
-    raise_file_limit()
     run(serve(options), uvloop=options.uvloop)
 
 

@@ -16,6 +16,7 @@ from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOS
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool, MemoryShare
 from nvmeof.target.core.slices import Slices
+from nvmeof.target.core.throttle import Throttle
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.meters import Meters
 from nvmeof.target.queue.detached import DetachedCommands
@@ -55,6 +56,10 @@ class Connections:
     ) -> None:
         self.trace = trace
         self.meters = meters
+        self.throttle: Throttle | None = None
+        """Where commands wait for rate limits; None while there are none."""
+        self.most = CONNECTIONS_MOST
+        """The most connections, if there may be so many files."""
         self.refused = 0
         """Connections that were not taken, since their address had its share."""
         self.registry = registry
@@ -72,7 +77,13 @@ class Connections:
     def start(self, runtime: AsyncioRuntime, slices: Slices) -> None:
         """Take connections from now on, on the event loop of `runtime`."""
         self.loop, self.runtime, self.slices = runtime.loop, runtime, slices
-        self._counted.most = connections_most(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        files_most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._counted.most = min(self.most, connections_most(files_most))
+
+    def limit_rates(self) -> None:
+        """Hold the queues that connect from now on to the rate limits of namespaces and hosts."""
+        if self.throttle is None:
+            self.throttle = Throttle(self.runtime)
 
     # -- beginnings ----------------------------------------------------------------------------------------------
 

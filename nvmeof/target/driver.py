@@ -18,8 +18,10 @@ from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.slices import Slices
+from nvmeof.target.core.throttle import Throttle
 from nvmeof.target.meters import Meters
 from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.limited import LimitedQueue
 from nvmeof.target.queue.metering import LatencyMeter, QueueMeter
 from nvmeof.target.queue.queue import TargetQueue
 from nvmeof.target.queue.tracing import CommandTrace
@@ -54,6 +56,7 @@ class Owner(Protocol):
     tasks: set[asyncio.Task[Any]]
     trace: Trace | None
     meters: Meters | None
+    throttle: Throttle | None
 
     @property
     def runtime(self) -> Runtime: ...
@@ -97,7 +100,11 @@ class QueueDriver:
     ) -> None:
         self._owner = owner
         self.connection = TargetConnection(config)
-        self.queue = TargetQueue(self.connection, owner.pool, owner.detached_commands, self)
+        self.queue = (
+            TargetQueue(self.connection, owner.pool, owner.detached_commands, self)
+            if owner.throttle is None
+            else LimitedQueue(self.connection, owner.pool, owner.detached_commands, self, owner.throttle)
+        )
         peer = str(endpoint.peer_address)
         self.port = port
         self.queue.ctx = ConnectContext(owner.runtime, owner.registry, port, self.queue, peer=peer, connection=figures)

@@ -33,6 +33,7 @@ from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zoned import ZonedNamespace
 from nvmeof.target.namespaces.zones import Zones
 from nvmeof.target.ports import Port, Ports
+from nvmeof.target.queue.limited import LimitedQueue
 from nvmeof.target.served_subsystem import ServedSubsystem
 from nvmeof.target.simple_config import DEFAULT_SUBNQN, namespace_config, simple_config, warn_of_memory
 from nvmeof.target.storage.base import Backend
@@ -253,6 +254,7 @@ class Target:
             logger, self.loop, in_turn=partial(self.slices.add, whole=True), background_context=_ownerless
         )
         self.registry.started_at = self.loop.time()
+        self.connections.most = self.config.max_connections
         self.connections.start(self.runtime, self.slices)
         try:
             for subsystem_config in self.config.subsystems:
@@ -267,6 +269,17 @@ class Target:
             raise
         self._tick()
 
+    def limit_rates(self) -> list[str]:
+        """Hold queues to the rate limits that there are now; return the peers of those that were there before."""
+        self.connections.limit_rates()
+        assert self.connections.throttle is not None
+        self.connections.throttle.serve()
+        return [
+            driver.queue.ctx.peer
+            for driver in self.drivers
+            if driver.queue.ctx.qid and not isinstance(driver.queue, LimitedQueue)
+        ]
+
     async def start_subsystem(self, config: SubsystemConfig) -> None:
         """Open what a subsystem consists of and offer it. What was opened is closed again when that fails.
 
@@ -276,6 +289,8 @@ class Target:
             raise ConfigurationError(f"the subsystem {config.nqn} is being removed; add it when that has ended")
         if config.nqn in self._served:
             raise ConfigurationError(f"the subsystem {config.nqn} exists already")
+        if config.has_rate_limits:
+            self.connections.limit_rates()
         served = ServedSubsystem(config, self.runtime, self.unflushed)
         self._served[config.nqn] = served
         try:
@@ -418,8 +433,10 @@ class Target:
         Hosts get an asynchronous event. Raises ConfigurationError and OSError, and LocalProtocolError before
         ``start``.
         """
-        served = self._served[self.subsystem(subnqn).nqn]
-        return await served.add_namespace(namespace_config(namespace))
+        served, config = self._served[self.subsystem(subnqn).nqn], namespace_config(namespace)
+        if config.rate_limit is not None:
+            self.connections.limit_rates()
+        return await served.add_namespace(config)
 
     def check_runs(self, what: str) -> None:
         """Raise LocalProtocolError unless the target is running."""

@@ -12,8 +12,10 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.size_text import parse_size
 from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
+from nvmeof.target.cli.limits import parse_keep_alive_range, with_rate_limits
 from nvmeof.target.cli.secrets import host_keys
 from nvmeof.target.configuration.files import Loaded, read_configuration
+from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
 from nvmeof.target.meters import Meters
 from nvmeof.target.namespaces.endurance_group import Pool
@@ -80,6 +82,13 @@ class Options:
     queue_size: int = 1024
     mdts: str = "1M"
     in_capsule: str = "8K"
+    max_controllers: int = 0
+    max_controllers_per_host: int = 0
+    max_connections: int = CONNECTIONS_MOST
+    max_h2c_data: str = "1M"
+    memory: str = "256M"
+    keep_alive_range: str | None = None
+    rate_limit: tuple[str, ...] = ()
     cntlid_min: int = 1
     cntlid_max: int = CNTLID_MAX
     digests: bool = True
@@ -203,6 +212,7 @@ def make_target(options: Options) -> Target:
     if options.trtype_code is not None:
         base.set_trtype_code(options.trtype, options.trtype_code)
     base.get(options.trtype)
+    shortest, longest = (0.0, 0.0) if not options.keep_alive_range else parse_keep_alive_range(options.keep_alive_range)
     subsystem = SubsystemConfig(
         nqn=options.subnqn,
         serial=options.serial,
@@ -220,18 +230,31 @@ def make_target(options: Options) -> Target:
         cntlid_min=options.cntlid_min,
         cntlid_max=options.cntlid_max,
         any_keep_alive_seconds=options.keep_alive,
+        keep_alive_min_seconds=shortest,
+        keep_alive_max_seconds=longest,
+        max_controllers=options.max_controllers,
+        max_controllers_per_host=options.max_controllers_per_host,
         admin_label=options.admin_label,
         metadata_store=_state(options),
     )
     return Target(
-        TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options))),
+        TargetConfig(
+            subsystems=(with_rate_limits(subsystem, options.rate_limit),),
+            ports=tuple(_ports(options)),
+            staging_bytes=parse_size(options.memory),
+            max_connections=options.max_connections,
+        ),
         options=SocketOptions(
             congestion=options.congestion,
             tos=options.tos,
             sndbuf_bytes=parse_size(options.sndbuf) if options.sndbuf else None,
             rcvbuf_bytes=parse_size(options.rcvbuf) if options.rcvbuf else None,
         ),
-        connection=ConnectionConfig(header_digest=options.digests, data_digest=options.digests),
+        connection=ConnectionConfig(
+            header_digest=options.digests,
+            data_digest=options.digests,
+            maxh2cdata_bytes=parse_size(options.max_h2c_data),
+        ),
         paths=PathOptions(
             paths=options.mptcp_signal,
             limits=parse_limits(options.mptcp_limits) if options.mptcp_limits else ALL_PATHS,

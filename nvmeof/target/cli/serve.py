@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import platform
-import resource
 import signal
 import sys
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ import click
 from nvmeof.aio import mdns
 from nvmeof.cli import streams
 from nvmeof.errors import NvmeofError
+from nvmeof.target.cli.limits import raise_file_limit
 from nvmeof.target.cli.options import Options, load, make_configured, make_target
 from nvmeof.target.cli.report import facts, remark, say, say_configured, warn
 from nvmeof.target.configuration.difference import apply, difference
@@ -26,7 +26,6 @@ from nvmeof.target.metrics import page
 from nvmeof.target.metrics.server import MetricsServer, metrics_server
 from nvmeof.target.server import Target
 
-_FILES_WANTED: Final = 65536
 MDNS_HOST_CHARACTERS: Final = 40
 """Of the host's name in an instance name, which may have 63 bytes (RFC 6763, 4.1.1)."""
 
@@ -47,6 +46,7 @@ async def serve(options: Options) -> None:
         click.echo(f"{loaded.path}: good: {_counts(loaded)}")
         return
     target = make_target(options) if loaded is None else make_configured(options, loaded)
+    raise_file_limit(target.config.max_connections)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     signals = 0
@@ -172,11 +172,3 @@ def freeze_heap() -> None:
     """Exclude the present objects from garbage collection: a full collection would stop the event loop for long."""
     gc.collect()
     gc.freeze()
-
-
-def raise_file_limit() -> None:
-    """Raise the limit of open files to the hard limit, since each connection is a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES_WANTED if hard == resource.RLIM_INFINITY else min(_FILES_WANTED, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -131,6 +131,7 @@ class Controller:
             limits=subsystem.command_limits,
             sanitize=subsystem.sanitizer.view,
         )
+        self.view.limiter = subsystem.host_limits.limiter(host_nqn, runtime.now())
         self.namespaces = self.view.namespaces  # the active ones: attached, with a command set that is enabled
         self.figures: dict[int, Figures] = {}  # of queues, by QID
         self.connections: dict[int, Figures] = {}  # and of what carries them

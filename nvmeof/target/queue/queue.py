@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
-from typing import Final
+from typing import ClassVar, Final
 
 from nvmeof.errors import CommandError, LocalProtocolError
 from nvmeof.pdu.termination import fes_text
@@ -67,6 +67,8 @@ class TargetQueue:
     """Serves one connection. ``close`` ends it from the controller's side; the driver calls ``lost``."""
 
     ctx: AnyContext
+    fast_path_kind: ClassVar[type[FastPath]] = FastPath
+    pacing_kind: ClassVar[type[Pacing]] = Pacing
 
     def __init__(
         self, connection: TargetConnection, pool: BufferPool, detached_commands: DetachedCommands, driver: Driver
@@ -86,9 +88,9 @@ class TargetQueue:
         """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
         self._arrived: list[R2tTransfer] = []
         """Those whose data came while no command could begin; see ``paused``."""
-        self.pacing = Pacing(self)
+        self.pacing = self.pacing_kind(self)
         self.staging = Staging(self, self.pacing)
-        self.fast_path = FastPath(self, self.staging, self.pacing)
+        self.fast_path = self.fast_path_kind(self, self.staging, self.pacing)
         self._write_runs = self.fast_path.runs.arrived
         self.fused = FusedPairs(self, self.staging, self.fast_path)
         self.aborts = Aborts(self, self.staging, self.fused)
