@@ -21,6 +21,7 @@ from click.core import ParameterSource
 
 from nvmeof.aio.runloop import run
 from nvmeof.cli.exit_codes import run_program
+from nvmeof.cli.json_log import JsonFormatter
 from nvmeof.cli.types import SECONDS, U8, Bytes, Number, Seconds
 from nvmeof.security.words import GROUP_WORDS, HASH_NAMES
 from nvmeof.spec.enums import CNTLID_MAX
@@ -33,7 +34,19 @@ from nvmeof.target.subsystem.config import ADVERTISE_FORMS
 from nvmeof.version import __version__
 
 _BESIDE_CONFIG: Final = frozenset(
-    {"config", "check", "mdns", "slow_command", "metrics", "metrics_latency", "uvloop", "output", "verbose", "quiet"}
+    {
+        "config",
+        "check",
+        "mdns",
+        "slow_command",
+        "metrics",
+        "metrics_latency",
+        "log_format",
+        "uvloop",
+        "output",
+        "verbose",
+        "quiet",
+    }
 )
 """Options that --config leaves to the command line."""
 _PATIENCE_SECONDS: Final = 1.0
@@ -302,6 +315,13 @@ _PATIENCE_SECONDS: Final = 1.0
     show_default=True,
     help="Form of what is said at the start.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the log's lines, on standard error.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every refused command too.")
 @click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
 @click.version_option(__version__, prog_name="nvmeof-target")
@@ -312,6 +332,9 @@ def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> Non
     """
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    if given["log_format"] == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     if block_size not in (None, 512, 4096):
         raise click.UsageError(f"--block-size is 512 or 4096, not {block_size}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -108,6 +108,8 @@ class Options:
     output: str = "normal"
     config: str | None = None
     check: bool = False
+    inherited: tuple[PortConfig, ...] = ()  # ports for the sockets of a service manager, where none are given
+    log_format: str = "text"
     metrics: str | None = None
     metrics_latency: bool = True
 
@@ -160,6 +162,11 @@ def _ports(options: Options) -> list[PortConfig]:
     advertised = Address("", 0) if options.advertise is None else Address.parse(options.advertise, default_port=0)
     ports: list[PortConfig] = []
     settings = list(map(parse_ana_setting, options.ana))
+    if options.inherited and not options.listen and not options.discovery:
+        return [
+            replace(port, ana=tuple((s.group, s.state) for s in settings if s.applies(port.host, port.port)))
+            for port in options.inherited
+        ]
     given = [(text, NVME_PORT, False) for text in options.listen or ("0.0.0.0",)]
     given += [(text, DISCOVERY_PORT, True) for text in options.discovery]
     for text, default_port, discovery_only in given:

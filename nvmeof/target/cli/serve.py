@@ -20,6 +20,7 @@ from nvmeof.errors import NvmeofError
 from nvmeof.target.cli.limits import raise_file_limit
 from nvmeof.target.cli.options import Options, load, make_configured, make_target
 from nvmeof.target.cli.report import facts, remark, say, say_configured, warn
+from nvmeof.target.cli.service import Service
 from nvmeof.target.configuration.difference import apply, difference
 from nvmeof.target.configuration.files import Loaded
 from nvmeof.target.metrics import page
@@ -33,12 +34,20 @@ logger = logging.getLogger("nvmeof.target")
 
 
 async def serve(options: Options) -> None:
+    """Serve as `serve_until_stopped`, and tell a service manager about it."""
+    with Service() as service:
+        await serve_until_stopped(options, service)
+
+
+async def serve_until_stopped(options: Options, service: Service) -> None:
     """Start, say so, and stop on SIGINT, SIGTERM or SIGHUP (a second one stops at once); with a file, SIGHUP reads it
     again."""
     if options.output == "json":
         streams.demand(streams.STDOUT)
     if options.mdns:
         mdns.check_available()
+    options.inherited = tuple(service.ports())
+    options.metrics = options.metrics or service.metrics_address()
     if options.metrics is not None:
         page.check_available()
     loaded = None if options.config is None else load(options)
@@ -59,10 +68,11 @@ async def serve(options: Options) -> None:
             target.stop_now()
         else:
             logger.info("%s: stopping", number.name)
+            service.stopping()
             stopping.set()
 
     ending = [signal.SIGINT, signal.SIGTERM]
-    reloads = None if loaded is None else Reloads(target, options, loaded)
+    reloads = None if loaded is None else Reloads(target, options, loaded, service)
     if reloads is not None:
         loop.add_signal_handler(signal.SIGHUP, reloads.wanted)
     elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
@@ -96,6 +106,7 @@ async def serve(options: Options) -> None:
             warn(told)
         if reloads is not None:
             reloads.started()
+        service.started(_status(target))
         async with mdns.announced(_announcements(target)) if options.mdns else nullcontext():
             await stopping.wait()
     finally:
@@ -119,6 +130,10 @@ def _announcements(target: Target) -> list[mdns.MdnsService]:
     return [mdns.MdnsService(f"nvmeof {host} {port}", tuple(addresses), port) for port, addresses in ports.items()]
 
 
+def _status(target: Target) -> str:
+    return f"{len(target.subsystems)} subsystems at {', '.join(map(str, target.addresses))}"
+
+
 def _counts(loaded: Loaded) -> str:
     config = loaded.settings.config
     namespaces = sum(len(each.namespaces) for each in config.subsystems)
@@ -129,7 +144,8 @@ def _counts(loaded: Loaded) -> str:
 class Reloads:
     """Reads the configuration file again at each SIGHUP, one after the other; what cannot be done changes nothing."""
 
-    def __init__(self, target: Target, options: Options, loaded: Loaded) -> None:
+    def __init__(self, target: Target, options: Options, loaded: Loaded, service: Service) -> None:
+        self._service = service
         self._target = target
         self._options = options
         self._loaded = loaded
@@ -154,10 +170,12 @@ class Reloads:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            self._service.reloading()
             try:
                 await self._reload()
             except NvmeofError as error:
                 logger.error("SIGHUP: %s", error)
+            self._service.started(_status(self._target))
 
     async def _reload(self) -> None:
         loaded = await asyncio.to_thread(load, self._options)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Final
+from typing import Any, Final
 
 from nvmeof.address import Address, is_wildcard
 from nvmeof.errors import ConfigurationError, TransportError
 from nvmeof.target.metrics.page import Page
 from nvmeof.target.server import Target
+from nvmeof.transport.service_manager import take_inherited
 
 DEFAULT_PORT: Final = 9950
 REQUEST_SECONDS: Final = 5.0
@@ -63,9 +64,11 @@ class MetricsServer:
         host = self._address.host
         everywhere = is_wildcard(host) and host != "0.0.0.0"
         try:
-            self._server = await asyncio.start_server(
-                self._serve, None if everywhere else host, self._address.port, limit=REQUEST_BYTES
-            )
+            inherited = take_inherited("tcp", (host, self._address.port))
+            where: dict[str, Any] = {"sock": inherited}
+            if inherited is None:
+                where = {"host": None if everywhere else host, "port": self._address.port}
+            self._server = await asyncio.start_server(self._serve, limit=REQUEST_BYTES, **where)
         except OSError as error:
             raise TransportError(f"--metrics: cannot listen on {self._address}: {error.strerror or error}") from error
         port = self._server.sockets[0].getsockname()[1]
