@@ -120,14 +120,19 @@ class Meters:
         for kind, tally in meter.figures():
             yield Commands(meter.subnqn, kind.nsid, host, meter.portid, kind.command), tally
 
-    def add_up(self, totals: dict[Commands, Tally], by: Callable[[Commands], Commands]) -> Iterator[None]:
-        """Add all that was counted to `totals`, under what `by` makes of its labels; pause after each piece."""
+    def add_up(self, totals: dict[Commands, Tally], by: Callable[[Commands], Commands | None]) -> Iterator[None]:
+        """Add what was counted to `totals`, under what `by` makes of its labels (None: not); pause after each piece."""
         for number, (labels, tally) in enumerate(list(self._ended.items())):
-            totals.setdefault(by(labels), Tally()).add(tally)
+            _add(totals, by(labels), tally)
             if not number % PIECE_TALLIES:
                 yield
         for meter in list(self._open):
             for number, (labels, tally) in enumerate(self._labelled(meter)):
-                totals.setdefault(by(labels), Tally()).add(tally)
+                _add(totals, by(labels), tally)
                 if not number % PIECE_TALLIES:
                     yield
+
+
+def _add(totals: dict[Commands, Tally], labels: Commands | None, tally: Tally) -> None:
+    if labels is not None:
+        totals.setdefault(labels, Tally()).add(tally)

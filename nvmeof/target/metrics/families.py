@@ -220,7 +220,9 @@ def _about_commands(totals: dict[Commands, Tally]) -> Iterator[Metric]:
 
 
 _HISTOGRAMS: Final[
-    tuple[tuple[str, str, Sequence[str], Callable[[Commands], Commands], Callable[[Commands], Sequence[str]]], ...]
+    tuple[
+        tuple[str, str, Sequence[str], Callable[[Commands], Commands | None], Callable[[Commands], Sequence[str]]], ...
+    ]
 ] = (
     (
         "nvmeof_command_duration_seconds",
@@ -231,9 +233,9 @@ _HISTOGRAMS: Final[
     ),
     (
         "nvmeof_host_command_duration_seconds",
-        "The same by host and port.",
+        "The same of commands for namespaces, by host and port.",
         ("host", "port", "command"),
-        lambda each: each._replace(subnqn="", nsid=0),
+        lambda each: each._replace(subnqn="", nsid=0) if each.nsid else None,
         lambda each: (each.host, str(each.portid), each.command),
     ),
 )
