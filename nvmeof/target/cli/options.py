@@ -99,6 +99,7 @@ class Options:
     keep_alive: float = 0.0
     state: str | None = None
     slow_command: float | None = None
+    poll: int = 0
     admin_label: str = ""
     ana: tuple[str, ...] = ()
     mptcp_signal: tuple[str, ...] = ()
@@ -250,6 +251,7 @@ def make_target(options: Options) -> Target:
             ports=tuple(_ports(options)),
             staging_bytes=parse_size(options.memory),
             max_connections=options.max_connections,
+            poll_seconds=options.poll * 1e-6,
         ),
         options=SocketOptions(
             congestion=options.congestion,

@@ -156,7 +156,7 @@ def difference(target: Changing, old: TargetSettings, new: TargetSettings) -> Pl
         if each.name != "config" and getattr(old, each.name) != getattr(new, each.name):
             raise ConfigurationError(f"{each.name} can be changed by a restart of the target only")
     before, after = numbered(old.config), numbered(new.config)
-    for name in ("staging_bytes", "max_connections"):
+    for name in ("staging_bytes", "max_connections", "poll_seconds"):
         if getattr(before, name) != getattr(after, name):
             raise ConfigurationError(f"{name} can be changed by a restart of the target only")
     plan = Plan()
@@ -280,6 +280,7 @@ def _replaced(target: Changing, nqn: str, old: NamespaceConfig, new: NamespaceCo
 
 def _ports(target: Changing, plan: Plan, before: TargetConfig, after: TargetConfig) -> None:
     was, now = (_by(each.ports, lambda one: one.portid) for each in (before, after))
+    known = frozenset(subsystem.nqn for each in (before, after) for subsystem in each.subsystems)
     for portid in {**was, **now}:
         old, new = was.get(portid), now.get(portid)
         if old == new:
@@ -291,10 +292,10 @@ def _ports(target: Changing, plan: Plan, before: TargetConfig, after: TargetConf
             remove, add = partial(target.remove_port, portid), partial(target.add_port, old)
             plan.removals.append(Step(f"port {portid} removed", remove, add))
         elif old is not None and new is not None:
-            _port(target, plan, old, new)
+            _port(target, plan, old, new, known)
 
 
-def _port(target: Changing, plan: Plan, old: PortConfig, new: PortConfig) -> None:
+def _port(target: Changing, plan: Plan, old: PortConfig, new: PortConfig, known: frozenset[str]) -> None:
     portid = _portid(new)
     if any(getattr(old, each.name) != getattr(new, each.name) for each in fields(new) if each.name not in _PORT):
         plan.changes.append(_reopened(target, old, new))
@@ -317,7 +318,7 @@ def _port(target: Changing, plan: Plan, old: PortConfig, new: PortConfig) -> Non
                 partial(target.add_path, path, portid=portid),
             )
             plan.removals.append(Step(f"port {portid}: path {path} removed", remove, add))
-    _links(target, plan, old, new)
+    _links(target, plan, old, new, known)
 
 
 def _states(old: PortConfig, new: PortConfig) -> list[tuple[int, AnaState]]:
@@ -341,11 +342,12 @@ def _reopened(target: Changing, old: PortConfig, new: PortConfig) -> Step:
     return Step(f"port {portid} closed and opened again", partial(swap, new, old), partial(swap, old, new))
 
 
-def _links(target: Changing, plan: Plan, old: PortConfig, new: PortConfig) -> None:
+def _links(target: Changing, plan: Plan, old: PortConfig, new: PortConfig, known: frozenset[str]) -> None:
+    """Plan what a port offers; it may list subsystems that are not `known`: those need not exist yet."""
     portid, was, now = _portid(new), old.subsystems, new.subsystems
     if was == now:
         return
-    if was is None or now is None:
+    if was is None or now is None or not now ^ was <= known:
         text = f"port {portid} offers {'all subsystems' if now is None else 'the listed subsystems alone'}"
         do, undo = (partial(_offer, target, portid, listed) for listed in (now, was))
         plan.changes.append(Step(text, do, undo))
