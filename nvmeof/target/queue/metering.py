@@ -11,9 +11,11 @@ have one latency. Time on the network, and in the receive buffer of the kernel, 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from operator import sub
+from typing import Final, NamedTuple
 
 from nvmeof.protocol.events import Event
 from nvmeof.spec.command_names import command_name
@@ -51,6 +53,22 @@ class Tally:
         self.buckets = [0] * buckets
         self.seconds = _NO_SECONDS
 
+    def take(self, count: int, size_bytes: int) -> None:
+        """Count commands of so many bytes each."""
+        self.count += count
+        self.size_bytes += count * size_bytes
+
+    def take_times(self, times: list[float], count: int) -> None:
+        """Put times into their buckets, each that of so many commands. The list is sorted."""
+        times.sort()
+        self.seconds += sum(times) * count
+        at, most, buckets = 0, len(times), self.buckets
+        while at < most:
+            bucket = bisect_left(BOUNDS, times[at])
+            after = most if bucket == len(BOUNDS) else bisect_right(times, BOUNDS[bucket], at)
+            buckets[bucket] += (after - at) * count
+            at = after
+
     def add(self, other: Tally) -> None:
         """Add what another has counted."""
         self.count += other.count
@@ -75,8 +93,7 @@ class QueueMeter:
 
     `portid`: the port that the connection came by. What comes after it is known from a successful Connect on.
 
-    While a command is served it is only noted, and many notes are counted together: code that runs once per command is
-    mostly not in the processor's caches, a loop is.
+    While a command is served it is only noted, and many notes, which are mostly alike, are counted together.
     """
 
     __slots__ = ("_ctx", "_notes", "_tallies", "hostnqn", "portid", "qid", "subnqn")
@@ -90,7 +107,7 @@ class QueueMeter:
         self.hostnqn = ""
         self._ctx: CommandContext | None = None
         self._tallies: dict[int, Tally] = {}  # by NSID << 8 | opcode; by -1 - FCTYPE of Fabrics commands
-        self._notes: list[Any] = []  # what is not counted yet: key, number of commands, bytes of each
+        self._notes: list[tuple[int, int, int]] = []  # what is not counted yet: key, how many, bytes of each
 
     def figures(self) -> list[tuple[Kind, Tally]]:
         """Return what was counted so far."""
@@ -103,11 +120,8 @@ class QueueMeter:
         return Kind(key >> 8, _label(command_name(self.qid, key & 0xFF)))
 
     def _take_notes(self) -> None:
-        tallies = self._tallies
-        for key, count, size in self._notes:
-            tally = tallies.get(key) or self._new_tally(key)
-            tally.count += count
-            tally.size_bytes += count * size
+        for (key, count, size), times in Counter(self._notes).items():
+            (self._tallies.get(key) or self._new_tally(key)).take(times * count, size)
         self._notes.clear()
 
     def _new_tally(self, key: int) -> Tally:
@@ -190,11 +204,11 @@ class LatencyMeter(QueueMeter):
     """Counts commands, and how long they took. `clock` returns seconds, and is read once per receive and send.
 
     `handle` stands in front of the queue's own; `sendmsg` returns a function that stands in front of an endpoint's.
-    A note also has the time when its commands came (None: it does not matter). A number among the notes is the time
-    when the socket took what was noted before it; what comes behind the last one is not counted yet.
+    Notes have a time when their commands came, in `_begins`, and later one when the socket has taken what was queued,
+    in `_ends`: those that have none yet are not counted yet.
     """
 
-    __slots__ = ("_arrived", "_began", "_clock", "_handle")
+    __slots__ = ("_arrived", "_began", "_begins", "_clock", "_ends", "_handle")
 
     buckets = len(BOUNDS) + 1
 
@@ -204,6 +218,8 @@ class LatencyMeter(QueueMeter):
         self._handle = handle
         self._arrived = clock()
         self._began: dict[int, float] = {}  # by CID, commands that did not complete in the step in which they came
+        self._begins: list[float] = []
+        self._ends: list[float] = []
 
     def handle(self, events: list[Event], now: float) -> None:
         """Note when the events came, and hand them on."""
@@ -212,33 +228,39 @@ class LatencyMeter(QueueMeter):
 
     def sendmsg(self, send: Callable[[Sequence[Buffer]], int]) -> Callable[[Sequence[Buffer]], int]:
         """Return `send` with a look at the clock behind it, when completions were queued."""
-        notes, clock, take_notes = self._notes, self._clock, self._take_notes
+        begins, ends, clock, take_notes = self._begins, self._ends, self._clock, self._take_notes
 
         def metered(buffers: Sequence[Buffer]) -> int:
             taken = send(buffers)
-            if notes and type(notes[-1]) is tuple:
-                notes.append(clock())
-                if len(notes) >= NOTES_MOST:
+            fresh = len(begins) - len(ends)
+            if fresh:
+                if fresh == 1:
+                    ends.append(clock())
+                else:
+                    ends.extend([clock()] * fresh)
+                if len(ends) >= NOTES_MOST:
                     take_notes()
             return taken
 
         return metered
 
     def _take_notes(self) -> None:
-        tallies, notes, waiting, end = self._tallies, self._notes, 0, 0
-        for number, note in enumerate(notes):
-            if type(note) is tuple:
-                continue
-            for key, count, size, began in notes[waiting:number]:
-                tally = tallies.get(key) or self._new_tally(key)
-                tally.count += count
-                tally.size_bytes += count * size
-                if began is not None:
-                    seconds = note - began
-                    tally.buckets[bisect_left(BOUNDS, seconds)] += count
-                    tally.seconds += seconds * count
-            waiting = end = number + 1
-        del notes[:end]
+        notes, begins, ends = self._notes, self._begins, self._ends
+        most = len(ends)
+        if not most:
+            return
+        done, times = notes[:most], list(map(sub, ends, begins))
+        del notes[:most], begins[:most]
+        ends.clear()
+        groups = {done[0]: times}
+        if done.count(done[0]) != most:
+            groups = {}
+            for note, seconds in zip(done, times, strict=True):
+                groups.setdefault(note, []).append(seconds)
+        for (key, count, size), found in groups.items():
+            tally = self._tallies.get(key) or self._new_tally(key)
+            tally.take(len(found) * count, size)
+            tally.take_times(found, count)
 
     # -- what the queue tells ------------------------------------------------------------------------------------
 
@@ -250,12 +272,14 @@ class LatencyMeter(QueueMeter):
 
     def completed(self, sqe: Sqe, completion: Completion) -> None:
         key, size = self._look_at(sqe, completion)
-        began: float | None = self._arrived
+        began = self._arrived
         if completion.status != Status.COMMAND_ID_CONFLICT:  # else the CID is another command's, which goes on
             began = self._began.pop(sqe.cid, began)
         if not self.qid and sqe.opcode == AdminOpcode.ASYNC_EVENT_REQUEST:  # which waits on purpose
-            began = None
-        self._notes.append((key, 1, size, began))
+            (self._tallies.get(key) or self._new_tally(key)).take(1, size)
+            return
+        self._notes.append((key, 1, size))
+        self._begins.append(began)
 
     def forget(self, cid: int) -> None:
         self._began.pop(cid, None)
@@ -268,21 +292,26 @@ class LatencyMeter(QueueMeter):
             self._began.setdefault(cid, self._arrived)
 
     def served(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
-        self._notes.append((nsid << 8 | opcode, len(cids), data_bytes, self._arrived))
+        self._notes.append((nsid << 8 | opcode, len(cids), data_bytes))
+        self._begins.append(self._arrived)
 
     def ended_together(self, opcode: int, nsid: int, cids: Sequence[int], data_bytes: int) -> None:
-        key, arrived, began = nsid << 8 | opcode, self._arrived, self._began
-        self._notes += [(key, 1, data_bytes, began.pop(cid, arrived)) for cid in cids]
+        arrived, began = self._arrived, self._began
+        self._notes += [(nsid << 8 | opcode, 1, data_bytes)] * len(cids)
+        self._begins += [began.pop(cid, arrived) for cid in cids]
 
     def written(self, opcode: int, nsid: int, cid: int, data_bytes: int) -> None:
-        self._notes.append((nsid << 8 | opcode, 1, data_bytes, self._began.pop(cid, self._arrived)))
+        self._notes.append((nsid << 8 | opcode, 1, data_bytes))
+        self._begins.append(self._began.pop(cid, self._arrived))
 
     def ended(self, reason: str) -> None:
         self._take_notes()
-        self._notes[:] = [(key, count, size, None) for key, count, size, _ in self._notes]  # never sent
-        self._notes.append(_NO_SECONDS)
-        super().ended(reason)
+        for key, count, size in self._notes:  # their completions were never taken
+            (self._tallies.get(key) or self._new_tally(key)).take(count, size)
+        self._notes.clear()
+        self._begins.clear()
         self._began.clear()
+        self._ctx = None
         self._handle = _nothing
 
 
