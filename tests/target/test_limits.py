@@ -24,7 +24,7 @@ from nvmeof.target.subsystem.config import PortConfig, SubsystemConfig, TargetCo
 
 NQN = "nqn.2026-01.org.example:limited"
 HOST = "nqn.2026-01.org.example:host-%d"
-SLOW = RateLimit(operations_per_second=100, burst_seconds=0.02)
+SLOW = RateLimit(operations_per_second=20, burst_seconds=0.1)
 
 
 def config(**options) -> TargetConfig:
@@ -48,7 +48,7 @@ async def seconds_of(controller, count: int) -> float:
 
 async def test_a_namespace_limit_makes_commands_wait_and_none_fail() -> None:
     async with Target(config(rate_limit=SLOW)) as target, await to(target) as controller:
-        assert await seconds_of(controller, 32) > 0.25
+        assert await seconds_of(controller, 24) > 1.0
         assert target.connections.throttle is not None
         assert target.connections.throttle.waiting == 0
 
@@ -56,17 +56,21 @@ async def test_a_namespace_limit_makes_commands_wait_and_none_fail() -> None:
 async def test_limits_are_changed_while_it_runs_and_saved() -> None:
     async with Target(config(host_limit=SLOW)) as target, await to(target) as controller:
         administration = target.administration
-        assert await seconds_of(controller, 12) > 0.08
+        assert await seconds_of(controller, 12) > 0.35
         assert administration.set_host_limit(HOST % 1, RateLimit(operations_per_second=10**6)) == []
-        assert await seconds_of(controller, 12) < 0.08
+        assert await seconds_of(controller, 12) < 0.35
         assert administration.set_namespace_limit(1, SLOW) == []
-        assert await seconds_of(controller, 12) > 0.08
+        (described,) = administration.describe()["subsystems"]
+        assert described["namespaces"][0]["rate_limit"]["operations_per_second"] == 20
+        assert described["host_limit"]["operations_per_second"] == 20
+        assert described["host_limits"][HOST % 1]["operations_per_second"] == 10**6
+        assert await seconds_of(controller, 12) > 0.35
         saved = from_document(administration.save()).config
         assert saved.subsystems[0].namespaces[0].rate_limit == SLOW
         assert saved.subsystems[0].host_limit == SLOW
         assert saved.subsystems[0].host_limits == ((HOST % 1, RateLimit(operations_per_second=10**6)),)
         assert administration.set_namespace_limit(1, None) == []
-        assert await seconds_of(controller, 12) < 0.08
+        assert await seconds_of(controller, 12) < 0.35
         with pytest.raises(ConfigurationError, match="no namespace 7"):
             administration.set_namespace_limit(7, SLOW)
 
@@ -76,9 +80,9 @@ async def test_the_first_limit_of_a_target_holds_for_queues_that_connect_then() 
         async with await to(target) as controller:
             (said,) = target.administration.set_namespace_limit(1, SLOW)
             assert said.endswith("its queue is limited when it has connected again")
-            assert await seconds_of(controller, 12) < 0.08
+            assert await seconds_of(controller, 12) < 0.35
         async with await to(target) as controller:
-            assert await seconds_of(controller, 12) > 0.08
+            assert await seconds_of(controller, 12) > 0.35
 
 
 async def test_a_reload_changes_limits_and_nothing_else() -> None:
@@ -93,7 +97,7 @@ async def test_a_reload_changes_limits_and_nothing_else() -> None:
             f"{NQN}: rate limit of {HOST % 9} changed",
             f"{NQN}: rate limit of namespace 1 changed",
         ]
-        assert await seconds_of(controller, 12) < 0.08
+        assert await seconds_of(controller, 12) < 0.35
 
 
 async def test_controllers_are_limited_in_all_and_per_host() -> None:

@@ -261,6 +261,13 @@ def _about_connections(target: Target, meters: Meters, seen: Seen) -> Iterator[M
         (),
         [((), sum(driver.queue.pending + len(driver.queue.transfers) for driver, _ in seen))],
     )
+    throttle = target.connections.throttle
+    yield from _gauge(
+        "nvmeof_commands_waiting_for_limits",
+        "Commands that wait for a rate limit.",
+        (),
+        [((), 0 if throttle is None else throttle.waiting)],
+    )
     yield from _about_paths(meters, seen)
     yield from _about_subflows(meters, seen)
 

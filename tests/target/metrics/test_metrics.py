@@ -13,6 +13,7 @@ from nvmeof import NamespaceConfig, Target, connect
 from nvmeof.address import Address
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.spec.enums import NvmOpcode
+from nvmeof.target.core.rate_limits import RateLimit
 from nvmeof.target.meters import OTHER_HOSTS, Meters
 from nvmeof.target.metrics import server as server_module
 from nvmeof.target.metrics.families import SUBFLOW_LABELS
@@ -144,6 +145,21 @@ async def test_nsids_that_are_none_have_one_series() -> None:
     series = [labels for labels, _ in found.samples("nvmeof_commands_total", command="read")]
     assert [each["nsid"] for each in series] == ["0"]
     assert found.sum("nvmeof_command_errors_total", command="read", nsid="0") == 30
+
+
+async def test_commands_that_wait_for_a_limit_are_shown() -> None:
+    target = make()
+    async with serving(target) as server:
+        assert (await scrape(server)).sum("nvmeof_commands_waiting_for_limits") == 0
+        target.administration.set_namespace_limit(1, RateLimit(operations_per_second=1, burst_seconds=1))
+        async with await to(target) as controller:
+            reads = [asyncio.ensure_future(controller.namespace(1).read(0, 8)) for _ in range(5)]
+            await reads[0]
+            assert (await scrape(server)).sum("nvmeof_commands_waiting_for_limits") >= 3
+            target.administration.set_namespace_limit(1, None)
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
 
 
 async def test_quantiles_are_those_that_the_host_sees() -> None:
