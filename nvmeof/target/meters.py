@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from nvmeof.protocol.events import Event
-from nvmeof.target.queue.metering import LatencyMeter, QueueMeter, Tally
+from nvmeof.target.queue.metering import CountingMeter, LatencyMeter, QueueMeter, Tally
 from nvmeof.transport.base import ConnectionInfo
 
 HOSTS_MOST: Final = 64
@@ -80,7 +80,7 @@ class Meters:
 
     def open(self, portid: int, handle: Callable[[list[Event], float], object]) -> QueueMeter:
         """Return the meter of a new queue, whose own `handle` is given."""
-        meter = QueueMeter(portid) if self._clock is None else LatencyMeter(portid, self._clock, handle)
+        meter: QueueMeter = CountingMeter(portid) if self._clock is None else LatencyMeter(portid, self._clock, handle)
         self._open.add(meter)
         return meter
 

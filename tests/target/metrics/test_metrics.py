@@ -162,6 +162,7 @@ async def test_commands_that_wait_for_a_limit_are_shown() -> None:
             await asyncio.gather(*reads, return_exceptions=True)
 
 
+@pytest.mark.timing
 async def test_quantiles_are_those_that_the_host_sees() -> None:
     target = make(delay=0.06)
     times: list[float] = []

@@ -11,7 +11,7 @@ from nvmeof.spec.sqe import Sqe
 from nvmeof.spec.status import Status
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.meters import Meters
-from nvmeof.target.queue.metering import BOUNDS, NOTES_MOST, Kind, LatencyMeter, QueueMeter, Tally
+from nvmeof.target.queue.metering import BOUNDS, NOTES_MOST, CountingMeter, Kind, LatencyMeter, QueueMeter, Tally
 from tests.target.harness import Target
 from tests.target.queue.test_queue import Wire
 
@@ -107,10 +107,10 @@ def test_a_cid_conflict_leaves_the_other_command_its_time() -> None:
     assert tally.buckets[0] == 1 and tally.buckets[bucket_of(4)] == 1
 
 
-@pytest.mark.parametrize("kind", [QueueMeter, LatencyMeter])
+@pytest.mark.parametrize("kind", [CountingMeter, LatencyMeter])
 def test_event_requests_are_counted_and_have_no_latency(kind: type[QueueMeter]) -> None:
     clock = Clock()
-    meter = QueueMeter(1) if kind is QueueMeter else LatencyMeter(1, clock, lambda events, now: None)
+    meter: QueueMeter = CountingMeter(1) if kind is CountingMeter else LatencyMeter(1, clock, lambda events, now: None)
     meter.admitted(Sqe(opcode=AdminOpcode.ASYNC_EVENT_REQUEST, cid=1), 0)
     meter.completed(Sqe(opcode=AdminOpcode.ASYNC_EVENT_REQUEST, cid=1), Completion())
     ((found, tally),) = meter.figures()
@@ -154,12 +154,29 @@ def test_notes_are_bounded() -> None:
         metered.meter.served(READ, 1, [1], 512)
         metered.send([b"x"])
         assert len(metered.meter._notes) <= NOTES_MOST
-    counting = QueueMeter(1)
-    for _ in range(10 * NOTES_MOST):
-        counting.written(WRITE, 1, 1, 512)
-        assert len(counting._notes) <= NOTES_MOST
     assert metered.tally("read").count == 10 * NOTES_MOST
-    assert sum(tally.count for _, tally in counting.figures()) == 10 * NOTES_MOST
+
+
+kinds = st.tuples(st.sampled_from([READ, WRITE]), st.sampled_from([512, 4096]), st.integers(1, 40))
+
+
+@given(st.lists(kinds))
+def test_counters_of_any_runs(runs) -> None:
+    metered, meter = Metered(), CountingMeter(1)
+    meter.connected(metered.meter._ctx)
+    for opcode, size, count in runs:
+        if count == 1:
+            meter.written(opcode, 1, 7, size)
+        else:
+            meter.served(opcode, 1, range(count), size)
+        meter.completed(Sqe(opcode=READ, nsid=1, cid=1, sgl_length=8), Completion())
+    found = dict(meter.figures())
+    for opcode, name in ((READ, "read"), (WRITE, "write")):
+        extra = len(runs) if opcode == READ else 0
+        tally = found.get(Kind(1, name), Tally())
+        mine = [(size, count) for each, size, count in runs if each == opcode]
+        assert tally.count == extra + sum(count for _, count in mine)
+        assert tally.size_bytes == 8 * extra + sum(size * count for size, count in mine)
 
 
 def test_what_an_ended_queue_has_counted_stays() -> None:
