@@ -198,7 +198,9 @@ class FakeResource:
 @pytest.mark.parametrize(
     ("soft", "hard", "privileged", "found"),
     [
-        (1024, 4096, False, (1000 + FILES_KEPT, 4096)),
+        (1024, 4096, False, (4096, 4096)),
+        (1024, 1 << 20, False, (65536, 1 << 20)),
+        (1024, resource.RLIM_INFINITY, False, (65536, resource.RLIM_INFINITY)),
         (1024, 1024, True, (1000 + FILES_KEPT, 1000 + FILES_KEPT)),
         (512, 1024, False, (1024, 1024)),
         (5000, 5000, False, (5000, 5000)),

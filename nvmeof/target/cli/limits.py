@@ -14,6 +14,8 @@ from nvmeof.target.core.connection_limits import FILES_KEPT
 from nvmeof.target.core.rate_limits import RateLimit, parse_rate_limit
 from nvmeof.target.subsystem.config import SubsystemConfig, TargetConfig
 
+FILES_WANTED: Final = 65536
+"""Open files that are enough for all else, such as namespaces in files; where the hard limit lets there be so many."""
 ANY_HOST: Final = "*"
 """In place of a host's NQN: each host that has no limit of its own."""
 
@@ -65,13 +67,15 @@ def parse_keep_alive_range(text: str) -> tuple[float, float]:
 
 
 def raise_file_limit(connections: int) -> None:
-    """Raise the limit of open files to what so many connections need, each of which is a file.
+    """Raise the limit of open files to what so many connections need, each of which is a file, and to `FILES_WANTED`.
 
     The hard limit is raised too where that is permitted (CAP_SYS_RESOURCE); else the log says how many connections
     there can be. (getrlimit(2), RLIMIT_NOFILE.)
     """
     wanted = connections + FILES_KEPT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        wanted = max(wanted, FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard))
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if hard != resource.RLIM_INFINITY and hard < wanted:
