@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from typing import Any, Final
 
 from nvmeof.address import Address, is_wildcard
@@ -70,7 +71,8 @@ class MetricsServer:
                 where = {"host": None if everywhere else host, "port": self._address.port}
             self._server = await asyncio.start_server(self._serve, limit=REQUEST_BYTES, **where)
         except OSError as error:
-            raise TransportError(f"--metrics: cannot listen on {self._address}: {error.strerror or error}") from error
+            reason = os.strerror(error.errno).lower() if error.errno else error
+            raise TransportError(f"the metrics cannot listen on {self._address}: {reason}") from error
         port = self._server.sockets[0].getsockname()[1]
         self._address = Address(host, port)
 
