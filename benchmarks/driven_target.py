@@ -217,9 +217,12 @@ class _Stream:
 
 
 class DrivenTarget:
-    """A target with a ramdisk and a file, and one I/O queue of it whose host is the script."""
+    """A target with a ramdisk and a file, and one I/O queue of it whose host is the script.
 
-    def __init__(self) -> None:
+    ``options``: further arguments of the target.
+    """
+
+    def __init__(self, **options: Any) -> None:
         self._loop = asyncio.SelectorEventLoop()
         self._transport = ScriptedTransport()
         register(self._transport)
@@ -231,6 +234,7 @@ class DrivenTarget:
             trtype="scripted",
             listen="script:1",
             subnqn=SUBNQN,
+            **options,
         )
         self._loop.run_until_complete(self._target.start())
         self._session: Session = bring_up(SessionOptions("script", 1, SUBNQN, depth=32), self._dial)

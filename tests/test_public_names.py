@@ -54,6 +54,7 @@ def examples() -> list[tuple[str, str]]:
         ROOT / "docs/howto/discovery.md",
         ROOT / "docs/howto/zones.md",
         ROOT / "docs/howto/trace.md",
+        ROOT / "docs/howto/metrics.md",
         ROOT / "docs/howto/running-target.md",
     ):
         for code in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE):

@@ -21,16 +21,33 @@ from click.core import ParameterSource
 
 from nvmeof.aio.runloop import run
 from nvmeof.cli.exit_codes import run_program
+from nvmeof.cli.json_log import JsonFormatter
 from nvmeof.cli.types import SECONDS, U8, Bytes, Number, Seconds
 from nvmeof.security.words import GROUP_WORDS, HASH_NAMES
 from nvmeof.spec.enums import CNTLID_MAX
 from nvmeof.target.cli.options import Options
-from nvmeof.target.cli.serve import raise_file_limit, serve
+from nvmeof.target.cli.serve import serve
+from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
+from nvmeof.target.metrics.server import DEFAULT_PORT as METRICS_PORT
 from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.subsystem.config import ADVERTISE_FORMS
 from nvmeof.version import __version__
 
-_BESIDE_CONFIG: Final = frozenset({"config", "check", "mdns", "slow_command", "uvloop", "output", "verbose", "quiet"})
+_BESIDE_CONFIG: Final = frozenset(
+    {
+        "config",
+        "check",
+        "mdns",
+        "slow_command",
+        "metrics",
+        "metrics_latency",
+        "log_format",
+        "uvloop",
+        "output",
+        "verbose",
+        "quiet",
+    }
+)
 """Options that --config leaves to the command line."""
 _PATIENCE_SECONDS: Final = 1.0
 """Seconds that a line of the log waits for its reader: a target goes on when its log is not read."""
@@ -191,6 +208,46 @@ _PATIENCE_SECONDS: Final = 1.0
     metavar="SIZE",
     help="Largest data within an I/O command's capsule; 0: none.",
 )
+@click.option(
+    "--max-h2c-data", default="1M", show_default=True, metavar="SIZE", help="Largest H2CData PDU (MAXH2CDATA)."
+)
+@click.option(
+    "--max-controllers",
+    type=Number(0, CNTLID_MAX),
+    metavar="N",
+    default=0,
+    help="Controllers at a time; more are told to try again later.  [default: as many as have identifiers]",
+)
+@click.option(
+    "--max-controllers-per-host",
+    type=Number(0, CNTLID_MAX),
+    metavar="N",
+    default=0,
+    help="The same of one host.  [default: any number]",
+)
+@click.option(
+    "--max-connections",
+    type=Number(1, 1 << 20),
+    metavar="N",
+    default=CONNECTIONS_MOST,
+    show_default=True,
+    help="Open connections; one address gets half of them.",
+)
+@click.option(
+    "--memory", default="256M", show_default=True, metavar="SIZE", help="Memory for data on its way, of all hosts."
+)
+@click.option(
+    "--keep-alive-range",
+    metavar="MIN-MAX",
+    help="Refuse hosts that ask for a keep alive timeout (seconds) outside of it: 5-120, or 5-.",
+)
+@click.option(
+    "--rate-limit",
+    multiple=True,
+    metavar="WHAT,LIMIT",
+    help="Let commands wait that exceed it: namespace:NSID or host:NQN (host:* is each other one), then bytes=100M, "
+    "operations=5000, burst=SECONDS, any of them; repeatable (docs/howto/limits.md).",
+)
 @click.option("--cntlid-min", type=int, default=1, show_default=True, metavar="N", help="Lowest controller identifier.")
 @click.option(
     "--cntlid-max",
@@ -225,6 +282,18 @@ _PATIENCE_SECONDS: Final = 1.0
     help="Log each command that takes so long or longer (docs/howto/trace.md).",
 )
 @click.option(
+    "--metrics",
+    metavar="ADDR[:PORT]",
+    help=f"Show what it counts to Prometheus, at http://ADDR:PORT/metrics; PORT is {METRICS_PORT} unless given "
+    "(docs/howto/metrics.md).",
+)
+@click.option(
+    "--metrics-latency/--no-metrics-latency",
+    default=True,
+    show_default=True,
+    help="With --metrics: histograms of how long commands take.",
+)
+@click.option(
     "--poll",
     type=Number(0, 10_000),
     default=0,
@@ -255,6 +324,13 @@ _PATIENCE_SECONDS: Final = 1.0
     show_default=True,
     help="Form of what is said at the start.",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the log's lines, on standard error.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every refused command too.")
 @click.option("-q", "--quiet", is_flag=True, help="Log only what goes wrong.")
 @click.version_option(__version__, prog_name="nvmeof-target")
@@ -265,6 +341,9 @@ def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> Non
     """
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    if given["log_format"] == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     if block_size not in (None, 512, 4096):
         raise click.UsageError(f"--block-size is 512 or 4096, not {block_size}")
@@ -273,7 +352,6 @@ def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> Non
         raise click.UsageError("--check is for a file: give --config FILE too")
     if options.config is not None:
         _refuse_beside_config()
-    raise_file_limit()
     run(serve(options), uvloop=options.uvloop)
 
 

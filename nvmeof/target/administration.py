@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.spec.enums import AnaState
+from nvmeof.target.core.rate_limits import Limiter, RateLimit
 from nvmeof.target.description import describe_port, describe_subsystem
 from nvmeof.target.document import TargetSettings, to_document
 from nvmeof.target.namespaces.namespace import Namespace
@@ -50,6 +51,8 @@ class Administered(Protocol):
     def subsystem(self, subnqn: str | None) -> Subsystem: ...
 
     def port(self, portid: int) -> Port: ...
+
+    def limit_rates(self) -> list[str]: ...
 
     async def start_subsystem(self, config: SubsystemConfig) -> None: ...
 
@@ -163,7 +166,45 @@ class Administration:
         """Move a namespace to another ANA group."""
         self._subsystem(subnqn).move_namespace(nsid, group)
 
+    def set_namespace_limit(self, nsid: int, limit: RateLimit | None, *, subnqn: str | None = None) -> list[str]:
+        """Set the rate limit that all users of a namespace share, or (None) take it back.
+
+        Returns a sentence for each I/O queue that holds to it only when its host has connected again: those from before
+        the target's first rate limit.
+        """
+        subsystem = self._subsystem(subnqn)
+        namespace = subsystem.namespaces.get(nsid)
+        if namespace is None:
+            raise ConfigurationError(f"{subsystem.nqn} has no namespace {nsid}")
+        if limit is None:
+            namespace.limiter = None
+        elif namespace.limiter is None:
+            namespace.limiter = Limiter(limit)
+        else:
+            namespace.limiter.change(limit, self._target.loop.time())
+        return self._limits_changed(subsystem)
+
     # Hosts
+
+    def set_host_limit(self, nqn: str | None, limit: RateLimit | None, *, subnqn: str | None = None) -> list[str]:
+        """Set the rate limit of a host, or (`nqn` None) of each host that has none of its own; None: take it back.
+
+        Returns sentences as `set_namespace_limit` does.
+        """
+        subsystem = self._subsystem(subnqn)
+        subsystem.host_limits.set(nqn, limit)
+        return self._limits_changed(subsystem)
+
+    def _limits_changed(self, subsystem: Subsystem) -> list[str]:
+        """Let commands take the general path again, where they find the limits, and those pass that may by now."""
+        now = self._target.loop.time()
+        unlimited = self._target.limit_rates()
+        for controller in subsystem.controllers.values():
+            view = controller.view
+            view.limiter = subsystem.host_limits.limiter(view.host_nqn, now)
+            view.namespaces.pause()
+            view.namespaces.resume()
+        return [f"{peer}: its queue is limited when it has connected again" for peer in unlimited]
 
     def add_host(self, nqn: str, *, subnqn: str | None = None) -> None:
         """Allow one more host to use a subsystem that is limited to some hosts."""
@@ -316,4 +357,5 @@ def _namespace(namespace: Namespace) -> NamespaceConfig:
         read_only=namespace.configured_read_only,
         zoned=namespace.geometry if isinstance(namespace, ZonedNamespace) else None,
         anagrpid=namespace.anagrpid,
+        rate_limit=None if namespace.limiter is None else namespace.limiter.limit,
     )

@@ -17,7 +17,9 @@ from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOS
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool, MemoryShare
 from nvmeof.target.core.slices import Slices
+from nvmeof.target.core.throttle import Throttle
 from nvmeof.target.driver import QueueDriver
+from nvmeof.target.meters import Meters
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
@@ -37,7 +39,8 @@ class Connections:
 
     `config`: what is offered in the handshake. `connect_seconds`: a connection without a Connect command is ended after
     so long. `pool`: the memory that all share. `drivers` are the open connections, `tasks` the commands that something
-    else is waited for. `trace` gets their events. `poll_seconds`: how long I/O queues are polled for data; 0: never.
+    else is waited for. `trace` gets their events, `meters` count their commands. `poll_seconds`: how long I/O queues
+    are polled for data; 0: never.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -51,11 +54,19 @@ class Connections:
         pool: BufferPool,
         connect_seconds: float,
         trace: Trace | None = None,
+        meters: Meters | None = None,
         poll_seconds: float = 0.0,
     ) -> None:
         self.trace = trace
         self.poller: Poller | None = None
         self._poll_seconds = poll_seconds
+        self.meters = meters
+        self.throttle: Throttle | None = None
+        """Where commands wait for rate limits; None while there are none."""
+        self.most = CONNECTIONS_MOST
+        """The most connections, if there may be so many files."""
+        self.refused = 0
+        """Connections that were not taken, since their address had its share."""
         self.registry = registry
         self.pool = pool
         self.connect_seconds = connect_seconds
@@ -73,7 +84,13 @@ class Connections:
         self.loop, self.runtime, self.slices = runtime.loop, runtime, slices
         if self._poll_seconds:
             self.poller = Poller(runtime.loop, self._poll_seconds)
-        self._counted.most = connections_most(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        files_most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._counted.most = min(self.most, connections_most(files_most))
+
+    def limit_rates(self) -> None:
+        """Hold the queues that connect from now on to the rate limits of namespaces and hosts."""
+        if self.throttle is None:
+            self.throttle = Throttle(self.runtime)
 
     # -- beginnings ----------------------------------------------------------------------------------------------
 
@@ -94,6 +111,7 @@ class Connections:
             if self.strangers.take(address):
                 return True
             self._counted.give(address)
+        self.refused += 1
         left_out = self.registry.peer_log.strangers.admit(str(endpoint.peer_address), self.loop.time())
         if left_out is not None:
             logger.warning(

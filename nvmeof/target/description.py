@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from nvmeof.address import Address
@@ -17,7 +18,7 @@ from nvmeof.transport.base import Listener
 def describe_subsystem(subsystem: Subsystem) -> dict[str, Any]:
     """Describe a subsystem: what hosts see of it, who may use it (`hosts` null: any), and who does."""
     names = subsystem.hosts.names
-    manager = subsystem.manager
+    manager, limits = subsystem.manager, subsystem.host_limits
     return {
         "nqn": subsystem.nqn,
         "serial": subsystem.config.serial_number,
@@ -25,6 +26,8 @@ def describe_subsystem(subsystem: Subsystem) -> dict[str, Any]:
         "hosts": None if names is None else sorted(names),
         "hosts_with_keys": sorted(subsystem.hosts.keys),
         "authentication_required": subsystem.hosts.authentication_required,
+        "host_limit": None if limits.each is None else asdict(limits.each),
+        "host_limits": {nqn: asdict(limit) for nqn, limit in limits.own.items()},
         "namespaces": [describe_namespace(namespace) for namespace in subsystem.namespaces.values()],
         "pool": None
         if manager is None
@@ -51,6 +54,7 @@ def describe_namespace(namespace: Namespace) -> dict[str, Any]:
         "anagrpid": namespace.anagrpid,
         "uuid": str(namespace.uuid),
         "zoned": _zones(namespace),
+        "rate_limit": None if namespace.limiter is None else asdict(namespace.limiter.limit),
     }
 
 

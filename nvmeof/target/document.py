@@ -26,6 +26,7 @@ from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.security.secret import load_secret
 from nvmeof.security.words import hash_word, parse_group, parse_hash
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
+from nvmeof.target.core.rate_limits import RateLimit
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.storage.json_file_store import JsonFileStore
@@ -66,8 +67,10 @@ class TargetSettings:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 NESTED: Final[Mapping[type, frozenset[str]]] = {
-    NamespaceConfig: frozenset({"backend", "nguid", "uuid", "eui64", "zoned"}),
-    SubsystemConfig: frozenset({"allowed_hosts", "host_keys", "namespaces", "pool", "metadata_store"}),
+    NamespaceConfig: frozenset({"backend", "nguid", "uuid", "eui64", "zoned", "rate_limit"}),
+    SubsystemConfig: frozenset(
+        {"allowed_hosts", "host_keys", "namespaces", "pool", "metadata_store", "host_limit", "host_limits"}
+    ),
     PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths", "referrals"}),
     TargetConfig: frozenset({"subsystems", "ports"}),
     PathOptions: frozenset({"paths", "limits"}),
@@ -135,6 +138,8 @@ def _subsystem(config: SubsystemConfig) -> Document:
                 "host_keys": {nqn: _keys(keys) for nqn, keys in config.host_keys} or None,
                 "pool": None if config.pool is None else _pool(config.pool),
                 "state": None if store is None else str(store.path),
+                "host_limit": None if config.host_limit is None else _plain(config.host_limit),
+                "host_limits": {nqn: _plain(limit) for nqn, limit in config.host_limits} or None,
             }
         ),
         "namespaces": [_namespace(each) for each in config.namespaces],
@@ -170,6 +175,7 @@ def _namespace(config: NamespaceConfig) -> Document:
                 "nguid": None if config.nguid is None else config.nguid.hex(),
                 "eui64": None if config.eui64 is None else config.eui64.hex(),
                 "zoned": None if config.zoned is None else _plain(config.zoned),
+                "rate_limit": None if config.rate_limit is None else _plain(config.rate_limit),
             }
         ),
         "storage": format_namespace_text(config.backend.to_text()),
@@ -325,6 +331,8 @@ def _subsystem_from(section: _Section) -> SubsystemConfig:
     state = section.take("state", str, "the path of a file")
     keys: Mapping[str, Any] = section.take("host_keys", Mapping, "a mapping of host NQNs to keys") or {}  # type: ignore[type-abstract]
     where = f"{section.where}.host_keys"
+    host_limit = section.section("host_limit")
+    limits: Mapping[str, Any] = section.take("host_limits", Mapping, "a mapping of host NQNs to rate limits") or {}  # type: ignore[type-abstract]
     return section.make(
         SubsystemConfig,
         allowed_hosts=None if hosts is None else frozenset(hosts),
@@ -332,6 +340,11 @@ def _subsystem_from(section: _Section) -> SubsystemConfig:
         namespaces=tuple(map(_namespace_from, section.sections("namespaces"))),
         pool=None if pool is None else _pool_from(pool),
         metadata_store=None if state is None else JsonFileStore(state, sections=SUBSYSTEM_SECTIONS),
+        host_limit=None if host_limit is None else host_limit.make(RateLimit),
+        host_limits=tuple(
+            (nqn, _Section(each, f"{section.where}.host_limits[{nqn!r}]").make(RateLimit))
+            for nqn, each in limits.items()
+        ),
     )
 
 
@@ -369,7 +382,7 @@ def _namespace_from(section: _Section) -> NamespaceConfig:
     storage = section.take("storage", str, "the text of a backend, such as file:/srv/disk.img")
     if storage is None:
         raise ConfigurationError(f"{section.where} has no storage: write for instance file:/srv/disk.img")
-    zoned = section.section("zoned")
+    zoned, rate_limit = section.section("zoned"), section.section("rate_limit")
     number = section.take("uuid", str, "a UUID")
     try:
         identifier = None if number is None else uuid.UUID(number)
@@ -386,6 +399,7 @@ def _namespace_from(section: _Section) -> NamespaceConfig:
         nguid=section.hexadecimal("nguid"),
         eui64=section.hexadecimal("eui64"),
         zoned=None if zoned is None else zoned.make(ZoneGeometry),
+        rate_limit=None if rate_limit is None else rate_limit.make(RateLimit),
     )
 
 

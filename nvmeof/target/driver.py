@@ -19,9 +19,14 @@ from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.slices import Slices
+from nvmeof.target.core.throttle import Throttle
+from nvmeof.target.meters import Meters
 from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.queue.limited import LimitedQueue
+from nvmeof.target.queue.metering import LatencyMeter, QueueMeter
 from nvmeof.target.queue.queue import TargetQueue
 from nvmeof.target.queue.tracing import CommandTrace
+from nvmeof.target.queue.watching import BothWatchers
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Association, Figures
 from nvmeof.trace import Side, Trace, TracedQueue
@@ -51,6 +56,8 @@ class Owner(Protocol):
     detached_commands: DetachedCommands
     tasks: set[asyncio.Task[Any]]
     trace: Trace | None
+    meters: Meters | None
+    throttle: Throttle | None
     poller: Poller | None
 
     @property
@@ -75,8 +82,10 @@ class QueueDriver:
         "_owner",
         "_said",
         "_spawned",
+        "_take",
         "connection",
         "driver",
+        "meter",
         "opened_at",
         "port",
         "queue",
@@ -93,13 +102,21 @@ class QueueDriver:
     ) -> None:
         self._owner = owner
         self.connection = TargetConnection(config)
-        self.queue = TargetQueue(self.connection, owner.pool, owner.detached_commands, self)
+        self.queue = (
+            TargetQueue(self.connection, owner.pool, owner.detached_commands, self)
+            if owner.throttle is None
+            else LimitedQueue(self.connection, owner.pool, owner.detached_commands, self, owner.throttle)
+        )
         peer = str(endpoint.peer_address)
         self.port = port
         self.queue.ctx = ConnectContext(owner.runtime, owner.registry, port, self.queue, peer=peer, connection=figures)
         self.queue.pacing.slices = owner.slices
         if owner.trace is not None:
             self._listen(owner.trace, TracedQueue(Side.TARGET, peer))
+        self._take = self.queue.handle
+        self.meter: QueueMeter | None = None
+        if owner.meters is not None:
+            self._count(owner.meters, endpoint)
         self.opened_at = owner.loop.time()
         self.reason = ""
         self._finishing = False
@@ -124,6 +141,15 @@ class QueueDriver:
         self.queue.trace = trace = CommandTrace(listener, queue, self._owner.runtime.now)
         if trace.wants_pdus:
             self.connection.tap = PduTap(trace.pdus)
+
+    def _count(self, meters: Meters, endpoint: Endpoint) -> None:
+        """Count the queue's commands, beside a trace if there is one, and take their times if the meters do."""
+        self.meter = meter = meters.open(self.port.portid, self.queue.handle)
+        trace = self.queue.trace
+        self.queue.trace = meter if trace is None else BothWatchers(trace, meter)
+        if isinstance(meter, LatencyMeter):
+            self._take = meter.handle
+            endpoint.sendmsg = meter.sendmsg(endpoint.sendmsg)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -157,7 +183,7 @@ class QueueDriver:
 
     def handle(self, events: list[Event], now: float) -> None:
         """Handle the events of one receive."""
-        self.queue.handle(events, now)
+        self._take(events, now)
         if not self._said:
             self._say_connected()
 
@@ -188,6 +214,8 @@ class QueueDriver:
             self._owner.poller.remove_connection(self.driver)
         if self.queue.trace is not None:
             self.queue.trace.ended(self.reason)
+        if self.meter is not None and self._owner.meters is not None:
+            self._owner.meters.close(self.meter)
         self._owner.ended(self)
         self._gone = True
         self._owner.loop.call_soon(self._forget)  # not here: this is called from within
@@ -258,6 +286,8 @@ class QueueDriver:
             return
         self._finishing = True
         self.reason = reason
+        if self.meter is not None and self._owner.meters is not None:
+            self._owner.meters.ending(self.meter, self.endpoint.describe(), fault=fault)
         self._say_ended(logging.WARNING if fault else logging.INFO)
         slices = self._owner.slices
         if slices.open:
@@ -285,7 +315,7 @@ class QueueDriver:
         if isinstance(ctx, ConnectContext):
             return
         self._said = True
-        self.driver.handle = self.queue.handle  # there is no Connect to look for from here on
+        self.driver.handle = self._take  # there is no Connect to look for from here on
         if ctx.qid:
             poller = self._owner.poller
             if poller is None:

@@ -28,10 +28,12 @@ from nvmeof.target.core.slices import Slices
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.document import CONNECT_SECONDS, TargetSettings, from_document
 from nvmeof.target.driver import QueueDriver
+from nvmeof.target.meters import Meters
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zoned import ZonedNamespace
 from nvmeof.target.namespaces.zones import Zones
 from nvmeof.target.ports import Port, Ports
+from nvmeof.target.queue.limited import LimitedQueue
 from nvmeof.target.served_subsystem import ServedSubsystem
 from nvmeof.target.simple_config import DEFAULT_SUBNQN, namespace_config, simple_config, warn_of_memory
 from nvmeof.target.storage.base import Backend
@@ -82,7 +84,8 @@ class Target:
     is closed after so long.
     ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
     ``tables``: its commands, log pages and features; see :func:`~nvmeof.target.commands.standard.standard_tables`.
-    ``trace``: called with PDUs and the steps of every command; see :mod:`nvmeof.trace`.
+    ``trace``: called with PDUs and the steps of every command; see :mod:`nvmeof.trace`. ``meters``: count the commands
+    of every queue; see :mod:`nvmeof.target.metrics`.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
     :class:`~nvmeof.errors.TransportError` for an address that cannot be listened on.
@@ -105,6 +108,7 @@ class Target:
         paths: PathOptions | None = None,
         tables: Tables | None = None,
         trace: Trace | None = None,
+        meters: Meters | None = None,
     ) -> None:
         if config is None:
             config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts, pool)
@@ -112,6 +116,7 @@ class Target:
         self.options = options or SocketOptions()
         self.tables = tables or standard_tables()
         self.trace: Trace | None = join(trace)
+        self.meters = meters
         self.connect_seconds = connect_seconds
         self._offered = connection or ConnectionConfig(header_digest=digests, data_digest=digests)
         largest = max((s.incapsule_bytes for s in config.subsystems), default=0)
@@ -133,7 +138,12 @@ class Target:
 
     @classmethod
     def from_settings(
-        cls, settings: TargetSettings, *, tables: Tables | None = None, trace: Trace | None = None
+        cls,
+        settings: TargetSettings,
+        *,
+        tables: Tables | None = None,
+        trace: Trace | None = None,
+        meters: Meters | None = None,
     ) -> Target:
         """Make the target that settings describe."""
         return cls(
@@ -144,6 +154,7 @@ class Target:
             paths=settings.paths,
             tables=tables,
             trace=trace,
+            meters=meters,
         )
 
     @property
@@ -164,7 +175,13 @@ class Target:
         longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
         self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))
         self.connections = Connections(
-            self._connection_config, self.registry, self.pool, self.connect_seconds, self.trace, config.poll_seconds
+            self._connection_config,
+            self.registry,
+            self.pool,
+            self.connect_seconds,
+            self.trace,
+            self.meters,
+            config.poll_seconds,
         )
         self.ports = Ports(self.options, self.connections.accept, self.connections.endpoints, config.ports)
         self.ports.path_options = self._path_options
@@ -243,6 +260,7 @@ class Target:
             logger, self.loop, in_turn=partial(self.slices.add, whole=True), background_context=_ownerless
         )
         self.registry.started_at = self.loop.time()
+        self.connections.most = self.config.max_connections
         self.connections.start(self.runtime, self.slices)
         try:
             for subsystem_config in self.config.subsystems:
@@ -257,6 +275,17 @@ class Target:
             raise
         self._tick()
 
+    def limit_rates(self) -> list[str]:
+        """Hold queues to the rate limits that there are now; return the peers of those that were there before."""
+        self.connections.limit_rates()
+        assert self.connections.throttle is not None
+        self.connections.throttle.serve()
+        return [
+            driver.queue.ctx.peer
+            for driver in self.drivers
+            if driver.queue.ctx.qid and not isinstance(driver.queue, LimitedQueue)
+        ]
+
     async def start_subsystem(self, config: SubsystemConfig) -> None:
         """Open what a subsystem consists of and offer it. What was opened is closed again when that fails.
 
@@ -266,6 +295,8 @@ class Target:
             raise ConfigurationError(f"the subsystem {config.nqn} is being removed; add it when that has ended")
         if config.nqn in self._served:
             raise ConfigurationError(f"the subsystem {config.nqn} exists already")
+        if config.has_rate_limits:
+            self.connections.limit_rates()
         served = ServedSubsystem(config, self.runtime, self.unflushed)
         self._served[config.nqn] = served
         try:
@@ -408,8 +439,10 @@ class Target:
         Hosts get an asynchronous event. Raises ConfigurationError and OSError, and LocalProtocolError before
         ``start``.
         """
-        served = self._served[self.subsystem(subnqn).nqn]
-        return await served.add_namespace(namespace_config(namespace))
+        served, config = self._served[self.subsystem(subnqn).nqn], namespace_config(namespace)
+        if config.rate_limit is not None:
+            self.connections.limit_rates()
+        return await served.add_namespace(config)
 
     def check_runs(self, what: str) -> None:
         """Raise LocalProtocolError unless the target is running."""

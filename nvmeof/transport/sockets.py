@@ -35,6 +35,7 @@ from nvmeof.transport.base import (
     say_dropped,
 )
 from nvmeof.transport.options import Resolved, SockAddr
+from nvmeof.transport.service_manager import take_inherited
 
 IOV_MAX: Final = 1024
 """Buffers that one sendmsg takes (include/uapi/linux/uio.h, UIO_MAXIOV); more would be EMSGSIZE."""
@@ -405,6 +406,9 @@ class SocketTransport(Transport):
     def _bind(
         self, family: socket.AddressFamily, sockaddr: SockAddr, options: SocketOptions
     ) -> tuple[socket.socket, str | None]:
+        inherited = take_inherited(self.name, sockaddr)
+        if inherited is not None:
+            return self._adopt(inherited, options), None
         sock, reason = self.open_socket(family)
         try:
             sock.setblocking(False)
@@ -421,6 +425,17 @@ class SocketTransport(Transport):
             sock.close()
             raise
         return sock, reason
+
+    def _adopt(self, sock: socket.socket, options: SocketOptions) -> socket.socket:
+        """Set up a socket that the service manager has bound, and that listens already."""
+        try:
+            sock.setblocking(False)
+            setup.apply(sock, options)
+            sock.listen(options.backlog)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     # -- connecting ------------------------------------------------------------------------------------------------
 

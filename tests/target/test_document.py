@@ -19,6 +19,7 @@ from nvmeof.security.secret import generate_secret
 from nvmeof.spec.auth import DhGroupId, HashId
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.core.metadata import MemoryStore
+from nvmeof.target.core.rate_limits import RateLimit
 from nvmeof.target.document import TargetSettings, from_document, to_document
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.server import Target
@@ -129,7 +130,7 @@ def everything(directory: Path) -> TargetSettings:
         zoned=ZoneGeometry(
             zone_bytes=1 << 19, capacity_bytes=1 << 18, max_open=2, max_active=3, extension_bytes=64, read_across=False
         ),
-        anagrpid=3,
+        anagrpid=3, rate_limit=RateLimit(bytes_per_second=4096, operations_per_second=7, burst_seconds=2.5),
     )  # fmt: skip
     subsystem = SubsystemConfig(
         nqn=NQNS[0], serial="S", model="M", firmware="F", allowed_hosts=frozenset(HOSTS), any_host=True,
@@ -141,6 +142,8 @@ def everything(directory: Path) -> TargetSettings:
         namespaces=(namespace,), max_queue_entries=64, max_io_queues=3, max_transfer_bytes=0, incapsule_bytes=4096,
         cntlid_min=5, cntlid_max=9, max_async_events=2, max_namespaces=16, max_ana_groups=4,
         pool=FilePool(directory / "pool", "8M"), max_attached=2, ready_timeout_seconds=3.5, command_quiesce_seconds=6.0,
+        keep_alive_min_seconds=1.5, keep_alive_max_seconds=90.0, max_controllers=5, max_controllers_per_host=2,
+        host_limit=RateLimit(operations_per_second=9), host_limits=((HOSTS[0], RateLimit(bytes_per_second=1 << 20)),),
         any_keep_alive_seconds=2.0, admin_label="label", metadata_store=JsonFileStore(directory / "state"),
     )  # fmt: skip
     port = PortConfig(
@@ -158,7 +161,7 @@ def everything(directory: Path) -> TargetSettings:
         incapsule_bytes=4096, receive_buffer_bytes=1 << 16,
     )  # fmt: skip
     return TargetSettings(
-        config=TargetConfig(subsystems=(subsystem,), ports=(port,), staging_bytes=8 << 20),
+        config=TargetConfig(subsystems=(subsystem,), ports=(port,), staging_bytes=8 << 20, max_connections=77),
         sockets=sockets,
         connection=connection,
         connect_seconds=3.0,

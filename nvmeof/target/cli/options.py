@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +12,12 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.size_text import parse_size
 from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
+from nvmeof.target.cli.limits import parse_keep_alive_range, with_rate_limits
 from nvmeof.target.cli.secrets import host_keys
 from nvmeof.target.configuration.files import Loaded, read_configuration
+from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
+from nvmeof.target.meters import Meters
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
 from nvmeof.target.server import Target
@@ -78,6 +82,13 @@ class Options:
     queue_size: int = 1024
     mdts: str = "1M"
     in_capsule: str = "8K"
+    max_controllers: int = 0
+    max_controllers_per_host: int = 0
+    max_connections: int = CONNECTIONS_MOST
+    max_h2c_data: str = "1M"
+    memory: str = "256M"
+    keep_alive_range: str | None = None
+    rate_limit: tuple[str, ...] = ()
     cntlid_min: int = 1
     cntlid_max: int = CNTLID_MAX
     digests: bool = True
@@ -98,6 +109,10 @@ class Options:
     output: str = "normal"
     config: str | None = None
     check: bool = False
+    inherited: tuple[PortConfig, ...] = ()  # ports for the sockets of a service manager, where none are given
+    log_format: str = "text"
+    metrics: str | None = None
+    metrics_latency: bool = True
 
 
 def _backends(options: Options) -> list[NamespaceConfig]:
@@ -148,6 +163,11 @@ def _ports(options: Options) -> list[PortConfig]:
     advertised = Address("", 0) if options.advertise is None else Address.parse(options.advertise, default_port=0)
     ports: list[PortConfig] = []
     settings = list(map(parse_ana_setting, options.ana))
+    if options.inherited and not options.listen and not options.discovery:
+        return [
+            replace(port, ana=tuple((s.group, s.state) for s in settings if s.applies(port.host, port.port)))
+            for port in options.inherited
+        ]
     given = [(text, NVME_PORT, False) for text in options.listen or ("0.0.0.0",)]
     given += [(text, DISCOVERY_PORT, True) for text in options.discovery]
     for text, default_port, discovery_only in given:
@@ -175,6 +195,12 @@ def _trace(options: Options) -> SlowCommandLog | None:
     return None if options.slow_command is None else SlowCommandLog(options.slow_command, logger)
 
 
+def _meters(options: Options) -> Meters | None:
+    if options.metrics is None:
+        return None
+    return Meters(time.perf_counter if options.metrics_latency else None)
+
+
 def load(options: Options) -> Loaded:
     """Read the file of --config. Raises ConfigurationError."""
     assert options.config is not None
@@ -186,7 +212,7 @@ def load(options: Options) -> Loaded:
 
 def make_configured(options: Options, loaded: Loaded) -> Target:
     """Make the target that the file of --config describes. Raises ConfigurationError."""
-    return Target.from_settings(loaded.settings, trace=_trace(options))
+    return Target.from_settings(loaded.settings, trace=_trace(options), meters=_meters(options))
 
 
 def make_target(options: Options) -> Target:
@@ -194,6 +220,7 @@ def make_target(options: Options) -> Target:
     if options.trtype_code is not None:
         base.set_trtype_code(options.trtype, options.trtype_code)
     base.get(options.trtype)
+    shortest, longest = (0.0, 0.0) if not options.keep_alive_range else parse_keep_alive_range(options.keep_alive_range)
     subsystem = SubsystemConfig(
         nqn=options.subnqn,
         serial=options.serial,
@@ -211,22 +238,37 @@ def make_target(options: Options) -> Target:
         cntlid_min=options.cntlid_min,
         cntlid_max=options.cntlid_max,
         any_keep_alive_seconds=options.keep_alive,
+        keep_alive_min_seconds=shortest,
+        keep_alive_max_seconds=longest,
+        max_controllers=options.max_controllers,
+        max_controllers_per_host=options.max_controllers_per_host,
         admin_label=options.admin_label,
         metadata_store=_state(options),
     )
     return Target(
-        TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options)), poll_seconds=options.poll * 1e-6),
+        TargetConfig(
+            subsystems=(with_rate_limits(subsystem, options.rate_limit),),
+            ports=tuple(_ports(options)),
+            staging_bytes=parse_size(options.memory),
+            max_connections=options.max_connections,
+            poll_seconds=options.poll * 1e-6,
+        ),
         options=SocketOptions(
             congestion=options.congestion,
             tos=options.tos,
             sndbuf_bytes=parse_size(options.sndbuf) if options.sndbuf else None,
             rcvbuf_bytes=parse_size(options.rcvbuf) if options.rcvbuf else None,
         ),
-        connection=ConnectionConfig(header_digest=options.digests, data_digest=options.digests),
+        connection=ConnectionConfig(
+            header_digest=options.digests,
+            data_digest=options.digests,
+            maxh2cdata_bytes=parse_size(options.max_h2c_data),
+        ),
         paths=PathOptions(
             paths=options.mptcp_signal,
             limits=parse_limits(options.mptcp_limits) if options.mptcp_limits else ALL_PATHS,
             path_manager=options.path_manager,
         ),
         trace=_trace(options),
+        meters=_meters(options),
     )

@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import platform
-import resource
 import signal
 import sys
 from contextlib import nullcontext
@@ -18,13 +17,16 @@ import click
 from nvmeof.aio import mdns
 from nvmeof.cli import streams
 from nvmeof.errors import NvmeofError
+from nvmeof.target.cli.limits import raise_file_limit
 from nvmeof.target.cli.options import Options, load, make_configured, make_target
 from nvmeof.target.cli.report import facts, remark, say, say_configured, warn
+from nvmeof.target.cli.service import Service
 from nvmeof.target.configuration.difference import apply, difference
 from nvmeof.target.configuration.files import Loaded
+from nvmeof.target.metrics import page
+from nvmeof.target.metrics.server import MetricsServer, metrics_server
 from nvmeof.target.server import Target
 
-_FILES_WANTED: Final = 65536
 MDNS_HOST_CHARACTERS: Final = 40
 """Of the host's name in an instance name, which may have 63 bytes (RFC 6763, 4.1.1)."""
 
@@ -32,17 +34,28 @@ logger = logging.getLogger("nvmeof.target")
 
 
 async def serve(options: Options) -> None:
+    """Serve as `serve_until_stopped`, and tell a service manager about it."""
+    with Service() as service:
+        await serve_until_stopped(options, service)
+
+
+async def serve_until_stopped(options: Options, service: Service) -> None:
     """Start, say so, and stop on SIGINT, SIGTERM or SIGHUP (a second one stops at once); with a file, SIGHUP reads it
     again."""
     if options.output == "json":
         streams.demand(streams.STDOUT)
     if options.mdns:
         mdns.check_available()
+    options.inherited = tuple(service.ports())
+    options.metrics = options.metrics or service.metrics_address()
+    if options.metrics is not None:
+        page.check_available()
     loaded = None if options.config is None else load(options)
     if loaded is not None and options.check:
         click.echo(f"{loaded.path}: good: {_counts(loaded)}")
         return
     target = make_target(options) if loaded is None else make_configured(options, loaded)
+    raise_file_limit(target.config.max_connections)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     signals = 0
@@ -55,10 +68,11 @@ async def serve(options: Options) -> None:
             target.stop_now()
         else:
             logger.info("%s: stopping", number.name)
+            service.stopping()
             stopping.set()
 
     ending = [signal.SIGINT, signal.SIGTERM]
-    reloads = None if loaded is None else Reloads(target, options, loaded)
+    reloads = None if loaded is None else Reloads(target, options, loaded, service)
     if reloads is not None:
         loop.add_signal_handler(signal.SIGHUP, reloads.wanted)
     elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
@@ -70,8 +84,11 @@ async def serve(options: Options) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise NvmeofError(f"{where}{error.strerror or error}") from error
+    metrics: MetricsServer | None = None
     freeze_heap()
     try:
+        if options.metrics is not None:
+            metrics = await metrics_server(target, options.metrics)
         described = target.administration.describe()
         told = facts(described) if loaded is None else described
         try:
@@ -89,11 +106,14 @@ async def serve(options: Options) -> None:
             warn(told)
         if reloads is not None:
             reloads.started()
+        service.started(_status(target))
         async with mdns.announced(_announcements(target)) if options.mdns else nullcontext():
             await stopping.wait()
     finally:
         if reloads is not None:
             await reloads.end()
+        if metrics is not None:
+            await metrics.stop()
         await target.stop()
     if target.unflushed:
         raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")
@@ -110,6 +130,10 @@ def _announcements(target: Target) -> list[mdns.MdnsService]:
     return [mdns.MdnsService(f"nvmeof {host} {port}", tuple(addresses), port) for port, addresses in ports.items()]
 
 
+def _status(target: Target) -> str:
+    return f"{len(target.subsystems)} subsystems at {', '.join(map(str, target.addresses))}"
+
+
 def _counts(loaded: Loaded) -> str:
     config = loaded.settings.config
     namespaces = sum(len(each.namespaces) for each in config.subsystems)
@@ -120,7 +144,8 @@ def _counts(loaded: Loaded) -> str:
 class Reloads:
     """Reads the configuration file again at each SIGHUP, one after the other; what cannot be done changes nothing."""
 
-    def __init__(self, target: Target, options: Options, loaded: Loaded) -> None:
+    def __init__(self, target: Target, options: Options, loaded: Loaded, service: Service) -> None:
+        self._service = service
         self._target = target
         self._options = options
         self._loaded = loaded
@@ -145,10 +170,12 @@ class Reloads:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            self._service.reloading()
             try:
                 await self._reload()
             except NvmeofError as error:
                 logger.error("SIGHUP: %s", error)
+            self._service.started(_status(self._target))
 
     async def _reload(self) -> None:
         loaded = await asyncio.to_thread(load, self._options)
@@ -163,11 +190,3 @@ def freeze_heap() -> None:
     """Exclude the present objects from garbage collection: a full collection would stop the event loop for long."""
     gc.collect()
     gc.freeze()
-
-
-def raise_file_limit() -> None:
-    """Raise the limit of open files to the hard limit, since each connection is a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES_WANTED if hard == resource.RLIM_INFINITY else min(_FILES_WANTED, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -48,6 +48,7 @@ from nvmeof.target.commands.rows.features import FeatureTable
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import VERSION, Controller, ControllerHooks
 from nvmeof.target.controller.effects import QueueEffects
+from nvmeof.target.controller.keep_alive import check_kato
 from nvmeof.target.core.states import LIVE_STATES, UNCONNECTED_ONLY, ControllerState, QueueState
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.projection.authentication import QueueAuthentication
@@ -214,6 +215,8 @@ def _new_association(
 ) -> Controller:
     if cntlid != CNTLID_DYNAMIC:
         raise _invalid("cntlid", f"controllers are allocated dynamically; CNTLID {cntlid:#06x} cannot be asked for")
+    subsystem.check_room(host_nqn)
+    check_kato(subsystem.config, kato_ms, CONNECT.error_location("kato"))
     return Controller(
         ctx.runtime,
         subsystem,

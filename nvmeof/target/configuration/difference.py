@@ -14,13 +14,14 @@ from typing import Any, Final, Protocol, TypeVar
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.spec.enums import AnaState
+from nvmeof.target.core.rate_limits import RateLimit
 from nvmeof.target.document import TargetSettings
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.namespace_text import format_namespace_text
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 
 V = TypeVar("V")
-_HOSTS: Final = frozenset({"allowed_hosts", "any_host", "host_keys", "namespaces"})
+_HOSTS: Final = frozenset({"allowed_hosts", "any_host", "host_keys", "namespaces", "host_limit", "host_limits"})
 """The fields of a subsystem that can be changed while it runs; others need a new subsystem."""
 _PORT: Final = frozenset({"ana", "subsystems", "paths"})
 """The same of a port; with others changed it is closed and opened again."""
@@ -48,6 +49,10 @@ class Changing(Protocol):
     def move_namespace(self, nsid: int, group: int, *, subnqn: str | None = None) -> None: ...
 
     def set_allowed_hosts(self, hosts: frozenset[str] | None, *, subnqn: str | None = None) -> None: ...
+
+    def set_namespace_limit(self, nsid: int, limit: RateLimit | None, *, subnqn: str | None = None) -> list[str]: ...
+
+    def set_host_limit(self, nqn: str | None, limit: RateLimit | None, *, subnqn: str | None = None) -> list[str]: ...
 
     def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None: ...
 
@@ -151,7 +156,7 @@ def difference(target: Changing, old: TargetSettings, new: TargetSettings) -> Pl
         if each.name != "config" and getattr(old, each.name) != getattr(new, each.name):
             raise ConfigurationError(f"{each.name} can be changed by a restart of the target only")
     before, after = numbered(old.config), numbered(new.config)
-    for name in ("staging_bytes", "poll_seconds"):
+    for name in ("staging_bytes", "max_connections", "poll_seconds"):
         if getattr(before, name) != getattr(after, name):
             raise ConfigurationError(f"{name} can be changed by a restart of the target only")
     plan = Plan()
@@ -195,7 +200,18 @@ def _subsystem(target: Changing, plan: Plan, old: SubsystemConfig, new: Subsyste
             set_keys = partial(target.set_host_keys, host, subnqn=nqn)
             undo = partial(set_keys, old_keys.get(host))
             plan.changes.append(Step(f"{nqn}: keys of {host} changed", partial(set_keys, new_keys.get(host)), undo))
+    _host_limits(target, plan, old, new)
     _namespaces(target, plan, nqn, _by(old.namespaces, lambda one: one.nsid), _by(new.namespaces, lambda one: one.nsid))
+
+
+def _host_limits(target: Changing, plan: Plan, old: SubsystemConfig, new: SubsystemConfig) -> None:
+    limits = [{None: each.host_limit, **dict(each.host_limits)} for each in (old, new)]
+    for host in {**limits[0], **limits[1]}:
+        was, now = limits[0].get(host), limits[1].get(host)
+        if was != now:
+            verb = partial(target.set_host_limit, host, subnqn=new.nqn)
+            text = f"{new.nqn}: rate limit of {host or 'each host'} changed"
+            plan.changes.append(Step(text, partial(verb, now), partial(verb, was)))
 
 
 def _plain(value: Any) -> Any:
@@ -219,6 +235,10 @@ def _namespaces(
                     move = partial(target.move_namespace, nsid, subnqn=nqn)
                     text = f"{nqn}: namespace {nsid} moved to ANA group {new.anagrpid}"
                     plan.changes.append(Step(text, partial(move, new.anagrpid), partial(move, old.anagrpid)))
+                if old.rate_limit != new.rate_limit:
+                    verb = partial(target.set_namespace_limit, nsid, subnqn=nqn)
+                    text = f"{nqn}: rate limit of namespace {nsid} changed"
+                    plan.changes.append(Step(text, partial(verb, new.rate_limit), partial(verb, old.rate_limit)))
                 continue
             plan.changes.append(_replaced(target, nqn, old, new))
         elif new is not None:
@@ -239,7 +259,7 @@ def _same_namespace(old: NamespaceConfig, new: NamespaceConfig) -> bool:
     return all(
         _plain(getattr(old, each.name)) == _plain(getattr(new, each.name))
         for each in fields(new)
-        if each.name != "anagrpid"
+        if each.name not in ("anagrpid", "rate_limit")
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, get_args, get_type_hints
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.security.words import hash_word
 from nvmeof.spec.auth import DhGroupId, HashId
+from nvmeof.target.core.rate_limits import RateLimit
 from nvmeof.target.document import NESTED, VERSION
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.subsystem.ana import STATE_WORDS
@@ -79,6 +80,7 @@ def _namespace() -> Schema:
         nguid=_hexadecimal(16),
         eui64=_hexadecimal(8),
         zoned=_object(ZoneGeometry, ("zone_bytes",)),
+        rate_limit=_object(RateLimit),
     )
 
 
@@ -91,6 +93,8 @@ def _subsystem() -> Schema:
         pool=_mapping({"capacity_bytes": {"type": "integer", "minimum": 1}, "directory": TEXT}, ("capacity_bytes",)),
         state={"type": "string", "description": "a file for what outlives the process"},
         namespaces=_list(_namespace()),
+        host_limit={**_object(RateLimit), "description": "of each host that has none in host_limits"},
+        host_limits={"type": "object", "additionalProperties": _object(RateLimit)},
     )
 
 

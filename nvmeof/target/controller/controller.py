@@ -131,6 +131,7 @@ class Controller:
             limits=subsystem.command_limits,
             sanitize=subsystem.sanitizer.view,
         )
+        self.view.limiter = subsystem.host_limits.limiter(host_nqn, runtime.now())
         self.namespaces = self.view.namespaces  # the active ones: attached, with a command set that is enabled
         self.figures: dict[int, Figures] = {}  # of queues, by QID
         self.connections: dict[int, Figures] = {}  # and of what carries them
@@ -421,6 +422,7 @@ class Controller:
             self.destroy(f"not enabled, and no command for {NOT_ENABLED_SECONDS:g} s")
             return
         silence = self.keep_alive_seconds
+        self.subsystem.keep_alive_timeouts += 1
         self.failed = True
         self.record(EventType.HARDWARE_ERROR, hardware_error(HardwareErrorCode.CONTROLLER_FATAL_STATUS))
         self.destroy(f"keep alive timeout: no command for {silence:g} s")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nvmeof.errors import CommandError
 from nvmeof.runtime import Runtime, TimerHandle
+from nvmeof.spec.status import Status
 from nvmeof.target.projection.association import Activity
+from nvmeof.target.subsystem.config import SubsystemConfig
 
 _PRECISE_SECONDS = 1.0  # a shorter interval has a separate timer: others are checked once a second
 
@@ -77,3 +80,18 @@ class KeepAliveTimer:
             return False
         self._expired()
         return True
+
+
+def check_kato(config: SubsystemConfig, kato_ms: int, location: int) -> None:
+    """Raise Keep Alive Timeout Invalid for a KATO (milliseconds) outside of what the operator allows.
+
+    No keep alive (0) is left to `SubsystemConfig.any_keep_alive_seconds`. (NVMe Base, Keep Alive.) `location`: of the
+    field.
+    """
+    least, most = config.keep_alive_min_seconds, config.keep_alive_max_seconds
+    if kato_ms and (kato_ms < least * 1000 or (most and kato_ms > most * 1000)):
+        raise CommandError(
+            Status.KEEP_ALIVE_INVALID,
+            location,
+            message=f"a keep alive timeout of {kato_ms / 1000:g} s, which this subsystem does not allow",
+        )

@@ -19,6 +19,7 @@ from nvmeof.spec.sqe import SQE
 from nvmeof.spec.status import Status
 from nvmeof.target.core.admission import AdmissionTokens
 from nvmeof.target.core.metadata import MemoryStore, NotKeptError, formatted_block_bytes
+from nvmeof.target.core.rate_limits import Limiter
 from nvmeof.target.namespaces.feature_values import Values, load_strictly
 from nvmeof.target.namespaces.inflight import InflightTable
 from nvmeof.target.namespaces.lost_writes import LostWrites
@@ -128,6 +129,7 @@ class Namespace:
         "format_remaining",
         "identifiers",
         "in_progress",
+        "limiter",
         "lost_writes",
         "memory",
         "nsid",
@@ -164,6 +166,8 @@ class Namespace:
         self.admission_tokens = AdmissionTokens()
         self.in_progress = InflightTable()
         self.lost_writes = LostWrites()
+        self.limiter: Limiter | None = None
+        """The rate limit that all its users share; None: no limit."""
         self.degraded: Callable[[], None] = lambda: None
         """Called when data that was written may be lost."""
         self.size_changed: Callable[[], None] = lambda: None

@@ -8,6 +8,7 @@ from typing import Final
 
 from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.core.pool import MemoryShare
+from nvmeof.target.core.rate_limits import Limiter
 from nvmeof.target.core.states import ControllerState
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.projection.ana_access import AnaAccess
@@ -55,7 +56,7 @@ class AssociationView:
     """One association, for the queues that one process serves of it.
 
     What the constructor takes does not change; `change` takes over what does. `memory`: what the I/O queues hold of
-    the target's memory for data. `copies`: who copies now.
+    the target's memory for data. `copies`: who copies now. `limiter`: the rate limit of the host (None: no limit).
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class AssociationView:
         "copy_formats",
         "host_nqn",
         "hostid",
+        "limiter",
         "limits",
         "memory",
         "namespaces",
@@ -100,6 +102,7 @@ class AssociationView:
         self.ana = AnaAccess()
         self.write_cache = True
         self.copy_formats = 0
+        self.limiter: Limiter | None = None
 
     def apply(self, epoch: int, projection: Projection) -> None:
         """Take a projection over while the namespace table is paused. Raises `ValueError` as its `apply` does."""

@@ -15,7 +15,7 @@ from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.pool import BufferPool, MemoryShare
 from nvmeof.target.queue.detached import DetachedCommands
-from nvmeof.target.queue.tracing import CommandTrace
+from nvmeof.target.queue.watching import QueueWatcher
 
 
 class Driver(Protocol):
@@ -65,8 +65,8 @@ class InFlight(Protocol):
     """CIDs of commands that go on although the queue has ended."""
     pending: int
     """Commands that are being worked on, Asynchronous Event Requests included."""
-    trace: CommandTrace | None
-    """The trace that events are reported to; None: no trace."""
+    trace: QueueWatcher | None
+    """Who is told of the commands; None: nobody."""
 
     def command(self, view: memoryview, capsule: CommandData | None) -> None:
         """Begin a command by the general path, or hold it while too much waits to be sent."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
-from typing import Final
+from typing import ClassVar, Final
 
 from nvmeof.errors import CommandError, LocalProtocolError
 from nvmeof.pdu.termination import fes_text
@@ -55,7 +55,7 @@ from nvmeof.target.queue.fast_path import FastPath
 from nvmeof.target.queue.fused_pairs import FusedPairs
 from nvmeof.target.queue.pacing import HOLD_BYTES, RUNNING_MOST, Pacing
 from nvmeof.target.queue.staging import Staging
-from nvmeof.target.queue.tracing import CommandTrace
+from nvmeof.target.queue.watching import QueueWatcher
 
 logger = logging.getLogger("nvmeof.target")
 _TO_CONTROLLER: Final = Direction.HOST_TO_CONTROLLER
@@ -67,6 +67,8 @@ class TargetQueue:
     """Serves one connection. ``close`` ends it from the controller's side; the driver calls ``lost``."""
 
     ctx: AnyContext
+    fast_path_kind: ClassVar[type[FastPath]] = FastPath
+    pacing_kind: ClassVar[type[Pacing]] = Pacing
 
     def __init__(
         self, connection: TargetConnection, pool: BufferPool, detached_commands: DetachedCommands, driver: Driver
@@ -86,16 +88,16 @@ class TargetQueue:
         """Commands that wait until enough of what is to be sent has gone; see ``resume``."""
         self._arrived: list[R2tTransfer] = []
         """Those whose data came while no command could begin; see ``paused``."""
-        self.pacing = Pacing(self)
+        self.pacing = self.pacing_kind(self)
         self.staging = Staging(self, self.pacing)
-        self.fast_path = FastPath(self, self.staging, self.pacing)
+        self.fast_path = self.fast_path_kind(self, self.staging, self.pacing)
         self._write_runs = self.fast_path.runs.arrived
         self.fused = FusedPairs(self, self.staging, self.fast_path)
         self.aborts = Aborts(self, self.staging, self.fused)
         self._draining = False
         self.detached: set[int] = set()  # CIDs of commands that go on although the queue has ended
-        self.trace: CommandTrace | None = None
-        """The trace that events are reported to; None: no trace."""
+        self.trace: QueueWatcher | None = None
+        """Who is told of the commands, the trace hook or a meter; None: nobody."""
         self.io = ServedIo()
         """Called when events were handled; for an I/O queue, by the slices of the event loop's time."""
         self.connecting = False

@@ -16,7 +16,9 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, AnaState
 from nvmeof.spec.nqn import check_nqn
+from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
 from nvmeof.target.core.metadata import MetadataStore
+from nvmeof.target.core.rate_limits import RateLimit
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.storage.base import Backend
@@ -83,6 +85,7 @@ class NamespaceConfig:
     read_only: bool = False
     zoned: ZoneGeometry | None = None  # None: of the NVM Command Set
     anagrpid: int = ANA_GROUP  # the ANA group
+    rate_limit: RateLimit | None = None  # of all its users together
 
     def __post_init__(self) -> None:
         if not isinstance(self.backend, Backend):
@@ -135,6 +138,12 @@ class SubsystemConfig:
     ready_timeout_seconds: float = 7.5  # CAP.TO
     command_quiesce_seconds: float = COMMAND_QUIESCE_SECONDS  # CQT of Identify Controller; 0: not reported
     any_keep_alive_seconds: float = 0.0  # of an I/O controller whose host asks for no keep alive; 0: none
+    keep_alive_min_seconds: float = 0.0  # hosts that ask for a shorter KATO are refused
+    keep_alive_max_seconds: float = 0.0  # hosts that ask for a longer KATO are refused; 0: none is
+    max_controllers: int = 0  # controllers at a time; 0: as many as have identifiers
+    max_controllers_per_host: int = 0  # of one host NQN at a time; 0: any number
+    host_limit: RateLimit | None = None  # of each host that has none in `host_limits`
+    host_limits: tuple[tuple[str, RateLimit], ...] = ()  # by host NQN
     admin_label: str = ""  # a name for people, up to 256 bytes of UTF-8; reported by Discovery on request
     metadata_store: MetadataStore | None = (
         None  # what outlives the process: history, saved features; None: nothing does
@@ -182,10 +191,34 @@ class SubsystemConfig:
             raise ConfigurationError(
                 f"the command quiesce time is 0 to {CQT_MAX_MS / 1000} seconds, not {self.command_quiesce_seconds}"
             )
+        self._check_limits()
         if self.any_keep_alive_seconds < 0:
             raise ConfigurationError(f"a keep alive timeout is not negative: {self.any_keep_alive_seconds}")
         if not 0.5 <= self.ready_timeout_seconds <= 127.5:
             raise ConfigurationError(f"the ready timeout is 0.5 to 127.5 s, not {self.ready_timeout_seconds}")
+
+    def _check_limits(self) -> None:
+        for name in ("max_controllers", "max_controllers_per_host"):
+            if not 0 <= getattr(self, name) <= CNTLID_MAX:
+                raise ConfigurationError(
+                    f"{name} is a number up to {CNTLID_MAX}, or 0 for no limit, not {getattr(self, name)}"
+                )
+        least, most = self.keep_alive_min_seconds, self.keep_alive_max_seconds
+        if least < 0 or most < 0 or (most and most < least):
+            raise ConfigurationError(
+                f"keep alive timeouts from {least:g} to {most:g} s are no range; give two numbers, or 0 for no limit"
+            )
+        named = [nqn for nqn, _ in self.host_limits]
+        for nqn in named:
+            check_nqn(nqn, "the NQN of a host with a limit")
+            if named.count(nqn) > 1:
+                raise ConfigurationError(f"the host {nqn} has a rate limit twice")
+
+    @property
+    def has_rate_limits(self) -> bool:
+        """Whether a namespace or a host has a rate limit."""
+        of_namespaces = any(namespace.rate_limit is not None for namespace in self.namespaces)
+        return of_namespaces or self.host_limit is not None or bool(self.host_limits)
 
     def _check_keys(self) -> None:
         named = [nqn for nqn, _ in self.host_keys]
@@ -297,6 +330,7 @@ class TargetConfig:
     subsystems: tuple[SubsystemConfig, ...]
     ports: tuple[PortConfig, ...] = (PortConfig(),)
     staging_bytes: int = 256 << 20  # memory for data on its way, of all queues together
+    max_connections: int = CONNECTIONS_MOST  # open at a time; one address gets half of them
     poll_seconds: float = 0.0  # how long I/O queues in use are polled for data before the loop waits; 0: never
 
     def __post_init__(self) -> None:
@@ -315,6 +349,8 @@ class TargetConfig:
                 check_ana_group(group, subsystem.max_ana_groups)
         if self.staging_bytes < 4 << 20:
             raise ConfigurationError(f"staging memory must be 4 MiB or more, not {self.staging_bytes} bytes")
+        if not 1 <= self.max_connections <= 1 << 20:
+            raise ConfigurationError(f"a target has 1 to {1 << 20} connections, not {self.max_connections}")
         if not 0 <= self.poll_seconds <= POLL_MOST_SECONDS:
             raise ConfigurationError(
                 f"poll_seconds is between 0 and {POLL_MOST_SECONDS:g}, not {self.poll_seconds:g}: "

@@ -18,6 +18,7 @@ from nvmeof.spec.reservations import NotificationType
 from nvmeof.spec.status import Status
 from nvmeof.target.core.metadata import MemoryStore, MetadataStore
 from nvmeof.target.core.queue_control import QueueControl
+from nvmeof.target.core.rate_limits import Limiter
 from nvmeof.target.core.states import ControllerState
 from nvmeof.target.namespaces.endurance_group import occupied_bytes
 from nvmeof.target.namespaces.feature_values import Values, check_saved
@@ -30,6 +31,7 @@ from nvmeof.target.storage.base import Backend
 from nvmeof.target.subsystem.ana import ANA_GROUP, AnaGroups, AnaPorts, check_ana_group
 from nvmeof.target.subsystem.attachments import Attachments
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.subsystem.host_limits import HostLimits
 from nvmeof.target.subsystem.hosts import Hosts
 from nvmeof.target.subsystem.lifetime_counters import Lifetime
 from nvmeof.target.subsystem.management import NamespaceManager
@@ -161,6 +163,9 @@ class Subsystem:
         self.namespaces: dict[int, Namespace] = {}
         self.attachments = Attachments()
         self.controllers: dict[int, Association] = {}
+        self.host_limits = HostLimits(config.host_limit, dict(config.host_limits))
+        self.keep_alive_timeouts = 0
+        """Associations that ended since their host was silent for too long."""
         self.ana = AnaPorts()
         self.was_reset = False  # CSTS.NSSRO of new controllers
         self.shutdown_status = Shst.NORMAL  # of an NVM Subsystem Shutdown
@@ -219,6 +224,8 @@ class Subsystem:
         namespace = make_namespace(
             nsid, config.backend, identifiers, config.zoned, read_only=config.read_only, anagrpid=config.anagrpid
         )
+        if config.rate_limit is not None:
+            namespace.limiter = Limiter(config.rate_limit)
         self.insert(namespace, attached=True)
         return namespace
 
@@ -528,9 +535,24 @@ class Subsystem:
             any_host=any_host,
             host_keys=tuple(hosts.keys.items()),
             authentication_required=hosts.authentication_required,
+            host_limit=self.host_limits.each,
+            host_limits=tuple(self.host_limits.own.items()),
         )
 
     # Controllers
+
+    def check_room(self, host_nqn: str) -> None:
+        """Raise Connect's Controller Busy when the operator's limits let a host have no further controller."""
+        config, found = self.config, self.controllers.values()
+        if config.max_controllers and len(found) >= config.max_controllers:
+            message = f"{self.nqn} has its most controllers ({config.max_controllers})"
+        elif config.max_controllers_per_host and (
+            sum(each.view.host_nqn == host_nqn for each in found) >= config.max_controllers_per_host
+        ):
+            message = f"host {host_nqn!r} has its most controllers ({config.max_controllers_per_host})"
+        else:
+            return
+        raise CommandError(Status.CONNECT_CONTROLLER_BUSY, dnr=False, message=message)
 
     def allocate_cntlid(self) -> int:
         """Allocate the controller ID that was free for longest. Raises Connect's Controller Busy when none is left."""

@@ -26,6 +26,8 @@ class Node:
 class StubTarget:
     """Makes garbage and something that stays while it starts."""
 
+    config = SimpleNamespace(max_connections=16)
+
     def __init__(self) -> None:
         self.stays: list[Node] = []
         self.garbage: weakref.ref[Node]
@@ -55,7 +57,7 @@ async def test_what_is_there_after_the_start_is_kept_from_the_collector(monkeypa
     gc.disable()
     try:
         with pytest.raises(Enough):
-            await serve(SimpleNamespace(output="text", config=None, mdns=False))
+            await serve(SimpleNamespace(output="text", config=None, mdns=False, metrics=None))
         [(frozen, garbage)] = seen
         assert frozen >= len(target.stays)
         assert garbage is None

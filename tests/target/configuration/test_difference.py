@@ -72,6 +72,16 @@ CASES: list[tuple[Any, Any, list[str]]] = [
         document(subsystem()), document(subsystem(namespaces=[{"storage": "ramdisk:1M", "anagrpid": 3}])),
         [f"{ONE}: namespace 1 moved to ANA group 3"],
     ),
+    (
+        document(subsystem()),
+        document(subsystem(namespaces=[{"storage": "ramdisk:1M", "rate_limit": {"operations_per_second": 5}}])),
+        [f"{ONE}: rate limit of namespace 1 changed"],
+    ),
+    (
+        document(subsystem(host_limits={HOSTS[0]: {"bytes_per_second": 9}})),
+        document(subsystem(host_limit={"bytes_per_second": 9})),
+        [f"{ONE}: rate limit of each host changed", f"{ONE}: rate limit of {HOSTS[0]} changed"],
+    ),
     (document(subsystem()), document(subsystem(), ports=[{"portid": 1}, {"portid": 7}]), ["port 7 added"]),
     (document(subsystem(), ports=[{"portid": 1}, {"portid": 7}]), document(subsystem()), ["port 7 removed"]),
     (

@@ -18,9 +18,11 @@ from nvmeof.spec.status import Status
 from nvmeof.target.commands.admin_context import ConnectContext
 from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.core.slices import LONG_SECONDS, Slices
+from nvmeof.target.core.throttle import Throttle
 from nvmeof.target.namespaces.feature_values import Value
 from nvmeof.target.queue.detached import DetachedCommands
 from nvmeof.target.queue.fast_path import FastPath
+from nvmeof.target.queue.limited import LimitedQueue
 from nvmeof.target.queue.pacing import HOLD_BYTES, RUNNING_MOST
 from nvmeof.target.queue.queue import TargetQueue
 from nvmeof.target.queue.staging import READ_AHEAD_BYTES, SPARE_BYTES
@@ -93,13 +95,15 @@ class Wire(RawHost):
 
     def __init__(self, target: Target, *, dgst: int = 0, cattr: int = 0, entries: int = 128, fast_path: bool = True,
                  pool: BufferPool | None = None,
-                 detached_commands: DetachedCommands | None = None, trace: Trace | None = None) -> None:  # fmt: skip
+                 detached_commands: DetachedCommands | None = None, trace: Trace | None = None,
+                 throttle: Throttle | None = None) -> None:  # fmt: skip
         self.header_digest, self.data_digest = bool(dgst & 1), bool(dgst & 2)
         self.target = target
         self.driver = FakeDriver()
         self.connection = TargetConnection(ConnectionConfig(header_digest=True, data_digest=True))
         self.pool = pool or BufferPool(1 << 20)
-        self.queue = TargetQueue(self.connection, self.pool, detached_commands or DetachedCommands(), self.driver)
+        parts = (self.connection, self.pool, detached_commands or DetachedCommands(), self.driver)
+        self.queue = TargetQueue(*parts) if throttle is None else LimitedQueue(*parts, throttle)
         seen = target.port.seen_at("192.0.2.1", 4420)
         self.queue.ctx = ConnectContext(target.runtime, target.registry, seen, self.queue)
         if trace is not None:

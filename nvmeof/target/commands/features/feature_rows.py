@@ -29,6 +29,7 @@ from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.controller.events import SMART_CRITICAL_WARNINGS
 from nvmeof.target.controller.health import WARNING_KELVIN, report_warnings
+from nvmeof.target.controller.keep_alive import check_kato
 from nvmeof.target.subsystem.persistent_events import timestamp_change
 from nvmeof.wire import build
 
@@ -109,6 +110,7 @@ def _events_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> 
 
 
 def _keep_alive_apply(controller: Controller, sqe: Sqe, data: memoryview | None) -> int:
+    check_kato(controller.subsystem.config, sqe.cdw11, _CDW11)
     controller.set_kato(sqe.cdw11)
     return 0
 
