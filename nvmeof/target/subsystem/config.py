@@ -80,6 +80,7 @@ class NamespaceConfig:
     read_only: bool = False
     zoned: ZoneGeometry | None = None  # None: of the NVM Command Set
     anagrpid: int = ANA_GROUP  # the ANA group
+    enabled: bool = True  # False: its storage is open, and no host sees it
 
     def __post_init__(self) -> None:
         if not isinstance(self.backend, Backend):
