@@ -30,7 +30,9 @@ from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.subsystem.config import ADVERTISE_FORMS
 from nvmeof.version import __version__
 
-_BESIDE_CONFIG: Final = frozenset({"config", "check", "mdns", "slow_command", "uvloop", "output", "verbose", "quiet"})
+_BESIDE_CONFIG: Final = frozenset(
+    {"config", "check", "mdns", "slow_command", "uvloop", "output", "verbose", "quiet", "control"}
+)
 """Options that --config leaves to the command line."""
 _PATIENCE_SECONDS: Final = 1.0
 """Seconds that a line of the log waits for its reader: a target goes on when its log is not read."""
@@ -45,6 +47,12 @@ _PATIENCE_SECONDS: Final = 1.0
     "(docs/howto/configuration.md).",
 )
 @click.option("--check", is_flag=True, help="Say what is wrong with the file of --config, and serve nothing.")
+@click.option(
+    "--control",
+    metavar="PATH|auto",
+    help="Let this user and root control the target through a socket there, with nvmeof-target ctl; auto: "
+    "nvmeof-target.sock in XDG_RUNTIME_DIR, or in /run for root (docs/howto/control.md).",
+)
 @click.option("-t", "--trtype", default="mptcp", show_default=True, help="Transport: mptcp (falls back to tcp) or tcp.")
 @click.option("--trtype-code", type=U8, help="TRTYPE told in Discovery (mptcp: 4, provisionally).")
 @click.option(

@@ -97,6 +97,7 @@ class Options:
     output: str = "normal"
     config: str | None = None
     check: bool = False
+    control: str | None = None
 
 
 def _backends(options: Options) -> list[NamespaceConfig]:

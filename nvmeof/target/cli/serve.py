@@ -10,7 +10,8 @@ import platform
 import resource
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Final
 
 import click
@@ -22,6 +23,9 @@ from nvmeof.target.cli.options import Options, load, make_configured, make_targe
 from nvmeof.target.cli.report import facts, remark, say, say_configured, warn
 from nvmeof.target.configuration.difference import apply, difference
 from nvmeof.target.configuration.files import Loaded
+from nvmeof.target.control import Control, ControlServer
+from nvmeof.target.control.process import Hooks
+from nvmeof.target.control.where import control_path
 from nvmeof.target.server import Target
 
 _FILES_WANTED: Final = 65536
@@ -89,7 +93,11 @@ async def serve(options: Options) -> None:
             warn(told)
         if reloads is not None:
             reloads.started()
-        async with mdns.announced(_announcements(target)) if options.mdns else nullcontext():
+        async with AsyncExitStack() as beside:
+            if options.mdns:
+                await beside.enter_async_context(mdns.announced(_announcements(target)))
+            if options.control is not None:
+                await beside.enter_async_context(_control(target, options.control, reloads))
             await stopping.wait()
     finally:
         if reloads is not None:
@@ -98,6 +106,12 @@ async def serve(options: Options) -> None:
     if target.unflushed:
         raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")
     logger.info("stopped")
+
+
+def _control(target: Target, path: str, reloads: Reloads | None) -> ControlServer:
+    """Return the control socket of a target. Raises ConfigurationError for a path that there is none for."""
+    hooks = Hooks() if reloads is None else Hooks(reloads.path, reloads.reload, reloads.saved)
+    return ControlServer(Control(target, hooks), control_path(path))
 
 
 def _announcements(target: Target) -> list[mdns.MdnsService]:
@@ -118,7 +132,8 @@ def _counts(loaded: Loaded) -> str:
 
 
 class Reloads:
-    """Reads the configuration file again at each SIGHUP, one after the other; what cannot be done changes nothing."""
+    """Reads the configuration file again at each SIGHUP, and when it is asked to, one after the other; what cannot be
+    done changes nothing."""
 
     def __init__(self, target: Target, options: Options, loaded: Loaded) -> None:
         self._target = target
@@ -126,6 +141,12 @@ class Reloads:
         self._loaded = loaded
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._one = asyncio.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The absolute path of the file."""
+        return self._loaded.path.absolute()
 
     def wanted(self) -> None:
         """Read the file again when the target has started, and the reload before has ended."""
@@ -146,17 +167,29 @@ class Reloads:
             await self._wanted.wait()
             self._wanted.clear()
             try:
-                await self._reload()
+                await self.reload()
             except NvmeofError as error:
-                logger.error("SIGHUP: %s", error)
+                logger.error("reload: %s", error)
 
-    async def _reload(self) -> None:
-        loaded = await asyncio.to_thread(load, self._options)
-        plan = difference(self._target.administration, self._loaded.settings, loaded.settings)
-        for line in await apply(plan):
-            logger.info("SIGHUP: %s", line)
-        self._loaded = loaded
-        logger.info("SIGHUP: %s was read again: %d changes", loaded.path, len(plan.steps))
+    async def reload(self) -> list[str]:
+        """Read the file again and apply the difference to what it said before; return a sentence for each change.
+
+        Raises ConfigurationError, with nothing changed.
+        """
+        async with self._one:
+            loaded = await asyncio.to_thread(load, self._options)
+            plan = difference(self._target.administration, self._loaded.settings, loaded.settings)
+            said = await apply(plan)
+            for line in said:
+                logger.info("reload: %s", line)
+            self._loaded = loaded
+            logger.info("reload: %s was read again: %d changes", loaded.path, len(plan.steps))
+            return said
+
+    async def saved(self) -> None:
+        """Take the file, which was written with the target's present state, as what was read last."""
+        async with self._one:
+            self._loaded = await asyncio.to_thread(load, self._options)
 
 
 def freeze_heap() -> None:
