@@ -10,7 +10,7 @@ import platform
 import resource
 import signal
 import sys
-from contextlib import AsyncExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -67,6 +67,7 @@ async def serve(options: Options) -> None:
         loop.add_signal_handler(signal.SIGHUP, reloads.wanted)
     elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
         ending.append(signal.SIGHUP)
+    control = None if options.control is None else _control(target, options.control, reloads)
     for number in ending:
         loop.add_signal_handler(number, stop, number)
     try:
@@ -76,6 +77,8 @@ async def serve(options: Options) -> None:
         raise NvmeofError(f"{where}{error.strerror or error}") from error
     freeze_heap()
     try:
+        if control is not None:
+            await control.start()
         described = target.administration.describe()
         told = facts(described) if loaded is None else described
         try:
@@ -93,13 +96,11 @@ async def serve(options: Options) -> None:
             warn(told)
         if reloads is not None:
             reloads.started()
-        async with AsyncExitStack() as beside:
-            if options.mdns:
-                await beside.enter_async_context(mdns.announced(_announcements(target)))
-            if options.control is not None:
-                await beside.enter_async_context(_control(target, options.control, reloads))
+        async with mdns.announced(_announcements(target)) if options.mdns else nullcontext():
             await stopping.wait()
     finally:
+        if control is not None:
+            await control.stop()
         if reloads is not None:
             await reloads.end()
         await target.stop()
@@ -169,7 +170,7 @@ class Reloads:
             try:
                 await self.reload()
             except NvmeofError as error:
-                logger.error("reload: %s", error)
+                logger.error("SIGHUP: %s", error)
 
     async def reload(self) -> list[str]:
         """Read the file again and apply the difference to what it said before; return a sentence for each change.
