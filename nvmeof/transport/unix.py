@@ -20,12 +20,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from nvmeof.errors import ConfigurationError, TransportError
 
 PATH_BYTES: Final = 107
 """The longest path of a socket (unix(7), sun_path)."""
+UnixSocket: TypeAlias = socket.socket
+"""A socket, for modules that hand one on and use none."""
 _LOCK_SECONDS: Final = 1.0
 _UCRED: Final = struct.Struct("=iII")
 
@@ -43,6 +45,18 @@ def peer_credentials(descriptor: int) -> PeerCredentials:
     """Return the identity of the process at the other end of a connected socket. Raises `OSError`."""
     with socket.socket(fileno=os.dup(descriptor)) as connection:
         return PeerCredentials(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+
+
+def connected_socket(path: str | Path) -> UnixSocket:
+    """Return a non-blocking socket that is connected to a path. Raises `OSError`; `BlockingIOError` when the listener's
+    backlog is full: try again then (an event loop's own connect would take the socket for connected)."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        made.connect(os.fsencode(path))
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 class PrivateListener:

@@ -12,9 +12,12 @@ from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.target.control.jsonrpc import Code, Message, encode
+from nvmeof.transport.unix import UnixSocket, connected_socket
 
 ANSWER_BYTES: Final = 256 << 20
 """The longest answer that is taken."""
+CONNECT_SECONDS: Final = 5.0
+_AGAIN_SECONDS: Final = 0.02
 
 
 class ControlError(NvmeofError):
@@ -49,13 +52,26 @@ class ControlClient:
     async def open(self) -> None:
         """Connect. Raises `TransportError`."""
         try:
-            self._reader, self._writer = await asyncio.open_unix_connection(self.path, limit=ANSWER_BYTES)
+            self._reader, self._writer = await asyncio.open_unix_connection(
+                sock=await self._connected(), limit=ANSWER_BYTES
+            )
         except FileNotFoundError:
             raise TransportError(f"there is no control socket {self.path}: start the target with --control") from None
         except ConnectionRefusedError:
             raise TransportError(f"no target listens at {self.path}: it has ended") from None
         except OSError as error:
             raise TransportError(f"the control socket {self.path} cannot be used: {error.strerror or error}") from None
+
+    async def _connected(self) -> UnixSocket:
+        """Connect, again and again for a while when the target is behind with its clients."""
+        deadline = asyncio.get_running_loop().time() + CONNECT_SECONDS
+        while True:
+            try:
+                return connected_socket(self.path)
+            except BlockingIOError:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+            await asyncio.sleep(_AGAIN_SECONDS)
 
     async def close(self) -> None:
         """Close the connection."""
