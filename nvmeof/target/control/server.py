@@ -38,6 +38,8 @@ logger = logging.getLogger("nvmeof.target.control")
 
 CLIENTS_MOST: Final = 64
 SLOW_SECONDS: Final = 10.0
+LINGER_SECONDS: Final = 1.0
+LINGER_MOST: Final = 64
 EVENT_BYTES: Final = 1 << 20
 _HIGH_WATER_BYTES: Final = 64 << 10
 _BACKLOG: Final = 64
@@ -65,6 +67,7 @@ class ControlServer:
         self.clients: set[_Client] = set()
         self.rate = LogRate(burst=20, per_second=0.2, together=0)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lingering = 0
         self._listener: PrivateListener | None = None
         self._server: asyncio.Server | None = None
 
@@ -108,6 +111,7 @@ class ControlServer:
             if refused is not None:
                 self.say_cut(str(refused))
                 writer.write(encode(failure(None, refused)))
+                await self.linger(reader, writer)
                 return
             assert credentials is not None
             client = _Client(self, reader, writer, credentials)
@@ -136,6 +140,24 @@ class ControlServer:
             text = f"user {credentials.uid} may not control this target: its own user and root may"
             return RpcError(Code.FORBIDDEN, text), None
         return None, credentials
+
+    async def linger(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Let a client read why its connection ends: drop what it sends until it closes, for a while at the most.
+
+        Closed with data that was not read, a socket would be reset, and the reason be lost.
+        """
+        if self._lingering >= LINGER_MOST:
+            return
+        self._lingering += 1
+        try:
+            writer.write_eof()
+            async with asyncio.timeout(LINGER_SECONDS):
+                while await reader.read(_HIGH_WATER_BYTES):
+                    pass
+        except TimeoutError:
+            pass
+        finally:
+            self._lingering -= 1
 
     def say_cut(self, reason: str) -> None:
         """Log that a client was refused or cut."""
@@ -170,7 +192,8 @@ class _Client:
                 line = await self._reader.readuntil(b"\n")
             except asyncio.LimitOverrunError:
                 text = f"a line has at most {REQUEST_BYTES} bytes: the connection is closed"
-                await self._send([failure(None, RpcError(Code.INVALID_REQUEST, text))], batch=False)
+                if await self._send([failure(None, RpcError(Code.INVALID_REQUEST, text))], batch=False):
+                    await self._server.linger(self._reader, self._writer)
                 return
             except asyncio.IncompleteReadError:
                 return

@@ -239,20 +239,12 @@ def test_garbage_is_answered_and_ends_nothing(tmp_path_factory: pytest.TempPathF
 async def test_a_huge_request_closes_its_own_connection_alone(path: Path) -> None:
     async with controlled(path):
         reader, writer = await asyncio.open_unix_connection(path)
-        try:
-            for _ in range(64):
-                writer.write(b"x" * (1 << 20))
-                await writer.drain()
-        except OSError:
-            pass  # closed in the middle
-        answer = b""
-        try:
-            answer = await asyncio.wait_for(reader.readline(), 10)
-        except OSError:
-            pass  # a reset may have come before the answer was read
-        if answer:
-            error = json.loads(answer)["error"]
-            assert (error["code"], str(REQUEST_BYTES) in error["message"]) == (Code.INVALID_REQUEST, True)
+        for _ in range(8):
+            writer.write(b"x" * (1 << 20))
+            await writer.drain()
+        error = json.loads(await asyncio.wait_for(reader.readline(), 10))["error"]
+        assert (error["code"], str(REQUEST_BYTES) in error["message"]) == (Code.INVALID_REQUEST, True)
+        assert await asyncio.wait_for(reader.read(), 10) == b"", "closed"
         writer.close()
         longest = HELLO.replace(b"\n", b" " * (REQUEST_BYTES - len(HELLO)) + b"\n")
         (answer_,) = await exchange(path, longest)
@@ -331,10 +323,11 @@ async def test_a_thousand_clients_while_a_host_works(path: Path, many_files: Non
         clients = await asyncio.gather(*(_client(path) for _ in range(1000)))
         assert len(server.clients) <= CLIENTS_MOST
         answers = await asyncio.gather(*(_answer(reader, writer) for reader, writer in clients))
-        served = [each for each in answers if "result" in each]
-        refused = [each for each in answers if each.get("error", {}).get("code") == Code.CROWDED]
+        served = [each for each in answers if each and "result" in each]
+        refused = [each for each in answers if each and each.get("error", {}).get("code") == Code.CROWDED]
         assert 0 < len(served) <= CLIENTS_MOST
-        assert len(served) + len(refused) == 1000
+        assert len(refused) >= CLIENTS_MOST, "those that the target has time for are told why"
+        assert len(served) + len(refused) + answers.count(None) == 1000
         before = done
         while done < before + 20:
             assert not working.done(), working
@@ -357,13 +350,14 @@ async def _client(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrite
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
-    """What a client hears: an answer, or why it is refused."""
+    """What a client hears: an answer, or why it is refused; null where it was closed before it could hear that."""
     try:
         writer.write(HELLO)
         await writer.drain()
+        line = await asyncio.wait_for(reader.readline(), 30)
     except OSError:
-        pass
-    return json.loads(await asyncio.wait_for(reader.readline(), 30))
+        line = b""
+    return json.loads(line or b"null")
 
 
 # -- its life ---------------------------------------------------------------------------------------------------------
@@ -379,7 +373,7 @@ async def test_the_stop_ends_clients_and_verbs_and_removes_the_socket(path: Path
             await server.stop()
             with pytest.raises(TransportError, match="has closed the control connection"):
                 await waiting
-        assert not os.path.lexists(path) and not server.clients
+        assert not path.exists() and not server.clients  # noqa: ASYNC240
         await server.stop()
         await server.start()
         await serves(path)
