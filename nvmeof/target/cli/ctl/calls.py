@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
@@ -11,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from nvmeof.cli import interrupts
 from nvmeof.target.control import ControlClient
-from nvmeof.target.control.where import control_path
+from nvmeof.target.control.where import VARIABLE, control_path
 
 T = TypeVar("T")
 PROGRAM: Final = "nvmeof-target"
@@ -28,8 +29,11 @@ _LISTS: Final[Mapping[str, tuple[str, str]]] = {
 
 def client(ctx: click.Context | None = None) -> ControlClient:
     """Return a client for the socket that the command line names. Raises ConfigurationError where there is none."""
-    root = (ctx or click.get_current_context()).find_object(dict) or {}
-    return ControlClient(control_path(root.get("socket")))
+    at: click.Context | None = ctx or click.get_current_context()
+    while at is not None and "socket" not in at.params:
+        at = at.parent
+    given: str | None = None if at is None else at.params["socket"]
+    return ControlClient(control_path(given or os.environ.get(VARIABLE)))
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -55,13 +55,11 @@ class JsonObject(click.ParamType):
     envvar=VARIABLE,
     help=f"The target's --control socket; also {VARIABLE} in the environment.  [default: that of --control auto]",
 )
-@click.pass_context
-def ctl_group(ctx: click.Context, socket: str | None) -> None:
+def ctl_group(socket: str | None) -> None:
     """Show and change a target that runs, through its --control socket.
 
     The verbs, one by one, are in docs/control.md; how they are used is in docs/howto/control.md.
     """
-    ctx.obj = {"socket": socket}
 
 
 def _kinds(parameter: Parameter) -> list[str]:

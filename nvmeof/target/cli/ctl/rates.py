@@ -99,15 +99,16 @@ def rates(before: Sample, now: Sample) -> Rates:
     known = {(row["subnqn"], row["nsid"]): row for row in before.namespaces}
     namespaces = [
         NamespaceRate(
-            row["subnqn"],
-            row["nsid"],
-            *(
-                _delta(known, (row["subnqn"], row["nsid"]), row, name, seconds)
-                for name in ("reads", "writes", "bytes_read", "bytes_written")
-            ),
+            subnqn=row["subnqn"],
+            nsid=row["nsid"],
+            reads=_delta(known, key, row, "reads", seconds),
+            writes=_delta(known, key, row, "writes", seconds),
+            read_bytes=_delta(known, key, row, "bytes_read", seconds),
+            written_bytes=_delta(known, key, row, "bytes_written", seconds),
             in_flight=row["in_flight"],
         )
         for row in now.namespaces
+        for key in [(row["subnqn"], row["nsid"])]
     ]
     return Rates(now.status, seconds, namespaces, _hosts(before.connections, now.connections, seconds))
 
@@ -125,7 +126,7 @@ def _flows(row: Row) -> Iterable[tuple[Key, Row]]:
 
 def _hosts(before: list[Row], now: list[Row], seconds: float) -> list[HostRate]:
     connections = {_connection_key(row): row for row in before}
-    flows = {key: flow for row in before for key, flow in _flows(row)}
+    flows = {key: flow for row in before if row["cntlid"] is not None for key, flow in _flows(row)}
     found: dict[Key, HostRate] = {}
     for row in now:
         if row["cntlid"] is None:
