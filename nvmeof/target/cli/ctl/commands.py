@@ -80,9 +80,10 @@ def _type(parameter: Parameter) -> click.ParamType:
 
 def _click_parameter(parameter: Parameter) -> click.Parameter:
     name = parameter.name
+    completed = None if "enum" in parameter.schema else complete  # a choice completes itself
     if parameter.required:
         metavar = None if "enum" in parameter.schema else name.upper()
-        return click.Argument([name], type=_type(parameter), metavar=metavar, shell_complete=complete)
+        return click.Argument([name], type=_type(parameter), metavar=metavar, shell_complete=completed)
     option = f"--{name.replace('_', '-')}"
     declared = [*([_SHORT[name]] if name in _SHORT else []), option, name]
     text = f"{parameter.text[:1].upper()}{parameter.text[1:]}."
@@ -97,7 +98,7 @@ def _click_parameter(parameter: Parameter) -> click.Parameter:
     default = parameter.default if kinds == ["number"] or "enum" in parameter.schema else None
     return click.Option(
         declared, type=_type(parameter), help=text, default=default, show_default=default is not None,
-        shell_complete=None if "enum" in parameter.schema else complete,
+        shell_complete=completed,
     )  # fmt: skip
 
 
