@@ -19,8 +19,11 @@ from nvmeof.target.cli.ctl.calls import client, run
 from nvmeof.target.cli.ctl.rates import HostRate, NamespaceRate, Rates, Sample, rates
 from nvmeof.target.control import ControlClient
 
-_NARROW = 110
-"""Below so many columns a bar has 10 characters, and NQNs are cut."""
+_NARROW = 130
+"""Below so many columns a bar has 10 characters."""
+_VERY_NARROW = 100
+"""Below so many columns some figures are left out, so that none is cut."""
+_PATH_COLUMNS = 50
 _ROWS = 20
 """The most namespaces, and the most hosts, that are shown: those that do most."""
 
@@ -76,7 +79,7 @@ def view(seen: Rates, columns: int = PIPE_COLUMNS) -> Group:
     )
     parts: list[Text | Table] = [header, Text(""), _namespaces(seen.namespaces, columns), Text("")]
     if seen.hosts:
-        parts.append(_hosts(seen.hosts, columns))
+        parts += _hosts(seen.hosts, columns)
     else:
         parts.append(Text("no host is connected"))
     return Group(*parts)
@@ -89,50 +92,60 @@ def _duration(seconds: float) -> str:
     return f"{days} d {hours:02}:{minutes:02}:{rest:02}" if days else f"{hours:02}:{minutes:02}:{rest:02}"
 
 
-def _table(*headings: str, left: tuple[str, ...] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in headings:
-        justify, nowrap = ("left", True) if heading in left else ("right", True)
-        table.add_column(heading, justify=justify, no_wrap=nowrap, overflow="ellipsis")
-    return table
-
-
 def _namespaces(rows: list[NamespaceRate], columns: int) -> Table:
     width = 10 if columns < _NARROW else 20
-    table = _table("NSID", "reads/s", "read/s", "writes/s", "written/s", "in flight", "share", "subsystem",
-                   left=("share", "subsystem"))  # fmt: skip
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("NSID", "reads/s", "read/s", "writes/s", "written/s", "in flight"):
+        table.add_column(name, no_wrap=True, justify="right", min_width=len(name))
+    table.add_column("share", no_wrap=True, min_width=width)
+    whole = columns >= _VERY_NARROW
+    if whole:
+        table.add_column("subsystem", no_wrap=True, overflow="ellipsis")
     busiest = sorted(rows, key=lambda each: (-each.bytes, each.subnqn, each.nsid))
     total = sum(each.bytes for each in rows)
     for each in busiest[:_ROWS]:
         share = each.bytes / total if total else 0.0
         table.add_row(
             str(each.nsid), f"{each.reads:.0f}", size(each.read_bytes), f"{each.writes:.0f}",
-            size(each.written_bytes), str(each.in_flight), bar(share, width), clean(each.subnqn),
+            size(each.written_bytes), str(each.in_flight), bar(share, width),
+            *([clean(each.subnqn)] if whole else []),
         )  # fmt: skip
     if len(busiest) > _ROWS:
         table.caption = f"{len(busiest) - _ROWS} namespaces that do less are not shown"
     return table
 
 
-def _hosts(rows: list[HostRate], columns: int) -> Table:
-    width = 10 if columns < _NARROW else 20
-    table = _table("host, path", "commands/s", "in flight", "out/s", "in/s", "RTT", "share", "what",
-                   left=("host, path", "share", "what"))  # fmt: skip
-    for each in rows[:_ROWS]:
-        paths = sorted(each.paths.values(), key=lambda path: (-path.bytes, path.local, path.peer))
-        table.add_row(
-            clean(each.host), f"{each.commands:.0f}", str(each.in_flight),
-            size(sum(path.out_bytes for path in paths)), size(sum(path.in_bytes for path in paths)), "", "",
-            f"controller {each.cntlid}, {each.queues} queues, {each.transport}"
-            + (f", {each.refused} refused" if each.refused else ""),
-            style="bold",
-        )  # fmt: skip
-        for path in paths:
-            rtt = "" if path.rtt_us is None else f"{path.rtt_us / 1000:.2f} ms"
-            table.add_row(
-                f"  {path.local} - {path.peer}", "", "", size(path.out_bytes), size(path.in_bytes), rtt,
-                bar(path.share, width), f"{path.share:.0%}",
-            )  # fmt: skip
+def _hosts(rows: list[HostRate], columns: int) -> list[Text | Table]:
+    """Return a line and a table for each host: what it does in all, then by path. The columns of all are in line."""
+    parts: list[Text | Table] = []
+    for number, each in enumerate(rows[:_ROWS]):
+        refused = f", {each.refused} refused" if each.refused else ""
+        what = f"controller {each.cntlid}, {each.queues} queues, {each.transport}{refused}"
+        parts.append(Text(f"{what}: {clean(each.host)}", style="bold", no_wrap=True, overflow="ellipsis"))
+        parts.append(_paths(each, columns, heading=not number))
     if len(rows) > _ROWS:
-        table.caption = f"{len(rows) - _ROWS} hosts that do less are not shown"
+        parts.append(Text(f"{len(rows) - _ROWS} hosts that do less are not shown", style="dim"))
+    return parts
+
+
+def _paths(host: HostRate, columns: int, *, heading: bool) -> Table:
+    bar_width = 10 if columns < _NARROW else 20
+    widths = {"commands/s": 10, "in flight": 9, "out/s": 9, "in/s": 9, "RTT": 9, "share": bar_width, "": 4}
+    if columns < _VERY_NARROW:
+        del widths["in flight"], widths["RTT"]
+    room = columns - sum(widths.values()) - 2 * len(widths)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=heading)
+    table.add_column("path", width=max(12, min(_PATH_COLUMNS, room)), no_wrap=True, overflow="ellipsis")
+    for name, width in widths.items():
+        table.add_column(name, width=width, no_wrap=True, justify="left" if name == "share" else "right")
+    paths = sorted(host.paths.values(), key=lambda path: (-path.bytes, path.local, path.peer))
+    out, into = sum(path.out_bytes for path in paths), sum(path.in_bytes for path in paths)
+    cells = {"commands/s": f"{host.commands:.0f}", "in flight": str(host.in_flight), "out/s": size(out)}
+    cells["in/s"] = size(into)
+    table.add_row("all paths", *(cells.get(name, "") for name in widths))
+    for path in paths:
+        rtt = "" if path.rtt_us is None else f"{path.rtt_us / 1000:.2f} ms"
+        cells = {"out/s": size(path.out_bytes), "in/s": size(path.in_bytes), "RTT": rtt}
+        cells.update({"share": bar(path.share, bar_width), "": f"{path.share:.0%}"})
+        table.add_row(f"  {path.local} - {path.peer}", *(cells.get(name, "") for name in widths))
     return table
