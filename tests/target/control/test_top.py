@@ -95,7 +95,7 @@ path                                                commands/s  in flight      o
 all paths                                                 1250          7    4.19 MB        0 B
   10.0.0.1 - 10.0.0.2                                                        3.15 MB        0 B    0.25 ms  ███████████████        75%
   10.1.0.1 - 10.1.0.2                                                        1.05 MB        0 B    0.25 ms  █████                  25%
-"""
+"""  # noqa: E501
 
 
 def picture(columns: int) -> str:
