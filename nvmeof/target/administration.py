@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.runtime import Runtime
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.description import describe_port, describe_subsystem
@@ -40,6 +41,9 @@ class Administered(Protocol):
     registry: TargetRegistry
     ports: Ports
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def runtime(self) -> Runtime: ...
 
     @property
     def settings(self) -> TargetSettings: ...
@@ -175,7 +179,9 @@ class Administration:
 
     def enable_namespace(self, nsid: int, *, subnqn: str | None = None) -> None:
         """Show a disabled namespace to hosts again."""
-        live_changes.enable_namespace(self._subsystem(subnqn), nsid)
+        subsystem = self._subsystem(subnqn)
+        live_changes.enable_namespace(subsystem, nsid)
+        subsystem.resume(self._target.runtime)
 
     def set_read_only(self, nsid: int, read_only: bool = True, *, subnqn: str | None = None) -> None:
         """Refuse writes of all hosts to a namespace, or allow them."""

@@ -32,6 +32,8 @@ from nvmeof.target.storage.namespace_text import parse_namespace_text
 from nvmeof.target.subsystem.subsystem import Subsystem
 
 _POLL_SECONDS: Final = 0.01
+_PIECE: Final = 64
+"""So many namespaces are described before others get a turn of the event loop."""
 _Storage = Annotated[str, "the storage: file:/srv/disk.img, ramdisk:1G, with filters as --namespace has them"]
 _Uuid = Annotated[str | None, "UUID; derived from NQN and NSID unless given"]
 _Nguid = Annotated[str | None, "NGUID, 32 hexadecimal digits"]
@@ -47,11 +49,13 @@ class Namespaces(VerbGroup):
     async def list(self, subnqn: Annotated[str | None, "NQN of the subsystem; all unless given"] = None) -> Table:
         """List the namespaces, disabled ones too: storage, size, identifiers, ANA group, who is attached."""
         chosen = [self._subsystem(subnqn)] if subnqn is not None else list(self._target.subsystems.values())
-        return [
-            _described(subsystem, namespace)
-            for subsystem in chosen
-            for _, namespace in sorted({**subsystem.namespaces, **subsystem.disabled}.items())
-        ]
+        found: Table = []
+        for subsystem in chosen:
+            for _, namespace in sorted({**subsystem.namespaces, **subsystem.disabled}.items()):
+                found.append(_described(subsystem, namespace))
+                if len(found) % _PIECE == 0:
+                    await asyncio.sleep(0)
+        return found
 
     @verb("add", changes=True)
     async def add(

@@ -39,6 +39,8 @@ EVENT_KINDS: Final = (
 )
 """The kinds of events; ``called`` is a verb that was called to change something."""
 _LOGGER: Final = "nvmeof"
+_SHOWN_CHARACTERS: Final = 200
+"""The most of an argument that the log and events show."""
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -171,4 +173,12 @@ def _level() -> str:
 
 def masked(verb_: Verb, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call for the log and for events, without secrets."""
-    return {name: "…" if name in verb_.secret else value for name, value in arguments.items()}
+    return {
+        name: "…" if name in verb_.secret else _short(value) for name, value in arguments.items() if name != "session"
+    }
+
+
+def _short(value: Any) -> Any:
+    """Return a value as it is, or the beginning of its text where that is long."""
+    text = str(value)
+    return value if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

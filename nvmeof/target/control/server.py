@@ -9,10 +9,10 @@ read, end its connection. Nothing that a client sends ends more than its own con
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -166,6 +166,10 @@ class ControlServer:
             logger.warning("a client of the control socket was refused or cut: %s%s", reason, left_out_text(left_out))
 
 
+def _nothing() -> None:
+    """End no listening: there is none."""
+
+
 class _Client:
     """One client: its requests in their order, and the events that it watches."""
 
@@ -182,7 +186,7 @@ class _Client:
         self._caller = f"user {credentials.uid}, process {credentials.pid}"
         self._kinds: frozenset[str] | None = frozenset()
         self._number = 0
-        self._end_listening = lambda: None
+        self._end_listening: Callable[[], None] = _nothing
         writer.transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
 
     async def serve(self) -> None:
@@ -198,7 +202,12 @@ class _Client:
             except asyncio.IncompleteReadError:
                 return
             requests = parse(line)
-            answers = [answer for each in requests.entries if (answer := await self._execute(each)) is not None]
+            answers = []
+            for each in requests.entries:
+                answer = await self._execute(each)
+                if answer is not None:
+                    answers.append(answer)
+                await asyncio.sleep(0)  # others have their turn of the event loop between any two requests
             if answers and not await self._send(answers, batch=requests.batch):
                 return
 
@@ -233,7 +242,7 @@ class _Client:
         """Send events of these kinds from now on, None: of all."""
         self._end_listening()
         self._kinds = kinds
-        self._end_listening = lambda: None
+        self._end_listening = _nothing
         if kinds is None or kinds:
             self._end_listening = self._server.control.target.registry.happenings.listen(self._happened)
 
@@ -249,6 +258,5 @@ class _Client:
 
     def ended(self) -> None:
         """Send no further events."""
-        with contextlib.suppress(Exception):
-            self._end_listening()
-        self._end_listening = lambda: None
+        self._end_listening()
+        self._end_listening = _nothing

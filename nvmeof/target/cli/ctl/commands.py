@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from nvmeof.cli.tables import print_json
-from nvmeof.cli.types import Number, Seconds
+from nvmeof.cli.types import AnyType, Number, Seconds
 from nvmeof.target.cli.ctl.calls import call, client, complete, run
 from nvmeof.target.cli.ctl.results import print_result
 from nvmeof.target.cli.ctl.top import top_command
@@ -31,7 +31,7 @@ _MADE_HERE: Final = frozenset({"watch"})
 """Verbs with commands that are more than a call."""
 
 
-class JsonObject(click.ParamType):
+class JsonObject(AnyType):
     """An object, as JSON."""
 
     name = "json"
@@ -67,7 +67,7 @@ def _kinds(parameter: Parameter) -> list[str]:
     return [each for each in (kinds if isinstance(kinds, list) else [kinds]) if each != "null"]
 
 
-def _type(parameter: Parameter) -> click.ParamType:
+def _type(parameter: Parameter) -> AnyType:
     schema, kinds = parameter.schema, _kinds(parameter)
     if "enum" in schema:
         return click.Choice([each for each in schema["enum"] if each is not None])
