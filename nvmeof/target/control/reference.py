@@ -56,6 +56,7 @@ def _head() -> Iterator[str]:
         "requests of a batch": BATCH_MOST,
         "clients at once": f"{CLIENTS_MOST}; one more gets an error and is closed",
         "requests under way per client": "1; others wait in the socket",
+        "the first request": f"within {SLOW_SECONDS:g} s of the connect",
         "an answer that is not read": f"{SLOW_SECONDS:g} s, then the connection is closed",
         "events that are not read": f"{EVENT_BYTES >> 20} MiB, then the connection is closed",
     }

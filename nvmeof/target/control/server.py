@@ -2,8 +2,9 @@
 
 What clients can take of a target is bounded. There are `CLIENTS_MOST` at once; one more is told so and closed. A line
 has `REQUEST_BYTES`. The requests of one client are executed one after the other, and what comes meanwhile stays in the
-socket. Answers that a client does not take within `SLOW_SECONDS`, or events of more than `EVENT_BYTES` that it does not
-read, end its connection. Nothing that a client sends ends more than its own connection.
+socket; between any two, I/O of hosts has its turn. A client that makes no request within `SLOW_SECONDS`, one that does
+not take an answer in that time, and one that does not read `EVENT_BYTES` of events are closed. Nothing that a client
+sends ends more than its own connection.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from nvmeof.runtime import pause
 from nvmeof.target.control.control import Control
 from nvmeof.target.control.jsonrpc import (
     REQUEST_BYTES,
@@ -43,6 +45,8 @@ LINGER_MOST: Final = 64
 EVENT_BYTES: Final = 1 << 20
 _HIGH_WATER_BYTES: Final = 64 << 10
 _BACKLOG: Final = 64
+_OWNER: Final = "control"
+"""All clients together have one owner's turns of the event loop: a host's I/O comes before them."""
 
 
 class ControlServer:
@@ -191,9 +195,14 @@ class _Client:
 
     async def serve(self) -> None:
         """Execute requests until the client closes its connection, or is cut."""
+        patience: float | None = self._server.slow_seconds
         while True:
             try:
-                line = await self._reader.readuntil(b"\n")
+                async with asyncio.timeout(patience):
+                    line = await self._reader.readuntil(b"\n")
+            except TimeoutError:
+                self._cut(f"it made no request within {patience:g} s")
+                return
             except asyncio.LimitOverrunError:
                 text = f"a line has at most {REQUEST_BYTES} bytes: the connection is closed"
                 if await self._send([failure(None, RpcError(Code.INVALID_REQUEST, text))], batch=False):
@@ -201,13 +210,13 @@ class _Client:
                 return
             except asyncio.IncompleteReadError:
                 return
-            requests = parse(line)
+            requests, patience = parse(line), None
             answers = []
             for each in requests.entries:
                 answer = await self._execute(each)
                 if answer is not None:
                     answers.append(answer)
-                await asyncio.sleep(0)  # others have their turn of the event loop between any two requests
+                await pause(self._server.control.target.runtime, _OWNER)
             if answers and not await self._send(answers, batch=requests.batch):
                 return
 

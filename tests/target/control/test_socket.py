@@ -287,12 +287,18 @@ async def test_a_watcher_that_reads_nothing_is_cut_and_costs_no_more_than_its_sh
         await serves(path)
 
 
-async def test_half_a_request_and_no_more_keeps_nobody_from_anything(path: Path) -> None:
-    async with controlled(path):
+async def test_half_a_request_and_no_more_keeps_nobody_from_anything(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with controlled(path, slow_seconds=0.2) as server:
         with socket.socket(socket.AF_UNIX) as silent:
             silent.connect(str(path))
             silent.sendall(HELLO[:10])
             await serves(path)
+            async with ControlClient(path) as client:
+                await client.call("hello")
+                await until(lambda: "it made no request within 0.2 s" in caplog.text)
+                assert len(server.clients) == 1, "one that has made a request may be silent for as long as it likes"
 
 
 @pytest.fixture

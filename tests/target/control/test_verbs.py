@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nvmeof import connect
+from nvmeof import connect, connect_multipath
 from nvmeof.errors import ConfigurationError, LocalProtocolError, NvmeofError
 from nvmeof.security.secret import Secret
 from nvmeof.target.configuration.files import read_configuration
@@ -421,6 +421,48 @@ async def test_a_drain_that_takes_too_long_says_what_it_cuts(control: Control, t
     assert len(removed["cut"]) == 1 and "were cut" in removed["cut"][0]
     with pytest.raises(NvmeofError):
         await reading
+    await host.disconnect()
+
+
+async def test_a_port_of_two_is_removed_under_load_without_an_error(control: Control, target: Target) -> None:
+    added = (await call(control, "port.add", address="127.0.0.1:0", portid=2))["listeners"][0]
+    first = target.address
+    host = await connect_multipath(
+        str(first), f"{added['address']}:{added['port']}", subnqn=NQN, transport="tcp", hostnqn=HOST,
+        iopolicy="round-robin", all_paths=True, nr_io_queues=2,
+    )  # fmt: skip
+    stopping, done = False, 0
+
+    async def work(slba: int) -> None:
+        nonlocal done
+        disk = host.namespace(1)
+        while not stopping:
+            data = done.to_bytes(8, "little") * 64
+            await disk.write(slba, data)
+            assert bytes(await disk.read(slba, 1)) == data
+            done += 1
+
+    async def more() -> None:
+        before = done
+        while done < before + 50 and not any(each.done() for each in tasks):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+    tasks = [asyncio.create_task(work(slba)) for slba in range(8)]
+    await more()
+    await call(control, "ana.set", group=1, state="inaccessible", portid=2)
+    await more()
+    await call(control, "ana.set", group=1, state="optimized", portid=2)
+    await more()
+    removed = await call(control, "port.remove", portid=2)
+    assert removed["ended"] == [f"controller 2 of {HOST} on port 2, subsystem {NQN}"]
+    assert (removed["cut"], removed["left"]) == ([], [])
+    await more()
+    await call(control, "namespace.add", storage="ramdisk:1M", nsid=8)
+    await call(control, "namespace.remove", nsid=8)
+    await call(control, "namespace.resize", nsid=1, size="2M")
+    await more()
+    stopping = True
+    assert await asyncio.gather(*tasks) == [None] * 8, "no error reached the host's user"
     await host.disconnect()
 
 
