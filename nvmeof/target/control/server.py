@@ -2,9 +2,9 @@
 
 What clients can take of a target is bounded. There are `CLIENTS_MOST` at once; one more is told so and closed. A line
 has `REQUEST_BYTES`. The requests of one client are executed one after the other, and what comes meanwhile stays in the
-socket; between any two, I/O of hosts has its turn. A client that makes no request within `SLOW_SECONDS`, one that does
-not take an answer in that time, and one that does not read `EVENT_BYTES` of events are closed. Nothing that a client
-sends ends more than its own connection.
+socket; all clients together have a fifth of the event loop's time (`Shares`). A client that makes no request within
+`SLOW_SECONDS`, one that does not take an answer in that time, and one that does not read `EVENT_BYTES` of events are
+closed. Nothing that a client sends ends more than its own connection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from nvmeof.runtime import pause
 from nvmeof.target.control.control import Control
 from nvmeof.target.control.jsonrpc import (
     REQUEST_BYTES,
@@ -32,6 +31,7 @@ from nvmeof.target.control.jsonrpc import (
     parse,
     result,
 )
+from nvmeof.target.control.shares import Shares
 from nvmeof.target.core.happenings import Facts
 from nvmeof.target.core.log_rate import LogRate, left_out_text
 from nvmeof.transport.unix import PeerCredentials, PrivateListener, peer_credentials
@@ -45,8 +45,6 @@ LINGER_MOST: Final = 64
 EVENT_BYTES: Final = 1 << 20
 _HIGH_WATER_BYTES: Final = 64 << 10
 _BACKLOG: Final = 64
-_OWNER: Final = "control"
-"""All clients together have one owner's turns of the event loop: a host's I/O comes before them."""
 
 
 class ControlServer:
@@ -72,6 +70,7 @@ class ControlServer:
         self.rate = LogRate(burst=20, per_second=0.2, together=0)
         self._tasks: set[asyncio.Task[None]] = set()
         self._lingering = 0
+        self.shares = Shares()
         self._listener: PrivateListener | None = None
         self._server: asyncio.Server | None = None
 
@@ -210,13 +209,17 @@ class _Client:
                 return
             except asyncio.IncompleteReadError:
                 return
-            requests, patience = parse(line), None
-            answers = []
+            patience = None
+            shares, answers = self._server.shares, list[Message]()
+            await shares.turn()
+            with shares.spending():
+                requests = parse(line)
             for each in requests.entries:
-                answer = await self._execute(each)
+                await shares.turn()
+                with shares.spending():
+                    answer = await self._execute(each)
                 if answer is not None:
                     answers.append(answer)
-                await pause(self._server.control.target.runtime, _OWNER)
             if answers and not await self._send(answers, batch=requests.batch):
                 return
 
@@ -233,7 +236,8 @@ class _Client:
 
     async def _send(self, answers: list[Message], *, batch: bool) -> bool:
         """Send answers; False when the client does not take them in time."""
-        self._writer.write(encode(answers) if batch else encode(answers[0]))
+        with self._server.shares.spending():
+            self._writer.write(encode(answers) if batch else encode(answers[0]))
         try:
             await asyncio.wait_for(self._writer.drain(), self._server.slow_seconds)
         except TimeoutError:

@@ -97,6 +97,11 @@ CASES: list[tuple[Any, Any, list[str]]] = [
         ["port 1 offers all subsystems"],
     ),
     (
+        document(subsystem(), ports=[{"portid": 1, "subsystems": [ONE]}]),
+        document(subsystem(), ports=[{"portid": 1, "subsystems": [TWO]}]),
+        ["port 1 offers the listed subsystems alone"],
+    ),
+    (
         document(subsystem()), document(subsystem(max_io_queues=5, cntlid_min=7)),
         [f"{ONE}: limits of queues or controller identifiers changed"],
     ),
