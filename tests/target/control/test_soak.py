@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,11 @@ from hypothesis import strategies as st
 
 from nvmeof import connect
 from nvmeof.errors import NvmeofError
-from nvmeof.target.control import Control
-from nvmeof.target.control.jsonrpc import RpcError
+from nvmeof.target.control import Control, ControlClient, ControlError
+from nvmeof.target.control.jsonrpc import Code, RpcError
 from nvmeof.target.server import Target
 from nvmeof.target.storage.ramdisk import Ramdisk
-from tests.target.control.tools import HOST, NQN, OTHER
+from tests.target.control.tools import HOST, NQN, OTHER, controlled
 
 NSIDS = st.integers(2, 5)
 SIZES = st.sampled_from(["1M", "2M", "3M"])
@@ -89,7 +90,7 @@ class Operator:
             await self.control.call(verb, params)
         except RpcError as error:
             assert not possible, f"{verb} {params}: {error}"
-            assert error.code != -32603, error
+            assert error.code != Code.INTERNAL_ERROR, error
             return False
         assert possible, f"{verb} {params} should have been refused"
         return True
@@ -256,4 +257,87 @@ def test_a_long_sequence_leaves_no_error_in_the_log(caplog: pytest.LogCaptureFix
     ]
     with caplog.at_level(logging.ERROR, logger="nvmeof"):
         asyncio.run(soak([chance.choice(makers)() for _ in range(300)]))
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR], caplog.text
+
+
+CALLS: list[Callable[[random.Random], tuple[str, dict[str, Any]]]] = [
+    lambda chance: ("namespace.add", {"storage": "ramdisk:1M", "nsid": chance.randint(2, 4), "subnqn": NQN}),
+    lambda chance: ("namespace.add", {"storage": "ramdisk:1M,delay:read=5ms", "nsid": chance.randint(2, 4)}),
+    lambda chance: ("namespace.remove", {"nsid": chance.randint(2, 4), "force": chance.random() < 0.3, "subnqn": NQN}),
+    lambda chance: (f"namespace.{chance.choice(['enable', 'disable', 'protect'])}", {"nsid": chance.randint(2, 4)}),
+    lambda chance: ("namespace.replace", {"nsid": chance.randint(2, 4), "storage": "ramdisk:2M"}),
+    lambda chance: ("namespace.resize", {"nsid": chance.randint(2, 4), "size": "1M", "subnqn": NQN}),
+    lambda chance: ("port.add", {"address": "127.0.0.1:0", "portid": chance.randint(2, 3)}),
+    lambda chance: ("port.remove", {"portid": chance.randint(2, 3), "force": chance.random() < 0.5}),
+    lambda chance: ("subsystem.add", {"nqn": OTHER, "namespaces": ["ramdisk:1M"]}),
+    lambda chance: ("subsystem.remove", {"nqn": OTHER, "force": chance.random() < 0.5}),
+    lambda chance: ("subsystem.unlink", {"nqn": OTHER, "portid": chance.randint(1, 3)}),
+    lambda chance: ("subsystem.link", {"nqn": OTHER, "portid": chance.randint(1, 3)}),
+    lambda chance: ("ana.set", {"group": 2, "state": "inaccessible", "change_seconds": 0.01}),
+    lambda chance: (chance.choice(["config", "connection.list", "port.list", "counters", "status", "ana.list"]), {}),
+]
+"""Verbs for operators that know nothing of each other; the host that works uses none of what they change."""
+
+
+def test_operators_beside_each_other_break_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Four of them, seeded: each verb is done or refused with a sentence, and the host never sees an error."""
+
+    async def operate(path: Path, seed: int) -> int:
+        chance, done = random.Random(seed), 0
+        async with ControlClient(path) as client:
+            for _ in range(80):
+                verb, params = chance.choice(CALLS)(chance)
+                try:
+                    await client.call(verb, params)
+                    done += 1
+                except ControlError as error:
+                    assert error.code != Code.INTERNAL_ERROR, f"{verb} {params}: {error}"
+        return done
+
+    async def work(host: Any, stopping: asyncio.Event) -> None:
+        number = 0
+        while not stopping.is_set():
+            data = number.to_bytes(8, "little") * 64
+            await host.namespace(1).write(number % 2048, data)
+            assert bytes(await host.namespace(1).read(number % 2048, 1)) == data
+            number += 1
+
+    async def visit(port: int, stopping: asyncio.Event) -> None:
+        """Connect again and again, use what there is, and leave."""
+        while not stopping.is_set():
+            try:
+                host = await connect("127.0.0.1", port, subnqn=NQN, transport="tcp", nr_io_queues=1)
+                for nsid in (2, 3, 4):
+                    try:
+                        await host.namespace(nsid).read(0, 1)
+                    except NvmeofError:
+                        pass
+                await host.disconnect()
+            except NvmeofError:
+                pass
+            await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        stopping = asyncio.Event()
+        async with controlled(tmp_path / "s") as server:
+            target = server.control.target
+            port = target.address.port
+            host = await connect("127.0.0.1", port, subnqn=NQN, transport="tcp", hostnqn=HOST, nr_io_queues=1)
+            others = [asyncio.create_task(work(host, stopping)), asyncio.create_task(visit(port, stopping))]
+            done = await asyncio.gather(*(operate(tmp_path / "s", seed) for seed in range(4)))
+            assert min(done) > 10, "some of what each wanted was possible"
+            assert not others[0].done(), others[0]
+            stopping.set()
+            await asyncio.gather(*others)
+            await host.disconnect()
+            document = target.administration.save()
+            assert {each["nqn"] for each in document["subsystems"]} <= {NQN, OTHER}
+            for namespace in await server.control.namespaces.list(NQN):
+                await server.control.namespaces.remove(namespace["nsid"], NQN)
+            assert not target.subsystem(NQN).namespaces and not target.subsystem(NQN).disabled
+        assert not target.drivers and not target.tasks and target.pool.used_bytes == 0
+        assert not target.unflushed
+
+    with caplog.at_level(logging.ERROR, logger="nvmeof"):
+        asyncio.run(run())
     assert not [each for each in caplog.records if each.levelno >= logging.ERROR], caplog.text
