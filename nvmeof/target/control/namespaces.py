@@ -125,6 +125,8 @@ class Namespaces(VerbGroup):
     ) -> Facts:
         """Change the size of a namespace and of its storage; hosts get an event."""
         subsystem = self._subsystem(subnqn)
+        if subsystem.manager is not None and nsid in subsystem.manager.nsids:
+            raise ConfigurationError(f"namespace {nsid} was created by a host: its size is that of its creation")
         size_bytes = parse_size(str(size))
         self._administration.resize_namespace(nsid, size_bytes, subnqn=subsystem.nqn)
         return _described(subsystem, subsystem.configured(nsid))

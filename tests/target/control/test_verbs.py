@@ -19,7 +19,9 @@ from nvmeof.target.control.control import all_verbs
 from nvmeof.target.control.jsonrpc import Code, RpcError
 from nvmeof.target.control.process import Hooks
 from nvmeof.target.server import Target
+from nvmeof.target.storage.pools import RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk
+from nvmeof.target.subsystem.management import NewNamespace
 from tests.target.control.tools import HOST, NQN, OTHER
 
 SEEN: set[str] = set()
@@ -307,6 +309,22 @@ async def test_storage_that_is_read_only_stays_so(control: Control, tmp_path: Pa
     file.write_bytes(bytes(4096))
     await call(control, "namespace.add", storage=f"file:{file},read-only", nsid=3)
     await refused(control, "namespace.protect", "cannot be made writable", nsid=3, protected=False)
+
+
+async def test_what_a_host_has_created_is_the_hosts(tmp_path: Path) -> None:
+    async with Target(namespaces=[Ramdisk("1M")], trtype="tcp", pool=RamdiskPool("8M")) as target:
+        control, subsystem = Control(target), target.subsystem(NQN)
+        await call(control, "namespace.disable", nsid=1)
+        assert subsystem.manager is not None
+        new = NewNamespace(size_bytes=1 << 20, block_bytes=512)
+        assert await subsystem.manager.create(target.runtime, new) == 2, "1 is taken by the disabled one"
+        await refused(control, "namespace.disable", "was created by a host: detach it there", nsid=2)
+        await refused(control, "namespace.resize", "was created by a host", nsid=2, size="2M")
+        await refused(control, "namespace.identify", "is enabled", nsid=2, nguid="ab" * 16)
+        assert await call(control, "namespace.remove", nsid=2) == {"ended": [], "cut": [], "left": []}
+        assert [each["nsid"] for each in await call(control, "namespace.list")] == [1]
+        await call(control, "namespace.remove", nsid=1)
+        assert await subsystem.manager.create(target.runtime, new) == 1
 
 
 # -- ports and what belongs to them -----------------------------------------------------------------------------------
