@@ -278,7 +278,7 @@ def _replaced(target: Changing, nqn: str, old: NamespaceConfig, new: NamespaceCo
 
 def _ports(target: Changing, plan: Plan, before: TargetConfig, after: TargetConfig) -> None:
     was, now = (_by(each.ports, lambda one: one.portid) for each in (before, after))
-    existing = tuple(frozenset(one.nqn for one in each.subsystems) for each in (before, after))
+    known = frozenset(subsystem.nqn for each in (before, after) for subsystem in each.subsystems)
     for portid in {**was, **now}:
         old, new = was.get(portid), now.get(portid)
         if old == new:
@@ -290,7 +290,7 @@ def _ports(target: Changing, plan: Plan, before: TargetConfig, after: TargetConf
             remove, add = partial(target.remove_port, portid), partial(target.add_port, old)
             plan.removals.append(Step(f"port {portid} removed", remove, add))
         elif old is not None and new is not None:
-            _port(target, plan, old, new, existing)
+            _port(target, plan, old, new, known)
 
 
 def _port(target: Changing, plan: Plan, old: PortConfig, new: PortConfig, existing: tuple[frozenset[str], ...]) -> None:
@@ -319,7 +319,7 @@ def _port(target: Changing, plan: Plan, old: PortConfig, new: PortConfig, existi
     if old.referrals != new.referrals:
         do, undo = (partial(target.set_referrals, each.referrals, portid) for each in (new, old))
         plan.changes.append(Step(f"port {portid}: referrals changed", do, undo))
-    _links(target, plan, old, new, existing)
+    _links(target, plan, old, new, known)
 
 
 def _states(old: PortConfig, new: PortConfig) -> list[tuple[int, AnaState]]:
@@ -343,15 +343,12 @@ def _reopened(target: Changing, old: PortConfig, new: PortConfig) -> Step:
     return Step(f"port {portid} closed and opened again", partial(swap, new, old), partial(swap, old, new))
 
 
-def _links(
-    target: Changing, plan: Plan, old: PortConfig, new: PortConfig, existing: tuple[frozenset[str], ...]
-) -> None:
-    """Plan which subsystems a port offers. `existing`: the NQNs of those that exist before and after."""
+def _links(target: Changing, plan: Plan, old: PortConfig, new: PortConfig, known: frozenset[str]) -> None:
+    """Plan what a port offers; it may list subsystems that are not `known`: those need not exist yet."""
     portid, was, now = _portid(new), old.subsystems, new.subsystems
     if was == now:
         return
-    # A port may list a subsystem that does not exist; linked and unlinked are those that do.
-    if was is None or now is None or was - now - existing[0] or now - was - existing[1]:
+    if was is None or now is None or not now ^ was <= known:
         text = f"port {portid} offers {'all subsystems' if now is None else 'the listed subsystems alone'}"
         do, undo = (partial(_offer, target, portid, listed) for listed in (now, was))
         plan.changes.append(Step(text, do, undo))

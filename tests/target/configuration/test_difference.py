@@ -96,9 +96,9 @@ CASES: list[tuple[Any, Any, list[str]]] = [
         document(subsystem(), ports=[{"portid": 1, "subsystems": []}]), document(subsystem()),
         ["port 1 offers all subsystems"],
     ),
-    (
-        document(subsystem(), ports=[{"portid": 1, "subsystems": [ONE]}]),
+    (  # a listed subsystem that is not there
         document(subsystem(), ports=[{"portid": 1, "subsystems": [TWO]}]),
+        document(subsystem(), ports=[{"portid": 1, "subsystems": [ONE]}]),
         ["port 1 offers the listed subsystems alone"],
     ),
     (
