@@ -63,6 +63,7 @@ class Row:
     storage: str = f"--ramdisk {SIZE_BYTES}"
     system: str = ""  # the file system of its files
     direct: bool = False
+    options: str = ""  # more of the target's, for this checkout alone
 
     @property
     def floor(self) -> str:
@@ -100,6 +101,8 @@ ROWS: Final = (
     Row("write-4k-d32-digests", "write", digests=True),
     Row("write-128k-d8-digests", "write", 1 << 17, 8, digests=True),
     Row("read-4k-d1", "read", depth=1),
+    Row("read-4k-d1-poll", "read", depth=1, options="--poll 200"),
+    Row("read-4k-d32-poll", "read", options="--poll 200"),
     Row("read-4k-d32", "read"),
     Row("mix-70-30", mix="read:4096x7,write:4096x3"),
     Row("mix-sizes-read", mix=",".join(f"read:{size}" for size in _SIZES)),
@@ -198,6 +201,8 @@ def measure(
         for build in builds:
             files = {"file": _image(folder, f"{build.name}.img")} if "{file}" in row.storage else {}
             storage = row.storage.format(**files).split()
+            if build.folder == ROOT:
+                storage += row.options.split()
             servers.append(stack.enter_context(target_of(build, "tcp", storage, cores.server)))
             if "zoned" not in row.storage:
                 fill(servers[-1], cores, plan, "tcp")

@@ -70,7 +70,10 @@ class Runtime(Protocol):
 
 async def settled(result: T | Awaitable[T]) -> T:
     """Return the result of an operation, at once or later."""
-    return await result if isinstance(result, Awaitable) else result
+    try:
+        return await result if isinstance(result, Awaitable) else result
+    finally:
+        del result  # an error that it holds refers to this frame: the circle would wait for the collector
 
 
 async def pause(runtime: Runtime, owner: Hashable = None) -> None:

@@ -13,7 +13,7 @@ blocked, lingers and closes. What is to happen to the bytes of both ends is put 
   alone; its handshake comes before the driver is made.
 - Captures: the connection's `tap`, which sees the bytes as they pass.
 - Faults: a wrapped endpoint for those of the byte stream, the connection's `make_encoder` for those of PDUs.
-- Polling: `readable`, called in place of the event loop's call.
+- Polling: `readable`, called in place of the event loop's call (`nvmeof.aio.polling`).
 
 The driver must not know what a command means, nor which role its connection has: what differs is in `Batching`.
 """
@@ -172,6 +172,11 @@ class ConnectionDriver:
         self._turns = turns
         if self._reading:
             self.endpoint.set_reader(self.readable if turns is not None else self._receive)
+
+    @property
+    def reading(self) -> bool:
+        """Whether the event loop is asked for data of this connection: now it may be read."""
+        return self._reading
 
     def readable(self) -> None:
         """Read and handle received data, now or in this connection's turn."""

@@ -18,7 +18,7 @@ from .config import BACKLOG_BUFFERS, BACKLOG_BYTES, ConnectionConfig
 from .engine import CAPSULE_OVERHEAD_BYTES, LARGE_BYTES, Engine
 from .events import CommandBatch, CommandData, CommandDataRun, Event, Negotiated, Ready
 from .states import ENDED, Effect, State
-from .transfers import ALWAYS, BufferValidity, R2tPart, R2tTable, R2tTransfer
+from .transfers import ALWAYS, BufferValidity, R2tPart, R2tTable, R2tTransfer, ReadGroup
 
 _WORD: Final = Struct("<Q")
 _WORD_BYTES: Final = 8
@@ -530,3 +530,32 @@ class TargetConnection(Engine):
             buffers[2::3] = responses
         self.in_flight -= count
         out.add_many(buffers, size)
+
+    def send_read_groups(self, groups: Sequence[ReadGroup]) -> None:
+        """Queue data and successful completion of commands of several lengths, in the order of their places, of which
+        each from 0 on is taken once."""
+        count = sum(len(group.cids) for group in groups)
+        flags, encoder, out = self._success_flags, self.encoder, self.out
+        success, size = flags & Flags.SUCCESS, 0
+        step = 2 if success else 3
+        buffers: list[Buffer] = [b""] * (step * count)
+        cids = [0] * count
+        for group in groups:
+            headers = encoder.c2h_headers(group.cids, group.length, flags)
+            size += len(headers) * (len(headers[0]) + group.length)
+            for place, cid, header, data in zip(group.places, group.cids, headers, group.data, strict=True):
+                cids[place] = cid
+                buffers[step * place] = header
+                buffers[step * place + 1] = data
+        if not success:
+            responses = encoder.responses(cids, self._sqhd(), self.qid)
+            size += count * len(responses[0])
+            buffers[2::3] = responses
+        self.in_flight -= count
+        if not out.data_digest:
+            out.add_many(buffers, size)
+            return
+        for at in range(0, len(buffers), step):
+            out.add_data(bytes(buffers[at]), buffers[at + 1])
+            if not success:
+                out.add(buffers[at + 2])

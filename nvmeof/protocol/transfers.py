@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol, final
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol, final
 
 from ..errors import LocalProtocolError, PduError
 from ..pdu.header import FLAGS_OFFSET, Flags
 from ..pdu.termination import Fes
 from ..pdu.transfer import CCCID_OFFSET, DATAL_OFFSET, TTAG_OFFSET
+from ..wire import Buffer
 
 MAX_TTAG: Final = 0xFFFF
 
@@ -26,6 +28,16 @@ class _Always:
 
 ALWAYS: Final = _Always()
 """The validity of a buffer that may be written until its data has arrived."""
+
+
+class ReadGroup(NamedTuple):
+    """Successful Reads of one length, whose data has ``length`` bytes each. ``places``: where each of them stands among
+    all Reads that are answered together."""
+
+    cids: Sequence[int]
+    data: Sequence[Buffer]
+    length: int
+    places: Sequence[int]
 
 
 @final

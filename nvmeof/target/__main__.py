@@ -246,6 +246,15 @@ _COMMANDS: Final = {
     metavar="SECONDS",
     help="Log each command that takes so long or longer (docs/howto/trace.md).",
 )
+@click.option(
+    "--poll",
+    type=Number(0, 10_000),
+    default=0,
+    show_default=True,
+    metavar="MICROSECONDS",
+    help="Poll I/O queues in use for so long before the kernel has to wake the target (200 does for most): hosts that "
+    "wait for each command get it sooner, and a processor is busy meanwhile.",
+)
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of all connections.")
 @click.option("--sndbuf", metavar="SIZE", help="Send buffer of all connections.  [default: adapts itself]")
 @click.option("--rcvbuf", metavar="SIZE", help="Receive buffer of all connections.  [default: adapts itself]")

@@ -347,10 +347,10 @@ class Administration:
         Namespaces that hosts have created are their pool's.
         """
         target = self._target
-        return TargetConfig(
+        return replace(
+            target.config,
             subsystems=tuple(each.to_config(_namespaces(each)) for each in target.subsystems.values()),
             ports=tuple(port.to_config() for port in target.ports.values()),
-            staging_bytes=target.config.staging_bytes,
         )
 
     def save(self) -> dict[str, Any]:

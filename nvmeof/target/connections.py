@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
+from nvmeof.aio.polling import Poller
 from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.target.commands.admin_context import ConnectContext
@@ -37,7 +38,7 @@ class Connections:
 
     `config`: what is offered in the handshake. `connect_seconds`: a connection without a Connect command is ended after
     so long. `pool`: the memory that all share. `drivers` are the open connections, `tasks` the commands that something
-    else is waited for. `trace` gets their events.
+    else is waited for. `trace` gets their events. `poll_seconds`: how long I/O queues are polled for data; 0: never.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -51,8 +52,11 @@ class Connections:
         pool: BufferPool,
         connect_seconds: float,
         trace: Trace | None = None,
+        poll_seconds: float = 0.0,
     ) -> None:
         self.trace = trace
+        self.poller: Poller | None = None
+        self._poll_seconds = poll_seconds
         self.registry = registry
         self.pool = pool
         self.connect_seconds = connect_seconds
@@ -68,6 +72,8 @@ class Connections:
     def start(self, runtime: AsyncioRuntime, slices: Slices) -> None:
         """Take connections from now on, on the event loop of `runtime`."""
         self.loop, self.runtime, self.slices = runtime.loop, runtime, slices
+        if self._poll_seconds:
+            self.poller = Poller(runtime.loop, self._poll_seconds)
         self._counted.most = connections_most(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
     # -- beginnings ----------------------------------------------------------------------------------------------
@@ -224,6 +230,8 @@ class Connections:
         while (self.drivers or self.tasks) and not expired():  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
         self.abort(reason)
+        if self.poller is not None:
+            self.poller.close()
         await self._give_up_tasks()
 
     async def _give_up_tasks(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, Protocol
 
 from nvmeof.aio.driver import Batching, ConnectionDriver
+from nvmeof.aio.polling import Poller
 from nvmeof.pdu.digest import warn_if_slow
 from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.protocol.events import Event
@@ -50,6 +51,7 @@ class Owner(Protocol):
     detached_commands: DetachedCommands
     tasks: set[asyncio.Task[Any]]
     trace: Trace | None
+    poller: Poller | None
 
     @property
     def runtime(self) -> Runtime: ...
@@ -182,6 +184,8 @@ class QueueDriver:
     def closed(self) -> None:
         """Give back what the connection's output held, and leave the target."""
         self.queue.staging.settle()
+        if self._owner.poller is not None:
+            self._owner.poller.remove_connection(self.driver)
         if self.queue.trace is not None:
             self.queue.trace.ended(self.reason)
         self._owner.ended(self)
@@ -283,7 +287,11 @@ class QueueDriver:
         self._said = True
         self.driver.handle = self.queue.handle  # there is no Connect to look for from here on
         if ctx.qid:
-            self.driver.turns = None
+            poller = self._owner.poller
+            if poller is None:
+                self.driver.turns = None
+            else:
+                poller.add_connection(self.driver)
             self.queue.io = self._owner.slices.io
         self._owner.connected(self)
         left_out = self._owner.registry.peer_log.hosts.admit(ctx.peer, self._owner.loop.time())

@@ -164,7 +164,7 @@ class Target:
         longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
         self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))
         self.connections = Connections(
-            self._connection_config, self.registry, self.pool, self.connect_seconds, self.trace
+            self._connection_config, self.registry, self.pool, self.connect_seconds, self.trace, config.poll_seconds
         )
         self.ports = Ports(self.options, self.connections.accept, self.connections.endpoints, config.ports)
         self.ports.path_options = self._path_options

@@ -265,6 +265,32 @@ async def test_the_threads_of_a_file(tmp_path, opcode, hogs):
         gate.open.set()
 
 
+@pytest.mark.parametrize("hogs", [1, 3])
+async def test_the_threads_of_a_file_whose_runs_are_slow(tmp_path, hogs):
+    """As above, with writes that are handed over to threads as runs."""
+    backend = FileBackend(tmp_path / "disk", size=16 * MIB)
+    async with target_of(backend) as target:
+        open_, begun, runs = threading.Event(), [], backend.runs
+        write_now = runs.write_now
+
+        def gated(buffers, offsets, length):
+            if min(offsets) < 8 * MIB:
+                begun.append(offsets)
+                open_.wait(30)
+            return write_now(buffers, offsets, length)
+
+        runs.write_now = gated
+        for number in range(hogs):
+            _, *greedy = await association(target, queues=4, hostid=bytes([number]) * 16)
+            for index, host in enumerate(greedy):
+                for cid in range(30):
+                    at = 8 * (30 * (4 * number + index) + cid)
+                    await host.send(host.capsule(io_sqe(cid, WRITE, at, 8, sgl=IN_CAPSULE), b"w" * 4096))
+        await until(lambda: len(begun) >= {1: 4, 3: 7}[hogs] - 1)
+        await served_beside(target)
+        open_.set()
+
+
 async def test_range_locks_of_a_file(tmp_path):
     """More commands than the table of locks holds: a host's own wait in a line of their own."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)

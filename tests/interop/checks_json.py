@@ -42,7 +42,7 @@ STRUCTURES: dict[str, frozenset[str]] = {
          "nvm-id-ctrl", "id-uuid", "list-endgrp", "id-ns-granularity"),
         frozenset(),
     ),
-    "list-ctrl": frozenset(("ctrl_id",)),
+    "list-ctrl": frozenset(("ctrl_id", "ctrl_list", "num_ctrl")),  # our host has a controller of its own meanwhile
     "endurance-log": frozenset(("data_units_read", "host_read_cmds", "host_write_cmds", "data_units_written")),
     "show-regs": frozenset(("nssd", "crto")),  # which nvme-cli does not read over fabrics
 }  # fmt: skip
@@ -58,6 +58,9 @@ def differences(theirs: Any, ours: Any, own: frozenset[str], where: str = "") ->
             elif key in own:
                 if type(value) is not type(ours[key]):
                     yield f"{where}{key} is {value!r}, ours {ours[key]!r}"
+                elif isinstance(value, list):
+                    for index, (one, other) in enumerate(zip(value, ours[key], strict=False)):
+                        yield from differences(one, other, own, f"{where}{key}.{index}.")
             else:
                 yield from differences(value, ours[key], own, f"{where}{key}.")
     elif isinstance(theirs, list) and isinstance(ours, list):

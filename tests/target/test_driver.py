@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import socket
 import struct
 import threading
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -308,7 +310,7 @@ async def test_the_end_of_a_large_association_leaves_the_loop_to_others():
             await host.ended()
 
 
-@pytest.mark.parametrize("end", ["silent", "admin", "io", "file", "given up", "reset"])
+@pytest.mark.parametrize("end", ["silent", "admin", "io", "file", "given up", "failed", "reset"])
 async def test_a_connection_that_has_ended_leaves_nothing_to_the_collector(tmp_path, end):
     """What refers to each other in a circle waits for the collector, which holds up everybody when there is much."""
     backend = FileBackend(tmp_path / "disk", size="1M")
@@ -333,10 +335,17 @@ async def _one_connection(target: Target, backend: FileBackend, end: str) -> Non
         hosts = [await RawHost.open(target)]
     else:
         hosts = await association(target, queues=0 if end == "admin" else 2)
-    if end in ("file", "given up"):
+    if end in ("file", "given up", "failed"):
         go_on, write = threading.Event(), backend._write_fully
-        if end == "given up":
-            backend._write_fully = lambda *given: (go_on.wait(10), write(*given))
+
+        def late(*given: Any) -> None:
+            go_on.wait(10)
+            if end == "failed":
+                raise OSError(errno.ECANCELED, "given up")
+            write(*given)
+
+        if end != "file":
+            backend._write_fully = late
         await hosts[1].send(hosts[1].capsule(io_sqe(1, WRITE, 0, 8, sgl=IN_CAPSULE), bytes(4096)))
         if end == "file":
             assert (await hosts[1].completion(1)).status == 0
@@ -348,7 +357,7 @@ async def _one_connection(target: Target, backend: FileBackend, end: str) -> Non
         else:
             host.close()
     await until(lambda: not target.drivers)
-    if end == "given up":
+    if end in ("given up", "failed"):
         go_on.set()
         backend._write_fully = write
     await until(lambda: not target.tasks)

@@ -88,6 +88,7 @@ class Options:
     keep_alive: float = 0.0
     state: str | None = None
     slow_command: float | None = None
+    poll: int = 0
     admin_label: str = ""
     ana: tuple[str, ...] = ()
     mptcp_signal: tuple[str, ...] = ()
@@ -215,7 +216,7 @@ def make_target(options: Options) -> Target:
         metadata_store=_state(options),
     )
     return Target(
-        TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options))),
+        TargetConfig(subsystems=(subsystem,), ports=tuple(_ports(options)), poll_seconds=options.poll * 1e-6),
         options=SocketOptions(
             congestion=options.congestion,
             tos=options.tos,

@@ -160,8 +160,9 @@ def difference(target: Changing, old: TargetSettings, new: TargetSettings) -> Pl
         if each.name != "config" and getattr(old, each.name) != getattr(new, each.name):
             raise ConfigurationError(f"{each.name} can be changed by a restart of the target only")
     before, after = numbered(old.config), numbered(new.config)
-    if before.staging_bytes != after.staging_bytes:
-        raise ConfigurationError("staging_bytes can be changed by a restart of the target only")
+    for name in ("staging_bytes", "poll_seconds"):
+        if getattr(before, name) != getattr(after, name):
+            raise ConfigurationError(f"{name} can be changed by a restart of the target only")
     plan = Plan()
     _subsystems(target, plan, before, after)
     _ports(target, plan, before, after)
@@ -293,7 +294,7 @@ def _ports(target: Changing, plan: Plan, before: TargetConfig, after: TargetConf
             _port(target, plan, old, new, known)
 
 
-def _port(target: Changing, plan: Plan, old: PortConfig, new: PortConfig, existing: tuple[frozenset[str], ...]) -> None:
+def _port(target: Changing, plan: Plan, old: PortConfig, new: PortConfig, known: frozenset[str]) -> None:
     portid = _portid(new)
     if any(getattr(old, each.name) != getattr(new, each.name) for each in fields(new) if each.name not in _PORT):
         plan.changes.append(_reopened(target, old, new))

@@ -10,7 +10,7 @@ import logging
 import uuid as uuid_module
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.runtime import settled
@@ -112,12 +112,6 @@ def status_of_os_error(error: OSError, *, writing: bool) -> tuple[Status, bool]:
 class Namespace:
     """One namespace of a subsystem. Addresses are logical blocks of `block_bytes`."""
 
-    serve_runs: ClassVar[bool] = False
-    """Whether a backend that does many commands at once (a file) is asked to.
-
-    Off: with it, a Read of a file has returned a neighbour's blocks after a restart of the target under load.
-    """
-
     __slots__ = (
         "_read_only",
         "admission_tokens",
@@ -213,7 +207,7 @@ class Namespace:
         self.admission_tokens.withdraw()
         shown = not self.unreadable_blocks.marked and self.blocked_status is None
         self.memory: memoryview | None = self.backend.memory if shown else None
-        self.runs: Runs | None = self.backend.runs if shown and self.serve_runs else None
+        self.runs: Runs | None = self.backend.runs if shown else None
 
     @property
     def configured_read_only(self) -> bool:
@@ -474,6 +468,8 @@ class Namespace:
             return await pending
         except OSError as error:
             raise self._command_error(error, writing, read) from error
+        finally:
+            del pending  # an error that it holds refers to this frame: the circle would wait for the collector
 
     def failed(self, error: OSError, *, writing: bool) -> CommandError:
         """Return the error of a command that a run of the backend did not do, and take note of it."""

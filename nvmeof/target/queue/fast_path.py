@@ -2,7 +2,8 @@
 
 The fast path checks no command. The first command of a kind takes the general path through its table row and leaves a
 template. Commands that differ from the template only in their address and identifier are served straight from the
-receive buffer, as long as the template's admission token is valid.
+receive buffer, as long as the template's admission token is valid. Of each kind (Read, Write with its data in the
+capsule, Write with an R2T) the queue has several templates, one for each size, namespace and flags.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any, Final
 from nvmeof.pdu.capsule import CAPSULE_CMD_BYTES
 from nvmeof.pdu.header import CH_BYTES
 from nvmeof.protocol.events import CommandBatch, CommandData, CommandDataRun, Event
-from nvmeof.protocol.transfers import R2tTransfer
+from nvmeof.protocol.transfers import R2tTransfer, ReadGroup
 from nvmeof.spec.enums import NvmOpcode
 from nvmeof.spec.sqe import SQE, SQE_BYTES, Sqe
 from nvmeof.target.commands.dispatch.base import CommandSpec
 from nvmeof.target.namespaces.namespace import ATOMIC_WRITE_BYTES as ATOMIC_BYTES
 from nvmeof.target.queue.contract import InFlight
 from nvmeof.target.queue.deferred import NO_BUFFER, CommandTemplate, columns_of
+from nvmeof.target.queue.mixture import Mixture, in_order
 from nvmeof.target.queue.pacing import Pacing
 from nvmeof.target.queue.run_path import RunPath
 from nvmeof.target.queue.staging import Staging
@@ -39,9 +41,15 @@ _STRIDES: Final = {
 COLUMNS_FROM: Final = 8 if sys.byteorder == "little" else 1 << 30
 """From so many commands on, those of a run are compared with the template by columns: all of one field at once."""
 assert (CAPSULE_CMD_BYTES, CH_BYTES) == (72, 8)  # so that the fields are 9, 18 or 36 items apart
+TEMPLATES_MOST: Final = 16
+"""Templates of one kind, at the most; then all are learned anew."""
 _FIELD_NAMES: Final = ("opcode", "cid", "nsid", "sgl_length", "cdw10", "cdw12")
 assert _SHORT.size == SQE_BYTES
 assert [SQE.offsets[name] for name in _FIELD_NAMES] == [0, 2, 4, 32, 40, 48]
+
+
+_Key = tuple[int, int, int, int]
+"""What a template's commands have in common: opcode and flags, NSID, SGL1's length and type, CDW12 and 13."""
 
 
 def _usable(template: CommandTemplate | None) -> CommandTemplate | None:
@@ -52,7 +60,20 @@ def _usable(template: CommandTemplate | None) -> CommandTemplate | None:
 class FastPath:
     """The part of a queue that serves runs of like commands. ``closed`` and what is no such command is the queue's."""
 
-    __slots__ = ("_busy", "_connection", "_granted", "_queue", "_read", "_staging", "_transfers", "_write", "runs")
+    __slots__ = (
+        "_busy",
+        "_connection",
+        "_granted",
+        "_grants",
+        "_queue",
+        "_read",
+        "_reads",
+        "_staging",
+        "_transfers",
+        "_write",
+        "_writes",
+        "runs",
+    )
 
     def __init__(self, queue: InFlight, staging: Staging, pacing: Pacing) -> None:
         self._queue = queue
@@ -62,13 +83,19 @@ class FastPath:
         self._transfers = queue.transfers
         self.runs = RunPath(queue, staging, pacing)
         """What serves namespaces that are no memory, but do many commands at once."""
+        # The template of each kind that was used last, and all of them.
         self._read: CommandTemplate | None = None
+        self._reads: dict[_Key, CommandTemplate] = {}
         self._write: CommandTemplate | None = None  # with its data in the capsule
+        self._writes: dict[_Key, CommandTemplate] = {}
         self._granted: CommandTemplate | None = None  # a Write with an R2T
+        self._grants: dict[_Key, CommandTemplate] = {}
 
     def forget(self) -> None:
         """Forget the templates: the next command of each kind takes the general path."""
         self._read = self._write = self._granted = None
+        for table in (self._reads, self._writes, self._grants):
+            table.clear()
 
     def learn(self, spec: CommandSpec, view: Buffer, sqe: Sqe, length: int, *, deferred: bool) -> None:
         """Make a template of a Read or Write that `prepare` has let pass, and whose namespace is memory.
@@ -77,11 +104,26 @@ class FastPath:
         """
         template = self._template(spec, view, sqe, length)
         if sqe.opcode == NvmOpcode.READ:
-            self._read = template
+            self._read, table = template, self._reads
         elif deferred:
-            self._granted = template
+            self._granted, table = template, self._grants
         else:
-            self._write = template
+            self._write, table = template, self._writes
+        if template is not None:
+            if len(table) >= TEMPLATES_MOST:
+                table.clear()
+            table[template.word, template.nsid, template.sgl, template.cdw12] = template
+
+    @staticmethod
+    def _other(table: dict[_Key, CommandTemplate], key: _Key, slba: int) -> CommandTemplate | None:
+        """Return the template for a command of a kind, if there is a valid one and its blocks exist."""
+        template = table.get(key)
+        if template is None:
+            return None
+        if not template.admission_token.valid:
+            del table[key]
+            return None
+        return template if slba <= template.max_slba else None
 
     def batch(self, batch: CommandBatch) -> None:
         """Serve a run of commands without data in their capsules.
@@ -105,10 +147,21 @@ class FastPath:
                 if max(slbas) <= template.max_slba:
                     self._send_reads(template, halves[5::36].tolist(), slbas)
                     return
+        elif template is not None and count == 1:  # the host waits for each command: no loop for one
+            word, cid, nsid, _, sgl, slba, cdw12 = _SHORT.unpack_from(view, CH_BYTES)
+            if (
+                slba <= template.max_slba
+                and word == template.word
+                and nsid == template.nsid
+                and sgl == template.sgl
+                and cdw12 == template.cdw12
+            ):
+                self._send_reads(template, [cid], [slba])
+                return
         cids: list[int] = []
         found: list[int] = []
-        done = 0
-        for word, cid, nsid, sgl, slba, cdw12 in _STRIDES[stride].iter_unpack(view):
+        mixture: Mixture | None = None  # once there are Reads that are like different templates
+        for index, (word, cid, nsid, sgl, slba, cdw12) in enumerate(_STRIDES[stride].iter_unpack(view)):
             if (
                 template is not None
                 and slba <= template.max_slba
@@ -120,33 +173,76 @@ class FastPath:
                 found.append(slba)
                 cids.append(cid)
                 continue
-            if cids:
-                assert template is not None
-                self._send_reads(template, cids, found)
-                done += len(cids)
-                cids, found = [], []
-                if queue.closed:
-                    return
-            start = done * stride + CH_BYTES
-            done += 1
-            sqe = view[start : start + SQE_BYTES]
-            if (
+            like_granted = (
                 granted is not None
                 and slba <= granted.max_slba
                 and word == granted.word
                 and nsid == granted.nsid
                 and sgl == granted.sgl
                 and cdw12 == granted.cdw12
-                and self._ask_for(granted, cid, slba)
-            ):
+            )
+            if not like_granted and (other := self._other(self._reads, (word, nsid, sgl, cdw12), slba)) is not None:
+                if mixture is None:
+                    mixture = Mixture()
+                cids, found = mixture.change(template, cids, found, other)
+                found.append(slba)
+                cids.append(cid)
+                template = self._read = other
                 continue
-            queue.command(sqe, None)
+            if cids:
+                assert template is not None
+                self._send_run(template, cids, found, mixture)
+                cids, found, mixture = [], [], None
+                if queue.closed:
+                    return
+            if not like_granted:
+                other = self._other(self._grants, (word, nsid, sgl, cdw12), slba)
+                if other is not None:
+                    granted, like_granted = other, True
+                    self._granted = other
+            if like_granted and granted is not None and self._ask_for(granted, cid, slba):
+                continue
+            start = index * stride + CH_BYTES
+            queue.command(view[start : start + SQE_BYTES], None)
             if queue.closed:
                 return
             template, granted = _usable(self._read), _usable(self._granted)
         if cids:
             assert template is not None
-            self._send_reads(template, cids, found)
+            self._send_run(template, cids, found, mixture)
+
+    def _send_run(self, template: CommandTemplate, cids: list[int], slbas: list[int], mixture: Mixture | None) -> None:
+        """Serve the Reads of a run, which are like one template, or like several that `mixture` has."""
+        if mixture is None:
+            self._send_reads(template, cids, slbas)
+            return
+        mixture.change(template, cids, slbas, template)
+        groups, queue = mixture.groups, self._queue
+        if self._busy and not all(self._busy.isdisjoint(group.cids) for group in groups):
+            for template, cid, slba in in_order(groups):
+                if not queue.closed:
+                    self._send_reads(template, [cid], [slba])
+            return
+        if any(group.template.runs is not None for group in groups):
+            for group in groups:
+                if not queue.closed:
+                    self._send_reads(group.template, group.cids, group.slbas)
+            return
+        parts = []
+        for group in groups:
+            template, count = group.template, len(group.cids)
+            memory, shift, length = template.memory, template.shift, template.length
+            data: list[Buffer] = [memory[(at := slba << shift) : at + length] for slba in group.slbas]
+            parts.append(ReadGroup(group.cids, data, length, group.places))
+            counters = template.namespace.counters
+            counters.reads += count
+            counters.blocks_read += count * template.blocks
+            queue.ctx.counters.commands += count
+        self._connection.send_read_groups(parts)
+        if queue.trace is not None:
+            for group in groups:
+                template = group.template
+                queue.trace.served(template.word & 0xFF, template.nsid, group.cids, template.length)
 
     def _send_reads(self, template: CommandTemplate, cids: Sequence[int], slbas: Sequence[int]) -> None:
         if self._busy and not self._busy.isdisjoint(cids):
@@ -198,6 +294,8 @@ class FastPath:
     def data_batch(self, run: CommandDataRun) -> None:
         """Serve commands with equally long data in their capsules; those that are not like the template one by one."""
         template, view, stride = _usable(self._write), run.view, run.stride
+        if template is None or run.length != template.length:
+            template = self._change_write(view[CH_BYTES:])
         if template is not None and run.length == template.length and not stride % 8 and sys.byteorder == "little":
             words, halves = view.cast("Q"), view.cast("H")
             step, count = stride // 8, run.count
@@ -214,6 +312,15 @@ class FastPath:
                     self._write_batch(template, run, cids, slbas)
                     return
         self._one_by_one([*run.commands()])
+
+    def _change_write(self, sqe: memoryview) -> CommandTemplate | None:
+        """Return the template of a Write with its data in the capsule that is not like the one before; it is used from
+        now on."""
+        word, _, nsid, _, sgl, slba, cdw12 = _SHORT.unpack_from(sqe)
+        template = self._other(self._writes, (word, nsid, sgl, cdw12), slba)
+        if template is not None:
+            self._write = template
+        return template
 
     def _one_by_one(self, commands: list[Event]) -> None:
         position = 0
@@ -250,13 +357,20 @@ class FastPath:
             position += 1
             if template is not None and event.digest_ok:
                 word, cid, nsid, sgl_address, sgl, slba, cdw12 = unpack(event.sqe)
+                like = (
+                    word == template.word and nsid == template.nsid and sgl == template.sgl and cdw12 == template.cdw12
+                )
+                if not like and (other := self._change_write(event.sqe)) is not None:
+                    if done:
+                        self._wrote(template, done)
+                        done = []
+                    if other.runs is not None:
+                        return position - 1
+                    template, like = other, True
                 if (
-                    slba <= template.max_slba
+                    like
+                    and slba <= template.max_slba
                     and not sgl_address
-                    and word == template.word
-                    and nsid == template.nsid
-                    and sgl == template.sgl
-                    and cdw12 == template.cdw12
                     and cid not in self._busy
                     and len(event.data) == template.length
                 ):
@@ -271,6 +385,8 @@ class FastPath:
             if queue.closed:
                 return position
             template = _usable(self._write)
+            if template is not None and template.runs is not None:  # no memory: the rest is a run, for the caller
+                return position
         if template is not None and done:
             self._wrote(template, done)
         return position
@@ -308,6 +424,9 @@ class FastPath:
                 return position + len(found)
         position += len(found)
         if not found and isinstance(event := events[position], CommandData):
+            other = self._change_write(event.sqe)
+            if other is not None and other is not template:
+                return position  # with that template
             queue.command(event.sqe, event)
             position += 1
         return position

@@ -74,6 +74,20 @@ class _Batch(NamedTuple):
     grow: bool
 
 
+def _outcome(call: Callable[[], object]) -> tuple[object, Exception | None]:
+    """Return the result of a call, or its error.
+
+    An `OSError` becomes a status, and its traceback is dropped: the frames of the call refer to the future that is to
+    get the error, and such a circle would wait for the collector.
+    """
+    try:
+        return call(), None
+    except OSError as error:
+        return None, error.with_traceback(None)
+    except Exception as error:
+        return None, error
+
+
 class ThreadBatches:
     """Runs callables in at most `workers` threads; what is submitted in one step is handed over together.
 
@@ -169,10 +183,7 @@ class ThreadBatches:
             if isinstance(future, Operation) and not future.begin():
                 results.append((future, after, None, None))  # given up; what it had is freed on the loop
                 continue
-            try:
-                results.append((future, after, call(), None))
-            except Exception as error:
-                results.append((future, after, None, error))
+            results.append((future, after, *_outcome(call)))
         try:
             loop.call_soon_threadsafe(self._finish, loop, owner, results)
         except RuntimeError:

@@ -9,6 +9,7 @@ import hashlib
 import uuid as uuid_module
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Final
 
 from nvmeof.address import Address, check_host, ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
@@ -21,6 +22,8 @@ from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.subsystem.ana import ANA_GROUP, check_ana_group
 from nvmeof.version import __version__
+
+POLL_MOST_SECONDS: Final = 0.01
 
 MAX_QUEUE_ENTRIES = 1024
 MAX_IO_QUEUES = 128
@@ -295,6 +298,7 @@ class TargetConfig:
     subsystems: tuple[SubsystemConfig, ...]
     ports: tuple[PortConfig, ...] = (PortConfig(),)
     staging_bytes: int = 256 << 20  # memory for data on its way, of all queues together
+    poll_seconds: float = 0.0  # how long I/O queues in use are polled for data before the loop waits; 0: never
 
     def __post_init__(self) -> None:
         nqns = [subsystem.nqn for subsystem in self.subsystems]
@@ -312,6 +316,11 @@ class TargetConfig:
                 check_ana_group(group, subsystem.max_ana_groups)
         if self.staging_bytes < 4 << 20:
             raise ConfigurationError(f"staging memory must be 4 MiB or more, not {self.staging_bytes} bytes")
+        if not 0 <= self.poll_seconds <= POLL_MOST_SECONDS:
+            raise ConfigurationError(
+                f"poll_seconds is between 0 and {POLL_MOST_SECONDS:g}, not {self.poll_seconds:g}: "
+                "a processor is busy for it"
+            )
 
     def _check_ports(self) -> None:
         """Refuse an address that is given twice, or that a wildcard covers, before the kernel says "in use"."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.queue.fast_path import FastPath
 from nvmeof.target.queue.run_path import RunPath
 from nvmeof.target.storage.file import FileBackend
@@ -26,7 +25,6 @@ LBA_OUT_OF_RANGE = 0x80
 def fast_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The fast path forced on or off; yields how many Writes each run took."""
     taken: list[int] = []
-    monkeypatch.setattr(Namespace, "serve_runs", True)
     if request.param == "off":
         monkeypatch.setattr(FastPath, "learn", lambda self, *arguments, **options: None)
     else:
@@ -74,6 +72,22 @@ async def test_writes_and_reads_in_one_send(fast_path: list[int], tmp_path: Path
         namespace = subsystem.namespaces[1]
         assert (namespace.counters.writes, namespace.counters.blocks_written) == (7, 7 * PAGE // BLOCK)
         assert namespace.counters.reads == len(numbers)
+
+
+async def test_the_first_writes_of_a_queue_come_together(fast_path: list[int], tmp_path: Path) -> None:
+    """The first one leaves the template; those behind it in the same receive are a run, and not as on memory."""
+    path = tmp_path / "image"
+    config = NamespaceConfig(backend=FileBackend(path, size=64 * PAGE))
+    async with running(namespaces=[config]) as target:
+        _, io = await association(target)
+        numbers = [3, 4, 5, 20, 21, 40]
+        await io.send(b"".join(write(io, cid, number) for cid, number in enumerate(numbers)))
+        assert await completions(io, len(numbers)) == dict.fromkeys(range(len(numbers)), 0)
+        content = path.read_bytes()
+        for number in numbers:
+            assert content[number * PAGE :][:PAGE] == page(number)
+        (subsystem,) = [each for each in target.subsystems.values() if each.namespaces]
+        assert subsystem.namespaces[1].counters.writes == len(numbers)
 
 
 async def test_each_write_of_a_run_fails_by_itself(fast_path: list[int], tmp_path: Path) -> None:
