@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nvmeof import connect, connect_multipath
+from nvmeof import HostCredentials, connect, connect_multipath, parse_secret
 from nvmeof.errors import ConfigurationError, LocalProtocolError, NvmeofError
 from nvmeof.security.secret import Secret
 from nvmeof.target.configuration.files import read_configuration
@@ -227,6 +227,13 @@ async def test_keys_of_hosts_are_set_and_not_told(control: Control, caplog: pyte
     await call(control, "host.keys", host=HOST, dhchap_key=secret, dhchap_hash="sha256")
     assert (await call(control, "host.list"))["hosts_with_keys"] == [HOST]
     assert secret not in caplog.text and secret not in str(told)
+    host = await host_of(control.target, dhchap=HostCredentials(parse_secret(secret)), nr_io_queues=1)
+    for row in await call(control, "connection.list"):
+        assert "sha256" in row["authentication"].lower().replace("-", ""), row
+        assert row["tls"] is None
+    await host.disconnect()
+    with pytest.raises(NvmeofError):
+        await host_of(control.target, dhchap=HostCredentials(Secret(bytes(32))))
     await refused(control, "host.keys", "secret|DHHC|key", host=HOST, dhchap_key="nonsense")
     await call(control, "host.keys", host=HOST)
     assert (await call(control, "host.list"))["hosts_with_keys"] == []

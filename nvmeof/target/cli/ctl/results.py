@@ -90,7 +90,7 @@ _CONNECTIONS: Final[Columns] = (
     ("Since", _since),
     ("Transport", _transport),
     ("Digests", lambda row: _joined(row["digests"])),
-    ("Authentication", lambda row: _or_dash(row.get("authentication"))),
+    ("Security", lambda row: _joined([each for each in (row.get("tls"), row.get("authentication")) if each])),
     ("Entries", lambda row: _or_dash(row.get("entries"))),
     ("In flight", lambda row: row.get("in_flight", 0)),
     ("Commands", lambda row: row.get("commands", 0)),
