@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from nvmeof.security.dhchap_controller import HostKeys
     from nvmeof.security.dhchap_host import HostCredentials
     from nvmeof.security.secret import Secret, generate_secret, load_secret, parse_secret
+    from nvmeof.target.control import Control, ControlClient, ControlServer
     from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
     from nvmeof.target.server import Target
     from nvmeof.target.storage.file import FileBackend
@@ -60,6 +61,9 @@ _HOMES = {
     "ConfigurationError": "nvmeof.errors",
     "ConnectTimeout": "nvmeof.errors",
     "ConnectionLost": "nvmeof.errors",
+    "Control": "nvmeof.target.control",
+    "ControlClient": "nvmeof.target.control",
+    "ControlServer": "nvmeof.target.control",
     "Discovered": "nvmeof.host.referrals",
     "DiscoveryChange": "nvmeof.host.discovery_service",
     "DiscoveryEntry": "nvmeof.host.discovery",
@@ -111,6 +115,9 @@ __all__ = [
     "ConfigurationError",
     "ConnectTimeout",
     "ConnectionLost",
+    "Control",
+    "ControlClient",
+    "ControlServer",
     "Discovered",
     "DiscoveryChange",
     "DiscoveryEntry",

@@ -56,6 +56,7 @@ def examples() -> list[tuple[str, str]]:
         ROOT / "docs/howto/trace.md",
         ROOT / "docs/howto/metrics.md",
         ROOT / "docs/howto/running-target.md",
+        ROOT / "docs/howto/control.md",
     ):
         for code in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE):
             found.append((path.name, code))

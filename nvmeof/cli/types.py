@@ -10,8 +10,9 @@ import click
 if TYPE_CHECKING:
     IntegerType = click.ParamType[int]
     FloatType = click.ParamType[float]
+    AnyType = click.ParamType[Any]
 else:  # generic for type checkers only, until click 8.2
-    IntegerType = FloatType = click.ParamType
+    IntegerType = FloatType = AnyType = click.ParamType
 
 _UNITS = {"k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 

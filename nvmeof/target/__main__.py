@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import click
@@ -22,6 +22,7 @@ from click.core import ParameterSource
 from nvmeof.aio.runloop import run
 from nvmeof.cli.exit_codes import run_program
 from nvmeof.cli.json_log import JsonFormatter
+from nvmeof.cli.lazy import LazyGroup
 from nvmeof.cli.types import SECONDS, U8, Bytes, Number, Seconds
 from nvmeof.security.words import GROUP_WORDS, HASH_NAMES
 from nvmeof.spec.enums import CNTLID_MAX
@@ -46,6 +47,7 @@ _BESIDE_CONFIG: Final = frozenset(
         "output",
         "verbose",
         "quiet",
+        "control",
     }
 )
 """Options that --config leaves to the command line."""
@@ -53,7 +55,20 @@ _PATIENCE_SECONDS: Final = 1.0
 """Seconds that a line of the log waits for its reader: a target goes on when its log is not read."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+_COMMANDS: Final = {
+    "completion": ("nvmeof.target.cli.shell", "Print what makes a shell complete commands and options."),
+    "ctl": ("nvmeof.target.cli.ctl", "Show and change a target that runs."),
+}
+"""The commands beside serving: their modules, and the first sentences of their help."""
+
+
+@click.group(
+    cls=LazyGroup,
+    lazy=_COMMANDS,
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND [ARGS]...]",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.option(
     "-c",
     "--config",
@@ -62,6 +77,12 @@ _PATIENCE_SECONDS: Final = 1.0
     "(docs/howto/configuration.md).",
 )
 @click.option("--check", is_flag=True, help="Say what is wrong with the file of --config, and serve nothing.")
+@click.option(
+    "--control",
+    metavar="PATH|auto",
+    help="Let this user and root control the target through a socket there, with nvmeof-target ctl; auto: "
+    "nvmeof-target.sock in XDG_RUNTIME_DIR, or in /run for root (docs/howto/control.md).",
+)
 @click.option("-t", "--trtype", default="mptcp", show_default=True, help="Transport: mptcp (falls back to tcp) or tcp.")
 @click.option("--trtype-code", type=U8, help="TRTYPE told in Discovery (mptcp: 4, provisionally).")
 @click.option(
@@ -339,6 +360,9 @@ def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> Non
 
     Without options: a ramdisk of 1 GiB on 0.0.0.0:4420 over MPTCP; plain TCP hosts can connect as well.
     """
+    if click.get_current_context().invoked_subcommand is not None:
+        _refuse_before_command()
+        return
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     if given["log_format"] == "json":
@@ -355,13 +379,25 @@ def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> Non
     run(serve(options), uvloop=options.uvloop)
 
 
-def _refuse_beside_config() -> None:
-    """Raise a usage error for an option whose place is the configuration file."""
+def _given() -> Iterator[click.Parameter]:
+    """Yield the options that the command line has."""
     ctx = click.get_current_context()
     for parameter in ctx.command.params:
-        name = parameter.name or ""
-        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in _BESIDE_CONFIG:
+        if ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
+            yield parameter
+
+
+def _refuse_before_command() -> None:
+    """Raise a usage error for an option of serving in front of a command that serves nothing."""
+    for parameter in _given():
+        command = click.get_current_context().invoked_subcommand
+        raise click.UsageError(f"{parameter.opts[-1]} is for serving: {command} takes its options behind its name")
+
+
+def _refuse_beside_config() -> None:
+    """Raise a usage error for an option whose place is the configuration file."""
+    for parameter in _given():
+        if parameter.name not in _BESIDE_CONFIG:
             raise click.UsageError(f"{parameter.opts[-1]} belongs into the file of --config")
 
 

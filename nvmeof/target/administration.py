@@ -8,8 +8,10 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Final, Protocol
+from uuid import UUID
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.runtime import Runtime
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.core.rate_limits import Limiter, RateLimit
@@ -19,8 +21,9 @@ from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.namespaces.zoned import ZonedNamespace
 from nvmeof.target.ports import Port, Ports
 from nvmeof.target.storage.base import Backend
+from nvmeof.target.subsystem import live_changes
 from nvmeof.target.subsystem.ana import ANA_GROUP, ANA_TRANSITION_SECONDS
-from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, Referral, SubsystemConfig, TargetConfig
 from nvmeof.target.subsystem.hosts import Host
 from nvmeof.target.subsystem.registry import TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
@@ -39,6 +42,9 @@ class Administered(Protocol):
     registry: TargetRegistry
     ports: Ports
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def runtime(self) -> Runtime: ...
 
     @property
     def settings(self) -> TargetSettings: ...
@@ -62,11 +68,15 @@ class Administered(Protocol):
 
     async def remove_namespace(self, nsid: int, *, subnqn: str | None = None) -> None: ...
 
+    async def replace_backend(self, nsid: int, backend: Backend, *, subnqn: str | None = None) -> None: ...
+
     async def start_port(self, config: PortConfig) -> Port: ...
 
     async def stop_port(self, port: Port, deadline: float) -> list[str]: ...
 
     async def unlink(self, port: Port, subsystem: Subsystem, deadline: float) -> list[str]: ...
+
+    async def drain(self, subsystem: Subsystem | None, portid: int | None, seconds: float) -> list[str]: ...
 
 
 class Administration:
@@ -183,6 +193,53 @@ class Administration:
         else:
             namespace.limiter.change(limit, self._target.loop.time())
         return self._limits_changed(subsystem)
+    def disable_namespace(self, nsid: int, *, subnqn: str | None = None) -> None:
+        """Withdraw a namespace from hosts; it keeps its NSID, its data and its open storage."""
+        live_changes.disable_namespace(self._subsystem(subnqn), nsid)
+
+    def enable_namespace(self, nsid: int, *, subnqn: str | None = None) -> None:
+        """Show a disabled namespace to hosts again."""
+        subsystem = self._subsystem(subnqn)
+        live_changes.enable_namespace(subsystem, nsid)
+        subsystem.resume(self._target.runtime)
+
+    def set_read_only(self, nsid: int, read_only: bool = True, *, subnqn: str | None = None) -> None:
+        """Refuse writes of all hosts to a namespace, or allow them."""
+        live_changes.set_read_only(self._subsystem(subnqn), nsid, read_only)
+
+    def set_identifiers(
+        self,
+        nsid: int,
+        *,
+        uuid: UUID | None = None,
+        nguid: bytes | None = None,
+        eui64: bytes | None = None,
+        subnqn: str | None = None,
+    ) -> None:
+        """Give a disabled namespace other identifiers; those that are None stay."""
+        live_changes.set_identifiers(self._subsystem(subnqn), nsid, uuid=uuid, nguid=nguid, eui64=eui64)
+
+    async def replace_backend(self, nsid: int, backend: Backend, *, subnqn: str | None = None) -> None:
+        """Put other storage behind a disabled namespace, and close what it had. Raises also `OSError`."""
+        await self._target.replace_backend(nsid, backend, subnqn=subnqn)
+
+    def set_limits(self, *, subnqn: str | None = None, **limits: int) -> None:
+        """Change ``max_io_queues``, ``max_queue_entries``, ``cntlid_min`` or ``cntlid_max`` of a subsystem.
+
+        Hosts follow at their next connect.
+        """
+        live_changes.set_limits(self._subsystem(subnqn), **limits)
+
+    async def drain(
+        self, subnqn: str | None = None, *, portid: int | None = None, seconds: float = REMOVE_SECONDS
+    ) -> list[str]:
+        """Let commands in progress end on the connections of a subsystem, of a port, or of a subsystem on a port.
+
+        No further command begins on them, so a removal has to follow. Returns a sentence for each connection with
+        commands that have not ended after `seconds`.
+        """
+        subsystem = None if subnqn is None else self._subsystem(subnqn)
+        return await self._target.drain(subsystem, portid, seconds)
 
     # Hosts
 
@@ -208,22 +265,23 @@ class Administration:
 
     def add_host(self, nqn: str, *, subnqn: str | None = None) -> None:
         """Allow one more host to use a subsystem that is limited to some hosts."""
-        self._subsystem(subnqn).hosts.add(Host(nqn))
-        self._target.registry.changed()
+        subsystem = self._subsystem(subnqn)
+        subsystem.hosts.add(Host(nqn))
+        self._target.registry.hosts_changed(subsystem.nqn)
 
     def remove_host(self, nqn: str, *, subnqn: str | None = None) -> None:
         """Remove a host from a subsystem's allowed ones; its associations end."""
         subsystem = self._subsystem(subnqn)
         subsystem.hosts.remove(nqn)
         subsystem.end_forbidden()
-        self._target.registry.changed()
+        self._target.registry.hosts_changed(subsystem.nqn)
 
     def allow_any_host(self, allowed: bool = True, *, subnqn: str | None = None) -> None:
         """Let any host use a subsystem, or only those that were added: the associations of others end."""
         subsystem = self._subsystem(subnqn)
         subsystem.hosts.any_host = allowed
         subsystem.end_forbidden()
-        self._target.registry.changed()
+        self._target.registry.hosts_changed(subsystem.nqn)
 
     def set_allowed_hosts(self, hosts: frozenset[str] | None, *, subnqn: str | None = None) -> None:
         """Let these hosts use a subsystem and no others, or (None) any; associations of hosts that may not end."""
@@ -250,6 +308,21 @@ class Administration:
         """
         self._target.check_runs("a port is removed")
         return await self._target.stop_port(self._target.port(portid), self._deadline(seconds))
+
+    def set_referrals(self, referrals: Collection[Referral], portid: int) -> None:
+        """Name these other discovery services in a port's Discovery log, and no others."""
+        self._target.check_runs("a port is changed")
+        port = self._target.port(portid)
+        port.name_referrals(tuple(referrals))
+        self._target.registry.change_port(port.info)
+
+    def end_controller(self, cntlid: int, reason: str, *, subnqn: str | None = None) -> None:
+        """End the association of one controller. Its host may connect again at once."""
+        subsystem = self._subsystem(subnqn)
+        controller = subsystem.controllers.get(cntlid)
+        if controller is None:
+            raise ConfigurationError(f"{subsystem.nqn} has no controller {cntlid}")
+        controller.destroy(reason)
 
     async def add_path(self, path: str, *, portid: int | None = None) -> PathEndpoint:
         """Announce one more address to MPTCP hosts: ``ADDR[%dev][,backup]``, on one port or (None) on all that can.
@@ -344,10 +417,13 @@ def _subflows(port: Port, address: str) -> int:
 
 def _namespaces(subsystem: Subsystem) -> tuple[NamespaceConfig, ...]:
     created = subsystem.manager.nsids if subsystem.manager is not None else frozenset()
-    return tuple(_namespace(each) for nsid, each in subsystem.namespaces.items() if nsid not in created)
+    known = {**subsystem.namespaces, **subsystem.disabled}
+    return tuple(
+        _namespace(known[nsid], enabled=nsid not in subsystem.disabled) for nsid in sorted(known) if nsid not in created
+    )
 
 
-def _namespace(namespace: Namespace) -> NamespaceConfig:
+def _namespace(namespace: Namespace, *, enabled: bool) -> NamespaceConfig:
     return NamespaceConfig(
         backend=namespace.backend,
         nsid=namespace.nsid,
@@ -358,4 +434,5 @@ def _namespace(namespace: Namespace) -> NamespaceConfig:
         zoned=namespace.geometry if isinstance(namespace, ZonedNamespace) else None,
         anagrpid=namespace.anagrpid,
         rate_limit=None if namespace.limiter is None else namespace.limiter.limit,
+        enabled=enabled,
     )

@@ -13,6 +13,7 @@ from typing import Any, Final
 from nvmeof.aio.polling import Poller
 from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.target.commands.admin_context import ConnectContext
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOST, AddressShares, connections_most
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool, MemoryShare
@@ -112,6 +113,7 @@ class Connections:
                 return True
             self._counted.give(address)
         self.refused += 1
+        self.registry.happenings.tell("refused", peer=str(endpoint.peer_address), reason="too many connections")
         left_out = self.registry.peer_log.strangers.admit(str(endpoint.peer_address), self.loop.time())
         if left_out is not None:
             logger.warning(
@@ -126,13 +128,16 @@ class Connections:
     def connected(self, driver: QueueDriver) -> None:
         """Note that a connection has completed its Connect."""
         self.strangers.give(driver.endpoint.peer_address.host)
+        self.registry.happenings.tell("connected", **_whose(driver))
 
     def ended(self, driver: QueueDriver) -> None:
         """Note the end of a connection."""
         if driver in self.drivers:
             self.drivers.discard(driver)
             self._counted.give(driver.endpoint.peer_address.host)
-            if not driver.said:
+            if driver.said:
+                self.registry.happenings.tell("disconnected", **_whose(driver), reason=driver.reason)
+            else:
                 self.strangers.give(driver.endpoint.peer_address.host)
 
     def endpoints(self, portid: int) -> list[Endpoint]:
@@ -193,6 +198,18 @@ class Connections:
         busy = sum(not driver.drain(receive=receive) for driver in self.drivers)  # calls each, not the first alone
         return not busy
 
+    async def drain_some(self, drivers: Collection[QueueDriver], deadline: float) -> list[QueueDriver]:
+        """Begin no further command on these connections' I/O queues, and wait until those in progress have ended.
+
+        Returns the connections of which some have not at `deadline` (of the loop's clock). The connections have to be
+        ended then: what their hosts send stays unanswered.
+        """
+        while True:
+            busy = [each for each in drivers if each in self.drivers and not each.drain(receive=True)]
+            if not busy or self.loop.time() >= deadline:
+                return busy
+            await asyncio.sleep(POLL_SECONDS)
+
     async def end(self, drivers: Collection[QueueDriver], reason: str, deadline: float) -> list[str]:
         """End connections and wait until they have closed and their commands have ended.
 
@@ -245,6 +262,22 @@ class Connections:
         for task in left:
             task.cancel()
         await asyncio.wait(left, timeout=_GIVE_UP_SECONDS)
+
+
+def _whose(driver: QueueDriver) -> dict[str, object]:
+    """Return whose a connection is, for an event; empty before its Connect."""
+    ctx = driver.queue.ctx
+    if isinstance(ctx, ConnectContext):
+        return {"peer": ctx.peer}
+    view = ctx.view
+    return {
+        "peer": ctx.peer,
+        "portid": driver.port.portid,
+        "subnqn": view.subnqn,
+        "host": view.host_nqn,
+        "cntlid": view.cntlid,
+        "qid": ctx.qid,
+    }
 
 
 def _figures(endpoint: Endpoint) -> dict[str, object]:

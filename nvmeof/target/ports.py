@@ -14,7 +14,7 @@ from dataclasses import replace
 from nvmeof.address import check_host, ip_of, is_wildcard, split_scope
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import AnaState
-from nvmeof.target.subsystem.config import PortConfig
+from nvmeof.target.subsystem.config import PortConfig, Referral
 from nvmeof.target.subsystem.registry import PortInfo
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.transport import base
@@ -94,6 +94,11 @@ class Port:
         """Offer these subsystems from now on, by NQN (None: all)."""
         self.config = replace(self.config, subsystems=subsystems)
         self.info = replace(self.info, subsystems=subsystems)
+
+    def name_referrals(self, referrals: tuple[Referral, ...]) -> None:
+        """Name these other discovery services in the Discovery log from now on."""
+        self.config = replace(self.config, referrals=referrals)
+        self.info = replace(self.info, referrals=referrals)
 
     def set_ana_state(self, state: AnaState, group: int, subsystems: Iterable[Subsystem]) -> None:
         """Put a group into a state, in all subsystems or in none. Raises `ConfigurationError`."""

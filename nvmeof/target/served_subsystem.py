@@ -11,6 +11,7 @@ from nvmeof.target.ports import Port
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
+from nvmeof.target.subsystem.live_changes import disabled, replace_backend
 from nvmeof.target.subsystem.namespace_kinds import NamespaceKind
 from nvmeof.target.subsystem.subsystem import Subsystem
 
@@ -104,6 +105,22 @@ class ServedSubsystem:
         namespace = self.subsystem.remove_namespace(nsid)
         self.backends.remove(namespace.backend)
         await namespace.backend.close()
+
+    async def replace_backend(self, nsid: int, backend: Backend) -> None:
+        """Put other storage behind a disabled namespace, flush what it had before and close it.
+
+        Raises `ConfigurationError` and `OSError`; the namespace is as before then.
+        """
+        disabled(self.subsystem, nsid)
+        await backend.open()
+        try:
+            before = replace_backend(self.subsystem, nsid, backend)
+        except ConfigurationError:
+            await backend.close()
+            raise
+        self.backends.append(backend)
+        self.backends.remove(before)
+        await self._close_backend(before)
 
     async def _close_backend(self, backend: Backend) -> None:
         try:

@@ -371,6 +371,17 @@ class Target:
         _end_associations(subsystem, port, reason)
         return await self.connections.end(drivers, reason, deadline)
 
+    async def drain(self, subsystem: Subsystem | None, portid: int | None, seconds: float) -> list[str]:
+        """Let commands in progress end, and begin no further ones, on the connections of a subsystem, a port, or both.
+
+        Waits for at most `seconds`; returns a sentence for each connection of which commands are in progress still. The
+        caller ends these connections.
+        """
+        of_port = None if portid is None else self.connections.of_port(portid)
+        drivers = of_port if subsystem is None else self.connections.of_subsystem(subsystem, portid)
+        busy = await self.connections.drain_some(drivers or (), self.loop.time() + seconds)
+        return [f"{each.queue.ctx.peer}: commands of queue {each.queue.ctx.qid} were cut" for each in busy]
+
     def port(self, portid: int) -> Port:
         """Return the port of a Port ID. Raises ConfigurationError."""
         return self.ports.port(portid)
@@ -463,6 +474,13 @@ class Target:
         Raises ConfigurationError for one that is not there, LocalProtocolError before ``start``.
         """
         await self._served[self.subsystem(subnqn).nqn].remove_namespace(nsid)
+
+    async def replace_backend(self, nsid: int, backend: Backend, *, subnqn: str | None = None) -> None:
+        """Open other storage for a disabled namespace, and close what it had before.
+
+        Raises ConfigurationError and OSError, LocalProtocolError before ``start``.
+        """
+        await self._served[self.subsystem(subnqn).nqn].replace_backend(nsid, backend)
 
     def zones(self, nsid: int, *, subnqn: str | None = None) -> Zones:
         """Return the zones of a zoned namespace, of the first subsystem or ``subnqn``, to change them as a device does.

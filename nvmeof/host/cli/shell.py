@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from nvmeof.cli import manual
+from nvmeof.cli.completion import SHELLS as SHELLS
+from nvmeof.cli.completion import completion_source
 from nvmeof.errors import NvmeofError
 from nvmeof.host.cli import options as opt
 from nvmeof.host.cli import output as out
 from nvmeof.version import __version__
-
-SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command("completion")
@@ -23,13 +23,7 @@ def completion_command(shell: str) -> None:
     bash: `eval "$(nvmeof-host completion bash)"` in ~/.bashrc; zsh: the same with zsh in ~/.zshrc; fish: `nvmeof-host
     completion fish > ~/.config/fish/completions/nvmeof-host.fish`.
     """
-    from click.shell_completion import get_completion_class
-
-    made = get_completion_class(shell)
-    assert made is not None
-    root = click.get_current_context().find_root().command
-    variable = f"_{opt.PROGRAM.upper().replace('-', '_')}_COMPLETE"
-    print(made(root, {}, opt.PROGRAM, variable).source())
+    print(completion_source(opt.PROGRAM, click.get_current_context().find_root().command, shell))
 
 
 @click.command("man")

@@ -11,11 +11,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from nvmeof.cli.tables import BAR_WIDTH as BAR_WIDTH
+from nvmeof.cli.tables import bar as bar
 from nvmeof.host.cli import output as out
 from nvmeof.transport import ConnectionInfo, SubflowInfo
-
-BAR_WIDTH = 20
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 @dataclass(slots=True)
@@ -88,13 +87,6 @@ class Sampler:
             result.append(rates)
         self._before, self._at = seen, now
         return result
-
-
-def bar(share: float, width: int = BAR_WIDTH) -> str:
-    """Return a bar of `width` characters for a share of 0 to 1, in steps of an eighth of a character."""
-    eighths = round(max(0.0, min(1.0, share)) * width * 8)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def view(rates: list[ConnectionRate], columns: int = out.PIPE_COLUMNS) -> Group:

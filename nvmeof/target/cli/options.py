@@ -113,6 +113,7 @@ class Options:
     log_format: str = "text"
     metrics: str | None = None
     metrics_latency: bool = True
+    control: str | None = None
 
 
 def _backends(options: Options) -> list[NamespaceConfig]:

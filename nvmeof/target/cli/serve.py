@@ -10,6 +10,7 @@ import platform
 import signal
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Final
 
 import click
@@ -25,6 +26,9 @@ from nvmeof.target.configuration.difference import apply, difference
 from nvmeof.target.configuration.files import Loaded
 from nvmeof.target.metrics import page
 from nvmeof.target.metrics.server import MetricsServer, metrics_server
+from nvmeof.target.control import Control, ControlServer
+from nvmeof.target.control.process import Hooks
+from nvmeof.target.control.where import control_path
 from nvmeof.target.server import Target
 
 MDNS_HOST_CHARACTERS: Final = 40
@@ -77,6 +81,7 @@ async def serve_until_stopped(options: Options, service: Service) -> None:
         loop.add_signal_handler(signal.SIGHUP, reloads.wanted)
     elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
         ending.append(signal.SIGHUP)
+    control = None if options.control is None else _control(target, options.control, reloads)
     for number in ending:
         loop.add_signal_handler(number, stop, number)
     try:
@@ -89,6 +94,8 @@ async def serve_until_stopped(options: Options, service: Service) -> None:
     try:
         if options.metrics is not None:
             metrics = await metrics_server(target, options.metrics)
+        if control is not None:
+            await control.start()
         described = target.administration.describe()
         told = facts(described) if loaded is None else described
         try:
@@ -110,6 +117,8 @@ async def serve_until_stopped(options: Options, service: Service) -> None:
         async with mdns.announced(_announcements(target)) if options.mdns else nullcontext():
             await stopping.wait()
     finally:
+        if control is not None:
+            await control.stop()
         if reloads is not None:
             await reloads.end()
         if metrics is not None:
@@ -118,6 +127,12 @@ async def serve_until_stopped(options: Options, service: Service) -> None:
     if target.unflushed:
         raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")
     logger.info("stopped")
+
+
+def _control(target: Target, path: str, reloads: Reloads | None) -> ControlServer:
+    """Return the control socket of a target. Raises ConfigurationError for a path that there is none for."""
+    hooks = Hooks() if reloads is None else Hooks(reloads.path, reloads.reload, reloads.saved)
+    return ControlServer(Control(target, hooks), control_path(path))
 
 
 def _announcements(target: Target) -> list[mdns.MdnsService]:
@@ -142,7 +157,8 @@ def _counts(loaded: Loaded) -> str:
 
 
 class Reloads:
-    """Reads the configuration file again at each SIGHUP, one after the other; what cannot be done changes nothing."""
+    """Reads the configuration file again at each SIGHUP, and when it is asked to, one after the other; what cannot be
+    done changes nothing."""
 
     def __init__(self, target: Target, options: Options, loaded: Loaded, service: Service) -> None:
         self._service = service
@@ -151,6 +167,12 @@ class Reloads:
         self._loaded = loaded
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._one = asyncio.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The absolute path of the file."""
+        return self._loaded.path.absolute()
 
     def wanted(self) -> None:
         """Read the file again when the target has started, and the reload before has ended."""
@@ -172,18 +194,30 @@ class Reloads:
             self._wanted.clear()
             self._service.reloading()
             try:
-                await self._reload()
+                await self.reload()
             except NvmeofError as error:
                 logger.error("SIGHUP: %s", error)
             self._service.started(_status(self._target))
 
-    async def _reload(self) -> None:
-        loaded = await asyncio.to_thread(load, self._options)
-        plan = difference(self._target.administration, self._loaded.settings, loaded.settings)
-        for line in await apply(plan):
-            logger.info("SIGHUP: %s", line)
-        self._loaded = loaded
-        logger.info("SIGHUP: %s was read again: %d changes", loaded.path, len(plan.steps))
+    async def reload(self) -> list[str]:
+        """Read the file again and apply the difference to what it said before; return a sentence for each change.
+
+        Raises ConfigurationError, with nothing changed.
+        """
+        async with self._one:
+            loaded = await asyncio.to_thread(load, self._options)
+            plan = difference(self._target.administration, self._loaded.settings, loaded.settings)
+            said = await apply(plan)
+            for line in said:
+                logger.info("reload: %s", line)
+            self._loaded = loaded
+            logger.info("reload: %s was read again: %d changes", loaded.path, len(plan.steps))
+            return said
+
+    async def saved(self) -> None:
+        """Take the file, which was written with the target's present state, as what was read last."""
+        async with self._one:
+            self._loaded = await asyncio.to_thread(load, self._options)
 
 
 def freeze_heap() -> None:

@@ -90,6 +90,7 @@ class ConnectContext(QueueContext):
     def refuse(self, sqe: Sqe, error: CommandError) -> Completion:
         """Return the completion of a refused command, and warn: it keeps a host from working at all."""
         self.counters.errors += 1
+        self.registry.happenings.tell("refused", peer=self.peer, reason=str(error))
         left_out = self.peer_log.strangers.admit(self.peer, self.runtime.now())
         if left_out is not None:
             logger.warning("%s: command refused: %s%s", self.peer, error, left_out_text(left_out))

@@ -18,12 +18,15 @@ from nvmeof.target.core.rate_limits import RateLimit
 from nvmeof.target.document import TargetSettings
 from nvmeof.target.storage.base import Backend
 from nvmeof.target.storage.namespace_text import format_namespace_text
-from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
+from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, Referral, SubsystemConfig, TargetConfig
+from nvmeof.target.subsystem.live_changes import LIMITS
 
 V = TypeVar("V")
-_HOSTS: Final = frozenset({"allowed_hosts", "any_host", "host_keys", "namespaces", "host_limit", "host_limits"})
+_HOSTS: Final = frozenset(
+    {"allowed_hosts", "any_host", "host_keys", "namespaces", "host_limit", "host_limits", *LIMITS}
+)
 """The fields of a subsystem that can be changed while it runs; others need a new subsystem."""
-_PORT: Final = frozenset({"ana", "subsystems", "paths"})
+_PORT: Final = frozenset({"ana", "subsystems", "paths", "referrals"})
 """The same of a port; with others changed it is closed and opened again."""
 
 
@@ -55,6 +58,14 @@ class Changing(Protocol):
     def set_host_limit(self, nqn: str | None, limit: RateLimit | None, *, subnqn: str | None = None) -> list[str]: ...
 
     def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None: ...
+
+    def enable_namespace(self, nsid: int, *, subnqn: str | None = None) -> None: ...
+
+    def disable_namespace(self, nsid: int, *, subnqn: str | None = None) -> None: ...
+
+    def set_limits(self, *, subnqn: str | None = None, **limits: int) -> None: ...
+
+    def set_referrals(self, referrals: Collection[Referral], portid: int) -> None: ...
 
     async def add_port(self, config: PortConfig) -> int: ...
 
@@ -190,6 +201,11 @@ def _subsystem(target: Changing, plan: Plan, old: SubsystemConfig, new: Subsyste
             raise ConfigurationError(
                 f"{nqn}: {each.name} cannot be changed while it runs: remove the subsystem and add it again, or restart"
             )
+    limits = [{name: getattr(each, name) for name in LIMITS} for each in (old, new)]
+    if limits[0] != limits[1]:
+        text = f"{nqn}: limits of queues or controller identifiers changed"
+        do, undo = (partial(target.set_limits, subnqn=nqn, **each) for each in reversed(limits))
+        plan.changes.append(Step(text, do, undo))
     hosts = [None if each.any_host else each.allowed_hosts for each in (old, new)]
     if hosts[0] != hosts[1]:
         verb = partial(target.set_allowed_hosts, subnqn=nqn)
@@ -239,6 +255,11 @@ def _namespaces(
                     verb = partial(target.set_namespace_limit, nsid, subnqn=nqn)
                     text = f"{nqn}: rate limit of namespace {nsid} changed"
                     plan.changes.append(Step(text, partial(verb, new.rate_limit), partial(verb, old.rate_limit)))
+                if old.enabled != new.enabled:
+                    verbs = (target.disable_namespace, target.enable_namespace)
+                    do, undo = (partial(verbs[each.enabled], nsid, subnqn=nqn) for each in (new, old))
+                    word = "enabled" if new.enabled else "disabled"
+                    plan.changes.append(Step(f"{nqn}: namespace {nsid} {word}", do, undo))
                 continue
             plan.changes.append(_replaced(target, nqn, old, new))
         elif new is not None:
@@ -259,7 +280,7 @@ def _same_namespace(old: NamespaceConfig, new: NamespaceConfig) -> bool:
     return all(
         _plain(getattr(old, each.name)) == _plain(getattr(new, each.name))
         for each in fields(new)
-        if each.name not in ("anagrpid", "rate_limit")
+        if each.name not in ("anagrpid", "rate_limit", "enabled")
     )
 
 
@@ -318,6 +339,9 @@ def _port(target: Changing, plan: Plan, old: PortConfig, new: PortConfig, known:
                 partial(target.add_path, path, portid=portid),
             )
             plan.removals.append(Step(f"port {portid}: path {path} removed", remove, add))
+    if old.referrals != new.referrals:
+        do, undo = (partial(target.set_referrals, each.referrals, portid) for each in (new, old))
+        plan.changes.append(Step(f"port {portid}: referrals changed", do, undo))
     _links(target, plan, old, new, known)
 
 

@@ -283,7 +283,7 @@ def _namespace_out(namespace: Document, nqn: str, remarks: list[str]) -> Documen
             f"{nqn}: namespace {namespace.get('nsid')} is {namespace['storage']}: nvmetcli knows files and devices only"
         )
     what = f"{nqn}, namespace {namespace.get('nsid')}"
-    _left_out(what, namespace, ("nsid", "storage", "uuid", "nguid", "anagrpid"), remarks)
+    _left_out(what, namespace, ("nsid", "storage", "uuid", "nguid", "anagrpid", "enabled"), remarks)
     _left_out(what, (name for name, _ in storage.backend.options), (), remarks)
     device = {"path": storage.backend.value}
     if "uuid" in namespace:
@@ -291,7 +291,14 @@ def _namespace_out(namespace: Document, nqn: str, remarks: list[str]) -> Documen
     if "nguid" in namespace:
         device["nguid"] = str(uuid.UUID(hex=namespace["nguid"]))
     group = namespace.get("anagrpid", 1)
-    return {"nsid": namespace["nsid"], "enable": 1, "device": device, "ana_grpid": group, "ana": {"grpid": str(group)}}
+    enable = int(namespace.get("enabled", True))
+    return {
+        "nsid": namespace["nsid"],
+        "enable": enable,
+        "device": device,
+        "ana_grpid": group,
+        "ana": {"grpid": str(group)},
+    }
 
 
 def _port_out(port: Document, nqns: list[str], inline: int | None, remarks: list[str]) -> Document:

@@ -31,6 +31,9 @@ class InflightTable:
     def __init__(self) -> None:
         self._all: set[InflightCommand] = set()
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     def begin(self, host: bytes) -> InflightCommand:
         """Note the start of a command that does not complete at once."""
         begun = InflightCommand(self._all, host)

@@ -218,6 +218,11 @@ class Namespace:
         """Whether the namespace was configured as read-only, or its backend is."""
         return self._read_only
 
+    def configure_read_only(self, read_only: bool) -> None:
+        """Let the namespace be configured as read-only, or not; commands are admitted anew."""
+        self._read_only = read_only
+        self.admission_tokens.withdraw()
+
     @property
     def read_only(self) -> bool:
         """Whether the namespace must not be written: it was configured so, or a host has protected it."""

@@ -86,6 +86,7 @@ class NamespaceConfig:
     zoned: ZoneGeometry | None = None  # None: of the NVM Command Set
     anagrpid: int = ANA_GROUP  # the ANA group
     rate_limit: RateLimit | None = None  # of all its users together
+    enabled: bool = True  # False: its storage is open, and no host sees it
 
     def __post_init__(self) -> None:
         if not isinstance(self.backend, Backend):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from nvmeof.address import ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
 from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
+from nvmeof.target.core.happenings import Happenings
 from nvmeof.target.core.log_rate import PeerLog
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.projection.authentication import AuthenticationLimits
@@ -79,6 +80,7 @@ class TargetRegistry:
         self.subsystems: dict[str, Subsystem] = {}
         self.ports: dict[int, PortInfo] = {}
         self.peer_log = PeerLog()
+        self.happenings = Happenings()
         self.authentication = AuthenticationLimits()
         self.generation = 1
         self.log_pages: dict[tuple[PortInfo, str, bool, bool], bytes] = {}
@@ -93,6 +95,8 @@ class TargetRegistry:
         if subsystem.nqn in self.subsystems or subsystem.nqn == DISCOVERY_NQN:
             raise ConfigurationError(f"the subsystem {subsystem.nqn} exists already")
         self.subsystems[subsystem.nqn] = subsystem
+        subsystem.happened = self.happenings.tell
+        self.happenings.tell("subsystem-added", subnqn=subsystem.nqn)
         self.changed()
 
     def remove_subsystem(self, nqn: str) -> Subsystem:
@@ -103,12 +107,18 @@ class TargetRegistry:
             raise ConfigurationError(f"there is no subsystem {nqn}") from None
         for controller in list(subsystem.controllers.values()):
             controller.destroy("the subsystem was removed")
+        self.happenings.tell("subsystem-removed", subnqn=nqn)
         self.changed()
         return subsystem
 
     def set_allowed_hosts(self, nqn: str, hosts: frozenset[str] | None) -> None:
         """Change the hosts that may use a subsystem, and so each host's Discovery log."""
         self.subsystems[nqn].set_allowed_hosts(hosts)
+        self.hosts_changed(nqn)
+
+    def hosts_changed(self, nqn: str) -> None:
+        """Note that other hosts than before may use a subsystem."""
+        self.happenings.tell("hosts-changed", subnqn=nqn)
         self.changed()
 
     def add_port(self, port: PortInfo) -> None:
@@ -116,16 +126,19 @@ class TargetRegistry:
         if port.portid in self.ports:
             raise ConfigurationError(f"port {port.portid} exists already")
         self.ports[port.portid] = port
+        self.happenings.tell("port-added", portid=port.portid, address=f"{port.traddr}:{port.trsvcid}")
         self.changed()
 
     def change_port(self, port: PortInfo) -> None:
-        """Note that a port offers other subsystems than before."""
+        """Note that a port offers other subsystems than before, or names other discovery services."""
         self.ports[port.portid] = port
+        self.happenings.tell("port-changed", portid=port.portid)
         self.changed()
 
     def remove_port(self, portid: int) -> None:
         """Remove a port whose listener was closed; its connections are not touched."""
         if self.ports.pop(portid, None) is not None:
+            self.happenings.tell("port-removed", portid=portid)
             self.changed()
 
     def find(self, subnqn: str, port: PortInfo) -> Subsystem | None:

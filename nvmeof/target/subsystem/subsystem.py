@@ -56,6 +56,10 @@ Figures: TypeAlias = Callable[[], dict[str, object]]
 logger = logging.getLogger("nvmeof.target")
 
 
+def _untold(kind: str, **facts: object) -> None:
+    """Tell nobody: the subsystem is not offered yet."""
+
+
 class Association(Protocol):
     """The Protocol of a subsystem's controllers."""
 
@@ -161,6 +165,8 @@ class Subsystem:
         self.lifetime = Lifetime(self.metadata_store)
         self.telemetry: object | None = None  # what log page 08h shows
         self.namespaces: dict[int, Namespace] = {}
+        self.disabled: dict[int, Namespace] = {}  # by NSID: no host sees them, and their storage stays open
+        self.happened: Callable[..., None] = _untold
         self.attachments = Attachments()
         self.controllers: dict[int, Association] = {}
         self.host_limits = HostLimits(config.host_limit, dict(config.host_limits))
@@ -212,7 +218,7 @@ class Subsystem:
     def add_namespace(self, config: NamespaceConfig) -> Namespace:
         """Make a namespace, attached to every controller. Raises `ConfigurationError` for an NSID that is taken."""
         nsid = config.nsid if config.nsid is not None else self._free_nsid()
-        if nsid in self.namespaces or (self.manager is not None and nsid in self.manager.nsids):
+        if self._taken(nsid):
             raise ConfigurationError(f"namespace {nsid} of {self.nqn} exists already")
         if nsid > self.config.max_namespaces:
             raise ConfigurationError(f"namespace {nsid} is beyond the limit of {self.config.max_namespaces}")
@@ -226,7 +232,21 @@ class Subsystem:
         )
         if config.rate_limit is not None:
             namespace.limiter = Limiter(config.rate_limit)
-        self.insert(namespace, attached=True)
+        if config.enabled:
+            self.insert(namespace, attached=True)
+        else:
+            self.disabled[nsid] = namespace
+        return namespace
+
+    def _taken(self, nsid: int) -> bool:
+        created = self.manager.nsids if self.manager is not None else frozenset()
+        return nsid in self.namespaces or nsid in self.disabled or nsid in created
+
+    def configured(self, nsid: int) -> Namespace:
+        """Return a namespace, also a disabled one. Raises `ConfigurationError` where there is none."""
+        namespace = self.namespaces.get(nsid) or self.disabled.get(nsid)
+        if namespace is None:
+            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
         return namespace
 
     def insert(self, namespace: Namespace, *, attached: bool) -> None:
@@ -250,10 +270,14 @@ class Subsystem:
             for controller in list(self.controllers.values()):
                 if len(controller.attached) < limit:
                     controller.attach(namespace)
-        self._namespace_changed(namespace.nsid)
+        self.happened("namespace-added", subnqn=self.nqn, nsid=namespace.nsid)
+        self._tell_hosts(namespace.nsid)
 
     def remove_namespace(self, nsid: int) -> Namespace:
         """Make a namespace inactive; commands in progress finish on its backend, which the caller closes."""
+        disabled = self.disabled.pop(nsid, None)
+        if disabled is not None:
+            return disabled
         if nsid not in self.namespaces:
             raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
         namespace = self.withdraw(nsid)
@@ -265,6 +289,7 @@ class Subsystem:
         """Deallocate a namespace. `by`: CNTLID of the controller that executed its deletion, and so needs no event."""
         namespace = self.namespaces.pop(nsid)
         namespace.admission_tokens.withdraw()
+        self.happened("namespace-removed", subnqn=self.nqn, nsid=nsid)
         self.lifetime.release(namespace)
         self.attachments.forget(nsid)
         for controller in list(self.controllers.values()):
@@ -278,9 +303,7 @@ class Subsystem:
 
     def resize_namespace(self, nsid: int, size_bytes: int) -> None:
         """Change a namespace's size. Raises `OSError` when the backend can't."""
-        if nsid not in self.namespaces:
-            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
-        namespace = self.namespaces[nsid]
+        namespace = self.configured(nsid)
         namespace.check_size(size_bytes)
         namespace.backend.resize(size_bytes)
         namespace.refresh()
@@ -348,11 +371,16 @@ class Subsystem:
 
         Not while commands for an old one with the same are in progress: their data must not go to the new one.
         """
-        if nsid in self.namespaces or (self.manager is not None and nsid in self.manager.nsids):
+        if self._taken(nsid):
             return False
         return not any(controller.busy_with(nsid) for controller in self.controllers.values())
 
     def _namespace_changed(self, nsid: int) -> None:
+        if nsid in self.namespaces:
+            self.happened("namespace-changed", subnqn=self.nqn, nsid=nsid)
+            self._tell_hosts(nsid)
+
+    def _tell_hosts(self, nsid: int) -> None:
         for controller in list(self.controllers.values()):
             if nsid in controller.attached:
                 controller.namespace_changed(nsid)
@@ -499,6 +527,9 @@ class Subsystem:
         """
         check_ana_group(group, self.config.max_ana_groups)
         changed = self.ana.set(group, state, portid)
+        if changed:
+            word = state.name.lower().replace("_", "-")
+            self.happened("ana-changed", subnqn=self.nqn, group=group, state=word, ports=changed)
         for controller in list(self.controllers.values()):
             if controller.ana.portid in changed:
                 controller.ana_changed(group)
@@ -510,12 +541,11 @@ class Subsystem:
         namespace or a group that does not exist.
         """
         check_ana_group(group, self.config.max_ana_groups)
-        namespace = self.namespaces.get(nsid)
-        if namespace is None:
-            raise ConfigurationError(f"{self.nqn} has no namespace {nsid}")
+        namespace = self.configured(nsid)
         before, namespace.anagrpid = namespace.anagrpid, group
         if before == group:
             return
+        self.happened("namespace-moved", subnqn=self.nqn, nsid=nsid, group=group)
         self.ana.groups.add(group)
         if self.manager is not None:
             self.manager.moved(namespace)

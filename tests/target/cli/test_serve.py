@@ -57,7 +57,7 @@ async def test_what_is_there_after_the_start_is_kept_from_the_collector(monkeypa
     gc.disable()
     try:
         with pytest.raises(Enough):
-            await serve(SimpleNamespace(output="text", config=None, mdns=False, metrics=None))
+            await serve(SimpleNamespace(output="text", config=None, mdns=False, metrics=None, control=None))
         [(frozen, garbage)] = seen
         assert frozen >= len(target.stays)
         assert garbage is None

@@ -111,6 +111,18 @@ CASES: list[tuple[Any, Any, list[str]]] = [
         document(subsystem(), ports=[{"portid": 1, "subsystems": [ONE]}]),
         ["port 1 offers the listed subsystems alone"],
     ),
+    (
+        document(subsystem()), document(subsystem(max_io_queues=5, cntlid_min=7)),
+        [f"{ONE}: limits of queues or controller identifiers changed"],
+    ),
+    (
+        document(subsystem()), document(subsystem(namespaces=[{"storage": "ramdisk:1M", "enabled": False}])),
+        [f"{ONE}: namespace 1 disabled"],
+    ),
+    (
+        document(subsystem()), document(subsystem(), ports=[{"portid": 1, "referrals": [{"traddr": "192.0.2.9"}]}]),
+        ["port 1: referrals changed"],
+    ),
 ]  # fmt: skip
 
 
@@ -145,7 +157,7 @@ async def test_nothing_changed_is_nothing_done() -> None:
     ("new", "says"),
     [
         (document(subsystem(serial="other")), "serial cannot be changed while it runs"),
-        (document(subsystem(max_io_queues=5)), "max_io_queues cannot be changed"),
+        (document(subsystem(max_transfer_bytes=8192)), "max_transfer_bytes cannot be changed"),
         (document(subsystem(), staging_bytes=8 << 20), "staging_bytes can be changed by a restart"),
         (document(subsystem(), sockets={"tos": 8}), "sockets can be changed by a restart"),
     ],

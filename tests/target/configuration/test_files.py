@@ -253,3 +253,15 @@ def test_the_schema_takes_what_the_code_takes(tmp_path: Path) -> None:
         assert list(checker.iter_errors(wrong)), wrong
         with pytest.raises(ConfigurationError):
             from_document(wrong)
+
+
+def test_a_disabled_namespace_is_so_in_both_forms() -> None:
+    namespace = {"nsid": 1, "storage": "file:/srv/a.img", "enabled": False}
+    ours = {
+        "version": 1,
+        "subsystems": [{"nqn": "nqn.2026-01.org.example:one", "namespaces": [namespace]}],
+        "ports": [],
+    }
+    assert from_document(ours).config.subsystems[0].namespaces[0].enabled is False
+    text, remarks = format_configuration(ours, "nvmetcli")
+    assert json.loads(text)["subsystems"][0]["namespaces"][0]["enable"] == 0 and remarks == []
