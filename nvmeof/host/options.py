@@ -11,6 +11,7 @@ from uuid import UUID
 from nvmeof.address import check_host, ip_of
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.dhchap_host import HostCredentials
+from nvmeof.security.tls.credentials import TlsCredentials
 
 QUEUE_SIZE_MIN = 2
 QUEUE_SIZE_MAX = 4096
@@ -40,6 +41,7 @@ class ConnectKeywords(TypedDict, total=False):
     connect_timeout: float
     abort_first: bool
     dhchap: HostCredentials | None
+    tls: TlsCredentials | None
     hpda_bytes: int
     maxr2t: int
 
@@ -88,6 +90,8 @@ class ConnectOptions:
     """Abort a command that has not been answered in time, and give the association up after as much time again."""
     dhchap: HostCredentials | None = None
     """What the host authenticates itself with where a controller demands it, and what controllers have to prove."""
+    tls: TlsCredentials | None = None
+    """The key for TLS 1.3 on every queue; None: connections are not encrypted."""
     connect_timeout: float = 10.0
     """Seconds for a connection, its handshake and its Connect command."""
     hpda_bytes: int = 4

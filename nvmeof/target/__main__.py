@@ -27,10 +27,12 @@ from nvmeof.spec.enums import CNTLID_MAX
 from nvmeof.target.cli.options import Options
 from nvmeof.target.cli.serve import raise_file_limit, serve
 from nvmeof.target.simple_config import DEFAULT_SUBNQN
-from nvmeof.target.subsystem.config import ADVERTISE_FORMS
+from nvmeof.target.subsystem.config import ADVERTISE_FORMS, TLS_OFF, TLS_POLICIES
 from nvmeof.version import __version__
 
-_BESIDE_CONFIG: Final = frozenset({"config", "check", "mdns", "slow_command", "uvloop", "output", "verbose", "quiet"})
+_BESIDE_CONFIG: Final = frozenset(
+    {"config", "check", "mdns", "slow_command", "tls_keylog", "uvloop", "output", "verbose", "quiet"}
+)
 """Options that --config leaves to the command line."""
 _PATIENCE_SECONDS: Final = 1.0
 """Seconds that a line of the log waits for its reader: a target goes on when its log is not read."""
@@ -153,6 +155,27 @@ _PATIENCE_SECONDS: Final = 1.0
     help="Diffie-Hellman group of authentication.  [default: the first that a host offers]",
 )
 @click.option("--require-authentication", is_flag=True, help="Refuse hosts that have no --dhchap-key.")
+@click.option(
+    "--tls",
+    type=click.Choice(TLS_POLICIES),
+    default=TLS_OFF,
+    show_default=True,
+    help="TLS 1.3 with pre-shared keys on all ports: none, beside plain connections, or alone (docs/howto/tls.md).",
+)
+@click.option(
+    "--tls-key",
+    multiple=True,
+    metavar="HOSTNQN=SOURCE",
+    help="The TLS key of this host, from file:PATH or env:NAME, as gen-tls-key makes it; repeatable.",
+)
+@click.option(
+    "--tls-suites", metavar="NAME[,NAME...]", help="Cipher suites that are allowed, in order.  [default: all three]"
+)
+@click.option(
+    "--tls-keylog",
+    metavar="PATH",
+    help="Append the secrets of all connections, for tshark; who reads it can read them.  [default: SSLKEYLOGFILE]",
+)
 @click.option(
     "--reauthenticate",
     type=SECONDS,

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.tls.key import TlsKey
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.description import describe_port, describe_subsystem
 from nvmeof.target.document import TargetSettings, to_document
@@ -194,6 +195,13 @@ class Administration:
         Associations that exist go on: `remove_host` ends them, where only some hosts are allowed.
         """
         self._subsystem(subnqn).hosts.set_keys(nqn, keys)
+
+    def set_tls_key(self, nqn: str, key: TlsKey | None, *, subnqn: str | None = None) -> None:
+        """Set what a host uses TLS with, from its next connection on; None: it cannot.
+
+        Associations that exist go on: `remove_host` ends them, where only some hosts are allowed.
+        """
+        self._subsystem(subnqn).hosts.set_tls_key(nqn, key)
 
     # Ports and paths
 

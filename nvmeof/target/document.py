@@ -24,6 +24,7 @@ from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.security.secret import load_secret
+from nvmeof.security.tls.key import TlsKey, load_key
 from nvmeof.security.words import hash_word, parse_group, parse_hash
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
 from nvmeof.target.namespaces.endurance_group import Pool
@@ -67,8 +68,8 @@ class TargetSettings:
 
 NESTED: Final[Mapping[type, frozenset[str]]] = {
     NamespaceConfig: frozenset({"backend", "nguid", "uuid", "eui64", "zoned"}),
-    SubsystemConfig: frozenset({"allowed_hosts", "host_keys", "namespaces", "pool", "metadata_store"}),
-    PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths", "referrals"}),
+    SubsystemConfig: frozenset({"allowed_hosts", "host_keys", "tls_keys", "namespaces", "pool", "metadata_store"}),
+    PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths", "referrals", "tls_suites"}),
     TargetConfig: frozenset({"subsystems", "ports"}),
     PathOptions: frozenset({"paths", "limits"}),
 }
@@ -133,6 +134,7 @@ def _subsystem(config: SubsystemConfig) -> Document:
             {
                 "hosts": None if config.allowed_hosts is None else sorted(config.allowed_hosts),
                 "host_keys": {nqn: _keys(keys) for nqn, keys in config.host_keys} or None,
+                "tls_keys": {nqn: key.source or key.to_text() for nqn, key in config.tls_keys} or None,
                 "pool": None if config.pool is None else _pool(config.pool),
                 "state": None if store is None else str(store.path),
             }
@@ -187,6 +189,7 @@ def _port(config: PortConfig) -> Document:
                 "advertise_as": None if config.advertise_as == PortConfig().advertise_as else advertise_as,
                 "subsystems": None if config.subsystems is None else sorted(config.subsystems),
                 "paths": list(config.paths) or None,
+                "tls_suites": list(config.tls_suites) or None,
                 "referrals": [_plain(each) for each in config.referrals] or None,
                 "ana": {str(group): state_word(state) for group, state in config.ana} or None,
             }
@@ -324,15 +327,28 @@ def _subsystem_from(section: _Section) -> SubsystemConfig:
     pool = section.section("pool")
     state = section.take("state", str, "the path of a file")
     keys: Mapping[str, Any] = section.take("host_keys", Mapping, "a mapping of host NQNs to keys") or {}  # type: ignore[type-abstract]
+    tls_keys: Mapping[str, Any] = section.take("tls_keys", Mapping, "a mapping of host NQNs to TLS keys") or {}  # type: ignore[type-abstract]
     where = f"{section.where}.host_keys"
     return section.make(
         SubsystemConfig,
         allowed_hosts=None if hosts is None else frozenset(hosts),
         host_keys=tuple((nqn, _keys_from(_Section(each, f"{where}[{nqn!r}]"))) for nqn, each in keys.items()),
+        tls_keys=tuple((nqn, _tls_key_from(section, nqn, each)) for nqn, each in tls_keys.items()),
         namespaces=tuple(map(_namespace_from, section.sections("namespaces"))),
         pool=None if pool is None else _pool_from(pool),
         metadata_store=None if state is None else JsonFileStore(state, sections=SUBSYSTEM_SECTIONS),
     )
+
+
+def _tls_key_from(section: _Section, nqn: str, source: object) -> TlsKey:
+    """Read a host's TLS key: as such, or as ``file:PATH`` and ``env:NAME``."""
+    where = f"{section.where}.tls_keys[{nqn!r}]"
+    if not isinstance(source, str):
+        raise ConfigurationError(f"{where} is file:PATH or env:NAME, or the key itself")
+    try:
+        return load_key(source)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _keys_from(section: _Section) -> HostKeys:
@@ -391,7 +407,7 @@ def _namespace_from(section: _Section) -> NamespaceConfig:
 
 def _port_from(section: _Section) -> PortConfig:
     values: Document = {}
-    for name in ("advertise_as", "paths"):
+    for name in ("advertise_as", "paths", "tls_suites"):
         texts = section.texts(name)
         if texts is not None:
             values[name] = texts

@@ -137,9 +137,7 @@ class TlsKey:
         """Return the PSK identity of a host and a subsystem, of version 0 or 1."""
         return self.psk(hostnqn, subnqn, version=version, derivation=derivation).identity
 
-    def psk(
-        self, hostnqn: str, subnqn: str, *, version: int = 1, derivation: Derivation = Derivation.RFC8446
-    ) -> Psk:
+    def psk(self, hostnqn: str, subnqn: str, *, version: int = 1, derivation: Derivation = Derivation.RFC8446) -> Psk:
         """Return identity and TLS PSK of a host and a subsystem."""
         name, size = self.cipher_hash.name, len(self.key)
         retained = self.retained(hostnqn, derivation)

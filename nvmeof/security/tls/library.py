@@ -27,8 +27,6 @@ ERROR_WANT_READ: Final = 2
 ERROR_WANT_WRITE: Final = 3
 ERROR_ZERO_RETURN: Final = 6
 _CTRL_SET_MIN_PROTO: Final = 123
-_CTRL_MODE: Final = 33
-_MODES: Final = 1 | 2  # SSL_MODE_ENABLE_PARTIAL_WRITE, SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
 
 _SYSTEM_NAMES: Final = ("libssl.so.3", "libssl.so.1.1", "libssl.so")
 _NEEDED: Final = (
@@ -132,7 +130,6 @@ class Library:
         if not context:
             raise ConfigurationError(f"OpenSSL gives no TLS context: {self.reason()}")
         self.SSL_CTX_ctrl(context, _CTRL_SET_MIN_PROTO, TLS1_3, None)
-        self.SSL_CTX_ctrl(context, _CTRL_MODE, _MODES, None)
         self.SSL_CTX_set_num_tickets(context, 0)
         if keylog_open():
             self.SSL_CTX_set_keylog_callback(context, self._keylog)

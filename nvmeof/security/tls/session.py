@@ -12,6 +12,7 @@ the next call of the session. The session is not thread-safe.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
@@ -57,13 +58,13 @@ class TlsSession:
     """A connection of TLS 1.3 that begins with its handshake.
 
     ``server``: which end; ``psk``: the key, and the identity that it has (a server takes that identity and no other);
-    ``suite``: the one cipher suite. Raises `ConfigurationError` without an OpenSSL, `TlsError` where it refuses.
+    ``suites``: the cipher suites, all of one hash function; a server has one. Raises `ConfigurationError` without an
+    OpenSSL, `TlsError` where it refuses.
     """
 
-    def __init__(self, psk: Psk, suite: Suite, *, server: bool) -> None:
+    def __init__(self, psk: Psk, suites: Sequence[Suite], *, server: bool) -> None:
         self._lib = lib = openssl.library()
         self.psk = psk
-        self.suite = suite
         self.closed_by_peer = False
         """The peer has sent close_notify: what is read is complete."""
         self.drained = True
@@ -81,12 +82,13 @@ class TlsSession:
             raise TlsError(f"OpenSSL has no memory for a connection: {lib.reason()}")
         self._near, self._far = near.value, far.value
         lib.SSL_set_bio(self._ssl, self._near, self._near)
-        if not lib.SSL_set_ciphersuites(self._ssl, suite.name.encode()):
+        names = ":".join(each.name for each in suites)
+        if not lib.SSL_set_ciphersuites(self._ssl, names.encode()):
             why = lib.reason()
             self.free()
-            raise TlsError(f"OpenSSL does not have the cipher suite {suite.name}: {why}")
+            raise TlsError(f"OpenSSL does not have the cipher suite {names}: {why}")
         (lib.SSL_set_accept_state if server else lib.SSL_set_connect_state)(self._ssl)
-        _sessions[self._ssl] = (psk.identity.encode(), psk.key, suite)
+        _sessions[self._ssl] = (psk.identity.encode(), psk.key, suites[0])
 
     # -- the wire ------------------------------------------------------------------------------------------------
 
@@ -121,6 +123,13 @@ class TlsSession:
     def sent(self, count: int) -> None:
         """Take note of bytes of `output()` that the wire has taken."""
         self._lib.BIO_nread(self._far, self._at, count)
+
+    @property
+    def cipher(self) -> str:
+        """The cipher suite in use, once the handshake is complete; else an empty text."""
+        current = self._lib.SSL_get_current_cipher(self._ssl)
+        name: bytes | None = self._lib.SSL_CIPHER_get_name(current) if current else None
+        return "" if name is None else name.decode()
 
     # -- TLS -----------------------------------------------------------------------------------------------------
 
@@ -178,15 +187,10 @@ class TlsSession:
         """Encrypt at most `BATCH_BYTES`; they are in `output()` then. All before must have gone. Raises `TlsError`."""
         if self._failure is not None:
             raise self._failure
-        lib = self._lib
-        lib.ERR_clear_error()
-        while data:
-            n: int = lib.SSL_write(self._ssl, data, len(data))
-            if n <= 0:
+        if data:
+            self._lib.ERR_clear_error()
+            if self._lib.SSL_write(self._ssl, data, len(data)) <= 0:
                 raise self._failed()
-            if n == len(data):
-                return
-            data = data[n:]  # one record at a time, where partial writes are on
 
     def update_key(self) -> None:
         """Go over to a new key for what is sent from now on, and ask the peer for the same (RFC 8446, section 4.6.3).
@@ -228,7 +232,7 @@ class TlsSession:
         return self._failure
 
 
-# -- what OpenSSL calls back --------------------------------------------------------------------------------------------
+# -- what OpenSSL calls back ------------------------------------------------------------------------------------------
 
 _sessions: dict[int, tuple[bytes, bytes, Suite]] = {}
 """Identity, key and suite of each handshake under way, by the address of its SSL."""

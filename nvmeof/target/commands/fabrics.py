@@ -52,6 +52,7 @@ from nvmeof.target.core.states import LIVE_STATES, UNCONNECTED_ONLY, ControllerS
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.projection.authentication import QueueAuthentication
 from nvmeof.target.subsystem.subsystem import Association, Subsystem
+from nvmeof.target.subsystem.tls_psks import why_channel_is_wrong
 from nvmeof.wire import layout
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,9 @@ def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryvi
             message=f"host {host_nqn!r} is not allowed to use {subsystem.nqn}",
             dw0=connect_invalid_dw0("hostnqn"),
         )
+    wrong = why_channel_is_wrong(ctx.secured, subsystem, subnqn, named)
+    if wrong is not None:
+        raise CommandError(Status.CONNECT_INVALID_HOST, message=wrong, dw0=connect_invalid_dw0("hostnqn"))
     qid, sqsize = request.fields.qid, request.fields.sqsize
     flow_control = not request.fields.cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
     _check_room(ctx, subsystem, named)

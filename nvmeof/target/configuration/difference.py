@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.tls.key import TlsKey
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.document import TargetSettings
 from nvmeof.target.storage.base import Backend
@@ -20,7 +21,7 @@ from nvmeof.target.storage.namespace_text import format_namespace_text
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 
 V = TypeVar("V")
-_HOSTS: Final = frozenset({"allowed_hosts", "any_host", "host_keys", "namespaces"})
+_HOSTS: Final = frozenset({"allowed_hosts", "any_host", "host_keys", "tls_keys", "namespaces"})
 """The fields of a subsystem that can be changed while it runs; others need a new subsystem."""
 _PORT: Final = frozenset({"ana", "subsystems", "paths"})
 """The same of a port; with others changed it is closed and opened again."""
@@ -50,6 +51,8 @@ class Changing(Protocol):
     def set_allowed_hosts(self, hosts: frozenset[str] | None, *, subnqn: str | None = None) -> None: ...
 
     def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None: ...
+
+    def set_tls_key(self, nqn: str, key: TlsKey | None, *, subnqn: str | None = None) -> None: ...
 
     async def add_port(self, config: PortConfig) -> int: ...
 
@@ -194,6 +197,12 @@ def _subsystem(target: Changing, plan: Plan, old: SubsystemConfig, new: Subsyste
             set_keys = partial(target.set_host_keys, host, subnqn=nqn)
             undo = partial(set_keys, old_keys.get(host))
             plan.changes.append(Step(f"{nqn}: keys of {host} changed", partial(set_keys, new_keys.get(host)), undo))
+    old_tls, new_tls = dict(old.tls_keys), dict(new.tls_keys)
+    for host in {**old_tls, **new_tls}:
+        if old_tls.get(host) != new_tls.get(host):
+            set_tls = partial(target.set_tls_key, host, subnqn=nqn)
+            undo = partial(set_tls, old_tls.get(host))
+            plan.changes.append(Step(f"{nqn}: TLS key of {host} changed", partial(set_tls, new_tls.get(host)), undo))
     _namespaces(target, plan, nqn, _by(old.namespaces, lambda one: one.nsid), _by(new.namespaces, lambda one: one.nsid))
 
 

@@ -200,7 +200,8 @@ def _port(node: _Node, remarks: list[str]) -> Document | None:
         "subsystems": [_host_name(node, index, each) for index, each in enumerate(node.value.get("subsystems", []))],
     }
     if address.text("tsas", "none") not in ("none", "") or address.text("treq", "") == "required":
-        remarks.append(f"port {portid} is served without TLS, which its file asks for")
+        made["tls"] = "required" if address.text("treq", "") == "required" else "allowed"
+        remarks.append(f"port {portid} uses TLS, whose keys are in no file of nvmetcli: give the subsystem tls_keys")
     states = {}
     for group in node.nodes("ana_groups"):
         state = group.node("ana").text("state", "optimized")

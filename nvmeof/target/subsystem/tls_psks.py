@@ -1,0 +1,48 @@
+"""Which pre-shared keys an identity can mean at a port, and what a connection that used one may connect to."""
+
+from __future__ import annotations
+
+from nvmeof.security.tls.key import IDENTITY_BYTES_MOST, IdentityFields, Psk, parse_identity
+from nvmeof.spec.enums import DISCOVERY_NQN
+from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
+from nvmeof.target.subsystem.subsystem import Subsystem
+
+
+def psks_of(registry: TargetRegistry, port: PortInfo, identity: str) -> list[Psk]:
+    """Return the PSKs that a host can mean by an identity, for a subsystem that the port offers, or for discovery.
+
+    A host's key of any subsystem is good for the discovery subsystem as well.
+    """
+    if len(identity.encode()) > IDENTITY_BYTES_MOST:
+        return []
+    fields = parse_identity(identity)
+    if fields is None or fields.kind != "R":
+        return []
+    found: list[Psk] = []
+    for subsystem in _subsystems(registry, port, fields.subnqn):
+        key = subsystem.hosts.tls_keys.get(fields.hostnqn)
+        if key is not None:
+            found += key.candidates(identity, fields.hostnqn, fields.subnqn)
+    return found
+
+
+def _subsystems(registry: TargetRegistry, port: PortInfo, subnqn: str) -> list[Subsystem]:
+    if subnqn == DISCOVERY_NQN:
+        return list(registry.subsystems.values())
+    found = registry.find(subnqn, port)
+    return [] if found is None else [found]
+
+
+def why_channel_is_wrong(secured: IdentityFields | None, subsystem: Subsystem, subnqn: str, hostnqn: str) -> str | None:
+    """Return why a Connect may not come by its connection: not by TLS where that is required, or by a key of another
+    host or subsystem (NVMe/TCP Transport, PSK identity); None: it may.
+    """
+    if secured is None:
+        if subsystem.hosts.tls_required:
+            return f"{subsystem.nqn} requires TLS, which host {hostnqn!r} does not use"
+        return None
+    if secured.hostnqn != hostnqn:
+        return f"the TLS key of the connection is of host {secured.hostnqn!r}, not of {hostnqn!r}"
+    if secured.subnqn != subnqn:
+        return f"the TLS key of the connection is for {secured.subnqn!r}, not for {subnqn!r}"
+    return None
