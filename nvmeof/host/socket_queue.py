@@ -13,7 +13,6 @@ from functools import partial
 from typing import cast
 
 from nvmeof.aio.driver import Batching, ConnectionDriver
-from nvmeof.aio.tls import connect_tls
 from nvmeof.errors import (
     ConnectionLost,
     ConnectTimeout,
@@ -342,6 +341,8 @@ async def _secured(reach: Callable[[], Awaitable[Endpoint]], options: ConnectOpt
     """Return a connected endpoint, with TLS where it is asked for."""
     if options.tls is None:
         return await reach()
+    from nvmeof.aio.tls import connect_tls  # only now: not every host has an OpenSSL, or needs one
+
     return await connect_tls(reach, options.tls, options.hostnqn, options.subnqn, options.connect_timeout)
 
 

@@ -8,10 +8,9 @@ import resource
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nvmeof.aio.runtime import AsyncioRuntime
-from nvmeof.aio.tls import ServerHandshake, TlsEndpoint
 from nvmeof.errors import TransportError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.security.tls.key import IdentityFields, parse_identity
@@ -27,6 +26,9 @@ from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.target.subsystem.tls_psks import psks_of
 from nvmeof.trace import Trace
 from nvmeof.transport.base import Address, Endpoint, say_dropped
+
+if TYPE_CHECKING:
+    from nvmeof.aio.tls import ServerHandshake, TlsEndpoint
 
 logger = logging.getLogger("nvmeof.target")
 
@@ -95,6 +97,7 @@ class Connections:
 
     def _shake_hands(self, port: PortInfo, endpoint: Endpoint) -> None:
         """Serve a connection once its TLS handshake is complete, or where the port allows it as it is."""
+        from nvmeof.aio.tls import ServerHandshake, TlsEndpoint
 
         def done(result: TlsEndpoint | TransportError) -> None:
             self._handshakes.pop(handshake, None)

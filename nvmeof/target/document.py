@@ -24,7 +24,7 @@ from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.security.secret import load_secret
-from nvmeof.security.tls.key import TlsKey, load_key
+from nvmeof.security.tls.key import TlsKey, load_tls_key
 from nvmeof.security.words import hash_word, parse_group, parse_hash
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
 from nvmeof.target.namespaces.endurance_group import Pool
@@ -346,7 +346,7 @@ def _tls_key_from(section: _Section, nqn: str, source: object) -> TlsKey:
     if not isinstance(source, str):
         raise ConfigurationError(f"{where} is file:PATH or env:NAME, or the key itself")
     try:
-        return load_key(source)
+        return load_tls_key(source)
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from error
 

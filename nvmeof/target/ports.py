@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from nvmeof.address import check_host, ip_of, is_wildcard, split_scope
 from nvmeof.errors import ConfigurationError
-from nvmeof.security.tls.library import library
 from nvmeof.security.tls.suites import SUITES, parse_suites
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.subsystem.config import TLS_OFF, PortConfig
@@ -235,6 +234,8 @@ class Ports(Mapping[int, Port]):
             suites=parse_suites(config.tls_suites) or SUITES,
         )
         if config.tls != TLS_OFF:
+            from nvmeof.security.tls.library import library
+
             library()  # raises where there is none, before the first host comes
         port = Port(portid, config, info, self._accept, self._open_endpoints)
         for subsystem in subsystems:

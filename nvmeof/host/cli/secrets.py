@@ -15,7 +15,7 @@ from nvmeof.security.dhchap_host import HostCredentials
 from nvmeof.security.secret import KEY_SIZES, PREFIX, Secret, generate_secret, load_secret, parse_secret
 from nvmeof.security.tls.credentials import TlsCredentials
 from nvmeof.security.tls.key import PREFIX as TLS_PREFIX
-from nvmeof.security.tls.key import Derivation, TlsKey, generate_key, load_key, parse_key
+from nvmeof.security.tls.key import Derivation, TlsKey, generate_tls_key, load_tls_key, parse_tls_key
 from nvmeof.security.tls.keylog import open_keylog
 from nvmeof.security.tls.suites import SUITES, parse_suites
 from nvmeof.spec.auth import HashId
@@ -66,13 +66,13 @@ def tls_credentials(options: dict[str, Any]) -> TlsCredentials | None:
     if isinstance(source, TlsKey):
         key = source
     elif source == PROMPT:
-        key = parse_key(getpass.getpass("key of --tls-key: "))
+        key = parse_tls_key(getpass.getpass("key of --tls-key: "))
     else:
         if source.startswith(TLS_PREFIX):
             out.remark(
                 "every user can read the key of --tls-key in the process list: give file:PATH, env:NAME or prompt"
             )
-        key = load_key(source)
+        key = load_tls_key(source)
     open_keylog(options.get("tls_keylog"))
     version, suites = options.get("tls_identity"), options.get("tls_suites")
     return TlsCredentials(
@@ -131,7 +131,7 @@ def check_dhchap_key(key: str) -> None:
 )
 def gen_tls_key(hmac: int) -> None:
     """Make a random pre-shared key for TLS, and print it in the interchange form."""
-    print(generate_key(HashId(hmac)).to_text())
+    print(generate_tls_key(HashId(hmac)).to_text())
 
 
 @click.command("check-tls-key")
@@ -160,7 +160,7 @@ def gen_tls_key(hmac: int) -> None:
 @click.option("-C", "--compat", is_flag=True, help="The identity that libnvme up to 1.14 derives.")
 def check_tls_key(key: str, hostnqn: str | None, subsysnqn: str | None, version: int, compat: bool) -> None:
     """Check a TLS key's form and checksum; say what it is, and its identity, and not the key."""
-    found = parse_key(getpass.getpass("TLS key: ")) if key == PROMPT else load_key(key)
+    found = parse_tls_key(getpass.getpass("TLS key: ")) if key == PROMPT else load_tls_key(key)
     if subsysnqn is None:
         how = "retained" if found.hash_id is None else f"configured, for {found.hash_id.name}"
         print(f"the key is good: {len(found.key)} bytes, {how}")

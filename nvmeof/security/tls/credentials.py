@@ -17,7 +17,7 @@ Lookup = Callable[[str], Sequence[Psk]]
 
 @dataclass(frozen=True, slots=True)
 class TlsCredentials:
-    """What a host connects with: ``TlsCredentials(load_key("file:tls.key"))``. ``repr`` does not show the key.
+    """What a host connects with: ``TlsCredentials(load_tls_key("file:tls.key"))``. ``repr`` does not show the key.
 
     ``version``: of the identity, 0 or 1. ``derivation``: `Derivation.LIBNVME_1_14` for targets that got their keys from
     libnvme 1.14 or older. ``suites``: the cipher suites that are offered.

@@ -181,12 +181,12 @@ def parse_identity(identity: str) -> IdentityFields | None:
     return IdentityFields(int(head[4]), head[5], HashId(int(head[6:])), parts[1], parts[2])
 
 
-def generate_key(hash_id: HashId | None = HashId.SHA256, *, size: int | None = None) -> TlsKey:
+def generate_tls_key(hash_id: HashId | None = HashId.SHA256, *, size: int | None = None) -> TlsKey:
     """Make a random key: of the size that belongs to ``hash_id``, or for a retained PSK of ``size`` bytes (32, 48)."""
     return TlsKey(secrets.token_bytes(size or SIZES.get(hash_id or HashId.SHA256, 32)), hash_id)
 
 
-def parse_key(text: str, source: str = "") -> TlsKey:
+def parse_tls_key(text: str, source: str = "") -> TlsKey:
     """Read ``NVMeTLSkey-1:hh:BASE64:``. Raises `ConfigurationError`, in whose message there is nothing of the key."""
     parts = text.strip().split(":")
     if len(parts) != 4 or parts[0] != PREFIX or parts[3]:
@@ -205,10 +205,10 @@ def parse_key(text: str, source: str = "") -> TlsKey:
     return TlsKey(key, HashId(number) if number else None, source)
 
 
-def load_key(source: str) -> TlsKey:
+def load_tls_key(source: str) -> TlsKey:
     """Read a TLS key from ``file:PATH``, from ``env:NAME``, or from the text itself.
 
     Raises `ConfigurationError` for one that cannot be had or read, and for a file that others may read.
     """
     text = read_source(source)
-    return parse_key(text, "" if text is source else source)
+    return parse_tls_key(text, "" if text is source else source)

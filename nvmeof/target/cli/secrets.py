@@ -9,7 +9,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.security.secret import PREFIX, load_secret
 from nvmeof.security.tls.key import PREFIX as TLS_PREFIX
-from nvmeof.security.tls.key import TlsKey, load_key
+from nvmeof.security.tls.key import TlsKey, load_tls_key
 from nvmeof.security.words import parse_group, parse_hash
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.target.subsystem.config import TLS_OFF
@@ -33,7 +33,7 @@ def host_keys(
 
 def tls_keys(keys: Iterable[str], policy: str) -> tuple[tuple[str, TlsKey], ...]:
     """Return the TLS keys of hosts, from ``HOSTNQN=SOURCE`` options. Raises ConfigurationError."""
-    found = _by_host(keys, "--tls-key", load_key)
+    found = _by_host(keys, "--tls-key", load_tls_key)
     if bool(found) is (policy == TLS_OFF):
         raise ConfigurationError(
             "--tls-key is without effect where TLS is off: give --tls required or --tls allowed too"
