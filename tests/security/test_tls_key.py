@@ -159,7 +159,9 @@ def test_any_text_as_an_identity(text: str) -> None:
         assert fields is None or fields.hostnqn
 
 
-@pytest.mark.parametrize("text", ["", "NVMe1R01 a b", "NVMe0R01 a b c", "NVMe2R01 a b c", "NVMe1R03 a b c", "NVMe1X01 a b c"])
+@pytest.mark.parametrize(
+    "text", ["", "NVMe1R01 a b", "NVMe0R01 a b c", "NVMe2R01 a b c", "NVMe1R03 a b c", "NVMe1X01 a b c"]
+)
 def test_identities_of_another_form(text: str) -> None:
     assert parse_identity(text) is None
 

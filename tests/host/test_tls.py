@@ -1,0 +1,426 @@
+"""TLS through the whole stack: our host and our target over tcp and mptcp, policies, refusals, both command lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nvmeof
+from nvmeof import (
+    AuthenticationError,
+    ConfigurationError,
+    NamespaceConfig,
+    NvmeStatusError,
+    PortConfig,
+    Ramdisk,
+    SubsystemConfig,
+    Target,
+    TargetConfig,
+    TlsCredentials,
+    TlsKey,
+    TransportError,
+    connect,
+    connect_multipath,
+    discover,
+    generate_secret,
+    generate_tls_key,
+)
+from nvmeof.host.options import ConnectOptions
+from nvmeof.host.path import is_final
+from nvmeof.host.url import TargetUrl
+from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.dhchap_host import HostCredentials
+from nvmeof.security.tls.key import Derivation
+from nvmeof.security.tls.suites import AES_128_GCM, AES_256_GCM, CHACHA20
+from nvmeof.spec.auth import HashId
+from nvmeof.spec.enums import DISCOVERY_NQN, SecType, Treq
+from nvmeof.spec.status import Status
+
+from .conftest import HOSTNQN
+
+NQN, OTHER_HOST = "nqn.2026-01.org.example:disk", "nqn.2026-01.org.example:other-host"
+KEY, KEY_384 = generate_tls_key(), generate_tls_key(HashId.SHA384)
+
+
+@asynccontextmanager
+async def serving(
+    *policies: str, transport: str = "tcp", key: TlsKey = KEY, suites: tuple[str, ...] = (), **options: Any
+) -> AsyncIterator[Target]:
+    subsystem = SubsystemConfig(
+        nqn=NQN, namespaces=(NamespaceConfig(backend=Ramdisk("32M")),), tls_keys=((HOSTNQN, key),), **options
+    )
+    ports = tuple(
+        PortConfig(transport=transport, host="127.0.0.1", port=0, tls=policy, tls_suites=suites)
+        for policy in policies or ("required",)
+    )
+    async with Target(config=TargetConfig(subsystems=(subsystem,), ports=ports), connect_seconds=2.0) as target:
+        yield target
+
+
+def where(target: Target, transport: str = "tcp", port: int = 0, **options: Any) -> dict[str, Any]:
+    address = target.addresses[port]
+    named = {"transport": transport, "subnqn": NQN, "hostnqn": HOSTNQN}
+    return {"traddr": address.host, "trsvcid": address.port, **named, **options}
+
+
+async def use(**options: Any) -> str | None:
+    """Write and read sizes that are less than a record, several records, and more than a batch; return the suite."""
+    async with await connect(nr_io_queues=2, **options) as controller:
+        namespace = controller.namespace(1)
+        await namespace.refresh()
+        sizes = (512, 4096, 16 * 1024, 128 * 1024, 1 << 20)
+        data = [os.urandom(size) for size in sizes]
+        await asyncio.gather(*(namespace.write(4096 * index, each) for index, each in enumerate(data)))
+        found = await asyncio.gather(*(namespace.read(4096 * i, len(each) // 512) for i, each in enumerate(data)))
+        assert found == data
+        facts = controller.describe()
+        assert len({each.get("tls") for each in facts}) == 1, "all queues are encrypted, or none"
+        return facts[0].get("tls")
+
+
+@pytest.mark.parametrize("transport", ["tcp", "mptcp"])
+@pytest.mark.parametrize(("key", "suite"), [(KEY, AES_128_GCM), (KEY_384, AES_256_GCM)])
+async def test_reads_and_writes(transport: str, key: TlsKey, suite: Any) -> None:
+    async with serving(transport=transport, key=key) as target:
+        assert await use(**where(target, transport, tls=TlsCredentials(key))) == suite.name
+
+
+@pytest.mark.parametrize("digests", [False, True])
+async def test_digests_within_tls(digests: bool) -> None:
+    async with serving() as target:
+        options = {"hdr_digest": digests, "data_digest": digests, "disable_sqflow": digests}
+        assert await use(**where(target, tls=TlsCredentials(KEY), **options))
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("derivation", list(Derivation))
+@pytest.mark.parametrize("key", [KEY, KEY_384])
+async def test_every_identity_that_is_met(version: int, derivation: Derivation, key: TlsKey) -> None:
+    async with serving(key=key) as target:
+        assert await use(**where(target, tls=TlsCredentials(key, version, derivation)))
+
+
+async def test_the_key_of_linux_with_sha_384_and_chacha20() -> None:
+    """tshd of Linux makes the binder of a 48-byte key with SHA-256, and negotiates CHACHA20."""
+    async with serving(key=KEY_384) as target:
+        as_linux = TlsCredentials(KEY_384, suites=(CHACHA20,))
+        assert await use(**where(target, tls=as_linux)) == CHACHA20.name
+    async with serving(key=KEY_384, suites=(CHACHA20.name,)) as target:
+        assert await use(**where(target, tls=TlsCredentials(KEY_384))) == CHACHA20.name
+
+
+async def test_suites_that_a_port_does_not_allow(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(suites=(AES_256_GCM.name,)) as target:
+        with pytest.raises(AuthenticationError):
+            await use(**where(target, tls=TlsCredentials(KEY)))
+    assert "it offers no cipher suite of SHA256 that is allowed here" in caplog.text
+
+
+async def test_the_longest_names() -> None:
+    hostnqn, subnqn = "nqn.2026-01.org.example:" + "h" * 199, "nqn.2026-01.org.example:" + "s" * 199
+    subsystem = SubsystemConfig(
+        nqn=subnqn, namespaces=(NamespaceConfig(backend=Ramdisk("32M")),), tls_keys=((hostnqn, KEY_384),)
+    )
+    ports = (PortConfig(host="127.0.0.1", port=0, tls="required"),)
+    async with Target(config=TargetConfig(subsystems=(subsystem,), ports=ports)) as target:
+        there = {**where(target), "hostnqn": hostnqn, "subnqn": subnqn}
+        assert await use(**there, tls=TlsCredentials(KEY_384)) == AES_256_GCM.name
+
+
+async def test_one_port_for_both() -> None:
+    async with serving("allowed") as target:
+        assert await use(**where(target)) is None
+        assert await use(**where(target, tls=TlsCredentials(KEY)))
+        with pytest.raises(AuthenticationError):
+            await use(**where(target, tls=TlsCredentials(generate_tls_key())))
+
+
+async def test_a_subsystem_that_requires_tls_on_a_port_that_allows_both(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving("allowed", tls_required=True) as target:
+        with pytest.raises(NvmeStatusError) as caught:
+            await use(**where(target))
+        assert caught.value.status == Status.CONNECT_INVALID_HOST and caught.value.dnr
+        assert await use(**where(target, tls=TlsCredentials(KEY)))
+    assert f"{NQN} requires TLS, which host '{HOSTNQN}' does not use" in caplog.text
+
+
+async def test_discovery_says_what_a_port_wants() -> None:
+    async with serving("required", "allowed", "off") as target:
+        for port, (treq, sectype) in enumerate(
+            [
+                (Treq.SECURE_CHANNEL_REQUIRED, SecType.TLS_1_3),
+                (Treq.SECURE_CHANNEL_NOT_REQUIRED, SecType.TLS_1_3),
+                (Treq.NOT_SPECIFIED, SecType.NONE),
+            ]
+        ):
+            there = where(target, port=port, tls=TlsCredentials(KEY) if port < 2 else None)
+            del there["subnqn"]
+            entries = [each for each in await discover(**there) if each.is_nvm and each.portid == port + 1]
+            assert {(each.treq & 3, each.sectype) for each in entries} == {(treq, sectype)}
+        assert entries  # of the plain port, which tells of the others too
+        secured = next(each for each in await discover(**there) if each.requires_tls and each.is_nvm)
+        with pytest.raises(TransportError, match="requires TLS: connect with a key"):
+            await connect(secured, hostnqn=HOSTNQN)
+        async with await connect(secured, hostnqn=HOSTNQN, tls=TlsCredentials(KEY)) as controller:
+            assert controller.describe()[0]["tls"]
+
+
+# -- refusals: what each side says -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "host_says", "target_says"),
+    [
+        ({"tls": TlsCredentials(generate_tls_key())}, "refuses the pre-shared key", "its PSK identity is not known here"),
+        ({"tls": TlsCredentials(generate_tls_key(), 0)}, "refuses the pre-shared key", "its TLS key is not the one of"),
+        ({"tls": TlsCredentials(KEY), "hostnqn": OTHER_HOST}, "refuses the pre-shared key", f"known here: NVMe1R01 {OTHER_HOST}"),
+        ({"tls": TlsCredentials(KEY), "subnqn": "nqn.none"}, "refuses the pre-shared key", "known here"),
+        ({}, "does that port require TLS.*--tls-key", "it does not speak TLS, which is required here"),
+    ],
+)  # fmt: skip
+async def test_refusals(
+    options: dict[str, Any], host_says: str, target_says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as target:
+        with pytest.raises(TransportError, match=host_says) as caught:
+            await connect(**{**where(target), **options})
+        assert is_final(caught.value) is bool(options), "a key that is refused once is refused again"
+        for _ in range(100):
+            if target_says in caplog.text:
+                break
+            await asyncio.sleep(0.01)
+        assert not target.connections.strangers.taken
+    assert target_says in caplog.text
+    for each in (KEY, options["tls"].key if options else KEY):
+        assert each.to_text().split(":")[2] not in caplog.text
+        assert each.identity(HOSTNQN, NQN).split(" ")[3] not in caplog.text
+
+
+async def test_a_host_with_tls_at_a_plain_port(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving("off") as target:
+        with pytest.raises(TransportError, match="the TLS handshake failed: the peer does not speak TLS"):
+            await use(**where(target, tls=TlsCredentials(KEY)))
+    assert "seems to speak TLS (first byte 16h), which is not spoken here" in caplog.text
+
+
+async def test_the_key_of_one_host_opens_nothing_for_another(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host whose TLS says one name and whose Connect says another."""
+    psk = KEY.psk
+    monkeypatch.setattr(TlsKey, "psk", lambda self, hostnqn, subnqn, **how: psk(HOSTNQN, subnqn, **how))
+    async with serving() as target:
+        with pytest.raises(NvmeStatusError, match="0x184"):
+            await use(**{**where(target, tls=TlsCredentials(KEY)), "hostnqn": OTHER_HOST})
+    assert f"the TLS key of the connection is of host '{HOSTNQN}', not of '{OTHER_HOST}'" in caplog.text
+
+
+async def test_the_key_of_one_subsystem_opens_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    psk = KEY.psk
+    monkeypatch.setattr(TlsKey, "psk", lambda self, hostnqn, subnqn, **how: psk(hostnqn, NQN, **how))
+    async with serving() as target:
+        there = where(target, tls=TlsCredentials(KEY))
+        del there["subnqn"]
+        with pytest.raises(NvmeStatusError, match="0x184"):
+            await discover(**there)
+    assert f"the TLS key of the connection is for '{NQN}', not for '{DISCOVERY_NQN}'" in caplog.text
+
+
+async def test_slow_handshakes_end_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as target:
+        connections = [await asyncio.open_connection(*_pair(target)) for _ in range(5)]
+        for _, writer in connections:
+            writer.write(b"\x16\x03\x01")
+        await asyncio.sleep(0.1)
+        assert target.connections.strangers.taken == 5
+        assert [await reader.read() for reader, _ in connections] == [b""] * 5
+        assert not target.connections.strangers.taken
+        for _, writer in connections:
+            writer.close()
+    assert "the TLS handshake was not complete within 2 s" in caplog.text
+
+
+async def test_a_target_that_stops_ends_handshakes() -> None:
+    async with serving() as target:
+        reader, writer = await asyncio.open_connection(*_pair(target))
+        await asyncio.sleep(0.05)
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(1)
+    writer.close()
+
+
+def _pair(target: Target) -> tuple[str, int]:
+    return target.address.host, target.address.port
+
+
+# -- with what else there is -----------------------------------------------------------------------------------------
+
+
+async def test_authentication_within_tls() -> None:
+    secret = generate_secret()
+    async with serving(host_keys=((HOSTNQN, HostKeys(secret)),)) as target:
+        there = where(target, tls=TlsCredentials(KEY), dhchap=HostCredentials(secret))
+        assert await use(**there)
+
+
+async def test_keys_that_change_while_the_target_runs() -> None:
+    async with serving() as target:
+        new = generate_tls_key()
+        target.administration.set_tls_key(HOSTNQN, new)
+        with pytest.raises(AuthenticationError):
+            await use(**where(target, tls=TlsCredentials(KEY)))
+        assert await use(**where(target, tls=TlsCredentials(new)))
+        assert target.administration.describe()["subsystems"][0]["hosts_with_tls_keys"] == [HOSTNQN]
+        target.administration.set_tls_key(HOSTNQN, None)
+        with pytest.raises(AuthenticationError):
+            await use(**where(target, tls=TlsCredentials(new)))
+
+
+async def test_a_document_has_it_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.key"
+    path.write_text(KEY.to_text())
+    path.chmod(0o600)
+    async with serving(
+        key=nvmeof.load_tls_key(f"file:{path}"), suites=(AES_128_GCM.name,), tls_required=True
+    ) as target:
+        document = target.administration.save()
+    assert document["subsystems"][0]["tls_keys"] == {HOSTNQN: f"file:{path}"} and KEY.to_text() not in str(document)
+    assert document["subsystems"][0]["tls_required"] is True
+    assert (document["ports"][0]["tls"], document["ports"][0]["tls_suites"]) == ("required", [AES_128_GCM.name])
+    again = Target.from_document(document)
+    assert again.config.subsystems[0].tls_keys == ((HOSTNQN, KEY),) and again.config.ports[0].tls == "required"
+    for wrong, says in ((3, "file:PATH or env:NAME"), (f"file:{tmp_path}/none", "cannot be read")):
+        document["subsystems"][0]["tls_keys"] = {HOSTNQN: wrong}
+        with pytest.raises(ConfigurationError, match=rf"subsystems\[0\]\.tls_keys\['{HOSTNQN}'\].*{says}"):
+            Target.from_document(document)
+
+
+async def test_a_host_reconnects_with_tls() -> None:
+    async with serving(transport="mptcp") as target:
+        there = where(target, "mptcp", tls=TlsCredentials(KEY))
+        path = f"{there.pop('traddr')}:{there.pop('trsvcid')}"
+        async with await connect_multipath(path, reconnect_delay=0.05, **there) as subsystem:
+            namespace = subsystem.namespace(1)
+            await namespace.write(0, b"x" * 512)
+            for driver in list(target.drivers):
+                driver.endpoint.abort()
+            assert await namespace.read(0, 1) == b"x" * 512
+
+
+def test_options_are_shown_without_the_key() -> None:
+    options = ConnectOptions(
+        traddr="192.0.2.1",
+        subnqn=NQN,
+        hostnqn=HOSTNQN,
+        hostid=__import__("uuid").UUID(int=1),
+        tls=TlsCredentials(KEY),
+    )
+    assert KEY.key.hex() not in repr(options) and repr(KEY.key) not in repr(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tls": "on"}, "TLS of a port is off, allowed, required, not 'on'"),
+        ({"tls": "allowed", "tls_suites": ("md5",)}, "a cipher suite is"),
+    ],
+)
+def test_ports_that_cannot_be(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        PortConfig(**options)
+
+
+def test_a_host_with_two_keys() -> None:
+    with pytest.raises(ConfigurationError, match="has a TLS key twice"):
+        SubsystemConfig(nqn=NQN, tls_keys=((HOSTNQN, KEY), (HOSTNQN, KEY_384)))
+
+
+def test_urls() -> None:
+    url = TargetUrl.parse(f"nvme+tcp://h/{NQN}?tls=1&tls-key=file:/a.key&tls_identity=0")
+    assert url.options == {"tls": True, "tls_key": "file:/a.key", "tls_identity": 0}
+    with pytest.raises(ConfigurationError, match="give tls="):
+        url.keywords()
+
+
+# -- command lines -----------------------------------------------------------------------------------------------------
+
+
+def _program(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nvmeof.host", *arguments],
+        env={**os.environ, **(environment or {})}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+async def test_command_lines(tmp_path: Path) -> None:
+    path = tmp_path / "tls.key"
+    path.write_text((await asyncio.to_thread(_program, "gen-tls-key", "-m", "2")).stdout)
+    path.chmod(0o600)
+    key = path.read_text().strip()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "nvmeof.target", "-t", "tcp", "-l", "127.0.0.1:0", "--ramdisk", "4M", "-n", NQN,
+        "--tls", "required", "--tls-key", f"{HOSTNQN}=file:{path}", "--tls-keylog", str(tmp_path / "keylog"),
+        "-o", "json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        told = json.loads(await process.stdout.readline())
+        assert told["tls"] == "required" and told["hosts_with_tls_keys"] == [HOSTNQN]
+        port = str(told["listeners"][0]["port"])
+        there = ["-t", "tcp", "-a", "127.0.0.1", "-s", port, "-n", NQN, "-q", HOSTNQN]
+        good = await asyncio.to_thread(_program, "id-ctrl", *there, "--tls", "--tls_key", f"file:{path}", "-o", "json")
+        assert json.loads(good.stdout)["subnqn"] == NQN and not good.stderr and good.returncode == 0
+        found = await asyncio.to_thread(_program, "discover", *there[:6], "-q", HOSTNQN, "--tls-key", f"file:{path}")
+        assert "tls 1.3, required" in found.stdout
+        url = f"nvme+tcp://127.0.0.1:{port}/{NQN}?hostnqn={HOSTNQN}&tls-key=file:{path}"
+        good = await asyncio.to_thread(_program, "id-ctrl", url, "-o", "json")
+        assert good.returncode == 0 and not good.stderr
+        for arguments, environment, says in (
+            ([], {}, "does that port require TLS? Then connect with a TLS key (--tls-key)"),
+            (["--tls"], {}, "--tls needs the pre-shared key: give --tls-key file:PATH"),
+            (["--tls-key", "env:WRONG"], {"WRONG": KEY_384.to_text()}, "refuses the pre-shared key"),
+            (["--tls-key", "env:WRONG"], {"WRONG": key[:-4] + "AA=:"}, "a character was changed or lost"),
+        ):
+            bad = await asyncio.to_thread(_program, "id-ctrl", *there, *arguments, environment=environment)
+            assert bad.returncode in (1, 2) and says in bad.stderr and bad.stderr.count("\n") == 1, bad.stderr
+        seen = await asyncio.to_thread(_program, "id-ctrl", *there, "--tls-key", key)
+        assert seen.returncode == 0 and "every user can read the key of --tls-key" in seen.stderr
+    finally:
+        process.terminate()
+        _, log = await process.communicate()
+    text = log.decode()
+    assert key.split(":")[2] not in text and "TLS_AES_256_GCM_SHA384" in text
+    assert "its PSK identity is not known here" in text and "it does not speak TLS" in text
+    keylog = tmp_path / "keylog"
+    assert keylog.read_text().startswith(("CLIENT_", "SERVER_", "EXPORTER_")) and keylog.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--tls-key", f"{HOSTNQN}=env:KEY"], "give --tls required or --tls allowed too"),
+        (["--tls", "required"], "give --tls-key HOSTNQN=file:PATH"),
+        (["--tls", "yes"], "'off', 'allowed', 'required'"),
+        (["--tls", "required", "--tls-key", f"{HOSTNQN}={KEY.to_text()}"], "give file:PATH or env:NAME"),
+        (["--tls", "required", "--tls-key", f"{HOSTNQN}=env:KEY", "--tls-suites", "RC4"], "a cipher suite is"),
+        (["--tls", "required", "--tls-key", f"{HOSTNQN}=env:KEY", "--tls-keylog", "/none/x"], "cannot be written"),
+    ],
+)
+def test_target_options_that_are_wrong(options: list[str], says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nvmeof.target", *options],
+        env={**os.environ, "KEY": KEY.to_text()}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+    assert KEY.to_text().split(":")[2] not in done.stderr
