@@ -210,7 +210,7 @@ async def test_a_host_tries_the_other_hash(allowed: tuple[Suite, ...], attempts:
 )
 async def test_one_answer_for_every_stranger(key: TlsKey | None, says: str) -> None:
     server = Server(key)
-    with pytest.raises(AuthenticationError, match="memory.*refuses the pre-shared key.*decrypt error"):
+    with pytest.raises(AuthenticationError, match=r"memory.*refuses the pre-shared key.*decrypt error"):
         await server.connect()
     (refusal,) = server.results
     assert isinstance(refusal, TransportError) and says in str(refusal)

@@ -48,6 +48,7 @@ from nvmeof.spec.status import Status
 from .conftest import HOSTNQN
 
 NQN, OTHER_HOST = "nqn.2026-01.org.example:disk", "nqn.2026-01.org.example:other-host"
+REFUSED = "refuses the pre-shared key"
 KEY, KEY_384 = generate_tls_key(), generate_tls_key(HashId.SHA384)
 
 
@@ -180,10 +181,10 @@ async def test_discovery_says_what_a_port_wants() -> None:
 @pytest.mark.parametrize(
     ("options", "host_says", "target_says"),
     [
-        ({"tls": TlsCredentials(generate_tls_key())}, "refuses the pre-shared key", "its PSK identity is not known here"),
-        ({"tls": TlsCredentials(generate_tls_key(), 0)}, "refuses the pre-shared key", "its TLS key is not the one of"),
-        ({"tls": TlsCredentials(KEY), "hostnqn": OTHER_HOST}, "refuses the pre-shared key", f"known here: NVMe1R01 {OTHER_HOST}"),
-        ({"tls": TlsCredentials(KEY), "subnqn": "nqn.none"}, "refuses the pre-shared key", "known here"),
+        ({"tls": TlsCredentials(generate_tls_key())}, REFUSED, "its PSK identity is not known here"),
+        ({"tls": TlsCredentials(generate_tls_key(), 0)}, REFUSED, "its TLS key is not the one of"),
+        ({"tls": TlsCredentials(KEY), "hostnqn": OTHER_HOST}, REFUSED, f"known here: NVMe1R01 {OTHER_HOST}"),
+        ({"tls": TlsCredentials(KEY), "subnqn": "nqn.none"}, REFUSED, "known here"),
         ({}, "does that port require TLS.*--tls-key", "it does not speak TLS, which is required here"),
     ],
 )  # fmt: skip

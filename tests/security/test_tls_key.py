@@ -31,6 +31,7 @@ from nvmeof.spec.auth import HashId
 HOST, SUBSYSTEM = "nqn.psk-test-host", "nqn.psk-test-subsys"
 KEY_32 = bytes.fromhex("5512dbb6737d0106f65975b773dfb011ffc344bcf442e2dd6d8bc4870b5d5b03")
 KEY_48 = KEY_32 + KEY_32[16:]
+SHORT = bytes(20)
 SHA256, SHA384 = TlsKey(KEY_32), TlsKey(KEY_48, HashId.SHA384)
 
 
@@ -115,7 +116,7 @@ def test_a_changed_character_is_noticed(place: int, character: str) -> None:
         ("NVMeTLSkey-1:01:%%%%:", "no base64"),
         (SHA256.to_text().replace("VRL", "VRM"), "a character was changed or lost"),
         ("NVMeTLSkey-1:02:" + SHA256.to_text()[16:], "48 bytes, not 32"),
-        (f"NVMeTLSkey-1:00:{base64.b64encode(b'x' * 20 + zlib.crc32(b'x' * 20).to_bytes(4, 'little')).decode()}:", "32 or 48"),
+        (f"NVMeTLSkey-1:00:{base64.b64encode(SHORT + zlib.crc32(SHORT).to_bytes(4, 'little')).decode()}:", "32 or 48"),
     ],
 )  # fmt: skip
 def test_wrong_keys(text: str, says: str) -> None:

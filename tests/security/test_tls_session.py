@@ -81,7 +81,7 @@ def test_a_server_sends_no_session_ticket() -> None:
 
 @pytest.mark.parametrize("size", [1, 16384, 16385, 131072, BATCH_BYTES])
 def test_batches_are_records_of_16_kib(size: int) -> None:
-    client, server = pair(KEY_256.psk(HOST, SUBSYSTEM), (AES_128_GCM,))
+    _, server = pair(KEY_256.psk(HOST, SUBSYSTEM), (AES_128_GCM,))
     server.write(bytes(size))
     records = -(-size // 16384)
     assert server.pending == size + records * (5 + 1 + 16)
@@ -141,7 +141,7 @@ def test_a_damaged_record_ends_the_connection(place: int) -> None:
 
 
 def test_freed_sessions_and_what_they_raise() -> None:
-    client, server = pair(KEY_256.psk(HOST, SUBSYSTEM), (AES_128_GCM,))
+    client, _ = pair(KEY_256.psk(HOST, SUBSYSTEM), (AES_128_GCM,))
     client.free()
     client.free()
     with pytest.raises(TlsError, match="closed"):
