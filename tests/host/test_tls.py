@@ -34,6 +34,8 @@ from nvmeof import (
     generate_secret,
     generate_tls_key,
 )
+from nvmeof.host.cli import services
+from nvmeof.host.cli.secrets import tls_credentials
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.path import is_final
 from nvmeof.host.url import TargetUrl
@@ -425,3 +427,20 @@ def test_target_options_that_are_wrong(options: list[str], says: str) -> None:
     )  # fmt: skip
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
     assert KEY.to_text().split(":")[2] not in done.stderr
+
+
+def test_services_of_the_files_of_nvme_cli(capsys: pytest.CaptureFixture[str]) -> None:
+    """A key of libnvme's config.json is used; a port of TLS without a key is left out, unless one was given."""
+    found: list[services.Asked] = []
+    there = {"transport": "tcp", "traddr": "192.0.2.1", "trsvcid": 8009}
+    line = {"tls": True, "tls_key": KEY.to_text()}
+    usable = services._usable(line, "there")
+    services._add(found, {**there, **usable}, "there", line)
+    assert tls_credentials(found[0].options) == TlsCredentials(KEY)
+    for more, given in (({}, {"tls": True}), ({"tls_key": KEY}, {"concat": True}), ({}, {"tls_key": "0x1234"})):
+        services._add(found, {**there, "traddr": "192.0.2.2", **more}, "there", given)
+    assert len(found) == 1 and capsys.readouterr().err.count("left out 192.0.2.2 of there") == 3
+    services._add(found, {**there, "traddr": "192.0.2.3", "tls_key": f"file:{os.devnull}"}, "there", {"tls": True})
+    assert found[1].options["tls"] is True
+    with pytest.raises(ConfigurationError, match="there: this TLS key has a wrong checksum"):
+        services._usable({"tls_key": KEY.to_text()[:-4] + "AA=:"}, "there")

@@ -1,7 +1,7 @@
 """Run inside `unshare -rnm` by test_mptcp_paths: a target here, a host in a second namespace, two links between.
 
-Prints one JSON object: what describe() says at both ends after `bytes` have gone from host to target; with TLS where the
-environment has TLS.
+Prints one JSON object: what describe() says at both ends after `bytes` have gone from host to target; with TLS where
+the environment has TLS.
 """
 
 from __future__ import annotations

@@ -165,15 +165,15 @@ class TlsSession:
         while done < size:
             n: int = read(ssl, address + done, size - done)
             if n <= 0:
-                self._stopped(lib.SSL_get_error(ssl, n))
-                if self._failure is not None and not done:
-                    raise self._failure
+                failure = self._stopped(lib.SSL_get_error(ssl, n))
+                if failure is not None and not done:
+                    raise failure
                 break
             done += n
         return done
 
-    def _stopped(self, code: int) -> None:
-        """Take note of why a read brought nothing."""
+    def _stopped(self, code: int) -> TlsError | None:
+        """Take note of why a read brought nothing, and return the error if it is one."""
         if code == openssl.ERROR_WANT_READ:
             self.drained = True
         elif code == openssl.ERROR_ZERO_RETURN:
@@ -181,7 +181,8 @@ class TlsSession:
         elif code == openssl.ERROR_WANT_WRITE:
             self.blocked = True
         else:
-            self._failed()
+            return self._failed()
+        return None
 
     def write(self, data: bytes) -> None:
         """Encrypt at most `BATCH_BYTES`; they are in `output()` then. All before must have gone. Raises `TlsError`."""
