@@ -78,7 +78,11 @@ class TlsEndpoint(Endpoint):
                 if got == wanted:
                     self._wake_for_more()
                     return got
-                if dry or session.closed_by_peer or (session.blocked and not self._unblock()):
+                if session.blocked:
+                    if self._unblock():
+                        continue
+                    break
+                if dry or session.closed_by_peer:
                     break
                 space = session.space()
                 n = inner.recv_into(space)
