@@ -241,6 +241,7 @@ class SocketQueueDevice(QueueDevice):
             "hpda_bytes",
             "maxr2t",
             "tls",
+            "concat",
         }
     )
 

@@ -190,11 +190,13 @@ class Administration:
         self._target.registry.set_allowed_hosts(self._subsystem(subnqn).nqn, hosts)
 
     def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None:
-        """Set what a host authenticates itself with, from its next Connect on; None: it need not.
+        """Set what a host authenticates itself with, from its next Connect on; None: it need not. TLS keys that were
+        made of the old one are forgotten.
 
         Associations that exist go on: `remove_host` ends them, where only some hosts are allowed.
         """
         self._subsystem(subnqn).hosts.set_keys(nqn, keys)
+        self._target.registry.generated.forget(nqn)
 
     def set_tls_key(self, nqn: str, key: TlsKey | None, *, subnqn: str | None = None) -> None:
         """Set what a host uses TLS with, from its next connection on; None: it cannot.

@@ -123,7 +123,7 @@ class Connections:
 
         handshake = ServerHandshake(
             endpoint,
-            partial(psks_of, self.registry, port),
+            partial(psks_of, self.registry, port, self.loop.time),
             port.suites,
             done,
             self.connect_seconds,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -39,13 +43,15 @@ from nvmeof.host.cli.secrets import tls_credentials
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.path import is_final
 from nvmeof.host.url import TargetUrl
+from nvmeof.security.dh_groups import usable_groups
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.security.dhchap_host import HostCredentials
-from nvmeof.security.tls.key import Derivation
+from nvmeof.security.tls.key import Derivation, Psk, generated_key
 from nvmeof.security.tls.suites import AES_128_GCM, AES_256_GCM, CHACHA20
-from nvmeof.spec.auth import HashId
+from nvmeof.spec.auth import DhGroupId, HashId
 from nvmeof.spec.enums import DISCOVERY_NQN, SecType, Treq
 from nvmeof.spec.status import Status
+from nvmeof.target.subsystem.generated_psks import LIFE_SECONDS, MOST_KEYS, GeneratedPsks
 
 from .conftest import HOSTNQN
 
@@ -399,6 +405,8 @@ async def test_command_lines(tmp_path: Path) -> None:
             assert bad.returncode in (1, 2) and says in bad.stderr and bad.stderr.count("\n") == 1, bad.stderr
         seen = await asyncio.to_thread(_program, "id-ctrl", *there, "--tls-key", key)
         assert seen.returncode == 0 and "every user can read the key of --tls-key" in seen.stderr
+        bad = await asyncio.to_thread(_program, "id-ctrl", *there, "--concat")
+        assert bad.returncode == 2 and "concat makes the TLS key of an authentication" in bad.stderr
     finally:
         process.terminate()
         _, log = await process.communicate()
@@ -444,3 +452,115 @@ def test_services_of_the_files_of_nvme_cli(capsys: pytest.CaptureFixture[str]) -
     assert found[1].options["tls"] is True
     with pytest.raises(ConfigurationError, match="there: this TLS key has a wrong checksum"):
         services._usable({"tls_key": KEY.to_text()[:-4] + "AA=:"}, "there")
+
+
+# -- secure channel concatenation --------------------------------------------------------------------------------------
+
+SECRET = generate_secret()
+needs_groups = pytest.mark.skipif(len(usable_groups()) < 2, reason="needs gmpy2: pip install 'nvmeof-mptcp[auth]'")
+
+
+def concat(hash_id: HashId = HashId.SHA256, **more: Any) -> dict[str, Any]:
+    groups = (DhGroupId.NULL, DhGroupId.FFDHE2048)
+    return {"concat": True, "dhchap": HostCredentials(SECRET, hashes=(HashId.SHA512, hash_id), groups=groups, **more)}
+
+
+@needs_groups
+@pytest.mark.parametrize("transport", ["tcp", "mptcp"])
+@pytest.mark.parametrize(("hash_id", "suite"), [(HashId.SHA256, AES_128_GCM), (HashId.SHA384, AES_256_GCM)])
+async def test_a_key_that_authentication_makes(
+    transport: str, hash_id: HashId, suite: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nvmeof")
+    async with serving("allowed", transport=transport, host_keys=((HOSTNQN, HostKeys(SECRET)),)) as target:
+        assert await use(**where(target, transport, **concat(hash_id))) == suite.name
+        assert len(target.registry.generated) == 1
+    assert caplog.text.count("authenticated (") == 1, "the admin queue, once: TLS proves the rest"
+    assert f"({hash_id.name}, ffdhe2048, with a key for TLS)" in caplog.text
+
+
+@needs_groups
+async def test_both_prove_themselves_and_make_a_key() -> None:
+    other = generate_secret()
+    async with serving("allowed", host_keys=((HOSTNQN, HostKeys(SECRET, other)),)) as target:
+        assert await use(**where(target, **concat(controller_key=other)))
+        with pytest.raises(AuthenticationError, match="could not prove"):
+            await use(**where(target, **concat(controller_key=generate_secret())))
+
+
+@needs_groups
+async def test_each_association_makes_its_own_key_and_reconnects_with_another() -> None:
+    async with serving("allowed", host_keys=((HOSTNQN, HostKeys(SECRET)),)) as target:
+        there = where(target, **concat())
+        path = f"{there.pop('traddr')}:{there.pop('trsvcid')}"
+        async with await connect_multipath(path, reconnect_delay=0.05, **there) as subsystem:
+            namespace = subsystem.namespace(1)
+            await namespace.write(0, b"y" * 512)
+            for driver in list(target.drivers):
+                driver.endpoint.abort()
+            assert await namespace.read(0, 1) == b"y" * 512
+            assert len(target.registry.generated) == 2
+            assert {driver.endpoint.describe().tls for driver in target.drivers} == {AES_128_GCM.name}
+        target.administration.set_host_keys(HOSTNQN, HostKeys(generate_secret()))
+        assert not len(target.registry.generated), "a new secret ends what the old one made"
+        with pytest.raises(AuthenticationError, match="the secrets do not match"):
+            await use(**where(target, **concat()))
+
+
+@needs_groups
+@pytest.mark.parametrize(
+    ("policy", "keys", "says"),
+    [
+        ("off", HostKeys(SECRET), "secure channel concatenation is demanded by one side alone"),
+        ("allowed", None, "demands no authentication, so that there is no key for TLS"),
+        ("allowed", HostKeys(SECRET, group=DhGroupId.NULL), "no Diffie-Hellman group that both sides allow"),
+        ("allowed", HostKeys(SECRET, hash_id=HashId.SHA512), "no hash function that both sides allow"),
+        ("required", HostKeys(SECRET), "does that port require TLS"),
+    ],
+)
+async def test_where_no_key_can_be_made(policy: str, keys: HostKeys | None, says: str) -> None:
+    host_keys = () if keys is None else ((HOSTNQN, keys),)
+    async with serving(policy, host_keys=host_keys) as target:
+        with pytest.raises(TransportError, match=says):
+            await use(**where(target, **concat()))
+        assert not len(target.registry.generated)
+
+
+def test_generated_keys_are_forgotten() -> None:
+    kept = GeneratedPsks()
+    made = [Psk(f"NVMe1G01 host{number % 2} sub {number}", bytes(32)) for number in range(MOST_KEYS + 3)]
+    for psk in made:
+        kept.add(psk, 100.0)
+    assert len(kept) == MOST_KEYS and not kept.find(made[2].identity, 100.0)
+    assert kept.find(made[3].identity, 100.0 + LIFE_SECONDS - 1) == [made[3]]
+    assert not kept.find(made[3].identity, 100.0 + LIFE_SECONDS) and len(kept) == MOST_KEYS - 1
+    kept.forget("host0")
+    assert not kept.find(made[4].identity, 100.0) and kept.find(made[5].identity, 100.0)
+
+
+def test_a_generated_key_by_the_formula() -> None:
+    """NVMe Base, generated PSK, written out with hashlib and hmac alone."""
+    shared, challenges = bytes(range(200)), bytes(range(64))
+    key = generated_key(HashId.SHA256, shared, challenges)
+    psk = hmac.new(hashlib.sha256(shared).digest(), challenges, "sha256").digest()
+    digest = base64.b64encode(hmac.new(psk, b"h s NVMe-over-Fabrics", "sha256").digest()).decode()
+    early = hmac.new(bytes(32), psk, "sha256").digest()
+    context = f"01 {digest}".encode()
+    info = b"\x00\x20\x12tls13 nvme-tls-psk" + bytes([len(context)]) + context
+    made = key.psk("h", "s")
+    assert made.identity == f"NVMe1G01 h s {digest}"
+    assert made.key == hmac.new(early, info + b"\x01", "sha256").digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"concat": True}, "give the host's secret"),
+        ({"concat": True, "dhchap": HostCredentials(SECRET), "tls": TlsCredentials(KEY)}, "give tls or concat"),
+    ],
+)
+def test_options_that_exclude_each_other(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        ConnectOptions(
+            traddr="192.0.2.1", subnqn=NQN, hostnqn=HOSTNQN, hostid=__import__("uuid").UUID(int=1), **options
+        )

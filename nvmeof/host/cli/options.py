@@ -27,6 +27,7 @@ from nvmeof.host.namespace import Namespace
 from nvmeof.host.offload.device import OFFLOAD
 from nvmeof.host.options import ConnectOptions, distinct_paths
 from nvmeof.host.url import TargetUrl
+from nvmeof.security.tls.keylog import open_keylog
 from nvmeof.spec.enums import DISCOVERY_NQN, NVME_PORT
 from nvmeof.transport import get, set_trtype_code
 from nvmeof.transport.paths.session import PathOptions
@@ -217,6 +218,7 @@ _CONNECTION = (
     _option("-C", "--dhchap-ctrl-secret", metavar="SOURCE", help="Secret that the controller has to prove."),
     _option("--tls", is_flag=True, help="TLS 1.3 with a pre-shared key on every queue."),
     _option("--tls-key", "--tls_key", metavar="SOURCE", help="The key: file:PATH, env:NAME or prompt; --tls with it."),
+    _option("--concat", is_flag=True, help="Make the TLS key by authentication, each time (with --dhchap-secret)."),
     _option("--tls-identity", type=Number(0, 1), metavar="N", help="Version of the PSK identity.  [default: 1]"),
     _option("--tls-compat", is_flag=True, help="Derive keys as libnvme up to 1.14 does (nvme-cli's --compat)."),
     _option("--tls-suites", metavar="NAME[,NAME...]", help="Cipher suites to offer.  [default: all three]"),
@@ -367,6 +369,9 @@ def split_options(options: dict[str, Any]) -> dict[str, Any]:
     secured = tls_credentials(options)
     if secured is not None:
         chosen["tls"] = secured
+    if options.get("concat"):
+        open_keylog(options.get("tls_keylog"))
+        chosen["concat"] = True
     return chosen
 
 
@@ -419,7 +424,7 @@ async def subsystem_of_any(options: dict[str, Any]) -> str:
 def discovery_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that discovery takes."""
     chosen = split_options(options)
-    for name in (*CONTROLLER_NAMES, "keep_alive_tmo"):
+    for name in (*CONTROLLER_NAMES, "keep_alive_tmo", "concat"):  # discovery demands no authentication
         chosen.pop(name, None)
     return chosen
 

@@ -44,7 +44,9 @@ _TAKEN = frozenset(
 )  # fmt: skip
 """Options of the files that mean something to this host."""
 _SECURED = ("tls", "concat", "tls_key", "tls_key_identity")
-"""Options without which a port cannot be used. This host takes `tls`, with a key that is there or was given."""
+"""Options without which a port cannot be used ..."""
+_NEEDED = {"tls": "tls_key", "tls_key": "tls_key", "concat": "dhchap_secret"}
+"""... unless there is the key or secret that they need, in the file or given."""
 
 _SECRETS = {
     "dhchap_secret": ("dhchap_secret", "dhchap_key"),
@@ -177,12 +179,12 @@ def _usable(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _add(found: list[Asked], options: dict[str, Any], source: str, given: Mapping[str, Any]) -> None:
     """Add a service, unless it is there, or its transport is none of ours (other hosts' lines are left alone)."""
     secured = [name for name in _SECURED if given.get(name) not in (None, False, "none")]
-    lacking = [name for name in secured if name not in ("tls", "tls_key") or options.get("tls_key") is None]
+    lacking = [name for name in secured if options.get(_NEEDED.get(name, "")) is None]
     if lacking:
         out.remark(f"left out {options.get('traddr')} of {source}: this host does not have its {', '.join(lacking)}")
         return
     if secured:
-        options["tls"] = True
+        options["concat" if "concat" in secured else "tls"] = True
     try:
         check_transport(options["transport"])
     except ConfigurationError:

@@ -94,12 +94,14 @@ class TlsKey:
 
     ``hash_id``: the hash function that a retained PSK is derived with; None: the key is a retained PSK already.
     ``source``: where it came from, ``file:PATH`` or ``env:NAME``, to be saved in its place; empty for a key that was
-    given as such. Raises `ConfigurationError` for a length that does not fit.
+    given as such. ``generated``: DH-HMAC-CHAP has made it; identities have ``G`` in place of ``R``. Raises
+    `ConfigurationError` for a length that does not fit.
     """
 
     key: bytes = field(repr=False)
     hash_id: HashId | None = HashId.SHA256
     source: str = field(default="", compare=False)
+    generated: bool = False
 
     def __post_init__(self) -> None:
         if self.hash_id is not None and self.hash_id not in SIZES:
@@ -141,7 +143,7 @@ class TlsKey:
         """Return identity and TLS PSK of a host and a subsystem."""
         name, size = self.cipher_hash.name, len(self.key)
         retained = self.retained(hostnqn, derivation)
-        identity = f"NVMe{version}R{self.cipher_hash:02} {hostnqn} {subnqn}"
+        identity = f"NVMe{version}{'G' if self.generated else 'R'}{self.cipher_hash:02} {hostnqn} {subnqn}"
         context = identity
         if version:
             text = f"{hostnqn} {subnqn} {_SUFFIX}".encode()
@@ -184,6 +186,15 @@ def parse_identity(identity: str) -> IdentityFields | None:
 def generate_tls_key(hash_id: HashId | None = HashId.SHA256, *, size: int | None = None) -> TlsKey:
     """Make a random key: of the size that belongs to ``hash_id``, or for a retained PSK of ``size`` bytes (32, 48)."""
     return TlsKey(secrets.token_bytes(size or SIZES.get(hash_id or HashId.SHA256, 32)), hash_id)
+
+
+def generated_key(hash_id: HashId, shared_secret: bytes, challenges: bytes) -> TlsKey:
+    """Return the PSK that a transaction of DH-HMAC-CHAP makes: HMAC(H(g^xy); C1, C2) (NVMe Base, generated PSK).
+
+    ``challenges``: C1 and C2 as they were sent. SHA-256 and SHA-384 alone have identities for it.
+    """
+    session_key = hashlib.new(hash_id.name, shared_secret).digest()
+    return TlsKey(hmac.digest(session_key, challenges, hash_id.name), None, generated=True)
 
 
 def parse_tls_key(text: str, source: str = "") -> TlsKey:

@@ -212,7 +212,7 @@ def make_target(options: Options) -> Target:
         allowed_hosts=frozenset(options.allow_host) or None,
         host_keys=host_keys(options.dhchap_key, options.dhchap_ctrl_key, options.dhchap_hash, options.dhchap_dhgroup),
         authentication_required=options.require_authentication,
-        tls_keys=tls_keys(options.tls_key, options.tls),
+        tls_keys=tls_keys(options.tls_key, options.tls, generated=bool(options.dhchap_key)),
         reauthentication_seconds=options.reauthenticate,
         namespaces=tuple(_backends(options)),
         pool=_pool(options),

@@ -12,7 +12,7 @@ from nvmeof.security.tls.key import PREFIX as TLS_PREFIX
 from nvmeof.security.tls.key import TlsKey, load_tls_key
 from nvmeof.security.words import parse_group, parse_hash
 from nvmeof.spec.nqn import check_nqn
-from nvmeof.target.subsystem.config import TLS_OFF
+from nvmeof.target.subsystem.config import TLS_ALLOWED, TLS_OFF
 
 T = TypeVar("T")
 
@@ -31,15 +31,16 @@ def host_keys(
     return tuple((nqn, HostKeys(key, controllers.get(nqn), hash_id, group_id)) for nqn, key in own.items())
 
 
-def tls_keys(keys: Iterable[str], policy: str) -> tuple[tuple[str, TlsKey], ...]:
-    """Return the TLS keys of hosts, from ``HOSTNQN=SOURCE`` options. Raises ConfigurationError."""
+def tls_keys(keys: Iterable[str], policy: str, *, generated: bool) -> tuple[tuple[str, TlsKey], ...]:
+    """Return the TLS keys of hosts, from ``HOSTNQN=SOURCE`` options; ``generated``: authentication can make some, on
+    connections in clear. Raises ConfigurationError."""
     found = _by_host(keys, "--tls-key", load_tls_key)
-    if bool(found) is (policy == TLS_OFF):
+    if found and policy == TLS_OFF:
         raise ConfigurationError(
             "--tls-key is without effect where TLS is off: give --tls required or --tls allowed too"
-            if found
-            else f"--tls {policy} needs the keys of hosts: give --tls-key HOSTNQN=file:PATH"
         )
+    if not found and policy != TLS_OFF and not (generated and policy == TLS_ALLOWED):
+        raise ConfigurationError(f"--tls {policy} needs the keys of hosts: give --tls-key HOSTNQN=file:PATH")
     return tuple(found.items())
 
 

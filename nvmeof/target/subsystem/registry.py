@@ -12,6 +12,7 @@ from nvmeof.target.core.log_rate import PeerLog
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.projection.authentication import AuthenticationLimits
 from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, TLS_OFF, TLS_REQUIRED, Referral, SubsystemConfig
+from nvmeof.target.subsystem.generated_psks import GeneratedPsks
 from nvmeof.target.subsystem.subsystem import Association, Subsystem
 
 
@@ -94,6 +95,7 @@ class TargetRegistry:
         self.ports: dict[int, PortInfo] = {}
         self.peer_log = PeerLog()
         self.authentication = AuthenticationLimits()
+        self.generated = GeneratedPsks()
         self.generation = 1
         self.log_pages: dict[tuple[PortInfo, str, bool, bool], bytes] = {}
         """Discovery logs of this generation, by the port as seen, host NQN and form."""

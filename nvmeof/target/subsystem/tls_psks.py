@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nvmeof.security.tls.key import IDENTITY_BYTES_MOST, IdentityFields, Psk, parse_identity
 from nvmeof.spec.enums import DISCOVERY_NQN
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
 
 
-def psks_of(registry: TargetRegistry, port: PortInfo, identity: str) -> list[Psk]:
+def psks_of(registry: TargetRegistry, port: PortInfo, now: Callable[[], float], identity: str) -> list[Psk]:
     """Return the PSKs that a host can mean by an identity, for a subsystem that the port offers, or for discovery.
 
-    A host's key of any subsystem is good for the discovery subsystem as well.
+    A host's key of any subsystem is good for the discovery subsystem as well. A generated key is found by its identity,
+    while it is good; `now` returns the time.
     """
     if len(identity.encode()) > IDENTITY_BYTES_MOST:
         return []
     fields = parse_identity(identity)
-    if fields is None or fields.kind != "R":
+    if fields is None:
         return []
+    if fields.kind == "G":
+        return registry.generated.find(identity, now())
     found: list[Psk] = []
     for subsystem in _subsystems(registry, port, fields.subnqn):
         key = subsystem.hosts.tls_keys.get(fields.hostnqn)
