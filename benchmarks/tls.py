@@ -199,7 +199,7 @@ def _summary(samples: list[dict[str, Any]]) -> dict[str, float]:
     """Return medians, and the two ratios with goals: each of what was measured in one round."""
 
     def median(name: str, figure: str) -> float:
-        return statistics.median(each[name][figure] for each in samples)
+        return float(statistics.median(each[name][figure] for each in samples))
 
     return {
         "floor_mb_per_s": median("floor", "mb_per_s"),
