@@ -296,12 +296,15 @@ def _namespace_out(namespace: Document, nqn: str, remarks: list[str]) -> Documen
 
 
 def _port_out(port: Document, nqns: list[str], inline: int | None, remarks: list[str]) -> Document:
-    known = ("portid", "transport", "host", "port", "subsystems", "ana", "referrals", "advertise_as")
+    known = ("portid", "transport", "host", "port", "subsystems", "ana", "referrals", "advertise_as", "tls")
     _left_out(f"port {port.get('portid')}", port, known, remarks)
     states = {"1": "optimized", **port.get("ana", {})}
     return {
         "portid": port["portid"],
-        "addr": _address_out(port["transport"], port["host"], port["port"]),
+        "addr": {
+            **_address_out(port["transport"], port["host"], port["port"]),
+            **_TLS_ADDRESS.get(port.get("tls", "off"), {}),
+        },
         "param": {} if inline is None else {"inline_data_size": str(inline)},
         "subsystems": list(nqns if port.get("subsystems") is None else port["subsystems"]),
         "ana_groups": [{"grpid": int(group), "ana": {"state": state}} for group, state in states.items()],
@@ -313,6 +316,13 @@ def _port_out(port: Document, nqns: list[str], inline: int | None, remarks: list
             for index, each in enumerate(port.get("referrals", ()))
         ],
     }
+
+
+_TLS_ADDRESS: Final = {
+    "allowed": {"treq": "not required", "tsas": "tls1.3"},
+    "required": {"treq": "required", "tsas": "tls1.3"},
+}
+"""What nvmet's attributes of a port say of TLS; its keys are in a keyring of the kernel."""
 
 
 def _address_out(transport: str, host: str, port: int) -> Document:

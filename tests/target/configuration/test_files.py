@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -253,3 +254,14 @@ def test_the_schema_takes_what_the_code_takes(tmp_path: Path) -> None:
         assert list(checker.iter_errors(wrong)), wrong
         with pytest.raises(ConfigurationError):
             from_document(wrong)
+
+
+@pytest.mark.parametrize(("treq", "policy"), [("required", "required"), ("not required", "allowed")])
+def test_a_port_of_nvmetcli_with_tls(treq: str, policy: str) -> None:
+    document = copy.deepcopy(NVMET)
+    document["ports"][0]["addr"] |= {"treq": treq, "tsas": "tls1.3"}
+    found, remarks = from_nvmetcli(document)
+    assert found["ports"][0]["tls"] == policy
+    assert any("keys are in no file of nvmetcli: give the subsystem tls_keys" in each for each in remarks)
+    written, _ = to_nvmetcli(to_document(from_document(found)))
+    assert written["ports"][0]["addr"]["treq"] == treq and written["ports"][0]["addr"]["tsas"] == "tls1.3"
