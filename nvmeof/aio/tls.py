@@ -44,6 +44,7 @@ class TlsEndpoint(Endpoint):
         self._waiting = False  # the inner endpoint tells when it takes more
         self._again = False  # the reader is called in the next turn of the loop: decrypted data waits
         self._linger: asyncio.TimerHandle | None = None
+        self._shut = False  # what is sent ends here
         self._closed = False
         self.cipher = session.cipher
         self.psk_identity = session.psk.identity
@@ -180,6 +181,8 @@ class TlsEndpoint(Endpoint):
     def _writable(self) -> None:
         if self._session.pending and not self._flush():
             return
+        if self._shut:
+            self._inner.shutdown()
         if self._linger is not None:
             self._release()
         elif self._writer is not None:
@@ -204,6 +207,7 @@ class TlsEndpoint(Endpoint):
     def shutdown(self) -> None:
         if self._closed:
             return
+        self._shut = True
         self._session.close()
         if self._flush():
             self._inner.shutdown()

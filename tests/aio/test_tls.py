@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nvmeof.aio.tls import ServerHandshake, TlsEndpoint, connect_tls
 from nvmeof.errors import AuthenticationError, ConnectTimeout, TransportError
@@ -342,3 +344,47 @@ async def test_a_handshake_waits_for_its_turn() -> None:
         while turns.work:
             turns.work.pop(0)()
     assert isinstance(results[0], TlsEndpoint) and (await connecting).cipher
+
+
+async def test_a_shutdown_behind_what_the_peer_has_not_taken() -> None:
+    client, server = await Server(capacity=20_000).connect()
+    client.sendmsg([bytes(100_000)])
+    client.shutdown()
+    assert len(await receive(server, 100_001)) == 100_000
+    server.sendmsg([b"still heard"])
+    assert await receive(client, 11) == b"still heard"
+
+
+async def test_a_peer_that_takes_nothing_does_not_keep_a_closed_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nvmeof.aio.tls.LINGER_SECONDS", 0.05)
+    server = Server(capacity=20_000)
+    client, _ = await server.connect()
+    client.sendmsg([bytes(100_000)])
+    client.close()
+    assert client.closed and not server.clients[0].closed
+    async with asyncio.timeout(10):
+        while not server.clients[0].closed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=200), max_size=6), st.booleans())
+def test_any_bytes_of_a_stranger(pieces: list[bytes], as_tls: bool) -> None:
+    """One result at the most, and nothing raised, whatever comes in whatever pieces."""
+
+    async def main() -> None:
+        problems: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+        server = Server(seconds=0.02)
+        client = await server.reach()
+        if as_tls:
+            client.sendmsg([b"\x16\x03\x01"])
+        for piece in pieces:
+            with contextlib.suppress(OSError):
+                client.sendmsg([piece])
+            await asyncio.sleep(0)
+        while not server.results:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        assert len(server.results) == 1 and isinstance(server.results[0], TransportError) and not problems
+
+    asyncio.run(main())

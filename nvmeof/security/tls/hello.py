@@ -22,7 +22,8 @@ HANDSHAKE_RECORD: Final = 0x16
 CLIENT_HELLO: Final = 1
 HELLO_BYTES_MOST: Final = 16 * 1024
 """The longest ClientHello that is read; those of real clients have 300 to 2,000 bytes."""
-IDENTITIES_MOST: Final = 16
+IDENTITIES_MOST: Final = 8
+"""Each takes some HMACs for each key that it can mean; Linux and OpenSSL offer one."""
 _PRE_SHARED_KEY: Final = 41
 _SUPPORTED_VERSIONS: Final = 43
 _TLS_1_3: Final = b"\x03\x04"

@@ -23,12 +23,9 @@ def psks_of(registry: TargetRegistry, port: PortInfo, now: Callable[[], float], 
         return []
     if fields.kind == "G":
         return registry.generated.find(identity, now())
-    found: list[Psk] = []
-    for subsystem in _subsystems(registry, port, fields.subnqn):
-        key = subsystem.hosts.tls_keys.get(fields.hostnqn)
-        if key is not None:
-            found += key.candidates(identity, fields.hostnqn, fields.subnqn)
-    return found
+    subsystems = _subsystems(registry, port, fields.subnqn)
+    keys = dict.fromkeys(each.hosts.tls_keys.get(fields.hostnqn) for each in subsystems)
+    return [psk for key in keys if key is not None for psk in key.candidates(identity, fields.hostnqn, fields.subnqn)]
 
 
 def _subsystems(registry: TargetRegistry, port: PortInfo, subnqn: str) -> list[Subsystem]:
