@@ -41,9 +41,9 @@ class HostAuthentication:
         ``authreq``: the bits of DW0 above the CNTLID, in place. Raises :class:`AuthenticationError` for what this host
         cannot do, and where it was given no secret.
         """
-        if authreq & Authreq.ASCR:
-            raise self._cannot("the subsystem demands authentication and TLS with the key of it, which this host lacks")
-        if not authreq & Authreq.ATR:
+        if authreq & Authreq.ASCR and not self.concatenate:
+            raise self._cannot("the subsystem demands TLS: connect with its key (--tls-key), or with --concat")
+        if not authreq & (Authreq.ATR | Authreq.ASCR):
             return False
         if self._options.dhchap is None:
             raise self._cannot("the subsystem demands authentication: give the host's secret with --dhchap-secret")

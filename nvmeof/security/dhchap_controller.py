@@ -82,13 +82,22 @@ class ControllerExchange:
     """Authenticates the host of one queue, once or repeatedly; ``step`` tells where it is.
 
     ``in_thread``: runs the exponentiations. ``failure``: why the last exchange failed, a sentence for the log.
-    ``concatenates``: a host may have a TLS key made; `generated` is that key, once the host has authenticated itself.
+    ``concatenates``: a host may have a TLS key made, or has to (``must_concatenate``); `generated` is that key, once
+    the host has authenticated itself.
     """
 
     def __init__(
-        self, keys: HostKeys, *, hostnqn: str, subnqn: str, in_thread: InThread, concatenates: bool = False
+        self,
+        keys: HostKeys,
+        *,
+        hostnqn: str,
+        subnqn: str,
+        in_thread: InThread,
+        concatenates: bool = False,
+        must_concatenate: bool = False,
     ) -> None:
-        self._concatenates = concatenates
+        plain = () if must_concatenate else (SecureChannel.NONE,)
+        self._channels = (*plain, SecureChannel.NEW_TLS_PSK) if concatenates else plain
         self.generated: TlsKey | None = None
         self._keys = keys
         self._hostnqn = hostnqn
@@ -160,7 +169,7 @@ class ControllerExchange:
         offer: Any = NEGOTIATE.parse(message)
         self._end(Step.IDLE)
         self._t_id, self.bidirectional, self.generated = offer.t_id, False, None
-        if offer.sc_c not in ((SecureChannel.NONE, SecureChannel.NEW_TLS_PSK) if self._concatenates else (0,)):
+        if offer.sc_c not in self._channels:
             raise ExchangeError(FailureExplanation.CONCATENATION_MISMATCH)
         self._sc_c = SecureChannel(offer.sc_c)
         protocol = next((each for each in offer.protocols if each.authid == DHCHAP_AUTH_ID), None)

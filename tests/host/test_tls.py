@@ -38,6 +38,7 @@ from nvmeof import (
     generate_secret,
     generate_tls_key,
 )
+from nvmeof.host.authentication import HostAuthentication
 from nvmeof.host.cli import services
 from nvmeof.host.cli.secrets import tls_credentials
 from nvmeof.host.options import ConnectOptions
@@ -49,6 +50,7 @@ from nvmeof.security.dhchap_host import HostCredentials
 from nvmeof.security.tls.key import Derivation, Psk, generated_key
 from nvmeof.security.tls.suites import AES_128_GCM, AES_256_GCM, CHACHA20
 from nvmeof.spec.auth import DhGroupId, HashId
+from nvmeof.spec.connect import Authreq
 from nvmeof.spec.enums import DISCOVERY_NQN, SecType, Treq
 from nvmeof.spec.status import Status
 from nvmeof.target.subsystem.generated_psks import LIFE_SECONDS, MOST_KEYS, GeneratedPsks
@@ -564,3 +566,32 @@ def test_options_that_exclude_each_other(options: dict[str, Any], says: str) -> 
         ConnectOptions(
             traddr="192.0.2.1", subnqn=NQN, hostnqn=HOSTNQN, hostid=__import__("uuid").UUID(int=1), **options
         )
+
+
+@needs_groups
+async def test_a_subsystem_that_requires_tls_takes_a_key_of_authentication() -> None:
+    async with serving("allowed", tls_required=True, host_keys=((HOSTNQN, HostKeys(SECRET)),)) as target:
+        assert await use(**where(target, **concat())) == AES_128_GCM.name
+        assert await use(**where(target, tls=TlsCredentials(KEY), dhchap=HostCredentials(SECRET)))
+        with pytest.raises(AuthenticationError, match=r"demands TLS: connect with its key .*, or with --concat"):
+            await use(**where(target, dhchap=HostCredentials(SECRET)))
+        with pytest.raises(NvmeStatusError, match="0x184"):
+            await use(**where(target, **{**concat(), "hostnqn": OTHER_HOST}))
+
+
+@needs_groups
+async def test_a_queue_for_a_key_is_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that goes on in clear, with or without a key, gets nothing but refusals, and its connection ends."""
+    monkeypatch.setattr("nvmeof.target.projection.authentication.AUTHENTICATION_SECONDS", 0.5)
+    async with serving("allowed", tls_required=True, host_keys=((HOSTNQN, HostKeys(SECRET)),)) as target:
+        check = HostAuthentication.check
+        monkeypatch.setattr(HostAuthentication, "check", lambda self, bits: check(self, bits & ~Authreq.ASCR))
+        with pytest.raises(AuthenticationError, match="secure channel concatenation is demanded by one side alone"):
+            await use(**where(target, dhchap=HostCredentials(SECRET)))
+        always = property(lambda _: True, lambda *_: None)
+        monkeypatch.setattr(HostAuthentication, "concatenate", always, raising=False)
+        with pytest.raises(NvmeStatusError, match="Authentication Required"):
+            await use(**where(target, dhchap=concat()["dhchap"]))
+        async with asyncio.timeout(10):
+            while target.drivers:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)

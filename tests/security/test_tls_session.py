@@ -14,7 +14,7 @@ from nvmeof.security.tls import library as openssl
 from nvmeof.security.tls.credentials import TlsCredentials, match_hello
 from nvmeof.security.tls.hello import HelloError, complete_hello, parse_hello
 from nvmeof.security.tls.key import Psk, TlsKey, generate_tls_key
-from nvmeof.security.tls.session import BATCH_BYTES, TlsError, TlsSession
+from nvmeof.security.tls.session import BATCH_BYTES, TlsError, TlsSession, _context
 from nvmeof.security.tls.suites import AES_128_GCM, AES_256_GCM, CHACHA20, SUITES, Suite, parse_suites
 from nvmeof.spec.auth import HashId
 
@@ -320,4 +320,14 @@ def test_the_library_of_the_system_will_do(monkeypatch: pytest.MonkeyPatch) -> N
         found = openssl.Library()
     except ConfigurationError:
         pytest.skip("this system has no libssl of its own: install libssl3 to run this")
-    assert found.context()
+    monkeypatch.setattr(openssl, "library", lambda: found)
+    _context.cache_clear()
+    try:
+        client, server = pair(KEY_384.psk(HOST, SUBSYSTEM), (AES_256_GCM,))
+        client.write(b"by the system's library")
+        move(client, server)
+        assert read_all(server) == b"by the system's library"
+        client.free()
+        server.free()
+    finally:
+        _context.cache_clear()

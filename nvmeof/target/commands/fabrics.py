@@ -118,7 +118,8 @@ def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryvi
             message=f"host {host_nqn!r} is not allowed to use {subsystem.nqn}",
             dw0=connect_invalid_dw0("hostnqn"),
         )
-    wrong = why_channel_is_wrong(ctx.secured, subsystem, subnqn, named)
+    may_begin = ctx.port.tls != TLS_OFF and request.fields.qid == 0
+    wrong = why_channel_is_wrong(ctx.secured, subsystem, subnqn, named, may_begin=may_begin)
     if wrong is not None:
         raise CommandError(Status.CONNECT_INVALID_HOST, message=wrong, dw0=connect_invalid_dw0("hostnqn"))
     qid, sqsize = request.fields.qid, request.fields.sqsize
@@ -160,6 +161,7 @@ def _demand_authentication(ctx: ConnectContext, subsystem: Subsystem, accepted: 
     keys = subsystem.hosts.keys.get(accepted.host_nqn)
     if keys is None or subsystem.discovery or (ctx.secured is not None and ctx.secured.kind == "G"):
         return 0  # a generated TLS key proves that its host has authenticated itself
+    only_channel = subsystem.hosts.tls_required and ctx.secured is None
     accepted.authentication = QueueAuthentication(
         ctx.runtime,
         ctx.registry.authentication,
@@ -172,9 +174,10 @@ def _demand_authentication(ctx: ConnectContext, subsystem: Subsystem, accepted: 
         qid=accepted.qid,
         reauthentication_seconds=subsystem.config.reauthentication_seconds,
         channel=_channel(ctx, subsystem.nqn, accepted),
+        only_channel=only_channel,
     )
     accepted.queue_state = QueueState.CONNECTED
-    return Authreq.ATR
+    return Authreq.ATR | Authreq.ASCR if only_channel else Authreq.ATR
 
 
 def _channel(ctx: ConnectContext, subnqn: str, accepted: AdminContext | IoContext) -> Callable[[TlsKey], None] | None:

@@ -43,7 +43,7 @@ class QueueAuthentication:
 
     `reauthentication_seconds`: how long an authentication is good; 0: for the queue's life. A host that does not repeat
     it in time is named in the log, and its queue ends. `channel` takes the TLS key that a host has made; None: none can
-    be made.
+    be made. `only_channel`: the queue is for that alone, and is never ready for other commands.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class QueueAuthentication:
         qid: int,
         reauthentication_seconds: float,
         channel: Callable[[TlsKey], object] | None = None,
+        only_channel: bool = False,
     ) -> None:
         self._channel = channel
+        self._only_channel = only_channel
         self._runtime = runtime
         self._limits = limits
         self._queue = queue
@@ -69,7 +71,12 @@ class QueueAuthentication:
         self._who = f"host {hostnqn} of {subnqn}, queue {qid}"
         self._reauthentication_seconds = reauthentication_seconds
         self._exchange = ControllerExchange(
-            keys, hostnqn=hostnqn, subnqn=subnqn, in_thread=self._in_thread, concatenates=channel is not None
+            keys,
+            hostnqn=hostnqn,
+            subnqn=subnqn,
+            in_thread=self._in_thread,
+            concatenates=channel is not None,
+            must_concatenate=only_channel,
         )
         self._pending = True
         self._busy = False
@@ -138,6 +145,10 @@ class QueueAuthentication:
             self._channel(key)
             both += ", with a key for TLS"
         logger.info("%s: authenticated (%s%s)", self._who, self._exchange.chosen, both)
+        if self._only_channel:
+            self._release()
+            self._timer = self._runtime.call_later(AUTHENTICATION_SECONDS, self._stays)
+            return
         if self._pending:
             self._release()
             self._queue.set_state(QueueState.READY)
@@ -148,6 +159,9 @@ class QueueAuthentication:
         seconds = AUTHENTICATION_SECONDS if self._pending else self._reauthentication_seconds
         self._warn(f"not authenticated within {seconds:g} s; its connection is closed")
         self._queue.close(f"the host did not authenticate itself within {seconds:g} s")
+
+    def _stays(self) -> None:
+        self._queue.close("the host has its key for TLS, and goes on in clear")
 
     def _warn(self, text: str) -> None:
         left_out = self._peer_log.strangers.admit(self._peer, self._runtime.now())

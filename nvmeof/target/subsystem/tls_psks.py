@@ -35,12 +35,15 @@ def _subsystems(registry: TargetRegistry, port: PortInfo, subnqn: str) -> list[S
     return [] if found is None else [found]
 
 
-def why_channel_is_wrong(secured: IdentityFields | None, subsystem: Subsystem, subnqn: str, hostnqn: str) -> str | None:
+def why_channel_is_wrong(
+    secured: IdentityFields | None, subsystem: Subsystem, subnqn: str, hostnqn: str, *, may_begin: bool
+) -> str | None:
     """Return why a Connect may not come by its connection: not by TLS where that is required, or by a key of another
-    host or subsystem (NVMe/TCP Transport, PSK identity); None: it may.
+    host or subsystem (NVMe/TCP Transport, PSK identity); None: it may. ``may_begin``: an admin queue in clear, where
+    hosts can make a key for TLS.
     """
     if secured is None:
-        if subsystem.hosts.tls_required:
+        if subsystem.hosts.tls_required and not (may_begin and hostnqn in subsystem.hosts.keys):
             return f"{subsystem.nqn} requires TLS, which host {hostnqn!r} does not use"
         return None
     if secured.hostnqn != hostnqn:
