@@ -12,12 +12,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks import codec, compare, connection, isolation, loopback, offload, procstat, profiling, report, start
+from benchmarks import codec, compare, connection, isolation, loopback, offload, procstat, profiling, report, start, tls
 from benchmarks.cases import Case, full_grid, quick_grid
 from benchmarks.processes import choose_cores, mptcp_available
 from benchmarks.session import BenchmarkError
 
-PARTS = ("codec", "connection", "loopback", "mptcp-start", "offload")
+PARTS = ("codec", "connection", "loopback", "mptcp-start", "offload", "tls")
 ALONE = ("isolation",)
 """Parts that run only when they are asked for: they take their time."""
 QUICK = loopback.Plan(seconds=0.4, warmup_seconds=0.1, pairs=1, most_pairs=3, size_bytes=1 << 28)
@@ -71,7 +71,9 @@ def _plan(
 @click.option("--transport", type=click.Choice(["tcp", "mptcp"]), help="Loopback: only this transport.")
 @click.option("--file", "file", is_flag=True, help="Loopback: measure a file namespace too (in TMPDIR).")
 @click.option("--seconds", type=click.FloatRange(0.05, 60), help="Length of a sample; isolation: of each scenario.")
-@click.option("--pairs", type=click.IntRange(1, 100), help="Loopback: quiet samples of each side; offload: rounds.")
+@click.option(
+    "--pairs", type=click.IntRange(1, 100), help="Loopback: quiet samples of each side; offload, tls: rounds."
+)
 @click.option(
     "--size-mib", type=click.IntRange(1, 1 << 20), help="Loopback: size of the namespace and of the floor's memory."
 )
@@ -94,7 +96,7 @@ def _plan(
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
     """Benchmarks of the codecs, of the connection without sockets, of a target process on loopback, of the first MiB of
-    a connection over MPTCP, and of the offload device.
+    a connection over MPTCP, of the offload device, and of TLS.
 
     README.md in this folder says what each number means.
     """
@@ -119,6 +121,8 @@ def main(context: click.Context, /, **options: Any) -> None:
         _run_start(console, outcome, options)
     if "offload" in parts:
         _run_offload(console, outcome, options)
+    if "tls" in parts:
+        _run_tls(console, outcome, options)
     try:
         path = report.save(outcome, options["output"])
     except OSError as error:
@@ -217,6 +221,23 @@ def _run_offload(console: Console, outcome: dict[str, Any], options: dict[str, A
     reached = offload.check_goals(results)
     outcome["goals"] = [*outcome.get("goals", []), *reached]
     offload.print_results(console, results)
+    report.print_goals(console, reached)
+
+
+def _run_tls(console: Console, outcome: dict[str, Any], options: dict[str, Any]) -> None:
+    plan = tls.QUICK if options["quick"] else tls.FULL
+    if options["seconds"] is not None:
+        plan = replace(plan, seconds=options["seconds"])
+    if options["pairs"] is not None:
+        plan = replace(plan, rounds=options["pairs"])
+    try:
+        results = tls.run(choose_cores(), plan)
+    except BenchmarkError as error:
+        raise click.ClickException(str(error)) from error
+    outcome["tls"] = results
+    reached = tls.check_goals(results)
+    outcome["goals"] = [*outcome.get("goals", []), *reached]
+    tls.print_results(console, results)
     report.print_goals(console, reached)
 
 

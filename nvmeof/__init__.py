@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from nvmeof.security.dhchap_controller import HostKeys
     from nvmeof.security.dhchap_host import HostCredentials
     from nvmeof.security.secret import Secret, generate_secret, load_secret, parse_secret
+    from nvmeof.security.tls.credentials import TlsCredentials
+    from nvmeof.security.tls.key import TlsKey, generate_tls_key, load_tls_key, parse_tls_key
     from nvmeof.target.control import Control, ControlClient, ControlServer
     from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
     from nvmeof.target.server import Target
@@ -95,6 +97,8 @@ _HOMES = {
     "SubsystemConfig": "nvmeof.target.subsystem.config",
     "Target": "nvmeof.target.server",
     "TargetConfig": "nvmeof.target.subsystem.config",
+    "TlsCredentials": "nvmeof.security.tls.credentials",
+    "TlsKey": "nvmeof.security.tls.key",
     "TransportError": "nvmeof.errors",
     "ZoneGeometry": "nvmeof.target.namespaces.zone_geometry",
     "connect": "nvmeof.host.client",
@@ -102,8 +106,11 @@ _HOMES = {
     "discover": "nvmeof.host.client",
     "discover_all": "nvmeof.host.discovery_service",
     "generate_secret": "nvmeof.security.secret",
+    "generate_tls_key": "nvmeof.security.tls.key",
     "load_secret": "nvmeof.security.secret",
+    "load_tls_key": "nvmeof.security.tls.key",
     "parse_secret": "nvmeof.security.secret",
+    "parse_tls_key": "nvmeof.security.tls.key",
     "watch_discovery": "nvmeof.host.discovery_service",
 }
 
@@ -149,6 +156,8 @@ __all__ = [
     "SubsystemConfig",
     "Target",
     "TargetConfig",
+    "TlsCredentials",
+    "TlsKey",
     "TransportError",
     "ZoneGeometry",
     "connect",
@@ -156,8 +165,11 @@ __all__ = [
     "discover",
     "discover_all",
     "generate_secret",
+    "generate_tls_key",
     "load_secret",
+    "load_tls_key",
     "parse_secret",
+    "parse_tls_key",
     "watch_discovery",
 ]
 

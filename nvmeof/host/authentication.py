@@ -13,6 +13,7 @@ from nvmeof.host.requests import RequestOptions
 from nvmeof.runtime import Runtime
 from nvmeof.security.dhchap import ExchangeError
 from nvmeof.security.dhchap_host import HostExchange
+from nvmeof.security.tls.key import TlsKey
 from nvmeof.spec.auth import AUTH_MAX_BYTES
 from nvmeof.spec.connect import Authreq
 
@@ -27,6 +28,9 @@ class HostAuthentication:
         self._options = options
         self._runtime = runtime
         self._transactions = 0
+        self.concatenate = False
+        """Set: the next transaction makes a TLS key, which is `generated` then."""
+        self.generated: TlsKey | None = None
 
     def _cannot(self, why: str) -> AuthenticationError:
         return AuthenticationError(f"{self._options.subnqn}: {why}")
@@ -37,9 +41,9 @@ class HostAuthentication:
         ``authreq``: the bits of DW0 above the CNTLID, in place. Raises :class:`AuthenticationError` for what this host
         cannot do, and where it was given no secret.
         """
-        if authreq & Authreq.ASCR:
-            raise self._cannot("the subsystem demands authentication and TLS with the key of it, which this host lacks")
-        if not authreq & Authreq.ATR:
+        if authreq & Authreq.ASCR and not self.concatenate:
+            raise self._cannot("the subsystem demands TLS: connect with its key (--tls-key), or with --concat")
+        if not authreq & (Authreq.ATR | Authreq.ASCR):
             return False
         if self._options.dhchap is None:
             raise self._cannot("the subsystem demands authentication: give the host's secret with --dhchap-secret")
@@ -50,24 +54,27 @@ class HostAuthentication:
         credentials, options = self._options.dhchap, self._options
         if credentials is None:
             raise self._cannot("there is no secret to authenticate with: connect with dhchap=")
-        exchange = HostExchange(
-            credentials,
-            t_id=self._transactions & 0xFFFF,
-            hostnqn=options.hostnqn,
-            subnqn=options.subnqn,
-            in_thread=self._runtime.in_thread,
-        )
-        self._transactions += 1
+        exchange: HostExchange | None = None
         try:
+            exchange = HostExchange(
+                credentials,
+                t_id=self._transactions & 0xFFFF,
+                hostnqn=options.hostnqn,
+                subnqn=options.subnqn,
+                in_thread=self._runtime.in_thread,
+                concatenate=self.concatenate,
+            )
+            self._transactions += 1
             await self._send(queue, exchange.negotiate())
             await self._send(queue, await exchange.reply(await self._receive(queue)))
             last = exchange.finish(await self._receive(queue))
         except ExchangeError as error:
-            if exchange.farewell is not None:
+            if exchange is not None and exchange.farewell is not None:
                 await self._send(queue, exchange.farewell)
             raise self._cannot(f"authentication of queue {queue.qid} failed: {error}") from None
         if last is not None:
             await self._send(queue, last)
+        self.generated = exchange.generated
         log.info(
             "%s: queue %d authenticated%s", options.subnqn, queue.qid, "" if last is None else " in both directions"
         )

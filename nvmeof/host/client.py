@@ -238,7 +238,7 @@ async def connect(
             trace=trace,
         )
     if isinstance(traddr, DiscoveryEntry):
-        entry = _reachable(traddr)
+        entry = check_reachable(traddr, secured=options.get("tls") is not None)
         traddr, trsvcid = entry.address, entry.port if trsvcid is None else trsvcid
         subnqn, transport = subnqn or entry.subnqn, transport or entry.transport
         if not entry.is_nvm:
@@ -351,9 +351,9 @@ async def _discover(traddr: str, trsvcid: int | str, transport: str, options: Di
         return await controller.discovery_log()
 
 
-def _reachable(entry: DiscoveryEntry) -> DiscoveryEntry:
-    """Return the entry. Raises TransportError for a port whose transport this host does not support."""
-    if entry.requires_tls:
+def check_reachable(entry: DiscoveryEntry, *, secured: bool) -> DiscoveryEntry:
+    """Return the entry. Raises TransportError for a port that requires TLS where there is no key for it."""
+    if entry.requires_tls and not secured:
         where = Address(entry.address, entry.port)
-        raise TransportError(f"{entry.subnqn} at {where} requires TLS, which this host does not speak")
+        raise TransportError(f"{entry.subnqn} at {where} requires TLS: connect with a key (tls=, --tls-key)")
     return entry

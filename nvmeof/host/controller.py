@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from nvmeof.errors import (
+    AuthenticationError,
     CommandNotExecuted,
     ConnectionLost,
     LocalProtocolError,
@@ -35,6 +36,7 @@ from nvmeof.host.queue import Queue, QueueDevice
 from nvmeof.host.requests import DEFAULT_OPTIONS, Command, CommandPart, RequestOptions, give_up, run_transfer
 from nvmeof.host.results import IdentifyController, IdentifyNamespace
 from nvmeof.runtime import Runtime, sleep
+from nvmeof.security.tls.credentials import TlsCredentials
 from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import (
     CNTLID_DYNAMIC,
@@ -230,6 +232,8 @@ class Controller:
         await self.device.setup_ctrl(self.options)
         association.held = True
         try:
+            if self.options.concat:
+                self.options = await self._concatenate()
             await self._connect_admin_queue()
             await self._enable()
             await self._learn()
@@ -245,6 +249,23 @@ class Controller:
                 raise reason from None
             raise
         association.state = HostState.LIVE
+
+    async def _concatenate(self) -> ConnectOptions:
+        """Authenticate on a connection in clear, and end it; return the options with the TLS key that this has made
+        (NVMe Base, secure channel concatenation). Raises as `connect` does."""
+        plain = Controller(self.device, self.options, self.runtime)
+        authentication = plain._authentication
+        authentication.concatenate = True
+        try:
+            await plain._connect_admin_queue()
+        finally:
+            await plain.association.free(ConnectionLost("the key for TLS was made"))
+        if authentication.generated is None:
+            raise AuthenticationError(
+                f"{self.options.subnqn}: the subsystem demands no authentication, so that there is no key for TLS: "
+                "give the host a key there, or connect without --concat"
+            )
+        return self.options.with_changes(tls=TlsCredentials(authentication.generated), concat=False)
 
     @property
     def is_discovery(self) -> bool:

@@ -65,7 +65,7 @@ async def discover_all(
             found = cast(DiscoveryLog, await controller.discovery_log())
             return ServiceLog(found, tuple(_addresses(controller)))
 
-    return await follow_referrals(service, read)
+    return await follow_referrals(service, read, secured=options.get("tls") is not None)
 
 
 def _service(traddr: str, trsvcid: int | str | None, transport: str, options: DiscoverKeywords) -> DiscoveryService:

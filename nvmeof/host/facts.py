@@ -54,6 +54,8 @@ class QueueFacts(TypedDict, total=False):
     local: str
     peer: str
     closed: bool
+    tls: str | None
+    """The cipher suite of TLS; None: the connection is not encrypted."""
     congestion: str | None
     nodelay: bool | None
     token: int | None

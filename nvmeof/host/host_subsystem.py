@@ -22,9 +22,16 @@ from typing import Any, Self, Unpack
 
 from nvmeof.address import Address
 from nvmeof.aio.runtime import AsyncioRuntime
-from nvmeof.errors import ConfigurationError, NvmeofError, NvmeStatusError, TransportError
+from nvmeof.errors import ConfigurationError, NvmeofError, NvmeStatusError
 from nvmeof.host.admin_commands import AdminCommands
-from nvmeof.host.client import DEFAULT_TRANSPORT, DEVICES, HostController, association_options, take_path_options
+from nvmeof.host.client import (
+    DEFAULT_TRANSPORT,
+    DEVICES,
+    HostController,
+    association_options,
+    check_reachable,
+    take_path_options,
+)
 from nvmeof.host.controller import Controller
 from nvmeof.host.device_registry import DeviceRegistry
 from nvmeof.host.discovery import DiscoveryEntry
@@ -182,8 +189,7 @@ class HostSubsystem(AdminCommands):
 
     def _options_of(self, where: PathSpec) -> ConnectOptions:
         if isinstance(where, DiscoveryEntry):
-            if where.requires_tls:
-                raise TransportError(f"{where.subnqn} at {where.address} requires TLS, which this host does not speak")
+            check_reachable(where, secured=self.options.tls is not None)
             where = PathAddress(where.address, where.port, where.transport)
         elif isinstance(where, str):
             where = PathAddress.parse(where)

@@ -11,6 +11,7 @@ from uuid import UUID
 from nvmeof.address import check_host, ip_of
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.dhchap_host import HostCredentials
+from nvmeof.security.tls.credentials import TlsCredentials
 
 QUEUE_SIZE_MIN = 2
 QUEUE_SIZE_MAX = 4096
@@ -40,6 +41,8 @@ class ConnectKeywords(TypedDict, total=False):
     connect_timeout: float
     abort_first: bool
     dhchap: HostCredentials | None
+    tls: TlsCredentials | None
+    concat: bool
     hpda_bytes: int
     maxr2t: int
 
@@ -88,6 +91,10 @@ class ConnectOptions:
     """Abort a command that has not been answered in time, and give the association up after as much time again."""
     dhchap: HostCredentials | None = None
     """What the host authenticates itself with where a controller demands it, and what controllers have to prove."""
+    tls: TlsCredentials | None = None
+    """The key for TLS 1.3 on every queue; None: connections are not encrypted."""
+    concat: bool = False
+    """Secure channel concatenation: authenticate in clear with ``dhchap``, then use TLS with the key that it makes."""
     connect_timeout: float = 10.0
     """Seconds for a connection, its handshake and its Connect command."""
     hpda_bytes: int = 4
@@ -109,6 +116,10 @@ class ConnectOptions:
             seconds = getattr(self, name)
             if not isinstance(seconds, int | float) or not seconds > 0:
                 raise ConfigurationError(f"{name} must be a number of seconds, more than 0, not {seconds!r}")
+        if self.concat and self.tls is not None:
+            raise ConfigurationError("TLS has a key of its own, or one that authentication makes: give tls or concat")
+        if self.concat and self.dhchap is None:
+            raise ConfigurationError("concat makes the TLS key of an authentication: give the host's secret (dhchap)")
         if self.tos is not None:
             _within("type of service", self.tos, 0, 255)
 

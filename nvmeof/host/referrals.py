@@ -57,21 +57,23 @@ ReadService = Callable[[DiscoveryService], Awaitable[ServiceLog]]
 
 
 async def follow_referrals(
-    first: DiscoveryService, read: ReadService, *, max_services: int = MAX_SERVICES
+    first: DiscoveryService, read: ReadService, *, max_services: int = MAX_SERVICES, secured: bool = False
 ) -> Discovered:
-    """Read the log of a service, and of all that it refers to.
+    """Read the log of a service, and of all that it refers to. ``secured``: TLS is used, so that services which require
+    it can be asked.
 
     Raises what ``read`` raises for the first service. What goes wrong at another one (it cannot be reached, it refers
     to itself or back, there is no end of them) is a sentence in ``left_out``.
     """
-    walk = _Walk(read, max_services)
+    walk = _Walk(read, max_services, secured)
     await walk.take(first, await read(first))
     return walk.found
 
 
 class _Walk:
-    def __init__(self, read: ReadService, max_services: int) -> None:
+    def __init__(self, read: ReadService, max_services: int, secured: bool) -> None:
         self._read = read
+        self._secured = secured
         self._max_services = max_services
         self._asked: set[tuple[str, int]] = set()
         self._told: set[tuple[str, int]] = set()
@@ -102,7 +104,7 @@ class _Walk:
             return
         if key in self._told:
             return
-        if entry.requires_tls:
+        if entry.requires_tls and not self._secured:
             self._leave_out(key, f"left out the referral of {service} to {there}: it requires TLS")
         elif key in here:
             self._leave_out(key, f"left out a referral of {service}: it leads to the same service")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import cast
 
 from nvmeof.aio.driver import Batching, ConnectionDriver
@@ -35,7 +36,7 @@ log = logging.getLogger("nvmeof.host")
 ADMIN_RECEIVE_BYTES = 16 * 1024
 IO_RECEIVE_BYTES = 144 * 1024
 """Room for the answers to 32 Reads of 4 KiB, headers and responses included."""
-_UNANSWERED = "in place of an answer to ICReq: does that port require TLS, which this host does not speak?"
+_UNANSWERED = "in place of an answer to ICReq: does that port require TLS? Then connect with a TLS key (--tls-key)"
 BATCHING = Batching(reads=16, leave_large=16, leave_to_wake=True)
 """A host reads all received data but what is large, and sends all commands of one turn of the event loop together."""
 
@@ -239,6 +240,8 @@ class SocketQueueDevice(QueueDevice):
             "rcvbuf_bytes",
             "hpda_bytes",
             "maxr2t",
+            "tls",
+            "concat",
         }
     )
 
@@ -277,7 +280,8 @@ class SocketQueueDevice(QueueDevice):
             rcvbuf_bytes=options.rcvbuf_bytes,
             connect_timeout_seconds=options.connect_timeout,
         )
-        endpoint = await get(options.transport).connect(options.traddr, options.trsvcid, socket_options)
+        reach = partial(get(options.transport).connect, options.traddr, options.trsvcid, socket_options)
+        endpoint = await _secured(reach, options)
         link = SocketQueue(queue, endpoint, self._tap_of(queue))
         try:
             await link.handshake(max(deadline - loop.time(), 0.1))
@@ -332,6 +336,15 @@ class SocketQueueDevice(QueueDevice):
             facts["hdr_digest"] = parameters.header_digest
             facts["data_digest"] = parameters.data_digest
         return facts
+
+
+async def _secured(reach: Callable[[], Awaitable[Endpoint]], options: ConnectOptions) -> Endpoint:
+    """Return a connected endpoint, with TLS where it is asked for."""
+    if options.tls is None:
+        return await reach()
+    from nvmeof.aio.tls import connect_tls  # only now: not every host has an OpenSSL, or needs one
+
+    return await connect_tls(reach, options.tls, options.hostnqn, options.subnqn, options.connect_timeout)
 
 
 def _link(queue: Queue) -> SocketQueue | None:

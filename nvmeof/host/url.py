@@ -39,7 +39,9 @@ REPEATABLE: Final = frozenset({"host_traddr", "host_iface", "mptcp_subflow"})
 _FURTHER: Final[Mapping[str, type]] = {
     **dict.fromkeys(("hostnqn", "hostid", "iopolicy", "mptcp_subflow", "mptcp_limits", "path_manager"), str),
     "mptcp_fullmesh": bool,
-    **dict.fromkeys(("dhchap_secret", "dhchap_ctrl_secret"), str),
+    **dict.fromkeys(("dhchap_secret", "dhchap_ctrl_secret", "tls_key", "tls_suites"), str),
+    **dict.fromkeys(("tls", "tls_compat"), bool),
+    "tls_identity": int,
 }
 """Options that are neither of one association nor of recovery: nvme-cli's and the command line's names."""
 NSID_MAX: Final = 0xFFFFFFFE
@@ -144,6 +146,8 @@ def check_no_secret(options: Mapping[str, Value]) -> None:
     """
     if "dhchap_secret" in options or "dhchap_ctrl_secret" in options:
         raise ConfigurationError("the URL names a secret, which only the command line reads: give dhchap= in a program")
+    if any(name.startswith("tls") for name in options):
+        raise ConfigurationError("the URL asks for TLS, for which only the command line reads keys: give tls=")
 
 
 def _hint(given: str) -> str:

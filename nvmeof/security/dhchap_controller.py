@@ -20,6 +20,7 @@ from nvmeof.security.dhchap import (
     host_response,
 )
 from nvmeof.security.secret import Secret
+from nvmeof.security.tls.key import SIZES, TlsKey, generated_key
 from nvmeof.spec.auth import (
     CHALLENGE,
     DHCHAP_AUTH_ID,
@@ -81,9 +82,23 @@ class ControllerExchange:
     """Authenticates the host of one queue, once or repeatedly; ``step`` tells where it is.
 
     ``in_thread``: runs the exponentiations. ``failure``: why the last exchange failed, a sentence for the log.
+    ``concatenates``: a host may have a TLS key made, or has to (``must_concatenate``); `generated` is that key, once
+    the host has authenticated itself.
     """
 
-    def __init__(self, keys: HostKeys, *, hostnqn: str, subnqn: str, in_thread: InThread) -> None:
+    def __init__(
+        self,
+        keys: HostKeys,
+        *,
+        hostnqn: str,
+        subnqn: str,
+        in_thread: InThread,
+        concatenates: bool = False,
+        must_concatenate: bool = False,
+    ) -> None:
+        plain = () if must_concatenate else (SecureChannel.NONE,)
+        self._channels = (*plain, SecureChannel.NEW_TLS_PSK) if concatenates else plain
+        self.generated: TlsKey | None = None
         self._keys = keys
         self._hostnqn = hostnqn
         self._subnqn = subnqn
@@ -94,6 +109,7 @@ class ControllerExchange:
         """The host has asked for the controller's response too."""
         self._explanation = FailureExplanation.FAILED
         self._t_id = 0
+        self._sc_c = SecureChannel.NONE
         self._hash = HashId.SHA256
         self._group = DhGroupId.NULL
         self._seqnum = 0
@@ -134,6 +150,7 @@ class ControllerExchange:
             self._fail(error)
 
     def _fail(self, error: ExchangeError) -> None:
+        self.generated = None
         self._end(Step.FAILURE1)
         self._explanation, self.failure = error.explanation, str(error)
 
@@ -151,15 +168,19 @@ class ControllerExchange:
     async def _negotiate(self, message: bytes) -> None:
         offer: Any = NEGOTIATE.parse(message)
         self._end(Step.IDLE)
-        self._t_id, self.bidirectional = offer.t_id, False
-        if offer.sc_c != SecureChannel.NONE:
+        self._t_id, self.bidirectional, self.generated = offer.t_id, False, None
+        if offer.sc_c not in self._channels:
             raise ExchangeError(FailureExplanation.CONCATENATION_MISMATCH)
+        self._sc_c = SecureChannel(offer.sc_c)
         protocol = next((each for each in offer.protocols if each.authid == DHCHAP_AUTH_ID), None)
         if protocol is None:
             raise ExchangeError(FailureExplanation.NOT_USABLE, "the host does not offer DH-HMAC-CHAP")
         hashes, groups = protocol.hashes[: protocol.halen], protocol.groups[: protocol.dhlen]
         known_hashes = tuple(HashId) if self._keys.hash_id is None else (self._keys.hash_id,)
         known_groups = usable_groups() if self._keys.group is None else (self._keys.group,)
+        if self._sc_c:  # a key needs a shared secret, and an identity for its hash function
+            known_hashes = tuple(each for each in known_hashes if each in SIZES)
+            known_groups = tuple(filter(None, known_groups))
         hash_id = next((each for each in hashes if each in known_hashes), None)
         if hash_id is None:
             raise ExchangeError(FailureExplanation.HASH_NOT_USABLE)
@@ -184,13 +205,18 @@ class ControllerExchange:
             challenge=augmented_challenge(self._hash, self._challenge, shared),
             seqnum=self._seqnum,
             t_id=self._t_id,
-            sc_c=SecureChannel.NONE,
+            sc_c=self._sc_c,
             **names,
         )
         if not hmac.compare_digest(wanted, reply.rval):
             raise ExchangeError(FailureExplanation.FAILED)
         self.bidirectional = bool(reply.cvalid)
         self._response = b""
+        if self._sc_c:
+            if not reply.cvalid or shared is None:
+                raise ExchangeError(FailureExplanation.INCORRECT_PAYLOAD, "a TLS key is asked for without a challenge")
+            self.bidirectional = reply.seqnum != 0  # 0: the challenge is for the key alone
+            self.generated = generated_key(self._hash, shared, self._challenge + reply.cval)
         if self.bidirectional:
             if keys.controller_key is None:
                 raise ExchangeError(
@@ -204,7 +230,7 @@ class ControllerExchange:
                 challenge=augmented_challenge(self._hash, reply.cval, shared),
                 seqnum=reply.seqnum,
                 t_id=self._t_id,
-                sc_c=SecureChannel.NONE,
+                sc_c=self._sc_c,
                 **names,
             )
         self._end(Step.SUCCESS1)

@@ -19,6 +19,7 @@ from nvmeof.security.dhchap import (
     host_response,
 )
 from nvmeof.security.secret import Secret
+from nvmeof.security.tls.key import SIZES, TlsKey, generated_key
 from nvmeof.spec.auth import (
     CHALLENGE,
     FAILURE,
@@ -64,13 +65,32 @@ class HostCredentials:
 class HostExchange:
     """One transaction: send :meth:`negotiate`, give the answers to :meth:`reply` and then to :meth:`finish`.
 
-    Both raise :class:`ExchangeError`; :attr:`farewell` is then the message to send, if there is one.
+    Both raise :class:`ExchangeError`; :attr:`farewell` is then the message to send, if there is one. ``concatenate``:
+    have a TLS key made, which is :attr:`generated` in the end.
     """
 
     def __init__(
-        self, credentials: HostCredentials, *, t_id: int, hostnqn: str, subnqn: str, in_thread: InThread
+        self,
+        credentials: HostCredentials,
+        *,
+        t_id: int,
+        hostnqn: str,
+        subnqn: str,
+        in_thread: InThread,
+        concatenate: bool = False,
     ) -> None:
         self._credentials = credentials
+        self._sc_c = SecureChannel.NEW_TLS_PSK if concatenate else SecureChannel.NONE
+        self._hashes, self._groups = credentials.hashes, credentials.offered_groups
+        if concatenate:  # a key needs a shared secret, and an identity for its hash function
+            self._hashes = tuple(each for each in self._hashes if each in SIZES)
+            self._groups = tuple(filter(None, self._groups))
+            if not self._hashes or not self._groups:
+                raise ExchangeError(
+                    FailureExplanation.DHGROUP_NOT_USABLE,
+                    "a TLS key needs SHA-256 or SHA-384 and a Diffie-Hellman group: pip install 'nvmeof-mptcp[auth]'",
+                )
+        self.generated: TlsKey | None = None
         self._t_id = t_id
         self._names = {"hostnqn": hostnqn, "subnqn": subnqn}
         self._in_thread = in_thread
@@ -80,7 +100,7 @@ class HostExchange:
 
     def negotiate(self) -> bytes:
         """Return AUTH_Negotiate."""
-        return build_negotiate(self._t_id, self._credentials.hashes, self._credentials.offered_groups)
+        return build_negotiate(self._t_id, self._hashes, self._groups, self._sc_c)
 
     def _parsed(self, message: bytes, wanted: MessageId, layout: Any) -> Any:
         """Return a message's fields. Raises `ExchangeError` for Failure1, and for any message but the wanted one."""
@@ -107,9 +127,9 @@ class HostExchange:
         """Return Reply to the controller's Challenge."""
         challenge = self._parsed(message, MessageId.CHALLENGE, CHALLENGE)
         credentials = self._credentials
-        if challenge.hash_id not in credentials.hashes:
+        if challenge.hash_id not in self._hashes:
             raise self._wrong(FailureExplanation.HASH_NOT_USABLE, f"hash function {challenge.hash_id} was not offered")
-        if challenge.group_id not in credentials.offered_groups:
+        if challenge.group_id not in self._groups:
             raise self._wrong(FailureExplanation.DHGROUP_NOT_USABLE, f"group {challenge.group_id} was not offered")
         hash_id, group = HashId(challenge.hash_id), DhGroupId(challenge.group_id)
         if challenge.hl != hash_id.size or bool(challenge.dhvlen) != bool(group):
@@ -117,7 +137,7 @@ class HostExchange:
                 FailureExplanation.INCORRECT_PAYLOAD, f"{challenge.hl} and {challenge.dhvlen} bytes in the challenge"
             )
         public, shared = await self._exchange(group, challenge.dhval)
-        t_id, sc_c, names = self._t_id, SecureChannel.NONE, self._names
+        t_id, sc_c, names = self._t_id, self._sc_c, self._names
         response = host_response(
             hash_id,
             credentials.key.transformed(names["hostnqn"]),
@@ -139,6 +159,10 @@ class HostExchange:
                 sc_c=sc_c,
                 **names,
             )
+        elif sc_c:
+            own_challenge = secrets.token_bytes(hash_id.size)
+        if sc_c and shared is not None:
+            self.generated = generated_key(hash_id, shared, challenge.cval + own_challenge)
         self._wanted = wanted
         return REPLY.build(
             {
@@ -146,7 +170,7 @@ class HostExchange:
                 "auth_id": MessageId.REPLY,
                 "t_id": t_id,
                 "hl": hash_id.size,
-                "cvalid": wanted is not None,
+                "cvalid": wanted is not None or bool(sc_c),
                 "dhvlen": len(public),
                 "seqnum": seqnum,
                 "rval": response,

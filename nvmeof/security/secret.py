@@ -92,15 +92,24 @@ def load_secret(source: str) -> Secret:
 
     Raises `ConfigurationError` for one that cannot be had or read. A file that others may read is refused, as ssh does.
     """
+    text = read_source(source)
+    return parse_secret(text, "" if text is source else source)
+
+
+def read_source(source: str) -> str:
+    """Return the text that ``file:PATH`` or ``env:NAME`` stands for; the text itself where it is neither.
+
+    Raises `ConfigurationError` for one that cannot be had, and for a file that others may read.
+    """
     kind, _, rest = source.partition(":")
     if kind == "file":
-        return parse_secret(_private_text(Path(rest)), source)
+        return _private_text(Path(rest))
     if kind == "env":
         text = os.environ.get(rest)
         if text is None:
             raise ConfigurationError(f"the environment has no {rest}: set it to the secret, or give file:PATH")
-        return parse_secret(text, source)
-    return parse_secret(source)
+        return text
+    return source
 
 
 def _private_text(path: Path) -> str:

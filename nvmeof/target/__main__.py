@@ -31,7 +31,7 @@ from nvmeof.target.cli.serve import serve
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
 from nvmeof.target.metrics.server import DEFAULT_PORT as METRICS_PORT
 from nvmeof.target.simple_config import DEFAULT_SUBNQN
-from nvmeof.target.subsystem.config import ADVERTISE_FORMS
+from nvmeof.target.subsystem.config import ADVERTISE_FORMS, TLS_OFF, TLS_POLICIES
 from nvmeof.version import __version__
 
 _BESIDE_CONFIG: Final = frozenset(
@@ -48,6 +48,7 @@ _BESIDE_CONFIG: Final = frozenset(
         "verbose",
         "quiet",
         "control",
+        "tls_keylog",
     }
 )
 """Options that --config leaves to the command line."""
@@ -191,6 +192,27 @@ _COMMANDS: Final = {
     help="Diffie-Hellman group of authentication.  [default: the first that a host offers]",
 )
 @click.option("--require-authentication", is_flag=True, help="Refuse hosts that have no --dhchap-key.")
+@click.option(
+    "--tls",
+    type=click.Choice(TLS_POLICIES),
+    default=TLS_OFF,
+    show_default=True,
+    help="TLS 1.3 with pre-shared keys on all ports: none, beside plain connections, or alone (docs/howto/tls.md).",
+)
+@click.option(
+    "--tls-key",
+    multiple=True,
+    metavar="HOSTNQN=SOURCE",
+    help="The TLS key of this host, from file:PATH or env:NAME, as gen-tls-key makes it; repeatable.",
+)
+@click.option(
+    "--tls-suites", metavar="NAME[,NAME...]", help="Cipher suites that are allowed, in order.  [default: all three]"
+)
+@click.option(
+    "--tls-keylog",
+    metavar="PATH",
+    help="Append the secrets of all connections, for tshark; who reads it can read them.  [default: SSLKEYLOGFILE]",
+)
 @click.option(
     "--reauthenticate",
     type=SECONDS,

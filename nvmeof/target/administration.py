@@ -13,6 +13,7 @@ from uuid import UUID
 from nvmeof.errors import ConfigurationError
 from nvmeof.runtime import Runtime
 from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.tls.key import TlsKey
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.core.rate_limits import Limiter, RateLimit
 from nvmeof.target.description import describe_port, describe_subsystem
@@ -193,6 +194,7 @@ class Administration:
         else:
             namespace.limiter.change(limit, self._target.loop.time())
         return self._limits_changed(subsystem)
+
     def disable_namespace(self, nsid: int, *, subnqn: str | None = None) -> None:
         """Withdraw a namespace from hosts; it keeps its NSID, its data and its open storage."""
         live_changes.disable_namespace(self._subsystem(subnqn), nsid)
@@ -288,11 +290,20 @@ class Administration:
         self._target.registry.set_allowed_hosts(self._subsystem(subnqn).nqn, hosts)
 
     def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None:
-        """Set what a host authenticates itself with, from its next Connect on; None: it need not.
+        """Set what a host authenticates itself with, from its next Connect on; None: it need not. TLS keys that were
+        made of the old one are forgotten.
 
         Associations that exist go on: `remove_host` ends them, where only some hosts are allowed.
         """
         self._subsystem(subnqn).hosts.set_keys(nqn, keys)
+        self._target.registry.generated.forget(nqn)
+
+    def set_tls_key(self, nqn: str, key: TlsKey | None, *, subnqn: str | None = None) -> None:
+        """Set what a host uses TLS with, from its next connection on; None: it cannot.
+
+        Associations that exist go on: `remove_host` ends them, where only some hosts are allowed.
+        """
+        self._subsystem(subnqn).hosts.set_tls_key(nqn, key)
 
     # Ports and paths
 

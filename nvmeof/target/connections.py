@@ -8,11 +8,13 @@ import resource
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nvmeof.aio.polling import Poller
 from nvmeof.aio.runtime import AsyncioRuntime
+from nvmeof.errors import TransportError
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.security.tls.key import IdentityFields, parse_identity
 from nvmeof.target.commands.admin_context import ConnectContext
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOST, AddressShares, connections_most
 from nvmeof.target.core.log_rate import left_out_text
@@ -22,10 +24,15 @@ from nvmeof.target.core.throttle import Throttle
 from nvmeof.target.driver import QueueDriver
 from nvmeof.target.meters import Meters
 from nvmeof.target.queue.detached import DetachedCommands
+from nvmeof.target.subsystem.config import TLS_ALLOWED, TLS_OFF
 from nvmeof.target.subsystem.registry import PortInfo, TargetRegistry
 from nvmeof.target.subsystem.subsystem import Subsystem
+from nvmeof.target.subsystem.tls_psks import psks_of
 from nvmeof.trace import Trace
-from nvmeof.transport.base import Address, Endpoint
+from nvmeof.transport.base import Address, Endpoint, say_dropped
+
+if TYPE_CHECKING:
+    from nvmeof.aio.tls import ServerHandshake, TlsEndpoint
 
 logger = logging.getLogger("nvmeof.target")
 
@@ -78,6 +85,7 @@ class Connections:
         """Those that have made no Connect, by address."""
         self._config = config
         self._counted = AddressShares(CONNECTIONS_MOST)
+        self._handshakes: dict[ServerHandshake, int] = {}  # TLS's, with the Port ID that they came by
         self._moves: dict[MemoryShare, tuple[int, float]] = {}  # what was last seen of a share, and when
 
     def start(self, runtime: AsyncioRuntime, slices: Slices) -> None:
@@ -100,10 +108,59 @@ class Connections:
         if not self._admit(endpoint):
             endpoint.abort()
             return
+        if port.tls == TLS_OFF:
+            self._serve(port, endpoint)
+        else:
+            self._shake_hands(port, endpoint)
+
+    def _serve(self, port: PortInfo, endpoint: Endpoint, secured: IdentityFields | None = None) -> None:
         local = endpoint.local_address
         seen, figures = port.seen_at(local.host, local.port), partial(_figures, endpoint)
-        driver = QueueDriver(self, endpoint, seen, self._config, figures)
+        driver = QueueDriver(self, endpoint, seen, self._config, figures, secured)
         self.drivers.add(driver)
+
+    def _shake_hands(self, port: PortInfo, endpoint: Endpoint) -> None:
+        """Serve a connection once its TLS handshake is complete, or where the port allows it as it is."""
+        from nvmeof.aio.tls import ServerHandshake, TlsEndpoint
+
+        def done(result: TlsEndpoint | TransportError) -> None:
+            self._handshakes.pop(handshake, None)
+            if isinstance(result, TlsEndpoint):
+                serve(result, parse_identity(result.psk_identity))
+                return
+            self._release(endpoint)
+            left_out = self.registry.peer_log.strangers.admit(str(endpoint.peer_address), self.loop.time())
+            if left_out is not None:
+                logger.warning("%s: connection ended: %s%s", endpoint.peer_address, result, left_out_text(left_out))
+
+        def plain(unencrypted: Endpoint) -> None:
+            self._handshakes.pop(handshake, None)
+            serve(unencrypted, None)
+
+        def serve(ready: Endpoint, secured: IdentityFields | None) -> None:
+            try:
+                self._serve(port, ready, secured)
+            except Exception as error:
+                say_dropped(ready.peer_address, error)
+                self._release(endpoint)
+                ready.abort()
+
+        handshake = ServerHandshake(
+            endpoint,
+            partial(psks_of, self.registry, port, self.loop.time),
+            port.suites,
+            done,
+            self.connect_seconds,
+            plain=plain if port.tls == TLS_ALLOWED else None,
+            turns=self.slices,
+        )
+        self._handshakes[handshake] = port.portid
+        handshake.start()
+
+    def _release(self, endpoint: Endpoint) -> None:
+        """Note the end of a connection that has not become a queue."""
+        self._counted.give(endpoint.peer_address.host)
+        self.strangers.give(endpoint.peer_address.host)
 
     def _admit(self, endpoint: Endpoint) -> bool:
         """Count a new connection, unless its address has its share of them already."""
@@ -233,6 +290,13 @@ class Connections:
     def _goes_on(self, driver: QueueDriver) -> bool:
         return driver in self.drivers or bool(driver.queue.running)
 
+    def end_handshakes(self, portid: int | None = None) -> None:
+        """End the TLS handshakes under way, at all ports or at one."""
+        for handshake in [each for each, number in self._handshakes.items() if portid in (None, number)]:
+            del self._handshakes[handshake]
+            handshake.cancel()
+            self._release(handshake.endpoint)
+
     def abort(self, reason: str) -> None:
         """End all connections at once, without sending what is queued."""
         for driver in list(self.drivers):
@@ -243,6 +307,7 @@ class Connections:
 
         Those that have not ended when `expired` returns True are dropped.
         """
+        self.end_handshakes()
         for driver in list(self.drivers):
             driver.queue.lost(reason)
         while (self.drivers or self.tasks) and not expired():  # noqa: ASYNC110

@@ -28,6 +28,8 @@ def describe_subsystem(subsystem: Subsystem) -> dict[str, Any]:
         "authentication_required": subsystem.hosts.authentication_required,
         "host_limit": None if limits.each is None else asdict(limits.each),
         "host_limits": {nqn: asdict(limit) for nqn, limit in limits.own.items()},
+        "hosts_with_tls_keys": sorted(subsystem.hosts.tls_keys),
+        "tls_required": subsystem.hosts.tls_required,
         "namespaces": [describe_namespace(namespace) for namespace in subsystem.namespaces.values()],
         "pool": None
         if manager is None
@@ -83,6 +85,7 @@ def describe_port(port: Port) -> dict[str, Any]:
         "host": config.host,
         "port": config.port,
         "discovery_only": config.discovery_only,
+        "tls": config.tls,
         "subsystems": None if config.subsystems is None else sorted(config.subsystems),
         "referrals": [f"{each.transport}://{Address(each.traddr, each.trsvcid)}" for each in config.referrals],
         "listeners": [_listener(listener) for listener in port.all_listeners],

@@ -24,6 +24,7 @@ from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.security.secret import load_secret
+from nvmeof.security.tls.key import TlsKey, load_tls_key
 from nvmeof.security.words import hash_word, parse_group, parse_hash
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
 from nvmeof.target.core.rate_limits import RateLimit
@@ -69,9 +70,9 @@ class TargetSettings:
 NESTED: Final[Mapping[type, frozenset[str]]] = {
     NamespaceConfig: frozenset({"backend", "nguid", "uuid", "eui64", "zoned", "rate_limit"}),
     SubsystemConfig: frozenset(
-        {"allowed_hosts", "host_keys", "namespaces", "pool", "metadata_store", "host_limit", "host_limits"}
+        {"allowed_hosts", "host_keys", "tls_keys", "namespaces", "pool", "metadata_store", "host_limit", "host_limits"}
     ),
-    PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths", "referrals"}),
+    PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths", "referrals", "tls_suites"}),
     TargetConfig: frozenset({"subsystems", "ports"}),
     PathOptions: frozenset({"paths", "limits"}),
 }
@@ -136,6 +137,7 @@ def _subsystem(config: SubsystemConfig) -> Document:
             {
                 "hosts": None if config.allowed_hosts is None else sorted(config.allowed_hosts),
                 "host_keys": {nqn: _keys(keys) for nqn, keys in config.host_keys} or None,
+                "tls_keys": {nqn: key.source or key.to_text() for nqn, key in config.tls_keys} or None,
                 "pool": None if config.pool is None else _pool(config.pool),
                 "state": None if store is None else str(store.path),
                 "host_limit": None if config.host_limit is None else _plain(config.host_limit),
@@ -193,6 +195,7 @@ def _port(config: PortConfig) -> Document:
                 "advertise_as": None if config.advertise_as == PortConfig().advertise_as else advertise_as,
                 "subsystems": None if config.subsystems is None else sorted(config.subsystems),
                 "paths": list(config.paths) or None,
+                "tls_suites": list(config.tls_suites) or None,
                 "referrals": [_plain(each) for each in config.referrals] or None,
                 "ana": {str(group): state_word(state) for group, state in config.ana} or None,
             }
@@ -330,6 +333,7 @@ def _subsystem_from(section: _Section) -> SubsystemConfig:
     pool = section.section("pool")
     state = section.take("state", str, "the path of a file")
     keys: Mapping[str, Any] = section.take("host_keys", Mapping, "a mapping of host NQNs to keys") or {}  # type: ignore[type-abstract]
+    tls_keys: Mapping[str, Any] = section.take("tls_keys", Mapping, "a mapping of host NQNs to TLS keys") or {}  # type: ignore[type-abstract]
     where = f"{section.where}.host_keys"
     host_limit = section.section("host_limit")
     limits: Mapping[str, Any] = section.take("host_limits", Mapping, "a mapping of host NQNs to rate limits") or {}  # type: ignore[type-abstract]
@@ -337,6 +341,7 @@ def _subsystem_from(section: _Section) -> SubsystemConfig:
         SubsystemConfig,
         allowed_hosts=None if hosts is None else frozenset(hosts),
         host_keys=tuple((nqn, _keys_from(_Section(each, f"{where}[{nqn!r}]"))) for nqn, each in keys.items()),
+        tls_keys=tuple((nqn, _tls_key_from(section, nqn, each)) for nqn, each in tls_keys.items()),
         namespaces=tuple(map(_namespace_from, section.sections("namespaces"))),
         pool=None if pool is None else _pool_from(pool),
         metadata_store=None if state is None else JsonFileStore(state, sections=SUBSYSTEM_SECTIONS),
@@ -346,6 +351,17 @@ def _subsystem_from(section: _Section) -> SubsystemConfig:
             for nqn, each in limits.items()
         ),
     )
+
+
+def _tls_key_from(section: _Section, nqn: str, source: object) -> TlsKey:
+    """Read a host's TLS key: as such, or as ``file:PATH`` and ``env:NAME``."""
+    where = f"{section.where}.tls_keys[{nqn!r}]"
+    if not isinstance(source, str):
+        raise ConfigurationError(f"{where} is file:PATH or env:NAME, or the key itself")
+    try:
+        return load_tls_key(source)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _keys_from(section: _Section) -> HostKeys:
@@ -405,7 +421,7 @@ def _namespace_from(section: _Section) -> NamespaceConfig:
 
 def _port_from(section: _Section) -> PortConfig:
     values: Document = {}
-    for name in ("advertise_as", "paths"):
+    for name in ("advertise_as", "paths", "tls_suites"):
         texts = section.texts(name)
         if texts is not None:
             values[name] = texts

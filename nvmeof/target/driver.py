@@ -14,6 +14,7 @@ from nvmeof.protocol.connection import ConnectionConfig, TargetConnection
 from nvmeof.protocol.events import Event
 from nvmeof.protocol.pdu_tap import PduTap
 from nvmeof.runtime import Runtime
+from nvmeof.security.tls.key import IdentityFields
 from nvmeof.target.commands.admin_context import ConnectContext
 from nvmeof.target.core.completion import Completion
 from nvmeof.target.core.log_rate import left_out_text
@@ -72,7 +73,8 @@ class QueueDriver:
     """Serves a connection from its acceptance to its end: the consumer of its bytes, and the queue's driver.
 
     Implements :class:`nvmeof.aio.driver.Consumer` and :class:`nvmeof.target.queue.contract.Driver`. `port`: what the
-    connection came by. `figures` returns the figures of the connection, for telemetry.
+    connection came by. `figures` returns the figures of the connection, for telemetry. `secured`: the PSK identity of
+    its TLS.
     """
 
     __slots__ = (
@@ -99,6 +101,7 @@ class QueueDriver:
         port: PortInfo,
         config: ConnectionConfig,
         figures: Figures | None = None,
+        secured: IdentityFields | None = None,
     ) -> None:
         self._owner = owner
         self.connection = TargetConnection(config)
@@ -109,7 +112,9 @@ class QueueDriver:
         )
         peer = str(endpoint.peer_address)
         self.port = port
-        self.queue.ctx = ConnectContext(owner.runtime, owner.registry, port, self.queue, peer=peer, connection=figures)
+        self.queue.ctx = ConnectContext(
+            owner.runtime, owner.registry, port, self.queue, peer=peer, connection=figures, secured=secured
+        )
         self.queue.pacing.slices = owner.slices
         if owner.trace is not None:
             self._listen(owner.trace, TracedQueue(Side.TARGET, peer))
@@ -331,6 +336,8 @@ class QueueDriver:
         transport = info.protocol
         if info.fallback:
             transport += f", fallback from {info.transport}"
+        if info.tls is not None:
+            transport += f", {info.tls}"
         parameters = self.connection.parameters
         digests = ""
         if parameters is not None and (parameters.header_digest or parameters.data_digest):

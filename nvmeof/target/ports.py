@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from nvmeof.address import check_host, ip_of, is_wildcard, split_scope
 from nvmeof.errors import ConfigurationError
+from nvmeof.security.tls.suites import SUITES, parse_suites
 from nvmeof.spec.enums import AnaState
-from nvmeof.target.subsystem.config import PortConfig, Referral
+from nvmeof.target.subsystem.config import TLS_OFF, PortConfig, Referral
 from nvmeof.target.subsystem.registry import PortInfo
 from nvmeof.target.subsystem.subsystem import Subsystem
 from nvmeof.transport import base
@@ -234,7 +235,13 @@ class Ports(Mapping[int, Port]):
             plain_tcp=transport.plain_tcp,
             subsystems=config.subsystems,
             referrals=config.referrals,
+            tls=config.tls,
+            suites=parse_suites(config.tls_suites) or SUITES,
         )
+        if config.tls != TLS_OFF:
+            from nvmeof.security.tls.library import library
+
+            library()  # raises where there is none, before the first host comes
         port = Port(portid, config, info, self._accept, self._open_endpoints)
         for subsystem in subsystems:
             port.offer(subsystem)

@@ -354,6 +354,7 @@ class Target:
         reason = f"port {port.portid} was removed"
         drivers = self.connections.of_port(port.portid)
         self.ports.stop(port)
+        self.connections.end_handshakes(port.portid)
         self.registry.remove_port(port.portid)
         for subsystem in (*self.subsystems.values(), self.registry.discovery):
             _end_associations(subsystem, port, reason)

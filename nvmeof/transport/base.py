@@ -133,6 +133,9 @@ class ConnectionInfo:
     peer: Address
     closed: bool = False
     """True: closed by us; the figures are those last read, if any."""
+    tls: str | None = None
+    """The cipher suite of TLS; None where the connection is not encrypted. The figures are those of the encrypted
+    bytes."""
     congestion: str | None = None
     nodelay: bool | None = None
     token: int | None = None

@@ -402,7 +402,7 @@ def test_discover_shows_what_security_is_asked_for(
     assert run("list", nqn=None) == 0
     captured = capsys.readouterr()
     assert captured.out.count(SUBNQN) == 1
-    assert f"left out {SUBNQN} at 127.0.0.1: it requires TLS, which this host does not speak" in captured.err
+    assert f"left out {SUBNQN} at 127.0.0.1: it requires TLS: give --tls-key" in captured.err
     device.discovery_log = build_discovery_log(1, [entry(5, 2)])
     assert run("id-ctrl", nqn=None) == 1
     assert "names no NVM subsystem that can be used" in capsys.readouterr().err

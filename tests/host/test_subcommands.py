@@ -224,6 +224,7 @@ def test_each_subcommand_is_in_the_suite() -> None:
         "discover", "connect", "connect-all", "list", "list-subsys", "id-ctrl", "id-ns", "gen-hostnqn", "config",
         "smart-log", "error-log", "ana-log", "get-log", "get-feature", "read", "write", "bench", "mptcpize",
         "saved list", "saved add", "saved remove", "cp", "gen-dhchap-key", "check-dhchap-key",
+        "gen-tls-key", "check-tls-key",
         "man", "completion", "export",
     }  # fmt: skip
     here = {*(each[0] for each in STRUCTURES), *(each[0] for each in ACTIONS)}

@@ -16,6 +16,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.security.secret import generate_secret
+from nvmeof.security.tls.key import TlsKey
 from nvmeof.spec.auth import DhGroupId, HashId
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.core.metadata import MemoryStore
@@ -139,6 +140,7 @@ def everything(directory: Path) -> TargetSettings:
             (HOSTS[1], HostKeys(SECRET, SECRET, HashId.SHA384, DhGroupId.FFDHE4096)),
         ),
         authentication_required=True, reauthentication_seconds=60.0,
+        tls_keys=((HOSTS[0], TlsKey(bytes(32))), (HOSTS[1], TlsKey(bytes(48), None))), tls_required=True,
         namespaces=(namespace,), max_queue_entries=64, max_io_queues=3, max_transfer_bytes=0, incapsule_bytes=4096,
         cntlid_min=5, cntlid_max=9, max_async_events=2, max_namespaces=16, max_ana_groups=4,
         pool=FilePool(directory / "pool", "8M"), max_attached=2, ready_timeout_seconds=3.5, command_quiesce_seconds=6.0,
@@ -151,6 +153,7 @@ def everything(directory: Path) -> TargetSettings:
         discovery_only=True, advertise_as=("tsas",), ana=((2, AnaState.INACCESSIBLE),), portid=4,
         subsystems=frozenset(NQNS), paths=("192.0.2.3,backup",),
         referrals=(Referral(traddr="192.0.2.9", trsvcid=8010, transport="mptcp", name="other"),),
+        tls="allowed", tls_suites=("TLS_AES_128_GCM_SHA256",),
     )  # fmt: skip
     sockets = SocketOptions(
         host_traddr="192.0.2.4", host_iface="eth0", tos=1, priority=2, mark=3, congestion="cubic", sndbuf_bytes=4096,
@@ -239,6 +242,8 @@ def test_the_shortest_document() -> None:
         (("subsystems", 0, "cntlid_min"), 0, r"subsystems\[0\]: controller identifiers"),
         (("subsystems", 0, "cntlid_min"), True, r"subsystems\[0\].cntlid_min is of the type int"),
         (("subsystems", 0, "hosts"), [1], r"subsystems\[0\].hosts is a list of texts"),
+        (("subsystems", 0, "tls_keys"), [], r"subsystems\[0\].tls_keys is a mapping of host NQNs"),
+        (("subsystems", 0, "tls_keys"), {HOSTS[0]: "x"}, "tls_keys.*this is no TLS key"),
         (("subsystems", 0, "host_keys"), [], r"subsystems\[0\].host_keys is a mapping of host NQNs"),
         (("subsystems", 0, "host_keys"), {HOSTS[0]: {}}, "host_keys.* has no dhchap_key"),
         (("subsystems", 0, "host_keys"), {HOSTS[0]: {"dhchap_key": "x"}}, "host_keys.*no DH-HMAC-CHAP secret"),

@@ -18,8 +18,8 @@ COUNT = 8_000_000
 
 
 @needs_mptcp
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_two_subflows_each_with_bytes(loop: str) -> None:
+@pytest.mark.parametrize(("loop", "tls"), [("asyncio", False), ("uvloop", False), ("asyncio", True), ("uvloop", True)])
+def test_two_subflows_each_with_bytes(loop: str, tls: bool) -> None:
     if loop == "uvloop":
         pytest.importorskip("uvloop", reason="pip install uvloop")
     for tool, package in (("unshare", "util-linux"), ("ip", "iproute2"), ("tc", "iproute2")):
@@ -30,7 +30,7 @@ def test_two_subflows_each_with_bytes(loop: str) -> None:
         capture_output=True,
         text=True,
         timeout=50,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])},
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), **({"TLS": "1"} if tls else {})},
     )
     if done.stderr.startswith(("SETUP", "unshare:")):
         pytest.skip(
@@ -47,8 +47,12 @@ def test_two_subflows_each_with_bytes(loop: str) -> None:
         assert len(info["subflows"]) == 2
         assert {flow["state"] for flow in info["subflows"]} == {"ESTABLISHED"}
         assert len({flow["id"] for flow in info["subflows"]}) == 2
-    assert host["bytes_sent"] in (COUNT, COUNT + 1)
-    assert target["bytes_received"] == COUNT
+    if tls:
+        assert host["tls"] == target["tls"] == "TLS_AES_128_GCM_SHA256"
+        assert COUNT < target["bytes_received"] <= host["bytes_sent"] < COUNT * 1.002 + 2000
+    else:
+        assert host["bytes_sent"] in (COUNT, COUNT + 1)
+        assert target["bytes_received"] == COUNT
     ends = {flow["peer"].split(":")[0]: flow for flow in host["subflows"]}
     assert ends.keys() == {"10.1.1.1", "10.1.2.1"}
     assert {flow["local"].split(":")[0] for flow in host["subflows"]} == {"10.1.1.2", "10.1.2.2"}

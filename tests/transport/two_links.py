@@ -1,19 +1,29 @@
 """Run inside `unshare -rnm` by test_mptcp_paths: a target here, a host in a second namespace, two links between.
 
-Prints one JSON object: what describe() says at both ends after `bytes` have gone from host to target.
+Prints one JSON object: what describe() says at both ends after `bytes` have gone from host to target; with TLS where
+the environment has TLS.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 from nvmeof.aio.runloop import run
+from nvmeof.aio.tls import ServerHandshake, TlsEndpoint, connect_tls
+from nvmeof.errors import TransportError
+from nvmeof.security.tls.credentials import TlsCredentials
+from nvmeof.security.tls.key import TlsKey
+from nvmeof.security.tls.suites import SUITES
 from nvmeof.transport import Endpoint, SocketOptions, get
 
+TLS = "TLS" in os.environ
+KEY, NAMES = TlsKey(bytes(range(32))), ("nqn.host", "nqn.subsystem")
 SETUP = """
 mount -t tmpfs tmpfs /run
 ip netns add host
@@ -45,7 +55,10 @@ async def move(endpoint: Endpoint, count: int, *, sending: bool) -> None:
     def step() -> None:
         nonlocal moved
         size = min(len(buffer), count - moved)
-        moved += endpoint.sendmsg([buffer[:size]]) if sending else endpoint.recv_into(buffer[:size])
+        try:
+            moved += endpoint.sendmsg([buffer[:size]]) if sending else endpoint.recv_into(buffer[:size])
+        except BlockingIOError:  # of TLS: less than a record has come, or the one before has not gone
+            return
         if moved == count:
             (endpoint.set_writer if sending else endpoint.set_reader)(None)
             done.set_result(None)
@@ -54,9 +67,20 @@ async def move(endpoint: Endpoint, count: int, *, sending: bool) -> None:
     await done
 
 
+def shake_hands(accepted: list[Endpoint], endpoint: Endpoint) -> None:
+    """Add an endpoint to the accepted ones when its TLS handshake is complete."""
+
+    def done(result: TlsEndpoint | TransportError) -> None:
+        assert isinstance(result, TlsEndpoint), result
+        accepted.append(result)
+
+    ServerHandshake(endpoint, lambda identity: KEY.candidates(identity, *NAMES), SUITES, done, 10).start()
+
+
 async def as_host(port: int, count: int) -> dict[str, Any]:
     """Connect over the first link, send, wait for the target's word, describe."""
-    endpoint = await get("mptcp").connect("10.1.1.1", port, SocketOptions(congestion="cubic"))
+    reach = partial(get("mptcp").connect, "10.1.1.1", port, SocketOptions(congestion="cubic"))
+    endpoint = await (connect_tls(reach, TlsCredentials(KEY), *NAMES, 10) if TLS else reach())
     await asyncio.sleep(0.3)  # the target's second address is announced after the connection is established
     await move(endpoint, count, sending=True)
     await move(endpoint, 1, sending=False)
@@ -83,7 +107,8 @@ async def without_first_subflow(endpoint: Endpoint) -> list[str]:
 async def as_target(loop: str, count: int) -> dict[str, Any]:
     """Listen, start the host in its namespace, receive, describe."""
     accepted: list[Endpoint] = []
-    (listener,) = await get("mptcp").listen("0.0.0.0", 0, SocketOptions(congestion="cubic"), accepted.append)
+    take = partial(shake_hands, accepted) if TLS else accepted.append
+    (listener,) = await get("mptcp").listen("0.0.0.0", 0, SocketOptions(congestion="cubic"), take)
     command = [sys.executable, __file__, "host", loop, str(listener.address.port), str(count)]
     host = await asyncio.create_subprocess_exec("ip", "netns", "exec", "host", *command, stdout=subprocess.PIPE)
     while not accepted:  # noqa: ASYNC110

@@ -107,6 +107,8 @@ _SUMMARIES: Final = {
     "secrets": {
         "gen-dhchap-key": "Make a random secret for DH-HMAC-CHAP, and print it.",
         "check-dhchap-key": "Check a secret's form and checksum; say what it is, and not the secret.",
+        "gen-tls-key": "Make a random pre-shared key for TLS, and print it in the interchange form.",
+        "check-tls-key": "Check a TLS key's form and checksum; say what it is, and its identity, and not the key.",
     },
     "shell": {
         "completion": "Print what makes a shell complete commands, options and saved connections.",

@@ -17,7 +17,7 @@ from nvmeof.cli.types import BYTES, SECONDS, U8, U32, IntegerType, Number
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.host.cli import output as out
 from nvmeof.host.cli.program import PROGRAM as PROGRAM
-from nvmeof.host.cli.secrets import host_credentials
+from nvmeof.host.cli.secrets import host_credentials, tls_credentials, wants_tls
 from nvmeof.host.client import HostController, connect, discover, take_path_options
 from nvmeof.host.config_files.saved import find_target, read_saved
 from nvmeof.host.discovery import DiscoveryEntry
@@ -27,6 +27,7 @@ from nvmeof.host.namespace import Namespace
 from nvmeof.host.offload.device import OFFLOAD
 from nvmeof.host.options import ConnectOptions, distinct_paths
 from nvmeof.host.url import TargetUrl
+from nvmeof.security.tls.keylog import open_keylog
 from nvmeof.spec.enums import DISCOVERY_NQN, NVME_PORT
 from nvmeof.transport import get, set_trtype_code
 from nvmeof.transport.paths.session import PathOptions
@@ -215,6 +216,16 @@ _CONNECTION = (
         help="Own secret: file:PATH, env:NAME or prompt.",
     ),
     _option("-C", "--dhchap-ctrl-secret", metavar="SOURCE", help="Secret that the controller has to prove."),
+    _option("--tls", is_flag=True, help="TLS 1.3 with a pre-shared key on every queue."),
+    _option("--tls-key", "--tls_key", metavar="SOURCE", help="The key: file:PATH, env:NAME or prompt; --tls with it."),
+    _option("--concat", is_flag=True, help="Make the TLS key by authentication, each time (with --dhchap-secret)."),
+    _option("--tls-identity", type=Number(0, 1), metavar="N", help="Version of the PSK identity.  [default: 1]"),
+    _option("--tls-compat", is_flag=True, help="Derive keys as libnvme up to 1.14 does (nvme-cli's --compat)."),
+    _option("--tls-suites", metavar="NAME[,NAME...]", help="Cipher suites to offer.  [default: all three]"),
+    _option(
+        "--tls-keylog", metavar="PATH",
+        help="Append the secrets of connections, for tshark.  [default: SSLKEYLOGFILE]",
+    ),
     _option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
     _option("-G", "--data-digest", is_flag=True, help="Data digests."),
     _option("-T", "--tos", type=U8, metavar="TOS", help="IP type of service, 0 to 255."),
@@ -353,7 +364,15 @@ def split_options(options: dict[str, Any]) -> dict[str, Any]:
     names = (*CONNECTION_NAMES, *CONTROLLER_NAMES)
     chosen = {name: options[name] for name in names if options.get(name) is not None}
     credentials = host_credentials(options.get("dhchap_secret"), options.get("dhchap_ctrl_secret"))
-    return chosen if credentials is None else {**chosen, "dhchap": credentials}
+    if credentials is not None:
+        chosen["dhchap"] = credentials
+    secured = tls_credentials(options)
+    if secured is not None:
+        chosen["tls"] = secured
+    if options.get("concat"):
+        open_keylog(options.get("tls_keylog"))
+        chosen["concat"] = True
+    return chosen
 
 
 def path_options(options: dict[str, Any]) -> PathOptions | None:
@@ -405,13 +424,13 @@ async def subsystem_of_any(options: dict[str, Any]) -> str:
 def discovery_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that discovery takes."""
     chosen = split_options(options)
-    for name in (*CONTROLLER_NAMES, "keep_alive_tmo"):
+    for name in (*CONTROLLER_NAMES, "keep_alive_tmo", "concat"):  # discovery demands no authentication
         chosen.pop(name, None)
     return chosen
 
 
 async def _only_subsystem(options: dict[str, Any]) -> DiscoveryEntry:
-    entries = [entry for entry in await discover(**discovery_options(options)) if usable(entry)]
+    entries = [entry for entry in await discover(**discovery_options(options)) if usable(entry, options)]
     # the port that was asked, where the log has it
     entries.sort(key=lambda entry: entry.trsvcid != str(options.get("trsvcid")))
     names = sorted({entry.subnqn for entry in entries})
@@ -422,11 +441,11 @@ async def _only_subsystem(options: dict[str, Any]) -> DiscoveryEntry:
     return entries[0]
 
 
-def usable(entry: DiscoveryEntry) -> bool:
-    """Return whether an entry is an NVM subsystem behind a transport that this package has; a port with TLS gets a
-    remark."""
-    if entry.is_nvm and entry.requires_tls:
-        out.remark(f"left out {entry.subnqn} at {entry.address}: it requires TLS, which this host does not speak")
+def usable(entry: DiscoveryEntry, options: dict[str, Any]) -> bool:
+    """Return whether an entry is an NVM subsystem behind a transport that this package has; a port that requires TLS
+    gets a remark where the options have no key for it."""
+    if entry.is_nvm and entry.requires_tls and not wants_tls(options):
+        out.remark(f"left out {entry.subnqn} at {entry.address}: it requires TLS: give --tls-key")
         return False
     try:
         get(entry.trtype)
@@ -455,7 +474,7 @@ def paths_to_subsystems(entries: Iterable[DiscoveryEntry], options: dict[str, An
     hostnqn, hostid = host_identity(options.get("hostnqn"), options.get("hostid"))
     found: dict[str, list[ConnectOptions]] = {}
     for entry in entries:
-        if not usable(entry):
+        if not usable(entry, options):
             continue
         try:
             path = ConnectOptions(

@@ -43,12 +43,14 @@ def block_size(value_bytes: int) -> str:
 
 
 def transport_in_use(facts: Mapping[str, Any]) -> str:
-    """Return the transport of a queue as it is now: ``mptcp (4 subflows)``, ``tcp (asked for mptcp)``."""
+    """Return the transport of a queue as it is now: ``mptcp (4 subflows)``, ``tcp (asked for mptcp)``, ``tcp, TLS``."""
     asked, actual = facts.get("transport", "?"), facts.get("protocol")
+    secured = ", TLS" if facts.get("tls") else ""
     if actual is None or actual == asked:
         subflows = len(facts.get("subflows") or ())
-        return f"{asked} ({subflows} subflow{'s' if subflows != 1 else ''})" if asked == "mptcp" else str(asked)
-    return f"{actual} (asked for {asked})"
+        text = f"{asked} ({subflows} subflow{'s' if subflows != 1 else ''})" if asked == "mptcp" else str(asked)
+        return text + secured
+    return f"{actual} (asked for {asked}){secured}"
 
 
 @contextmanager

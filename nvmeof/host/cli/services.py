@@ -22,6 +22,8 @@ from nvmeof.host.config_files.discovery_conf import parse_discovery_conf
 from nvmeof.host.config_files.fabrics_options import ADDRESS
 from nvmeof.host.config_files.files import CONFIG_JSON, DISCOVERY_CONF, find, read_text
 from nvmeof.security.secret import parse_secret
+from nvmeof.security.tls.key import PREFIX as TLS_PREFIX
+from nvmeof.security.tls.key import parse_tls_key
 
 NO_FILE = "none"
 """What ``--config`` says for no file, as in nvme-cli."""
@@ -42,7 +44,9 @@ _TAKEN = frozenset(
 )  # fmt: skip
 """Options of the files that mean something to this host."""
 _SECURED = ("tls", "concat", "tls_key", "tls_key_identity")
-"""Options without which a port cannot be used, and which this host does not have."""
+"""Options without which a port cannot be used ..."""
+_NEEDED = {"tls": "tls_key", "tls_key": "tls_key", "concat": "dhchap_secret"}
+"""... unless there is the key or secret that they need, in the file or given."""
 
 _SECRETS = {
     "dhchap_secret": ("dhchap_secret", "dhchap_key"),
@@ -156,6 +160,12 @@ def _usable(options: Mapping[str, Any], where: str) -> dict[str, Any]:
                 found[name] = parse_secret(str(text))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{where}: {error}") from None
+    key = options.get("tls_key")
+    if isinstance(key, str) and key.startswith(TLS_PREFIX):  # others are of a keyring
+        try:
+            found["tls_key"] = parse_tls_key(key)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}: {error}") from None
     if found.get("tos") == -1:
         del found["tos"]  # libnvme's word for none
     if "trsvcid" in found:
@@ -169,9 +179,12 @@ def _usable(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _add(found: list[Asked], options: dict[str, Any], source: str, given: Mapping[str, Any]) -> None:
     """Add a service, unless it is there, or its transport is none of ours (other hosts' lines are left alone)."""
     secured = [name for name in _SECURED if given.get(name) not in (None, False, "none")]
-    if secured:
-        out.remark(f"left out {options.get('traddr')} of {source}: this host does not have its {', '.join(secured)}")
+    lacking = [name for name in secured if options.get(_NEEDED.get(name, "")) is None]
+    if lacking:
+        out.remark(f"left out {options.get('traddr')} of {source}: this host does not have its {', '.join(lacking)}")
         return
+    if secured:
+        options["concat" if "concat" in secured else "tls"] = True
     try:
         check_transport(options["transport"])
     except ConfigurationError:

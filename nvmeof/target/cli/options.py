@@ -10,10 +10,11 @@ from typing import Final
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.security.tls.keylog import open_keylog
 from nvmeof.size_text import parse_size
 from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
 from nvmeof.target.cli.limits import parse_keep_alive_range, with_rate_limits
-from nvmeof.target.cli.secrets import host_keys
+from nvmeof.target.cli.secrets import host_keys, tls_keys
 from nvmeof.target.configuration.files import Loaded, read_configuration
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
@@ -32,6 +33,7 @@ from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.ana import parse_ana_setting
 from nvmeof.target.subsystem.config import (
     ADVERTISE_DEFAULT,
+    TLS_OFF,
     NamespaceConfig,
     PortConfig,
     SubsystemConfig,
@@ -77,6 +79,10 @@ class Options:
     dhchap_hash: str | None = None
     dhchap_dhgroup: str | None = None
     require_authentication: bool = False
+    tls: str = TLS_OFF
+    tls_key: tuple[str, ...] = ()
+    tls_suites: str | None = None
+    tls_keylog: str | None = None
     reauthenticate: float = 0.0
     max_queues: int = 128
     queue_size: int = 1024
@@ -183,6 +189,8 @@ def _ports(options: Options) -> list[PortConfig]:
                 advertise_port=(advertised.port or None) if not discovery_only else None,
                 discovery_only=discovery_only,
                 advertise_as=options.advertise_as or ADVERTISE_DEFAULT,
+                tls=options.tls,
+                tls_suites=() if options.tls_suites is None else tuple(options.tls_suites.replace(":", ",").split(",")),
                 ana=tuple((each.group, each.state) for each in settings if each.applies(address.host, address.port)),
             )
         )
@@ -213,6 +221,8 @@ def load(options: Options) -> Loaded:
 
 def make_configured(options: Options, loaded: Loaded) -> Target:
     """Make the target that the file of --config describes. Raises ConfigurationError."""
+    if any(port.tls != TLS_OFF for port in loaded.settings.config.ports):
+        open_keylog(options.tls_keylog)
     return Target.from_settings(loaded.settings, trace=_trace(options), meters=_meters(options))
 
 
@@ -222,6 +232,8 @@ def make_target(options: Options) -> Target:
         base.set_trtype_code(options.trtype, options.trtype_code)
     base.get(options.trtype)
     shortest, longest = (0.0, 0.0) if not options.keep_alive_range else parse_keep_alive_range(options.keep_alive_range)
+    if options.tls != TLS_OFF:
+        open_keylog(options.tls_keylog)
     subsystem = SubsystemConfig(
         nqn=options.subnqn,
         serial=options.serial,
@@ -229,6 +241,7 @@ def make_target(options: Options) -> Target:
         allowed_hosts=frozenset(options.allow_host) or None,
         host_keys=host_keys(options.dhchap_key, options.dhchap_ctrl_key, options.dhchap_hash, options.dhchap_dhgroup),
         authentication_required=options.require_authentication,
+        tls_keys=tls_keys(options.tls_key, options.tls, generated=bool(options.dhchap_key)),
         reauthentication_seconds=options.reauthenticate,
         namespaces=tuple(_backends(options)),
         pool=_pool(options),

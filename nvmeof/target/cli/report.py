@@ -13,6 +13,7 @@ from nvmeof.cli import streams
 from nvmeof.launch import command_line
 from nvmeof.size_text import format_size
 from nvmeof.target.subsystem.ana import ANA_GROUP
+from nvmeof.target.subsystem.config import TLS_OFF, TLS_REQUIRED
 from nvmeof.transport.base import Address
 
 
@@ -49,6 +50,8 @@ def facts(described: dict[str, Any]) -> dict[str, Any]:
         "allowed_hosts": subsystem["hosts"],
         "hosts_with_keys": subsystem["hosts_with_keys"],
         "authentication_required": subsystem["authentication_required"],
+        "hosts_with_tls_keys": subsystem["hosts_with_tls_keys"],
+        "tls": ports[0]["tls"],
         "listeners": [
             {**listener, "discovery_only": port["discovery_only"]} for port in ports for listener in port["listeners"]
         ],
@@ -130,13 +133,15 @@ def say(told: dict[str, Any]) -> None:
     host = _reachable(first["address"])
     click.echo(f"connect with{_elsewhere(first['address'], host)}")
     where = f"-a {host} -s {first['port']} -n {shlex.quote(told['subnqn'])}"
-    click.echo(f"  nvme connect -t tcp {where}")
-    click.echo(f"  {command_line('host')} connect -t {told['transport']} {where}")
+    secured = told.get("tls", TLS_OFF) == TLS_REQUIRED
+    click.echo(f"  nvme connect -t tcp {where}{' --tls' if secured else ''}")
+    key = " --tls --tls-key file:KEY" if secured else ""
+    click.echo(f"  {command_line('host')} connect -t {told['transport']} {where}{key}")
     click.echo("stop with Ctrl-C")
 
 
 def warn(told: dict[str, Any]) -> None:
-    if told["allowed_hosts"] or told["authentication_required"]:
+    if told["allowed_hosts"] or told["authentication_required"] or told.get("tls", TLS_OFF) == TLS_REQUIRED:
         return
     public = [
         str(Address(listener["address"], listener["port"]))

@@ -24,11 +24,11 @@ from nvmeof.target.cli.report import facts, remark, say, say_configured, warn
 from nvmeof.target.cli.service import Service
 from nvmeof.target.configuration.difference import apply, difference
 from nvmeof.target.configuration.files import Loaded
-from nvmeof.target.metrics import page
-from nvmeof.target.metrics.server import MetricsServer, metrics_server
 from nvmeof.target.control import Control, ControlServer
 from nvmeof.target.control.process import Hooks
 from nvmeof.target.control.where import control_path
+from nvmeof.target.metrics import page
+from nvmeof.target.metrics.server import MetricsServer, metrics_server
 from nvmeof.target.server import Target
 
 MDNS_HOST_CHARACTERS: Final = 40

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeAlias
 
 from nvmeof.errors import CommandError
 from nvmeof.runtime import Runtime
+from nvmeof.security.tls.key import IdentityFields
 from nvmeof.spec.enums import NSID_ALL
 from nvmeof.spec.sqe import Sqe
 from nvmeof.target.commands.context import CommandContext, IoContext, QueueContext
@@ -58,10 +59,11 @@ class AdminContext(CommandContext):
 class ConnectContext(QueueContext):
     """A queue before its Connect, which makes the queue's next context and leaves it in `accepted`.
 
-    `connection` gives figures of what carries the queue, for telemetry.
+    `connection` gives figures of what carries the queue, for telemetry. `secured`: the PSK identity that its TLS was
+    opened with; None: it is not encrypted.
     """
 
-    __slots__ = ("accepted", "connection", "port", "registry")
+    __slots__ = ("accepted", "connection", "port", "registry", "secured")
 
     qid: ClassVar[int] = 0
     host_nqn: ClassVar[str] = ""
@@ -80,8 +82,10 @@ class ConnectContext(QueueContext):
         *,
         peer: str = "",
         connection: Figures | None = None,
+        secured: IdentityFields | None = None,
     ) -> None:
         super().__init__(runtime, registry.tables, registry.peer_log, queue, peer)
+        self.secured = secured
         self.registry = registry
         self.port = port
         self.connection = connection

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from nvmeof.errors import CommandError
+from nvmeof.security.tls.key import TlsKey
 from nvmeof.spec.connect import (
     CONNECT,
     CONNECT_DATA,
@@ -52,7 +53,9 @@ from nvmeof.target.controller.keep_alive import check_kato
 from nvmeof.target.core.states import LIVE_STATES, UNCONNECTED_ONLY, ControllerState, QueueState
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.projection.authentication import QueueAuthentication
+from nvmeof.target.subsystem.config import TLS_OFF
 from nvmeof.target.subsystem.subsystem import Association, Subsystem
+from nvmeof.target.subsystem.tls_psks import why_channel_is_wrong
 from nvmeof.wire import layout
 
 logger = logging.getLogger(__name__)
@@ -116,6 +119,10 @@ def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryvi
             message=f"host {host_nqn!r} is not allowed to use {subsystem.nqn}",
             dw0=connect_invalid_dw0("hostnqn"),
         )
+    may_begin = ctx.port.tls != TLS_OFF and request.fields.qid == 0
+    wrong = why_channel_is_wrong(ctx.secured, subsystem, subnqn, named, may_begin=may_begin)
+    if wrong is not None:
+        raise CommandError(Status.CONNECT_INVALID_HOST, message=wrong, dw0=connect_invalid_dw0("hostnqn"))
     qid, sqsize = request.fields.qid, request.fields.sqsize
     flow_control = not request.fields.cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
     _check_room(ctx, subsystem, named)
@@ -153,8 +160,9 @@ def _demand_authentication(ctx: ConnectContext, subsystem: Subsystem, accepted: 
     otherwise all that it takes to join the association of another.
     """
     keys = subsystem.hosts.keys.get(accepted.host_nqn)
-    if keys is None or subsystem.discovery:
-        return 0
+    if keys is None or subsystem.discovery or (ctx.secured is not None and ctx.secured.kind == "G"):
+        return 0  # a generated TLS key proves that its host has authenticated itself
+    only_channel = subsystem.hosts.tls_required and ctx.secured is None
     accepted.authentication = QueueAuthentication(
         ctx.runtime,
         ctx.registry.authentication,
@@ -166,9 +174,20 @@ def _demand_authentication(ctx: ConnectContext, subsystem: Subsystem, accepted: 
         subnqn=subsystem.nqn,
         qid=accepted.qid,
         reauthentication_seconds=subsystem.config.reauthentication_seconds,
+        channel=_channel(ctx, subsystem.nqn, accepted),
+        only_channel=only_channel,
     )
     accepted.queue_state = QueueState.CONNECTED
-    return Authreq.ATR
+    return Authreq.ATR | Authreq.ASCR if only_channel else Authreq.ATR
+
+
+def _channel(ctx: ConnectContext, subnqn: str, accepted: AdminContext | IoContext) -> Callable[[TlsKey], None] | None:
+    """Return what takes a TLS key that a host makes of its authentication, for its next connections; None where there
+    is no TLS, on an I/O queue, and where there is a secure channel already."""
+    if ctx.port.tls == TLS_OFF or ctx.secured is not None or accepted.qid:
+        return None
+    registry, runtime, hostnqn = ctx.registry, ctx.runtime, accepted.host_nqn
+    return lambda key: registry.generated.add(key.psk(hostnqn, subnqn), runtime.now())
 
 
 def _connect_data(data: memoryview) -> tuple[bytes, int, str, str]:

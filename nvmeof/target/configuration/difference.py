@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.tls.key import TlsKey
 from nvmeof.spec.enums import AnaState
 from nvmeof.target.core.rate_limits import RateLimit
 from nvmeof.target.document import TargetSettings
@@ -23,7 +24,7 @@ from nvmeof.target.subsystem.live_changes import LIMITS
 
 V = TypeVar("V")
 _HOSTS: Final = frozenset(
-    {"allowed_hosts", "any_host", "host_keys", "namespaces", "host_limit", "host_limits", *LIMITS}
+    {"allowed_hosts", "any_host", "host_keys", "tls_keys", "namespaces", "host_limit", "host_limits", *LIMITS}
 )
 """The fields of a subsystem that can be changed while it runs; others need a new subsystem."""
 _PORT: Final = frozenset({"ana", "subsystems", "paths", "referrals"})
@@ -66,6 +67,7 @@ class Changing(Protocol):
     def set_limits(self, *, subnqn: str | None = None, **limits: int) -> None: ...
 
     def set_referrals(self, referrals: Collection[Referral], portid: int) -> None: ...
+    def set_tls_key(self, nqn: str, key: TlsKey | None, *, subnqn: str | None = None) -> None: ...
 
     async def add_port(self, config: PortConfig) -> int: ...
 
@@ -217,6 +219,12 @@ def _subsystem(target: Changing, plan: Plan, old: SubsystemConfig, new: Subsyste
             undo = partial(set_keys, old_keys.get(host))
             plan.changes.append(Step(f"{nqn}: keys of {host} changed", partial(set_keys, new_keys.get(host)), undo))
     _host_limits(target, plan, old, new)
+    old_tls, new_tls = dict(old.tls_keys), dict(new.tls_keys)
+    for host in {**old_tls, **new_tls}:
+        if old_tls.get(host) != new_tls.get(host):
+            set_tls = partial(target.set_tls_key, host, subnqn=nqn)
+            undo = partial(set_tls, old_tls.get(host))
+            plan.changes.append(Step(f"{nqn}: TLS key of {host} changed", partial(set_tls, new_tls.get(host)), undo))
     _namespaces(target, plan, nqn, _by(old.namespaces, lambda one: one.nsid), _by(new.namespaces, lambda one: one.nsid))
 
 

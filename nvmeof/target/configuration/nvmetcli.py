@@ -200,7 +200,8 @@ def _port(node: _Node, remarks: list[str]) -> Document | None:
         "subsystems": [_host_name(node, index, each) for index, each in enumerate(node.value.get("subsystems", []))],
     }
     if address.text("tsas", "none") not in ("none", "") or address.text("treq", "") == "required":
-        remarks.append(f"port {portid} is served without TLS, which its file asks for")
+        made["tls"] = "required" if address.text("treq", "") == "required" else "allowed"
+        remarks.append(f"port {portid} uses TLS, whose keys are in no file of nvmetcli: give the subsystem tls_keys")
     states = {}
     for group in node.nodes("ana_groups"):
         state = group.node("ana").text("state", "optimized")
@@ -302,12 +303,15 @@ def _namespace_out(namespace: Document, nqn: str, remarks: list[str]) -> Documen
 
 
 def _port_out(port: Document, nqns: list[str], inline: int | None, remarks: list[str]) -> Document:
-    known = ("portid", "transport", "host", "port", "subsystems", "ana", "referrals", "advertise_as")
+    known = ("portid", "transport", "host", "port", "subsystems", "ana", "referrals", "advertise_as", "tls")
     _left_out(f"port {port.get('portid')}", port, known, remarks)
     states = {"1": "optimized", **port.get("ana", {})}
     return {
         "portid": port["portid"],
-        "addr": _address_out(port["transport"], port["host"], port["port"]),
+        "addr": {
+            **_address_out(port["transport"], port["host"], port["port"]),
+            **_TLS_ADDRESS.get(port.get("tls", "off"), {}),
+        },
         "param": {} if inline is None else {"inline_data_size": str(inline)},
         "subsystems": list(nqns if port.get("subsystems") is None else port["subsystems"]),
         "ana_groups": [{"grpid": int(group), "ana": {"state": state}} for group, state in states.items()],
@@ -319,6 +323,13 @@ def _port_out(port: Document, nqns: list[str], inline: int | None, remarks: list
             for index, each in enumerate(port.get("referrals", ()))
         ],
     }
+
+
+_TLS_ADDRESS: Final = {
+    "allowed": {"treq": "not required", "tsas": "tls1.3"},
+    "required": {"treq": "required", "tsas": "tls1.3"},
+}
+"""What nvmet's attributes of a port say of TLS; its keys are in a keyring of the kernel."""
 
 
 def _address_out(transport: str, host: str, port: int) -> Document:

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Final, get_args, get_type_hints
 
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.security.tls.suites import SUITES
 from nvmeof.security.words import hash_word
 from nvmeof.spec.auth import DhGroupId, HashId
 from nvmeof.target.core.rate_limits import RateLimit
@@ -20,6 +21,7 @@ from nvmeof.target.subsystem.ana import STATE_WORDS
 from nvmeof.target.subsystem.config import (
     ADVERTISE_FORMS,
     REFERRAL_TRANSPORTS,
+    TLS_POLICIES,
     NamespaceConfig,
     PortConfig,
     Referral,
@@ -90,6 +92,10 @@ def _subsystem() -> Schema:
         ("nqn",),
         hosts={**_list(TEXT), "description": "NQNs of the hosts that may use it; left out: any host"},
         host_keys={"type": "object", "additionalProperties": _KEYS},
+        tls_keys={
+            "type": "object",
+            "additionalProperties": {"type": "string", "description": "NVMeTLSkey-1:…, file:PATH or env:NAME"},
+        },
         pool=_mapping({"capacity_bytes": {"type": "integer", "minimum": 1}, "directory": TEXT}, ("capacity_bytes",)),
         state={"type": "string", "description": "a file for what outlives the process"},
         namespaces=_list(_namespace()),
@@ -101,7 +107,7 @@ def _subsystem() -> Schema:
 def _port() -> Schema:
     referral = _object(Referral, ("traddr",))
     referral["properties"]["transport"] = {"enum": list(REFERRAL_TRANSPORTS)}
-    return _object(
+    port = _object(
         PortConfig,
         advertise_as=_list({"enum": list(ADVERTISE_FORMS)}, minItems=1),
         ana={
@@ -112,7 +118,10 @@ def _port() -> Schema:
         subsystems={**_list(TEXT), "description": "NQNs of the subsystems that it offers; left out: all"},
         paths=_list(TEXT),
         referrals=_list(referral),
+        tls_suites=_list({"enum": [each.name for each in SUITES]}),
     )
+    port["properties"]["tls"] = {"enum": list(TLS_POLICIES)}
+    return port
 
 
 def schema() -> Schema:

@@ -81,7 +81,7 @@ def _entry(
         prottype=form[1],
         adrfam=address_family(traddr),
         subtype=subtype,
-        treq=Treq.NOT_SPECIFIED | Treq.DISABLE_SQ_FLOW_CONTROL,
+        treq=port.treq | Treq.DISABLE_SQ_FLOW_CONTROL,
         portid=port.portid,
         cntlid=CNTLID_DYNAMIC,
         asqsz=ADMIN_QUEUE_ENTRIES,

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from nvmeof.runtime import Runtime
 from nvmeof.security.dhchap_controller import ControllerExchange, HostKeys, Step
+from nvmeof.security.tls.key import TlsKey
 from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.core.log_rate import PeerLog, left_out_text
 from nvmeof.target.core.queue_control import QueueControl
@@ -41,7 +42,8 @@ class QueueAuthentication:
     """Decides when a queue is ready, and when it ends since its host is not who it says.
 
     `reauthentication_seconds`: how long an authentication is good; 0: for the queue's life. A host that does not repeat
-    it in time is named in the log, and its queue ends.
+    it in time is named in the log, and its queue ends. `channel` takes the TLS key that a host has made; None: none can
+    be made. `only_channel`: the queue is for that alone, and is never ready for other commands.
     """
 
     def __init__(
@@ -57,14 +59,25 @@ class QueueAuthentication:
         subnqn: str,
         qid: int,
         reauthentication_seconds: float,
+        channel: Callable[[TlsKey], object] | None = None,
+        only_channel: bool = False,
     ) -> None:
+        self._channel = channel
+        self._only_channel = only_channel
         self._runtime = runtime
         self._limits = limits
         self._queue = queue
         self._peer_log, self._peer = peer_log, peer
         self._who = f"host {hostnqn} of {subnqn}, queue {qid}"
         self._reauthentication_seconds = reauthentication_seconds
-        self._exchange = ControllerExchange(keys, hostnqn=hostnqn, subnqn=subnqn, in_thread=self._in_thread)
+        self._exchange = ControllerExchange(
+            keys,
+            hostnqn=hostnqn,
+            subnqn=subnqn,
+            in_thread=self._in_thread,
+            concatenates=channel is not None,
+            must_concatenate=only_channel,
+        )
         self._pending = True
         self._busy = False
         self._transactions = 0
@@ -127,7 +140,15 @@ class QueueAuthentication:
     def _succeeded(self) -> None:
         self._timer.cancel()
         both = ", the controller too" if self._exchange.bidirectional else ""
+        key = self._exchange.generated
+        if key is not None and self._channel is not None:
+            self._channel(key)
+            both += ", with a key for TLS"
         logger.info("%s: authenticated (%s%s)", self._who, self._exchange.chosen, both)
+        if self._only_channel:
+            self._release()
+            self._timer = self._runtime.call_later(AUTHENTICATION_SECONDS, self._stays)
+            return
         if self._pending:
             self._release()
             self._queue.set_state(QueueState.READY)
@@ -138,6 +159,9 @@ class QueueAuthentication:
         seconds = AUTHENTICATION_SECONDS if self._pending else self._reauthentication_seconds
         self._warn(f"not authenticated within {seconds:g} s; its connection is closed")
         self._queue.close(f"the host did not authenticate itself within {seconds:g} s")
+
+    def _stays(self) -> None:
+        self._queue.close("the host has its key for TLS, and goes on in clear")
 
     def _warn(self, text: str) -> None:
         left_out = self._peer_log.strangers.admit(self._peer, self._runtime.now())

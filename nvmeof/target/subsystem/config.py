@@ -14,6 +14,8 @@ from typing import Final
 from nvmeof.address import Address, check_host, ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.tls.key import TlsKey
+from nvmeof.security.tls.suites import parse_suites
 from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, AnaState
 from nvmeof.spec.nqn import check_nqn
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
@@ -38,6 +40,11 @@ ADVERTISE_TSAS = "tsas"
 ADVERTISE_FORMS = (ADVERTISE_OWN, ADVERTISE_TCP, ADVERTISE_TSAS)
 ADVERTISE_DEFAULT = (ADVERTISE_OWN, ADVERTISE_TCP)
 REFERRAL_TRANSPORTS = ("tcp", "mptcp", "rdma")
+TLS_OFF = "off"
+TLS_ALLOWED = "allowed"
+TLS_REQUIRED = "required"
+TLS_POLICIES = (TLS_OFF, TLS_ALLOWED, TLS_REQUIRED)
+"""What a port does: no TLS, TLS and plain connections side by side, TLS alone."""
 
 
 def derive_serial(subnqn: str) -> str:
@@ -123,6 +130,8 @@ class SubsystemConfig:
     any_host: bool = False  # any host may use it, `allowed_hosts` notwithstanding: they hold once this does not
     host_keys: tuple[tuple[str, HostKeys], ...] = ()  # what hosts authenticate themselves with, by their NQN
     authentication_required: bool = False  # hosts without keys are refused
+    tls_keys: tuple[tuple[str, TlsKey], ...] = ()  # what hosts use TLS with, by their NQN
+    tls_required: bool = False  # connections without TLS are refused, whatever their port allows
     reauthentication_seconds: float = 0.0  # how long an authentication is good; 0: as long as its queue
     namespaces: tuple[NamespaceConfig, ...] = ()
     max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
@@ -222,11 +231,14 @@ class SubsystemConfig:
         return of_namespaces or self.host_limit is not None or bool(self.host_limits)
 
     def _check_keys(self) -> None:
-        named = [nqn for nqn, _ in self.host_keys]
-        for nqn in named:
-            check_nqn(nqn, "the NQN of a host with keys")
-            if named.count(nqn) > 1:
-                raise ConfigurationError(f"the host {nqn} has keys twice")
+        for named, what in (
+            ([nqn for nqn, _ in self.host_keys], "keys"),
+            ([nqn for nqn, _ in self.tls_keys], "a TLS key"),
+        ):
+            for nqn in named:
+                check_nqn(nqn, f"the NQN of a host with {what}")
+                if named.count(nqn) > 1:
+                    raise ConfigurationError(f"the host {nqn} has {what} twice")
         if self.reauthentication_seconds < 0:
             raise ConfigurationError(
                 f"an authentication is good for 0 seconds or more, not {self.reauthentication_seconds}"
@@ -277,6 +289,9 @@ class PortConfig:
     A port lists the subsystems that it offers, and a subsystem lists the hosts that may use it, as in Linux's nvmet.
     `subsystems`: their NQNs, which need not exist yet; None offers all of them. `paths`: the addresses that MPTCP
     announces in the port's connections, each as ``ADDR[%dev][,backup]``, or ``auto`` for one of every interface.
+
+    `tls`: ``off``, ``allowed`` (hosts without TLS are served too) or ``required``. `tls_suites`: the cipher suites that
+    are allowed, in order of preference; empty: all that NVMe/TCP uses.
     """
 
     transport: str = "tcp"  # the registered transport's name
@@ -291,8 +306,13 @@ class PortConfig:
     subsystems: frozenset[str] | None = None
     paths: tuple[str, ...] = ()
     referrals: tuple[Referral, ...] = ()  # other discovery services that its Discovery log names
+    tls: str = TLS_OFF
+    tls_suites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.tls not in TLS_POLICIES:
+            raise ConfigurationError(f"TLS of a port is {', '.join(TLS_POLICIES)}, not {self.tls!r}")
+        parse_suites(self.tls_suites)
         if self.portid is not None and not 1 <= self.portid <= 0xFFFF:
             raise ConfigurationError(f"a Port ID is 1 to 65535, not {self.portid}")
         for nqn in self.subsystems or ():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.tls.key import TlsKey
 from nvmeof.spec.nqn import check_nqn
 
 
@@ -24,7 +25,8 @@ class Hosts:
     """The hosts that may use one subsystem: any, or those that were added.
 
     `keys`: what hosts authenticate themselves with, by their NQN, whether any host is allowed or not.
-    `authentication_required`: a host without keys is refused.
+    `authentication_required`: a host without keys is refused. `tls_keys`: what hosts use TLS with, by their NQN;
+    `tls_required`: connections without TLS are refused.
     """
 
     def __init__(
@@ -34,8 +36,12 @@ class Hosts:
         any_host: bool = False,
         keys: Mapping[str, HostKeys] | None = None,
         authentication_required: bool = False,
+        tls_keys: Mapping[str, TlsKey] | None = None,
+        tls_required: bool = False,
     ) -> None:
         self.keys = dict(keys or {})
+        self.tls_keys = dict(tls_keys or {})
+        self.tls_required = tls_required
         self.authentication_required = authentication_required
         self.replace(allowed, any_host=any_host)
 
@@ -82,3 +88,11 @@ class Hosts:
             self.keys.pop(nqn, None)
         else:
             self.keys[nqn] = keys
+
+    def set_tls_key(self, nqn: str, key: TlsKey | None) -> None:
+        """Let the host of that NQN use TLS with this key from its next connection on; None: not at all."""
+        check_nqn(nqn, "the NQN of a host with a TLS key")
+        if key is None:
+            self.tls_keys.pop(nqn, None)
+        else:
+            self.tls_keys[nqn] = key

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 from nvmeof.address import ip_of, is_wildcard
 from nvmeof.errors import ConfigurationError
-from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType
+from nvmeof.security.tls.suites import SUITES, Suite
+from nvmeof.spec.enums import DISCOVERY_NQN, Adrfam, SecType, Treq
 from nvmeof.target.core.happenings import Happenings
 from nvmeof.target.core.log_rate import PeerLog
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.projection.authentication import AuthenticationLimits
-from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, Referral, SubsystemConfig
+from nvmeof.target.subsystem.config import ADVERTISE_DEFAULT, TLS_OFF, TLS_REQUIRED, Referral, SubsystemConfig
+from nvmeof.target.subsystem.generated_psks import GeneratedPsks
 from nvmeof.target.subsystem.subsystem import Association, Subsystem
 
 
@@ -27,8 +29,8 @@ class PortInfo:
 
     In `TargetRegistry.ports`, `traddr` is what was asked for, possibly a wildcard or a name, and `bound` are the
     addresses that are listened on. `advertised`: the addresses that Discovery reports instead. `plain_tcp`: hosts that
-    know nothing but NVMe/TCP can connect. `sectype` is what TSAS says of TLS. `subsystems`: the NQNs of those that are
-    offered there (None: all). `referrals`: other discovery services.
+    know nothing but NVMe/TCP can connect. `tls`: whether TLS is used (`PortConfig.tls`), with which `suites`.
+    `subsystems`: the NQNs of those that are offered there (None: all). `referrals`: other discovery services.
     """
 
     portid: int
@@ -40,11 +42,24 @@ class PortInfo:
     advertised: tuple[str, ...] = ()
     advertise_port: int | None = None
     discovery_only: bool = False
-    sectype: SecType = SecType.NONE
+    tls: str = TLS_OFF
+    suites: tuple[Suite, ...] = SUITES
     advertise_as: tuple[str, ...] = ADVERTISE_DEFAULT
     plain_tcp: bool = True
     subsystems: frozenset[str] | None = None
     referrals: tuple[Referral, ...] = ()
+
+    @property
+    def sectype(self) -> SecType:
+        """What TSAS says of TLS."""
+        return SecType.NONE if self.tls == TLS_OFF else SecType.TLS_1_3
+
+    @property
+    def treq(self) -> Treq:
+        """What TREQ says of a secure channel."""
+        if self.tls == TLS_OFF:
+            return Treq.NOT_SPECIFIED
+        return Treq.SECURE_CHANNEL_REQUIRED if self.tls == TLS_REQUIRED else Treq.SECURE_CHANNEL_NOT_REQUIRED
 
     @property
     def adrfam(self) -> Adrfam:
@@ -82,6 +97,7 @@ class TargetRegistry:
         self.peer_log = PeerLog()
         self.happenings = Happenings()
         self.authentication = AuthenticationLimits()
+        self.generated = GeneratedPsks()
         self.generation = 1
         self.log_pages: dict[tuple[PortInfo, str, bool, bool], bytes] = {}
         """Discovery logs of this generation, by the port as seen, host NQN and form."""

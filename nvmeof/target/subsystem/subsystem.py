@@ -190,6 +190,8 @@ class Subsystem:
             any_host=config.any_host,
             keys=dict(config.host_keys),
             authentication_required=config.authentication_required,
+            tls_keys=dict(config.tls_keys),
+            tls_required=config.tls_required,
         )
         self._last_cntlid = config.cntlid_min - 1
         self.manager = NamespaceManager(self, config.pool, kinds) if config.pool is not None else None
@@ -564,6 +566,7 @@ class Subsystem:
             allowed_hosts=allowed,
             any_host=any_host,
             host_keys=tuple(hosts.keys.items()),
+            tls_keys=tuple(hosts.tls_keys.items()),
             authentication_required=hosts.authentication_required,
             host_limit=self.host_limits.each,
             host_limits=tuple(self.host_limits.own.items()),

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from nvmeof import Target, connect, discover
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.secret import generate_secret
+from nvmeof.security.tls.key import generate_tls_key
 from nvmeof.target.configuration.difference import apply, difference
 from nvmeof.target.document import from_document
 
 ONE, TWO = (f"nqn.2026-01.org.example:{name}" for name in ("one", "two"))
 HOSTS = [f"nqn.2014-08.org.nvmexpress:uuid:{n:08d}-2222-3333-4444-555555555555" for n in range(2)]
 KEY = generate_secret()
+TLS_KEY = generate_tls_key()
 
 
 def subsystem(nqn: str = ONE, namespaces: Any = ("ramdisk:1M",), **more: Any) -> dict[str, Any]:
@@ -62,6 +64,10 @@ CASES: list[tuple[Any, Any, list[str]]] = [
     (
         document(subsystem()), document(subsystem(host_keys={HOSTS[0]: {"dhchap_key": KEY.to_text()}})),
         [f"{ONE}: keys of {HOSTS[0]} changed"],
+    ),
+    (
+        document(subsystem()), document(subsystem(tls_keys={HOSTS[0]: TLS_KEY.to_text()})),
+        [f"{ONE}: TLS key of {HOSTS[0]} changed"],
     ),
     (
         document(subsystem(namespaces=["ramdisk:1M"])), document(subsystem(namespaces=["ramdisk:1M", "ramdisk:2M"])),

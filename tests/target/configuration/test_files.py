@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -265,3 +266,14 @@ def test_a_disabled_namespace_is_so_in_both_forms() -> None:
     assert from_document(ours).config.subsystems[0].namespaces[0].enabled is False
     text, remarks = format_configuration(ours, "nvmetcli")
     assert json.loads(text)["subsystems"][0]["namespaces"][0]["enable"] == 0 and remarks == []
+
+
+@pytest.mark.parametrize(("treq", "policy"), [("required", "required"), ("not required", "allowed")])
+def test_a_port_of_nvmetcli_with_tls(treq: str, policy: str) -> None:
+    document = copy.deepcopy(NVMET)
+    document["ports"][0]["addr"] |= {"treq": treq, "tsas": "tls1.3"}
+    found, remarks = from_nvmetcli(document)
+    assert found["ports"][0]["tls"] == policy
+    assert any("keys are in no file of nvmetcli: give the subsystem tls_keys" in each for each in remarks)
+    written, _ = to_nvmetcli(to_document(from_document(found)))
+    assert written["ports"][0]["addr"]["treq"] == treq and written["ports"][0]["addr"]["tsas"] == "tls1.3"
