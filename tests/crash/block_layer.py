@@ -1,12 +1,14 @@
-"""A fake block layer: the system calls that change files are noted, so that a loss of power can be played at each point.
+"""A fake block layer: system calls that change files are noted, so that a loss of power can be played at each point.
 
 The calls are executed as well, on real files. The journal knows of each when it began and when it ended, and from that
 `Journal.image` makes what the media may hold after a loss of power at any point of it, by the weakest rules that POSIX
 leaves:
 
-- A sector (512 bytes) is written whole or not at all. What was written before an fsync or fdatasync of its file began is on
-  the media when that has ended; so is a write with RWF_DSYNC when it has ended, by itself. Anything else that was begun may
-  be there or not, each sector by itself, in any order.
+- A sector (512 bytes) is written whole or not at all. What was written before an fsync or fdatasync of its file began
+  is on the media when that has ended; so is a write with RWF_DSYNC when it has ended, by itself. Anything else that was
+  begun may be there or not, each sector by itself, in any order.
+- What a sync that failed was about is not brought to the media by a later one that succeeds, as in Linux: the kernel
+  takes its pages for clean.
 - The size of a file is on the media from the next sync of the file on; until then it may be any of those in between.
 - A name is on the media from the next fsync of its directory on; until then it may stand for any of the files that it
   stood for since, or for none, each name by itself.
@@ -14,7 +16,6 @@ leaves:
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Callable
@@ -70,7 +71,7 @@ class Sync:
 
 @dataclass
 class Entry:
-    """`what` is "begin" or "end" of a step, "synced", or "note"."""
+    """`what` is "begin" or "end" of a step, "synced", "failed" of a sync, or "note"."""
 
     what: str
     of: Any
@@ -164,12 +165,14 @@ class Journal:
         return self._media(file, begun, durable, choose)
 
     def _state(self, cut: int) -> tuple[list[Step], set[Step]]:
-        begun, durable = list[Step](), set[Step]()
+        begun, durable, lost = list[Step](), set[Step](), set[Step]()
         for entry in self.entries[:cut]:
             if entry.what == "begin":
                 begun.append(entry.of)
             elif entry.what == "synced":
-                durable.update(entry.of.covers)
+                durable.update(set(entry.of.covers) - lost)
+            elif entry.what == "failed":
+                lost.update(set(entry.of.covers) - durable)
             elif entry.what == "end" and entry.of.dsync:
                 durable.add(entry.of)
         return begun, durable
@@ -311,7 +314,6 @@ class Calls:
         if not self._ours(fd):
             self.real[name](fd)
             return
-        self._fail(name, fd)
         path = Path(f"/proc/self/fd/{fd}").readlink()
         with self.journal.lock:
             if path.is_dir():
@@ -322,6 +324,11 @@ class Calls:
                 sync = Sync(self.journal.ended(lambda step: step.file is file and step.name is None))
             self.journal.entries.append(Entry("sync begins", sync))
         with self.journal.lock:
+            try:
+                self._fail(name, fd)
+            except OSError:
+                self.journal.entries.append(Entry("failed", sync))
+                raise
             self.journal.entries.append(Entry("synced", sync))
 
     def fsync(self, fd: int) -> None:
@@ -395,8 +402,3 @@ def journal_of(root: Path, patch: pytest.MonkeyPatch) -> Journal:
             os.close(fd)
     Calls(journal).install(patch)
     return journal
-
-
-def no_space(*calls: str) -> Callable[[str, int], OSError | None]:
-    """Let these calls fail for want of space."""
-    return lambda call, fd: OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if call in calls else None

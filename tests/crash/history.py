@@ -24,6 +24,10 @@ class Written:
     completed: int = _NEVER
     secured: int = _NEVER
 
+    def within(self, block: int, count: int) -> bool:
+        """Return whether all of it is in that range."""
+        return all(block <= each < block + count for each in self.blocks)
+
 
 @dataclass
 class History:
@@ -31,6 +35,8 @@ class History:
 
     journal: Journal
     writes: list[Written] = field(default_factory=list)
+    told: int = 0
+    """Where the host was told last that what it had written may be lost: no Flush secures that any more."""
 
     @property
     def now(self) -> int:
@@ -54,10 +60,17 @@ class History:
         self.journal.note("flush")
         return [write for write in self.writes if write.completed <= self.now]
 
+    def lost(self) -> None:
+        """The host is told that what it wrote before may be lost."""
+        self.journal.note("told")
+        self.told = self.now
+
     def flushed(self, about: list[Written]) -> None:
         """It has completed."""
         self.journal.note("flushed")
         for write in about:
+            if write.sent <= self.told:
+                continue
             write.secured = min(write.secured, self.now)
 
     def allowed(self, block: int, cut: int, first: bytes) -> set[bytes]:

@@ -59,3 +59,21 @@ def test_a_name_is_there_when_its_directory_was_synced(
         assert contents(journal, tmp_path_factory) == {(), (b"n",)}, "its name before its data"
         os.fsync(file.fileno())
     assert contents(journal, tmp_path_factory) == {(b"n",)}
+
+
+def test_what_a_sync_has_lost_the_next_one_does_not_bring(
+    journal: Journal, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR)
+    os.pwrite(fd, b"a" * SECTOR, 0)
+    journal.fails = lambda call, fd: OSError(5, "broken") if call == "fdatasync" else None
+    with pytest.raises(OSError, match="broken"):
+        os.fdatasync(fd)
+    journal.fails = lambda call, fd: None
+    os.pwrite(fd, b"b" * SECTOR, SECTOR)
+    os.fdatasync(fd)
+    assert contents(journal, tmp_path_factory) == {(b"\0", b"b"), (b"a", b"b")}
+    os.pwrite(fd, b"c" * SECTOR, 0)
+    os.fdatasync(fd)
+    assert contents(journal, tmp_path_factory) == {(b"c", b"b")}
+    os.close(fd)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +11,30 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nvmeof.errors import CommandError
 from nvmeof.runtime import settled
-from nvmeof.spec.status import Status
 from nvmeof.target.core.metadata import DATA_SECTIONS
-from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
-from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
-from nvmeof.target.namespaces.zone_states import ZoneInput
 from nvmeof.target.namespaces.zoned import ZonedNamespace
 from nvmeof.target.storage import zone_file
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.json_file_store import JsonFileStore
-from tests.crash.block_layer import Journal, everything, journal_of, nothing_more
-from tests.crash.history import History
+from tests.crash.workloads import (
+    BLOCK,
+    BLOCKS,
+    GEOMETRY,
+    IDENTIFIERS,
+    ZONE,
+    ZONES,
+    Command,
+    Power,
+    content,
+    look,
+    power,
+    power_on,
+    work,
+)
 from tests.target.storage.test_pools import Life
 
-BLOCK = 512
-BLOCKS = 16
-IDENTIFIERS = NamespaceIdentifiers.derive("nqn.2026-01.org.example:crash", 1)
-UNREADABLE = b"unreadable"
-SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@dataclass
-class Power:
-    """A directory whose power can go. `images`: what may be left after each point."""
-
-    root: Path
-    journal: Journal
-    history: History = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.history = History(self.journal)
-
-    def images(self, seed: int, *, most: int = 250) -> Iterator[tuple[int, Path]]:
-        draw = random.Random(seed)
-        ways: list[Callable[[int], int]] = [nothing_more, everything, draw.randrange]
-        cuts = range(len(self.journal.entries) + 1)
-        step = max(1, len(cuts) * len(ways) // most)
-        chosen = [(cut, way) for cut in cuts for way in ways][draw.randrange(step) :: step]
-        for cut, choose in chosen:
-            # Beside the root, so that a path in it is as long; and by its name no part of the journal.
-            with tempfile.TemporaryDirectory() as image:
-                self.journal.image(cut, Path(image), choose)
-                yield cut, Path(image)
-
-
-@contextmanager
-def power(patch: pytest.MonkeyPatch, prepare: Callable[[Path], None] = lambda root: None) -> Iterator[Power]:
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name).resolve()
-        prepare(root)
-        yield Power(root, journal_of(root, patch))
+SLOW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 # State files
@@ -106,7 +74,7 @@ def test_a_state_file_holds_what_was_kept_before_or_what_is_kept(
 
     with pytest.MonkeyPatch.context() as patch, power(patch) as it:
         asyncio.run(keep(it))
-        patch.undo()
+        power_on(patch)
         for cut, image in it.images(seed):
             store = JsonFileStore(image / "state", sections=DATA_SECTIONS)  # raises for a file that is torn
             for number, section in enumerate(sections):
@@ -130,81 +98,22 @@ MARKS = st.lists(
 )
 
 
-def make(root: Path, **options: Any) -> FileBackend:
-    return FileBackend(root / "disk", **options)
-
-
-async def held(namespace: Namespace, slba: int) -> bytes:
-    try:
-        lease = await settled(namespace.read(slba, 1))
-    except CommandError as error:
-        assert error.status == Status.UNRECOVERED_READ_ERROR
-        return UNREADABLE
-    data = bytes(lease.view)
-    lease.release()
-    return data
-
-
-def content(number: int) -> bytes:
-    return number.to_bytes(4, "big") * (BLOCK // 4)
-
-
 @given(MARKS, st.integers(0, 1 << 32))
 @SLOW
-def test_a_mark_stays_until_what_replaces_it_is_on_the_media(
-    turns: list[list[tuple[str, int, int]]], seed: int
-) -> None:
-    async def work(it: Power) -> None:
-        backend = make(it.root)
-        await backend.open()
-        namespace = Namespace(1, backend, IDENTIFIERS)
-        history = it.history
+def test_a_mark_stays_until_what_replaces_it_is_on_the_media(turns: list[list[Command]], seed: int) -> None:
+    marks(turns, seed)
 
-        async def command(what: str, slba: int, nlb: int) -> None:
-            nlb = min(nlb, BLOCKS - slba)
-            if what == "flush":
-                about = history.flushing()
-                await settled(namespace.flush())
-                history.flushed(about)
-                return
-            data = [content(len(history.writes) * 8 + index + 1) for index in range(nlb)]
-            each = {"mark": [UNREADABLE] * nlb, "zeroes": [bytes(BLOCK)] * nlb}.get(what, data)
-            written = history.sent({slba + index: held for index, held in enumerate(each)}, fua=what in ("mark", "fua"))
-            if what == "mark":
-                await settled(namespace.mark_uncorrectable(slba, nlb))
-            elif what == "zeroes":
-                await settled(namespace.write_zeroes(slba, nlb, deallocate=True))
-            else:
-                await settled(namespace.write(slba, memoryview(bytearray(b"".join(data))), fua=what == "fua"))
-            history.completed(written)
 
-        for turn in turns:
-            await asyncio.gather(*(command(*each) for each in turn))
-        await backend.close()
-
-    async def look(it: Power, cut: int, image: Path) -> None:
-        backend = make(image)
-        await backend.open()
-        namespace = Namespace(1, backend, IDENTIFIERS)
-        for slba in range(BLOCKS):
-            assert await held(namespace, slba) in it.history.allowed(slba, cut, bytes(BLOCK)), (cut, slba)
-        await backend.close()
-
-    def disk(root: Path) -> None:
-        (root / "disk").write_bytes(bytes(BLOCKS * BLOCK))
-
-    with pytest.MonkeyPatch.context() as patch, power(patch, disk) as it:
-        asyncio.run(work(it))
-        patch.undo()
-        for cut, image in it.images(seed, most=80):
+def marks(turns: list[list[Command]], seed: int, most: int = 40) -> None:
+    with pytest.MonkeyPatch.context() as patch, power(patch, BLOCKS) as it:
+        assert not asyncio.run(work(it, turns))
+        power_on(patch)
+        for cut, image in it.images(seed, most=most):
             asyncio.run(look(it, cut, image))
 
 
 # Zones
 
-ZONE = 16
-ZONES = 4
-GEOMETRY = ZoneGeometry(zone_bytes=ZONE * BLOCK)
 ZONE_COMMANDS = st.lists(
     st.tuples(
         st.sampled_from(["append", "append", "append", "fua", "flush", "finish", "reset"]),
@@ -216,76 +125,30 @@ ZONE_COMMANDS = st.lists(
 )
 
 
-async def _zone_command(namespace: ZonedNamespace, history: History, what: str, zone: int, nlb: int) -> None:
-    zslba = zone * ZONE
-    if what == "flush":
-        about = history.flushing()
-        await settled(namespace.flush())
-        history.flushed(about)
-    elif what == "reset":
-        written = history.sent({zslba + index: bytes(BLOCK) for index in range(ZONE)}, fua=True)
-        await settled(namespace.manage(ZoneInput.RESET, zslba))
-        history.completed(written)
-    elif what == "finish":
-        about = [write for write in history.flushing() if all(zslba <= each < zslba + ZONE for each in write.blocks)]
-        await settled(namespace.manage(ZoneInput.FINISH, zslba))
-        history.flushed(about)
-    else:
-        at = namespace.zones.zones[zone].pointer
-        nlb = min(nlb, zslba + ZONE - at)
-        if nlb <= 0 or namespace.zones.zones[zone].state.name == "FULL":
-            return
-        data = [content(len(history.writes) * 8 + index + 1) for index in range(nlb)]
-        # A write with FUA secures all that was written to the namespace before: the write pointer stands behind it.
-        before = history.flushing()
-        written = history.sent({at + index: held for index, held in enumerate(data)}, fua=what == "fua")
-        where, pending = namespace.append(zslba, memoryview(bytearray(b"".join(data))), fua=what == "fua")
-        assert where == at
-        await settled(pending)
-        history.completed(written)
-        if what == "fua":
-            history.flushed([write for write in before if all(zslba <= each < zslba + ZONE for each in write.blocks)])
+@given(st.lists(ZONE_COMMANDS, min_size=1, max_size=5), st.integers(0, 1 << 32))
+@SLOW
+def test_zones_of_commands_that_are_under_way_together(turns: list[list[Command]], seed: int) -> None:
+    """Of the writes of a turn each is to a zone of its own, since a host does not know the order of others."""
+    zones([[*{command[1]: command for command in turn}.values()] for turn in turns], seed)
 
 
 @given(ZONE_COMMANDS, st.integers(0, 1 << 32))
 @SLOW
 def test_a_write_pointer_stands_behind_what_was_flushed_and_before_what_is_lost(
-    commands: list[tuple[str, int, int]], seed: int
+    commands: list[Command], seed: int
 ) -> None:
-    async def work(it: Power) -> None:
-        backend = make(it.root)
-        await backend.open()
-        namespace = ZonedNamespace(1, backend, IDENTIFIERS, GEOMETRY)
-        for command in commands:
-            await _zone_command(namespace, it.history, *command)
-        await backend.close()
+    zones([[each] for each in commands], seed)
 
-    async def look(it: Power, cut: int, image: Path) -> None:
-        backend = make(image)
-        await backend.open()
-        namespace = ZonedNamespace(1, backend, IDENTIFIERS, GEOMETRY)
-        for slba in range(ZONES * ZONE):
-            found = await held(namespace, slba)
-            assert found in it.history.allowed(slba, cut, bytes(BLOCK)), (cut, slba, found[:4])
-        for zone in namespace.zones.zones:
-            written = zone.pointer - zone.start
-            if zone.state.name == "FULL":
-                continue  # behind what was written it may be finished
-            # no hole below the write pointer: each block there was written
-            assert all([any(await held(namespace, zone.start + index)) for index in range(written)]), (cut, zone)
-        await backend.close()
 
-    def disk(root: Path) -> None:
-        (root / "disk").write_bytes(bytes(ZONES * ZONE * BLOCK))
-
+def zones(turns: list[list[Command]], seed: int, most: int = 40) -> None:
     boots = [b"1" * 16]
-    with pytest.MonkeyPatch.context() as patch, power(patch, disk) as it:
+    with pytest.MonkeyPatch.context() as patch, power(patch, ZONES * ZONE) as it:
         patch.setattr(zone_file, "boot_id", lambda: boots[0])
-        asyncio.run(work(it))
-        patch.undo()
+        assert not asyncio.run(work(it, turns, zoned=True))
+        power_on(patch)
         patch.setattr(zone_file, "boot_id", lambda: b"2" * 16)
-        for cut, image in it.images(seed, most=80):
-            asyncio.run(look(it, cut, image))
+        for cut, image in it.images(seed, most=most):
+            asyncio.run(look(it, cut, image, zoned=True))
 
 
 # Making and removing
@@ -294,14 +157,14 @@ Step = Callable[[Path], Awaitable[None]]
 
 
 async def _file(root: Path) -> None:
-    backend = make(root, size="64K", block_bytes=4096)
+    backend = FileBackend(root / "disk", size="64K", block_bytes=4096)
     await backend.open()
     await settled(backend.write(0, memoryview(bytearray(b"x" * 4096)), fua=True))
     await backend.close()
 
 
 async def _zoned_file(root: Path) -> None:
-    backend = make(root, size=ZONES * ZONE * BLOCK)
+    backend = FileBackend(root / "disk", size=ZONES * ZONE * BLOCK)
     await backend.open()
     namespace = ZonedNamespace(1, backend, IDENTIFIERS, GEOMETRY)
     await settled(namespace.append(0, memoryview(bytearray(content(1))), fua=True)[1])
@@ -329,9 +192,9 @@ async def _state(root: Path) -> None:
 def test_whatever_is_left_of_a_start_the_next_one_takes(life: Step, monkeypatch: pytest.MonkeyPatch) -> None:
     with power(monkeypatch) as it:
         asyncio.run(life(it.root))
-        monkeypatch.undo()
+        power_on(monkeypatch)
         found = 0
-        for _, image in it.images(1, most=400):
+        for _, image in it.images(1, most=90):
             asyncio.run(life(image))
             found += 1
         assert found > 20
@@ -361,6 +224,29 @@ def test_a_pool_has_the_namespaces_whose_creation_has_completed(monkeypatch: pyt
 
     with power(monkeypatch) as it:
         asyncio.run(work(it))
-        monkeypatch.undo()
-        for cut, image in it.images(2, most=300):
+        power_on(monkeypatch)
+        for cut, image in it.images(2, most=90):
             asyncio.run(look(it, cut, image))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("nvmeof.target.storage.syscalls.sync_directory", lambda path: None),
+        ("nvmeof.target.namespaces.namespace.Namespace.flush", lambda self: None),
+        ("nvmeof.target.namespaces.unreadable.UnreadableBlocks.durable", False),
+    ],
+)
+def test_marks_without_one_of_their_syncs_are_found_to_be_wrong(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has teeth."""
+    monkeypatch.setattr(name, value)
+    with pytest.raises(AssertionError):
+        marks([[("fua", 0, 3)], [("mark", 0, 3)], [("write", 1, 1)], [("flush", 0, 0)]], 1, most=10_000)
+
+
+def test_zones_that_are_stored_before_their_data_are_found_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nvmeof.target.storage.file_calls.FileCalls._sync", lambda self: None)
+    with pytest.raises(AssertionError):
+        zones([[("append", 0, 3)], [("flush", 0, 0)], [("append", 0, 1)]], 1, most=10_000)
