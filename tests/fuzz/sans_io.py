@@ -104,7 +104,9 @@ class Commands:
         for queue in queues:
             if not isinstance(queue.ctx, ConnectContext):
                 queue.ctx.detach("its host has gone")
-        self.target.runtime.settle()
+        runtime = self.target.runtime
+        runtime.settle()
+        runtime.timers = [timer for timer in runtime.timers if not timer.cancelled]
 
 
 def legal(completion: Completion | None) -> None:
