@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.protocol.connection import ConnectionConfig
+from nvmeof.target.core.audit import AuditEvent
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOST, AddressShares, connections_most
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool, MemoryShare
@@ -88,6 +89,9 @@ class Connections:
             if self.strangers.take(address):
                 return True
             self._counted.give(address)
+        audit = self.registry.peer_log.audit
+        if audit is not None:
+            audit(AuditEvent.CONNECTION_REFUSED, granted=False, peer=str(endpoint.peer_address))
         left_out = self.registry.peer_log.strangers.admit(str(endpoint.peer_address), self.loop.time())
         if left_out is not None:
             logger.warning(

@@ -67,7 +67,9 @@ class TargetSettings:
 
 NESTED: Final[Mapping[type, frozenset[str]]] = {
     NamespaceConfig: frozenset({"backend", "nguid", "uuid", "eui64", "zoned"}),
-    SubsystemConfig: frozenset({"allowed_hosts", "host_keys", "namespaces", "pool", "metadata_store"}),
+    SubsystemConfig: frozenset(
+        {"allowed_hosts", "managing_hosts", "host_keys", "namespaces", "pool", "metadata_store"}
+    ),
     PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths", "referrals"}),
     TargetConfig: frozenset({"subsystems", "ports"}),
     PathOptions: frozenset({"paths", "limits"}),
@@ -132,6 +134,7 @@ def _subsystem(config: SubsystemConfig) -> Document:
         **_without_nothing(
             {
                 "hosts": None if config.allowed_hosts is None else sorted(config.allowed_hosts),
+                "managing_hosts": None if config.managing_hosts is None else sorted(config.managing_hosts),
                 "host_keys": {nqn: _keys(keys) for nqn, keys in config.host_keys} or None,
                 "pool": None if config.pool is None else _pool(config.pool),
                 "state": None if store is None else str(store.path),
@@ -320,7 +323,7 @@ def _paths_from(section: _Section) -> PathOptions:
 
 
 def _subsystem_from(section: _Section) -> SubsystemConfig:
-    hosts = section.texts("hosts")
+    hosts, managing = section.texts("hosts"), section.texts("managing_hosts")
     pool = section.section("pool")
     state = section.take("state", str, "the path of a file")
     keys: Mapping[str, Any] = section.take("host_keys", Mapping, "a mapping of host NQNs to keys") or {}  # type: ignore[type-abstract]
@@ -328,6 +331,7 @@ def _subsystem_from(section: _Section) -> SubsystemConfig:
     return section.make(
         SubsystemConfig,
         allowed_hosts=None if hosts is None else frozenset(hosts),
+        managing_hosts=None if managing is None else frozenset(managing),
         host_keys=tuple((nqn, _keys_from(_Section(each, f"{where}[{nqn!r}]"))) for nqn, each in keys.items()),
         namespaces=tuple(map(_namespace_from, section.sections("namespaces"))),
         pool=None if pool is None else _pool_from(pool),

@@ -22,6 +22,7 @@ from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.target.administration import Administration
 from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.connections import POLL_SECONDS, Connections
+from nvmeof.target.core.audit import Audit
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import RESERVE_SHARE, BufferPool
 from nvmeof.target.core.slices import Slices
@@ -83,6 +84,8 @@ class Target:
     ``connection``: what is offered in the handshake; see :class:`~nvmeof.protocol.connection.ConnectionConfig`.
     ``tables``: its commands, log pages and features; see :func:`~nvmeof.target.commands.standard.standard_tables`.
     ``trace``: called with PDUs and the steps of every command; see :mod:`nvmeof.trace`.
+    ``audit``: told of connects, refusals, authentications and commands that change what other hosts see; an
+    :class:`~nvmeof.target.audit_log.AuditLog` writes them to a file.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
     :class:`~nvmeof.errors.TransportError` for an address that cannot be listened on.
@@ -105,6 +108,7 @@ class Target:
         paths: PathOptions | None = None,
         tables: Tables | None = None,
         trace: Trace | None = None,
+        audit: Audit | None = None,
     ) -> None:
         if config is None:
             config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts, pool)
@@ -112,6 +116,7 @@ class Target:
         self.options = options or SocketOptions()
         self.tables = tables or standard_tables()
         self.trace: Trace | None = join(trace)
+        self.audit = audit
         self.connect_seconds = connect_seconds
         self._offered = connection or ConnectionConfig(header_digest=digests, data_digest=digests)
         largest = max((s.incapsule_bytes for s in config.subsystems), default=0)
@@ -133,7 +138,12 @@ class Target:
 
     @classmethod
     def from_settings(
-        cls, settings: TargetSettings, *, tables: Tables | None = None, trace: Trace | None = None
+        cls,
+        settings: TargetSettings,
+        *,
+        tables: Tables | None = None,
+        trace: Trace | None = None,
+        audit: Audit | None = None,
     ) -> Target:
         """Make the target that settings describe."""
         return cls(
@@ -144,6 +154,7 @@ class Target:
             paths=settings.paths,
             tables=tables,
             trace=trace,
+            audit=audit,
         )
 
     @property
@@ -160,6 +171,7 @@ class Target:
     def _new_run(self) -> None:
         """Make the objects that live from a start to a stop."""
         self.registry = TargetRegistry(self.tables)
+        self.registry.peer_log.audit = self.audit
         config = self.config
         longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
         self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))

@@ -116,9 +116,7 @@ class Killer:
         for number in range(kills + 1):
             async with (
                 life(self.directory) as target,
-                await nvmeof.connect(
-                    "127.0.0.1", target.port, subnqn=NQN, nr_io_queues=2, queue_size=64
-                ) as controller,
+                await nvmeof.connect("127.0.0.1", target.port, subnqn=NQN, nr_io_queues=2, queue_size=64) as controller,
             ):
                 await self.compare(controller)
                 if number == kills:

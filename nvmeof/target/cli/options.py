@@ -11,6 +11,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.size_text import parse_size
 from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
+from nvmeof.target.audit_log import AuditLog
 from nvmeof.target.cli.secrets import host_keys
 from nvmeof.target.configuration.files import Loaded, read_configuration
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
@@ -68,6 +69,8 @@ class Options:
     serial: str = ""
     model: str = "nvmeof"
     allow_host: tuple[str, ...] = ()
+    managing_host: tuple[str, ...] = ()
+    audit_log: str | None = None
     dhchap_key: tuple[str, ...] = ()
     dhchap_ctrl_key: tuple[str, ...] = ()
     dhchap_hash: str | None = None
@@ -183,12 +186,17 @@ def load(options: Options) -> Loaded:
     return loaded
 
 
-def make_configured(options: Options, loaded: Loaded) -> Target:
+def make_configured(options: Options, loaded: Loaded, audit: AuditLog | None = None) -> Target:
     """Make the target that the file of --config describes. Raises ConfigurationError."""
-    return Target.from_settings(loaded.settings, trace=_trace(options))
+    return Target.from_settings(loaded.settings, trace=_trace(options), audit=audit)
 
 
-def make_target(options: Options) -> Target:
+def make_audit_log(options: Options) -> AuditLog | None:
+    """Open the file of --audit-log, if one was named. Raises ConfigurationError."""
+    return None if options.audit_log is None else AuditLog(options.audit_log)
+
+
+def make_target(options: Options, audit: AuditLog | None = None) -> Target:
     """Make the target from a command line's options. Raises ConfigurationError."""
     if options.trtype_code is not None:
         base.set_trtype_code(options.trtype, options.trtype_code)
@@ -198,6 +206,7 @@ def make_target(options: Options) -> Target:
         serial=options.serial,
         model=options.model,
         allowed_hosts=frozenset(options.allow_host) or None,
+        managing_hosts=frozenset(options.managing_host) or None,
         host_keys=host_keys(options.dhchap_key, options.dhchap_ctrl_key, options.dhchap_hash, options.dhchap_dhgroup),
         authentication_required=options.require_authentication,
         reauthentication_seconds=options.reauthenticate,
@@ -228,4 +237,5 @@ def make_target(options: Options) -> Target:
             path_manager=options.path_manager,
         ),
         trace=_trace(options),
+        audit=audit,
     )

@@ -18,7 +18,7 @@ import click
 from nvmeof.aio import mdns
 from nvmeof.cli import streams
 from nvmeof.errors import NvmeofError
-from nvmeof.target.cli.options import Options, load, make_configured, make_target
+from nvmeof.target.cli.options import Options, load, make_audit_log, make_configured, make_target
 from nvmeof.target.cli.report import facts, remark, say, say_configured, warn
 from nvmeof.target.configuration.difference import apply, difference
 from nvmeof.target.configuration.files import Loaded
@@ -33,7 +33,7 @@ logger = logging.getLogger("nvmeof.target")
 
 async def serve(options: Options) -> None:
     """Start, say so, and stop on SIGINT, SIGTERM or SIGHUP (a second one stops at once); with a file, SIGHUP reads it
-    again."""
+    again, and with an audit log it opens that again."""
     if options.output == "json":
         streams.demand(streams.STDOUT)
     if options.mdns:
@@ -42,7 +42,8 @@ async def serve(options: Options) -> None:
     if loaded is not None and options.check:
         click.echo(f"{loaded.path}: good: {_counts(loaded)}")
         return
-    target = make_target(options) if loaded is None else make_configured(options, loaded)
+    audit = make_audit_log(options)
+    target = make_target(options, audit) if loaded is None else make_configured(options, loaded, audit)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     signals = 0
@@ -59,8 +60,15 @@ async def serve(options: Options) -> None:
 
     ending = [signal.SIGINT, signal.SIGTERM]
     reloads = None if loaded is None else Reloads(target, options, loaded)
-    if reloads is not None:
-        loop.add_signal_handler(signal.SIGHUP, reloads.wanted)
+    if reloads is not None or audit is not None:
+
+        def hang_up() -> None:
+            if audit is not None:
+                audit.reopen()
+            if reloads is not None:
+                reloads.wanted()
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
     elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
         ending.append(signal.SIGHUP)
     for number in ending:
@@ -95,6 +103,8 @@ async def serve(options: Options) -> None:
         if reloads is not None:
             await reloads.end()
         await target.stop()
+        if audit is not None:
+            audit.close()
     if target.unflushed:
         raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")
     logger.info("stopped")

@@ -20,7 +20,7 @@ from nvmeof.target.storage.namespace_text import format_namespace_text
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 
 V = TypeVar("V")
-_HOSTS: Final = frozenset({"allowed_hosts", "any_host", "host_keys", "namespaces"})
+_HOSTS: Final = frozenset({"allowed_hosts", "any_host", "host_keys", "managing_hosts", "namespaces"})
 """The fields of a subsystem that can be changed while it runs; others need a new subsystem."""
 _PORT: Final = frozenset({"ana", "subsystems", "paths"})
 """The same of a port; with others changed it is closed and opened again."""
@@ -48,6 +48,8 @@ class Changing(Protocol):
     def move_namespace(self, nsid: int, group: int, *, subnqn: str | None = None) -> None: ...
 
     def set_allowed_hosts(self, hosts: frozenset[str] | None, *, subnqn: str | None = None) -> None: ...
+
+    def set_managing_hosts(self, hosts: frozenset[str] | None, *, subnqn: str | None = None) -> None: ...
 
     def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None: ...
 
@@ -188,6 +190,10 @@ def _subsystem(target: Changing, plan: Plan, old: SubsystemConfig, new: Subsyste
     if hosts[0] != hosts[1]:
         verb = partial(target.set_allowed_hosts, subnqn=nqn)
         plan.changes.append(Step(f"{nqn}: allowed hosts changed", partial(verb, hosts[1]), partial(verb, hosts[0])))
+    if old.managing_hosts != new.managing_hosts:
+        manage = partial(target.set_managing_hosts, subnqn=nqn)
+        undo = partial(manage, old.managing_hosts)
+        plan.changes.append(Step(f"{nqn}: managing hosts changed", partial(manage, new.managing_hosts), undo))
     old_keys, new_keys = dict(old.host_keys), dict(new.host_keys)
     for host in {**old_keys, **new_keys}:
         if old_keys.get(host) != new_keys.get(host):

@@ -87,6 +87,10 @@ def _subsystem() -> Schema:
         SubsystemConfig,
         ("nqn",),
         hosts={**_list(TEXT), "description": "NQNs of the hosts that may use it; left out: any host"},
+        managing_hosts={
+            **_list(TEXT),
+            "description": "NQNs of the hosts that may format, sanitize and manage namespaces; left out: all of them",
+        },
         host_keys={"type": "object", "additionalProperties": _KEYS},
         pool=_mapping({"capacity_bytes": {"type": "integer", "minimum": 1}, "directory": TEXT}, ("capacity_bytes",)),
         state={"type": "string", "description": "a file for what outlives the process"},

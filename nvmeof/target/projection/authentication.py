@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from nvmeof.runtime import Runtime
 from nvmeof.security.dhchap_controller import ControllerExchange, HostKeys, Step
+from nvmeof.target.core.audit import AuditEvent
 from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.core.log_rate import PeerLog, left_out_text
 from nvmeof.target.core.queue_control import QueueControl
@@ -62,6 +63,7 @@ class QueueAuthentication:
         self._limits = limits
         self._queue = queue
         self._peer_log, self._peer = peer_log, peer
+        self._names = hostnqn, subnqn, qid
         self._who = f"host {hostnqn} of {subnqn}, queue {qid}"
         self._reauthentication_seconds = reauthentication_seconds
         self._exchange = ControllerExchange(keys, hostnqn=hostnqn, subnqn=subnqn, in_thread=self._in_thread)
@@ -126,6 +128,7 @@ class QueueAuthentication:
 
     def _succeeded(self) -> None:
         self._timer.cancel()
+        self._tell(True, self._exchange.chosen)
         both = ", the controller too" if self._exchange.bidirectional else ""
         logger.info("%s: authenticated (%s%s)", self._who, self._exchange.chosen, both)
         if self._pending:
@@ -139,7 +142,22 @@ class QueueAuthentication:
         self._warn(f"not authenticated within {seconds:g} s; its connection is closed")
         self._queue.close(f"the host did not authenticate itself within {seconds:g} s")
 
+    def _tell(self, granted: bool, text: str) -> None:
+        audit = self._peer_log.audit
+        if audit is not None:
+            hostnqn, subnqn, qid = self._names
+            audit(
+                AuditEvent.AUTHENTICATION,
+                granted=granted,
+                peer=self._peer,
+                host=hostnqn,
+                subsystem=subnqn,
+                queue=qid,
+                reason=text,
+            )
+
     def _warn(self, text: str) -> None:
+        self._tell(False, text)
         left_out = self._peer_log.strangers.admit(self._peer, self._runtime.now())
         if left_out is not None:
             logger.warning("%s: %s%s", self._who, text, left_out_text(left_out))

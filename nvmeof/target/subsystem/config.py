@@ -116,6 +116,7 @@ class SubsystemConfig:
     any_host: bool = False  # any host may use it, `allowed_hosts` notwithstanding: they hold once this does not
     host_keys: tuple[tuple[str, HostKeys], ...] = ()  # what hosts authenticate themselves with, by their NQN
     authentication_required: bool = False  # hosts without keys are refused
+    managing_hosts: frozenset[str] | None = None  # that may format, sanitize, manage namespaces, ...; None: all of them
     reauthentication_seconds: float = 0.0  # how long an authentication is good; 0: as long as its queue
     namespaces: tuple[NamespaceConfig, ...] = ()
     max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
@@ -141,6 +142,8 @@ class SubsystemConfig:
         check_nqn(self.nqn, "the subsystem NQN")
         for host in self.allowed_hosts or ():
             check_nqn(host, "the NQN of an allowed host")
+        for host in self.managing_hosts or ():
+            check_nqn(host, "the NQN of a managing host")
         self._check_keys()
         _printable(self.serial, 20, "a serial number")
         _printable(self.model, 40, "a model number")

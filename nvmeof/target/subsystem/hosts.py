@@ -24,7 +24,8 @@ class Hosts:
     """The hosts that may use one subsystem: any, or those that were added.
 
     `keys`: what hosts authenticate themselves with, by their NQN, whether any host is allowed or not.
-    `authentication_required`: a host without keys is refused.
+    `authentication_required`: a host without keys is refused. `managing`: those of them that may use commands which
+    change what others see (Format NVM, Sanitize, ...); None: all.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Hosts:
         any_host: bool = False,
         keys: Mapping[str, HostKeys] | None = None,
         authentication_required: bool = False,
+        managing: Iterable[str] | None = None,
     ) -> None:
+        self.set_managing(managing)
         self.keys = dict(keys or {})
         self.authentication_required = authentication_required
         self.replace(allowed, any_host=any_host)
@@ -59,6 +62,16 @@ class Hosts:
         if self.authentication_required and nqn not in self.keys:
             return False
         return self.any_host or nqn in self._hosts
+
+    def set_managing(self, nqns: Iterable[str] | None) -> None:
+        """Let these hosts manage the subsystem and no others; None: every host that may use it."""
+        self.managing = None if nqns is None else frozenset(nqns)
+        for nqn in self.managing or ():
+            check_nqn(nqn, "the NQN of a managing host")
+
+    def may_manage(self, nqn: str) -> bool:
+        """Return whether a host of that NQN may use commands that change what other hosts see."""
+        return self.managing is None or nqn in self.managing
 
     def add(self, host: Host) -> None:
         """Allow one more host. Raises `ConfigurationError` when any host is allowed, or this one is already."""

@@ -179,6 +179,7 @@ class Subsystem:
             any_host=config.any_host,
             keys=dict(config.host_keys),
             authentication_required=config.authentication_required,
+            managing=config.managing_hosts,
         )
         self._last_cntlid = config.cntlid_min - 1
         self.manager = NamespaceManager(self, config.pool, kinds) if config.pool is not None else None
@@ -528,6 +529,7 @@ class Subsystem:
             any_host=any_host,
             host_keys=tuple(hosts.keys.items()),
             authentication_required=hosts.authentication_required,
+            managing_hosts=hosts.managing,
         )
 
     # Controllers
