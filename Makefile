@@ -6,7 +6,7 @@ QUICK ?=
 KERNELS ?=
 PYTEST_ARGS ?=
 
-.PHONY: run test lint dist bench experiments interop survive lab supported map blocking guard clean help
+.PHONY: run test lint dist bench experiments interop survive kill fuzz lab supported map blocking guard clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -71,6 +71,12 @@ survive: $(VENV)/.test ## what can happen to a kernel's target, under the loads 
 
 lab:             ## fetch and build what `make interop` boots (as root, Debian)
 	tools/lab/prepare
+
+kill: $(VENV)/.test ## a target killed (SIGKILL) 100 times under a host that checks what it was told; KILLS=
+	$(BIN)/python -m tests.crash.killing --kills $(or $(KILLS),100)
+
+fuzz: $(VENV)/.test ## hostile bytes for every parser and server, MINUTES=5 of it; CORPUS= keeps what it finds
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(CORPUS),--corpus $(CORPUS))
 
 map: $(BIN)/python ## draw docs/modules.svg and docs/modules.md from the imports
 	$(BIN)/python tools/module_map.py

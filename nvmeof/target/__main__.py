@@ -191,6 +191,19 @@ _COMMANDS: Final = {
     type=click.Choice(tuple(GROUP_WORDS)),
     help="Diffie-Hellman group of authentication.  [default: the first that a host offers]",
 )
+@click.option(
+    "--managing-host",
+    multiple=True,
+    metavar="NQN",
+    help="Only this host may format, sanitize, manage and write-protect namespaces, and reset the subsystem; "
+    "repeatable.  [default: every host that may connect]",
+)
+@click.option(
+    "--audit-log",
+    metavar="FILE|-",
+    help="Write who connected, was refused, failed to authenticate itself or changed what others see to this file, "
+    "or to standard output, as lines of JSON; SIGHUP opens it again (docs/howto/who-may-do-what.md).",
+)
 @click.option("--require-authentication", is_flag=True, help="Refuse hosts that have no --dhchap-key.")
 @click.option(
     "--tls",

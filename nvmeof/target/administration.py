@@ -289,6 +289,11 @@ class Administration:
         """Let these hosts use a subsystem and no others, or (None) any; associations of hosts that may not end."""
         self._target.registry.set_allowed_hosts(self._subsystem(subnqn).nqn, hosts)
 
+    def set_managing_hosts(self, hosts: frozenset[str] | None, *, subnqn: str | None = None) -> None:
+        """Let these hosts format, sanitize and manage the namespaces of a subsystem, and no others; None: all that may
+        use it."""
+        self._subsystem(subnqn).hosts.set_managing(hosts)
+
     def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None:
         """Set what a host authenticates itself with, from its next Connect on; None: it need not. TLS keys that were
         made of the old one are forgotten.

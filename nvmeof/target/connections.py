@@ -16,6 +16,7 @@ from nvmeof.errors import TransportError
 from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.security.tls.key import IdentityFields, parse_identity
 from nvmeof.target.commands.admin_context import ConnectContext
+from nvmeof.target.core.audit import AuditEvent
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, STRANGERS_MOST, AddressShares, connections_most
 from nvmeof.target.core.log_rate import left_out_text
 from nvmeof.target.core.pool import BufferPool, MemoryShare
@@ -171,6 +172,9 @@ class Connections:
             self._counted.give(address)
         self.refused += 1
         self.registry.happenings.tell("refused", peer=str(endpoint.peer_address), reason="too many connections")
+        audit = self.registry.peer_log.audit
+        if audit is not None:
+            audit(AuditEvent.CONNECTION_REFUSED, granted=False, peer=str(endpoint.peer_address))
         left_out = self.registry.peer_log.strangers.admit(str(endpoint.peer_address), self.loop.time())
         if left_out is not None:
             logger.warning(

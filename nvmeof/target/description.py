@@ -24,6 +24,7 @@ def describe_subsystem(subsystem: Subsystem) -> dict[str, Any]:
         "serial": subsystem.config.serial_number,
         "model": subsystem.config.model,
         "hosts": None if names is None else sorted(names),
+        "managing_hosts": None if subsystem.hosts.managing is None else sorted(subsystem.hosts.managing),
         "hosts_with_keys": sorted(subsystem.hosts.keys),
         "authentication_required": subsystem.hosts.authentication_required,
         "host_limit": None if limits.each is None else asdict(limits.each),

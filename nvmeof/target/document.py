@@ -70,7 +70,17 @@ class TargetSettings:
 NESTED: Final[Mapping[type, frozenset[str]]] = {
     NamespaceConfig: frozenset({"backend", "nguid", "uuid", "eui64", "zoned", "rate_limit"}),
     SubsystemConfig: frozenset(
-        {"allowed_hosts", "host_keys", "tls_keys", "namespaces", "pool", "metadata_store", "host_limit", "host_limits"}
+        {
+            "allowed_hosts",
+            "managing_hosts",
+            "host_keys",
+            "tls_keys",
+            "namespaces",
+            "pool",
+            "metadata_store",
+            "host_limit",
+            "host_limits",
+        }
     ),
     PortConfig: frozenset({"advertise_as", "ana", "subsystems", "paths", "referrals", "tls_suites"}),
     TargetConfig: frozenset({"subsystems", "ports"}),
@@ -136,6 +146,7 @@ def _subsystem(config: SubsystemConfig) -> Document:
         **_without_nothing(
             {
                 "hosts": None if config.allowed_hosts is None else sorted(config.allowed_hosts),
+                "managing_hosts": None if config.managing_hosts is None else sorted(config.managing_hosts),
                 "host_keys": {nqn: _keys(keys) for nqn, keys in config.host_keys} or None,
                 "tls_keys": {nqn: key.source or key.to_text() for nqn, key in config.tls_keys} or None,
                 "pool": None if config.pool is None else _pool(config.pool),
@@ -329,7 +340,7 @@ def _paths_from(section: _Section) -> PathOptions:
 
 
 def _subsystem_from(section: _Section) -> SubsystemConfig:
-    hosts = section.texts("hosts")
+    hosts, managing = section.texts("hosts"), section.texts("managing_hosts")
     pool = section.section("pool")
     state = section.take("state", str, "the path of a file")
     keys: Mapping[str, Any] = section.take("host_keys", Mapping, "a mapping of host NQNs to keys") or {}  # type: ignore[type-abstract]
@@ -340,6 +351,7 @@ def _subsystem_from(section: _Section) -> SubsystemConfig:
     return section.make(
         SubsystemConfig,
         allowed_hosts=None if hosts is None else frozenset(hosts),
+        managing_hosts=None if managing is None else frozenset(managing),
         host_keys=tuple((nqn, _keys_from(_Section(each, f"{where}[{nqn!r}]"))) for nqn, each in keys.items()),
         tls_keys=tuple((nqn, _tls_key_from(section, nqn, each)) for nqn, each in tls_keys.items()),
         namespaces=tuple(map(_namespace_from, section.sections("namespaces"))),

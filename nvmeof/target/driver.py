@@ -317,7 +317,7 @@ class QueueDriver:
 
     def _say_connected(self) -> None:
         ctx = self.queue.ctx
-        if isinstance(ctx, ConnectContext):
+        if isinstance(ctx, ConnectContext) or self._gone:  # what came behind the Connect may have ended it
             return
         self._said = True
         self.driver.handle = self._take  # there is no Connect to look for from here on

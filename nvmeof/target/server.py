@@ -22,6 +22,7 @@ from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.target.administration import Administration
 from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.connections import POLL_SECONDS, Connections
+from nvmeof.target.core.audit import Audit
 from nvmeof.target.core.owner import OWNER
 from nvmeof.target.core.pool import RESERVE_SHARE, BufferPool
 from nvmeof.target.core.slices import Slices
@@ -86,6 +87,8 @@ class Target:
     ``tables``: its commands, log pages and features; see :func:`~nvmeof.target.commands.standard.standard_tables`.
     ``trace``: called with PDUs and the steps of every command; see :mod:`nvmeof.trace`. ``meters``: count the commands
     of every queue; see :mod:`nvmeof.target.metrics`.
+    ``audit``: told of connects, refusals, authentications and commands that change what other hosts see; an
+    :class:`~nvmeof.target.audit_log.AuditLog` writes them to a file.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
     :class:`~nvmeof.errors.TransportError` for an address that cannot be listened on.
@@ -109,6 +112,7 @@ class Target:
         tables: Tables | None = None,
         trace: Trace | None = None,
         meters: Meters | None = None,
+        audit: Audit | None = None,
     ) -> None:
         if config is None:
             config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts, pool)
@@ -117,6 +121,7 @@ class Target:
         self.tables = tables or standard_tables()
         self.trace: Trace | None = join(trace)
         self.meters = meters
+        self.audit = audit
         self.connect_seconds = connect_seconds
         self._offered = connection or ConnectionConfig(header_digest=digests, data_digest=digests)
         largest = max((s.incapsule_bytes for s in config.subsystems), default=0)
@@ -144,6 +149,7 @@ class Target:
         tables: Tables | None = None,
         trace: Trace | None = None,
         meters: Meters | None = None,
+        audit: Audit | None = None,
     ) -> Target:
         """Make the target that settings describe."""
         return cls(
@@ -155,6 +161,7 @@ class Target:
             tables=tables,
             trace=trace,
             meters=meters,
+            audit=audit,
         )
 
     @property
@@ -171,6 +178,7 @@ class Target:
     def _new_run(self) -> None:
         """Make the objects that live from a start to a stop."""
         self.registry = TargetRegistry(self.tables)
+        self.registry.peer_log.audit = self.audit
         config = self.config
         longest = max((s.transfer_limit_bytes for s in config.subsystems), default=0)
         self.pool = BufferPool(config.staging_bytes, reserve_bytes=max(config.staging_bytes // RESERVE_SHARE, longest))

@@ -25,7 +25,7 @@ from tests.conformance.rawhost import (
     running,
 )
 
-OPCODE, SEQUENCE, FORMAT, INVALID, NOT_ALLOWED = 0x01, 0x0C, 0x180, 0x182, 0x184
+OPCODE, SEQUENCE, FORMAT, INVALID = 0x01, 0x0C, 0x180, 0x182
 DATA = 1 << 16  # IATTR: the parameter is in the data
 OTHER = "nqn.2014-08.org.nvmexpress:uuid:99999999-2222-3333-4444-555555555555"
 DISCOVERY = "nqn.2014-08.org.nvmexpress.discovery"
@@ -93,7 +93,7 @@ async def test_a_host_that_is_not_allowed(trtype, log):
     async with running(trtype, allowed_hosts=[OTHER]) as target:
         host = await RawHost.open(target)
         completion = await host.try_connect()
-        assert (completion.status, completion.dw0, completion.dnr) == (NOT_ALLOWED, DATA | 512, True)
+        assert (completion.status, completion.dw0, completion.dnr) == (INVALID, DATA | 256, True)
         lines = causes(log.records, "is not allowed to use")
         assert len(lines) == 1 and HOSTNQN in lines[0] and target.subnqn in lines[0]
         await host.connect(hostnqn=OTHER)

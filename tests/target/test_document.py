@@ -134,7 +134,8 @@ def everything(directory: Path) -> TargetSettings:
         anagrpid=3, rate_limit=RateLimit(bytes_per_second=4096, operations_per_second=7, burst_seconds=2.5),
     )  # fmt: skip
     subsystem = SubsystemConfig(
-        nqn=NQNS[0], serial="S", model="M", firmware="F", allowed_hosts=frozenset(HOSTS), any_host=True,
+        nqn=NQNS[0], serial="S", model="M", firmware="F", managing_hosts=frozenset({NQNS[1]}),
+                allowed_hosts=frozenset(HOSTS), any_host=True,
         host_keys=(
             (HOSTS[0], HostKeys(SECRET)),
             (HOSTS[1], HostKeys(SECRET, SECRET, HashId.SHA384, DhGroupId.FFDHE4096)),

@@ -164,7 +164,7 @@ async def test_allowed_hosts_see_and_use_what_others_do_not():
         assert len(await discovered(target)) == 2
         assert len(await discovered(target, hostnqn=OTHER)) == 1
         host = await RawHost.open(target)
-        assert (await host.try_connect(hostnqn=OTHER)).status == 0x184
+        assert (await host.try_connect(hostnqn=OTHER)).status == 0x182
         first = await admin(target)
         target.registry.set_allowed_hosts(target.subnqn, frozenset({OTHER}))
         await first.ended()

@@ -29,6 +29,9 @@ CLIENTS_MAX: Final = 128
 NEGOTIATION_SECONDS: Final = 30.0
 _WRITE_HIGH_BYTES: Final = 1 << 20
 _WRITE_LOW_BYTES: Final = 256 << 10
+_AHEAD_BYTES: Final = BUFFER_BYTES - 2 * OPTION_MAX_BYTES
+"""What a client sends ahead of the end of its negotiation, up to this and one more receive, is taken over by the
+transmission as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,7 @@ class NbdClientProtocol(asyncio.BufferedProtocol):
             self._feed(nbytes)
             return
         self._data += self._buffer[:nbytes]
-        if len(self._data) > BUFFER_BYTES:  # a client that does not wait for the answers to its options
+        if len(self._data) > _AHEAD_BYTES:  # a client that does not wait for the answers to its options
             self._transport.pause_reading()
         self._wake()
 

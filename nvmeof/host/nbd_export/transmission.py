@@ -113,7 +113,7 @@ class Transmission:
         """Return where the next bytes go."""
         if self._payload is not None:
             return self._payload
-        if self._start == self._end:
+        if self._start == self._end or self.disconnecting:  # what follows a disconnect is dropped
             self._start = self._end = 0
         elif self._end == BUFFER_BYTES:
             rest = bytes(self._buffer[self._start : self._end])
@@ -122,12 +122,10 @@ class Transmission:
         return self._buffer[self._end :]
 
     def preload(self, data: bytes) -> None:
-        """Take bytes that came with the negotiation."""
-        while data:
-            piece, data = data[:BUFFER_BYTES], data[BUFFER_BYTES:]
-            view = self.next_buffer()
-            view[: len(piece)] = piece
-            self.received(len(piece))
+        """Take bytes that came with the negotiation, at most `BUFFER_BYTES`."""
+        if data:
+            self.next_buffer()[: len(data)] = data
+            self.received(len(data))
 
     def received(self, count: int) -> None:
         """Take note of ``count`` bytes there. Raises :class:`NbdProtocolError` for what ends the connection."""

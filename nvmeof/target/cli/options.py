@@ -13,6 +13,7 @@ from nvmeof.protocol.connection import ConnectionConfig
 from nvmeof.security.tls.keylog import open_keylog
 from nvmeof.size_text import parse_size
 from nvmeof.spec.enums import CNTLID_MAX, DISCOVERY_PORT, NVME_PORT
+from nvmeof.target.audit_log import AuditLog
 from nvmeof.target.cli.limits import parse_keep_alive_range, with_rate_limits
 from nvmeof.target.cli.secrets import host_keys, tls_keys
 from nvmeof.target.configuration.files import Loaded, read_configuration
@@ -74,6 +75,8 @@ class Options:
     serial: str = ""
     model: str = "nvmeof"
     allow_host: tuple[str, ...] = ()
+    managing_host: tuple[str, ...] = ()
+    audit_log: str | None = None
     dhchap_key: tuple[str, ...] = ()
     dhchap_ctrl_key: tuple[str, ...] = ()
     dhchap_hash: str | None = None
@@ -219,14 +222,19 @@ def load(options: Options) -> Loaded:
     return loaded
 
 
-def make_configured(options: Options, loaded: Loaded) -> Target:
+def make_configured(options: Options, loaded: Loaded, audit: AuditLog | None = None) -> Target:
     """Make the target that the file of --config describes. Raises ConfigurationError."""
     if any(port.tls != TLS_OFF for port in loaded.settings.config.ports):
         open_keylog(options.tls_keylog)
-    return Target.from_settings(loaded.settings, trace=_trace(options), meters=_meters(options))
+    return Target.from_settings(loaded.settings, trace=_trace(options), meters=_meters(options), audit=audit)
 
 
-def make_target(options: Options) -> Target:
+def make_audit_log(options: Options) -> AuditLog | None:
+    """Open the file of --audit-log, if one was named. Raises ConfigurationError."""
+    return None if options.audit_log is None else AuditLog(options.audit_log)
+
+
+def make_target(options: Options, audit: AuditLog | None = None) -> Target:
     """Make the target from a command line's options. Raises ConfigurationError."""
     if options.trtype_code is not None:
         base.set_trtype_code(options.trtype, options.trtype_code)
@@ -239,6 +247,7 @@ def make_target(options: Options) -> Target:
         serial=options.serial,
         model=options.model,
         allowed_hosts=frozenset(options.allow_host) or None,
+        managing_hosts=frozenset(options.managing_host) or None,
         host_keys=host_keys(options.dhchap_key, options.dhchap_ctrl_key, options.dhchap_hash, options.dhchap_dhgroup),
         authentication_required=options.require_authentication,
         tls_keys=tls_keys(options.tls_key, options.tls, generated=bool(options.dhchap_key)),
@@ -285,4 +294,5 @@ def make_target(options: Options) -> Target:
         ),
         trace=_trace(options),
         meters=_meters(options),
+        audit=audit,
     )

@@ -19,7 +19,7 @@ from nvmeof.aio import mdns
 from nvmeof.cli import streams
 from nvmeof.errors import NvmeofError
 from nvmeof.target.cli.limits import raise_file_limit
-from nvmeof.target.cli.options import Options, load, make_configured, make_target
+from nvmeof.target.cli.options import Options, load, make_audit_log, make_configured, make_target
 from nvmeof.target.cli.report import facts, remark, say, say_configured, warn
 from nvmeof.target.cli.service import Service
 from nvmeof.target.configuration.difference import apply, difference
@@ -45,7 +45,7 @@ async def serve(options: Options) -> None:
 
 async def serve_until_stopped(options: Options, service: Service) -> None:
     """Start, say so, and stop on SIGINT, SIGTERM or SIGHUP (a second one stops at once); with a file, SIGHUP reads it
-    again."""
+    again, and with an audit log it opens that again."""
     if options.output == "json":
         streams.demand(streams.STDOUT)
     if options.mdns:
@@ -58,7 +58,8 @@ async def serve_until_stopped(options: Options, service: Service) -> None:
     if loaded is not None and options.check:
         click.echo(f"{loaded.path}: good: {_counts(loaded)}")
         return
-    target = make_target(options) if loaded is None else make_configured(options, loaded)
+    audit = make_audit_log(options)
+    target = make_target(options, audit) if loaded is None else make_configured(options, loaded, audit)
     raise_file_limit(target.config.max_connections)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -77,8 +78,15 @@ async def serve_until_stopped(options: Options, service: Service) -> None:
 
     ending = [signal.SIGINT, signal.SIGTERM]
     reloads = None if loaded is None else Reloads(target, options, loaded, service)
-    if reloads is not None:
-        loop.add_signal_handler(signal.SIGHUP, reloads.wanted)
+    if reloads is not None or audit is not None:
+
+        def hang_up() -> None:
+            if audit is not None:
+                audit.reopen()
+            if reloads is not None:
+                reloads.wanted()
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
     elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
         ending.append(signal.SIGHUP)
     control = None if options.control is None else _control(target, options.control, reloads)
@@ -124,6 +132,8 @@ async def serve_until_stopped(options: Options, service: Service) -> None:
         if metrics is not None:
             await metrics.stop()
         await target.stop()
+        if audit is not None:
+            audit.close()
     if target.unflushed:
         raise NvmeofError(f"{', '.join(target.unflushed)} could not be flushed: what was written last may be lost")
     logger.info("stopped")

@@ -44,12 +44,14 @@ from nvmeof.target.commands.context import CommandContext, IoContext
 from nvmeof.target.commands.dispatch.base import CommandRow, Completion, Decoded, Direction, decoded, fixed
 from nvmeof.target.commands.io.nvm import run_all
 from nvmeof.target.commands.logs.logs_health import snapshot
+from nvmeof.target.commands.managing import check_managing, tell
 from nvmeof.target.commands.rows.feature_commands import restore_features
 from nvmeof.target.commands.rows.features import FeatureTable
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import VERSION, Controller, ControllerHooks
 from nvmeof.target.controller.effects import QueueEffects
 from nvmeof.target.controller.keep_alive import check_kato
+from nvmeof.target.core.audit import AuditEvent
 from nvmeof.target.core.states import LIVE_STATES, UNCONNECTED_ONLY, ControllerState, QueueState
 from nvmeof.target.namespaces.namespace import Namespace
 from nvmeof.target.projection.authentication import QueueAuthentication
@@ -62,6 +64,8 @@ logger = logging.getLogger(__name__)
 _LONGEST_CONNECT_BYTES = 4096
 """A host may send a whole page for Connect: what follows the 1,024 bytes is not looked at."""
 _MAX_ADMIN_ENTRIES = 4096
+_AUTHENTICATE = int(Authreq.ATR)
+"""A plain number: what an IntFlag makes of each CNTLID that it is joined with would be remembered by its class."""
 _DATA_LAYOUT = layout(CONNECT_DATA)
 
 
@@ -105,6 +109,25 @@ def check_connect(ctx: ConnectContext, request: Decoded[ConnectFields]) -> None:
 def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryview | None) -> Completion:
     """Make this queue the admin queue of a new controller, or an I/O queue of an existing one. DW0: CNTLID."""
     assert data is not None
+    audit = ctx.peer_log.audit
+    if audit is None:
+        return _connect(ctx, request, data)
+    told = partial(audit, AuditEvent.CONNECT, peer=ctx.peer, queue=request.fields.qid)
+    try:
+        _, _, subnqn, named = _connect_data(data)
+    except CommandError as error:
+        told(granted=False, status=f"{error.status:#x}", reason=str(error))
+        raise
+    try:
+        completion = _connect(ctx, request, data)
+    except CommandError as error:
+        told(granted=False, host=named, subsystem=subnqn, status=f"{error.status:#x}", reason=str(error))
+        raise
+    told(granted=True, host=named, subsystem=subnqn, cntlid=completion.dw0 & 0xFFFF)
+    return completion
+
+
+def _connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryview) -> Completion:
     hostid, wanted_cntlid, subnqn, named = _connect_data(data)
     host_nqn = named or unnamed_host(hostid)
     if has_control_characters(named):
@@ -114,11 +137,8 @@ def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryvi
     if subsystem is None:
         raise _invalid("subnqn", f"there is no subsystem {subnqn!r} here (host {host_nqn!r})")
     if not subsystem.host_allowed(named):
-        raise CommandError(
-            Status.CONNECT_INVALID_HOST,
-            message=f"host {host_nqn!r} is not allowed to use {subsystem.nqn}",
-            dw0=connect_invalid_dw0("hostnqn"),
-        )
+        # The answer is that of a subsystem that is not there: who may not use one need not know that it is.
+        raise _invalid("subnqn", f"host {host_nqn!r} is not allowed to use {subsystem.nqn}")
     may_begin = ctx.port.tls != TLS_OFF and request.fields.qid == 0
     wrong = why_channel_is_wrong(ctx.secured, subsystem, subnqn, named, may_begin=may_begin)
     if wrong is not None:
@@ -366,14 +386,20 @@ def _write_csts(ctx: AdminContext, controller: Controller, value: int) -> Comple
 def _write_nssr(ctx: AdminContext, controller: Controller, value: int) -> Completion:
     """Write NSSR: the value "NVMe" starts an NVM Subsystem Reset, any other has no effect."""
     if value == NSSR_RESET:
+        check_managing(ctx, "NVM Subsystem Reset")
+        tell(ctx, "NVM Subsystem Reset", 0)
         controller.subsystem.reset()
     return Completion()
 
 
 def _write_nssd(ctx: AdminContext, controller: Controller, value: int) -> Completion | Awaitable[Completion]:
     """Write NSSD: start an NVM Subsystem Shutdown; an abrupt one flushes as well. Any other value has no effect."""
+    if value not in (NSSD_NORMAL, NSSD_ABRUPT):
+        return Completion()
+    check_managing(ctx, "NVM Subsystem Shutdown")
+    tell(ctx, "NVM Subsystem Shutdown", 0)
     subsystem = controller.subsystem
-    token = subsystem.begin_shutdown() if value in (NSSD_NORMAL, NSSD_ABRUPT) else None
+    token = subsystem.begin_shutdown()
     if token is None:
         return Completion()
     return _flush(subsystem.namespaces.values(), lambda: subsystem.shutdown_complete(token))

@@ -24,7 +24,17 @@ from nvmeof.target.subsystem.live_changes import LIMITS
 
 V = TypeVar("V")
 _HOSTS: Final = frozenset(
-    {"allowed_hosts", "any_host", "host_keys", "tls_keys", "namespaces", "host_limit", "host_limits", *LIMITS}
+    {
+        "allowed_hosts",
+        "any_host",
+        "managing_hosts",
+        "host_keys",
+        "tls_keys",
+        "namespaces",
+        "host_limit",
+        "host_limits",
+        *LIMITS,
+    }
 )
 """The fields of a subsystem that can be changed while it runs; others need a new subsystem."""
 _PORT: Final = frozenset({"ana", "subsystems", "paths", "referrals"})
@@ -57,6 +67,7 @@ class Changing(Protocol):
     def set_namespace_limit(self, nsid: int, limit: RateLimit | None, *, subnqn: str | None = None) -> list[str]: ...
 
     def set_host_limit(self, nqn: str | None, limit: RateLimit | None, *, subnqn: str | None = None) -> list[str]: ...
+    def set_managing_hosts(self, hosts: frozenset[str] | None, *, subnqn: str | None = None) -> None: ...
 
     def set_host_keys(self, nqn: str, keys: HostKeys | None, *, subnqn: str | None = None) -> None: ...
 
@@ -212,6 +223,10 @@ def _subsystem(target: Changing, plan: Plan, old: SubsystemConfig, new: Subsyste
     if hosts[0] != hosts[1]:
         verb = partial(target.set_allowed_hosts, subnqn=nqn)
         plan.changes.append(Step(f"{nqn}: allowed hosts changed", partial(verb, hosts[1]), partial(verb, hosts[0])))
+    if old.managing_hosts != new.managing_hosts:
+        manage = partial(target.set_managing_hosts, subnqn=nqn)
+        undo = partial(manage, old.managing_hosts)
+        plan.changes.append(Step(f"{nqn}: managing hosts changed", partial(manage, new.managing_hosts), undo))
     old_keys, new_keys = dict(old.host_keys), dict(new.host_keys)
     for host in {**old_keys, **new_keys}:
         if old_keys.get(host) != new_keys.get(host):

@@ -91,6 +91,10 @@ def _subsystem() -> Schema:
         SubsystemConfig,
         ("nqn",),
         hosts={**_list(TEXT), "description": "NQNs of the hosts that may use it; left out: any host"},
+        managing_hosts={
+            **_list(TEXT),
+            "description": "NQNs of the hosts that may format, sanitize and manage namespaces; left out: all of them",
+        },
         host_keys={"type": "object", "additionalProperties": _KEYS},
         tls_keys={
             "type": "object",

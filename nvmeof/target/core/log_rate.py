@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final
 
+from nvmeof.target.core.audit import Audit
+
 CAUSES_MOST: Final = 256
 """Upper bound of the causes that are counted separately; beyond it the one with the oldest line is forgotten."""
 
@@ -77,9 +79,11 @@ class PeerRate(LogRate):
 
 
 class PeerLog:
-    """The limits for what peers cause: strangers, who have not connected, and hosts that have."""
+    """The limits for what peers cause: strangers, who have not connected, and hosts that have. `audit`: who is told of
+    what peers do, if anybody."""
 
     def __init__(self) -> None:
+        self.audit: Audit | None = None
         self.strangers = PeerRate(20, 0.2)
         self.hosts = PeerRate(600, 5.0)
         """A host may have some hundred queues: each logs its start and its end."""

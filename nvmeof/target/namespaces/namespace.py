@@ -312,27 +312,36 @@ class Namespace:
             )
         return self._call(lambda: self.unreadable_blocks.mark(slba, slba + nlb), writing=True)
 
-    def _check_replaceable(self, slba: int, nlb: int) -> None:
-        if self.unreadable_blocks.some and self.unreadable_blocks.crowded(slba, slba + nlb):
+    def _check_replaceable(self, slba: int, nlb: int) -> int:
+        """Raise Capacity Exceeded when marks would be too many; return what `_rewritten` wants to know, before the
+        write begins."""
+        if not self.unreadable_blocks.some:
+            return 0
+        if self.unreadable_blocks.crowded(slba, slba + nlb):
             raise CommandError(
                 Status.CAPACITY_EXCEEDED,
                 message=f"namespace {self.nsid} cannot tell more ranges of uncorrectable blocks apart",
             )
+        return self.backend.sync_failures
 
-    def _rewritten(self, slba: int, nlb: int, result: Awaitable[None] | None) -> Awaitable[None] | None:
-        """Mark blocks as readable again once their new data is written."""
+    def _rewritten(self, slba: int, nlb: int, result: Awaitable[None] | None, failures: int) -> Awaitable[None] | None:
+        """Mark blocks as readable again once their new data is written. `failures`: of syncs, when it began."""
         if not self.unreadable_blocks.some or not self.unreadable_blocks.concern(slba, slba + nlb):
             return result
         if result is None and not self.unreadable_blocks.durable:
             self.unreadable_blocks.forget(slba, slba + nlb)
             return None
-        return self._rewritten_later(slba, nlb, result)
+        return self._rewritten_later(slba, nlb, result, failures)
 
-    async def _rewritten_later(self, slba: int, nlb: int, pending: Awaitable[None] | None) -> None:
+    async def _rewritten_later(self, slba: int, nlb: int, pending: Awaitable[None] | None, failures: int) -> None:
         await settled(pending)
         if self.unreadable_blocks.durable:
             # What replaces them must not be lost when the marks are gone for good: old data would come back.
             await settled(self.flush())
+            if self.backend.sync_failures != failures:
+                # This sync has succeeded without the data that another one, of another command, has lost.
+                error = self.backend.sync_error or OSError(errno.EIO, "writing to the media failed")
+                raise self._command_error(error, True, None) from error
         await settled(self._call(lambda: self.unreadable_blocks.forget(slba, slba + nlb), writing=True))
 
     def read(self, slba: int, nlb: int) -> Lease | Awaitable[Lease]:
@@ -398,18 +407,18 @@ class Namespace:
         nlb = len(data) >> self.block_shift
         self.check_range(slba, nlb)
         self.check_writable()
-        self._check_replaceable(slba, nlb)
+        failures = self._check_replaceable(slba, nlb)
         self.counters.writes += 1
         self.counters.blocks_written += nlb
         result = self._call(lambda: self.backend.write(slba << self.block_shift, data, fua=fua), writing=True)
-        return self._rewritten(slba, nlb, result)
+        return self._rewritten(slba, nlb, result, failures)
 
     def copy(self, source: int, slba: int, nlb: int, *, fua: bool = False) -> Awaitable[None] | None:
         """Copy blocks from `source` to `slba`, as memmove does."""
         self.check_range(slba, nlb)
         self.check_writable()
         self._check_readable(source, nlb)
-        self._check_replaceable(slba, nlb)
+        failures = self._check_replaceable(slba, nlb)
         shift = self.block_shift
         self.counters.blocks_copied += nlb
         result = self._call(
@@ -417,18 +426,18 @@ class Namespace:
             writing=True,
             read=(source, nlb),
         )
-        return self._rewritten(slba, nlb, result)
+        return self._rewritten(slba, nlb, result, failures)
 
     def write_zeroes(self, slba: int, nlb: int, *, deallocate: bool, fua: bool = False) -> Awaitable[None] | None:
         """Make blocks read as zeroes."""
         self.check_range(slba, nlb)
         self.check_writable()
-        self._check_replaceable(slba, nlb)
+        failures = self._check_replaceable(slba, nlb)
         shift = self.block_shift
         result = self._call(
             lambda: self.backend.write_zeroes(slba << shift, nlb << shift, deallocate=deallocate, fua=fua), writing=True
         )
-        return self._rewritten(slba, nlb, result)
+        return self._rewritten(slba, nlb, result, failures)
 
     def deallocate(self, slba: int, nlb: int) -> Awaitable[None] | None:
         """Give the space of blocks back; without the capability this does nothing, as the hint allows."""
@@ -436,18 +445,18 @@ class Namespace:
         self.check_writable()
         if not self.backend.capabilities.can_deallocate or nlb == 0:
             return None
-        self._check_replaceable(slba, nlb)
+        failures = self._check_replaceable(slba, nlb)
         shift = self.block_shift
         result = self._call(lambda: self.backend.deallocate(slba << shift, nlb << shift), writing=True)
         if self.unreadable_blocks.some and result is not None:
-            return self._deallocated(slba, nlb, result)
-        return self._rewritten(slba, nlb, result)
+            return self._deallocated(slba, nlb, result, failures)
+        return self._rewritten(slba, nlb, result, failures)
 
-    async def _deallocated(self, slba: int, nlb: int, pending: Awaitable[None]) -> None:
+    async def _deallocated(self, slba: int, nlb: int, pending: Awaitable[None], failures: int) -> None:
         await pending
         # A backend may find out only now that it cannot: the old data is still there, and must not come back.
         if self.backend.capabilities.can_deallocate:
-            await settled(self._rewritten(slba, nlb, None))
+            await settled(self._rewritten(slba, nlb, None, failures))
 
     def flush(self) -> Awaitable[None] | None:
         """Commit all completed writes to non-volatile media."""

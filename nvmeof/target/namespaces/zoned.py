@@ -428,7 +428,7 @@ class ZonedNamespace(Namespace):
     def _drop(self, start: int, end: int) -> Pending:
         if self.backend.capabilities.can_deallocate:
             return Namespace.deallocate(self, start, end - start)
-        return self._rewritten(start, end - start, None)
+        return self._rewritten(start, end - start, None, self.backend.sync_failures)
 
 
 async def _true(pending: Awaitable[None]) -> bool:

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from nvmeof.runtime import Runtime
 from nvmeof.security.dhchap_controller import ControllerExchange, HostKeys, Step
 from nvmeof.security.tls.key import TlsKey
+from nvmeof.target.core.audit import AuditEvent
 from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.core.log_rate import PeerLog, left_out_text
 from nvmeof.target.core.queue_control import QueueControl
@@ -68,6 +69,7 @@ class QueueAuthentication:
         self._limits = limits
         self._queue = queue
         self._peer_log, self._peer = peer_log, peer
+        self._names = hostnqn, subnqn, qid
         self._who = f"host {hostnqn} of {subnqn}, queue {qid}"
         self._reauthentication_seconds = reauthentication_seconds
         self._exchange = ControllerExchange(
@@ -139,6 +141,7 @@ class QueueAuthentication:
 
     def _succeeded(self) -> None:
         self._timer.cancel()
+        self._tell(True, self._exchange.chosen)
         both = ", the controller too" if self._exchange.bidirectional else ""
         key = self._exchange.generated
         if key is not None and self._channel is not None:
@@ -163,7 +166,22 @@ class QueueAuthentication:
     def _stays(self) -> None:
         self._queue.close("the host has its key for TLS, and goes on in clear")
 
+    def _tell(self, granted: bool, text: str) -> None:
+        audit = self._peer_log.audit
+        if audit is not None:
+            hostnqn, subnqn, qid = self._names
+            audit(
+                AuditEvent.AUTHENTICATION,
+                granted=granted,
+                peer=self._peer,
+                host=hostnqn,
+                subsystem=subnqn,
+                queue=qid,
+                reason=text,
+            )
+
     def _warn(self, text: str) -> None:
+        self._tell(False, text)
         left_out = self._peer_log.strangers.admit(self._peer, self._runtime.now())
         if left_out is not None:
             logger.warning("%s: %s%s", self._who, text, left_out_text(left_out))

@@ -132,6 +132,7 @@ class SubsystemConfig:
     authentication_required: bool = False  # hosts without keys are refused
     tls_keys: tuple[tuple[str, TlsKey], ...] = ()  # what hosts use TLS with, by their NQN
     tls_required: bool = False  # connections without TLS are refused, whatever their port allows
+    managing_hosts: frozenset[str] | None = None  # that may format, sanitize, manage namespaces, ...; None: all of them
     reauthentication_seconds: float = 0.0  # how long an authentication is good; 0: as long as its queue
     namespaces: tuple[NamespaceConfig, ...] = ()
     max_queue_entries: int = MAX_QUEUE_ENTRIES  # of an I/O queue (CAP.MQES + 1)
@@ -163,6 +164,8 @@ class SubsystemConfig:
         check_nqn(self.nqn, "the subsystem NQN")
         for host in self.allowed_hosts or ():
             check_nqn(host, "the NQN of an allowed host")
+        for host in self.managing_hosts or ():
+            check_nqn(host, "the NQN of a managing host")
         self._check_keys()
         _printable(self.serial, 20, "a serial number")
         _printable(self.model, 40, "a model number")

@@ -26,7 +26,8 @@ class Hosts:
 
     `keys`: what hosts authenticate themselves with, by their NQN, whether any host is allowed or not.
     `authentication_required`: a host without keys is refused. `tls_keys`: what hosts use TLS with, by their NQN;
-    `tls_required`: connections without TLS are refused.
+    `tls_required`: connections without TLS are refused. `managing`: those of them that may use commands which change
+    what others see (Format NVM, Sanitize, ...); None: all.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class Hosts:
         authentication_required: bool = False,
         tls_keys: Mapping[str, TlsKey] | None = None,
         tls_required: bool = False,
+        managing: Iterable[str] | None = None,
     ) -> None:
+        self.set_managing(managing)
         self.keys = dict(keys or {})
         self.tls_keys = dict(tls_keys or {})
         self.tls_required = tls_required
@@ -65,6 +68,16 @@ class Hosts:
         if self.authentication_required and nqn not in self.keys:
             return False
         return self.any_host or nqn in self._hosts
+
+    def set_managing(self, nqns: Iterable[str] | None) -> None:
+        """Let these hosts manage the subsystem and no others; None: every host that may use it."""
+        self.managing = None if nqns is None else frozenset(nqns)
+        for nqn in self.managing or ():
+            check_nqn(nqn, "the NQN of a managing host")
+
+    def may_manage(self, nqn: str) -> bool:
+        """Return whether a host of that NQN may use commands that change what other hosts see."""
+        return self.managing is None or nqn in self.managing
 
     def add(self, host: Host) -> None:
         """Allow one more host. Raises `ConfigurationError` when any host is allowed, or this one is already."""

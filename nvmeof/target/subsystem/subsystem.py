@@ -192,6 +192,7 @@ class Subsystem:
             authentication_required=config.authentication_required,
             tls_keys=dict(config.tls_keys),
             tls_required=config.tls_required,
+            managing=config.managing_hosts,
         )
         self._last_cntlid = config.cntlid_min - 1
         self.manager = NamespaceManager(self, config.pool, kinds) if config.pool is not None else None
@@ -570,6 +571,7 @@ class Subsystem:
             authentication_required=hosts.authentication_required,
             host_limit=self.host_limits.each,
             host_limits=tuple(self.host_limits.own.items()),
+            managing_hosts=hosts.managing,
         )
 
     # Controllers

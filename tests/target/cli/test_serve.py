@@ -52,12 +52,14 @@ async def test_what_is_there_after_the_start_is_kept_from_the_collector(monkeypa
         seen.append((gc.get_freeze_count() - target.frozen_before, target.garbage()))
         raise Enough
 
-    monkeypatch.setattr(module, "make_target", lambda options: target)
+    monkeypatch.setattr(module, "make_target", lambda options, audit: target)
     monkeypatch.setattr(module, "facts", facts)
     gc.disable()
     try:
         with pytest.raises(Enough):
-            await serve(SimpleNamespace(output="text", config=None, mdns=False, metrics=None, control=None))
+            await serve(
+                SimpleNamespace(output="text", config=None, mdns=False, metrics=None, control=None, audit_log=None)
+            )
         [(frozen, garbage)] = seen
         assert frozen >= len(target.stays)
         assert garbage is None

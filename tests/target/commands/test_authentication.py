@@ -83,7 +83,7 @@ def test_who_is_asked():
     assert one.queue().connect(hostnqn=OTHER_HOST) & ~0xFFFF == 0
     assert one.queue().connect(subnqn=DISCOVERY_NQN) & ~0xFFFF == 0
     strict = target(authentication_required=True)
-    assert strict.queue().try_connect(hostnqn=OTHER_HOST).status == Status.CONNECT_INVALID_HOST
+    assert strict.queue().try_connect(hostnqn=OTHER_HOST).status == Status.CONNECT_INVALID_PARAMETERS
     assert strict.queue().connect() & ~0xFFFF == ATR
 
 

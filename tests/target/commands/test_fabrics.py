@@ -93,8 +93,8 @@ def test_io_connect_before_enable():
 def test_host_not_allowed():
     target = Target(allowed_hosts=frozenset({OTHER_HOST}))
     completion = target.queue().try_connect()
-    assert completion.status == Status.CONNECT_INVALID_HOST
-    assert completion.dw0 == IATTR_DATA | 512
+    unknown = target.queue().try_connect(subnqn="nqn.2026-01.org.example:other")
+    assert completion == unknown, "the host cannot tell whether the subsystem is there"
     assert target.queue().try_connect(hostnqn=OTHER_HOST).status == 0
 
 

@@ -61,6 +61,8 @@ CASES: list[tuple[Any, Any, list[str]]] = [
     (document(subsystem(), subsystem(TWO)), document(subsystem()), [f"subsystem {TWO} removed"]),
     (document(subsystem()), document(subsystem(hosts=HOSTS[:1])), [f"{ONE}: allowed hosts changed"]),
     (document(subsystem(hosts=HOSTS)), document(subsystem()), [f"{ONE}: allowed hosts changed"]),
+    (document(subsystem()), document(subsystem(managing_hosts=HOSTS)), [f"{ONE}: managing hosts changed"]),
+    (document(subsystem(managing_hosts=HOSTS)), document(subsystem()), [f"{ONE}: managing hosts changed"]),
     (
         document(subsystem()), document(subsystem(host_keys={HOSTS[0]: {"dhchap_key": KEY.to_text()}})),
         [f"{ONE}: keys of {HOSTS[0]} changed"],

@@ -24,6 +24,7 @@ from nvmeof.target.commands.dispatch.base import (
     never,
     not_active,
 )
+from nvmeof.target.commands.managing import managing
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.controller import Controller
 from nvmeof.target.namespaces.format_job import can_format, format_namespace
@@ -144,23 +145,25 @@ async def _format(
 
 ROWS = Rows(
     admin=(
-        CommandRow(
-            opcode=AdminOpcode.FORMAT_NVM,
-            name="Format NVM",
-            handler=format_nvm,
-            decode=decoded(lambda sqe: FormatNvm.decode(sqe.cdw10)),
-            check=check_format,
-            nsid=NsidRule.HANDLER,
-            effects=CommandEffects.SUPPORTED
-            | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE
-            | CommandEffects.NAMESPACE_CAPABILITY_CHANGE
-            | CommandEffects.COMMAND_SUBMISSION_NO_OTHER_ON_NAMESPACE
-            | CommandEffects.NAMESPACE_SCOPE,
-            oacs=Oacs.FORMAT_NVM,
-            reservation=Group.WRITE,
-            events=(EventType.FORMAT_START, EventType.FORMAT_COMPLETION),
-            remark="blocks of 512 or 4096 bytes, user data erase; nothing is encrypted that a cryptographic erase "
-            "could make unreadable",
+        managing(
+            CommandRow(
+                opcode=AdminOpcode.FORMAT_NVM,
+                name="Format NVM",
+                handler=format_nvm,
+                decode=decoded(lambda sqe: FormatNvm.decode(sqe.cdw10)),
+                check=check_format,
+                nsid=NsidRule.HANDLER,
+                effects=CommandEffects.SUPPORTED
+                | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE
+                | CommandEffects.NAMESPACE_CAPABILITY_CHANGE
+                | CommandEffects.COMMAND_SUBMISSION_NO_OTHER_ON_NAMESPACE
+                | CommandEffects.NAMESPACE_SCOPE,
+                oacs=Oacs.FORMAT_NVM,
+                reservation=Group.WRITE,
+                events=(EventType.FORMAT_START, EventType.FORMAT_COMPLETION),
+                remark="blocks of 512 or 4096 bytes, user data erase; nothing is encrypted that a cryptographic erase "
+                "could make unreadable",
+            )
         ),
     ),
 )

@@ -36,6 +36,7 @@ from nvmeof.target.commands.dispatch.base import (
     decoded,
     fixed,
 )
+from nvmeof.target.commands.managing import managing
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
 from nvmeof.target.controller.changes import ChangedAllocations
@@ -242,43 +243,47 @@ ROWS = Rows(
         ),
     ),
     admin=(
-        CommandRow(
-            opcode=AdminOpcode.NAMESPACE_MANAGEMENT,
-            name="Namespace Management",
-            handler=namespace_management,
-            decode=decoded(Selected.parse),
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=management_bytes,
-            check=check_management,
-            nsid=NsidRule.HANDLER,
-            reservation=Group.WRITE,
-            deletes=_deletes,
-            effects=CommandEffects.SUPPORTED
-            | CommandEffects.NAMESPACE_INVENTORY_CHANGE
-            | CommandEffects.SUBSYSTEM_SCOPE,
-            events=(EventType.CHANGE_NAMESPACE,),
-            ana=AnaRule.FIELDS,
-            oacs=Oacs.NAMESPACE_MANAGEMENT,
-            offered=managed,
-            remark="where the subsystem has a pool of capacity",
+        managing(
+            CommandRow(
+                opcode=AdminOpcode.NAMESPACE_MANAGEMENT,
+                name="Namespace Management",
+                handler=namespace_management,
+                decode=decoded(Selected.parse),
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=management_bytes,
+                check=check_management,
+                nsid=NsidRule.HANDLER,
+                reservation=Group.WRITE,
+                deletes=_deletes,
+                effects=CommandEffects.SUPPORTED
+                | CommandEffects.NAMESPACE_INVENTORY_CHANGE
+                | CommandEffects.SUBSYSTEM_SCOPE,
+                events=(EventType.CHANGE_NAMESPACE,),
+                ana=AnaRule.FIELDS,
+                oacs=Oacs.NAMESPACE_MANAGEMENT,
+                offered=managed,
+                remark="where the subsystem has a pool of capacity",
+            )
         ),
-        CommandRow(
-            opcode=AdminOpcode.NAMESPACE_ATTACHMENT,
-            name="Namespace Attachment",
-            handler=namespace_attachment,
-            decode=decoded(Selected.parse),
-            direction=Direction.HOST_TO_CONTROLLER,
-            transfer_bytes=fixed(CONTROLLER_LIST_BYTES),
-            check=check_attachment,
-            nsid=NsidRule.HANDLER,
-            reservation=Group.WRITE,
-            effects=CommandEffects.SUPPORTED
-            | CommandEffects.NAMESPACE_INVENTORY_CHANGE
-            | CommandEffects.CONTROLLER_SCOPE
-            | CommandEffects.NAMESPACE_SCOPE,
-            ana=AnaRule.FIELDS,
-            offered=managed,
-            remark="where the subsystem has a pool of capacity",
+        managing(
+            CommandRow(
+                opcode=AdminOpcode.NAMESPACE_ATTACHMENT,
+                name="Namespace Attachment",
+                handler=namespace_attachment,
+                decode=decoded(Selected.parse),
+                direction=Direction.HOST_TO_CONTROLLER,
+                transfer_bytes=fixed(CONTROLLER_LIST_BYTES),
+                check=check_attachment,
+                nsid=NsidRule.HANDLER,
+                reservation=Group.WRITE,
+                effects=CommandEffects.SUPPORTED
+                | CommandEffects.NAMESPACE_INVENTORY_CHANGE
+                | CommandEffects.CONTROLLER_SCOPE
+                | CommandEffects.NAMESPACE_SCOPE,
+                ana=AnaRule.FIELDS,
+                offered=managed,
+                remark="where the subsystem has a pool of capacity",
+            )
         ),
     ),
 )

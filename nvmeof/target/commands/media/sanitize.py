@@ -24,6 +24,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.context import CommandContext
 from nvmeof.target.commands.dispatch.base import Access, CommandRow, CommandSpec, Completion, Decoded, NsidRule, decoded
+from nvmeof.target.commands.managing import managing
 from nvmeof.target.commands.rows.features import FeatureTable, Scope, current_value, dword
 from nvmeof.target.commands.rows.log_pages import LogPageSpec
 from nvmeof.target.commands.rows.rows import Rows
@@ -198,24 +199,26 @@ def _status(ctx: AdminContext, controller: Controller, command: GetLogPage, nsid
 
 ROWS = Rows(
     admin=(
-        CommandRow(
-            opcode=AdminOpcode.SANITIZE,
-            name="Sanitize",
-            handler=sanitize,
-            decode=decoded(lambda sqe: SanitizeCommand.decode(sqe.cdw10, sqe.cdw11)),
-            check=check_sanitize,
-            nsid=NsidRule.ZERO,
-            effects=CommandEffects.SUPPORTED
-            | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE
-            | CommandEffects.COMMAND_SUBMISSION_NO_OTHER
-            | CommandEffects.SUBSYSTEM_SCOPE,
-            reservation=Group.WRITE,
-            concerned=_all_namespaces,
-            during_sanitize=_after_failure,
-            events=(EventType.SANITIZE_START, EventType.SANITIZE_COMPLETION),
-            remark="block erase and overwrite of all namespaces, in the background, over restarts too; "
-            "nothing is encrypted that a cryptographic erase could make unreadable. What a file system or a device "
-            "keeps elsewhere (copies on write, snapshots, spare blocks) is out of reach",
+        managing(
+            CommandRow(
+                opcode=AdminOpcode.SANITIZE,
+                name="Sanitize",
+                handler=sanitize,
+                decode=decoded(lambda sqe: SanitizeCommand.decode(sqe.cdw10, sqe.cdw11)),
+                check=check_sanitize,
+                nsid=NsidRule.ZERO,
+                effects=CommandEffects.SUPPORTED
+                | CommandEffects.LOGICAL_BLOCK_CONTENT_CHANGE
+                | CommandEffects.COMMAND_SUBMISSION_NO_OTHER
+                | CommandEffects.SUBSYSTEM_SCOPE,
+                reservation=Group.WRITE,
+                concerned=_all_namespaces,
+                during_sanitize=_after_failure,
+                events=(EventType.SANITIZE_START, EventType.SANITIZE_COMPLETION),
+                remark="block erase and overwrite of all namespaces, in the background, over restarts too; "
+                "nothing is encrypted that a cryptographic erase could make unreadable. What a file system or a device "
+                "keeps elsewhere (copies on write, snapshots, spare blocks) is out of reach",
+            )
         ),
     ),
     log_pages=(LogPageSpec(LogPageId.SANITIZE_STATUS, "Sanitize Status", _status, during_sanitize=True),),

@@ -73,6 +73,7 @@ ROWS = Rows(
             _apply,
             scope=Scope.NAMESPACE,
             persistent=True,
+            managing=True,
             check=_check,
             restore=_restore,
             stored=_stored,

@@ -18,6 +18,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.commands.admin_context import AdminContext
 from nvmeof.target.commands.dispatch.admission import check_path
 from nvmeof.target.commands.dispatch.base import Completion, check_nsid, not_active
+from nvmeof.target.commands.managing import audited, check_managing
 from nvmeof.target.commands.rows.feature_saving import note_change, save_change
 from nvmeof.target.commands.rows.features import FeatureSpec, FeatureTable, Scope, metadata_store_of
 from nvmeof.target.controller.controller import Controller
@@ -126,6 +127,8 @@ def _check_set_access(ctx: AdminContext, row: FeatureSpec, sqe: Sqe) -> None:
 def check_set_features(ctx: AdminContext, request: FeatureRequest) -> None:
     """Check what does not depend on the data: FID, changeable, saveable, NSID (NVMe Base, Set Features command)."""
     row, sqe = _row(ctx, request), request.sqe
+    if row.managing:
+        check_managing(ctx, row.name)
     if row.apply is None:
         raise CommandError(row.refusal, _FID, message=f"{row.name} cannot be changed")
     if request.save and not row.saveable:
@@ -148,6 +151,11 @@ def set_features(
 ) -> Completion | Awaitable[Completion]:
     """Change a feature's current value, and its saved value when SV asks for that."""
     check_set_features(ctx, request)
+    row = _row(ctx, request)
+    return (audited(row.name, _set) if row.managing else _set)(ctx, request, data)
+
+
+def _set(ctx: AdminContext, request: FeatureRequest, data: memoryview | None) -> Completion | Awaitable[Completion]:
     row = _row(ctx, request)
     targets = _targets(ctx, row, request.sqe)
     if len(targets) != 1:

@@ -100,6 +100,7 @@ class FeatureSpec:
     transfer_bytes: Callable[[Sqe], int] | None = None  # of Set Features, where it depends on the command
     in_history: bool = True
     private: bool = False
+    managing: bool = False  # only hosts that may manage the subsystem set it (`commands.managing`)
 
     @property
     def capabilities(self) -> int:
