@@ -127,7 +127,7 @@ async def test_another_namespace_behind_the_same_nsid_is_an_error_and_not_data()
             await target.start()
             with pytest.raises(PathMismatchError, match="another one now"):
                 await asyncio.wait_for(waiting, 20)
-            with pytest.raises(PathMismatchError, match="look it up anew"):
+            with pytest.raises(PathMismatchError, match="open it again"):
                 await namespace.write(0, bytes(512))
             # who asks anew gets the new one
             assert await subsystem.namespace(1).read(0, 1) == bytes(512)

@@ -170,5 +170,5 @@ def test_service_time_tries_a_path_of_unknown_throughput() -> None:
 
 def test_names() -> None:
     assert list(IOPOLICIES) == ["numa", "round-robin", "queue-depth", "service-time"]
-    with pytest.raises(ConfigurationError, match="no I/O policy 'fastest': choose one of numa, round-robin"):
+    with pytest.raises(ConfigurationError, match="unknown I/O policy 'fastest': choose one of numa, round-robin"):
         check_iopolicy("fastest")
