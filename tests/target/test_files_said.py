@@ -27,7 +27,7 @@ async def test_a_rest_that_is_no_block_is_said(tmp_path: Path, caplog: pytest.Lo
     path.write_bytes(bytes(1_000_100))
     backend = await opened(path)
     assert backend.capabilities.size_bytes == 1953 * 512
-    assert caplog.messages == [f"{path}: its last 164 bytes are not served: they are no whole block of 512 bytes"]
+    assert caplog.messages == [f"{path}: its last 164 bytes are not served: less than a block of 512 bytes"]
 
 
 async def test_a_size_below_the_files_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -72,7 +72,7 @@ async def test_a_block_size_that_cannot_be_kept_is_said(
 
     monkeypatch.setattr("nvmeof.target.storage.json_file_store.JsonFileStore._replace", full)
     assert (await opened(path, block_bytes=4096)).capabilities.block_bytes == 4096
-    assert any("block size cannot be kept" in line for line in caplog.messages)
+    assert any("block size cannot be stored" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("link", [False, True])

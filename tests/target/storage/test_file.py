@@ -534,7 +534,7 @@ async def test_what_belongs_to_a_file_is_not_lost_by_a_hard_link(tmp_path, caplo
     await backend.close()
     (tmp_path / "elsewhere" / "third").hardlink_to(tmp_path / "disk")
     await (await opened(tmp_path / "elsewhere" / "third")).close()
-    assert "third has 3 names (hard links), some elsewhere" in caplog.text
+    assert "third has 3 names (hard links), some in other directories" in caplog.text
 
 
 async def test_a_file_that_could_not_be_made_is_not_there(tmp_path, monkeypatch):
