@@ -40,7 +40,7 @@ async def _namespace(text: str, options: dict[str, Any]) -> NamespacePlace:
 
 
 def _length(source: Place, target: Place, options: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Return how much is copied, None: until the source ends; and the room for it, None: no limit.
+    """Return the bytes to copy (None: until the source ends), and the room for them (None: no limit).
 
     Raises :class:`ConfigurationError`.
     """
@@ -71,7 +71,7 @@ def _grows(target: Place) -> bool:
 
 
 class _Run:
-    """One call of `cp`: its places, and how far it came."""
+    """One call of `cp`: its places and its progress."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -80,7 +80,7 @@ class _Run:
         self.started = time.perf_counter()
 
     async def open(self, source: str, target: str, stack: AsyncExitStack) -> Job:
-        """Open both places, the source first. Raises what cannot be opened."""
+        """Open both places, the source first. Raises the error of a place that cannot be opened."""
         one = await _namespace(source, self.options) if _is_target(source) else open_source(source)
         stack.push_async_callback(one.close)
         known = None if self.state is None else self.state.partial
@@ -127,7 +127,7 @@ class _Run:
         )
 
     async def copy(self, job: Job) -> Copied:
-        """Copy, and note how far it came where it can go on later."""
+        """Copy, and note the progress where the copy can be resumed."""
         start = 0
         if self.state is not None:
             facts = {
@@ -169,7 +169,7 @@ class _Run:
         self.state.save(done, None if self.destination is None else self.destination.partial)
 
     async def _stopped(self, copy: Copy) -> None:
-        """Say how far it came; nothing half-written goes without a word."""
+        """Report how far the copy came, and any destination that is left half-written."""
         done, length = copy.progress.mark, copy.job.length
         where = ""
         if self.destination is not None and self.destination.partial is not None:
@@ -186,7 +186,7 @@ class _Run:
             out.remark(f"stopped after {done}{total} bytes{where}")
 
     async def finish(self, job: Job, copied: Copied) -> None:
-        """Verify where that was asked for, give the file its name, and forget the state."""
+        """Verify if asked to, give the file its name, and remove the state."""
         if self.options["verify"]:
             try:
                 with out.progress("verify", copied.end) as advance:

@@ -1,4 +1,4 @@
-"""Identify structures as commands, and Get LBA Status and the reservation report: rows that need a word or two."""
+"""Identify structures as commands; also Get LBA Status and the reservation report."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _nvm_namespace(data: bytes, asked: Asked) -> Any:
     return {**shown, **raw}
 
 
-# -- by commands of their own
+# -- other commands
 
 
 async def _lba_status(asked: Asked) -> bytes:

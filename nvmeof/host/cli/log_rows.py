@@ -37,7 +37,7 @@ def _page(lid: int, length_bytes: int, *, nsid: int = NSID_ALL, csi: int = 0) ->
 
 
 async def _effects(asked: Asked) -> bytes:
-    """Read the effects of the command sets that there are, or of the one that was asked for."""
+    """Read the effects of all command sets, or of the one that was asked for."""
     wanted = asked["csi"]
     found = []
     for csi in (Csi.ZONED, Csi.NVM) if wanted is None else (wanted,):
@@ -74,7 +74,7 @@ ACTIONS = {
 
 
 async def _persistent(asked: Asked) -> bytes:
-    """Read the log in a context of this command's own, unless an action says otherwise."""
+    """Read the log in a context that this command establishes, unless an action says otherwise."""
     action, page = asked["action"], LogPageId.PERSISTENT_EVENTS
     alone = action is None
     first = LogAction.ESTABLISH_AND_READ if alone else ACTIONS[action]
@@ -96,7 +96,7 @@ async def _persistent(asked: Asked) -> bytes:
 
 
 async def _established(controller: HostController, action: LogAction) -> bytes:
-    """Read the header, after releasing a context that an interrupted command has left where one is in the way."""
+    """Read the header; release first a context that an interrupted command has left."""
     page = LogPageId.PERSISTENT_EVENTS
     try:
         return await controller.get_log(page, 512, nsid=0, lsp=action)

@@ -66,7 +66,7 @@ async def _format(asked: Asked) -> Outcome:
 
 
 async def _agreed(asked: Asked, what: str) -> None:
-    """Ask on a terminal whether data may be destroyed. Raises ConfigurationError where nobody can be asked."""
+    """Ask on a terminal whether data may be destroyed. Raises ConfigurationError without a terminal."""
     if asked["force"]:
         return
     if not sys.stdin.isatty():
@@ -118,7 +118,7 @@ async def _self_test(asked: Asked) -> Outcome:
 async def _create(asked: Asked) -> Outcome:
     controller, flbas, nsze, ncap = asked.controller, asked["flbas"], asked["nsze"], asked["ncap"]
     if asked["block_size"] is not None or asked["size"] is not None:
-        # 0xFFFFFFFF is how the formats are told before there is a namespace
+        # 0xFFFFFFFF reports the formats before there is a namespace
         common = await controller.identify_namespace(NSID_ALL)
         sizes = [1 << each.lbads if each.lbads else 0 for each in common.lbaf[: common.nlbaf + 1]]
         if asked["block_size"] is not None:

@@ -1,4 +1,6 @@
-"""Commands on blocks that move no data of ours: compare, verify, write-uncor, copy, dsm; and reservations."""
+"""Commands on blocks that move no data to or from a file of the host: compare, verify, write-uncor, copy, dsm; and
+reservations.
+"""
 
 from __future__ import annotations
 

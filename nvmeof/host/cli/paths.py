@@ -23,7 +23,7 @@ from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 
 
 def _namespace() -> KernelPaths:
-    """Return the network namespace's paths; what the command adds outlives it."""
+    """Return the network namespace's paths; additions outlive the command."""
     return KernelPaths("command line", permanent=True)
 
 
@@ -284,7 +284,7 @@ def _live(output: str) -> bool:
 
 
 class _Nothing:
-    """In place of a live display where there is no terminal."""
+    """Replaces a live display where there is no terminal."""
 
     def __enter__(self) -> None:
         return None

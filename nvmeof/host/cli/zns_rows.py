@@ -60,7 +60,7 @@ def _id_ns_json(data: bytes, asked: Asked) -> Any:
 
 
 async def _extension_bytes(asked: Asked) -> int:
-    """Return the bytes of each zone's descriptor extension, where it was asked for."""
+    """Return the bytes of each zone's descriptor extension, if asked for."""
     if not asked["extended"]:
         return 0
     namespace = _namespace(asked)
