@@ -286,7 +286,7 @@ class State:
         if self.facts and self.facts != facts:
             changed = ", ".join(name for name in facts if self.facts.get(name) != facts[name])
             raise ConfigurationError(
-                f"{self.path} is of another copy ({changed} changed): name another file, or remove it to begin anew"
+                f"{self.path} is of another copy ({changed} changed): name another file, or remove it to start over"
             )
         self.facts = facts
         return self.done

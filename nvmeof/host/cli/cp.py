@@ -93,7 +93,7 @@ class _Run:
                 if known is None:
                     raise
                 raise ConfigurationError(
-                    f"{error.filename} is gone: remove {self.options['resume']} to begin anew"
+                    f"{error.filename} is gone: remove {self.options['resume']} to start over"
                 ) from None
             other = self.destination.place
         stack.push_async_callback(other.close)

@@ -64,7 +64,7 @@ async def _lba_status(asked: Asked) -> bytes:
     head = await asked.controller.get_log(LogPageId.LBA_STATUS, LBA_STATUS_HEADER_BYTES, nsid=NSID_ALL, rae=True)
     length = int.from_bytes(head[:4], "little")
     if not LBA_STATUS_HEADER_BYTES <= length <= LOG_MAX_BYTES:
-        raise NvmeofError(f"the LBA Status log claims {length} bytes, which makes no sense")
+        raise NvmeofError(f"the LBA Status log claims {length} bytes, which is invalid")
     return await asked.controller.get_log(LogPageId.LBA_STATUS, -(-length // 4) * 4, nsid=NSID_ALL)
 
 
@@ -85,7 +85,7 @@ async def _persistent(asked: Asked) -> bytes:
     try:
         length = asked["log_len"] or PERSISTENT_HEADER.parse(head).tll
         if length > LOG_MAX_BYTES:
-            raise NvmeofError(f"the Persistent Event log claims {length} bytes, which makes no sense")
+            raise NvmeofError(f"the Persistent Event log claims {length} bytes, which is invalid")
         if length <= len(head):
             return head[:length]
         rest = await asked.controller.get_log(page, -(-(length - len(head)) // 4) * 4, len(head), nsid=0)
@@ -221,7 +221,7 @@ ROWS = (
 
 @opt.command("telemetry-log")
 @click.option("-O", "--output-file", "path", required=True, type=click.Path(dir_okay=False), help="File to write.")
-@click.option("--host-generate", type=click.Choice(["0", "1"]), default="1", show_default=True, help="1: capture anew.")
+@click.option("--host-generate", type=click.Choice(["0", "1"]), default="1", show_default=True, help="1: new capture.")
 @click.option("--controller-init", is_flag=True, help="What the controller captured by itself.")
 @click.option(
     "-d", "--data-area", type=Number(1, 4), default=3, show_default=True, metavar="N", help="Up to this data area."
@@ -243,7 +243,7 @@ async def telemetry_command(
             raise ConfigurationError("this controller has no data area 4: give --data-area 3")
         length = last * BLOCK_BYTES
         if length > LOG_MAX_BYTES:
-            raise NvmeofError(f"the telemetry log claims {length} bytes, which makes no sense")
+            raise NvmeofError(f"the telemetry log claims {length} bytes, which is invalid")
         rest = b""
         if length:
             rest = await controller.get_log(lid, length, HEADER.sizeof(), nsid=NSID_ALL, rae=rae)

@@ -260,7 +260,7 @@ async def watch_command(port: int | None, interval: float, count: int | None, ou
     sampler = Sampler()
     first = _sample(port)
     if first and not any(each.subflows for each in first):
-        out.remark("this kernel tells which subflow belongs to which connection only with CAP_NET_ADMIN")
+        out.remark("this kernel reports which subflow belongs to which connection only with CAP_NET_ADMIN")
     sampler.take(first, time.monotonic())
     terminal = out.console()
     with Live(console=terminal, auto_refresh=False, screen=False) if _live(output) else _Nothing() as live:
