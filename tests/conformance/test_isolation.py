@@ -1,7 +1,7 @@
-"""What one host may hold of what all share (docs/isolation.md): once by a host that is silent, once by a slow one.
+"""The shares of one host in common resources (docs/isolation.md): once with a silent host, once with a slow one.
 
-The host in the way is `greedy`; what counts is that `other`, another association, is served at once. In a bound of
-seconds there is nothing measured: without shares none of these would be served at all.
+`greedy` is the host that holds as much as it can; `other`, another association, must be served at once. The bounds in
+seconds measure nothing: without shares `other` would not be served at all.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ async def answer_slowly(host: RawHost) -> None:
 
 
 async def served(target: Target, **fields: Any) -> list[RawHost]:
-    """Another host connects, reads and writes, each at once."""
+    """Check that another host connects, reads and writes, each at once."""
     async with asyncio.timeout(AT_ONCE):
         hosts = await association(target, **OTHER)
     for nlb in (8, 2048):
@@ -119,14 +119,14 @@ async def served(target: Target, **fields: Any) -> list[RawHost]:
 
 
 def without_runs(target: Target) -> None:
-    """Let the namespaces of a target that runs do one command after the other, as they do what is no run."""
+    """Let the namespaces of a running target execute commands one by one instead of as runs."""
     for subsystem in target.subsystems.values():
         for namespace in subsystem.namespaces.values():
             namespace.runs = None
 
 
 class Gate:
-    """Lets a file's system calls on a range of it wait, as a slow disk does."""
+    """A gate for a file's system calls on one range: they wait, as on a slow disk."""
 
     def __init__(self, backend: FileBackend, end: int) -> None:
         self.open = threading.Event()
@@ -163,13 +163,15 @@ async def test_reads_that_are_not_received(tmp_path, manner, hogs):
 
 
 async def test_reads_of_memory_that_are_not_received(manner):
-    """Their output is the namespace's own memory: no other queue's is less for it, and none is copied but a rest."""
+    """Their output is the namespace's own memory: it takes nothing from the share of other queues, and is not copied
+    except for a partly sent rest.
+    """
     async with target_of(Ramdisk(16 * MIB)) as target:
         first = await admin(target)
         greedy = [await io(target, first.cntlid, qid, options=SMALL) for qid in range(1, 7)]
         connections = [driver.connection for driver in target.drivers if driver.queue.ctx.qid]
         async with behaving(manner, greedy):
-            for cids in (range(16), range(16, 32)):  # of the second sixteen nothing is received any more
+            for cids in (range(16), range(16, 32)):  # nothing of the second sixteen is received
                 for host in greedy:
                     await host.send(b"".join(host.capsule(io_sqe(cid, READ, 0, 2048)) for cid in cids))
                 await until(lambda: not any(connection.want_read for connection in connections))
@@ -197,7 +199,7 @@ async def test_r2ts_that_are_not_answered(tmp_path, manner):
 
 
 async def test_a_host_comes_back_at_once(tmp_path, manner):
-    """What its old queues had not begun is forgotten; it need not wait for Reads that have begun either."""
+    """Commands of its old queues that had not begun are dropped; the host need not wait for begun Reads either."""
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB)) as target:
         first, *greedy = await association(target, queues=4)
         async with behaving(manner, greedy):
@@ -234,7 +236,7 @@ async def test_a_connect_waits_for_writes_that_have_begun_alone(tmp_path):
 
 
 async def served_beside(target: Target) -> None:
-    """Another host uses the part of the file that is not slow, by threads."""
+    """Check that another host uses the fast part of the file, by threads."""
     hosts = await association(target, **OTHER)
     async with asyncio.timeout(AT_ONCE):
         assert (await hosts[1].write(16384, b"v" * 4096)).status == 0
@@ -246,7 +248,7 @@ async def served_beside(target: Target) -> None:
 @pytest.mark.parametrize("hogs", [1, 3])
 @pytest.mark.parametrize("opcode", [READ, WRITE])
 async def test_the_threads_of_a_file(tmp_path, opcode, hogs):
-    """A host whose blocks are slow keeps half of the threads, and its line is no other host's."""
+    """A host whose blocks are slow occupies half of the threads, and its queue for threads holds up no other host."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         without_runs(target)
@@ -259,7 +261,7 @@ async def test_the_threads_of_a_file(tmp_path, opcode, hogs):
                     sgl = {"sgl": IN_CAPSULE} if opcode == WRITE else {}
                     data = b"w" * 4096 if opcode == WRITE else b""
                     await host.send(host.capsule(io_sqe(cid, opcode, at, 8, **sgl), data))
-        # each has half of what the ones before it have left
+        # each gets half of what the ones before it have left
         await until(lambda: gate.begun >= {1: 4, 3: 7}[hogs] - 1)
         await served_beside(target)
         gate.open.set()
@@ -267,7 +269,7 @@ async def test_the_threads_of_a_file(tmp_path, opcode, hogs):
 
 @pytest.mark.parametrize("hogs", [1, 3])
 async def test_the_threads_of_a_file_whose_runs_are_slow(tmp_path, hogs):
-    """As above, with writes that are handed over to threads as runs."""
+    """The same with writes that are handed over to threads as runs."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         open_, begun, runs = threading.Event(), [], backend.runs
@@ -292,7 +294,7 @@ async def test_the_threads_of_a_file_whose_runs_are_slow(tmp_path, hogs):
 
 
 async def test_range_locks_of_a_file(tmp_path):
-    """More commands than the table of locks holds: a host's own wait in a line of their own."""
+    """With more commands than the table of locks holds, a host's commands wait in a separate queue."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         without_runs(target)
@@ -306,7 +308,7 @@ async def test_range_locks_of_a_file(tmp_path):
 
 
 async def test_commands_in_the_backends_of_one_queue(tmp_path):
-    """No more are received while many are in progress: each holds its data."""
+    """No more commands are received while many are in progress: each holds its data."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         without_runs(target)
@@ -340,7 +342,7 @@ async def test_log_pages_that_are_not_received(manner):
 
 
 async def test_the_discovery_log_of_many_subsystems(manner):
-    """It is read in pieces, in a loop: pieces cost next to nothing."""
+    """Hosts read the log in pieces, in a loop: a piece costs next to nothing."""
     subsystems = tuple(SubsystemConfig(nqn=f"nqn.2026-01.org.example:{number}") for number in range(1000))
     ports = (PortConfig(host="127.0.0.1", port=0),)
     discovery = "nqn.2014-08.org.nvmexpress.discovery"
@@ -363,7 +365,7 @@ async def test_the_discovery_log_of_many_subsystems(manner):
 
 
 async def test_connections_of_one_address(log, manner):
-    """Associations that are up keep theirs; one address has no more than half of all."""
+    """Existing associations keep their connections; one address has at most half of all."""
     async with target_of(Ramdisk(MIB)) as target:
         target.connections._counted.most = 16
         greedy = []
@@ -429,7 +431,7 @@ async def test_lines_of_the_log(log):
 
 
 async def test_fused_commands_get_memory_for_both_at_once(tmp_path, manner):
-    """One host holds what it can get; of each of the two halves memory for one alone would be of no use."""
+    """One host holds all it can get; memory for only one of two halves would be useless."""
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB)) as target:
         _, greedy = await association(target)
         await greedy.send(b"".join(greedy.capsule(io_sqe(cid, WRITE, 0, 2048)) for cid in range(16)))
@@ -467,7 +469,7 @@ async def test_fused_commands_that_are_too_long_are_refused(tmp_path):
 
 
 async def test_silent_hosts_are_ended_when_one_that_has_nothing_waits(tmp_path, monkeypatch, log):
-    """As many associations as it takes for the reserve; those that still move data stay."""
+    """As many associations are ended as the reserve needs; those that still move data stay."""
     monkeypatch.setattr(connections, "STALLED_SECONDS", 0.5)
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB), staging_bytes=4 * MIB) as target:
         _, slow = await association(target)
@@ -492,7 +494,7 @@ async def test_silent_hosts_are_ended_when_one_that_has_nothing_waits(tmp_path, 
 
 
 async def test_namespace_management_takes_turns_by_host():
-    """A host that has asked for much is not before one that asks for little."""
+    """A host with many requests does not delay one with few."""
     lock, order = FifoLock(), []
     runtime = SimpleNamespace(create_future=asyncio.get_running_loop().create_future)
 
@@ -509,7 +511,7 @@ async def test_namespace_management_takes_turns_by_host():
 
 
 async def test_copies_of_one_host(tmp_path):
-    """Few are in progress at a time: each may have a buffer."""
+    """At most a few copies are in progress at a time, since each may have a buffer."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         without_runs(target)

@@ -166,7 +166,7 @@ async def test_read_data_with_pdo_0_is_taken_from_behind_the_header(
 # -- bad ends
 
 
-async def test_nobody_listens() -> None:
+async def test_a_port_without_a_listener() -> None:
     with pytest.raises(TransportError, match="refused"):
         await connect("127.0.0.1", 1, subnqn=SUBNQN, transport="tcp", hostnqn=HOSTNQN)
 

@@ -150,9 +150,7 @@ def test_private_namespaces_of_each_controller() -> None:
     device.ports[1].volumes = {1: Volume(1, nmic=0, nguid=b"\x02" * 16), 2: Volume(2)}
 
     async def body(subsystem: HostSubsystem) -> None:
-        with pytest.raises(
-            ConfigurationError, match=r"several paths have a separate namespace 1 \(model p0:4420, "
-        ):
+        with pytest.raises(ConfigurationError, match=r"several paths have a separate namespace 1 \(model p0:4420, "):
             subsystem.namespace(1)
         for value, member in enumerate(subsystem.paths, 1):
             await subsystem.namespace(1, member).write(0, block(value))
