@@ -1,4 +1,4 @@
-"""A subsystem over several paths of the model: what is joined, what fails over, what waits and what fails."""
+"""A subsystem over several paths of the model: joining, failover, waiting and failing."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_two_controllers_are_one_subsystem() -> None:
         ({"cmic": 0}, r"does not support multiple controllers \(CMIC 0x0\)"),
     ],
 )
-def test_controllers_that_do_not_fit(second: dict[str, Any], words: str) -> None:
+def test_controllers_that_do_not_match(second: dict[str, Any], words: str) -> None:
     device = ModelDevice(2)
     device.ports[1].identify = second
 
@@ -210,7 +210,7 @@ def test_the_policies_use_optimized_paths(policy: str, share: list[int] | None) 
     drive(device, body, iopolicy=policy)
 
 
-def test_queue_depth_spreads_what_is_outstanding_by_speed() -> None:
+def test_queue_depth_divides_outstanding_commands_by_speed() -> None:
     device = ModelDevice(2)
     device.ports[0].delay, device.ports[1].delay = 0.001, 0.004
 
@@ -384,7 +384,7 @@ def bad_logs() -> list[tuple[str, bytes, str]]:
 
 
 @pytest.mark.parametrize(("log", "words"), [each[1:] for each in bad_logs()], ids=[each[0] for each in bad_logs()])
-def test_an_ana_log_that_makes_no_sense(log: bytes, words: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_ana_log(log: bytes, words: str, caplog: pytest.LogCaptureFixture) -> None:
     """One error at the start; later the path is left out, and the log is read again: no hang, and no endless loop."""
     device = ModelDevice(2)
     device.ports[1].ana_log = lambda: log
@@ -415,7 +415,7 @@ def test_an_ana_log_that_makes_no_sense(log: bytes, words: str, caplog: pytest.L
     run(whole())
 
 
-def test_a_controller_that_contradicts_its_own_log_is_asked_ever_less() -> None:
+def test_the_log_of_a_controller_that_contradicts_it_is_read_ever_less_often() -> None:
     device = ModelDevice(1)
     device.ports[0].statuses = [status_field(Status.ANA_INACCESSIBLE)] * 10_000
 
@@ -490,7 +490,7 @@ def test_all_paths_lost_and_back() -> None:
     drive(device, body)
 
 
-def test_a_target_that_restarted_gives_controller_identifiers_anew() -> None:
+def test_a_restarted_target_assigns_controller_identifiers_again() -> None:
     """It knows nothing of those that it gave before: a path may get the one that another path had."""
     device = ModelDevice(2)
 
@@ -554,7 +554,7 @@ def test_fast_io_fail_tmo() -> None:
     drive(device, body, fast_io_fail_tmo=2.0)
 
 
-def test_a_half_open_path_is_found_out_by_the_keep_alive() -> None:
+def test_the_keep_alive_detects_a_half_open_path() -> None:
     device = ModelDevice(2)
 
     async def body(subsystem: HostSubsystem) -> None:
@@ -569,7 +569,7 @@ def test_a_half_open_path_is_found_out_by_the_keep_alive() -> None:
     drive(device, body)
 
 
-def test_a_command_that_must_not_be_done_twice() -> None:
+def test_a_command_that_must_not_be_executed_twice() -> None:
     device = ModelDevice(2)
 
     async def body(subsystem: HostSubsystem) -> None:
@@ -826,7 +826,7 @@ def test_a_namespace_that_grew_while_no_path_was_there() -> None:
     drive(device, body)
 
 
-def test_a_path_with_a_smaller_transfer_size_is_obeyed() -> None:
+def test_the_smallest_transfer_size_of_all_paths_holds() -> None:
     device = ModelDevice(2)
 
     async def whole() -> None:
@@ -843,7 +843,7 @@ def test_a_path_with_a_smaller_transfer_size_is_obeyed() -> None:
     run(whole())
 
 
-def test_cancelling_a_command_wherever_it_is() -> None:
+def test_cancelling_a_command_in_every_state() -> None:
     device = ModelDevice(2)
 
     async def body(subsystem: HostSubsystem) -> None:
@@ -867,7 +867,7 @@ def test_cancelling_a_command_wherever_it_is() -> None:
     drive(device, body)
 
 
-def test_disconnecting_ends_what_waits() -> None:
+def test_disconnecting_ends_waiting_commands() -> None:
     device = ModelDevice(1)
 
     async def whole() -> None:
