@@ -242,7 +242,7 @@ def test_service_time_avoids_a_slow_path() -> None:
         device.ports[0].delay, device.ports[1].delay = 0.001, 0.020
         for lba in range(500):
             await namespace.read(lba % 64)
-        assert device.ports[0].executed > 400  # it has found out
+        assert device.ports[0].executed > 400  # the estimate has converged
 
     drive(device, body, iopolicy="service-time")
 
@@ -294,7 +294,7 @@ def test_a_command_that_meets_a_state_goes_elsewhere_and_the_log_is_read() -> No
         namespace = subsystem.namespace(1)
         await namespace.read(0)
         reads = device.ports[0].log_reads
-        device.ports[0].ana[1] = AnaState.INACCESSIBLE  # and no event
+        device.ports[0].ana[1] = AnaState.INACCESSIBLE  # and no event was sent
         await namespace.write(0, block(1))
         await asyncio.sleep(0.1)
         assert device.ports[0].log_reads > reads
@@ -337,7 +337,7 @@ def test_a_change_that_does_not_end_resets_the_controller() -> None:
         (second,) = device.ports[0].controllers
         assert second is not first
         await asyncio.sleep(21)
-        assert device.ports[0].controllers[0] is not second  # the time has started anew
+        assert device.ports[0].controllers[0] is not second  # the time has begun again
         device.set_ana(0, AnaState.OPTIMIZED)
         await subsystem.namespace(1).read(0)
         last = device.ports[0].controllers[0]
@@ -385,7 +385,9 @@ def bad_logs() -> list[tuple[str, bytes, str]]:
 
 @pytest.mark.parametrize(("log", "words"), [each[1:] for each in bad_logs()], ids=[each[0] for each in bad_logs()])
 def test_an_invalid_ana_log(log: bytes, words: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One error at the start; later the path is left out, and the log is read again: no hang, and no endless loop."""
+    """An invalid log is an error at the start; later the path is left out, and the log is read again: no hang, and no
+    endless loop.
+    """
     device = ModelDevice(2)
     device.ports[1].ana_log = lambda: log
 
@@ -406,7 +408,7 @@ def test_an_invalid_ana_log(log: bytes, words: str, caplog: pytest.LogCaptureFix
                 caplog.clear()
                 await asyncio.sleep(60)
             assert 6 <= device.ports[1].log_reads - reads <= 40
-            assert not caplog.records  # it was said once
+            assert not caplog.records  # the error was logged once
             device.ports[1].ana_log = None
             device.set_ana(1, AnaState.OPTIMIZED)
             await asyncio.sleep(0.1)
@@ -491,7 +493,7 @@ def test_all_paths_lost_and_back() -> None:
 
 
 def test_a_restarted_target_assigns_controller_identifiers_again() -> None:
-    """It knows nothing of those that it gave before: a path may get the one that another path had."""
+    """A restarted target assigns from the beginning: a path may get the identifier that another path had."""
     device = ModelDevice(2)
 
     async def body(subsystem: HostSubsystem) -> None:
@@ -579,7 +581,7 @@ def test_a_command_that_must_not_be_executed_twice() -> None:
         device.ports[0].loses_answers = True
         with pytest.raises(OutcomeUnknown):
             await port.io(count)
-        assert device.counts[5] == 2  # it was done, once, and the caller has to find out
+        assert device.counts[5] == 2  # the command was executed once, and the caller has to find out
         device.ports[0].loses_answers = False
         device.set_ana(1, AnaState.INACCESSIBLE)
         device.ports[1].ana[1] = AnaState.INACCESSIBLE
@@ -591,7 +593,7 @@ def test_a_command_that_must_not_be_executed_twice() -> None:
 
 
 def test_a_cancelled_write_on_a_slow_path_does_not_overtake_a_new_one() -> None:
-    """The caller has gone, and the command is out: what overlaps it waits for its completion, on any path."""
+    """The command of a cancelled caller is still outstanding: overlapping ones wait for its completion, on any path."""
     device = ModelDevice(2)
     device.ports[0].delay = 1.5
 
@@ -615,7 +617,7 @@ def test_a_cancelled_write_on_a_slow_path_does_not_overtake_a_new_one() -> None:
 
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_an_old_copy_of_a_write_does_not_overtake_a_new_one(cancelled: bool) -> None:
-    """A target that goes on executing for two seconds, and says so (CQT): nothing is written behind it before."""
+    """The target executes for two seconds more, and reports it (CQT): overlapping writes wait for that time."""
     device = ModelDevice(2, cqt_ms=2500)
     device.ports[0].linger = 2.0
 
@@ -629,7 +631,7 @@ def test_an_old_copy_of_a_write_does_not_overtake_a_new_one(cancelled: bool) -> 
         if cancelled:
             first.cancel()
         second = asyncio.ensure_future(namespace.write(0, block(2)))
-        await namespace.write(1, block(3))  # elsewhere nothing has to wait
+        await namespace.write(1, block(3))  # other blocks need not wait
         assert loop.time() - began < 1
         await second
         assert loop.time() - began == pytest.approx(12.5, abs=0.1)  # twice KATO (5 s) and CQT
@@ -756,7 +758,7 @@ def test_a_path_that_comes_back_with_another_namespace_is_left_out(caplog: pytes
 
 @pytest.mark.parametrize("how", ["at once", "unseen", "one path lost for good"])
 def test_a_namespace_that_was_replaced_on_all_paths_gets_all_of_them(how: str) -> None:
-    """Seen first by one path, whose namespace is left out for as long as another path may have the old one."""
+    """The first path that sees the new namespace leaves it out as long as another path may have the old one."""
     device = ModelDevice(2)
 
     async def body(subsystem: HostSubsystem) -> None:
