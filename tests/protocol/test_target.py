@@ -1,4 +1,4 @@
-"""The target's role against a hand-written host: commands, R2Ts, data, completions, and everything that is wrong."""
+"""The target's role against a hand-written host: commands, R2Ts, data, completions, and errors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_in_capsule_data_ends_a_batch(framing: Framing) -> None:
 
 
 def test_runs_of_every_length_and_alignment() -> None:
-    """The batch is found by words of eight bytes when it lies so, one by one else."""
+    """The batch is found by words of eight bytes where aligned, else one by one."""
     for before in (b"", Framing().command(100, WRITE, data=b"x"), Framing().command(100, WRITE, data=b"x" * 8)):
         for count in range(1, 12):
             t = ready_target(entries=64)
@@ -90,7 +90,7 @@ def test_as_many_commands_as_the_queue_holds(entries: int) -> None:
 
 @pytest.mark.parametrize("framing", [PLAIN, BOTH])
 def test_overflow_in_the_middle_of_a_batch(framing: Framing) -> None:
-    """What the queue holds is served, the first command beyond it ends the connection."""
+    """Commands that fit the queue are served; the first one beyond ends the connection."""
     t = ready_target(framing, entries=4)
     batch, end = feed(t, b"".join(framing.command(cid) for cid in range(9)))
     assert commands([batch]) == [0, 1, 2, 3]
@@ -167,8 +167,8 @@ def test_header_digest_of_h2c_data() -> None:
 
 @pytest.mark.parametrize("framing", [Framing(h, d) for h in (False, True) for d in (False, True)])
 @pytest.mark.parametrize("other", [Framing(h, d) for h in (False, True) for d in (False, True)])
-def test_digests_that_were_not_settled(framing: Framing, other: Framing) -> None:
-    """In whatever PDU they come or are missing, fast path or not."""
+def test_digests_that_were_not_negotiated(framing: Framing, other: Framing) -> None:
+    """In every PDU that has or lacks them, on both paths."""
     if framing == other:
         return
     for i in range(3):
@@ -182,7 +182,7 @@ def test_digests_that_were_not_settled(framing: Framing, other: Framing) -> None
             assert failure(feed(t, pdu)) == (1, 1)
 
 
-def test_data_digest_of_a_capsule_is_the_commands_matter() -> None:
+def test_a_wrong_data_digest_of_a_capsule_fails_its_command_only() -> None:
     t = ready_target(BOTH)
     pdu = bytearray(BOTH.command(1, WRITE, data=bytes(512)))
     pdu[-1] ^= 1
@@ -193,7 +193,7 @@ def test_data_digest_of_a_capsule_is_the_commands_matter() -> None:
 
 @pytest.mark.parametrize("broken", range(3))
 @pytest.mark.parametrize("size", [12, 3 * 40000])
-def test_data_digest_of_any_h2c_data_spoils_the_transfer(broken: int, size: int) -> None:
+def test_a_wrong_data_digest_of_any_h2c_data_fails_the_transfer(broken: int, size: int) -> None:
     t = ready_target(BOTH)
     feed(t, BOTH.command(1, WRITE, size))
     t.request_data(1, memoryview(bytearray(size)), "context")
@@ -282,7 +282,7 @@ def test_outstanding_r2ts_may_be_answered_in_any_order() -> None:
 
 
 def asked(size: int = 100, **config: int) -> Connection:
-    """A target that has asked for ``size`` bytes of command 7 under TTAG 0."""
+    """Return a target that has asked for ``size`` bytes of command 7 under TTAG 0."""
     t = ready_target(**config)  # type: ignore[arg-type]
     feed(t, PLAIN.command(7, WRITE, size))
     t.request_data(7, memoryview(bytearray(size)), None)
@@ -392,7 +392,7 @@ def test_sqhd_counts_connect() -> None:
     assert sent(t) == PLAIN.response(0, sqhd=1, sqid=5)
 
 
-def test_without_flow_control_connects_completion_says_so_and_the_others_say_nothing() -> None:
+def test_without_flow_control_only_connects_completion_has_an_sqhd() -> None:
     t = ready_target()
     feed(t, PLAIN.command(0) + PLAIN.command(1))
     t.set_queue(1, 32, flow_control=False)
@@ -441,7 +441,7 @@ def test_read_of_nothing_is_a_completion() -> None:
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("flow_control", [True, False])
 @pytest.mark.parametrize("hpda", [0, 31])
-def test_reads_in_one_go_are_reads_one_by_one(framing: Framing, flow_control: bool, hpda: int) -> None:
+def test_reads_sent_together_equal_reads_one_by_one(framing: Framing, flow_control: bool, hpda: int) -> None:
     memory = bytes(range(256)) * 64
     views = [memory[i * 512 : i * 512 + 512] for i in range(8)]
     streams = []
@@ -461,7 +461,7 @@ def test_reads_in_one_go_are_reads_one_by_one(framing: Framing, flow_control: bo
     assert streams[0] == streams[1]
 
 
-def test_lengths_without_number_do_not_fill_memory() -> None:
+def test_stored_lengths_are_bounded() -> None:
     t = ready_target(entries=65536)
     t.in_flight = 500
     for length in range(1, 500):
@@ -498,7 +498,9 @@ def test_backlog_stops_reading_until_it_is_taken() -> None:
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("flow_control", [True, False])
 @pytest.mark.parametrize("announce", [True, False])
-def test_completions_in_one_go_are_completions_one_by_one(framing: Framing, flow_control: bool, announce: bool) -> None:
+def test_completions_sent_together_equal_completions_one_by_one(
+    framing: Framing, flow_control: bool, announce: bool
+) -> None:
     streams = []
     for at_once in (False, True):
         t = ready_target(framing, flow_control=flow_control)

@@ -1,4 +1,4 @@
-"""What happens to the target, and what must come of it."""
+"""Events at the target, and their required outcome."""
 
 from __future__ import annotations
 
