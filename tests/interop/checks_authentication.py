@@ -27,7 +27,7 @@ CONTROLLER_SECRET = generate_secret(transform=HashId.SHA256)
 
 
 def _host(number: int) -> tuple[str, str]:
-    """Return the NQN and the identifier of a host: Linux requires one identifier per NQN, and one NQN per identifier."""
+    """Return the NQN and the identifier of a host: Linux requires one identifier per NQN, and the reverse."""
     identifier = str(uuid.UUID(int=0xAA0000000000400080000000000000 << 8 | number + 1))
     return f"nqn.2014-08.org.nvmexpress:uuid:{identifier}", identifier
 

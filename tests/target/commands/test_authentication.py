@@ -1,5 +1,6 @@
-"""Authentication Send and Receive as commands: what a queue takes before its host has authenticated itself, and when it
-ends."""
+"""Authentication Send and Receive as commands: the commands that a queue takes before its host has authenticated
+itself, and the end of the queue.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def host(secret: Any = KEY, controller: Any = None, t_id: int = 0) -> HostExchan
 
 
 def authenticate(queue: TestQueue, one: HostExchange) -> None:
-    """A whole transaction. Raises what the host raises."""
+    """Do a whole transaction. Raises the host's error."""
     assert send(queue, one.negotiate()).status == 0
     challenge = bytes(receive(queue).data)
     assert len(challenge) == 4096, "what was asked for, padded"
@@ -78,7 +79,7 @@ def test_connect_demands_it_on_every_queue_of_that_host():
     assert admin.ctx.figures()["authentication"] == "SHA256, null"
 
 
-def test_who_is_asked():
+def test_hosts_that_must_authenticate():
     one = target()
     assert one.queue().connect(hostnqn=OTHER_HOST) & ~0xFFFF == 0
     assert one.queue().connect(subnqn=DISCOVERY_NQN) & ~0xFFFF == 0

@@ -48,7 +48,7 @@ def queue(target):
     return target.admin()
 
 
-# The way of a namespace
+# The life of a namespace
 
 
 def test_a_namespace_is_created_attached_used_detached_and_deleted(target, queue):
@@ -97,7 +97,7 @@ def test_without_a_pool_there_is_no_management():
     assert queue.identify(5, ALL).status == Status.INVALID_NAMESPACE
 
 
-def test_identify_says_that_it_is_there(queue):
+def test_identify_reports_namespace_management(queue):
     data = IDENTIFY_CONTROLLER.parse(queue.read_bytes(queue.identify(1)))
     assert data.oacs & 8 and data.ctratt & (1 << 7 | 1 << 4) == 1 << 7 | 1 << 4 and data.anacap == 0x9F
     effects = queue.read_bytes(queue.log_page(5, 4096))
@@ -154,7 +154,7 @@ def test_create_is_checked(queue, fields, status, location):
         assert capacity(queue) == (11 << 20, 10 << 20) and completion.dw0 == 0
 
 
-def test_what_is_missing_is_told_in_the_error_log(queue):
+def test_the_error_log_names_the_missing_space(queue):
     assert create(queue, nsze=30001).status == Status.NAMESPACE_INSUFFICIENT_CAPACITY
     entry = ERROR_INFORMATION_ENTRY.parse(queue.read_bytes(queue.log_page(1, 64)))
     assert entry.cs == 3751 * 4096, "in whole units of allocation"
@@ -255,7 +255,7 @@ def test_a_write_protected_namespace_is_not_deleted(target, queue):
     assert allocated(queue) == [1, 2]
 
 
-def test_what_was_configured_can_be_detached_though_not_deleted(queue):
+def test_a_configured_namespace_can_be_detached_but_not_deleted(queue):
     assert detach(queue, 1).status == 0 and active(queue) == []
     assert delete(queue, 1).status == Status.OPERATION_DENIED
     assert attach(queue, 1).status == 0 and active(queue) == [1]
@@ -362,7 +362,7 @@ def test_the_limit_of_attached_namespaces():
     assert active(target.admin()) == [2, 3]
 
 
-def test_what_is_lost_is_not_attached(target, queue):
+def test_a_lost_namespace_is_not_attached(target, queue):
     create(queue)
     target.subsystem.set_ana_state(AnaState.PERSISTENT_LOSS)
     assert attach(queue, 2).status == Status.ANA_ATTACH_FAILED
@@ -395,7 +395,7 @@ def test_command_sets_that_are_not_enabled(target):
     assert every.ctx.namespaces is every.controller.namespaces
 
 
-# What outlives controllers
+# State that outlives controllers
 
 
 def test_a_host_finds_its_namespaces_again(target, queue):
@@ -421,7 +421,7 @@ def test_a_reset_changes_no_attachment(target, queue):
     assert active(queue) == [2]
 
 
-def test_a_change_meets_one_controller_of_a_host_and_those_to_come(target, queue):
+def test_a_change_affects_one_controller_of_a_host_and_later_ones(target, queue):
     second = target.admin()
     create(queue)
     attach(queue, 2, 1)
@@ -432,7 +432,7 @@ def test_a_change_meets_one_controller_of_a_host_and_those_to_come(target, queue
 
 
 def events(queue: TestQueue) -> list[int]:
-    """The events that are there, and those log pages read."""
+    """Return the pending events, after reading their log pages."""
     seen = []
     while True:
         result = queue.submit(queue.sqe(0x0C))
@@ -453,7 +453,7 @@ def changed(queue: TestQueue, page: int) -> list[int]:
     return parse_namespace_list(queue.read_bytes(queue.log_page(page, 4096, rae=True)))
 
 
-def test_events_go_to_those_concerned(target, queue):
+def test_events_go_to_affected_controllers(target, queue):
     second = target.admin()
     for each in (queue, second):
         each.set_feature(0x0B, 1 << 8 | 1 << 19)
@@ -481,7 +481,7 @@ def test_events_that_were_not_asked_for(target, queue):
     assert changed(queue, 4) == [2] and changed(queue, 0x1C) == [2], "the logs have it all the same"
 
 
-# One operation at a time, each kept before it shows
+# One operation at a time, each stored before it becomes visible
 
 
 def failing(fails: bool = True) -> tuple[Target, KeeperFails]:
@@ -490,7 +490,7 @@ def failing(fails: bool = True) -> tuple[Target, KeeperFails]:
     return Target(pool=pool), metadata_store
 
 
-def test_what_cannot_be_kept_does_not_happen():
+def test_a_change_that_cannot_be_stored_does_not_happen():
     target, metadata_store = failing(False)
     queue = target.admin()
     assert create(queue).dw0 == 2
@@ -505,7 +505,7 @@ def test_what_cannot_be_kept_does_not_happen():
 
 
 class Slow:
-    """A keeper that is done when the test says so."""
+    """A metadata store that completes when the test says so."""
 
     durable = True
 
@@ -556,7 +556,7 @@ def test_operations_wait_for_each_other():
     assert third.step().status == 0 and active(queue) == [1]
 
 
-def test_who_gives_up_waiting_holds_nobody_up():
+def test_a_cancelled_operation_delays_no_other():
     _, queue, metadata_store = slow_target()
     first = submit_attach(queue, 2, 1)
     given_up = [submit_attach(queue, 2, 1, sel=1) for _ in range(2)]
@@ -570,7 +570,7 @@ def test_who_gives_up_waiting_holds_nobody_up():
     assert last.step().status == 0 and active(queue) == [1]
 
 
-def test_what_happens_while_an_operation_is_kept():
+def test_events_while_an_operation_is_stored():
     target, queue, metadata_store = slow_target()
     second = target.admin()
     pending = submit_attach(queue, 2, 1, 2)
@@ -586,7 +586,7 @@ def test_what_happens_while_an_operation_is_kept():
     assert pending.step().status == Status.INVALID_FIELD and active(queue) == [1, 2]
 
 
-def test_a_history_is_kept_of_it(target, queue):
+def test_the_persistent_event_log_has_the_changes(target, queue):
     before = len(target.subsystem.history)
     create(queue)
     delete(queue, 2)

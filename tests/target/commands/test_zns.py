@@ -101,7 +101,7 @@ def test_boundaries(before, slba, blocks, status):
     assert not status or queue.command(0x04, **rw(slba, blocks)).status == status, "so is Write Uncorrectable"
 
 
-def test_append_tells_where_the_data_went():
+def test_append_returns_the_lba_of_the_data():
     queue = io()
     for expected in (64, 66, 68):
         completion = append(queue, 64, b"%02d" % expected * BLOCK)
@@ -193,7 +193,7 @@ def test_reads_that_must_stay_in_a_zone():
         refused(queue, queue.command(opcode, data, length=length, **rw(ZONE - 1, 2)), Status.ZONED_BOUNDARY_ERROR)
 
 
-def test_what_was_written_before_a_reset_is_gone():
+def test_data_before_a_reset_is_gone():
     queue = io()
     write(queue, 0, b"x" * BLOCK * 4)
     queue.command(0x04, **rw(4, 1))
@@ -301,7 +301,7 @@ def test_too_many_active_zones():
     assert send(queue, ZoneSendAction.RESET, 0).status == 0 and write(queue, 4 * ZONE, bytes(BLOCK)).status == 0
 
 
-def test_the_zone_written_longest_ago_gives_way():
+def test_the_zone_written_longest_ago_is_closed():
     queue = io(max_open=2)
     write(queue, 0, bytes(BLOCK))
     write(queue, ZONE, bytes(BLOCK))
@@ -342,7 +342,7 @@ def test_opening_all_closed_zones_closes_implicitly_opened_ones():
 
 
 def states(queue):
-    """A zone in every state, one of each behind the other from zone 0 on, as the reporting options have them."""
+    """Return zones in all states from zone 0 on, in the order of the reporting options."""
     zones = zones_of(queue)
     write(queue, ZONE, bytes(BLOCK))
     send(queue, ZoneSendAction.OPEN, 2 * ZONE)
@@ -515,14 +515,14 @@ def test_resize():
     assert descriptor(queue, 31).state is ZoneState.EMPTY
 
 
-def test_sizes_that_cannot_be():
+def test_invalid_sizes():
     target = make()
     with pytest.raises(ConfigurationError):
         target.subsystem.resize_namespace(2, ZONE * BLOCK - BLOCK)
     assert target.subsystem.namespaces[2].backend.capabilities.size_bytes == 1 << 20, "nothing was begun"
 
 
-def test_another_namespace_has_taken_its_place_meanwhile():
+def test_a_namespace_replaced_during_a_command():
     target = make()
     queue = io(target)
     sqes = [
@@ -540,7 +540,7 @@ def test_another_namespace_has_taken_its_place_meanwhile():
             refused(queue, execute(queue.ctx, spec, sqe, data), status, 4)
 
 
-def test_zones_that_are_cut_off_while_data_is_on_its_way():
+def test_zones_that_are_cut_off_while_data_is_in_flight():
     target = make()
     queue = io(target)
     sqes = [

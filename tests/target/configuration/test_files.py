@@ -1,4 +1,4 @@
-"""Configuration files in their three forms: what they mean, and what is said of those that are wrong."""
+"""Configuration files in their three forms: their meaning, and the errors of wrong files."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_nvmetcli(tmp_path: Path) -> None:
 
 
 def test_nvmetcli_and_back() -> None:
-    """What is written for nvmetcli, and read again, is the same; and all that configfs has of it is there."""
+    """A file written for nvmetcli is read unchanged, and has every attribute of configfs."""
     document, _ = from_nvmetcli(NVMET)
     written, remarks = to_nvmetcli(to_document(from_document(document)))
     assert remarks == []
@@ -119,7 +119,7 @@ def test_nvmetcli_and_back() -> None:
     assert written["subsystems"][1]["attr"]["allow_any_host"] == "1"
 
 
-def test_what_nvmetcli_has_no_place_for() -> None:
+def test_settings_that_nvmetcli_lacks() -> None:
     document = {
         "version": 1,
         "subsystems": [{"nqn": ONE, "admin_label": "x", "namespaces": [{"nsid": 1, "storage": "file:/x,shared"}]}],

@@ -40,7 +40,7 @@ def in_state(state: ControllerState) -> TestQueue:
     return queue
 
 
-# What CC is written, and the state and CSTS that follow: every state with every kind of write.
+# Writes of CC, and the state and CSTS that follow: every state with every kind of write.
 DISABLED, READY = ControllerState.DISABLED, ControllerState.READY
 SHUTDOWN, FAILED = ControllerState.SHUTDOWN, ControllerState.FAILED
 WRITES = {
@@ -61,12 +61,12 @@ OUTCOMES = {
     (DISABLED, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
     (READY, "disable"): (DISABLED, 0),
     (READY, "enable"): (READY, RDY),
-    (READY, "enable badly"): None,  # what cannot be changed now is refused
+    (READY, "enable badly"): None,  # a field that cannot be changed now is refused
     (READY, "enabled, shut down"): (SHUTDOWN, RDY | SHST_COMPLETE),
     (READY, "enabled, shut down abruptly"): (SHUTDOWN, RDY | SHST_COMPLETE),
     (READY, "disabled, shut down"): (SHUTDOWN, SHST_COMPLETE),
     (SHUTDOWN, "disable"): (DISABLED, 0),
-    (SHUTDOWN, "enable"): (SHUTDOWN, RDY | SHST_COMPLETE),  # it takes a reset to get out of it
+    (SHUTDOWN, "enable"): (SHUTDOWN, RDY | SHST_COMPLETE),  # only a reset leaves this state
     (SHUTDOWN, "enable badly"): None,
     (SHUTDOWN, "enabled, shut down"): (SHUTDOWN, RDY | SHST_COMPLETE),
     (SHUTDOWN, "enabled, shut down abruptly"): (SHUTDOWN, RDY | SHST_COMPLETE),
@@ -113,7 +113,7 @@ def test_properties_are_read_in_every_state(state):
     assert in_state(state).get_property(CSTS_OFFSET).status == 0
 
 
-# What every property answers does not depend on the state.
+# The value of every property does not depend on the state.
 PROPERTY_ANSWERS = [
     # offset, size attribute, Property Get, Property Set
     (0x00, 1, 0, Status.INVALID_FIELD),
@@ -183,7 +183,7 @@ def test_discovery_controller_needs_no_entry_sizes():
     assert queue.csts == RDY
 
 
-def test_reset_closes_io_queues_and_forgets_features_and_requests():
+def test_reset_closes_io_queues_and_drops_features_and_requests():
     target = Target()
     admin = target.admin()
     first, second = target.io(admin, 1), target.io(admin, 2)
@@ -209,7 +209,7 @@ def test_late_detach_of_a_closed_queue_does_not_remove_its_successor():
 
 
 class SlowFlush(Backend):
-    """A backend whose flush is finished by hand."""
+    """A backend whose flush the test completes."""
 
     def __init__(self) -> None:
         self.flushes: list[FakeFuture] = []
@@ -249,7 +249,7 @@ def test_shutdown_overtaken_by_a_reset_does_not_complete_the_next():
     assert admin.csts == RDY
 
 
-def test_what_is_read_only_in_cc_stays_zero():
+def test_read_only_bits_of_cc_stay_zero():
     queue = Target().queue()
     queue.connect()
     queue.set_property(CC_OFFSET, CC_ENABLE | 0xFF00000E)
@@ -335,7 +335,7 @@ def test_subsystem_shutdown(value):
     assert write.step().status == 0 and len(backend.flushes) == 1
     assert admin.csts == other.csts == RDY | ST | SHST_COMPLETE
     assert discovery.csts == RDY
-    # Nothing but an NVM Subsystem Reset gets it out of that.
+    # Only an NVM Subsystem Reset ends this state.
     for cc, ready in ((CC_ENABLE | SHN_NORMAL, RDY), (CC_DISABLED, 0), (CC_ENABLE, 0)):
         assert other.set_property(CC_OFFSET, cc).status == 0
         assert other.csts == ready | ST | SHST_COMPLETE and other.ctx.state is SHUTDOWN
@@ -346,7 +346,7 @@ def test_subsystem_shutdown(value):
         assert access.status == Status.INVALID_FIELD
 
 
-def test_a_subsystem_shutdown_overtaken_by_a_reset_is_forgotten():
+def test_a_subsystem_shutdown_overtaken_by_a_reset_is_dropped():
     backend = SlowFlush()
     target = Target(backend)
     admin = target.admin()
@@ -374,7 +374,7 @@ def test_keep_alive_timeout_ends_the_association():
 
 
 def test_traffic_on_any_queue_counts_for_its_interval():
-    """Any command in an interval is enough; the next interval begins at the end of this one, not with the command."""
+    """Any command in an interval counts; the next interval begins at the end of this one, not with the command."""
     target = Target()
     admin = target.admin(kato=5000)
     io = target.io(admin)
@@ -444,7 +444,7 @@ def test_a_short_timeout_has_a_timer_of_its_own():
     assert cancelled == [0, 3]
 
 
-def test_the_largest_timeout_can_be_told():
+def test_the_largest_timeout_is_accepted():
     admin = Target().admin()
     admin.set_feature(0x0F, 0xFFFFFFFF)
     assert admin.get_feature(0x0F).dw0 == 0xFFFFFFFF // 100 * 100
