@@ -16,7 +16,7 @@ BLOCKS = 2048
 
 
 class KeeperFails:
-    """A keeper whose every saving fails, at once or later."""
+    """A metadata store that fails to store, at once or later."""
 
     durable = True
 

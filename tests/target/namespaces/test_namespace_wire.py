@@ -1,4 +1,4 @@
-"""Detaching and deleting while commands are on their way, at a queue of bytes."""
+"""Detaching and deleting while commands are in flight, at a queue fed with bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LENGTH = 4096
 
 
 class HiddenPool(RamdiskPool):
-    """Of storage that is not seen to be memory: what is written to it is staged."""
+    """A pool whose storage does not show its memory: writes are staged."""
 
     def create(self, name: str, size_bytes: int, block_bytes: int):
         hidden = self._ramdisks[name] = Hidden(size_bytes)
@@ -46,7 +46,7 @@ def read(wire: Wire, nsid: int) -> int | bytes:
 @pytest.mark.parametrize("end", [detach, delete])
 @pytest.mark.parametrize("warm", [False, True])
 def test_data_that_comes_too_late_is_refused(setup, end, warm):
-    """Also when another namespace is there by then; with and without a template of the fast path."""
+    """Also when another namespace has its NSID by then; with and without a template of the fast path."""
     target, admin, wire = setup
     if warm:
         for name, ttag, length in r2ts(wire.feed(Command(WRITE, 1, nsid=2, sgl=TRANSPORT).bytes(wire))):

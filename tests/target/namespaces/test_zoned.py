@@ -1,4 +1,4 @@
-"""Zoned namespaces in files: many writes under way, failures, flushes, kills and losses of power."""
+"""Zoned namespaces in files: many outstanding writes, failures, flushes, kills and losses of power."""
 
 import asyncio
 import errno
@@ -35,7 +35,7 @@ def data(letter: str, blocks: int = 1) -> memoryview:
 
 
 class Slow(Ramdisk):
-    """Writes and flushes complete when, and as, the test says."""
+    """A backend whose writes and flushes complete when, and as, the test says."""
 
     def __init__(self) -> None:
         super().__init__("1M")
@@ -57,7 +57,7 @@ class Slow(Ramdisk):
 
 
 async def start(*operations):
-    """Tasks that have got as far as they can."""
+    """Start tasks, and run them as far as they can proceed."""
     tasks = [asyncio.ensure_future(operation) for operation in operations]
     for _ in range(3):
         await asyncio.sleep(0)
@@ -80,7 +80,7 @@ def slow():
 
 
 class Told(ZonedNamespace):
-    """With a place for what was told."""
+    """A namespace that records its reported zones in `told`."""
 
 
 @pytest.fixture
@@ -99,8 +99,10 @@ async def read(namespace, slba, nlb):
         lease.release()
 
 
-async def test_many_writes_of_one_zone_under_way(slow, zoned):
-    """Each takes its place when it begins, whichever ends first; what has not ended is not there."""
+async def test_many_outstanding_writes_of_one_zone(slow, zoned):
+    """Each write takes its place when it begins, whichever ends first; data of a write that has not ended is not
+    readable.
+    """
     first, second = zoned.write(0, data("a")), zoned.write(1, data("b"))
     where, third = zoned.append(0, data("c", 2))
     assert where == 2 and zoned.zones.zones[0].pointer == 4
@@ -117,7 +119,7 @@ async def test_many_writes_of_one_zone_under_way(slow, zoned):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-async def test_failed_writes_with_nothing_behind_them_take_the_pointer_back(slow, zoned, order):
+async def test_failed_writes_with_nothing_behind_them_move_the_pointer_back(slow, zoned, order):
     tasks = await start(zoned.write(0, data("a")), zoned.write(1, data("b")))
     await end(slow, order[0], errno.ENOSPC)
     zone = zoned.zones.zones[0]
@@ -163,7 +165,7 @@ async def test_a_write_that_fills_a_zone_and_fails_when_another_is_active(slow):
     assert zoned.zones.active == 1 and tasks[1].exception() is None
 
 
-async def test_a_write_that_is_given_up(slow, zoned):
+async def test_a_write_that_is_cancelled(slow, zoned):
     tasks = await start(zoned.write(0, data("a")))
     tasks[0].cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -182,7 +184,7 @@ async def test_a_write_that_fails_at_once(zoned, slow, monkeypatch):
         assert error.value.status == Status.WRITE_FAULT and zoned.zones.zones[0].pointer == 0
 
 
-async def test_a_reset_while_writes_are_under_way(slow, zoned):
+async def test_a_reset_while_writes_are_outstanding(slow, zoned):
     tasks = await start(zoned.write(0, data("a")), zoned.write(1, data("b")))
     assert zoned.manage(ZoneInput.RESET, 0) is None
     await end(slow, 0, errno.EIO)
@@ -197,7 +199,7 @@ async def test_a_reset_while_writes_are_under_way(slow, zoned):
 
 
 async def test_compare_and_write(zoned, slow):
-    """At the write pointer there are zeroes to compare with; elsewhere the zone refuses the write."""
+    """At the write pointer the compare reads zeroes; elsewhere the zone refuses the write."""
     with pytest.raises(CommandError) as refused:
         await settled(zoned.compare_and_write(1, memoryview(bytes(BLOCK)), data("a")))
     assert refused.value.status == Status.ZONE_INVALID_WRITE and isinstance(refused.value.__cause__, OSError)
@@ -224,7 +226,7 @@ async def test_read_into(zoned, slow):
 
 
 class Durable(Ramdisk):
-    """Memory whose zones are kept; `done` tells what happened in which order."""
+    """Memory whose zones are stored; `done` has the operations in their order."""
 
     def __init__(self) -> None:
         super().__init__("1M")
@@ -280,7 +282,7 @@ async def test_what_is_on_the_media_and_in_which_order(operation, done):
 
 
 class Machine:
-    """A file namespace whose process, or whose power, can go at any time: what the system has then goes elsewhere."""
+    """A file namespace whose process or power can end at any time: the files of that moment are copied."""
 
     def __init__(self, directory, monkeypatch):
         self.directory = directory
@@ -299,7 +301,7 @@ class Machine:
         return self.directory / str(self.lives) / "disk"
 
     async def again(self, how="stop"):
-        """Stop it, kill it, or take its power away; then start it again."""
+        """Stop the target, kill it, or cut its power; then start it again."""
         old = self.path.parent
         if how == "stop":
             await self.backend.close()
@@ -332,7 +334,7 @@ def seen(namespace, count=6):
 
 
 @pytest.mark.parametrize("how", ["stop", "kill", "power"])
-async def test_what_was_flushed_is_there(machine, how):
+async def test_flushed_data_is_stored(machine, how):
     namespace = machine.namespace
     await write(namespace, 0, "a", 3)
     await write(namespace, ZONE, "b", ZONE)
@@ -353,7 +355,7 @@ async def test_what_was_flushed_is_there(machine, how):
 
 
 @pytest.mark.parametrize(("how", "blocks"), [("stop", 5), ("kill", 5), ("power", 3)])
-async def test_what_was_not_flushed(machine, how, blocks):
+async def test_data_that_was_not_flushed(machine, how, blocks):
     namespace = machine.namespace
     await write(namespace, 0, "a", 3)
     await settled(namespace.flush())
@@ -380,7 +382,7 @@ async def test_force_unit_access_takes_all_of_a_zone_along(machine, way):
 
 
 @pytest.mark.parametrize("how", ["kill", "power"])
-async def test_a_reset_is_there_when_it_has_completed(machine, how):
+async def test_a_completed_reset_is_stored(machine, how):
     namespace = machine.namespace
     for zone in range(4):
         await write(namespace, zone * ZONE, "a", 8)
@@ -397,7 +399,7 @@ async def test_a_reset_is_there_when_it_has_completed(machine, how):
     assert seen(await machine.again(how), 4) == [("EMPTY", 0)] * 4
 
 
-async def test_what_is_written_while_a_reset_is_kept_stays(machine):
+async def test_data_written_while_a_reset_is_stored_stays(machine):
     namespace = machine.namespace
     await write(namespace, 0, "a", 8)
     resetting = asyncio.ensure_future(namespace.manage(ZoneInput.RESET, 0))
@@ -432,7 +434,7 @@ async def test_a_flush_that_a_reset_overtakes(machine, monkeypatch):
     assert seen(await machine.again("power"), 1) == [("EMPTY", 0)]
 
 
-async def test_a_flush_tells_only_what_was_there_when_it_began(machine, monkeypatch):
+async def test_a_flush_stores_only_the_pointers_of_its_beginning(machine, monkeypatch):
     namespace = machine.namespace
     await write(namespace, 0, "a", 8)
     committed = []
@@ -452,7 +454,7 @@ async def test_a_flush_tells_only_what_was_there_when_it_began(machine, monkeypa
     assert committed[-1][0].written == 16 and not namespace.zones.dirty
 
 
-async def test_records_that_cannot_be_kept(machine, monkeypatch):
+async def test_records_that_cannot_be_stored(machine, monkeypatch):
     namespace = machine.namespace
 
     def broken(*arguments):
@@ -494,7 +496,7 @@ async def test_records_that_cannot_be_kept(machine, monkeypatch):
 
 @pytest.fixture
 def broken(monkeypatch):
-    """`broken(n)`: the next n syncs of data fail."""
+    """Return ``broken(n)``: the next n syncs of data fail."""
     fdatasync, left = os.fdatasync, [0]
 
     def fails(fd):
@@ -518,8 +520,8 @@ async def failing(operation):
 
 
 @pytest.mark.parametrize("way", ["flush", "write", "finish"])
-async def test_a_failed_sync_takes_write_pointers_back(machine, broken, way):
-    """What it has lost is not covered by a later sync that succeeds."""
+async def test_a_failed_sync_moves_write_pointers_back(machine, broken, way):
+    """A later sync that succeeds does not cover the data that the failed one has lost."""
     namespace, told = machine.namespace, []
     namespace.zone_changed = told.append
     await write(namespace, 0, "a", 3)
@@ -586,13 +588,13 @@ async def test_a_sync_that_succeeds_behind_one_that_failed_stores_nothing(machin
     monkeypatch.setattr(machine.backend, "flush", slowly)
     flushing = asyncio.ensure_future(namespace.flush())
     await asyncio.sleep(0)
-    machine.backend.sync_failures += 1  # another one's, meanwhile
+    machine.backend.sync_failures += 1  # another zone's, at the same time
     release.set()
     await flushing
     assert seen(await machine.again("power"), 1) == [("EMPTY", 0)]
 
 
-async def test_a_reset_that_is_not_stored_leaves_what_is_on_the_media(machine, broken, monkeypatch):
+async def test_a_reset_that_is_not_stored_leaves_the_data_on_the_media(machine, broken, monkeypatch):
     namespace = machine.namespace
     await write(namespace, 0, "a", 3)
     await settled(namespace.flush())

@@ -1,4 +1,4 @@
-"""The namespace table: pause, apply an epoch, resume; and what was admitted before."""
+"""The namespace table: pause, apply an epoch, resume; and commands admitted before."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_same_mapping_is_not_taken_apart_again():
 
 
 class Epochs(RuleBasedStateMachine):
-    """Tokens and waiting queues against what the words say."""
+    """Tokens and waiting queues against a plain model."""
 
     def __init__(self) -> None:
         super().__init__()

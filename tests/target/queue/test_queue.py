@@ -56,7 +56,7 @@ OK, FIELD, CONFLICT, RANGE, INACCESSIBLE = 0, 0x02, 0x03, 0x80, 0x302
 
 
 class NoFastPath(FastPath):
-    """One that learns nothing, so that each command takes the general path."""
+    """A fast path without templates, so that each command takes the general path."""
 
     __slots__ = ()
 
@@ -114,7 +114,7 @@ class Wire(RawHost):
         assert self.queue.ctx.qid == 1, answer
 
     def feed(self, data: bytes, size: int = 1 << 30) -> bytes:
-        """What is sent for `data`, received in pieces of `size` at most. Views stay live, as with a socket."""
+        """Return the output for `data`, received in pieces of at most `size`. Views stay live, as with a socket."""
         out = b""
         while data:
             buffer = self.connection.next_buffer()
@@ -265,12 +265,12 @@ def test_the_fast_path_does_what_the_general_path_does(batches, changes, dgst, c
         assert state_of(wires[0]) == state_of(wires[1])
         for wire in wires:
             change(wire.target, what)
-        # All data but one command's comes after the change; that one's CID stays in use.
+        # The data of all commands but one comes after the change; the CID of that one stays in use.
         open_r2ts += r2ts(answers[0])
         data = [(open_r2ts.pop(0), n) for n in range(len(open_r2ts) - 1)]
         answers = []
         for wire in wires:
-            # One after the other: which of two writes to the same blocks is the last is not settled otherwise.
+            # One after the other: the order of two writes to the same blocks is otherwise undefined.
             pdus = [wire.h2c(cid, ttag, 0, bytes([n + 1]) * length) for (cid, ttag, length), n in data]
             answers.append([wire.feed(pdu, size) for pdu in pdus])
             assert not wire.driver.ended
@@ -279,7 +279,7 @@ def test_the_fast_path_does_what_the_general_path_does(batches, changes, dgst, c
 
 
 def expected(target: Target, command: Command) -> int:
-    """The status of a plain command, from first principles."""
+    """Return the status of a plain command, from first principles."""
     space = next(iter(target.subsystem.controllers.values())).namespaces.get(command.nsid)
     if space is None:
         return FIELD
@@ -358,7 +358,7 @@ def test_the_fast_path_against_a_model(batches, changes, cattr):
 
 
 def test_the_fast_path_is_taken(monkeypatch):
-    """After the first of a kind, reads and in-capsule writes don't go through the tables any more."""
+    """After the first of a kind, reads and in-capsule writes do not go through the tables."""
     wire = Wire(two_namespaces())
     slow: list[int] = []
     command = wire.queue.command
@@ -386,7 +386,7 @@ ODD = {
 @pytest.mark.parametrize("at", [0, 7, 19])
 @pytest.mark.parametrize("field", ODD)
 def test_one_odd_command_in_a_long_run_of_reads(field, at):
-    """A run that is compared by columns is answered as command by command, whatever one of its commands is."""
+    """A run that is compared by columns is answered as if command by command, whatever one of its commands is."""
     answers = []
     for fast_path in (True, False):
         wire = Wire(two_namespaces(), fast_path=fast_path)
@@ -414,7 +414,7 @@ def test_a_long_run_of_like_reads_is_one_answer(monkeypatch):
 
 
 def wire_of_reads(length: int, count: int, backend: type[Ramdisk] = Ramdisk, pool: BufferPool | None = None) -> Wire:
-    """``count`` Reads of ``length`` bytes have come in one receive; nothing was sent yet."""
+    """Return a wire that has received ``count`` Reads of ``length`` bytes at once, and sent nothing yet."""
     target = Target(backend("1M"))
     target.admin()
     wire = Wire(target, fast_path=False, pool=pool)
@@ -441,7 +441,7 @@ def test_held_commands_wait_for_room_in_the_backends():
 
 
 def test_commands_are_held_while_much_is_to_be_sent():
-    """One receive brings many long Reads: what their answers hold stays bounded, and all come, in their order."""
+    """One receive brings many long Reads: the bytes that their answers hold are bounded, and all arrive in order."""
     length, count = 512 << 10, 64
     wire = wire_of_reads(length, count)
     connection, queue = wire.connection, wire.queue
@@ -478,7 +478,7 @@ def test_an_abort_ends_a_held_command():
 
 
 @pytest.mark.parametrize("how", ["lost", "drain"])
-def test_held_commands_are_forgotten_with_their_queue(how):
+def test_held_commands_end_with_their_queue(how):
     wire = wire_of_reads(512 << 10, 64)
     connection, queue = wire.connection, wire.queue
     assert queue.held
@@ -494,7 +494,7 @@ def test_held_commands_are_forgotten_with_their_queue(how):
 
 @pytest.mark.parametrize("sgl", [IN_CAPSULE, TRANSPORT])
 def test_no_fast_path_past_uncorrectable_blocks(sgl):
-    """Reads and writes that had their fast path find the mark; once the blocks are written, it is taken again."""
+    """Reads and writes with a template find the mark; once the blocks are written, they take the fast path again."""
     wire = Wire(two_namespaces())
 
     def write(cid, slba):
@@ -520,8 +520,8 @@ def test_no_fast_path_past_uncorrectable_blocks(sgl):
     assert wire.target.subsystem.namespaces[1].memory is not None
 
 
-def test_a_mark_while_data_is_on_its_way():
-    """Data that was asked for before the mark is written after it: the blocks can be read then."""
+def test_a_mark_while_data_is_in_flight():
+    """Data that was asked for before the mark is written after it: the blocks can then be read."""
     wire = Wire(two_namespaces())
     for cid in range(2):
         for name, ttag, length in r2ts(wire.feed(Command(WRITE, cid, sgl=TRANSPORT).bytes(wire))):
@@ -544,14 +544,16 @@ def statuses(out: bytes) -> list[tuple[int, int]]:
 
 
 def r2ts(out: bytes) -> list[tuple[int, int, int]]:
-    """(CID, TTAG, length) of R2Ts."""
+    """Return (CID, TTAG, length) of R2Ts."""
     found = [struct.unpack_from("<HHII", pdu, 8) for pdu in split(out) if pdu[0] == R2T]
     return [(cid, ttag, length) for cid, ttag, _, length in found]
 
 
 @pytest.mark.parametrize("closed", [False, True])
 async def test_a_write_does_not_go_on_in_another_namespace(closed):
-    """What came before the namespace was replaced went to the old one: success would pass off half of the data."""
+    """Data before the replacement of the namespace went to the old one: a success would hide the loss of half of the
+    data.
+    """
     target = Target(Ramdisk(4 * SIZE))
     target.admin()
     wire = Wire(target)
@@ -578,8 +580,10 @@ async def test_a_write_does_not_go_on_in_another_namespace(closed):
 @pytest.mark.parametrize("backend", [Ramdisk, Hidden])
 @pytest.mark.parametrize("opcode", [WRITE, 0x05])
 @pytest.mark.parametrize("length", [4096, 64 << 10])
-def test_blocks_of_another_size_while_data_is_on_its_way(backend, opcode, length):
-    """A format comes in between: as many bytes would be other blocks, and fewer or more of them, than were named."""
+def test_blocks_of_another_size_while_data_is_in_flight(backend, opcode, length):
+    """A format happens in between: the same bytes would be other blocks, and fewer or more of them, than the command
+    names.
+    """
     wire = Wire(_with_admin(backend("1M")))
     subsystem = wire.target.subsystem
     memory = getattr(subsystem.namespaces[1].backend, "ramdisk", subsystem.namespaces[1].backend)
@@ -674,7 +678,7 @@ def _with_admin(*backends) -> Target:
 
 
 @pytest.mark.parametrize("how", ["lost", "closed", "eof", "garbage"])
-def test_the_end_gives_everything_back(how):
+def test_the_end_of_a_queue_releases_everything(how):
     pool = BufferPool(1 << 20)
     target = _with_admin(Hidden("1M"))
     wire = Wire(target, pool=pool)
@@ -694,12 +698,12 @@ def test_the_end_gives_everything_back(how):
     assert len(wire.driver.ended) == 1
     held = pool.take(1 << 20)
     assert held is not None
-    pool.give(held)  # nobody waits any more
+    pool.give(held)  # no command waits
     assert pool.used_bytes == 0
 
 
 def test_reads_wait_while_much_is_to_be_sent():
-    """What a host does not take is not read: no more than the read-ahead and one command is held for it."""
+    """Data that a host does not receive is not read: at most the read-ahead and one command is held."""
     length, count = 256 << 10, 64
     wire = wire_of_reads(length, count, Hidden, pool=BufferPool(64 << 20))
     connection, queue, pool = wire.connection, wire.queue, wire.pool
@@ -723,7 +727,7 @@ def test_reads_wait_while_much_is_to_be_sent():
 
 
 def test_no_more_is_received_while_many_commands_are_held():
-    """Each may hold a copy of its data."""
+    """Each command may hold a copy of its data."""
     wire = wire_of_reads(512 << 10, RUNNING_MOST)
     queue, connection = wire.queue, wire.connection
     assert queue.held and not queue.pacing.crowded
@@ -757,7 +761,7 @@ def test_reads_wait_for_memory():
 
 
 @pytest.mark.parametrize("how", ["lost", "drain"])
-def test_reads_that_wait_go_with_their_queue(how):
+def test_waiting_reads_end_with_their_queue(how):
     wire = wire_of_reads(512 << 10, 16, Hidden, pool=BufferPool(4 << 20))
     queue, pool = wire.queue, wire.pool
     assert queue.staging.reads
@@ -811,7 +815,7 @@ def test_a_command_that_goes_on_after_the_end_is_detached():
     assert not wire.connection.want_write or sent(wire.connection) == b""
 
 
-def test_drain_begins_nothing_and_ends_what_was_begun():
+def test_drain_begins_nothing_and_ends_begun_commands():
     wire = Wire(_with_admin(Ramdisk("1M")))
     [(cid, ttag, length)] = r2ts(wire.feed(wire.capsule(io_sqe(3, WRITE, 0, 8))))
     assert not wire.queue.drain() and wire.queue.receiving
@@ -824,7 +828,7 @@ def test_drain_begins_nothing_and_ends_what_was_begun():
 
 
 class HandLoop:
-    """A clock that moves with every look at it, and callbacks that are called by hand."""
+    """An event loop whose clock moves with every reading, and whose callbacks the test calls."""
 
     def __init__(self, step: float) -> None:
         self.time, self.step = 0.0, step
@@ -850,7 +854,7 @@ def answered(out: bytes) -> list[int]:
 
 
 def test_one_receive_takes_the_loop_for_a_bounded_time_only():
-    """100 commands that take the general path, each of which takes a tenth of a queue's share of a turn."""
+    """100 commands take the general path, each for a tenth of a queue's share of a turn."""
     wire = Wire(two_namespaces())
     loop = HandLoop(LONG_SECONDS / 10)
     wire.queue.pacing.slices = loop.slices
@@ -866,7 +870,7 @@ def test_one_receive_takes_the_loop_for_a_bounded_time_only():
     assert not wire.queue.held
 
 
-def test_what_is_held_keeps_its_order_with_what_comes_later():
+def test_held_commands_precede_later_ones():
     wire = Wire(two_namespaces())
     loop = HandLoop(LONG_SECONDS / 10)
     wire.queue.pacing.slices = loop.slices

@@ -45,7 +45,7 @@ async def test_compare_in_pieces_without_the_pool(disk):
 
 
 async def test_compare_sees_all_or_nothing_of_a_write(disk):
-    """Asked while writes are under way, it waits for those before it and keeps those after it waiting."""
+    """A compare waits for writes that arrived before it, and delays those that arrive after it."""
     size = 1 << 19
     old, new, last = (memoryview(bytes([value]) * size) for value in (0, 1, 2))
     disk._write_nowait = False
@@ -78,8 +78,8 @@ async def test_copy_in_pieces_without_the_pool(disk):
     assert not any(content[(1 << 19) + len(data) :])
 
 
-async def test_copies_to_and_fro_wait_for_each_other_and_for_writes(disk):
-    """As if one after the other, in the order in which they were asked for."""
+async def test_copies_in_opposite_directions_wait_for_each_other_and_for_writes(disk):
+    """The result is that of one after the other, in the order of their arrival."""
     size = 1 << 18
     first, second, third = (memoryview(bytes([value]) * size) for value in (1, 2, 3))
     disk._write_nowait = False
@@ -100,7 +100,7 @@ async def test_copies_to_and_fro_wait_for_each_other_and_for_writes(disk):
     assert len(disk._ranges) == 0
 
 
-async def test_copy_tells_what_failed(disk, monkeypatch):
+async def test_copy_reports_the_failure(disk, monkeypatch):
     os.truncate(disk.path, 4096)
     with pytest.raises(SourceError) as error:
         await disk.copy(8192, 0, 512)
@@ -159,7 +159,7 @@ async def test_unsupported_nowait_is_remembered_and_eagain_is_not(disk, monkeypa
 
 @pytest.mark.parametrize("taken", [4096, 1000, 0])
 async def test_writes_without_a_thread_where_the_file_system_can(disk, monkeypatch, taken):
-    """ext4 refuses RWF_NOWAIT for writes; others take all, a part, or say EAGAIN."""
+    """ext4 refuses RWF_NOWAIT for writes; others take all, a part, or return EAGAIN."""
     calls: list[int] = []
     real = os.pwritev
 
@@ -247,7 +247,7 @@ async def test_write_zeroes(disk, monkeypatch, deallocate, fallocate_works):
     assert not any(data[512 : 512 + 59904])
 
 
-async def test_deallocate_gives_space_back(disk):
+async def test_deallocate_releases_space(disk):
     await write(disk, 0, memoryview(b"\xff" * (1 << 20)))
     await disk.flush()
     before = disk.path.stat().st_blocks
@@ -269,7 +269,7 @@ async def test_deallocate_that_the_file_system_lacks_is_a_hint_ignored(disk, mon
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-async def test_errors_come_out_as_they_are_and_free_everything(disk, monkeypatch, code):
+async def test_errors_are_passed_on_and_release_everything(disk, monkeypatch, code):
     def fail(*args):
         raise OSError(code, "broken")
 
@@ -379,7 +379,7 @@ async def test_flushes_that_wait_share_the_next_one(disk, monkeypatch):
     assert len(calls) == 2, "those who came after the first had begun need one more"
 
 
-async def test_a_flush_that_fails_fails_for_all_who_wait(disk, monkeypatch, caplog):
+async def test_a_failed_flush_fails_for_all_waiters(disk, monkeypatch, caplog):
     def fail(fd):
         raise OSError(errno.EIO, "broken")
 
@@ -475,7 +475,7 @@ async def test_two_targets_and_one_file(tmp_path, ours, theirs, allowed):
     await backend.close()
 
 
-async def test_whoever_shares_a_file_does_not_undo_what_the_other_keeps(tmp_path):
+async def test_a_shared_file_does_not_overwrite_the_metadata_of_the_other(tmp_path):
     first = await opened(tmp_path / "disk", size="1M")
     await first.metadata_store.put("features", 1)
     second = await opened(tmp_path / "disk", shared=True)
@@ -491,8 +491,8 @@ async def test_whoever_shares_a_file_does_not_undo_what_the_other_keeps(tmp_path
 
 
 @pytest.mark.parametrize("suffix", [".nvmeof", ".zones"])
-async def test_a_new_file_does_not_get_what_belonged_to_another(tmp_path, suffix):
-    """Its reservations, marks and format, that is; or that it has to be erased."""
+async def test_a_new_file_does_not_get_the_metadata_of_another(tmp_path, suffix):
+    """Neither reservations, marks and format, nor a pending erase."""
     beside = tmp_path / f"disk{suffix}"
     beside.write_text("x")
     with pytest.raises(ConfigurationError, match=f"{beside} belongs to .*disk, which is not there"):
@@ -501,13 +501,13 @@ async def test_a_new_file_does_not_get_what_belonged_to_another(tmp_path, suffix
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_a_fifo_is_not_waited_for(tmp_path, read_only):
+async def test_opening_does_not_wait_for_a_fifo(tmp_path, read_only):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ConfigurationError, match="neither a regular file nor"):
         await asyncio.wait_for(opened(tmp_path / "fifo", read_only=read_only), 20)
 
 
-async def test_what_belongs_to_a_file_is_found_by_all_of_its_names(tmp_path):
+async def test_metadata_is_found_by_all_names_of_a_file(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     backend = await opened(tmp_path / "disk", size="1M")
     await backend.metadata_store.put("features", 1)
@@ -519,7 +519,7 @@ async def test_what_belongs_to_a_file_is_found_by_all_of_its_names(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["disk", "disk.nvmeof", "link"]
 
 
-async def test_what_belongs_to_a_file_is_not_lost_by_a_hard_link(tmp_path, caplog):
+async def test_metadata_is_not_lost_by_a_hard_link(tmp_path, caplog):
     backend = await opened(tmp_path / "disk", size="1M")
     await backend.metadata_store.put("features", 1)
     await backend.close()
@@ -537,7 +537,7 @@ async def test_what_belongs_to_a_file_is_not_lost_by_a_hard_link(tmp_path, caplo
     assert "third has 3 names (hard links), some in other directories" in caplog.text
 
 
-async def test_a_file_that_could_not_be_made_is_not_there(tmp_path, monkeypatch):
+async def test_a_file_that_could_not_be_made_does_not_exist(tmp_path, monkeypatch):
     def full(fd, size_bytes):
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 

@@ -30,7 +30,7 @@ HOST = "nqn.2026-01.org.example:host"
 
 
 class Member:
-    """A controller as far as namespaces are concerned."""
+    """The part of a controller that concerns namespaces."""
 
     def __init__(self, subsystem: Subsystem, cntlid: int, host_nqn: str = HOST) -> None:
         self.cntlid = cntlid
@@ -58,7 +58,7 @@ class Member:
 
 
 class Life:
-    """One life of a target with a pool, from its start to its end or to its being killed."""
+    """One run of a target with a pool, from its start to its end or kill."""
 
     def __init__(self, directory: Path, capacity: str = "10M", configured: bool = False) -> None:
         self.pool = FilePool(directory, capacity)
@@ -109,7 +109,7 @@ class Life:
         return data
 
     async def state(self):
-        """All that a host could see."""
+        """Return all that a host can see."""
         spaces = {}
         for nsid, space in self.subsystem.namespaces.items():
             data = await self.read(nsid)
@@ -121,7 +121,7 @@ def files(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-async def test_what_was_made_is_found_again(tmp_path):
+async def test_created_namespaces_are_found_again(tmp_path):
     async with Life(tmp_path / "pool") as life:
         assert await life.create() == 1
         assert await life.create(2 * MEGABYTE, block_bytes=4096, shared=False) == 2
@@ -199,7 +199,7 @@ async def _detach(life: Life) -> None:
 
 @pytest.mark.parametrize("operation", [_create, _delete, _delete_all, _attach, _detach])
 async def test_a_kill_at_any_point_leaves_all_or_nothing(tmp_path, monkeypatch, operation):
-    """A copy is taken before every step that changes the directory: what a process killed there would leave behind."""
+    """The directory is copied before every step that changes it: the state that a process killed there would leave."""
     directory = tmp_path / "pool"
     copies: list[Path] = []
 
@@ -271,13 +271,13 @@ async def test_pools_that_cannot_be_used(tmp_path):
         {"namespaces": [], "unused": [], "hosts": 5},
     ],
 )
-async def test_damaged_state_is_told(tmp_path, kept):
+async def test_damaged_state_is_reported(tmp_path, kept):
     (tmp_path / KEEPER_NAME).write_text(json.dumps({"nvmeof": 1, "kept": {"namespaces": kept}}))
     with pytest.raises(ConfigurationError, match="is damaged"):
         await Life(tmp_path).__aenter__()
 
 
-async def test_an_unknown_command_set_and_a_lost_file_are_told(tmp_path):
+async def test_an_unknown_command_set_and_a_lost_file_are_reported(tmp_path):
     async with Life(tmp_path) as life:
         await life.create()
         path = life.pool.path(str(life.subsystem.namespaces[1].uuid))
@@ -293,8 +293,8 @@ async def test_an_unknown_command_set_and_a_lost_file_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "without its section"])
-async def test_namespaces_whose_list_has_gone(tmp_path, how):
-    """They are not taken for no namespaces."""
+async def test_namespaces_whose_list_is_lost(tmp_path, how):
+    """A lost list does not count as an empty one."""
     async with Life(tmp_path) as life:
         await life.create()
     metadata_store = tmp_path / KEEPER_NAME
@@ -310,8 +310,8 @@ async def test_namespaces_whose_list_has_gone(tmp_path, how):
     assert sorted(each.name for each in tmp_path.iterdir() if each != metadata_store) == before
 
 
-async def test_what_is_kept_of_a_namespace_has_gone(tmp_path):
-    """Without it the namespace would have other blocks, and no protection."""
+async def test_lost_metadata_of_a_namespace(tmp_path):
+    """Without its metadata the namespace would have other blocks, and no protection."""
     async with Life(tmp_path) as life:
         await life.create()
         path = life.pool.path(str(life.subsystem.namespaces[1].uuid))
@@ -324,7 +324,7 @@ async def test_what_is_kept_of_a_namespace_has_gone(tmp_path):
         assert list(life.subsystem.namespaces) == [1]
 
 
-async def test_files_that_nobody_knows_are_left_alone(tmp_path, caplog):
+async def test_unknown_files_are_left_alone(tmp_path, caplog):
     other = tmp_path / "3b241101-e2bb-4255-8caf-4136c566a962.namespace"
     async with Life(tmp_path) as life:
         await life.create()
@@ -377,7 +377,7 @@ async def test_a_kind_that_cannot_be_made(tmp_path, monkeypatch, failure, status
         await Life(tmp_path).__aenter__()
 
 
-async def test_what_is_configured_meanwhile_gets_another_nsid(tmp_path):
+async def test_a_namespace_configured_later_gets_another_nsid(tmp_path):
     async with Life(tmp_path) as life:
         creating = asyncio.ensure_future(life.create())
         await asyncio.sleep(0)
@@ -404,7 +404,7 @@ async def test_storage_that_cannot_be_removed_is_removed_at_the_next_start(tmp_p
         assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces
 
 
-async def test_what_cannot_be_kept_leaves_no_file(tmp_path, monkeypatch):
+async def test_a_namespace_that_cannot_be_stored_leaves_no_file(tmp_path, monkeypatch):
     async with Life(tmp_path) as life:
         await life.create()
         kept = (tmp_path / KEEPER_NAME).read_text()
@@ -448,8 +448,8 @@ async def test_a_target_opens_and_closes_its_pool(tmp_path):
                 assert files(tmp_path) == [KEEPER_NAME]
 
 
-async def test_hosts_flush_what_is_yet_to_be_made(tmp_path):
-    """They learn when they connect whether there is a volatile write cache."""
+async def test_hosts_flush_namespaces_created_later(tmp_path):
+    """Hosts learn at Connect whether there is a volatile write cache."""
     async with Life(tmp_path) as life:
         assert life.subsystem.volatile_cache and not life.subsystem.namespaces
     assert not Subsystem(SubsystemConfig(nqn=NQN, pool=RamdiskPool("1M"))).volatile_cache
@@ -463,7 +463,7 @@ async def test_memory_does_not_outlive_a_target():
             assert await manager.create(target.runtime, NewNamespace(size_bytes=MEGABYTE, block_bytes=512)) == 1
 
 
-async def test_zoned_namespaces_keep_their_zones(tmp_path):
+async def test_zoned_namespaces_store_their_zones(tmp_path):
     async with Life(tmp_path, "1G") as life:
         kind = STANDARD_KINDS[Csi.ZONED]
         fields = NAMESPACE_CREATE.parse(bytes(4096))
@@ -475,7 +475,7 @@ async def test_zoned_namespaces_keep_their_zones(tmp_path):
         space = life.subsystem.namespaces[nsid]
         assert space.csi == Csi.ZONED
         with pytest.raises(CommandError):
-            await life.write(nsid, b"again" * 512)  # not where the write pointer is
+            await life.write(nsid, b"again" * 512)  # not at the write pointer
         await life.delete(nsid)
         assert files(tmp_path) == [KEEPER_NAME]
 
@@ -490,7 +490,7 @@ def test_the_name_of_a_new_directory_is_on_the_media(tmp_path, monkeypatch):
 
 
 async def test_a_full_disk_is_served(tmp_path, monkeypatch, caplog):
-    """Sparse files fill it; to have room again a host has to get at them."""
+    """Sparse files fill the disk; a host needs access to free space."""
     async with Life(tmp_path) as life:
         await life.create()
 
@@ -503,7 +503,7 @@ async def test_a_full_disk_is_served(tmp_path, monkeypatch, caplog):
     assert "its state cannot be stored: No space left on device" in caplog.text
 
 
-async def test_what_cannot_be_cleared_away_keeps_nobody_from_starting(tmp_path, monkeypatch, caplog):
+async def test_files_that_cannot_be_removed_do_not_prevent_a_start(tmp_path, monkeypatch, caplog):
     async with Life(tmp_path) as life:
         await life.create()
         monkeypatch.setattr(FilePool, "_remove_files", lambda self, path: Path("/nowhere/at/all").unlink())
