@@ -27,7 +27,7 @@ def run(directory: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """What of the packages is needed to import them."""
+    """Install the parts of the packages that imports need."""
     for name in ("nvmeof", "nvmeof_mptcp"):
         (tmp_path / name).mkdir()
         shutil.copy(ROOT / name / "__init__.py", tmp_path / name)
@@ -35,7 +35,7 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_says_nothing_where_it_is_alone(installed: Path) -> None:
+def test_no_warning_where_it_is_alone(installed: Path) -> None:
     (installed / "nvmeof_mptcp-0.1.0.dist-info").mkdir()
     done = run(installed, "import nvmeof, nvmeof_mptcp; assert not nvmeof_mptcp.overwritten()")
     assert (done.returncode, done.stderr) == (0, "")

@@ -22,7 +22,7 @@ def test_sizes(text, size):
 
 
 @pytest.mark.parametrize("text", ["", "G", "1X", "-1", "0", "1 2", "1.3", "1e3", "0xg", 0, -4])
-def test_what_is_no_size(text):
+def test_invalid_sizes(text):
     with pytest.raises(ConfigurationError):
         parse_size(text)
 
@@ -63,7 +63,7 @@ def test_impossible_subsystems(options):
         SubsystemConfig(**options)
 
 
-def test_other_impossible_things():
+def test_other_invalid_values():
     disk = Ramdisk("1M")
     for wrong in ({"nsid": 0}, {"nguid": b"x"}, {"eui64": b"x"}):
         with pytest.raises(ConfigurationError):

@@ -50,7 +50,7 @@ PEL = 0x0D
 
 
 def events_of(admin):
-    """All events, newest first, read in two parts as nvme-cli does."""
+    """Return all events, newest first, read in two parts as nvme-cli does."""
     header = HEADER.parse(admin.read_bytes(admin.log_page(PEL, 512, lsp=ESTABLISH, rae=True)))
     size = -(-header.tll // 4) * 4
     page = admin.read_bytes(admin.log_page(PEL, size, lsp=READ, rae=True))
@@ -139,7 +139,7 @@ def test_a_context_belongs_to_one_controller():
     assert second.log_page(PEL, 512, lsp=ESTABLISH).status == 0
 
 
-def test_events_of_later_are_not_in_a_context():
+def test_later_events_are_not_in_a_context():
     target = Target()
     admin = target.admin()
     before = admin.read_bytes(admin.log_page(PEL, 4096, lsp=ESTABLISH))
@@ -149,7 +149,7 @@ def test_events_of_later_are_not_in_a_context():
     assert kinds(admin)[0] == EventType.HARDWARE_ERROR
 
 
-# What is written down
+# Recorded events
 
 
 def test_power_on_and_resets():
@@ -250,7 +250,7 @@ def test_namespaces_that_are_created_and_deleted():
         assert (event.nmic, event.anagrpid, event.endgid) == (1, 1, 1)
 
 
-def test_smart_is_written_down_once_a_day():
+def test_smart_is_recorded_once_a_day():
     target = Target()
     admin = target.admin()
     controller = admin.controller
@@ -264,7 +264,7 @@ def test_smart_is_written_down_once_a_day():
     assert SMART_HEALTH.parse(found[0].data).available_spare == 100 and len(found[0].data) == 512
 
 
-def test_discovery_controllers_write_nothing():
+def test_discovery_controllers_record_nothing():
     target = Target()
     queue = target.discovery()
     reset(queue)
@@ -274,7 +274,7 @@ def test_discovery_controllers_write_nothing():
 # Bounds
 
 
-def test_the_oldest_make_room():
+def test_the_oldest_events_are_dropped():
     history = History(MemoryStore())
     for number in range(300):
         history.add(EventType.SMART_SNAPSHOT, number.to_bytes(2, "little") + bytes(510), now=number * 1000.0)
@@ -283,7 +283,7 @@ def test_the_oldest_make_room():
     assert history.events[-1].data[:2] == (299).to_bytes(2, "little")
 
 
-def test_frequent_events_are_not_all_written_down():
+def test_frequent_events_are_not_all_recorded():
     history = History(MemoryStore())
     for number in range(100):
         history.add(EventType.POWER_ON_OR_RESET, b"", now=number / 10)
@@ -303,7 +303,7 @@ def test_frequent_events_are_not_all_written_down():
         max_size=10,
     )
 )
-def test_what_was_written_is_there_after_a_restart(events):
+def test_events_persist_over_a_restart(events):
     metadata_store = MemoryStore()
     history = History(metadata_store)
     for kind, data, portid, cntlid in events:
@@ -314,7 +314,7 @@ def test_what_was_written_is_there_after_a_restart(events):
 
 
 @pytest.mark.parametrize("kept", [7, [], {"events": 3}, {"events": [[1]]}, {"generation": "x"}])
-def test_a_history_that_cannot_be_read(kept, caplog):
+def test_stored_events_that_cannot_be_read(kept, caplog):
     metadata_store = MemoryStore()
     metadata_store.put("history", kept)
     history = History(metadata_store)
@@ -328,7 +328,7 @@ class Full(MemoryStore):
         raise OSError(28, "No space left on device")
 
 
-def test_a_keeper_that_fails_is_a_line_of_the_log(caplog):
+def test_a_metadata_store_that_fails_is_a_line_of_the_log(caplog):
     target = Target(metadata_store=Full())
     admin = target.admin()
     reset(admin)
@@ -364,7 +364,7 @@ async def test_power_cycles_and_hours_go_on(tmp_path):
     assert len(_subsystem(path).history) == 3
 
 
-async def test_an_unsafe_shutdown_is_counted_and_written_down(tmp_path):
+async def test_an_unsafe_shutdown_is_counted_and_recorded(tmp_path):
     path = tmp_path / "state"
     await _subsystem(path).power_on(0.0)
     subsystem = _subsystem(path)
@@ -403,7 +403,7 @@ def test_counters_of_namespaces_go_on():
     assert target.subsystem.lifetime.errors == 1
 
 
-def test_namespaces_that_came_and_went_are_summed_up(monkeypatch):
+def test_counters_of_removed_namespaces_are_summed_up(monkeypatch):
     monkeypatch.setattr(lifetime_module, "_NAMESPACES_MAX", 3)
     metadata_store = MemoryStore()
     subsystem = Subsystem(SubsystemConfig(nqn=NQN, metadata_store=metadata_store))
@@ -426,7 +426,7 @@ def test_counters_go_on_in_blocks_of_another_size():
 
 
 class Slow(Ramdisk):
-    """Reads are asked for, and come when the test says so."""
+    """A backend whose reads complete when the test says so."""
 
     memory = None
 
@@ -435,7 +435,7 @@ class Slow(Ramdisk):
         return super().acquire_read(offset, length)
 
 
-def test_a_controller_is_busy_while_an_io_command_takes_its_time():
+def test_a_controller_is_busy_while_an_io_command_is_outstanding():
     backend = Slow("1M")
     target = Target(backend)
     backend.gate = target.runtime.create_future()
@@ -481,7 +481,7 @@ asyncio.run(main())
 """
 
 
-def test_what_was_written_outlives_a_kill(tmp_path):
+def test_events_outlive_a_kill(tmp_path):
     path = tmp_path / "state"
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(path)], stdout=subprocess.PIPE, cwd=REPOSITORY
@@ -501,7 +501,7 @@ def _target(path):
     return WholeTarget(TargetConfig(subsystems=(config,), ports=(PortConfig(transport="memory", host="here"),)))
 
 
-async def test_a_target_keeps_its_state_at_a_stop_and_after_none(tmp_path):
+async def test_a_target_stores_its_state_with_and_without_a_stop(tmp_path):
     path = tmp_path / "state"
     async with _target(path) as target:
         assert target.subsystems[NQN].lifetime.power_cycles == 1
@@ -510,13 +510,13 @@ async def test_a_target_keeps_its_state_at_a_stop_and_after_none(tmp_path):
         lifetime = target.subsystems[NQN].lifetime
         assert (lifetime.power_cycles, lifetime.unsafe_shutdowns, lifetime.totals.reads) == (2, 0, 5)
         document = path.read_bytes()
-    path.write_bytes(document)  # as if it had been killed
+    path.write_bytes(document)  # as after a kill
     async with _target(path) as target:
         lifetime = target.subsystems[NQN].lifetime
         assert (lifetime.power_cycles, lifetime.unsafe_shutdowns, lifetime.totals.reads) == (3, 1, 5)
 
 
-async def test_counters_are_kept_from_time_to_time(tmp_path):
+async def test_counters_are_stored_periodically(tmp_path):
     path = tmp_path / "state"
     async with _target(path) as target:
         subsystem = target.subsystems[NQN]
@@ -533,6 +533,6 @@ async def test_counters_are_kept_from_time_to_time(tmp_path):
         assert _subsystem(path).lifetime.totals.reads == 7
 
 
-async def test_a_state_that_cannot_be_kept_is_told_at_the_start(tmp_path):
+async def test_state_that_cannot_be_stored_is_reported_at_the_start(tmp_path):
     with pytest.raises(ConfigurationError, match=r"cannot use .* as a state file"):
         await _target(tmp_path / "nowhere" / "state").start()

@@ -15,7 +15,7 @@ from nvmeof.transport.paths.sockops import SubflowRule, assemble
 
 
 def execute(code: bytes, op: int, local_ip4: int) -> tuple[int, list[tuple[int, int, bytes]]]:
-    """Return value, and the calls of bpf_setsockopt as (level, option, value)."""
+    """Return the return value, and the calls of bpf_setsockopt as (level, option, value)."""
     instructions = list(struct.iter_unpack("=BBhi", code))
     registers: list[Any] = [0] * 11
     registers[1], stack, calls, at = "ctx", bytearray(512), [], 0
