@@ -77,7 +77,9 @@ async def test_both_ends_count_the_same(transport: str, digests: bool) -> None:
     assert at_host.pdus_sent[PduType.CAPSULE_CMD] == at_host.sent.total()
     assert at_host.pdus_sent[PduType.ICREQ] == at_host.queues_ended == at_target.queues_ended == 3
     assert at_host.unfinished == at_target.unfinished == unanswered.total()
-    assert at_target.events[CommandCompleted] < at_target.completed.total(), "what is served together is told together"
+    assert at_target.events[CommandCompleted] < at_target.completed.total(), (
+        "commands served together are reported together"
+    )
 
     ended = [event for event in seen if isinstance(event, QueueEnded)]
     assert {event.queue.qid for event in ended} == {0, 1, 2}

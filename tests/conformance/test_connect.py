@@ -61,7 +61,7 @@ async def test_an_admin_connect_that_is_refused(trtype, log, case):
 
 IO_REFUSED = {
     "QID too large": ({"qid": 129}, INVALID, 42, "queue 129 is beyond the 128"),
-    "CNTLID of nobody": ({"cntlid": 77}, INVALID, DATA | 16, "has no controller 77"),
+    "CNTLID of no controller": ({"cntlid": 77}, INVALID, DATA | 16, "has no controller 77"),
     "CNTLID dynamic": ({"cntlid": 0xFFFF}, INVALID, DATA | 16, "has no controller 65535"),
     "SQSIZE 0": ({"sqsize": 0}, INVALID, 44, "SQSIZE 0"),
     "SQSIZE beyond MQES": ({"sqsize": 1024}, INVALID, 44, "1025 entries is larger than 1024"),

@@ -95,7 +95,7 @@ async def test_a_host_with_another_hostid_for_each_queue(trtype, log):
         assert (await queues[1].call(acquire, (7).to_bytes(8, "little") + bytes(8))).status == 0
         for queue in queues:
             assert (await queue.write(0, b"q" * 512)).status == 0
-        assert len(causes(log.records, "is used for all queues")) == 1, "told once"
+        assert len(causes(log.records, "is used for all queues")) == 1, "reported once"
         report = await queues[2].call(make_sqe(3, RESERVATION_REPORT, nsid=1, length=64 + 64, cdw10=31, cdw11=1))
         assert report.status == 0
         assert int.from_bytes(report.data[5:7], "little") == 1, "one host"

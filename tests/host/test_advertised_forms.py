@@ -112,7 +112,7 @@ def test_another_number_for_mptcp(start: Start, capsys: pytest.CaptureFixture[st
     where = start("--trtype-code", "77", "--advertise-as", "own")
     before = get("mptcp").trtype
     assert main(["list", *where]) == 0
-    assert NQN not in capsys.readouterr().out, "77 means nothing to a host that was not told"
+    assert NQN not in capsys.readouterr().out, "77 means nothing to a host that does not know it"
     assert main(["discover", *where]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "77"
     try:

@@ -20,7 +20,7 @@ from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, Subsyste
 HOSTS = 4
 ROUNDS = 12
 REGION_BLOCKS = 512
-"""Blocks of one host in each namespace: nobody else writes them."""
+"""Blocks of one host in each namespace, which no other host writes."""
 
 
 def _subsystem(number: int) -> SubsystemConfig:

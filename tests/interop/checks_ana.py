@@ -59,7 +59,7 @@ class AnaTarget(Peer):
         assert self._process is not None and self._process.stdout is not None
         said = self._process.stdout.readline().strip()
         if said != word:
-            raise PeerError(f"the target said {said!r} in place of {word!r}:\n{self.log.read_text()}")
+            raise PeerError(f"the target printed {said!r} in place of {word!r}:\n{self.log.read_text()}")
 
     def tell(self, line: str) -> None:
         """Change a state, or move a namespace, by one line."""

@@ -122,7 +122,7 @@ def commands(one: Machine, two: Machine) -> None:
     wanted = {KEY[name]: uuid.replace("-", "") for name, uuid in HOSTS.items()}
     expect(identifiers == wanted, f"host identifiers {identifiers}")
     one.run(f"nvme resv-release $DEV -n 1 --crkey={KEY['A']} --rtype={WE} --rrela=0")
-    expect(two.writes(), "nothing is reserved any more")
+    expect(two.writes(), "nothing is reserved")
     one.run(f"nvme resv-acquire $DEV -n 1 --crkey={KEY['A']} --rtype={EA} --racqa=0")
     expect(one.writes() and one.reads() and not two.reads() and not two.writes(), "Exclusive Access")
     two.run(f"nvme resv-acquire $DEV -n 1 --crkey={KEY['B']} --prkey={KEY['A']} --rtype={WE} --racqa=1")
@@ -134,7 +134,7 @@ def commands(one: Machine, two: Machine) -> None:
     two.run(f"nvme resv-release $DEV -n 1 --crkey={KEY['B']} --rrela=1")
     report = one.report()
     expect((report["rtype"], report["registrants"]) == (0, {}), f"cleared: {report}")
-    expect(one.writes(), "nobody is registered any more")
+    expect(one.writes(), "no host is registered")
 
 
 def features(one: Machine) -> None:
@@ -175,7 +175,7 @@ def persistent_reservations(bench: Bench) -> None:
         expect(two.writes() and not one.reads(), "preempted")
         expect(one.pr("release", a, EA) != "0" and one.pr("clear", a) != "0", "a stranger releases")
         expect(two.pr("release", b, EA) == "0" and two.pr("clear", b) == "0", "release and clear")
-        expect(one.writes() and two.writes(), "nothing is reserved any more")
+        expect(one.writes() and two.writes(), "nothing is reserved")
         expect(one.pr("register", 0, a) == one.pr("reserve", a, WERO) == "0", "registrants only")
         expect(not two.writes() and two.reads(), "a stranger")
         before = one.report()

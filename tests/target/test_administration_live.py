@@ -97,7 +97,9 @@ async def test_hosts_of_a_port_get_events_of_ana_changes_there_alone():
         await administration.remove_port(portid)
         await there.ended()
         again = await administration.add_port(PORT)
-        assert again == portid and not target.subsystems[FIRST].ana.on(portid).barred, "a new port begins anew"
+        assert again == portid and not target.subsystems[FIRST].ana.on(portid).barred, (
+            "a new port starts from the default"
+        )
 
 
 async def test_a_port_offers_what_it_lists():

@@ -285,7 +285,7 @@ async def test_reads_and_writes_precede_a_storm_of_connects(tmp_path):
         await hosts[1].send(finish)
         [driver] = [driver for driver in target.drivers if driver.queue.ctx.qid == 1]
         driver.driver.readable()
-        assert slices.io.served, "a queue of I/O tells that it was served"
+        assert slices.io.served, "an I/O queue reports that it was served"
         slices._turn()
         assert not order
         slices._turn()

@@ -93,7 +93,7 @@ async def test_a_namespace_is_removed_while_a_command_of_it_runs():
         await until(lambda: backend.flushes)
         removing = asyncio.ensure_future(target.remove_namespace(1))
         await asyncio.sleep(0)
-        assert (await hosts[1].read(0, 1, 8)).status != 0, "it is not there any more"
+        assert (await hosts[1].read(0, 1, 8)).status != 0, "it no longer exists"
         backend.go_on.set()
         await removing
         await hosts[1].completion(7)

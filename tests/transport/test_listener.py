@@ -250,7 +250,7 @@ async def test_connections_are_accepted_in_turn_with_other_work(name: str) -> No
         await wait_for(lambda: turns.waiting)
         assert len(accepted) == 2
         await asyncio.sleep(0.01)
-        assert len(accepted) == 2 and len(turns.waiting) == 1, "it does not listen meanwhile"
+        assert len(accepted) == 2 and len(turns.waiting) == 1, "it does not listen in between"
         for there in (3, 4, 5):
             turns.waiting.pop()()
             assert len(accepted) == there and len(turns.waiting) == 1

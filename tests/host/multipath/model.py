@@ -104,10 +104,10 @@ class ModelPort:
     loses_requests: bool = False
     """What the host sends does not arrive."""
     loses_answers: bool = False
-    """Half-open: commands are executed, and nobody hears of it."""
+    """Half-open: commands are executed, but their completions are lost."""
     delay: float = 0.001
     linger: float = 0.0
-    """What was on its way when the connection was cut is executed so many seconds later, and nobody hears of it."""
+    """Commands in flight when the connection was cut are executed so many seconds later, without a completion."""
     identify: dict[str, Any] = field(default_factory=dict)
     ana: dict[int, AnaState] = field(default_factory=lambda: {1: AnaState.OPTIMIZED})
     ana_log: Callable[[], bytes] | None = None

@@ -51,4 +51,4 @@ EVENTS: Final = (
           "port_down 1; port_down 2; replace other", "port_up 1; port_up 2", 3, BOTH, survives=False,
           restore="port_down 1; port_down 2; replace ns; port_up 1; port_up 2", settle_seconds=14),
 )  # fmt: skip
-"""In this order; those after which a host has to look its namespace up anew come last."""
+"""In this order; events after which a host has to open its namespace again come last."""

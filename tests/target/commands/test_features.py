@@ -185,7 +185,7 @@ def test_nsids(case):
             assert last_location(admin) == 4
     else:
         wrong = {1: Status.FEATURE_NOT_NAMESPACE_SPECIFIC, 1025: Status.INVALID_NAMESPACE}
-        assert tell(admin, case, at=1) == new(case), "Get Features tells what is there for all"
+        assert tell(admin, case, at=1) == new(case), "Get Features returns the value for all"
     for other, status in wrong.items():
         assert change(admin, case, to=other).status == status
         assert last_location(admin) == 4

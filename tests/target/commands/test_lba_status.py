@@ -200,7 +200,7 @@ def test_alerts_keep_to_their_interval():
     assert admin.get_feature(0x15).dw0 == 10 | 10 << 16
     completion = admin.set_feature(0x15, 50 | 7 << 16)
     assert (completion.status, completion.dw0) == (0, 50 | 10 << 16)
-    assert admin.get_feature(0x15).dw0 == 50 | 10 << 16, "LSIPI is told, not set"
+    assert admin.get_feature(0x15).dw0 == 50 | 10 << 16, "LSIPI is read-only"
     assert admin.set_feature(0x0B, 1 << 13).status == 0
     events = [alert(admin) for _ in range(3)]
 

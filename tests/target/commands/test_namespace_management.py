@@ -343,8 +343,8 @@ def test_private_namespaces(target, queue):
     fourth = target.admin(hostnqn=OTHER_HOST)
     assert active(fourth) == [1, 2], "the host that had it comes back"
     fourth.controller.destroy("gone")
-    assert attach(queue, 2, 1).status == 0, "nobody has it now"
-    assert active(target.admin(hostnqn=OTHER_HOST)) == [1], "and it is not the other's any more"
+    assert attach(queue, 2, 1).status == 0, "it is attached to no controller"
+    assert active(target.admin(hostnqn=OTHER_HOST)) == [1], "and the other controller has lost it"
 
 
 def test_the_limit_of_attached_namespaces():
@@ -499,7 +499,7 @@ def test_a_change_that_cannot_be_stored_does_not_happen():
     for completion in (create(queue), delete(queue, 2), attach(queue, 2), detach(queue, 1)):
         assert completion.status == Status.INTERNAL_ERROR and not completion.dnr
         assert allocated(queue) == [1, 2] and active(queue) == [1] and attached(queue, 2) == []
-        assert metadata_store.values["namespaces"] == kept, "what is kept next time is not what failed"
+        assert metadata_store.values["namespaces"] == kept, "the next stored value is not the failed one"
     metadata_store.fails = False
     assert attach(queue, 2).status == 0 and active(queue) == [1, 2]
 
@@ -579,7 +579,7 @@ def test_events_while_an_operation_is_stored():
     metadata_store.futures[0].set_result(None)
     assert pending.step().status == 0
     assert active(queue) == [1, 2, 3] and attached(queue, 2) == [1]
-    assert active(target.admin()) == [1, 2, 3], "what was added meanwhile is attached by default"
+    assert active(target.admin()) == [1, 2, 3], "a namespace added in between is attached by default"
     pending = submit_attach(queue, 3, 1, sel=1)
     target.subsystem.remove_namespace(3)
     metadata_store.futures[1].set_result(None)

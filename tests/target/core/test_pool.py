@@ -62,7 +62,7 @@ def test_waiters_are_called_in_order_once_they_can_be_served():
     pool.forget(forgotten)
     pool.forget(forgotten)
     pool.give(held.pop())
-    assert not called, "nobody overtakes a waiter of the same share"
+    assert not called, "no request overtakes a waiter of the same share"
     pool.give(held.pop())
     assert called == ["large"] and pool.used_bytes == 8192
 

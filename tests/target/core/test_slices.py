@@ -77,7 +77,7 @@ def test_work_at_once_uses_the_slice_of_its_turn():
     assert not loop.slices.open
     loop.turn()
     assert loop.slices.open, "a new turn"
-    assert loop.turns() == [], "an idle loop is not kept turning"
+    assert loop.turns() == [], "an idle loop does not turn"
 
 
 def test_nothing_overtakes_waiting_work():

@@ -58,7 +58,7 @@ def test_data_that_comes_too_late_is_refused(setup, end, warm):
     assert end(admin, 2).status == 0
     nsid = create(admin).dw0
     if end is delete:
-        assert nsid != 2, "nobody takes the old one's number"
+        assert nsid != 2, "no namespace takes the old one's number"
     assert attach(admin, nsid).status == 0
     for name, ttag, length in asked:
         assert statuses(wire.feed(wire.h2c(name, ttag, 0, b"2" * length))) == [(3, FIELD)]

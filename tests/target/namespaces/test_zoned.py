@@ -151,7 +151,7 @@ async def test_a_write_that_fills_a_zone_and_fails(slow, zoned):
     tasks = await start(zoned.write(ZONE, data("a", ZONE)))
     zone = zoned.zones.zones[1]
     assert zone.state is ZoneState.FULL
-    assert zone.record.state is ZoneState.CLOSED, "it is not kept as full yet"
+    assert zone.record.state is ZoneState.CLOSED, "it is not stored as full yet"
     await end(slow, 0, errno.EIO)
     assert tasks[0].exception() and (zone.state, zone.pointer) == (ZoneState.CLOSED, ZONE) and zoned.told == []
 

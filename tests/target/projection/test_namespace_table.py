@@ -61,7 +61,7 @@ class Epochs(RuleBasedStateMachine):
         self.table.pause()
         assert not self.called
         self.table.apply(self.table.epoch + step, {nsid: self.pool[nsid] for nsid in nsids})
-        assert list(self.table) == sorted(nsids) and not self.called, "nobody is called before it is resumed"
+        assert list(self.table) == sorted(nsids) and not self.called, "no queue is called before the table is resumed"
         self.table.resume()
         assert self.called == self.waiting
         self.called, self.waiting = [], []

@@ -485,7 +485,7 @@ async def test_a_shared_file_does_not_overwrite_the_metadata_of_the_other(tmp_pa
     await second.close()
     await first.close()
     third = await opened(tmp_path / "disk", shared=True)
-    assert third.metadata_store.durable, "nobody else has it"
+    assert third.metadata_store.durable, "no other process has it"
     assert [third.metadata_store.get(name) for name in ("features", "uncorrectable", "sanitize")] == [1, 2, None]
     await third.close()
 

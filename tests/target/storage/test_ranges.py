@@ -46,7 +46,7 @@ def test_against_a_model(most, steps):
                 )
             ]
             assert [lock for lock in alive if lock.granted] == expected
-            assert set(told) == set(expected) and len(told) == len(expected), "each is told once"
+            assert set(told) == set(expected) and len(told) == len(expected), "each waiter is called once"
             assert len(locks) == len(alive)
         while alive:  # no lock is lost
             lock = next(lock for lock in alive if lock.granted)

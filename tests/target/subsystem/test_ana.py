@@ -225,7 +225,7 @@ def test_features_that_are_available(state):
     assert (completion.status == 0x301) == (state is AnaState.PERSISTENT_LOSS)
     saved = queue.set_feature(0x03, data=ranges.ljust(4096, b"\0"), nsid=1, save=True)
     assert saved.status == BARRED.get(state, saved.status) and (saved.status >> 8 != 3 or state in BARRED)
-    assert queue.set_feature(0x84, 1, nsid=1).status == BARRED.get(state, 0), "it is always kept"
+    assert queue.set_feature(0x84, 1, nsid=1).status == BARRED.get(state, 0), "it is always stored"
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -14,7 +14,7 @@ def test_hosts_differ_from_the_default():
     assert attachments.attached("b", 1) and not attachments.attached("b", 2)
     attachments.remember("a", 1, True)
     attachments.remember("a", 2, False)
-    assert attachments.to_json() == [], "what is the default need not be kept"
+    assert attachments.to_json() == [], "the default need not be stored"
 
 
 def test_a_copy_is_independent():

@@ -200,7 +200,7 @@ async def test_the_last_of_a_connections_first_subflows_is_never_closed(world: W
     world.up["eth1"] = True
     assert world.look() == []
     world.up["eth2"] = False
-    assert world.look() == [("suspend", "10.1.2.2")], "what was made anew may go again"
+    assert world.look() == [("suspend", "10.1.2.2")], "a new subflow may be closed again"
 
 
 async def test_a_subflow_that_was_left_has_time_to_resume_when_its_link_is_restored(world: World) -> None:
