@@ -19,9 +19,9 @@ from tests.conformance.rawhost import until
 from .blocking_target import serving
 from .conftest import HOSTNQN, Connect
 from .fake_device import BLOCK_BYTES, FakeDevice
+from .multipath.driven import drive
 from .multipath.model import BLOCK_BYTES as MODEL_BLOCK_BYTES
 from .multipath.model import ModelDevice
-from .multipath.test_subsystem import drive
 from .multipath.test_with_target import pair as two_paths
 from .test_with_target import TRANSPORTS, pair
 

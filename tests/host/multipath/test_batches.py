@@ -21,8 +21,8 @@ from nvmeof.host.queue import CommandSeries, Queue, Request
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.status import Status, status_field
 
+from .driven import block, drive
 from .model import BLOCK_BYTES, ModelDevice, Volume
-from .test_subsystem import block, drive
 
 BLOCKS = 1024
 FAULT = status_field(Status.WRITE_FAULT, dnr=True)

@@ -19,8 +19,8 @@ from nvmeof.spec.enums import AnaState, NvmOpcode
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 
+from .driven import connected, drive
 from .model import BLOCK_BYTES, ModelDevice, ModelPort, Volume
-from .test_subsystem import connected, drive
 from .virtual import run
 
 LARGE_BLOCKS = 256
