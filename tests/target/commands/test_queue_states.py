@@ -15,7 +15,7 @@ from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.core.states import AUTHENTICATION_STATES, LIVE_STATES, ControllerState, QueueState
 from tests.conformance.rawhost import make_sqe
 from tests.target.harness import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM, ZNS, Target
-from tests.target.queue.test_queue import Wire, statuses
+from tests.target.queue.queue_wire import Wire, statuses
 
 UNCONNECTED, CONNECTED, AUTHENTICATING, READY = QueueState
 UNAUTHENTICATED = (CONNECTED, AUTHENTICATING)

@@ -17,7 +17,7 @@ from tests.protocol.wire import sent, split
 from tests.target.backend_tools import Hidden
 from tests.target.harness import Target
 from tests.target.namespaces.test_namespace_model import Queue
-from tests.target.queue.test_queue import r2ts
+from tests.target.queue.queue_wire import r2ts
 
 UNIT = ATOMIC_WRITE_BYTES // 512
 COPY = 0x19

@@ -32,7 +32,7 @@ from tests.conformance.rawhost import C2H, IN_CAPSULE, R2T, RESPONSE, SUCCESS, T
 from tests.protocol.wire import sent, split
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import HOST, HOSTID, NQN, Target
-from tests.target.queue.test_queue import Wire
+from tests.target.queue.queue_wire import Wire
 
 BLOCKS, QUEUES = 256, 3
 SIZE = BLOCKS * 512

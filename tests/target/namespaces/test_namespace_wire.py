@@ -11,7 +11,7 @@ from tests.protocol.wire import split
 from tests.target.backend_tools import Hidden
 from tests.target.harness import Target
 from tests.target.management_tools import active, attach, create, delete, detach
-from tests.target.queue.test_queue import FIELD, OK, Command, Wire, r2ts, statuses
+from tests.target.queue.queue_wire import FIELD, OK, Command, Wire, r2ts, statuses
 
 LENGTH = 4096
 

@@ -20,7 +20,7 @@ from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, TRANSPORT, WRITE,
 from tests.protocol.wire import sent
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import HOST, Target, controller_of
-from tests.target.queue.test_queue import Wire, r2ts, statuses
+from tests.target.queue.queue_wire import Wire, r2ts, statuses
 
 COMPARE, VERIFY, DSM, COPY, CANCEL, ZONE_APPEND = 0x05, 0x0C, 0x09, 0x19, 0x18, 0x7D
 OK, ABORTED = 0, 0x07

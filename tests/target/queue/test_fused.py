@@ -18,7 +18,7 @@ from tests.conformance.rawhost import C2H, IN_CAPSULE, READ, TRANSPORT, WRITE, c
 from tests.protocol.wire import sent, split
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import Target, controller_of
-from tests.target.queue.test_queue import Wire, r2ts, statuses
+from tests.target.queue.queue_wire import Wire, r2ts, statuses
 
 COMPARE, FLUSH = 0x05, 0x00
 FIRST, SECOND = 0x41, 0x42

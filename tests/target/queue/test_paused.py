@@ -9,8 +9,8 @@ from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.conformance.rawhost import make_sqe
 from tests.target.harness import Target
+from tests.target.queue.queue_wire import COMPARE, READ, TRANSPORT, WRITE, Wire, r2ts, sent, statuses
 from tests.target.queue.test_fused import FIRST, SECOND, half
-from tests.target.queue.test_queue import COMPARE, READ, TRANSPORT, WRITE, Wire, r2ts, sent, statuses
 
 BLOCK = 512
 

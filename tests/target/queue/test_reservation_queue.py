@@ -11,7 +11,7 @@ from tests.conformance.rawhost import IN_CAPSULE, READ, WRITE, io_sqe, make_sqe
 from tests.protocol.wire import sent
 from tests.target.backend_tools import Hidden
 from tests.target.harness import HOSTID, Pending, Target
-from tests.target.queue.test_queue import Wire, _with_admin, r2ts, statuses
+from tests.target.queue.queue_wire import Wire, r2ts, statuses, with_admin
 from tests.target.reservation_hosts import ACQUIRE, REGISTER, Host
 from tests.target.reservation_model import EA, WE
 
@@ -20,7 +20,7 @@ OTHER = 3
 
 def reserved(*backends, pool: BufferPool | None = None) -> tuple[Target, Wire, Host]:
     """Return a queue of the host that holds the reservation, and another registrant."""
-    target = _with_admin(*backends)
+    target = with_admin(*backends)
     wire = Wire(target, pool=pool or BufferPool(64 << 10, reserve_bytes=0))
     for cid, opcode, keys, cdw10 in ((90, REGISTER, pack_keys(0, 5), 0), (91, ACQUIRE, pack_keys(5, 0), EA << 8)):
         sqe = make_sqe(cid, opcode, nsid=1, length=16, sgl=IN_CAPSULE, cdw10=cdw10)
@@ -115,7 +115,7 @@ def test_commands_in_progress_are_waited_for(lost):
 @pytest.mark.parametrize("rtype", [WE, EA])
 def test_the_fast_path_ends_with_the_reservation(rtype):
     """Reads and writes admitted by a token are checked again, and then admitted by a token again."""
-    target = _with_admin(Ramdisk("1M"))
+    target = with_admin(Ramdisk("1M"))
     wire = Wire(target)
     host = Host(target, OTHER)
 

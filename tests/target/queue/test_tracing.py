@@ -25,8 +25,8 @@ from tests.conformance.rawhost import C2H, FLUSH, IN_CAPSULE, R2T, READ, RESPONS
 from tests.protocol.wire import sent, split
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import HOST, NQN, Target, controller_of
+from tests.target.queue.queue_wire import BATCHES, CHANGES, Wire, change, r2ts, two_namespaces
 from tests.target.queue.test_aborts import drained
-from tests.target.queue.test_queue import BATCHES, CHANGES, Wire, change, r2ts, two_namespaces
 
 E = TypeVar("E", bound=CommandEvent)
 COMMAND, H2C, FABRICS = 4, 6, 0x7F
