@@ -77,6 +77,11 @@ def term_req(kind: int, fes: int, fei: int = 0, data: bytes = b"") -> bytes:
     return struct.pack("<BBBBIHI10x", kind, 0, 24, 0, 24 + len(data), fes, fei) + data
 
 
+FRAMINGS = [Framing(), Framing(True, False, 12), Framing(False, True, 128), Framing(True, True, 12)]
+"""Each value of each field, and each pair of digests; test_bytewise.py and test_fuzz.py draw from all of them."""
+PLAIN, BOTH = Framing(), Framing(True, True)
+
+
 def unfinished(connection: Connection) -> object:
     """Return what still waits for data or a completion."""
     return connection._requests if isinstance(connection, HostConnection) else connection._r2ts.open
