@@ -152,7 +152,7 @@ def _examine(fd: int, options: FileOptions) -> OpenedFile:
     guest = _lock(fd, options)
     if not device and options.kept is None:
         check_links(options.path, os.fstat(fd), (KEPT_SUFFIX, ZONES_SUFFIX))
-    metadata_store = _open_keeper(options, device=device, guest=guest)
+    metadata_store = _open_metadata(options, device=device, guest=guest)
     block_bytes = _choose_block_bytes(options, metadata_store)
     writable = not options.read_only
     if device:
@@ -197,7 +197,7 @@ def _device_size(fd: int, options: FileOptions) -> int:
     return options.size_bytes or size_bytes
 
 
-def _open_keeper(options: FileOptions, *, device: bool, guest: bool) -> JsonFileStore | MemoryStore:
+def _open_metadata(options: FileOptions, *, device: bool, guest: bool) -> JsonFileStore | MemoryStore:
     if device and options.kept is None:
         return MemoryStore()
     metadata_store = JsonFileStore(options.kept_path(), sections=DATA_SECTIONS)

@@ -14,7 +14,7 @@ from tests.target.management_tools import (
     ALL,
     ATTACH,
     MANAGE,
-    KeeperFails,
+    FailingStore,
     active,
     allocated,
     attach,
@@ -99,7 +99,7 @@ def test_identify_reports_namespace_management(queue):
     effects = queue.read_bytes(queue.log_page(5, 4096))
     for opcode in (MANAGE, ATTACH):
         (entry,) = struct.unpack_from("<I", effects, opcode * 4)
-        assert entry & 0b1001 == 0b1001, "supported, and the inventory changes"
+        assert entry & 0b1001 == 0b1001, "supported, and the namespaces change"
     assert target_discovery_knows_nothing()
 
 
@@ -260,9 +260,9 @@ def test_a_configured_namespace_can_be_detached_but_not_deleted(queue):
 # One operation at a time, each stored before it becomes visible
 
 
-def failing(fails: bool = True) -> tuple[Target, KeeperFails]:
+def failing(fails: bool = True) -> tuple[Target, FailingStore]:
     pool = RamdiskPool("10M")
-    pool.metadata_store = metadata_store = KeeperFails(fails)
+    pool.metadata_store = metadata_store = FailingStore(fails)
     return Target(pool=pool), metadata_store
 
 

@@ -24,7 +24,7 @@ from tests.target.reservation_model import EA, WE, WEAR, WERO
 SET, CLEAR = 3 << 30, 2 << 30
 
 
-class SlowKeeper(MemoryStore):
+class SlowStore(MemoryStore):
     """A metadata store that is durable when the test says so; `fails`: at once, or when the test says so."""
 
     durable = True
@@ -56,7 +56,7 @@ class SlowKeeper(MemoryStore):
 
 @pytest.fixture
 def metadata_store():
-    return SlowKeeper()
+    return SlowStore()
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def target(metadata_store):
     return Target(disk)
 
 
-def after_power_loss(metadata_store: SlowKeeper) -> Target:
+def after_power_loss(metadata_store: SlowStore) -> Target:
     disk = Ramdisk("1M")
-    disk.metadata_store = SlowKeeper()
+    disk.metadata_store = SlowStore()
     if metadata_store.stored is not None:
         MemoryStore.put(disk.metadata_store, "reservations", metadata_store.stored)
     return Target(disk)
@@ -87,7 +87,7 @@ def done(command: Pending, status: int = 0) -> None:
     assert command.completion.status == status
 
 
-def finish(metadata_store: SlowKeeper, command: Pending) -> None:
+def finish(metadata_store: SlowStore, command: Pending) -> None:
     metadata_store.finish()
     done(command)
 

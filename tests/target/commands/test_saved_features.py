@@ -51,7 +51,7 @@ def test_a_value_that_is_set_later(monkeypatch):
     assert load(target.subsystem.metadata_store, 0xD1) is not None
 
 
-class SlowKeeper(MemoryStore):
+class SlowStore(MemoryStore):
     """A metadata store that fails, at once or later."""
 
     def __init__(self, target: Target, *, later: bool) -> None:
@@ -79,7 +79,7 @@ class SlowKeeper(MemoryStore):
 @pytest.mark.parametrize("works", [False, True])
 def test_saving_that_takes_time_or_fails(later, works):
     target = Target()
-    metadata_store = target.subsystem.metadata_store = SlowKeeper(target, later=later)
+    metadata_store = target.subsystem.metadata_store = SlowStore(target, later=later)
     admin = target.admin()
     result = admin.submit(admin.sqe(0x09, cdw10=0x0A | 1 << 31, cdw11=1))
     if later:

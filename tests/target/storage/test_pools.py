@@ -17,7 +17,7 @@ from nvmeof.spec.status import Status
 from nvmeof.target.commands import table as _table  # noqa: F401  (registers the kinds of namespaces)
 from nvmeof.target.server import Target, TargetConfig
 from nvmeof.target.storage.json_file_store import JsonFileStore
-from nvmeof.target.storage.pools import KEEPER_NAME, FilePool, RamdiskPool
+from nvmeof.target.storage.pools import POOL_FILE, FilePool, RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.management import NewNamespace
@@ -167,7 +167,7 @@ async def test_files_are_sparse_and_go_with_their_namespaces(tmp_path):
         assert (tmp_path / f"{name}.namespace").stat().st_size == 1 << 39
         assert (tmp_path / f"{name}.namespace").stat().st_blocks < 1024
         await life.delete(nsid)
-        assert files(tmp_path) == [KEEPER_NAME]
+        assert files(tmp_path) == [POOL_FILE]
 
 
 class Killed(BaseException):
@@ -255,7 +255,7 @@ async def test_pools_that_cannot_be_used(tmp_path):
         FilePool(tmp_path / "file", "1M")
     with pytest.raises(ConfigurationError, match="not a size"):
         FilePool(tmp_path, "much")
-    (tmp_path / KEEPER_NAME).write_text("{")
+    (tmp_path / POOL_FILE).write_text("{")
     with pytest.raises(ConfigurationError, match="is not a state file of this version"):
         FilePool(tmp_path, "1M")
 
@@ -272,7 +272,7 @@ async def test_pools_that_cannot_be_used(tmp_path):
     ],
 )
 async def test_damaged_state_is_reported(tmp_path, kept):
-    (tmp_path / KEEPER_NAME).write_text(json.dumps({"nvmeof": 1, "kept": {"namespaces": kept}}))
+    (tmp_path / POOL_FILE).write_text(json.dumps({"nvmeof": 1, "kept": {"namespaces": kept}}))
     with pytest.raises(ConfigurationError, match="is damaged"):
         await Life(tmp_path).__aenter__()
 
@@ -281,12 +281,12 @@ async def test_an_unknown_command_set_and_a_lost_file_are_reported(tmp_path):
     async with Life(tmp_path) as life:
         await life.create()
         path = life.pool.path(str(life.subsystem.namespaces[1].uuid))
-    text = (tmp_path / KEEPER_NAME).read_text()
+    text = (tmp_path / POOL_FILE).read_text()
     edited = re.sub(r'"sha256": "\w+", ', "", text.replace('"csi": 0', '"csi": 77'))
-    (tmp_path / KEEPER_NAME).write_text(edited)
+    (tmp_path / POOL_FILE).write_text(edited)
     with pytest.raises(ConfigurationError, match="I/O command set 77"):
         await Life(tmp_path).__aenter__()
-    (tmp_path / KEEPER_NAME).write_text(text)
+    (tmp_path / POOL_FILE).write_text(text)
     path.rename(tmp_path / "away")
     with pytest.raises(ConfigurationError, match=r"is not there.*put it back, or take it out of there"):
         await Life(tmp_path).__aenter__()
@@ -297,7 +297,7 @@ async def test_namespaces_whose_list_is_lost(tmp_path, how):
     """A lost list does not count as an empty one."""
     async with Life(tmp_path) as life:
         await life.create()
-    metadata_store = tmp_path / KEEPER_NAME
+    metadata_store = tmp_path / POOL_FILE
     before = sorted(each.name for each in tmp_path.iterdir() if each != metadata_store)
     metadata_store.unlink()
     if how != "missing":
@@ -347,7 +347,7 @@ async def test_storage_that_cannot_be_made(tmp_path, monkeypatch, code, status):
         with pytest.raises(CommandError) as refused:
             await life.create()
         assert refused.value.status == status
-        assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces
+        assert files(tmp_path) == [POOL_FILE] and not life.subsystem.namespaces
         monkeypatch.undo()
         assert await life.create() == 1
 
@@ -369,7 +369,7 @@ async def test_a_kind_that_cannot_be_made(tmp_path, monkeypatch, failure, status
         with pytest.raises(CommandError) as refused:
             await life.create()
         assert refused.value.status == status
-        assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces and not life.manager.nsids
+        assert files(tmp_path) == [POOL_FILE] and not life.subsystem.namespaces and not life.manager.nsids
         monkeypatch.undo()
         assert await life.create() == 1
         monkeypatch.setitem(STANDARD_KINDS, Csi.NVM, NamespaceKind(Csi.NVM, STANDARD_KINDS[Csi.NVM].check, fails))
@@ -401,13 +401,13 @@ async def test_storage_that_cannot_be_removed_is_removed_at_the_next_start(tmp_p
             await life.delete(1)
         assert not life.subsystem.namespaces and len(files(tmp_path)) > 1
     async with Life(tmp_path) as life:
-        assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces
+        assert files(tmp_path) == [POOL_FILE] and not life.subsystem.namespaces
 
 
 async def test_a_namespace_that_cannot_be_stored_leaves_no_file(tmp_path, monkeypatch):
     async with Life(tmp_path) as life:
         await life.create()
-        kept = (tmp_path / KEEPER_NAME).read_text()
+        kept = (tmp_path / POOL_FILE).read_text()
         calls = []
         real = type(life.pool.metadata_store)._replace
 
@@ -427,7 +427,7 @@ async def test_a_namespace_that_cannot_be_stored_leaves_no_file(tmp_path, monkey
         monkeypatch.undo()
         await life.attach(1)
         assert len([name for name in files(tmp_path) if name.endswith(".namespace")]) == 1
-        assert kept != (tmp_path / KEEPER_NAME).read_text()
+        assert kept != (tmp_path / POOL_FILE).read_text()
     async with Life(tmp_path) as life:
         assert list(life.subsystem.namespaces) == [1]
 
@@ -445,7 +445,7 @@ async def test_a_target_opens_and_closes_its_pool(tmp_path):
             await target.remove_namespace(2)
             if not first:
                 await target.remove_namespace(1)
-                assert files(tmp_path) == [KEEPER_NAME]
+                assert files(tmp_path) == [POOL_FILE]
 
 
 async def test_hosts_flush_namespaces_created_later(tmp_path):
@@ -477,7 +477,7 @@ async def test_zoned_namespaces_store_their_zones(tmp_path):
         with pytest.raises(CommandError):
             await life.write(nsid, b"again" * 512)  # not at the write pointer
         await life.delete(nsid)
-        assert files(tmp_path) == [KEEPER_NAME]
+        assert files(tmp_path) == [POOL_FILE]
 
 
 def test_the_name_of_a_new_directory_is_on_the_media(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def test_other_invalid_values():
         TargetConfig(subsystems=(subsystem, subsystem))
     metadata_store = MemoryStore()
     two = [SubsystemConfig(nqn=f"{NQN}{n}", metadata_store=metadata_store) for n in (1, 2)]
-    with pytest.raises(ConfigurationError, match="one keeper"):
+    with pytest.raises(ConfigurationError, match="cannot share a metadata store"):
         TargetConfig(subsystems=tuple(two))
     for label in ("x" * 257, "é" * 129, "two\nlines"):
         with pytest.raises(ConfigurationError, match="label"):

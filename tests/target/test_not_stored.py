@@ -61,7 +61,7 @@ class Machine:
     """A target of one disk, whose metadata store can fail; `again` is the target of the next process."""
 
     def __init__(self, metadata_store: Failing, subsystem: Failing, disk: Ramdisk | None = None) -> None:
-        self.metadata_store, self.subsystem_keeper = metadata_store, subsystem
+        self.metadata_store, self.subsystem_store = metadata_store, subsystem
         self.disk = disk or Ramdisk("64K")
         self.target = Target(kept(self.disk, metadata_store), metadata_store=subsystem)
         self.target.subsystem.resume(self.target.runtime)
@@ -72,7 +72,7 @@ class Machine:
         again = Ramdisk("64K")
         assert again.memory is not None and self.disk.memory is not None
         again.memory[:] = self.disk.memory
-        return Machine(Failing(self.metadata_store._values), Failing(self.subsystem_keeper._values), again)
+        return Machine(Failing(self.metadata_store._values), Failing(self.subsystem_store._values), again)
 
     def run(self, queue: TestQueue, opcode: int, data: bytes | None = None, **fields: Any) -> Any:
         return finish(self.target, queue.submit(queue.sqe(opcode, data, **fields), data))
@@ -147,17 +147,17 @@ def test_all_or_nothing(name: str, code: int, later: bool) -> None:
     before(machine)
     was, was_kept = (
         machine.again().seen(),
-        (dict(machine.metadata_store._values), dict(machine.subsystem_keeper._values)),
+        (dict(machine.metadata_store._values), dict(machine.subsystem_store._values)),
     )
-    machine.metadata_store.error = machine.subsystem_keeper.error = OSError(code, os.strerror(code))
+    machine.metadata_store.error = machine.subsystem_store.error = OSError(code, os.strerror(code))
     completion = command(machine)
     assert (completion.status, completion.dnr) == (Status.INTERNAL_ERROR, False)
     machine.target.runtime.settle()
     if name != "Sanitize":  # its second metadata store may have been asked to restore the old value
         for section in ("uncorrectable", "features", "reservations", "format"):
             assert machine.metadata_store.get(section) == was_kept[0].get(section)
-            assert machine.subsystem_keeper.get(section) == was_kept[1].get(section)
-    machine.metadata_store.error = machine.subsystem_keeper.error = None
+            assert machine.subsystem_store.get(section) == was_kept[1].get(section)
+    machine.metadata_store.error = machine.subsystem_store.error = None
     again = machine.again()
     assert machine.seen() == was, "now"
     assert again.seen() == was, "after the next start"

@@ -23,8 +23,8 @@ from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, Subsyste
 from nvmeof.target.subsystem.lifetime_counters import SAVE_SECONDS
 from nvmeof.target.subsystem.persistent_events import History
 from nvmeof.target.subsystem.subsystem import Subsystem
+from tests.target.event_log_tools import kinds, reset
 from tests.target.harness import NQN, Target
-from tests.target.history_tools import kinds, reset
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -26,8 +26,8 @@ from nvmeof.target.storage.pools import RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.persistent_events import FREQUENT_EVENTS, HISTORY_BYTES, History, set_feature
 from nvmeof.wire import build
+from tests.target.event_log_tools import ESTABLISH, HEADER_ONLY, PEL, READ, RELEASE, events_of, kinds, reset
 from tests.target.harness import CC_ENABLE, NQN, Target
-from tests.target.history_tools import ESTABLISH, HEADER_ONLY, PEL, READ, RELEASE, events_of, kinds, reset
 from tests.target.media_tools import Flawed, error, submit
 
 # The page and its contexts
