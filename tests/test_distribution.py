@@ -65,7 +65,7 @@ def test_commands_run_the_programs(capsys: pytest.CaptureFixture[str], monkeypat
         assert nvmeof.__version__ in capsys.readouterr().out
 
 
-def test_no_text_tells_people_to_install_the_other_one() -> None:
+def test_no_text_recommends_the_other_distribution() -> None:
     wrong = re.compile(r"pip install[^\n]*\bnvmeof(?!-mptcp|_mptcp)(\[|'|\b)")
     listed = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     listed += [path for name in ("nvmeof", "benchmarks", "examples") for path in (ROOT / name).rglob("*.py")]

@@ -56,7 +56,7 @@ def test_status_error_has_a_separate_sentence() -> None:
     assert (error.status, str(error), error.dnr, error.dw0) == (0x281, "bad", True, 3)
 
 
-def test_what_callers_catch() -> None:
+def test_the_exceptions_that_callers_catch() -> None:
     assert issubclass(ConfigurationError, ValueError)
     assert issubclass(ConnectTimeout, TransportError) and issubclass(ConnectTimeout, TimeoutError)
     assert issubclass(ConnectionLost, TransportError) and issubclass(ConnectionLost, ConnectionError)

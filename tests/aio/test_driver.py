@@ -301,7 +301,7 @@ async def test_stopping_while_events_are_handled_receives_and_sends_nothing_more
     assert end.endpoint.receives == receives + 1
 
 
-async def test_finishing_sends_what_is_queued_and_closes(end: End) -> None:
+async def test_finishing_sends_queued_output_and_closes(end: End) -> None:
     end.queue_output(3)
     end.driver.finish()
     assert len(end.endpoint.sent) == 300

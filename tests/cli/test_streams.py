@@ -114,7 +114,7 @@ def test_a_host_without_some_streams_runs_commands_that_need_none(command, tmp_p
         ("0,1", "smart-log", "standard output is closed"),
     ],
 )
-def test_a_host_that_needs_a_missing_stream_says_so(command, descriptors: str, name: str, words: str) -> None:
+def test_a_host_that_needs_a_missing_stream_reports_it(command, descriptors: str, name: str, words: str) -> None:
     result = run(without(descriptors, command(name)))
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
@@ -231,7 +231,7 @@ def test_ctrl_c_while_stdin_is_silent(command) -> None:
     "arguments",
     [("read", "--blocks", SIZE_MIB << 11), ("get-log", "--log-id", 2, "-l", 512), ("id-ctrl", "-o", "json")],
 )
-def test_ctrl_c_while_stdout_takes_nothing(command, arguments: tuple[object, ...]) -> None:
+def test_ctrl_c_while_stdout_is_blocked(command, arguments: tuple[object, ...]) -> None:
     reading, writing = os.pipe()
     while select.select([], [writing], [], 0)[1]:
         os.write(writing, bytes(4096))
@@ -246,7 +246,7 @@ def test_ctrl_c_while_stdout_takes_nothing(command, arguments: tuple[object, ...
         os.close(writing)
 
 
-def test_ctrl_c_while_both_outputs_take_nothing(command) -> None:
+def test_ctrl_c_while_both_outputs_are_blocked(command) -> None:
     reading, writing = os.pipe()
     while select.select([], [writing], [], 0)[1]:
         os.write(writing, bytes(4096))

@@ -113,7 +113,7 @@ async def test_data_in_a_capsule_that_does_not_fit_its_command(small, sqe, data,
             assert (await host.read(0, 1, cid)).data == b"x" * 512
 
 
-async def test_more_data_in_a_capsule_than_its_command_takes_leaves_the_rest_alone(small):
+async def test_excess_data_in_a_capsule_changes_nothing(small):
     _, host = small
     await host.send(host.capsule(io_sqe(7, WRITE, 0, 1, sgl=IN_CAPSULE), b"y" * 1024))
     assert (await host.completion(7)).status == 0

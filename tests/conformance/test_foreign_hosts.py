@@ -143,7 +143,7 @@ async def test_an_event_goes_to_the_request_that_is_left():
         host.close()
 
 
-async def test_a_new_event_request_takes_the_place_of_the_one_with_its_cid():
+async def test_a_new_event_request_replaces_the_one_with_its_cid():
     async with running() as target:
         host = await admin(target)
         for _ in range(6):  # more than AERL: all but the last are forgotten

@@ -254,7 +254,7 @@ async def test_asynchronous_events_are_held_and_go_with_the_queue(trtype):
         await until(lambda: not target.tasks and not target.drivers)
 
 
-async def test_stop_lets_commands_in_flight_end(trtype, log):
+async def test_stop_waits_for_commands_in_flight(trtype, log):
     backend = SlowBackend()
     async with running(trtype, namespaces=[backend], check=False) as target:
         hosts = await association(target)

@@ -30,7 +30,7 @@ ip -n host link set lo up
 ip -n host link set eth7 up
 """
 ENDS_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
-"""Before a program that must not outlive the one that starts it, also when that is killed."""
+"""Prefix of a program that ends with its parent, also when the parent is killed."""
 SUBNQN = "nqn.2026-01.org.example:link"
 HOSTNQN = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
 

@@ -51,7 +51,7 @@ class PathDevice(FakeDevice):
         self.down: NvmeofError | None = None
         self.silent: FakeFuture | None = None
         self.attempts: list[float] = []
-        """When the admin queue's connection was asked for."""
+        """The times of connection attempts of the admin queue."""
 
     async def create_queue(self, queue: Queue) -> None:
         if queue.qid == 0:

@@ -84,7 +84,7 @@ def test_no_arguments_show_the_help(arguments: list[str], capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands()])
-def test_help_is_short_and_begins_with_what_is_the_commands_own(
+def test_help_is_short_and_begins_with_the_commands_own_options(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -231,7 +231,7 @@ def test_names_stay_on_one_line(target: FakeTarget, device: FakeDevice, columns:
     assert all(len(line) <= max(columns, len(UUID_NQN)) for line in lines)
 
 
-def test_no_colour_where_none_is_wanted(target: FakeTarget) -> None:
+def test_no_colour_where_not_wanted(target: FakeTarget) -> None:
     plain = Terminal(words(target, "list", nqn=None), 200, TERM="dumb", NO_COLOR="1")
     assert plain.finish() == 0
     assert "\x1b" not in plain.text
@@ -380,7 +380,7 @@ def test_a_write_that_does_not_fit_writes_nothing(
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-def test_a_write_that_fails_says_how_far_it_came(
+def test_a_write_that_fails_reports_how_far_it_came(
     target: FakeTarget, device: FakeDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -477,7 +477,7 @@ def test_features_of_a_controller_are_marked(target: FakeTarget, capsys: pytest.
     assert captured.err == ""
 
 
-def test_a_list_without_a_namespace_says_so(
+def test_a_list_without_a_namespace_is_reported(
     target: FakeTarget, device: FakeDevice, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device.active.clear()

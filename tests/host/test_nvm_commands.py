@@ -233,7 +233,7 @@ async def test_a_report_of_many_zones(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [zone.start for zone in await zones.report(state=ZoneState.FULL)] == [128 * 40]
 
 
-async def test_a_namespace_without_zones_says_so(namespace: Namespace) -> None:
+async def test_a_namespace_without_zones_is_an_error(namespace: Namespace) -> None:
     with pytest.raises(NvmeStatusError):
         await namespace.zones.report()
 

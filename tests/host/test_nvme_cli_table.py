@@ -12,7 +12,7 @@ from nvmeof.host.__main__ import cli
 HERE = Path(__file__).parent
 TABLE = HERE.parents[1] / "docs" / "nvme-cli.md"
 THEIRS = (HERE / "nvme_cli_commands.txt").read_text().splitlines()
-"""What `nvme help` and `nvme zns help` of nvme-cli 2.13 list."""
+"""The subcommands that `nvme help` and `nvme zns help` of nvme-cli 2.13 list."""
 
 
 def rows() -> dict[str, tuple[str, str]]:

@@ -194,7 +194,7 @@ def test_reset_disables_the_controller_and_connects_at_once() -> None:
     assert bench.device.calls.count("setup_ctrl") == 2 and bench.device.calls.count("release_ctrl") == 1
 
 
-def test_a_reset_whose_first_attempt_fails_says_so_and_is_followed_by_others() -> None:
+def test_a_reset_whose_first_attempt_fails_reports_it_and_tries_again() -> None:
     bench = PathBench(reconnect_delay=2.0).connect()
     bench.device.down = REFUSED
     with pytest.raises(TransportError, match="refused"):
@@ -207,7 +207,7 @@ def test_a_reset_whose_first_attempt_fails_says_so_and_is_followed_by_others() -
     assert bench.path.state is PathState.LIVE
 
 
-def test_a_reset_of_a_controller_that_answers_no_more_ends() -> None:
+def test_a_reset_of_a_controller_that_no_longer_answers_ends() -> None:
     bench = PathBench(reconnect_delay=1.0, identify={"cqt": 500}).connect()
     old = bench.path.controller
     assert old is not None

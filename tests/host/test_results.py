@@ -54,7 +54,7 @@ def test_annotations_of_parts(part: type[Decoded]) -> None:
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_json_takes_them(structure: type[Decoded]) -> None:
+def test_results_are_json_serializable(structure: type[Decoded]) -> None:
     data = (bytes(range(1, 251)) * 40)[: structure.size_bytes()]
     parsed = structure.parse(data)
     assert json.loads(json.dumps(parsed)) == parsed
@@ -128,7 +128,7 @@ def test_a_type_checker_knows_every_field(kind: type[Decoded]) -> None:
 @pytest.mark.parametrize(
     "public", [nvmeof.connect, nvmeof.discover, nvmeof.HostController, nvmeof.Namespace, nvmeof.DiscoveryEntry]
 )
-def test_no_any_in_what_users_import(public: object) -> None:
+def test_public_annotations_have_no_any(public: object) -> None:
     functions = [public] if inspect.isfunction(public) else [
         member for name, member in inspect.getmembers(public, inspect.isfunction) if name[0] != "_"
     ]  # fmt: skip

@@ -90,7 +90,7 @@ def test_a_url_stands_for_its_options(target: Target, capsys: pytest.CaptureFixt
     assert len(host["Subsystems"][0]["Paths"]) == 2
 
 
-def test_connect_saves_what_it_connected_to(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
+def test_connect_saves_its_target(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["-t", "tcp", "-a", "127.0.0.1", "-a", "localhost", "-s", str(target.address.port), "-n", target.subnqn]
     more = ["-Q", "32", "--timeout", "7", "--iopolicy", "round-robin", "--save", "lab"]
     command = [sys.executable, "-m", "nvmeof.host", "connect", *where, *more]

@@ -388,7 +388,7 @@ async def test_a_read_that_brings_too_little(start: Start, device: FakeDevice) -
         assert caught.value.status == Status.DATA_TRANSFER_ERROR
 
 
-async def test_a_socket_that_takes_no_more(start: Start, device: FakeDevice) -> None:
+async def test_a_blocked_socket(start: Start, device: FakeDevice) -> None:
     target = await start("memory")
     async with host(target) as controller:
         namespace = controller.namespace(1)

@@ -32,7 +32,7 @@ ADMIN_TIMEOUT = 8.0
 IO_TIMEOUT = 4.0
 KATO = 6.0
 TICK = 1.0
-"""What `Timeouts` makes of these times."""
+"""The tick of `Timeouts` with these times."""
 
 
 class FakeFuture:

@@ -150,7 +150,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert TargetUrl.parse(str(url)) == url
 
 
-async def test_a_url_is_what_connect_discover_and_connect_multipath_take() -> None:
+async def test_connect_discover_and_connect_multipath_take_a_url() -> None:
     async with Target(namespaces=[Ramdisk("1M"), Ramdisk("1M")], trtype="tcp", listen="127.0.0.1:0") as target:
         place = f"nvme+tcp://127.0.0.1:{target.address.port}"
         async with await connect(f"{place}/{target.subnqn}?nsid=2&queue_size=32&hdr_digest") as controller:

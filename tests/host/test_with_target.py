@@ -104,7 +104,7 @@ async def test_discovery() -> None:
 
 @pytest.mark.parametrize("trtype", ["tcp", "mptcp"])
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::1]:0", "localhost:0"])
-async def test_connecting_with_what_discover_gave(trtype: str, listen: str) -> None:
+async def test_connecting_with_the_result_of_discover(trtype: str, listen: str) -> None:
     async with Target(namespaces=[Ramdisk("1M")], trtype=trtype, listen=listen) as target:
         asked = "127.0.0.1" if listen.startswith("0.") else target.address.host
         entries = await discover(asked, str(target.address.port), hostnqn=HOSTNQN)
@@ -222,7 +222,7 @@ async def test_a_host_that_is_not_allowed() -> None:
         assert caught.value.status == Status.CONNECT_INVALID_HOST
 
 
-async def test_keep_alive_keeps_an_idle_association() -> None:
+async def test_keep_alive_preserves_an_idle_association() -> None:
     async with pair(keep_alive_tmo=1) as (_, controller):
         await asyncio.sleep(2.5)
         assert controller.state is HostState.LIVE

@@ -196,9 +196,9 @@ class Check:
     layout: Layout
     quick: bool = False
     allow: tuple[str, ...] = ()
-    """Kernel messages that are part of what it does, as regular expressions."""
+    """Kernel messages that the check may cause, as regular expressions."""
     only_ours: bool = False
-    """It makes no sense with the kernel's own target."""
+    """The check does not apply to the kernel's own target."""
 
 
 CHECKS: list[Check] = []

@@ -22,7 +22,7 @@ from .peers import NQN, OurTarget
 
 COMBINATIONS = tuple(product(HashId, DhGroupId))
 SECRETS = (generate_secret(32), generate_secret(transform=HashId.SHA384), generate_secret(transform=HashId.SHA512))
-"""One for each length and transformation; used in turn."""
+"""A secret for each length and transformation, used in turn."""
 CONTROLLER_SECRET = generate_secret(transform=HashId.SHA256)
 
 

@@ -22,7 +22,7 @@ SMART_MOVES = frozenset(
     ("data_units_read", "data_units_written", "host_read_commands", "host_write_commands", "controller_busy_time",
      "num_err_log_entries", "power_on_hours")
 )  # fmt: skip
-"""What counts on between the two commands: only the keys and types are compared."""
+"""Counters that move between the two commands: only their keys and types are compared."""
 OWN = {
     "id-ctrl": frozenset(("cntlid",)),
     "smart-log": SMART_MOVES,
@@ -31,7 +31,7 @@ OWN = {
     "id-ns": frozenset(("nuse",)),
     "discover": frozenset(("traddr",)),  # for a wildcard it is the address that was asked, which differs
 }
-"""Values that belong to each one's own controller or device node."""
+"""Values that depend on the controller or device node."""
 
 OF_A_NAMESPACE = ("ns-descs", "resv-report -e", "nvm-id-ns", "cmdset-ind-id-ns")
 STRUCTURES: dict[str, frozenset[str]] = {

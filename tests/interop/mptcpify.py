@@ -24,9 +24,9 @@ BPF_MODIFY_RETURN = 26
 HOOK = "update_socket_protocol"
 BTF_KIND_FUNC = 12
 BTF_KIND_BYTES = {1: 4, 3: 12, 14: 4, 17: 4}
-"""What follows a type's 12 bytes, where its length is fixed: INT, ARRAY, VAR, DECL_TAG."""
+"""Bytes that follow a type's 12 bytes, where their number is fixed: INT, ARRAY, VAR, DECL_TAG."""
 BTF_MEMBER_BYTES = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
-"""... and per member: STRUCT, UNION, ENUM, FUNC_PROTO, DATASEC, ENUM64."""
+"""Bytes per member of the others: STRUCT, UNION, ENUM, FUNC_PROTO, DATASEC, ENUM64."""
 
 
 def functions(data: bytes) -> Iterator[tuple[int, str]]:

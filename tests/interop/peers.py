@@ -34,9 +34,9 @@ class Layout:
     block_bytes: int = 512
     size_mib: int = 256
     options: tuple[str, ...] = ()
-    """More words for our target's command line; `{directory}` in them is the check's own."""
+    """More words for our target's command line; `{directory}` stands for the check's directory."""
     zones: str = ""
-    """What makes the namespace a zoned one, as it follows a size or a path on the command line."""
+    """The words that make the namespace zoned; they follow a size or a path on the command line."""
 
     def __str__(self) -> str:
         return f"{self.trtype}-{self.backing}-{self.block_bytes}"

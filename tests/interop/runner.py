@@ -28,7 +28,7 @@ class Result:
     verdict: Verdict
     seconds: float
     detail: str = ""
-    """Why it failed or was skipped, or what it found."""
+    """The reason of a failure or skip, or the findings."""
     log: str = ""
 
 

@@ -53,7 +53,7 @@ def test_takes_every_buffer(function: Callable[..., int], kind: Callable[[bytes]
 
 @given(st.binary(max_size=64), st.integers(0, 5000), st.integers(0, 2**32 - 1))
 @settings(deadline=None)
-def test_folding_gives_what_the_table_gives(seed: bytes, size: int, value: int) -> None:
+def test_folding_equals_the_table(seed: bytes, size: int, value: int) -> None:
     data = random.Random(seed).randbytes(size)
     assert digest.crc32c_folded(data, value) == digest.crc32c_table(data, value)
 

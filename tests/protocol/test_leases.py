@@ -70,7 +70,7 @@ def test_digests_are_computed_when_the_socket_is_ready() -> None:
     assert sent(t) == DATA.c2h(0, 0, b"b" * SIZE, LAST | SUCCESS)
 
 
-def test_digests_are_computed_only_over_what_is_sent_next() -> None:
+def test_digests_are_computed_only_over_data_that_is_sent_next() -> None:
     t = reading(DATA)
     memory = bytearray(SEND_WINDOW_BYTES)
     for cid in range(4):

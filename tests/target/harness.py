@@ -33,7 +33,7 @@ from nvmeof.wire import build
 from tests.fake_runtime import FakeRuntime
 
 TABLES = standard_tables()
-"""What the targets of this module have; a test may patch them."""
+"""The tables of this module's targets; a test may patch them."""
 COMMANDS = TABLES[CommandTables]
 ADMIN, DISCOVERY, NVM = COMMANDS.admin, COMMANDS.discovery, COMMANDS.nvm
 FABRICS_ADMIN, FABRICS_IO = COMMANDS.fabrics_admin, COMMANDS.fabrics_io

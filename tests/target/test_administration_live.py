@@ -102,7 +102,7 @@ async def test_hosts_of_a_port_get_events_of_ana_changes_there_alone():
         )
 
 
-async def test_a_port_offers_what_it_lists():
+async def test_a_port_offers_its_listed_subsystems():
     async with running("tcp") as target:
         administration = target.administration
         await administration.add_subsystem(second())

@@ -37,7 +37,7 @@ class Noted(Ramdisk):
         await super().close()
 
 
-async def test_a_start_that_fails_half_way_closes_what_it_opened_and_can_be_repeated():
+async def test_a_failed_start_closes_opened_files_and_can_be_repeated():
     first, second = Noted(), Noted(fails=True)
     target = Target(namespaces=[first, second], trtype="memory", listen="memory:0")
     with pytest.raises(OSError, match="does not answer"):

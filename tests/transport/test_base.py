@@ -65,7 +65,7 @@ def test_registry_has_ours() -> None:
 
 
 @pytest.mark.usefixtures("registry")
-def test_registry_takes_one_more_and_no_twin() -> None:
+def test_registry_accepts_one_more_and_refuses_a_duplicate() -> None:
     other = Other()
     base.register(other)
     assert base.get(77) is other is base.get("other")

@@ -69,7 +69,7 @@ def test_the_stream_is_preserved_whatever_the_sizes(chunks: list[bytes], capacit
     assert bytes(got) == b"".join(chunks)
 
 
-def test_close_delivers_what_was_sent_then_the_end() -> None:
+def test_close_delivers_sent_bytes_then_the_end() -> None:
     one, two = memory_pair()
     one.sendmsg([b"last words"])
     one.close()

@@ -222,7 +222,7 @@ def test_unknown_experiment() -> None:
     assert "there is no experiment 'nonsense'" in outcome.output
 
 
-def test_the_bare_sender_counts_what_arrives_in_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bare_sender_counts_the_bytes_of_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 0.1, 0.6, 0.7, 0.8, 1.7])
     monkeypatch.setattr(sender, "time", SimpleNamespace(monotonic=lambda: next(now)))
     source = SimpleNamespace(recv_into=lambda buffer: 1000)

@@ -102,7 +102,7 @@ class ModelPort:
     up: bool = True
     """Connections can be made."""
     loses_requests: bool = False
-    """What the host sends does not arrive."""
+    """Requests of the host do not arrive."""
     loses_answers: bool = False
     """Half-open: commands are executed, but their completions are lost."""
     delay: float = 0.001
@@ -111,9 +111,9 @@ class ModelPort:
     identify: dict[str, Any] = field(default_factory=dict)
     ana: dict[int, AnaState] = field(default_factory=lambda: {1: AnaState.OPTIMIZED})
     ana_log: Callable[[], bytes] | None = None
-    """In place of the true log."""
+    """The log in place of the true one."""
     volumes: dict[int, Volume] | None = None
-    """In place of the subsystem's."""
+    """The volumes in place of the subsystem's."""
     statuses: list[int] = field(default_factory=list)
     """The status words of the next I/O commands, in place of executing them."""
     controllers: list[ModelController] = field(default_factory=list)
@@ -134,7 +134,7 @@ class ModelDevice(QueueDevice):
         self.counts: dict[int, int] = defaultdict(int)
         self.counted_at: dict[int, float] = {}
         self.written_at: dict[int, float] = {}
-        """When data was written last, by the number that its first 8 bytes are."""
+        """The time of the last write, by the number in the first 8 bytes of its data."""
         self.identify: dict[str, Any] = {
             "mdts": 5, "ioccsz": 4 + 512, "iorcsz": 1, "kas": 10, "acl": 3, "nn": 16, "mnan": 16, "maxcmd": 64,
             "sn": "MODEL", "mn": "Model", "oaes": 1 << 8 | 1 << 11, "cmic": 0b1011, "anagrpmax": 4, "nanagrpid": 4,

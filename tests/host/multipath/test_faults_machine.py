@@ -31,13 +31,13 @@ PLACES = 8
 LARGE_BLOCKS = 700
 """Several commands of MDTS (256 blocks)."""
 BATCH_BLOCKS = 100
-"""More than a batch has under way."""
+"""More than a batch has outstanding."""
 STRIDE = 1024
 LINGER = 2.0
 STALL = 12.0
 """Longer than two keep alive intervals."""
 LATEST = 1.5 + STALL
-"""How long what was sent may be on its way."""
+"""How long a sent command may be in flight."""
 ports = st.integers(0, PORTS - 1)
 states = st.sampled_from([AnaState.OPTIMIZED, AnaState.NON_OPTIMIZED, AnaState.INACCESSIBLE, AnaState.CHANGE])
 

@@ -144,7 +144,7 @@ async def test_more_data_than_the_device_has_buffers_for(target: Target, monkeyp
         assert not link._waiting and not link._staged
 
 
-async def test_a_cancelled_read_gives_its_buffer_back_at_once(target: Target) -> None:
+async def test_a_cancelled_read_releases_its_buffer_at_once(target: Target) -> None:
     async with await offloaded(target) as controller:
         namespace = controller.namespace(1)
         await namespace.write(0, b"\1" * 4096)

@@ -234,7 +234,7 @@ async def test_a_device_that_hangs_is_ended_by_the_drain(monkeypatch: pytest.Mon
             await again.namespace(1).read(0)
 
 
-async def test_a_device_that_hangs_takes_no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_device_that_hangs_gets_no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "STOP_SECONDS", 0.2)
     async with served() as target, await offloaded(target) as controller:
         os.kill(pid_of(OURS), signal.SIGSTOP)

@@ -16,16 +16,16 @@ class Event:
     cause: str
     undo: str = "true"
     hold_seconds: float = 5.0
-    """Between the two."""
+    """Seconds between cause and undo."""
     paths: tuple[str, ...] = ("1",)
-    """The paths that it meets."""
+    """The affected paths."""
     survives: bool = True
     """All commands succeed; False: the namespace in use is gone, so that commands fail, and never have wrong data."""
     restore: str = "true"
-    """After the hosts have gone."""
+    """Script that runs after the hosts have ended."""
     reboots: bool = False
     settle_seconds: float = 45.0
-    """How long after the undo all paths may take to be well."""
+    """Seconds after the undo in which all paths must recover."""
 
 
 BOTH: Final = ("1", "2")

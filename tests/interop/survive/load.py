@@ -14,7 +14,7 @@ from typing import Any, Protocol
 _STAMP = struct.Struct("<8sQQQ")
 MAGIC = b"survive\0"
 SLOW_SECONDS = 0.25
-"""A command that takes longer is remembered."""
+"""A command that takes longer is recorded."""
 REMEMBERED = 200
 PIECES = (1, 8, 8, 64)
 """Blocks of a command, drawn at random."""
@@ -67,7 +67,7 @@ class VerifyingLoad:
         self.reads = self.writes = 0
         self.longest_seconds = 0.0
         self.slow: list[tuple[float, float, str]] = []
-        """Commands that took long: when they began, how long they took, and what they were."""
+        """Slow commands: their beginning, duration and kind."""
         self.errors: list[tuple[float, str]] = []
         self.error_count = 0
         self.wrong: list[tuple[float, str]] = []

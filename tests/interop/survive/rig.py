@@ -31,7 +31,7 @@ BLOCK_BYTES = 512
 CLOCK_QUESTIONS = 4
 HOST_START_SECONDS = 150.0
 QUIET_SECONDS = 1.5
-"""Under load, before the event."""
+"""Seconds under load before the event."""
 HERE = Path(__file__).parent
 
 

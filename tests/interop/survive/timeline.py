@@ -27,7 +27,7 @@ class Line:
     first_error: str
     error_after: float | None
     faults: list[str]
-    """What should not be."""
+    """Unexpected observations."""
 
 
 def line(run: Run, seen: Seen) -> Line:

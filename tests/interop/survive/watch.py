@@ -17,7 +17,7 @@ from .load import Device, VerifyingLoad
 
 POLL_SECONDS = 0.02
 WELL_SECONDS = 2.0
-"""All paths must have been well for so long."""
+"""Seconds for which all paths must have been usable."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Order:
     first: int
     blocks: int
     stop: str
-    """This file comes when the event is over; it says how many seconds more the host waits for all paths."""
+    """A file that appears when the event is over; it has the seconds that the host waits further for all paths."""
     ports: list[int] = field(default_factory=lambda: [4420, 4420])
-    """Of each address."""
+    """The port of each address."""
 
 
 Snapshot = dict[str, str]
-"""What can be seen of paths and namespace: ``10.78.1.2 state`` is ``live``, for instance."""
+"""The visible state of paths and namespace: ``10.78.1.2 state`` is ``live``, for instance."""
 
 
 class Timeline:

@@ -62,7 +62,7 @@ def authenticate(queue: TestQueue, one: HostExchange) -> None:
         assert send(queue, last).status == 0
 
 
-def test_connect_demands_it_on_every_queue_of_that_host():
+def test_connect_requires_authentication_on_every_queue_of_that_host():
     one = target()
     admin = one.queue()
     assert admin.connect() & ~0xFFFF == ATR
@@ -110,7 +110,7 @@ def test_a_wrong_secret_ends_the_queue_after_the_answer(caplog):
     assert HOST in record.getMessage() and KEY.to_text()[:20] not in caplog.text
 
 
-def test_again_while_the_queue_is_ready():
+def test_authentication_again_while_the_queue_is_ready():
     queue = target().queue()
     queue.connect()
     for t_id in range(MOST_TRANSACTIONS + 3):
@@ -138,7 +138,7 @@ def test_lengths():
     assert receive(queue, 16).status == Status.INVALID_FIELD, "the challenge is longer"
 
 
-def test_a_queue_that_demands_none():
+def test_a_queue_that_requires_no_authentication():
     queue = target().queue()
     queue.connect(hostnqn=OTHER_HOST)
     assert send(queue, host().negotiate()).status == Status.COMMAND_SEQUENCE_ERROR
@@ -158,7 +158,7 @@ def test_a_host_that_takes_too_long(caplog):
     assert HOST in caplog.text
 
 
-def test_a_host_that_has_to_repeat_it(caplog):
+def test_a_host_that_has_to_authenticate_again(caplog):
     one = target(reauthentication_seconds=60.0)
     queue = one.queue()
     queue.connect()

@@ -20,7 +20,7 @@ from tests.target.harness import CC_ENABLE, LOG_PAGES, NQN, Target
 ALL = 0xFFFFFFFF
 LSI_OF = {0x09: 1}
 PAGES = sorted(LOG_PAGES.keys() - {0xBF})
-"""But for the one that wants a zoned namespace."""
+"""All log pages except that of zoned namespaces."""
 LID, LSP, NUMDL, NSID = 40, 41, 42, 4
 LSI, LPOL, OT, CSI = 46, 48, 58 | 7 << 8, 59
 

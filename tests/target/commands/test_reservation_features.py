@@ -53,7 +53,7 @@ def test_reservation_preempted():
     assert [kinds(host) for host in hosts] == [[PREEMPTED], [], []]
 
 
-def test_counts_and_how_many_more():
+def test_the_counts_of_notifications():
     hosts = reserved(WERO)
     for _ in range(3):
         assert hosts[0].release(WERO, KEYS[0]).status == 0

@@ -77,7 +77,7 @@ class SlowStore(MemoryStore):
 
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("works", [False, True])
-def test_saving_that_takes_time_or_fails(later, works):
+def test_a_save_that_takes_time_or_fails(later, works):
     target = Target()
     metadata_store = target.subsystem.metadata_store = SlowStore(target, later=later)
     admin = target.admin()

@@ -144,7 +144,7 @@ def test_a_configured_read_only_namespace_is_not_write_protected():
     assert nsattr(admin, 2) == 1
 
 
-def test_it_holds_for_all_hosts_and_through_resets():
+def test_protection_holds_for_all_hosts_and_through_resets():
     target = Target()
     admin = target.admin()
     protect(target, admin)

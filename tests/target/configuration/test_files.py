@@ -71,7 +71,7 @@ NVMET: dict[str, Any] = {
         {"nqn": TWO, "attr": {"allow_any_host": "1"}, "allowed_hosts": [], "namespaces": []},
     ],
 }  # fmt: skip
-"""What nvmetcli's save writes on Linux 6.12 with reservations, with names and addresses of examples."""
+"""The output of nvmetcli's save on Linux 6.12 with reservations, with names and addresses of examples."""
 
 
 def test_nvmetcli(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_the_published_schema_is_the_code() -> None:
     assert published == schema(), "python -m nvmeof.target.configuration.schema > docs/target-config.schema.json"
 
 
-def test_the_schema_takes_what_the_code_takes(tmp_path: Path) -> None:
+def test_the_schema_accepts_the_same_documents_as_the_code(tmp_path: Path) -> None:
     checker = jsonschema.Draft202012Validator(schema())
     jsonschema.Draft202012Validator.check_schema(schema())
     checker.validate(to_document(everything(tmp_path)))

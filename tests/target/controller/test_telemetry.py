@@ -79,7 +79,7 @@ def test_a_capture_is_json_with_all_areas():
     assert third["connections"] == []
 
 
-def test_figures_of_the_connection_are_in_it():
+def test_a_capture_has_figures_of_the_connection():
     target = Target()
     queue = target.queue()
     queue.ctx.connection = lambda: {"rtt_us": 17}
@@ -142,7 +142,7 @@ def test_area_4_is_shown_only_while_the_host_supports_it():
     assert header.da4lb == 0 and len(raw) == 512 * (header.da3lb + 1)
 
 
-def test_it_is_bounded(monkeypatch):
+def test_the_page_is_bounded(monkeypatch):
     monkeypatch.setattr(telemetry, "AREA_BYTES_MAX", 300)
     admin = Target().admin()
     header, raw = page(admin, lsp=CREATE)
@@ -188,7 +188,7 @@ def test_a_media_error_is_captured_and_reported():
     assert EventType.HARDWARE_ERROR in kinds and EventType.TELEMETRY_CREATED in kinds
 
 
-def test_rae_keeps_it_available():
+def test_rae_keeps_the_capture_available():
     target = Target(Failing("1M"))
     admin = target.admin()
     admin.set_feature(0x0B, 1 << 10)
@@ -263,7 +263,7 @@ def test_discovery_controllers_have_none():
     assert target.registry.discovery.telemetry is None or not target.registry.discovery.telemetry.areas
 
 
-def test_it_outlives_the_process_but_for_area_4():
+def test_a_capture_outlives_the_process_except_area_4():
     metadata_store = MemoryStore()
     target = Target(Failing("1M"), metadata_store=metadata_store)
     admin = target.admin()

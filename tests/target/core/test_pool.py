@@ -67,7 +67,7 @@ def test_waiters_are_called_in_order_once_they_can_be_served():
     assert called == ["large"] and pool.used_bytes == 8192
 
 
-def test_a_share_takes_no_more_than_is_left_free():
+def test_a_share_takes_at_most_as_much_as_stays_free():
     pool, shares = BufferPool(64 << 10, reserve_bytes=8 << 10), [MemoryShare() for _ in range(4)]
     for share in shares:
         while pool.take(4096, share) is not None:

@@ -41,7 +41,7 @@ class Loop:
         return out
 
 
-def test_a_turn_does_what_fits_into_a_slice():
+def test_a_turn_does_as_much_as_fits_in_a_slice():
     loop = Loop()
     for number in range(5):
         loop.add("a", number, 0.4)
@@ -102,7 +102,7 @@ def test_work_that_raises_stops_no_other():
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.0, 0.3, 0.7, 2.0]), st.booleans()), max_size=40))
-def test_all_is_done_in_the_order_of_its_owner_and_no_turn_is_long(work):
+def test_work_is_done_in_the_order_of_its_owner_and_no_turn_is_long(work):
     loop = Loop()
     for number, (owner, seconds, whole) in enumerate(work):
         loop.add(owner, number, seconds, whole=whole)

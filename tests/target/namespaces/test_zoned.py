@@ -113,7 +113,7 @@ async def test_failed_writes_with_nothing_behind_them_move_the_pointer_back(slow
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-async def test_a_gap_before_what_was_written_makes_a_zone_read_only(slow, zoned, order):
+async def test_a_gap_before_written_data_makes_a_zone_read_only(slow, zoned, order):
     tasks = await start(zoned.write(0, data("a")), zoned.write(1, data("b")))
     for number in order:
         await end(slow, number, errno.EIO if number == 0 else None)
@@ -242,7 +242,7 @@ class Durable(Ramdisk):
         (lambda n: n.erased(), [f"commit {list(range(32))}"]),
     ],
 )
-async def test_what_is_on_the_media_and_in_which_order(operation, done):
+async def test_the_order_of_data_and_zones_on_the_media(operation, done):
     backend = Durable()
     namespace = ZonedNamespace(1, backend, IDENTIFIERS, GEOMETRY)
     namespace.write(ZONE, data("x"))

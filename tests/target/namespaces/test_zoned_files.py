@@ -111,7 +111,7 @@ async def test_data_that_was_not_flushed(machine, how, blocks):
 
 
 @pytest.mark.parametrize("way", ["write", "append", "zeroes"])
-async def test_force_unit_access_takes_all_of_a_zone_along(machine, way):
+async def test_force_unit_access_commits_the_whole_zone(machine, way):
     namespace = machine.namespace
     await write(namespace, 0, "a", 3)
     if way == "write":

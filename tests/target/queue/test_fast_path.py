@@ -70,7 +70,7 @@ PARTED = [  # the halves of a fused operation, the first of them refused, with a
     cattr=st.sampled_from([0, 4]),
     size=st.sampled_from([1 << 30, 1000, 72]),
 )
-def test_the_fast_path_does_what_the_general_path_does(batches, changes, dgst, cattr, size):
+def test_the_fast_path_equals_the_general_path(batches, changes, dgst, cattr, size):
     """Byte for byte the same answers, and the same state after each batch."""
     wires = [Wire(two_namespaces(), dgst=dgst, cattr=cattr, fast_path=fast_path) for fast_path in (True, False)]
     open_r2ts: list[tuple[int, int, int]] = []

@@ -406,7 +406,7 @@ def answered(out: bytes) -> list[int]:
     return [struct.unpack_from("<H", pdu, 20)[0] for pdu in split(out)]
 
 
-def test_one_receive_takes_the_loop_for_a_bounded_time_only():
+def test_one_receive_occupies_the_loop_for_a_bounded_time():
     """100 commands take the general path, each for a tenth of a queue's share of a turn."""
     wire = Wire(two_namespaces())
     loop = HandLoop(LONG_SECONDS / 10)

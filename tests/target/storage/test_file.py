@@ -133,7 +133,7 @@ async def test_reads_of_cached_pages_need_no_thread(disk, monkeypatch):
     assert disk._pool.used_bytes == 0
 
 
-async def test_unsupported_nowait_is_remembered_and_eagain_is_not(disk, monkeypatch):
+async def test_unsupported_nowait_is_not_tried_again_but_eagain_is(disk, monkeypatch):
     calls: list[int] = []
     failure = [errno.EAGAIN]
     real = os.preadv

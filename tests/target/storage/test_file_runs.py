@@ -114,7 +114,7 @@ async def test_reads_and_writes_of_a_run(kind: str, path: Path, monkeypatch: pyt
     assert not runs.write([buffer_of(bytes(BLOCK))], [0], BLOCK, lambda errors: None)
 
 
-async def test_a_file_that_has_become_shorter_fails_only_what_lies_beyond(path: Path) -> None:
+async def test_a_file_that_has_become_shorter_fails_only_requests_beyond_its_end(path: Path) -> None:
     backend = FileBackend(path, block_bytes=BLOCK)
     await backend.open()
     os.truncate(path, 32 * BLOCK)

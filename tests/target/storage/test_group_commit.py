@@ -90,7 +90,7 @@ async def test_a_failed_sync_fails_each_write_of_the_group_and_is_counted_once(
     assert backend.sync_failures == 1
 
 
-async def test_a_write_that_fails_takes_no_other_with_it(backend: FileBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_that_fails_fails_no_other(backend: FileBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.pwritev
 
     def pwritev(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:

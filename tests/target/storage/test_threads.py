@@ -27,7 +27,7 @@ async def threads():
     assert not any(thread.is_alive() for thread in made._threads)
 
 
-async def test_there_is_one_thread_more_than_are_busy(threads):
+async def test_one_thread_more_than_busy_ones_is_started(threads):
     go_on = threading.Event()
     waiting = []
     for busy in range(4):
@@ -77,7 +77,7 @@ async def test_work_goes_on_without_a_thread_that_cannot_be_started(threads, mon
     assert "no further thread for its file" in caplog.text
 
 
-async def test_it_can_be_closed_while_others_wait(threads):
+async def test_threads_can_be_closed_while_calls_wait(threads):
     results = [threads.submit(lambda n=n: n) for n in range(50)]
     await threads.close()
     assert [each.result() for each in results] == list(range(50))

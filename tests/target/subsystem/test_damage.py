@@ -251,11 +251,11 @@ async def served(option: str) -> None:
         pass
 
 
-BEGINS_ANEW = {
+STARTS_EMPTY = {
     "lifetime": "is invalid; some counters start from zero",
     "features": "is only partly valid; the other values are the defaults",
 }
-"""What the log says of a section, where it is not that it cannot be read."""
+"""The log's line about a section, where it differs from that of an unreadable one."""
 
 
 @pytest.mark.parametrize(
@@ -274,4 +274,4 @@ BEGINS_ANEW = {
 def test_state_that_starts_empty_is_a_line_of_the_log(caplog: Any, section: str, kept: Any) -> None:
     assert serves(OF_A_SUBSYSTEM, {}) and not caplog.text
     assert serves({section: kept}, {})
-    assert BEGINS_ANEW.get(section, "cannot be read") in caplog.text
+    assert STARTS_EMPTY.get(section, "cannot be read") in caplog.text

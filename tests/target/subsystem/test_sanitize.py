@@ -270,7 +270,7 @@ def states():
 
 ADMIN_ALLOWED = {0x02, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x18}
 LOG_PAGES_ALLOWED = {0x01, 0x02, 0x04, 0x0C, 0x80, 0x81}
-"""What the specification lists, and log page 0Ch (ANA)."""
+"""The log pages that the specification lists, and log page 0Ch (ANA)."""
 
 
 def test_every_admin_command_in_every_state():

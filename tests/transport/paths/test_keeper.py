@@ -216,7 +216,7 @@ async def test_a_subflow_that_was_left_has_time_to_resume_when_its_link_is_resto
     assert world.judge([good, bad], seconds=0.2) == [("suspend", "10.1.2.2")]
 
 
-async def test_a_connection_that_has_but_one_subflow_keeps_it(world: World) -> None:
+async def test_the_only_subflow_of_a_connection_stays(world: World) -> None:
     world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")], [flow("10.1.2.2", token=2)]]
     world.up["eth2"] = False
     assert world.look() == []

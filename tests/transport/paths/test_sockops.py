@@ -60,7 +60,7 @@ RULES = (
 
 @pytest.mark.parametrize("op", range(16))
 @pytest.mark.parametrize("rule", RULES)
-def test_each_address_gets_what_its_rule_says(rule: SubflowRule, op: int) -> None:
+def test_each_address_gets_the_values_of_its_rule(rule: SubflowRule, op: int) -> None:
     expected = []
     if op in (3, 4, 5):  # connecting, connected, accepted
         if rule.mark is not None:

@@ -93,7 +93,7 @@ async def test_compare_and_write_is_that_of_the_cluster(image: Cluster) -> None:
             await one.compare_and_write(0, memoryview(bytes(4096)), memoryview(bytes(4096)))
 
 
-async def test_what_one_target_writes_another_reads(image: Cluster) -> None:
+async def test_another_target_reads_written_data(image: Cluster) -> None:
     async with opened(image) as one, opened(image) as other:
         for index in range(20):
             await one.write(4096, memoryview(bytes([index]) * 4096))
