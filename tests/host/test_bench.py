@@ -173,8 +173,8 @@ def test_plots(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
         ([], "Missing option"),
         (["--compare", "none", "none"], "none cannot be read"),
         (["--compare", "text", "text"], "no result of bench"),
-        (["URL", "--rw", "randrw"], "say --write-anyway"),
-        (["URL", "-b", "4k/50"], "the percents are to be 100 together"),
+        (["URL", "--rw", "randrw"], "give --write-anyway"),
+        (["URL", "-b", "4k/50"], "the percentages must add up to 100"),
         (["URL", "-b", "many"], "is not a size"),
     ],
 )

@@ -195,7 +195,7 @@ def test_services_that_do_not_answer(directory: Path, capsys: pytest.CaptureFixt
         assert end == "nvmeof-host: none of the 2 discovery services could be asked"
     assert run("discover", "--persistent") == 1
     *_, end = capsys.readouterr().err.splitlines()
-    assert end == "nvmeof-host: none of the 2 discovery services is left to be followed"
+    assert end == "nvmeof-host: all 2 discovery services are lost"
 
 
 def test_an_unusable_value_is_reported_with_its_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

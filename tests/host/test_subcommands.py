@@ -196,9 +196,9 @@ def test_zones_are_appended_to_and_reported(run: Run, tmp_path: Path) -> None:
 
 def test_sanitize_asks_before_it_deletes(run: Run) -> None:
     code, _, error = run("sanitize --sanact 2")
-    assert code == 2 and "say --force" in error
+    assert code == 2 and "give --force" in error
     code, _, error = run("format -N 1")
-    assert code == 2 and "say --force" in error
+    assert code == 2 and "give --force" in error
     assert run("sanitize --sanact 2 --force")[0] == 0
     while json.loads(run("sanitize-log -o json")[1])["nvme0"]["sprog"] != 0xFFFF:
         pass

@@ -235,13 +235,18 @@ async def _watch(load: MeasuredLoad, began: float, seconds: float, size: int, re
     help="Commands per queue.",
 )
 @click.option(
-    "--runtime", type=Seconds(0.01), default=5.0, show_default=True, metavar="SECONDS", help="How long it measures."
+    "--runtime",
+    type=Seconds(0.01),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Duration of the measurement.",
 )
-@click.option("--size", type=BYTES, metavar="SIZE", help="End after so many bytes.")
+@click.option("--size", type=BYTES, metavar="SIZE", help="Bytes to transfer in all.")
 @click.option("--rate", type=BYTES, metavar="SIZE", help="At most so many bytes per second.")
 @click.option("--rate-iops", type=Number(1), metavar="N", help="At most so many commands per second.")
 @click.option("--verify", type=click.Choice(["crc32c"]), help="Check the data that was written.")
-@click.option("--write-anyway", is_flag=True, help="Yes, overwrite what is on the namespace.")
+@click.option("--write-anyway", is_flag=True, help="Overwrite the data of the namespace.")
 @click.option("--histogram", is_flag=True, help="Show how the latencies are distributed.")
 @click.option("--plot", metavar="FILE", help="Draw the latencies: FILE.svg or FILE.png.")
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two results of -o json.")
@@ -258,7 +263,7 @@ async def bench_command(output: str, nsid: int | None, **options: Any) -> None:
         raise click.UsageError("Missing option '-a' / '--traddr', or a TARGET: a URL or a saved connection.")
     rw, mix = options["rw"], mix_of(options)
     if rw not in ("read", "randread") and not options["write_anyway"]:
-        raise ConfigurationError(f"{rw} overwrites what is on the namespace: say --write-anyway if that may be")
+        raise ConfigurationError(f"{rw} overwrites the data of the namespace: give --write-anyway to allow it")
     options["queue_size"] = max(options["queue_size"], options["depth"] + 1)
     async with await open_host(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
@@ -317,7 +322,7 @@ def sizes_of(text: str) -> list[tuple[int, int]]:
     if dash:
         size, most = BYTES.convert(low, None, None), BYTES.convert(high, None, None)
         if not 0 < size <= most:
-            raise ConfigurationError(f"--block-size {text}: the first size is to be the smaller one")
+            raise ConfigurationError(f"--block-size {text}: the first size must be the smaller one")
         found = []
         while size < most:
             found.append((size, 1))
@@ -332,7 +337,7 @@ def sizes_of(text: str) -> list[tuple[int, int]]:
             raise ConfigurationError(f"--block-size {text}: {part!r} is no SIZE/PERCENT")
         pairs.append((BYTES.convert(size_text, None, None), int(percent)))
     if sum(percent for _, percent in pairs) != 100:
-        raise ConfigurationError(f"--block-size {text}: the percents are to be 100 together")
+        raise ConfigurationError(f"--block-size {text}: the percentages must add up to 100")
     return pairs
 
 

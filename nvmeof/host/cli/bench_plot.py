@@ -17,7 +17,7 @@ _TICKS = ((0.0, "0"), (0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.
 def check_plot(path: str) -> None:
     """Refuse a plot that cannot be drawn, before anything is measured. Raises :class:`ConfigurationError`."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise ConfigurationError(f"{path} is no picture that can be drawn: end it with .svg or .png")
+        raise ConfigurationError(f"{path} is not a plot file: give a name that ends with .svg or .png")
     try:
         import matplotlib
     except ImportError:

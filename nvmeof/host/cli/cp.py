@@ -109,7 +109,7 @@ class _Run:
         if self.options["verify"] and not other.seekable:
             raise ConfigurationError(f"{other.name} cannot be read again: leave --verify out")
         if self.state is not None and not (one.seekable and other.seekable):
-            raise ConfigurationError("a copy from or to a pipe cannot go on later: leave --resume out")
+            raise ConfigurationError("a copy from or to a pipe cannot be resumed: leave --resume out")
         unit = max(one.block_bytes, other.block_bytes)
         piece = max(self.options["piece"] // unit * unit, unit)
         length, room = _length(one, other, self.options)
@@ -176,7 +176,7 @@ class _Run:
             if not copy.copied.done_bytes and self.state is None:
                 self.destination.forget()
                 return
-            where = f", which are in {self.destination.partial}; {self.destination.path} is as it was"
+            where = f", which are in {self.destination.partial}; {self.destination.path} is unchanged"
         if self.state is not None:
             with suppress(Exception):
                 await self._save(copy)
@@ -193,7 +193,7 @@ class _Run:
                     await verify(job, copied.end, advance=advance)
             except BaseException:
                 if self.destination is not None and self.destination.partial is not None:
-                    out.remark(f"the copy is in {self.destination.partial}; {self.destination.path} is as it was")
+                    out.remark(f"the copy is in {self.destination.partial}; {self.destination.path} is unchanged")
                 raise
         if self.destination is not None:
             if isinstance(job.target, FilePlace) and self.destination.partial is not None:
@@ -236,19 +236,19 @@ class _Run:
 @click.argument("dest", shell_complete=opt.complete_target)
 @opt.url_options
 @multipath_options()
-@click.option("-z", "--size", type=BYTES, metavar="SIZE", help="Copy so much.  [default: all of SOURCE]")
-@click.option("--skip", type=BYTES, default=0, metavar="SIZE", help="Begin here in SOURCE.")
-@click.option("--seek", type=BYTES, default=0, metavar="SIZE", help="Begin here in DEST.")
+@click.option("-z", "--size", type=BYTES, metavar="SIZE", help="Bytes to copy.  [default: all of SOURCE]")
+@click.option("--skip", type=BYTES, default=0, metavar="SIZE", help="Offset in SOURCE.")
+@click.option("--seek", type=BYTES, default=0, metavar="SIZE", help="Offset in DEST.")
 @click.option(
-    "--piece", type=Bytes(PIECE_MAX_BYTES), default=1 << 20, metavar="SIZE", help="Bytes at a time.  [default: 1M]"
+    "--piece", type=Bytes(PIECE_MAX_BYTES), default=1 << 20, metavar="SIZE", help="Bytes per piece.  [default: 1M]"
 )
 @click.option(
-    "-d", "--depth", type=Number(1, 1024), default=8, show_default=True, metavar="N", help="Pieces under way."
+    "-d", "--depth", type=Number(1, 1024), default=8, show_default=True, metavar="N", help="Pieces at a time."
 )
 @click.option("--sparse/--no-sparse", default=True, help="Leave holes and zeroes out.  [default: --sparse]")
 @click.option("--verify", is_flag=True, help="Read DEST again, and compare.")
 @click.option(
-    "--resume", metavar="FILE", type=click.Path(dir_okay=False), help="Note in FILE how far it came, and go on there."
+    "--resume", metavar="FILE", type=click.Path(dir_okay=False), help="Store the progress in FILE, and resume there."
 )
 @opt.output_option
 @opt.coroutine

@@ -26,7 +26,7 @@ start_option = click.option("--start-block", type=U64, default=0, show_default=T
 block_count_option = click.option(
     "-c", "--block-count", type=U64, help="Number of blocks, 0's-based as nvme-cli has it."
 )
-blocks_option = click.option("--blocks", type=U64, help="Number of blocks, as people count.")
+blocks_option = click.option("--blocks", type=U64, help="Number of blocks, not 0's-based.")
 _size = click.option("-z", "--data-size", type=BYTES, help="Size of the data in bytes: 4096, 4k, 1M.")
 _data = click.option("-d", "--data", "path", type=click.Path(dir_okay=False), help="File.  [default: stdin or stdout]")
 
@@ -135,7 +135,7 @@ async def _read_to(namespace: Namespace, lba: int, count: int, length: int, sink
 @blocks_option
 @_size
 @_data
-@click.option("--force-unit-access", "--fua", "fua", is_flag=True, help="On the medium before the completion.")
+@click.option("--force-unit-access", "--fua", "fua", is_flag=True, help="Force Unit Access.")
 @opt.coroutine
 async def write_command(
     nsid: int | None,

@@ -38,7 +38,7 @@ _persistent = click.option(
 @opt.command("discover")
 @opt.service_options
 @click.option("-r", "--raw", type=click.Path(path_type=Path), metavar="FILE", help="Write the log page to a file.")
-@click.option("--referrals", is_flag=True, help="With what the services know that it refers to.")
+@click.option("--referrals", is_flag=True, help="Include the services that it refers to.")
 @_persistent
 @click.option("--mdns", is_flag=True, help="Ask the services that multicast DNS finds (_nvme-disc._tcp).")
 @config_option
@@ -129,7 +129,7 @@ async def _follow_all(asked: list[Asked], output: str) -> None:
         await asyncio.gather(*(_follow_changes(each, output, alone=len(asked) == 1) for each in asked))
         over = True
     if over:
-        raise NvmeofError(f"none of the {len(asked)} discovery services is left to be followed")
+        raise NvmeofError(f"all {len(asked)} discovery services are lost")
 
 
 async def _follow_changes(asked: Asked, output: str, *, alone: bool) -> None:

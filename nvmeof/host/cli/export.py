@@ -42,9 +42,9 @@ _VWC_PRESENT = 1
 @click.option("--tls-certificates", "folder", metavar="FOLDER", help="The server's certificate and key, and ca-cert.")
 @click.option("--tls", type=click.Choice(["allow", "require"]), default="require", show_default=True,
               help="Of clients.")  # fmt: skip
-@click.option("--tls-verify-peer", is_flag=True, help="Clients have to have a certificate too.")
+@click.option("--tls-verify-peer", is_flag=True, help="Require a certificate of clients.")
 @click.option("--memory", type=BYTES, default=MEMORY_BYTES, metavar="SIZE",
-              help="For data on its way.  [default: 128M]")  # fmt: skip
+              help="For data in flight.  [default: 128M]")  # fmt: skip
 @opt.output_option
 @opt.coroutine
 async def export_command(
@@ -130,7 +130,9 @@ def _options_of(text: str, options: dict[str, Any]) -> dict[str, Any]:
 def _name(disks: list[ExportedDisk], names: tuple[str, ...]) -> None:
     """Give the exports the names of the command line, or numbers where their NSIDs are not distinct."""
     if names and len(names) != len(disks):
-        raise ConfigurationError(f"{len(names)} names for {len(disks)} exports: give --name once for each, or not")
+        raise ConfigurationError(
+            f"{len(names)} names for {len(disks)} exports: give --name once for each, or leave it out"
+        )
     if names:
         for disk, name in zip(disks, names, strict=True):
             disk.name = name

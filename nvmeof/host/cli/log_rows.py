@@ -128,7 +128,7 @@ def _effects_lines(data: bytes, asked: Asked) -> Iterator[str]:
             yield f"  {name:<48} {value:#010x}"
 
 
-_csi = click.option("-y", "--csi", "-c", "csi", type=U8, metavar="CSI", help="Command set.  [default: those there are]")
+_csi = click.option("-y", "--csi", "-c", "csi", type=U8, metavar="CSI", help="Command set.  [default: all that exist]")
 _group = click.option(
     "--group-id", "group", type=U16, default=1, show_default=True, metavar="N", help="Endurance group."
 )
@@ -222,7 +222,7 @@ ROWS = (
 @opt.command("telemetry-log")
 @click.option("-O", "--output-file", "path", required=True, type=click.Path(dir_okay=False), help="File to write.")
 @click.option("--host-generate", type=click.Choice(["0", "1"]), default="1", show_default=True, help="1: new capture.")
-@click.option("--controller-init", is_flag=True, help="What the controller captured by itself.")
+@click.option("--controller-init", is_flag=True, help="The controller's own capture.")
 @click.option(
     "-d", "--data-area", type=Number(1, 4), default=3, show_default=True, metavar="N", help="Up to this data area."
 )

@@ -234,7 +234,7 @@ _CONNECTION = (
     ),
     _option(
         "--connect-timeout", type=SECONDS, default=10.0, show_default=True, metavar="SECONDS",
-        help="For connecting.",
+        help="Connect timeout.",
     ),
     _option(
         "-k", "--keep-alive-tmo", type=SECONDS, default=5.0, show_default=True, metavar="SECONDS",
@@ -247,11 +247,11 @@ _CONTROLLER = (
         "-i", "--nr-io-queues", type=Number(0, 65535), default=1, show_default=True, metavar="N", help="I/O queues."
     ),
     _option(
-        "-Q", "--queue-size", type=Number(0, 65536), default=128, show_default=True, metavar="N", help="Entries of one."
+        "-Q", "--queue-size", type=Number(0, 65536), default=128, show_default=True, metavar="N", help="Queue entries."
     ),
     _option("--disable-sqflow", is_flag=True, help="Without SQ flow control."),
-    _option("--abort-first", is_flag=True, help="Abort what takes too long, then give up."),
-    _option("--timeout", type=SECONDS, default=30.0, show_default=True, metavar="SECONDS", help="For a command."),
+    _option("--abort-first", is_flag=True, help="Abort timed-out commands first."),
+    _option("--timeout", type=SECONDS, default=30.0, show_default=True, metavar="SECONDS", help="Command timeout."),
 )  # fmt: skip
 _PATHS = (
     _option(
