@@ -162,7 +162,7 @@ def test_two_targets_share_an_address() -> None:
 
 
 def test_changes_of_other_programs_are_left_alone() -> None:
-    result = scenario("changed_meanwhile", 2)
+    result = scenario("changed_by_others", 2)
     assert result["endpoints"].split()[:4] == ["10.1.1.1", "id", "1", "subflow"]
     assert result["limits"] == ["add_addr_accepted", "3", "subflows", "3"]
 
