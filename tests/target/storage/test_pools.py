@@ -1,20 +1,16 @@
 import asyncio
 import errno
 import json
-import logging
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import Csi
 from nvmeof.spec.namespace_management import NAMESPACE_CREATE
 from nvmeof.spec.status import Status
-from nvmeof.target.commands import table as _table  # noqa: F401  (registers the kinds of namespaces)
 from nvmeof.target.server import Target, TargetConfig
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.pools import POOL_FILE, FilePool, RamdiskPool
@@ -23,102 +19,7 @@ from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.management import NewNamespace
 from nvmeof.target.subsystem.namespace_kinds import STANDARD_KINDS, NamespaceKind
 from nvmeof.target.subsystem.subsystem import Subsystem
-
-NQN = "nqn.2026-01.org.example:pool"
-MEGABYTE = 1 << 20
-HOST = "nqn.2026-01.org.example:host"
-
-
-class Member:
-    """The part of a controller that concerns namespaces."""
-
-    def __init__(self, subsystem: Subsystem, cntlid: int, host_nqn: str = HOST) -> None:
-        self.cntlid = cntlid
-        self.host_nqn = host_nqn
-        self.attached = {}
-        self.ana = subsystem.ana.on(1)
-        subsystem.start_attached(self)
-        subsystem.controllers[cntlid] = self
-
-    def attach(self, *namespaces):
-        self.attached.update((namespace.nsid, namespace) for namespace in namespaces)
-
-    def detach(self, nsid):
-        return self.attached.pop(nsid, None) is not None
-
-    def enabled(self, csi):
-        return True
-
-    def busy_with(self, nsid):
-        return False
-
-    def namespace_changed(self, nsid): ...
-
-    def allocation_changed(self, nsid): ...
-
-
-class Life:
-    """One run of a target with a pool, from its start to its end or kill."""
-
-    def __init__(self, directory: Path, capacity: str = "10M", configured: bool = False) -> None:
-        self.pool = FilePool(directory, capacity)
-        self.configured = configured
-
-    async def __aenter__(self) -> "Life":
-        self.runtime = AsyncioRuntime(logging.getLogger("nvmeof.target"))
-        await self.pool.acquire()
-        namespaces = (NamespaceConfig(backend=Ramdisk("1M")),) if self.configured else ()
-        try:
-            self.subsystem = Subsystem(SubsystemConfig(nqn=NQN, pool=self.pool, namespaces=namespaces))
-            self.manager = self.subsystem.manager
-            await self.manager.open()
-        except BaseException:
-            await self.pool.release()
-            raise
-        self.member = Member(self.subsystem, 1)
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        for backend in self.subsystem.created_backends:
-            await backend.close()
-        await self.pool.release()
-
-    async def create(self, size=MEGABYTE, **fields) -> int:
-        new = NewNamespace(**{"size_bytes": size, "block_bytes": 512, **fields})
-        return await self.manager.create(self.runtime, new)
-
-    async def delete(self, nsid) -> None:
-        await self.manager.delete(self.runtime, nsid)
-
-    async def attach(self, nsid, *cntlids) -> None:
-        await self.manager.attach(self.runtime, nsid, cntlids or (1,))
-
-    async def detach(self, nsid, *cntlids) -> None:
-        await self.manager.detach(self.runtime, nsid, cntlids or (1,))
-
-    async def write(self, nsid, data) -> None:
-        pending = self.subsystem.namespaces[nsid].write(0, memoryview(bytearray(data)), fua=True)
-        if pending is not None:
-            await pending
-
-    async def read(self, nsid) -> bytes:
-        lease = self.subsystem.namespaces[nsid].read(0, 1)
-        lease = lease if not hasattr(lease, "__await__") else await lease
-        data = bytes(lease.view)
-        lease.release()
-        return data
-
-    async def state(self):
-        """Return all that a host can see."""
-        spaces = {}
-        for nsid, space in self.subsystem.namespaces.items():
-            data = await self.read(nsid)
-            spaces[nsid] = (space.uuid, space.nguid, space.size_blocks, space.block_bytes, space.shared, data)
-        return spaces, sorted(self.member.attached), self.subsystem.unallocated_bytes
-
-
-def files(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+from tests.target.storage.pool_tools import HOST, MEGABYTE, NQN, Life, files
 
 
 async def test_created_namespaces_are_found_again(tmp_path):
@@ -168,78 +69,6 @@ async def test_files_are_sparse_and_go_with_their_namespaces(tmp_path):
         assert (tmp_path / f"{name}.namespace").stat().st_blocks < 1024
         await life.delete(nsid)
         assert files(tmp_path) == [POOL_FILE]
-
-
-class Killed(BaseException):
-    pass
-
-
-STEPS = ("fsync", "ftruncate", "replace", "unlink", "open")
-
-
-async def _create(life: Life) -> None:
-    await life.create(block_bytes=4096)
-
-
-async def _delete(life: Life) -> None:
-    await life.delete(2)
-
-
-async def _delete_all(life: Life) -> None:
-    await life.delete(None)
-
-
-async def _attach(life: Life) -> None:
-    await life.attach(2)
-
-
-async def _detach(life: Life) -> None:
-    await life.detach(1)
-
-
-@pytest.mark.parametrize("operation", [_create, _delete, _delete_all, _attach, _detach])
-async def test_a_kill_at_any_point_leaves_all_or_nothing(tmp_path, monkeypatch, operation):
-    """The directory is copied before every step that changes it: the state that a process killed there would leave."""
-    directory = tmp_path / "pool"
-    copies: list[Path] = []
-
-    def watch(name: str) -> None:
-        real = getattr(os, name)
-
-        def step(*arguments, **options):
-            copy = tmp_path / f"copy{len(copies)}"
-            copies.append(copy)
-            with monkeypatch.context() as patches:
-                for each in STEPS:
-                    patches.setattr(os, each, originals[each])
-                shutil.copytree(directory, copy)
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(os, name, step)
-
-    async with Life(directory) as life:
-        await life.create()
-        await life.create()
-        await life.write(1, b"keep" * 128)
-        await life.attach(1)
-        before = await life.state()
-        originals = {name: getattr(os, name) for name in STEPS}
-        for name in STEPS:
-            watch(name)
-        await operation(life)
-        for name, real in originals.items():
-            monkeypatch.setattr(os, name, real)
-        after = await life.state()
-    assert len(copies) >= 4
-    seen = set()
-    for copy in copies:
-        async with Life(copy) as life:
-            found = await life.state()
-            assert found in (before, after)
-            seen.add(found == after)
-            left = {path.name.partition(".")[0] for path in copy.iterdir()} - {"pool"}
-            assert left == {str(space.uuid) for space in life.subsystem.namespaces.values()}, "nothing half made"
-    assert seen == {False, True}
 
 
 async def test_a_pool_is_used_by_one_process(tmp_path):
