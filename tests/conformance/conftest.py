@@ -15,6 +15,12 @@ def trtype(request):
     return request.param
 
 
+@pytest.fixture(params=["silent", "slow"])
+def manner(request):
+    """Return each manner of a host that receives too little in turn."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def log(caplog):
     """Capture the target's log from INFO on."""

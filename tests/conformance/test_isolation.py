@@ -7,17 +7,14 @@ seconds measure nothing: without shares `other` would not be served at all.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nvmeof.errors import TransportError
 from nvmeof.protocol.config import BACKLOG_BYTES
 from nvmeof.spec.status import Status
 from nvmeof.target import connections
@@ -30,99 +27,30 @@ from nvmeof.target.simple_config import simple_config
 from nvmeof.target.storage.file import WORKERS, FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import PortConfig, SubsystemConfig, TargetConfig
-from nvmeof.transport import SocketOptions
 from tests.conformance.rawhost import (
     IN_CAPSULE,
-    R2T,
     READ,
     WRITE,
     RawHost,
     admin,
     association,
     causes,
-    icreq,
     io,
     io_sqe,
     make_sqe,
     until,
 )
-
-MIB = 1 << 20
-SLOW_BYTES_PER_SECOND = 2 * MIB
-AT_ONCE = 3.0
-SMALL = SocketOptions(sndbuf_bytes=65536, rcvbuf_bytes=65536)
-OTHER = {"hostnqn": "nqn.2014-08.org.nvmexpress:uuid:99999999-2222-3333-4444-555555555555", "hostid": b"o" * 16}
-
-
-@pytest.fixture(params=["silent", "slow"])
-def manner(request):
-    return request.param
-
-
-@asynccontextmanager
-async def target_of(*backends: Any, staging_bytes: int = 16 * MIB) -> AsyncIterator[Target]:
-    config = simple_config(backends, "nqn.2026-01.org.example:shared", "tcp", "127.0.0.1:0", None)
-    target = Target(TargetConfig(subsystems=config.subsystems, ports=config.ports, staging_bytes=staging_bytes),
-                    options=SMALL)  # fmt: skip
-    async with target:
-        yield target
-        RawHost.close_all()
-        await until(lambda: not target.pool.used_bytes and not target.drivers)
-
-
-@asynccontextmanager
-async def behaving(manner: str, hosts: list[RawHost]) -> AsyncIterator[None]:
-    """Let hosts receive nothing, or 2 MiB/s together."""
-
-    async def receive() -> None:
-        step = 16384
-        while True:
-            for host in hosts:
-                try:
-                    host.endpoint.recv_into(bytearray(step))
-                except BlockingIOError:
-                    pass
-                await asyncio.sleep(step / SLOW_BYTES_PER_SECOND)
-
-    task = asyncio.create_task(receive()) if manner == "slow" else None
-    try:
-        yield
-    finally:
-        if task is not None:
-            task.cancel()
-
-
-async def answer_slowly(host: RawHost) -> None:
-    """Answer R2Ts at 2 MiB/s."""
-    while True:
-        pdu = await host.pdu()
-        if pdu.kind != R2T:
-            continue
-        cid, ttag, _, length = pdu.fields("HHII")
-        data = host.h2c(cid, ttag, 0, bytes(length))
-        for at in range(0, len(data), 16384):
-            await host.send(data[at : at + 16384])
-            await asyncio.sleep(16384 / SLOW_BYTES_PER_SECOND)
-
-
-async def served(target: Target, **fields: Any) -> list[RawHost]:
-    """Check that another host connects, reads and writes, each at once."""
-    async with asyncio.timeout(AT_ONCE):
-        hosts = await association(target, **OTHER)
-    for nlb in (8, 2048):
-        async with asyncio.timeout(AT_ONCE):
-            completion = await hosts[1].read(0, nlb, **fields)
-            assert completion.status == 0 and len(completion.data) == nlb * 512
-        async with asyncio.timeout(AT_ONCE):
-            assert (await hosts[1].write(0, bytes(nlb * 512), in_capsule=False, **fields)).status == 0
-    return hosts
-
-
-def without_runs(target: Target) -> None:
-    """Let the namespaces of a running target execute commands one by one instead of as runs."""
-    for subsystem in target.subsystems.values():
-        for namespace in subsystem.namespaces.values():
-            namespace.runs = None
+from tests.conformance.sharing import (
+    AT_ONCE,
+    MIB,
+    OTHER,
+    SMALL,
+    answer_slowly,
+    behaving,
+    served,
+    target_of,
+    without_runs,
+)
 
 
 class Gate:
@@ -362,72 +290,6 @@ async def test_the_discovery_log_of_many_subsystems(manner):
         assert all(completion.status == 0 for completion in whole)
         assert b"".join(completion.data for completion in whole).count(b"nqn.2026-01.org.example:") == 1000
         RawHost.close_all()
-
-
-async def test_connections_of_one_address(log, manner):
-    """Existing associations keep their connections; one address has at most half of all."""
-    async with target_of(Ramdisk(MIB)) as target:
-        target.connections._counted.most = 16
-        greedy = []
-        with contextlib.suppress(TransportError, ConnectionError, EOFError, AssertionError):
-            for _ in range(12):
-                greedy.append(await admin(target, sqsize=31))
-        assert len(greedy) == 8 and causes(log.records, "connection refused")
-        async with behaving(manner, greedy):
-            for host in greedy:
-                page = [make_sqe(cid, 0x02, length=65536, cdw10=0x3FFF << 16 | 1) for cid in range(8)]
-                await host.send(b"".join(map(host.capsule, page)))
-            async with asyncio.timeout(AT_ONCE):
-                other = await RawHost.open(target, options=SocketOptions(host_traddr="127.0.0.2"))
-                await other.connect(**OTHER)
-            assert len(target.drivers) == 9
-
-
-async def dribble(host: RawHost, data: bytes) -> None:
-    """Send a byte now and then."""
-    for number in range(len(data)):
-        await host.send(data[number : number + 1])
-        await asyncio.sleep(0.02)
-
-
-@pytest.mark.parametrize("how", ["silent", "half an ICReq", "byte by byte"])
-async def test_connections_without_a_connect(log, how):
-    async with target_of(Ramdisk(MIB)) as target:
-        target.connections.strangers.most = 16
-        opened: list[RawHost] = []
-        dribbling: list[asyncio.Task[None]] = []
-        for _ in range(12):
-            with contextlib.suppress(TransportError, ConnectionError):  # a refused one may be reset while it connects
-                opened.append(await RawHost.open(target, handshake=False))
-                if how == "half an ICReq":
-                    await opened[-1].send(icreq()[:64])
-                elif how == "byte by byte":
-                    dribbling.append(asyncio.create_task(dribble(opened[-1], icreq()[:-1])))
-        await until(lambda: len(target.drivers) == 8 and "connection refused" in log.text)
-        elsewhere = SocketOptions(host_traddr="127.0.0.2")
-        async with asyncio.timeout(AT_ONCE):
-            host = await RawHost.open(target, options=elsewhere)
-            await host.connect(**OTHER)
-        for task in dribbling:
-            task.cancel()
-        await asyncio.gather(*dribbling, return_exceptions=True)
-        for each in opened:
-            each.close()
-        await until(lambda: len(target.drivers) == 1 and not target.connections.strangers.taken)
-
-
-async def test_lines_of_the_log(log):
-    async with target_of(Ramdisk(MIB)) as target:
-        for number in range(100):
-            host = await RawHost.open(target, handshake=number % 2 > 0)
-            if number % 2:
-                assert (await host.try_connect(subnqn="nqn.2026-01.org.example:none")).status
-            else:
-                await host.send(b"\xff" * 128)
-            host.close()
-        await until(lambda: not target.drivers)
-        assert len(causes(log.records, "127.0.0.1:")) < 30
-        assert (await admin(target)).cntlid and causes(log.records, "connected"), "hosts have lines of their own"
 
 
 async def test_fused_commands_get_memory_for_both_at_once(tmp_path, manner):

@@ -20,19 +20,17 @@ from nvmeof.target.core.log_rate import PeerRate
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.conformance.rawhost import READ, RawHost, admin, causes, io, io_sqe, make_sqe, until
-from tests.conformance.test_isolation import (
+from tests.conformance.sharing import (
     AT_ONCE,
     MIB,
     OTHER,
     SMALL,
     behaving,
-    manner,
     served,
     target_of,
     without_runs,
 )
 
-__all__ = ["manner"]  # the fixture
 ASYNC_EVENT_REQUEST, SET_FEATURES, GET_LOG_PAGE = 0x0C, 0x09, 0x02
 NAMESPACE_ATTRIBUTE_NOTICES = 1 << 8
 EVENT_REQUESTS = 4
@@ -141,7 +139,7 @@ async def test_completions_that_are_not_received(tmp_path, manner):
 
 ROWS = re.compile(r"^\| (?!resource|---)(.+) \|$", re.MULTILINE)
 NAMED = re.compile(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`")
-HERE = ("tests/conformance/test_isolation.py", "tests/conformance/test_isolation_events.py")
+HERE = tuple(f"tests/conformance/test_isolation{part}.py" for part in ("", "_connections", "_events"))
 
 
 @cache
