@@ -50,13 +50,13 @@ pool.close(); cluster.shutdown()
 
 
 def need_ceph() -> None:
-    """Skip the test where there is no Ceph; say what to install."""
+    """Skip the test without Ceph; say what to install."""
     if not all(shutil.which(program) for program in ("ceph-mon", "ceph-osd", "monmaptool")):
         pytest.skip("install the Debian packages ceph-mon, ceph-osd and python3-rbd for this test")
 
 
 class Cluster:
-    """Runs from `start` to `stop`; the pool is "rbd"."""
+    """A cluster that runs from `start` to `stop`; the pool is "rbd"."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,7 +98,7 @@ class Cluster:
         self._run(SYSTEM_PYTHON, "-c", _ASK, str(self.conf), json.dumps(commands))
 
     def in_pool(self, script: str) -> None:
-        """Run Python with `rbd` and `pool`."""
+        """Run Python code with `rbd` and `pool`."""
         self._run(SYSTEM_PYTHON, "-c", _IN_POOL, str(self.conf), script)
 
     def create(self, name: str, size_bytes: int) -> None:
@@ -107,7 +107,7 @@ class Cluster:
 
     @property
     def osd(self) -> subprocess.Popen[bytes]:
-        """The process that has the data."""
+        """The process that stores the data."""
         return self._daemons[1]
 
     def blocklist_all(self) -> None:

@@ -23,14 +23,14 @@ PACKAGES = {
 
 
 def need(*programs: str) -> None:
-    """Skip the test unless all programs are there; say what to install."""
+    """Skip the test unless all programs are installed; say what to install."""
     missing = [PACKAGES[program] for program in programs if shutil.which(program) is None]
     if missing:
         pytest.skip(f"install the Debian packages {', '.join(sorted(set(missing)))} for this test")
 
 
 class Engine:
-    """A server in the foreground, until `stop`; it can be started again on the same socket."""
+    """A server in the foreground until `stop`, which can be started again on the same socket."""
 
     def __init__(self, path: Path, command: list[str]) -> None:
         self.socket = path
@@ -60,7 +60,7 @@ class Engine:
         return True
 
     def stop(self) -> None:
-        """Kill it, as a crash does."""
+        """Kill the server, as a crash does."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -74,14 +74,14 @@ class Engine:
 
 
 def nbdkit(folder: Path, *arguments: str) -> Engine:
-    """nbdkit with a plug-in and its parameters, filters before it."""
+    """Return nbdkit with a plug-in and its parameters, filters before it."""
     need("nbdkit")
     path = folder / "nbdkit.sock"
     return Engine(path, ["nbdkit", "-f", "-U", str(path), "-t", "16", *arguments])
 
 
 def qemu_nbd(folder: Path, image: Path, *arguments: str) -> Engine:
-    """qemu-nbd with an image that exists."""
+    """Return qemu-nbd with an existing image."""
     need("qemu-nbd")
     path = folder / "qemu-nbd.sock"
     return Engine(path, ["qemu-nbd", "--persistent", "--shared=8", "-k", str(path), *arguments, str(image)])

@@ -8,7 +8,7 @@ from nvmeof.protocol.events import CommandDataRun, Event
 
 
 def one_by_one(events: Iterable[Event]) -> Iterator[Event]:
-    """Yield the events, each command with data in its capsule as one of its own."""
+    """Yield the events, each command with data in its capsule as a separate one."""
     for event in events:
         if isinstance(event, CommandDataRun):
             yield from event.commands()

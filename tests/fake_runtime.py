@@ -1,4 +1,4 @@
-"""A runtime for tests of both ends in which nothing happens until the test says so."""
+"""A runtime for tests of both ends that the test steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class FakeFuture:
-    """Resolved by hand; awaiting an unresolved one is an error of the test."""
+    """A future that the test resolves; awaiting an unresolved one is an error of the test."""
 
     def __init__(self) -> None:
         self.result: Any = None
@@ -23,7 +23,7 @@ class FakeFuture:
         self.error, self._done = exception, True
 
     def settle(self, function: Callable[[], Any]) -> None:
-        """Take what the function returns, or raises."""
+        """Store the function's result or error."""
         try:
             self.set_result(function())
         except Exception as error:
@@ -55,7 +55,7 @@ class FakeTimer:
 
 
 class FakeRuntime:
-    """Timers fire and what runs in the background goes on when a test calls `turn` or `settle`."""
+    """A runtime whose timers and background work proceed when a test calls `turn` or `settle`."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -90,7 +90,7 @@ class FakeRuntime:
             coroutine.close()
 
     def turn(self) -> bool:
-        """Whatever can be done now, once; False when there was nothing."""
+        """Do all that can be done now, once; return False when there was nothing."""
         due = [timer for timer in self.timers if timer.when <= self.time]
         self.timers = [timer for timer in self.timers if timer.when > self.time]
         for timer in due:
@@ -105,7 +105,7 @@ class FakeRuntime:
         return bool(due) or self.background != before
 
     def settle(self) -> None:
-        """Until everything waits for a later time or for somebody else."""
+        """Run until all work waits for a later time or another party."""
         idle = 0
         while idle < 3:
             idle = 0 if self.turn() else idle + 1

@@ -1,8 +1,8 @@
-"""Every place in the target that refuses a command is reached by a test: a pytest plugin that sees to it.
+"""Every place in the target that refuses a command is reached by a test: a pytest plugin that checks it.
 
-While tests run, each `CommandError` that is made (and each `Completion` with a status) tells where. At the end those
-places are held against the source. What was never reached is a failure when the run asked for it with
-`--all-refusals`; without the option the plugin does nothing.
+While tests run, the place of each `CommandError` that is made (and each `Completion` with a status) is recorded. At the
+end the places are compared with the source. A place that was never reached is a failure with `--all-refusals`; without
+the option the plugin does nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ reached: set[Place] = set()
 
 
 def _factories(tree: ast.Module) -> set[str]:
-    """Functions of a module that make a CommandError for others."""
+    """Return the functions of a module that make a CommandError for others."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.returns is not None and _name(node.returns) == "CommandError":
@@ -46,7 +46,7 @@ def _has_status(call: ast.Call) -> bool:
 
 
 def places() -> Iterator[tuple[Place, str]]:
-    """Where the target's source makes a refusal, and that line."""
+    """Return where the target's source makes a refusal, and that line."""
     for path in sorted(ROOT.rglob("*.py")):
         text = path.read_text()
         tree = ast.parse(text)
@@ -94,7 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Report:
-    """Collects what the workers saw, and says what nobody reached."""
+    """Collects the places that the workers reached, and reports the others."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -107,7 +107,7 @@ class _Report:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         output = getattr(self.config, "workeroutput", None)
-        if output is not None:  # a worker tells; the one that started it decides
+        if output is not None:  # a worker reports; the main process decides
             output["refusals"] = json.dumps(sorted(reached))
             return
         self.missing = [f"{file}:{line}: {text}" for (file, line), text in places() if (file, line) not in reached]

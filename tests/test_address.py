@@ -1,4 +1,4 @@
-"""Addresses as text: what is read, what is refused, and that both ends of it agree."""
+"""Addresses as text: reading, refusing, and writing what is read again."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_an_address_is_read(text: str, host: str, port: int) -> None:
         ("1.2.3.4.5", "four decimal numbers"),
     ],
 )
-def test_what_is_no_address_is_refused_with_a_sentence(text: str, says: str) -> None:
+def test_an_invalid_address_is_refused_in_one_sentence(text: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says) as caught:
         Address.parse(text)
     assert "\n" not in str(caught.value)
@@ -151,7 +151,7 @@ def test_ports_are_decimal_or_hexadecimal(port: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "0x", "0xg", "-1", "+1", "1_000", "1.0", "65536", "0x10000", "²", 65536, -1])
-def test_what_is_no_port_is_refused(text: str | int) -> None:
+def test_an_invalid_port_is_refused(text: str | int) -> None:
     with pytest.raises(ConfigurationError, match="give a number from 0 to 65535"):
         parse_port(text)
 
@@ -172,6 +172,6 @@ def test_kinds_of_hosts() -> None:
 
 @pytest.mark.parametrize(("host", "says"), [("127.0.0.1:4420", "address 127.0.0.1 and the port 4420 apart"),
                                             ("[::1]:4420", "address ::1 and the port 4420 apart")])  # fmt: skip
-def test_a_host_with_a_port_is_told_how_to_give_it(host: str, says: str) -> None:
+def test_a_host_with_a_port_is_explained(host: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         check_host(host)

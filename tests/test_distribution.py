@@ -27,7 +27,7 @@ def run(directory: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """What of the packages is needed to import them."""
+    """Install the parts of the packages that imports need."""
     for name in ("nvmeof", "nvmeof_mptcp"):
         (tmp_path / name).mkdir()
         shutil.copy(ROOT / name / "__init__.py", tmp_path / name)
@@ -35,7 +35,7 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_says_nothing_where_it_is_alone(installed: Path) -> None:
+def test_no_warning_where_it_is_alone(installed: Path) -> None:
     (installed / "nvmeof_mptcp-0.1.0.dist-info").mkdir()
     done = run(installed, "import nvmeof, nvmeof_mptcp; assert not nvmeof_mptcp.overwritten()")
     assert (done.returncode, done.stderr) == (0, "")
@@ -65,7 +65,7 @@ def test_commands_run_the_programs(capsys: pytest.CaptureFixture[str], monkeypat
         assert nvmeof.__version__ in capsys.readouterr().out
 
 
-def test_no_text_tells_people_to_install_the_other_one() -> None:
+def test_no_text_recommends_the_other_distribution() -> None:
     wrong = re.compile(r"pip install[^\n]*\bnvmeof(?!-mptcp|_mptcp)(\[|'|\b)")
     listed = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     listed += [path for name in ("nvmeof", "benchmarks", "examples") for path in (ROOT / name).rglob("*.py")]

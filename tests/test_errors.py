@@ -50,13 +50,13 @@ def test_command_error_defaults() -> None:
     assert (error.status, error.error_location, error.dnr, error.dw0, str(error)) == (0x182, 0x2C, False, 7, "no")
 
 
-def test_status_error_has_a_sentence_of_its_own() -> None:
+def test_status_error_has_a_separate_sentence() -> None:
     assert "0x281" in str(NvmeStatusError(0x281))
     error = NvmeStatusError(0x281, "bad", dnr=True, dw0=3)
     assert (error.status, str(error), error.dnr, error.dw0) == (0x281, "bad", True, 3)
 
 
-def test_what_callers_catch() -> None:
+def test_the_exceptions_that_callers_catch() -> None:
     assert issubclass(ConfigurationError, ValueError)
     assert issubclass(ConnectTimeout, TransportError) and issubclass(ConnectTimeout, TimeoutError)
     assert issubclass(ConnectionLost, TransportError) and issubclass(ConnectionLost, ConnectionError)

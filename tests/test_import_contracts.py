@@ -64,7 +64,7 @@ def _append(package: Path, module: str, line: str) -> None:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What import-linter says of a copy of the package in which every rule is broken."""
+    """Return import-linter's report on a copy of the package in which every rule is broken."""
     if find_spec("importlinter") is None:
         pytest.skip("needs import-linter: pip install -e '.[lint]'")
     copy = tmp_path_factory.mktemp("copy")

@@ -1,4 +1,4 @@
-"""Commands are printed as they can be called."""
+"""Commands are printed in the form in which they can be called."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nvmeof.launch import command_line
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory of the programs of an environment, with the commands in it."""
+    """Return the directory of the programs of an environment, with the commands in it."""
     programs = tmp_path / "venv" / "bin"
     programs.mkdir(parents=True)
     for name in ("nvmeof-target", "nvmeof-host"):

@@ -1,4 +1,4 @@
-"""What programs import from `nvmeof`: each name is documented, and the examples run."""
+"""The public names of `nvmeof`: each is documented, and the examples run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nvmeof.errors import ConfigurationError
 ROOT = Path(nvmeof.__file__).parents[1]
 
 
-def test_all_is_what_there_is() -> None:
+def test_all_lists_every_name() -> None:
     assert set(nvmeof.__all__) <= set(dir(nvmeof))
     assert nvmeof.__all__ == sorted(nvmeof.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Disk'"):
@@ -41,7 +41,7 @@ def test_a_public_name_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Target", "connect", "discover", "Namespace"])
-def test_what_everybody_uses_has_an_example(name: str) -> None:
+def test_the_most_used_names_have_an_example(name: str) -> None:
     assert "::\n" in (inspect.getdoc(getattr(nvmeof, name)) or "")
 
 
@@ -70,7 +70,7 @@ def host_api_examples() -> list[str]:
 
 @pytest.fixture(scope="module")
 def running_target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The target of docs/host-api.md by its own command line, on a free port; gives the port."""
+    """Run the target of docs/host-api.md by its own command line, on a free port; yield the port."""
     text = (ROOT / "docs/host-api.md").read_text()
     found = re.search(r"^nvmeof-target (.*)$", text, re.MULTILINE)
     assert found is not None
@@ -114,7 +114,7 @@ def test_examples_run(tmp_path: Path, name: str, code: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1.5, None, b"1M", [], True, "1X"])
-def test_what_is_no_size_is_said(size: object) -> None:
+def test_an_invalid_size_is_explained(size: object) -> None:
     with pytest.raises(ConfigurationError):
         nvmeof.Ramdisk(size)  # type: ignore[arg-type]
 
@@ -126,6 +126,6 @@ def test_what_is_no_size_is_said(size: object) -> None:
         {"connect_timeout": None}, {"connect_timeout": 0},
     ],
 )  # fmt: skip
-async def test_what_is_no_option_is_said(option: dict[str, object]) -> None:
+async def test_an_unknown_option_is_explained(option: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         await nvmeof.connect("127.0.0.1", 1, subnqn="nqn.2026-01.org.example:disk", **option)  # type: ignore[arg-type]

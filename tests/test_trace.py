@@ -1,4 +1,4 @@
-"""The trace hook at both ends of a connection, over real transports; joining listeners; those that fail."""
+"""The trace hook at both ends of a connection, over real transports; joining listeners, and failing ones."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ async def test_both_ends_count_the_same(transport: str, digests: bool) -> None:
     assert at_host.pdus_sent[PduType.CAPSULE_CMD] == at_host.sent.total()
     assert at_host.pdus_sent[PduType.ICREQ] == at_host.queues_ended == at_target.queues_ended == 3
     assert at_host.unfinished == at_target.unfinished == unanswered.total()
-    assert at_target.events[CommandCompleted] < at_target.completed.total(), "what is served together is told together"
+    assert at_target.events[CommandCompleted] < at_target.completed.total(), (
+        "commands served together are reported together"
+    )
 
     ended = [event for event in seen if isinstance(event, QueueEnded)]
     assert {event.queue.qid for event in ended} == {0, 1, 2}
@@ -113,7 +115,7 @@ async def test_the_queues_of_a_target_have_names_and_end() -> None:
     assert moments == sorted(moments)
 
 
-async def test_a_command_is_told_step_by_step() -> None:
+async def test_a_command_is_reported_step_by_step() -> None:
     events = Events()
     async with (
         Target(namespaces=[Ramdisk("1M")], trtype="memory", listen="steps:0", trace=events) as target,
@@ -145,7 +147,7 @@ async def test_a_command_is_told_step_by_step() -> None:
     assert moved[:4] == [("host", True), ("target", False), ("target", True), ("host", False)]
 
 
-async def test_a_listener_that_wants_no_pdus_hears_of_none() -> None:
+async def test_a_listener_without_pdu_events_gets_none() -> None:
     class Commands(Events):
         pdus = False
 
@@ -167,7 +169,7 @@ async def test_without_a_listener_nothing_is_made() -> None:
         assert all(queue.trace is None for queue in controller.queues())
 
 
-async def test_a_lost_connection_tells_what_was_unfinished() -> None:
+async def test_a_lost_connection_reports_unfinished_commands() -> None:
     counts, events = Counts(), Events()
     async with Target(namespaces=[Ramdisk("1M")], trtype="memory", listen="lost:0") as target:
         controller = await connect(
@@ -190,7 +192,7 @@ def test_joining_none_is_none() -> None:
     assert joined is not None and joined.pdus
 
 
-async def test_a_listener_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_listener_disturbs_no_other(caplog: pytest.LogCaptureFixture) -> None:
     calls = 0
 
     def broken(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Records: what can be turned into a struct codec, what fails at import, and that both codecs agree."""
+"""Records: declarations with a struct codec, those that fail at import, and agreement of both codecs."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_error_location_is_byte_and_bit() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_turned_fails_at_once(field: c.Construct) -> None:
+def test_a_declaration_without_a_struct_codec_fails_at_once(field: c.Construct) -> None:
     with pytest.raises(DeclarationError):
         Record(c.Struct(field), One)
 
@@ -195,7 +195,7 @@ def test_build_fills_the_rest() -> None:
     }
 
 
-def test_build_refuses_what_does_not_fit() -> None:
+def test_build_refuses_values_that_do_not_fit() -> None:
     with pytest.raises(KeyError, match="nothing"):
         build(COLD, nothing=1)
     with pytest.raises(KeyError, match="z"):
@@ -217,14 +217,14 @@ def test_layout_of_a_cold_structure() -> None:
         offset_of(COLD, "nothing")
 
 
-def test_padded_text_reads_what_peers_send() -> None:
+def test_padded_text_reads_the_text_of_peers() -> None:
     text = PaddedText(6, b" ")
     assert text.parse(b"ab    ") == "ab"
     assert text.parse(b"ab\0\0\0\0") == "ab"
     assert text.parse(b"ab \0xx") == "ab"
     assert PaddedText(6).parse(b"abcdef") == "abcdef"
     assert PaddedText(6).parse(b"ab \0xy") == "ab "
-    # what is no UTF-8 stays printable and tells apart
+    # text that is no UTF-8 stays printable and distinguishable
     assert PaddedText(4).parse(b"a\xff\0\0") == "a\\xff"
     assert PaddedText(4).build("é") == b"\xc3\xa9\0\0"
 
@@ -253,7 +253,7 @@ def test_bits_agree_with_construct(value: int) -> None:
     assert REGISTER.declaration.build(raw) == struct.pack("<I", REGISTER.encode(**raw))
 
 
-def test_bits_refuse_nonsense() -> None:
+def test_bits_refuse_invalid_fields() -> None:
     with pytest.raises(ValueError, match="low"):
         REGISTER.encode(low=8)
     with pytest.raises(ValueError, match="low"):

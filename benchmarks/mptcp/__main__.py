@@ -54,7 +54,7 @@ IN_GUEST: dict[str, str] = {
     "multipath-vm": "multipath",
     "multipath-failover-vm": "multipath-failover",
 }
-"""Experiments that run in the virtual machine, and the module that tells about them."""
+"""Experiments that run in the virtual machine, and the module of each."""
 QUICK = ("aggregation", "selftest", "filecopy", "failover", "unequal", "multipath", "multipath-failover")
 FULL = (
     *("aggregation", "selftest", "filecopy", "loss", "loss-vm", "failover", "unequal", "unequal-vm", "foreign"),
@@ -64,7 +64,7 @@ RESULTS = report.RESULTS / "mptcp"
 
 
 def _finish(module: ModuleType, result: dict[str, Any], settings: Settings, began: float) -> dict[str, Any]:
-    """Everything that a reader needs beside the figures."""
+    """Add to a result what a reader needs besides the figures."""
     result = {
         "name": module.NAME,
         "title": module.TITLE,
@@ -80,7 +80,7 @@ def _finish(module: ModuleType, result: dict[str, Any], settings: Settings, bega
 
 
 def _one(name: str, settings: Settings, console: Console, output: Path, plots: bool) -> bool:
-    """Run, show and keep one experiment; whether it ran."""
+    """Run, show and save one experiment; return whether it ran."""
     module = MODULES[IN_GUEST.get(name, name)]
     began = time.monotonic()
     console.print(f"{name}: {module.TITLE} ...", highlight=False)
@@ -110,7 +110,7 @@ def _say(module: ModuleType, result: dict[str, Any], console: Console, output: P
 @click.option("--congestion", metavar="NAME", help="TCP congestion control of both sides.  [default: cubic or reno]")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=RESULTS, show_default=True)
 @click.option("--no-plots", is_flag=True, help="Tables, text and JSON only.")
-@click.option("--redraw", is_flag=True, help="Run nothing; tables and figures anew from the JSON in --output.")
+@click.option("--redraw", is_flag=True, help="Run nothing; make tables and figures again from the JSON in --output.")
 @click.option("--strict", is_flag=True, help="Exit with 2 when a goal is missed.")
 def main(
     names: tuple[str, ...],
@@ -157,7 +157,7 @@ def main(
 
 
 def _disk() -> str | None:
-    """Where large files go: /var/tmp is on a disk where /tmp may be memory."""
+    """Return the directory for large files: /var/tmp is on a disk where /tmp may be memory."""
     return os.environ.get("TMPDIR") or ("/var/tmp" if Path("/var/tmp").is_dir() else None)
 
 

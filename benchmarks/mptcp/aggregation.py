@@ -20,13 +20,13 @@ EXPECTED = (
 )
 RATE_MBIT = 100
 DEPTH = 127
-"""All that a queue of 128 entries takes."""
+"""The most commands that a queue of 128 entries takes."""
 SCALING_GOAL = 0.88
 BARE_GOAL = 0.95
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """All counts of paths, both transports, NVMe and bare in turn."""
+    """Measure each number of paths over both transports, NVMe and the bare sender in turn."""
     links = [Link(RATE_MBIT)] * 8
     rows = []
     with Network(links) as network, contextlib.ExitStack() as stack:
@@ -70,7 +70,7 @@ def _row(network: Network, transport: str, count: int, settings: Settings) -> di
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """0.88 of N times one path, and 0.95 of the bare sender, for each N."""
+    """Check for each N: 0.88 of N times one path, and 0.95 of the bare sender."""
     rows = {row["paths"]: row for row in result["rows"] if row["transport"] == "mptcp"}
     found = []
     for direction in ("read", "write"):
@@ -87,7 +87,7 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
+    """Return the columns and the rows."""
     columns = ["paths", "transport", "subflows", "NVMe read", "bare", "ratio", "NVMe write", "bare", "ratio",
                "published", "x one path, read", "write"]  # fmt: skip
     first = {row["transport"]: row for row in reversed(result["rows"])}
@@ -105,7 +105,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(result: dict[str, Any]) -> str:
-    """What came out, and why it differs."""
+    """Explain the results, and why they deviate from the expected ones."""
     rows = {row["paths"]: row for row in result["rows"] if row["transport"] == "mptcp"}
     tcp = [row for row in result["rows"] if row["transport"] == "tcp"]
     last = max(rows)
@@ -132,7 +132,7 @@ def seen(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], figure: Any) -> None:
-    """Reads and writes over the number of paths."""
+    """Plot reads and writes over the number of paths."""
     axes = figure.subplots(1, 2, sharey=True)
     rows = {t: [r for r in result["rows"] if r["transport"] == t] for t in ("mptcp", "tcp")}
     top = max(PUBLISHED)

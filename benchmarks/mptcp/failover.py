@@ -35,13 +35,13 @@ AGAIN_SHARE = 0.1
 ROUNDS = (1, 5)
 """Runs of each scenario with and without the keeper, in turn: quick and full."""
 WINDOW_SECONDS = 5.0
-"""How long before a cut, and after the link is back, the rate is taken; less where other events are nearer."""
+"""Seconds before a cut, and after a restoration, over which a rate is taken; fewer where other events are nearer."""
 START_SECONDS = 1.0
 """The load's first second is no measure of its rate."""
 MOVED_SHARE = 0.97
-"""With the keeper at least this share of what the kernel alone moves..."""
+"""With the keeper the load moves at least this share of what it moves with the kernel alone."""
 AFTER_SHARE = 0.8
-"""... and, once a link is back, at least this share of the rate before it was cut."""
+"""With the keeper the rate after a link is restored is at least this share of the rate before its cut."""
 
 
 @dataclass
@@ -56,20 +56,20 @@ class Stage:
         time.sleep(seconds)
 
     def cut(self, *links: int) -> None:
-        """Unplug links."""
+        """Take links down, and note when."""
         for number in links:
             self.events.append((time.monotonic() - self.began, "cut", number))
             self.network.cut(number)
 
     def restore(self, *links: int) -> None:
-        """Plug them in again."""
+        """Bring links up again, and note when."""
         for number in links:
             self.network.restore(number)
             self.events.append((time.monotonic() - self.began, "restored", number))
 
 
 def one_after_another(stage: Stage, down: float, rest: float) -> None:
-    """Each link in turn."""
+    """Cut and restore each link in turn."""
     for number in range(1, LINKS + 1):
         stage.sleep(rest)
         stage.cut(number)
@@ -79,7 +79,7 @@ def one_after_another(stage: Stage, down: float, rest: float) -> None:
 
 
 def to_the_backup(stage: Stage, down: float, rest: float) -> None:
-    """All but the backup path, link 4."""
+    """Cut and restore all links but the backup path, link 4."""
     stage.sleep(rest)
     stage.cut(1, 2, 3)
     stage.sleep(down)
@@ -88,7 +88,7 @@ def to_the_backup(stage: Stage, down: float, rest: float) -> None:
 
 
 def all_down(stage: Stage, down: float, rest: float) -> None:
-    """Nothing left for three seconds."""
+    """Cut all links for three seconds."""
     stage.sleep(rest)
     stage.cut(*range(1, LINKS + 1))
     stage.sleep(3.0)
@@ -98,7 +98,7 @@ def all_down(stage: Stage, down: float, rest: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is done to the links."""
+    """A sequence of cuts and restorations of links."""
 
     name: str
     act: Callable[[Stage, float, float], None]
@@ -106,10 +106,10 @@ class Scenario:
     down: tuple[float, float] = (0.8, 4.0)
     """Seconds that a link stays down, quick and full."""
     rest: tuple[float, float] = (0.8, 4.0)
-    """Seconds between."""
+    """Seconds between two cuts, quick and full."""
 
     def seconds(self, settings: Settings) -> float:
-        """How long the load must run."""
+        """Return how long the load must run."""
         down, rest = settings.pick(*self.down), settings.pick(*self.rest)
         if self.act is one_after_another:
             return float(LINKS * (down + rest) + rest * 2)
@@ -124,7 +124,7 @@ SCENARIOS = (
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """All scenarios, as the kernel does it alone and with the keeper, in turn; several times."""
+    """Run all scenarios with the kernel alone and with the path keeper in turn, several times."""
     if importlib.util.find_spec("pyroute2") is None:
         raise LabError("the path keeper needs pyroute2 (pip install 'nvmeof-mptcp[mptcp]')")
     links = [Link(RATE_MBIT)] * LINKS
@@ -145,7 +145,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def _together(several: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of several runs: medians, worst and sums; the figure's samples are those of the run in the middle."""
+    """Join several runs in one row: medians, worst and sums; the figure's samples are those of the median run."""
     shown = sorted(several, key=lambda row: row["megabytes"])[len(several) // 2]
     brief = [{name: value for name, value in row.items() if name not in ("samples", "events")} for row in several]
     after = [min(row["after_share"]) for row in several if row["after_share"]]
@@ -164,7 +164,7 @@ def _together(several: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _paths(network: Network, scenario: Scenario, keeper: bool) -> dict[str, Any]:
-    """The kernel's endpoints by hand, or the same in the keeper's hands (then as the worker's option)."""
+    """Set the kernel's endpoints; or return the worker's option that makes the path keeper set the same ones."""
     if not keeper:
         network.set_paths(LINKS, scenario.backup, signal=False)
         return {}
@@ -217,14 +217,14 @@ def _row(network: Network, scenario: Scenario, keeper: bool, settings: Settings)
 
 
 def sample(stage: Stage, samples: list[tuple[float, list[int]]], stop: threading.Event) -> None:
-    """Note the bytes of each link, and when, until told to stop."""
+    """Note the bytes of each link and the time until ``stop`` is set."""
     while not stop.wait(SAMPLE_SECONDS):
         counters = stage.network.counters()
         samples.append((time.monotonic() - stage.began, [sum(pair) for pair in counters]))
 
 
 def rates(samples: Sequence[tuple[float, list[int]]]) -> list[tuple[float, list[float]]]:
-    """Per interval: its end, and the MB/s of each link, both directions."""
+    """Return for each interval its end, and the MB/s of each link in both directions."""
     return [
         (round(late, 3), [round((b - a) / (late - early) / 1e6, 3) for a, b in zip(before, after, strict=True)])
         for (early, before), (late, after) in pairwise(samples)
@@ -232,14 +232,14 @@ def rates(samples: Sequence[tuple[float, list[int]]]) -> list[tuple[float, list[
 
 
 def longest_pause(times: Sequence[float], end: float, begin: float = 0.0) -> tuple[float, float]:
-    """The longest time without a completion from `begin` to `end`, and when it began."""
+    """Return the longest time without a completion from `begin` to `end`, and when it began."""
     marks = [begin, *sorted(moment for moment in times if begin <= moment <= end), end]
     gaps = [(late - early, early) for early, late in pairwise(marks)]
     return max(gaps, key=lambda gap: gap[0])
 
 
 def _after(events: Sequence[tuple[float, str, int]], times: Sequence[float], end: float) -> list[float]:
-    """For each restored link: the rate of completions from then on, in parts of the rate before its cut."""
+    """Return for each restored link the rate of completions from then on, relative to the rate before the cut."""
 
     def rate(early: float, late: float) -> float:
         return sum(early < moment <= late for moment in times) / (late - early)
@@ -266,7 +266,7 @@ def again(
     backup: Sequence[int],
     rate_mbit: float = RATE_MBIT,
 ) -> list[float | None]:
-    """For each restored link: seconds until it carried load again; None where it did not before its end."""
+    """Return for each restored link the seconds until it carried load again; None if not before the next cut."""
     per_link, found = rates(samples), []
     for moment, what, number in events:
         if what != "restored" or number in backup:
@@ -280,7 +280,9 @@ def again(
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """No byte and no command lost; the keeper costs no throughput, and every link is used again."""
+    """Check that no byte and no command is lost, that the keeper costs no throughput, and that every link is used
+    again.
+    """
     found = []
     rows = {(row["scenario"], row["keeper"]): row for row in result["rows"]}
     for row in result["rows"]:
@@ -313,7 +315,7 @@ def _worst(again: Sequence[float | None]) -> str:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
+    """Return the columns and the rows."""
     columns = ["scenario", "paths kept by", "MB verified", "longest pause, s (worst run)", "rate after / before",
                "bytes lost", "errors", "restored path used after, s (worst)", "subflows", "bare sender, MB/s",
                "dropped by kernel"]  # fmt: skip
@@ -329,7 +331,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(result: dict[str, Any]) -> str:
-    """What came out, and why it differs."""
+    """Explain the results, and why they deviate from the expected ones."""
     rows = {(row["scenario"], row["keeper"]): row for row in result["rows"]}
     lost = sum(row["lost_bytes"] for row in result["rows"])
     errors = sum(len(row["errors"]) for row in result["rows"])
@@ -361,7 +363,7 @@ def seen(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], figure: Any) -> None:
-    """A row per scenario, kernel alone at the left and keeper at the right: what each link carried."""
+    """Plot what each link carried: a row per scenario, the kernel alone on the left and the keeper on the right."""
     axes = figure.subplots(len(SCENARIOS), 2, sharey=True, squeeze=False,
                            gridspec_kw={"hspace": 0.6, "wspace": 0.06})  # fmt: skip
     for index, row in enumerate(result["rows"]):

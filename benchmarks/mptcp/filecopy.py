@@ -26,7 +26,7 @@ CASES = (("tcp", 1), ("mptcp", 1), ("mptcp", 8))
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """TCP, one subflow, eight; contents compared in the file behind the target's namespace."""
+    """Copy over TCP, one subflow and eight; compare the contents in the file behind the target's namespace."""
     size = settings.pick(50_000_000, 1_300_000_000) // 4096 * 4096
     source = settings.scratch / "source"
     _make_file(source, size)
@@ -72,7 +72,7 @@ def _row(network: Network, transport: str, paths: int, source: Path, size: int, 
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Contents, and 0.88 of eight times."""
+    """Check the contents, and 0.88 of eight times the rate of one subflow."""
     tcp, _, eight = result["rows"]
     factor = eight["mb_per_s"] / tcp["mb_per_s"]
     return [
@@ -84,7 +84,7 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
+    """Return the columns and the rows."""
     lines = []
     for row in result["rows"]:
         published = PUBLISHED.get(row["transport"]) if row["transport"] == "tcp" or row["paths"] == LINKS else None
@@ -98,7 +98,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(result: dict[str, Any]) -> str:
-    """What came out, and why it differs."""
+    """Explain the results, and why they deviate from the expected ones."""
     tcp, _, eight = result["rows"]
     size = result["size_bytes"] / 1e9
     return (
@@ -115,7 +115,7 @@ def seen(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], figure: Any) -> None:
-    """Seconds per copy, scaled published times beside."""
+    """Plot seconds per copy beside the scaled published times."""
     ax = figure.subplots()
     scale = result["size_bytes"] / 1.3e9
     names = []

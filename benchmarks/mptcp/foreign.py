@@ -27,7 +27,7 @@ RELAY_PORT = 4421
 
 
 def run(settings: Settings, *, rate_mbit: float = RATE_MBIT) -> dict[str, Any]:
-    """fio on /dev/nvme: straight to the target over TCP, and through the relay over MPTCP; data verified."""
+    """Run fio on /dev/nvme: straight to the target over TCP, and through the relay over MPTCP; verify the data."""
     links = [Link(rate_mbit)] * LINKS
     rows = []
     with Network(links) as network, contextlib.ExitStack() as stack:
@@ -89,7 +89,7 @@ def _verify(network: Network, device: str) -> bool:
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Four links used, contents right."""
+    """Check that four links are used, and that the contents are right."""
     tcp, mptcp = result["rows"]
     found = [
         {"goal": f"kernel initiator through the relay, {word}s: over TCP more than 2.5",
@@ -101,7 +101,7 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
+    """Return the columns and the rows."""
     lines = [
         [f"{row['transport']}, {row['through']}", f"{row['read']:.2f}", f"{row['bare_read']:.2f}",
          f"{row['write']:.2f}", f"{row['bare_write']:.2f}", " / ".join(f"{value:.0f}" for value in row["read_link_mb"]),
@@ -112,7 +112,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(result: dict[str, Any]) -> str:
-    """What came out, and why it differs."""
+    """Explain the results, and why they deviate from the expected ones."""
     tcp, mptcp = result["rows"]
     return (
         f"A stock kernel (nvme connect -t tcp, fio, {result['jobs']} jobs of depth {result['depth']}, 128 KiB) reads "
@@ -125,7 +125,7 @@ def seen(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], figure: Any) -> None:
-    """Bars of bytes per link."""
+    """Plot the bytes of each link as bars."""
     ax = figure.subplots()
     tcp, mptcp = result["rows"]
     for index, word in enumerate(("read", "write")):

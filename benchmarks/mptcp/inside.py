@@ -1,4 +1,4 @@
-"""Runs in the guest: one experiment's `run`, its result as a line of JSON.
+"""Run in the guest: one experiment's `run`, its result as a line of JSON.
 
 python3 -m benchmarks.mptcp.inside loss '{"quick": true, "congestion": "cubic", "arguments": {...}}'
 """

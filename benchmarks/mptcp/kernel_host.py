@@ -18,7 +18,7 @@ SUBSYSTEMS = Path("/sys/class/nvme-subsystem")
 
 @contextlib.contextmanager
 def connected(network: Network, addresses: Sequence[str], *options: str, port: int = NVME_PORT) -> Iterator[str]:
-    """The device file over a TCP path to each address, by ``nvme connect`` with ``options``; disconnected afterwards.
+    """Connect to each address over TCP by ``nvme connect`` with ``options``, yield the device file, and disconnect.
 
     Raises LabError where a path cannot be connected, or no device appears.
     """
@@ -32,7 +32,9 @@ def connected(network: Network, addresses: Sequence[str], *options: str, port: i
 
 
 def wait_for_device(network: Network) -> str:
-    """The device file of the namespace that the kernel has connected to. Raises LabError where none appears."""
+    """Wait for the device file of the namespace that the kernel has connected to, and return its path. Raises LabError
+    where none appears.
+    """
     deadline = time.monotonic() + DEVICE_SECONDS
     while time.monotonic() < deadline:
         found = network.host.run("sh", "-c", "ls /dev/nvme*n1 2>/dev/null || true").split()
@@ -43,7 +45,7 @@ def wait_for_device(network: Network) -> str:
 
 
 def policies() -> tuple[str, ...]:
-    """The I/O policies that this kernel has, of ours."""
+    """Return those of our I/O policies that this kernel has."""
     known = ("numa", "round-robin", "queue-depth")
     control = next(SUBSYSTEMS.glob("nvme-subsys*/iopolicy"), None)
     if control is None:
@@ -69,8 +71,9 @@ def set_policy(name: str) -> None:
 def fio(
     network: Network, device: str, pattern: str, seconds: float, *, depth: int, jobs: int, ramp_seconds: float = 2.0
 ) -> float:
-    """MB/s of a load on a device file that is as ours: 128 KiB, direct, ``depth`` per job. Raises LabError with fio's
-    words."""
+    """Return the MB/s of a load on a device file that equals our host's: 128 KiB, direct, ``depth`` per job. Raises
+    LabError with fio's message.
+    """
     process = network.host.start(
         ["fio", "--name=x", f"--filename={device}", f"--rw={pattern}", f"--bs={BLOCK_BYTES}", f"--iodepth={depth}",
          f"--numjobs={jobs}", "--ioengine=libaio", "--direct=1", "--time_based", f"--runtime={seconds:g}",

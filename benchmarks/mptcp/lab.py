@@ -1,8 +1,8 @@
 """Two network namespaces with shaped links between them, made without root (`unshare -rnm`).
 
-The target has 10.1.<i>.1 and the host 10.1.<i>.2 on link i = 1, 2, ... Both ends of a link are limited (tbf, or netem
-where a delay is wanted), so each direction has the link's rate. The namespaces live as long as a `cat` that reads from
-a pipe of ours: when this process ends, in whichever way, they and all that is in them are gone.
+The target has 10.1.<i>.1 and the host 10.1.<i>.2 on link i = 1, 2, ... The rate of both ends of a link is limited (tbf,
+or netem where a delay is wanted), so each direction has the link's rate. The namespaces live as long as a `cat` that
+reads from a pipe of ours: when this process ends, in whichever way, the namespaces and all processes in them end.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ class Space:
         raise LabError("a network namespace could not be made (unshare -n)")
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """What runs `argv` in this namespace."""
+        """Return the arguments that run `argv` in this namespace."""
         return ["nsenter", "-t", str(self.pid), "-n", "--", *argv]
 
     def run(self, *argv: str, check: bool = True, stdin: str | None = None) -> str:
-        """Run a command here and return what it printed. Raises LabError with its own words."""
+        """Run a command here and return what it printed. Raises LabError with the command's message."""
         done = subprocess.run(
             self.command(argv), capture_output=True, text=True, input=stdin, timeout=COMMAND_SECONDS, check=False
         )
@@ -90,13 +90,13 @@ class Space:
         return done.stdout
 
     def start(self, argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[str]:
-        """Start a process here that ends with this one."""
+        """Start a process in this namespace that ends with the current process."""
         search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
         return subprocess.Popen(self.command(argv), text=True, env=environment, preexec_fn=_end_with_parent, **kwargs)
 
     def counters(self) -> dict[str, tuple[int, int]]:
-        """Bytes received and sent by each interface."""
+        """Return the bytes received and sent by each interface."""
         found: dict[str, tuple[int, int]] = {}
         for line in Path(f"/proc/{self.pid}/net/dev").read_text().splitlines()[2:]:
             name, _, figures = line.partition(":")
@@ -105,7 +105,7 @@ class Space:
         return found
 
     def statistic(self, name: str) -> int:
-        """One of the kernel's MPTCP counters (MPTcpExt...); 0 where it does not know it."""
+        """Return one of the kernel's MPTCP counters (MPTcpExt...); 0 where the kernel does not have it."""
         lines = Path(f"/proc/{self.pid}/net/netstat").read_text().splitlines()
         for names, values in zip(lines[::2], lines[1::2], strict=True):
             if names.startswith("MPTcpExt:"):
@@ -124,7 +124,7 @@ class Space:
 
 
 class OwnSpace(Space):
-    """The namespace that this process is in: in the guest the one in which the kernel's own host connects again."""
+    """The network namespace of this process: in the guest it is the one from which the kernel's own host reconnects."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -141,7 +141,7 @@ def _end_with_parent() -> None:
 class Network:
     """`with Network([Link(100)] * 4) as network:` two namespaces, `network.target` and `network.host`.
 
-    ``host_here``: the host's is the one that this process is in.
+    ``host_here``: the host's namespace is that of this process.
     """
 
     def __init__(self, links: Sequence[Link], *, host_here: bool = False) -> None:
@@ -181,19 +181,19 @@ class Network:
 
     @staticmethod
     def target_address(number: int) -> str:
-        """The target's address on a link, from 1."""
+        """Return the target's address on a link; links are numbered from 1."""
         return f"10.1.{number}.1"
 
     @staticmethod
     def host_address(number: int) -> str:
-        """The host's address on a link, from 1."""
+        """Return the host's address on a link; links are numbered from 1."""
         return f"10.1.{number}.2"
 
     def set_paths(self, count: int, backup: Sequence[int] = (), *, signal: bool = True, first: int = 2) -> None:
-        """Endpoints for links first..count: used for subflows by the host, signalled by the target; limits 8 and 8.
+        """Set endpoints for links first..count: used for subflows by the host, signalled by the target; limits 8 and 8.
 
-        Both together, as in the series' selftest, give links 2 and on one subflow each and some a second one; without
-        `signal` there is exactly one per link.
+        Both kinds of endpoints together, as in the series' selftest, give links 2 and on one subflow each and some a
+        second one; without `signal` there is exactly one per link.
         """
         for space in (self.target, self.host):
             space.run("ip", "mptcp", "endpoint", "flush")
@@ -211,11 +211,13 @@ class Network:
         self.host.run("ip", "link", "set", f"link{number}", "down")
 
     def restore(self, number: int) -> None:
-        """Bring it up again."""
+        """Bring a link up again."""
         self.host.run("ip", "link", "set", f"link{number}", "up")
 
     def blackhole(self, number: int, on: bool) -> None:
-        """Let a link swallow all packets that reach the host and the target, carrier up; or end that."""
+        """Drop all packets of a link that reach the host and the target, carrier up; with ``on`` False deliver them
+        again.
+        """
         for space in (self.host, self.target):
             if on:
                 _drop(space, f"link{number}", 1.0)
@@ -223,11 +225,13 @@ class Network:
                 space.run("tc", "qdisc", "del", "dev", f"link{number}", "clsact")
 
     def dropped(self) -> int:
-        """Packets that either kernel dropped because they lay beyond the MPTCP receive window (NoDSSInWindow)."""
+        """Return how many packets both kernels dropped because they lay beyond the MPTCP receive window
+        (NoDSSInWindow).
+        """
         return self.target.statistic("NoDSSInWindow") + self.host.statistic("NoDSSInWindow")
 
     def counters(self) -> list[tuple[int, int]]:
-        """Per link: bytes that the host received and sent."""
+        """Return for each link the bytes that the host received and sent."""
         found = self.host.counters()
         return [found.get(f"link{number}", (0, 0)) for number in range(1, len(self.links) + 1)]
 
@@ -254,11 +258,11 @@ def _drop(space: Space, device: str, share: float) -> None:
     space.run("tc", "filter", "add", "dev", device, "ingress", "bpf", "da", "bytecode", program)
 
 
-# -- getting in ---------------------------------------------------------------------------------------------------
+# -- entering the namespaces ----------------------------------------------------------------------------------------
 
 
 def missing() -> str | None:
-    """Why these experiments cannot run here, in one sentence; None: they can."""
+    """Return why these experiments cannot run here, in one sentence; None where they can."""
     for tool in ("unshare", "nsenter", "ip", "tc"):
         if shutil.which(tool) is None:
             return f"the program {tool} is not installed"
@@ -281,14 +285,15 @@ def missing() -> str | None:
 
 
 def inside() -> bool:
-    """Whether this process is in namespaces of its own already."""
+    """Return whether this process is in network namespaces of its own already."""
     return bool(os.environ.get(_INSIDE))
 
 
 def enter(module: str, arguments: Sequence[str]) -> None:
-    """Run this module again, as the root of a new user, network and mount namespace. Returns only when there already.
+    """Run this module again, as the root of a new user, network and mount namespace. Returns only in a process that is
+    in these namespaces already.
 
-    Raises LabError where that is not allowed.
+    Raises LabError where namespaces cannot be made.
     """
     if inside():
         return
@@ -301,14 +306,14 @@ def enter(module: str, arguments: Sequence[str]) -> None:
 
 
 def congestion_controls() -> list[str]:
-    """What this kernel offers to sockets without privilege, and to those with it."""
+    """Return the congestion controls that this kernel offers, with and without privilege."""
     return Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
 
 
 def choose_congestion(wanted: str | None) -> str:
-    """The congestion control for both sides: the wanted one, else cubic, else whatever there is.
+    """Return the congestion control for both sides: the wanted one, else cubic, else the first that is available.
 
-    Raises LabError for one that is not available.
+    Raises LabError for a wanted one that is not available.
     """
     offered = congestion_controls()
     if wanted is not None and wanted not in offered:
@@ -317,7 +322,7 @@ def choose_congestion(wanted: str | None) -> str:
 
 
 def describe(links: Sequence[Link]) -> str:
-    """The links in words."""
+    """Describe the links in words."""
     parts = []
     for link in dict.fromkeys(links):
         words = [f"{links.count(link)} x {link.rate_mbit:g} Mbit/s"]
@@ -328,7 +333,7 @@ def describe(links: Sequence[Link]) -> str:
 
 
 def settings() -> Mapping[str, Any]:
-    """What of the kernel's settings bears on the figures."""
+    """Return the kernel's settings that affect the figures."""
     found: dict[str, Any] = {}
     for name in ("ipv4/tcp_rmem", "ipv4/tcp_wmem", "core/rmem_max", "core/wmem_max", "mptcp/scheduler"):
         with contextlib.suppress(OSError):

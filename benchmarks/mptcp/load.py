@@ -1,4 +1,4 @@
-"""Loads that a host puts on one or several controllers: one that measures, and one that verifies."""
+"""Loads that a host puts on one or several controllers: a measuring load, and a verifying one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def round_robin_load(namespace: Namespace, queues: Sequence[Queue], pattern: str
 
 
 def close_window(load: MeasuredLoad) -> dict[str, Any]:
-    """Return what completed since :meth:`Load.open_window`. Raises what a command failed with."""
+    """Return what completed since :meth:`Load.open_window`. Raises the error of a failed command."""
     figures = load.close_window()
     if load.error is not None:
         raise load.error
@@ -41,7 +41,7 @@ def close_window(load: MeasuredLoad) -> dict[str, Any]:
 
 
 async def stop(load: MeasuredLoad) -> None:
-    """Send nothing more and wait for what is under way. Raises what a command failed with."""
+    """Send nothing more, and wait for the outstanding commands. Raises the error of a failed command."""
     load.stop()
     await asyncio.wait_for(load.finished, STOP_SECONDS)
     if load.error is not None:
@@ -49,7 +49,7 @@ async def stop(load: MeasuredLoad) -> None:
 
 
 class BlockDevice(Protocol):
-    """What a verifying load works on: a namespace, or a device file that has its methods."""
+    """The Protocol of what a verifying load works on: a namespace, or a device file with the same methods."""
 
     @property
     def block_bytes(self) -> int: ...
@@ -60,7 +60,7 @@ class BlockDevice(Protocol):
 
 
 class Verifier:
-    """Writes blocks with contents that tell place and generation, reads them back and compares, for ever.
+    """Writes blocks whose contents state slot and generation, reads the blocks back and compares, without end.
 
     Each of ``workers`` tasks owns some slots of ``size`` bytes. A completion is noted with the time (CLOCK_MONOTONIC,
     which all processes share) and its bytes.
@@ -77,17 +77,17 @@ class Verifier:
         self.errors: list[str] = []
         self.lost_bytes = 0
         self.longest_seconds = 0.0
-        """Of all commands, from when it was given until it had completed."""
+        """The longest time of a command, from its submission to its completion."""
         self.running = True
 
     def contents(self, slot: int, generation: int) -> bytes:
-        """What belongs there."""
+        """Return the contents of a slot at a generation."""
         mark = slot.to_bytes(8, "little") + generation.to_bytes(8, "little")
         start = (slot * 7919 + generation * 104729) % self._size
         return mark + self._pool[start : start + self._size - 16]
 
     async def run(self, seconds: float) -> None:
-        """Work for so long, then read everything once more."""
+        """Run for ``seconds``, then read all that was written once more."""
         ending = asyncio.get_running_loop().call_later(seconds, self._end)
         try:
             await asyncio.gather(*(self._work(worker) for worker in range(self._workers)))

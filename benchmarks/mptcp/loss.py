@@ -24,7 +24,9 @@ DEPTH = 64
 
 
 def run(settings: Settings, *, rate_mbit: float = 100.0, delay_ms: float = 0.0, loss: float = LOSS) -> dict[str, Any]:
-    """Without and with loss; one and four NVMe paths; TCP and MPTCP. With a delay, netem does both."""
+    """Run without and with loss, with one and four NVMe paths, over TCP and MPTCP. With a delay, netem makes the loss
+    too.
+    """
     rows, words = [], []
     for share in (0.0, loss):
         links = [Link(rate_mbit, delay_ms, share, segmented=True)] * LINKS
@@ -65,7 +67,7 @@ def _row_of(result: dict[str, Any], transport: str, paths: int, loss: float) -> 
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """With loss and one NVMe path: more than 2.5 times TCP, and 0.95 of the bare sender."""
+    """Check with loss and one NVMe path: more than 2.5 times TCP, and 0.95 of the bare sender."""
     tcp, mptcp = (_row_of(result, transport, 1, result["loss"]) for transport in ("tcp", "mptcp"))
     found = []
     for word in ("read", "write"):
@@ -78,7 +80,7 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
+    """Return the columns and the rows."""
     lines = []
     for row in result["rows"]:
         published = PUBLISHED.get((row["transport"], row["loss"])) if row["nvme_paths"] == LINKS else None
@@ -94,7 +96,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(result: dict[str, Any]) -> str:
-    """What came out, and why it differs."""
+    """Explain the results, and why they deviate from the expected ones."""
     kept = {}
     for transport in ("tcp", "mptcp"):
         for paths in (1, LINKS):
@@ -121,7 +123,7 @@ def seen(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], figure: Any) -> None:
-    """Left reads, right writes; clean and lossy bars by NVMe paths and transport, published shares as marks."""
+    """Plot reads on the left, writes on the right: bars by NVMe paths and transport, published shares as marks."""
     axes = figure.subplots(1, 2, sharey=True)
     top = 0.0
     for ax, (position, word) in zip(axes, enumerate(("read", "write")), strict=True):

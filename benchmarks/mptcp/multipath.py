@@ -20,7 +20,7 @@ EXPECTED = (
     "so 3.0 and 4.3 times TCP. With numa one path carries everything: over TCP it has one link, over MPTCP all."
 )
 PUBLISHED = {False: (445 / 455, 445 / 455), True: (428 / 144, 431 / 100)}
-"""MPTCP over TCP in round-robin, reads and writes, without and with loss."""
+"""Ratios of MPTCP to TCP in round-robin, reads and writes, without and with loss."""
 POLICIES = tuple(IOPOLICIES)
 TRANSPORTS = ("tcp", "mptcp")
 WORDS = ("read", "write")
@@ -37,7 +37,9 @@ COLOURS = {"tcp": "C3", "mptcp": "C0", KERNEL: "0.55"}
 def run(
     settings: Settings, *, rate_mbit: float = 100.0, delay_ms: float = 0.0, loss: float = 0.0, kernel: bool = False
 ) -> dict[str, Any]:
-    """Each policy over TCP and MPTCP in turn; with ``loss`` once more with it; ``kernel``: its own host beside ours."""
+    """Run each policy over TCP and MPTCP in turn, with ``loss`` once more with packet loss; ``kernel``: the kernel's
+    host beside ours.
+    """
     rows: list[dict[str, Any]] = []
     links: list[Link] = []
     for share in (0.0, loss) if loss else (0.0,):
@@ -54,12 +56,12 @@ def run(
 
 
 def addresses(network: Network) -> list[str]:
-    """The target's address on each link: one NVMe path each."""
+    """Return the target's address on each link: one NVMe path each."""
     return [network.target_address(number) for number in range(1, LINKS + 1)]
 
 
 def _times(settings: Settings, delay_ms: float) -> tuple[float, float]:
-    """Seconds of warm-up and of the window; congestion windows grow by round trips."""
+    """Return the seconds of warm-up and of the window; congestion windows grow by round trips."""
     warmup: float
     seconds: float
     if delay_ms:
@@ -90,7 +92,7 @@ def _row(network: Network, transport: str, policy: str, loss: float, settings: S
 
 
 def _kernel_rows(network: Network, loss: float, settings: Settings) -> list[dict[str, Any]]:
-    """The kernel's host over TCP, with each policy that it has, by fio with as many commands."""
+    """Measure the kernel's host over TCP with each policy that it has, by fio with as many commands."""
     warmup, seconds = _times(settings, network.links[0].delay_ms)
     rows = []
     with kernel_host.connected(network, addresses(network), "-i", "1") as device:
@@ -108,25 +110,25 @@ def _kernel_rows(network: Network, loss: float, settings: Settings) -> list[dict
 
 
 def losses(result: dict[str, Any]) -> list[float]:
-    """The shares of lost packets that were run, in their order."""
+    """Return the shares of lost packets that were run, in their order."""
     return list(dict.fromkeys(row["loss"] for row in result["rows"]))
 
 
 def row_of(result: dict[str, Any], host: str, policy: str, loss: float) -> dict[str, Any] | None:
-    """One row; None where that was not run."""
+    """Return one row; None where its case was not run."""
     key = (host, policy, loss)
     return next((row for row in result["rows"] if (row["host"], row["policy"], row["loss"]) == key), None)
 
 
 def _ratio(result: dict[str, Any], policy: str, loss: float, word: str) -> float:
-    """MPTCP over TCP."""
+    """Return the ratio of MPTCP to TCP."""
     tcp, mptcp = (row_of(result, transport, policy, loss) for transport in TRANSPORTS)
     assert tcp is not None and mptcp is not None
     return float(mptcp[word] / tcp[word])
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The published ratios, in round-robin: as good as TCP without loss, at least twice as good with it."""
+    """Check the published ratios in round-robin: as good as TCP without loss, at least twice as good with loss."""
     found = []
     for loss in losses(result):
         for word in WORDS:
@@ -144,7 +146,7 @@ def _pair(row: dict[str, Any] | None) -> str:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
+    """Return the columns and the rows."""
     lines = []
     for loss in losses(result):
         for policy in POLICIES:
@@ -158,7 +160,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(result: dict[str, Any]) -> str:
-    """What came out, and why it differs."""
+    """Explain the results, and why they deviate from the expected ones."""
     text = ""
     for loss in losses(result):
         ratios = [f"{_ratio(result, 'round-robin', loss, word):.2f}" for word in WORDS]
@@ -196,7 +198,7 @@ def _kept(result: dict[str, Any], transport: str, policy: str, word: str) -> str
 
 
 def plot(result: dict[str, Any], figure: Any) -> None:
-    """A panel per loss and direction: a group of bars per policy; the four links' sum as a line."""
+    """Plot a panel per loss and direction: a group of bars per policy, the sum of the four links as a line."""
     shares = losses(result)
     axes = figure.subplots(len(shares), 2, sharey="row", squeeze=False, gridspec_kw={"hspace": 0.5, "wspace": 0.06})
     hosts = [host for host in COLOURS if any(row["host"] == host for row in result["rows"])]

@@ -23,12 +23,12 @@ EXPECTED = (
 WORKERS = 16
 RECONNECT_SECONDS = 2.0
 MPTCP_SHARE = 0.5
-"""Over MPTCP the pause is at most this share of the same policy's over TCP."""
+"""Over MPTCP the pause is at most this share of the pause with the same policy over TCP."""
 _NO_TRAFFIC = 0.05
 
 
 def run(settings: Settings, *, rate_mbit: float = 50.0, kernel: bool = False) -> dict[str, Any]:
-    """Each policy over TCP and MPTCP in turn, in a fresh network; ``kernel``: its own host beside ours."""
+    """Run each policy over TCP and MPTCP in turn, in a fresh network; ``kernel``: the kernel's host beside ours."""
     links = [Link(rate_mbit)] * LINKS
     rows = []
     policies = settings.pick(("numa", "round-robin"), POLICIES)
@@ -58,7 +58,7 @@ def _keep_alive(settings: Settings) -> float:
 
 
 def _seconds(settings: Settings) -> tuple[float, float, float]:
-    """Before the cut, while the link is down, and after it is back."""
+    """Return the seconds before the cut, while the link is down, and after its restoration."""
     before, down, after = settings.pick((1.5, 6.0, 5.0), (3.0, 12.0, 9.0))
     return before, down, after
 
@@ -75,7 +75,7 @@ def _row(network: Network, transport: str, policy: str, settings: Settings) -> d
 
 
 def _kernel_row(network: Network, policy: str, settings: Settings) -> list[dict[str, Any]]:
-    """The kernel's host over TCP; nothing where it does not have the policy."""
+    """Measure the kernel's host over TCP; return nothing where it does not have the policy."""
     keep_alive = f"{_keep_alive(settings):g}"
     options = ("-i", "1", "-k", keep_alive, "-c", f"{RECONNECT_SECONDS:g}", "-l", "600")
     with kernel_host.connected(network, addresses(network), *options) as device:
@@ -90,7 +90,7 @@ def _kernel_row(network: Network, policy: str, settings: Settings) -> list[dict[
 
 
 def _cut_under(network: Network, process: Any, settings: Settings) -> dict[str, Any]:
-    """Cut link 1, which numa uses, and restore it under a verifying load; what that load saw."""
+    """Cut link 1, which numa uses, and restore it under a verifying load; return what the load measured."""
     runs.first_line(process)
     before, down, after = _seconds(settings)
     stage = failover.Stage(network, time.monotonic())
@@ -128,12 +128,14 @@ def _cut_under(network: Network, process: Any, settings: Settings) -> dict[str, 
 
 
 def _rate(times: list[float], early: float, late: float) -> float:
-    """Completions per second between two moments; 0 where there is no time between them."""
+    """Return the completions per second between two moments; 0 where no time lies between them."""
     return sum(early < moment <= late for moment in times) / (late - early) if late > early else 0.0
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Nothing lost; failed over within the keep-alive's time; over MPTCP sooner; the link used again."""
+    """Check that nothing is lost, that failover ends within the keep-alive timeout, sooner over MPTCP, and that the
+    link is used again.
+    """
     found = []
     most = 2.5 * result["keep_alive_seconds"]
     for row in result["rows"]:
@@ -153,7 +155,7 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
+    """Return the columns and the rows."""
     columns = ["I/O policy", "host, transport", "MB verified", "longest pause, s", "longest command, s",
                "rate while cut / before", "link used again after, s", "failovers", "bytes lost", "errors"]  # fmt: skip
     lines = []
@@ -172,7 +174,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(result: dict[str, Any]) -> str:
-    """What came out, and why it differs."""
+    """Explain the results, and why they deviate from the expected ones."""
     words = []
     for policy in result["policies"]:
         tcp, mptcp = (row_of(result, transport, policy, 0.0) for transport in TRANSPORTS)
@@ -203,7 +205,7 @@ def seen(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], figure: Any) -> None:
-    """A row per policy, a column per host and transport: what each link carried."""
+    """Plot what each link carried: a row per policy, a column per host and transport."""
     hosts = [host for host in COLOURS if any(row["host"] == host for row in result["rows"])]
     axes = figure.subplots(len(result["policies"]), len(hosts), sharex=True, sharey=True, squeeze=False,
                            gridspec_kw={"hspace": 0.45, "wspace": 0.06})  # fmt: skip

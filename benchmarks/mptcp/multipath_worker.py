@@ -22,7 +22,7 @@ BLOCK_BYTES = 4096
 
 
 async def _connect(order: Order) -> HostSubsystem:
-    """A subsystem over one path per address, all of them connected, with the subflows that were asked for."""
+    """Connect a subsystem over one path per address, and wait for the subflows that were asked for."""
     subsystem = await connect_multipath(
         *order["addresses"],
         subnqn=order["subnqn"],
@@ -35,7 +35,7 @@ async def _connect(order: Order) -> HostSubsystem:
         congestion=order.get("congestion"),
         keep_alive_tmo=order.get("keep_alive_seconds", KATO_SECONDS),
         reconnect_delay=order.get("reconnect_delay", 10.0),
-        quiesce_tmo=0.0,  # as Linux: what was lost goes to another path at once
+        quiesce_tmo=0.0,  # as Linux: a command of a lost path goes to another path at once
         io_timeout=60.0,
     )
     await wait_for_subflows(_controllers(subsystem), order)
@@ -47,7 +47,7 @@ def _controllers(subsystem: HostSubsystem) -> list[HostController]:
 
 
 def _path_facts(subsystem: HostSubsystem) -> list[dict[str, Any]]:
-    """What went over each path."""
+    """Return what went over each path."""
     return [
         {"name": path.name, "ios": path.figures.ios, "errors": path.figures.errors,
          "failovers": path.figures.failovers, "state": path.path.state.value}
@@ -56,7 +56,7 @@ def _path_facts(subsystem: HostSubsystem) -> list[dict[str, Any]]:
 
 
 async def load(order: Order) -> dict[str, Any]:
-    """Load in phases (``randread``, ``randwrite``) over the paths that the I/O policy chooses."""
+    """Run load in phases (``randread``, ``randwrite``) over the paths that the I/O policy chooses."""
     async with await _connect(order) as subsystem:
         namespace = subsystem.namespace(1)
         await namespace.refresh()
@@ -72,7 +72,7 @@ async def load(order: Order) -> dict[str, Any]:
 
 
 async def verify(order: Order) -> dict[str, Any]:
-    """The verifying load over the paths that the I/O policy chooses; prints a line when it runs."""
+    """Run the verifying load over the paths that the I/O policy chooses; print a line when it runs."""
     async with await _connect(order) as subsystem:
         namespace = subsystem.namespace(1)
         await namespace.refresh()
@@ -81,7 +81,7 @@ async def verify(order: Order) -> dict[str, Any]:
 
 
 async def verify_device(order: Order) -> dict[str, Any]:
-    """The verifying load on the kernel's device file, which has native multipath below it."""
+    """Run the verifying load on the kernel's device file, which has native multipath below it."""
     device = DeviceFile(order["device"])
     try:
         return await _verify(device, order, {})
@@ -102,7 +102,7 @@ async def _verify(device: BlockDevice, order: Order, connections: dict[str, Any]
 
 
 class DeviceFile:
-    """A block device of the kernel, read and written past its cache by threads, as a verifying load wants it."""
+    """A block device of the kernel for a verifying load, read and written past the page cache by threads."""
 
     def __init__(self, path: str) -> None:
         self.block_bytes = BLOCK_BYTES
@@ -115,7 +115,7 @@ class DeviceFile:
         await asyncio.to_thread(self._write, lba * BLOCK_BYTES, data)
 
     def _read(self, offset: int, length: int) -> bytes:
-        with mmap.mmap(-1, length) as aligned:  # direct I/O wants whole pages
+        with mmap.mmap(-1, length) as aligned:  # direct I/O needs whole pages
             if os.preadv(self._fd, [aligned], offset) != length:
                 raise OSError(f"a read of {length} bytes at {offset} came back short")
             return bytes(aligned)

@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: a table on the terminal, a figure as PNG and SVG, JSON, and its text."""
+"""The output of an experiment: a table on the terminal, a figure as PNG and SVG, JSON, and its text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDE = (11.0, 5.2)
 
 
 def caption(result: dict[str, Any]) -> str:
-    """The conditions, in a line under the figure."""
+    """Return the conditions as a line under the figure."""
     environment = result["environment"]
     words = [result["links"], f"congestion control {result['congestion_control']} on both sides",
              f"Linux {environment['kernel']}{' in QEMU (TCG)' if result.get('emulated') else ''}",
@@ -31,7 +31,7 @@ def caption(result: dict[str, Any]) -> str:
 
 
 def show(console: Console, module: ModuleType, result: dict[str, Any]) -> None:
-    """The table, the goals and the text."""
+    """Print the table, the goals and the text."""
     columns, lines = module.table(result)
     table = Table(title=f"{result['title']} ({result['links']})", title_justify="left")
     for index, column in enumerate(columns):
@@ -47,7 +47,7 @@ def show(console: Console, module: ModuleType, result: dict[str, Any]) -> None:
 
 
 def draw(module: ModuleType, result: dict[str, Any], folder: Path, name: str) -> list[Path]:
-    """The figure in both forms. Raises ImportError without matplotlib."""
+    """Save the figure as PNG and SVG. Raises ImportError without matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -69,7 +69,7 @@ def draw(module: ModuleType, result: dict[str, Any], folder: Path, name: str) ->
 
 
 def markdown(module: ModuleType, result: dict[str, Any], name: str) -> str:
-    """A section for a document: figure, table, text."""
+    """Return a section for a document: figure, table, text."""
     columns, lines = module.table(result)
     rows = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     rows += ["| " + " | ".join(line) + " |" for line in lines]
@@ -80,7 +80,7 @@ def markdown(module: ModuleType, result: dict[str, Any], name: str) -> str:
 
 
 def keep(module: ModuleType, result: dict[str, Any], folder: Path, name: str) -> None:
-    """JSON and Markdown beside the figure."""
+    """Save JSON and Markdown beside the figure."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / f"{name}.md").write_text(markdown(module, result, name))

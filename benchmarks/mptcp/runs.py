@@ -1,4 +1,4 @@
-"""What every experiment is made of: a target, a bare sender's server, and runs of the host's side."""
+"""The parts of every experiment: a target, a bare sender's server, and runs of the host's side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCK_BYTES = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How long and how thoroughly."""
+    """How long, and how often, an experiment measures."""
 
     quick: bool
     congestion: str
@@ -32,7 +32,7 @@ class Settings:
     """A directory for large files, removed at the end."""
 
     def pick(self, quick: Any, full: Any) -> Any:
-        """The short form's value or the full one's."""
+        """Return the short form's value or the full form's."""
         return quick if self.quick else full
 
 
@@ -49,7 +49,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 @contextlib.contextmanager
 def target(network: Network, transport: str, congestion: str, *arguments: str) -> Iterator[None]:
-    """Our target on all addresses of the target's namespace; `arguments` give its namespaces."""
+    """Run our target on all addresses of the target's network namespace; `arguments` give its NVMe namespaces."""
     argv = [sys.executable, "-m", "nvmeof.target", "--trtype", transport, "--listen", f"0.0.0.0:{NVME_PORT}"]
     argv += ["--subnqn", SUBNQN, "--congestion", congestion, "--quiet", *arguments]
     with tempfile.TemporaryFile("w+") as log:
@@ -71,12 +71,12 @@ def _wait_until_listening(network: Network, process: subprocess.Popen[str], log:
         time.sleep(0.05)
     log.seek(0)
     words = log.read().strip().splitlines()
-    raise LabError(f"the target did not start: {words[-1] if words else 'it said nothing'}")
+    raise LabError(f"the target did not start: {words[-1] if words else 'it printed nothing'}")
 
 
 @contextlib.contextmanager
 def bare_server(network: Network, transport: str, congestion: str) -> Iterator[None]:
-    """The bare sender's other end, in the target's namespace."""
+    """Run the bare sender's server in the target's network namespace."""
     argv = [sys.executable, "-m", "benchmarks.mptcp.sender", "serve", "--transport", transport]
     argv += ["--listen", f"0.0.0.0:{BARE_PORT}", "--congestion", congestion]
     process = network.target.start(argv, stdout=subprocess.PIPE)
@@ -90,7 +90,7 @@ def bare_server(network: Network, transport: str, congestion: str) -> Iterator[N
 
 
 def answer(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
-    """The last line of JSON that a process prints. Raises LabError with its own words."""
+    """Return the last line of JSON that a process prints. Raises LabError with the process's message."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -102,7 +102,7 @@ def answer(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(lines[-1])
     except (IndexError, ValueError):
         words = (err or "").strip().splitlines()
-        said = words[-1] if words else "it said nothing"
+        said = words[-1] if words else "it printed nothing"
         raise LabError(f"the host's side failed (exit status {process.returncode}): {said}") from None
     if "error" in found:
         raise LabError(f"the host's side failed: {found['error']}")
@@ -113,19 +113,19 @@ WORKER = "benchmarks.mptcp.worker"
 
 
 def start_worker(network: Network, module: str = WORKER, **order: Any) -> subprocess.Popen[str]:
-    """The host's side of an experiment, started with an order (see `worker`, or the module given)."""
+    """Start the host's side of an experiment with an order (see `worker`, or the module given)."""
     order = {"addresses": [network.target_address(1)], "port": NVME_PORT, "subnqn": SUBNQN, **order}
     argv = [sys.executable, "-m", module, json.dumps(order)]
     return network.host.start(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def work(network: Network, timeout_seconds: float = 120.0, module: str = WORKER, **order: Any) -> dict[str, Any]:
-    """One run of the host's side."""
+    """Run the host's side once; return its answer."""
     return answer(start_worker(network, module, **order), timeout_seconds)
 
 
 def first_line(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """What a verifying load says when it runs. Raises LabError where it did not start."""
+    """Return what a verifying load prints when it runs. Raises LabError where it did not start."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line.startswith('{"running"'):
@@ -139,7 +139,7 @@ def first_line(process: subprocess.Popen[str]) -> dict[str, Any]:
 def bare(
     network: Network, transport: str, direction: str, congestion: str, seconds: float, warmup: float = 1.0
 ) -> float:
-    """Megabytes per second of the bare sender in one direction as the host sees it: `read` or `write`."""
+    """Measure the bare sender in one direction as the host sees it, `read` or `write`; return MB/s."""
     argv = [sys.executable, "-m", "benchmarks.mptcp.sender", "measure", "--transport", transport]
     argv += ["--address", f"{network.target_address(1)}:{BARE_PORT}", "--direction", direction]
     argv += ["--seconds", str(seconds), "--warmup", str(warmup), "--congestion", congestion]
@@ -148,5 +148,5 @@ def bare(
 
 
 def link_megabytes(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> list[float]:
-    """What each link carried in both directions, in MB, headers included."""
+    """Return the MB that each link carried in both directions, headers included."""
     return [round((b[0] - a[0] + b[1] - a[1]) / 1e6, 3) for a, b in zip(before, after, strict=True)]

@@ -24,7 +24,7 @@ PHASES = ("randread", "flush", "randwrite", "flush")
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """The four phases over TCP and over MPTCP, the bare sender before each."""
+    """Run the four phases over TCP and over MPTCP, the bare sender before each."""
     rate = settings.pick(400, 1000)
     links = [Link(rate)] * LINKS
     rows = []
@@ -67,7 +67,7 @@ def _factors(result: dict[str, Any]) -> dict[str, float]:
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Four times TCP, of which 0.88 is asked."""
+    """Check for four times TCP, of which 0.88 is required."""
     return [
         {"goal": f"MPTCP over TCP, {word}s, at least {0.88 * LINKS:.2f}", "value": value,
          "reached": value >= 0.88 * LINKS}
@@ -76,7 +76,7 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
+    """Return the columns and the rows."""
     lines = [
         [row["transport"], "/".join(map(str, row["subflows"])), f"{row['read']:.1f}", f"{row['bare_read']:.1f}",
          f"{row['write']:.1f}", f"{row['bare_write']:.1f}", "/".join(f"{s * 1e3:.1f}" for s in row["flush_seconds"])]
@@ -89,7 +89,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(result: dict[str, Any]) -> str:
-    """What came out, and why it differs."""
+    """Explain the results, and why they deviate from the expected ones."""
     tcp, mptcp = result["rows"]
     factors = _factors(result)
     text = (
@@ -110,7 +110,7 @@ def seen(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], figure: Any) -> None:
-    """Bars: reads and writes, TCP and MPTCP, bare sender as a mark, the claim as a line."""
+    """Plot bars of reads and writes over TCP and MPTCP, the bare sender as a mark, the claim as a line."""
     ax = figure.subplots()
     tcp, mptcp = result["rows"]
     for index, word in enumerate(("read", "write")):

@@ -1,10 +1,10 @@
-"""A bare sender and receiver over TCP or MPTCP: what the links carry without any protocol of ours.
+"""A bare sender and receiver over TCP or MPTCP: what the links carry without NVMe.
 
     python -m benchmarks.mptcp.sender serve --transport mptcp --listen 0.0.0.0:5001
     python -m benchmarks.mptcp.sender measure --transport mptcp --address 10.1.1.1:5001 --direction read
 
-One thread per side and blocking sockets. `read`: the server sends and the client counts; `write`: the other way
-round. Whoever receives counts, from `--warmup` seconds after its first byte on, for `--seconds`.
+One thread per side and blocking sockets. `read`: the server sends and the client counts; `write`: the other way round.
+The receiver counts, from `--warmup` seconds after its first byte on, for `--seconds`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RESULT = struct.Struct("<Qd")
 
 
 def open_socket(transport: str, congestion: str | None) -> socket.socket:
-    """A socket of that kind. Raises OSError where there is none, or no such congestion control."""
+    """Open a socket of a transport. Raises OSError where the kernel lacks the transport or the congestion control."""
     protocol = IPPROTO_MPTCP if transport == "mptcp" else socket.IPPROTO_TCP
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
     if congestion:
@@ -35,7 +35,7 @@ def open_socket(transport: str, congestion: str | None) -> socket.socket:
 
 
 def count(sock: socket.socket, warmup_seconds: float, seconds: float) -> tuple[int, float]:
-    """Bytes received in the window, and its length in seconds."""
+    """Return the bytes received in the window, and its length in seconds."""
     buffer = bytearray(PIECE_BYTES)
     total, first = 0, time.monotonic()
     began: float | None = None
@@ -55,7 +55,7 @@ def count(sock: socket.socket, warmup_seconds: float, seconds: float) -> tuple[i
 
 
 def flood(sock: socket.socket) -> None:
-    """Send until the other side has had enough."""
+    """Send until the peer closes the connection."""
     piece = bytes(PIECE_BYTES)
     with contextlib.suppress(OSError):
         while True:
@@ -63,7 +63,7 @@ def flood(sock: socket.socket) -> None:
 
 
 def handle(sock: socket.socket) -> None:
-    """One connection of the server."""
+    """Serve one connection."""
     with sock, contextlib.suppress(OSError):
         direction, warmup, seconds = _ORDER.unpack(sock.recv(_ORDER.size, socket.MSG_WAITALL))
         if direction == b"r":
@@ -77,7 +77,7 @@ def handle(sock: socket.socket) -> None:
 def measure(
     transport: str, address: tuple[str, int], direction: str, warmup: float, seconds: float, congestion: str | None
 ) -> dict[str, Any]:
-    """One run: megabytes (10^6) per second in one direction."""
+    """Measure once; return megabytes (10^6) per second in one direction."""
     with open_socket(transport, congestion) as sock:
         sock.connect(address)
         sock.sendall(_ORDER.pack(direction[:1].encode(), warmup, seconds))
@@ -94,7 +94,7 @@ def measure(
 
 
 def serve(transport: str, address: tuple[str, int], congestion: str | None) -> None:
-    """Serve for ever; prints a line when it listens."""
+    """Serve without end; print a line when the server listens."""
     with open_socket(transport, congestion) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -25,13 +25,13 @@ LATENCY_CASES = (("tcp", 1), ("tcp", 4), ("mptcp", 1), ("mptcp", 4))
 
 
 def run(settings: Settings, delays_ms: tuple[float, ...] = (0.0, 0.0, 0.0), scale: float = 1.0) -> dict[str, Any]:
-    """Both parts. `delays_ms`: per link and direction, where netem exists; `scale` of the links' rates."""
+    """Run both parts. `delays_ms`: of each link, one way, where netem exists; `scale`: factor of the links' rates."""
     links = [Link(rate * scale, delay) for rate, delay in zip(RATES, delays_ms, strict=True)]
     with _stage(links, settings) as network:
         shares = [_shares(network, transport, settings) for transport in ("tcp", "mptcp")]
     result = {"links": describe(links), "rates_mbit": [link.rate_mbit for link in links], "delays_ms": list(delays_ms),
               "shares": shares, "depth": STREAM_DEPTH, "latency": []}  # fmt: skip
-    if not any(delays_ms):  # the latencies are taken over equal links without delay
+    if not any(delays_ms):  # latencies are measured over equal links without delay
         with _stage([Link(LATENCY_RATE)] * LATENCY_LINKS, settings) as network:
             result["latency"] = [_latency(network, *case, settings) for case in LATENCY_CASES]
     return result
@@ -77,7 +77,7 @@ def _total(result: dict[str, Any]) -> float:
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """MPTCP against the bare sender."""
+    """Check MPTCP against the bare sender."""
     mptcp = result["shares"][-1]
     return [
         {"goal": f"unequal paths, {word}s: share of the bare sender at least 0.95",
@@ -87,7 +87,7 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: first the rates, then the latencies."""
+    """Return the columns and the rows: first the rates, then the latencies."""
     lines = []
     for row in result["shares"]:
         shares = [value / (sum(row["read_link_mb"]) or 1) for value in row["read_link_mb"]]
@@ -109,7 +109,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def seen(result: dict[str, Any]) -> str:
-    """What came out, and why it differs."""
+    """Explain the results, and why they deviate from the expected ones."""
     tcp, mptcp = result["shares"]
     shares = [value / sum(mptcp["read_link_mb"]) for value in mptcp["read_link_mb"]]
     text = (
@@ -138,7 +138,7 @@ def seen(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], figure: Any) -> None:
-    """Left: bytes per link; right: latencies."""
+    """Plot bytes per link on the left, latencies on the right."""
     axes = figure.subplots(1, 2 if result["latency"] else 1, squeeze=False, gridspec_kw={"wspace": 0.3})[0]
     ax = axes[0]
     for index, word in enumerate(("read", "write")):

@@ -18,7 +18,7 @@ GUEST = ROOT / "tools" / "lab" / "guest"
 GUEST_SECONDS = 1500
 KERNEL = "6.12"
 PACKAGES = ("construct", "click", "pyroute2")
-"""What our programs need in the guest: pure Python, taken from where they are installed here."""
+"""Packages that our programs need in the guest: pure Python, copied from where they are installed."""
 ORDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "loss-vm": ("loss", {"rate_mbit": 20.0, "delay_ms": 5.0}),
     "unequal-vm": ("unequal", {"delays_ms": [2.0, 10.0, 20.0], "scale": 0.4}),
@@ -38,7 +38,7 @@ exec python3 -m benchmarks.mptcp.inside {name} "$(cat /host/order.json)"
 
 
 def run(name: str, settings: Settings) -> dict[str, Any]:
-    """One experiment in a guest. Raises LabError where there is no lab, or it fails."""
+    """Run one experiment in a guest. Raises LabError where the lab is missing, or the experiment fails."""
     if shutil.which("qemu-system-x86_64") is None:
         raise LabError("qemu-system-x86_64 is not installed")
     module, arguments = ORDERS[name]
@@ -57,14 +57,14 @@ def run(name: str, settings: Settings) -> dict[str, Any]:
         if line.startswith("{"):
             found = json.loads(line)
     if not found or "error" in found:
-        words = (found.get("error") or (done.stderr + done.stdout).strip() or "it said nothing").splitlines()
+        words = (found.get("error") or (done.stderr + done.stdout).strip() or "it printed nothing").splitlines()
         raise LabError(f"the guest failed: {' / '.join(words[-4:])}")
     environment = procstat.environment() | {"kernel": found.pop("guest_kernel"), "python": found.pop("guest_python")}
     return found | {"environment": environment, "emulated": True}
 
 
 def _fill(share: Path, order: dict[str, Any]) -> None:
-    """Our packages, and what they need, for the guest's own Python."""
+    """Put our packages, and what they need, where the guest's own Python finds them."""
     python = share / "python"
     python.mkdir(parents=True, exist_ok=True)
     ignore = shutil.ignore_patterns("__pycache__", "results")

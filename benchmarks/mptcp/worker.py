@@ -31,7 +31,7 @@ KATO_SECONDS = 30.0
 
 
 async def open_controllers(order: Order, stack: contextlib.AsyncExitStack) -> list[HostController]:
-    """One controller per address, connected, with the subflows that were asked for (or what came within 3 s)."""
+    """Connect one controller per address; wait at most 3 s for the subflows that were asked for."""
     controllers = []
     for address in order["addresses"]:
         controller = await connect(
@@ -61,12 +61,12 @@ async def wait_for_subflows(controllers: Sequence[HostController], order: Order)
 
 
 def io_queues(controllers: Sequence[HostController]) -> list[QueueFacts]:
-    """What is known of the I/O queues' connections."""
+    """Return the facts of the I/O queues' connections."""
     return [queue for controller in controllers for queue in controller.describe() if queue.get("qid")]
 
 
 def connection_facts(controllers: Sequence[HostController]) -> dict[str, Any]:
-    """What the experiments' reports say of the connections."""
+    """Return what the experiments' reports say of the connections."""
     queues = io_queues(controllers)
     return {
         "protocols": sorted({str(queue.get("protocol")) for queue in queues}),
@@ -79,12 +79,12 @@ def connection_facts(controllers: Sequence[HostController]) -> dict[str, Any]:
 
 
 def _established(queue: QueueFacts) -> int:
-    """Subflows that are open: the kernel also lists a connection's first one when it has been closed."""
+    """Count the open subflows: the kernel also lists a connection's first subflow after it has been closed."""
     return sum(flow.get("state") == "ESTABLISHED" for flow in queue.get("subflows") or ())
 
 
 async def _most_subflows(controllers: list[HostController], most: list[int]) -> None:
-    """Keep in `most` the largest number of open subflows that a connection had."""
+    """Store in `most` the largest number of open subflows that a connection had."""
     while True:
         most[:] = [max([*most, *(_established(queue) for queue in io_queues(controllers))])]
         await asyncio.sleep(SUBFLOW_SAMPLE_SECONDS)
@@ -97,7 +97,7 @@ async def _namespace(controller: HostController) -> Namespace:
 
 
 async def phases(order: Order) -> dict[str, Any]:
-    """Load in phases (``randread``, ``randwrite``, ``read``, ``write``, ``flush``) over all controllers in turn."""
+    """Run load in phases (``randread``, ``randwrite``, ``read``, ``write``, ``flush``) over all controllers in turn."""
     async with contextlib.AsyncExitStack() as stack:
         controllers = await open_controllers(order, stack)
         namespace = await _namespace(controllers[0])
@@ -119,7 +119,7 @@ async def phases(order: Order) -> dict[str, Any]:
 
 
 async def window(loads: Sequence[MeasuredLoad], order: Order) -> None:
-    """Let loads warm up, and count for the order's seconds; the caller closes the windows."""
+    """Let loads warm up, and open their windows for the order's seconds; the caller closes the windows."""
     await asyncio.sleep(order["warmup_seconds"])
     for load in loads:
         load.open_window()
@@ -127,7 +127,7 @@ async def window(loads: Sequence[MeasuredLoad], order: Order) -> None:
 
 
 async def latency(order: Order) -> dict[str, Any]:
-    """Small reads one at a time, alone and beside streams of large ones; on the streams' queue or on one of its own."""
+    """Measure small reads one at a time, alone and beside streams of large ones, on their queue or on another."""
     async with contextlib.AsyncExitStack() as stack:
         controllers = await open_controllers(order, stack)
         namespace = await _namespace(controllers[0])
@@ -152,7 +152,7 @@ async def latency(order: Order) -> dict[str, Any]:
 
 
 async def copy(order: Order) -> dict[str, Any]:
-    """Copy a file to the namespace, ``depth`` pieces under way; the digest of what was read from the file."""
+    """Copy a file to the namespace with ``depth`` pieces outstanding; return the digest of the data that was read."""
     async with contextlib.AsyncExitStack() as stack:
         controllers = await open_controllers(order, stack)
         namespace = await _namespace(controllers[0])
@@ -186,7 +186,7 @@ async def copy(order: Order) -> dict[str, Any]:
 
 
 async def verify(order: Order) -> dict[str, Any]:
-    """The verifying load. Prints a line when it runs; its answer has the time of each completion."""
+    """Run the verifying load. Print a line when it runs; the answer has the time of each completion."""
     async with contextlib.AsyncExitStack() as stack:
         controllers = await open_controllers(order, stack)
         namespace = await _namespace(controllers[0])

@@ -190,7 +190,7 @@ class AdminCommands:
                     again = ANA_HEADER.parse(await self.get_log(LogPageId.ANA, ANA_HEADER_BYTES, nsid=0))
                     return log if again.chgcnt == log.change_count else None
                 return log
-        raise NvmeofError(f"the controller's ANA log makes no sense: it does not end within {len(data)} bytes")
+        raise NvmeofError(f"the controller's ANA log is invalid: it does not end within {len(data)} bytes")
 
     @overload
     async def get_feature(self, fid: int, select: int = 0, *, nsid: int = 0, cdw11: int = 0) -> int: ...

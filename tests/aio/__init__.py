@@ -1,1 +1,1 @@
-"""Tests of what runs on asyncio for both ends."""
+"""Tests of the asyncio parts that both ends share."""

@@ -1,4 +1,4 @@
-"""Every asynchronous test here runs on stock asyncio and, where it is installed, on uvloop."""
+"""Run every asynchronous test here on stock asyncio and, where it is installed, on uvloop."""
 
 from __future__ import annotations
 

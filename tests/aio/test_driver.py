@@ -1,4 +1,4 @@
-"""One driver, two consumers: the same cases for a target's queue and a host's, over endpoints that a test works."""
+"""One driver, two consumers: the same cases for a target's queue and a host's, over endpoints that a test controls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TERM_REQ_BYTES = 24
 
 
 class HandEndpoint:
-    """Gives and takes what the test says, and notes what is asked of it."""
+    """An endpoint that gives and takes what the test says, and records its calls."""
 
     peer_address = Address("192.0.2.1", 4420)
 
@@ -77,7 +77,7 @@ class HandEndpoint:
 
 
 class Notes:
-    """A consumer that notes what it is told."""
+    """A consumer that records what it is given."""
 
     owner = "a host"
 
@@ -107,7 +107,7 @@ class Notes:
 
 
 class End:
-    """A driver of one role, and the other role's connection, which has no driver."""
+    """A driver of one role, and the connection of the other role, which has no driver."""
 
     def __init__(self, role: str, **options: Any) -> None:
         host, target = HostConnection(ConnectionConfig()), TargetConnection(ConnectionConfig())
@@ -126,7 +126,7 @@ class End:
         return data
 
     def exchange(self) -> None:
-        """Until neither has anything to send."""
+        """Exchange bytes until neither side has anything to send."""
         while True:
             data = self.output_of_peer()
             if data:
@@ -167,7 +167,7 @@ async def test_output_of_one_turn_leaves_in_one_send(end: End) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 1, 99, 100, 499])
-async def test_a_blocked_socket_is_waited_for_and_nothing_is_lost_or_repeated(end: End, room: int) -> None:
+async def test_a_blocked_socket_loses_and_repeats_nothing(end: End, room: int) -> None:
     pattern = bytes(range(256)) * 2
     end.connection.send_raw(pattern)
     end.endpoint.room = room
@@ -183,7 +183,7 @@ async def test_a_blocked_socket_is_waited_for_and_nothing_is_lost_or_repeated(en
     assert end.endpoint.writer is None
 
 
-async def test_the_consumer_hears_of_room(end: End) -> None:
+async def test_the_consumer_is_called_when_there_is_room(end: End) -> None:
     outputs = end.consumer.outputs
     end.driver.tell_sent = True
     end.queue_output()
@@ -199,7 +199,7 @@ async def test_the_consumer_hears_of_room(end: End) -> None:
     assert end.consumer.outputs == outputs + 1, "it does not want to know"
 
 
-async def test_events_go_to_what_the_consumer_puts_in_place_of_its_handler(end: End) -> None:
+async def test_events_go_to_a_handler_that_the_consumer_replaces(end: End) -> None:
     seen: list[Any] = []
     end.driver.handle = lambda events, now: seen.extend(events)
     end.endpoint.incoming = [b""]
@@ -207,7 +207,7 @@ async def test_events_go_to_what_the_consumer_puts_in_place_of_its_handler(end: 
     assert [type(event).__name__ for event in seen] == ["PeerClosed"] and not end.consumer.events
 
 
-async def test_what_the_consumer_does_not_want_is_not_received(end: End) -> None:
+async def test_nothing_is_received_that_the_consumer_does_not_want(end: End) -> None:
     end.driver.receiving = False
     end.driver.update_reader()
     assert end.endpoint.reader is None
@@ -226,7 +226,7 @@ async def test_receives_in_one_turn_are_bounded(end: End, monkeypatch: pytest.Mo
 
 
 class Flood(HandEndpoint):
-    """Fills both buffers of a receive, as a socket does that has more than they hold."""
+    """An endpoint that fills both buffers of a receive, as a socket does that has more than they hold."""
 
     def recv_both(self, buffer: memoryview, behind: memoryview) -> int:
         n = self.recv_into(buffer)
@@ -258,20 +258,20 @@ async def test_a_host_leaves_large_payloads_to_be_sent_while_it_asks_for_more(ex
 @pytest.mark.parametrize(
     "error", [ConnectionResetError(104, "reset"), OSError(113, "no route"), TimeoutError(110, "t")]
 )
-async def test_a_receive_that_fails_is_told_once(end: End, error: OSError) -> None:
+async def test_a_receive_that_fails_is_reported_once(end: End, error: OSError) -> None:
     end.endpoint.incoming = [error]
     end.driver.readable()
     assert end.consumer.errors == [error] and not end.endpoint.closed
 
 
-async def test_a_send_that_fails_is_told_and_its_output_is_not_sent_again(end: End) -> None:
+async def test_a_send_that_fails_is_reported_and_its_output_is_not_sent_again(end: End) -> None:
     end.queue_output()
     end.endpoint.error = BrokenPipeError(32, "broken pipe")
     end.driver.flush()
     assert end.consumer.errors == [end.endpoint.error]
 
 
-async def test_a_defect_of_the_consumer_ends_in_its_own_hands(end: End) -> None:
+async def test_a_defect_of_the_consumer_is_reported_to_the_consumer(end: End) -> None:
     def fail(event: Any) -> None:
         raise KeyError("a defect")
 
@@ -301,7 +301,7 @@ async def test_stopping_while_events_are_handled_receives_and_sends_nothing_more
     assert end.endpoint.receives == receives + 1
 
 
-async def test_finishing_sends_what_is_queued_and_closes(end: End) -> None:
+async def test_finishing_sends_queued_output_and_closes(end: End) -> None:
     end.queue_output(3)
     end.driver.finish()
     assert len(end.endpoint.sent) == 300
@@ -332,7 +332,7 @@ async def test_finishing_over_a_blocked_socket_lingers_and_then_gives_up(end: En
 
 
 async def test_a_term_req_lingers_until_the_peer_closes(end: End) -> None:
-    """A socket that is closed with bytes unread would take the TermReq along."""
+    """A socket that is closed with unread bytes would drop the TermReq."""
     end.consumer.on_event = lambda event: end.driver.finish()
     end.endpoint.incoming = [b"\xff" * 128, b"more of it"]
     end.driver.readable()
@@ -345,7 +345,7 @@ async def test_a_term_req_lingers_until_the_peer_closes(end: End) -> None:
     assert end.endpoint.closed and end.consumer.ends == 1
 
 
-async def test_closing_twice_is_told_once(end: End) -> None:
+async def test_closing_twice_is_reported_once(end: End) -> None:
     end.driver.close()
     end.driver.close()
     end.driver.stop()
@@ -366,7 +366,7 @@ async def test_a_wake_that_comes_after_the_end_does_nothing(end: End) -> None:
 
 
 class Turns:
-    """Work is done when the test says so."""
+    """A `Turns` whose work is done when the test says so."""
 
     def __init__(self) -> None:
         self.open = False
@@ -433,7 +433,7 @@ async def test_a_turn_that_comes_after_the_end(role: str) -> None:
     assert end.endpoint.receives == receives and not end.consumer.errors
 
 
-async def test_what_is_sent_in_one_go_is_bounded() -> None:
+async def test_the_bytes_of_one_send_are_bounded() -> None:
     end = End("target", batching=Batching(send_bytes=250))
     end.exchange()
     end.connection.send_raw(bytes(1000))

@@ -25,7 +25,7 @@ async def found(name: str) -> list[mdns.MdnsService]:
     return [each for each in await mdns.find_services(1.5, LOOPBACK) if each.name.startswith(name)]
 
 
-async def test_what_is_announced_is_found_and_goes_away() -> None:
+async def test_an_announced_service_is_found_and_withdrawn() -> None:
     mine = mdns.MdnsService("nvmeof test one", ("127.0.0.1", "::1"), 4420)
     other = mdns.MdnsService("nvmeof test two", ("127.0.0.1",), 8009, nqn="nqn.2026-01.org.example:discovery")
     async with mdns.announced([mine, other], LOOPBACK):
@@ -40,7 +40,7 @@ async def test_a_name_that_is_taken_gets_a_number() -> None:
         assert names == ["nvmeof twin", "nvmeof twin-2"]
 
 
-async def test_instances_that_are_no_use_and_keys_in_capitals() -> None:
+async def test_unusable_instances_and_keys_in_capitals() -> None:
     from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
     responder = AsyncZeroconf(interfaces=LOOPBACK)
@@ -96,7 +96,7 @@ for i in $(seq 100); do [ -s target.json ] && break; sleep 0.1; done
 
 @pytest.mark.timeout(120)
 def test_from_the_command_line_in_a_network_namespace(tmp_path: Path) -> None:
-    """The target announces both ports, and the host asks what it finds."""
+    """The target announces both ports, and the host asks the services that it finds."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rn", "true"], check=False).returncode:
         pytest.skip("needs network namespaces without root: unshare -rn")
     if subprocess.run(

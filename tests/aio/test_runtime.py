@@ -1,4 +1,4 @@
-"""The runtime on asyncio, and the one of the tests: what the logic of both ends may rely on."""
+"""The runtime on asyncio and the fake one of the tests: the contract that the logic of both ends relies on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.fake_runtime import FakeRuntime
 LOGGER = logging.getLogger("nvmeof.test")
 
 
-def test_both_have_the_shape() -> None:
+def test_both_fulfil_the_protocol() -> None:
     def accept(runtime: Runtime) -> None:
         for name in ("create_future", "call_later", "now", "in_turn", "spawn", "in_thread"):
             assert callable(getattr(runtime, name))
@@ -93,7 +93,7 @@ async def test_the_context_of_background_work() -> None:
     assert variable.get() == "a command"
 
 
-async def test_turns_are_those_of_whoever_shares_them_out() -> None:
+async def test_turns_are_those_of_their_owner() -> None:
     asked: list[object] = []
 
     def in_turn(owner, callback) -> None:
@@ -143,7 +143,7 @@ def test_sleep_follows_the_clock_of_its_runtime() -> None:
     assert woken == [1005.0, 7]
 
 
-def test_a_sleep_that_is_given_up_leaves_no_timer() -> None:
+def test_a_cancelled_sleep_leaves_no_timer() -> None:
     runtime = FakeRuntime()
     coroutine = sleep(runtime, 5)
     coroutine.send(None)

@@ -35,7 +35,7 @@ def test_stream_finds_pdus_whatever_the_pieces() -> None:
     assert len(list(stream.feed(whole[5023:5024]))) == 1
 
 
-def test_what_completes_a_command() -> None:
+def test_the_pdus_that_complete_a_command() -> None:
     assert not completes(pdu(w.C2H_DATA, w.LAST_PDU))
     assert completes(pdu(w.C2H_DATA, w.SUCCESS))
     assert completes(pdu(w.CAPSULE_RESP))
@@ -85,7 +85,7 @@ def figures_of(latencies: dict[str, list[list[float]]], dropped: bool) -> Figure
     return figures
 
 
-def test_samples_of_dropped_seconds_count_for_nothing() -> None:
+def test_samples_of_dropped_seconds_do_not_count() -> None:
     samples = {name: [[0.5, 9000.0], [1.5, 100.0], [1.0005, 1000.0]] for name in STREAMS}
     kept = figures_of(samples, dropped=True)
     assert kept.latencies_us["file read"] == [100.0], "what reached into the dropped second is dropped too"

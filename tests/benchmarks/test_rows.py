@@ -90,7 +90,7 @@ def test_the_floor_without_the_page_cache(
         check(capsys, port, ["--op", op], in_bytes, out_bytes)
 
 
-def test_a_mix_is_parsed_and_what_is_none_says_how_to_write_one() -> None:
+def test_a_mix_is_parsed_and_an_invalid_one_is_explained() -> None:
     kinds = mixed.parse_mix("read:4096x7,fua:512@2")
     assert kinds == [mixed.Kind("read", 4096, 1, 7), mixed.Kind("fua", 512, 2, 1)]
     with pytest.raises(BenchmarkError, match="write OP:BYTES"):

@@ -22,7 +22,7 @@ target.close()
 """
 
 
-def test_a_side_counts_per_io_and_pools_what_is_longer_as_more() -> None:
+def test_a_side_counts_per_io_and_weights_longer_runs() -> None:
     side = Side()
     side.add(1.0, 0.5, 1_000_000)
     side.add(6.0, 3.0, 3_000_000)
@@ -30,14 +30,14 @@ def test_a_side_counts_per_io_and_pools_what_is_longer_as_more() -> None:
     assert side.pooled == pytest.approx(7 / 4)
 
 
-def test_what_is_above_its_goal_is_told_and_makes_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_figure_above_its_goal_is_reported_and_sets_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert side_by_side._judge([("a", 1.05), ("b", 1.051)], 1.05) == 2
     assert capsys.readouterr().out == "above 1.05: b: 1.051\n"
     assert side_by_side._judge([("a", 1.05)], 1.05) == 0
 
 
 def test_every_case_of_the_scripted_host_ends_all_of_its_commands() -> None:
-    """In a process of its own: it registers a transport."""
+    """Run in another process, since it registers a transport."""
     done = subprocess.run([sys.executable, "-c", ROUNDS], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

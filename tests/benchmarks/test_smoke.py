@@ -45,7 +45,7 @@ def test_connection() -> None:
 
 @pytest.fixture
 def floor_port() -> Iterator[int]:
-    """A floor server in a thread, for one connection."""
+    """Serve one connection by a floor server in a thread; return its port."""
     memory = memoryview(floor.make_memory(SIZE_BYTES))
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -92,7 +92,7 @@ def test_the_generator_moves_the_right_bytes(
     assert "error" not in result, result
     assert result["engine"] == engine
     assert result["ios"] > 0
-    # what was in flight at either end of the window may be counted on one side only
+    # commands in flight at either end of the window may be counted on one side only
     slack = 2 * result["depth"]
     assert abs(result["rx_bytes"] - result["ios"] * in_bytes) <= slack * in_bytes
     assert abs(result["tx_bytes"] - result["ios"] * out_bytes) <= slack * out_bytes
@@ -125,7 +125,7 @@ def test_a_target_that_misbehaves_is_a_sentence(
     assert sentence in result["error"]
 
 
-def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_without_a_listener(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -134,7 +134,7 @@ def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_loopback_against_the_target(tmp_path: Path) -> None:
-    """The real target process, 0.2 s, through the command line."""
+    """Measure the real target process for 0.2 s through the command line."""
     output = tmp_path / "result.json"
     arguments = ["--quick", "--only", "loopback", "--case", "tcp-read-4k-d32", "--seconds", "0.2", "--pairs", "1"]
     arguments += ["--size-mib", "8", "--wait", "poll", "--output", str(output)]

@@ -1,4 +1,4 @@
-"""The load generator's own layouts say the same as the package's: each is the other's witness."""
+"""The load generator's layouts equal the package's: each checks the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the programs import before they do anything: nothing that only some of their uses need."""
+"""The imports of the programs at their start: nothing that only some of their uses need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nvmeof.host.__main__ import cli
 
 
 def loaded(code: str) -> set[str]:
-    """Return the modules that are there after ``code``, in a fresh interpreter."""
+    """Return the modules that ``code`` has loaded in a fresh interpreter."""
     end = "print('\\n' + ' '.join(sys.modules), flush=True)"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{end}"], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
@@ -38,7 +38,7 @@ def test_help_of_the_host_imports_no_command() -> None:
 
 
 def test_the_list_of_commands_is_that_of_the_commands() -> None:
-    """If not: python tools/command_table.py."""
+    """If it fails: run python tools/command_table.py."""
     ctx = click.Context(cli)
     made = {
         command.name
@@ -52,7 +52,7 @@ def test_the_list_of_commands_is_that_of_the_commands() -> None:
         assert not command.hidden
 
 
-def test_a_command_that_there_is_not_is_told_as_before(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_one_error_message(capsys: pytest.CaptureFixture[str]) -> None:
     from nvmeof.host.__main__ import main
 
     assert main(["frobnicate"]) == 2

@@ -21,7 +21,7 @@ HOST = [sys.executable, "-m", "nvmeof.host"]
 TARGET = [sys.executable, "-m", "nvmeof.target"]
 DEMONSTRATION = [sys.executable, "-m", "nvmeof"]
 SIZE_MIB = 4
-DEADLINE_SECONDS = 50.0  # a machine with much else to do is slow; nothing here may take so long by itself
+DEADLINE_SECONDS = 50.0  # a machine under load is slow; alone none of these takes so long
 IDLE_SECONDS = 4.0
 
 pytestmark = pytest.mark.timeout(240)
@@ -36,13 +36,13 @@ FULL = Path("/dev/full")
 
 
 def without(descriptors: str, command: Sequence[str]) -> list[str]:
-    """The command, started without these descriptors."""
+    """Return the command, started without these descriptors."""
     return [sys.executable, "-c", CLOSING, descriptors, *command]
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """A target's port."""
+    """Serve, and return the port."""
     process = subprocess.Popen(
         [*TARGET, "-t", "tcp", "-l", "127.0.0.1:0", "--ramdisk", f"{SIZE_MIB}M", "-n", NQN, "-q", "-o", "json"],
         stdout=subprocess.PIPE,
@@ -56,7 +56,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture
 def reserved_port() -> Iterator[int]:
-    """A port that stays bound, so that nobody else is given it, and that a target can listen at all the same."""
+    """Return a port that stays bound, so that no other program gets it, and on which a target can still listen."""
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
@@ -95,7 +95,7 @@ def blocked(process: subprocess.Popen[bytes], call: str) -> None:
 
 
 @pytest.mark.parametrize("descriptors", ["0", "1", "2", "0,1", "0,2", "1,2", "0,1,2"])
-def test_a_host_without_some_streams_does_what_needs_none(command, tmp_path: Path, descriptors: str) -> None:
+def test_a_host_without_some_streams_runs_commands_that_need_none(command, tmp_path: Path, descriptors: str) -> None:
     data = os.urandom(8192)
     (tmp_path / "in").write_bytes(data)
     assert run(without(descriptors, command("write", "-d", tmp_path / "in"))).returncode == 0
@@ -114,7 +114,7 @@ def test_a_host_without_some_streams_does_what_needs_none(command, tmp_path: Pat
         ("0,1", "smart-log", "standard output is closed"),
     ],
 )
-def test_a_host_that_needs_a_missing_stream_says_so(command, descriptors: str, name: str, words: str) -> None:
+def test_a_host_that_needs_a_missing_stream_reports_it(command, descriptors: str, name: str, words: str) -> None:
     result = run(without(descriptors, command(name)))
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
@@ -194,13 +194,13 @@ def test_a_reader_that_goes_away_is_no_traceback(command) -> None:
 
 
 def scheduled_seconds(process: subprocess.Popen[bytes]) -> float:
-    """How long a process was running or ready to run: what others took of the machine is not its own slowness."""
+    """Return how long a process was running or ready to run: time that other processes took does not count."""
     running_ns, ready_ns, _ = Path(f"/proc/{process.pid}/schedstat").read_text().split()
     return (int(running_ns) + int(ready_ns)) / 1e9
 
 
 def interrupted(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Send SIGINT; it has to end without waiting for anything, with exit code 130."""
+    """Send SIGINT; check that the process ends at once, with exit code 130."""
     began, scheduled_before = time.monotonic(), scheduled_seconds(process)
     process.send_signal(signal.SIGINT)
     while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
@@ -216,7 +216,7 @@ def interrupted(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
     return out, err
 
 
-def test_ctrl_c_while_stdin_gives_nothing(command) -> None:
+def test_ctrl_c_while_stdin_is_silent(command) -> None:
     for sent in (b"", bytes(512)):
         with subprocess.Popen(command("write"), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdin is not None
@@ -231,7 +231,7 @@ def test_ctrl_c_while_stdin_gives_nothing(command) -> None:
     "arguments",
     [("read", "--blocks", SIZE_MIB << 11), ("get-log", "--log-id", 2, "-l", 512), ("id-ctrl", "-o", "json")],
 )
-def test_ctrl_c_while_stdout_takes_nothing(command, arguments: tuple[object, ...]) -> None:
+def test_ctrl_c_while_stdout_is_blocked(command, arguments: tuple[object, ...]) -> None:
     reading, writing = os.pipe()
     while select.select([], [writing], [], 0)[1]:
         os.write(writing, bytes(4096))
@@ -246,7 +246,7 @@ def test_ctrl_c_while_stdout_takes_nothing(command, arguments: tuple[object, ...
         os.close(writing)
 
 
-def test_ctrl_c_while_both_outputs_take_nothing(command) -> None:
+def test_ctrl_c_while_both_outputs_are_blocked(command) -> None:
     reading, writing = os.pipe()
     while select.select([], [writing], [], 0)[1]:
         os.write(writing, bytes(4096))
@@ -296,7 +296,7 @@ def test_ctrl_c_while_modules_are_imported(program: list[str], after_seconds: fl
         assert err == b""
 
 
-def test_a_target_serves_on_when_nobody_reads_what_it_says(reserved_port: int) -> None:
+def test_a_target_goes_on_when_its_output_is_not_read(reserved_port: int) -> None:
     reading, writing = os.pipe()
     while select.select([], [writing], [], 0)[1]:
         os.write(writing, bytes(4096))

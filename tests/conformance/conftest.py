@@ -10,20 +10,26 @@ from tests.conformance.rawhost import RawHost
 
 @pytest.fixture(params=["memory", "tcp", "mptcp"])
 def trtype(request):
-    """Each transport in turn."""
+    """Return each transport in turn."""
     base.get(request.param)
+    return request.param
+
+
+@pytest.fixture(params=["silent", "slow"])
+def manner(request):
+    """Return each manner of a host that receives too little in turn."""
     return request.param
 
 
 @pytest.fixture(autouse=True)
 def log(caplog):
-    """What the target says, from INFO on."""
+    """Capture the target's log from INFO on."""
     caplog.set_level(logging.INFO, "nvmeof")
     return caplog
 
 
 @pytest.fixture(autouse=True)
 async def left_open():
-    """Hosts that a test did not close."""
+    """Close the hosts that a test did not close."""
     yield
     RawHost.close_all()

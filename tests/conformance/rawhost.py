@@ -64,7 +64,7 @@ class Pdu:
     data: bytes
 
     def fields(self, layout: str) -> tuple[Any, ...]:
-        """What stands behind the common header."""
+        """Return the fields behind the common header."""
         return struct.unpack_from("<" + layout, self.raw, 8)
 
 
@@ -81,9 +81,9 @@ class Cqe:
 
 
 class RawHost:
-    """One connection. `endpoint` is there for tests that want to be rude."""
+    """One connection. `endpoint` is for tests that break the protocol."""
 
-    opened: ClassVar[list[RawHost]] = []  # closed by a fixture, whatever became of the test
+    opened: ClassVar[list[RawHost]] = []  # closed by a fixture, whether the test passed or not
 
     def __init__(self, endpoint: Endpoint, subnqn: str) -> None:
         self.opened.append(self)
@@ -96,7 +96,7 @@ class RawHost:
 
     @classmethod
     def close_all(cls) -> None:
-        """Close what tests left open."""
+        """Close the connections that tests left open."""
         for host in cls.opened:
             host.close()
         cls.opened.clear()
@@ -139,7 +139,7 @@ class RawHost:
                 await self._ready(self.endpoint.set_writer)
 
     async def receive(self, size: int = 1 << 18) -> bytes:
-        """Some bytes; empty at the end of the stream, also when the target reset it."""
+        """Return received bytes: empty at the end of the stream, also when the target has reset it."""
         buffer = bytearray(size)
         while True:
             try:
@@ -172,13 +172,13 @@ class RawHost:
         return Pdu(kind, flags, hlen, pdo, raw, data)
 
     async def ended(self) -> None:
-        """The target closes the connection, and sends nothing more before."""
+        """Check that the target closes the connection, and sends nothing before."""
         assert not self._received
         part = await self.receive()
         assert part == b"", part
 
     async def terminated(self, fes: int, fei: int | None = None) -> Pdu:
-        """The target sends a TermReq and closes."""
+        """Check that the target sends a TermReq and closes."""
         pdu = await self.pdu()
         assert pdu.kind == C2H_TERM, pdu
         found = pdu.fields("HI")
@@ -199,7 +199,9 @@ class RawHost:
         self, kind: int, body: bytes, data: bytes = b"", *, flags: int = 0, pdo: int | None = None,
         bad_header: int = 0, bad_data: int = 0, **lies: int,
     ) -> bytes:  # fmt: skip
-        """A PDU, right unless told to lie: `hlen`, `plen`, `pdo`, digests xored with `bad_header`, `bad_data`."""
+        """Build a PDU, correct unless a field is overridden: `hlen`, `plen`, `pdo`, digests xored with `bad_header`,
+        `bad_data`.
+        """
         hlen = 8 + len(body)
         end = hlen + 4 * self.header_digest
         flags |= HDGSTF * self.header_digest
@@ -229,7 +231,7 @@ class RawHost:
     # -- commands
 
     async def completion(self, cid: int | None = None) -> Cqe:
-        """The next completion, with the data that came before it."""
+        """Return the next completion, with the data that came before it."""
         data = b""
         while True:
             pdu = await self.pdu()
@@ -247,7 +249,7 @@ class RawHost:
             return Cqe(dw0, dw1, sqhd, sqid, got, status >> 1 & 0x7FF, bool(status >> 15), data)
 
     async def r2t(self, cid: int) -> tuple[int, int, int]:
-        """TTAG, offset and length of the R2T that comes next."""
+        """Return TTAG, offset and length of the next R2T."""
         pdu = await self.pdu()
         assert pdu.kind == R2T, pdu
         got, ttag, offset, length = pdu.fields("HHII")
@@ -269,7 +271,7 @@ class RawHost:
         return await self.call(sqe, connect_data(self.subnqn if subnqn is None else subnqn, **data))
 
     async def connect(self, **fields: Any) -> int:
-        """Connect; the CNTLID."""
+        """Connect; return the CNTLID."""
         completion = await self.try_connect(**fields)
         assert completion.status == 0, hex(completion.status)
         self.cntlid = completion.dw0 & 0xFFFF
@@ -297,7 +299,7 @@ class RawHost:
 
 
 async def admin(target: Target, *, enable: bool = True, dgst: int = 0, **connect: Any) -> RawHost:
-    """A connected (and enabled) admin queue."""
+    """Return a connected (and enabled) admin queue."""
     host = await RawHost.open(target, dgst=dgst)
     await host.connect(**connect)
     if enable:
@@ -308,20 +310,20 @@ async def admin(target: Target, *, enable: bool = True, dgst: int = 0, **connect
 
 async def io(target: Target, cntlid: int, qid: int = 1, *, dgst: int = 0, options: SocketOptions | None = None,
              maxr2t: int = 0, **connect: Any) -> RawHost:  # fmt: skip
-    """A connected I/O queue."""
+    """Return a connected I/O queue."""
     host = await RawHost.open(target, dgst=dgst, options=options, maxr2t=maxr2t)
     await host.connect(qid=qid, cntlid=cntlid, **connect)
     return host
 
 
 async def association(target: Target, *, queues: int = 1, **fields: Any) -> list[RawHost]:
-    """An admin queue and its I/O queues."""
+    """Return an admin queue and its I/O queues."""
     first = await admin(target, **fields)
     return [first, *[await io(target, first.cntlid, qid, **fields) for qid in range(1, queues + 1)]]
 
 
 async def healthy(target: Target) -> None:
-    """Another host is served from its first byte to its last."""
+    """Check that another host is served from its first byte to its last."""
     hosts = await association(target)
     completion = await hosts[1].read(0, 1)
     assert completion.status == 0 and len(completion.data) == 512
@@ -330,7 +332,7 @@ async def healthy(target: Target) -> None:
 
 
 def open_files() -> set[str]:
-    """What this process has open: sockets and files, by number and what they are."""
+    """Return the sockets and files that this process has open, by descriptor."""
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -341,7 +343,7 @@ def open_files() -> set[str]:
 
 
 async def until(condition: Any, seconds: float = SECONDS) -> None:
-    """Wait until something has become true."""
+    """Wait until a condition is true."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -349,7 +351,7 @@ async def until(condition: Any, seconds: float = SECONDS) -> None:
 
 @asynccontextmanager
 async def running(trtype: str = "memory", *, check: bool = True, **options: Any) -> AsyncIterator[Target]:
-    """A target; afterwards it must hold nothing any more."""
+    """Run a target; check afterwards that it holds nothing."""
     options.setdefault("namespaces", [Ramdisk("1M")])
     options.setdefault("listen", "memory:0" if trtype == "memory" else "127.0.0.1:0")
     await asyncio.sleep(0)
@@ -369,7 +371,7 @@ async def running(trtype: str = "memory", *, check: bool = True, **options: Any)
 
 
 def causes(records: Iterable[Any], text: str) -> list[str]:
-    """The log lines that hold a cause; a traceback in any is an error."""
+    """Return the log lines that hold a cause; a traceback in any is an error."""
     for record in records:
         assert record.exc_info is None, record.getMessage()
     return [record.getMessage() for record in records if text in record.getMessage()]

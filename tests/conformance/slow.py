@@ -1,4 +1,4 @@
-"""A backend that waits until a test lets it go on."""
+"""A backend whose operations wait for the test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nvmeof.target.storage.base import Backend, Capabilities, Lease
 
 
 class SlowBackend(Backend):
-    """Memory whose writes, reads and flushes each take a turn of a gate: open it, or let single ones through."""
+    """Memory whose writes, reads and flushes pass a gate one at a time: open it, or let single operations through."""
 
     def __init__(self, size_bytes: int = 1 << 20, *, slow_reads: bool = False) -> None:
         self.content = bytearray(size_bytes)

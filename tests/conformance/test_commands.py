@@ -61,7 +61,7 @@ REFUSED = {
 
 @pytest.fixture
 async def small():
-    """A target whose MDTS is 8 KiB, an admin queue and an I/O queue."""
+    """Run a target whose MDTS is 8 KiB; return an admin queue and an I/O queue."""
     subsystem = SubsystemConfig(
         nqn="nqn.2026-01.org.example:small",
         namespaces=(NamespaceConfig(backend=Ramdisk("1M")),),
@@ -77,7 +77,9 @@ async def small():
 
 @pytest.mark.parametrize("case", REFUSED)
 async def test_a_command_that_is_refused(small, case):
-    """Refused from both ways: as the first command, and after others that taught the queue its fast path."""
+    """A command is refused on both paths: as the first command, and after others that gave the fast path its
+    template.
+    """
     target, host = small
     sqe, status = REFUSED[case]
     assert (await host.call(sqe)).status == status
@@ -111,7 +113,7 @@ async def test_data_in_a_capsule_that_does_not_fit_its_command(small, sqe, data,
             assert (await host.read(0, 1, cid)).data == b"x" * 512
 
 
-async def test_more_data_in_a_capsule_than_its_command_takes_leaves_the_rest_alone(small):
+async def test_excess_data_in_a_capsule_changes_nothing(small):
     _, host = small
     await host.send(host.capsule(io_sqe(7, WRITE, 0, 1, sgl=IN_CAPSULE), b"y" * 1024))
     assert (await host.completion(7)).status == 0
@@ -141,7 +143,7 @@ async def test_a_duplicate_cid_is_refused_and_the_first_command_completes(trtype
         ttag, _, _ = await host.r2t(9)
         await host.send(host.capsule(io_sqe(9, WRITE, 0, 8)))
         assert (await host.completion(9)).status == CONFLICT
-        # a run of reads: the fast path looks at CIDs as well
+        # a run of reads: the fast path checks CIDs as well
         await host.send(b"".join(host.capsule(io_sqe(cid, READ, 0, 8)) for cid in (8, 9, 10)))
         statuses = {}
         for _ in range(3):
@@ -158,7 +160,7 @@ async def test_a_duplicate_cid_is_refused_and_the_first_command_completes(trtype
 
 
 async def test_more_commands_than_the_queue_holds_end_it(trtype, log):
-    """Commands that wait for data stay outstanding: the queue of four is full, then overfull."""
+    """Commands that wait for data stay outstanding: the queue of four is full, then exceeded."""
     async with running(trtype) as target:
         first = await admin(target)
         host = await io(target, first.cntlid, sqsize=3)
@@ -198,7 +200,7 @@ async def test_a_read_only_namespace():
             host.close()
 
 
-async def test_a_namespace_that_goes_while_data_is_on_its_way():
+async def test_a_namespace_that_is_removed_while_data_is_in_flight():
     async with running() as target:
         hosts = await association(target)
         host = hosts[1]

@@ -61,7 +61,7 @@ async def test_an_admin_connect_that_is_refused(trtype, log, case):
 
 IO_REFUSED = {
     "QID too large": ({"qid": 129}, INVALID, 42, "queue 129 is beyond the 128"),
-    "CNTLID of nobody": ({"cntlid": 77}, INVALID, DATA | 16, "has no controller 77"),
+    "CNTLID of no controller": ({"cntlid": 77}, INVALID, DATA | 16, "has no controller 77"),
     "CNTLID dynamic": ({"cntlid": 0xFFFF}, INVALID, DATA | 16, "has no controller 65535"),
     "SQSIZE 0": ({"sqsize": 0}, INVALID, 44, "SQSIZE 0"),
     "SQSIZE beyond MQES": ({"sqsize": 1024}, INVALID, 44, "1025 entries is larger than 1024"),
@@ -124,7 +124,7 @@ async def test_a_duplicate_qid(trtype, log):
         assert (await hosts[1].read(0, 1)).status == 0, "the first goes on"
         hosts[1].close()
         third = None
-        for _ in range(50):  # the target may hear of the end a little later
+        for _ in range(50):  # the target may learn of the end a little later
             third = await RawHost.open(target)
             if (await third.try_connect(qid=1, cntlid=hosts[0].cntlid)).status == 0:
                 break
@@ -146,7 +146,7 @@ async def test_a_second_connect_on_a_queue(log):
 
 @pytest.mark.parametrize("in_capsule", [True, False])
 async def test_two_connects_under_way_at_once_make_one_controller(in_capsule):
-    """Both pass the checks that come before data; the second finds the queue connected when its data is there."""
+    """Both pass the checks before data; the second finds the queue connected when its data arrives."""
     async with running() as target:
         host = await RawHost.open(target)
         data = connect_data(target.subnqn)
@@ -189,7 +189,7 @@ async def test_connect_whose_data_is_of_the_wrong_length(log):
 
 
 async def test_names_that_would_forge_log_lines(log):
-    """A name may hold line ends and escapes; they do not reach the log as such."""
+    """A name may hold line ends and escapes, which must not reach the log unescaped."""
     async with running() as target:
         name = "nqn.2026-01.org.example:a\n12:00:00 forged\x1b[31m"
         host = await RawHost.open(target)

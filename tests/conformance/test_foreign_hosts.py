@@ -1,4 +1,4 @@
-"""What other people's hosts send, and are served for: each test does on the wire what one of them does."""
+"""Behaviour of other hosts that must be served: each test does on the wire what one such host does."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_host_without_a_name_is_served_where_any_host_is(trtype, log):
         await healthy(target)
 
 
-async def test_a_host_without_a_name_is_not_among_those_that_are_allowed(log):
+async def test_a_host_without_a_name_is_not_an_allowed_host(log):
     stand_in = "(no HOSTNQN, HOSTID 00010203-0405-0607-0809-0a0b0c0d0e0f)"
     async with running(allowed_hosts=[HOSTNQN, stand_in]) as target:
         host = await RawHost.open(target)
@@ -70,7 +70,7 @@ async def test_a_host_without_a_name_is_not_among_those_that_are_allowed(log):
 
 
 @pytest.mark.parametrize("name", ["h", "host-1", "nqn.2016-06.org.example.node1_1", "ä" * 111, "h" * 223])
-async def test_names_are_what_people_call_their_machines(name):
+async def test_a_name_may_be_any_host_name(name):
     async with running(subnqn=name, allowed_hosts=[name]) as target:
         hosts = await association(target, hostnqn=name)
         assert (await hosts[1].read(0, 1)).status == 0
@@ -95,7 +95,7 @@ async def test_a_host_with_another_hostid_for_each_queue(trtype, log):
         assert (await queues[1].call(acquire, (7).to_bytes(8, "little") + bytes(8))).status == 0
         for queue in queues:
             assert (await queue.write(0, b"q" * 512)).status == 0
-        assert len(causes(log.records, "is used for all queues")) == 1, "told once"
+        assert len(causes(log.records, "is used for all queues")) == 1, "reported once"
         report = await queues[2].call(make_sqe(3, RESERVATION_REPORT, nsid=1, length=64 + 64, cdw10=31, cdw11=1))
         assert report.status == 0
         assert int.from_bytes(report.data[5:7], "little") == 1, "one host"
@@ -108,7 +108,7 @@ async def test_a_host_with_another_hostid_for_each_queue(trtype, log):
 
 
 async def test_a_cid_that_a_waiting_event_request_holds(trtype, log):
-    """A user-space host forgets its event requests before it shuts the controller down, and uses their CIDs anew."""
+    """A user-space host forgets its event requests before it shuts the controller down, and uses their CIDs again."""
     async with running(trtype) as target:
         host = await admin(target, sqsize=7)
         for cid in (3, 4):
@@ -143,7 +143,7 @@ async def test_an_event_goes_to_the_request_that_is_left():
         host.close()
 
 
-async def test_a_new_event_request_takes_the_place_of_the_one_with_its_cid():
+async def test_a_new_event_request_replaces_the_one_with_its_cid():
     async with running() as target:
         host = await admin(target)
         for _ in range(6):  # more than AERL: all but the last are forgotten
@@ -166,7 +166,7 @@ async def test_a_cid_of_a_command_that_moves_data_is_still_refused():
         host.close()
 
 
-# -- limits that a target is told
+# -- limits that a target is configured with
 
 
 async def test_a_target_without_a_limit_for_transfers():
@@ -200,7 +200,7 @@ async def test_a_target_without_a_limit_for_transfers():
 
 
 async def test_no_data_in_capsules():
-    """`--in-capsule 0`: all data by R2T; a capsule that has some ends the connection, as its length is out of range."""
+    """`--in-capsule 0`: all data by R2T; a capsule with data ends the connection, as its length is out of range."""
     subsystem = SubsystemConfig(
         nqn=DEFAULT_SUBNQN, namespaces=(NamespaceConfig(backend=Ramdisk("1M")),), incapsule_bytes=0
     )
@@ -214,7 +214,7 @@ async def test_no_data_in_capsules():
 
 
 async def test_two_targets_that_serve_one_subsystem_give_different_controller_identifiers():
-    """What Linux refuses otherwise: "Duplicate cntlid 1"."""
+    """Linux refuses equal ones: "Duplicate cntlid 1"."""
 
     def config(first: int, last: int) -> TargetConfig:
         subsystem = SubsystemConfig(
@@ -238,8 +238,8 @@ async def test_two_targets_that_serve_one_subsystem_give_different_controller_id
             each.close()
 
 
-async def test_what_lpa_promises_can_be_read():
-    """Bit 5 stands for log pages 00h, 05h, 12h and 13h."""
+async def test_log_pages_that_lpa_announces_can_be_read():
+    """LPA bit 5 stands for log pages 00h, 05h, 12h and 13h."""
     async with running() as target:
         for subnqn in (target.subnqn, "nqn.2014-08.org.nvmexpress.discovery"):
             host = await admin(target, subnqn=subnqn)
@@ -257,7 +257,7 @@ async def test_what_lpa_promises_can_be_read():
 
 
 @pytest.mark.parametrize("dgst", [0, 1, 2, 3])
-async def test_data_with_pdo_0_is_taken_from_behind_the_header(trtype, log, dgst):
+async def test_data_with_pdo_0_follows_the_header(trtype, log, dgst):
     async with running(trtype) as target:
         first, host = await association(target, dgst=dgst)
         for cid, kind in enumerate((1, 3)):  # without and with others in one receive
@@ -299,7 +299,7 @@ async def test_the_last_h2cdata_without_last_pdu(trtype, log):
 
 
 async def test_in_capsule_data_at_an_offset():
-    """The address of an in-capsule SGL is an offset (SGLS bit 20); the fast path for writes does not mistake it."""
+    """The address of an in-capsule SGL is an offset (SGLS bit 20); the fast path for writes must honour it."""
     async with running() as target:
         first, host = await association(target)
         for cid in range(4):
@@ -331,7 +331,7 @@ async def test_connect_with_a_whole_page_of_data():
 
 @pytest.mark.parametrize("fctype", [0x00, 0x01, 0x04, 0x02, 0xC0])
 async def test_fabrics_commands_on_an_io_queue(fctype):
-    """Property Set and Get, Connect, and what does not exist."""
+    """Property Set and Get, Connect, and unknown types."""
     async with running() as target:
         hosts = await association(target)
         completion = await hosts[1].call(make_sqe(5, 0x7F, nsid=fctype, cdw11=CSTS))

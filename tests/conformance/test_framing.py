@@ -1,4 +1,4 @@
-"""Bytes that are no PDU, PDUs that lie, digests that are wrong, data that nobody asked for."""
+"""Bytes that are no PDU, PDUs with wrong headers, wrong digests, and data without an R2T."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FIRST_BYTES = {
 
 
 @pytest.mark.parametrize("case", FIRST_BYTES)
-async def test_what_is_no_icreq_is_answered_with_a_termreq(trtype, log, case):
+async def test_anything_but_an_icreq_is_answered_with_a_termreq(trtype, log, case):
     data, fes, fei, cause = FIRST_BYTES[case]
     async with running(trtype) as target:
         host = await RawHost.open(target, handshake=False)
@@ -99,7 +99,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("case", LIES)
-async def test_a_command_whose_header_lies(trtype, log, case):
+async def test_a_command_with_a_wrong_header(trtype, log, case):
     lies, fei, cause = LIES[case]
     async with running(trtype) as target:
         hosts = await association(target)
@@ -120,7 +120,7 @@ async def test_digests_are_granted_and_used(trtype, dgst):
         assert (await hosts[1].write(3, data)).status == 0
         assert (await hosts[1].write(40, data, in_capsule=False)).status == 0
         for slba in (3, 40):
-            for cid in range(3):  # the third goes the short way
+            for cid in range(3):  # the third takes the fast path
                 assert (await hosts[1].read(slba, 16, cid)).data == data
         for host in hosts:
             host.close()
@@ -135,7 +135,7 @@ async def test_digests_that_are_not_offered_are_not_granted():
 
 @pytest.mark.parametrize("before", [0, 1, 5])
 async def test_a_wrong_header_digest_is_fatal(trtype, log, before):
-    """FEI is the digest that was received. Commands before it in the same segment get no answer any more."""
+    """FEI is the digest that was received. Commands before it in the same segment get no completion."""
     async with running(trtype) as target:
         hosts = await association(target, dgst=1)
         host = hosts[1]
@@ -229,7 +229,7 @@ async def test_h2cdata_larger_than_maxh2cdata(log):
         hosts[0].close()
 
 
-async def test_h2cdata_that_nobody_asked_for(log):
+async def test_h2cdata_without_an_r2t(log):
     async with running() as target:
         host = await admin(target)
         await host.send(host.h2c(0, 0, 0, bytes(512)))
@@ -247,8 +247,8 @@ async def test_an_unknown_pdu_type_and_a_reserved_one(trtype, log):
         await healthy(target)
 
 
-async def test_every_byte_on_its_own(trtype):
-    """Segments of one byte change nothing."""
+async def test_every_byte_in_a_separate_segment(trtype):
+    """Segments of one byte give the same result."""
     async with running(trtype) as target:
         host = await RawHost.open(target, handshake=False)
         for byte in icreq(dgst=3):

@@ -27,7 +27,7 @@ async def queues(request, tmp_path):
 
 
 async def send_data(host: RawHost, sqe: bytes, data: bytes) -> int:
-    """The status of a command whose data the target asks for."""
+    """Send the data that the target asks for; return the status of the command."""
     await host.send(host.capsule(sqe))
     cid = int.from_bytes(sqe[2:4], "little")
     ttag, offset, length = await host.r2t(cid)
@@ -72,17 +72,17 @@ async def test_copy(queues):
     assert (await first.read(100, 13)).data == data[4096:] + data[:2048] + bytes(512)
     assert await send_data(second, make_sqe(2, COPY, nsid=1, length=64, cdw10=200, cdw12=1), ranges) == 0
     assert (await first.read(200, 12)).data == data[4096:] + data[:2048]
-    # The second range overlaps the destination: what fits the atomic unit is read before any of it is written.
+    # The second range overlaps the destination: ranges within the atomic unit are read before any of them is written.
     completion = await second.call(make_sqe(2, COPY, nsid=1, length=64, sgl=IN_CAPSULE, cdw10=2, cdw12=1), ranges)
     assert (completion.status, completion.dw0) == (0, 0)
     assert (await first.read(0, 14)).data == data[:1024] + data[4096:] + data[:2048]
 
 
 async def test_fused_increments_from_two_queues(queues):
-    """A counter that both count up by Compare and Write: no step is lost, whoever comes first."""
+    """Both queues increment a counter by Compare and Write: no increment is lost, in any order."""
 
     async def step(host, cid: int, data: tuple[bytes, bytes], asked: bool) -> list[int]:
-        """The statuses of both halves, whose CIDs are `cid` and the next."""
+        """Increment; return the statuses of both halves, whose CIDs are `cid` and the next."""
         kind = {} if asked else {"sgl": IN_CAPSULE}
         compare = io_sqe(cid, COMPARE, 9, 1, flags=0x41, **kind)
         write = io_sqe(cid + 1, WRITE, 9, 1, flags=0x42, **kind)

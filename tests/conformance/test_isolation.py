@@ -1,23 +1,20 @@
-"""What one host may hold of what all share (docs/isolation.md): once by a host that is silent, once by a slow one.
+"""The shares of one host in common resources (docs/isolation.md): once with a silent host, once with a slow one.
 
-The host in the way is `greedy`; what counts is that `other`, another association, is served at once. In a bound of
-seconds there is nothing measured: without shares none of these would be served at all.
+`greedy` is the host that holds as much as it can; `other`, another association, must be served at once. The bounds in
+seconds measure nothing: without shares `other` would not be served at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nvmeof.errors import TransportError
 from nvmeof.protocol.config import BACKLOG_BYTES
 from nvmeof.spec.status import Status
 from nvmeof.target import connections
@@ -30,103 +27,34 @@ from nvmeof.target.simple_config import simple_config
 from nvmeof.target.storage.file import WORKERS, FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import PortConfig, SubsystemConfig, TargetConfig
-from nvmeof.transport import SocketOptions
 from tests.conformance.rawhost import (
     IN_CAPSULE,
-    R2T,
     READ,
     WRITE,
     RawHost,
     admin,
     association,
     causes,
-    icreq,
     io,
     io_sqe,
     make_sqe,
     until,
 )
-
-MIB = 1 << 20
-SLOW_BYTES_PER_SECOND = 2 * MIB
-AT_ONCE = 3.0
-SMALL = SocketOptions(sndbuf_bytes=65536, rcvbuf_bytes=65536)
-OTHER = {"hostnqn": "nqn.2014-08.org.nvmexpress:uuid:99999999-2222-3333-4444-555555555555", "hostid": b"o" * 16}
-
-
-@pytest.fixture(params=["silent", "slow"])
-def manner(request):
-    return request.param
-
-
-@asynccontextmanager
-async def target_of(*backends: Any, staging_bytes: int = 16 * MIB) -> AsyncIterator[Target]:
-    config = simple_config(backends, "nqn.2026-01.org.example:shared", "tcp", "127.0.0.1:0", None)
-    target = Target(TargetConfig(subsystems=config.subsystems, ports=config.ports, staging_bytes=staging_bytes),
-                    options=SMALL)  # fmt: skip
-    async with target:
-        yield target
-        RawHost.close_all()
-        await until(lambda: not target.pool.used_bytes and not target.drivers)
-
-
-@asynccontextmanager
-async def behaving(manner: str, hosts: list[RawHost]) -> AsyncIterator[None]:
-    """Let hosts receive nothing, or 2 MiB/s together."""
-
-    async def receive() -> None:
-        step = 16384
-        while True:
-            for host in hosts:
-                try:
-                    host.endpoint.recv_into(bytearray(step))
-                except BlockingIOError:
-                    pass
-                await asyncio.sleep(step / SLOW_BYTES_PER_SECOND)
-
-    task = asyncio.create_task(receive()) if manner == "slow" else None
-    try:
-        yield
-    finally:
-        if task is not None:
-            task.cancel()
-
-
-async def answer_slowly(host: RawHost) -> None:
-    """Answer R2Ts at 2 MiB/s."""
-    while True:
-        pdu = await host.pdu()
-        if pdu.kind != R2T:
-            continue
-        cid, ttag, _, length = pdu.fields("HHII")
-        data = host.h2c(cid, ttag, 0, bytes(length))
-        for at in range(0, len(data), 16384):
-            await host.send(data[at : at + 16384])
-            await asyncio.sleep(16384 / SLOW_BYTES_PER_SECOND)
-
-
-async def served(target: Target, **fields: Any) -> list[RawHost]:
-    """Another host connects, reads and writes, each at once."""
-    async with asyncio.timeout(AT_ONCE):
-        hosts = await association(target, **OTHER)
-    for nlb in (8, 2048):
-        async with asyncio.timeout(AT_ONCE):
-            completion = await hosts[1].read(0, nlb, **fields)
-            assert completion.status == 0 and len(completion.data) == nlb * 512
-        async with asyncio.timeout(AT_ONCE):
-            assert (await hosts[1].write(0, bytes(nlb * 512), in_capsule=False, **fields)).status == 0
-    return hosts
-
-
-def without_runs(target: Target) -> None:
-    """Let the namespaces of a target that runs do one command after the other, as they do what is no run."""
-    for subsystem in target.subsystems.values():
-        for namespace in subsystem.namespaces.values():
-            namespace.runs = None
+from tests.conformance.sharing import (
+    AT_ONCE,
+    MIB,
+    OTHER,
+    SMALL,
+    answer_slowly,
+    behaving,
+    served,
+    target_of,
+    without_runs,
+)
 
 
 class Gate:
-    """Lets a file's system calls on a range of it wait, as a slow disk does."""
+    """A gate for a file's system calls on one range: they wait, as on a slow disk."""
 
     def __init__(self, backend: FileBackend, end: int) -> None:
         self.open = threading.Event()
@@ -163,13 +91,15 @@ async def test_reads_that_are_not_received(tmp_path, manner, hogs):
 
 
 async def test_reads_of_memory_that_are_not_received(manner):
-    """Their output is the namespace's own memory: no other queue's is less for it, and none is copied but a rest."""
+    """Their output is the namespace's own memory: it takes nothing from the share of other queues, and is not copied
+    except for a partly sent rest.
+    """
     async with target_of(Ramdisk(16 * MIB)) as target:
         first = await admin(target)
         greedy = [await io(target, first.cntlid, qid, options=SMALL) for qid in range(1, 7)]
         connections = [driver.connection for driver in target.drivers if driver.queue.ctx.qid]
         async with behaving(manner, greedy):
-            for cids in (range(16), range(16, 32)):  # of the second sixteen nothing is received any more
+            for cids in (range(16), range(16, 32)):  # nothing of the second sixteen is received
                 for host in greedy:
                     await host.send(b"".join(host.capsule(io_sqe(cid, READ, 0, 2048)) for cid in cids))
                 await until(lambda: not any(connection.want_read for connection in connections))
@@ -197,7 +127,7 @@ async def test_r2ts_that_are_not_answered(tmp_path, manner):
 
 
 async def test_a_host_comes_back_at_once(tmp_path, manner):
-    """What its old queues had not begun is forgotten; it need not wait for Reads that have begun either."""
+    """Commands of its old queues that had not begun are dropped; the host need not wait for begun Reads either."""
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB)) as target:
         first, *greedy = await association(target, queues=4)
         async with behaving(manner, greedy):
@@ -234,7 +164,7 @@ async def test_a_connect_waits_for_writes_that_have_begun_alone(tmp_path):
 
 
 async def served_beside(target: Target) -> None:
-    """Another host uses the part of the file that is not slow, by threads."""
+    """Check that another host uses the fast part of the file, by threads."""
     hosts = await association(target, **OTHER)
     async with asyncio.timeout(AT_ONCE):
         assert (await hosts[1].write(16384, b"v" * 4096)).status == 0
@@ -246,7 +176,7 @@ async def served_beside(target: Target) -> None:
 @pytest.mark.parametrize("hogs", [1, 3])
 @pytest.mark.parametrize("opcode", [READ, WRITE])
 async def test_the_threads_of_a_file(tmp_path, opcode, hogs):
-    """A host whose blocks are slow keeps half of the threads, and its line is no other host's."""
+    """A host whose blocks are slow occupies half of the threads, and its queue for threads holds up no other host."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         without_runs(target)
@@ -259,7 +189,7 @@ async def test_the_threads_of_a_file(tmp_path, opcode, hogs):
                     sgl = {"sgl": IN_CAPSULE} if opcode == WRITE else {}
                     data = b"w" * 4096 if opcode == WRITE else b""
                     await host.send(host.capsule(io_sqe(cid, opcode, at, 8, **sgl), data))
-        # each has half of what the ones before it have left
+        # each gets half of what the ones before it have left
         await until(lambda: gate.begun >= {1: 4, 3: 7}[hogs] - 1)
         await served_beside(target)
         gate.open.set()
@@ -267,7 +197,7 @@ async def test_the_threads_of_a_file(tmp_path, opcode, hogs):
 
 @pytest.mark.parametrize("hogs", [1, 3])
 async def test_the_threads_of_a_file_whose_runs_are_slow(tmp_path, hogs):
-    """As above, with writes that are handed over to threads as runs."""
+    """The same with writes that are handed over to threads as runs."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         open_, begun, runs = threading.Event(), [], backend.runs
@@ -292,7 +222,7 @@ async def test_the_threads_of_a_file_whose_runs_are_slow(tmp_path, hogs):
 
 
 async def test_range_locks_of_a_file(tmp_path):
-    """More commands than the table of locks holds: a host's own wait in a line of their own."""
+    """With more commands than the table of locks holds, a host's commands wait in a separate queue."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         without_runs(target)
@@ -306,7 +236,7 @@ async def test_range_locks_of_a_file(tmp_path):
 
 
 async def test_commands_in_the_backends_of_one_queue(tmp_path):
-    """No more are received while many are in progress: each holds its data."""
+    """No more commands are received while many are in progress: each holds its data."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         without_runs(target)
@@ -340,7 +270,7 @@ async def test_log_pages_that_are_not_received(manner):
 
 
 async def test_the_discovery_log_of_many_subsystems(manner):
-    """It is read in pieces, in a loop: pieces cost next to nothing."""
+    """Hosts read the log in pieces, in a loop: a piece costs next to nothing."""
     subsystems = tuple(SubsystemConfig(nqn=f"nqn.2026-01.org.example:{number}") for number in range(1000))
     ports = (PortConfig(host="127.0.0.1", port=0),)
     discovery = "nqn.2014-08.org.nvmexpress.discovery"
@@ -362,74 +292,8 @@ async def test_the_discovery_log_of_many_subsystems(manner):
         RawHost.close_all()
 
 
-async def test_connections_of_one_address(log, manner):
-    """Associations that are up keep theirs; one address has no more than half of all."""
-    async with target_of(Ramdisk(MIB)) as target:
-        target.connections._counted.most = 16
-        greedy = []
-        with contextlib.suppress(TransportError, ConnectionError, EOFError, AssertionError):
-            for _ in range(12):
-                greedy.append(await admin(target, sqsize=31))
-        assert len(greedy) == 8 and causes(log.records, "connection refused")
-        async with behaving(manner, greedy):
-            for host in greedy:
-                page = [make_sqe(cid, 0x02, length=65536, cdw10=0x3FFF << 16 | 1) for cid in range(8)]
-                await host.send(b"".join(map(host.capsule, page)))
-            async with asyncio.timeout(AT_ONCE):
-                other = await RawHost.open(target, options=SocketOptions(host_traddr="127.0.0.2"))
-                await other.connect(**OTHER)
-            assert len(target.drivers) == 9
-
-
-async def dribble(host: RawHost, data: bytes) -> None:
-    """Send a byte now and then."""
-    for number in range(len(data)):
-        await host.send(data[number : number + 1])
-        await asyncio.sleep(0.02)
-
-
-@pytest.mark.parametrize("how", ["silent", "half an ICReq", "byte by byte"])
-async def test_connections_without_a_connect(log, how):
-    async with target_of(Ramdisk(MIB)) as target:
-        target.connections.strangers.most = 16
-        opened: list[RawHost] = []
-        dribbling: list[asyncio.Task[None]] = []
-        for _ in range(12):
-            with contextlib.suppress(TransportError, ConnectionError):  # a refused one may be reset while it connects
-                opened.append(await RawHost.open(target, handshake=False))
-                if how == "half an ICReq":
-                    await opened[-1].send(icreq()[:64])
-                elif how == "byte by byte":
-                    dribbling.append(asyncio.create_task(dribble(opened[-1], icreq()[:-1])))
-        await until(lambda: len(target.drivers) == 8 and "connection refused" in log.text)
-        elsewhere = SocketOptions(host_traddr="127.0.0.2")
-        async with asyncio.timeout(AT_ONCE):
-            host = await RawHost.open(target, options=elsewhere)
-            await host.connect(**OTHER)
-        for task in dribbling:
-            task.cancel()
-        await asyncio.gather(*dribbling, return_exceptions=True)
-        for each in opened:
-            each.close()
-        await until(lambda: len(target.drivers) == 1 and not target.connections.strangers.taken)
-
-
-async def test_lines_of_the_log(log):
-    async with target_of(Ramdisk(MIB)) as target:
-        for number in range(100):
-            host = await RawHost.open(target, handshake=number % 2 > 0)
-            if number % 2:
-                assert (await host.try_connect(subnqn="nqn.2026-01.org.example:none")).status
-            else:
-                await host.send(b"\xff" * 128)
-            host.close()
-        await until(lambda: not target.drivers)
-        assert len(causes(log.records, "127.0.0.1:")) < 30
-        assert (await admin(target)).cntlid and causes(log.records, "connected"), "hosts have lines of their own"
-
-
 async def test_fused_commands_get_memory_for_both_at_once(tmp_path, manner):
-    """One host holds what it can get; of each of the two halves memory for one alone would be of no use."""
+    """One host holds all it can get; memory for only one of two halves would be useless."""
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB)) as target:
         _, greedy = await association(target)
         await greedy.send(b"".join(greedy.capsule(io_sqe(cid, WRITE, 0, 2048)) for cid in range(16)))
@@ -467,7 +331,7 @@ async def test_fused_commands_that_are_too_long_are_refused(tmp_path):
 
 
 async def test_silent_hosts_are_ended_when_one_that_has_nothing_waits(tmp_path, monkeypatch, log):
-    """As many associations as it takes for the reserve; those that still move data stay."""
+    """As many associations are ended as the reserve needs; those that still move data stay."""
     monkeypatch.setattr(connections, "STALLED_SECONDS", 0.5)
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB), staging_bytes=4 * MIB) as target:
         _, slow = await association(target)
@@ -492,7 +356,7 @@ async def test_silent_hosts_are_ended_when_one_that_has_nothing_waits(tmp_path, 
 
 
 async def test_namespace_management_takes_turns_by_host():
-    """A host that has asked for much is not before one that asks for little."""
+    """A host with many requests does not delay one with few."""
     lock, order = FifoLock(), []
     runtime = SimpleNamespace(create_future=asyncio.get_running_loop().create_future)
 
@@ -509,7 +373,7 @@ async def test_namespace_management_takes_turns_by_host():
 
 
 async def test_copies_of_one_host(tmp_path):
-    """Few are in progress at a time: each may have a buffer."""
+    """At most a few copies are in progress at a time, since each may have a buffer."""
     backend = FileBackend(tmp_path / "disk", size=16 * MIB)
     async with target_of(backend) as target:
         without_runs(target)

@@ -1,6 +1,6 @@
-"""What one host may hold of events, errors and lines of the log (docs/isolation.md): once silent, once slow.
+"""The shares of one host in events, errors and lines of the log (docs/isolation.md): once silent, once slow.
 
-And the table itself: its rows name their tests.
+The rows of the table itself must name their tests.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ from nvmeof.target.core.log_rate import PeerRate
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.conformance.rawhost import READ, RawHost, admin, causes, io, io_sqe, make_sqe, until
-from tests.conformance.test_isolation import (
+from tests.conformance.sharing import (
     AT_ONCE,
     MIB,
     OTHER,
     SMALL,
     behaving,
-    manner,
     served,
     target_of,
     without_runs,
 )
 
-__all__ = ["manner"]  # the fixture
 ASYNC_EVENT_REQUEST, SET_FEATURES, GET_LOG_PAGE = 0x0C, 0x09, 0x02
 NAMESPACE_ATTRIBUTE_NOTICES = 1 << 8
 EVENT_REQUESTS = 4
@@ -48,7 +46,7 @@ async def listening(host: RawHost, requests: int, first: int = 100) -> None:
 
 
 async def test_event_requests_of_one_host(manner):
-    """Those beyond its own are refused; another host has as many, and an event for each comes at once."""
+    """Requests beyond its limit are refused; another host has as many, and gets its events at once."""
     async with target_of(Ramdisk(MIB)) as target:
         greedy = await admin(target, sqsize=127)
         async with behaving(manner, [greedy]):
@@ -66,7 +64,7 @@ async def test_event_requests_of_one_host(manner):
 
 
 async def test_events_that_wait_for_a_request(manner):
-    """One of a kind is enough, however often it happens; the host that does listen hears of the first at once."""
+    """One event of a kind is held, however often it happens; a host with a request gets the first at once."""
     async with target_of(Ramdisk(MIB)) as target:
         greedy = await admin(target, sqsize=127)
         await listening(greedy, 0)
@@ -85,7 +83,7 @@ async def test_events_that_wait_for_a_request(manner):
 
 
 async def test_errors_of_one_host(manner):
-    """They push out its own oldest entries, and none of another host's."""
+    """Its errors replace its own oldest entries, and none of another host's."""
     async with target_of(Ramdisk(MIB)) as target:
         other = await admin(target, **OTHER)
         assert (await other.call(make_sqe(1, 0xC5))).status == Status.INVALID_OPCODE
@@ -106,7 +104,7 @@ async def test_errors_of_one_host(manner):
 
 
 async def test_lines_of_the_log_by_hosts(log, manner):
-    """What a host that has connected causes is counted by address, and says how much was left out."""
+    """Lines that a connected host causes are counted by address, and a line says how many were left out."""
     async with target_of(Ramdisk(MIB)) as target:
         target.registry.peer_log.hosts = PeerRate(20, 5.0)
         greedy = [await admin(target) for _ in range(4)]
@@ -117,13 +115,13 @@ async def test_lines_of_the_log_by_hosts(log, manner):
             await until(lambda: len(target.drivers) == 4)
             about = causes(log.records, "127.0.0.1:")
             assert 15 <= len(about) <= 45
-            await asyncio.sleep(0.4)  # two lines more may be said
+            await asyncio.sleep(0.4)  # two more lines are allowed
             await served(target)
         assert causes(log.records, "lines about this peer were left out")
 
 
 async def test_completions_that_are_not_received(tmp_path, manner):
-    """Commands that are held, of a host whose output is full, are no other host's."""
+    """Held commands of a host whose output is full delay no other host."""
     async with target_of(FileBackend(tmp_path / "disk", size=16 * MIB)) as target:
         without_runs(target)
         first = await admin(target)
@@ -141,12 +139,12 @@ async def test_completions_that_are_not_received(tmp_path, manner):
 
 ROWS = re.compile(r"^\| (?!resource|---)(.+) \|$", re.MULTILINE)
 NAMED = re.compile(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`")
-HERE = ("tests/conformance/test_isolation.py", "tests/conformance/test_isolation_events.py")
+HERE = tuple(f"tests/conformance/test_isolation{part}.py" for part in ("", "_connections", "_events"))
 
 
 @cache
 def functions(path: str) -> dict[str, str]:
-    """The tests of a file, each with its source."""
+    """Return the tests of a file, each with its source."""
     text = (ROOT / path).read_text()
     found = (each for each in ast.walk(ast.parse(text)) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
     return {each.name: "\n".join(ast.unparse(each).splitlines()[:8]) for each in found}

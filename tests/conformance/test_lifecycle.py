@@ -88,7 +88,7 @@ async def test_keep_alive_expires(trtype, log):
 
 
 async def test_keep_alive_expires_with_writes_in_flight():
-    """Writes that go on are waited for before the host is let in again."""
+    """The host can connect again only when outstanding writes have ended."""
     backend = SlowBackend()
     async with running(namespaces=[backend]) as target:
         hosts = await association(target, kato=300)
@@ -108,7 +108,7 @@ CONNECT_SECONDS = 1.0  # more than a loaded machine lets pass between two PDUs
 
 @pytest.mark.parametrize("how", ["close", "abort", "admin only"])
 async def test_old_writes_end_before_a_new_association_is_answered(trtype, how):
-    """And another host is not held up by them."""
+    """Another host is not delayed by these writes."""
     backend = SlowBackend()
     async with running(trtype, namespaces=[backend], connect_seconds=CONNECT_SECONDS) as target:
         hosts = await association(target)
@@ -137,7 +137,7 @@ async def test_old_writes_end_before_a_new_association_is_answered(trtype, how):
         assert (await queue.read(0, 2)).data == b"n" * 512 + b"\x02" * 512
 
 
-async def test_a_host_that_gives_up_waiting_for_its_old_writes():
+async def test_a_host_that_closes_while_it_waits_for_its_old_writes():
     backend = SlowBackend()
     async with running(namespaces=[backend]) as target:
         hosts = await association(target)
@@ -177,7 +177,7 @@ async def test_two_connects_that_waited_make_one_controller():
         assert len(target.subsystems[target.subnqn].controllers) == 1
 
 
-async def test_writes_whose_data_never_came_are_dropped(trtype):
+async def test_writes_without_their_data_are_dropped(trtype):
     async with running(trtype) as target:
         hosts = await association(target)
         assert (await hosts[1].write(0, b"o" * 4096)).status == 0
@@ -188,7 +188,7 @@ async def test_writes_whose_data_never_came_are_dropped(trtype):
             host.close()
         again = await association(target)
         assert (await again[1].read(0, 8)).data == b"o" * 4096
-        await until(lambda: not target.pool.used_bytes)  # over MPTCP an end may be heard of after the next beginning
+        await until(lambda: not target.pool.used_bytes)  # over MPTCP an end may be noticed after the next beginning
 
 
 @pytest.mark.parametrize("how", ["reset", "admin lost", "disconnect"])
@@ -254,7 +254,7 @@ async def test_asynchronous_events_are_held_and_go_with_the_queue(trtype):
         await until(lambda: not target.tasks and not target.drivers)
 
 
-async def test_stop_lets_commands_in_flight_end(trtype, log):
+async def test_stop_waits_for_commands_in_flight(trtype, log):
     backend = SlowBackend()
     async with running(trtype, namespaces=[backend], check=False) as target:
         hosts = await association(target)
@@ -279,7 +279,7 @@ async def test_stop_lets_commands_in_flight_end(trtype, log):
 
 
 async def test_stop_gives_up_after_a_while(log):
-    """A backend that never answers does not keep the target from stopping."""
+    """A backend that never answers does not prevent the stop."""
     backend = SlowBackend()
     async with running(namespaces=[backend], check=False) as target:
         hosts = await association(target)
@@ -301,7 +301,7 @@ async def test_stop_does_not_wait_long_for_data_that_hosts_do_not_send(monkeypat
 
 
 async def test_stop_under_load(trtype, monkeypatch):
-    """Hosts that never pause: what was answered is there, and the stop waits for no time to pass."""
+    """Hosts never pause: all completed writes are stored, and the stop waits for no timeout."""
     monkeypatch.setattr("nvmeof.target.server.RECEIVE_SECONDS", NEVER)
     async with running(trtype, namespaces=[Ramdisk("8M")], check=False) as target:
         answered = 0

@@ -1,4 +1,4 @@
-"""Log pages over the wire: telemetry of a live connection, and what one host's fault tells another."""
+"""Log pages over the wire: telemetry of a live connection, and errors of one host in the log of another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TELEMETRY_CHANGED = 2 | 2 << 8 | 8 << 16
 
 
 async def log_page(host: RawHost, lid: int, length: int, *, lsp: int = 0, rae: int = 1) -> bytes:
-    """A log page from its beginning."""
+    """Read a log page from its beginning."""
     cdw10 = lid | lsp << 8 | rae << 15 | (length // 4 - 1) << 16
     completion = await host.call(make_sqe(9, 0x02, length=length, cdw10=cdw10))
     assert completion.status == 0, hex(completion.status)
@@ -19,13 +19,13 @@ async def log_page(host: RawHost, lid: int, length: int, *, lsp: int = 0, rae: i
 
 
 async def telemetry(host: RawHost, lid: int, *, lsp: int = 0, rae: int = 1) -> list[dict[str, object]]:
-    """The areas of a telemetry log."""
+    """Return the areas of a telemetry log."""
     header = await log_page(host, lid, 512, lsp=lsp)
     page = await log_page(host, lid, 512 * (1 + int.from_bytes(header[12:14], "little")), rae=rae)
     return [json.loads(line) for line in page[512:].decode("ascii").splitlines()]
 
 
-async def test_telemetry_knows_the_connections(trtype):
+async def test_telemetry_lists_the_connections(trtype):
     async with running(trtype) as target:
         host, *_ = await association(target, queues=2)
         first, second, third = await telemetry(host, 7, lsp=1)
@@ -36,7 +36,7 @@ async def test_telemetry_knows_the_connections(trtype):
         assert "token" not in third["connections"][0]
 
 
-async def test_a_protocol_error_is_told_to_the_other_hosts(trtype):
+async def test_a_protocol_error_is_reported_to_the_other_hosts(trtype):
     async with running(trtype) as target:
         host = await admin(target)
         assert (await host.call(make_sqe(2, 0x09, cdw10=0x0B, cdw11=1 << 10))).status == 0

@@ -19,7 +19,7 @@ def backend_of(kind: str, directory: Path):
 
 
 class Load:
-    """Writers and readers of whole 8 KiB and 256 KiB, in capsules and asked for; `seen` are the statuses they got."""
+    """Writers and readers of 8 KiB and 256 KiB, with data in capsules and by R2T; `seen` has the statuses."""
 
     def __init__(self, controller) -> None:
         self.controller = controller
@@ -92,7 +92,7 @@ async def test_format_under_load(kind, digests, tmp_path):
                 await controller.admin_passthru(FORMAT, nsid=1, cdw10=1 | 1 << 9)
 
             seen = await loaded(controller, there)
-            # With the new blocks, what was sent for the old ones has data of another length.
+            # Writes that were sent for the old block size have data of another length.
             assert seen <= {0, Status.FORMAT_IN_PROGRESS, Status.DATA_SGL_LENGTH_INVALID, Status.INVALID_FIELD}
             assert 0 in seen
             namespace = target.subsystems[target.subnqn].namespaces[1]

@@ -1,4 +1,4 @@
-"""Hosts that stop in the middle, never start, or come in crowds."""
+"""Hosts that stop in the middle, never start, or come in large numbers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_a_connected_queue_is_not_closed_by_the_connect_timeout():
         assert (await hosts[1].read(0, 1)).status == 0
 
 
-async def test_a_peer_that_stops_in_the_middle_of_a_pdu_holds_nobody_up(trtype):
+async def test_a_peer_that_stops_in_the_middle_of_a_pdu_delays_no_other(trtype):
     async with running(trtype) as target:
         hosts = await association(target, queues=2)
         await hosts[1].send(hosts[1].capsule(io_sqe(1, WRITE, 0, 64)))
@@ -73,7 +73,7 @@ async def test_a_peer_that_stops_in_the_middle_of_a_pdu_holds_nobody_up(trtype):
 
 
 async def test_a_stopped_peer_is_ended_by_its_keep_alive_timeout(log):
-    """With commands half way: the staging memory comes back."""
+    """Commands are half sent: their staging memory is returned."""
     async with running() as target:
         hosts = await association(target, kato=300)
         await hosts[1].send(hosts[1].capsule(io_sqe(1, WRITE, 0, 64)))
@@ -87,7 +87,7 @@ async def test_a_stopped_peer_is_ended_by_its_keep_alive_timeout(log):
 
 
 async def _flood(host: RawHost, sqe: bytes, commands: int) -> int:
-    """Send commands and read nothing, until the target takes no more; how many it took (at least in part)."""
+    """Send commands and read nothing until the target takes no more; return how many it took, at least in part."""
     data = host.capsule(sqe) * 64
     for sent in range(0, commands, 64):
         try:
@@ -98,7 +98,7 @@ async def _flood(host: RawHost, sqe: bytes, commands: int) -> int:
 
 
 async def test_a_peer_that_stops_reading(trtype):
-    """4 GiB are asked for and never read. The target stops taking commands, and keeps next to nothing."""
+    """4 GiB are requested and never received. The target stops taking commands, and buffers next to nothing."""
     options = SocketOptions(sndbuf_bytes=65536, rcvbuf_bytes=65536)
     async with running(trtype, namespaces=[Ramdisk("8M")], options=options) as target:
         first = await admin(target)
@@ -115,7 +115,7 @@ async def test_a_peer_that_stops_reading(trtype):
         assert not driver.connection.want_read
         assert driver.connection.backlog_bytes > BACKLOG_BYTES
         await healthy(target)
-        # it reads again: everything comes
+        # the peer reads again: everything comes
         for _ in range(100):
             completion = await host.completion(1)
             assert completion.status == 0 and len(completion.data) == 131072
@@ -125,7 +125,7 @@ async def test_a_peer_that_stops_reading(trtype):
 
 
 async def test_many_long_log_pages_at_once(trtype):
-    """Hundreds of pages of 1 MiB are asked for in one receive; what waits to be sent stays small, and all come."""
+    """Hundreds of pages of 1 MiB are requested in one receive; queued output stays small, and all pages arrive."""
     options = SocketOptions(sndbuf_bytes=65536, rcvbuf_bytes=65536)
     pages, length = 200, 1 << 20
     async with running(trtype, options=options) as target:
@@ -150,7 +150,7 @@ async def test_many_long_log_pages_at_once(trtype):
 
 
 async def test_a_peer_that_stops_reading_completions(trtype):
-    """Commands that cost nothing to ask for: their answers are bounded as well."""
+    """The completions of commands without data are bounded as well."""
     options = SocketOptions(sndbuf_bytes=32768, rcvbuf_bytes=32768)
     async with running(trtype, options=options) as target:
         first = await admin(target)
@@ -178,7 +178,7 @@ async def test_one_queue_cannot_take_all_staging_memory():
         assert target.pool.used_bytes == (8 << 20) // 2
         other = (await association(target))[1]
         assert (await other.write(0, b"o" * 65536, in_capsule=False)).status == 0
-        # the greedy one goes on when it sends what it was asked for
+        # the greedy host goes on when it sends the data that it was asked for
         done: set[int] = set()
         while len(done) < 16:
             while ttags:
@@ -195,7 +195,7 @@ async def test_one_queue_cannot_take_all_staging_memory():
 
 
 async def test_queues_wait_for_staging_memory_in_turn():
-    """Five queues want more than there is; all of it is written in the end."""
+    """Five queues want more than exists; all data is written in the end."""
     subsystem = SubsystemConfig(
         nqn="nqn.2026-01.org.example:wait", namespaces=(NamespaceConfig(backend=Ramdisk("8M")),)
     )
@@ -219,14 +219,14 @@ async def test_queues_wait_for_staging_memory_in_turn():
         await asyncio.wait_for(asyncio.gather(*(writer(host, n) for n, host in enumerate(hosts, 1))), 20)
         assert target.pool.used_bytes == 0
         data = (await hosts[0].read(0, 2048)).data
-        # writes of more than 32 KiB are seen by whole blocks
+        # writes of more than 32 KiB are visible by whole blocks
         assert all(
             1 <= data[at] <= 5 and data[at : at + 512] == data[at : at + 1] * 512 for at in range(0, 1 << 20, 512)
         )
 
 
 async def test_a_thousand_connections_opened_and_left(trtype, log):
-    """Some say nothing, some shake hands, some stop in an ICReq; half of them go, the others are timed out."""
+    """Some hosts send nothing, some shake hands, some stop in an ICReq; half of them close, the others time out."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4096
     if soft < wanted:

@@ -46,7 +46,7 @@ async def read(controller, slba: int, blocks: int) -> bytes:
 @pytest.mark.parametrize("kind", ["ramdisk", "file"])
 @pytest.mark.parametrize("digests", [False, True])
 async def test_appends_of_several_hosts(kind, digests, tmp_path):
-    """Each block that was told to be somewhere is there, and the zones hold nothing but them."""
+    """Each block is at the SLBA of its completion, and the zones hold no other blocks."""
     places: dict[int, tuple[int, int]] = {}
     numbers = iter(range(1, 1000))
     chance = random.Random(4420)
@@ -77,7 +77,7 @@ async def test_appends_of_several_hosts(kind, digests, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ramdisk", "file"])
 async def test_pipelined_writes_of_one_queue(kind, tmp_path):
-    """As many as the queue takes, each at where the one before ends: they arrive in their order, and all are taken."""
+    """As many writes as the queue takes, each beginning where the one before ends: all arrive in order and succeed."""
     async with served(kind, tmp_path) as target, await host(target, nr_io_queues=1) as controller:
         await asyncio.gather(
             *(

@@ -1,4 +1,4 @@
-"""A target in a thread of its own, for tests of the blocking API."""
+"""A target in another thread, for tests of the blocking API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvmeof import Target
 
 @contextmanager
 def serving(*namespaces: Any, **options: Any) -> Iterator[Target]:
-    """Serve within the ``with`` block; gives the target, of which only what never changes may be read."""
+    """Serve within the ``with`` block; yield the target, of which only constant attributes may be read."""
     ready, ends = threading.Event(), threading.Event()
     made: list[tuple[Target, asyncio.AbstractEventLoop, asyncio.Event]] = []
     failures: list[BaseException] = []

@@ -1,6 +1,6 @@
 """A second, trivial queue device: a controller in memory that answers SQEs. No socket, no PDU, no connection.
 
-It shows that the controller above a device knows nothing of them, and is a test bed that can be told to misbehave.
+It shows that the controller above a device knows nothing of them, and misbehaves on request.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Answer = tuple[int, int] | None
 
 
 class FakeDevice(QueueDevice):
-    """One controller with one namespace of ``blocks`` blocks. ``intercept(request, sqe)`` may answer in its place."""
+    """One controller with one namespace of ``blocks`` blocks. ``intercept(request, sqe)`` may answer instead."""
 
     name = "fake"
     allowed_opts = frozenset({"tos"})
@@ -233,14 +233,14 @@ class FakeDevice(QueueDevice):
             return 0, Status.INVALID_OPCODE
         return 0, 0
 
-    # -- what tests ask it to do
+    # -- for tests
 
     def raise_event(self, kind: int, info: int, page: int) -> None:
         """Complete an outstanding Asynchronous Event Request."""
         self.complete(self.events.pop(), kind | info << 8 | page << 16, 0)
 
     def hold(self, opcode: int) -> None:
-        """Keep I/O commands of this opcode without an answer; they are in ``held``."""
+        """Leave I/O commands of an opcode without an answer, in ``held``."""
 
         def intercept(request: Request, sqe: Sqe) -> Answer | str:
             if request.queue.qid and sqe.opcode == opcode:
@@ -255,6 +255,6 @@ class FakeDevice(QueueDevice):
         self.queues[qid].report_err(ConnectionLost(f"the fake broke queue {qid}"))
 
     def sent(self, opcode: int) -> list[Sqe]:
-        """Commands that were sent with that admin, I/O or (a plain number) any opcode."""
+        """Return the sent commands of an admin, I/O or (a plain number) any opcode."""
         queues = {AdminOpcode: (0,), NvmOpcode: range(1, 65536)}.get(type(opcode), range(65536))
         return [sqe for qid, sqe in self.log if sqe.opcode == opcode and qid in queues]

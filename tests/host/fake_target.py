@@ -1,6 +1,6 @@
 """The fake controller behind a real connection: listens on a transport, answers PDUs with the fake device's model.
 
-Small, strict and scriptable: a test may send raw bytes, break digests, close in the middle, or say nothing.
+Small, strict and scriptable: a test may send raw bytes, break digests, close in the middle, or send nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .fake_device import FakeDevice
 
 
 class _Received(Request):
-    """A command as the target got it."""
+    """A command that the target has received."""
 
     __slots__ = ("answered",)
 
@@ -136,7 +136,7 @@ class Link:
 
 
 class FakeTarget:
-    """Listens on ``transport``; ``port`` is where. ``links`` by QID."""
+    """A target that listens on ``port`` of ``transport``. ``links``: by QID."""
 
     def __init__(self, device: FakeDevice, transport: str, config: ConnectionConfig) -> None:
         self.device = device
@@ -171,5 +171,5 @@ class FakeTarget:
 
 
 def ok(status: int = 0) -> int:
-    """A status word."""
+    """Return a status word."""
     return status_field(status)

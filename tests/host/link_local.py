@@ -30,13 +30,13 @@ ip -n host link set lo up
 ip -n host link set eth7 up
 """
 ENDS_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
-"""Before a program that must not outlive the one that starts it, also when that is killed."""
+"""Prefix of a program that ends with its parent, also when the parent is killed."""
 SUBNQN = "nqn.2026-01.org.example:link"
 HOSTNQN = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555"
 
 
 def in_host(*command: str) -> dict[str, Any]:
-    """Run a program in the host's namespace; its status and what it printed."""
+    """Run a program in the host's namespace; return its status and its output."""
     done = subprocess.run(["ip", "netns", "exec", "host", *command], capture_output=True, text=True, timeout=30)
     return {"status": done.returncode, "out": done.stdout, "error": done.stderr}
 
@@ -46,7 +46,7 @@ def nvmeof_host(command: str, *options: str) -> dict[str, Any]:
 
 
 async def library(port: int) -> dict[str, Any]:
-    """What a program does: discover, connect with an entry, connect with its fields."""
+    """Do what a program does: discover, connect with an entry, connect with its fields."""
     found = [each for each in await nvmeof.discover("fe80::1%eth7", port, hostnqn=HOSTNQN) if each.is_nvm]
     peers = []
     for entry in found:
@@ -64,7 +64,7 @@ async def library(port: int) -> dict[str, Any]:
 
 
 def serve(transport: str, *listen: str) -> tuple[subprocess.Popen[str], str]:
-    """A target process, and its lines up to the last."""
+    """Start a target process; return it and its lines up to the last."""
     command = [
         *ENDS_WITH_PARENT,
         sys.executable,
@@ -90,7 +90,7 @@ def serve(transport: str, *listen: str) -> tuple[subprocess.Popen[str], str]:
 
 
 def steps(transport: str) -> dict[str, Any]:
-    """Everything, over one transport."""
+    """Do all steps over one transport."""
     result: dict[str, Any] = {}
     process, result["target"] = serve(transport, "[fe80::1%veth0]:4518", "[2001:db8::1]:4518")
     try:

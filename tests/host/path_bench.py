@@ -1,4 +1,4 @@
-"""A path over the fake device on a runtime that a test steps by hand: no event loop, no clock, no socket."""
+"""A path over the fake device on a runtime that a test steps: no event loop, no clock, no socket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Outcome(Generic[T]):
-    """What a coroutine gave, or will give."""
+    """The result of a coroutine, once it has one."""
 
     def __init__(self) -> None:
         self.done = False
@@ -51,7 +51,7 @@ class PathDevice(FakeDevice):
         self.down: NvmeofError | None = None
         self.silent: FakeFuture | None = None
         self.attempts: list[float] = []
-        """When the admin queue's connection was asked for."""
+        """The times of connection attempts of the admin queue."""
 
     async def create_queue(self, queue: Queue) -> None:
         if queue.qid == 0:
@@ -64,7 +64,7 @@ class PathDevice(FakeDevice):
 
 
 class PathBench:
-    """A path over the fake device, stepped by hand."""
+    """A path over the fake device, stepped by the test."""
 
     def __init__(self, *, identify: dict[str, Any] | None = None, connect: Any = None, **recovery: Any) -> None:
         self.runtime = FakeRuntime()
@@ -83,7 +83,7 @@ class PathBench:
         self.path.on_lost.append(self.lost.append)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Outcome[T]:
-        """Begin a coroutine, and let it go on until it waits for time."""
+        """Begin a coroutine, and run it until it waits for time."""
         outcome: Outcome[T] = Outcome()
         self.runtime.spawn(outcome.take(coroutine))
         self.runtime.settle()
@@ -119,7 +119,7 @@ class PathBench:
         return self
 
     def break_it(self, down: NvmeofError | None = None) -> None:
-        """Lose the association; with `down` no further connection comes about."""
+        """Lose the association; with `down` no further connection succeeds."""
         self.device.down = down
         self.device.break_queue(0)
         self.runtime.settle()

@@ -17,7 +17,9 @@ GROUPS = [AnaGroup(1, 1, 5, tuple(range(1, 1500))), AnaGroup(2, 3, 6, (2000,))]
 
 
 class Controller:
-    """Answers Identify and the ANA log; ``changes`` times the log changes after its first piece was read."""
+    """A controller that answers Identify and the ANA log; ``changes``: how often the log changes after its first piece
+    was read.
+    """
 
     def __init__(self, groups: list[AnaGroup], changes: int = 0, nanagrpid: int = 2) -> None:
         self.groups = groups
@@ -64,13 +66,13 @@ async def test_a_short_ana_log_takes_one_read() -> None:
     assert controller.reads == [0]
 
 
-async def test_an_ana_log_that_changes_while_it_is_read_is_read_anew() -> None:
+async def test_an_ana_log_that_changes_while_it_is_read_is_read_again() -> None:
     controller = Controller(GROUPS, changes=1)
     assert (await AdminCommands(controller.execute).ana_log()).change_count == 8
     assert controller.reads == [0, LOG_CHUNK_BYTES, 0] * 2
 
 
-async def test_an_ana_log_that_never_rests() -> None:
+async def test_an_ana_log_that_changes_without_end() -> None:
     with pytest.raises(NvmeofError, match=f"changed {ANA_ATTEMPTS} times"):
         await AdminCommands(Controller(GROUPS, changes=10**6).execute).ana_log()
 

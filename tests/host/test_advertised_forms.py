@@ -1,4 +1,4 @@
-"""The host's command line against a target that tells its MPTCP port in each of the forms there are."""
+"""The host's command line against a target that announces its MPTCP port in each possible form."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ Start = Callable[..., list[str]]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
-    """``start(*options)``: a target process; the options that lead a host there. Its log is in tmp_path/log."""
+    """Return ``start(*options)``, which starts a target process and returns the options that lead a host there. The log
+    is tmp_path/log.
+    """
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     processes: list[subprocess.Popen[str]] = []
 
@@ -110,7 +112,7 @@ def test_another_number_for_mptcp(start: Start, capsys: pytest.CaptureFixture[st
     where = start("--trtype-code", "77", "--advertise-as", "own")
     before = get("mptcp").trtype
     assert main(["list", *where]) == 0
-    assert NQN not in capsys.readouterr().out, "77 means nothing to a host that was not told"
+    assert NQN not in capsys.readouterr().out, "77 means nothing to a host that does not know it"
     assert main(["discover", *where]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "77"
     try:

@@ -25,7 +25,7 @@ from .fake_device import BLOCK_BYTES, FakeDevice
 
 
 def block(number: int) -> bytes:
-    """The content of one block."""
+    """Return the content of one block."""
     return number.to_bytes(4, "little") * (BLOCK_BYTES // 4)
 
 
@@ -70,7 +70,7 @@ async def test_a_batch_larger_than_one_command_takes(device: FakeDevice, connect
     assert {sqe.transfer_blocks for sqe in device.sent(NvmOpcode.READ)} == {16, 8}
 
 
-async def test_the_window_is_kept(device: FakeDevice, connected: Connect) -> None:
+async def test_the_window_bounds_outstanding_commands(device: FakeDevice, connected: Connect) -> None:
     device.cap = type(device.cap)(mqes_entries=256, timeout_seconds=1.0)
     device.identify["maxcmd"] = 256
     controller = await connected(queue_size=256)
@@ -140,7 +140,7 @@ async def test_a_queue_that_is_lost_fails_the_batch(device: FakeDevice, connecte
         await namespace.read_many([1, 2])
 
 
-async def test_what_was_sent_and_lost_is_told_apart(device: FakeDevice, connected: Connect) -> None:
+async def test_commands_lost_before_and_after_sending_are_distinguished(device: FakeDevice, connected: Connect) -> None:
     controller = await connected(queue_size=4)
     device.hold(NvmOpcode.WRITE)
     buffers = [memoryview(bytes(BLOCK_BYTES))] * 5
@@ -155,7 +155,7 @@ async def test_what_was_sent_and_lost_is_told_apart(device: FakeDevice, connecte
 
 
 async def test_a_cancelled_batch(device: FakeDevice, connected: Connect) -> None:
-    """Nothing more is sent, what is out is aborted, and the buffers are free when the cancellation is raised."""
+    """No further command is sent, sent ones are aborted, and the buffers are free when the cancellation is raised."""
     controller = await connected()
     namespace = controller.namespace(1)
     await namespace.refresh()
@@ -232,7 +232,7 @@ async def test_requests_are_used_again_unless_an_abort_may_name_them(device: Fak
         (lambda n: n.writev(0, [memoryview(bytes(2048))[::2]]), "contiguous"),
     ],
 )
-async def test_what_is_no_batch_is_said(connected: Connect, call: Any, message: str) -> None:
+async def test_an_invalid_batch_is_explained(connected: Connect, call: Any, message: str) -> None:
     namespace = (await connected()).namespace(1)
     with pytest.raises(LocalProtocolError, match=message):
         await call(namespace)

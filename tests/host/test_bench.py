@@ -56,7 +56,7 @@ def test_sizes(text: str, sizes: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("text", ["64k-4k", "0-4k", "4k/50", "4k/x:8k/50", "4k/0:8k/100"])
-def test_sizes_that_make_no_sense(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--block-size"):
         sizes_of(text)
 
@@ -173,14 +173,12 @@ def test_plots(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
         ([], "Missing option"),
         (["--compare", "none", "none"], "none cannot be read"),
         (["--compare", "text", "text"], "no result of bench"),
-        (["URL", "--rw", "randrw"], "say --write-anyway"),
-        (["URL", "-b", "4k/50"], "the percents are to be 100 together"),
+        (["URL", "--rw", "randrw"], "give --write-anyway"),
+        (["URL", "-b", "4k/50"], "the percentages must add up to 100"),
         (["URL", "-b", "many"], "is not a size"),
     ],
 )
-def test_what_makes_no_sense(
-    arguments: list[str], words: str, target: Target, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_options(arguments: list[str], words: str, target: Target, capsys: pytest.CaptureFixture[str]) -> None:
     Path("text").write_text("{}")
     assert main(["bench", *(url(target) if each == "URL" else each for each in arguments)]) == 2
     error = capsys.readouterr().err

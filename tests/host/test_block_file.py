@@ -51,7 +51,7 @@ def namespace(controller: blocking.HostController, request: pytest.FixtureReques
 
 
 class Model:
-    """What the file of a device of a fixed size does."""
+    """The behaviour of a file on a device of a fixed size."""
 
     def __init__(self, size: int) -> None:
         self.data = bytearray(size)
@@ -70,7 +70,7 @@ class Model:
         return found
 
     def write(self, data: bytes) -> bool:
-        """Whether there is room for it."""
+        """Write; return whether there is room."""
         end = self.position + len(data)
         if end > len(self.data):
             return False
@@ -149,11 +149,11 @@ def test_the_end(namespace: blocking.Namespace) -> None:
         try:
             file.flush()
         finally:
-            file.raw.close()  # what cannot be written must not be tried again at the end
+            file.raw.close()  # data that cannot be written must not be tried again at the end
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_what_a_file_says_of_itself(namespace: blocking.Namespace) -> None:
+def test_the_attributes_of_a_file(namespace: blocking.Namespace) -> None:
     with blocking.open(namespace) as file:
         assert (file.readable(), file.writable(), file.seekable()) == (True, False, True)
         assert file.name.startswith(f"namespace {namespace.nsid} of nqn.")
@@ -215,7 +215,7 @@ def test_copyfileobj_both_ways(controller: blocking.HostController, tmp_path: Pa
 
 
 def test_writers_of_parts_of_the_same_blocks_lose_nothing(target: Target, namespace: blocking.Namespace) -> None:
-    """Each writes every eighth byte, over connections of two controllers."""
+    """Each writer writes every eighth byte, over connections of two controllers."""
     writers, length = 8, 640
     where = target.address
     with blocking.connect(where.host, where.port, subnqn=target.subnqn, transport="tcp", hostnqn=HOSTNQN) as other:
@@ -236,7 +236,7 @@ def test_writers_of_parts_of_the_same_blocks_lose_nothing(target: Target, namesp
 
 
 def test_one_object_in_several_threads(namespace: blocking.Namespace) -> None:
-    """A buffered file serialises its users: each write is in one piece, somewhere."""
+    """A buffered file serialises its users: each write is in one piece, at any place."""
     records = [bytes([number]) * 100 for number in range(1, 101)]
     with blocking.open(namespace, "r+b", 700) as file, ThreadPoolExecutor(8) as pool:
         list(pool.map(file.write, records))

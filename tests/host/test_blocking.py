@@ -51,7 +51,7 @@ def connected(target: Target, **options: Any) -> blocking.HostController:
     return blocking.connect(target.address.host, target.address.port, **chosen)
 
 
-def test_the_classes_are_what_the_asyncio_ones_say() -> None:
+def test_the_classes_match_the_asyncio_ones() -> None:
     script = ROOT / "tools" / "blocking_api.py"
     made = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
@@ -87,7 +87,7 @@ def test_functions_take_the_same_arguments(theirs: Callable[..., Any]) -> None:
     ]
 
 
-def test_everything_once(target: Target, controller: blocking.HostController) -> None:
+def test_each_kind_of_call_once(target: Target, controller: blocking.HostController) -> None:
     entries = blocking.discover(target.address.host, target.address.port, transport="tcp", hostnqn=HOSTNQN)
     assert target.subnqn in {entry.subnqn for entry in entries}
     assert [each.nsid for each in controller.namespaces()] == [1, 2]
@@ -160,7 +160,7 @@ def test_errors_are_those_of_the_asyncio_api(target: Target) -> None:
 
 
 def test_several_threads(controller: blocking.HostController) -> None:
-    """Each writes and reads its own blocks, all through one controller, and some connect meanwhile."""
+    """Each thread writes and reads its own blocks, all through one controller, while others connect."""
     namespace = controller.namespace(1)
 
     def work(number: int) -> bool:
@@ -204,7 +204,7 @@ def test_a_call_from_the_loops_own_thread_is_refused(controller: blocking.HostCo
         PORTAL.run_function(namespace.read, 0)
 
 
-def test_a_portal_that_ends_fails_what_waits() -> None:
+def test_a_portal_that_ends_fails_waiting_calls() -> None:
     portal, began = Portal(), threading.Event()
 
     async def forever() -> None:
@@ -222,7 +222,7 @@ def test_a_portal_that_ends_fails_what_waits() -> None:
         portal.stop()
         assert waiting.result(timeout=30) == "ended"
     portal.stop()
-    assert portal.run_function(lambda: 7) == 7  # it starts anew
+    assert portal.run_function(lambda: 7) == 7  # a new one is started
     portal.stop()
 
 
@@ -252,7 +252,7 @@ def run_script(text: str) -> str:
 
 
 def test_ctrl_c_ends_the_call_that_waits_and_nothing_else() -> None:
-    """SIGINT as soon as the slow command is under way: it is aborted, and the connection goes on."""
+    """SIGINT as soon as the slow command is outstanding: the command is aborted, and the connection stays."""
     out = run_script(
         """
         def interrupt(controller):
@@ -285,7 +285,7 @@ def test_ctrl_c_ends_the_call_that_waits_and_nothing_else() -> None:
     assert out.split() == ["interrupted", "True", "live"] * 3
 
 
-def test_a_forked_process_connects_anew() -> None:
+def test_a_forked_process_connects_again() -> None:
     out = run_script(
         """
         with serving(Ramdisk("1M")) as target, connect(target) as controller:

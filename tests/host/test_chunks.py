@@ -1,4 +1,4 @@
-"""Pieces of a large range: what is read ahead, and how it ends."""
+"""Pieces of a large range: reading ahead, and its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PIECES = [(begin, 4) for begin in range(10)]
 
 
 class Reads:
-    """Reads of which those before `stop` complete at once, and the others take their time when they are cancelled."""
+    """Reads: those before `stop` complete at once, the others end slowly when they are cancelled."""
 
     def __init__(self, stop: int = len(PIECES)) -> None:
         self.runtime = AsyncioRuntime(logging.getLogger("test"))
@@ -38,7 +38,7 @@ class Reads:
             self.in_progress.discard(begin)
 
 
-async def test_the_first_error_comes_in_its_turn() -> None:
+async def test_the_first_error_is_raised_in_its_place() -> None:
     reads, seen = Reads(), []
     with pytest.raises(OSError, match="block 3"):
         async for piece in read_pieces(reads.runtime, PIECES, reads.read, 5):

@@ -1,4 +1,4 @@
-"""What the host's command line shows and takes: help, narrow terminals, numbers, JSON keys, files and bench."""
+"""Input and output of the host's command line: help, narrow terminals, numbers, JSON keys, files and bench."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_no_arguments_show_the_help(arguments: list[str], capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands()])
-def test_help_is_short_and_begins_with_what_is_the_commands_own(
+def test_help_is_short_and_begins_with_the_commands_own_options(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -134,7 +134,7 @@ def test_numbers_are_read_as_they_are_written(value: int) -> None:
 
 
 @given(st.text(max_size=12))
-def test_what_is_no_number_is_refused_in_one_way(text: str) -> None:
+def test_invalid_numbers_are_refused_in_one_way(text: str) -> None:
     for kind in (Number(0, 255), Bytes(1 << 40), Seconds(0.01)):
         try:
             value = kind.convert(text, None, None)
@@ -183,7 +183,7 @@ def test_huge_values_are_one_sentence(
 
 
 class Terminal:
-    """A command on a terminal of its own."""
+    """A command on a pseudo terminal."""
 
     def __init__(self, arguments: list[str], columns: int = 80, **environment: str) -> None:
         self._master, slave = pty.openpty()
@@ -231,13 +231,13 @@ def test_names_stay_on_one_line(target: FakeTarget, device: FakeDevice, columns:
     assert all(len(line) <= max(columns, len(UUID_NQN)) for line in lines)
 
 
-def test_no_colour_where_none_is_wanted(target: FakeTarget) -> None:
+def test_no_colour_where_not_wanted(target: FakeTarget) -> None:
     plain = Terminal(words(target, "list", nqn=None), 200, TERM="dumb", NO_COLOR="1")
     assert plain.finish() == 0
     assert "\x1b" not in plain.text
 
 
-def test_bench_shows_how_it_goes_and_prints_what_it_has_measured_when_it_is_interrupted(target: FakeTarget) -> None:
+def test_bench_shows_its_progress_and_prints_its_results_when_interrupted(target: FakeTarget) -> None:
     terminal = Terminal(words(target, "bench", "--runtime", 60, "-d", 2))
     terminal.read_until(r"bench: 1\.0 of 60 s, [\d,]+ IOPS, [\d,.]+ MB/s")
     assert terminal.text.count("\n") == 0, "one line, in place"
@@ -264,7 +264,7 @@ def test_bench_in_json_when_it_is_interrupted(target: FakeTarget, device: FakeDe
     assert result["ios"] > 10 and result["seconds"] < 10
 
 
-def test_bench_prints_what_it_has_measured_when_a_command_fails(
+def test_bench_prints_its_results_when_a_command_fails(
     target: FakeTarget, device: FakeDevice, capsys: pytest.CaptureFixture[str]
 ) -> None:
     began = time.monotonic()
@@ -313,7 +313,7 @@ def test_a_file_is_not_touched_before_all_of_the_data_is_there(
     )
     assert "Read failed" in reason
     assert partial.read_bytes() == device.memory[: partial.stat().st_size] and partial.stat().st_size >= 512 * 896
-    # it is replaced at the end, with its mode, also behind a link; what was left is not overwritten
+    # the file is replaced at the end, with its mode, also behind a link; the file before is not overwritten
     device.intercept = None
     (tmp_path / "link").symlink_to("precious")
     assert main(words(target, "read", "--blocks", 2048, "-d", "link")) == 0
@@ -323,10 +323,10 @@ def test_a_file_is_not_touched_before_all_of_the_data_is_there(
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_what_is_told_of_a_stopped_read_is_what_is_in_the_file(
+def test_the_remark_of_a_stopped_read_matches_the_file(
     cancelled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that still writes when the read fails is waited for, and the file is not closed under it."""
+    """The command waits for a thread that still writes when the read fails, before it closes the file."""
     from nvmeof.host.cli import files
 
     inside, write = threading.Event(), os.write
@@ -380,7 +380,7 @@ def test_a_write_that_does_not_fit_writes_nothing(
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-def test_a_write_that_fails_says_how_far_it_came(
+def test_a_write_that_fails_reports_how_far_it_came(
     target: FakeTarget, device: FakeDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -463,7 +463,7 @@ def test_gen_hostnqn_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["hostnqn"].startswith("nqn.2014-08.org.nvmexpress:uuid:")
 
 
-def test_what_belongs_to_a_controller_is_said(target: FakeTarget, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_of_a_controller_are_marked(target: FakeTarget, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(target, "error-log")) == 0
     captured = capsys.readouterr()
     assert captured.out == "" and "controller was made for this command" in captured.err
@@ -477,7 +477,7 @@ def test_what_belongs_to_a_controller_is_said(target: FakeTarget, capsys: pytest
     assert captured.err == ""
 
 
-def test_a_list_without_a_namespace_says_so(
+def test_a_list_without_a_namespace_is_reported(
     target: FakeTarget, device: FakeDevice, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device.active.clear()

@@ -19,16 +19,16 @@ from tests.conformance.rawhost import until
 from .blocking_target import serving
 from .conftest import HOSTNQN, Connect
 from .fake_device import BLOCK_BYTES, FakeDevice
+from .multipath.driven import drive
 from .multipath.model import BLOCK_BYTES as MODEL_BLOCK_BYTES
 from .multipath.model import ModelDevice
-from .multipath.test_subsystem import drive
 from .multipath.test_with_target import pair as two_paths
 from .test_with_target import TRANSPORTS, pair
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("size", [512, 4096, 32768])
-async def test_what_is_expected_is_replaced_and_other_data_is_left(transport: str, size: int) -> None:
+async def test_expected_data_is_replaced_and_other_data_stays(transport: str, size: int) -> None:
     async with pair(transport, nr_io_queues=2) as (_, controller):
         namespace = controller.namespace(1)
         old, new = os.urandom(size), bytearray(os.urandom(size))
@@ -41,8 +41,8 @@ async def test_what_is_expected_is_replaced_and_other_data_is_left(transport: st
         assert await namespace.read(16, size // 512) == new
 
 
-async def test_it_is_one_operation_for_all_who_do_it() -> None:
-    """A counter that several connections raise: no increment is lost."""
+async def test_the_operation_is_atomic_over_all_connections() -> None:
+    """Several connections increment a counter: no increment is lost."""
     async with pair(nr_io_queues=3, queue_size=8) as (_, controller):
         namespace = controller.namespace(1)
         raised = 0
@@ -64,7 +64,7 @@ async def test_it_is_one_operation_for_all_who_do_it() -> None:
         assert raised == 300 == int.from_bytes((await namespace.read(0))[:8], "little")
 
 
-async def test_what_is_no_pair() -> None:
+async def test_invalid_pairs() -> None:
     async with pair() as (_, controller):
         namespace = controller.namespace(1)
         with pytest.raises(LocalProtocolError, match="512 bytes are expected and 1024 are to be written"):
@@ -90,7 +90,7 @@ async def test_a_controller_without_it(device: FakeDevice, connected: Connect) -
 
 
 def hold(device: FakeDevice, *opcodes: int) -> None:
-    """Leave the I/O commands of these kinds without an answer; ``device.held`` has them."""
+    """Leave the I/O commands of some opcodes without an answer, in ``device.held``."""
 
     def intercept(request: Request, sqe: Sqe) -> str | None:
         if request.queue.qid and sqe.opcode in opcodes:
@@ -175,7 +175,7 @@ async def test_a_lost_pair_is_of_unknown_outcome(device: FakeDevice, connected: 
         await pairing
 
 
-async def test_a_cancelled_pair_gives_its_buffers_back(device: FakeDevice, connected: Connect) -> None:
+async def test_a_cancelled_pair_releases_its_buffers(device: FakeDevice, connected: Connect) -> None:
     device.identify["fuses"] = 1
     controller = await connected()
     namespace = controller.namespace(1)
@@ -211,7 +211,7 @@ async def test_over_two_paths_of_our_target() -> None:
 
 
 class PairDevice(ModelDevice):
-    """A model that has Compare and Write."""
+    """A model with a fused Compare and Write."""
 
     def __init__(self) -> None:
         super().__init__(2)

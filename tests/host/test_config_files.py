@@ -1,4 +1,4 @@
-"""discovery.conf and config.json: what is read is what was written, and wrong files are told by their line."""
+"""discovery.conf and config.json: files are read as they were written, and errors name the line."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_wrong_lines(text: str, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "a b", "a=b", "a\n-t"])
-def test_what_nvme_cli_could_not_read_is_not_written(value: str) -> None:
+def test_lines_that_nvme_cli_cannot_read_are_not_written(value: str) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be in discovery\.conf"):
         format_discovery_conf([DiscoveryLine({"traddr": value})])
 
@@ -194,7 +194,7 @@ FILE = f"""[
 """
 
 
-def test_what_libnvme_writes() -> None:
+def test_the_output_of_libnvme() -> None:
     config = parse_config(FILE)
     (host,) = config.hosts
     (subsystem,) = host.subsystems
@@ -226,7 +226,7 @@ def test_the_form_with_hosts_in_an_object() -> None:
         (f'"hostnqn": "{HOSTNQN}",', "", 2, "a host without its hostnqn"),
     ],
 )
-def test_wrong_files_are_told_by_line(old: str, new: str, line: int, sentence: str) -> None:
+def test_errors_of_wrong_files_name_the_line(old: str, new: str, line: int, sentence: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse_config(FILE.replace(old, new), "/etc/nvme/config.json")
     assert str(caught.value) == f"/etc/nvme/config.json, line {line}: {sentence}"
@@ -306,7 +306,7 @@ def test_the_system_file_goes_before_the_users(tmp_path: Path, monkeypatch: pyte
     assert files.own_file("config.json") == system / "config.json"
 
 
-def test_what_the_kernel_is_connected_to(tmp_path: Path) -> None:
+def test_the_connections_of_the_kernel(tmp_path: Path) -> None:
     def controller(name: str, **attributes: str) -> None:
         (tmp_path / name).mkdir()
         for key, value in attributes.items():

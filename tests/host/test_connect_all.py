@@ -1,4 +1,6 @@
-"""connect-all, discover without an address, and config: which services are asked, and what is connected."""
+"""connect-all, discover without an address, and config: the services that are asked, and the connections that are
+made.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ OTHER = "nqn.2026-01.org.example:other"
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """This user's directory of configuration; there is no /etc/nvme."""
+    """Return this user's directory of configuration, without /etc/nvme."""
     for module in (files, identity):
         monkeypatch.setattr(module, "SYSTEM_DIRECTORY", tmp_path / "etc")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -78,7 +80,7 @@ async def test_all_paths_are_connected_once_and_new_ones_join(target: Target) ->
 
 
 class Shown(Connections):
-    """Says when two subsystems are there, and when something was shown a second time."""
+    """The events that two subsystems are connected, and that output was shown a second time."""
 
     def __init__(self, stack: AsyncExitStack, output: str, *, persistent: bool = False) -> None:
         super().__init__(stack, output, persistent=persistent)
@@ -131,7 +133,9 @@ async def test_a_target_that_was_away_for_long_is_found_again(target: Target) ->
         assert not held.over.is_set()
 
 
-async def test_a_service_that_cannot_be_followed_is_told(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_service_that_cannot_be_followed_is_reported(
+    target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with asyncio.timeout(60), AsyncExitStack() as stack:
         held = Connections(stack, "normal")
         await held.follow(DiscoveryService("127.0.0.1", 1), asked(target, reconnect_delay=0.01, ctrl_loss_tmo=0.02))
@@ -167,7 +171,7 @@ def test_wrong_files_are_one_sentence(
     assert sentence in line
 
 
-def test_ports_that_need_what_this_host_has_not(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ports_that_this_host_cannot_use(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (directory / "discovery.conf").write_text("-t tcp -a 192.0.2.1 --tls\n-t rdma -a 192.0.2.2\n")
     assert run("discover") == 2
     told, _ = capsys.readouterr().err.splitlines()
@@ -176,7 +180,7 @@ def test_ports_that_need_what_this_host_has_not(directory: Path, capsys: pytest.
     )
 
 
-def test_services_that_are_not_there(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_services_that_do_not_answer(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = directory / "discovery.conf"
     path.write_text("-t tcp -a 127.0.0.1 -s 1\n")
     assert run("discover") == 1
@@ -191,10 +195,10 @@ def test_services_that_are_not_there(directory: Path, capsys: pytest.CaptureFixt
         assert end == "nvmeof-host: none of the 2 discovery services could be asked"
     assert run("discover", "--persistent") == 1
     *_, end = capsys.readouterr().err.splitlines()
-    assert end == "nvmeof-host: none of the 2 discovery services is left to be followed"
+    assert end == "nvmeof-host: all 2 discovery services are lost"
 
 
-def test_a_value_that_cannot_be_used_is_told_with_its_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_value_is_reported_with_its_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = directory / "discovery.conf"
     path.write_text("# ours\n-t tcp -a 127.0.0.1 -s 1 --tos=900\n")
     assert run("discover") == 2
@@ -232,7 +236,7 @@ def test_config(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("-M", "-O", "-a", "192.0.2.1", "-n", SUBNQN, "-k", "0.5"), "has whole seconds: --keep-alive-tmo"),
     ],
 )
-def test_config_asked_for_wrongly(
+def test_wrong_arguments_of_config(
     arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("config", *arguments) == 2

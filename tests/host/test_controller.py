@@ -54,7 +54,7 @@ async def test_connecting(device: FakeDevice, connected: Connect) -> None:
 async def test_the_queue_is_no_larger_than_maxcmd(
     device: FakeDevice, connected: Connect, caplog: pytest.LogCaptureFixture, maxcmd: int, entries: int
 ) -> None:
-    """MAXCMD 0, which some controllers say, is no limit; MQES is one."""
+    """MAXCMD 0, which some controllers report, is no limit; MQES is one."""
     caplog.set_level(logging.INFO, "nvmeof.host")
     device.identify.update(maxcmd=maxcmd)
     await connected(queue_size=100)
@@ -74,10 +74,10 @@ async def test_the_queue_is_no_larger_than_maxcmd(
         ("icdoff", 1, "ICDOFF 1"),
     ],
 )
-async def test_a_controller_that_no_io_queue_works_with(
+async def test_a_controller_without_a_working_io_queue(
     device: FakeDevice, connected: Connect, field: str, value: int, words: str
 ) -> None:
-    """As Linux: refused with a sentence, and nothing is left behind."""
+    """As in Linux the controller is refused with one sentence, and nothing stays open."""
     device.identify.update({field: value})
     with pytest.raises(TransportError, match=words) as caught:
         await connected()
@@ -255,7 +255,7 @@ async def test_namespaces_over_several_lists(device: FakeDevice, connected: Conn
 
 
 @pytest.mark.parametrize("raw", [[5, 3], [5, 5], [0xFFFFFFFF], [7] * 1024])
-async def test_nonsense_in_a_namespace_list_ends_it(device: FakeDevice, connected: Connect, raw: list[int]) -> None:
+async def test_an_invalid_entry_ends_a_namespace_list(device: FakeDevice, connected: Connect, raw: list[int]) -> None:
     def nonsense(request: Request, sqe: Sqe) -> Any:
         if sqe.opcode == AdminOpcode.IDENTIFY and sqe.cdw10 == 2 and request.data_in is not None:
             data = b"".join(nsid.to_bytes(4, "little") for nsid in raw)
@@ -296,7 +296,7 @@ async def test_asynchronous_events(device: FakeDevice, connected: Connect) -> No
     assert not device.sent(AdminOpcode.GET_LOG_PAGE)[-1].cdw10 & 1 << 15
 
 
-async def test_refused_events_are_not_asked_for_again(device: FakeDevice, connected: Connect) -> None:
+async def test_refused_event_requests_are_not_sent_again(device: FakeDevice, connected: Connect) -> None:
     controller = await connected()
     device.complete(device.events.pop(), 0, 0x105)
     await asyncio.sleep(0.02)
@@ -342,7 +342,7 @@ async def test_get_log_in_pieces(device: FakeDevice, connected: Connect) -> None
     ("page", "lsp", "sent"),
     [(0x07, 1, [1, 0, 0]), (0x07, 9, [9, 0, 0]), (0x0D, 1, [1, 0, 0]), (0x0D, 0, [0] * 3), (0x0C, 1, [1] * 3)],
 )
-async def test_what_a_log_page_is_captured_with_is_sent_once(
+async def test_the_capture_of_a_log_page_is_requested_once(
     device: FakeDevice, connected: Connect, page: int, lsp: int, sent: list[int]
 ) -> None:
     controller = await connected()
@@ -393,7 +393,7 @@ async def test_a_loss_while_a_queue_is_created_leaves_no_queue_behind(
     assert device.calls[-1] == "release_ctrl"
 
 
-async def test_one_namespace_that_vanishes_keeps_no_other_from_being_read_anew(
+async def test_one_vanished_namespace_does_not_stop_the_refresh_of_others(
     device: FakeDevice, connected: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device.active = [1, 2, 3]
@@ -404,7 +404,7 @@ async def test_one_namespace_that_vanishes_keeps_no_other_from_being_read_anew(
 
     def answer(sqe: Sqe, into: memoryview | None) -> Any:
         if sqe.cdw10 == 0 and sqe.nsid == 1:
-            device.namespace["lbaf"] = [{"lbads": 3}]  # nonsense
+            device.namespace["lbaf"] = [{"lbads": 3}]  # invalid
         try:
             return identify(sqe, into)
         finally:

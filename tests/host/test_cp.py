@@ -27,7 +27,7 @@ from .blocking_target import serving
 
 
 class Memory(Place):
-    """A place in memory whose pieces are done out of order; ``fails_at``: a write there fails."""
+    """A place in memory that completes pieces out of order; ``fails_at``: where a write fails."""
 
     def __init__(self, data: bytearray, *, block_bytes: int = 1, holes: list[Extent] | None = None) -> None:
         self.name = "memory"
@@ -79,7 +79,7 @@ stretches = st.lists(st.tuples(st.booleans(), st.integers(1, 3 * HOLE_BYTES)), m
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=60)
 @given(stretches, st.integers(1, 9), st.integers(1, 3), st.booleans(), st.booleans())
-def test_what_arrives_is_what_was_there(
+def test_the_destination_equals_the_source(
     parts: list[tuple[bool, int]], depth: int, blocks: int, sparse: bool, verified: bool
 ) -> None:
     data, holes = bytearray(), []
@@ -122,7 +122,7 @@ def test_runs_cover_a_piece_once(head: bytes, places: list[int]) -> None:
 
 
 @given(st.permutations(range(12)))
-def test_the_mark_is_where_nothing_is_missing_before(order: list[int]) -> None:
+def test_all_pieces_before_the_mark_are_done(order: list[int]) -> None:
     progress, done = Progress(0), set()
     for each in order:
         progress.add(each * 10, 10)
@@ -130,7 +130,7 @@ def test_the_mark_is_where_nothing_is_missing_before(order: list[int]) -> None:
         assert progress.mark == 10 * next((number for number in range(13) if number not in done), 12)
 
 
-async def test_a_copy_goes_on_where_it_stopped() -> None:
+async def test_a_copy_is_resumed_where_it_stopped() -> None:
     data = bytearray(os.urandom(40 * HOLE_BYTES))
     target = Memory(bytearray(len(data)))
     target.fails_at = 25 * HOLE_BYTES
@@ -145,7 +145,7 @@ async def test_a_copy_goes_on_where_it_stopped() -> None:
     assert target.data == data and target.written == len(data) - mark
 
 
-def test_states_are_of_one_copy(tmp_path: Path) -> None:
+def test_a_state_belongs_to_one_copy(tmp_path: Path) -> None:
     path = str(tmp_path / "state")
     state = State.load(path)
     assert state.begin({"source": "a", "size": 5}) == 0
@@ -250,7 +250,7 @@ def test_pipes(target: Target) -> None:
         (["nvme+tcp://h/a?b", "out"], 2, "unknown option 'b'"),
     ],
 )
-def test_what_cannot_be_copied_is_one_sentence(
+def test_a_copy_that_cannot_be_made_is_one_sentence(
     arguments: list[str], code: int, words: str, target: Target, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Path("large").open("wb") as file:
@@ -261,7 +261,7 @@ def test_what_cannot_be_copied_is_one_sentence(
     assert not list(Path().glob("*.partial")) or code == 1
 
 
-def test_an_interrupted_copy_goes_on(
+def test_an_interrupted_copy_is_resumed(
     target: Target, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = os.urandom(8 << 20)
@@ -293,7 +293,7 @@ def test_an_interrupted_copy_goes_on(
     assert "goes on at byte" in capsys.readouterr().err
 
 
-def test_saved_names_and_files_are_told_apart(target: Target) -> None:
+def test_saved_names_and_files_are_distinguished(target: Target) -> None:
     assert main(["saved", "add", "lab", url(target)]) == 0
     Path("data").write_bytes(b"a" * 512)
     assert main(["cp", "data", "lab"]) == 0
@@ -301,7 +301,7 @@ def test_saved_names_and_files_are_told_apart(target: Target) -> None:
     assert Path("lab").read_bytes() == b"a" * 512
 
 
-def test_verify_finds_what_was_not_written(
+def test_verify_finds_missing_data(
     target: Target, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def forget(self: copying.Copy, extent: Extent, buffer: bytearray, view: memoryview) -> int:

@@ -1,4 +1,4 @@
-"""Reading Discovery logs, honest and dishonest ones."""
+"""Reading Discovery logs, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ async def test_a_log_that_changes_is_read_again() -> None:
     assert len(found) == 5
 
 
-async def test_a_log_that_never_rests() -> None:
+async def test_a_log_that_changes_without_end() -> None:
     versions = [build_discovery_log(index, entries(1)) for index in range(100)]
     with pytest.raises(NvmeofError, match="changed 10 times"):
         await read_discovery_log(Log(*versions))
 
 
-async def test_nonsense_headers() -> None:
+async def test_invalid_headers() -> None:
     with pytest.raises(NvmeofError, match="claims 18446744073709551615 entries"):
         await read_discovery_log(Log(build(DISCOVERY_LOG_HEADER, numrec=(1 << 64) - 1)))
     with pytest.raises(NvmeofError, match="record format 7"):
@@ -97,7 +97,7 @@ def test_unknown_numbers_are_shown_as_such() -> None:
         ("storage.example.org", "192.0.2.7", "storage.example.org"),
     ],
 )
-def test_wildcards_mean_the_address_that_was_asked(traddr: str, asked: str, where: str) -> None:
+def test_a_wildcard_stands_for_the_address_that_was_asked(traddr: str, asked: str, where: str) -> None:
     found = entry(traddr=traddr).read_from(asked, "eth0")
     assert (found.traddr, found.address) == (traddr, where)
     assert found == entry(traddr=traddr), "where a log was read from makes no other entry"

@@ -1,4 +1,4 @@
-"""Discovery against our own target: referrals end, and changes of the log come as they happen."""
+"""Discovery against our own target: referrals end, and changes of the log are reported at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def target() -> AsyncIterator[Target]:
         yield made
 
 
-async def test_a_change_of_the_log_is_told(target: Target) -> None:
+async def test_a_change_of_the_log_is_reported(target: Target) -> None:
     async with asyncio.timeout(60), watch_discovery("127.0.0.1", target.address.port, transport="tcp") as watch:
         first = await anext(watch)
         assert [entry.subnqn for entry in first.added] == [DISCOVERY_NQN, target.subnqn]
@@ -58,7 +58,7 @@ async def test_a_wait_that_was_cancelled_misses_nothing(target: Target) -> None:
         assert [entry.subnqn for entry in (await anext(watch)).added] == [OTHER]
 
 
-async def test_what_changed_while_the_connection_was_lost_is_one_change() -> None:
+async def test_changes_during_a_lost_connection_are_one_change() -> None:
     async with asyncio.timeout(60):
         first = Target(namespaces=[Ramdisk("1M")], trtype="tcp", listen="127.0.0.1:0")
         await first.start()
@@ -74,7 +74,7 @@ async def test_what_changed_while_the_connection_was_lost_is_one_change() -> Non
                 assert change.reconnected
 
 
-async def test_a_service_that_came_back_is_told_though_nothing_changed(target: Target) -> None:
+async def test_a_reconnected_service_is_reported_though_nothing_changed(target: Target) -> None:
     port = target.address.port
     async with asyncio.timeout(60):
         async with watch_discovery("127.0.0.1", port, transport="tcp", reconnect_delay=0.05) as watch:
@@ -98,7 +98,7 @@ async def test_a_service_that_does_not_come_back_is_an_error(target: Target) -> 
             await anext(watch)
 
 
-async def test_what_cannot_be_watched_is_said(device: FakeDevice) -> None:
+async def test_a_service_that_cannot_be_watched_is_explained(device: FakeDevice) -> None:
     with pytest.raises(ConfigurationError, match="needs a keep_alive_tmo"):
         watch_discovery("127.0.0.1", keep_alive_tmo=0)
     with pytest.raises(ConfigurationError, match="reconnect_delay must be"):

@@ -1,4 +1,4 @@
-"""A namespace over an I/O port that is no controller: what multipath will be for it."""
+"""A namespace over an I/O port that is no controller."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Memory:
 
 
 class Failover:
-    """The smallest multipath head: the second port where the first has lost its connection."""
+    """The smallest multipath head: it uses the second port where the first has lost its connection."""
 
     def __init__(self, *ports: IoPort) -> None:
         self.ports = ports
@@ -145,7 +145,7 @@ async def test_only_a_buffer_of_the_caller_is_held() -> None:
 
 
 async def test_a_head_over_two_controllers(connected: Connect, device: FakeDevice) -> None:
-    """The namespace goes on over the other port when the first has lost its controller."""
+    """I/O goes on over the other port when the first has lost its controller."""
     controller, other = await connected(), Memory()
     namespace = Namespace(Failover(controller, other), 1)
     await namespace.write(0, b"\x11" * 512)

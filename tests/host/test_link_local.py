@@ -20,7 +20,7 @@ MISSING = "fe80::1 is link-local and needs its interface: write fe80::1%INTERFAC
 
 @functools.cache
 def outcome(transport: str) -> dict[str, Any]:
-    """What the steps of the script gave, run once per transport; skips where namespaces cannot be had."""
+    """Return the results of the script's steps, run once per transport; skip without network namespaces."""
     for tool, package in (("unshare", "util-linux"), ("setpriv", "util-linux"), ("ip", "iproute2")):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} (package {package})")
@@ -63,7 +63,7 @@ def test_entries_have_the_interface_of_the_host(transport: str) -> None:
     assert found == [("fe80::1%eth7", "ipv6", "4518")] * 2 * forms + [("2001:db8::1", "ipv6", "4518")] * forms
 
 
-def test_another_link_is_not_told(transport: str) -> None:
+def test_another_link_is_not_announced(transport: str) -> None:
     records = good(outcome(transport)["global"])["records"]
     assert {each["traddr"] for each in records} == {"2001:db8::1"}
 

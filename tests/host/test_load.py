@@ -1,4 +1,4 @@
-"""The load generator over the in-memory device: where the next command goes, windows, and how a load ends."""
+"""The load generator over the in-memory device: the queue of the next command, windows, and the end of a load."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_a_request_stays_on_its_queue(device: FakeDevice, connected: Conne
     assert [queue.load for queue in controller.io_queues] == [3, 3]
     for _ in range(10):
         device.complete(device.held.pop(), 0, 0)
-        await asyncio.sleep(0)  # what has completed is sent again in the next turn of the loop
+        await asyncio.sleep(0)  # a completed request is sent again in the next turn of the loop
     assert sorted(queue.load for queue in controller.io_queues) == [3, 3]
     figures = load.close_window()
     assert (figures.ios, figures.block_bytes) == (10, 4096)

@@ -1,4 +1,4 @@
-"""The command line against a fake target in a thread of its own: output, exit codes, sentences."""
+"""The command line against a fake target in another thread: output, exit codes, sentences."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_list(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert (device["SectorSize"], device["PhysicalSize"], device["Protocol"]) == (512, 4096 * 512, "tcp")
 
 
-def test_list_names_what_it_could_not_reach(
+def test_list_names_unreachable_subsystems(
     run: Run, device: FakeDevice, target: FakeTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = build_discovery_entry(trtype=3, adrfam=1, subtype=2, trsvcid="1", subnqn=SUBNQN + "2", traddr="127.0.0.1")
@@ -265,7 +265,7 @@ def test_bench(run: Run, capsys: pytest.CaptureFixture[str], device: FakeDevice)
         (["no-such-command"], 2, "No such command"),
     ],
 )
-def test_what_goes_wrong_is_one_sentence(
+def test_an_error_is_one_sentence(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
 ) -> None:
     (tmp_path / "short").write_bytes(b"abc")
@@ -386,7 +386,7 @@ def test_transport_in_use() -> None:
     )
 
 
-def test_discover_shows_what_security_is_asked_for(
+def test_discover_shows_the_required_security(
     run: Run, device: FakeDevice, target: FakeTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def entry(treq: int, sectype: int) -> bytes:

@@ -20,7 +20,7 @@ from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, Subsyste
 HOSTS = 4
 ROUNDS = 12
 REGION_BLOCKS = 512
-"""Blocks of one host in each namespace: nobody else writes them."""
+"""Blocks of one host in each namespace, which no other host writes."""
 
 
 def _subsystem(number: int) -> SubsystemConfig:
@@ -29,7 +29,7 @@ def _subsystem(number: int) -> SubsystemConfig:
 
 
 async def _host(stack: AsyncExitStack, target: Target, number: int, nqn: str, **more: int) -> HostController:
-    """A controller for host ``number`` over one of the target's ports, the hosts in turn over these."""
+    """Return a controller for host ``number`` over one of the target's ports, the ports in turn."""
     listener = target.listeners[number % len(target.listeners)].describe()
     controller = await connect(
         listener.address.host,
@@ -44,7 +44,7 @@ async def _host(stack: AsyncExitStack, target: Target, number: int, nqn: str, **
 
 
 async def _verify(namespace: Namespace, number: int, seed: int) -> int:
-    """Write contents that tell host, round and block, read them back, and return how many blocks differ."""
+    """Write contents that differ by host, round and block, read them back, and return how many blocks differ."""
     chooser, first, wrong = random.Random(seed), number * REGION_BLOCKS, 0
     for _ in range(ROUNDS):
         blocks = chooser.choice((1, 8, 16, 200))
@@ -58,7 +58,7 @@ async def _verify(namespace: Namespace, number: int, seed: int) -> int:
 
 @pytest.mark.parametrize("transport", ["tcp", "memory"])
 async def test_several_hosts_and_controllers_under_load(transport: str) -> None:
-    """Each host reads what it wrote, and neither a lost host nor one that comes and goes ends another's association."""
+    """Each host reads what it wrote, and no lost or reconnecting host ends the association of another."""
     where = "127.0.0.1" if transport == "tcp" else "many"
     ports = tuple(
         PortConfig(transport=transport, host=f"{where}{'' if transport == 'tcp' else n}", port=0) for n in (1, 2)
@@ -75,7 +75,7 @@ async def test_several_hosts_and_controllers_under_load(transport: str) -> None:
         for controller in every:
             controller.on_event.append(events.append)
 
-        # a load over the queues of one host's two controllers, and one over those of a host that is about to be lost
+        # a load over the queues of one host's two controllers, and another over those of a host that will be lost
         queues = [queue for controller in controllers[0] for queue in controller.io_queues]
         load = Load(namespaces[controllers[0][0]], queues, "randread", 4096, depth=4, next_queue=round_robin(queues))
         leaving = await _host(stack, target, 9, subsystems[0].nqn)

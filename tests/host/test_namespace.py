@@ -20,7 +20,7 @@ from .conftest import Connect
 from .fake_device import BLOCK_BYTES, FakeDevice
 
 
-async def test_what_is_written_is_read(device: FakeDevice, connected: Connect) -> None:
+async def test_written_data_is_read(device: FakeDevice, connected: Connect) -> None:
     controller = await connected()
     namespace = controller.namespace(1)
     data = os.urandom(3 * BLOCK_BYTES)
@@ -60,13 +60,13 @@ async def test_the_devices_limit_counts_too(device: FakeDevice, connected: Conne
     assert [sqe.transfer_blocks for sqe in device.sent(NvmOpcode.READ)] == [8, 8, 4]
 
 
-async def test_a_doorbell_may_wait_only_for_a_request_that_comes(device: FakeDevice, connected: Connect) -> None:
+async def test_a_doorbell_waits_only_if_a_request_follows(device: FakeDevice, connected: Connect) -> None:
     device.identify["mdts"] = 1
     namespace = (await connected(queue_size=5)).namespace(1)
     await namespace.refresh()
     device.more.clear()
     await namespace.read(0, 16 * 6)
-    # four fit the queue; the last that goes out at once says that none follows
+    # four fit the queue; the last one that is sent at once says that none follows
     assert device.more[:4] == [True, True, True, False]
     assert not any(device.more[4:])
 
@@ -82,7 +82,7 @@ async def test_optimal_io_boundary(device: FakeDevice, connected: Connect) -> No
         (192, 64),
         (256, 4),
     ]
-    device.namespace["noiob"] = 1  # silly: not followed
+    device.namespace["noiob"] = 1  # invalid: not followed
     await namespace.refresh()
     device.log.clear()
     await namespace.read(0, 10)
@@ -143,12 +143,12 @@ async def test_errors_of_single_and_split_commands(device: FakeDevice, connected
     assert caught.value.status == Status.LBA_OUT_OF_RANGE
     with pytest.raises(NvmeStatusError, match=r"(?i)LBA out of range"):
         await namespace.read(4000, 200)
-    # what ends beyond the namespace does not begin: nothing is half written
+    # a command beyond the end of the namespace is not sent: nothing is partly written
     device.log.clear()
     for operation in (
         lambda: namespace.write(4095, bytes(512 * 2000)),
         lambda: namespace.read_into(4095, bytearray(512 * 2000)),
-        lambda: namespace.read(0, 10**14),  # more than there is memory for
+        lambda: namespace.read(0, 10**14),  # more than memory has room for
         lambda: namespace.read_many([0, 7], 10**14),
         lambda: namespace.write_many([4095], bytes(512 * 2000), 2000),
     ):
@@ -162,7 +162,7 @@ async def test_after_the_first_error_no_more_parts_go_out(device: FakeDevice, co
     device.identify["mdts"] = 1
     namespace = (await connected()).namespace(1)
     await namespace.refresh()
-    device.memory = device.memory[: 4000 * BLOCK_BYTES]  # less than it says
+    device.memory = device.memory[: 4000 * BLOCK_BYTES]  # less than the field says
     device.log.clear()
     with pytest.raises(NvmeStatusError):
         await namespace.write(3999, bytes(512 * 97))
@@ -173,7 +173,7 @@ async def test_after_the_first_error_no_more_parts_go_out(device: FakeDevice, co
     assert len(device.log) < 140
 
 
-async def test_a_range_is_looked_at_again_when_the_namespace_has_grown(device: FakeDevice, connected: Connect) -> None:
+async def test_a_range_is_checked_again_when_the_namespace_has_grown(device: FakeDevice, connected: Connect) -> None:
     device.identify["mdts"] = 1
     namespace = (await connected()).namespace(1)
     device.namespace["nsze"] = 100
@@ -252,7 +252,7 @@ async def test_a_cancelled_read_into_keeps_the_buffer_until_the_completion(
     assert [(sqe.cdw10 & 0xFFFF, sqe.cdw10 >> 16) for sqe in device.sent(AdminOpcode.ABORT)] == [(1, held.cid)]
     assert not task.done()
     assert held.cid in controller.io_queues[0].requests  # the slot is not used again
-    task.cancel()  # impatience does not help
+    task.cancel()  # a second cancellation changes nothing
     await asyncio.sleep(0.01)
     assert not task.done()
     device.complete(held, 0, 0)
@@ -275,7 +275,7 @@ async def test_a_cancelled_read_is_aborted(device: FakeDevice, connected: Connec
     assert await namespace.read(0, 1) == bytes(512)
 
 
-async def test_cancelling_what_has_not_gone_out_sends_no_abort(device: FakeDevice, connected: Connect) -> None:
+async def test_cancelling_a_command_that_was_not_sent_sends_no_abort(device: FakeDevice, connected: Connect) -> None:
     controller = await connected(queue_size=2)
     namespace = controller.namespace(1)
     await namespace.refresh()

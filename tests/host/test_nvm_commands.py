@@ -233,7 +233,7 @@ async def test_a_report_of_many_zones(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [zone.start for zone in await zones.report(state=ZoneState.FULL)] == [128 * 40]
 
 
-async def test_a_namespace_without_zones_says_so(namespace: Namespace) -> None:
+async def test_a_namespace_without_zones_is_an_error(namespace: Namespace) -> None:
     with pytest.raises(NvmeStatusError):
         await namespace.zones.report()
 
@@ -264,7 +264,7 @@ async def test_chunks_beyond_the_end_and_of_nothing(namespace: Namespace) -> Non
             raise AssertionError("nothing is read")
 
 
-async def test_chunks_that_are_given_up(device: FakeDevice, connected: Connect) -> None:
+async def test_chunks_that_are_cancelled(device: FakeDevice, connected: Connect) -> None:
     controller = await connected()
     namespace = controller.namespace(1)
     async with contextlib.aclosing(namespace.chunks(chunk_bytes=512, read_ahead=5)) as chunks:
@@ -301,7 +301,7 @@ async def test_events_are_an_iterator() -> None:
         watching = asyncio.create_task(watch())
         await until(lambda: seen)
         await controller.disconnect()
-        await asyncio.wait_for(watching, 20)  # it ends in order
+        await asyncio.wait_for(watching, 20)  # the iterator ends in order
         assert [each async for each in controller.events] == []
 
 

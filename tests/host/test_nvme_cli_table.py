@@ -1,4 +1,4 @@
-"""docs/nvme-cli.md, subcommand by subcommand: what it says of this command line and of nvme-cli 2.13 is so."""
+"""docs/nvme-cli.md, subcommand by subcommand: its claims about this command line and nvme-cli 2.13 are true."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nvmeof.host.__main__ import cli
 HERE = Path(__file__).parent
 TABLE = HERE.parents[1] / "docs" / "nvme-cli.md"
 THEIRS = (HERE / "nvme_cli_commands.txt").read_text().splitlines()
-"""What `nvme help` and `nvme zns help` of nvme-cli 2.13 list."""
+"""The subcommands that `nvme help` and `nvme zns help` of nvme-cli 2.13 list."""
 
 
 def rows() -> dict[str, tuple[str, str]]:
@@ -31,13 +31,13 @@ def test_each_subcommand_of_nvme_cli_has_a_row() -> None:
     assert list(rows()) == THEIRS
 
 
-def test_what_is_there_is_there_and_what_is_absent_has_a_reason() -> None:
+def test_present_subcommands_exist_and_absent_ones_have_a_reason() -> None:
     for name, (verdict, why) in rows().items():
         assert (name in ours()) == (verdict != "absent"), name
         assert bool(why.strip()) == (verdict != "same"), name
 
 
-def test_what_is_only_here_is_named() -> None:
+def test_subcommands_without_a_counterpart_are_named() -> None:
     (line,) = (line for line in TABLE.read_text().splitlines() if line.startswith("Only here:"))
     named = set(re.findall(r"`([a-z]+)`", line))
     assert {name.split()[0] for name in ours() - set(THEIRS)} == named

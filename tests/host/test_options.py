@@ -76,7 +76,7 @@ other_options = st.fixed_dictionaries(
 
 
 @given(path, path, other_options, other_options, st.data())
-def test_a_path_is_told_by_its_fields_and_by_nothing_else(
+def test_a_path_is_identified_by_its_fields_alone(
     first: dict[str, Any], second: dict[str, Any], some: dict[str, Any], more: dict[str, Any], data: st.DataObject
 ) -> None:
     def spelled(value: Any) -> Any:
@@ -120,20 +120,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_an_identity_is_made_once_and_kept(home: Path) -> None:
+def test_an_identity_is_made_once_and_stored(home: Path) -> None:
     first = host_identity()
     assert first == host_identity()
     assert first[0] == f"nqn.2014-08.org.nvmexpress:uuid:{first[1]}"
     assert (home / "config/nvmeof/hostnqn").read_text().strip() == first[0]
 
 
-def test_of_two_that_make_an_identity_at_once_one_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_simultaneous_identities_one_is_stored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, made = uuid.uuid4, []
 
     def late() -> uuid.UUID:
         made.append(make())
         if len(made) == 1:
-            made.append(uuid.UUID(host_identity()[0].rpartition(":")[2]))  # another process, in the meantime
+            made.append(uuid.UUID(host_identity()[0].rpartition(":")[2]))  # another process at the same time
         return made[0]
 
     monkeypatch.setattr(uuid, "uuid4", late)
@@ -160,7 +160,7 @@ def test_the_systems_identity_comes_first(home: Path) -> None:
     assert host_identity() == ("nqn.2026-01.org.example:system", uuid.UUID("8d2dd4ff-6cf3-4b6e-a8ab-6b33dbef0d05"))
 
 
-def test_of_a_given_name_the_identifier_is_derived(home: Path) -> None:
+def test_the_identifier_is_derived_from_a_given_name(home: Path) -> None:
     value = uuid.UUID(int=5)
     assert host_identity(f"nqn.2014-08.org.nvmexpress:uuid:{value}")[1] == value
     one, two = host_identity("nqn.2026-01.org.example:a"), host_identity("nqn.2026-01.org.example:b")
@@ -190,7 +190,7 @@ def test_names_in_the_files_of_nvme_cli_are_taken_as_they_are(home: Path, name: 
     assert host_identity(name)[0] == name
 
 
-def test_an_identity_that_cannot_be_kept(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_identity_that_cannot_be_stored(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     (home / "config").write_text("a file, not a directory")
     nqn, value = host_identity()
     assert nqn.endswith(str(value))

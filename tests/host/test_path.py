@@ -1,4 +1,4 @@
-"""A path across its associations: states, timers, what ends the attempts, and who is told. Time is the test's own."""
+"""A path across its associations: states, timers, the end of attempts, and notifications. The test sets the time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_loss_is_followed_by_attempts_at_reconnect_delay_until_one_works() -> 
     bench.break_it(REFUSED)
     assert bench.states == ["resetting", "connecting"] and bench.path.controller is None
     bench.pass_time(1.9)
-    assert bench.device.attempts == []  # the first one comes after a whole delay, as Linux has it
+    assert bench.device.attempts == []  # the first attempt comes after a whole delay, as in Linux
     bench.pass_time(2.2)
     assert bench.device.attempts == [noticed + 2.0, noticed + 4.0]
     bench.device.down = None
@@ -69,7 +69,7 @@ def test_ctrl_loss_tmo_is_rounded_up_to_whole_delays(ctrl_loss_tmo: float, delay
     assert len(bench.device.attempts) == attempts and len(bench.lost) == 1
 
 
-def test_minus_one_goes_on_for_ever() -> None:
+def test_minus_one_means_no_end() -> None:
     bench = PathBench(reconnect_delay=1.0, ctrl_loss_tmo=-1).connect()
     bench.break_it(REFUSED)
     bench.pass_time(1000.5)
@@ -99,7 +99,7 @@ def test_a_refusal_for_good_ends_the_attempts(status: Status, dnr: bool, final: 
     assert len(bench.device.attempts) == (1 if final else 10)
 
 
-def test_fast_io_fail_fails_what_waits_and_reconnecting_goes_on() -> None:
+def test_fast_io_fail_fails_waiting_commands_and_reconnecting_goes_on() -> None:
     bench = PathBench(reconnect_delay=2.0, fast_io_fail_tmo=3.0).connect()
     bench.break_it(REFUSED)
     waiting = bench.start(bench.path.usable())
@@ -158,7 +158,7 @@ def test_wrong_cntlids_on_io_queues_are_one_clear_error() -> None:
     assert "not our peer" in str(error)
 
 
-def test_a_target_that_takes_connections_and_says_nothing_does_not_hang_a_path() -> None:
+def test_a_silent_target_does_not_hang_a_path() -> None:
     bench = PathBench(reconnect_delay=1.0, ctrl_loss_tmo=2.0).connect()
     bench.device.intercept = lambda request, sqe: None
     bench.break_it()
@@ -169,7 +169,7 @@ def test_a_target_that_takes_connections_and_says_nothing_does_not_hang_a_path()
         waiting.get()
 
 
-def test_requests_of_a_lost_association_say_what_became_of_them() -> None:
+def test_requests_of_a_lost_association_end_with_their_outcome() -> None:
     bench = PathBench(connect={"queue_size": 2}).connect()
     bench.device.hold(NvmOpcode.WRITE)
     controller = bench.run(bench.path.usable())
@@ -194,7 +194,7 @@ def test_reset_disables_the_controller_and_connects_at_once() -> None:
     assert bench.device.calls.count("setup_ctrl") == 2 and bench.device.calls.count("release_ctrl") == 1
 
 
-def test_a_reset_whose_first_attempt_fails_says_so_and_is_followed_by_others() -> None:
+def test_a_reset_whose_first_attempt_fails_reports_it_and_tries_again() -> None:
     bench = PathBench(reconnect_delay=2.0).connect()
     bench.device.down = REFUSED
     with pytest.raises(TransportError, match="refused"):
@@ -207,7 +207,7 @@ def test_a_reset_whose_first_attempt_fails_says_so_and_is_followed_by_others() -
     assert bench.path.state is PathState.LIVE
 
 
-def test_a_reset_of_a_controller_that_answers_no_more_ends() -> None:
+def test_a_reset_of_a_controller_that_no_longer_answers_ends() -> None:
     bench = PathBench(reconnect_delay=1.0, identify={"cqt": 500}).connect()
     old = bench.path.controller
     assert old is not None
@@ -248,7 +248,7 @@ def test_delete_ends_the_path_in_every_state(when: str) -> None:
     assert bench.device.calls.count("setup_ctrl") == bench.device.calls.count("release_ctrl")
 
 
-def test_what_prepares_an_association_can_fail_it() -> None:
+def test_the_preparation_of_an_association_can_fail() -> None:
     bench = PathBench(reconnect_delay=1.0, ctrl_loss_tmo=2.0).connect()
     prepared: list[Controller] = []
 
@@ -265,7 +265,7 @@ def test_what_prepares_an_association_can_fail_it() -> None:
     bench.pass_time(1.2)
     assert bench.path.state is PathState.LIVE and bench.path.controller is prepared[1]
     calls = bench.device.calls
-    assert calls.count("setup_ctrl") == calls.count("release_ctrl") + 1  # of the one that was refused nothing is left
+    assert calls.count("setup_ctrl") == calls.count("release_ctrl") + 1  # nothing stays of the refused association
 
 
 def test_a_path_that_is_deleted_while_its_association_is_prepared_does_not_come_back() -> None:
@@ -337,12 +337,12 @@ def test_nothing_leaves_dead_and_everything_can_reach_it() -> None:
         *product(("fast_io_fail_tmo", "quiesce_tmo"), (-1, float("nan"))),
     ],
 )
-def test_times_that_are_none_are_refused(name: str, value: Any) -> None:
+def test_invalid_times_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"{name} must be a number of seconds"):
         RecoveryOptions(**{name: value})
 
 
-def test_a_listener_may_ask_the_path_anything() -> None:
+def test_a_listener_may_read_every_attribute_of_the_path() -> None:
     bench = PathBench(reconnect_delay=1.0, ctrl_loss_tmo=1.0).connect()
     seen: list[tuple[str, bool, bool]] = []
     path = bench.path

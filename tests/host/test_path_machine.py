@@ -72,7 +72,7 @@ class PathMachine(RuleBasedStateMachine):
 
     @rule()
     def nothing_is_answered(self) -> None:
-        """Half open, or a target that hangs."""
+        """Stop all answers: half open, or a target that hangs."""
         self.mute = True
 
     @rule()
@@ -121,7 +121,7 @@ class PathMachine(RuleBasedStateMachine):
         self.deleted = self.deleted or self.path.state is not PathState.DEAD
         self.bench.start(self.path.delete())
 
-    # -- what must hold
+    # -- invariants
 
     @invariant()
     def live_is_having_a_controller(self) -> None:
@@ -158,7 +158,7 @@ class PathMachine(RuleBasedStateMachine):
         for begun, command in self.commands:
             if not command.done and self.path.state is PathState.LIVE:
                 since = max([begun, *(each.reconnected_at or 0.0 for each in self.path.outages)])
-                # two turns on the queue of three, for those that waited for an identifier
+                # two rounds on the queue of three, for requests that waited for an identifier
                 assert self.bench.runtime.time - since <= 2 * (IO_TIMEOUT + 2 * TICK)
 
     @invariant()
@@ -182,7 +182,7 @@ class PathMachine(RuleBasedStateMachine):
             assert outages[-1].reconnected_at is not None
 
     def teardown(self) -> None:
-        """With a network that works the path is live again, or is dead for good; nothing waits, nothing leaks."""
+        """Restore the network: the path is live again, or is dead for good; nothing waits, nothing leaks."""
         if not hasattr(self, "commands"):
             return
         self.the_target_comes_back()

@@ -1,4 +1,4 @@
-"""`paths watch`'s figures and view, and what the paths commands say of bad input."""
+"""Figures and view of `paths watch`, and errors of the paths commands."""
 
 from __future__ import annotations
 

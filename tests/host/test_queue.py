@@ -36,7 +36,7 @@ def options(**changes: Any) -> ConnectOptions:
 
 
 class Recorder(FakeDevice):
-    """A device that only takes notes."""
+    """A device that only records calls."""
 
     def __init__(self) -> None:
         super().__init__(8)
@@ -131,7 +131,7 @@ def test_one_entry_stays_free_and_the_rest_waits() -> None:
     assert device.sent_requests[-1] is requests[3]
 
 
-def test_a_command_identifier_rests_before_it_is_used_again() -> None:
+def test_a_command_identifier_is_not_reused_at_once() -> None:
     each, _ = queue(4)
     seen = []
     for _ in range(6):
@@ -183,7 +183,7 @@ def test_withdrawing() -> None:
     assert device.sent_requests == [sent]
 
 
-def test_failing_drains_first_and_tells_everybody_once() -> None:
+def test_failing_drains_first_and_fails_each_request_once() -> None:
     each, device = queue(2)
     sent, waiting = Noted(), Noted()
     each.submit(sent)
@@ -200,7 +200,7 @@ def test_failing_drains_first_and_tells_everybody_once() -> None:
         each.submit(Noted())
 
 
-def test_an_error_that_is_no_loss_stays_what_it_is() -> None:
+def test_an_error_other_than_a_loss_is_passed_on() -> None:
     each, _ = queue(2)
     sent, waiting = Noted(), Noted()
     each.submit(sent)
@@ -226,7 +226,7 @@ def test_expired() -> None:
 
 
 class Together:
-    """A group that notes what has completed together."""
+    """A group that records the commands that completed together."""
 
     def __init__(self) -> None:
         self.seen: list[list[Request]] = []
@@ -254,7 +254,7 @@ def test_requests_of_one_group_that_succeed_are_completed_in_one_call() -> None:
 
 
 def test_of_other_requests_that_succeed_each_is_completed() -> None:
-    """Of no group, of two, with a reserved identifier, and while others wait for identifiers."""
+    """Requests without a group, of two groups, with a reserved identifier, and while others wait for identifiers."""
     each, device = queue(6, reserved=1)
     groups = [Together(), Together()]
     requests = [Grouped(groups[0]), Grouped(groups[1]), Grouped(None)]
@@ -273,7 +273,7 @@ def test_of_other_requests_that_succeed_each_is_completed() -> None:
     assert each.completed == 8
 
 
-def test_success_of_what_has_been_torn_down_is_nothing() -> None:
+def test_success_after_the_teardown_is_ignored() -> None:
     each, _ = queue(4)
     request = Grouped(Together())
     each.submit(request)

@@ -1,4 +1,4 @@
-"""The target's Command Quiesce Time, as hosts are told it."""
+"""The target's Command Quiesce Time, as it is reported to hosts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_loss_is_noticed_within_the_time_that_cqt_counts_for_it() -> None:
 
 
 @pytest.mark.parametrize("seconds", [config.COMMAND_QUIESCE_SECONDS, 0.0, 12.345])
-async def test_hosts_are_told_the_command_quiesce_time(seconds: float) -> None:
+async def test_the_command_quiesce_time_is_reported_to_hosts(seconds: float) -> None:
     namespaces = (NamespaceConfig(backend=Ramdisk("1M")),)
     subsystem = SubsystemConfig(nqn=NQN, namespaces=namespaces, command_quiesce_seconds=seconds)
     port = PortConfig(transport="memory", host="quiesce", port=0)

@@ -26,7 +26,7 @@ FAST = ("--reconnect-delay", "0.05", "--ctrl-loss-tmo", "20")
 
 
 class Cut:
-    """Cuts all connections at the first ``times`` commands of an opcode, before they are executed."""
+    """A fault: all connections are cut at the first ``times`` commands of an opcode, before their execution."""
 
     def __init__(self, target: FakeTarget, opcode: int, times: int) -> None:
         self.target = target
@@ -68,7 +68,7 @@ def test_a_write_survives_lost_connections(
     assert cut.left == 0 and target.device.memory[:1024] == b"kept".ljust(1024)
 
 
-def test_without_the_options_a_loss_is_an_error_that_says_what_is_known(
+def test_without_the_options_a_loss_is_an_error_with_the_known_outcome(
     run: Run,
     target: FakeTarget,
     capfd: pytest.CaptureFixture[str],
@@ -108,7 +108,7 @@ def test_a_target_that_stays_away_is_one_sentence(
         (("-l", "-2"), "not a number of seconds in the range"),
     ],
 )
-def test_times_that_are_none(
+def test_invalid_times(
     run: Run,
     arguments: tuple[str, str],
     sentence: str,
@@ -133,7 +133,7 @@ def test_names_are_those_of_nvme_cli(name: str) -> None:
     assert "-c" in options  # the delay's, or the command's own
 
 
-def test_connect_tells_how_a_path_fares(target: FakeTarget, tmp_path: Path) -> None:
+def test_connect_reports_changes_of_a_path(target: FakeTarget, tmp_path: Path) -> None:
     where = ["-t", "tcp", "-a", "127.0.0.1", "-s", str(target.port), "-n", SUBNQN]
     process = subprocess.Popen(
         [sys.executable, "-m", "nvmeof.host", "connect", *where, *FAST, "-k", "0.5"],
@@ -152,7 +152,7 @@ def test_connect_tells_how_a_path_fares(target: FakeTarget, tmp_path: Path) -> N
     assert (process.returncode, out) == (0, "disconnected\n")
     states = [line.split(": ", 2)[2].split(" (")[0].strip() for line in told]
     assert states == ["resetting", "connecting", "live"]
-    assert "(" in told[0]  # and why
+    assert "(" in told[0]  # and its reason
 
 
 def test_the_device_of_this_test_reports_no_cqt() -> None:

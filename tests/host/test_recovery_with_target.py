@@ -1,4 +1,4 @@
-"""One path over each transport to our own target, which goes and comes back while a verifying load runs."""
+"""One path over each transport to our own target, which restarts while a verifying load runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BLOCKS = 64
 def target_of(
     transport: str, port: int = 0, cqt: float = 0.0, disk: Path | None = None, nguid: bytes | None = None
 ) -> Target:
-    """A target with one namespace: in memory, or what is in a file, which a restart does not touch."""
+    """Return a target with one namespace: in memory, or in a file, which survives a restart."""
     backend = Ramdisk("1M") if disk is None else FileBackend(disk, size="1M")
     namespaces = (NamespaceConfig(backend=backend, nguid=nguid),)
     subsystem = SubsystemConfig(nqn=NQN, namespaces=namespaces, command_quiesce_seconds=cqt)
@@ -50,7 +50,7 @@ async def one_path(target: Target, transport: str, **options: Any) -> AsyncItera
 
 
 class VerifyingLoad:
-    """Writers that own some blocks each, write ever new data there, and read it back."""
+    """Writers that each own some blocks, write new data to them again and again, and read it back."""
 
     def __init__(self, namespace: Namespace, writers: int = 8) -> None:
         self.namespace = namespace
@@ -127,15 +127,15 @@ async def test_another_namespace_behind_the_same_nsid_is_an_error_and_not_data()
             await target.start()
             with pytest.raises(PathMismatchError, match="another one now"):
                 await asyncio.wait_for(waiting, 20)
-            with pytest.raises(PathMismatchError, match="look it up anew"):
+            with pytest.raises(PathMismatchError, match="open it again"):
                 await namespace.write(0, bytes(512))
-            # who asks anew gets the new one
+            # a namespace that is opened again is the new one
             assert await subsystem.namespace(1).read(0, 1) == bytes(512)
     finally:
         await target.stop()
 
 
-async def test_a_target_that_does_not_come_back_is_told_once_and_ends_what_waits() -> None:
+async def test_a_target_that_does_not_come_back_is_reported_once_and_ends_waiting_commands() -> None:
     target = target_of("tcp")
     await target.start()
     async with one_path(target, "tcp", ctrl_loss_tmo=0.15) as subsystem:
@@ -155,7 +155,7 @@ async def test_a_target_that_does_not_come_back_is_told_once_and_ends_what_waits
         assert path.outages[0].attempts == 3
 
 
-async def test_fast_io_fail_ends_what_waits_and_the_path_comes_back(tmp_path: Path) -> None:
+async def test_fast_io_fail_ends_waiting_commands_and_the_path_comes_back(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     target = target_of("tcp", disk=disk)
     await target.start()
@@ -181,7 +181,7 @@ async def test_fast_io_fail_ends_what_waits_and_the_path_comes_back(tmp_path: Pa
 
 
 async def test_a_write_of_unknown_outcome_waits_until_the_target_has_quiesced() -> None:
-    """CQT 200 ms and KATO 0.4 s by traffic: 1.4 s from the loss on; what overlaps it waits behind it."""
+    """CQT 200 ms and KATO 0.4 s by traffic: 1.4 s from the loss on; overlapping requests wait behind it."""
     async with (
         target_of("tcp", cqt=0.2) as target,
         one_path(target, "tcp", keep_alive_tmo=0.4, nr_io_queues=1) as subsystem,

@@ -1,4 +1,4 @@
-"""Referrals: each service is asked once, whatever they say of each other."""
+"""Referrals: each service is asked once, however services refer to each other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def disk(port: int) -> DiscoveryEntry:
 
 
 class Services:
-    """Logs by port; a port without one is not there."""
+    """Discovery services: logs by port; a port without a log does not answer."""
 
     def __init__(self, **logs: list[DiscoveryEntry]) -> None:
         self.logs = {int(name[1:]): log for name, log in logs.items()}
@@ -75,7 +75,7 @@ async def test_services_that_refer_to_each_other() -> None:
     assert [each.port for each in found.entries] == [21, 11]
 
 
-async def test_a_name_is_known_by_the_address_that_it_leads_to() -> None:
+async def test_a_name_is_identified_by_its_address() -> None:
     services = Services(p1=[refer(1), disk(11)])
     services.peer = "192.0.2.1"
     found = await follow_referrals(DiscoveryService("Storage.example.org", 1), services.read)
@@ -109,7 +109,7 @@ async def test_referrals_without_end() -> None:
 
 
 @given(st.dictionaries(st.integers(1, 6), st.lists(st.integers(1, 7), max_size=5), min_size=1))
-async def test_any_web_of_referrals_ends(web: dict[int, list[int]]) -> None:
+async def test_any_graph_of_referrals_ends(web: dict[int, list[int]]) -> None:
     services = Services(**{f"p{port}": [disk(port), *map(refer, others)] for port, others in web.items()})
     start = min(web)
     found = await follow_referrals(DiscoveryService("192.0.2.1", start), services.read)

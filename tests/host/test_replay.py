@@ -1,4 +1,4 @@
-"""What may be sent again and when: the rules one by one, and together against a controller that executes late."""
+"""The rules of replay: one by one, and together against a controller that executes late."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_io_command_has_a_rule() -> None:
     assert set(RULES) == set(NvmOpcode) - {NvmOpcode.FABRICS}
 
 
-def test_what_must_never_be_sent_twice_is_not() -> None:
+def test_commands_that_must_not_be_sent_twice_are_not() -> None:
     never = {opcode for opcode, each in RULES.items() if each.replay is Replay.NEVER}
     assert never == {
         NvmOpcode.COMPARE, NvmOpcode.COPY, NvmOpcode.CANCEL, NvmOpcode.ZONE_APPEND, NvmOpcode.ZONE_MANAGEMENT_SEND,
@@ -49,7 +49,7 @@ def test_what_must_never_be_sent_twice_is_not() -> None:
     }  # fmt: skip
 
 
-def test_nothing_that_changes_blocks_is_sent_again_at_once() -> None:
+def test_commands_that_change_blocks_are_not_sent_again_at_once() -> None:
     for opcode in CHANGES_BLOCKS:
         assert RULES[opcode].replay is not Replay.AT_ONCE
 
@@ -66,7 +66,7 @@ def test_rules_by_opcode_fuse_and_command_set(opcode: int, flags: int, csi: Csi,
     if opcode in CHANGES_BLOCKS:
         assert at in (None, quiesced_at)  # an old copy may still be executed until then
     if at == -inf:
-        assert opcode & 3 != DataTransfer.HOST_TO_CONTROLLER  # nothing that brings data is without effect
+        assert opcode & 3 != DataTransfer.HOST_TO_CONTROLLER  # a command with data for the controller has an effect
     if csi == Csi.ZONED and opcode in (NvmOpcode.WRITE, NvmOpcode.WRITE_ZEROES):
         assert at is None
     # any other loss is treated as one of unknown outcome
@@ -81,7 +81,7 @@ def test_rules_by_opcode_fuse_and_command_set(opcode: int, flags: int, csi: Csi,
         (1500, True, 0.0, 0.0), (1, False, None, 10.001),
     ],
 )  # fmt: skip
-def test_how_long_a_lost_controller_may_go_on(
+def test_how_long_a_lost_controller_may_execute(
     cqt_ms: int, traffic_based: bool, quiesce_tmo: float | None, seconds: float
 ) -> None:
     found = quiesce_seconds(cqt_ms, 5.0, traffic_based=traffic_based, quiesce_tmo=quiesce_tmo)
@@ -114,7 +114,7 @@ def test_blocks_of_dataset_management(ranges: list[tuple[int, int]]) -> None:
     data = b"".join(DSM_RANGE.pack(DsmRange(length_blocks=count, slba=lba)) for lba, count in ranges)
     sqe = sqe_builders.dataset_management(1, len(ranges))
     assert changed_blocks(sqe, data) == Extent(1, tuple((lba, lba + count) for lba, count in ranges))
-    # what cannot be read changes everything
+    # ranges that cannot be read count as all blocks
     assert changed_blocks(sqe, data[:-1]) == changed_blocks(sqe) == Extent(1, ((0, LBA_END),))
 
 
@@ -179,7 +179,7 @@ class Copy:
 
 
 class ReplayMachine(RuleBasedStateMachine):
-    """Writes over associations that are lost; what the host does follows `replay_at` and `UnsettledWrites` alone.
+    """Writes over associations that are lost; the host follows `replay_at` and `UnsettledWrites` alone.
 
     Checked: a block that an acknowledged write has written never shows an older write's data afterwards.
     """
@@ -213,7 +213,7 @@ class ReplayMachine(RuleBasedStateMachine):
         sqe = sqe_builders.write(1, first, count)
         extent = changed_blocks(sqe)
         assert extent is not None
-        # a caller who writes the same blocks twice at a time has no order to expect: this one waits
+        # concurrent writes of the same blocks by one caller have no order: this caller waits
         if any(each.state in ("waiting", "sent") and each.extent.overlaps(extent) for each in self.writes):
             return
         self.writes.append(Write(len(self.writes) + 1, extent, sqe))
@@ -256,7 +256,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 1.0, 3.0, 9.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        # what the controller had not executed when it quiesced, it never will
+        # commands that the controller had not executed when it quiesced are never executed
         self.copies = [copy for copy in self.copies if copy.until > self.now]
         self.send_what_may_go()
 
@@ -273,7 +273,7 @@ class ReplayMachine(RuleBasedStateMachine):
             )
 
     def teardown(self) -> None:
-        # nothing waits for ever
+        # no wait is endless
         for _ in range(4 * len(getattr(self, "writes", [])) + 4):
             self.time_passes(9.0)
             for copy in list(self.copies):

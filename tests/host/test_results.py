@@ -54,7 +54,7 @@ def test_annotations_of_parts(part: type[Decoded]) -> None:
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_json_takes_them(structure: type[Decoded]) -> None:
+def test_results_are_json_serializable(structure: type[Decoded]) -> None:
     data = (bytes(range(1, 251)) * 40)[: structure.size_bytes()]
     parsed = structure.parse(data)
     assert json.loads(json.dumps(parsed)) == parsed
@@ -80,7 +80,7 @@ def test_bytes_are_hexadecimal_text() -> None:
     assert isinstance(nguid, HexText)
 
 
-async def test_the_host_gives_them(device: FakeDevice, connected: Connect) -> None:
+async def test_the_host_returns_typed_results(device: FakeDevice, connected: Connect) -> None:
     controller = await connected()
     assert isinstance(await controller.identify(), IdentifyController)
     assert isinstance(controller.info, IdentifyController)
@@ -90,7 +90,7 @@ async def test_the_host_gives_them(device: FakeDevice, connected: Connect) -> No
     assert json.dumps([await controller.smart_log(), await controller.identify(), *await controller.error_log(3)])
 
 
-async def test_what_is_not_known_yet_is_said(connected: Connect) -> None:
+async def test_unknown_fields_are_reported(connected: Connect) -> None:
     controller = await connected()
     namespace = controller.namespace(1)
     assert "not identified yet" in repr(namespace)
@@ -110,7 +110,7 @@ def test_public_names_are_there() -> None:
 
 
 def test_the_facts_of_a_queue_are_those_of_its_connection() -> None:
-    """The declared keys are what the transport tells, and what the host adds."""
+    """The declared keys are those of the transport, and those that the host adds."""
     own = {"qid", "entries", "outstanding", "completed", "hdr_digest", "data_digest"}
     connection = {field.name for field in fields(ConnectionInfo)}
     assert set(QueueFacts.__annotations__) == own | connection
@@ -119,7 +119,7 @@ def test_the_facts_of_a_queue_are_those_of_its_connection() -> None:
 
 @pytest.mark.parametrize("kind", [IdentifyController, IdentifyNamespace, NvmCommandSetLimits, SmartLog, ErrorLogEntry])
 def test_a_type_checker_knows_every_field(kind: type[Decoded]) -> None:
-    """What is declared is what is decoded: no field has to be looked up as Any."""
+    """The declared fields are the decoded ones: no field is Any."""
     declared = {name for each in kind.__mro__ for name in vars(each).get("__annotations__", {})}
     decoded = set(kind.parse(bytes(kind.size_bytes())))
     assert decoded <= declared
@@ -128,7 +128,7 @@ def test_a_type_checker_knows_every_field(kind: type[Decoded]) -> None:
 @pytest.mark.parametrize(
     "public", [nvmeof.connect, nvmeof.discover, nvmeof.HostController, nvmeof.Namespace, nvmeof.DiscoveryEntry]
 )
-def test_no_any_in_what_users_import(public: object) -> None:
+def test_public_annotations_have_no_any(public: object) -> None:
     functions = [public] if inspect.isfunction(public) else [
         member for name, member in inspect.getmembers(public, inspect.isfunction) if name[0] != "_"
     ]  # fmt: skip

@@ -55,7 +55,7 @@ def test_a_file_of_another_form_is_one_sentence(text: str, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("name", ["", "1st", "a/b", "a:b", "-x", "ä"])
-def test_names_that_cannot_be_told_from_something_else_are_refused(name: str) -> None:
+def test_ambiguous_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="is no name"):
         saved.check_name(name)
 
@@ -71,7 +71,7 @@ def test_names_that_cannot_be_told_from_something_else_are_refused(name: str) ->
         (["saved", "add", "lab", "h"], "is not a target's URL"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_urls_are_refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert words in captured.err and captured.err.count("\n") == 1
@@ -82,7 +82,7 @@ def test_a_url_stands_for_its_options(target: Target, capsys: pytest.CaptureFixt
     assert main(["id-ns", f"{place}/{target.subnqn}?nsid=2", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["nsid"] == 2
     assert main(["id-ns", f"{place}/{target.subnqn}?nsid=2", "-N", "1", "-o", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["nsid"] == 1  # an option goes before the URL
+    assert json.loads(capsys.readouterr().out)["nsid"] == 1  # an option has precedence over the URL
     assert main(["discover", place, "-o", "json"]) == 0
     assert target.subnqn in capsys.readouterr().out
     assert main(["list-subsys", f"{place}/{target.subnqn}?path=localhost:{target.address.port}", "-o", "json"]) == 0
@@ -90,7 +90,7 @@ def test_a_url_stands_for_its_options(target: Target, capsys: pytest.CaptureFixt
     assert len(host["Subsystems"][0]["Paths"]) == 2
 
 
-def test_connect_saves_what_it_connected_to(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
+def test_connect_saves_its_target(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["-t", "tcp", "-a", "127.0.0.1", "-a", "localhost", "-s", str(target.address.port), "-n", target.subnqn]
     more = ["-Q", "32", "--timeout", "7", "--iopolicy", "round-robin", "--save", "lab"]
     command = [sys.executable, "-m", "nvmeof.host", "connect", *where, *more]

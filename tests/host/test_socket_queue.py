@@ -1,4 +1,4 @@
-"""The software device over real connections, against a fake target: data paths, digests, and every bad end."""
+"""The software device over real connections, against a fake target: data paths, digests, and failures."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_commands_of_one_turn_leave_together(start: Start, device: FakeDev
         assert calls == 2
 
 
-async def test_polling_reaps_without_the_event_loop(start: Start, device: FakeDevice) -> None:
+async def test_polling_completes_commands_without_the_event_loop(start: Start, device: FakeDevice) -> None:
     target = await start()
     async with host(target) as controller:
         namespace = controller.namespace(1)
@@ -138,7 +138,7 @@ async def test_discovering(start: Start, device: FakeDevice) -> None:
 async def test_read_data_with_pdo_0_is_taken_from_behind_the_header(
     start: Start, device: FakeDevice, caplog: pytest.LogCaptureFixture, digests: bool
 ) -> None:
-    """What a target of the field sends in C2HData: short reads, and those that are received in place."""
+    """Some targets send C2HData like that: short reads, and reads that are received in place."""
     caplog.set_level(logging.INFO, "nvmeof.host")
     target = await start(header_digest=digests, data_digest=digests)
     device.memory[:] = bytes(range(256)) * (len(device.memory) // 256)
@@ -166,7 +166,7 @@ async def test_read_data_with_pdo_0_is_taken_from_behind_the_header(
 # -- bad ends
 
 
-async def test_nobody_listens() -> None:
+async def test_a_port_without_a_listener() -> None:
     with pytest.raises(TransportError, match="refused"):
         await connect("127.0.0.1", 1, subnqn=SUBNQN, transport="tcp", hostnqn=HOSTNQN)
 
@@ -221,7 +221,7 @@ async def test_a_connection_that_is_reset_in_place_of_icresp(start: Start) -> No
 
 
 async def test_a_server_that_speaks_tls() -> None:
-    """What a port that wants TLS does with a plain host, done by Python's own TLS."""
+    """A port that requires TLS answers a plain host like this (by Python's TLS)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
@@ -265,7 +265,7 @@ async def test_bad_pdus_on_a_live_queue(start: Start, device: FakeDevice, pdu: b
             await reading
         assert controller.state is HostState.FAILED
         await until(lambda: target.events)
-    # the peer was told why
+    # the peer was told the reason
     assert [type(event).__name__ for event in target.events][:1] == ["Terminated"]
 
 
@@ -319,8 +319,8 @@ async def test_a_peer_that_stops_in_the_middle_of_a_pdu(start: Start, device: Fa
         device.held.clear()  # the Abort finds nothing
         with pytest.raises(ConnectionLost, match="was not answered in time"):
             await reading
-        assert into == bytes(BLOCK_BYTES)  # a small PDU is taken when it is whole
-        # torn down: nothing writes to the buffer any more
+        assert into == bytes(BLOCK_BYTES)  # a small PDU is taken when it is complete
+        # torn down: nothing writes to the buffer
         with contextlib.suppress(OSError):
             target.links[1].endpoint.sendmsg([b"\xbb" * 412])
         await asyncio.sleep(0.05)
@@ -388,7 +388,7 @@ async def test_a_read_that_brings_too_little(start: Start, device: FakeDevice) -
         assert caught.value.status == Status.DATA_TRANSFER_ERROR
 
 
-async def test_a_socket_that_takes_no_more(start: Start, device: FakeDevice) -> None:
+async def test_a_blocked_socket(start: Start, device: FakeDevice) -> None:
     target = await start("memory")
     async with host(target) as controller:
         namespace = controller.namespace(1)
@@ -405,7 +405,7 @@ async def test_a_socket_that_takes_no_more(start: Start, device: FakeDevice) -> 
 
 
 async def test_the_failure_event_is_never_ours(start: Start, device: FakeDevice) -> None:
-    """What the host sends never breaks a rule that the target's side of the protocol checks."""
+    """The host never breaks a rule that the target's side of the protocol checks."""
     target = await start("memory", header_digest=True, data_digest=True)
     async with host(target, hdr_digest=True, data_digest=True, queue_size=2) as controller:
         namespace = controller.namespace(1)
@@ -418,7 +418,7 @@ async def test_the_failure_event_is_never_ours(start: Start, device: FakeDevice)
     "what", ["identify", "smart_log", "read", "read_into", "long read_into", "write", "long write"]
 )
 async def test_a_timeout_is_obeyed_while_the_target_is_stopped(start: Start, what: str) -> None:
-    """The target's process is stopped: it takes bytes and answers nothing, Aborts neither."""
+    """The target's process is stopped: it takes bytes and answers nothing, not even Aborts."""
     target = await start()
     async with host(target) as controller:
         namespace = controller.namespace(1)
@@ -458,6 +458,6 @@ async def test_data_that_comes_after_a_cancelled_read_into_does_not_land_in_its_
             await reading
         device.intercept = None
         device.send_req(held, False)
-        assert await namespace.read(0) == b"\xaa" * BLOCK_BYTES  # the late answer was before this one
+        assert await namespace.read(0) == b"\xaa" * BLOCK_BYTES  # the late answer came before this one
         assert into == bytes(BLOCK_BYTES)
         assert controller.io_queues[0].load == 0

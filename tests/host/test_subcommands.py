@@ -1,4 +1,4 @@
-"""Each subcommand against our own target; its JSON beside what nvme-cli 2.13 printed of a target like it.
+"""Each subcommand against our own target; its JSON beside the output of nvme-cli 2.13 for an equal target.
 
 ``nvme_cli.json`` is the output of nvme-cli on Linux 7.3.4, connected to a target with the namespaces of the one here.
 """
@@ -143,7 +143,7 @@ def test_actions(line: str, nsid: int | None, words: str, run: Run) -> None:
         assert code == 0 and isinstance(json.loads(output), dict)
 
 
-def test_what_the_reservation_report_says_of_a_holder(run: Run) -> None:
+def test_the_holder_in_the_reservation_report(run: Run) -> None:
     assert run("resv-register --nrkey 0x1234 --iekey", PLAIN)[0] == 0
     assert run("resv-acquire --crkey 0x1234 --rtype 1", PLAIN)[0] == 0
     found = json.loads(run("resv-report -o json", PLAIN)[1])
@@ -157,7 +157,7 @@ def test_namespaces_are_created_attached_and_deleted(run: Run) -> None:
     nsid = json.loads(output)["nsid"]
     listed = json.loads(run("list-ns --all -o json")[1])["nsid_list"]
     assert {"nsid": nsid} in listed
-    # it is attached to the controllers of this host, of which the command's was one
+    # attached to the controllers of this host, of which the command's was one
     assert run(f"detach-ns -N {nsid}")[0] == 0
     assert {"nsid": nsid} not in json.loads(run("list-ns -o json")[1])["nsid_list"]
     assert run(f"attach-ns -N {nsid}")[0] == 0
@@ -166,7 +166,7 @@ def test_namespaces_are_created_attached_and_deleted(run: Run) -> None:
     assert {"nsid": nsid} not in json.loads(run("list-ns --all -o json")[1])["nsid_list"]
 
 
-def test_compare_takes_files_and_says_where_they_differ(run: Run, tmp_path: Path) -> None:
+def test_compare_takes_files_and_reports_where_they_differ(run: Run, tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"a" * 3000)
     assert run("write -d data", PLAIN)[0] == 0
     assert run("compare -d data", PLAIN)[0] == 0
@@ -196,9 +196,9 @@ def test_zones_are_appended_to_and_reported(run: Run, tmp_path: Path) -> None:
 
 def test_sanitize_asks_before_it_deletes(run: Run) -> None:
     code, _, error = run("sanitize --sanact 2")
-    assert code == 2 and "say --force" in error
+    assert code == 2 and "give --force" in error
     code, _, error = run("format -N 1")
-    assert code == 2 and "say --force" in error
+    assert code == 2 and "give --force" in error
     assert run("sanitize --sanact 2 --force")[0] == 0
     while json.loads(run("sanitize-log -o json")[1])["nvme0"]["sprog"] != 0xFFFF:
         pass

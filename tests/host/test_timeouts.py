@@ -1,4 +1,4 @@
-"""Keep-alive, timeouts and Aborts, with a clock of the test's own."""
+"""Keep-alive, timeouts and Aborts, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .test_queue import Noted, Recorder, options
 
 
 class Bench:
-    """An admin queue and one I/O queue over a device that takes notes."""
+    """An admin queue and one I/O queue over a device that records calls."""
 
     def __init__(self, **changes: Any) -> None:
         self.device = Recorder()
@@ -101,7 +101,7 @@ def test_stopping_keep_alive() -> None:
 
 @pytest.mark.parametrize("where", ["io", "admin"])
 def test_a_timeout_ends_the_association_at_once(where: str) -> None:
-    """As nvme-tcp has it; with ticks of a second it is noticed within two of them."""
+    """As in nvme-tcp; with ticks of a second a timeout is noticed within two ticks."""
     bench = Bench(io_timeout=4.0, admin_timeout=4.0)
     bench.timeouts.check(100.0)
     stuck, other = Noted(), Noted()
@@ -152,7 +152,7 @@ def test_abort_first_costs_only_the_command_where_the_abort_works() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4])
-def test_no_more_aborts_at_a_time_than_the_controller_takes(limit: int) -> None:
+def test_outstanding_aborts_are_limited_by_acl(limit: int) -> None:
     bench = Bench()
     bench.timeouts.set_abort_limit(limit)
     requests = [Noted() for _ in range(5)]
@@ -160,7 +160,7 @@ def test_no_more_aborts_at_a_time_than_the_controller_takes(limit: int) -> None:
         bench.io.submit(request)
     for request in requests:
         bench.timeouts.abort(request)
-        bench.timeouts.abort(request)  # asking twice changes nothing
+        bench.timeouts.abort(request)  # a second request changes nothing
     assert bench.timeouts.aborts == limit
     bench.answer(requests[4])  # over before its turn: needs no Abort
     for _ in range(5):
@@ -169,7 +169,7 @@ def test_no_more_aborts_at_a_time_than_the_controller_takes(limit: int) -> None:
     assert bench.timeouts.aborts == (5 if limit > 4 else 4)
 
 
-def test_a_request_that_is_over_is_not_aborted() -> None:
+def test_an_ended_request_is_not_aborted() -> None:
     bench = Bench()
     request = Noted()
     bench.io.submit(request)
@@ -179,7 +179,7 @@ def test_a_request_that_is_over_is_not_aborted() -> None:
 
 
 def test_a_caller_that_gives_up_shortly_before_the_timeout_does_not_end_the_association() -> None:
-    """The Abort that this sends gets as much time as one after a timeout."""
+    """The Abort that it sends gets as much time as one after a timeout."""
     bench = Bench(io_timeout=4.0)
     bench.timeouts.check(0.0)
     stuck = Noted()
@@ -194,7 +194,7 @@ def test_a_caller_that_gives_up_shortly_before_the_timeout_does_not_end_the_asso
 
 
 def test_an_identifier_that_an_abort_names_is_not_used_again_before_the_abort_is_over() -> None:
-    """The Abort goes by another connection: the command that it means may be over, and the next one there, first."""
+    """The Abort uses another connection: the aborted command may have ended, and the next one arrived, before it."""
     bench = Bench()
     cancelled, *others = [Noted() for _ in range(16)]
     for request in (cancelled, *others):

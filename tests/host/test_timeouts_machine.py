@@ -32,7 +32,7 @@ ADMIN_TIMEOUT = 8.0
 IO_TIMEOUT = 4.0
 KATO = 6.0
 TICK = 1.0
-"""What `Timeouts` makes of these times."""
+"""The tick of `Timeouts` with these times."""
 
 
 class FakeFuture:
@@ -74,7 +74,7 @@ class FakeFuture:
 
 
 class Caller:
-    """A task: steps its coroutine when the future that it waits for is done, or when it is cancelled."""
+    """A task: its coroutine is stepped when its future is done, or when the task is cancelled."""
 
     def __init__(self, runtime: FakeRuntime, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.runtime = runtime
@@ -126,7 +126,7 @@ class Timer:
 
 
 class FakeRuntime:
-    """Futures, timers and background work of a test that decides when time passes and when callers run."""
+    """A runtime whose test decides when time passes and when callers run."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -160,7 +160,7 @@ class FakeRuntime:
 
 
 class Wire(FakeDevice):
-    """Takes commands and answers none by itself; checks what a device may rely on."""
+    """A device that answers only when the test says so, and checks the guarantees that a device has."""
 
     def __init__(self, runtime: FakeRuntime, gives_back: bool) -> None:
         super().__init__(8)
@@ -227,7 +227,7 @@ class HostMachine(RuleBasedStateMachine):
         self.callers: list[Caller] = []
         self.cancelled: set[Caller] = set()
         self.taken_back: set[bytes] = set()  # commands whose caller was cancelled before they were sent
-        self.commands: dict[Caller, tuple[list[bytes], bool]] = {}  # what it sends, and whether it owns a buffer then
+        self.commands: dict[Caller, tuple[list[bytes], bool]] = {}  # the caller's, and whether it owns a buffer
         self.number = 0
         self.limit = limit
         self.lost: list[NvmeofError] = []
@@ -260,7 +260,7 @@ class HostMachine(RuleBasedStateMachine):
         return caller
 
     def _lba(self) -> int:
-        """A number that tells a command from all others."""
+        """Return an LBA that identifies a command."""
         self.number += 1
         return self.number
 
@@ -268,7 +268,7 @@ class HostMachine(RuleBasedStateMachine):
     def live(self) -> bool:
         return self.association.state is HostState.LIVE
 
-    # -- what programs do
+    # -- programs
 
     @rule(
         data=st.sampled_from(["in", "bytes", "bytearray", "none"]),
@@ -310,7 +310,7 @@ class HostMachine(RuleBasedStateMachine):
         caller.cancel()
         self._turn(turn)
 
-    # -- what the controller does
+    # -- the controller
 
     @precondition(lambda self: self.device.out)
     @rule(data=st.data(), status=st.sampled_from([0, Status.INTERNAL_ERROR]), turn=st.booleans())
@@ -326,7 +326,7 @@ class HostMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.device.aborts())
     @rule(data=st.data(), works=st.booleans(), first=st.booleans(), turn=st.booleans())
     def answer_abort(self, data: st.DataObject, works: bool, first: bool, turn: bool) -> None:
-        """The Abort and the command that it ends complete in either order, as they go by two connections."""
+        """Complete the Abort and the command that it ends in either order, as they use two connections."""
         abort = data.draw(st.sampled_from(self.device.aborts()))
         victim = self.device.out.get(self.device.named(abort)) if works else None
         if victim is not None and first:
@@ -343,7 +343,7 @@ class HostMachine(RuleBasedStateMachine):
 
     @rule(beats=st.integers(1, 12))
     def time_passes_with_keep_alive_answered(self, beats: int) -> None:
-        """The controller lives: it answers Keep Alive, whatever becomes of the commands."""
+        """Let time pass at a live controller, which answers Keep Alive."""
         for _ in range(beats):
             self.runtime.advance(0.5)
             for request in self.device.of(AdminOpcode.KEEP_ALIVE):
@@ -360,7 +360,7 @@ class HostMachine(RuleBasedStateMachine):
         if turn:
             self.runtime.run_ready()
 
-    # -- what must hold
+    # -- invariants
 
     @invariant()
     def no_more_aborts_than_the_controller_takes(self) -> None:
@@ -368,7 +368,7 @@ class HostMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_command_is_out_for_its_timeout_or_two_at_most(self) -> None:
-        """One until the Abort of a cancelled caller or of `abort_first`, one for the Abort to work.
+        """Check commands: one timeout until the Abort of a cancelled caller or of `abort_first`, one for the Abort.
 
         Each is noticed by the tick after the next.
         """
@@ -400,7 +400,7 @@ class HostMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_cancelled_caller_has_its_buffers(self) -> None:
-        """Its commands are over, or aborted with the buffers given back; else it still waits for them."""
+        """Check that the commands of a cancelled caller have ended or released their buffers, unless it still waits."""
         if self.runtime.ready:
             return
         out = {request.sqe: request for request in self.device.out.values()}
@@ -417,7 +417,7 @@ class HostMachine(RuleBasedStateMachine):
             assert caller.ended == (not requests or not held or self.device.gives_back)
 
     def teardown(self) -> None:
-        """Everything is answered: each caller ends, and each identifier is free again."""
+        """Answer everything: each caller ends, and each identifier is free again."""
         if not hasattr(self, "runtime"):
             return
         self.runtime.run_ready()

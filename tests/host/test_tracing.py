@@ -1,4 +1,6 @@
-"""What a host's queue reports: commands when they go to the device and when they are completed, and its end."""
+"""The events of a host's queue: commands when they go to the device and when they complete, and the end of the
+queue.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ def test_a_fabrics_command_has_its_type_and_no_namespace() -> None:
     assert (sent.opcode, sent.fctype, sent.nsid, sent.data_bytes) == (FABRICS, 4, 0, 0)
 
 
-def test_what_waits_is_sent_after_the_completion_that_gives_it_the_identifier() -> None:
+def test_a_waiting_command_is_sent_after_the_completion_that_frees_an_identifier() -> None:
     each, _, events, clock = traced(2)
     first, second = request(READ), request(WRITE)
     each.submit(first)
@@ -79,7 +81,7 @@ def test_what_waits_is_sent_after_the_completion_that_gives_it_the_identifier() 
     assert [event.seconds for event in events if isinstance(event, CommandCompleted)] == [2.0, 1.0]
 
 
-def test_the_end_of_a_queue_is_told_once() -> None:
+def test_the_end_of_a_queue_is_reported_once() -> None:
     each, _, events, _ = traced(3)
     for _ in range(4):
         each.submit(request(READ))

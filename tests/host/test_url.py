@@ -1,4 +1,4 @@
-"""Targets as URLs: what is read, what is refused, and that what is written is read again as it was."""
+"""Targets as URLs: reading, refusing, and writing what is read again."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_url_is_read(text: str, expected: TargetUrl) -> None:
         (f"nvme+tcp://h/{'a' * 224}", "longer than 223 bytes"),
     ],
 )
-def test_what_is_no_url_is_refused_in_a_sentence(text: str, reason: str) -> None:
+def test_an_invalid_url_is_refused_in_one_sentence(text: str, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason) as caught:
         TargetUrl.parse(text)
     assert "\n" not in str(caught.value)
@@ -134,7 +134,7 @@ def urls(draw: st.DrawFn) -> TargetUrl:
 
 @settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(urls())
-def test_what_is_written_is_read_again_as_it_was(url: TargetUrl) -> None:
+def test_a_written_url_is_read_unchanged(url: TargetUrl) -> None:
     text = str(url)
     assert is_url(text) and text.isascii() and " " not in text
     assert TargetUrl.parse(text) == url
@@ -150,13 +150,13 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert TargetUrl.parse(str(url)) == url
 
 
-async def test_a_url_is_what_connect_discover_and_connect_multipath_take() -> None:
+async def test_connect_discover_and_connect_multipath_take_a_url() -> None:
     async with Target(namespaces=[Ramdisk("1M"), Ramdisk("1M")], trtype="tcp", listen="127.0.0.1:0") as target:
         place = f"nvme+tcp://127.0.0.1:{target.address.port}"
         async with await connect(f"{place}/{target.subnqn}?nsid=2&queue_size=32&hdr_digest") as controller:
             assert (controller.options.queue_size, controller.options.hdr_digest) == (32, True)
         async with await connect(f"{place}/nqn.2026-01.org.example:other", subnqn=target.subnqn) as controller:
-            assert controller.options.subnqn == target.subnqn  # an argument goes before the URL
+            assert controller.options.subnqn == target.subnqn  # an argument has precedence over the URL
         assert {entry.subnqn for entry in await discover(place)} >= {target.subnqn}
         url = f"{place}/{target.subnqn}?path=localhost:{target.address.port}&iopolicy=round-robin&reconnect_delay=1"
         async with await connect_multipath(url) as subsystem:

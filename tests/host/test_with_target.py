@@ -40,7 +40,7 @@ async def pair(transport: str = "tcp", *backends: Any, **options: Any) -> AsyncI
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("digests", [False, True])
 @pytest.mark.parametrize("disable_sqflow", [False, True])
-async def test_everything_once(transport: str, digests: bool, disable_sqflow: bool) -> None:
+async def test_each_kind_of_command_once(transport: str, digests: bool, disable_sqflow: bool) -> None:
     options = {"hdr_digest": digests, "data_digest": digests, "disable_sqflow": disable_sqflow, "nr_io_queues": 3}
     async with pair(transport, **options) as (target, controller):
         (namespace,) = await controller.namespaces()
@@ -104,7 +104,7 @@ async def test_discovery() -> None:
 
 @pytest.mark.parametrize("trtype", ["tcp", "mptcp"])
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::1]:0", "localhost:0"])
-async def test_connecting_with_what_discover_gave(trtype: str, listen: str) -> None:
+async def test_connecting_with_the_result_of_discover(trtype: str, listen: str) -> None:
     async with Target(namespaces=[Ramdisk("1M")], trtype=trtype, listen=listen) as target:
         asked = "127.0.0.1" if listen.startswith("0.") else target.address.host
         entries = await discover(asked, str(target.address.port), hostnqn=HOSTNQN)
@@ -145,7 +145,7 @@ async def test_entries_that_cannot_be_connected_to() -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "mptcp"])
 async def test_all_queues_go_where_the_admin_queue_went(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name may stand for several machines, in an order that changes with each look-up."""
+    """A name may stand for several machines, whose order changes with each look-up."""
     async with Target(namespaces=[Ramdisk("1M")], trtype=transport, listen="127.0.0.2:0") as target:
         port = target.address.port
         async with Target(namespaces=[Ramdisk("1M")], trtype=transport, listen=f"127.0.0.3:{port}") as other:
@@ -222,7 +222,7 @@ async def test_a_host_that_is_not_allowed() -> None:
         assert caught.value.status == Status.CONNECT_INVALID_PARAMETERS, "as if it were not there"
 
 
-async def test_keep_alive_keeps_an_idle_association() -> None:
+async def test_keep_alive_preserves_an_idle_association() -> None:
     async with pair(keep_alive_tmo=1) as (_, controller):
         await asyncio.sleep(2.5)
         assert controller.state is HostState.LIVE
@@ -244,7 +244,7 @@ async def test_namespaces_that_come_and_go() -> None:
         assert events.empty()
 
 
-async def test_a_target_that_stops_fails_what_is_outstanding() -> None:
+async def test_a_target_that_stops_fails_outstanding_commands() -> None:
     async with pair(nr_io_queues=2) as (target, controller):
         namespace = controller.namespace(1)
         await namespace.refresh()
@@ -263,7 +263,7 @@ async def test_a_target_that_stops_fails_what_is_outstanding() -> None:
 
 @pytest.mark.parametrize("page", [0x07, 0x0D])
 async def test_a_log_page_that_is_captured_for_a_host_is_captured_once(page: int) -> None:
-    """LSP bit 0 does it, in pages of more than one piece."""
+    """LSP bit 0 captures the page, also when it is read in several pieces."""
     async with pair() as (_, controller):
         whole = await controller.get_log(page, 1024, lsp=1, chunk_bytes=512)
         assert whole == await controller.get_log(page, 1024) and whole[0] == page and any(whole[512:])
@@ -297,7 +297,7 @@ def test_public_names() -> None:
 
 @pytest.mark.parametrize("end", ["nvmeof.host.socket_queue", "nvmeof.target.driver"])
 @pytest.mark.parametrize("digests", [False, True])
-async def test_each_end_says_that_digests_are_slow(
+async def test_each_end_warns_that_digests_are_slow(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: str, digests: bool
 ) -> None:
     for module in ("nvmeof.host.socket_queue", "nvmeof.target.driver"):

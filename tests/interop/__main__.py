@@ -38,7 +38,7 @@ STYLE = {"ok": "green", "FAIL": "bold red", "skipped": "yellow"}
 
 
 def table(results: list[Result]) -> Table:
-    """Checks down, kernels across."""
+    """Return a table: checks down, kernels across."""
     columns = list(dict.fromkeys(result.kernel for result in results))
     cells = {(result.check, result.kernel): result for result in results}
     shown = Table(title="interop: stock Linux kernels", title_justify="left")
@@ -55,7 +55,7 @@ def table(results: list[Result]) -> Table:
 
 
 def choose(patterns: tuple[str, ...], quick: bool) -> list[Check]:
-    """The checks that were asked for; raises ClickException for a name that fits none."""
+    """Return the checks that were asked for. Raises ClickException for a name that fits none."""
     for pattern in patterns:
         if not any(_fits(check, pattern) for check in CHECKS):
             raise click.ClickException(f"no check fits {pattern!r}; --list shows them")
@@ -68,7 +68,7 @@ def _fits(check: Check, pattern: str) -> bool:
 
 
 def prepare() -> None:
-    """Build the guest's images where they are missing (tools/lab/prepare)."""
+    """Build missing images of the guest (tools/lab/prepare)."""
     if shutil.which("qemu-system-x86_64") is None:
         raise click.ClickException("qemu-system-x86_64 is not installed (Debian's package qemu-system-x86)")
     if subprocess.run([LAB / "prepare"], check=False).returncode:

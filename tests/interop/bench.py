@@ -1,4 +1,4 @@
-"""What a check is, and what it is given."""
+"""Checks, and the environment that each gets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HARMLESS = (
     r"Removing ctrl|creating \d+ I/O queues|mapped \d+/\d+/\d+|new ctrl|Please enable CONFIG_NVME_MULTIPATH",
     r"adding nsid|creating (nvm|discovery) controller",
     r"XFS .*(V4|deprecated|EXPERIMENTAL)",
-    # A keep-alive that falls due while the host disconnects: it is never sent, and its round trip is nonsense.
+    # A keep-alive that falls due while the host disconnects is never sent, and its reported round trip is meaningless.
     r"long keepalive RTT \(42949\d+ ms\)|failed nvme_keep_alive_end_io error=4",
 )
 
@@ -33,9 +33,9 @@ _JIFFIES_BEGIN_SECONDS = -300.0  # INITIAL_JIFFIES
 
 
 def never_sent(line: str) -> bool:
-    """Whether a kernel's line tells the round trip of a keep-alive that was never sent.
+    """Return whether a kernel's line has the round trip of a keep-alive that was never sent.
 
-    Linux 6.12 reckons it from jiffies 0, with the request's timeout (whole seconds) added: for those that fall due
+    Linux 6.12 counts it from jiffies 0, with the request's timeout (whole seconds) added: for those that fall due
     while the host disconnects, and until the first one.
     """
     found = _KEEP_ALIVE_TIME.search(line)
@@ -46,7 +46,7 @@ def never_sent(line: str) -> bool:
 
 
 class CheckFailed(Exception):
-    """A check's own verdict."""
+    """A check that has failed."""
 
 
 class Skipped(Exception):
@@ -55,7 +55,7 @@ class Skipped(Exception):
 
 @dataclass(slots=True)
 class Bench:
-    """One check's surroundings: a booted guest, a place for logs, and targets to start."""
+    """The environment of one check: a booted guest, a directory for logs, and targets to start."""
 
     guest: Guest
     peer_kind: PeerKind
@@ -75,17 +75,17 @@ class Bench:
 
     @property
     def kernel_version(self) -> tuple[int, ...]:
-        """The same as numbers."""
+        """The kernel's version as numbers."""
         return tuple(int(part) for part in self.kernel.split("."))
 
     def say(self, text: str) -> None:
-        """A line for the check's log."""
+        """Write a line to the check's log."""
         with self.log.open("a") as log:
             log.write(f"# {text}\n")
 
     @contextmanager
     def target(self) -> Iterator[Peer]:
-        """A target with the check's layout; its orderly end is part of the check."""
+        """Run a target with the check's layout; its orderly end is part of the check."""
         if self.peer_kind == "ours":
             with self._serving(OurTarget(self.layout, self.directory, self.log.with_suffix(".target.log"))) as peer:
                 yield peer
@@ -95,7 +95,7 @@ class Bench:
 
     @contextmanager
     def nvmet(self) -> Iterator[Peer]:
-        """The guest kernel's target, for our host on this machine: 127.0.0.1, port `guest.nvmet_port`."""
+        """Run the guest kernel's target for our host on this machine: 127.0.0.1, port `guest.nvmet_port`."""
         with self._serving(KernelTarget(self.layout, self.guest, self.log, everywhere=True)) as peer:
             yield peer
 
@@ -114,9 +114,9 @@ class Bench:
 
     @contextmanager
     def capture(self, device: str) -> Iterator[tshark.Reading]:
-        """tcpdump in the guest on the target's port; at the end tshark has read it into the given reading.
+        """Run tcpdump in the guest on the target's port; at the end tshark reads the capture into the given reading.
 
-        Raises CheckFailed for anything that tshark complains of.
+        Raises CheckFailed for any complaint of tshark.
         """
         if not tshark.available():
             raise Skipped("tshark is not installed")
@@ -154,7 +154,7 @@ class Bench:
             raise CheckFailed("tshark: " + "; ".join(complaints[:12]))
 
     def run(self, script: str, timeout_seconds: float = 90) -> str:
-        """Bash in the guest with the functions of guest.sh; raises CheckFailed when its status is not 0."""
+        """Run Bash in the guest with the functions of guest.sh. Raises CheckFailed when the exit status is not 0."""
         command = self.start(script)
         try:
             return command.wait(timeout_seconds)
@@ -162,7 +162,7 @@ class Bench:
             raise CheckFailed(str(error)) from None
 
     def start(self, script: str) -> Command:
-        """The same without waiting."""
+        """Start Bash in the guest as :meth:`run` does, without waiting."""
         environment = self.peer.environment() if self.peer else {}
         command = self.guest.start(f". /host/guest.sh\n{script}", self.log, environment)
         self._commands.append(command)
@@ -179,7 +179,7 @@ class Bench:
             raise GuestError(f"the guest cannot be cleaned up: {error}") from None
 
     def kernel_messages(self) -> list[str]:
-        """Warnings and worse from the guest's kernel since the last call, without harmless and allowed ones."""
+        """Return warnings and errors of the guest's kernel since the last call, without harmless and allowed ones."""
         levels = "emerg,alert,crit,err,warn"
         lines = self.guest.run(f"dmesg --level={levels}; dmesg -C", self.log.with_suffix(".dmesg.log")).splitlines()
         known = [re.compile(pattern) for pattern in (*_HARMLESS, *self.allow)]
@@ -196,9 +196,9 @@ class Check:
     layout: Layout
     quick: bool = False
     allow: tuple[str, ...] = ()
-    """Kernel messages that are part of what it does, as regular expressions."""
+    """Kernel messages that the check may cause, as regular expressions."""
     only_ours: bool = False
-    """It makes no sense with the kernel's own target."""
+    """The check does not apply to the kernel's own target."""
 
 
 CHECKS: list[Check] = []

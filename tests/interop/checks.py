@@ -1,4 +1,4 @@
-"""The checks with a kernel's initiator: what an administrator does, and what must come of it.
+"""The checks with a kernel's initiator: actions of an administrator, and their required results.
 
 Each is given a :class:`~tests.interop.bench.Bench`. The scripts' functions are in guest.sh.
 """
@@ -238,7 +238,7 @@ def restart_under_load(bench: Bench) -> None:
     with bench.target() as peer:
         bench.run("connect -k 5")
         before = bench.run("attached; identifiers")
-        # fio makes up for a pause, so its rate leaves it work for longer than all of this takes on a fast machine.
+        # fio makes up for a pause, so its rate leaves work for longer than all of this takes on a fast machine.
         load = bench.start("attached; verify $DEV 48 --rate=,3m")
         time.sleep(4)
         for pause_seconds in (0.5, 2.0):

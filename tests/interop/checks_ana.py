@@ -34,7 +34,7 @@ ONE=$(by_port $PORT) TWO=$(by_port $SECOND_PORT) DEV=$(nvme_dev "$NQN" 1) OTHER=
 
 
 class AnaTarget(Peer):
-    """`tests.interop.ana_target`, which is told what to change."""
+    """`tests.interop.ana_target`, which changes states on request."""
 
     address = HOST_ADDRESS
 
@@ -59,10 +59,10 @@ class AnaTarget(Peer):
         assert self._process is not None and self._process.stdout is not None
         said = self._process.stdout.readline().strip()
         if said != word:
-            raise PeerError(f"the target said {said!r} in place of {word!r}:\n{self.log.read_text()}")
+            raise PeerError(f"the target printed {said!r} in place of {word!r}:\n{self.log.read_text()}")
 
     def tell(self, line: str) -> None:
-        """Have a state changed, or a namespace moved."""
+        """Change a state, or move a namespace, by one line."""
         assert self._process is not None and self._process.stdin is not None
         with self.log.open("a") as log:
             log.write(f"> {line}\n")
@@ -94,7 +94,7 @@ def _json(text: str) -> Any:
 
 
 def _ana_log(bench: Bench, controller: str) -> dict[int, dict[str, Any]]:
-    """The groups of `nvme ana-log`."""
+    """Return the groups of `nvme ana-log`."""
     found = _json(bench.run(f"{_FUNCTIONS}\nnvme ana-log /dev/${controller} -o json 2>/dev/null"))
     return {group["grpid"]: group for group in found["ANA DESC LIST "]}
 

@@ -22,12 +22,12 @@ from .peers import NQN, OurTarget
 
 COMBINATIONS = tuple(product(HashId, DhGroupId))
 SECRETS = (generate_secret(32), generate_secret(transform=HashId.SHA384), generate_secret(transform=HashId.SHA512))
-"""One for each length and transformation; used in turn."""
+"""A secret for each length and transformation, used in turn."""
 CONTROLLER_SECRET = generate_secret(transform=HashId.SHA256)
 
 
 def _host(number: int) -> tuple[str, str]:
-    """The NQN and the identifier of a host: Linux wants one for each of the other."""
+    """Return the NQN and the identifier of a host: Linux requires one identifier per NQN, and the reverse."""
     identifier = str(uuid.UUID(int=0xAA0000000000400080000000000000 << 8 | number + 1))
     return f"nqn.2014-08.org.nvmexpress:uuid:{identifier}", identifier
 
@@ -37,7 +37,7 @@ def _secret(number: int) -> Secret:
 
 
 class _Guarded(OurTarget):
-    """Our target with a host for each combination."""
+    """Our target, with a host for each combination."""
 
     def command(self, listen: str) -> list[str]:
         keys = {

@@ -33,7 +33,7 @@ def _ours(bench: Bench, path: Path, *words: str) -> str:
 
 
 def _ports(document: Any, nqn: str = NQN) -> list[dict[str, Any]]:
-    """The ports of a subsystem, as the file has them."""
+    """Return the ports of a subsystem, as the file has them."""
     return [
         port for host in document for subsystem in host["subsystems"] if subsystem["nqn"] == nqn
         for port in subsystem["ports"]

@@ -23,7 +23,7 @@ KATO_SECONDS = 2.0
 
 
 async def _exercise(bench: Bench, transport: str, **options: object) -> dict[int, bytes]:
-    """All that a host does; returns what must be on the namespace at the end, by byte offset."""
+    """Use every function of a host; return what must be on the namespace at the end, by byte offset."""
     noise = random.Random(4420)
     entries = await nvmeof.discover(ADDRESS, bench.guest.nvmet_port, transport=transport)
     expect([e for e in entries if e.subnqn == NQN and e.trsvcid == "4420"], f"discovery found {entries}")

@@ -1,4 +1,4 @@
-"""The check of our host's JSON: key by key and value by value what nvme-cli prints of the same target."""
+"""The check of our host's JSON: compared key by key and value by value with nvme-cli's of the same target."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ SMART_MOVES = frozenset(
     ("data_units_read", "data_units_written", "host_read_commands", "host_write_commands", "controller_busy_time",
      "num_err_log_entries", "power_on_hours")
 )  # fmt: skip
-"""What counts on between the two commands: only the keys and types are compared."""
+"""Counters that move between the two commands: only their keys and types are compared."""
 OWN = {
     "id-ctrl": frozenset(("cntlid",)),
     "smart-log": SMART_MOVES,
     "ana-log": frozenset(("Asymmetric Namespace Access Log for NVMe device",)),
     "list": frozenset(("DevicePath", "GenericPath", "UsedBytes")),
     "id-ns": frozenset(("nuse",)),
-    "discover": frozenset(("traddr",)),  # a wildcard's is the address that was asked, which differs
+    "discover": frozenset(("traddr",)),  # for a wildcard it is the address that was asked, which differs
 }
-"""Values that belong to each one's own controller or device node."""
+"""Values that depend on the controller or device node."""
 
 OF_A_NAMESPACE = ("ns-descs", "resv-report -e", "nvm-id-ns", "cmdset-ind-id-ns")
 STRUCTURES: dict[str, frozenset[str]] = {
@@ -44,13 +44,13 @@ STRUCTURES: dict[str, frozenset[str]] = {
     ),
     "list-ctrl": frozenset(("ctrl_id", "ctrl_list", "num_ctrl")),  # our host has a controller of its own meanwhile
     "endurance-log": frozenset(("data_units_read", "host_read_cmds", "host_write_cmds", "data_units_written")),
-    "show-regs": frozenset(("nssd", "crto")),  # which nvme-cli does not read over fabrics
+    "show-regs": frozenset(("nssd", "crto")),  # nvme-cli does not read these over fabrics
 }  # fmt: skip
 """Subcommands that show a structure, and the keys whose values belong to one controller or move."""
 
 
 def differences(theirs: Any, ours: Any, own: frozenset[str], where: str = "") -> Iterator[str]:
-    """Yield in words what nvme-cli has and we have not, or have otherwise. More keys than its are allowed."""
+    """Yield in words each key of nvme-cli that is missing or different in our JSON. Additional keys are allowed."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key, value in theirs.items():
             if key not in ours:
@@ -69,7 +69,7 @@ def differences(theirs: Any, ours: Any, own: frozenset[str], where: str = "") ->
         for index, (value, other) in enumerate(zip(theirs, ours, strict=False)):
             yield from differences(value, other, own, f"{where}{index}.")
     elif where.endswith("trtype.") and (theirs, ours) == ("unrecognized", "mptcp"):
-        return  # TRTYPE 4 is nothing that nvme-cli knows
+        return  # nvme-cli does not know TRTYPE 4
     elif theirs != ours or type(theirs) is not type(ours):
         yield f"{where.rstrip('.')} is {theirs!r}, ours {ours!r}"
 
@@ -92,7 +92,7 @@ def _run_ours(command: str, port: int) -> tuple[int, str, str]:
 
 
 def _compare_structures(bench: Bench, port: int) -> int:
-    """Compare the subcommands that show a structure: the same JSON, or refused in both; the number of keys."""
+    """Compare the subcommands that show a structure: the same JSON, or refused by both; return the number of keys."""
     script = "attached\n" + "".join(
         f"echo '=== {command}'; nvme {command.replace('endurance-log', 'endurance-log -g 1')} "
         f"{'$DEV' if command in OF_A_NAMESPACE else '/dev/$CTRL'} -o json 2>/dev/null || echo FAILED\n"
@@ -115,7 +115,9 @@ def _compare_structures(bench: Bench, port: int) -> int:
 
 
 def _compare(bench: Bench, port: int) -> int:
-    """Compare all commands with the target that is attached in the guest and is at `port` here; the number of keys."""
+    """Compare all commands with the target that is attached in the guest and is at `port` here; return the number of
+    keys.
+    """
     compared = 0
     for command in ("id-ctrl", "smart-log", "ana-log", "id-ns", "list", "discover"):
         device = {"id-ns": "$DEV", "list": "", "discover": '-t tcp -a "$ADDR" -s "$PORT"'}.get(command, "/dev/$CTRL")

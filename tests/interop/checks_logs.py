@@ -1,4 +1,4 @@
-"""The checks of log pages: what nvme-cli makes of each of them."""
+"""The checks of log pages: what nvme-cli prints of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXTENDED_HEADER_BYTES = 1024
 
 
 def _json(text: str) -> Any:
-    """The JSON value in what a command has printed, whatever it says before."""
+    """Return the JSON value in a command's output, whatever precedes it."""
     starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
     value, _ = json.JSONDecoder().raw_decode(text[min(starts) :])
     return value
@@ -56,7 +56,7 @@ def _smart(bench: Bench) -> None:
 
 
 def _telemetry(bench: Bench, options: str) -> list[dict[str, Any]]:
-    """The objects of a telemetry log, one for each area."""
+    """Return the objects of a telemetry log, one for each area."""
     text = bench.run(f"""
         attached
         nvme telemetry-log /dev/$CTRL --output-file=/tmp/t.bin {options} >&2
@@ -127,7 +127,7 @@ def logs(bench: Bench) -> None:
         expect(text.lower().count("power-on or reset") >= 2, f"after a kill: {text[:3000]}")
         smart = _log(bench, "smart-log")
         expect(int(smart["power_cycles"]) == 2 and int(smart["unsafe_shutdowns"]) == 1, f"after a kill: {smart}")
-        # It has been read before, so nvme-cli does not show it again; it is still there.
+        # It has been read before, so nvme-cli does not show it again; it still exists.
         raw = bench.run("attached; nvme get-log /dev/$CTRL --log-id=8 --log-len=2048 -b | tail -c +385 | head -c 128")
         expect("media error" in raw, f"telemetry is gone after a kill: {raw}")
         _discovery(bench)

@@ -46,7 +46,7 @@ nstat -az MPTcpExtMPJoinSynAckRx MPTcpExtMPFastcloseRx 2>/dev/null || true
 
 
 def _python_share(directory: Path) -> None:
-    """Our package and what its library needs, where the guest's own Python finds it."""
+    """Put our package and its dependencies where the guest's own Python finds them."""
     python = directory / "python"
     python.mkdir(parents=True)
     construct = importlib.util.find_spec("construct")
@@ -119,7 +119,7 @@ def advertised_forms(bench: Bench) -> None:
         bench.note = f"entries {', '.join(types)}; one controller over tcp"
 
 
-# Linux 6.12 reckons from 0 until the first keep alive: within five minutes of the boot jiffies are below 0
+# Linux 6.12 counts from 0 until the first keep-alive: within five minutes of the boot jiffies are below 0
 @check(
     Layout("mptcp", "ramdisk", 512, options=("--advertise", HOST_ADDRESS)),
     quick=True,
@@ -144,7 +144,9 @@ def connect_all(bench: Bench) -> None:
 
 
 async def _first_of_the_log(port: int, subnqn: str) -> list[str]:
-    """Connect with the first entry of the subsystem, here on the target's machine; the protocol of each queue."""
+    """Connect with the first entry of the subsystem, here on the target's machine; return the protocol of each
+    queue.
+    """
     entries = [each for each in await nvmeof.discover("127.0.0.1", port) if each.subnqn == subnqn]
     expect([each.transport for each in entries] == ["mptcp", "tcp"], f"entries: {entries}")
     async with await nvmeof.connect(replace(entries[0], traddr="127.0.0.1")) as controller:

@@ -27,7 +27,7 @@ DOWN = (r"nvme.*", r"I/O error, dev nvme\dc\dn\d", r"block nvme\dn\d: no usable 
 
 
 class Machine:
-    """One of the two guests, connected as a host of its own."""
+    """One of the two guests, connected as a separate host."""
 
     def __init__(self, name: str, guest: Guest, log: Path, peer: Peer) -> None:
         self.name = name
@@ -42,11 +42,11 @@ class Machine:
         return self.guest.run(f". /host/guest.sh\n{script}", self.log, self.environment, timeout_seconds)
 
     def run(self, script: str) -> str:
-        """Bash with DEV and CTRL; raises CommandFailed."""
+        """Run Bash with DEV and CTRL. Raises CommandFailed."""
         return self._bash(f"attached\n{script}")
 
     def works(self, script: str) -> bool:
-        """Whether a command succeeds."""
+        """Return whether a command succeeds."""
         try:
             self.run(script)
         except CommandFailed:
@@ -54,7 +54,7 @@ class Machine:
         return True
 
     def refused(self, script: str) -> str:
-        """What a command says that has to fail."""
+        """Return the output of a command that has to fail."""
         try:
             output = self.run(script)
         except CommandFailed as error:
@@ -63,34 +63,34 @@ class Machine:
         raise AssertionError
 
     def writes(self) -> bool:
-        """Whether a write gets to the namespace."""
+        """Return whether a write to the namespace succeeds."""
         return self.works("dd if=/dev/zero of=$DEV bs=4096 count=1 oflag=direct status=none")
 
     def reads(self) -> bool:
-        """The same of a read."""
+        """Return whether a read succeeds."""
         return self.works("dd if=$DEV of=/dev/null bs=4096 count=1 iflag=direct status=none")
 
     def pr(self, action: str, *numbers: int) -> str:
-        """One of the kernel's ioctls: "0", or how it failed."""
+        """Call one of the kernel's ioctls; return "0", or its error."""
         words = " ".join(str(number) for number in numbers)
         return self.run(f"python3 /host/pr_ioctl.py $DEV {action} {words}").strip()
 
     def report(self) -> dict[str, Any]:
-        """`nvme resv-report`, with its registrants by key."""
+        """Return `nvme resv-report`, with its registrants by key."""
         text = self.run("nvme resv-report $DEV --namespace-id=1 --eds -o json --numd=255 2>/dev/null")
         found = json.loads(text[text.index("{") :])
         listed = next(found[name] for name in ("regctlext", "regctl_eds", "regctls_eds") if name in found)
         return {**found, "registrants": {int(str(item["rkey"]), 0): item for item in listed}}
 
     def log_page(self) -> dict[str, Any]:
-        """`nvme resv-notif-log`."""
+        """Return `nvme resv-notif-log`."""
         text = self.run("nvme resv-notif-log /dev/$CTRL -o json 2>/dev/null")
         return {name.lower(): value for name, value in json.loads(text[text.index("{") :]).items()}
 
 
 @contextmanager
 def two_guests(bench: Bench, peer: Peer) -> Iterator[tuple[Machine, Machine]]:
-    """The bench's guest and one more of the same kernel."""
+    """Yield the bench's guest and one more of the same kernel."""
     share = bench.directory / "second"
     shutil.rmtree(share, ignore_errors=True)
     share.mkdir()
@@ -104,7 +104,7 @@ def two_guests(bench: Bench, peer: Peer) -> Iterator[tuple[Machine, Machine]]:
 
 
 def commands(one: Machine, two: Machine) -> None:
-    """What an administrator does with nvme-cli."""
+    """Use reservations by nvme-cli as an administrator does."""
     expect(int(json.loads(one.run("nvme id-ctrl /dev/$CTRL -o json"))["oncs"]) & 0x20, "ONCS has no reservations")
     for host in (one, two):
         host.run(f"nvme resv-register $DEV -n 1 --nrkey={KEY[host.name]} --rrega=0")
@@ -122,7 +122,7 @@ def commands(one: Machine, two: Machine) -> None:
     wanted = {KEY[name]: uuid.replace("-", "") for name, uuid in HOSTS.items()}
     expect(identifiers == wanted, f"host identifiers {identifiers}")
     one.run(f"nvme resv-release $DEV -n 1 --crkey={KEY['A']} --rtype={WE} --rrela=0")
-    expect(two.writes(), "nothing is reserved any more")
+    expect(two.writes(), "nothing is reserved")
     one.run(f"nvme resv-acquire $DEV -n 1 --crkey={KEY['A']} --rtype={EA} --racqa=0")
     expect(one.writes() and one.reads() and not two.reads() and not two.writes(), "Exclusive Access")
     two.run(f"nvme resv-acquire $DEV -n 1 --crkey={KEY['B']} --prkey={KEY['A']} --rtype={WE} --racqa=1")
@@ -134,11 +134,11 @@ def commands(one: Machine, two: Machine) -> None:
     two.run(f"nvme resv-release $DEV -n 1 --crkey={KEY['B']} --rrela=1")
     report = one.report()
     expect((report["rtype"], report["registrants"]) == (0, {}), f"cleared: {report}")
-    expect(one.writes(), "nobody is registered any more")
+    expect(one.writes(), "no host is registered")
 
 
 def features(one: Machine) -> None:
-    """The notification mask, of one namespace and of all."""
+    """Check the notification mask, of one namespace and of all."""
     one.run(r"""
         mask() { nvme get-feature $DEV -n 1 -f 0x82 | grep -qi "value:0*\(x0*\)\?$1\$" || die "the mask is not $1"; }
         nvme set-feature $DEV -n 1 -f 0x82 --value=0x6 >/dev/null; mask 6
@@ -175,7 +175,7 @@ def persistent_reservations(bench: Bench) -> None:
         expect(two.writes() and not one.reads(), "preempted")
         expect(one.pr("release", a, EA) != "0" and one.pr("clear", a) != "0", "a stranger releases")
         expect(two.pr("release", b, EA) == "0" and two.pr("clear", b) == "0", "release and clear")
-        expect(one.writes() and two.writes(), "nothing is reserved any more")
+        expect(one.writes() and two.writes(), "nothing is reserved")
         expect(one.pr("register", 0, a) == one.pr("reserve", a, WERO) == "0", "registrants only")
         expect(not two.writes() and two.reads(), "a stranger")
         before = one.report()

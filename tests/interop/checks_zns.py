@@ -52,7 +52,7 @@ write() {   # write ZONE BLOCK BLOCKS
 
 @contextmanager
 def _target(bench: Bench) -> Iterator[Peer]:
-    """A target, with a guest that can use zones."""
+    """Run a target, with a guest that can use zones."""
     old = bench.kernel_version < (6, 10)
     if old:
         bench.run(f"{_HELPERS}single")

@@ -23,7 +23,7 @@ HOST_ADDRESS = "10.0.2.2"
 
 
 class GuestError(Exception):
-    """The guest does not boot, or went away."""
+    """The guest does not boot, or has ended."""
 
 
 class CommandFailed(Exception):
@@ -58,13 +58,13 @@ def kernels() -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on at the moment."""
+    """Return a TCP port of 127.0.0.1 on which nothing listens at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 class Command:
-    """A command running in the guest; its output goes to `log` and is kept."""
+    """A command running in the guest; its output goes to `log`."""
 
     def __init__(self, port: int, script: str, log: Path) -> None:
         self.status: int | None = None
@@ -96,16 +96,18 @@ class Command:
 
     @property
     def running(self) -> bool:
-        """Whether the guest has not yet told its exit status."""
+        """Whether the guest has not yet reported its exit status."""
         return self._thread.is_alive()
 
     @property
     def output(self) -> str:
-        """What it has printed so far, both streams."""
+        """The output so far, both streams."""
         return "".join(self._parts)
 
     def wait(self, timeout_seconds: float) -> str:
-        """Its output; raises CommandFailed for another status than 0 and when the time is over (it is killed then)."""
+        """Wait for the end; return the output. Raises CommandFailed for another status than 0 and when the time is over
+        (the command is killed then).
+        """
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
             self.kill()
@@ -117,13 +119,13 @@ class Command:
         return self.output
 
     def kill(self) -> None:
-        """End it."""
+        """Kill the command."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class Guest:
-    """A booted guest. `share` is /host in it; its console and the lab's own words are in `log`."""
+    """A booted guest. `share` is /host in it; its console and the lab's messages are in `log`."""
 
     def __init__(
         self, kernel: str, share: Path, log: Path, *, options: Sequence[str] = (), lifetime: int = 3600
@@ -180,7 +182,7 @@ class Guest:
     def run(
         self, script: str, log: Path, environment: Mapping[str, str] | None = None, timeout_seconds: float = 60
     ) -> str:
-        """Run bash in the guest and return what it printed; raises CommandFailed."""
+        """Run bash in the guest and return its output. Raises CommandFailed."""
         return self.start(script, log, environment).wait(timeout_seconds)
 
     def close(self) -> None:

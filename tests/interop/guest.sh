@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# guest.sh - what the checks' scripts have in the guest: . /host/guest.sh
+# guest.sh - functions of the checks' scripts in the guest: . /host/guest.sh
 # ADDR, PORT and NQN (the target), BLOCK (bytes of a logical block) come from the driver's environment.
 . /job/lib.sh
 set -euo pipefail

@@ -1,8 +1,8 @@
-"""Runs in the guest: every new TCP socket becomes an MPTCP one, by a BPF program on the kernel's own hook for it.
+"""Run in the guest: a BPF program on the kernel's hook makes every new TCP socket an MPTCP one.
 
 `update_socket_protocol` (Linux 6.6, net/mptcp/bpf.c) is called by socket(2) with the three arguments and gives the
-protocol that is used; a program of the kind fmod_ret may give another. Assembled here, without compiler, libbpf or
-bpftool: BTF says which number the function has. Nothing beside Python's library, as it is what the guest has.
+protocol that is used; a program of the kind fmod_ret may give another. The program is assembled here, without compiler,
+libbpf or bpftool; BTF has the number of the function. Only Python's library is used, since the guest has nothing else.
 
     python3 mptcpify.py PROGRAM [ARGS]     loads, runs PROGRAM, and takes the program away again
 """
@@ -24,13 +24,13 @@ BPF_MODIFY_RETURN = 26
 HOOK = "update_socket_protocol"
 BTF_KIND_FUNC = 12
 BTF_KIND_BYTES = {1: 4, 3: 12, 14: 4, 17: 4}
-"""What follows a type's 12 bytes, where its length is fixed: INT, ARRAY, VAR, DECL_TAG."""
+"""Bytes that follow a type's 12 bytes, where their number is fixed: INT, ARRAY, VAR, DECL_TAG."""
 BTF_MEMBER_BYTES = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
-"""... and per member: STRUCT, UNION, ENUM, FUNC_PROTO, DATASEC, ENUM64."""
+"""Bytes per member of the others: STRUCT, UNION, ENUM, FUNC_PROTO, DATASEC, ENUM64."""
 
 
 def functions(data: bytes) -> Iterator[tuple[int, str]]:
-    """Numbers and names of the functions in a BTF blob (Documentation/bpf/btf.rst)."""
+    """Return numbers and names of the functions in a BTF blob (Documentation/bpf/btf.rst)."""
     magic, _, _, header, type_at, type_bytes, text_at, text_bytes = struct.unpack_from("<HBBIIIII", data)
     if magic != 0xEB9F:
         raise ValueError("no BTF")
@@ -47,7 +47,7 @@ def functions(data: bytes) -> Iterator[tuple[int, str]]:
 
 
 def hook_number() -> int:
-    """The BTF number of the hook. Raises SystemExit where this kernel has none."""
+    """Return the BTF number of the hook. Raises SystemExit where this kernel has none."""
     try:
         data = Path("/sys/kernel/btf/vmlinux").read_bytes()
     except OSError as error:
@@ -72,7 +72,7 @@ def program() -> bytes:
         _i(load, 2, 1, 0),
         _i(load, 3, 1, 8),
         _i(load, 0, 1, 16),
-        _i(0x67, 0, value=32),  # the arguments are of 32 bits: what is above may be anything
+        _i(0x67, 0, value=32),  # the arguments have 32 bits: the upper half of the register is undefined
         _i(0xC7, 0, value=32),
         _i(0xBC, 2, 2),
         _i(0x57, 3, value=0xF),
@@ -88,7 +88,7 @@ def program() -> bytes:
 
 
 def bpf(command: int, attributes: bytes) -> int:
-    """bpf(2). Raises OSError."""
+    """Call bpf(2). Raises OSError."""
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     result = ctypes.CDLL(None, use_errno=True).syscall(SYS_BPF, command, buffer, len(attributes))
     if result < 0:
@@ -97,7 +97,7 @@ def bpf(command: int, attributes: bytes) -> int:
 
 
 def load(number: int) -> int:
-    """The program in the kernel, as a file descriptor. Raises SystemExit with the verifier's words."""
+    """Load the program into the kernel; return its file descriptor. Raises SystemExit with the verifier's message."""
     code = program()
     instructions, license_text = (
         ctypes.create_string_buffer(code, len(code)),
@@ -116,7 +116,7 @@ def load(number: int) -> int:
 
 
 def attach(loaded: int) -> int:
-    """Put it in force as long as the file descriptor is open. Raises SystemExit."""
+    """Attach the program as long as the file descriptor is open. Raises SystemExit."""
     try:
         return bpf(BPF_RAW_TRACEPOINT_OPEN, struct.pack("<QII", 0, loaded, 0))
     except OSError as error:
@@ -124,7 +124,7 @@ def attach(loaded: int) -> int:
 
 
 def main() -> int:
-    """Run a command with the program in force."""
+    """Run a command with the program attached."""
     held = attach(load(hook_number()))
     try:
         return subprocess.run(sys.argv[1:], check=False).returncode

@@ -47,13 +47,13 @@ class Piece:
 
 @dataclass(slots=True)
 class _Flow:
-    """One direction of a connection: the next sequence number and what came ahead of it."""
+    """One direction of a connection: the next sequence number, and segments that came ahead of it."""
 
     expected: int | None = None
     early: dict[int, bytes] = field(default_factory=dict)
 
     def take(self, sequence: int, payload: bytes) -> Iterator[bytes]:
-        """The payloads that are now in order; repeated bytes are dropped."""
+        """Return the payloads that are now in order; repeated bytes are dropped."""
         if self.expected is None:
             self.expected = sequence
         self.early[sequence] = payload
@@ -74,7 +74,7 @@ class _Flow:
 
 
 def read_packets(path: Path) -> Iterator[tuple[float, int, bytes]]:
-    """Every packet of a capture as (seconds since the first one, link type, bytes)."""
+    """Yield every packet of a capture as (seconds since the first one, link type, bytes)."""
     raw = path.read_bytes()
     try:
         order, scale = _MAGIC[raw[:4]]
@@ -93,7 +93,7 @@ def read_packets(path: Path) -> Iterator[tuple[float, int, bytes]]:
 
 
 def _ip_of(link: int, packet: bytes) -> bytes:
-    """The IP packet in a frame, empty for what is not IP."""
+    """Return the IP packet in a frame, empty for another protocol."""
     if link == _LINK_RAW:
         return packet
     skip, kind = {_LINK_ETHERNET: (14, 12), _LINK_COOKED: (16, 14), _LINK_COOKED2: (20, 0)}.get(link, (0, 0))
@@ -103,7 +103,7 @@ def _ip_of(link: int, packet: bytes) -> bytes:
 
 
 def _tcp_of(ip: bytes) -> tuple[bytes, bytes, bytes] | None:
-    """(source address, destination address, TCP segment) of an IP packet without extension headers."""
+    """Return (source address, destination address, TCP segment) of an IP packet without extension headers."""
     if ip[:1] and ip[0] >> 4 == 4 and ip[9] == 6:
         total = struct.unpack_from(">H", ip, 2)[0] or len(ip)  # 0: segmentation offload
         return ip[12:16], ip[16:20], ip[(ip[0] & 15) * 4 : total]
@@ -114,7 +114,7 @@ def _tcp_of(ip: bytes) -> tuple[bytes, bytes, bytes] | None:
 
 
 def reassemble(path: Path, port: int) -> Iterator[Piece]:
-    """What the controllers on TCP `port` and their hosts received, piece by piece, in the order of the capture.
+    """Return what the controllers on TCP `port` and their hosts received, piece by piece, in the order of the capture.
 
     Raises CaptureError when bytes of a stream are missing at the end.
     """
@@ -148,7 +148,9 @@ def reassemble(path: Path, port: int) -> Iterator[Piece]:
 
 
 def split_pdus(stream: bytes) -> Iterator[bytes]:
-    """The PDUs of one direction by the PLEN field of their common header (bytes 4 to 7); the rest must be empty."""
+    """Return the PDUs of one direction by the PLEN field of their common header (bytes 4 to 7); the rest must be
+    empty.
+    """
     offset = 0
     while offset < len(stream):
         plen = int.from_bytes(stream[offset + 4 : offset + 8], "little")
@@ -159,7 +161,7 @@ def split_pdus(stream: bytes) -> Iterator[bytes]:
 
 
 def _checksum(*parts: bytes) -> int:
-    """The internet checksum (RFC 1071) over the parts put together."""
+    """Return the internet checksum (RFC 1071) over the joined parts."""
     data = b"".join(parts)
     total: int = sum(struct.unpack(f">{len(data) // 2}H", data[: len(data) & ~1]))
     total += data[-1] << 8 if len(data) & 1 else 0
@@ -178,7 +180,7 @@ class _Sender:
     sequence: int
 
     def packet(self, to: _Sender, flags: int, payload: bytes = b"") -> bytes:
-        """An Ethernet frame with the right checksums; moves the sequence number on."""
+        """Return an Ethernet frame with the right checksums; advance the sequence number."""
         tcp = struct.pack(
             ">HHIIBBHHH",
             self.port,

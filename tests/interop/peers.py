@@ -27,23 +27,23 @@ STOP_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a target serves: transport, what holds the data, bytes of a logical block, and its size."""
+    """The namespace of a target: transport, backend, bytes of a logical block, and size."""
 
     trtype: Literal["tcp", "mptcp"] = "tcp"
     backing: Literal["ramdisk", "file"] = "ramdisk"
     block_bytes: int = 512
     size_mib: int = 256
     options: tuple[str, ...] = ()
-    """More words for our target's command line; `{directory}` in them is the check's own."""
+    """More words for our target's command line; `{directory}` stands for the check's directory."""
     zones: str = ""
-    """What makes the namespace a zoned one, as it follows a size or a path on the command line."""
+    """The words that make the namespace zoned; they follow a size or a path on the command line."""
 
     def __str__(self) -> str:
         return f"{self.trtype}-{self.backing}-{self.block_bytes}"
 
 
 class PeerError(Exception):
-    """A target that does not start, stops badly or says something that it must not say."""
+    """A target that does not start, stops badly or prints an unexpected line."""
 
 
 class Peer(ABC):
@@ -57,7 +57,7 @@ class Peer(ABC):
         self.layout = layout
 
     def environment(self) -> dict[str, str]:
-        """What the scripts in the guest need to know."""
+        """Return what the scripts in the guest need to know."""
         return {
             "ADDR": self.address,
             "PORT": str(self.port),
@@ -73,23 +73,23 @@ class Peer(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """Go away without a word, as in a crash."""
+        """End abruptly, as in a crash."""
 
     @property
     def guest_port(self) -> int:
-        """The target's port as a capture in the guest shows it."""
+        """Return the target's port as a capture in the guest shows it."""
         return self.port
 
     def abandon(self) -> None:
-        """End it somehow, after a check has failed."""
+        """End the target by any means, after a check has failed."""
         self.kill()
 
     @abstractmethod
     def stop(self) -> None:
-        """Go away in order; raises PeerError where that does not work."""
+        """Stop in order. Raises PeerError where the target does not."""
 
     def allocated_bytes(self) -> int | None:
-        """Bytes that the namespace occupies, None where that is not known."""
+        """Return the bytes that the namespace occupies, None where unknown."""
         return None
 
 
@@ -106,7 +106,7 @@ class OurTarget(Peer):
         self._process: subprocess.Popen[bytes] | None = None
 
     def command(self, listen: str) -> list[str]:
-        """The command line, listening on `listen`."""
+        """Return the command line, listening on `listen`."""
         size = f"{self.layout.size_mib}M"
         zones = self.layout.zones
         backing = ["--ramdisk", size + zones] if self.layout.backing == "ramdisk" else ["--file", f"{self.file}{zones}"]
@@ -177,7 +177,7 @@ class OurTarget(Peer):
 
 
 class KernelTarget(Peer):
-    """The guest kernel's nvmet, over the guest's loopback; what holds the data is always the guest's memory."""
+    """The guest kernel's nvmet, over the guest's loopback; the data is always in the guest's memory."""
 
     address = "127.0.0.1"
     port = 4420
@@ -187,7 +187,7 @@ class KernelTarget(Peer):
         self._guest = guest
         self._log = log
         self._up = False
-        self._bind = "0.0.0.0" if everywhere else "127.0.0.1"  # everywhere: also through the forwarded port
+        self._bind = "0.0.0.0" if everywhere else "127.0.0.1"  # any address: also through the forwarded port
 
     def _run(self, script: str) -> None:
         self._guest.run(f". /host/guest.sh\n{script}", self._log, self.environment())

@@ -1,4 +1,4 @@
-"""Runs in the guest: persistent reservations as the kernel's block layer has them (linux/pr.h), by ioctls.
+"""Run in the guest: persistent reservations of the kernel's block layer (linux/pr.h), by ioctls.
 
 python3 pr_ioctl.py DEVICE ACTION [KEY...] [TYPE]     prints the outcome: 0, a status of the kernel, or an error's name
 
@@ -27,7 +27,7 @@ ACTIONS = {
 
 
 def main(device: str, action: str, *words: str) -> str:
-    """Do it."""
+    """Call the ioctl that the command line names, and print the outcome."""
     number, layout, count = ACTIONS[action]
     if len(words) != count:
         raise SystemExit(f"{action} takes {count} numbers")
@@ -37,7 +37,7 @@ def main(device: str, action: str, *words: str) -> str:
     request = WRITE | len(data) << 16 | ord("p") << 8 | number
     descriptor = os.open(device, os.O_RDWR)
     try:
-        # With a buffer that may be changed it is the result that comes back, not the buffer.
+        # With a mutable buffer ioctl() returns the result and not the buffer.
         return str(fcntl.ioctl(descriptor, request, bytearray(data), True))
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, str(error.errno))

@@ -1,4 +1,4 @@
-"""Runs checks on kernels, one booted guest per kernel, and keeps what happened."""
+"""Runs checks on kernels, one booted guest per kernel, and stores the results."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ class Result:
     verdict: Verdict
     seconds: float
     detail: str = ""
-    """Why it failed or was skipped, or what it found."""
+    """The reason of a failure or skip, or the findings."""
     log: str = ""
 
 
 def _booted(kernel: str, share: Path, log: Path) -> Guest:
-    """A guest that is up. Raises GuestError.
+    """Yield a booted guest. Raises GuestError.
 
-    Under emulation with several CPUs a kernel may trip over its own text while it patches it (6.12: "Oops: int3" in
-    sched_clock_cpu, 1.5 s after the start, once in many boots). Nothing of ours has run by then: it is started again.
+    Under emulation with several CPUs a kernel may crash while it patches its own text (6.12: "Oops: int3" in
+    sched_clock_cpu, 1.5 s after the start, once in many boots). No check has run by then, so the guest is started
+    again.
     """
     try:
         return Guest(kernel, share, log)
@@ -47,7 +48,7 @@ def _booted(kernel: str, share: Path, log: Path) -> Guest:
 
 
 class Runner:
-    """Runs checks; `told` hears of each result as it comes."""
+    """Runs checks; `told` is called with each result as it comes."""
 
     def __init__(self, directory: Path, peer_kind: PeerKind, told: Callable[[Result], None]) -> None:
         self.directory = directory
@@ -56,7 +57,7 @@ class Runner:
         self._told = told
 
     def run_kernel(self, kernel: str, checks: Sequence[Check]) -> None:
-        """All checks on one kernel; the guest is booted again when a check has left it unusable."""
+        """Run all checks on one kernel; boot the guest again when a check has left it unusable."""
         directory = self.directory / kernel
         shutil.rmtree(directory, ignore_errors=True)
         share = directory / "share"
@@ -81,7 +82,7 @@ class Runner:
                 guest.close()
 
     def _run_check(self, guest: Guest, check: Check, directory: Path) -> bool:
-        """Run one check; False when the guest cannot be used any more."""
+        """Run one check; return whether the guest can still be used."""
         log = directory / f"{check.name.replace('/', '-')}.log"
         bench = Bench(guest, self.peer_kind, check.layout, directory, log, check.allow)
         started = time.monotonic()

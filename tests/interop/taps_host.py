@@ -1,4 +1,4 @@
-"""Runs in the guest: our host over MPTCP, on all paths there are. Prints one JSON object.
+"""Run in the guest: our host over MPTCP, on all paths. Prints one JSON object.
 
 python3 taps_host.py ADDRESS PORT NQN MEBIBYTES
 """
@@ -18,7 +18,7 @@ PIECE_BYTES = 1 << 20
 
 
 def counters() -> dict[str, dict[str, int]]:
-    """Bytes that each tap interface has carried."""
+    """Return the bytes that each tap interface has carried."""
     return {
         device.name: {kind: int((device / "statistics" / f"{kind}_bytes").read_text()) for kind in ("tx", "rx")}
         for device in sorted(Path("/sys/class/net").glob("eth[1-9]"))
@@ -29,7 +29,7 @@ async def main(address: str, port: int, nqn: str, mebibytes: int) -> dict[str, A
     data = random.Random(1).randbytes(PIECE_BYTES)
     async with await nvmeof.connect(address, port, subnqn=nqn, transport="mptcp", nr_io_queues=1) as controller:
         (namespace,) = await controller.namespaces()
-        await asyncio.sleep(1.0)  # the joins
+        await asyncio.sleep(1.0)  # wait for the joins
         blocks = PIECE_BYTES // namespace.block_bytes
         before = counters()
         for start in range(0, mebibytes, 8):

@@ -1,6 +1,6 @@
-"""tshark reads what our host and our target say to each other.
+"""tshark reads the traffic of our host and our target.
 
-Padding before data is not among it: tshark 4.0 takes data to follow the header at once, whatever PDO says.
+The traffic has no padding before data, since tshark 4.0 expects data right behind the header, whatever PDO says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not tshark.available(), reason="tshark is not in
 
 
 class Relay:
-    """Passes TCP connections on to a target and keeps what went by, in order."""
+    """A relay that passes TCP connections on to a target and records the bytes, in order."""
 
     def __init__(self, port: int) -> None:
         self.pieces: list[Piece] = []

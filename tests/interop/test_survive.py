@@ -1,4 +1,6 @@
-"""What of `tests.interop.survive` needs no virtual machine: the load, the time line, our host's side, the page."""
+"""The parts of `tests.interop.survive` that need no virtual machine: the load, the time line, our host's side, the
+page.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ class Memory:
         self._reached = asyncio.Event()
 
     async def operations(self, count: int) -> None:
-        """Wait until so many more were begun."""
+        """Wait until ``count`` more operations were begun."""
         self._left = count
         self._reached.clear()
         await self._reached.wait()
@@ -57,7 +59,7 @@ class Memory:
     async def write(self, first: int, data: bytes) -> None:
         await self._begin()
         if self.fails:
-            self.data[first * SIZE : first * SIZE + len(data)] = data  # executed, and nobody hears of it
+            self.data[first * SIZE : first * SIZE + len(data)] = data  # executed, but never completed
             raise OSError("gone")
         if not self.loses_writes:
             self.data[first * SIZE : first * SIZE + len(data)] = data
@@ -71,7 +73,7 @@ async def _loaded(memory: Memory) -> VerifyingLoad:
     return load
 
 
-async def test_a_good_device_has_nothing_wrong() -> None:
+async def test_a_good_device_has_no_faults() -> None:
     load = await _loaded(Memory())
     await load.stop()
     assert await load.verify() == BLOCKS
@@ -91,7 +93,7 @@ async def test_a_lost_write_is_found() -> None:
 @pytest.mark.parametrize(
     "content", [bytes(SIZE), stamp(8, 3, 1, SIZE), stamp(7, 4, 1, SIZE), stamp(7, 3, 1 << 40, SIZE)]
 )
-async def test_a_block_that_is_not_ours_is_found(content: bytes) -> None:
+async def test_a_foreign_block_is_found(content: bytes) -> None:
     memory = Memory()
     load = await _loaded(memory)
     await load.stop()
@@ -112,7 +114,7 @@ async def test_a_write_that_failed_may_have_been_executed() -> None:
 
 
 async def test_our_host_with_our_target(tmp_path: Path) -> None:
-    """The whole of our side: a path goes away under the load, and the time line shows it."""
+    """Our side as a whole: a path is lost under the load, and the time line shows it."""
     async with Target(
         namespaces=[Ramdisk("16M")], listen=["127.0.0.2:0", "127.0.0.3:0"], trtype="tcp", subnqn=NQN
     ) as target:

@@ -1,4 +1,4 @@
-"""The witness itself: what tshark says of captures that are known good, and of ones broken on purpose."""
+"""tshark's findings in captures that are known good, and in deliberately broken ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pieces_of(name: str) -> list[Piece]:
 
 
 @pytest.mark.parametrize("name", traces.names())
-def test_a_kernels_own_words_are_well_formed(name: str, tmp_path: Path) -> None:
+def test_the_traffic_of_a_kernel_is_well_formed(name: str, tmp_path: Path) -> None:
     pieces = pieces_of(name)
     write_pcap(tmp_path / "x.pcap", pieces)
     reading = tshark.read(tmp_path / "x.pcap")

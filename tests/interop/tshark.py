@@ -1,4 +1,4 @@
-"""tshark as an independent reader: what does a dissector that nobody here wrote make of these bytes?
+"""tshark as an independent reader of our bytes.
 
 `read(capture, port)` runs tshark over a capture and returns what it saw; `Reading.complaints()` names everything that
 is wrong with it: malformed packets, expert warnings and errors outside TCP's own bookkeeping, bad digests, commands
@@ -51,7 +51,7 @@ class TsharkMissing(Exception):
 
 @dataclass(slots=True)
 class Reading:
-    """What tshark read from one capture. CIDs and counts are per TCP stream."""
+    """tshark's result for one capture. CIDs and counts are per TCP stream."""
 
     pdus: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Reading:
 
     @property
     def command_count(self) -> int:
-        """Commands of all streams."""
+        """The number of commands of all streams."""
         return sum(sum(cids.values()) for cids in self.commands.values())
 
     @property
@@ -71,7 +71,7 @@ class Reading:
         return len(self.commands)
 
     def complaints(self) -> list[str]:
-        """Everything wrong with the capture, one sentence each; empty when all is well."""
+        """Return everything wrong with the capture, one sentence each; empty when all is well."""
         found = list(self.problems)
         for stream in sorted(self.commands.keys() | self.completions.keys()):
             asked, answered = self.commands[stream], self.completions[stream]
@@ -82,7 +82,7 @@ class Reading:
         return found
 
     def summary(self) -> str:
-        """Counts in one line."""
+        """Return the counts in one line."""
         kinds = ", ".join(f"{name} {self.pdus[name]}" for name in PDU_NAMES.values() if self.pdus[name])
         return (
             f"{self.streams} connections, {self.command_count} commands; {kinds}; {self.good_digests} digests checked"
@@ -90,7 +90,7 @@ class Reading:
 
 
 def available() -> bool:
-    """Whether tshark can be run."""
+    """Return whether tshark can be run."""
     return shutil.which("tshark") is not None
 
 
@@ -126,7 +126,7 @@ def _look_for_problems(reading: Reading, row: dict[str, list[str]]) -> None:
 
 
 def read(capture: Path, port: int = 4420, reading: Reading | None = None) -> Reading:
-    """Have tshark read the capture (into `reading`, when given). Raises TsharkMissing when it cannot be run."""
+    """Read the capture by tshark (into `reading`, when given). Raises TsharkMissing when it cannot be run."""
     reading = reading or Reading()
     for row in _rows(capture, port):
         _look_for_problems(reading, row)
@@ -150,7 +150,7 @@ def read(capture: Path, port: int = 4420, reading: Reading | None = None) -> Rea
 
 
 def _success_cids(row: dict[str, list[str]]) -> list[int]:
-    """CIDs of the C2HData PDUs of a frame that carry SUCCESS, and so have no completion of their own.
+    """Return the CIDs of the C2HData PDUs of a frame that carry SUCCESS, and therefore have no CapsuleResp.
 
     tshark shows the flag and the CID of data PDUs in their own lists, each in the order of the PDUs.
     """

@@ -85,7 +85,7 @@ def test_block_status(extents: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", bytes(4), bytes(11), struct.pack(">III", 1, 0, AllocationFlags.HOLE)])
-def test_block_status_that_is_none(payload: bytes) -> None:
+def test_invalid_block_status(payload: bytes) -> None:
     with pytest.raises(od.NbdProtocolError):
         od.parse_status(payload, extended=False)
 

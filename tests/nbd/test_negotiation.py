@@ -39,7 +39,7 @@ class Pipe:
 
 
 class Side:
-    """Runs one half as far as its bytes go."""
+    """One half of the negotiation, run as far as its bytes go."""
 
     def __init__(self, steps: Generator[Any, Any, Any], incoming: Pipe, outgoing: Pipe) -> None:
         self._steps, self._in, self._out = steps, incoming, outgoing
@@ -83,7 +83,7 @@ def meet(export: str, *, tls: bool = False, server_tls: bool | None = None) -> t
 
 
 def serve(*options: bytes, tls: bool | None = None) -> tuple[bytes, ServerSession | None]:
-    """Send options of a client to our half; what it answers behind its greeting, and what was agreed on."""
+    """Send options of a client to our half; return its replies behind the greeting, and the agreed settings."""
     up, down = Pipe(), Pipe()
     up.data += HELLO + b"".join(options)
     negotiation = ServerNegotiation([("disk", "a disk"), ("other", "")], tls=tls)
@@ -108,8 +108,8 @@ def test_tls() -> None:
         meet("disk", server_tls=True)
 
 
-def test_what_was_agreed_on_in_clear_does_not_hold_with_tls() -> None:
-    """A man in the middle may have asked for it."""
+def test_settings_negotiated_in_clear_do_not_hold_with_tls() -> None:
+    """A man in the middle may have chosen it."""
     go = pack_option(Option.GO, InfoRequest("disk").pack())
     _, session = serve(pack_option(Option.STRUCTURED_REPLY), pack_option(Option.STARTTLS), go, tls=False)
     assert session is not None and not session.structured
@@ -194,7 +194,7 @@ GREETING = struct.pack(">QQH", INIT_MAGIC, OPTION_MAGIC, 3)
         (GREETING + pack_option_reply(8, OptionReplyType.ERR_POLICY, b"no"), "policy forbids that .'no'."),
     ],
 )
-def test_servers_that_are_none(data: bytes, why: str) -> None:
+def test_peers_that_are_no_servers(data: bytes, why: str) -> None:
     with pytest.raises(NbdProtocolError, match=why):
         client_of(data)
 

@@ -48,6 +48,6 @@ def test_text_and_back(export: str, path: str, tls: bool, host: str) -> None:
         ("nbd://host/x#y", "fragment"),
     ],
 )
-def test_what_is_none(text: str, why: str) -> None:
+def test_invalid_uris(text: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         NbdUri.parse(text)

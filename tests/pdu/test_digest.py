@@ -35,7 +35,7 @@ def test_on_the_wire_the_digest_is_little_endian() -> None:
 
 @pytest.mark.skipif(not digest.FAST, reason="the crc32c package is not installed")
 @given(st.binary(max_size=300), st.integers(0, 2**32 - 1))
-def test_the_table_is_as_right_as_the_fast_one(data: bytes, value: int) -> None:
+def test_the_table_equals_the_fast_implementation(data: bytes, value: int) -> None:
     assert digest.crc32c_table(data, value) == digest.crc32c(data, value)
 
 
@@ -53,7 +53,7 @@ def test_takes_every_buffer(function: Callable[..., int], kind: Callable[[bytes]
 
 @given(st.binary(max_size=64), st.integers(0, 5000), st.integers(0, 2**32 - 1))
 @settings(deadline=None)
-def test_folding_gives_what_the_table_gives(seed: bytes, size: int, value: int) -> None:
+def test_folding_equals_the_table(seed: bytes, size: int, value: int) -> None:
     data = random.Random(seed).randbytes(size)
     assert digest.crc32c_folded(data, value) == digest.crc32c_table(data, value)
 
@@ -64,7 +64,7 @@ def test_folding_at_its_limits(size: int) -> None:
     assert digest.crc32c_folded(data) == digest.crc32c_table(data)
 
 
-def test_slow_digests_are_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_slow_digests_are_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     digest.warn_if_slow.cache_clear()
     monkeypatch.setattr(digest, "FAST", False)
     digest.warn_if_slow()
@@ -74,7 +74,7 @@ def test_slow_digests_are_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     digest.warn_if_slow.cache_clear()
 
 
-def test_fast_digests_are_not_spoken_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_fast_digests_are_not_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     digest.warn_if_slow.cache_clear()
     monkeypatch.setattr(digest, "FAST", True)
     digest.warn_if_slow()

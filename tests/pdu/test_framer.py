@@ -1,4 +1,4 @@
-"""Every rule of a PDU's header, and the exact FES and FEI of what breaks it."""
+"""Every rule of a PDU's header, and the exact FES and FEI of its violation."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def test_hlen_is_one_value_per_type(kind: PduType) -> None:
 
 
 @pytest.mark.parametrize("kind", [CMD, RESP, H2C, C2H, R2T])
-def test_hdgstf_is_what_the_handshake_settled(kind: PduType) -> None:
+def test_hdgstf_is_what_the_handshake_negotiated(kind: PduType) -> None:
     hlen = RULES[kind].hlen
     fails(PLAIN, kind, HDGSTF, hlen, hlen, hlen + 4, FLAGS)
     fails(HEADER, kind, 0, hlen, hlen, hlen, FLAGS)
 
 
 @pytest.mark.parametrize("kind", [CMD, H2C, C2H])
-def test_ddgstf_is_what_the_handshake_settled(kind: PduType) -> None:
+def test_ddgstf_is_what_the_handshake_negotiated(kind: PduType) -> None:
     hlen = RULES[kind].hlen
     fails(PLAIN, kind, DDGSTF, hlen, hlen, hlen + 512 + 4, FLAGS)
     fails(DATA, kind, 0, hlen, hlen, hlen + 512, FLAGS)
@@ -122,7 +122,7 @@ def test_plen_too_small_for_data(kind: PduType) -> None:
     flags = HDGSTF | DDGSTF
     for plen in {0, hlen, hlen + 1, hlen + 3, hlen + 4, hlen + 5, hlen + 8} - ({hlen + 4} if kind is CMD else set()):
         fails(BOTH, kind, flags, hlen, hlen + 4, plen, PLEN)
-    # long enough for the header, not for where the data is said to begin
+    # long enough for the header, not for the position of the data
     fails(PLAIN, kind, 0, hlen, 128, 128, PLEN)
     fails(DATA, kind, DDGSTF, hlen, 128, 128 + 4, PLEN)
 
@@ -143,7 +143,7 @@ def test_pdo(kind: PduType) -> None:
     plen = 4096
     for pdo in (1, hlen - 4, hlen + 1, hlen + 2, 129, 132, 252, 255):
         fails(PLAIN, kind, 0, hlen, pdo, plen, PDO)
-    fails(HEADER, kind, HDGSTF, hlen, hlen, plen, PDO)  # the header's digest lies there
+    fails(HEADER, kind, HDGSTF, hlen, hlen, plen, PDO)  # the header digest is there
     fails(Framing(pda_bytes=128), kind, 0, hlen, hlen, plen, PDO)
     fails(Framing(pda_bytes=16), kind, 0, hlen, 76, plen, PDO)
 
@@ -169,7 +169,9 @@ def test_in_capsule_data_has_a_limit() -> None:
         max_data_bytes=st.integers(0, 9000),
     ),
 )
-def test_what_passes_is_consistent(kind: int, flags: int, hlen: int, pdo: int, plen: int, framing: Framing) -> None:
+def test_accepted_headers_are_consistent(
+    kind: int, flags: int, hlen: int, pdo: int, plen: int, framing: Framing
+) -> None:
     try:
         offset, length = check_header(kind, flags, hlen, pdo, plen, framing)
     except PduError as error:

@@ -1,4 +1,4 @@
-"""docs/architecture.md says what the code does: its diagram is the table's, its example runs."""
+"""docs/architecture.md agrees with the code: its diagram is that of the table, its example runs."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SIZES = st.one_of(st.integers(1, 600), st.sampled_from([4095, 4096, 4097, 32767,
 
 
 class Pipe:
-    """One direction: takes what the sender's socket takes, gives what the receiver's socket gives."""
+    """One direction: takes bytes like the sender's socket, gives bytes like the receiver's socket."""
 
     def __init__(self, sender: Connection, receiver: Connection) -> None:
         self.sender = sender
@@ -33,7 +33,7 @@ class Pipe:
         self.inside = bytearray()
 
     def push(self, limit: int) -> None:
-        """One ``sendmsg`` that takes up to ``limit`` bytes."""
+        """Do one ``sendmsg`` that takes up to ``limit`` bytes."""
         if self.sender.want_write:
             taken = 0
             for buffer in self.sender.data_to_send():
@@ -45,7 +45,7 @@ class Pipe:
             self.sender.bytes_sent(taken)
 
     def pull(self, limit: int) -> list[Any]:
-        """One ``recv_into`` of up to ``limit`` bytes."""
+        """Do one ``recv_into`` of up to ``limit`` bytes."""
         if not self.inside or not self.receiver.want_read:
             return []
         buffer = self.receiver.next_buffer()
@@ -101,7 +101,7 @@ class BothEnds(RuleBasedStateMachine):
         self.flow_control = flow_control
         self.ready = 0
         self.held: deque[tuple[int, Any]] = deque()  # commands that the target has not answered
-        self.expected: dict[int, Any] = {}  # what the host waits for
+        self.expected: dict[int, Any] = {}  # commands that the host waits for
         self.readable: dict[int, bytes] = {}
         self.released = 0
         self.leases = 0
@@ -109,7 +109,7 @@ class BothEnds(RuleBasedStateMachine):
         self.host.start()
         self.move()
 
-    # -- what each end does with its events
+    # -- the events of each end
 
     def target_events(self, events: list[Any]) -> None:
         for event in one_by_one(events):
@@ -161,7 +161,7 @@ class BothEnds(RuleBasedStateMachine):
         self.released += 1
 
     def answer(self) -> None:
-        """Complete the oldest command that waits."""
+        """Complete the oldest waiting command."""
         cid, data = self.held.popleft()
         if data is None:
             self.target.send_completion(cid)
@@ -177,7 +177,7 @@ class BothEnds(RuleBasedStateMachine):
             self.target.send_reads([cid], [view], len(view))
 
     def move(self) -> None:
-        """Until nothing moves any more."""
+        """Move bytes until nothing moves."""
         moved = True
         while moved:
             moved = False
@@ -187,7 +187,7 @@ class BothEnds(RuleBasedStateMachine):
                     moved = True
                     handle(pipe.pull(1 << 30))
 
-    # -- what can happen
+    # -- rules
 
     @precondition(lambda self: len(self.expected) < ENTRIES)
     @rule(opcode=st.sampled_from([READ, WRITE, FLUSH]), size=SIZES, in_capsule=st.sampled_from([None, False]),

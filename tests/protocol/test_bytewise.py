@@ -21,7 +21,7 @@ BAD = st.sampled_from([b"", b"\xff" * 8, b"\x05\0\x18\0\x18\0\0\0" + bytes(16), 
 
 
 def told(events: list[Any]) -> list[Any]:
-    """What the events say, without how they were grouped."""
+    """Return the contents of the events, however they were grouped."""
     out: list[Any] = []
     for event in one_by_one(events):
         if isinstance(event, CommandBatch):
@@ -136,7 +136,7 @@ def check(make: Any, stream: bytes, buffers: list[bytearray], count: int) -> Non
         connection = make()
         assert told(feed(connection, stream, step)) == expected
         assert connection.state is whole.state or reply is None
-        if reply is not None:  # after a failure: as much of the header in error as there was
+        if reply is not None:  # after a failure: as much of the header in error as had arrived
             assert sent(connection) == reply
             assert ([bytes(buffer) for buffer in buffers[-count:]] if count else []) == filled
 

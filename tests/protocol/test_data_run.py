@@ -46,7 +46,7 @@ def test_with_a_wrong_data_digest_among_them_they_are_no_run(wrong: int) -> None
     assert [event.digest_ok for event in events if isinstance(event, CommandData)] == [cid != wrong for cid in range(5)]
 
 
-def test_with_a_wrong_header_digest_what_comes_before_it_is_taken() -> None:
+def test_commands_before_a_wrong_header_digest_are_served() -> None:
     framing = Framing(True, False)
     pdus = [bytearray(framing.command(cid, WRITE, data=payload(cid, 512))) for cid in range(6)]
     pdus[4][72] ^= 1

@@ -1,4 +1,6 @@
-"""Whatever a peer sends, in whatever pieces: nothing is raised, and the connection waits, or has ended for a reason."""
+"""Whatever a peer sends, in whatever pieces: no exception is raised, and the connection waits, or has ended for a
+reason.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def new_host(framing: Framing) -> Connection:
 
 
 def busy_target(framing: Framing) -> Connection:
-    """Eight commands here, some with data on its way."""
+    """Return a target with eight commands, some of which wait for data."""
     t = ready_target(framing, entries=16, maxr2t=2, r2t_bytes=3000)
     feed(t, b"".join(framing.command(cid, WRITE, 100) for cid in range(8)))
     for cid, size in ((0, 8), (1, 4000), (2, 40_000), (3, 10_000)):
@@ -70,7 +72,7 @@ MAKE: list[Callable[[Framing], Connection]] = [new_target, new_host, busy_target
 
 
 def valid(kind: Callable[[Framing], Connection], framing: Framing) -> list[bytes]:
-    """PDUs that are right for the connection, in an order that is right."""
+    """Return valid PDUs for the connection, in a valid order."""
     if kind is new_target:
         return [icreq(dgst=3), Framing().command(1), Framing().command(2, WRITE, data=b"x" * 99), term_req(2, 1)]
     if kind is new_host:
@@ -101,7 +103,7 @@ def valid(kind: Callable[[Framing], Connection], framing: Framing) -> list[bytes
 
 
 def survives(connection: Connection, stream: bytes, steps: random.Random) -> None:
-    """The invariant in one sentence: no exception, at most one ending, and after an ending nothing more."""
+    """Check the invariant: no exception, at most one ending, and no event after an ending."""
     ended: list[Any] = []
     position = 0
     while position < len(stream):

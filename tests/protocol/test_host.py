@@ -1,4 +1,4 @@
-"""The host's role against a hand-written controller: commands, data both ways, completions, and what is wrong."""
+"""The host's role against a hand-written controller: commands, data both ways, completions, and errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRANSIENT = Status.TRANSIENT_TRANSPORT_ERROR << 1
 
 
 def body(cid: int, opcode: int, sgl: bytes) -> bytes:
-    """An SQE with every byte that is the caller's set to EEh, flags to FUSE 01b."""
+    """Return an SQE with every byte of the caller set to EEh, flags to FUSE 01b."""
     return struct.pack("<BBH", opcode, 0x41, cid) + b"\xee" * 20 + sgl + b"\xee" * 24
 
 
@@ -47,7 +47,7 @@ FULL_SQE = struct.pack("<BBH", 1, 0x81, 0x5555) + b"\xee" * 60
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("cpda", [0, 2, 31])
 def test_capsules(framing: Framing, cpda: int) -> None:
-    """CID, PSDT and SGL1 are the connection's, all the rest is the caller's."""
+    """The connection sets CID, PSDT and SGL1; all other bytes are the caller's."""
     h = ready_host(framing, cpda=cpda, incapsule_bytes=16)
     out = Framing(framing.header_digest, framing.data_digest, 4 * (cpda + 1))
     h.send_command(0xFFFF, FULL_SQE)
@@ -105,7 +105,7 @@ def test_completions(framing: Framing) -> None:
     h = ready_host(framing)
     for cid in range(5):
         h.send_command(cid, sqe())
-    # the phase bit is not the status'
+    # the phase bit is not part of the status
     stream = [framing.response(cid, 0x8000 | cid << 1 | 1, sqhd=cid + 1, dw0=cid, dw1=0xFFFFFFFF) for cid in (3, 0, 4)]
     [event] = feed(h, b"".join(stream))
     assert event == Completions([(cid, 0x8000 | cid << 1, cid, 0xFFFFFFFF) for cid in (3, 0, 4)])
@@ -188,7 +188,7 @@ def test_several_c2h_data_interleaved_between_commands(framing: Framing) -> None
 
 
 @pytest.mark.parametrize("flags", [LAST, LAST | SUCCESS])
-def test_an_alignment_that_was_asked_for_is_kept(flags: int) -> None:
+def test_a_requested_alignment_is_used(flags: int) -> None:
     h = ready_host(Framing(pda=128))
     h.send_command(1, sqe(), data_in=memoryview(bytearray(64)))
     assert failure(feed(h, PLAIN.c2h(1, 0, bytes(64), flags))) == (1, 3)
@@ -215,7 +215,7 @@ def test_a_large_read_is_received_in_place() -> None:
 @pytest.mark.parametrize("broken", [0, 1])
 @pytest.mark.parametrize("success", [True, False])
 @pytest.mark.parametrize("size", [64, 100_000])
-def test_data_digest_is_that_commands_matter(broken: int, success: bool, size: int) -> None:
+def test_a_wrong_data_digest_fails_its_command_only(broken: int, success: bool, size: int) -> None:
     h = ready_host(BOTH)
     for cid in (1, 2):
         h.send_command(cid, sqe(), data_in=memoryview(bytearray(size)))
@@ -300,7 +300,7 @@ def test_r2t_limit(maxr2t: int, framing: Framing) -> None:
     assert failure(feed(h, framing.r2t(5, 9, 4 * maxr2t, 4))) == (5, 0)
 
 
-def test_an_answered_r2t_counts_no_more() -> None:
+def test_an_answered_r2t_no_longer_counts() -> None:
     h = ready_host(maxr2t=2)
     h.send_command(5, sqe(WRITE), bytes(100), in_capsule=False)
     sent(h)
@@ -336,7 +336,7 @@ def test_wrong_r2t(name: str, stream: bytes, expected: tuple[int, int]) -> None:
 
 
 def test_a_host_reads_on_however_much_it_has_to_send() -> None:
-    """Both ends may have more to send than the sockets take; if both waited with reading, nothing would ever move."""
+    """Both ends may have more to send than the sockets take; if both stopped reading, neither would go on."""
     h = ready_host(maxh2cdata=1 << 20)
     data = bytes(20 << 20)
     h.send_command(1, sqe(WRITE), data)
@@ -346,8 +346,8 @@ def test_a_host_reads_on_however_much_it_has_to_send() -> None:
 
 
 @pytest.mark.parametrize("framing", [PLAIN, BOTH])
-def test_after_an_early_completion_the_callers_buffer_is_its_own(framing: Framing) -> None:
-    """A controller may end a command before it has all the data; what it asked for is still sent as it was."""
+def test_an_early_completion_releases_the_callers_buffer(framing: Framing) -> None:
+    """A controller may end a command before it has all the data; requested data is still sent unchanged."""
     h = ready_host(framing, maxh2cdata=4096)
     data = bytearray(b"x" * 10_000)
     h.send_command(1, sqe(WRITE), data, in_capsule=False)
@@ -362,7 +362,7 @@ def test_after_an_early_completion_the_callers_buffer_is_its_own(framing: Framin
 
 
 @pytest.mark.parametrize("opcode", [READ, WRITE])
-def test_close_gives_all_buffers_back(opcode: int) -> None:
+def test_close_releases_all_buffers(opcode: int) -> None:
     h = ready_host()
     buffer = bytearray(100_000)
     if opcode == READ:
@@ -377,13 +377,13 @@ def test_close_gives_all_buffers_back(opcode: int) -> None:
     buffer.extend(b"not exported any more")
 
 
-# -- buffers given back early ---------------------------------------------------------------------------------------
+# -- buffers released early ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("framing", [PLAIN, BOTH])
 @pytest.mark.parametrize("size", [4096, 100_000])
 @pytest.mark.parametrize("cut", [0, 10, 24, 28, 500, 4000])
-def test_a_read_whose_buffer_is_given_back_goes_on_elsewhere(framing: Framing, size: int, cut: int) -> None:
+def test_a_read_whose_buffer_is_released_goes_on_elsewhere(framing: Framing, size: int, cut: int) -> None:
     h = ready_host(framing)
     into = bytearray(size)
     h.send_command(7, sqe(), data_in=memoryview(into))
@@ -395,12 +395,12 @@ def test_a_read_whose_buffer_is_given_back_goes_on_elsewhere(framing: Framing, s
     [completions] = feed(h, stream[cut:])
     assert completions == Completions([(7, 0, 0, 0)])
     assert into == b"\x55" * size
-    h.give_back(7)  # it is over: nothing happens
+    h.give_back(7)  # the command has ended: nothing happens
 
 
 @pytest.mark.parametrize("framing", [PLAIN, BOTH])
 @pytest.mark.parametrize("gone", [0, 30, 5000])
-def test_a_write_whose_buffer_is_given_back_sends_what_was_there(framing: Framing, gone: int) -> None:
+def test_a_write_whose_buffer_is_released_sends_the_data_before(framing: Framing, gone: int) -> None:
     def stream(given_back: bool) -> bytes:
         h = ready_host(framing, maxh2cdata=4096)
         data = bytearray(b"\xaa" * 20000)
@@ -419,7 +419,7 @@ def test_a_write_whose_buffer_is_given_back_sends_what_was_there(framing: Framin
 
 
 @pytest.mark.parametrize("framing", [PLAIN, BOTH])
-def test_data_in_a_capsule_that_is_given_back_before_it_is_sent(framing: Framing) -> None:
+def test_capsule_data_that_is_released_before_it_is_sent(framing: Framing) -> None:
     h = ready_host(framing, incapsule_bytes=8192)
     data = bytearray(b"\xaa" * 4096)
     h.send_command(3, sqe(WRITE), data)

@@ -1,4 +1,4 @@
-"""Batches of commands: the bytes of as many single ones, and what the controller may answer them with."""
+"""Batches of commands: the bytes of as many single commands, and all possible answers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CIDS = [5, 0xFFFF, 0, 0x1234]
 
 
 def at(slba: int, opcode: int) -> bytes:
-    """An SQE with that SLBA, and other fields set too."""
+    """Return an SQE with an SLBA, and other fields set too."""
     return struct.pack("<BBHI", opcode, 0, 0, 3) + bytes(32) + struct.pack("<QII", slba, 7 | 1 << 30, 0) + b"\x77" * 8
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("cpda", [0, 31])
 @pytest.mark.parametrize("size", [512, 4096, 65536])
-def test_a_batch_is_as_many_commands(framing: Framing, cpda: int, size: int) -> None:
+def test_a_batch_equals_as_many_commands(framing: Framing, cpda: int, size: int) -> None:
     one, many = (ready_host(framing, cpda=cpda, incapsule_bytes=4096) for _ in range(2))
     buffers = [memoryview(bytearray([index]) * size) for index in range(4)]
     for cid, slba, buffer in zip(CIDS, SLBAS, buffers, strict=True):
@@ -60,7 +60,7 @@ def test_answers_in_any_order_and_cut_anywhere(framing: Framing, flag: int, cut:
 
 
 def test_data_in_parts_after_a_batch() -> None:
-    """What is not all of a command's data in one PDU goes the long way, with the same result."""
+    """Data that is not in one PDU takes the general path, with the same result."""
     f, h = Framing(), ready_host()
     buffers = [memoryview(bytearray(100)) for _ in range(4)]
     h.send_reads(CIDS, at(0, READ), SLBAS, buffers)
@@ -95,7 +95,7 @@ def test_wrong_answers_to_a_batch_end_the_connection(stream: bytes) -> None:
     assert failure(feed(h, stream))
 
 
-def test_a_buffer_that_was_given_back_is_not_touched() -> None:
+def test_a_released_buffer_is_not_touched() -> None:
     f, h = Framing(), ready_host()
     buffers = [memoryview(bytearray(100)) for _ in range(2)]
     h.send_reads([1, 2], at(0, READ), [0, 1], buffers)
@@ -108,7 +108,7 @@ def test_a_buffer_that_was_given_back_is_not_touched() -> None:
     assert not any(buffers[0]) and not any(buffers[1])
 
 
-def test_data_of_a_batch_that_was_given_back_is_sent_as_it_was() -> None:
+def test_released_data_of_a_batch_is_sent_unchanged() -> None:
     h = ready_host(incapsule_bytes=4096)
     data = bytearray(b"q" * 512)
     h.send_writes([1], at(0, WRITE), [0], [memoryview(data)])

@@ -1,4 +1,4 @@
-"""Who may touch a buffer, and until when: what goes out of live memory, digests, release callbacks."""
+"""The owner of a buffer, and until when: sending from live memory, digests, release callbacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 4096
 
 
 def reading(framing: Framing, commands: int = 4) -> Connection:
-    """A target without flow control that has got some commands."""
+    """Return a target without flow control that has received some commands."""
     t = ready_target(framing, flow_control=False)
     t._announce_disabled = False
     feed(t, b"".join(framing.command(cid) for cid in range(commands)))
@@ -49,7 +49,7 @@ def test_a_payload_that_is_not_begun_is_live(cut: int) -> None:
 
 @pytest.mark.parametrize("kind", [memoryview, lambda memory: memory], ids=["view", "bytearray"])
 @pytest.mark.parametrize("cut", [0, 10, 24, 1000, 24 + SIZE, 24 + SIZE + 3, 24 + SIZE + 4])
-def test_with_a_digest_nothing_changes_once_it_is_computed(cut: int, kind: type[Buffer]) -> None:
+def test_data_does_not_change_once_its_digest_is_computed(cut: int, kind: type[Buffer]) -> None:
     t = reading(DATA)
     memory = bytearray(b"a" * SIZE)
     t.send_read(0, kind(memory))
@@ -70,7 +70,7 @@ def test_digests_are_computed_when_the_socket_is_ready() -> None:
     assert sent(t) == DATA.c2h(0, 0, b"b" * SIZE, LAST | SUCCESS)
 
 
-def test_no_more_is_digested_than_is_about_to_be_sent() -> None:
+def test_digests_are_computed_only_over_data_that_is_sent_next() -> None:
     t = reading(DATA)
     memory = bytearray(SEND_WINDOW_BYTES)
     for cid in range(4):
@@ -146,7 +146,7 @@ def test_every_end_releases_once(framing: Framing, end: str) -> None:
 
 
 def test_after_the_end_nothing_is_queued_and_everything_is_released() -> None:
-    """Slow commands may still complete when the connection is gone."""
+    """Slow commands may still complete after the end of the connection."""
     for framing in (PLAIN, DATA):
         for end in ("terminate", "close"):
             t = reading(framing)

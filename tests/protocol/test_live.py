@@ -1,4 +1,4 @@
-"""Data that goes straight to live memory: whoever reads it sees old units or new ones, never a mixture."""
+"""Data that goes straight to live memory: a reader sees old units or new ones, never a mixture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OLD, NEW = 0x11, 0xEE
 
 
 class Socket:
-    """Bytes on their way: some have arrived, and a receive gives no more than those."""
+    """Bytes in flight: some have arrived, and a receive gives at most those."""
 
     def __init__(self, stream: bytes) -> None:
         self.stream = stream
@@ -29,7 +29,7 @@ class Socket:
         return self.arrived - self.taken
 
     def drive(self, connection: Connection) -> list[object]:
-        """One receive, as a driver does it."""
+        """Do one receive, as a driver does it."""
         buffers = [connection.next_buffer(self._tell)]
         if connection.behind is not None:
             buffers.append(connection.behind)
@@ -47,7 +47,7 @@ class Socket:
 
 
 def asked(connection: Connection) -> list[tuple[int, int, int]]:
-    """(TTAG, offset, length) of the R2Ts that are queued."""
+    """Return (TTAG, offset, length) of the R2Ts that are queued."""
     found = []
     for pdu in split(sent(connection)):
         assert pdu[0] == 9
@@ -57,7 +57,7 @@ def asked(connection: Connection) -> list[tuple[int, int, int]]:
 
 
 def cut(length: int, sizes: list[int]) -> list[int]:
-    """``length`` in pieces of the given sizes, in turn."""
+    """Cut ``length`` into pieces of the given sizes, in turn."""
     pieces = []
     while length:
         pieces.append(min(sizes[len(pieces) % len(sizes)], length))
@@ -66,7 +66,7 @@ def cut(length: int, sizes: list[int]) -> list[int]:
 
 
 def check_units(live: bytes | bytearray, unit: int) -> int:
-    """How many units are new; fails when one is neither old nor new."""
+    """Return how many units are new; fail when one is neither old nor new."""
     old_unit, new_unit = bytes([OLD]) * unit, bytes([NEW]) * unit
     new = 0
     for start in range(0, len(live), unit):
@@ -77,7 +77,7 @@ def check_units(live: bytes | bytearray, unit: int) -> int:
 
 
 def data_pdus(framing: Framing, ttag: int, offset: int, pieces: list[int]) -> bytes:
-    """H2CData of those lengths, the last of them with LAST_PDU."""
+    """Return H2CData of those lengths, the last of them with LAST_PDU."""
     stream = b""
     for left, piece in zip(range(len(pieces), 0, -1), pieces, strict=True):
         stream += framing.h2c(7, ttag, offset, bytes([NEW]) * piece, left == 1)
@@ -154,7 +154,7 @@ def test_several_writes_arrive_behind_one_another(unit, kilobytes, arrivals):
     assert all(live == bytearray([NEW]) * len(live) for live in lives)
 
 
-def test_the_socket_is_asked_again_only_when_what_is_known_to_be_there_does_not_suffice():
+def test_the_socket_is_asked_again_only_when_the_known_bytes_do_not_suffice():
     framing = Framing()
     connection = ready_target(framing, maxh2cdata_bytes=1 << 20)
     stream = b""
@@ -180,7 +180,7 @@ def test_the_socket_is_asked_again_only_when_what_is_known_to_be_there_does_not_
 
 @pytest.mark.parametrize("cut_at", [0, 24, 600, 30000, 65559])
 @pytest.mark.parametrize("data_digest", [False, True])
-def test_memory_that_is_not_live_any_more_stays_as_it_is(cut_at, data_digest):
+def test_memory_that_is_no_longer_live_does_not_change(cut_at, data_digest):
     framing = Framing(data_digest=data_digest)
     connection = ready_target(framing, maxh2cdata_bytes=1 << 20)
     live = bytearray([OLD]) * 65536

@@ -1,4 +1,4 @@
-"""Tap, encoder and raw bytes: what faults, captures and misbehaving peers are made with."""
+"""Tap, encoder and raw bytes: the means of faults, captures and misbehaving peers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_tap_sees_every_byte_once(framing: Framing, step: int) -> None:
     assert tap.outgoing == taken
 
 
-def test_the_tap_sees_what_is_thrown_away_too() -> None:
+def test_the_tap_sees_discarded_bytes_too() -> None:
     t = ready_target()
     t.terminate(1)
     t.tap = tap = Recorder()
@@ -94,7 +94,7 @@ def test_raw_bytes_go_as_they_are_and_in_order() -> None:
 
 
 class LyingEncoder(Encoder):
-    """Says of each C2HData that it is one byte longer."""
+    """An encoder that states one byte too much as the length of each C2HData."""
 
     def c2h_data(self, cid: int, datao: int, datal: int, flags: int) -> bytes:
         return super().c2h_data(cid, datao, datal + 1, flags)
@@ -127,7 +127,7 @@ def test_an_encoder_can_be_put_in_at_any_time() -> None:
 
 
 def test_several_c2h_data_per_command_by_hand() -> None:
-    """A controller may cut a command's data as it likes; ours doesn't, but its encoder can."""
+    """A controller may split a command's data in any way; ours does not, but its encoder can."""
     t = ready_target(BOTH)
     feed(t, BOTH.command(1))
     h = ready_host(BOTH)

@@ -1,4 +1,4 @@
-"""Every state with every input: what is legal does its work, what is not is the fault of whoever did it."""
+"""Every state with every input: a legal input has its effect, any other is an error of its sender."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def host_wait() -> Connection:
 
 
 def host_ready() -> Connection:
-    """Two commands are on their way: 1 reads 64 bytes, 2 writes 64."""
+    """Return a host with two outstanding commands: 1 reads 64 bytes, 2 writes 64."""
     connection = ready_host()
     connection.send_command(1, sqe(), data_in=memoryview(bytearray(64)))
     connection.send_command(2, sqe(WRITE), bytes(range(64)), in_capsule=False)
@@ -41,7 +41,7 @@ def target_wait() -> Connection:
 
 
 def target_ready() -> Connection:
-    """Command 1 is here, and 64 bytes were asked for under TTAG 0."""
+    """Return a target with command 1, which has asked for 64 bytes under TTAG 0."""
     connection = ready_target()
     feed(connection, PLAIN.command(1, WRITE, 64))
     connection.request_data(1, memoryview(bytearray(64)), None)
@@ -229,7 +229,7 @@ def test_eof(state: State, make: Callable[[], Connection]) -> None:
 
 @pytest.mark.parametrize(("state", "make"), MAKE)
 def test_flushed(state: State, make: Callable[[], Connection]) -> None:
-    """Only a TermReq that is on its way closes; everything else may be flushed without consequence."""
+    """Only the flush of a TermReq closes; all else may be flushed without consequence."""
     connection = make()
     sent(connection)
     connection.bytes_sent(0)
@@ -271,7 +271,7 @@ def test_asking_for_data(state: State, make: Callable[[], Connection]) -> None:
         connection.request_data(7, memoryview(bytearray(8)), None)
         assert sent(connection) == PLAIN.r2t(7, 1, 0, 8)
     elif state in OVER:
-        # the command may have come in the same receive as what ended the connection
+        # the command may have come in the same receive as the PDU that ended the connection
         connection.request_data(7, memoryview(bytearray(8)), None)
         assert connection.backlog_bytes == queued
     else:

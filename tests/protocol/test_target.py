@@ -1,19 +1,18 @@
-"""The target's role against a hand-written host: commands, R2Ts, data, completions, and everything that is wrong."""
+"""The target's role against a hand-written host: commands, R2Ts, data, completions, and errors."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import pytest
 
 from nvmeof.errors import LocalProtocolError
-from nvmeof.protocol.connection import Connection, State
+from nvmeof.protocol.connection import State
 from nvmeof.protocol.events import CommandBatch, CommandData, ProtocolFailure
 
 from .wire import (
-    DDGSTF,
-    HDGSTF,
+    BOTH,
+    FRAMINGS,
     LAST,
+    PLAIN,
     READ,
     SUCCESS,
     WRITE,
@@ -28,11 +27,6 @@ from .wire import (
     split,
     term_req,
 )
-
-FRAMINGS = [Framing(), Framing(True, False, 12), Framing(False, True, 128), Framing(True, True, 12)]
-"""Each value of each field, and each pair of digests; test_bytewise.py and test_fuzz.py draw from all of them."""
-PLAIN, BOTH = Framing(), Framing(True, True)
-
 
 # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -59,7 +53,7 @@ def test_in_capsule_data_ends_a_batch(framing: Framing) -> None:
 
 
 def test_runs_of_every_length_and_alignment() -> None:
-    """The batch is found by words of eight bytes when it lies so, one by one else."""
+    """The batch is found by words of eight bytes where aligned, else one by one."""
     for before in (b"", Framing().command(100, WRITE, data=b"x"), Framing().command(100, WRITE, data=b"x" * 8)):
         for count in range(1, 12):
             t = ready_target(entries=64)
@@ -90,7 +84,7 @@ def test_as_many_commands_as_the_queue_holds(entries: int) -> None:
 
 @pytest.mark.parametrize("framing", [PLAIN, BOTH])
 def test_overflow_in_the_middle_of_a_batch(framing: Framing) -> None:
-    """What the queue holds is served, the first command beyond it ends the connection."""
+    """Commands that fit the queue are served; the first one beyond ends the connection."""
     t = ready_target(framing, entries=4)
     batch, end = feed(t, b"".join(framing.command(cid) for cid in range(9)))
     assert commands([batch]) == [0, 1, 2, 3]
@@ -167,8 +161,8 @@ def test_header_digest_of_h2c_data() -> None:
 
 @pytest.mark.parametrize("framing", [Framing(h, d) for h in (False, True) for d in (False, True)])
 @pytest.mark.parametrize("other", [Framing(h, d) for h in (False, True) for d in (False, True)])
-def test_digests_that_were_not_settled(framing: Framing, other: Framing) -> None:
-    """In whatever PDU they come or are missing, fast path or not."""
+def test_digests_that_were_not_negotiated(framing: Framing, other: Framing) -> None:
+    """In every PDU that has or lacks them, on both paths."""
     if framing == other:
         return
     for i in range(3):
@@ -182,7 +176,7 @@ def test_digests_that_were_not_settled(framing: Framing, other: Framing) -> None
             assert failure(feed(t, pdu)) == (1, 1)
 
 
-def test_data_digest_of_a_capsule_is_the_commands_matter() -> None:
+def test_a_wrong_data_digest_of_a_capsule_fails_its_command_only() -> None:
     t = ready_target(BOTH)
     pdu = bytearray(BOTH.command(1, WRITE, data=bytes(512)))
     pdu[-1] ^= 1
@@ -193,7 +187,7 @@ def test_data_digest_of_a_capsule_is_the_commands_matter() -> None:
 
 @pytest.mark.parametrize("broken", range(3))
 @pytest.mark.parametrize("size", [12, 3 * 40000])
-def test_data_digest_of_any_h2c_data_spoils_the_transfer(broken: int, size: int) -> None:
+def test_a_wrong_data_digest_of_any_h2c_data_fails_the_transfer(broken: int, size: int) -> None:
     t = ready_target(BOTH)
     feed(t, BOTH.command(1, WRITE, size))
     t.request_data(1, memoryview(bytearray(size)), "context")
@@ -206,150 +200,6 @@ def test_data_digest_of_any_h2c_data_spoils_the_transfer(broken: int, size: int)
         events += feed(t, bytes(pdu))
     assert events == [Arrived(1, "context", False)]
     assert t.state is State.TARGET_READY
-
-
-# -- R2T and H2CData ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("framing", FRAMINGS)
-@pytest.mark.parametrize("size", [1, 512, 4096, 32767, 32768, 100_000])
-def test_write(framing: Framing, size: int) -> None:
-    t = ready_target(framing)
-    feed(t, framing.command(7, WRITE, size))
-    buffer = bytearray(size)
-    t.request_data(7, memoryview(buffer), "context")
-    assert sent(t) == framing.r2t(7, 0, 0, size)
-    assert t.asked_bytes == size
-    data = bytes(i * 7 & 0xFF for i in range(size))
-    assert feed(t, framing.h2c(7, 0, 0, data), 5000) == [Arrived(7, "context", True)]
-    assert buffer == data
-    assert t.asked_bytes == 0
-
-
-def test_large_payload_goes_to_its_buffer_and_nothing_else_does() -> None:
-    t = ready_target()
-    size = 65536
-    feed(t, PLAIN.command(7, WRITE, size))
-    buffer = memoryview(bytearray(size))
-    t.request_data(7, buffer, None)
-    assert len(t.next_buffer()) == 512
-    feed(t, PLAIN.h2c(7, 0, 0, bytes(size))[:1000])
-    rest = t.next_buffer()
-    assert rest.obj is buffer.obj
-    assert len(rest) == size - 1000 + 24
-    feed(t, bytes(len(rest)))
-    assert t.next_buffer().obj is not buffer.obj
-    assert len(t.next_buffer()) == 32768
-
-
-def test_several_h2c_data_per_r2t() -> None:
-    t = ready_target()
-    feed(t, PLAIN.command(7, WRITE, 10_000))
-    buffer = bytearray(10_000)
-    t.request_data(7, memoryview(buffer), None)
-    data = bytes(range(250)) * 40
-    cuts = [0, 1, 4, 5000, 9999, 10_000]
-    stream = b"".join(PLAIN.h2c(7, 0, a, data[a:b], last=b == 10_000) for a, b in pairwise(cuts))
-    assert feed(t, stream) == [Arrived(7, None, True)]
-    assert buffer == data
-
-
-@pytest.mark.parametrize(("maxr2t", "outstanding"), [(1, 1), (2, 2), (3, 3), (4, 4), (9, 4), (1 << 32, 4)])
-def test_maxr2t(maxr2t: int, outstanding: int) -> None:
-    t = ready_target(maxr2t=maxr2t, r2t_bytes=1000)
-    feed(t, PLAIN.command(7, WRITE, 3500))
-    buffer = bytearray(3500)
-    t.request_data(7, memoryview(buffer), None)
-    first = [PLAIN.r2t(7, i, i * 1000, min(1000, 3500 - i * 1000)) for i in range(4)]
-    assert sent(t) == b"".join(first[:outstanding])
-    assert t.asked_bytes == (3500 if outstanding == 4 else outstanding * 1000)
-    for i in range(4):
-        length = min(1000, 3500 - i * 1000)
-        events = feed(t, PLAIN.h2c(7, i, i * 1000, bytes([i + 1]) * length))
-        assert events == ([Arrived(7, None, True)] if i == 3 else [])
-        assert sent(t) == (first[i + outstanding] if i + outstanding < 4 else b"")
-    assert buffer == b"\1" * 1000 + b"\2" * 1000 + b"\3" * 1000 + b"\4" * 500
-
-
-def test_outstanding_r2ts_may_be_answered_in_any_order() -> None:
-    t = ready_target(maxr2t=2, r2t_bytes=4)
-    feed(t, PLAIN.command(7, WRITE, 8))
-    buffer = bytearray(8)
-    t.request_data(7, memoryview(buffer), None)
-    events = feed(t, PLAIN.h2c(7, 1, 4, b"wxyz") + PLAIN.h2c(7, 0, 0, b"abcd"))
-    assert events == [Arrived(7, None, True)]
-    assert buffer == b"abcdwxyz"
-
-
-def asked(size: int = 100, **config: int) -> Connection:
-    """A target that has asked for ``size`` bytes of command 7 under TTAG 0."""
-    t = ready_target(**config)  # type: ignore[arg-type]
-    feed(t, PLAIN.command(7, WRITE, size))
-    t.request_data(7, memoryview(bytearray(size)), None)
-    sent(t)
-    return t
-
-
-@pytest.mark.parametrize(
-    ("name", "pdu", "expected"),
-    [
-        ("unknown TTAG", PLAIN.h2c(7, 1, 0, bytes(100)), (1, 10)),
-        ("unknown TTAG, highest", PLAIN.h2c(7, 0xFFFF, 0, bytes(100)), (1, 10)),
-        ("another command's TTAG", PLAIN.h2c(8, 0, 0, bytes(100)), (1, 8)),
-        ("beyond the R2T", PLAIN.h2c(7, 0, 0, bytes(101)), (4, 0)),
-        ("far beyond", PLAIN.h2c(7, 0, 0xFFFFFFFF, bytes(100)), (4, 0)),
-        ("begins in the middle", PLAIN.h2c(7, 0, 50, bytes(50)), (2, 0)),
-        ("LAST_PDU early", PLAIN.h2c(7, 0, 0, bytes(50), last=True), (1, 1)),
-        ("DATAL below what follows", PLAIN.h2c(7, 0, 0, bytes(100))[:16] + b"\x10" + bytes(107), (1, 16)),
-        ("DATAL above what follows", PLAIN.h2c(7, 0, 0, bytes(100))[:16] + b"\xff" + bytes(107), (1, 16)),
-        ("PLEN huge", PLAIN.h2c(7, 0, 0, bytes(100))[:4] + b"\xff" * 4 + bytes(100), (1, 16)),
-        ("no data", PLAIN.pdu(6, LAST, PLAIN.h2c(7, 0, 0, b"x")[8:24]), (1, 4)),
-        ("data digest that was not settled", PLAIN.pdu(6, LAST | DDGSTF, PLAIN.h2c(7, 0, 0, b"x")[8:24], b"x"), (1, 1)),
-        ("header digest that was not settled", PLAIN.pdu(6, LAST | HDGSTF, bytes(16), b"x"), (1, 1)),
-    ],
-)
-def test_wrong_h2c_data(name: str, pdu: bytes, expected: tuple[int, int]) -> None:
-    t = asked()
-    assert failure(feed(t, pdu)) == expected
-    assert sent(t)[:14] == term_req(3, *expected, data=pdu[:24])[:14]
-    assert t.state is State.CLOSED
-    assert t.asked_bytes == 0
-
-
-def test_out_of_order_within_an_r2t() -> None:
-    t = asked()
-    feed(t, PLAIN.h2c(7, 0, 0, bytes(40), last=False))
-    assert failure(feed(t, PLAIN.h2c(7, 0, 0, bytes(40), last=False))) == (2, 0)
-
-
-def test_a_ttag_ends_with_its_data() -> None:
-    t = asked()
-    assert len(feed(t, PLAIN.h2c(7, 0, 0, bytes(100)))) == 1
-    assert failure(feed(t, PLAIN.h2c(7, 0, 0, bytes(100)))) == (1, 10)
-
-
-def test_more_than_maxh2cdata() -> None:
-    t = asked(9000, maxh2cdata_bytes=4096)
-    feed(t, PLAIN.h2c(7, 0, 0, bytes(4096), last=False))
-    assert failure(feed(t, PLAIN.h2c(7, 0, 4096, bytes(4100), last=False))) == (5, 0)
-
-
-def test_offset_that_overflows_32_bits() -> None:
-    t = asked()
-    pdu = PLAIN.h2c(7, 0, 0xFFFFFFFF, b"x")
-    assert failure(feed(t, pdu)) == (4, 0)
-
-
-@pytest.mark.parametrize(
-    "buffer",
-    [memoryview(b"readonly"), memoryview(bytearray()), memoryview(bytearray(8)).cast("I")],
-    ids=["readonly", "empty", "words"],
-)
-def test_buffers_that_cannot_take_data(buffer: memoryview) -> None:
-    t = ready_target()
-    feed(t, PLAIN.command(7, WRITE, 8))
-    with pytest.raises(LocalProtocolError):
-        t.request_data(7, buffer, None)
 
 
 # -- completions and data out -------------------------------------------------------------------------------------
@@ -392,7 +242,7 @@ def test_sqhd_counts_connect() -> None:
     assert sent(t) == PLAIN.response(0, sqhd=1, sqid=5)
 
 
-def test_without_flow_control_connects_completion_says_so_and_the_others_say_nothing() -> None:
+def test_without_flow_control_only_connects_completion_has_an_sqhd() -> None:
     t = ready_target()
     feed(t, PLAIN.command(0) + PLAIN.command(1))
     t.set_queue(1, 32, flow_control=False)
@@ -441,7 +291,7 @@ def test_read_of_nothing_is_a_completion() -> None:
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("flow_control", [True, False])
 @pytest.mark.parametrize("hpda", [0, 31])
-def test_reads_in_one_go_are_reads_one_by_one(framing: Framing, flow_control: bool, hpda: int) -> None:
+def test_reads_sent_together_equal_reads_one_by_one(framing: Framing, flow_control: bool, hpda: int) -> None:
     memory = bytes(range(256)) * 64
     views = [memory[i * 512 : i * 512 + 512] for i in range(8)]
     streams = []
@@ -461,7 +311,7 @@ def test_reads_in_one_go_are_reads_one_by_one(framing: Framing, flow_control: bo
     assert streams[0] == streams[1]
 
 
-def test_lengths_without_number_do_not_fill_memory() -> None:
+def test_stored_lengths_are_bounded() -> None:
     t = ready_target(entries=65536)
     t.in_flight = 500
     for length in range(1, 500):
@@ -498,7 +348,9 @@ def test_backlog_stops_reading_until_it_is_taken() -> None:
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("flow_control", [True, False])
 @pytest.mark.parametrize("announce", [True, False])
-def test_completions_in_one_go_are_completions_one_by_one(framing: Framing, flow_control: bool, announce: bool) -> None:
+def test_completions_sent_together_equal_completions_one_by_one(
+    framing: Framing, flow_control: bool, announce: bool
+) -> None:
     streams = []
     for at_once in (False, True):
         t = ready_target(framing, flow_control=flow_control)

@@ -52,7 +52,7 @@ def test_a_term_req_of_the_wrong_direction_is_a_sequence_error() -> None:
 
 
 @pytest.mark.parametrize("framing", [PLAIN, BOTH])
-def test_what_is_queued_goes_before_our_term_req(framing: Framing) -> None:
+def test_queued_output_precedes_our_term_req(framing: Framing) -> None:
     t = ready_target(framing)
     feed(t, framing.command(1) + framing.command(2))
     t.send_read(1, b"x" * 100)
@@ -65,7 +65,7 @@ def test_what_is_queued_goes_before_our_term_req(framing: Framing) -> None:
     assert t.state is State.CLOSED  # type: ignore[comparison-overlap]
 
 
-def test_the_header_in_error_is_what_there_is_of_it_and_at_most_128_bytes() -> None:
+def test_the_header_in_error_has_the_received_bytes_and_at_most_128() -> None:
     t = ready_target()
     feed(t, bytes([4, 0, 200, 0, 0, 0, 0, 0]) + bytes(range(200)))
     assert sent(t) == term_req(3, 1, 2, (bytes([4, 0, 200, 0, 0, 0, 0, 0]) + bytes(range(200)))[:128])
@@ -75,7 +75,7 @@ def test_the_header_in_error_is_what_there_is_of_it_and_at_most_128_bytes() -> N
 
 
 def test_commands_before_the_broken_pdu_come_in_the_same_list() -> None:
-    """Their handling must not fail although the connection is past serving them."""
+    """Their handling must not fail although the connection no longer serves them."""
     t = ready_target()
     batch, failure = feed(t, PLAIN.command(1, WRITE, 100) + PLAIN.command(2) + b"\xff" * 8)
     assert isinstance(batch, CommandBatch)
@@ -86,7 +86,7 @@ def test_commands_before_the_broken_pdu_come_in_the_same_list() -> None:
     assert sent(t) == term_req(3, 1, 0, b"\xff" * 8)
 
 
-def test_what_still_comes_after_our_term_req_is_thrown_away() -> None:
+def test_bytes_after_our_term_req_are_discarded() -> None:
     t = ready_target()
     t.terminate(1)
     assert feed(t, PLAIN.command(1) * 1000 + b"\xff" * 100_000, 4096) == []

@@ -68,8 +68,8 @@ def test_no_ttag_left() -> None:
     assert sent(t) == PLAIN.r2t(1, 5, 65536 * 4, 4)
 
 
-def test_asking_again_and_again_is_bounded_by_the_data() -> None:
-    """A host may allow 2^32 R2Ts; what is asked for is what it has, no more."""
+def test_requests_are_bounded_by_the_data() -> None:
+    """A host may allow 2^32 R2Ts; the target asks for no more than the data."""
     t = ready_target(maxr2t=1 << 32)
     feed(t, PLAIN.command(1, WRITE, 8))
     t.request_data(1, memoryview(bytearray(8)), None)

@@ -22,14 +22,14 @@ def crc(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Framing:
-    """What a peer's PDUs look like."""
+    """The form of a peer's PDUs."""
 
     header_digest: bool = False
     data_digest: bool = False
     pda: int = 4
 
     def pdu(self, kind: int, flags: int, body: bytes, data: bytes = b"") -> bytes:
-        """A right PDU of this framing."""
+        """Return a valid PDU of this framing."""
         hlen = 8 + len(body)
         end = hlen + (4 if self.header_digest else 0)
         flags |= HDGSTF if self.header_digest else 0
@@ -77,14 +77,19 @@ def term_req(kind: int, fes: int, fei: int = 0, data: bytes = b"") -> bytes:
     return struct.pack("<BBBBIHI10x", kind, 0, 24, 0, 24 + len(data), fes, fei) + data
 
 
+FRAMINGS = [Framing(), Framing(True, False, 12), Framing(False, True, 128), Framing(True, True, 12)]
+"""Each value of each field, and each pair of digests; test_bytewise.py and test_fuzz.py draw from all of them."""
+PLAIN, BOTH = Framing(), Framing(True, True)
+
+
 def unfinished(connection: Connection) -> object:
-    """What still waits for data or a completion."""
+    """Return what still waits for data or a completion."""
     return connection._requests if isinstance(connection, HostConnection) else connection._r2ts.open
 
 
 @dataclass
 class Arrived:
-    """What an `R2tTransfer` is compared with, once it has become an event."""
+    """The expected value of an `R2tTransfer`, once it has become an event."""
 
     cid: int
     context: object
@@ -97,7 +102,7 @@ class Arrived:
 
 
 def feed(connection: Connection, data: bytes, step: int = 1 << 30) -> list[Any]:
-    """Receive ``data``, at most ``step`` bytes at a time; all events."""
+    """Receive ``data``, at most ``step`` bytes at a time; return all events."""
     events: list[Any] = []
     position = 0
     while position < len(data):
@@ -111,7 +116,7 @@ def feed(connection: Connection, data: bytes, step: int = 1 << 30) -> list[Any]:
 
 
 def frozen(event: Any) -> Any:
-    """An event whose views would not survive the next receive, as copies."""
+    """Copy an event whose views would not survive the next receive."""
     for name in ("view", "sqe", "data"):
         value = getattr(event, name, None)
         if isinstance(value, memoryview):
@@ -120,7 +125,7 @@ def frozen(event: Any) -> Any:
 
 
 def sent(connection: Connection, limit: int = 1 << 62) -> bytes:
-    """What the connection sends, all of it or ``limit`` bytes."""
+    """Return what the connection sends, all of it or ``limit`` bytes."""
     out = bytearray()
     while connection.want_write and limit > len(out):
         part = b"".join(bytes(buffer) for buffer in connection.data_to_send())[: limit - len(out)]
@@ -131,7 +136,7 @@ def sent(connection: Connection, limit: int = 1 << 62) -> bytes:
 
 
 def split(stream: bytes) -> Iterator[bytes]:
-    """The PDUs of a stream."""
+    """Return the PDUs of a stream."""
     while stream:
         (plen,) = struct.unpack_from("<I", stream, 4)
         assert 8 <= plen <= len(stream)
@@ -149,7 +154,7 @@ def ready_target(
     hpda: int = 0,
     **config: Any,
 ) -> Connection:
-    """A target after handshake and Connect. ``framing`` is what it receives; it sends with HPDA ``hpda``."""
+    """Return a target after handshake and Connect. ``framing`` is what it receives; it sends with HPDA ``hpda``."""
     connection = TargetConnection(
         ConnectionConfig(
             header_digest=framing.header_digest, data_digest=framing.data_digest, pda_bytes=framing.pda, **config
@@ -164,7 +169,7 @@ def ready_target(
 
 
 def ready_host(framing: Framing = Framing(), *, cpda: int = 0, maxh2cdata: int = 65536, **config: Any) -> Connection:
-    """A host after its handshake. ``framing`` is what it receives; it sends with CPDA ``cpda``."""
+    """Return a host after its handshake. ``framing`` is what it receives; it sends with CPDA ``cpda``."""
     connection = HostConnection(
         ConnectionConfig(
             header_digest=framing.header_digest, data_digest=framing.data_digest, pda_bytes=framing.pda, **config
@@ -183,14 +188,14 @@ def sqe(opcode: int = READ) -> bytes:
 
 
 def failure(events: list[Any]) -> tuple[int, int]:
-    """FES and FEI of the ProtocolFailure that the events end with."""
+    """Return FES and FEI of the ProtocolFailure that ends the events."""
     event = events[-1]
     assert isinstance(event, ProtocolFailure), events
     return event.error.fes, event.error.fei
 
 
 def commands(events: list[Any]) -> list[int]:
-    """The CIDs of all commands."""
+    """Return the CIDs of all commands."""
     cids: list[int] = []
     for event in events:
         if hasattr(event, "stride"):
@@ -204,7 +209,7 @@ def commands(events: list[Any]) -> list[int]:
 
 @dataclass
 class Released:
-    """Counts the calls of release callbacks, by name."""
+    """The counts of calls of release callbacks, by name."""
 
     counts: dict[object, int] = field(default_factory=dict)
 

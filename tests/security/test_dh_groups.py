@@ -39,7 +39,7 @@ def test_both_sides_share(group):
 
 @needs_gmpy2
 @pytest.mark.parametrize("value", [0, 1, prime(DhGroupId.FFDHE2048) - 1, prime(DhGroupId.FFDHE2048), 1 << 2048])
-def test_values_that_give_the_secret_away(value):
+def test_values_that_reveal_the_secret(value):
     with pytest.raises(ValueError, match="does not allow"):
         KeyPair(DhGroupId.FFDHE2048).shared(value.to_bytes(257, "big"))
 

@@ -1,4 +1,4 @@
-"""The exchange of DH-HMAC-CHAP between our two ends, its formulas written out once more, and what is refused."""
+"""The exchange of DH-HMAC-CHAP between our two ends, its formulas written out a second time, and refusals."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def host(credentials: HostCredentials | None = None, t_id: int = 3) -> HostExcha
 
 
 async def run(one: HostExchange, other: ControllerExchange) -> None:
-    """All messages of a transaction. Raises what the host raises; its Failure2 has reached the controller then."""
+    """Exchange all messages of a transaction. Raises the host's error, after its Failure2 has reached the
+    controller.
+    """
     try:
         await other.receive(one.negotiate())
         await other.receive(await one.reply(other.message()))
@@ -74,7 +76,9 @@ async def test_all_combinations(hash_id, group, bidirectional):
 
 
 async def test_responses_written_out():
-    """The formulas that were read off exchanges of two Linux ends (6.12, 7.2), computed here without our functions."""
+    """The formulas were derived from exchanges of two Linux ends (6.12, 7.2), and are computed here without our
+    functions.
+    """
     one, other = host(HostCredentials(KEY, CONTROLLER_KEY)), controller(HostKeys(KEY, CONTROLLER_KEY, HashId.SHA512))
     await other.receive(one.negotiate())
     sent = other.message()
@@ -124,7 +128,7 @@ async def test_again_on_the_same_queue():
         ),
     ],
 )  # fmt: skip
-async def test_what_fails(credentials, keys, host_says, controller_says):
+async def test_failures(credentials, keys, host_says, controller_says):
     other = controller(keys)
     with pytest.raises(ExchangeError, match=host_says):
         await run(host(credentials), other)
@@ -157,7 +161,7 @@ async def test_messages_that_a_controller_refuses():
 
 
 async def challenged(keys: HostKeys | None = None) -> tuple[ControllerExchange, Any, Any]:
-    """A controller that waits for Reply, its challenge, and the right reply."""
+    """Return a controller that waits for Reply, its challenge, and the right reply."""
     one, other = host(), controller(keys)
     await other.receive(one.negotiate())
     sent = other.message()
@@ -184,7 +188,7 @@ async def test_replies_that_a_controller_refuses():
             assert await refusal(other, REPLY.build(changed)) is wrong.INCORRECT_PAYLOAD
 
 
-async def test_authentication_receive_where_there_is_nothing_to_say():
+async def test_authentication_receive_without_a_message():
     other = controller()
     assert FAILURE.parse(other.message()).explanation == FailureExplanation.INCORRECT_MESSAGE
     assert other.step is Step.FAILED

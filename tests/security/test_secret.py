@@ -1,4 +1,4 @@
-"""Secrets: their text form, where they are read from, and that they are not shown."""
+"""Secrets: their text form, their sources, and that no output shows them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_changed_character_is_noticed(data):
         ("DHHC-1:00:AAAAAA==:", "32, 48 or 64 bytes, not 0"),
     ],
 )
-def test_what_is_wrong_is_said_without_the_key(text, words):
+def test_errors_do_not_show_the_key(text, words):
     with pytest.raises(ConfigurationError, match=words) as caught:
         parse_secret(text)
     assert "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh9" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Structures as a Linux kernel's target sent them: our declarations must read them and give the same bytes back."""
+"""Structures as a Linux kernel's target sent them: our declarations must read them and build the same bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CAPSULE_CMD, CAPSULE_RESP, C2H_DATA = 0x04, 0x05, 0x07
 
 @cache
 def admin_commands(name: str) -> list[tuple[Sqe, bytes, bytes, int]]:
-    """(command, in-capsule data, data received, status word) of the admin queues of a capture."""
+    """Return (command, in-capsule data, data received, status word) of the admin queues of a capture."""
     trace = traces.load(name)
     found: list[tuple[Sqe, bytes, bytes, int]] = []
     admin: set[int] = set()

@@ -1,4 +1,4 @@
-"""What must hold for every plain construct structure of the package."""
+"""Invariants of every plain construct structure of the package."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _bare(subcon: Any) -> Any:
 
 
 def _normal(declaration: c.Struct, raw: bytes) -> bytes:
-    """``raw`` with reserved bytes zero and text in ASCII: what a round trip must keep."""
+    """Return ``raw`` with reserved bytes zero and text in ASCII, which a round trip must preserve."""
     parts: list[bytes] = []
     position = 0
     for subcon in declaration.subcons:
@@ -80,7 +80,7 @@ def test_bytes_survive_a_round_trip(name: str, seed: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DECLARED))
-def test_nothing_given_builds_and_has_its_size(name: str) -> None:
+def test_defaults_build_to_the_declared_size(name: str) -> None:
     declaration = DECLARED[name]
     data = build(declaration)
     assert len(data) == declaration.sizeof()

@@ -1,4 +1,4 @@
-"""Numbers of the specifications: a sample of each enumeration, and what must hold for all."""
+"""Numbers of the specifications: a sample of each enumeration, and invariants of all."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_opcode_tells_the_direction() -> None:
     assert FabricsType.DISCONNECT & 3 == NvmOpcode.FLUSH & 3 == DataTransfer.NONE
 
 
-def test_no_enumeration_says_one_value_twice() -> None:
+def test_no_enumeration_has_a_value_twice() -> None:
     found = [cls for _, cls in inspect.getmembers(enums, inspect.isclass) if issubclass(cls, IntEnum)]
     assert len(found) > 15
     for cls in found:

@@ -74,7 +74,7 @@ def test_decode_then_encode_keeps_the_known_bits(cls: Any, raw: int) -> None:
         assert again == raw & known
 
 
-def test_what_cannot_be_encoded() -> None:
+def test_values_that_cannot_be_encoded() -> None:
     for burst in (0, 3, 128):
         with pytest.raises(ValueError, match="power of two"):
             Arbitration(burst=burst).encode()
@@ -90,7 +90,7 @@ def test_a_short_keep_alive_does_not_become_none() -> None:
     assert KeepAliveTimer(timeout_seconds=4.999).encode() == 4999
 
 
-def test_what_linux_configures() -> None:
+def test_the_configuration_of_linux() -> None:
     assert AsyncEventConfig(0x900) == AsyncEventConfig.NAMESPACE_ATTRIBUTE | AsyncEventConfig.ANA_CHANGE
     assert AsyncEventConfig.DISCOVERY_LOG == 0x80000000
     assert AsyncEventConfig.FIRMWARE_ACTIVATION == 0x200

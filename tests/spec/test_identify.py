@@ -215,7 +215,7 @@ def test_controller_list(cntlids: set[int], first: int) -> None:
     assert CONTROLLER_LIST.parse(data).numids == len(expected)
 
 
-def test_a_controller_list_that_lies_fails() -> None:
+def test_a_controller_list_with_a_wrong_count_fails() -> None:
     with pytest.raises(struct.error):
         parse_controller_list(b"\x03\0\1\0")
 
@@ -249,7 +249,7 @@ def test_any_bytes_parse_as_descriptors_without_an_error(data: bytes) -> None:
     assert total <= len(data)
 
 
-def test_unknown_descriptor_types_are_kept() -> None:
+def test_unknown_descriptor_types_are_returned() -> None:
     assert parse_namespace_descriptors(b"\x09\x02\0\0ab\0\0\0\0") == [NamespaceDescriptor(9, b"ab")]
 
 

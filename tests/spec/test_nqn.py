@@ -89,7 +89,7 @@ def test_names_that_cannot_be_sent_or_shown(text: str) -> None:
 
 
 @given(st.text(max_size=230))
-def test_a_name_that_is_taken_never_breaks_a_line(text: str) -> None:
+def test_an_accepted_name_has_no_line_break(text: str) -> None:
     try:
         check_nqn(text)
     except ConfigurationError as error:
@@ -100,7 +100,7 @@ def test_a_name_that_is_taken_never_breaks_a_line(text: str) -> None:
 
 
 @given(st.binary(min_size=16, max_size=16))
-def test_what_stands_for_a_missing_name_is_one_per_identifier(hostid: bytes) -> None:
+def test_a_missing_name_has_one_substitute_per_identifier(hostid: bytes) -> None:
     name = unnamed_host(hostid)
     assert hostid.hex() in name.replace("-", "") and name.isprintable() and len(name) <= 223
 
@@ -119,7 +119,7 @@ def test_uuid_of_other_names() -> None:
 
 
 @given(st.binary(max_size=256))
-def test_any_field_of_a_peer_is_judged(field: bytes) -> None:
+def test_any_field_of_a_peer_is_accepted_or_refused(field: bytes) -> None:
     end = field.find(b"\0")
     assert terminated_nqn(field) == (1 <= end <= 223)
 

@@ -98,7 +98,7 @@ def page(events):
 
 
 @given(EVENTS)
-def test_what_was_built_is_parsed(events):
+def test_a_built_page_is_parsed(events):
     assert list(parse_events(page(events))) == events
 
 

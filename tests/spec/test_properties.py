@@ -60,7 +60,7 @@ def test_cc_and_csts_bits() -> None:
     assert Crto.BITS.fields == {"crwmt": (0, 0xFFFF), "crimt": (16, 0xFFFF)}
 
 
-def test_what_linux_writes_to_cc() -> None:
+def test_the_cc_of_linux() -> None:
     assert Cc.decode(0x460060) == Cc(css=CcCss.ALL_SUPPORTED)
     assert Cc.decode(0x460061) == Cc(en=True, css=CcCss.ALL_SUPPORTED, iosqes_bytes=64, iocqes_bytes=16)
     assert Cc.decode(0x464061) == Cc(en=True, css=CcCss.ALL_SUPPORTED, shn=Shn.NORMAL)
@@ -94,7 +94,7 @@ def test_other_round_trips(value: int) -> None:
         assert cls.decode(value).encode() == value & known
 
 
-def test_what_cannot_be_encoded() -> None:
+def test_values_that_cannot_be_encoded() -> None:
     with pytest.raises(ValueError, match="power of two"):
         Cap(mpsmin_bytes=5000).encode()
     with pytest.raises(ValueError, match="power of two"):

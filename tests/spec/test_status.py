@@ -102,7 +102,7 @@ def test_unknown_values_are_described_too(value: int, word: str) -> None:
     assert f"{value:#05x}" in describe_status(value)
 
 
-def test_do_not_retry_is_said() -> None:
+def test_the_text_names_do_not_retry() -> None:
     assert describe_status(2, dnr=True).endswith("(0x002, do not retry)")
     assert describe_status(2).endswith("(0x002)")
 

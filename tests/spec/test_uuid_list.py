@@ -19,11 +19,11 @@ def test_sizes_and_places():
 
 
 @given(st.lists(st.uuids(), max_size=UUID_ENTRIES_MAX))
-def test_what_was_built_is_read(uuids):
+def test_a_built_list_is_read(uuids):
     assert parse_uuid_list(build_uuid_list(uuids)) == [(UuidAssociation.NONE, uuid) for uuid in uuids]
 
 
-def test_associations_of_others():
+def test_associations_of_other_uuids():
     entries = b"".join(bytes([header]) + bytes(15) + bytes([header + 1]) * 16 for header in range(4))
     found = parse_uuid_list((bytes(32) + entries).ljust(4096, b"\0"))
     assert [association for association, _ in found] == [0, UuidAssociation.PCI_VENDOR, 2, 3]

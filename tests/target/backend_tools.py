@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 async def settled(result: T | Awaitable[T]) -> T:
-    """The result of an operation that may come at once or later."""
+    """Return the result of an operation that may complete at once or later."""
     if isinstance(result, Awaitable):
         return await result
     return result
@@ -34,7 +34,7 @@ async def write(backend: Backend, offset: int, data: memoryview, *, fua: bool = 
 
 
 class Hidden(Backend):
-    """A ramdisk that does not show its memory: its queue takes the general path, and stages what is written."""
+    """A ramdisk that does not show its memory: its queue takes the general path, and stages writes."""
 
     def __init__(self, size: str | int) -> None:
         self.ramdisk = Ramdisk(size)
@@ -95,12 +95,12 @@ class AsyncDriver:
 
 
 def killed(backend: FileBackend) -> None:
-    """Its process was killed, as far as others see it: nothing was closed, and the lock has gone."""
+    """Simulate a kill of its process: nothing was closed, and the lock is released."""
     fcntl.flock(backend._fd, fcntl.LOCK_UN)
 
 
 class SlowFlush(Hidden):
-    """Its Flush completes when it is told to."""
+    """A backend whose Flush completes when the test says so."""
 
     def __init__(self) -> None:
         super().__init__("1M")

@@ -33,7 +33,7 @@ from nvmeof.wire import build
 from tests.fake_runtime import FakeRuntime
 
 TABLES = standard_tables()
-"""What the targets of this module have; a test may patch them."""
+"""The tables of this module's targets; a test may patch them."""
 COMMANDS = TABLES[CommandTables]
 ADMIN, DISCOVERY, NVM = COMMANDS.admin, COMMANDS.discovery, COMMANDS.nvm
 FABRICS_ADMIN, FABRICS_IO = COMMANDS.fabrics_admin, COMMANDS.fabrics_io
@@ -77,13 +77,13 @@ class FakeQueue:
 
 
 def controller_of(ctx: AnyContext) -> Controller:
-    """The controller of a connected queue, which an I/O queue's context has only as the owner of its effects."""
+    """Return the controller of a connected queue, which an I/O queue's context has only as the owner of its effects."""
     assert not isinstance(ctx, ConnectContext)
     return cast(QueueEffects, ctx.effects).controller
 
 
 class Pending:
-    """A command that did not complete at once, driven by hand."""
+    """A command that did not complete at once, driven by the test."""
 
     def __init__(self, awaitable: Awaitable[Completion]) -> None:
         assert inspect.iscoroutine(awaitable)
@@ -104,7 +104,7 @@ class Pending:
 
 
 class Target:
-    """An inventory with one subsystem and one port."""
+    """A registry with one subsystem and one port."""
 
     def __init__(self, *backends: Backend, tables: Tables = TABLES, **options: Any) -> None:
         self.runtime = FakeRuntime()
@@ -121,7 +121,7 @@ class Target:
         return TestQueue(ConnectContext(self.runtime, self.registry, seen, FakeQueue()))
 
     def admin(self, **connect: Any) -> TestQueue:
-        """A connected and enabled admin queue."""
+        """Return a connected and enabled admin queue."""
         queue = self.queue()
         queue.connect(**connect)
         queue.set_property(CC_OFFSET, CC_ENABLE)
@@ -170,7 +170,7 @@ class TestQueue:
         return result if isinstance(result, Completion) else Pending(result)
 
     def run(self, sqe: Sqe, data: bytes | None = None) -> Completion:
-        """A command that completes at once. Fills in the SGL unless it is given."""
+        """Run a command that completes at once. Fills in the SGL unless it is given."""
         result = self.submit(sqe, data)
         if isinstance(result, Pending):
             while result.step() is None and self.ctx.runtime.turn():

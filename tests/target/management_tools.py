@@ -15,8 +15,8 @@ OTHER_HOST = "nqn.2014-08.org.nvmexpress:uuid:22222222-2222-3333-4444-5555555555
 BLOCKS = 2048
 
 
-class KeeperFails:
-    """A keeper whose every saving fails, at once or later."""
+class FailingStore:
+    """A metadata store that fails to store, at once or later."""
 
     durable = True
 

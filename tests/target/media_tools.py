@@ -63,7 +63,7 @@ class Flawed(Ramdisk):
 
 
 class Durable(MemoryStore):
-    """A keeper that calls itself durable: what is kept outlives the backend that it is given to. It can fail."""
+    """A metadata store that reports itself durable: its values outlive their backend. It can fail."""
 
     durable = True
 
@@ -79,20 +79,20 @@ class Durable(MemoryStore):
 
 
 class _Done:
-    """Over at once, and nobody minds when it is not awaited."""
+    """A result that is done at once, and need not be awaited."""
 
     def __await__(self):
         return iter(())
 
 
 def kept(backend: Ramdisk, metadata_store: Durable) -> Ramdisk:
-    """A ramdisk that keeps what belongs to it as a file does."""
+    """Return a ramdisk that stores its metadata as a file does."""
     backend.metadata_store = metadata_store
     return backend
 
 
 def finish(target: Target, result):
-    """The completion of a command, once everything in the background has settled."""
+    """Return the completion of a command, once all background work has settled."""
     for _ in range(10000):
         if not isinstance(result, Pending):
             return result
@@ -119,7 +119,7 @@ def location(queue: TestQueue) -> int:
 
 
 async def file_target(path: Path, **options: Any) -> tuple[FileBackend, Target]:
-    """An opened file, and a target of it that runs in this loop; the options are the file's."""
+    """Return an opened file, and a target of it that runs in this loop; the options are the file's."""
     backend = FileBackend(path, **options)
     await backend.open()
     target = Target(backend)
@@ -128,7 +128,7 @@ async def file_target(path: Path, **options: Any) -> tuple[FileBackend, Target]:
 
 
 async def execute_in_loop(queue: TestQueue, opcode: int, data: bytes | None = None, **fields):
-    """The completion of a command of a backend that needs an event loop."""
+    """Return the completion of a command of a backend that needs an event loop."""
     sqe = queue.sqe(opcode, data, **fields)
     try:
         spec, length = prepare(queue.ctx, sqe)

@@ -1,4 +1,4 @@
-"""Hosts that use one target's reservations, each through controllers of its own."""
+"""Hosts that use one target's reservations, each through separate controllers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Host:
         self.admin, self.io = self.connect()
 
     def connect(self) -> tuple[TestQueue, TestQueue]:
-        """One more controller."""
+        """Connect one more controller."""
         identity = {"hostnqn": f"nqn.2026-01.org.example:host{self.number}", "hostid": self.hostid}
         admin = self.target.admin(**identity)
         return admin, self.target.io(admin, **identity)
@@ -81,7 +81,7 @@ class Host:
         return self.release(0, crkey, action=ReleaseAction.CLEAR, **fields)
 
     def start(self, opcode: int, data: bytes, cdw10: int, **fields: int) -> Completion | Pending:
-        """A command that may not complete at once."""
+        """Start a command that may not complete at once."""
         return self.io.submit(self.io.sqe(opcode, data, **{"nsid": 1, "cdw10": cdw10, **fields}), data)
 
     def _run(self, opcode: int, data: bytes, cdw10: int, **fields: int) -> Completion:
@@ -103,7 +103,7 @@ class Host:
         return completion.status
 
     def notices(self, admin: TestQueue | None = None) -> list[tuple[int, int, int, int]]:
-        """All that are unread, as they come: count, type, how many more, NSID."""
+        """Return all unread notices in their order: count, type, how many more, NSID."""
         found = []
         queue = admin or self.admin
         while True:
@@ -115,7 +115,7 @@ class Host:
             found.append((count, kind, more, nsid))
 
     async def run(self, opcode: int, data: bytes, cdw10: int, *, queue: TestQueue | None = None) -> Completion:
-        """A command in an event loop."""
+        """Run a command in an event loop."""
         queue = queue or self.io
         sqe = queue.sqe(opcode, data, nsid=1, cdw10=cdw10)
         try:
@@ -127,7 +127,7 @@ class Host:
 
 
 def reserved(rtype: int, *backends: Backend) -> list[Host]:
-    """Three hosts: the holder, another registrant, and one that is not registered."""
+    """Return three hosts: the holder, another registrant, and one that is not registered."""
     target = Target(*backends)
     hosts = [Host(target, number) for number in range(3)]
     for host in hosts[:2]:

@@ -1,7 +1,7 @@
-"""Reservations as the specification tells them, step by step: what the target's are compared with.
+"""Reservations as the specification defines them, step by step: the model of the target's.
 
-Written from its sections on registering, unregistering, acquiring, releasing, preempting and clearing, without a look
-at how the target does it. Everything is changed in place; an action returns a status, and notes who was notified.
+Written from its sections on registering, unregistering, acquiring, releasing, preempting and clearing, independently of
+the target's code. Everything is changed in place; an action returns a status, and records the notified hosts.
 """
 
 from __future__ import annotations

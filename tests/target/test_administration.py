@@ -1,4 +1,4 @@
-"""Administration: what is added can be removed, hosts see both, and what there is can be saved and started again."""
+"""Administration: additions can be removed, hosts see both, and the state can be saved and started again."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_every_verb_has_its_opposite():
         await same_again()
 
 
-async def test_what_hosts_notice():
+async def test_hosts_notice_changes():
     async with running("tcp") as target:
         administration = target.administration
         first = str(target.address)
@@ -100,7 +100,7 @@ async def test_what_hosts_notice():
         await admin(target)
 
 
-async def test_errors_say_what_is_wrong():
+async def test_errors_name_the_fault():
     async with running("tcp") as target:
         administration = target.administration
         before = json.dumps(administration.describe())
@@ -143,7 +143,7 @@ async def test_errors_say_what_is_wrong():
         target.administration.set_ana_state(AnaState.INACCESSIBLE)
 
 
-async def test_what_is_saved_starts_as_it_was():
+async def test_a_saved_target_starts_unchanged():
     zoned = NamespaceConfig(backend=Ramdisk("4M"), zoned=ZoneGeometry(zone_bytes=1 << 20), nsid=7)
     async with running("tcp", namespaces=[Ramdisk("1M"), zoned], pool=RamdiskPool("8M")) as target:
         administration = target.administration
@@ -161,7 +161,7 @@ async def test_what_is_saved_starts_as_it_was():
         assert again.administration.save() == saved
 
 
-async def test_a_subsystem_that_cannot_be_opened_leaves_nothing(tmp_path):
+async def test_a_subsystem_that_cannot_be_opened_leaves_nothing_behind(tmp_path):
     async with running("tcp") as target:
         good = Ramdisk("1M")
         config = SubsystemConfig(

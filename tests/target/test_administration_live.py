@@ -1,4 +1,4 @@
-"""Administration under live hosts: what they are told, and that a removal has ended when it says so."""
+"""Administration under live hosts: their events, and removals that have ended when they return."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def second(backend: Ramdisk | None = None) -> SubsystemConfig:
 
 
 async def listener(target: Target, subnqn: str, events: int, portid: int = 1) -> RawHost:
-    """An admin queue that is told of some events."""
+    """Return an admin queue that gets some events."""
     host = await RawHost.open(target, address=target.ports[portid].listeners[0].address)
     await host.connect(subnqn=subnqn, kato=0)
     assert (await host.set_property(0x14, ENABLE)).status == 0
@@ -44,7 +44,7 @@ async def listener(target: Target, subnqn: str, events: int, portid: int = 1) ->
 
 
 async def told(host: RawHost, log: int, change: Any) -> int:
-    """What the host is told when something is changed; it then reads the log page, as hosts do."""
+    """Return the event that a host gets after a change; the host then reads the log page, as hosts do."""
     await host.send(host.capsule(make_sqe(7, ASYNC_EVENT)))
     result = change()
     if result is not None:
@@ -55,13 +55,13 @@ async def told(host: RawHost, log: int, change: Any) -> int:
 
 
 async def offered(target: Target, portid: int = 1) -> set[tuple[str, int]]:
-    """The NVM subsystems that Discovery tells a host of, each with its Port ID."""
+    """Return the NVM subsystems that Discovery reports to a host, each with its Port ID."""
     where = target.ports[portid].listeners[0].address
     entries = await discover(where.host, where.port, transport="tcp")
     return {(entry.subnqn, entry.portid) for entry in entries if entry.subnqn != DISCOVERY_NQN}
 
 
-async def test_a_discovery_host_is_told_of_each_change_and_finds_it_in_the_log():
+async def test_a_discovery_host_gets_an_event_of_each_change_and_finds_it_in_the_log():
     async with running("tcp") as target:
         administration = target.administration
         host = await listener(target, DISCOVERY_NQN, 1 << 31)
@@ -83,7 +83,7 @@ async def test_a_discovery_host_is_told_of_each_change_and_finds_it_in_the_log()
             assert await offered(target) == found
 
 
-async def test_hosts_of_a_port_are_told_of_ana_changes_there_alone():
+async def test_hosts_of_a_port_get_events_of_ana_changes_there_alone():
     async with running("tcp") as target:
         administration = target.administration
         portid = await administration.add_port(PORT)
@@ -97,10 +97,12 @@ async def test_hosts_of_a_port_are_told_of_ana_changes_there_alone():
         await administration.remove_port(portid)
         await there.ended()
         again = await administration.add_port(PORT)
-        assert again == portid and not target.subsystems[FIRST].ana.on(portid).barred, "a new port begins anew"
+        assert again == portid and not target.subsystems[FIRST].ana.on(portid).barred, (
+            "a new port starts from the default"
+        )
 
 
-async def test_a_port_offers_what_it_lists():
+async def test_a_port_offers_its_listed_subsystems():
     async with running("tcp") as target:
         administration = target.administration
         await administration.add_subsystem(second())
@@ -130,7 +132,7 @@ async def test_a_port_offers_what_it_lists():
 
 
 class Noted(Ramdisk):
-    """Notes that it was closed."""
+    """A backend that records its closing."""
 
     closed = 0
 
@@ -139,7 +141,7 @@ class Noted(Ramdisk):
         await super().close()
 
 
-async def test_a_removal_has_ended_when_it_says_so():
+async def test_a_removal_has_ended_when_it_returns():
     async with running("tcp") as target:
         administration, backend = target.administration, Noted("1M")
         await administration.add_subsystem(second(backend))
@@ -160,7 +162,7 @@ async def test_a_removal_has_ended_when_it_says_so():
         assert (await hosts[1].read(0, 1)).status == 0
 
 
-async def test_a_removal_says_what_did_not_end_and_that_ends_in_the_background():
+async def test_a_removal_reports_unfinished_commands_which_end_in_the_background():
     async with running("tcp") as target:
         administration, backend = target.administration, SlowFlush()
         config = SubsystemConfig(nqn=SECOND, namespaces=(NamespaceConfig(backend=backend),))

@@ -1,4 +1,4 @@
-"""The configuration document: what is saved makes the same target, and what is wrong in one is named."""
+"""The configuration document: a saved document makes the same target, and errors name what is wrong."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ verbs = st.one_of(
 
 
 async def do(target: Target, verb: str, *words: Any) -> None:
-    """Do one verb of administration."""
+    """Execute one verb of administration."""
     administration = target.administration
     if verb == "add_subsystem":
         namespaces = (NamespaceConfig(backend=Ramdisk("1M"), anagrpid=2),)
@@ -97,7 +97,7 @@ async def do(target: Target, verb: str, *words: Any) -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.lists(verbs, max_size=12))
 def test_any_sequence_of_verbs_can_be_saved_and_loaded(sequence: list[tuple[Any, ...]]) -> None:
-    """A refused verb changes nothing; what is there in the end is saved, and is the same after it was loaded."""
+    """A refused verb changes nothing; the final state is saved, and is the same after loading."""
 
     async def both() -> None:
         async with Target(namespaces=[Ramdisk("1M")], subnqn=NQNS[0], trtype="memory", listen="memory:0") as target:
@@ -121,7 +121,7 @@ def test_any_sequence_of_verbs_can_be_saved_and_loaded(sequence: list[tuple[Any,
 
 
 def everything(directory: Path) -> TargetSettings:
-    """Settings in which no field has its default."""
+    """Return settings in which no field has its default."""
     (directory / "disk").write_bytes(bytes(1 << 20))
     namespace = NamespaceConfig(
         backend=FileBackend(
@@ -182,7 +182,7 @@ def test_every_field_is_saved(tmp_path: Path) -> None:
     config = given_settings.config
     parts = [config.subsystems[0], config.ports[0], given_settings.sockets, given_settings.connection]
     for part, default in zip([*parts, given_settings.paths], defaults, strict=True):
-        for each in fields(part):  # the check of this test itself
+        for each in fields(part):  # the check of this test
             if each.name != "nqn":
                 assert getattr(part, each.name) != getattr(default, each.name), each.name
     document = to_document(given_settings)
@@ -272,7 +272,7 @@ def test_the_shortest_document() -> None:
         (("connection",), {"pda_bytes": 3}, "connection: data alignment"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(path: tuple[Any, ...], value: Any, message: str) -> None:
+def test_errors_name_what_is_wrong(path: tuple[Any, ...], value: Any, message: str) -> None:
     document: Any = json.loads(json.dumps(MINIMAL))
     if not path:
         document = value
@@ -285,7 +285,7 @@ def test_what_is_wrong_is_named(path: tuple[Any, ...], value: Any, message: str)
         from_document(document)
 
 
-def test_what_a_program_made_cannot_be_saved() -> None:
+def test_objects_of_a_program_cannot_be_saved() -> None:
     def config(**given: Any) -> TargetSettings:
         return TargetSettings(config=TargetConfig(subsystems=(SubsystemConfig(nqn=NQNS[0], **given),)))
 
@@ -298,8 +298,8 @@ def test_what_a_program_made_cannot_be_saved() -> None:
             to_document(settings_)
 
 
-async def test_a_file_and_its_filters_are_saved_as_they_are_now(tmp_path: Path) -> None:
-    """Also after a host has changed the block size, from another working directory, with commas in its name."""
+async def test_a_file_and_its_filters_are_saved_in_their_current_state(tmp_path: Path) -> None:
+    """Also after a host has changed the block size, from another working directory, with commas in the name."""
     path = tmp_path / "a,b"
     text = f"file:{str(path).replace(',', ',,')},size=1M,delay:read=0.1ms,count:"
     async with Target(namespaces=[parse_namespace_option(text)], trtype="memory", listen="memory:0") as target:

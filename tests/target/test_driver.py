@@ -47,7 +47,7 @@ def left_open():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Every receive gives at most seven bytes."""
+    """Let every receive give at most seven bytes."""
 
     transport = MemoryTransport(max_chunk_bytes=7)
     monkeypatch.setattr("nvmeof.transport.base._transports", {"memory": transport})
@@ -81,8 +81,8 @@ async def test_tiny_receives(tiny, dgst):
         assert (await hosts[1].read(100, 8)).data == data[:4096]
 
 
-async def test_a_partly_sent_read_keeps_what_was_sent_of_it():
-    """What the socket took the header of is not torn by a later write: the blocks are of one value each."""
+async def test_a_partly_sent_read_is_not_torn():
+    """A payload whose header the socket took is not torn by a later write: each block is of one value."""
     async with running(options=SocketOptions(sndbuf_bytes=700)) as target:
         hosts = await association(target, queues=2)
         assert (await hosts[1].write(0, b"a" * 8192)).status == 0
@@ -94,8 +94,8 @@ async def test_a_partly_sent_read_keeps_what_was_sent_of_it():
         assert all(len(block) == 1 for block in blocks)
 
 
-async def test_a_host_that_floods_lets_others_have_their_turn():
-    """A socket is read a bounded number of times before the others are."""
+async def test_a_host_that_floods_does_not_starve_others():
+    """A socket is read a bounded number of times before other sockets are read."""
     async with running(namespaces=[Ramdisk("1M")]) as target:
         hosts = await association(target, queues=2)
         flood = hosts[1].capsule(make_sqe(1, 0x7E, nsid=1)) * 400
@@ -114,8 +114,8 @@ async def test_a_host_that_floods_lets_others_have_their_turn():
         assert 1 <= calls <= BATCHING.reads
 
 
-async def test_a_host_that_takes_everything_lets_others_have_their_turn():
-    """What is sent in one go is bounded, also to a socket that never says that it is full."""
+async def test_a_host_that_receives_everything_does_not_starve_others():
+    """The bytes of one send are bounded, also to a socket that never blocks."""
     async with running(check=False, namespaces=[Ramdisk("4M")]) as target:
         hosts = await association(target)
         driver = next(driver for driver in target.drivers if driver.queue.ctx.qid == 1)
@@ -134,7 +134,7 @@ async def test_a_host_that_takes_everything_lets_others_have_their_turn():
 
 
 async def test_the_admin_queue_goes_last():
-    """A host watches its admin queue: by then its I/O queues have gone."""
+    """A host watches its admin queue: when it ends, the I/O queues have ended."""
     async with running() as target:
         hosts = await association(target, queues=2, kato=0)
         order: list[int] = []
@@ -157,7 +157,7 @@ async def test_the_admin_queue_goes_last():
 
 
 class Held(Hidden):
-    """Erases, and verifies, when it is told to."""
+    """A backend that erases and verifies when the test says so."""
 
     def __init__(self, size):
         super().__init__(size)
@@ -176,7 +176,7 @@ class Held(Hidden):
 
 
 async def test_a_host_comes_back_while_its_namespace_is_being_formatted():
-    """It waits for what it left behind on I/O queues only: an erasure may take hours, and overtakes nothing."""
+    """The host waits only for its old commands on I/O queues: an erase may take hours, and overtakes nothing."""
     backend = Held("64M")
     async with running(namespaces=[backend]) as target:
         hosts = await association(target)
@@ -193,7 +193,7 @@ async def test_a_host_comes_back_while_its_namespace_is_being_formatted():
         assert (await hosts[1].read(0, 1)).status == 0
 
 
-async def test_a_scan_ends_when_nobody_waits_for_it():
+async def test_a_scan_without_a_waiter_ends():
     backend = Held("64M")
     async with running(namespaces=[backend]) as target:
         hosts = await association(target)
@@ -211,8 +211,8 @@ def test_names_for_the_log():
     assert printable("a\nb\x1b[31m") == "'a\\nb\\x1b[31m'"
 
 
-async def test_commands_of_several_operations_that_are_given_up(tmp_path, recwarn):
-    """At the target's end: what of them was not waited for yet is not complained of."""
+async def test_cancelled_commands_of_several_operations(tmp_path, recwarn):
+    """At the target's end: results that were not awaited yet cause no warning."""
     backend = FileBackend(tmp_path / "disk", size="1M", workers=1)
     go_on = threading.Event()
     target = Target(namespaces=[backend], trtype="memory", listen="memory:0")
@@ -233,7 +233,7 @@ async def test_commands_of_several_operations_that_are_given_up(tmp_path, recwar
 
 
 async def test_a_storm_of_connects_leaves_the_loop_to_others():
-    """However many Connects come at once, one turn of the loop begins no more of them than a slice has room for."""
+    """However many Connects come at once, one turn of the loop begins at most as many as fit in a slice."""
     async with running() as target:
         slices = target.slices
         slices.slice_seconds = 0.0  # room for nothing at once, and for one piece per turn
@@ -257,7 +257,7 @@ async def test_a_storm_of_connects_leaves_the_loop_to_others():
 
 
 async def test_a_storm_of_connections_leaves_the_loop_to_others():
-    """One turn of the loop accepts no more of them than a slice has room for."""
+    """One turn of the loop accepts at most as many as fit in a slice."""
     async with running("tcp") as target:
         target.slices.slice_seconds = 0.0
         storm = [socket.create_connection(("127.0.0.1", target.address.port)) for _ in range(12)]
@@ -273,7 +273,7 @@ async def test_a_storm_of_connections_leaves_the_loop_to_others():
             sock.close()
 
 
-async def test_a_storm_of_connects_lets_reads_and_writes_go_first(tmp_path):
+async def test_reads_and_writes_precede_a_storm_of_connects(tmp_path):
     """Turns of the loop in which I/O was served are followed by one without a slice."""
     async with running(namespaces=[FileBackend(tmp_path / "disk", size="1M")]) as target:
         hosts = await association(target)
@@ -285,7 +285,7 @@ async def test_a_storm_of_connects_lets_reads_and_writes_go_first(tmp_path):
         await hosts[1].send(finish)
         [driver] = [driver for driver in target.drivers if driver.queue.ctx.qid == 1]
         driver.driver.readable()
-        assert slices.io.served, "a queue of I/O tells that it was served"
+        assert slices.io.served, "an I/O queue reports that it was served"
         slices._turn()
         assert not order
         slices._turn()
@@ -294,7 +294,7 @@ async def test_a_storm_of_connects_lets_reads_and_writes_go_first(tmp_path):
 
 
 async def test_the_end_of_a_large_association_leaves_the_loop_to_others():
-    """Its queues end at once, its connections are closed a few in a turn of the loop."""
+    """Its queues end at once; a few of its connections are closed per turn of the loop."""
     async with running() as target:
         hosts = await association(target, queues=12)
         target.slices.slice_seconds = 0.0
@@ -312,10 +312,10 @@ async def test_the_end_of_a_large_association_leaves_the_loop_to_others():
 
 @pytest.mark.parametrize("end", ["silent", "admin", "io", "file", "given up", "failed", "reset"])
 async def test_a_connection_that_has_ended_leaves_nothing_to_the_collector(tmp_path, end):
-    """What refers to each other in a circle waits for the collector, which holds up everybody when there is much."""
+    """A reference cycle waits for the collector, which stops the loop for long when there are many."""
     backend = FileBackend(tmp_path / "disk", size="1M")
     async with running("tcp", namespaces=[backend]) as target:
-        await _one_connection(target, backend, end)  # what is made once is there
+        await _one_connection(target, backend, end)  # objects that are made once exist now
         gc.collect()
         gc.disable()
         try:
@@ -367,7 +367,7 @@ async def _one_connection(target: Target, backend: FileBackend, end: str) -> Non
         await asyncio.sleep(0)
 
 
-async def test_a_long_receive_lets_others_have_their_turn(monkeypatch):
+async def test_a_long_receive_does_not_starve_others(monkeypatch):
     """A socket that always has more is read for a bounded time, whatever the number of receives."""
     async with running() as target:
         hosts = await association(target)

@@ -1,4 +1,4 @@
-"""What storage fails with leaves a line in the target's log, and not one per command."""
+"""A storage error leaves one line in the target's log, and not one per command."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def left_open():
 
 
 class Noted(Ramdisk):
-    """Notes whether it is open, and fails to open when told to."""
+    """A backend that records whether it is open, and fails to open on request."""
 
     def __init__(self, fails: bool = False) -> None:
         super().__init__("1M")
@@ -37,7 +37,7 @@ class Noted(Ramdisk):
         await super().close()
 
 
-async def test_a_start_that_fails_half_way_closes_what_it_opened_and_can_be_repeated():
+async def test_a_failed_start_closes_opened_files_and_can_be_repeated():
     first, second = Noted(), Noted(fails=True)
     target = Target(namespaces=[first, second], trtype="memory", listen="memory:0")
     with pytest.raises(OSError, match="does not answer"):
@@ -54,7 +54,7 @@ async def test_a_start_that_fails_half_way_closes_what_it_opened_and_can_be_repe
     assert (first.closed, second.closed) == (2, 1)
 
 
-async def test_a_stop_waits_for_commands_in_progress_and_answers_them():
+async def test_a_stop_waits_for_commands_in_progress_and_completes_them():
     backend = SlowFlush()
     target = Target(namespaces=[backend], trtype="memory", listen="memory:0")
     await target.start()
@@ -63,7 +63,7 @@ async def test_a_stop_waits_for_commands_in_progress_and_answers_them():
     await until(lambda: backend.flushes)
     stopping = asyncio.ensure_future(target.stop(drain_seconds=30))
     await until(lambda: all(driver._draining for driver in target.drivers if driver.queue.ctx.qid))
-    await hosts[1].send(hosts[1].capsule(io_sqe(8, READ, 0, 1)))  # not begun any more
+    await hosts[1].send(hosts[1].capsule(io_sqe(8, READ, 0, 1)))  # too late: not begun
     backend.go_on.set()
     assert (await hosts[1].completion(7)).status == 0
     await hosts[1].ended()
@@ -71,7 +71,7 @@ async def test_a_stop_waits_for_commands_in_progress_and_answers_them():
     assert not target.drivers and not target.tasks
 
 
-async def test_a_stop_gives_up_what_does_not_end():
+async def test_a_stop_cancels_commands_that_do_not_end():
     backend = SlowFlush()
     target = Target(namespaces=[backend], trtype="memory", listen="memory:0")
     await target.start()
@@ -93,7 +93,7 @@ async def test_a_namespace_is_removed_while_a_command_of_it_runs():
         await until(lambda: backend.flushes)
         removing = asyncio.ensure_future(target.remove_namespace(1))
         await asyncio.sleep(0)
-        assert (await hosts[1].read(0, 1, 8)).status != 0, "it is not there any more"
+        assert (await hosts[1].read(0, 1, 8)).status != 0, "it no longer exists"
         backend.go_on.set()
         await removing
         await hosts[1].completion(7)

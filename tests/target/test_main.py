@@ -34,7 +34,7 @@ NQN = "nqn.2026-01.org.example:cli"
 
 @pytest.fixture(autouse=True)
 def calm():
-    """`main` sets up logging and hosts stay open when a test fails."""
+    """Restore logging, which `main` sets up, and close hosts of failed tests."""
     handlers, level = list(logging.root.handlers), logging.root.level
     yield
     logging.root.handlers[:] = handlers
@@ -44,7 +44,7 @@ def calm():
 
 @dataclass
 class Served:
-    """A target in a process of its own; looks enough like a Target for a raw host."""
+    """A target in another process, with the attributes of a Target that a raw host needs."""
 
     process: asyncio.subprocess.Process
     told: dict
@@ -56,7 +56,7 @@ class Served:
         return type("Config", (), {"ports": [type("Port", (), {"transport": "tcp"})]})
 
     async def ended(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
-        """Exit code and stderr after a signal."""
+        """Return exit code and stderr after a signal."""
         if number is not None:
             self.process.send_signal(number)
         _, err = await asyncio.wait_for(self.process.communicate(), SECONDS)
@@ -91,7 +91,7 @@ async def served(*arguments: str) -> AsyncIterator[Served]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("loop", ["--uvloop", "--no-uvloop"])
 async def test_a_signal_under_load_stops_it_cleanly(tmp_path, number, loop):
-    """Exit code 0, in a moment; what was answered is in the file, and no block is half written."""
+    """Exit code 0, at once; completed writes are in the file, and no block is half written."""
     path = tmp_path / "disk"
     async with served("--file", str(path), "--size", "8M", loop) as target:
         answered: dict[int, int] = {}
@@ -123,7 +123,7 @@ async def test_a_signal_under_load_stops_it_cleanly(tmp_path, number, loop):
 
 
 async def test_a_second_signal_stops_it_at_once(tmp_path):
-    """A host that owes data would hold the first stop up for a while."""
+    """A host that owes data would delay the first stop."""
     async with served("--ramdisk", "8M") as target:
         hosts = await association(target)
         await hosts[1].send(hosts[1].capsule(io_sqe(1, WRITE, 0, 64)))
@@ -137,7 +137,7 @@ async def test_a_second_signal_stops_it_at_once(tmp_path):
         assert code == 0 and "SIGTERM again: stopping at once" in err and "Traceback" not in err
 
 
-async def test_what_it_says_as_json(tmp_path):
+async def test_its_output_as_json(tmp_path):
     path = tmp_path / "disk"
     path.write_bytes(bytes(1 << 20))
     async with served(
@@ -154,7 +154,7 @@ async def test_what_it_says_as_json(tmp_path):
     assert code == 0 and "any host" not in err
 
 
-async def test_what_hosts_created_outlives_a_kill(tmp_path):
+async def test_namespaces_that_hosts_created_outlive_a_kill(tmp_path):
     arguments = ("--pool", str(tmp_path / "pool"), "--capacity", "64M")
     data = create_data(nsze=8192)
     async with served(*arguments) as target:
@@ -211,7 +211,7 @@ def test_a_port_in_use_is_one_sentence():
 
 
 def test_text_for_a_person(tmp_path):
-    """What is printed for a terminal: the lines to connect with work as they are."""
+    """Output for a terminal: the lines to connect with work unchanged."""
     process = subprocess.Popen(
         [sys.executable, "-m", "nvmeof.target", "-l", "127.0.0.1:0", "-n", NQN],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -296,7 +296,8 @@ USAGE = {
 
 @pytest.mark.parametrize("case", USAGE)
 def test_a_bad_option_is_one_sentence_and_exit_code_2(capsys, monkeypatch, case):
-    monkeypatch.setattr(Target, "_tick", lambda target: pytest.fail("it was accepted"))  # else it would run for ever
+    # an accepted option would start a target that runs without end
+    monkeypatch.setattr(Target, "_tick", lambda target: pytest.fail("it was accepted"))
     arguments, text = USAGE[case]
     assert main(arguments) == 2
     captured = capsys.readouterr()
@@ -314,7 +315,7 @@ FAILED = {
 
 
 @pytest.mark.parametrize("case", FAILED)
-def test_what_cannot_be_done_is_one_sentence(capsys, case):
+def test_an_impossible_start_is_one_sentence(capsys, case):
     arguments, text = FAILED[case]
     assert main(arguments) in (1, 2)
     captured = capsys.readouterr()
@@ -380,7 +381,7 @@ async def test_pools(tmp_path):
 
 
 def test_a_closed_stdout_is_no_traceback():
-    """`python -m nvmeof.target | head -1`: it must not die with a traceback."""
+    """`python -m nvmeof.target | head -1`: it must not end with a traceback."""
     read, write = os.pipe()
     os.close(read)
     process = subprocess.Popen(
@@ -395,15 +396,15 @@ def test_a_closed_stdout_is_no_traceback():
     assert b"Traceback" not in err and b"Exception ignored" not in err, err
 
 
-def test_a_state_that_is_a_link_to_nothing_is_not_made_anew(tmp_path, capsys):
-    """The state is where the link led to: to begin without it would forget it without a word."""
+def test_a_state_file_that_is_a_dangling_link_is_not_created(tmp_path, capsys):
+    """The state is where the link led: a start without it would lose it silently."""
     (tmp_path / "state").symlink_to(tmp_path / "away")
     assert main(["--ramdisk", "1M", "--state", str(tmp_path / "state"), "-t", "tcp", "-l", "127.0.0.1:0"]) == 2
     assert "is a link to" in capsys.readouterr().err and not (tmp_path / "away").exists()
 
 
 @pytest.mark.parametrize("name", ["disk", "disk.nvmeof", "disk.zones"])
-def test_the_state_is_not_where_a_file_has_its_own(tmp_path, capsys, name):
+def test_the_state_file_is_not_the_metadata_file_of_a_disk(tmp_path, capsys, name):
     assert main(["--file", str(tmp_path / "disk"), "--size", "1M", "--state", str(tmp_path / name)]) == 2
     assert "is already used for the metadata of --file" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -425,7 +426,7 @@ async def test_one_target_at_a_time_has_a_state_file(tmp_path):
     assert (lifetime["power_cycles"], lifetime["unsafe_shutdowns"], lifetime["clean"]) == (2, 1, True)
 
 
-def test_a_stop_that_loses_data_is_not_a_good_end(tmp_path, monkeypatch, capsys):
+def test_a_stop_that_loses_data_has_a_failing_exit_code(tmp_path, monkeypatch, capsys):
     def fails(self):
         raise OSError(5, "Input/output error")
 
@@ -465,7 +466,7 @@ def test_ana_states(given, first, second):
         ("33=change", "1 to 32"),
     ],
 )
-def test_ana_states_that_cannot_be(given, message):
+def test_invalid_ana_states(given, message):
     with pytest.raises(ConfigurationError, match=message):
         make_target(Options(listen=("127.0.0.1:4420",), discovery=("127.0.0.1:8009",), ana=(given,)))
 

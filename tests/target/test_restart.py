@@ -1,4 +1,4 @@
-"""A Target is started again after a stop or a failed start, and says in a sentence what it is asked for too early."""
+"""A Target is started again after a stop or a failed start, and refuses too early calls in one sentence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCK = b"written before".ljust(512, b"\0")
 
 
 async def first_block(target: Target, data: bytes | None = None, nsid: int = 1) -> bytes:
-    """Read block 0 as a host, after it was written where there is something to write."""
+    """Write block 0 as a host, if there is data to write, and read it."""
     async with await connect(target.address.host, target.address.port, subnqn=target.subnqn) as controller:
         namespace = controller.namespace(nsid)
         if data is not None:
@@ -120,7 +120,7 @@ async def test_misuse_is_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("namespaces", ["4M", ["4M"], Ramdisk("4M"), [4 << 20], [Path("disk")], [None]])
-def test_what_is_no_namespace_is_said(namespaces: object) -> None:
+def test_an_invalid_namespace_is_explained(namespaces: object) -> None:
     with pytest.raises(ConfigurationError, match=r"Ramdisk"):
         Target(namespaces=namespaces)  # type: ignore[arg-type]
 

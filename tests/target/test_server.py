@@ -43,7 +43,9 @@ def left_open():
 
 
 async def discovered(target, *, address=None, hostnqn=HOSTNQN):
-    """What Discovery tells a host that comes to `address`: (subtype, subnqn, traddr, trsvcid, trtype, adrfam)."""
+    """Return the records of Discovery for a host that connects to `address`: (subtype, subnqn, traddr, trsvcid, trtype,
+    adrfam).
+    """
     host = await RawHost.open(target, address=address)
     await host.connect(subnqn=DISCOVERY, hostnqn=hostnqn)
     await host.set_property(0x14, 0x460061)
@@ -85,7 +87,7 @@ async def test_addresses(trtype, listen):
     ("wildcard", "used"),
     [("0.0.0.0", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("::", "::1"), ("::", "127.0.0.1"), ("", "::1")],
 )
-async def test_a_wildcard_listener_tells_the_address_that_the_host_used(wildcard, used):
+async def test_a_wildcard_listener_announces_the_address_that_the_host_used(wildcard, used):
     async with Target(config(tcp(wildcard))) as target:
         port = target.address.port
         found = await discovered(target, address=Address(used, port))
@@ -93,7 +95,7 @@ async def test_a_wildcard_listener_tells_the_address_that_the_host_used(wildcard
         assert found == [(3, DISCOVERY, used, str(port), 3, family), (2, NQN, used, str(port), 3, family)]
 
 
-async def test_a_name_is_listened_on_and_told_as_its_addresses():
+async def test_a_name_is_listened_on_and_announced_as_its_addresses():
     ports = (tcp("127.0.0.1", discovery_only=True), tcp("localhost"))
     async with Target(config(*ports)) as target:
         only, *named = target.addresses
@@ -122,7 +124,7 @@ async def test_a_name_is_advertised_as_its_addresses():
         await Target(config(tcp("127.0.0.1", advertise_host="no-such-host.invalid"))).start()
 
 
-async def test_a_host_that_speaks_tls_is_told_so_in_the_log(caplog):
+async def test_a_host_that_speaks_tls_is_a_line_of_the_log(caplog):
     caplog.set_level("INFO", logger="nvmeof.target")
     context = ssl.create_default_context()
     async with running("tcp") as target:
@@ -251,7 +253,7 @@ def test_options_that_cannot_be_used(options, text):
         Target(namespaces=[Ramdisk("1M")], **options)
 
 
-async def test_an_unknown_transport_is_told_at_the_start():
+async def test_an_unknown_transport_is_reported_at_the_start():
     with pytest.raises(ConfigurationError, match="unknown transport 'rdma': known are"):
         await Target(namespaces=[Ramdisk("1M")], trtype="rdma").start()
 
@@ -311,8 +313,8 @@ async def test_namespaces_come_and_go_under_reads():
         await healthy(target)
 
 
-async def test_a_deadline_is_kept_while_nothing_else_happens():
-    """A keep alive timeout is kept to the millisecond, not the second: one interval, or two with a command in one."""
+async def test_a_deadline_is_exact_while_nothing_else_happens():
+    """A keep-alive timeout is exact to the millisecond, not the second: one interval, or two with a command in one."""
     async with running("memory") as target:
         started = asyncio.get_running_loop().time()
         host = await admin(target, kato=200)

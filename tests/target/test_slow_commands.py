@@ -1,4 +1,4 @@
-"""The log of slow commands: what is in a line, which commands have none, and how many lines there are."""
+"""The log of slow commands: the content of a line, commands without lines, and the number of lines."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_lines_are_limited_by_host(said) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
-def test_a_time_that_cannot_be(seconds: float) -> None:
+def test_an_invalid_time(seconds: float) -> None:
     with pytest.raises(ConfigurationError, match="more than 0 seconds"):
         SlowCommandLog(seconds, logging.getLogger("x"))
 

@@ -1,4 +1,4 @@
-"""What happens to a file that is served: its media fails, its size changes, its name is given to another file."""
+"""Faults of a file that is served: its media fails, its size changes, its name is given to another file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def left_open(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @dataclass
 class Hosts:
-    """A target of one file, and what hosts are made with."""
+    """A target of one file, and its hosts."""
 
     target: Target
     path: Path
@@ -72,7 +72,7 @@ class Hosts:
         return int(struct.unpack_from("<Q", (await admin.call(make_sqe(6, 6, nsid=1, length=4096))).data)[0])
 
     async def changed(self, admin: RawHost) -> int:
-        """The first NSID of the Changed Attached Namespace List."""
+        """Return the first NSID of the Changed Attached Namespace List."""
         page = await admin.call(make_sqe(7, 2, length=4096, cdw10=4 | 1023 << 16))
         return int(struct.unpack_from("<I", page.data)[0])
 
@@ -92,7 +92,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Errors that fdatasync fails with, one after another."""
+    """Let fdatasync fail with errors, one after another."""
     codes: list[int] = []
     fdatasync = os.fdatasync
 
@@ -125,7 +125,7 @@ def lose_name(path: Path, *, replace: bool) -> None:
 async def test_every_host_learns_of_a_sync_that_failed(
     path: Path, broken: list[int], caplog: pytest.LogCaptureFixture, code: int, status: int
 ) -> None:
-    """The system tells it once, to the first who asks; all of them may have lost what they wrote."""
+    """The system reports the failure once, to the first caller; all hosts may have lost their writes."""
     async with serving(path) as hosts:
         first, second, third = [await hosts.host(number) for number in (1, 2, 3)]
         for _, io in (first, second, third):
@@ -155,7 +155,7 @@ ZONES = ZoneGeometry(zone_bytes=64 * 512)
 
 
 async def changed_with_fua(io: RawHost, how: str) -> int:
-    """The status of a command that changes blocks with FUA (of a fused pair: of its write)."""
+    """Return the status of a command that changes blocks with FUA (of a fused pair: of its write)."""
     if how == "zeroes":
         return int((await io.call(io_sqe(7, WRITE_ZEROES, 0, 1, length=0, cdw12=FUA))).status)
     if how == "copy":
@@ -172,7 +172,7 @@ async def changed_with_fua(io: RawHost, how: str) -> int:
 
 
 @pytest.mark.parametrize("how", ["zeroes", "copy", "fused", "append"])
-async def test_every_command_with_fua_tells_of_a_sync_that_failed(path: Path, broken: list[int], how: str) -> None:
+async def test_every_command_with_fua_reports_a_failed_sync(path: Path, broken: list[int], how: str) -> None:
     os.truncate(path, 0)
     os.truncate(path, MIB)
     async with serving(path, ZONES if how == "append" else None) as hosts:
@@ -204,7 +204,7 @@ def test_a_filter_forwards_every_member() -> None:
     assert {name for name in members if not name.startswith("_")} - set(vars(BackendFilter)) == set()
 
 
-async def test_health_tells_of_it(path: Path, broken: list[int]) -> None:
+async def test_health_reports_it(path: Path, broken: list[int]) -> None:
     async with serving(path) as hosts:
         (admin, _), (_, other) = await hosts.host(1), await hosts.host(2)
         assert (await admin.call(make_sqe(2, 9, cdw10=0x0B, cdw11=1 << 2))).status == 0
@@ -220,8 +220,8 @@ async def test_health_tells_of_it(path: Path, broken: list[int]) -> None:
         assert struct.unpack_from("<I", entry, 24)[0] == 1, "the namespace"
 
 
-async def test_who_flushes_behind_a_failure_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own sync succeeds, as the failure was told to the one before: its data may be lost all the same."""
+async def test_a_flush_after_a_failure_reports_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own sync succeeds, since the failure was reported to the one before: its data may nevertheless be lost."""
     async with serving(path) as hosts:
         (_, first), (_, second) = await hosts.host(1), await hosts.host(2)
         go, calls, fdatasync = threading.Event(), [], os.fdatasync
@@ -243,7 +243,7 @@ async def test_who_flushes_behind_a_failure_is_told(path: Path, monkeypatch: pyt
         assert [await one, await two] == [WRITE_FAULT, WRITE_FAULT]
 
 
-def test_hosts_that_are_forgotten_are_told_once_too_often() -> None:
+def test_hosts_whose_record_was_dropped_get_the_error_again() -> None:
     lost = LostWrites()
     for number in range(5000):
         lost.connected(number.to_bytes(16, "big"), 0)
@@ -266,7 +266,7 @@ def test_hosts_that_are_forgotten_are_told_once_too_often() -> None:
         (errno.ESTALE, (0x82, False)),
     ],
 )
-async def test_a_disk_that_takes_nothing_is_a_line_of_the_log(
+async def test_a_full_disk_is_a_line_of_the_log(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int, on_write: Any
 ) -> None:
     """One line, however many commands fail; and the status that says what is wrong."""
@@ -337,7 +337,7 @@ async def test_a_file_that_grows(path: Path, caplog: pytest.LogCaptureFixture, h
 
 @pytest.mark.parametrize("how", ["Identify", "a while", "a read", "a write", "a write with FUA"])
 async def test_a_file_that_is_truncated(path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
-    """What was behind its new end is lost, and never read as zeroes."""
+    """Data beyond the new end is lost, and never read as zeroes."""
     was = content(path)
     async with serving(path) as hosts:
         admin, io = await hosts.host(1)
@@ -356,8 +356,8 @@ async def test_a_file_that_is_truncated(path: Path, caplog: pytest.LogCaptureFix
         assert f"file {path} has become shorter, from {MIB} to {MIB // 2} bytes" in caplog.text
 
 
-async def test_a_write_behind_the_end_makes_no_hole(path: Path) -> None:
-    """Before anything was noticed: at once, in a thread, and by every command that writes."""
+async def test_a_write_beyond_the_end_makes_no_hole(path: Path) -> None:
+    """Before the truncation was noticed: at once, in a thread, and by every command that writes."""
     async with serving(path) as hosts:
         _, io = await hosts.host(1)
         os.truncate(path, 4096)
@@ -381,7 +381,7 @@ async def test_a_size_that_was_given_is_a_limit(path: Path) -> None:
         assert await hosts.size(admin) == 1024
 
 
-async def test_nothing_is_left(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_nothing_remains(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(path) as hosts:
         admin, io = await hosts.host(1)
         os.truncate(path, 0)
@@ -406,7 +406,7 @@ async def test_zones_of_a_file_that_changes(path: Path, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("how", ["replaced", "removed"])
 async def test_a_file_that_loses_its_name(path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
-    """It goes on with the old one, as everything does in a Unix system; but says so."""
+    """The target goes on with the old file, as is usual in Unix, and reports it."""
     async with serving(path) as hosts:
         admin, io = await hosts.host(1)
         lose_name(path, replace=how == "replaced")

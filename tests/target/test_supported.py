@@ -7,11 +7,11 @@ from tests.target.harness import ADMIN, FABRICS_ADMIN, FABRICS_IO, FEATURES, LOG
 PAGE = Path(__file__).parents[2] / "docs" / "supported.md"
 
 
-def test_the_page_says_what_the_tables_say():
+def test_the_page_agrees_with_the_tables():
     assert PAGE.read_text() == supported.render(TABLES), "run: python -m nvmeof.target.supported > docs/supported.md"
 
 
-def test_reasons_are_for_what_is_not_there():
+def test_reasons_are_for_absent_parts():
     for why, table in (
         (supported._WHY_ADMIN, ADMIN),
         (supported._WHY_NVM, NVM),

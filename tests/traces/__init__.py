@@ -1,9 +1,9 @@
-"""What a Linux kernel's initiator and target said to each other, as fixtures.
+"""The traffic of a Linux kernel's initiator and target, as fixtures.
 
 Each `NAME.trace.xz` is one capture, cut by `tools/trace_fixture.py`. Uncompressed, it is one line of JSON and then the
 bytes of all PDUs end to end. The JSON:
 
-    source     what talked, in one sentence
+    source the two ends, in one sentence
     cut        what was left out, in one sentence
     pdus       a list of [connection, direction, microseconds, length] in the order of the capture, one PDU each
 
@@ -43,22 +43,22 @@ class Trace:
 
     @property
     def connections(self) -> range:
-        """The numbers of its connections."""
+        """Return the numbers of its connections."""
         return range(1 + max(pdu.connection for pdu in self.pdus))
 
     def stream(self, connection: int, direction: str) -> bytes:
-        """All bytes of one connection in one direction."""
+        """Return all bytes of one connection in one direction."""
         return b"".join(p.data for p in self.pdus if p.connection == connection and p.direction == direction)
 
 
 def names() -> list[str]:
-    """The fixtures' names."""
+    """Return the fixtures' names."""
     return sorted(path.name.removesuffix(SUFFIX) for path in DIRECTORY.glob(f"*{SUFFIX}"))
 
 
 @cache
 def load(name: str) -> Trace:
-    """The fixture of that name."""
+    """Return a fixture by its name."""
     header, _, body = lzma.decompress((DIRECTORY / f"{name}{SUFFIX}").read_bytes()).partition(b"\n")
     content = json.loads(header)
     pdus, offset = [], 0
@@ -70,7 +70,7 @@ def load(name: str) -> Trace:
 
 
 def streams() -> list[tuple[str, int, str, bytes]]:
-    """(name, connection, direction, bytes) for every stream of every fixture, in order."""
+    """Yield (name, connection, direction, bytes) for every stream of every fixture, in order."""
     return [
         (name, connection, direction, load(name).stream(connection, direction))
         for name in names()

@@ -1,4 +1,4 @@
-"""Linux's own conversations, read in both directions by our parser and said again byte for byte."""
+"""Linux's own traffic, read in both directions by our parser and encoded again byte for byte."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def conversation(name: str, connection: int) -> list[Pdu]:
 
 
 def settled(pdus: list[Pdu]) -> tuple[Encoder, Encoder, Framing]:
-    """What the handshake at the front of a conversation settles: each side's encoder, and the framing of both."""
+    """Return the settings of the handshake that begins a connection: each side's encoder, and the framing of both."""
     request, response = ICREQ.unpack_from(pdus[0].data), ICRESP.unpack_from(pdus[1].data)
     digests = bool(response.dgst & Dgst.HDGST_ENABLE), bool(response.dgst & Dgst.DDGST_ENABLE)
     host = Encoder(*digests, pda_to_bytes(response.cpda))
@@ -55,7 +55,7 @@ def payload_of(data: bytes, framing: Framing) -> bytes:
 
 
 def encoded_again(data: bytes, host: Encoder, controller: Encoder, framing: Framing) -> bytes:
-    """The PDU parsed into its fields, and those fields encoded."""
+    """Parse a PDU into its fields, and encode these again."""
     payload = payload_of(data, framing)
     trailer = digest_bytes(payload) if payload and framing.data_digest else b""
     match data[0]:
@@ -115,7 +115,7 @@ def config_of(pdus: list[Pdu]) -> ConnectionConfig:
 
 
 def feed(connection: Connection, data: bytes, at_once: int, handle: Callable[[Event], None]) -> None:
-    """What a socket would deliver, at most `at_once` bytes at a time (0: as much as the connection takes)."""
+    """Feed as a socket would, at most `at_once` bytes at a time (0: as much as the connection takes)."""
     offset = 0
     while offset < len(data):
         buffer = connection.next_buffer()
@@ -127,7 +127,7 @@ def feed(connection: Connection, data: bytes, at_once: int, handle: Callable[[Ev
 
 
 def drained(connection: Connection) -> bytes:
-    """All that a connection wants to send."""
+    """Return all that a connection wants to send."""
     sent = b""
     while buffers := connection.data_to_send():
         data = b"".join(bytes(buffer) for buffer in buffers)
@@ -137,7 +137,7 @@ def drained(connection: Connection) -> bytes:
 
 
 def turns(pdus: list[Pdu]) -> Iterator[tuple[str, list[Pdu]]]:
-    """Runs of PDUs in one direction."""
+    """Yield runs of PDUs in one direction."""
     run: list[Pdu] = []
     for pdu in pdus:
         if run and run[-1].direction != pdu.direction:
@@ -188,7 +188,7 @@ def test_our_target_follows_linux_host(name: str, connection: int, at_once: int)
         for pdu in run:
             if pdu.data[0] == PduType.R2T:
                 r2t = R2T_PDU.unpack_from(pdu.data)
-                target._r2ts._last = r2t.ttag - 1  # Linux numbers its transfers in its own way
+                target._r2ts._last = r2t.ttag - 1  # Linux numbers its transfers differently
                 transfers[r2t.cccid] = memoryview(bytearray(r2t.r2tl))
                 target.request_data(r2t.cccid, transfers[r2t.cccid], None)
                 assert drained(target) == pdu.data
@@ -201,7 +201,7 @@ def test_our_target_follows_linux_host(name: str, connection: int, at_once: int)
                 sent = drained(target)
                 assert sent[: len(before)] == before
                 ours = CQE.unpack_from(sent, len(before) + CH.size)
-                # SQHD counts what was fetched, which Linux does when a command completes, and the fixture is cut.
+                # SQHD counts fetched commands, which Linux does when a command completes, and the fixture is cut.
                 assert (ours.cid, ours.status, ours.dw0, ours.dw1) == (cqe.cid, cqe.status, cqe.dw0, cqe.dw1)
                 assert len(sent) - len(before) == len(pdu.data)
     assert not transfers and not pending
@@ -209,8 +209,8 @@ def test_our_target_follows_linux_host(name: str, connection: int, at_once: int)
 
 @pytest.mark.parametrize("at_once", READ_SIZES)
 @pytest.mark.parametrize(("name", "connection"), CONVERSATIONS)
-def test_our_host_says_what_linux_said(name: str, connection: int, at_once: int) -> None:
-    """A host connection given Linux's commands sends Linux's bytes, and understands all that came back."""
+def test_our_host_sends_what_linux_sent(name: str, connection: int, at_once: int) -> None:
+    """A host connection with Linux's commands sends Linux's bytes, and reads all answers."""
     pdus = conversation(name, connection)
     framing = settled(pdus)[2]
     host = HostConnection(config_of(pdus))
@@ -245,7 +245,7 @@ def test_our_host_says_what_linux_said(name: str, connection: int, at_once: int)
 
 
 def _buffers(rest: list[Pdu], cid: int, pdu: Pdu, framing: Framing) -> tuple[bytes | None, memoryview | None]:
-    """The data of a command, as the rest of the conversation shows it: what it sends, and where its answer goes."""
+    """Return the data of a command, from the rest of the traffic: what the host sends, and where the answer goes."""
     in_capsule = payload_of(pdu.data, framing)
     if in_capsule:
         return in_capsule, None

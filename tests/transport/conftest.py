@@ -1,4 +1,4 @@
-"""Every asynchronous test here runs on stock asyncio and on uvloop."""
+"""Run every asynchronous test here on stock asyncio and on uvloop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 @pytest.fixture(autouse=True)
 def fresh_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What is said once per process is said anew in each test."""
+    """Reset the log, so that a line that is logged once per process is logged again in each test."""
     mptcp.forget_fallbacks()
     options._said.clear()
     caplog.set_level(logging.INFO, logger="nvmeof.transport")
@@ -35,14 +35,14 @@ def fresh_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 async def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Give the loop turns until the condition holds."""
+    """Run the loop until the condition holds."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 (the condition is whatever a test says)
             await asyncio.sleep(0.002)
 
 
 async def receive(endpoint: Endpoint, count: int) -> bytes:
-    """Read that many bytes, or fewer when the stream ends, through the endpoint's reader callback."""
+    """Read ``count`` bytes, or fewer when the stream ends, through the endpoint's reader callback."""
     data = bytearray()
     done = asyncio.get_running_loop().create_future()
 
@@ -69,7 +69,7 @@ async def receive(endpoint: Endpoint, count: int) -> bytes:
 
 
 async def send(endpoint: Endpoint, data: bytes) -> int:
-    """Send everything through the endpoint's writer callback; how many sendmsg calls took something."""
+    """Send everything through the endpoint's writer callback; return how many sendmsg calls took bytes."""
     rest = memoryview(data)
     calls = 0
     done = asyncio.get_running_loop().create_future()
@@ -102,7 +102,7 @@ async def listening(
     settings: SocketOptions | None = None,
     port: int = 0,
 ) -> AsyncIterator[tuple[list[Listener], list[Endpoint]]]:
-    """Listeners of a transport and the endpoints that they accept; all closed at the end."""
+    """Yield listeners of a transport and the endpoints that they accept; all closed at the end."""
     accepted: list[Endpoint] = []
     listeners = await get(name).listen(host, port, settings or SocketOptions(), accepted.append)
     try:
@@ -122,7 +122,7 @@ async def connected(
     target_settings: SocketOptions | None = None,
     target_name: str | None = None,
 ) -> AsyncIterator[tuple[Endpoint, Endpoint]]:
-    """The two ends of a connection, host's first; both closed at the end."""
+    """Yield the two ends of a connection, host's first; both closed at the end."""
     async with listening(target_name or name, host, target_settings) as (listeners, accepted):
         endpoint = await get(name).connect(host, listeners[0].address.port, settings or SocketOptions())
         try:

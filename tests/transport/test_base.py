@@ -65,7 +65,7 @@ def test_registry_has_ours() -> None:
 
 
 @pytest.mark.usefixtures("registry")
-def test_registry_takes_one_more_and_no_twin() -> None:
+def test_registry_accepts_one_more_and_refuses_a_duplicate() -> None:
     other = Other()
     base.register(other)
     assert base.get(77) is other is base.get("other")
@@ -97,7 +97,7 @@ def test_unknown_transport_lists_the_known() -> None:
 
 
 class EntryPoint:
-    """What importlib.metadata gives, as far as it is used."""
+    """The used part of an entry point of importlib.metadata."""
 
     def __init__(self, name: str, value: Any) -> None:
         self.name, self.value, self.loaded = name, repr(value), value
@@ -119,7 +119,7 @@ def test_plugins_load_lazily_and_a_broken_one_is_skipped(
         return [
             EntryPoint("absent", ModuleNotFoundError("No module named 'absent'")),
             EntryPoint("number", 5),
-            EntryPoint("tcp", base.get("tcp")),  # ours are not replaced
+            EntryPoint("tcp", base.get("tcp")),  # the built-in ones are not replaced
             EntryPoint("other", Other),
         ]
 

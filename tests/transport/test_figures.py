@@ -21,7 +21,9 @@ HERE, THERE = Address("10.0.0.1", 1), Address("10.0.0.2", 2)
 
 
 def btf_structs(wanted: set[str]) -> dict[str, tuple[int, dict[str, int]]]:
-    """Size and member offsets in bytes of the named structs, from the running kernel (Documentation/bpf/btf.rst)."""
+    """Return size and member offsets in bytes of the named structs, from the running kernel
+    (Documentation/bpf/btf.rst).
+    """
     data = BTF.read_bytes()
     _, _, _, header, types, types_bytes, strings, _ = struct.unpack_from("=HBBIIIII", data)
 

@@ -1,4 +1,4 @@
-"""Listening: addresses, ports, and going on whatever happens to single connections."""
+"""Listening: addresses, ports, and survival of failing connections."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ async def test_closing_within_the_callback_ends_the_batch() -> None:
 
 
 class ByHand:
-    """The loop's time, shared out by hand."""
+    """Turns of the loop that the test gives."""
 
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once
@@ -240,17 +240,17 @@ class ByHand:
 
 @TRANSPORTS
 async def test_connections_are_accepted_in_turn_with_other_work(name: str) -> None:
-    """So many at once, the others one by one when it is the listener's turn; and then it listens again."""
+    """Some connections are accepted at once, the others one by one in the listener's turns; then it listens again."""
     async with listening(name, "127.0.0.1") as ((listener,), accepted):
         turns = ByHand(2)
         raw = [socket.socket() for _ in range(5)]
-        for sock in raw:  # all before the loop looks
+        for sock in raw:  # all connect before the loop runs
             sock.connect(("127.0.0.1", listener.address.port))
         listener.turns = turns
         await wait_for(lambda: turns.waiting)
         assert len(accepted) == 2
         await asyncio.sleep(0.01)
-        assert len(accepted) == 2 and len(turns.waiting) == 1, "it does not listen meanwhile"
+        assert len(accepted) == 2 and len(turns.waiting) == 1, "it does not listen in between"
         for there in (3, 4, 5):
             turns.waiting.pop()()
             assert len(accepted) == there and len(turns.waiting) == 1
@@ -290,7 +290,7 @@ async def test_a_listener_in_turn_pauses_without_descriptors(monkeypatch: pytest
 
 
 class FaultySocket:
-    """A listening socket whose accept fails as told, then works."""
+    """A listening socket whose accept fails with given errors, then works."""
 
     def __init__(self, sock: socket.socket, codes: list[int]) -> None:
         self._sock, self._codes = sock, codes

@@ -1,4 +1,4 @@
-"""The in-process pair behaves like TCP where that matters."""
+"""The in-process pair behaves like TCP where it matters."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_directions_may_differ_in_capacity() -> None:
 
 
 @given(st.lists(st.binary(max_size=50), max_size=20), st.integers(1, 64), st.integers(1, 16))
-def test_stream_is_kept_whatever_the_sizes(chunks: list[bytes], capacity: int, step: int) -> None:
+def test_the_stream_is_preserved_whatever_the_sizes(chunks: list[bytes], capacity: int, step: int) -> None:
     one, two = memory_pair(capacity, max_chunk_bytes=step)
     rest, got = memoryview(b"".join(chunks)), bytearray()
     while rest or len(got) < sum(map(len, chunks)):
@@ -69,7 +69,7 @@ def test_stream_is_kept_whatever_the_sizes(chunks: list[bytes], capacity: int, s
     assert bytes(got) == b"".join(chunks)
 
 
-def test_close_delivers_what_was_sent_then_the_end() -> None:
+def test_close_delivers_sent_bytes_then_the_end() -> None:
     one, two = memory_pair()
     one.sendmsg([b"last words"])
     one.close()
@@ -99,7 +99,7 @@ def test_abort_resets_the_peer() -> None:
         two.sendmsg([b"x"])
 
 
-def test_reset_is_told_to_a_sender_too() -> None:
+def test_a_sender_notices_a_reset_too() -> None:
     one, two = memory_pair()
     one.abort()
     with pytest.raises(ConnectionResetError):
@@ -157,7 +157,7 @@ async def test_writer_waits_for_room() -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-async def test_a_waiting_writer_learns_that_the_peer_is_gone(end: str) -> None:
+async def test_a_waiting_writer_notices_the_end_of_the_peer(end: str) -> None:
     one, two = memory_pair(4)
     one.sendmsg([b"full"])
     task = asyncio.ensure_future(send(one, b"more"))
@@ -241,7 +241,7 @@ async def test_a_failing_accept_costs_only_its_connection(caplog: pytest.LogCapt
     assert "was dropped: RuntimeError: no room" in caplog.text
 
 
-def test_a_listener_of_a_loop_that_is_gone_counts_for_nothing() -> None:
+def test_a_listener_of_a_closed_loop_is_ignored() -> None:
     transport = MemoryTransport()
 
     async def listen() -> Listener:

@@ -1,4 +1,4 @@
-"""MPTCP's fallbacks in all their forms: it works, says so once, and describe() tells the truth."""
+"""MPTCP's fallbacks in all forms: connections work, one line is logged, and describe() is true."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_protocol_token_and_one_subflow() -> None:
 
 @needs_mptcp
 @pytest.mark.parametrize("count", [0, 511])
-async def test_the_end_of_the_stream_is_no_byte_that_is_there(count: int) -> None:
+async def test_the_end_of_the_stream_is_not_an_available_byte(count: int) -> None:
     async with connected("mptcp") as (near, far):
         assert near.available() == 0
         await send(far, bytes(count + 1))
@@ -154,8 +154,8 @@ async def test_a_fallback_in_mid_connection_is_noticed(
 
 
 @needs_mptcp
-async def test_a_kernel_that_tells_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before Linux 5.16 there is no MPTCP_INFO: the connection counts as MPTCP, and nothing is made up."""
+async def test_a_kernel_without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 5.16 there is no MPTCP_INFO: the connection counts as MPTCP, and no figure is invented."""
     monkeypatch.setattr(mptcp_info, "SOL_MPTCP", 9999)
     async with connected("mptcp") as (near, far):
         await asyncio.gather(send(near, b"hello"), receive(far, 5))
@@ -166,7 +166,7 @@ async def test_a_kernel_that_tells_no_figures(monkeypatch: pytest.MonkeyPatch) -
 
 
 @needs_mptcp
-async def test_before_full_info_two_calls_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_before_full_info_two_calls_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     async with connected("mptcp") as (near, far):
         await asyncio.gather(send(near, bytes(10_000)), receive(far, 10_000))
         (new,) = near.describe().subflows
@@ -185,7 +185,7 @@ async def test_before_full_info_two_calls_tell_the_same(monkeypatch: pytest.Monk
 
 @needs_mptcp
 async def test_a_closed_first_subflow_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells of it as long as the connection lives, with its last figures, round-trip time too."""
+    """The kernel lists it as long as the connection exists, with its last figures, round-trip time too."""
     async with connected("mptcp") as (near, far):
         await asyncio.gather(send(near, bytes(10_000)), receive(far, 10_000))
         (first,) = near.describe().subflows

@@ -48,7 +48,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def mptcpized(*command: str, means: str = "own", prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run a command through the command line."""
+    """Run a command by the command line."""
     return subprocess.run(
         [*prefix, sys.executable, "-m", "nvmeof.host", "mptcpize", "--means", means, "--", *command],
         capture_output=True,
@@ -66,10 +66,10 @@ def test_which_sockets_become_mptcp() -> None:
 
 
 @needs_compiler
-def test_without_mptcp_the_program_gets_tcp_and_a_sentence_is_said() -> None:
+def test_without_mptcp_the_program_gets_tcp_and_a_remark_is_printed() -> None:
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs network namespaces")
-    # a child of the program that switches MPTCP off in a network namespace of its own
+    # a child of the program switches MPTCP off in a separate network namespace
     off = ("unshare", "-rn", "sh", "-c", 'echo 0 >/proc/sys/net/mptcp/enabled && exec "$@"', "sh")
     done = mptcpized(
         sys.executable, "-c", SOCKETS.replace("(socket.AF_INET, socket.SOCK_STREAM, 262),", ""), prefix=off
@@ -88,7 +88,7 @@ def test_exit_status_and_arguments_are_the_programs_own() -> None:
 
 
 @needs_compiler
-def test_what_others_preload_stays(cache: Path) -> None:
+def test_the_preload_of_others_stays(cache: Path) -> None:
     chosen = launch(["true"], means=Means.OWN, environment={**os.environ, "LD_PRELOAD": "/a.so /b.so"})
     library, *others = chosen.environment["LD_PRELOAD"].split(" ")
     assert Path(library).parent == cache
@@ -96,7 +96,7 @@ def test_what_others_preload_stays(cache: Path) -> None:
 
 
 @needs_compiler
-def test_the_library_is_built_once_and_anew_for_another_source(
+def test_the_library_is_built_once_and_again_for_another_source(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = built_library()
@@ -122,7 +122,7 @@ def test_a_source_that_does_not_compile(cache: Path, tmp_path: Path, monkeypatch
 
 @needs_compiler
 @pytest.mark.parametrize("what", ["directory", "library"])
-def test_what_others_can_write_is_not_preloaded(cache: Path, what: str) -> None:
+def test_a_library_that_others_can_write_is_not_preloaded(cache: Path, what: str) -> None:
     library = built_library()
     (cache if what == "directory" else library).chmod(0o777)
     with pytest.raises(TransportError, match="can be changed by other users"):
@@ -130,7 +130,7 @@ def test_what_others_can_write_is_not_preloaded(cache: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a:b"])
-def test_a_cache_that_the_linker_cannot_be_told_of(tmp_path: Path, name: str) -> None:
+def test_a_cache_whose_path_the_linker_cannot_take(tmp_path: Path, name: str) -> None:
     with pytest.raises(TransportError, match="splits names at spaces and colons"):
         built_library(tmp_path / name)
     assert not (tmp_path / name).exists()
@@ -146,7 +146,7 @@ def test_neither_means(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "mptcpize is not installed here" in capsys.readouterr().err
 
 
-def test_debians_mptcpize_is_used_where_it_is(tmp_path: Path) -> None:
+def test_debians_mptcpize_is_used_where_installed(tmp_path: Path) -> None:
     fake = tmp_path / "bin" / "mptcpize"
     fake.parent.mkdir()
     fake.write_text("#!/bin/sh\n")
@@ -162,7 +162,7 @@ def test_debians_mptcpize_is_used_where_it_is(tmp_path: Path) -> None:
 # -- programs that cannot be reached ---------------------------------------------------------------------------------
 
 
-def test_programs_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mptcpize", "no-such-program-at-all"]) == 2
     assert "there is no program no-such-program-at-all" in capsys.readouterr().err
     text = tmp_path / "text"
@@ -269,6 +269,6 @@ def test_iperf3_runs_over_mptcp() -> None:
 
 
 def _counter(name: str) -> int:
-    """An MPTCP counter of this network namespace."""
+    """Return an MPTCP counter of this network namespace."""
     lines = re.findall(r"^MPTcpExt: (.*)$", Path("/proc/net/netstat").read_text(), re.MULTILINE)
     return int(dict(zip(lines[0].split(), lines[1].split(), strict=True))[name])

@@ -27,7 +27,7 @@ def sock_of(endpoint: Endpoint) -> socket.socket:
 
 @TRANSPORTS
 @HOSTS
-async def test_bytes_both_ways_and_the_truth_about_it(name: str, host: str) -> None:
+async def test_bytes_both_ways_and_the_facts(name: str, host: str) -> None:
     async with connected(name, host) as (near, far):
         data = os.urandom(3_000_001)
         _, got = await asyncio.gather(send(near, data), receive(far, len(data)))
@@ -99,7 +99,7 @@ async def test_would_block_both_ways(name: str) -> None:
 
 
 @TRANSPORTS
-async def test_close_delivers_last_words_in_spite_of_unread_data(name: str) -> None:
+async def test_close_delivers_sent_data_in_spite_of_unread_data(name: str) -> None:
     async with connected(name) as (near, far):
         await send(far, bytes(10_000))
         await asyncio.sleep(0.02)
@@ -154,7 +154,7 @@ async def test_callbacks_stop_with_the_endpoint(name: str) -> None:
 
 
 @TRANSPORTS
-async def test_describe_after_close_gives_what_was_last_read(name: str) -> None:
+async def test_describe_after_close_gives_the_last_facts(name: str) -> None:
     async with connected(name) as (near, far):
         near.sendmsg([b"12345"])
         far.close()
@@ -183,7 +183,7 @@ async def test_options_reach_the_sockets(name: str, host: str) -> None:
                 assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) == 0x28
 
 
-async def test_refused_traffic_class_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refused_traffic_class_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     class Sock:
         family = socket.AF_INET6
 
@@ -289,7 +289,7 @@ async def test_a_connect_can_be_cancelled() -> None:
 
 
 async def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
-    """Make every host name stand for these addresses."""
+    """Make every host name stand for ``addresses``."""
 
     async def resolve(
         host: str, port: int, *, passive: bool = False, interface: str | None = None

@@ -1,4 +1,4 @@
-"""The receive window of MPTCP connections is opened by what comes in, before the read that shows it to the peer."""
+"""Received bytes open the receive window of MPTCP connections, before the read that shows it to the peer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ needs_rcvlowat = pytest.mark.skipif(
 
 
 class Source:
-    """An endpoint of which only reading is asked; it notes what happens in which order."""
+    """An endpoint that is only read; it records its calls in order."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -59,12 +59,12 @@ def test_bulk_opens_the_window_before_its_first_read() -> None:
     source.waiting = BULK_BYTES
     source.recv_both(memoryview(bytearray(24)), memoryview(bytearray(4096)))
     assert source.notes == [f"window {STEPS[0][1]}", "read 4120"]
-    # what waits opens the first step only: the others are earned by what was received
+    # waiting bytes open the first step only: received bytes open the others
     source.recv_into(bytearray(24))
     assert source.notes == [f"window {STEPS[0][1]}", "read 4120", "read 24"]
 
 
-def test_each_step_once_and_then_nothing_stands_before_the_socket() -> None:
+def test_each_step_once_and_then_the_socket_is_used_directly() -> None:
     source = Source()
     original = source.recv_into, source.recv_both
     opener(source)
@@ -80,12 +80,12 @@ def test_each_step_once_and_then_nothing_stands_before_the_socket() -> None:
 def test_a_socket_that_refuses_costs_nothing() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.close()
-        open_window(sock, 1 << 20)  # EBADF stands for whatever a kernel may answer
+        open_window(sock, 1 << 20)  # EBADF stands for any error of a kernel
 
 
 @needs_mptcp
 @needs_rcvlowat
-async def test_the_buffer_of_a_bulk_receiver_grows_and_stays_in_the_kernels_hands() -> None:
+async def test_the_buffer_of_a_bulk_receiver_grows_and_stays_under_the_kernels_control() -> None:
     async with connected("mptcp") as (near, far):
         idle = near.describe().rcvbuf_bytes
         assert idle is not None
@@ -109,14 +109,14 @@ async def test_the_buffer_is_not_locked() -> None:
     async with connected("mptcp") as (near, _):
         sock = near._sock  # type: ignore[attr-defined]
         sizes = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)]
-        for wanted in (256 * 1024, 512 * 1024):  # what SO_RCVBUF had set, the second would not change
+        for wanted in (256 * 1024, 512 * 1024):  # the second would not change a size that SO_RCVBUF has locked
             open_window(sock, wanted)
             sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
         assert sizes[0] < sizes[1] < sizes[2]
 
 
 @needs_mptcp
-async def test_a_buffer_that_was_asked_for_is_kept() -> None:
+async def test_a_requested_buffer_size_stays() -> None:
     async with connected("mptcp", settings=SocketOptions(rcvbuf_bytes=65536)) as (near, far):
         wanted = near.describe().rcvbuf_bytes
         await asyncio.gather(send(far, bytes(1 << 20)), receive(near, 1 << 20))

@@ -1,7 +1,11 @@
 """Run inside `unshare -rnm` by test_mptcp_paths: a target here, a host in a second namespace, two links between.
 
+<<<<<<< HEAD
 Prints one JSON object: what describe() says at both ends after `bytes` have gone from host to target; with TLS where
 the environment has TLS.
+=======
+Prints one JSON object: the results of describe() at both ends after `bytes` have gone from host to target.
+>>>>>>> words
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ ip netns exec host tc qdisc add dev host2 root tbf rate 200mbit burst 64kb laten
 
 
 async def move(endpoint: Endpoint, count: int, *, sending: bool) -> None:
-    """Send or receive that many bytes."""
+    """Send or receive ``count`` bytes."""
     done = asyncio.get_running_loop().create_future()
     buffer = memoryview(bytearray(1 << 18))
     moved = 0
@@ -78,9 +82,14 @@ def shake_hands(accepted: list[Endpoint], endpoint: Endpoint) -> None:
 
 
 async def as_host(port: int, count: int) -> dict[str, Any]:
+<<<<<<< HEAD
     """Connect over the first link, send, wait for the target's word, describe."""
     reach = partial(get("mptcp").connect, "10.1.1.1", port, SocketOptions(congestion="cubic"))
     endpoint = await (connect_tls(reach, TlsCredentials(KEY), *NAMES, 10) if TLS else reach())
+=======
+    """Connect over the first link, send, wait for the target's byte, describe."""
+    endpoint = await get("mptcp").connect("10.1.1.1", port, SocketOptions(congestion="cubic"))
+>>>>>>> words
     await asyncio.sleep(0.3)  # the target's second address is announced after the connection is established
     await move(endpoint, count, sending=True)
     await move(endpoint, 1, sending=False)
@@ -92,7 +101,7 @@ async def as_host(port: int, count: int) -> dict[str, Any]:
 
 
 async def without_first_subflow(endpoint: Endpoint) -> list[str]:
-    """Close the first subflow; the local addresses of those that are listed then."""
+    """Close the first subflow; return the local addresses of those that are listed then."""
     removal = await asyncio.create_subprocess_exec("ip", "mptcp", "endpoint", "delete", "id", "0", "10.1.1.2")
     assert await removal.wait() == 0
     left: list[str] = []

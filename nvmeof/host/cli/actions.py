@@ -1,4 +1,4 @@
-"""Commands that do one thing to a namespace or a controller and say so: each is a row, not a function."""
+"""Commands that do one thing to a namespace or a controller and report it: each is a row, not a function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bench``: load on a namespace, and what came of it."""
+"""``bench``: load on a namespace, and its results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -44,6 +44,8 @@ WARM_UP_SECONDS = 0.25
 REPORT_SECONDS = 0.5
 KINDS = (*PATTERNS, "randrw", "rw")
 
+BenchLoad = Load | HeadLoad | MixedLoad
+
 
 async def run_bench(
     controller: HostController | HostSubsystem,
@@ -57,27 +59,101 @@ async def run_bench(
     report: Callable[[str], None] = lambda text: None,
 ) -> BenchResult:
     """Put load on ``namespace`` for ``seconds`` after a short warm-up; ``report`` gets the progress. When the task is
-    cancelled, or a command fails, the result is what was measured until then, and not ``complete``. Raises what a
-    command failed with when nothing was measured.
+    cancelled, or a command fails, the result is what was measured until then, and not ``complete``. Raises the error of
+    a failed command when nothing was measured.
 
     ``mix``: what a load of one kind of command cannot do; ``pattern`` and ``block_bytes`` describe it then.
+    """
+    queues = len(_io_queues(controller))
+    load = _load_of(controller, namespace, pattern, block_bytes, depth, queues, mix)
+    window = await _measure(load, controller, seconds, block_bytes, report)
+    figures = window.figures
+    if load.error is not None and (not figures.ios or isinstance(load.error, VerifyError)):
+        raise load.error
+    ios = max(figures.ios, 1)
+    read, write = _directions(load, figures, pattern)
+    return BenchResult(
+        pattern=pattern,
+        block_bytes=block_bytes,
+        depth=depth,
+        queues=queues,
+        seconds=figures.seconds,
+        ios=figures.ios,
+        iops=figures.iops,
+        megabytes_per_second=(read.bytes + write.bytes) / figures.seconds / 1e6,
+        latency_p50_us=figures.latency_us(0.5),
+        latency_p99_us=figures.latency_us(0.99),
+        latency_p999_us=figures.latency_us(0.999),
+        latency_max_us=figures.latency_us(1.0),
+        cpu_user_us_per_io=window.cpu_user_seconds / ios * 1e6,
+        cpu_system_us_per_io=window.cpu_system_seconds / ios * 1e6,
+        success_flag_possible=controller.options.disable_sqflow,
+        complete=not window.interrupted and load.error is None,
+        verified=await _verified(load, interrupted=window.interrupted),
+        read=read,
+        write=write,
+        error=load.error,
+        connections=window.connections,
+        paths=window.paths,
+        path_rows=window.path_rows(namespace.nsid),
+    )
+
+
+def _load_of(
+    controller: HostController | HostSubsystem,
+    namespace: Namespace,
+    pattern: str,
+    block_bytes: int,
+    depth: int,
+    queues: int,
+    mix: Mix | None,
+) -> BenchLoad:
+    """Return the load of ``mix``, or of one kind of command, not started. Raises :class:`ConfigurationError` for a
+    block size that the namespace does not take.
     """
     if block_bytes % namespace.block_bytes or block_bytes < namespace.block_bytes:
         raise ConfigurationError(f"{block_bytes} bytes are no multiple of the block size, {namespace.block_bytes}")
     if block_bytes > min(namespace.port.max_transfer_bytes, namespace.size_bytes):
         raise ConfigurationError(f"{block_bytes} bytes are more than one command or the namespace takes")
-    queues = len(_io_queues(controller))
-    load: Load | HeadLoad | MixedLoad
     if mix is not None:
-        load = MixedLoad(namespace, mix)
-    elif isinstance(controller, HostSubsystem):
-        load = HeadLoad(namespace, pattern, block_bytes, depth * queues)
-    else:
-        load = Load(namespace, controller.io_queues, pattern, block_bytes, depth)
+        return MixedLoad(namespace, mix)
+    if isinstance(controller, HostSubsystem):
+        return HeadLoad(namespace, pattern, block_bytes, depth * queues)
+    return Load(namespace, controller.io_queues, pattern, block_bytes, depth)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The measured part of a load: its figures, this process's CPU time, and the paths before and after it."""
+
+    figures: Figures
+    cpu_user_seconds: float
+    cpu_system_seconds: float
+    connections: list[QueueFacts]
+    paths_before: list[MemberFacts]
+    paths: list[MemberFacts]
+    interrupted: bool
+    """The task was cancelled during the measurement."""
+
+    def path_rows(self, nsid: int) -> list[tuple[object, ...]]:
+        """Return a line of a table for each path: how it reaches ``nsid``, and its traffic during the window."""
+        before = {each["name"]: each for each in self.paths_before}
+        return path_rows(nsid, before, self.paths, self.figures.seconds)
+
+
+async def _measure(
+    load: BenchLoad,
+    controller: HostController | HostSubsystem,
+    seconds: float,
+    block_bytes: int,
+    report: Callable[[str], None],
+) -> Window:
+    """Warm a load up, measure it for ``seconds``, and end it."""
+    # a load of a given amount is measured from its first command on
+    limited = isinstance(load, MixedLoad) and load.mix.limit_bytes is not None
+    warm_up = 0.0 if limited else WARM_UP_SECONDS
     load.start()
     interrupted = False
-    # a load of a given amount is measured from its first command on
-    warm_up = 0.0 if mix is not None and mix.limit_bytes is not None else WARM_UP_SECONDS
     try:
         if warm_up:
             await asyncio.wait([load.finished], timeout=warm_up)
@@ -96,39 +172,12 @@ async def run_bench(
         if interrupted:
             asyncio.current_task().uncancel()  # type: ignore[union-attr]
         await load.finished
-    if load.error is not None and (not figures.ios or isinstance(load.error, VerifyError)):
-        raise load.error
-    ios = max(figures.ios, 1)
-    read, write = _directions(load, figures, pattern)
-    return BenchResult(
-        pattern=pattern,
-        block_bytes=block_bytes,
-        depth=depth,
-        queues=queues,
-        seconds=figures.seconds,
-        ios=figures.ios,
-        iops=figures.iops,
-        megabytes_per_second=(read.bytes + write.bytes) / figures.seconds / 1e6,
-        latency_p50_us=figures.latency_us(0.5),
-        latency_p99_us=figures.latency_us(0.99),
-        latency_p999_us=figures.latency_us(0.999),
-        latency_max_us=figures.latency_us(1.0),
-        cpu_user_us_per_io=(after.user - before.user) / ios * 1e6,
-        cpu_system_us_per_io=(after.system - before.system) / ios * 1e6,
-        success_flag_possible=controller.options.disable_sqflow,
-        complete=not interrupted and load.error is None,
-        verified=await _verified(load, interrupted=interrupted),
-        read=read,
-        write=write,
-        error=load.error,
-        connections=connections,
-        paths=paths,
-        path_rows=path_rows(namespace.nsid, {each["name"]: each for each in paths_before}, paths, figures.seconds),
-    )
+    user, system = after.user - before.user, after.system - before.system
+    return Window(figures, user, system, connections, paths_before, paths, interrupted)
 
 
 def _directions(load: MeasuredLoad, figures: Figures, pattern: str) -> tuple[Direction, Direction]:
-    """Return what the reads did, and what the writes did."""
+    """Return the results of the reads, and those of the writes."""
     if isinstance(load, MixedLoad):
         return load.reads, load.writes
     whole = Direction(figures.ios, figures.ios * figures.block_bytes, figures.latencies_ns)
@@ -136,7 +185,7 @@ def _directions(load: MeasuredLoad, figures: Figures, pattern: str) -> tuple[Dir
 
 
 async def _verified(load: MeasuredLoad, *, interrupted: bool) -> int:
-    """Check what a load has written; return how many commands' data was checked in all."""
+    """Check the data that a load has written; return the number of commands whose data was checked in all."""
     if not isinstance(load, MixedLoad):
         return 0
     if load.mix.verify and not interrupted:
@@ -186,13 +235,18 @@ async def _watch(load: MeasuredLoad, began: float, seconds: float, size: int, re
     help="Commands per queue.",
 )
 @click.option(
-    "--runtime", type=Seconds(0.01), default=5.0, show_default=True, metavar="SECONDS", help="How long it measures."
+    "--runtime",
+    type=Seconds(0.01),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Duration of the measurement.",
 )
-@click.option("--size", type=BYTES, metavar="SIZE", help="End after so many bytes.")
+@click.option("--size", type=BYTES, metavar="SIZE", help="Bytes to transfer in all.")
 @click.option("--rate", type=BYTES, metavar="SIZE", help="At most so many bytes per second.")
 @click.option("--rate-iops", type=Number(1), metavar="N", help="At most so many commands per second.")
 @click.option("--verify", type=click.Choice(["crc32c"]), help="Check the data that was written.")
-@click.option("--write-anyway", is_flag=True, help="Yes, overwrite what is on the namespace.")
+@click.option("--write-anyway", is_flag=True, help="Overwrite the data of the namespace.")
 @click.option("--histogram", is_flag=True, help="Show how the latencies are distributed.")
 @click.option("--plot", metavar="FILE", help="Draw the latencies: FILE.svg or FILE.png.")
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two results of -o json.")
@@ -209,7 +263,7 @@ async def bench_command(output: str, nsid: int | None, **options: Any) -> None:
         raise click.UsageError("Missing option '-a' / '--traddr', or a TARGET: a URL or a saved connection.")
     rw, mix = options["rw"], mix_of(options)
     if rw not in ("read", "randread") and not options["write_anyway"]:
-        raise ConfigurationError(f"{rw} overwrites what is on the namespace: say --write-anyway if that may be")
+        raise ConfigurationError(f"{rw} overwrites the data of the namespace: give --write-anyway to allow it")
     options["queue_size"] = max(options["queue_size"], options["depth"] + 1)
     async with await open_host(options) as controller:
         namespace = await opt.open_namespace(controller, nsid)
@@ -225,7 +279,7 @@ async def bench_command(output: str, nsid: int | None, **options: Any) -> None:
     if result.error is not None:
         raise result.error
     if not result.complete:
-        raise asyncio.CancelledError  # the command was interrupted, and says so
+        raise asyncio.CancelledError  # the output says that the command was interrupted
 
 
 def _show(result: BenchResult, output: str, options: dict[str, Any]) -> None:
@@ -268,7 +322,7 @@ def sizes_of(text: str) -> list[tuple[int, int]]:
     if dash:
         size, most = BYTES.convert(low, None, None), BYTES.convert(high, None, None)
         if not 0 < size <= most:
-            raise ConfigurationError(f"--block-size {text}: the first size is to be the smaller one")
+            raise ConfigurationError(f"--block-size {text}: the first size must be the smaller one")
         found = []
         while size < most:
             found.append((size, 1))
@@ -283,12 +337,12 @@ def sizes_of(text: str) -> list[tuple[int, int]]:
             raise ConfigurationError(f"--block-size {text}: {part!r} is no SIZE/PERCENT")
         pairs.append((BYTES.convert(size_text, None, None), int(percent)))
     if sum(percent for _, percent in pairs) != 100:
-        raise ConfigurationError(f"--block-size {text}: the percents are to be 100 together")
+        raise ConfigurationError(f"--block-size {text}: the percentages must add up to 100")
     return pairs
 
 
 def mix_of(options: dict[str, Any]) -> Mix | None:
-    """Return the mix that the options ask for; None where one kind of command does."""
+    """Return the mix that the options ask for; None where one kind of command is enough."""
     sizes, rw = sizes_of(options["block_size"]), options["rw"]
     plain = rw in PATTERNS and len(sizes) == 1
     if plain and not any(options[name] for name in ("size", "rate", "rate_iops", "verify")):
@@ -319,7 +373,7 @@ def _job_options(options: dict[str, Any]) -> dict[str, str]:
 
 
 def _io_queues(controller: HostController | HostSubsystem) -> list[Queue]:
-    """Return the I/O queues of all paths that are live."""
+    """Return the I/O queues of all live paths."""
     if not isinstance(controller, HostSubsystem):
         return controller.io_queues
     live = [member.controller for member in controller.paths if member.usable]

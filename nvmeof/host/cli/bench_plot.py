@@ -1,4 +1,4 @@
-"""The latencies of `bench` as a picture: how many of the commands were done within which time."""
+"""The latencies of `bench` as a picture: which share of the commands completed within which time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TICKS = ((0.0, "0"), (0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.
 
 
 def check_plot(path: str) -> None:
-    """Refuse what cannot be drawn, before anything is measured. Raises :class:`ConfigurationError`."""
+    """Refuse a plot that cannot be drawn, before anything is measured. Raises :class:`ConfigurationError`."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise ConfigurationError(f"{path} is no picture that can be drawn: end it with .svg or .png")
+        raise ConfigurationError(f"{path} is not a plot file: give a name that ends with .svg or .png")
     try:
         import matplotlib
     except ImportError:
@@ -26,13 +26,13 @@ def check_plot(path: str) -> None:
 
 
 def curves(result: Saved, label: str = "") -> list[tuple[str, list[tuple[float, float]]]]:
-    """Return the curves of a result: a name, and microseconds by the share of commands done within them."""
+    """Return the curves of a result: a name, and microseconds by the share of commands that completed within them."""
     found = []
     for name, each in result.directions.items():
         points = each.get("lat_curve_ns") or [
             (float(percent) / 100, value) for percent, value in each["clat_ns"]["percentile"].items()
         ]
-        # what few commands cannot tell apart is not drawn: a share needs a command that is above it
+        # a share needs a command above it: few commands have no high percentiles
         count = each["total_ios"]
         kept = [(share, value / 1000) for share, value in points if (1 - share) * count >= 1]
         found.append((f"{label} {name}".strip(), kept))

@@ -1,7 +1,7 @@
-"""What `bench` measured: for people, as JSON with fio's field names, and beside another result.
+"""The result of `bench`: as text, as JSON with fio's field names, and beside another result.
 
-Source of the names: fio's ``--output-format=json`` (fio 3.39). Latencies are from sending to completion, which is fio's
-``lat`` and ``clat`` alike: nothing is queued here before it is sent.
+Source of the names: fio's ``--output-format=json`` (fio 3.39). Latencies are from sending to completion, which is both
+``lat`` and ``clat`` of fio: no command is queued before it is sent.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Saved:
 
 
 def load(path: str) -> Saved:
-    """Read a result. Raises :class:`ConfigurationError` for a file that is none."""
+    """Read a result. Raises :class:`ConfigurationError` for a file that is not one."""
     text = read_text(Path(path))
     try:
         found = json.loads(text)

@@ -31,7 +31,7 @@ from nvmeof.spec.nqn import check_nqn
 @click.option("-R", "--scan", is_flag=True, help="Add what this machine's kernel is connected to.")
 @click.option("-M", "--modify", is_flag=True, help="Add the port that the options name, or change its options.")
 @click.option("-U", "--update", is_flag=True, help="Write the file.")
-@click.option("-O", "--dump", is_flag=True, help="Print what the file would be.")
+@click.option("-O", "--dump", is_flag=True, help="Print the resulting file.")
 @config_option
 def config_command(scan: bool, modify: bool, update: bool, dump: bool, config_file: str | None, **options: Any) -> None:
     """Show and change config.json, the file that libnvme and connect-all take subsystems from."""

@@ -1,4 +1,4 @@
-"""The engine of `cp`: pieces of a source on their way to a destination, many at a time."""
+"""The engine of `cp`: copies pieces of a source to a destination, many at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAVE_SECONDS = 2.0
 
 @dataclass(slots=True)
 class Copied:
-    """What a copy did, in bytes."""
+    """The amounts of a copy, in bytes."""
 
     data_bytes: int = 0
     hole_bytes: int = 0
@@ -36,7 +36,7 @@ class Copied:
 
 @dataclass(slots=True)
 class Progress:
-    """Which pieces are done: all before ``mark``, and some behind it."""
+    """The pieces that are done: all before ``mark``, and some behind it."""
 
     mark: int
     _behind: dict[int, int] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is copied: ``length`` bytes (None: until the source ends) from ``source_offset`` to ``target_offset``."""
+    """A copy to make: ``length`` bytes (None: until the source ends) from ``source_offset`` to ``target_offset``."""
 
     source: Place
     target: Place
@@ -83,7 +83,7 @@ class Copy:
         self._before: asyncio.Future[None] | None = None
 
     async def run(self) -> Copied:
-        """Copy, and return what was done. Raises what the first piece failed with, when the others have ended."""
+        """Copy, and return the amounts. Raises the error of the first failed piece, when the others have ended."""
         for _ in range(self.job.depth):
             self._free.put_nowait(bytearray(self.job.piece_bytes))
         try:
@@ -96,7 +96,7 @@ class Copy:
         return self.copied
 
     async def _pieces(self) -> AsyncIterator[tuple[Extent, bytearray | None, int | None]]:
-        """Yield pieces: a hole, or a buffer for the data; with its bytes where the source gives them in order only."""
+        """Yield pieces: a hole, or a buffer for the data, already filled where the source can only be read in order."""
         job, size = self.job, self.job.piece_bytes
         if not job.source.seekable:
             at = self._start
@@ -120,7 +120,7 @@ class Copy:
         first = job.source_offset + self._start
         for extent in job.source.extents(first, job.length - self._start):
             at, end = extent.offset - job.source_offset, extent.offset + extent.length - job.source_offset
-            # pieces of data begin and end with blocks of both places; what is too short for a hole is data
+            # a hole that is not aligned to the blocks of both places is copied as data
             if extent.hole and job.sparse and self._aligned(at, end):
                 for start in range(at, end, 1 << 30):
                     yield Extent(start, min(1 << 30, end - start), hole=True), None, None
@@ -168,7 +168,7 @@ class Copy:
                 done.set_result(None)
 
     async def _put(self, extent: Extent, buffer: bytearray, view: memoryview) -> int:
-        """Write a piece, its zeroes as holes where that helps; return the bytes of the holes."""
+        """Write a piece, its zeroes as holes where the destination has holes; return the bytes of the holes."""
         job, at = self.job, self.job.target_offset + extent.offset
         if not (job.sparse and job.target.keeps_holes):
             await job.target.write(at, view)
@@ -188,7 +188,7 @@ def runs(buffer: bytearray, length: int) -> list[tuple[int, int, bool]]:
     found: list[tuple[int, int, bool]] = []
     for start in range(0, length, HOLE_BYTES):
         count = min(HOLE_BYTES, length - start)
-        # startswith compares in place; a short rest at the end belongs to what is before it
+        # startswith compares in place; a short rest at the end belongs to the stretch before
         zero = count == HOLE_BYTES and buffer.startswith(_ZEROES, start)
         if found and (found[-1][2] == zero or (count < HOLE_BYTES and not zero and not found[-1][2])):
             found[-1] = (found[-1][0], found[-1][1] + count, zero)
@@ -198,7 +198,8 @@ def runs(buffer: bytearray, length: int) -> list[tuple[int, int, bool]]:
 
 
 async def verify(job: Job, length: int, *, advance: Callable[[int], None] = lambda count: None) -> None:
-    """Read the destination, and compare it with what was read of the source. Raises NvmeofError where they differ.
+    """Read the destination, and compare it with the data that was read from the source. Raises NvmeofError where they
+    differ.
 
     Holes, and pieces of an earlier run, are read from the source again.
     """
@@ -232,7 +233,7 @@ async def verify(job: Job, length: int, *, advance: Callable[[int], None] = lamb
 
 
 def _checked_pieces(job: Job, length: int) -> Iterator[tuple[int, int, int | None]]:
-    """Yield all pieces up to ``length``, with the checksum of those that were read in this run."""
+    """Yield all pieces up to ``length``, each with its checksum if it was read in this run."""
     at = 0
     for start, (count, crc) in sorted((job.checksums or {}).items()):
         for gap in range(at, start, job.piece_bytes):
@@ -244,7 +245,7 @@ def _checked_pieces(job: Job, length: int) -> Iterator[tuple[int, int, int | Non
 
 
 async def _read_padded(place: Place, offset: int, view: memoryview) -> None:
-    """Fill ``view`` also where it ends within a block."""
+    """Fill ``view``, which may end within a block."""
     rest = len(view) % place.block_bytes
     if not rest:
         await place.read_into(offset, view)
@@ -254,12 +255,12 @@ async def _read_padded(place: Place, offset: int, view: memoryview) -> None:
     view[:] = whole[: len(view)]
 
 
-# -- going on later
+# -- resuming
 
 
 @dataclass(slots=True)
 class State:
-    """How far a copy came, in a file: what it copies, and up to where it is on the medium."""
+    """The progress of a copy, in a file: what is copied, and up to where it is on the medium."""
 
     path: Path
     facts: dict[str, Any]
@@ -268,7 +269,9 @@ class State:
 
     @classmethod
     def load(cls, path: str) -> State:
-        """Read the file; a new state where there is none. Raises :class:`ConfigurationError` for another file."""
+        """Read the file; return a new state where there is none. Raises :class:`ConfigurationError` for any other
+        file.
+        """
         where = Path(path)
         if not where.exists():
             return cls(where, {})
@@ -279,17 +282,17 @@ class State:
             raise ConfigurationError(f"{path} is no state of an interrupted copy: name another file") from None
 
     def begin(self, facts: dict[str, Any]) -> int:
-        """Return where the copy goes on. Raises :class:`ConfigurationError` where the state is of another copy."""
+        """Return where the copy goes on. Raises :class:`ConfigurationError` for the state of another copy."""
         if self.facts and self.facts != facts:
             changed = ", ".join(name for name in facts if self.facts.get(name) != facts[name])
             raise ConfigurationError(
-                f"{self.path} is of another copy ({changed} changed): name another file, or remove it to begin anew"
+                f"{self.path} is of another copy ({changed} changed): name another file, or remove it to start over"
             )
         self.facts = facts
         return self.done
 
     def save(self, done: int, partial: Path | None) -> None:
-        """Write the file in one step."""
+        """Write the file atomically."""
         self.done, self.partial = done, None if partial is None else str(partial)
         write_text(
             self.path, json.dumps({"copy": self.facts, "done": self.done, "partial": self.partial}, indent=2) + "\n"

@@ -40,7 +40,7 @@ async def _namespace(text: str, options: dict[str, Any]) -> NamespacePlace:
 
 
 def _length(source: Place, target: Place, options: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Return how much is copied, None: until the source ends; and the room for it, None: no limit.
+    """Return the bytes to copy (None: until the source ends), and the room for them (None: no limit).
 
     Raises :class:`ConfigurationError`.
     """
@@ -71,7 +71,7 @@ def _grows(target: Place) -> bool:
 
 
 class _Run:
-    """One call of `cp`: its places, and how far it came."""
+    """One call of `cp`: its places and its progress."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -80,7 +80,7 @@ class _Run:
         self.started = time.perf_counter()
 
     async def open(self, source: str, target: str, stack: AsyncExitStack) -> Job:
-        """Open both places, the source first. Raises what cannot be opened."""
+        """Open both places, the source first. Raises the error of a place that cannot be opened."""
         one = await _namespace(source, self.options) if _is_target(source) else open_source(source)
         stack.push_async_callback(one.close)
         known = None if self.state is None else self.state.partial
@@ -93,7 +93,7 @@ class _Run:
                 if known is None:
                     raise
                 raise ConfigurationError(
-                    f"{error.filename} is gone: remove {self.options['resume']} to begin anew"
+                    f"{error.filename} is gone: remove {self.options['resume']} to start over"
                 ) from None
             other = self.destination.place
         stack.push_async_callback(other.close)
@@ -109,7 +109,7 @@ class _Run:
         if self.options["verify"] and not other.seekable:
             raise ConfigurationError(f"{other.name} cannot be read again: leave --verify out")
         if self.state is not None and not (one.seekable and other.seekable):
-            raise ConfigurationError("a copy from or to a pipe cannot go on later: leave --resume out")
+            raise ConfigurationError("a copy from or to a pipe cannot be resumed: leave --resume out")
         unit = max(one.block_bytes, other.block_bytes)
         piece = max(self.options["piece"] // unit * unit, unit)
         length, room = _length(one, other, self.options)
@@ -127,7 +127,7 @@ class _Run:
         )
 
     async def copy(self, job: Job) -> Copied:
-        """Copy, and note how far it came where it can go on later."""
+        """Copy, and note the progress where the copy can be resumed."""
         start = 0
         if self.state is not None:
             facts = {
@@ -169,14 +169,14 @@ class _Run:
         self.state.save(done, None if self.destination is None else self.destination.partial)
 
     async def _stopped(self, copy: Copy) -> None:
-        """Say how far it came; nothing half-written goes without a word."""
+        """Report how far the copy came, and any destination that is left half-written."""
         done, length = copy.progress.mark, copy.job.length
         where = ""
         if self.destination is not None and self.destination.partial is not None:
             if not copy.copied.done_bytes and self.state is None:
                 self.destination.forget()
                 return
-            where = f", which are in {self.destination.partial}; {self.destination.path} is as it was"
+            where = f", which are in {self.destination.partial}; {self.destination.path} is unchanged"
         if self.state is not None:
             with suppress(Exception):
                 await self._save(copy)
@@ -186,14 +186,14 @@ class _Run:
             out.remark(f"stopped after {done}{total} bytes{where}")
 
     async def finish(self, job: Job, copied: Copied) -> None:
-        """Verify where that was asked for, give the file its name, and forget the state."""
+        """Verify if asked to, give the file its name, and remove the state."""
         if self.options["verify"]:
             try:
                 with out.progress("verify", copied.end) as advance:
                     await verify(job, copied.end, advance=advance)
             except BaseException:
                 if self.destination is not None and self.destination.partial is not None:
-                    out.remark(f"the copy is in {self.destination.partial}; {self.destination.path} is as it was")
+                    out.remark(f"the copy is in {self.destination.partial}; {self.destination.path} is unchanged")
                 raise
         if self.destination is not None:
             if isinstance(job.target, FilePlace) and self.destination.partial is not None:
@@ -236,19 +236,19 @@ class _Run:
 @click.argument("dest", shell_complete=opt.complete_target)
 @opt.url_options
 @multipath_options()
-@click.option("-z", "--size", type=BYTES, metavar="SIZE", help="Copy so much.  [default: all of SOURCE]")
-@click.option("--skip", type=BYTES, default=0, metavar="SIZE", help="Begin here in SOURCE.")
-@click.option("--seek", type=BYTES, default=0, metavar="SIZE", help="Begin here in DEST.")
+@click.option("-z", "--size", type=BYTES, metavar="SIZE", help="Bytes to copy.  [default: all of SOURCE]")
+@click.option("--skip", type=BYTES, default=0, metavar="SIZE", help="Offset in SOURCE.")
+@click.option("--seek", type=BYTES, default=0, metavar="SIZE", help="Offset in DEST.")
 @click.option(
-    "--piece", type=Bytes(PIECE_MAX_BYTES), default=1 << 20, metavar="SIZE", help="Bytes at a time.  [default: 1M]"
+    "--piece", type=Bytes(PIECE_MAX_BYTES), default=1 << 20, metavar="SIZE", help="Bytes per piece.  [default: 1M]"
 )
 @click.option(
-    "-d", "--depth", type=Number(1, 1024), default=8, show_default=True, metavar="N", help="Pieces under way."
+    "-d", "--depth", type=Number(1, 1024), default=8, show_default=True, metavar="N", help="Pieces at a time."
 )
 @click.option("--sparse/--no-sparse", default=True, help="Leave holes and zeroes out.  [default: --sparse]")
 @click.option("--verify", is_flag=True, help="Read DEST again, and compare.")
 @click.option(
-    "--resume", metavar="FILE", type=click.Path(dir_okay=False), help="Note in FILE how far it came, and go on there."
+    "--resume", metavar="FILE", type=click.Path(dir_okay=False), help="Store the progress in FILE, and resume there."
 )
 @opt.output_option
 @opt.coroutine

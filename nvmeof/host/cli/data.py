@@ -26,7 +26,7 @@ start_option = click.option("--start-block", type=U64, default=0, show_default=T
 block_count_option = click.option(
     "-c", "--block-count", type=U64, help="Number of blocks, 0's-based as nvme-cli has it."
 )
-blocks_option = click.option("--blocks", type=U64, help="Number of blocks, as people count.")
+blocks_option = click.option("--blocks", type=U64, help="Number of blocks, not 0's-based.")
 _size = click.option("-z", "--data-size", type=BYTES, help="Size of the data in bytes: 4096, 4k, 1M.")
 _data = click.option("-d", "--data", "path", type=click.Path(dir_okay=False), help="File.  [default: stdin or stdout]")
 
@@ -34,7 +34,9 @@ _data = click.option("-d", "--data", "path", type=click.Path(dir_okay=False), he
 def range_blocks(
     namespace: Namespace, block_count: int | None, blocks: int | None, data_size: int | None
 ) -> int | None:
-    """Return how many blocks the options ask for; None where they say nothing. Raises :class:`ConfigurationError`."""
+    """Return the number of blocks that the options ask for; None without these options. Raises
+    :class:`ConfigurationError`.
+    """
     if block_count is not None and blocks is not None:
         raise ConfigurationError("give --block-count (0's-based) or --blocks, not both")
     if block_count is not None:
@@ -111,7 +113,7 @@ async def _read_to(namespace: Namespace, lba: int, count: int, length: int, sink
                 writing.cancel()
             raise
         except Exception:
-            if writing is not None:  # what was read before the error belongs into the file
+            if writing is not None:  # the data read before the error belongs into the file
                 with contextlib.suppress(OSError):
                     await writing
             raise
@@ -133,7 +135,7 @@ async def _read_to(namespace: Namespace, lba: int, count: int, length: int, sink
 @blocks_option
 @_size
 @_data
-@click.option("--force-unit-access", "--fua", "fua", is_flag=True, help="On the medium before the completion.")
+@click.option("--force-unit-access", "--fua", "fua", is_flag=True, help="Force Unit Access.")
 @opt.coroutine
 async def write_command(
     nsid: int | None,
@@ -176,7 +178,9 @@ def _too_long(namespace: Namespace) -> ConfigurationError:
 async def _write_from(
     namespace: Namespace, start: int, length: int | None, source: Source, advance: Any, *, fua: bool
 ) -> int:
-    """Write at most `length` bytes from block `start`; how many there were. What fails is told with how far it came."""
+    """Write at most `length` bytes from block `start`; return how many were written. After an error a remark says
+    how far the command came.
+    """
     step = max(CHUNK_BYTES // namespace.block_bytes, 1) * namespace.block_bytes
     lba, done = start, 0
 

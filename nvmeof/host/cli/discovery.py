@@ -1,4 +1,4 @@
-"""``discover`` and ``connect-all``: what discovery services know, and connecting to all of it."""
+"""``discover`` and ``connect-all``: show what discovery services know, and connect to all of it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _persistent = click.option(
 @opt.command("discover")
 @opt.service_options
 @click.option("-r", "--raw", type=click.Path(path_type=Path), metavar="FILE", help="Write the log page to a file.")
-@click.option("--referrals", is_flag=True, help="With what the services know that it refers to.")
+@click.option("--referrals", is_flag=True, help="Include the services that it refers to.")
 @_persistent
 @click.option("--mdns", is_flag=True, help="Ask the services that multicast DNS finds (_nvme-disc._tcp).")
 @config_option
@@ -113,7 +113,7 @@ def _port(entry: DiscoveryEntry) -> int:
 
 
 def _watch_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a persistent discovery controller; its keep-alive is nvme-cli's."""
+    """Return the options of a persistent discovery controller; the keep-alive timeout is nvme-cli's."""
     chosen = opt.discovery_options(options)
     chosen["keep_alive_tmo"] = PERSISTENT_KEEP_ALIVE
     for name in ("reconnect_delay", "ctrl_loss_tmo"):
@@ -129,11 +129,11 @@ async def _follow_all(asked: list[Asked], output: str) -> None:
         await asyncio.gather(*(_follow_changes(each, output, alone=len(asked) == 1) for each in asked))
         over = True
     if over:
-        raise NvmeofError(f"none of the {len(asked)} discovery services is left to be followed")
+        raise NvmeofError(f"all {len(asked)} discovery services are lost")
 
 
 async def _follow_changes(asked: Asked, output: str, *, alone: bool) -> None:
-    """Print the changes of one service; the loss of one that is not alone is a remark, and the others go on."""
+    """Print the changes of one service; the loss of one of several is a remark, and the others go on."""
     try:
         async with watch_discovery(**_watch_options(asked.options)) as watch:
             async for change in watch:
@@ -164,7 +164,7 @@ def _print_change(change: DiscoveryChange, output: str) -> None:
 
 
 class Connections:
-    """The subsystems that ``connect-all`` holds, each over all paths that were found."""
+    """The subsystems that ``connect-all`` holds, each over all discovered paths."""
 
     def __init__(self, stack: AsyncExitStack, output: str, *, persistent: bool = False) -> None:
         self.subsystems: dict[str, HostSubsystem] = {}
@@ -177,7 +177,9 @@ class Connections:
         self._turn = asyncio.Lock()
 
     async def take(self, asked: Asked) -> Discovered:
-        """Ask a service and what it refers to, and connect what is not connected. Raises where it cannot be asked."""
+        """Ask a service and its referrals, and connect what is not connected. Raises the error of a service that cannot
+        be asked.
+        """
         async with self._turn:
             found = await discover_all(**opt.discovery_options(asked.options))
             for sentence in found.left_out:
@@ -189,7 +191,7 @@ class Connections:
     async def _connect(
         self, subnqn: str, paths: list[ConnectOptions], found: Discovered, options: dict[str, Any]
     ) -> None:
-        """Connect the paths to one subsystem that are not connected; what cannot be is told of."""
+        """Connect the missing paths to one subsystem; report those that cannot be connected."""
         subsystem = self.subsystems.get(subnqn)
         known = subsystem.paths if subsystem is not None else []
         new = [path for path in paths if not any(path.same_path(member.path.options) for member in known)]
@@ -249,14 +251,15 @@ class Connections:
         sys.stdout.flush()
 
     async def follow(self, service: DiscoveryService, asked: Asked) -> None:
-        """Keep a service connected, and connect what its log gains; for ever, unless the options have a ctrl_loss_tmo.
+        """Keep a service connected, and connect the new entries of its log, without end unless the options have a
+        ctrl_loss_tmo.
 
         Ends with one remark when the service is lost for good.
         """
         options = {**asked.options, "traddr": service.traddr, "trsvcid": service.trsvcid}
         watch = watch_discovery(**{"ctrl_loss_tmo": -1, **_watch_options(options), "subnqn": service.subnqn})
         try:
-            async for change in watch:  # connects, and does so again
+            async for change in watch:  # connects, and reconnects
                 if change.added or change.reconnected:
                     await self._take_again(asked)
         except NvmeofError as error:
@@ -272,7 +275,9 @@ class Connections:
 
 
 def _may_disable_sqflow(found: Discovered, subnqn: str) -> bool:
-    """Whether all entries of a subsystem say that SQ flow control may be disabled: then it is, as in libnvme."""
+    """Return whether all entries of a subsystem allow disabling SQ flow control, which is then disabled, as in
+    libnvme.
+    """
     return all(entry.treq & Treq.DISABLE_SQ_FLOW_CONTROL for entry in found.entries if entry.subnqn == subnqn)
 
 
@@ -314,7 +319,7 @@ async def connect_all_command(output: str, persistent: bool, config_file: str | 
 
 
 async def _hold(held: Connections, followers: list[tuple[DiscoveryService, Asked]]) -> None:
-    """Wait for Ctrl-C or SIGTERM; without followers for the loss of the last subsystem too, which is raised."""
+    """Wait for Ctrl-C or SIGTERM; without followers also for the loss of the last subsystem, whose error is raised."""
     tasks = [asyncio.create_task(held.follow(service, asked)) for service, asked in followers]
     try:
         with interrupts.regular_end():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -41,9 +42,9 @@ _VWC_PRESENT = 1
 @click.option("--tls-certificates", "folder", metavar="FOLDER", help="The server's certificate and key, and ca-cert.")
 @click.option("--tls", type=click.Choice(["allow", "require"]), default="require", show_default=True,
               help="Of clients.")  # fmt: skip
-@click.option("--tls-verify-peer", is_flag=True, help="Clients have to have a certificate too.")
+@click.option("--tls-verify-peer", is_flag=True, help="Require a certificate of clients.")
 @click.option("--memory", type=BYTES, default=MEMORY_BYTES, metavar="SIZE",
-              help="For data on its way.  [default: 128M]")  # fmt: skip
+              help="For data in flight.  [default: 128M]")  # fmt: skip
 @opt.output_option
 @opt.coroutine
 async def export_command(
@@ -77,16 +78,8 @@ async def export_command(
         ended.set()
 
     async with AsyncExitStack() as stack:
-        disks: list[ExportedDisk] = []
-        for chosen in (options, *(_options_of(text, options) for text in more)):
-            nsid = chosen.pop("nsid", None)
-            host = await subsystem.open_host(chosen)
-            stack.push_async_exit(host)
-            if isinstance(host, HostSubsystem):
-                watch_paths(host, on_lost)
-            else:
-                host.on_lost.append(on_lost)
-            disks += await _disks(host, nsids or (() if nsid is None else (nsid,)), read_only)
+        targets = (options, *(_options_of(text, options) for text in more))
+        disks = await _open_disks(stack, targets, nsids, read_only=read_only, on_lost=on_lost)
         _name(disks, names)
         server = NbdServer(disks, tls=context, tls_required=tls == "require", memory_bytes=memory)
         try:
@@ -101,8 +94,32 @@ async def export_command(
             raise lost[0]
 
 
+async def _open_disks(
+    stack: AsyncExitStack,
+    targets: Iterable[dict[str, Any]],
+    nsids: tuple[int, ...],
+    *,
+    read_only: bool,
+    on_lost: Callable[[NvmeofError], None],
+) -> list[ExportedDisk]:
+    """Connect to each target until ``stack`` is closed, and return the exports; ``on_lost`` is called with the error of
+    a host whose connection is lost. Raises as :func:`subsystem.open_host` and :func:`_disks`.
+    """
+    disks: list[ExportedDisk] = []
+    for options in targets:
+        nsid = options.pop("nsid", None)
+        host = await subsystem.open_host(options)
+        stack.push_async_exit(host)
+        if isinstance(host, HostSubsystem):
+            watch_paths(host, on_lost)
+        else:
+            host.on_lost.append(on_lost)
+        disks += await _disks(host, nsids or (() if nsid is None else (nsid,)), read_only)
+    return disks
+
+
 def _options_of(text: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a further target: those of the command line, with what its URL says."""
+    """Return the options of a further target: those of the command line, updated by its URL."""
     own = ("where", "nqn", "nsid", *opt.PATH_NAMES)
     found: dict[str, Any] = {name: value for name, value in options.items() if name not in own}
     found |= {**dict.fromkeys(opt.PATH_NAMES, ()), **opt.options_of_url(find_target(text))}
@@ -113,7 +130,9 @@ def _options_of(text: str, options: dict[str, Any]) -> dict[str, Any]:
 def _name(disks: list[ExportedDisk], names: tuple[str, ...]) -> None:
     """Give the exports the names of the command line, or numbers where their NSIDs are not distinct."""
     if names and len(names) != len(disks):
-        raise ConfigurationError(f"{len(names)} names for {len(disks)} exports: give --name once for each, or not")
+        raise ConfigurationError(
+            f"{len(names)} names for {len(disks)} exports: give --name once for each, or leave it out"
+        )
     if names:
         for disk, name in zip(disks, names, strict=True):
             disk.name = name
@@ -123,7 +142,9 @@ def _name(disks: list[ExportedDisk], names: tuple[str, ...]) -> None:
 
 
 async def _disks(host: HostController | HostSubsystem, nsids: tuple[int, ...], read_only: bool) -> list[ExportedDisk]:
-    """Return the exports of a subsystem, named by their NSIDs. Raises :class:`NvmeofError` where one is not there."""
+    """Return the exports of a subsystem, named by their NSIDs. Raises :class:`NvmeofError` for a namespace that does
+    not exist.
+    """
     found = [host.namespace(nsid) for nsid in nsids] if nsids else await host.namespaces()
     if not found:
         raise NvmeofError(f"{host.options.subnqn} has no active namespace")
@@ -134,7 +155,7 @@ async def _disks(host: HostController | HostSubsystem, nsids: tuple[int, ...], r
     oncs = infos[0].oncs
     for info in infos[1:]:
         oncs &= info.oncs
-    # A Flush is about the cache behind the controller that takes it: over several there must be none.
+    # A Flush covers the cache of the controller that takes it: over several controllers there must be no cache.
     multi_conn = len(infos) == 1 or not any(info.vwc & _VWC_PRESENT for info in infos)
     disks = []
     for namespace in found:
@@ -161,7 +182,7 @@ def _tell(where: list[tuple[Place, str]], disks: list[ExportedDisk], *, tls: boo
         for disk, where_from in exports:
             print(f"{where_from}  namespace {disk.namespace.nsid}, {disk.namespace.size_bytes} bytes")
         print("exported; Ctrl-C ends it")
-    sys.stdout.flush()  # who waits for it on a pipe goes on now
+    sys.stdout.flush()  # a program that waits for this line on a pipe goes on now
 
 
 COMMANDS = (export_command,)

@@ -1,4 +1,4 @@
-"""What a feature's value means, in words: from the declarations of the specification's features."""
+"""The meaning of a feature's value in words, from the declarations of the specification's features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DECODERS: dict[int, Callable[[int], Any]] = {
 
 
 def feature_name(fid: int) -> str:
-    """Return the feature's name, or that it is not known."""
+    """Return the feature's name, or that it is unknown."""
     try:
         return FeatureId(fid).name.replace("_", " ").capitalize().replace("Io ", "I/O ")
     except ValueError:

@@ -1,7 +1,7 @@
-"""Where the data of `read` and `write` goes to and comes from: files, pipes, devices, the standard streams.
+"""The destinations of `read` and sources of `write`: files, pipes, devices, the standard streams.
 
 Nothing is overwritten before all of the data is there: a file gets a temporary name beside its own until then. A
-blocking call blocks only a thread that is not joined at the end, so that SIGINT takes effect at once.
+blocking call occupies only a thread that is not joined at the end, so that SIGINT takes effect at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PIECE_BYTES = 1 << 20
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """Call `function` in a daemon thread; cancelling leaves it behind. For what may block for ever."""
+    """Call `function`, which may block without end, in a daemon thread; cancelling leaves the thread behind."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -74,8 +74,8 @@ class Sink:
         """Take `length_bytes`; at the end of the block the file has its name. The error says how many bytes were
         written.
 
-        A file that was there keeps its owner and mode. Devices, pipes and files in a directory that cannot be changed
-        are written in place. Raises OSError.
+        An existing file keeps its owner and mode. Devices, pipes and files in a directory that cannot be changed are
+        written in place. Raises OSError.
         """
         if self.path is None:
             sys.stdout.flush()
@@ -131,7 +131,7 @@ class Sink:
         try:
             yield
         except BaseException as error:
-            self._stop(wait=bool(where))  # the count is what was written so far: a thread may be writing still
+            self._stop(wait=bool(where))  # the count is what was written so far: a thread may still be writing
             if self.done_bytes and not isinstance(error, BrokenPipeError):
                 kept = f", which are in {where}" if where else ""
                 out.remark(f"stopped after {self.done_bytes} of {length_bytes} bytes{kept}")

@@ -1,4 +1,4 @@
-"""Identify structures as commands, and Get LBA Status and the reservation report: rows that need a word or two."""
+"""Identify structures as commands; also Get LBA Status and the reservation report."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _nvm_namespace(data: bytes, asked: Asked) -> Any:
     return {**shown, **raw}
 
 
-# -- by commands of their own
+# -- other commands
 
 
 async def _lba_status(asked: Asked) -> bytes:
@@ -206,7 +206,7 @@ ROWS = (
         lambda data, asked: _numbered(parse_namespace_list(data), "NVME Namespace List:"),
         (
             _command_set_option(),
-            click.option("--all", "all_namespaces", is_flag=True, help="Those that are not attached too."),
+            click.option("--all", "all_namespaces", is_flag=True, help="Unattached ones too."),
             click.option("--start", type=U32, default=1, show_default=True, metavar="NSID", help="From this one on."),
         ),
     ),
@@ -291,7 +291,7 @@ ROWS = (
                 type=U8,
                 default=0x11,
                 metavar="N",
-                help="10h: read all and tell; 11h: what is tracked.  [default: 11h]",
+                help="10h: scan all blocks; 11h: tracked blocks.  [default: 11h]",
             ),
             click.option(
                 "-l", "--range-len", type=U16, default=0, metavar="N", help="Blocks.  [default: all that follow]"

@@ -37,7 +37,7 @@ def _page(lid: int, length_bytes: int, *, nsid: int = NSID_ALL, csi: int = 0) ->
 
 
 async def _effects(asked: Asked) -> bytes:
-    """Read the effects of the command sets that there are, or of the one that was asked for."""
+    """Read the effects of all command sets, or of the one that was asked for."""
     wanted = asked["csi"]
     found = []
     for csi in (Csi.ZONED, Csi.NVM) if wanted is None else (wanted,):
@@ -64,7 +64,7 @@ async def _lba_status(asked: Asked) -> bytes:
     head = await asked.controller.get_log(LogPageId.LBA_STATUS, LBA_STATUS_HEADER_BYTES, nsid=NSID_ALL, rae=True)
     length = int.from_bytes(head[:4], "little")
     if not LBA_STATUS_HEADER_BYTES <= length <= LOG_MAX_BYTES:
-        raise NvmeofError(f"the LBA Status log claims {length} bytes, which makes no sense")
+        raise NvmeofError(f"the LBA Status log claims {length} bytes, which is invalid")
     return await asked.controller.get_log(LogPageId.LBA_STATUS, -(-length // 4) * 4, nsid=NSID_ALL)
 
 
@@ -74,7 +74,7 @@ ACTIONS = {
 
 
 async def _persistent(asked: Asked) -> bytes:
-    """Read the log in a context of this command's own, unless an action says otherwise."""
+    """Read the log in a context that this command establishes, unless an action says otherwise."""
     action, page = asked["action"], LogPageId.PERSISTENT_EVENTS
     alone = action is None
     first = LogAction.ESTABLISH_AND_READ if alone else ACTIONS[action]
@@ -85,7 +85,7 @@ async def _persistent(asked: Asked) -> bytes:
     try:
         length = asked["log_len"] or PERSISTENT_HEADER.parse(head).tll
         if length > LOG_MAX_BYTES:
-            raise NvmeofError(f"the Persistent Event log claims {length} bytes, which makes no sense")
+            raise NvmeofError(f"the Persistent Event log claims {length} bytes, which is invalid")
         if length <= len(head):
             return head[:length]
         rest = await asked.controller.get_log(page, -(-(length - len(head)) // 4) * 4, len(head), nsid=0)
@@ -96,7 +96,7 @@ async def _persistent(asked: Asked) -> bytes:
 
 
 async def _established(controller: HostController, action: LogAction) -> bytes:
-    """Read the header, after releasing a context that an interrupted command has left where one is in the way."""
+    """Read the header; release first a context that an interrupted command has left."""
     page = LogPageId.PERSISTENT_EVENTS
     try:
         return await controller.get_log(page, 512, nsid=0, lsp=action)
@@ -128,7 +128,7 @@ def _effects_lines(data: bytes, asked: Asked) -> Iterator[str]:
             yield f"  {name:<48} {value:#010x}"
 
 
-_csi = click.option("-y", "--csi", "-c", "csi", type=U8, metavar="CSI", help="Command set.  [default: those there are]")
+_csi = click.option("-y", "--csi", "-c", "csi", type=U8, metavar="CSI", help="Command set.  [default: all that exist]")
 _group = click.option(
     "--group-id", "group", type=U16, default=1, show_default=True, metavar="N", help="Endurance group."
 )
@@ -221,8 +221,8 @@ ROWS = (
 
 @opt.command("telemetry-log")
 @click.option("-O", "--output-file", "path", required=True, type=click.Path(dir_okay=False), help="File to write.")
-@click.option("--host-generate", type=click.Choice(["0", "1"]), default="1", show_default=True, help="1: capture anew.")
-@click.option("--controller-init", is_flag=True, help="What the controller captured by itself.")
+@click.option("--host-generate", type=click.Choice(["0", "1"]), default="1", show_default=True, help="1: new capture.")
+@click.option("--controller-init", is_flag=True, help="The controller's own capture.")
 @click.option(
     "-d", "--data-area", type=Number(1, 4), default=3, show_default=True, metavar="N", help="Up to this data area."
 )
@@ -243,7 +243,7 @@ async def telemetry_command(
             raise ConfigurationError("this controller has no data area 4: give --data-area 3")
         length = last * BLOCK_BYTES
         if length > LOG_MAX_BYTES:
-            raise NvmeofError(f"the telemetry log claims {length} bytes, which makes no sense")
+            raise NvmeofError(f"the telemetry log claims {length} bytes, which is invalid")
         rest = b""
         if length:
             rest = await controller.get_log(lid, length, HEADER.sizeof(), nsid=NSID_ALL, rae=rae)

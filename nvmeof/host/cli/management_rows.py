@@ -66,11 +66,11 @@ async def _format(asked: Asked) -> Outcome:
 
 
 async def _agreed(asked: Asked, what: str) -> None:
-    """Ask on a terminal whether data may be destroyed. Raises ConfigurationError where nobody can be asked."""
+    """Ask on a terminal whether data may be destroyed. Raises ConfigurationError without a terminal."""
     if asked["force"]:
         return
     if not sys.stdin.isatty():
-        raise ConfigurationError(f"{what}: say --force if that may be")
+        raise ConfigurationError(f"{what}: give --force to allow it")
     print(f"{what}. Type yes to go on: ", end="", file=sys.stderr, flush=True)
     answer = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     if answer.strip().lower() != "yes":
@@ -118,7 +118,7 @@ async def _self_test(asked: Asked) -> Outcome:
 async def _create(asked: Asked) -> Outcome:
     controller, flbas, nsze, ncap = asked.controller, asked["flbas"], asked["nsze"], asked["ncap"]
     if asked["block_size"] is not None or asked["size"] is not None:
-        # 0xFFFFFFFF is how the formats are told before there is a namespace
+        # 0xFFFFFFFF reports the formats before there is a namespace
         common = await controller.identify_namespace(NSID_ALL)
         sizes = [1 << each.lbads if each.lbads else 0 for each in common.lbaf[: common.nlbaf + 1]]
         if asked["block_size"] is not None:
@@ -131,7 +131,7 @@ async def _create(asked: Asked) -> Outcome:
                 raise ConfigurationError(f"--size is no multiple of the block size, {block} bytes")
             nsze = asked["size"] // block
     if nsze is None:
-        raise ConfigurationError("how large? Give --nsze in blocks, or --size")
+        raise ConfigurationError("no size: give --nsze in blocks, or --size")
     data = build(
         NAMESPACE_CREATE, nsze=nsze, ncap=nsze if ncap is None else ncap, flbas=flbas, dps=asked["dps"],
         nmic=asked["nmic"], anagrpid=asked["anagrp_id"], nvmsetid=0, endgid=asked["endg_id"], lbstm=0, nphndls=0,
@@ -224,7 +224,7 @@ def _bit(name: str, text: str) -> Any:
 
 
 _NSID = click.option("-N", "--namespace-id", "nsid", type=U32, metavar="NSID", help="Namespace.")
-_FORCE = click.option("--force", is_flag=True, help="Yes, the data may go: do not ask.")
+_FORCE = click.option("--force", is_flag=True, help="Erase the data without asking.")
 _BLOCK_SIZE = click.option(
     "-b", "--block-size", type=BYTES, metavar="SIZE", help="The format with blocks of this size."
 )
@@ -333,7 +333,7 @@ ACTIONS = (
                 help="Bytes of data.  [default: what the feature has]",
             ),
             click.option("-d", "--data", "path", type=click.Path(dir_okay=False), help="File with the data."),
-            click.option("--save", is_flag=True, help="Over resets too."),
+            click.option("--save", is_flag=True, help="Save it over resets."),
         ),
         namespace=False,
     ),

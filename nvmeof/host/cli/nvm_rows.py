@@ -1,4 +1,6 @@
-"""Commands on blocks that move no data of ours: compare, verify, write-uncor, copy, dsm; and reservations."""
+"""Commands on blocks that move no data to or from a file of the host: compare, verify, write-uncor, copy, dsm; and
+reservations.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,7 @@ def _ranges(asked: Asked, *, zeroes_based: bool = False) -> list[tuple[int, int]
 async def _dsm(asked: Asked) -> Outcome:
     namespace, ranges = _namespace(asked), _ranges(asked)
     if not (asked["ad"] or asked["idw"] or asked["idr"]):
-        raise ConfigurationError("say what the ranges are for: --ad (deallocate), --idw or --idr")
+        raise ConfigurationError("no attribute of the ranges: give --ad (deallocate), --idw or --idr")
     for start, count in ranges:
         check_range(namespace, start, count)
     await namespace.dataset_management(
@@ -168,7 +170,7 @@ def _key(name: str, text: str) -> Any:
 
 
 _CRKEY = _key("crkey", "Key that this host is registered with.")
-_IEKEY = click.option("--iekey", is_flag=True, help="Whatever key this host is registered with.")
+_IEKEY = click.option("--iekey", is_flag=True, help="Ignore this host's existing key.")
 _RTYPE = click.option(
     "--rtype",
     type=Number(min(ReservationType), max(ReservationType)),
@@ -178,7 +180,7 @@ _RTYPE = click.option(
     help="1 write exclusive, 2 exclusive access, 3 and 4 with registrants only, 5 and 6 with all registrants.",
 )
 _SLBS = click.option("--slbs", required=True, metavar="LIST", help="First blocks, separated by commas.")
-_FUA = click.option("--force-unit-access", "--fua", "fua", is_flag=True, help="On the medium before the completion.")
+_FUA = click.option("--force-unit-access", "--fua", "fua", is_flag=True, help="Force Unit Access.")
 
 ACTIONS = (
     Action(
@@ -220,8 +222,8 @@ ACTIONS = (
                 "--blocks", "lengths", required=True, metavar="LIST", help="Lengths in blocks, separated by commas."
             ),
             click.option("--ad", is_flag=True, help="Deallocate."),
-            click.option("--idw", is_flag=True, help="They will be written as a whole."),
-            click.option("--idr", is_flag=True, help="They will be read as a whole."),
+            click.option("--idw", is_flag=True, help="Integral dataset for write."),
+            click.option("--idr", is_flag=True, help="Integral dataset for read."),
         ),
     ),
     Action(
@@ -234,7 +236,7 @@ ACTIONS = (
             click.option(
                 "--blocks", "lengths", required=True, metavar="LIST", help="Lengths, 0's-based as nvme-cli has them."
             ),
-            click.option("--snsid", type=U32, metavar="NSID", help="Out of another namespace of the subsystem."),
+            click.option("--snsid", type=U32, metavar="NSID", help="From another namespace of the subsystem."),
             _FUA,
         ),
     ),
@@ -278,7 +280,7 @@ ACTIONS = (
                 default=0,
                 show_default=True,
                 metavar="N",
-                help="0 acquire, 1 preempt, 2 and abort.",
+                help="0 acquire, 1 preempt, 2 preempt and abort.",
             ),
         ),
     ),

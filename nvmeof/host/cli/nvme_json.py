@@ -1,6 +1,6 @@
 """JSON with nvme-cli's keys (nvme-cli 2.13, `-o json`), so that a program reads both alike.
 
-What nvme-cli has no key for is added under the specification's name. tests/interop compares key by key.
+Fields without a key in nvme-cli are added under the specification's name. tests/interop compares key by key.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _named(names: Mapping[Any, str], value: int) -> str:
 
 
 def discovery_record(entry: DiscoveryEntry) -> dict[str, Any]:
-    """Return a record of ``discover``. TRTYPE 4 is "mptcp", where nvme-cli says that it does not know it."""
+    """Return a record of ``discover``. TRTYPE 4 is "mptcp", where nvme-cli reports an unknown type."""
     return {
         "trtype": transport_name(entry),
         "adrfam": _named(_FAMILIES, entry.adrfam),
@@ -79,7 +79,7 @@ def discovery_record(entry: DiscoveryEntry) -> dict[str, Any]:
 
 
 def identify_controller(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``id-ctrl`` from the decoded Identify Controller. Text keeps its blanks, as nvme-cli has it."""
+    """Return ``id-ctrl`` from the decoded Identify Controller. Text keeps its blanks, as in nvme-cli."""
     shown = {_CONTROLLER.get(name, name): value for name, value in info.items() if name not in ("psd", "vs")}
     for name, width in (("sn", 20), ("mn", 40), ("fr", 8)):
         shown[name] = str(shown[name]).ljust(width)
@@ -193,7 +193,7 @@ def ana_state_name(state: int) -> str:
 
 
 def ana_log(device: str, chgcnt: int, groups: Iterable[AnaGroup]) -> dict[str, Any]:
-    """Return ``ana-log``. nvme-cli's keys are capital and have a blank at the end of one; so have these."""
+    """Return ``ana-log``. The keys are nvme-cli's: capital, one with a blank at its end."""
     listed = list(groups)
     return {
         "Asymmetric Namespace Access Log for NVMe device": device,

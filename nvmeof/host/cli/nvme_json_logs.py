@@ -1,7 +1,6 @@
 """Log pages as nvme-cli 2.13 prints them with ``-o json``: its keys, its numbers, its order.
 
-What a log page's fields are called there is not what the specification calls them; tests/interop compares the two
-programs field by field.
+nvme-cli's names of the fields are not the specification's; tests/interop compares the two programs field by field.
 """
 
 from __future__ import annotations
@@ -232,7 +231,7 @@ def lba_status_log(data: bytes) -> dict[str, Any]:
 def persistent_events(data: bytes) -> dict[str, Any]:
     """Return ``persistent-event-log``: the header under the specification's names, and each event's own data in hex.
 
-    nvme-cli 2.13 has keys of its own here, which were not seen for a whole log.
+    nvme-cli 2.13 has other keys, which were not seen for a whole log.
     """
     header = plain(HEADER.parse(data))
     header["tstmp"] = parse_timestamp(header["tstmp"])

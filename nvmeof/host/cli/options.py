@@ -61,7 +61,7 @@ class HostCommand(Command):
     explained_by = f"{PROGRAM} connect --help"
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, with ``where``: the paths that were given, if it takes several."""
+        """Run the command with ``where``, the paths that were given, if the command takes several."""
         given = {name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         if any(isinstance(each, Target) for each in self.params):
             take_target(ctx.params, given)
@@ -85,7 +85,7 @@ PATH_NAMES = ("traddr", "trsvcid", "transport", "host_traddr", "host_iface")
 
 
 class Target(click.Argument):
-    """The positional TARGET: a URL, or the name of a saved connection. ``needed``: unless there is an address."""
+    """The positional TARGET: a URL, or the name of a saved connection. ``needed``: unless an address is given."""
 
     def __init__(self, declarations: Sequence[str], *, needed: bool) -> None:
         super().__init__(declarations, required=False, metavar="[TARGET]", shell_complete=complete_target)
@@ -93,7 +93,7 @@ class Target(click.Argument):
 
 
 def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the saved connections that begin so."""
+    """Return the saved connections whose names begin with ``incomplete``."""
     try:
         return [name for name in read_saved() if name.startswith(incomplete)]
     except NvmeofError:
@@ -187,7 +187,9 @@ def _option(*declarations: Any, brief: bool = True, **attributes: Any) -> Callab
 
 
 def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[Callable[[F], F], ...]:
-    """Where to connect; ``several``: each option once for each path, or once for all; ``unless``: a default."""
+    """Return the options of where to connect; ``several``: each option once for each path, or once for all; ``unless``:
+    a default.
+    """
     how: dict[str, Any] = {"multiple": several}
     addresses = "Address (fe80::1%eth0) or name." + (" Again, or other ports with -s: more paths." if several else "")
     if unless:
@@ -243,7 +245,7 @@ _CONNECTION = (
     ),
     _option(
         "--connect-timeout", type=SECONDS, default=10.0, show_default=True, metavar="SECONDS",
-        help="For connecting.",
+        help="Connect timeout.",
     ),
     _option(
         "-k", "--keep-alive-tmo", type=SECONDS, default=5.0, show_default=True, metavar="SECONDS",
@@ -256,11 +258,11 @@ _CONTROLLER = (
         "-i", "--nr-io-queues", type=Number(0, 65535), default=1, show_default=True, metavar="N", help="I/O queues."
     ),
     _option(
-        "-Q", "--queue-size", type=Number(0, 65536), default=128, show_default=True, metavar="N", help="Entries of one."
+        "-Q", "--queue-size", type=Number(0, 65536), default=128, show_default=True, metavar="N", help="Queue entries."
     ),
     _option("--disable-sqflow", is_flag=True, help="Without SQ flow control."),
-    _option("--abort-first", is_flag=True, help="Abort what takes too long, then give up."),
-    _option("--timeout", type=SECONDS, default=30.0, show_default=True, metavar="SECONDS", help="For a command."),
+    _option("--abort-first", is_flag=True, help="Abort timed-out commands first."),
+    _option("--timeout", type=SECONDS, default=30.0, show_default=True, metavar="SECONDS", help="Command timeout."),
 )  # fmt: skip
 _PATHS = (
     _option(
@@ -302,17 +304,17 @@ _FILES = "those of config.json and discovery.conf"
 
 
 def service_options(command: F) -> F:
-    """Which discovery services to ask: one, or those of the files."""
+    """Add the options of which discovery services to ask: one, or those of the files."""
     return _apply(command, (*_places(False, required=False, unless=_FILES), *_CONNECTION))
 
 
 def all_controllers_options(command: F) -> F:
-    """Which discovery services to ask, and the options of all controllers that they name."""
+    """Add the options of which discovery services to ask, and those of all controllers that the services name."""
     return _apply(command, (*_places(False, required=False, unless=_FILES), *_CONNECTION, *_CONTROLLER[1:], *_PATHS))
 
 
 def port_options(command: F) -> F:
-    """A port of a subsystem, for config.json."""
+    """Add the options of a subsystem's port, for config.json."""
     return _apply(command, (*_places(False, required=False)[1:], *_CONNECTION, *_CONTROLLER))
 
 
@@ -322,7 +324,7 @@ def controller_options(command: F) -> F:
 
 
 def optional_controller_options(command: F) -> F:
-    """As :func:`controller_options`, for a command that can do something without a target."""
+    """Add :func:`controller_options` to a command that can do something without a target."""
     return _apply(command, (*_places(True, required=False), *_CONNECTION, *_CONTROLLER, *_PATHS))
 
 
@@ -360,7 +362,7 @@ CONTROLLER_NAMES = ("nr_io_queues", "queue_size", "disable_sqflow", "abort_first
 
 
 def split_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the connection's options out of a command's; those not given are left out."""
+    """Take the connection's options out of a command's; options that were not given are left out."""
     names = (*CONNECTION_NAMES, *CONTROLLER_NAMES)
     chosen = {name: options[name] for name in names if options.get(name) is not None}
     credentials = host_credentials(options.get("dhchap_secret"), options.get("dhchap_ctrl_secret"))
@@ -411,7 +413,7 @@ async def _open_controller(options: dict[str, Any], **changes: Any) -> HostContr
 
 
 async def subsystem_of_any(options: dict[str, Any]) -> str:
-    """Return the NQN of the only subsystem that discovery names, at the first of the paths that answers."""
+    """Return the NQN of the only subsystem that discovery names, by the first path that answers."""
     *others, last = options["where"]
     for place in others:
         try:
@@ -468,7 +470,7 @@ def transport_name(entry: DiscoveryEntry) -> str:
 def paths_to_subsystems(entries: Iterable[DiscoveryEntry], options: dict[str, Any]) -> dict[str, list[ConnectOptions]]:
     """Return the distinct paths to each subsystem that the entries name, in the log's order.
 
-    The transport is the one that was asked for, whatever form an entry has: MPTCP falls back to TCP, and an MPTCP port
+    The transport is the requested one, whatever the TRTYPE of an entry: MPTCP falls back to TCP, and an MPTCP port
     serves TCP hosts. So the entries of one port that differ only in their form are one path.
     """
     hostnqn, hostid = host_identity(options.get("hostnqn"), options.get("hostid"))

@@ -1,4 +1,4 @@
-"""What the commands print: tables, key-value lines and JSON on stdout, progress and remarks on stderr.
+"""The output of the commands: tables, key-value lines and JSON on stdout, progress and remarks on stderr.
 
 Strings that a controller sends are never trusted: control characters and markup do not reach the terminal.
 """
@@ -70,7 +70,7 @@ def progress(what: str, total_bytes: int | None) -> Iterator[Any]:
 
 @contextmanager
 def live_line() -> Iterator[Callable[[str], None]]:
-    """Yield a callable that shows a line on stderr in place of the one before, where stderr is a terminal."""
+    """Yield a callable that replaces a line on stderr, where stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return

@@ -63,7 +63,7 @@ async def _data_of(opcode: int, length: int, path: str | None, write: bool, read
     if (write and direction == DataTransfer.CONTROLLER_TO_HOST) or (
         read and direction == DataTransfer.HOST_TO_CONTROLLER
     ):
-        raise ConfigurationError(f"opcode {opcode:#04x} moves its data the other way: leave --read and --write out")
+        raise ConfigurationError(f"opcode {opcode:#04x} has another data direction: leave --read and --write out")
     if direction != DataTransfer.HOST_TO_CONTROLLER:
         if path is not None:
             raise ConfigurationError(f"opcode {opcode:#04x} sends no data: leave --input-file out")
@@ -90,7 +90,7 @@ _PASSTHRU = (
     *(click.option(f"--{each}", type=U32, default=0, metavar="N", help=f"{each.upper()}.") for each in DWORDS),
     click.option("-r", "--read", is_flag=True, help="Data comes from the controller, as bits 1:0 of the opcode say."),
     click.option("--write", is_flag=True, help="Data goes to the controller, as bits 1:0 of the opcode say."),
-    click.option("-b", "--raw-binary", "raw", is_flag=True, help="The data itself on stdout."),
+    click.option("-b", "--raw-binary", "raw", is_flag=True, help="Raw data on stdout."),
     click.option("--show-command", "show", is_flag=True, help="Print the command too."),
     click.option("--dry-run", "dry", is_flag=True, help="Print the command, and do not send it."),
     click.option(

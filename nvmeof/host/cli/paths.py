@@ -23,7 +23,7 @@ from nvmeof.transport.paths.model import ALL_PATHS, parse_limits
 
 
 def _namespace() -> KernelPaths:
-    """Return the network namespace's paths; what the command adds outlives it."""
+    """Return the network namespace's paths; additions outlive the command."""
     return KernelPaths("command line", permanent=True)
 
 
@@ -91,7 +91,7 @@ def _facts(endpoint: PathEndpoint) -> dict[str, Any]:
 @click.argument("path", metavar="ADDR[%DEV]")
 @click.option("--signal", "role", flag_value="signal", help="Announce it to peers (a target's address).")
 @click.option("--subflow", "role", flag_value="subflow", default="subflow", help="Connect from it.  [default]")
-@click.option("--backup", is_flag=True, help="Only for when no other path is left.")
+@click.option("--backup", is_flag=True, help="Use it only when no other path is left.")
 @click.option("--fullmesh", is_flag=True, help="Connect to every address of the peer.")
 @opt.output_option
 def add_command(path: str, role: str, backup: bool, fullmesh: bool, output: str) -> None:
@@ -170,7 +170,7 @@ def _print_limits(limits: Limits, output: str = "normal") -> None:
 
 
 @paths_group.command("schedulers")
-@click.option("--set", "chosen", metavar="NAME", help="Use this one for connections made from now on.")
+@click.option("--set", "chosen", metavar="NAME", help="Use it for new connections.")
 @opt.output_option
 def schedulers_command(chosen: str | None, output: str) -> None:
     """Show the packet schedulers that the kernel has, or choose one."""
@@ -199,7 +199,7 @@ def schedulers_command(chosen: str | None, output: str) -> None:
 
 
 @paths_group.command("managers")
-@click.option("--set", "chosen", metavar="NAME", help="Use this one for connections made from now on.")
+@click.option("--set", "chosen", metavar="NAME", help="Use it for new connections.")
 @opt.output_option
 def managers_command(chosen: str | None, output: str) -> None:
     """Show the path managers that the kernel has, or choose one."""
@@ -250,7 +250,7 @@ def recover_command(output: str) -> None:
 @paths_group.command("watch")
 @click.option("-s", "--trsvcid", "port", type=Number(1, 65535), metavar="PORT", help="Only connections with this port.")
 @click.option(
-    "--interval", type=Seconds(0.05), default=1.0, show_default=True, metavar="SECONDS", help="Time between two."
+    "--interval", type=Seconds(0.05), default=1.0, show_default=True, metavar="SECONDS", help="Time between two lines."
 )
 @click.option("--count", type=Number(1), metavar="N", help="Stop after so many.  [default: at Ctrl-C]")
 @opt.output_option
@@ -260,7 +260,7 @@ async def watch_command(port: int | None, interval: float, count: int | None, ou
     sampler = Sampler()
     first = _sample(port)
     if first and not any(each.subflows for each in first):
-        out.remark("this kernel tells which subflow belongs to which connection only with CAP_NET_ADMIN")
+        out.remark("this kernel reports which subflow belongs to which connection only with CAP_NET_ADMIN")
     sampler.take(first, time.monotonic())
     terminal = out.console()
     with Live(console=terminal, auto_refresh=False, screen=False) if _live(output) else _Nothing() as live:
@@ -284,7 +284,7 @@ def _live(output: str) -> bool:
 
 
 class _Nothing:
-    """In place of a live display where there is no terminal."""
+    """Replaces a live display where there is no terminal."""
 
     def __enter__(self) -> None:
         return None

@@ -1,6 +1,6 @@
-"""Where `cp` copies from and to: files, block devices, the standard streams, namespaces; all of one shape.
+"""The sources and destinations of `cp`: files, block devices, the standard streams and namespaces, with one interface.
 
-Offsets and lengths are bytes. What a place cannot do (seek, make holes) is an attribute, not an error.
+Offsets and lengths are bytes. The abilities of a place (seek, make holes) are attributes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ZEROES = bytes(1 << 20)
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A stretch of a source. ``hole``: nothing is stored there, and it reads as zeroes."""
+    """A stretch of a source. ``hole``: no data is stored, and the stretch reads as zeroes."""
 
     offset: int
     length: int
@@ -39,7 +39,7 @@ class Extent:
 
 
 class Place:
-    """What all places have. ``size_bytes``: None where the end is not known; ``block_bytes``: the unit of access."""
+    """The Protocol of a place."""
 
     name: str
     size_bytes: int | None = None
@@ -67,14 +67,14 @@ class Place:
             await self.write(start, memoryview(_ZEROES)[: min(len(_ZEROES), offset + length - start)])
 
     async def flush(self) -> None:
-        """Bring what was written to the medium."""
+        """Commit all written data to the medium."""
 
     async def identity(self) -> str:
-        """Return what tells this place's content from another's, for a copy that goes on later."""
+        """Return an identity of this place's content, for a copy that is resumed later."""
         return self.name
 
     async def close(self) -> None:
-        """Give back what it has open."""
+        """Release what the place has open."""
 
 
 def _named(error: OSError, name: str) -> OSError:
@@ -101,13 +101,13 @@ class FilePlace(Place):
             raise _named(error, self.name) from None
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """Yield data and holes as the file system tells them (SEEK_DATA, SEEK_HOLE)."""
+        """Yield data and holes as the file system reports them (SEEK_DATA, SEEK_HOLE)."""
         end = offset + length
         while offset < end:
             try:
                 data = min(os.lseek(self._fd, offset, os.SEEK_DATA), end)
             except OSError as error:
-                # ENXIO: a hole to the end; others: no such call here, so all of it is data
+                # ENXIO: a hole to the end; others: the call is not supported, so all of it is data
                 if error.errno != 6:
                     yield Extent(offset, end - offset)
                     return
@@ -145,7 +145,7 @@ class FilePlace(Place):
             await super().zero(offset, length)
 
     async def reserve(self, length: int) -> None:
-        """Give a regular file its length: all of it is a hole, until it is written."""
+        """Give a regular file its length: the new part is a hole until written."""
         if self.regular:
             await self._run(os.ftruncate, self._fd, length)
 
@@ -266,10 +266,10 @@ def _place_of(path: str, fd: int, *, fresh: bool = False) -> Place:
 
 
 class Destination:
-    """A file to copy to: a regular one is written beside its place, and takes its name when all of it is there."""
+    """A file to copy to: a regular one is written under a temporary name, and takes its name when it is complete."""
 
     def __init__(self, path: str, *, partial: str | None = None) -> None:
-        """``partial``: the file that an earlier copy has begun."""
+        """Take ``partial``, the file that an earlier copy has begun."""
         self.path = path
         self.partial: Path | None = None
         if path == "-":
@@ -314,6 +314,6 @@ class Destination:
             self.partial.replace(self._final)
 
     def forget(self) -> None:
-        """Remove a partial file with nothing in it."""
+        """Remove an empty partial file."""
         if self.partial is not None:
             self.partial.unlink(missing_ok=True)

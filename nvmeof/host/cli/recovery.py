@@ -31,7 +31,7 @@ NAMES = tuple(declarations[-1].removeprefix("--").replace("-", "_") for declarat
 
 
 def recovery_options(*taken: str) -> Callable[[F], F]:
-    """Add the options to a command; ``taken``: short forms that are the command's own, as ``-c`` of ``read``."""
+    """Add the options to a command; ``taken``: short forms that the command uses, as ``read`` does ``-c``."""
 
     def add(command: F) -> F:
         for declarations, kind, text in reversed(_OPTIONS):
@@ -45,7 +45,7 @@ def recovery_options(*taken: str) -> Callable[[F], F]:
 
 
 def recovery_keywords(options: dict[str, Any]) -> RecoveryKeywords:
-    """Return what was given of recovery's options; with nothing given a lost connection is an error at once."""
+    """Return the recovery options that were given; without any, a lost connection is an error at once."""
     found: RecoveryKeywords = {}
     for name in NAMES:
         if options.get(name) is not None:

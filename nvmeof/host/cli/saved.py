@@ -17,7 +17,7 @@ _name = click.argument("name", shell_complete=opt.complete_target)
 
 
 def url_of_options(options: dict[str, Any]) -> TargetUrl:
-    """Return the URL that says what the options of the command say. Raises :class:`ConfigurationError`."""
+    """Return the URL that stands for the options of the command. Raises :class:`ConfigurationError`."""
     where, given = options["where"], opt.given_options()
     transports = {place["transport"] for place in where}
     if len(transports) > 1:
@@ -33,7 +33,7 @@ def url_of_options(options: dict[str, Any]) -> TargetUrl:
     if "timeout" in given and options.get("timeout") is not None:
         found["io_timeout"] = found["admin_timeout"] = options["timeout"]
     paths = tuple(Address(place["traddr"], place["trsvcid"] or 0) for place in where)
-    # through the text, so that what is saved is what will be read
+    # through the text, so that the saved URL is the one that will be read
     url = TargetUrl(transports.pop(), paths, options.get("nqn"), options.get("nsid"), found)
     return TargetUrl.parse(str(url))
 

@@ -25,7 +25,7 @@ PROMPT = "prompt"
 
 
 def read_secret(source: str | Secret, option: str) -> Secret:
-    """Read the secret that an option names: ``file:PATH``, ``env:NAME``, ``prompt``, or as nvme-cli has it the secret.
+    """Read the secret that an option names: ``file:PATH``, ``env:NAME``, ``prompt``, or, as in nvme-cli, the secret.
 
     Raises :class:`ConfigurationError`. A secret on the command line is taken with a remark, since every user can read
     it there.
@@ -42,7 +42,7 @@ def read_secret(source: str | Secret, option: str) -> Secret:
 
 
 def host_credentials(secret: str | Secret | None, controller_secret: str | Secret | None) -> HostCredentials | None:
-    """Return what ``--dhchap-secret`` and ``--dhchap-ctrl-secret`` stand for; None without them."""
+    """Return the credentials of ``--dhchap-secret`` and ``--dhchap-ctrl-secret``; None without them."""
     if secret is None:
         if controller_secret is not None:
             raise ConfigurationError("--dhchap-ctrl-secret needs the host's own secret: give --dhchap-secret too")

@@ -1,4 +1,5 @@
-"""Which discovery services a command asks: the one that its options name, or those of config.json and discovery.conf.
+"""The discovery services that a command asks: the one that its options name, or those of config.json and
+discovery.conf.
 
 Source: nvme-cli fabrics.c, ``nvmf_discover``: without an address config.json comes first, then discovery.conf.
 """
@@ -57,14 +58,18 @@ _SECRETS = {
 
 @dataclass(slots=True)
 class Asked:
-    """A discovery service, as options of the command with those of its file in their place; and where it stands."""
+    """A discovery service: the command's options, updated by those of its file, and the place where the file names
+    it.
+    """
 
     options: dict[str, Any]
     source: str
 
 
 def config_path(config_file: str | None) -> Path | None:
-    """Return the config.json that ``--config`` names, else the one that is there; None: there is or shall be none."""
+    """Return the config.json that ``--config`` names, else an existing one; None where none exists or none is
+    wanted.
+    """
     if config_file == NO_FILE:
         return None
     return find(CONFIG_JSON) if config_file is None else Path(config_file)
@@ -73,9 +78,9 @@ def config_path(config_file: str | None) -> Path | None:
 def services(options: dict[str, Any], config_file: str | None = None) -> list[Asked]:
     """Return the discovery services to ask, each once.
 
-    With an address it is that one; otherwise those of config.json (whose options give way to the command line's), and
-    those of discovery.conf (whose options go first). Raises :class:`ConfigurationError` for a wrong file, and where
-    there is nothing to ask.
+    With an address it is the service there; otherwise those of config.json (whose options give way to the command
+    line's), and those of discovery.conf (whose options go first). Raises :class:`ConfigurationError` for a wrong file,
+    and without any service to ask.
     """
     if options.get("traddr"):
         return [Asked(options, "")]
@@ -117,9 +122,9 @@ async def services_by_mdns(options: dict[str, Any]) -> list[Asked]:
 
 
 async def ask_each(asked: list[Asked], ask: Callable[[Asked], Awaitable[None]]) -> None:
-    """Ask the services one after the other. What goes wrong at one of several is a remark.
+    """Ask the services one after the other. The failure of one of several is a remark.
 
-    Raises what the only one failed with, and :class:`NvmeofError` when none of several could be asked.
+    Raises the error of the only one, and :class:`NvmeofError` when none of several could be asked.
     """
     failed = 0
     for each in asked:
@@ -137,7 +142,7 @@ async def ask_each(asked: list[Asked], ask: Callable[[Asked], Awaitable[None]]) 
 
 
 def _of_config(config: ConfigFile, hostnqn: str | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Who asks, and what: each port of config.json, for the host that was named or for all."""
+    """Yield who asks, and which service: each port of config.json, for the host that was named or for all."""
     for host in config.hosts:
         if hostnqn not in (None, host.hostnqn):
             continue
@@ -177,7 +182,9 @@ def _usable(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _add(found: list[Asked], options: dict[str, Any], source: str, given: Mapping[str, Any]) -> None:
-    """Add a service, unless it is there, or its transport is none of ours (other hosts' lines are left alone)."""
+    """Add a service, unless it is a duplicate or has a transport that this host lacks (lines of other hosts are left
+    alone).
+    """
     secured = [name for name in _SECURED if given.get(name) not in (None, False, "none")]
     lacking = [name for name in secured if options.get(_NEEDED.get(name, "")) is None]
     if lacking:

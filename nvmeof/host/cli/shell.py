@@ -1,4 +1,4 @@
-"""``completion`` and ``man``: what a shell and a manual have to know of the command line, made from it."""
+"""``completion`` and ``man``: shell completion and manual pages, made from the command line."""
 
 from __future__ import annotations
 

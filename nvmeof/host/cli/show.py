@@ -1,4 +1,4 @@
-"""Commands that show what is there: list, id-ctrl, id-ns, connect, gen-hostnqn."""
+"""Commands that show subsystems, controllers and namespaces: list, id-ctrl, id-ns, connect, gen-hostnqn."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def list_command(output: str, **options: Any) -> None:
 
 
 async def _subsystems(options: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """The ways to each subsystem: where to connect, once for each distinct path."""
+    """Return the ways to each subsystem: where to connect, once for each distinct path."""
     if options.get("nqn"):
         return [[{"subnqn": options["nqn"], "trsvcid": options.get("trsvcid") or NVME_PORT}]]
     found = opt.paths_to_subsystems(await discover(**opt.discovery_options(options)), options)
@@ -73,7 +73,7 @@ async def _subsystems(options: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 async def _first_that_connects(paths: list[dict[str, Any]], options: dict[str, Any]) -> HostController:
-    """A controller over the first path that there is. Raises what the last one failed with."""
+    """Return a controller over the first path that connects. Raises the error of the last one."""
     for place in paths:
         chosen = {**opt.split_options(options), **place, "nr_io_queues": 1}
         try:
@@ -220,7 +220,7 @@ async def connect_command(output: str, name: str | None, **options: Any) -> None
 
 
 def watch_paths(subsystem: HostSubsystem, on_lost: Callable[[NvmeofError], None]) -> None:
-    """Tell of each change of a path; ``on_lost`` is called when the last one has been removed."""
+    """Report each change of a path; call ``on_lost`` when the last path has been removed."""
 
     def removed(member: Member, error: NvmeofError) -> None:
         out.remark(f"path {member.name}: removed ({error})")

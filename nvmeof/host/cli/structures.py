@@ -1,6 +1,6 @@
 """Commands that read one structure of a controller and show it: each is a row, not a function.
 
-A row says how the structure's bytes are had, and how they look as JSON; the rest (options, connecting, the three
+A row says how the structure's bytes are read, and how they look as JSON; the rest (options, connecting, the three
 formats) is the same for all.
 """
 
@@ -35,7 +35,7 @@ raw_option = click.option("-b", "--raw-binary", "raw", is_flag=True, help="As -o
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a command was asked for: where, and with which options."""
+    """The request of a command: where, and with which options."""
 
     controller: HostController
     namespace: Namespace | None

@@ -27,7 +27,9 @@ iopolicy_option = click.option(
 
 
 def multipath_options(*taken: str) -> Callable[[F], F]:
-    """Add the options of paths that last: the I/O policy, and recovery. ``taken``: short forms of the command's own."""
+    """Add the options of paths that last: the I/O policy, and recovery. ``taken``: short forms that the command
+    uses.
+    """
 
     def add(command: F) -> F:
         return iopolicy_option(recovery_options(*taken)(command))
@@ -36,7 +38,7 @@ def multipath_options(*taken: str) -> Callable[[F], F]:
 
 
 async def open_host(options: dict[str, Any]) -> HostController | HostSubsystem:
-    """Connect as the options say: to a controller; with several paths, a policy or recovery to a subsystem."""
+    """Connect as the options say: to a subsystem with several paths, a policy or recovery, else to a controller."""
     if len(options["where"]) == 1 and options.get("iopolicy") is None and not recovery_keywords(options):
         return await opt.open_controller(options)
     return await open_subsystem(options)
@@ -45,7 +47,7 @@ async def open_host(options: dict[str, Any]) -> HostController | HostSubsystem:
 async def open_url(url: TargetUrl, options: dict[str, Any]) -> HostController | HostSubsystem:
     """Connect to what a URL names, with the command's ``options`` (:func:`~nvmeof.host.cli.options.url_options`).
 
-    Options that stand on the command line go before the URL's, and hold for every URL of the command. Raises as
+    Options of the command line have precedence over the URL's, and hold for every URL of the command. Raises as
     :func:`open_host`.
     """
     given = opt.given_options()
@@ -187,8 +189,7 @@ def print_subsystem(subsystem: HostSubsystem) -> None:
 def path_rows(
     nsid: int, before: Mapping[str, MemberFacts], after: list[MemberFacts], seconds: float
 ) -> list[tuple[object, ...]]:
-    """Return a line of a table for each path: how it reaches ``nsid``, and what went over it between two
-    descriptions."""
+    """Return a line of a table for each path: how it reaches ``nsid``, and its traffic between two descriptions."""
     changes = [
         {name: each[name] - before[each["name"]][name] for name in ("ios", "bytes", "failovers", "retries")}
         if each["name"] in before

@@ -1,4 +1,4 @@
-"""What `paths watch` shows: every MPTCP connection of this network namespace, and what each subflow carries."""
+"""The display of `paths watch`: every MPTCP connection of this network namespace, and the rate of each subflow."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ConnectionRate:
         return sum(flow.in_rate for flow in self.flows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return for JSON the connection's figures, each subflow's with its rates and share."""
+        """Return the connection's figures for JSON, each subflow with its rates and share."""
         facts = self.info.as_dict()
         for flow, rate in zip(facts["subflows"], self.flows, strict=True):
             flow["sent_bytes_per_second"] = round(rate.out_rate)
@@ -65,7 +65,9 @@ class Sampler:
         self._at: float | None = None
 
     def take(self, connections: Iterable[ConnectionInfo], now: float) -> list[ConnectionRate]:
-        """Return the next sample, taken at `now` (seconds); without rates for what was not in the one before."""
+        """Return the next sample, taken at `now` (seconds); without rates for subflows that the previous sample
+        lacks.
+        """
         elapsed = now - self._at if self._at is not None else 0.0
         seen: dict[tuple[Any, ...], tuple[int, int]] = {}
         result = []
@@ -90,7 +92,7 @@ class Sampler:
 
 
 def view(rates: list[ConnectionRate], columns: int = out.PIPE_COLUMNS) -> Group:
-    """Return all connections, one table each; in a narrow terminal without the columns that say least."""
+    """Return all connections, one table each; in a narrow terminal without the least important columns."""
     parts: list[Any] = []
     for each in sorted(rates, key=lambda each: -(each.out_rate + each.in_rate)):
         info = each.info

@@ -60,7 +60,7 @@ def _id_ns_json(data: bytes, asked: Asked) -> Any:
 
 
 async def _extension_bytes(asked: Asked) -> int:
-    """Return the bytes of each zone's descriptor extension, where it was asked for."""
+    """Return the bytes of each zone's descriptor extension, if asked for."""
     if not asked["extended"]:
         return 0
     namespace = _namespace(asked)
@@ -168,8 +168,8 @@ STRUCTURES = (
                 metavar="N",
                 help="1 empty, 2, 3 opened, 4 closed, 5 full, 6 read only, 7 offline.",
             ),
-            click.option("-e", "--extended", is_flag=True, help="With their descriptor extensions."),
-            click.option("-p", "--partial", is_flag=True, help="Count those that are in the answer only."),
+            click.option("-e", "--extended", is_flag=True, help="Include descriptor extensions."),
+            click.option("-p", "--partial", is_flag=True, help="Count only the zones of the answer."),
         ),
         namespace=True,
     ),
@@ -231,7 +231,7 @@ async def _mgmt_send(asked: Asked) -> Outcome:
 
 
 _WHICH = click.option("--start-lba", type=U64, metavar="LBA", help="First block of the zone.")
-_ALL = click.option("--select-all", is_flag=True, help="All zones that it can be done to.")
+_ALL = click.option("--select-all", is_flag=True, help="All zones in a suitable state.")
 _FILE = click.option("-d", "--data", "path", type=click.Path(dir_okay=False), help="File.  [default: stdin]")
 _MANAGED = (
     ("open-zone", "Open a zone explicitly.", ZoneSendAction.OPEN),
@@ -256,9 +256,7 @@ ACTIONS = (
                 "-z", "--data-size", type=Bytes(1 << 31), metavar="SIZE", help="Bytes of the data.  [default: all]"
             ),
             _FILE,
-            click.option(
-                "--force-unit-access", "--fua", "fua", is_flag=True, help="On the medium before the completion."
-            ),
+            click.option("--force-unit-access", "--fua", "fua", is_flag=True, help="Force Unit Access."),
         ),
     ),
     Action(

@@ -6,7 +6,7 @@
 ``ana``                 the ANA log: read strictly, followed by event, its transition time obeyed
 ``identity``            which controllers make one subsystem, and which namespaces are the same one
 ``member``              one controller of the subsystem, across its associations
-``requests``            a command that survives the path which it was sent over
+``requests``            a command that survives the path over which it was sent
 ``head``                a namespace over all of its paths: the ``IoPort`` of :class:`nvmeof.host.namespace.Namespace`
 ``subsystem``           the controllers and heads of one SUBNQN; what comes, goes and changes
 ======================  ==============================================================================================

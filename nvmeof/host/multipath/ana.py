@@ -1,4 +1,4 @@
-"""The ANA states of one controller: its ANA log read strictly and on demand, its transition time obeyed.
+"""The ANA states of one controller: the ANA log read strictly and on demand, the transition time obeyed.
 
 Source: NVMe Base 8.1.1 and the Asymmetric Namespace Access log page (0Ch); nvme_parse_ana_log, nvme_read_ana_log and
 nvme_anatt_timeout of drivers/nvme/host/multipath.c (Linux 6.12).
@@ -27,36 +27,36 @@ _STATES: Final = frozenset(AnaState)
 
 
 def uses_ana(info: IdentifyController) -> bool:
-    """Return whether the controller reports ANA (CMIC bit 3), and so has the log page."""
+    """Return whether the controller reports ANA (CMIC bit 3), and therefore has the log page."""
     return bool(info.cmic & Cmic.ANA_REPORTING)
 
 
 def check_ana_identify(info: IdentifyController) -> None:
     """Check the fields of Identify Controller that bound the ANA log.
 
-    Raises :class:`NvmeofError`, one sentence, where they cannot be (Linux: "Invalid MNAN value"; NVMe Base: MNAN is
-    not 0 and NANAGRPID at most ANAGRPMAX for a controller with ANA).
+    Raises :class:`NvmeofError`, one sentence, where the fields are invalid (Linux: "Invalid MNAN value"; NVMe Base:
+    MNAN is not 0 and NANAGRPID at most ANAGRPMAX for a controller with ANA).
     """
     if not info.nanagrpid or info.nanagrpid > info.anagrpmax:
         raise NvmeofError(
             f"controller {info.cntlid:#x} reports ANA with {info.nanagrpid} groups (NANAGRPID) and group identifiers "
-            f"up to {info.anagrpmax} (ANAGRPMAX), which cannot be: update the target"
+            f"up to {info.anagrpmax} (ANAGRPMAX), which is invalid: update the target"
         )
     if not info.mnan or info.mnan > info.nn:
         raise NvmeofError(
             f"controller {info.cntlid:#x} reports ANA with at most {info.mnan} namespaces (MNAN) of {info.nn} (NN), "
-            "which cannot be: update the target"
+            "which is invalid: update the target"
         )
 
 
 def check_ana_log(ana: AnaLog, info: IdentifyController) -> None:
-    """Check that a log makes sense for the controller: groups that can exist, known states, each namespace once.
+    """Check a log against its controller: groups that can exist, known states, each namespace once.
 
-    Raises :class:`NvmeofError`, one sentence, for one that does not.
+    Raises :class:`NvmeofError`, one sentence, for an invalid log.
     """
     fault = next(_faults(ana.groups, info), None)
     if fault is not None:
-        raise NvmeofError(f"the ANA log of controller {info.cntlid:#x} makes no sense: {fault}")
+        raise NvmeofError(f"the ANA log of controller {info.cntlid:#x} is invalid: {fault}")
 
 
 def _faults(groups: list[AnaGroup], info: IdentifyController) -> Iterator[str]:
@@ -83,7 +83,7 @@ def _faults(groups: list[AnaGroup], info: IdentifyController) -> Iterator[str]:
 def not_in_log(info: IdentifyController, nsid: int, anagrpid: int) -> NvmeofError:
     """Return the error for a log that has a namespace in none of its groups, by its NSID or by its ANAGRPID."""
     return NvmeofError(
-        f"the ANA log of controller {info.cntlid:#x} makes no sense: namespace {nsid} is in none of its groups: "
+        f"the ANA log of controller {info.cntlid:#x} is invalid: namespace {nsid} is in none of its groups: "
         f"it names group {anagrpid} (ANAGRPID)"
     )
 
@@ -91,7 +91,7 @@ def not_in_log(info: IdentifyController, nsid: int, anagrpid: int) -> NvmeofErro
 async def read_ana_log(commands: AdminCommands) -> AnaLog:
     """Read and check the whole log of a controller.
 
-    Raises :class:`NvmeofError`, one sentence, for a log that makes no sense or ends too early, and what commands raise.
+    Raises :class:`NvmeofError`, one sentence, for a log that is invalid or ends too early, and what commands raise.
     """
     info = await commands.identify()
     check_ana_identify(info)
@@ -106,9 +106,9 @@ async def read_ana_log(commands: AdminCommands) -> AnaLog:
 class AnaFollower:
     """Keeps the last good ANA log of an association, and reads it again on demand: one read at a time.
 
-    ``changed(log)`` is called with each log that was read and is good. ``overdue()`` is called when a group has been in
-    the Change state for twice ANATT, and again after the same time while it still is. ``failed(error)`` is called with
-    the error of an invalid log; the states of the log before stay in effect.
+    ``changed(log)`` is called with each valid log. ``overdue()`` is called when a group has been in the Change state
+    for twice ANATT, and again after each further such time in that state. ``failed(error)`` is called with the error of
+    an invalid log; the states of the last valid log stay in effect.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class AnaFollower:
         self.log = ana
         changing = any(group.state == AnaState.CHANGE for group in ana.groups)
         if changing:
-            # each log with a group in Change gives it the whole time again, as mod_timer does in nvme_read_ana_log
+            # each log with a group in Change starts the whole time again, as mod_timer does in nvme_read_ana_log
             self._set_timer()
         elif self._timer is not None:
             self._timer.cancel()
@@ -185,7 +185,7 @@ class AnaFollower:
             self._overdue()
 
     def stop(self) -> None:
-        """Stop following: the association is over."""
+        """Stop following, since the association is over."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()

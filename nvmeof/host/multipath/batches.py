@@ -1,8 +1,8 @@
 """Many Reads or Writes of one length over several paths: each path gets its share as one batch.
 
 The I/O policy chooses a path for each command, as if the commands were sent one by one; those of one path leave
-together. From then on each is a :class:`~nvmeof.host.multipath.requests.HeadRequest`: one that its path could not do,
-or that was lost with it, goes on alone over another path, by the rules for all commands.
+together. From then on each command is a :class:`~nvmeof.host.multipath.requests.HeadRequest`: after an error of its
+path, or the loss of the path, the command goes on alone over another path, by the rules for all commands.
 
 Must not know policies, ANA or how paths come and go.
 """
@@ -31,12 +31,12 @@ class BatchCarrier(Carrier, Protocol):
     """The Protocol of the head that carries a batch."""
 
     def submit_together(self, parts: list[BatchPart], batch: IoBatch) -> None:
-        """Send each of ``parts`` over the path that is best for it, those of one path together. Never raises."""
+        """Send each of ``parts`` over the path that is best for the part, those of one path together. Never raises."""
         ...
 
 
 class BatchPart(HeadRequest):
-    """One command of a batch. It serves another one afterwards, unless anything but success came of it."""
+    """One command of a batch. After a success the object is used again for another command."""
 
     __slots__ = ("group", "index")
 
@@ -50,12 +50,12 @@ class BatchPart(HeadRequest):
 
         @property
         def sqe(self) -> bytes:
-            """The SQE, built on demand: commands that leave together need none."""
+            """Build the SQE on demand: commands that leave together need none."""
             return self.group.batch.sqe_of(self.index)
 
         @sqe.setter
         def sqe(self, sqe: bytes) -> None:
-            """The batch knows the command."""
+            """Leave the SQE to the batch, which knows the command."""
 
         @property
         def data_in(self) -> memoryview | None:
@@ -64,7 +64,7 @@ class BatchPart(HeadRequest):
 
         @data_in.setter
         def data_in(self, data_in: memoryview | None) -> None:
-            """The batch knows the buffer."""
+            """Leave the buffer to the batch, which knows it."""
 
         @property
         def data_out(self) -> memoryview | None:
@@ -73,7 +73,7 @@ class BatchPart(HeadRequest):
 
         @data_out.setter
         def data_out(self, data_out: memoryview | None) -> None:
-            """The batch knows the buffer."""
+            """Leave the buffer to the batch, which knows it."""
 
     def completed(self, result: int, status: int) -> None:
         if status >= 2:
@@ -91,8 +91,8 @@ class BatchPart(HeadRequest):
 class HeadBatch:
     """A batch on its way over the paths of a head.
 
-    After the first error that ends a command no further one is sent; ``future`` is done when all that were sent have
-    ended. ``idle``: parts to use, where those that served this batch go back to.
+    After the first error that ends a command no further command is sent; ``future`` is done when all sent commands have
+    ended. ``idle``: parts to use, and where parts return after use.
     """
 
     __slots__ = (
@@ -141,7 +141,7 @@ class HeadBatch:
                 part.index = index
             self._next += count
             self._outstanding += count
-            self._advance_at = -1  # what ends at once must not come here again
+            self._advance_at = -1  # a part that ends at once must not come here again
             self._carrier.submit_together(parts, self.batch)
         if not self._outstanding:
             self._end()
@@ -167,7 +167,7 @@ class HeadBatch:
             self.advance()
 
     def part_ended(self, part: BatchPart, error: NvmeofError | None) -> None:
-        """Count one command that has ended by itself, and go on."""
+        """Count one command that has ended alone, and go on."""
         if error is not None:
             self.reusable = False
             self._error = self._error or error
@@ -199,12 +199,12 @@ class HeadBatch:
         self.future.set_result(None)
 
     def stop(self) -> None:
-        """Cancel: send nothing more, and give up what was sent."""
+        """Cancel: send nothing more, and give up the commands that were sent."""
         self._error = self._error or LocalProtocolError("the batch was cancelled")
         self.reusable = False
         self._advance_at = -1
         under_way = [part for part in self._parts if part.index >= 0]
-        # first what waits: the slots that Aborts free must not send it
+        # first the waiting requests: the slots that Aborts free must not send them
         for waiting in (True, False):
             for part in under_way:
                 if (part.cid < 0) is waiting and not part.cancelled and part.cancel():
@@ -219,9 +219,9 @@ class HeadBatch:
 
 
 async def run_head_batch(runtime: Runtime, carrier: BatchCarrier, batch: IoBatch, idle: list[BatchPart]) -> None:
-    """Run a batch; the first error is raised when all else that was sent has ended. Cancelling is as for one command.
+    """Run a batch; the first error is raised when all other sent commands have ended. Cancelling is as for one command.
 
-    ``idle``: parts that other batches of the head have used, and may use again.
+    ``idle``: parts that batches of the head share.
     """
     if not len(batch):
         return

@@ -1,7 +1,7 @@
 """A Read or Write that is larger than a path takes, as several commands.
 
 Namespaces split what they send by the smallest limit of all paths. A command that was sent before a path with a smaller
-limit came, and fails over to it, is cut here: Linux has the queue of each path split what it gets.
+limit was added, and fails over to that path, is cut here; in Linux the queue of each path splits its requests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def can_be_cut(request: HeadRequest) -> bool:
 class Cut:
     """The pieces of ``whole``, none larger than ``most_bytes``; ``whole`` ends when all of them have ended.
 
-    The data is not copied. What a Write of more than one piece leaves when it fails is not defined, nor was it before.
+    The data is not copied. After a failed Write of more than one piece the content of the blocks is undefined, as after
+    any failed Write.
     """
 
     __slots__ = ("_error", "_under_way", "_whole")
@@ -43,11 +44,11 @@ class Cut:
 
     @property
     def pieces(self) -> list[CutPiece]:
-        """Those that have not ended."""
+        """The pieces that have not ended."""
         return list(self._under_way)
 
     def ended(self, piece: CutPiece, error: NvmeofError | None) -> None:
-        """Count a piece as ended; with the last one the whole ends, with the first error of its pieces."""
+        """Count a piece as ended. The last piece ends the whole, with the first error of all pieces."""
         self._under_way.pop(piece, None)
         self._error = self._error or error
         if not self._under_way and self._whole.cut is self:
@@ -55,8 +56,9 @@ class Cut:
             self._whole.ended(0, self._error)
 
     def cancel(self) -> bool:
-        """Give all pieces up. True when their buffers are free at once; else :meth:`HeadRequest.ended` is called
-        later."""
+        """Give all pieces up. Return whether their buffers are free at once; otherwise :meth:`HeadRequest.ended` is
+        called later.
+        """
         for piece in self.pieces:
             if piece.cancel():
                 self._under_way.pop(piece, None)

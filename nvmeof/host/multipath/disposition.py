@@ -1,8 +1,8 @@
-"""What becomes of a command that a controller completed with an error: Linux's rules, as a function without state.
+"""The next step of a command that a controller completed with an error: Linux's rules, as a function without state.
 
 Source: nvme_decide_disposition, nvme_is_path_error, nvme_is_ana_error and nvme_retry_req of drivers/nvme/host (Linux
-6.12). Where this host differs, and why, is said at :func:`decide`. What becomes of commands whose connection was lost
-before they were completed is not decided here.
+6.12). :func:`decide` says where this host differs, and why. Commands whose connection was lost before their
+completion are not decided here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ MAX_RETRIES: Final = 5
 CRDT_SECONDS: Final = 0.1
 """Unit of the Command Retry Delay Times of Identify Controller."""
 ANA_ERRORS: Final = frozenset({Status.ANA_TRANSITION, Status.ANA_INACCESSIBLE, Status.ANA_PERSISTENT_LOSS})
-"""The controller is well, but cannot reach the namespace: its ANA log is read again (nvme_is_ana_error)."""
+"""The controller works, but cannot reach the namespace: its ANA log is read again (nvme_is_ana_error)."""
 BLOCK_LAYER: Final = frozenset(
     {NvmOpcode.READ, NvmOpcode.WRITE, NvmOpcode.FLUSH, NvmOpcode.WRITE_ZEROES, NvmOpcode.DATASET_MANAGEMENT}
 )
-"""The commands that Linux's block layer sends: done twice in a row they leave what they leave when done once."""
+"""The commands that Linux's block layer sends. All are idempotent: executed twice in a row they leave the same data."""
 
 
 class Disposition(Enum):
@@ -40,11 +40,11 @@ def decide(field: int, opcode: int, *, retries: int = 0) -> Disposition:
     ``opcode``: of the I/O command. ``retries``: how often it was sent again on its path, or after
     a path error that is no ANA state.
 
-    Three differences from Linux. Authentication Required (191h) is completed, since there is nothing that could
-    authenticate. Commands that the block layer does not send (Compare, reservations, Zone Append, passthrough) are
-    never retried, as there; but an ANA status sends them over another path, which Linux leaves to the caller: the
-    controller says with it that they were not executed. Path errors that are no ANA state count as retries: Linux sends
-    such a command from path to path without an end.
+    Three differences from Linux. Authentication Required (191h) is completed, since no further authentication is
+    possible. Commands that the block layer does not send (Compare, reservations, Zone Append, passthrough) are never
+    retried, as in Linux; but after an ANA status they are sent over another path, which Linux leaves to the caller: the
+    status says that the command was not executed. Path errors that are no ANA state count as retries: Linux sends such
+    a command from path to path without limit.
     """
     if field < 2:
         return Disposition.COMPLETE

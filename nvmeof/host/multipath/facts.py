@@ -1,4 +1,4 @@
-"""What a subsystem says of its paths, as mappings for ``json.dumps``."""
+"""A subsystem's description of its paths, as mappings for ``json.dumps``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nvmeof.host.facts import PathFacts
 
 
 class NamespacePathFacts(TypedDict):
-    """A namespace through one controller, and what went over that path."""
+    """A namespace through one controller, and the traffic of that path."""
 
     nsid: int
     ana_state: str
@@ -23,7 +23,7 @@ class NamespacePathFacts(TypedDict):
 
 
 class MemberFacts(TypedDict):
-    """One controller: its path, its load now, its figures since it was added, its namespaces."""
+    """One controller: path, current load, figures since the path was added, namespaces."""
 
     name: str
     path: PathFacts
@@ -53,7 +53,7 @@ class HeadFacts(TypedDict):
 
 
 class SubsystemFacts(TypedDict):
-    """A subsystem: its name, its I/O policy, its controllers in the order in which they were added."""
+    """A subsystem: name, I/O policy, controllers in the order in which they were added."""
 
     subnqn: str
     serial: str

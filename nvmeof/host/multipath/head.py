@@ -1,9 +1,9 @@
-"""A namespace over all of its paths: the :class:`~nvmeof.host.io_port.IoPort` that makes them one.
+"""A namespace over all of its paths: the :class:`~nvmeof.host.io_port.IoPort` that joins them.
 
-A command goes over the path that the I/O policy chooses. Where there is none that can be used but one that may come
-back, it waits on the requeue list; where none can come back it fails with :class:`NoPathError`. A command that its path
-could not do goes over another one, or is retried, by the rules of :mod:`nvmeof.host.multipath.disposition`; one whose
-connection was lost, by those of :mod:`nvmeof.host.replay`.
+A command goes over the path that the I/O policy chooses. Where no path can be used but one may come back, the command
+waits on the requeue list; where none can come back, the command fails with :class:`NoPathError`. A command that failed
+on its path goes over another one, or is retried, by the rules of :mod:`nvmeof.host.multipath.disposition`; a command
+whose connection was lost, by those of :mod:`nvmeof.host.replay`.
 
 Source: nvme_ns_head_submit_bio, nvme_available_path, nvme_failover_req and nvme_requeue_work of
 drivers/nvme/host/multipath.c (Linux 6.12).
@@ -57,11 +57,11 @@ class Owner(Protocol):
 
     @property
     def none_left(self) -> str:
-        """Why there is no path at all, for a message."""
+        """The reason why no path is left, for a message."""
         ...
 
     async def on_any_path(self, head: NamespaceHead, call: Callable[[Member], Awaitable[T]]) -> T:
-        """Do something that any path of ``head`` will do for: over another one where a connection is lost."""
+        """Run ``call`` over any path of ``head``: over another one where a connection is lost."""
         ...
 
 
@@ -72,7 +72,7 @@ class NamespaceHead:
         self.owner = owner
         self.view = view
         self.single = single
-        """Native multipath is off, or the NSID belongs to one controller alone: this is the only path there will be."""
+        """Native multipath is off, or the NSID belongs to one controller alone: there is never a second path."""
         self.paths: list[NamespacePath] = []
         """In the order in which they were connected."""
         self.closed: NvmeofError | None = None
@@ -81,9 +81,9 @@ class NamespaceHead:
         self.failed = 0
         """Commands that failed since no path was left (io_fail_no_available_path_count)."""
         self.max_transfer_bytes = 0
-        """Most bytes that a command may transfer over every path, those that are being reconnected included."""
+        """The most bytes that a command may transfer over every path, those that are being reconnected included."""
         self.on_limits: list[Callable[[], object]] = []
-        """Called when that has changed."""
+        """Called when `max_transfer_bytes` has changed."""
         self._runtime = owner.runtime
         self._policy: IoPolicy[NamespacePath]
         self._requeue: deque[HeadRequest] = deque()
@@ -134,11 +134,11 @@ class NamespaceHead:
     # -- paths
 
     def set_policy(self) -> None:
-        """Choose by the subsystem's policy from now on; nothing is remembered of the one before."""
+        """Choose by the subsystem's policy from now on; the state of the policy before is dropped."""
         self._policy = cast("IoPolicy[NamespacePath]", IOPOLICIES[self.owner.iopolicy]())
 
     def add(self, path: NamespacePath) -> None:
-        """Add a path; its place is that of its controller among the subsystem's."""
+        """Add a path, placed in the order of the subsystem's controllers."""
         self.paths.append(path)
         self.paths.sort(key=lambda each: each.member.number)
         self.update_limits()
@@ -146,7 +146,7 @@ class NamespaceHead:
         self.kick()
 
     def remove(self, path: NamespacePath) -> None:
-        """Take a path out. What is on it ends there, and goes on elsewhere."""
+        """Take a path out. Its commands end there, and go on over other paths."""
         if path in self.paths:
             self.paths.remove(path)
             self.update_limits()
@@ -154,7 +154,7 @@ class NamespaceHead:
         self.kick()
 
     def revalidate(self, view: NamespaceView) -> None:
-        """Take over the namespace's size from the path that was looked at last; paths of another size wait.
+        """Take over the namespace's size from the path that was identified last; paths of another size wait.
 
         nvme_mpath_revalidate_paths.
         """
@@ -173,7 +173,7 @@ class NamespaceHead:
 
     @property
     def usable(self) -> bool:
-        """Whether a command would be sent now."""
+        """Whether a command can be sent now."""
         return any(path.access for path in self.paths)
 
     @property
@@ -203,8 +203,9 @@ class NamespaceHead:
         return await self._run(HeadCommand(self, sqe, data_out, data_in, options), hold=options.hold)
 
     async def io_fused(self, halves: tuple[bytes, bytes], compare: Buffer, write: Buffer, *, hold: bool = True) -> None:
-        """Send the halves of a fused operation over the best path; over another one only where it was not executed.
-        Raises as :meth:`io` does."""
+        """Send the halves of a fused operation over the best path; over another path only where the operation was not
+        executed. Raises as :meth:`io` does.
+        """
         await self._run(HeadFused(self, halves, compare, write), hold=hold)
 
     async def _run(self, command: HeadCommand, *, hold: bool) -> int:
@@ -220,7 +221,9 @@ class NamespaceHead:
             raise
 
     async def io_transfer(self, parts: Iterator[CommandPart], *, hold: bool = True) -> int:
-        """Send many I/O commands as one operation, each over the path that is best then; the results of all, or'ed."""
+        """Send many I/O commands as one operation, each over the path that is best then; return the bitwise or of all
+        results.
+        """
         return await run_transfer(self._runtime, self, parts, hold=hold)
 
     async def io_batch(self, batch: IoBatch) -> None:
@@ -233,7 +236,9 @@ class NamespaceHead:
         return await self.owner.on_any_path(self, lambda member: member.commands.identify_namespace(nsid))
 
     async def nvm_limits(self) -> NvmLimits:
-        """Return the limits that hold on every path: of one that is being reconnected those that were last read."""
+        """Return the limits that hold on every path; a path that is being reconnected counts with the limits last
+        read.
+        """
         limits = [await self.owner.on_any_path(self, lambda member: member.nvm_limits())]
         for path in list(self.paths):
             member = path.member
@@ -261,10 +266,10 @@ class NamespaceHead:
 
         return await self.owner.on_any_path(self, call)
 
-    # -- Carrier: what becomes of a command
+    # -- Carrier: the next step of a command
 
     def submit(self, request: HeadRequest, more: bool = False) -> None:
-        """Send a request over the path that the policy chooses; keep it, or end it, where there is none."""
+        """Send a request over the path that the policy chooses; without a path, queue the request or end it."""
         if self._unsettled and self._is_behind(request):
             self._held.append(request)
             return
@@ -307,7 +312,7 @@ class NamespaceHead:
                     self.lost(part, path, error)
 
     def _choose(self, request: HeadRequest) -> NamespacePath | None:
-        """Return the path for a request: another one than where it has just failed, if there is one."""
+        """Return the path for a request: not the one where it has just failed, if there is another."""
         avoid = request.avoid
         if avoid is not None:
             request.avoid = None
@@ -318,9 +323,9 @@ class NamespaceHead:
         return self._policy.choose(self.paths, request.size_bytes)
 
     def _that_takes(self, request: HeadRequest, path: NamespacePath) -> NamespacePath | None:
-        """Return a path for a request that is larger than some path takes; None: it was cut, and its pieces are sent.
+        """Return a path for a request that exceeds the limit of some path; None: it was cut, and its pieces are sent.
 
-        What cannot be cut goes to ``path``, whose controller refuses it.
+        A request that cannot be cut goes to ``path``, whose controller refuses it.
         """
         size = request.size_bytes
         if size <= path.member.max_transfer_bytes:
@@ -383,7 +388,7 @@ class NamespaceHead:
             self._fail_over(request, path)
 
     def lost(self, request: HeadRequest, path: RequestPath, error: NvmeofError) -> None:
-        """Fail a request of a lost path over where that is safe, and end it where not."""
+        """Fail over a request of a lost path where that is safe, and end it elsewhere."""
         assert isinstance(path, NamespacePath)
         path.update()
         if request.cancelled or self.closed is not None:
@@ -395,7 +400,7 @@ class NamespaceHead:
         elif isinstance(error, TransportError):
             self._replay(request, path, error)
         else:
-            request.give_up(error)  # a defect of ours: another path would not do better
+            request.give_up(error)  # a defect of ours: another path would fail the same way
 
     def _fail_over(self, request: HeadRequest, path: NamespacePath) -> None:
         """Requeue a request for the best path: nvme_failover_req."""
@@ -421,7 +426,7 @@ class NamespaceHead:
             self.kick()
 
     def _leave_unsettled(self, request: HeadRequest, quiesced_at: float) -> None:
-        """Hold back writes behind one of which a copy may yet be executed, until ``quiesced_at`` at most."""
+        """Hold back writes behind a write of which a copy may yet be executed, until ``quiesced_at`` at most."""
         if request.extent is None:
             request.extent = changed_blocks(request.sqe, request.data_out)
         if request.extent is not None:
@@ -429,12 +434,13 @@ class NamespaceHead:
             self._unsettled.add(request, request.extent)
 
     def outlived(self, request: HeadRequest) -> None:
-        """A request is outstanding whose caller was cancelled: what overlaps it waits until it has been completed."""
+        """Note an outstanding request whose caller was cancelled: requests that overlap it wait for its completion."""
         self._leave_unsettled(request, request.quiesced_at)
 
     def abandoned(self, request: HeadRequest) -> None:
-        """Note the end of a request of which an old copy may still be executed: writes that overlap it wait until it
-        cannot."""
+        """Note the end of a request of which an old copy may still be executed: overlapping writes wait until it
+        cannot.
+        """
         if request.extent is not None and request.quiesced_at > self._runtime.now():
             self._unsettled.add(request, request.extent, request.quiesced_at)
             self._watch_unsettled()
@@ -456,11 +462,11 @@ class NamespaceHead:
         self._watch_unsettled()
 
     def _is_behind(self, request: HeadRequest) -> bool:
-        """Return whether a write overlaps one whose old copy may still be executed, or that is being sent again."""
+        """Return whether a write overlaps one that is being sent again, or whose old copy may still be executed."""
         return self._unsettled.blocks(request.extent or changed_blocks(request.sqe, request.data_out), request)
 
     def done(self, request: HeadRequest) -> None:
-        """Let go what was held back behind a replayed request, which is over."""
+        """Release what was held back behind a replayed request, which has ended."""
         if self._unsettled.settle(request):
             self._release_held()
 
@@ -483,7 +489,7 @@ class NamespaceHead:
         return True
 
     def close(self, error: NvmeofError) -> None:
-        """End: what waits fails with ``error``, and so do further commands."""
+        """End the head: waiting commands and all further ones fail with ``error``."""
         self.closed = error
         if self._expiry is not None:
             self._expiry.cancel()
@@ -500,7 +506,7 @@ class NamespaceHead:
             self._kick = self._runtime.call_later(0.0, self._run_requeue)
 
     def _later(self, request: HeadRequest, seconds: float, path: NamespacePath | None = None) -> None:
-        """Send a request after ``seconds``: over ``path``, if that can be used then, or over the best one."""
+        """Send a request after ``seconds``: over ``path`` if it can be used then, else over the best path."""
         self._delayed[request] = self._runtime.call_later(seconds, lambda: self._again(request, path))
 
     def _again(self, request: HeadRequest, path: NamespacePath | None) -> None:

@@ -19,7 +19,7 @@ from nvmeof.spec.identify_namespace import format_index
 
 
 class PathMismatchError(NvmeofError):
-    """A controller, or what it says of a namespace, does not fit to the other paths of its subsystem."""
+    """A controller, or its view of a namespace, contradicts the other paths of its subsystem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def check_controller(
     """Check that a controller belongs to a subsystem (NVMe Base, Identify Controller).
 
     ``known``: the subsystem as its first controller had it; None for the first. ``others``: CNTLIDs of its controllers
-    of which there is an association. Raises :class:`PathMismatchError`, one sentence.
+    with an association. Raises :class:`PathMismatchError`, one sentence.
     """
     if known is not None and identity != known:
         what, theirs, ours = next(
@@ -77,7 +77,7 @@ _NO_ID: Final = ""
 
 @dataclass(frozen=True, slots=True)
 class NamespaceIds:
-    """The identifiers of a namespace: hexadecimal digits, empty where it has none, and its CSI."""
+    """The identifiers of a namespace in hexadecimal digits, empty where it has none, and its CSI."""
 
     nguid: str = _NO_ID
     uuid: str = _NO_ID
@@ -95,7 +95,7 @@ class NamespaceIds:
         return None
 
     def shared_with(self, other: NamespaceIds) -> str | None:
-        """Return the name of an identifier that two namespaces share, as two different ones must not; None for none.
+        """Return the name of an identifier that two different namespaces share; None where they share none.
 
         nvme_subsys_check_duplicate_ids.
         """

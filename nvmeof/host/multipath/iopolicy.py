@@ -1,10 +1,11 @@
 """I/O policies: which of a namespace's paths the next command takes.
 
 numa, round-robin and queue-depth choose as Linux does (drivers/nvme/host/multipath.c of 6.12: __nvme_find_path,
-nvme_numa_path, nvme_round_robin_path, nvme_queue_depth_path); service-time is what device-mapper multipath has under
-that name (drivers/md/dm-ps-service-time.c), with throughputs that are estimated in place of configured ones.
+nvme_numa_path, nvme_round_robin_path, nvme_queue_depth_path); service-time is device-mapper multipath's policy of that
+name (drivers/md/dm-ps-service-time.c), with estimated throughputs in place of configured ones.
 
-All of them take optimized paths before non-optimized ones, and no others. They see paths through :class:`Candidate`.
+All policies take optimized paths before non-optimized ones, and no others. A policy sees paths through
+:class:`Candidate`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NON_OPTIMIZED: Final = 1
 OPTIMIZED: Final = 2
 """Values of :attr:`Candidate.access`: the controller is live and the namespace is in that ANA state through it."""
 UNKNOWN_RATE: Final = 0.0
-"""A throughput that was not measured, or too long ago."""
+"""A throughput without a fresh measurement."""
 
 
 class Candidate(Protocol):
@@ -38,7 +39,7 @@ class Candidate(Protocol):
 
     @property
     def outstanding_bytes(self) -> int:
-        """Data of these commands."""
+        """Bytes of the data of these commands."""
         ...
 
     @property
@@ -51,11 +52,13 @@ C = TypeVar("C", bound=Candidate)
 
 
 class IoPolicy(ABC, Generic[C]):
-    """Chooses a path for each command of one namespace. One object per head: some remember their last choice."""
+    """Chooses a path for each command of one namespace. One object per head, since some policies remember their last
+    choice.
+    """
 
     name: str
     timed = False
-    """Needs the paths' throughput: commands are timed."""
+    """The policy needs the paths' throughput: commands are timed."""
 
     @abstractmethod
     def choose(self, paths: Sequence[C], size_bytes: int) -> C | None:
@@ -65,7 +68,7 @@ class IoPolicy(ABC, Generic[C]):
         """
 
     def forget(self, path: C | None = None) -> None:
-        """Forget the choice that is remembered, if it is ``path``, or whatever it is (None)."""
+        """Forget the remembered choice if it is ``path``, or in any case (None)."""
 
     def settled(self, paths: Sequence[C]) -> None:
         """Choose among all paths again, since one has become optimized."""
@@ -84,10 +87,10 @@ def best(paths: Sequence[C]) -> C | None:
 
 
 class Numa(IoPolicy[C]):
-    """One path carries everything: the first optimized one, for as long as it is that.
+    """One path carries everything: the first optimized one, as long as it is optimized.
 
-    Linux takes the one that is nearest to the CPU's memory node; controllers over TCP have none (numa_node -1), so
-    that there all are equally near, as they are here.
+    Linux takes the path nearest to the CPU's memory node; controllers over TCP have none (numa_node -1), so that all
+    paths are equally near, as here.
     """
 
     name = "numa"
@@ -111,7 +114,7 @@ class Numa(IoPolicy[C]):
 
 
 class RoundRobin(IoPolicy[C]):
-    """The paths take turns: the optimized ones, or where there are none the non-optimized ones."""
+    """The optimized paths in turn, or without one the non-optimized paths."""
 
     name = "round-robin"
 
@@ -133,8 +136,8 @@ class RoundRobin(IoPolicy[C]):
                 self._current = path
                 return path
             if access == NON_OPTIMIZED:
-                found = path  # Linux keeps the last one that it meets, too
-        # the loop has left out the current path: its turn comes where it is better, or the only one
+                found = path  # Linux, too, takes the last one that it meets
+        # the loop has left out the current path: it is next where it is better, or the only one
         if old.access == OPTIMIZED or (found is None and old.access == NON_OPTIMIZED):
             return old
         if found is not None:
@@ -170,11 +173,11 @@ class QueueDepth(IoPolicy[C]):
 
 
 class ServiceTime(IoPolicy[C]):
-    """The path that is expected to be the first to have done the command.
+    """The path on which the command is expected to complete first.
 
     The expectation is (bytes outstanding + bytes of the command) / throughput. A path without a fresh estimate counts
-    as the fastest one that has any, so that it is tried. Of equal ones it is the faster, then the one that was not used
-    for longest: device-mapper's rule too.
+    as fast as the fastest one, so that it is tried. Of equal paths the faster one is taken, then the one not used for
+    longest, as in device-mapper.
     """
 
     name = "service-time"
@@ -223,7 +226,7 @@ DEFAULT_IOPOLICY: Final = Numa.name
 
 
 def check_iopolicy(name: str) -> str:
-    """Return the name of a policy. Raises :class:`ConfigurationError` for another."""
+    """Return the name of a policy. Raises :class:`ConfigurationError` for an unknown one."""
     if name not in IOPOLICIES:
-        raise ConfigurationError(f"there is no I/O policy {name!r}: choose one of {', '.join(IOPOLICIES)}")
+        raise ConfigurationError(f"unknown I/O policy {name!r}: choose one of {', '.join(IOPOLICIES)}")
     return name

@@ -1,8 +1,8 @@
 """One controller of a subsystem and the namespaces through it, across the controller's associations.
 
 A :class:`Member` is what multipath adds to a path of :mod:`nvmeof.host.path`: the ANA states that the controller
-reports, how much is outstanding on it, how fast it is. A :class:`NamespacePath` is a namespace through that controller
-(Linux: struct nvme_ns, the hidden nvmeXcYnZ); the head of the namespace has one for each of its paths.
+reports, outstanding commands and throughput. A :class:`NamespacePath` is a namespace through that controller (Linux:
+struct nvme_ns, the hidden nvmeXcYnZ); the head of the namespace has one for each of its paths.
 
 Must not know which path a policy chooses.
 """
@@ -32,7 +32,7 @@ from nvmeof.runtime import Runtime
 from nvmeof.spec.enums import AnaState
 
 RATE_SHARE: Final = 0.125
-"""How much one command counts in the estimate of a path's throughput."""
+"""Weight of one command in the estimate of a path's throughput."""
 RATE_STALE_SECONDS: Final = 1.0
 """An estimate that no command has confirmed for so long is dropped: the path is tried again."""
 FIRST_PAUSE_SECONDS: Final = 0.05
@@ -52,7 +52,7 @@ class PathFigures:
     retries: int = 0
     """Commands sent again on the same path."""
     failovers: int = 0
-    """Commands that went from here to another path."""
+    """Commands that went from this path to another one."""
 
     def add(self, other: PathFigures) -> None:
         """Add another path's figures to these."""
@@ -64,7 +64,7 @@ class PathFigures:
 
 
 class Member:
-    """A controller of a subsystem. ``number``: counts the controllers up, in the order in which they were added."""
+    """A controller of a subsystem. ``number``: of the controller, in the order in which controllers were added."""
 
     def __init__(self, path: Path[Controller], number: int, runtime: Runtime) -> None:
         options = path.options
@@ -77,7 +77,7 @@ class Member:
         self.info: IdentifyController | None = None
         self.ana: AnaFollower | None = None
         self.ana_error: NvmeofError | None = None
-        """Why the last ANA log could not be used."""
+        """The error of the last ANA log, where it could not be used."""
         self.namespaces: dict[int, NamespacePath] = {}
         self.refused: dict[int, NvmeofError] = {}
         """Namespaces that are left out on this path, and why."""
@@ -86,7 +86,7 @@ class Member:
         self.timed = False
         self.max_transfer_bytes = 0
         self.last_limits: NvmLimits | None = None
-        """The limits as they were last read; None where nobody has asked."""
+        """The limits that were last read; None before the first read."""
         self._rate = UNKNOWN_RATE
         self._rated_at = 0.0
         self._gone = PathFigures()
@@ -96,7 +96,7 @@ class Member:
 
     @property
     def usable(self) -> bool:
-        """Commands can be sent: the association is live, and was checked."""
+        """Whether commands can be sent: the association is live and was checked."""
         controller = self.controller
         return controller is not None and controller is self.path.controller and controller.error is None
 
@@ -107,12 +107,12 @@ class Member:
 
     @property
     def quiesced_at(self) -> float:
-        """When the last association executes no further command; see :meth:`Path.quiesced_at`."""
+        """The time from which the last association executes no further command; see :meth:`Path.quiesced_at`."""
         return self.runtime.now() if self.controller is None else self.path.quiesced_at(self.controller)
 
     @property
     def why(self) -> str:
-        """The state, and why it is that, for a message."""
+        """The state and its reason, for a message."""
         error = self.path.error
         state = "past fast_io_fail_tmo" if self.path.failfast_expired else self.path.state.value
         return f"{state} ({error})" if error is not None else state
@@ -149,12 +149,12 @@ class Member:
             self.controller.association.abort(request)
 
     def update(self) -> None:
-        """Let all namespaces through this controller know whether it can be used, and how."""
+        """Tell all namespaces through this controller whether it can be used, and how."""
         for path in self.namespaces.values():
             path.update()
 
     def drop(self, path: NamespacePath) -> None:
-        """Take a namespace out; its figures stay in the controller's."""
+        """Take a namespace out; its figures stay in those of the controller."""
         if self.namespaces.get(path.nsid) is path:
             del self.namespaces[path.nsid]
             self._gone.add(path.figures)
@@ -190,14 +190,15 @@ class Member:
 
     @property
     def bytes_per_second(self) -> float:
-        """Estimated throughput; 0 where there is none, or none that is fresh."""
+        """Estimated throughput; 0 without a fresh estimate."""
         if not self.depth and self.runtime.now() - self._rated_at > RATE_STALE_SECONDS:
             return UNKNOWN_RATE
         return self._rate
 
     def rate(self, request: HeadRequest) -> None:
-        """Update the estimate of the path's throughput: during a command, all that was outstanding with it was
-        carried."""
+        """Update the estimate of the path's throughput: during a command, the path carried all bytes outstanding with
+        it.
+        """
         now = self.runtime.now()
         seconds = now - request.started
         if seconds > 0 and request.size_bytes:
@@ -244,7 +245,7 @@ class NamespacePath:
     ana_state: int = AnaState.OPTIMIZED
     anagrpid: int = 0
     pending: bool = False
-    """The ANA state is not known, or was wrong: until the log is read, nothing is sent (NVME_NS_ANA_PENDING)."""
+    """The ANA state is unknown, or was wrong: no command is sent until the log is read (NVME_NS_ANA_PENDING)."""
     ready: bool = True
     """The size is the head's (NVME_NS_READY)."""
     access: int = UNUSABLE
@@ -261,8 +262,7 @@ class NamespacePath:
     def may_come_back(self) -> bool:
         """Whether commands may wait for this path.
 
-        Not for a group in persistent loss, which no way leads out of (NVMe Base 8.1.1.7), and not for an ANA log that
-        makes no sense.
+        Not for a group in persistent loss, which never ends (NVMe Base 8.1.1.7), and not for an invalid ANA log.
         """
         if self.pending and self.member.ana_error is not None:
             return False
@@ -271,7 +271,7 @@ class NamespacePath:
 
     @property
     def why(self) -> str:
-        """Why the path cannot be used, for a message."""
+        """The reason why the path cannot be used, for a message."""
         if self.member.usable:
             if self.pending and self.member.ana_error is not None:
                 return f"not usable ({self.member.ana_error})"
@@ -286,7 +286,7 @@ class NamespacePath:
 
     @property
     def outstanding_bytes(self) -> int:
-        """Data of these commands."""
+        """Bytes of the data of these commands."""
         return self.member.outstanding_bytes
 
     @property
@@ -295,7 +295,7 @@ class NamespacePath:
         return self.member.bytes_per_second
 
     def describe(self) -> NamespacePathFacts:
-        """Return the state, and what went over the path."""
+        """Return the state and the traffic of the path."""
         return {
             "nsid": self.nsid,
             "ana_state": state_word(self.ana_state),
@@ -318,7 +318,7 @@ class NamespacePath:
     def take_ana(self, log: AnaLog) -> None:
         """Take the state over from a log, by the namespace, or by the group that Identify Namespace gives.
 
-        A namespace that is in no group of the log waits for the next one.
+        A namespace that is in no group of the log waits for the next log.
         """
         found = next((group for group in log.groups if self.nsid in group.nsids), None)
         if found is None:
@@ -340,7 +340,7 @@ class NamespacePath:
         self.update()
         ana, runtime = self.member.ana, self.member.runtime
         if ana is None:
-            # a controller without ANA that reports an ANA error: there is no log to ask
+            # a controller without ANA that reports an ANA error: it has no log to read
             self._contradicted += 1
             runtime.call_later(self._pause, self._trust_again)
         elif self._contradicted:
@@ -393,8 +393,9 @@ class NamespacePath:
     def send_together(
         self, parts: Sequence[BatchPart], batch: IoBatch
     ) -> tuple[Sequence[BatchPart], NvmeofError | None]:
-        """Give parts of a batch, which :meth:`begin` has counted, to queues of the controller. Return those that a lost
-        controller has not taken, and its error."""
+        """Give parts of a batch, which :meth:`begin` has counted, to queues of the controller. Return the parts that a
+        lost controller has not taken, and its error.
+        """
         sent = 0
         try:
             while sent < len(parts):
@@ -404,7 +405,7 @@ class NamespacePath:
                     queue.submit_batch(batch.series([part.index for part in some]), some)
                     sent += len(some)
                 else:
-                    queue.submit(parts[sent])  # it waits for an identifier
+                    queue.submit(parts[sent])  # the part waits for a command identifier
                     sent += 1
         except NvmeofError as error:
             for part in parts[sent:]:

@@ -1,4 +1,4 @@
-"""Commands that survive the path which they were sent over: one alone with a future, and many as one transfer.
+"""Commands that survive the path over which they were sent: one alone with a future, and many as one transfer.
 
 A :class:`HeadRequest` is given to a :class:`Carrier` (a namespace's head), which gives it to a queue of the path that
 its policy chooses. When that path fails, the same request goes to another one: the caller sees one command.
@@ -41,7 +41,7 @@ class Carrier(Protocol):
     """The Protocol of the head that carries a request."""
 
     def submit(self, request: HeadRequest, more: bool = False) -> None:
-        """Send the request over a path, or keep it until there is one, or end it with an error. Never raises."""
+        """Send the request over a path, queue it until there is one, or end it with an error. Never raises."""
         ...
 
     def refused(self, request: HeadRequest, path: RequestPath, status: int, result: int) -> None:
@@ -70,15 +70,15 @@ class Carrier(Protocol):
 
 
 class Pieces(Protocol):
-    """The Protocol of what a request was cut into."""
+    """The Protocol of the pieces into which a request was cut."""
 
     def cancel(self) -> bool:
-        """Give all pieces up; True when their buffers are free at once."""
+        """Give all pieces up; return whether their buffers are free at once."""
         ...
 
 
 class HeadRequest(Request):
-    """One command for a namespace. ``path``: the one that it is on now; None while it waits for one."""
+    """One command for a namespace. ``path``: its current path; None while it waits for one."""
 
     __slots__ = (
         "ahead_bytes",
@@ -104,7 +104,7 @@ class HeadRequest(Request):
         data_in: memoryview | None = None,
         options: RequestOptions = DEFAULT_OPTIONS,
     ) -> None:
-        # what Request does, without the call: there is one of these for every command
+        # what Request does, without the call: one object is made for every command
         self.sqe = sqe
         self.data_out = data_out
         self.data_in = data_in
@@ -117,21 +117,21 @@ class HeadRequest(Request):
         self.path: RequestPath | None = None
         self.size_bytes = len(data_in) if data_in is not None else len(data_out) if data_out is not None else 0
         self.avoid: RequestPath | None = None
-        """The path that has just failed it, although it looks well."""
+        """The path on which the request has just failed, although the path looks usable."""
         self.retries = 0
         self.started = 0.0
-        """When it was sent, where the policy wants that known."""
+        """When the request was sent, where the policy needs the time."""
         self.ahead_bytes = 0
-        """Data outstanding on its path then, its own included."""
+        """Bytes outstanding on its path at that time, its own included."""
         self.repeated = False
-        """An old copy of it may yet be executed: what overlaps it is held back."""
+        """An old copy of the request may yet be executed: overlapping requests are held back."""
         self.extent: Extent | None = None
-        """The blocks that it changes, where that matters."""
+        """The blocks that the request changes, where they matter."""
         self.quiesced_at = 0.0
         """When no old copy can be executed any longer, by the runtime's clock."""
         self.cancelled = False
         self.cut: Pieces | None = None
-        """It is on no path: several smaller commands do what it was to do."""
+        """The request is on no path: several smaller commands do its work."""
         self.released: Future[None] | None = None
         if options is not DEFAULT_OPTIONS:
             self.priority = options.priority
@@ -147,7 +147,7 @@ class HeadRequest(Request):
     def completed(self, result: int, status: int) -> None:
         path = self.path
         if path is None:
-            raise LocalProtocolError("a command was completed that is on no path")
+            raise LocalProtocolError("the completed command is on no path")
         self.path = None
         if status < 2:
             path.finished(self)
@@ -161,13 +161,13 @@ class HeadRequest(Request):
     def failed(self, error: NvmeofError) -> None:
         path = self.path
         if path is None:
-            raise LocalProtocolError("a command was lost that is on no path")
+            raise LocalProtocolError("the lost command is on no path")
         self.path = None
         path.left(self)
         self.carrier.lost(self, path, error)
 
     def give_up(self, error: NvmeofError) -> None:
-        """End with an error, for good."""
+        """End the request with an error, without a further try."""
         if self.repeated:
             self.carrier.abandoned(self)
         self.ended(0, error)
@@ -177,9 +177,9 @@ class HeadRequest(Request):
         raise NotImplementedError
 
     def cancel(self) -> bool:
-        """Give the command up: the caller was cancelled. True when its buffers are free at once.
+        """Give the command up, since the caller was cancelled. Return whether its buffers are free at once.
 
-        Otherwise :meth:`ended` is called later, when the path has let go of them.
+        Otherwise :meth:`ended` is called later, when the path has released them.
         """
         self.cancelled = True
         if self.cut is not None:
@@ -223,7 +223,7 @@ class HeadCommand(HeadRequest):
 class HeadFused(HeadCommand):
     """A fused operation: the request is its first half, and ends when both have ended.
 
-    It goes over another path only where it has not been executed: its path was lost before it was sent, or refused it
+    The operation goes over another path only where it was not executed: its path was lost before sending, or refused it
     with an ANA state.
     """
 
@@ -283,13 +283,13 @@ async def give_up(runtime: Runtime, command: HeadCommand, *, hold: bool) -> None
         try:
             await command.released
         except BaseException:
-            continue  # the first cancellation is raised by the caller anyway
+            continue  # the caller raises the first cancellation anyway
 
 
 class HeadTransfer:
     """A large operation as many commands, a window of them at a time, each over the path that is best then.
 
-    After the first error no further command goes out; ``future`` is done when all that did go out has ended.
+    After the first error no further command is sent; ``future`` is done when all sent commands have ended.
     """
 
     __slots__ = ("_carrier", "_error", "_outstanding", "_parts", "future", "result")
@@ -337,7 +337,7 @@ class HeadTransfer:
     def stop(self) -> bool:
         """Cancel: send nothing more, and give up sent requests. Return whether all buffers are free."""
         self._error = self._error or LocalProtocolError("the transfer was cancelled")
-        # first what waits: the slots that Aborts free must not send it
+        # first the waiting requests: the slots that Aborts free must not send them
         for waiting in (True, False):
             for part in list(self._outstanding):
                 if (part.cid < 0) is waiting and part.cancel():

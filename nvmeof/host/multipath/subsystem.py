@@ -1,4 +1,4 @@
-"""A subsystem as its host sees it over several controllers: what comes, goes and changes.
+"""A subsystem as its host sees it over several controllers: paths, namespaces and events.
 
 Paths (:mod:`nvmeof.host.path`) are added and removed while I/O goes on. Before a path is live its controller is checked
 against the others, its ANA log is read and its namespaces are joined to their heads; events of each controller keep
@@ -49,14 +49,15 @@ log = logging.getLogger("nvmeof.host")
 
 T = TypeVar("T")
 ANA_RETRY_SECONDS: Final = 10.0
-"""After this a log that made no sense is read again, if no event has had it read before."""
+"""Seconds after which an invalid log is read again, unless an event causes that earlier."""
 DRAIN_POLL_SECONDS: Final = 0.01
 MOST_TRIES: Final = 8
-"""How often what any path will do for is tried over one that is lost each time."""
+"""How often a call over any path is tried when each path is lost during it."""
 
 
 class Subsystem:
-    """The controllers and namespaces of ``subnqn``. ``multipath`` False: native multipath off, each path for itself.
+    """The controllers and namespaces of ``subnqn``. ``multipath`` False: native multipath is off, and each path
+    separate.
 
     ::
 
@@ -124,14 +125,14 @@ class Subsystem:
     async def add(self, path: Path[Controller]) -> Member:
         """Connect one more path, and use it.
 
-        Raises what :meth:`Path.connect` does, and :class:`PathMismatchError` for a controller that does not fit to the
-        others; nothing of the path is left then.
+        Raises what :meth:`Path.connect` does, and :class:`PathMismatchError` for a controller that does not match the
+        others; nothing of the path remains then.
         """
         if self._closed:
             raise LocalProtocolError(f"the subsystem {self.subnqn} is closed: no path can be added")
         twin = next((each for each in self.members if each.path.options.same_path(path.options)), None)
         if twin is not None:
-            raise ConfigurationError(f"there is a path to {self.subnqn} by {twin.name} already")
+            raise ConfigurationError(f"{twin.name} is already a path to {self.subnqn}")
         member = Member(path, self._numbers, self.runtime)
         self._numbers += 1
         member.timed = IOPOLICIES[self._iopolicy].timed
@@ -150,10 +151,10 @@ class Subsystem:
     async def remove(self, member: Member) -> None:
         """Remove a path: wait until its commands have ended, and shut its controller down in order.
 
-        What has not ended within ``io_timeout`` is treated as on a path that was lost.
+        A command that has not ended within ``io_timeout`` is treated as one of a lost path.
         """
         if member not in self.members:
-            raise ConfigurationError(f"there is no path to {self.subnqn} by {member.name}")
+            raise ConfigurationError(f"{member.name} is not a path to {self.subnqn}")
         self._forget(member)
         deadline = self.runtime.now() + member.path.options.io_timeout
         while member.depth and member.usable and self.runtime.now() < deadline:
@@ -182,7 +183,7 @@ class Subsystem:
             await member.path.delete()
 
     def _changed(self, member: Member) -> None:
-        """Update the namespaces of a path whose state has changed, and send requests that wait."""
+        """Update the namespaces of a path whose state has changed, and send waiting requests."""
         if member.path.state not in (PathState.LIVE, PathState.CONNECTING):
             self._stop_ana(member)
         member.update()
@@ -190,11 +191,11 @@ class Subsystem:
             path.head.kick()
         self._wake()
         if member.path.state is PathState.LIVE:
-            self.runtime.spawn(self._refresh_all())  # what they are may have changed while no event could say so
+            self.runtime.spawn(self._refresh_all())  # namespaces may have changed while no event could report it
 
     def _lost(self, member: Member, error: NvmeofError) -> None:
         """Remove a path that recovery has given up: Linux removes the controller and its namespaces, too."""
-        self._last_loss = f", the last one as it was lost ({member.name}: {error})"
+        self._last_loss = f", the last one after it was lost ({member.name}: {error})"
         self._forget(member)
         for listener in list(self.on_lost):
             listener(member, error)
@@ -209,11 +210,11 @@ class Subsystem:
     async def _prepare(self, member: Member, first: bool, controller: Controller) -> None:
         """Check a new association and join its namespaces. Raises NvmeofError where it cannot be used.
 
-        At the first connect a namespace that does not fit is an error; later it is left out, as Linux does.
+        At the first connect a namespace that does not match is an error; later it is left out, as in Linux.
         """
         info = controller.info
         identity = SubsystemIdentity.of(controller.subnqn, info)
-        # a target that has restarted gives the identifiers of associations that have ended anew
+        # a target that has restarted assigns the identifiers of ended associations again
         associations = [each.path.association for each in self.members if each is not member]
         others = [each.identified.cntlid for each in associations if each is not None and each.identified is not None]
         check_controller(identity, self.identity, info, others if self.multipath else ())
@@ -272,11 +273,11 @@ class Subsystem:
         key = (view.nsid, None if unique else member)
         head, path = self._heads.get(key), member.namespaces.get(view.nsid)
         if path is not None and (path.head is not head or path.view.ids != view.ids):
-            # it is shared or private in place of the other, or another namespace: as if it had gone and come
+            # the NSID has become shared or private, or is another namespace: treated as removed and added
             self._drop(member, path)
             path = None
         if head is not None and not head.paths and head.view.ids != view.ids:
-            # all paths to what was there are gone, and this is another namespace: who uses the old one gets errors
+            # all paths to the old namespace are gone, and this is another one: users of the old one get errors
             self._retire(key, head)
             head = None
         if head is None:
@@ -294,7 +295,9 @@ class Subsystem:
         head.revalidate(view)
 
     def _drop(self, member: Member, path: NamespacePath) -> None:
-        """Take a namespace of a controller out; after its last path, look at those that were left out for its sake."""
+        """Take a namespace of a controller out; after its last path, scan for those that were left out because of
+        it.
+        """
         member.drop(path)
         path.head.remove(path)
         if not path.head.paths and any(path.nsid in each.refused for each in self.members):
@@ -303,7 +306,7 @@ class Subsystem:
     def _retire(self, key: tuple[int, Member | None], head: NamespaceHead) -> None:
         head.close(
             PathMismatchError(
-                f"namespace {head.nsid} of {self.subnqn} is another one now than the one in use: look it up anew"
+                f"namespace {head.nsid} of {self.subnqn} is another one now than the one in use: open it again"
             )
         )
         self._heads.pop(key, None)
@@ -331,8 +334,8 @@ class Subsystem:
         try:
             await self._scan(member, controller, strict=False)
         except NvmeofError as error:
-            # a lost association is scanned when it is back; what else is wrong leaves what was known before
-            log.info("%s: the namespaces could not be looked at: %s", member.name, error)
+            # a lost association is scanned when it is back; other errors leave the last known state
+            log.info("%s: the namespaces could not be read: %s", member.name, error)
         if member.ana is not None and self._without_state(member) is not None:
             member.ana.refresh()  # the log may be older than the namespace
 
@@ -351,7 +354,7 @@ class Subsystem:
 
     @property
     def heads(self) -> list[NamespaceHead]:
-        """The namespaces that have a path, or had one, by NSID."""
+        """The namespaces that have or had a path, by NSID."""
         return [self._heads[key] for key in sorted(self._heads, key=lambda key: key[0])]
 
     def namespace(self, nsid: int, member: Member | None = None) -> Namespace:
@@ -368,7 +371,7 @@ class Subsystem:
             raise NvmeStatusError(Status.INVALID_NAMESPACE, f"{self.subnqn} has no active namespace {nsid}", dnr=True)
         if len(keys) > 1:
             owners = ", ".join(key[1].name for key in keys if key[1] is not None)
-            raise ConfigurationError(f"several paths have a namespace {nsid} of their own ({owners}): say which path")
+            raise ConfigurationError(f"several paths have a separate namespace {nsid} ({owners}): name the path")
         return self._namespace(keys[0])
 
     def all_namespaces(self) -> list[Namespace]:
@@ -405,10 +408,10 @@ class Subsystem:
         else:
             member.ana_error = None
         for path in member.namespaces.values():
-            path.head.kick()  # also where it became worse: nothing may be left that commands can wait for
+            path.head.kick()  # also where the state became worse: no command may wait for a path that will not come
 
     def _without_state(self, member: Member) -> NvmeofError | None:
-        """Return what is wrong with the last ANA log where it has a namespace in none of its groups."""
+        """Return the error of the last ANA log where it has a namespace in none of its groups."""
         info = member.info
         missing = next((path for path in member.namespaces.values() if path.pending), None)
         return None if missing is None or info is None else not_in_log(info, missing.nsid, missing.view.anagrpid)
@@ -435,14 +438,14 @@ class Subsystem:
         except NvmeofError as error:
             log.info("%s: the reset has failed, recovery goes on: %s", member.name, error)
 
-    # -- what any path will do for
+    # -- calls over any path
 
     async def on_any_path(
         self, head: NamespaceHead | None, call: Callable[[Member], Awaitable[T]], *, repeatable: bool = True
     ) -> T:
-        """Call ``call`` with any live path of ``head`` (None: of the subsystem), and wait while none is live. When a
-        connection is lost during the call, call it again with another path; a call that is not ``repeatable`` only if
-        it was not executed. Raises :class:`NoPathError` when no path may come back, and any error of ``call``.
+        """Call ``call`` with any live path of ``head`` (None: of the subsystem), and wait while no path is live. When a
+        connection is lost during the call, repeat the call with another path; if not ``repeatable``, only when it was
+        not executed. Raises :class:`NoPathError` when no path may come back, and any error of ``call``.
         """
         tries: dict[Member, int] = {}
         while True:
@@ -468,7 +471,7 @@ class Subsystem:
 
     @property
     def none_left(self) -> str:
-        """Why there is no path at all, for a message."""
+        """The reason why no path is left, for a message."""
         return f"all were removed{self._last_loss}"
 
     def _usable(self, head: NamespaceHead | None) -> Iterator[Member]:

@@ -43,7 +43,7 @@ T = TypeVar("T")
 WORKERS: Final = 8
 """Threads of a file: one association keeps at most half of them busy, two three quarters, and so on."""
 IDLE_BYTES: Final = 64 << 20
-"""How much memory for reads is kept for the next ones."""
+"""Bytes of memory for reads that stay allocated for further reads."""
 _WOULD_WAIT = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 
 
@@ -53,13 +53,13 @@ class FileBackend(FileCalls):
     `size`: None takes the file's; else the file is made, or extended sparse, to that size.
 
     `shared`: go on without the lock that keeps two targets from serving one file for writing when another process has
-    it; what belongs to the data is read then, and not kept. `workers`: threads.
-    `kept`: the file for what belongs to the data and must outlive the process (reservations and the like). Beside a
-    regular file that may be written it is PATH.nvmeof; a device has none unless it is given.
-    `block_bytes`: None for what it had before, or 512 for a new one. It is remembered there too, as is what a host
-    formats it to; another one than that cannot be opened.
-    `direct`: read and write past the page cache (O_DIRECT); what is not aligned for that goes by the page cache.
-    Opening raises `ConfigurationError` for what cannot be served: no such file, in use, of other blocks.
+    it; metadata is then read and not stored. `workers`: threads.
+    `kept`: the metadata file, which stores what must outlive the process, such as reservations. Of a regular file
+    that may be written it is PATH.nvmeof; a device has none unless given.
+    `block_bytes`: None for the size it had before, or 512 for a new file. The metadata file stores it, and what a host
+    formats the namespace to; a file cannot be opened with another block size.
+    `direct`: read and write past the page cache (O_DIRECT); unaligned requests use the page cache.
+    Opening raises `ConfigurationError` for a file that does not exist, is in use, or has another block size.
     """
 
     overwrite_to_erase = True
@@ -92,7 +92,7 @@ class FileBackend(FileCalls):
         self._block_bytes = block_bytes or DEFAULT_BLOCK_BYTES
         self._room_bytes = 0
         self._workers = workers
-        # How much hosts may have is counted where their commands are taken, by association.
+        # Memory for hosts is limited where their commands are taken, by association.
         self._pool = pool or BufferPool(sys.maxsize, idle_limit_bytes=IDLE_BYTES)
         self._threads: ThreadBatches | None = None  # None: closed
         self._ranges = RangeLocks()
@@ -154,16 +154,18 @@ class FileBackend(FileCalls):
     def _make_zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
         path = self._zones_path
         if path is None:
-            raise ConfigurationError(f"zones of {self.description} need a file that they are kept in")
+            raise ConfigurationError(f"zones of {self.description} need a file to be stored in: give kept=PATH")
         if isinstance(self._zones, FileZoneStore):
-            raise ConfigurationError(f"{path} is about {self._zones.layout}, and in use")
+            raise ConfigurationError(f"{path} has zones of {self._zones.layout}, and is in use")
         if self._options.shared and self.capabilities.can_write:
-            raise ConfigurationError(f"{self.path} cannot be shared: nobody else would see its write pointers move")
+            raise ConfigurationError(
+                f"{self.path} cannot be shared: no other process would see its write pointers move"
+            )
         held = count if self._device else os.fstat(self._fd).st_size // layout.zone_bytes
         return FileZoneStore(path, layout, count, held=held, read_only=not self.capabilities.can_write)
 
     async def _remember_block_bytes(self) -> None:
-        """Store a block size that was asked for, so that a start without that option finds the same blocks."""
+        """Store a block size that was asked for, so that a start without that option uses the same size."""
         wanted = self._options.block_bytes
         if wanted in (None, DEFAULT_BLOCK_BYTES) or not isinstance(self.metadata_store, JsonFileStore):
             return
@@ -172,12 +174,12 @@ class FileBackend(FileCalls):
                 await self.metadata_store.put(FORMAT_SECTION, {"block_bytes": wanted})
             except OSError as error:
                 logger.warning(
-                    "%s: its block size cannot be kept (%s): give it again at the next start",
+                    "%s: its block size cannot be stored (%s): give it again at the next start",
                     self.path, error.strerror or error,
                 )  # fmt: skip
 
     async def close(self) -> None:
-        """Wait for what was begun, flush, close. What cannot be flushed is logged."""
+        """Wait for what was begun, flush, close. A flush that fails is logged."""
         threads = self._threads
         if threads is None:
             return
@@ -186,7 +188,7 @@ class FileBackend(FileCalls):
         await threads.idle()
         while self._commits.busy:
             await self._commits.finish()
-            await threads.idle()  # what ends there may let a write begin that waited for its range
+            await threads.idle()  # an operation that ends here may let a write begin that waited for its range
         await threads.close()
         if isinstance(runs, FileRuns):
             runs.close()
@@ -243,7 +245,7 @@ class FileBackend(FileCalls):
         self._capabilities = replace(self.capabilities, size_bytes=now)
         if now > before:
             return f"{self.description} has grown from {before} to {now} bytes"
-        return f"{self.description} has become shorter, from {before} to {now} bytes: what was behind that is lost"
+        return f"{self.description} has become shorter, from {before} to {now} bytes: the data behind is lost"
 
     def set_block_bytes(self, block_bytes: int) -> None:
         size_bytes = self._room_bytes - self._room_bytes % block_bytes
@@ -264,7 +266,7 @@ class FileBackend(FileCalls):
                 done = os.preadv(self._fd, [view], offset, os.RWF_NOWAIT)
             except OSError as error:
                 if error.errno in NOT_SUPPORTED:
-                    # A property of the file system: asking again would only cost a system call per read.
+                    # A property of the file system: another try would only cost a system call per read.
                     self._read_nowait = False
                 elif error.errno not in _WOULD_WAIT:
                     self._pool.give(view)
@@ -289,7 +291,7 @@ class FileBackend(FileCalls):
             return  # given up
         try:
             self._open_threads()
-        except OSError as error:  # closed since: it fails this read, not the caller who returned memory
+        except OSError as error:  # closed since: the error is the read's, not that of the caller who returned memory
             future.set_exception(error)
             return
         view = self._pool.take(length)
@@ -365,7 +367,7 @@ class FileBackend(FileCalls):
                 run=partial(self._commits.add, data, offset),
             )
             return future
-        future.half_done = done > 0  # half a block must not stay
+        future.half_done = done > 0  # no partial block may remain
         # The whole range is locked, also when a part of it is written already: no reader sees only a part of the write.
         self._locked(offset, len(data), True, lambda: self._write_fully(rest, start, False), future, None)
         return future
@@ -376,7 +378,7 @@ class FileBackend(FileCalls):
         if last < first + length:
             ranges = [(first, last + length, True)]
         else:
-            # Both locks in one step: copies to and fro wait for each other in the order of their arrival.
+            # Both locks in one step: copies in opposite directions wait for each other in the order of their arrival.
             ranges = [(source, source + length, False), (destination, destination + length, True)]
         self._run_locked(
             ranges, lambda: self._copy_now(source, destination, length, fua, future), future, None, slow=True
@@ -418,7 +420,7 @@ class FileBackend(FileCalls):
         return future
 
     def _start_flush(self, threads: ThreadBatches) -> None:
-        # One at a time, for all who asked before it began: more would only keep threads from reading.
+        # One flush at a time, for all who asked before it began: more would only occupy threads.
         waiters, self._flush_waiters = self._flush_waiters, []
         self._flushing = True
         flushed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -460,8 +462,9 @@ class FileBackend(FileCalls):
         slow: bool = False,
         run: Callable[[Operation[T], Callable[[bool], None]], None] | None = None,
     ) -> None:
-        """Run in a thread with all of the ranges (start, end, exclusive) locked; none overlaps another. `run`: hands it
-        over, in place of `call`."""
+        """Run in a thread with all of the ranges (start, end, exclusive) locked; none overlaps another. `run`: hands
+        the call over, in place of `call`.
+        """
         try:
             threads = self._open_threads()
         except OSError:
@@ -471,7 +474,8 @@ class FileBackend(FileCalls):
         locks = self._ranges.acquire_all(ranges, OWNER.get())
 
         def finished(delivered: bool) -> None:
-            # Here, not when the future is done: a cancelled command does not free its range before the thread does.
+            # Release here, not when the future is done: a cancelled command must not free its range before the thread
+            # does.
             for lock in locks:
                 self._ranges.release(lock)
             if after is not None:

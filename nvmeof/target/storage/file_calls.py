@@ -17,7 +17,7 @@ from nvmeof.target.storage.operation import Operation
 NOT_SUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 _faults = FaultLog(logging.getLogger(__name__))
 _ZEROES = bytes(1 << 20)
-_PIECE_BYTES = 1 << 18  # what a thread reads at a time of data that goes nowhere else
+_PIECE_BYTES = 1 << 18  # how much a thread reads at a time of data that is only compared or checked
 
 
 class FileCalls(Backend):
@@ -29,7 +29,7 @@ class FileCalls(Backend):
         self._device = False
         self._capabilities: Capabilities | None = None
         self.direct: DirectFile | None = None
-        """The file past the page cache, where it is served so."""
+        """The file opened past the page cache, where it is served with `direct`."""
         self._write_dsync = True
         self._zero_range = True
 
@@ -39,7 +39,7 @@ class FileCalls(Backend):
         return self._fd
 
     def reaches(self, end: int) -> bool:
-        """Return whether the file has bytes up to there: a write beyond would make it longer."""
+        """Return whether the file has bytes up to ``end``: a write beyond would extend the file."""
         return self._device or os.lseek(self._fd, 0, os.SEEK_END) >= end
 
     def _pread(self, view: memoryview, offset: int) -> int:
@@ -74,7 +74,7 @@ class FileCalls(Backend):
         return SizeChangedError(errno.EIO, f"{self.path} has become shorter than its namespace")
 
     def _check_inside(self, end: int) -> None:
-        """Raise `SizeChangedError` for a write that would make a file longer: it would be of holes, read as zeroes."""
+        """Raise `SizeChangedError` for a write that would extend the file: a hole, read as zeroes, would precede it."""
         if not self.reaches(end):
             raise self._shorter()
 
@@ -146,7 +146,7 @@ class FileCalls(Backend):
     def _copy_now(self, source: int, destination: int, length: int, fua: bool, operation: Operation[None]) -> None:
         piece = memoryview(bytearray(min(length, _PIECE_BYTES)))
         starts = range(0, length, _PIECE_BYTES)
-        # A destination that lies in its source's way is filled from the end, as memmove does.
+        # A destination that overlaps its source is filled from the end, as memmove does.
         for start in starts if destination < source else reversed(starts):
             operation.check()
             part = piece[: length - start]
@@ -195,7 +195,7 @@ class FileCalls(Backend):
         except OSError as error:
             if error.errno not in syscalls.UNSUPPORTED:
                 raise
-            # Deallocate is a hint: from now on it is not even tried.
+            # Deallocate is a hint: from now on it is not tried.
             self._capabilities = replace(self.capabilities, can_deallocate=False)
 
     def _flush_now(self) -> None:
@@ -215,7 +215,7 @@ class FileCalls(Backend):
         _faults.error(
             (self.path, error.errno),
             f"{self.path}: writing to the media failed: {error.strerror or error}; what was written since the last "
-            "flush may be lost, each host is told at its next Flush",
+            "flush may be lost; each host gets the error at its next Flush",
         )
 
     def _allocated_now(self, offset: int, length: int) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ def beside(path: Path, suffix: str) -> Path:
 
 def check_links(path: Path, status: os.stat_result, suffixes: Sequence[str]) -> None:
     """Raise `ConfigurationError` when a metadata file lies beside another name (a hard link) of a file in its
-    directory. Names in other directories cannot be found: a warning is logged. `suffixes`: of metadata files.
+    directory. A hard link in another directory cannot be found: a warning is logged. `suffixes`: of metadata files.
     """
     if status.st_nlink < 2:
         return
@@ -34,12 +34,12 @@ def check_links(path: Path, status: os.stat_result, suffixes: Sequence[str]) -> 
         for kept in (each.with_name(each.name + suffix) for suffix in suffixes):
             if kept.exists():
                 raise ConfigurationError(
-                    f"{path} is the same file as {each} (a hard link), and {kept} keeps what belongs to it: serve it "
+                    f"{path} is the same file as {each} (a hard link), and {kept} has its metadata: serve it "
                     "by that name, or remove that file to continue without it"
                 )
     if len(others) + 1 < status.st_nlink:
         logger.warning(
-            "%s has %d names (hard links), some elsewhere: what a host wants to be kept is found by this one alone",
+            "%s has %d names (hard links), some in other directories: its metadata is found by this name alone",
             path,
             status.st_nlink,
         )

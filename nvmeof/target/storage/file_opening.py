@@ -1,6 +1,6 @@
 """Opening a file or block device that is to be served: found or made, locked, examined.
 
-What is known once it is open is an `OpenedFile`. Nothing here knows of the event loop, of reading or of writing.
+The result is an `OpenedFile`. Nothing here knows of the event loop, of reading or of writing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nvmeof.target.storage.json_file_store import JsonFileStore
 logger = logging.getLogger(__name__)
 
 _OPEN_HERE: Final[set[tuple[int, int]]] = set()
-"""Device and inode of what this process has locked."""
+"""Device and inode of each file that this process has locked."""
 
 
 def identity_of(fd: int) -> tuple[int, int]:
@@ -53,7 +53,7 @@ class FileOptions:
         return ("read-only", self.read_only), ("shared", self.shared), ("direct", self.direct)
 
     def kept_path(self) -> Path:
-        """Return the file for what belongs to the data and must outlive the process."""
+        """Return the path of the metadata file."""
         return self.kept or beside(self.path, KEPT_SUFFIX)
 
     def zones_path(self, *, device: bool) -> Path | None:
@@ -67,8 +67,8 @@ class FileOptions:
 class OpenedFile:
     """An open file and what was found out about it. `direct`: the same file past the page cache, if it is served so.
 
-    `device`: it is a block device. `guest`: another process has the lock. `room_bytes`: its size, or the part of it
-    that was asked for, without regard to blocks. `metadata_store`: what belongs to its data.
+    `device`: it is a block device. `guest`: another process has the lock. `room_bytes`: its size, or the part that was
+    asked for, not rounded to blocks. `metadata_store`: its metadata.
     """
 
     fd: int
@@ -81,9 +81,9 @@ class OpenedFile:
 
 
 def open_file(options: FileOptions) -> OpenedFile:
-    """Open a file, make it where its size says so, and lock and examine it.
+    """Open a file, create it where a size is given, lock and examine it.
 
-    Raises `ConfigurationError` for what cannot be served: no such file, in use, of other blocks.
+    Raises `ConfigurationError` for a file that does not exist, is in use, or has another block size.
     """
     fd = _open(options)
     try:
@@ -104,11 +104,11 @@ def closing(fd: int) -> None:
 def _open(options: FileOptions) -> int:
     flags = os.O_CLOEXEC | (os.O_RDONLY if options.read_only else os.O_RDWR)
     try:
-        _check_kind(options.path, options.path.stat().st_mode)  # before a FIFO would wait for a writer
+        _check_kind(options.path, options.path.stat().st_mode)  # first: open() of a FIFO would wait for a writer
         return os.open(options.path, flags)
     except FileNotFoundError as error:
         if options.size_bytes is None or options.read_only:
-            raise ConfigurationError(f"{options.path} does not exist; give a size to have it made") from error
+            raise ConfigurationError(f"{options.path} does not exist; give a size to create it") from error
     except OSError as error:
         advice = "" if options.read_only else "; it could be served read-only" * (error.errno == errno.EROFS)
         raise ConfigurationError(f"cannot open {options.path}: {error.strerror}{advice}") from error
@@ -125,7 +125,7 @@ def _make_file(flags: int, options: FileOptions, size_bytes: int) -> int:
     for kept in (options.kept_path(), options.zones_path(device=False)):
         if kept is not None and kept.exists():
             raise ConfigurationError(
-                f"{kept} belongs to {options.path}, which is not there: put it back, or remove what belonged to it"
+                f"{kept} belongs to {options.path}, which is not there: put it back, or remove {kept}"
             )
     try:
         path = options.path.resolve()
@@ -152,7 +152,7 @@ def _examine(fd: int, options: FileOptions) -> OpenedFile:
     guest = _lock(fd, options)
     if not device and options.kept is None:
         check_links(options.path, os.fstat(fd), (KEPT_SUFFIX, ZONES_SUFFIX))
-    metadata_store = _open_keeper(options, device=device, guest=guest)
+    metadata_store = _open_metadata(options, device=device, guest=guest)
     block_bytes = _choose_block_bytes(options, metadata_store)
     writable = not options.read_only
     if device:
@@ -166,7 +166,7 @@ def _examine(fd: int, options: FileOptions) -> OpenedFile:
         raise ConfigurationError(f"{options.path} is smaller than one block of {block_bytes} bytes; give a size")
     if rest:
         logger.warning(
-            "%s: its last %d bytes are not served: they are no whole block of %d bytes",
+            "%s: its last %d bytes are not served: less than a block of %d bytes",
             options.path, rest, block_bytes,
         )  # fmt: skip
     capabilities = Capabilities(
@@ -197,11 +197,11 @@ def _device_size(fd: int, options: FileOptions) -> int:
     return options.size_bytes or size_bytes
 
 
-def _open_keeper(options: FileOptions, *, device: bool, guest: bool) -> JsonFileStore | MemoryStore:
+def _open_metadata(options: FileOptions, *, device: bool, guest: bool) -> JsonFileStore | MemoryStore:
     if device and options.kept is None:
         return MemoryStore()
     metadata_store = JsonFileStore(options.kept_path(), sections=DATA_SECTIONS)
-    # Each process has all of it in memory: of two that write, each would undo what the other has kept.
+    # Each process has the whole metadata in memory: of two that write, each would undo the changes of the other.
     if options.read_only or guest:
         return MemoryStore(metadata_store.values, metadata_store.origin)
     metadata_store.add_checksum()
@@ -221,9 +221,9 @@ def _choose_block_bytes(options: FileOptions, metadata_store: JsonFileStore | Me
 
 
 def _lock(fd: int, options: FileOptions) -> bool:
-    """Lock a file, for writing alone unless it is read-only; True when another process has it and it is shared."""
+    """Lock a file, exclusively unless it is read-only; return whether another process has it and it is shared."""
     if options.shared and options.read_only:
-        return False  # it writes no metadata and need not exclude other processes
+        return False  # a read-only target writes no metadata and need not exclude other processes
     kind = fcntl.LOCK_SH if options.read_only else fcntl.LOCK_EX
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
 """Runs of like reads and writes of a file: many blocks in one system call.
 
-Reads come from the page cache, on the event loop, where the kernel has them there (RWF_NOWAIT). A run of writes is
-handed over to one thread as a whole, since the kernel may let a write to the page cache wait (for its journal, or while
-too much is dirty), and ext4 takes no RWF_NOWAIT for it. Neighbours are joined. What a run cannot do, one command after
-the other does.
+Reads come from the page cache, on the event loop, where the data is cached (RWF_NOWAIT). A run of writes is handed over
+to one thread as a whole, since the kernel may let a write to the page cache wait (for its journal, or while too much is
+dirty), and ext4 takes no RWF_NOWAIT for it. Neighbours are joined. Requests that a run cannot do are executed one by
+one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NOT_SUPPORTED: Final = frozenset(-code for code in NOT_SUPPORTED)
 
 
 def _joined(offsets: Sequence[int], length: int) -> list[int] | None:
-    """Return how many requests each neighbourhood has, in order; None when no request follows another."""
+    """Return how many requests are adjacent in each stretch, in order; None when no request follows another."""
     if not any(after - before == length for before, after in pairwise(offsets)):
         return None
     counts = [1]
@@ -54,15 +54,15 @@ class FileRuns:
         self._threads = threads
         self._reads: Calls | None = None
         self._idle: list[Calls] = []  # for writes: one for each thread that has one under way
-        self._idle_direct: list[Calls] = []  # the same past the page cache
+        self._idle_direct: list[Calls] = []  # the same with memory aligned for O_DIRECT
         self._pieces: list[memoryview] = []  # aligned memory that no run uses
-        self._nowait = file.direct is None  # what comes from the device is waited for
+        self._nowait = file.direct is None  # reads wait for the device
         self._closed = False
 
     def read(self, offsets: Sequence[int], length: int) -> tuple[memoryview, list[int]] | None:
         """Read blocks of ``length`` bytes, one behind the other, into memory that `release` takes back.
 
-        Returns it with the indexes of those that have to be read in another way; None when all have to.
+        Returns the memory with the indexes of the blocks that have to be read in another way; None when all have to.
         """
         if not self._nowait or self._closed or self._ranges.run_busy(offsets, length, exclusive=False):
             return None
@@ -88,8 +88,8 @@ class FileRuns:
     def write(
         self, buffers: Sequence[memoryview], offsets: Sequence[int], length: int, done: Callable[[RunErrors], None]
     ) -> bool:
-        """Write blocks of ``length`` bytes, in one buffer one behind the other or each in its own. False: not now, for
-        others are at work there.
+        """Write blocks of ``length`` bytes, adjacent in one buffer or each in its own. Return False where other
+        operations use these ranges now.
 
         ``done`` gets, on the event loop, the errors by index.
         """
@@ -119,7 +119,7 @@ class FileRuns:
     def _run(
         self, calls: Calls, buffers: Sequence[memoryview], offsets: Sequence[int], length: int
     ) -> list[int] | None:
-        """Do a run; return what each request has moved, None for all of it."""
+        """Execute a run; return how many bytes each request has moved, None for all of them."""
         count = len(offsets)
         if len(buffers) == count:
             return calls.run([address_of(buffer) for buffer in buffers], [length] * count, offsets)
@@ -134,7 +134,7 @@ class FileRuns:
         moved = calls.run([first + at * length for at in starts], lengths, [offsets[at] for at in starts])
         if moved is None:
             return None
-        # Of neighbours that were not moved as a whole none counts: each is tried again by itself.
+        # Of neighbours that were not moved as a whole none counts: each request is tried again alone.
         return [
             length if result == size else result if result < 0 else -errno.EAGAIN
             for result, size, joined in zip(moved, lengths, counts, strict=True)
@@ -142,7 +142,7 @@ class FileRuns:
         ]
 
     def _aligned(self, size: int) -> memoryview:
-        """Return memory for O_DIRECT, at least of that size."""
+        """Return memory for O_DIRECT of at least ``size`` bytes."""
         try:
             piece = self._pieces.pop()
         except IndexError:
@@ -161,7 +161,7 @@ class FileRuns:
         return moved
 
     def write_now(self, buffers: Sequence[memoryview], offsets: Sequence[int], length: int) -> RunErrors:
-        """Write, in a thread, what is locked already, at most `most` blocks; return the errors by index."""
+        """Write locked ranges, in a thread, at most `most` blocks; return the errors by index."""
         file = self._file
         moved: list[int] | None = [0] * len(offsets)
         if file.reaches(max(offsets) + length):
@@ -189,7 +189,7 @@ class FileRuns:
         return errors
 
     def close(self) -> None:
-        """Give the kernel's contexts back, when no run is under way."""
+        """Release the kernel's contexts, when no run is outstanding."""
         self._closed = True
         if self._reads is not None:
             self._idle.append(self._reads)

@@ -24,7 +24,7 @@ from nvmeof.target.storage.file_names import KEPT_SUFFIX, ZONES_SUFFIX, beside
 from nvmeof.target.storage.json_file_store import JsonFileStore
 from nvmeof.target.storage.ramdisk import Ramdisk
 
-KEEPER_NAME = "pool.json"
+POOL_FILE = "pool.json"
 """The name of the file with a pool's metadata of its namespaces, and of the subsystem unless that has another file."""
 SUFFIX = ".namespace"
 _NAMESPACES = "namespaces"
@@ -92,7 +92,7 @@ class FilePool:
             _make_directory(self.directory)
         except OSError as error:
             raise ConfigurationError(f"cannot use {self.directory} as a pool: {error.strerror}") from error
-        self.metadata_store = JsonFileStore(self.directory / KEEPER_NAME, sections=POOL_SECTIONS)
+        self.metadata_store = JsonFileStore(self.directory / POOL_FILE, sections=POOL_SECTIONS)
 
     @property
     def description(self) -> str:
@@ -131,7 +131,7 @@ class FilePool:
         if found and stored is None:
             raise ConfigurationError(
                 f"{self.directory} holds {len(found)} files of namespaces ({found[0]}{', ...' if found[1:] else ''}), "
-                f"and {self.metadata_store.path} does not name them: put {KEEPER_NAME} back, "
+                f"and {self.metadata_store.path} does not name them: put {POOL_FILE} back, "
                 "or move these files away to start with an empty pool"
             )
         names = json.dumps(stored)

@@ -366,7 +366,7 @@ class TargetConfig:
             id(subsystem.metadata_store) for subsystem in self.subsystems if subsystem.metadata_store is not None
         ]
         if len(set(metadata_stores)) < len(metadata_stores):
-            raise ConfigurationError("two subsystems cannot have one keeper: give each its own")
+            raise ConfigurationError("two subsystems cannot share a metadata store: give each a separate one")
         self._check_ports()
         for subsystem, port in product(self.subsystems, self.ports):
             for group, _ in port.ana:

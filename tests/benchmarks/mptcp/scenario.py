@@ -1,4 +1,4 @@
-"""Runs in namespaces of its own: NVMe over four shaped links, TCP and MPTCP. Prints one JSON object."""
+"""A scenario for network namespaces of its own: NVMe over four shaped links, TCP and MPTCP. Prints one JSON object."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RATE_MBIT = 50
 
 
 def measure() -> dict[str, object]:
-    """Reads over TCP and over MPTCP, and a verifying load over MPTCP that loses a link."""
+    """Measure reads over TCP and over MPTCP, and run a verifying load over MPTCP that loses a link."""
     congestion = lab.choose_congestion(None)
     found: dict[str, object] = {"congestion": congestion}
     with lab.Network([lab.Link(RATE_MBIT)] * LINKS) as network, contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""NVMe over shaped links in namespaces of its own: all of them are used, nothing is lost when one is cut."""
+"""NVMe over shaped links in network namespaces: all links are used, no byte is lost when one is cut."""
 
 from __future__ import annotations
 

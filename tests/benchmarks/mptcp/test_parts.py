@@ -71,7 +71,7 @@ def failover_row(keeper: bool, megabytes: float, after: float, **values: Any) ->
     return row | values
 
 
-def test_several_runs_are_told_by_medians_and_worst_cases() -> None:
+def test_several_runs_are_reported_as_medians_and_worst_cases() -> None:
     several = [failover_row(True, megabytes, megabytes / 100) for megabytes in (90.0, 70.0, 80.0)]
     several[1]["most_subflows"], several[1]["longest_pause_seconds"] = 5, 2.5
     row = failover._together(several)
@@ -81,7 +81,7 @@ def test_several_runs_are_told_by_medians_and_worst_cases() -> None:
     assert "samples" not in row["runs"][0]
 
 
-def test_a_keeper_that_costs_more_than_it_gives_misses_its_goals() -> None:
+def test_a_path_keeper_that_costs_throughput_misses_its_goals() -> None:
     alone = failover._together([failover_row(False, 100.0, 1.0)])
     cases = ((97.0, 0.8, 4, 0), (96.0, 0.8, 4, 1), (97.0, 0.7, 4, 1), (97.0, 0.8, 5, 1))
     for megabytes, after, subflows, missed in cases:
@@ -91,7 +91,7 @@ def test_a_keeper_that_costs_more_than_it_gives_misses_its_goals() -> None:
 
 
 class Memory:
-    """As much of a namespace as the verifier wants; `broken` flips a byte of what is read from that slot."""
+    """The part of a namespace that the verifier needs; `broken`: the slot of which each read has one bit flipped."""
 
     block_bytes = 512
 
@@ -126,7 +126,7 @@ async def verify(memory: Memory) -> Verifier:
     return verifier
 
 
-async def test_the_verifier_finds_nothing_where_nothing_is_wrong() -> None:
+async def test_the_verifier_accepts_right_data() -> None:
     verifier = await verify(Memory())
     assert verifier.errors == [] and verifier.lost_bytes == 0
     assert len(verifier.times) > 20
@@ -144,7 +144,7 @@ async def test_the_verifier_counts_failed_commands() -> None:
     assert not verifier.times
 
 
-def test_contents_tell_slot_and_generation() -> None:
+def test_contents_differ_by_slot_and_generation() -> None:
     verifier = Verifier(Memory(), 4096, 1, 1)  # type: ignore[arg-type]
     seen = {verifier.contents(slot, generation) for slot in range(8) for generation in range(8)}
     assert len(seen) == 64
@@ -156,7 +156,7 @@ def test_links_in_words() -> None:
     assert lab.describe([lab.Link(20, 5, 0.005)]) == "1 x 20 Mbit/s, 5 ms each way, 0.5 % loss"
 
 
-def test_congestion_control_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_congestion_control(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab, "congestion_controls", lambda: ["reno"])
     assert lab.choose_congestion(None) == "reno"
     with pytest.raises(lab.LabError, match="cubic is not available; reno are"):
@@ -200,7 +200,7 @@ def test_goals_of_the_aggregation() -> None:
     assert not goals["8 paths, write: share of the bare sender at least 0.95"]
 
 
-def test_what_is_left_behind(tmp_path: Path) -> None:
+def test_the_output_of_an_experiment(tmp_path: Path) -> None:
     result = aggregation_result()
     publish.keep(aggregation, result, tmp_path, "aggregation")
     assert json.loads((tmp_path / "aggregation.json").read_text())["rows"] == result["rows"]
@@ -222,7 +222,7 @@ def test_unknown_experiment() -> None:
     assert "there is no experiment 'nonsense'" in outcome.output
 
 
-def test_the_bare_sender_counts_what_arrives_in_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bare_sender_counts_the_bytes_of_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 0.1, 0.6, 0.7, 0.8, 1.7])
     monkeypatch.setattr(sender, "time", SimpleNamespace(monotonic=lambda: next(now)))
     source = SimpleNamespace(recv_into=lambda buffer: 1000)

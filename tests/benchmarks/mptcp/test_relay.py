@@ -1,4 +1,4 @@
-"""The relay of examples/: what goes in at one end comes out at the other, ends included."""
+"""The relay of examples/: bytes and ends of streams pass from each end to the other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def have_mptcp() -> bool:
 
 @pytest.fixture(params=["tcp", "mptcp"])
 def far(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
-    """A listener behind the relay."""
+    """Listen behind the relay."""
     if request.param == "mptcp" and not have_mptcp():
         pytest.skip("this kernel opens no MPTCP sockets")
     protocol = IPPROTO_MPTCP if request.param == "mptcp" else socket.IPPROTO_TCP
@@ -102,7 +102,7 @@ def test_a_slow_reader_holds_the_writer_back(far: socket.socket) -> None:
             assert peer.recv(1 << 16)
 
 
-def test_nobody_behind_it_closes_the_connection() -> None:
+def test_a_relay_without_a_listener_behind_it_closes_the_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with relay(f"tcp:127.0.0.1:{port}") as address, socket.create_connection(address, 10) as near:

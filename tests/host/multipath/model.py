@@ -1,7 +1,7 @@
 """A subsystem in memory with several controllers, and a network between it and the host that can misbehave.
 
-The queue contract is where the model cuts: commands are executed in the shared storage, after a delay, and answers come
-back, unless the network of the port loses them. Nothing is simulated twice: all of the host above the device is real.
+The model begins at the queue contract: commands are executed in the shared storage, after a delay, and completions come
+back, unless the network of the port loses them. All of the host above the device is real.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _STATUS = {
 
 @dataclass(eq=False)
 class Volume:
-    """A namespace: its data, and what it says of itself."""
+    """A namespace: its data and its Identify fields."""
 
     nsid: int
     blocks: int = 64
@@ -66,7 +66,7 @@ class Volume:
 
 @dataclass(eq=False)
 class Late:
-    """A command that is on its way to the controller."""
+    """A command in flight to the controller."""
 
     sqe: Sqe
     data: bytes
@@ -84,7 +84,7 @@ class Connection:
 
 @dataclass(eq=False)
 class ModelController:
-    """One association at the target."""
+    """One association, at the target."""
 
     port: ModelPort
     cntlid: int
@@ -96,24 +96,24 @@ class ModelController:
 
 @dataclass(eq=False)
 class ModelPort:
-    """A port of the target, with the network that leads to it."""
+    """A port of the target with its network."""
 
     number: int
     up: bool = True
     """Connections can be made."""
     loses_requests: bool = False
-    """What the host sends does not arrive."""
+    """Requests of the host do not arrive."""
     loses_answers: bool = False
-    """Half-open: commands are executed, and nobody hears of it."""
+    """Half-open: commands are executed, but their completions are lost."""
     delay: float = 0.001
     linger: float = 0.0
-    """What was on its way when the connection was cut is executed so many seconds later, and nobody hears of it."""
+    """Commands in flight when the connection was cut are executed so many seconds later, without a completion."""
     identify: dict[str, Any] = field(default_factory=dict)
     ana: dict[int, AnaState] = field(default_factory=lambda: {1: AnaState.OPTIMIZED})
     ana_log: Callable[[], bytes] | None = None
-    """In place of the true log."""
+    """The log in place of the true one."""
     volumes: dict[int, Volume] | None = None
-    """In place of the subsystem's."""
+    """The volumes in place of the subsystem's."""
     statuses: list[int] = field(default_factory=list)
     """The status words of the next I/O commands, in place of executing them."""
     controllers: list[ModelController] = field(default_factory=list)
@@ -134,7 +134,7 @@ class ModelDevice(QueueDevice):
         self.counts: dict[int, int] = defaultdict(int)
         self.counted_at: dict[int, float] = {}
         self.written_at: dict[int, float] = {}
-        """When data was written last, by the number that its first 8 bytes are."""
+        """The time of the last write, by the number in the first 8 bytes of its data."""
         self.identify: dict[str, Any] = {
             "mdts": 5, "ioccsz": 4 + 512, "iorcsz": 1, "kas": 10, "acl": 3, "nn": 16, "mnan": 16, "maxcmd": 64,
             "sn": "MODEL", "mn": "Model", "oaes": 1 << 8 | 1 << 11, "cmic": 0b1011, "anagrpmax": 4, "nanagrpid": 4,
@@ -144,10 +144,10 @@ class ModelDevice(QueueDevice):
         self._links: dict[Queue, Connection] = {}
         self._drained: set[Queue] = set()
 
-    # -- what tests do to it
+    # -- for tests
 
     def cut(self, port: int) -> None:
-        """Reset all connections of a port: both ends know at once."""
+        """Reset all connections of a port: both ends notice at once."""
         where, loop = self.ports[port], asyncio.get_running_loop()
         for controller in list(where.controllers):
             for link in list(controller.connections):
@@ -163,14 +163,16 @@ class ModelDevice(QueueDevice):
             self._io(port, Request(b"", late.data), late.sqe)
 
     def set_ana(self, port: int, state: AnaState, group: int = 1) -> None:
-        """Change a group's state on a port, with the event."""
+        """Change a group's state on a port, and send the event."""
         where = self.ports[port]
         where.ana[group] = state
         where.changes += 1
         self.raise_event(port, 2, 3, LogPageId.ANA)
 
     def raise_event(self, port: int, kind: int, info: int, page: int) -> None:
-        """Complete an Asynchronous Event Request of every controller of a port, or have the event wait for one."""
+        """Complete an Asynchronous Event Request of every controller of a port, or hold the event until there is
+        one.
+        """
         for controller in self.ports[port].controllers:
             event = (kind, info, page)
             if event not in controller.pending:
@@ -226,7 +228,7 @@ class ModelDevice(QueueDevice):
 
     def _arrived(self, link: Connection, request: Request, cid: int) -> None:
         if not link.alive or request.cid != cid or link.queue in self._drained:
-            return  # it was lost with its connection
+            return  # the command was lost with its connection
         answer = self._execute(link, request, SQE.unpack_from(request.sqe))
         if answer is not None:
             self._answer_later(request, link.controller.port, *answer)

@@ -1,4 +1,4 @@
-"""Batches over several paths of the model: how they are divided, and what becomes of them when paths fail."""
+"""Batches over several paths of the model: how they are divided, and where they go when paths fail."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from nvmeof.host.queue import CommandSeries, Queue, Request
 from nvmeof.spec.enums import AnaState
 from nvmeof.spec.status import Status, status_field
 
+from .driven import block, drive
 from .model import BLOCK_BYTES, ModelDevice, Volume
-from .test_subsystem import block, drive
 
 BLOCKS = 1024
 FAULT = status_field(Status.WRITE_FAULT, dnr=True)
 
 
 class Device(ModelDevice):
-    """Notes how many commands each path was given at once."""
+    """A device that records how many commands each path was given at once."""
 
     def __init__(self, ports: int) -> None:
         super().__init__(ports, Volume(1, blocks=BLOCKS))
@@ -103,7 +103,7 @@ def test_windows_and_commands_that_wait_for_an_identifier(policy: str, queues: i
     drive(device, body, iopolicy=policy, nr_io_queues=queues, queue_size=queue_size)
 
 
-def test_no_more_than_a_window_is_under_way() -> None:
+def test_at_most_a_window_is_outstanding() -> None:
     device = Device(2)
     device.identify["maxcmd"] = 256
 
@@ -145,7 +145,7 @@ def test_parts_that_a_path_refuses_go_on_over_the_other_one() -> None:
 
     async def body(subsystem: HostSubsystem) -> None:
         namespace = subsystem.namespace(1)
-        device.ports[0].ana[1] = AnaState.INACCESSIBLE  # no event: the refusals tell
+        device.ports[0].ana[1] = AnaState.INACCESSIBLE  # no event: the host learns of it by the refusals
         await namespace.write_many(range(100), b"".join(pattern(100)))
         assert await namespace.read_many(range(100)) == b"".join(pattern(100))
         assert subsystem.paths[0].figures.failovers and not subsystem.paths[0].figures.ios
@@ -156,7 +156,7 @@ def test_parts_that_a_path_refuses_go_on_over_the_other_one() -> None:
     drive(device, body, iopolicy="round-robin")
 
 
-def test_what_is_left_after_an_error() -> None:
+def test_the_rest_of_a_batch_after_an_error() -> None:
     device = Device(1)
 
     async def body(subsystem: HostSubsystem) -> None:
@@ -180,7 +180,7 @@ def test_what_is_left_after_an_error() -> None:
     drive(device, body, queue_size=128)
 
 
-def test_no_path_is_left() -> None:
+def test_a_batch_without_a_path() -> None:
     device = Device(2)
 
     async def body(subsystem: HostSubsystem) -> None:
@@ -275,7 +275,9 @@ def test_parts_are_used_again() -> None:
 
 
 def test_random_batches_beside_faults() -> None:
-    """Reads and writes of whole batches while paths are cut and ANA states change: contents are right at the end."""
+    """Reads and writes of whole batches while paths are cut and ANA states change: the contents are right at the
+    end.
+    """
     chance = random.Random(7)
     device = Device(3)
 

@@ -1,4 +1,4 @@
-"""What becomes of a command that was completed with an error: the table of docs/multipath.md."""
+"""The next step of a command that was completed with an error: the table of docs/multipath.md."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_retries_end_but_failing_over_does_not() -> None:
 
 
 @given(field=st.integers(2, 0xFFFF), opcode=st.integers(0, 0xFF), retries=st.integers(0, 9))
-def test_what_says_do_not_retry_is_never_sent_again(field: int, opcode: int, retries: int) -> None:
+def test_a_command_with_dnr_is_never_sent_again(field: int, opcode: int, retries: int) -> None:
     what = decide(field, opcode, retries=retries)
     if field & 0x8000:
         assert what is Disposition.COMPLETE

@@ -1,7 +1,7 @@
-"""Multipath under random faults of a model network: no I/O lost, none wrong, none done twice where that matters.
+"""Multipath under random faults of a model network: no I/O lost or wrong, and none executed twice where that matters.
 
 Everything above the queue contract is real: heads, policies, recovery, associations. Time is virtual, so that every
-timer of the host runs, and a run is the same each time.
+timer of the host runs, and runs are reproducible.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ PLACES = 8
 LARGE_BLOCKS = 700
 """Several commands of MDTS (256 blocks)."""
 BATCH_BLOCKS = 100
-"""More than a batch has under way."""
+"""More than a batch has outstanding."""
 STRIDE = 1024
 LINGER = 2.0
 STALL = 12.0
 """Longer than two keep alive intervals."""
 LATEST = 1.5 + STALL
-"""How long what was sent may be on its way."""
+"""How long a sent command may be in flight."""
 ports = st.integers(0, PORTS - 1)
 states = st.sampled_from([AnaState.OPTIMIZED, AnaState.NON_OPTIMIZED, AnaState.INACCESSIBLE, AnaState.CHANGE])
 
 
 class Place:
-    """Some blocks with one writer: what they may hold."""
+    """Some blocks with one writer, and the contents that they may have."""
 
     def __init__(self, lba: int, blocks: int, *, batches: bool = False) -> None:
         self.lba = lba
@@ -115,7 +115,7 @@ class Faults(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, PLACES - 1), seconds=st.sampled_from([0.0005, 0.01, 2.0, 20.0]))
     def write_within(self, at: int, seconds: float) -> None:
-        """A write with a deadline: none of it may take place much later."""
+        """Write with a deadline, much later than which nothing may be written."""
         self.write(at)
         task = self.places[at].task
         if task is not None and not task.done():
@@ -147,7 +147,7 @@ class Faults(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, PLACES - 1), port=ports, gap=st.sampled_from([0.0, 0.0005, 0.01]), cancelled=st.booleans())
     def write_again_after_a_cut(self, at: int, port: int, gap: float, cancelled: bool) -> None:
-        """A write loses its connection on its way; another one of the same blocks follows at once."""
+        """Cut the connection of a write in flight; write the same blocks again at once."""
         self.write(at)
         self.run(asyncio.sleep(gap))
         self.cut(port)
@@ -188,14 +188,14 @@ class Faults(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """The target goes and comes, and knows nothing of the controller identifiers that it gave before."""
+        """Restart the target, which forgets the controller identifiers that it gave before."""
         for port in range(PORTS):
             self.cut(port)
         self.device.next_cntlid = 1
 
     @rule()
     def grow(self) -> None:
-        """The namespace is larger, and every controller that there is says so."""
+        """Make the namespace larger, and report it by every controller."""
         volume = self.device.volumes[1]
         volume.blocks += 1
         volume.data += bytes(BLOCK_BYTES)
@@ -208,14 +208,14 @@ class Faults(RuleBasedStateMachine):
 
     @rule(port=ports)
     def stall(self, port: int) -> None:
-        """Nothing moves for so long that a keep alive is lost, and then all of it."""
+        """Hold all traffic for so long that a keep-alive is lost, then let it go on."""
         self.device.ports[port].delay = STALL
         self.run(asyncio.sleep(0.01))
         self.device.ports[port].delay = 0.001
 
     @rule(port=ports, mdts=st.sampled_from([1, 2, 5]))
     def reconnect_with_other_limits(self, port: int, mdts: int) -> None:
-        """The controller is replaced by one that takes less at a time, or more."""
+        """Replace the controller by one with a smaller or larger MDTS."""
         self.device.ports[port].identify = {"mdts": mdts}
         self.run(self._at_once(self.device.cut, port))
 
@@ -227,7 +227,7 @@ class Faults(RuleBasedStateMachine):
     def heal(self, port: int) -> None:
         where = self.device.ports[port]
         if where.loses_requests or where.loses_answers:
-            # bytes of a stream are not lost from its middle: a connection that lost some is no more
+            # bytes are not lost from the middle of a stream: a connection that lost some is closed
             self.run(self._at_once(self.device.cut, port))
         where.up, where.loses_requests, where.loses_answers, where.delay = True, False, False, 0.001
 
@@ -259,7 +259,7 @@ class Faults(RuleBasedStateMachine):
         elif len(self.subsystem.paths) > 1:
             await self.subsystem.remove_path(member)
 
-    # -- what must hold
+    # -- invariants
 
     @invariant()
     def nothing_is_counted_wrong(self) -> None:
@@ -282,7 +282,7 @@ class Faults(RuleBasedStateMachine):
             self.loop.close()
 
     async def _end(self) -> None:
-        """When all is well again all I/O ends, without an error, and the data is what was written last."""
+        """Restore the network; all I/O ends without an error, and the data is what was written last."""
         for port in range(PORTS):
             where = self.device.ports[port]
             if where.loses_requests or where.loses_answers:
@@ -333,7 +333,7 @@ class Faults(RuleBasedStateMachine):
 
 
 class LateFaults(Faults):
-    """The same with a target that goes on executing what it has received for two seconds, and says so (CQT)."""
+    """The same with a target that executes received commands for two seconds more, and reports it (CQT)."""
 
     cqt_ms = 2500
     linger = LINGER

@@ -58,7 +58,7 @@ def run(policy: IoPolicy[Model], paths: list[Model], count: int, size: int = 409
 
 @pytest.mark.parametrize("name", IOPOLICIES)
 @given(paths=paths_of)
-def test_the_best_access_that_there_is_and_nothing_else(name: str, paths: list[Model]) -> None:
+def test_only_paths_of_the_best_access_are_chosen(name: str, paths: list[Model]) -> None:
     policy: IoPolicy[Candidate] = IOPOLICIES[name]()
     best = max((path.access for path in paths), default=UNUSABLE)
     for _ in range(3):
@@ -72,7 +72,7 @@ def test_the_best_access_that_there_is_and_nothing_else(name: str, paths: list[M
 @pytest.mark.parametrize("name", IOPOLICIES)
 @given(paths=paths_of, data=st.data())
 def test_a_choice_follows_every_change(name: str, paths: list[Model], data: st.DataObject) -> None:
-    """Whatever a policy remembers, the next choice is one of the best that there are now."""
+    """Whatever a policy remembers, the next choice is one of the paths that are best now."""
     policy: IoPolicy[Candidate] = IOPOLICIES[name]()
     for _ in range(data.draw(st.integers(1, 8))):
         policy.choose(paths, 4096)
@@ -97,12 +97,12 @@ def test_numa_stays_on_the_first_path_until_it_fails() -> None:
     paths[0].access = UNUSABLE
     assert run(policy, paths, 3) == [1, 1, 1]
     paths[0].access = OPTIMIZED
-    assert run(policy, paths, 2) == [1, 1]  # the current path is good enough until somebody says to look again
+    assert run(policy, paths, 2) == [1, 1]  # the current path is good enough until `settled` is called
     policy.settled(paths)
     assert run(policy, paths, 2) == [0, 0]
 
 
-def test_numa_leaves_a_non_optimized_path_as_soon_as_there_is_an_optimized_one() -> None:
+def test_numa_leaves_a_non_optimized_path_for_an_optimized_one_at_once() -> None:
     paths, policy = [Model(NON_OPTIMIZED), Model(UNUSABLE)], Numa[Model]()
     assert run(policy, paths, 1) == [0]
     paths[1].access = OPTIMIZED
@@ -121,7 +121,7 @@ def test_round_robin_takes_turns_over_the_optimized_paths() -> None:
 
 
 def test_round_robin_over_non_optimized_paths() -> None:
-    """All non-optimized: 200 each. Linux's loop takes the last that it meets, which is a turn as well."""
+    """All non-optimized: 200 each. Linux's loop takes the last path that it meets, which is a turn as well."""
     paths, policy = [Model(NON_OPTIMIZED) for _ in range(3)], RoundRobin[Model]()
     found = run(policy, paths, 600)
     assert [found.count(at) for at in range(3)] == [200, 200, 200]
@@ -136,23 +136,23 @@ def test_queue_depth_takes_the_shortest_queue_and_the_first_of_equals() -> None:
 
 
 @given(paths=paths_of)
-def test_queue_depth_as_a_sentence(paths: list[Model]) -> None:
+def test_queue_depth_by_example(paths: list[Model]) -> None:
     chosen = QueueDepth[Model]().choose(paths, 0)
     usable = [path for path in paths if path.access]
     assert chosen is min(usable, key=lambda path: (-path.access, path.depth, paths.index(path)), default=None)
 
 
-def test_service_time_prefers_what_will_be_done_first() -> None:
+def test_service_time_prefers_the_earliest_completion() -> None:
     slow, fast = Model(bytes_per_second=1e6), Model(bytes_per_second=4e6, outstanding_bytes=8192)
     policy = ServiceTime[Model]()
     assert policy.choose([slow, fast], 4096) is fast  # 12288 / 4e6 against 4096 / 1e6
     fast.outstanding_bytes = 16384
     assert policy.choose([slow, fast], 4096) is slow
-    assert policy.choose([slow, fast], 65536) is fast  # a large command feels the slow path more
+    assert policy.choose([slow, fast], 65536) is fast  # a large command counts more on the slow path
 
 
-def test_service_time_shares_out_by_throughput() -> None:
-    """With commands that stay outstanding, the bytes on the paths are as their throughputs."""
+def test_service_time_divides_bytes_by_throughput() -> None:
+    """With commands that stay outstanding, the bytes on the paths are in the ratio of their throughputs."""
     paths, policy = [Model(bytes_per_second=1e6), Model(bytes_per_second=3e6)], ServiceTime[Model]()
     for _ in range(400):
         path = policy.choose(paths, 4096)
@@ -164,11 +164,11 @@ def test_service_time_shares_out_by_throughput() -> None:
 def test_service_time_tries_a_path_of_unknown_throughput() -> None:
     known, unknown = Model(bytes_per_second=1e6, outstanding_bytes=4096), Model(bytes_per_second=0.0)
     assert ServiceTime[Model]().choose([known, unknown], 4096) is unknown
-    # with nothing known at all, the paths take turns
+    # without any estimate the paths take turns
     assert run(ServiceTime[Model](), [Model(), Model(), Model()], 6) == [0, 1, 2, 0, 1, 2]
 
 
 def test_names() -> None:
     assert list(IOPOLICIES) == ["numa", "round-robin", "queue-depth", "service-time"]
-    with pytest.raises(ConfigurationError, match="no I/O policy 'fastest': choose one of numa, round-robin"):
+    with pytest.raises(ConfigurationError, match="unknown I/O policy 'fastest': choose one of numa, round-robin"):
         check_iopolicy("fastest")

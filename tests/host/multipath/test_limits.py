@@ -1,4 +1,6 @@
-"""Paths whose controllers take less than the others: what was under way is cut, what follows is split for all."""
+"""Paths whose controllers take less than the others: outstanding commands are cut, later ones are split for all
+paths.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from nvmeof.spec.enums import AnaState, NvmOpcode
 from nvmeof.spec.sqe import SQE, Sqe
 from nvmeof.spec.status import Status, status_field
 
+from .driven import connected, drive
 from .model import BLOCK_BYTES, ModelDevice, ModelPort, Volume
-from .test_subsystem import connected, drive
 from .virtual import run
 
 LARGE_BLOCKS = 256
@@ -28,7 +30,7 @@ SMALL_BLOCKS = 16
 
 
 class StrictDevice(ModelDevice):
-    """Refuses what is larger than a port's MDTS allows, and notes the sizes of commands."""
+    """A device that refuses commands beyond a port's MDTS, and records the sizes of commands."""
 
     def __init__(self, ports: int, **keywords: Any) -> None:
         super().__init__(ports, Volume(1, blocks=4096), **keywords)
@@ -82,7 +84,7 @@ def test_the_smallest_limit_holds_when_a_path_is_added_and_ends_when_it_is_remov
 
 @pytest.mark.parametrize("policy", IOPOLICIES)
 @pytest.mark.parametrize("gap", [0.0005, 0.0015])
-def test_what_is_under_way_is_cut_when_it_fails_over_to_a_smaller_path(policy: str, gap: float) -> None:
+def test_outstanding_commands_are_cut_when_they_fail_over_to_a_smaller_path(policy: str, gap: float) -> None:
     device = StrictDevice(2)
     data = os.urandom(700 * BLOCK_BYTES)
 
@@ -128,7 +130,7 @@ def test_what_is_under_way_is_cut_when_it_fails_over_to_a_smaller_path(policy: s
 
 
 def oversized(read: bool, data: bytearray) -> dict[str, Any]:
-    """A command of 64 blocks, as it is under way when a small path becomes the only one."""
+    """Send a command of 64 blocks, which is outstanding when a small path becomes the only one."""
     make = sqe_builders.read if read else sqe_builders.write
     sqe = make(1, 16, 64)
     return {"sqe": sqe, "data_in": memoryview(data)} if read else {"sqe": sqe, "data_out": data}
@@ -150,7 +152,7 @@ def test_a_command_larger_than_the_only_path_takes(read: bool) -> None:
         await port.io(**oversized(read, data))
         assert device.volumes[1].data[16 * BLOCK_BYTES : 80 * BLOCK_BYTES] == data
         assert device.sizes[1] == [SMALL_BLOCKS] * 4
-        # what cannot be cut is refused by the controller, in its words
+        # the controller refuses what cannot be cut, with its own error
         with pytest.raises(NvmeStatusError, match="Invalid Field"):
             await port.io(sqe_builders.compare(1, 16, 64), data_out=data)
 
@@ -184,7 +186,7 @@ def test_a_cut_command_that_fails_and_one_that_is_cancelled() -> None:
     drive(device, body)
 
 
-def test_a_cut_write_of_unknown_outcome_holds_back_what_overlaps() -> None:
+def test_a_cut_write_of_unknown_outcome_holds_back_overlapping_ones() -> None:
     device = StrictDevice(2, cqt_ms=2500)
     device.ports[0].linger = 2.0
     old, new = os.urandom(64 * BLOCK_BYTES), os.urandom(64 * BLOCK_BYTES)

@@ -1,61 +1,23 @@
-"""A subsystem over several paths of the model: what is joined, what fails over, what waits and what fails."""
+"""A subsystem over several paths of the model: joining, policies, and paths and namespaces that come and go."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import struct
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from nvmeof.errors import (
-    ConfigurationError,
-    ConnectionLost,
-    NvmeofError,
-    NvmeStatusError,
-    OutcomeUnknown,
-)
-from nvmeof.host.device_registry import DeviceRegistry
-from nvmeof.host.host_subsystem import HostSubsystem, PathAddress, connect_multipath
+from nvmeof.errors import ConfigurationError, ConnectionLost, NvmeofError, NvmeStatusError
+from nvmeof.host.host_subsystem import HostSubsystem, PathAddress
 from nvmeof.host.multipath.head import NoPathError
 from nvmeof.host.multipath.identity import PathMismatchError
 from nvmeof.host.multipath.iopolicy import IOPOLICIES
 from nvmeof.spec.enums import AnaState, LogPageId
-from nvmeof.spec.log_pages import AnaGroup, build_ana_log
-from nvmeof.spec.sqe import SQE, Sqe
-from nvmeof.spec.status import Status, status_field
 
-from .model import BLOCK_BYTES, COUNT, SUBNQN, ModelDevice, Volume
+from .driven import block, connected, drive, executed
+from .model import BLOCK_BYTES, ModelDevice, Volume
 from .virtual import run
-
-HOSTNQN = "nqn.2026-01.org.example:host"
-
-
-async def connected(device: ModelDevice, *ports: int, **options: Any) -> HostSubsystem:
-    where = [PathAddress(f"p{port}") for port in ports or range(len(device.ports))]
-    chosen = {"subnqn": SUBNQN, "transport": "model", "hostnqn": HOSTNQN, "registry": DeviceRegistry(device)}
-    return await connect_multipath(*where, **{**chosen, **options})
-
-
-def drive(device: ModelDevice, body: Callable[[HostSubsystem], Awaitable[None]], **options: Any) -> None:
-    """Run ``body`` with a subsystem over all ports, in virtual time."""
-
-    async def whole() -> None:
-        async with await connected(device, **options) as subsystem:
-            await body(subsystem)
-
-    run(whole())
-
-
-def block(value: int) -> bytes:
-    return bytes([value]) * BLOCK_BYTES
-
-
-def executed(device: ModelDevice) -> list[int]:
-    return [port.executed for port in device.ports]
-
 
 # -- joining
 
@@ -89,7 +51,7 @@ def test_two_controllers_are_one_subsystem() -> None:
         ({"cmic": 0}, r"does not support multiple controllers \(CMIC 0x0\)"),
     ],
 )
-def test_controllers_that_do_not_fit(second: dict[str, Any], words: str) -> None:
+def test_controllers_that_do_not_match(second: dict[str, Any], words: str) -> None:
     device = ModelDevice(2)
     device.ports[1].identify = second
 
@@ -150,9 +112,7 @@ def test_private_namespaces_of_each_controller() -> None:
     device.ports[1].volumes = {1: Volume(1, nmic=0, nguid=b"\x02" * 16), 2: Volume(2)}
 
     async def body(subsystem: HostSubsystem) -> None:
-        with pytest.raises(
-            ConfigurationError, match=r"several paths have a namespace 1 of their own \(model p0:4420, "
-        ):
+        with pytest.raises(ConfigurationError, match=r"several paths have a separate namespace 1 \(model p0:4420, "):
             subsystem.namespace(1)
         for value, member in enumerate(subsystem.paths, 1):
             await subsystem.namespace(1, member).write(0, block(value))
@@ -167,7 +127,7 @@ def test_native_multipath_off() -> None:
     device = ModelDevice(2)
 
     async def body(subsystem: HostSubsystem) -> None:
-        with pytest.raises(ConfigurationError, match="several paths have a namespace 1"):
+        with pytest.raises(ConfigurationError, match="several paths have a separate namespace 1"):
             subsystem.namespace(1)
         first, second = (subsystem.namespace(1, member) for member in subsystem.paths)
         await first.write(0, block(1))
@@ -212,7 +172,7 @@ def test_the_policies_use_optimized_paths(policy: str, share: list[int] | None) 
     drive(device, body, iopolicy=policy)
 
 
-def test_queue_depth_spreads_what_is_outstanding_by_speed() -> None:
+def test_queue_depth_divides_outstanding_commands_by_speed() -> None:
     device = ModelDevice(2)
     device.ports[0].delay, device.ports[1].delay = 0.001, 0.004
 
@@ -244,7 +204,7 @@ def test_service_time_avoids_a_slow_path() -> None:
         device.ports[0].delay, device.ports[1].delay = 0.001, 0.020
         for lba in range(500):
             await namespace.read(lba % 64)
-        assert device.ports[0].executed > 400  # it has found out
+        assert device.ports[0].executed > 400  # the estimate has converged
 
     drive(device, body, iopolicy="service-time")
 
@@ -258,416 +218,9 @@ def test_the_policy_changes_while_it_runs() -> None:
             subsystem.iopolicy = policy
             for lba in range(10):
                 await namespace.read(lba)
-        with pytest.raises(ConfigurationError, match="no I/O policy 'none'"):
+        with pytest.raises(ConfigurationError, match="unknown I/O policy 'none'"):
             subsystem.iopolicy = "none"
         assert subsystem.iopolicy == "service-time"
-
-    drive(device, body)
-
-
-# -- ANA
-
-
-def test_ana_states_are_followed_by_event() -> None:
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.read(0)
-        device.set_ana(0, AnaState.INACCESSIBLE)
-        await asyncio.sleep(0.1)
-        before = device.ports[0].executed
-        for _ in range(10):
-            await namespace.read(0)
-        assert device.ports[0].executed == before
-        assert sum(member.figures.errors for member in subsystem.paths) == 0  # no command met the state
-        device.set_ana(0, AnaState.OPTIMIZED)
-        await asyncio.sleep(0.1)
-        await namespace.read(0)
-        assert device.ports[0].executed == before + 1  # numa goes back to the first path at once, as Linux does
-
-    drive(device, body)
-
-
-def test_a_command_that_meets_a_state_goes_elsewhere_and_the_log_is_read() -> None:
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.read(0)
-        reads = device.ports[0].log_reads
-        device.ports[0].ana[1] = AnaState.INACCESSIBLE  # and no event
-        await namespace.write(0, block(1))
-        await asyncio.sleep(0.1)
-        assert device.ports[0].log_reads > reads
-        assert subsystem.paths[0].namespaces[1].ana_state == AnaState.INACCESSIBLE
-        assert (subsystem.paths[0].figures.errors, subsystem.paths[0].figures.failovers) == (1, 1)
-
-    drive(device, body)
-
-
-@pytest.mark.parametrize("state", [AnaState.CHANGE, AnaState.INACCESSIBLE])
-def test_io_waits_while_no_path_can_be_used(state: AnaState) -> None:
-    """B4 of the lab: for any time, also past fast_io_fail_tmo, since the controllers are live."""
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        for port in (0, 1):
-            device.set_ana(port, state)
-        await asyncio.sleep(0.1)
-        waiting = asyncio.ensure_future(namespace.write(0, block(9)))
-        await asyncio.sleep(15)
-        assert not waiting.done()
-        assert subsystem.core.heads[0].waiting == 1
-        device.set_ana(1, AnaState.NON_OPTIMIZED)
-        await asyncio.wait_for(waiting, 1)
-        assert await namespace.read(0) == block(9)
-
-    drive(device, body, fast_io_fail_tmo=2.0)
-
-
-def test_a_change_that_does_not_end_resets_the_controller() -> None:
-    device = ModelDevice(1)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        first = device.ports[0].controllers[0]
-        device.set_ana(0, AnaState.CHANGE)
-        await asyncio.sleep(19)
-        assert device.ports[0].controllers == [first]
-        await asyncio.sleep(2)  # twice ANATT (10 s) after the log was read
-        (second,) = device.ports[0].controllers
-        assert second is not first
-        await asyncio.sleep(21)
-        assert device.ports[0].controllers[0] is not second  # the time has started anew
-        device.set_ana(0, AnaState.OPTIMIZED)
-        await subsystem.namespace(1).read(0)
-        last = device.ports[0].controllers[0]
-        await asyncio.sleep(60)
-        assert device.ports[0].controllers == [last]
-
-    drive(device, body)
-
-
-def test_persistent_loss_on_the_last_path_is_an_error() -> None:
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        device.set_ana(0, AnaState.PERSISTENT_LOSS)
-        await asyncio.sleep(0.1)
-        await subsystem.namespace(1).read(0)
-        device.set_ana(1, AnaState.PERSISTENT_LOSS)
-        await asyncio.sleep(0.1)
-        with pytest.raises(NoPathError, match="model p0:4420 is persistent-loss; model p1:4420 is persistent-loss"):
-            await subsystem.namespace(1).read(0)
-
-    drive(device, body)
-
-
-def bad_logs() -> list[tuple[str, bytes, str]]:
-    good = build_ana_log(1, [AnaGroup(1, AnaState.OPTIMIZED, 1, (1,))])
-    return [
-        (
-            "short",
-            build_ana_log(1, [AnaGroup(n, 1, 1, (n,)) for n in (1, 2, 3)])[:60],
-            "state 0x0|lists group 0|does not",
-        ),
-        ("huge", good[:20] + struct.pack("<I", 1 << 30) + good[24:], "cannot be read to its end|does not end within"),
-        ("group 9", build_ana_log(1, [AnaGroup(9, 1, 1, (1,))]), r"lists group 9, and groups are 1 to 4 \(ANAGRPMAX\)"),
-        ("group 0", build_ana_log(1, [AnaGroup(0, 1, 1, (1,))]), "lists group 0"),
-        ("twice", build_ana_log(1, [AnaGroup(1, 1, 1, (1,)), AnaGroup(1, 2, 1)]), "lists group 1 twice"),
-        ("state", build_ana_log(1, [AnaGroup(1, 7, 1, (1,))]), "group 1 is in state 0x7, which does not exist"),
-        ("nsid", build_ana_log(1, [AnaGroup(1, 1, 1, (99,))]), r"group 1 has namespace 99, and there are 1 to 16"),
-        ("both", build_ana_log(1, [AnaGroup(1, 1, 1, (1,)), AnaGroup(2, 1, 1, (1,))]), "in group 1 and in group 2"),
-        ("many", build_ana_log(1, [AnaGroup(n, 1, 1) for n in range(1, 6)]), "has 5 groups where .* says 4"),
-        ("empty", build_ana_log(1, []), r"namespace 1 is in none of its groups: it names group 1 \(ANAGRPID\)"),
-        ("no such group", build_ana_log(1, [AnaGroup(2, 1, 1)]), "namespace 1 is in none of its groups"),
-    ]
-
-
-@pytest.mark.parametrize(("log", "words"), [each[1:] for each in bad_logs()], ids=[each[0] for each in bad_logs()])
-def test_an_ana_log_that_makes_no_sense(log: bytes, words: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One error at the start; later the path is left out, and the log is read again: no hang, and no endless loop."""
-    device = ModelDevice(2)
-    device.ports[1].ana_log = lambda: log
-
-    async def whole() -> None:
-        with pytest.raises(NvmeofError, match=words):
-            await connected(device, 1)
-        device.ports[1].ana_log = None
-        async with await connected(device, 1) as subsystem:
-            namespace = subsystem.namespace(1)
-            await namespace.read(0)
-            device.ports[1].ana_log = lambda: log
-            device.set_ana(1, AnaState.INACCESSIBLE)
-            await asyncio.sleep(0.1)
-            with pytest.raises(NoPathError, match=r"model p1:4420 is not usable \(.*"):
-                await namespace.read(0)
-            reads = device.ports[1].log_reads
-            with caplog.at_level(logging.ERROR, "nvmeof.host"):
-                caplog.clear()
-                await asyncio.sleep(60)
-            assert 6 <= device.ports[1].log_reads - reads <= 40
-            assert not caplog.records  # it was said once
-            device.ports[1].ana_log = None
-            device.set_ana(1, AnaState.OPTIMIZED)
-            await asyncio.sleep(0.1)
-            await namespace.read(0)
-
-    run(whole())
-
-
-def test_a_controller_that_contradicts_its_own_log_is_asked_ever_less() -> None:
-    device = ModelDevice(1)
-    device.ports[0].statuses = [status_field(Status.ANA_INACCESSIBLE)] * 10_000
-
-    async def body(subsystem: HostSubsystem) -> None:
-        reads = device.ports[0].log_reads
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(30):
-                await subsystem.namespace(1).read(0)
-        assert device.ports[0].log_reads - reads < 60
-        device.ports[0].statuses.clear()
-        await asyncio.sleep(3)
-        await subsystem.namespace(1).read(0)
-
-    drive(device, body)
-
-
-# -- failing over
-
-
-@pytest.mark.parametrize("policy", IOPOLICIES)
-def test_a_lost_path_costs_no_error(policy: str) -> None:
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        written = [asyncio.ensure_future(namespace.write(lba, block(lba + 1))) for lba in range(60)]
-        await asyncio.sleep(0.0015)
-        device.cut(0)
-        await asyncio.gather(*written)
-        assert await namespace.read(0, 60) == b"".join(block(lba + 1) for lba in range(60))
-        await asyncio.sleep(11)  # reconnect_delay
-        assert [member.path.state.value for member in subsystem.paths] == ["live", "live"]
-
-    drive(device, body, iopolicy=policy)
-
-
-def test_a_large_transfer_goes_on_over_the_other_path() -> None:
-    device = ModelDevice(2, Volume(1, blocks=65536))
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace, data = subsystem.namespace(1), bytes(range(256)) * 2 * 60_000
-        writing = asyncio.ensure_future(namespace.write(0, data))
-        await asyncio.sleep(0.003)
-        device.cut(0)
-        await writing
-        into = bytearray(len(data))
-        reading = asyncio.ensure_future(namespace.read_into(0, into))
-        await asyncio.sleep(0.003)
-        device.cut(1)
-        await asyncio.wait_for(reading, 60)
-        assert into == data
-
-    drive(device, body, iopolicy="round-robin")
-
-
-def test_all_paths_lost_and_back() -> None:
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.write(0, block(1))
-        for port in (0, 1):
-            device.ports[port].up = False
-            device.cut(port)
-        waiting = asyncio.ensure_future(namespace.read(0))
-        await asyncio.sleep(35)
-        assert not waiting.done()
-        device.ports[1].up = True
-        assert await asyncio.wait_for(waiting, 11) == block(1)
-        assert subsystem.core.heads[0].requeued >= 1
-
-    drive(device, body)
-
-
-def test_a_target_that_restarted_gives_controller_identifiers_anew() -> None:
-    """It knows nothing of those that it gave before: a path may get the one that another path had."""
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.write(0, block(1))
-        assert [each["path"]["cntlid"] for each in subsystem.core.describe()["paths"]] == [1, 2]
-        device.cut(0)
-        device.cut(1)
-        device.next_cntlid = 1
-        device.ports[0].delay = 0.1  # the second path is connected first
-        await asyncio.sleep(15)
-        facts = subsystem.core.describe()["paths"]
-        assert [(each["path"]["cntlid"], each["path"]["outages"][0]["attempts"]) for each in facts] == [(2, 1), (1, 1)]
-        assert await namespace.read(0) == block(1)
-
-    drive(device, body)
-
-
-def test_all_paths_lost_for_good() -> None:
-    device = ModelDevice(2)
-    lost: list[str] = []
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.refresh()
-        subsystem.core.on_lost.append(lambda member, error: lost.append(member.name))
-        for port in (0, 1):
-            device.ports[port].up = False
-            device.cut(port)
-        began = asyncio.get_running_loop().time()
-        with pytest.raises(
-            NoPathError, match=r"is left: all were removed, the last one as it was lost \(model p.:4420: p. refuses"
-        ):
-            await namespace.read(0)
-        assert 19 < asyncio.get_running_loop().time() - began < 32
-        assert sorted(lost) == ["model p0:4420", "model p1:4420"]
-        with pytest.raises(NoPathError):
-            await subsystem.identify()
-
-    drive(device, body, ctrl_loss_tmo=20.0)
-
-
-def test_fast_io_fail_tmo() -> None:
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.refresh()
-        for port in (0, 1):
-            device.ports[port].up = False
-            device.cut(port)
-        began = asyncio.get_running_loop().time()
-        with pytest.raises(NoPathError, match="past fast_io_fail_tmo"):
-            await namespace.read(0)
-        assert 1.9 < asyncio.get_running_loop().time() - began < 2.1
-        device.ports[0].up = True
-        await asyncio.sleep(11)
-        await namespace.read(0)
-
-    drive(device, body, fast_io_fail_tmo=2.0)
-
-
-def test_a_half_open_path_is_found_out_by_the_keep_alive() -> None:
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.refresh()
-        device.ports[0].loses_answers = True
-        began = asyncio.get_running_loop().time()
-        await namespace.write(0, block(5))
-        assert asyncio.get_running_loop().time() - began < 15
-        assert await namespace.read(0) == block(5)
-
-    drive(device, body)
-
-
-def test_a_command_that_must_not_be_done_twice() -> None:
-    device = ModelDevice(2)
-
-    async def body(subsystem: HostSubsystem) -> None:
-        port = subsystem.namespace(1).port
-        count = SQE.pack(Sqe(opcode=COUNT, nsid=1, cdw10=5))
-        await port.io(count)
-        device.ports[0].loses_answers = True
-        with pytest.raises(OutcomeUnknown):
-            await port.io(count)
-        assert device.counts[5] == 2  # it was done, once, and the caller has to find out
-        device.ports[0].loses_answers = False
-        device.set_ana(1, AnaState.INACCESSIBLE)
-        device.ports[1].ana[1] = AnaState.INACCESSIBLE
-        await asyncio.sleep(20)
-        await port.io(count)
-        assert device.counts[5] == 3
-
-    drive(device, body)
-
-
-def test_a_cancelled_write_on_a_slow_path_does_not_overtake_a_new_one() -> None:
-    """The caller has gone, and the command is out: what overlaps it waits for its completion, on any path."""
-    device = ModelDevice(2)
-    device.ports[0].delay = 1.5
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.refresh()
-        first = asyncio.ensure_future(namespace.write(0, block(1)))
-        await asyncio.sleep(0.1)
-        first.cancel()
-        await asyncio.wait([first])
-        subsystem.iopolicy = "queue-depth"
-        device.ports[0].ana[1] = AnaState.NON_OPTIMIZED
-        device.set_ana(0, AnaState.NON_OPTIMIZED)
-        await namespace.write(0, block(2))
-        await asyncio.sleep(10)
-        assert await namespace.read(0) == block(2)
-        assert subsystem.paths[0].depth == 0
-
-    drive(device, body)
-
-
-@pytest.mark.parametrize("cancelled", [False, True])
-def test_an_old_copy_of_a_write_does_not_overtake_a_new_one(cancelled: bool) -> None:
-    """A target that goes on executing for two seconds, and says so (CQT): nothing is written behind it before."""
-    device = ModelDevice(2, cqt_ms=2500)
-    device.ports[0].linger = 2.0
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace, loop = subsystem.namespace(1), asyncio.get_running_loop()
-        await namespace.refresh()
-        first = asyncio.ensure_future(namespace.write(0, block(1)))
-        await asyncio.sleep(0)
-        device.cut(0)
-        began = loop.time()
-        if cancelled:
-            first.cancel()
-        second = asyncio.ensure_future(namespace.write(0, block(2)))
-        await namespace.write(1, block(3))  # elsewhere nothing has to wait
-        assert loop.time() - began < 1
-        await second
-        assert loop.time() - began == pytest.approx(12.5, abs=0.1)  # twice KATO (5 s) and CQT
-        assert first.cancelled() if cancelled else first.done()
-        assert await namespace.read(0) == block(2)
-
-    drive(device, body)
-
-
-@pytest.mark.parametrize(
-    ("status", "tries", "where"),
-    [
-        (status_field(Status.INTERNAL_ERROR), 3, "same"),
-        (status_field(Status.INTERNAL_PATH_ERROR), 1, "other"),
-        (status_field(Status.INTERNAL_ERROR, dnr=True), 1, "error"),
-        (status_field(Status.INTERNAL_ERROR), 7, "error"),
-        (status_field(Status.INTERNAL_PATH_ERROR, dnr=True), 1, "error"),
-    ],
-)
-def test_statuses(status: int, tries: int, where: str) -> None:
-    device = ModelDevice(2)
-    device.ports[0].statuses = [status] * tries
-
-    async def body(subsystem: HostSubsystem) -> None:
-        namespace = subsystem.namespace(1)
-        await namespace.refresh()
-        if where == "error":
-            with pytest.raises(NvmeStatusError):
-                await namespace.read(0)
-        else:
-            await namespace.read(0)
-            assert executed(device) == ([1, 0] if where == "same" else [0, 1])
-        first = subsystem.paths[0].figures
-        assert first.retries == (tries if where == "same" else 5 if tries == 7 else 0)
-        assert first.errors == (6 if tries == 7 else tries)
-        assert first.failovers == (where == "other")
 
     drive(device, body)
 
@@ -719,7 +272,7 @@ def test_the_last_path_can_be_removed_and_another_added() -> None:
             assert await namespace.read(0) == block(3)
             with pytest.raises(ConfigurationError, match="no path leads to p0; the paths are: model p1:4420"):
                 subsystem.path("p0")
-            with pytest.raises(ConfigurationError, match=r"there is a path to .* by model p1:4420 already"):
+            with pytest.raises(ConfigurationError, match=r"model p1:4420 is already a path to "):
                 await subsystem.add_path(PathAddress("p1"))
 
     run(whole())
@@ -733,7 +286,7 @@ def test_a_namespace_that_became_another_one_is_an_error_and_not_data() -> None:
         await namespace.write(0, block(1))
         device.volumes[1] = Volume(1, nguid=b"\x77" * 16)
         device.cut(0)
-        with pytest.raises(PathMismatchError, match="is another one now than the one in use: look it up anew"):
+        with pytest.raises(PathMismatchError, match="is another one now than the one in use: open it again"):
             await namespace.read(0)
         assert await subsystem.namespace(1).read(0) == bytes(BLOCK_BYTES)
 
@@ -758,7 +311,7 @@ def test_a_path_that_comes_back_with_another_namespace_is_left_out(caplog: pytes
 
 @pytest.mark.parametrize("how", ["at once", "unseen", "one path lost for good"])
 def test_a_namespace_that_was_replaced_on_all_paths_gets_all_of_them(how: str) -> None:
-    """Seen first by one path, whose namespace is left out for as long as another path may have the old one."""
+    """The first path that sees the new namespace leaves it out as long as another path may have the old one."""
     device = ModelDevice(2)
 
     async def body(subsystem: HostSubsystem) -> None:
@@ -776,7 +329,7 @@ def test_a_namespace_that_was_replaced_on_all_paths_gets_all_of_them(how: str) -
             for port in (0, 1) if how == "unseen" else (0,):
                 device.ports[port].up = True
         await asyncio.sleep(30)
-        with pytest.raises(PathMismatchError, match="look it up anew"):
+        with pytest.raises(PathMismatchError, match="open it again"):
             await namespace.read(0)
         assert await subsystem.namespace(1).read(0) == bytes(BLOCK_BYTES)
         paths = subsystem.core.describe()["paths"]
@@ -828,7 +381,7 @@ def test_a_namespace_that_grew_while_no_path_was_there() -> None:
     drive(device, body)
 
 
-def test_a_path_with_a_smaller_transfer_size_is_obeyed() -> None:
+def test_the_smallest_transfer_size_of_all_paths_holds() -> None:
     device = ModelDevice(2)
 
     async def whole() -> None:
@@ -845,7 +398,7 @@ def test_a_path_with_a_smaller_transfer_size_is_obeyed() -> None:
     run(whole())
 
 
-def test_cancelling_a_command_wherever_it_is() -> None:
+def test_cancelling_a_command_in_every_state() -> None:
     device = ModelDevice(2)
 
     async def body(subsystem: HostSubsystem) -> None:
@@ -869,7 +422,7 @@ def test_cancelling_a_command_wherever_it_is() -> None:
     drive(device, body)
 
 
-def test_disconnecting_ends_what_waits() -> None:
+def test_disconnecting_ends_waiting_commands() -> None:
     device = ModelDevice(1)
 
     async def whole() -> None:

@@ -41,14 +41,14 @@ async def pair(*transports: str, **options: Any) -> AsyncIterator[tuple[Target, 
             PathAddress("127.0.0.1", port_of(target, portid), transport)
             for portid, transport in enumerate(transports or ("tcp", "tcp"), 1)
         ]
-        # a port that is removed ends its queues first: no write has to wait until the target has quiesced
+        # a removed port ends its queues first, so that no write waits until the target has quiesced
         chosen = {"subnqn": target.subnqn, "hostnqn": HOSTNQN, "reconnect_delay": 0.2, "quiesce_tmo": 0.0, **options}
         async with await connect_multipath(*where, **chosen) as subsystem:
             yield target, subsystem
 
 
 class Load:
-    """Workers that write and read back, each its own block; none may see an error or old data."""
+    """Workers that each write one block and read it back, without errors and without old data."""
 
     def __init__(self, subsystem: HostSubsystem) -> None:
         self.namespace = subsystem.namespace(1)
@@ -64,7 +64,7 @@ class Load:
             assert (await self.namespace.read(worker * 8))[:16] == stamp
 
     async def go_on(self, turns: int = 5) -> None:
-        """Wait until every worker has had so many turns more."""
+        """Wait until every worker has done ``turns`` more rounds."""
         wanted = [done + turns for done in self.turns]
         async with asyncio.timeout(60):
             while any(done < least for done, least in zip(self.turns, wanted, strict=True)):
@@ -104,7 +104,7 @@ async def test_ana_states_and_ports_change_under_load(transports: tuple[str, str
         assert all(each["outstanding"] == 0 for each in figures)
 
 
-async def test_a_change_of_all_paths_holds_the_load_and_does_not_break_it() -> None:
+async def test_a_change_of_all_paths_holds_the_load_without_errors() -> None:
     async with pair(iopolicy="round-robin") as (target, subsystem):
         load = Load(subsystem)
         await load.go_on()
@@ -164,7 +164,7 @@ def test_the_public_names() -> None:
 
 @pytest.fixture
 async def served() -> AsyncIterator[list[str]]:
-    """A target with two ports, and the options that lead to both."""
+    """Serve on two ports, and return the options that lead to both."""
     async with Target(namespaces=[Ramdisk("1M")], listen=["127.0.0.1:0"] * 2, trtype="tcp") as target:
         target.administration.set_ana_state(AnaState.NON_OPTIMIZED, portid=2)
         ports = [str(port_of(target, portid)) for portid in (1, 2)]
@@ -210,7 +210,7 @@ async def test_data_over_several_paths(served: list[str], tmp_path: Any) -> None
 
 
 async def test_one_path_with_recovery(served: list[str]) -> None:
-    """Recovery alone makes a subsystem of one path, which bench shows as such."""
+    """Recovery alone makes a subsystem of one path, and bench shows it."""
     one = [*served[:6], *served[8:]]
     code, text = await run("bench", *one, "--reconnect-delay", "1", "-l", "-1", "--runtime", "0.1", "-o", "json")
     assert code == 0
@@ -218,6 +218,6 @@ async def test_one_path_with_recovery(served: list[str]) -> None:
     assert path["path"]["max_reconnects"] is None and path["usable"]
 
 
-def test_options_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_contradict(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list-subsys", "-a", "127.0.0.1", "-a", "127.0.0.2", "-s", "1", "-s", "2", "-s", "3"]) == 2
     assert "--traddr was given 2 times and --trsvcid 3 times: give it once for all paths" in capsys.readouterr().err

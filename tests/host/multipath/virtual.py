@@ -1,4 +1,4 @@
-"""An event loop in which time passes at once: what waits for a timer is next when nothing else is to be done."""
+"""An event loop with virtual time: when nothing else is to be done, the next timer fires at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _Selector(selectors.SelectSelector):
-    """Never waits: the time that it was asked to wait for passes instead."""
+    """A selector that never waits: the time that it should wait passes at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run to the end in virtual time. Raises RuntimeError where something waits for ever."""
+    """Run to the end in virtual time. Raises RuntimeError for a wait that never ends."""
     loop = VirtualLoop()
     try:
         asyncio.set_event_loop(loop)

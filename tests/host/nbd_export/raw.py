@@ -1,4 +1,4 @@
-"""A raw NBD client: sends what it is told to, and shares no encoder with the product."""
+"""A raw NBD client: sends any bytes, and shares no encoder with the product."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RawClient:
         return self._cookie
 
     async def reply(self, read_bytes: int = 0) -> tuple[int, int, int, bytes]:
-        """Return cookie, error, chunk type and payload of one reply; it must be of the negotiated form."""
+        """Return cookie, error, chunk type and payload of one reply; the reply must have the negotiated form."""
         (magic,) = struct.unpack(">I", await self.reader.readexactly(4))
         if magic == 0x67446698:
             assert self.form != EXTENDED
@@ -76,7 +76,7 @@ class RawClient:
         return cookie, error, kind, payload
 
     async def do(self, command: int, offset: int = 0, length: int = 0, data: bytes = b"", flags: int = 0) -> int:
-        """Do a command without data in its reply; its error."""
+        """Send a command without data in its reply; return the error."""
         cookie = self.send(command, offset, length, data, flags)
         found, error, _, _ = await self.reply()
         assert found == cookie

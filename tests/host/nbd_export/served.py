@@ -19,7 +19,7 @@ SUBNQN = "nqn.2026-01.org.example:exported"
 
 @dataclass
 class Served:
-    """What runs; ``uri`` is that of the default export."""
+    """The running target, host and server; ``uri``: of the default export."""
 
     target: Target
     controller: HostController

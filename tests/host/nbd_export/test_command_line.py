@@ -23,7 +23,7 @@ def url_of(target: Target, nsid: int | None = None) -> str:
 
 
 async def ended(*arguments: str) -> tuple[int, str]:
-    """Run the program to its end; exit code and stderr."""
+    """Run the program to its end; return exit code and stderr."""
     process = await asyncio.create_subprocess_exec(
         *PROGRAM, *arguments, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
@@ -81,7 +81,9 @@ async def test_errors_are_one_line(tmp_path: Path) -> None:
 
 
 async def test_an_nbd_server_behind_the_target_and_one_before_it(tmp_path: Path) -> None:
-    """nbdkit, the target's backend, NVMe/TCP, the export, and a client: data arrives, and the server may come back."""
+    """nbdkit, the target's backend, NVMe/TCP, the export, and a client: data arrives, also after the server was
+    restarted.
+    """
     (tmp_path / "disk").write_bytes(bytes(8 << 20))
     socket = tmp_path / "export.sock"
     with nbdkit(tmp_path, "file", str(tmp_path / "disk")) as engine:

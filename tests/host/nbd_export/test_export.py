@@ -1,4 +1,6 @@
-"""The export as a raw client sees it: every command in every form, block sizes, limits, and clients that lie."""
+"""The export as a raw client sees it: every command in every form, block sizes, limits, and clients that break the
+protocol.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,7 @@ async def test_block_status(tmp_path: Path, form: str) -> None:
         await raw.do(WRITE, 4 << 20, 4096, b"x" * 4096)
         before, data, behind = await extents(0, SIZE)
         assert before == (4 << 20, 3) and behind == (SIZE - (4 << 20) - data[0], 3)
-        assert data in ((4096, 0), (2 << 20, 0))  # the pages that the kernel has taken for it
+        assert data in ((4096, 0), (2 << 20, 0))  # the pages that the kernel has allocated for it
         assert await extents(0, SIZE, REQ_ONE) == [before]
         assert await extents(4 << 20, 512) == [(512, 0)]
         assert await extents((4 << 20) + 100, 9) == [(9, 0)]
@@ -128,7 +130,7 @@ async def test_read_only(tmp_path: Path) -> None:
 
 
 async def test_requests_larger_than_a_command(tmp_path: Path) -> None:
-    """MDTS is 64 KiB here: everything is cut; 33 MiB is beyond the maximum that was announced, and libnbd sends it."""
+    """With an MDTS of 64 KiB every request is split; libnbd also sends 33 MiB, beyond the announced maximum."""
     async with client(tmp_path, STRUCTURED, Ramdisk("64M"), mdts=65536) as raw:
         data = os.urandom(33 << 20)
         assert await raw.do(WRITE, 512, len(data), data) == 0
@@ -136,7 +138,7 @@ async def test_requests_larger_than_a_command(tmp_path: Path) -> None:
 
 
 async def test_parts_of_blocks_written_at_once_all_stay(tmp_path: Path) -> None:
-    """Neighbours in one block, and whole blocks between them: nothing that was written comes back as it was."""
+    """Adjacent writes in one block, and whole blocks between them: no write is undone by another."""
     async with client(tmp_path, SIMPLE, Ramdisk(SIZE, block_bytes=4096)) as raw:
         random.seed(7)
         model = bytearray(65536)
@@ -192,17 +194,17 @@ async def test_a_client_that_takes_no_replies_holds_no_more_than_the_memory(tmp_
             greedy.send(READ, 0, 65536)
         other = await RawClient.connect(running.socket, SIMPLE)
         assert await other.read(0, 4096) == bytes(4096)
-        assert running.server.budget.held_bytes <= 1 << 19  # it leaves half of it to others
+        assert running.server.budget.held_bytes <= 1 << 19  # one client leaves half of the memory to others
         for _ in range(400):
             assert (await greedy.reply(65536))[3] == bytes(65536)
-        assert await other.read(0, 4 << 20) == bytes(4 << 20)  # more than all there is, and alone
+        assert await other.read(0, 4 << 20) == bytes(4 << 20)  # more than all memory, and alone
         await greedy.close()
         await other.close()
         await running.server.close()
         assert running.server.budget.held_bytes == 0
 
 
-async def test_disconnecting_waits_for_what_was_asked(tmp_path: Path) -> None:
+async def test_disconnecting_waits_for_outstanding_requests(tmp_path: Path) -> None:
     async with client(tmp_path, SIMPLE) as raw:
         cookies = {raw.send(READ, index * 512, 512) for index in range(20)}
         raw.send(DISC)
@@ -219,7 +221,9 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-async def test_clients_that_lie_are_disconnected(tmp_path: Path, lie: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_clients_that_break_the_protocol_are_disconnected(
+    tmp_path: Path, lie: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     async with served(tmp_path) as running:
         raw = await RawClient.connect(running.socket, STRUCTURED)
         with caplog.at_level(logging.WARNING):
@@ -254,7 +258,7 @@ async def test_several_exports_by_name(tmp_path: Path) -> None:
             await raw.close()
 
 
-async def test_the_size_is_that_of_now(tmp_path: Path) -> None:
+async def test_the_size_is_the_current_one(tmp_path: Path) -> None:
     async with served(tmp_path) as running:
         (subsystem,) = running.target.subsystems.values()
         subsystem.resize_namespace(1, 8 << 20)
@@ -308,11 +312,11 @@ async def test_places(tmp_path: Path) -> None:
 
 def test_budget() -> None:
     budget, one, other, third = Budget(400), Share(), Share(), Share()
-    assert budget.take(1000, one) and not budget.take(1, one)  # more than all there is, alone
+    assert budget.take(1000, one) and not budget.take(1, one)  # more than all memory, alone
     budget.give(1000, one)
     assert budget.take(200, one) and not budget.take(1, one)  # as much as it leaves free
     assert budget.take(99, other) and not budget.take(3, other)
-    assert budget.take(200, third)  # the reserve, for who holds nothing
+    assert budget.take(200, third)  # the reserve is for clients that hold nothing
     assert not budget.take(1, third) and budget.held_bytes == 499
     freed: list[bool] = []
     budget.when_free(lambda: freed.append(budget.take(1, other)))

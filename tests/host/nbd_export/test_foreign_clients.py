@@ -19,7 +19,7 @@ HAS_NBD_MODULE = Path("/usr/lib/python3/dist-packages/nbd.py").exists()
 
 
 async def run(*command: str, rc: int = 0) -> str:
-    """Run a program beside the event loop; its output."""
+    """Run a program beside the event loop; return its output."""
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

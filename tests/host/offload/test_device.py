@@ -1,4 +1,4 @@
-"""The offload device against our own target: data, limits, routes, doorbells, buffers, and what it refuses."""
+"""The offload device against our own target: data, limits, routes, doorbells, buffers and refusals."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_data_of_every_kind_of_buffer(target: Target, digests: bool, sqflo
 
 
 async def test_batches(target: Target) -> None:
-    """In one buffer, in many, and in the device's; more than one window of a batch, and none that is in order."""
+    """In one buffer, in many, and in the device's; more than one window of a batch, in no order."""
     count, data = 200, os.urandom(200 * 4096)
     lbas = [(index * 37 % count) * 8 for index in range(count)]
     async with await offloaded(target) as controller:
@@ -144,7 +144,7 @@ async def test_more_data_than_the_device_has_buffers_for(target: Target, monkeyp
         assert not link._waiting and not link._staged
 
 
-async def test_a_cancelled_read_gives_its_buffer_back_at_once(target: Target) -> None:
+async def test_a_cancelled_read_releases_its_buffer_at_once(target: Target) -> None:
     async with await offloaded(target) as controller:
         namespace = controller.namespace(1)
         await namespace.write(0, b"\1" * 4096)
@@ -195,7 +195,7 @@ async def test_more_queue_entries_than_the_device_has_room_for(target: Target, m
         await controller.namespace(1).read(0)
 
 
-# -- where to, and from where
+# -- addresses and interfaces
 
 
 async def test_the_local_address_and_interface_are_respected(target: Target) -> None:
@@ -207,7 +207,7 @@ async def test_the_local_address_and_interface_are_respected(target: Target) -> 
         await offloaded(target, host_iface="nowhere0")
 
 
-async def test_a_device_claims_what_its_interfaces_lead_to(target: Target) -> None:
+async def test_a_device_claims_the_addresses_that_its_interfaces_reach(target: Target) -> None:
     other, right = OffloadDevice(["nowhere0"]), OffloadDevice(["lo"])
     with pytest.raises(ConfigurationError, match=r"no queue device reaches 127.0.0.1 over tcp_offload"):
         await offloaded(target, registry=DeviceRegistry(other))
@@ -277,7 +277,7 @@ async def test_more_holds_the_doorbell_back(target: Target, monkeypatch: pytest.
 
 
 async def test_polling_needs_no_event_loop(target: Target) -> None:
-    """The target is in this loop: what has been answered lies in the ring, and the loop has not been told."""
+    """The target runs in this loop: completions are in the ring before the event loop is notified."""
     async with await offloaded(target) as controller:
         queue = controller.io_queues[0]
         link = queue.private
@@ -331,7 +331,7 @@ async def test_the_pool(target: Target) -> None:
         buffer.release()
         assert len(buffer.view) == 0
         later = controller.take_buffer(4096)
-    later.view[:] = bytes(4096)  # it outlives the process
+    later.view[:] = bytes(4096)  # the file outlives the process
     later.release()
     with pytest.raises(ConfigurationError, match="a device buffer has 1 to"):
         device.take_buffer(0)

@@ -33,7 +33,7 @@ def served() -> Target:
 
 
 class Reads:
-    """Reads of 64 KiB that are repeated until they fail; how they ended."""
+    """Reads of 64 KiB, repeated until they fail, and their errors."""
 
     def __init__(self, controller: HostController, views: list[memoryview]) -> None:
         self.done = 0
@@ -58,7 +58,7 @@ class Reads:
 
 @pytest.mark.parametrize("pool", [True, False])
 async def test_a_drained_queue_touches_no_buffer_and_makes_no_upcall(pool: bool) -> None:
-    """Canaries written after the drain stay; the device is at work on all of the buffers when it comes."""
+    """Canaries written after the drain stay; all of the buffers are in use when the drain begins."""
     size, count = 64 * 1024, 24
     async with served() as target:
         controller = await offloaded(target)
@@ -139,8 +139,9 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("touched", [False, True])
 def test_guarded_memory_is_not_touched_after_the_drain(touched: bool) -> None:
-    """Buffers without access rights: the first byte that anything of this process writes there ends it (SIGSEGV). The
-    guard itself is tested by writing one."""
+    """Buffers without access rights: the first byte written there ends this process (SIGSEGV). One write tests the
+    guard itself.
+    """
     script = GUARDED.replace("{then}", "whole[0] = 1" if touched else "")
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=100)
     if touched:
@@ -176,7 +177,7 @@ async def test_a_device_that_is_killed_is_a_queue_error() -> None:
 
 
 async def test_a_command_of_the_turn_in_which_the_device_died_is_lost_and_rings_no_doorbell() -> None:
-    """Its descriptor is closed, and may be another file's by now."""
+    """The descriptor of its doorbell is closed, and may already name another file."""
     async with served() as target:
         controller = await offloaded(target)
         link = controller.io_queues[0].private
@@ -233,7 +234,7 @@ async def test_a_device_that_hangs_is_ended_by_the_drain(monkeypatch: pytest.Mon
             await again.namespace(1).read(0)
 
 
-async def test_a_device_that_hangs_takes_no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_device_that_hangs_gets_no_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "STOP_SECONDS", 0.2)
     async with served() as target, await offloaded(target) as controller:
         os.kill(pid_of(OURS), signal.SIGSTOP)
@@ -243,7 +244,7 @@ async def test_a_device_that_hangs_takes_no_queue(monkeypatch: pytest.MonkeyPatc
         assert "did not answer, and was ended" in str(controller.error)
 
 
-async def test_what_the_device_must_not_write_ends_it() -> None:
+async def test_an_invalid_write_of_the_device_ends_it() -> None:
     async with served() as target:
         controller = await offloaded(target, keep_alive_tmo=0)
         link = controller.io_queues[0].private

@@ -1,4 +1,4 @@
-"""The rings: whatever is written arrives, in order and as it was, however often the ring's end is passed."""
+"""The rings: records arrive in order and unchanged, however often the ring wraps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_sizes() -> None:
 
 
 def test_all_that_can_be_outstanding_fits_the_rings() -> None:
-    """Each with a PAD as long as the longest record."""
+    """Each record comes with a PAD as long as the longest record."""
     longest = COMMAND.size + series_items(SERIES_MAX, whole=False).size + UNIT_BYTES
     assert COMMANDS_MAX * COMMAND.size + longest <= SUBMISSION_BYTES
     alone = -(-(HEADER.size + COMPLETION.size) // UNIT_BYTES) * UNIT_BYTES
@@ -48,7 +48,7 @@ def test_all_that_can_be_outstanding_fits_the_rings() -> None:
 
 
 class Ends:
-    """A small ring, both ends of it."""
+    """Both ends of a small ring."""
 
     def __init__(self) -> None:
         self.doorbell = os.eventfd(0, os.EFD_NONBLOCK)
@@ -127,7 +127,7 @@ def normal(record: tuple) -> tuple:
 
 @given(turns_of_records)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
-def test_what_is_written_is_read(turns: list[list[tuple]]) -> None:
+def test_written_records_are_read(turns: list[list[tuple]]) -> None:
     ends = Ends()
     try:
         for turn in turns:
@@ -154,7 +154,7 @@ def test_a_record_is_found_without_being_read(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("header", [(9, 0, 0, 1, 0, 0, 0), (1, 0, 0, 0, 0, 0, 0), (1, 0, 0, 5, 0, 0, 0)])
-def test_what_no_writer_writes(ends: Ends, header: tuple[int, ...]) -> None:
+def test_invalid_records(ends: Ends, header: tuple[int, ...]) -> None:
     HEADER.pack_into(ends.memory, START, *header)
     os.eventfd_write(ends.doorbell, 1)
     ends.reader.listen()

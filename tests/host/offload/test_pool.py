@@ -49,7 +49,7 @@ def test_pieces_never_overlap_and_all_come_back(steps: list[tuple[str, int]]) ->
     assert sorted(pool.take_many(LARGEST_ORDER, 2)) == [START, START + BUFFER_MAX_BYTES]
 
 
-def test_small_pieces_that_are_all_free_make_a_large_one() -> None:
+def test_free_neighbours_join_to_a_large_piece() -> None:
     pool = Buddies(0, BUFFER_MAX_BYTES)
     pieces = pool.take_many(20, 32)
     assert len(pieces) == 32
@@ -59,7 +59,7 @@ def test_small_pieces_that_are_all_free_make_a_large_one() -> None:
     assert pool.take(LARGEST_ORDER) == 0
 
 
-def test_a_piece_given_back_goes_to_the_list_that_a_user_holds_also_after_a_join() -> None:
+def test_a_returned_piece_goes_to_the_list_of_its_user_also_after_a_join() -> None:
     pool = Buddies(0, BUFFER_MAX_BYTES)
     free = pool.free_list(20)
     piece = pool.take(20)

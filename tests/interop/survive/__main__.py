@@ -1,4 +1,4 @@
-"""`python -m tests.interop.survive`: two hosts, a kernel's target, and what can happen to it.
+"""`python -m tests.interop.survive`: two hosts, a kernel's target, and events that happen to it.
 
 Our host and the kernel's own have two paths each to one namespace of nvmet and write and check half of it each, while
 the target goes through an event; the time lines of both go into a table.
@@ -27,7 +27,7 @@ RESULTS = REPOSITORY / "build" / "survive"
 
 
 def told(name: str, found: Line) -> str:
-    """One line for the terminal."""
+    """Print one line on the terminal."""
 
     def seconds(value: float | None) -> str:
         return "     -" if value is None else f"{value:6.2f}"
@@ -47,7 +47,7 @@ def told(name: str, found: Line) -> str:
 @click.option("--write", is_flag=True, help=f"Write {DOCUMENT} from the results of all kernels and end.")
 @click.option("--directory", type=click.Path(path_type=Path), default=RESULTS, help="Where results go (build/survive).")
 def main(wanted: tuple[str, ...], names: tuple[str, ...], listing: bool, write: bool, directory: Path) -> None:
-    """Let things happen to a kernel's target under the verifying load of two hosts. Needs root, and the lab.
+    """Cause events at a kernel's target under the verifying load of two hosts. Needs root, and the lab.
 
     Exit status: 0 when nothing was lost and nothing was wrong, for our host and the kernel's.
     """
@@ -58,7 +58,7 @@ def main(wanted: tuple[str, ...], names: tuple[str, ...], listing: bool, write: 
     if write:
         click.echo(write_document(directory))
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # guests must not stay behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # guests must not outlive this process
     if NETNS not in os.environ:
         sys.exit(inside(sys.argv[1:]))
     available = kernels()
@@ -72,7 +72,7 @@ def main(wanted: tuple[str, ...], names: tuple[str, ...], listing: bool, write: 
 
 
 def run_kernel(kernel: str, names: tuple[str, ...], directory: Path) -> int:
-    """Let the events happen with one kernel; return how many faults of our host, or of a run, there were."""
+    """Cause the events with one kernel; return the number of faults of our host and of runs."""
     click.echo(f"kernel {release(kernel)}")
     saved = directory / f"{kernel}.json"
     events: dict[str, Any] = json.loads(saved.read_text())["events"] if saved.exists() else {}

@@ -1,4 +1,4 @@
-"""What happens to the target, and what must come of it."""
+"""Events at the target, and their required outcome."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Event:
     cause: str
     undo: str = "true"
     hold_seconds: float = 5.0
-    """Between the two."""
+    """Seconds between cause and undo."""
     paths: tuple[str, ...] = ("1",)
-    """The paths that it meets."""
+    """The affected paths."""
     survives: bool = True
     """All commands succeed; False: the namespace in use is gone, so that commands fail, and never have wrong data."""
     restore: str = "true"
-    """After the hosts have gone."""
+    """Script that runs after the hosts have ended."""
     reboots: bool = False
     settle_seconds: float = 45.0
-    """How long after the undo all paths may take to be well."""
+    """Seconds after the undo in which all paths must recover."""
 
 
 BOTH: Final = ("1", "2")
@@ -51,4 +51,4 @@ EVENTS: Final = (
           "port_down 1; port_down 2; replace other", "port_up 1; port_up 2", 3, BOTH, survives=False,
           restore="port_down 1; port_down 2; replace ns; port_up 1; port_up 2", settle_seconds=14),
 )  # fmt: skip
-"""In this order; those after which a host has to look its namespace up anew come last."""
+"""In this order; events after which a host has to open its namespace again come last."""

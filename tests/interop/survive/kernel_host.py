@@ -24,7 +24,7 @@ NSID = "1"
 
 
 def text(path: Path) -> str:
-    """Return what a file of sysfs says, nothing where it is gone."""
+    """Return the content of a file of sysfs, nothing where it is gone."""
     try:
         return path.read_text().strip()
     except OSError:
@@ -92,7 +92,7 @@ class BlockDevice:
         self._threads = ThreadPoolExecutor(8)
 
     def close(self) -> None:
-        """Let it go; a thread may hang on a device that is gone."""
+        """Close the device; a thread may hang on a device that is gone."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         os.close(self._file)
 
@@ -137,7 +137,7 @@ def connect(order: Order) -> Kernel:
 
 
 def attend_to(order: Order) -> None:
-    """Connect, attend, disconnect."""
+    """Connect, run the load until it ends, disconnect."""
     kernel = connect(order)
     time.sleep(0.5)  # the partition scan
     device = BlockDevice(kernel.head())
@@ -150,7 +150,7 @@ def attend_to(order: Order) -> None:
 
 
 def main(directory: Path) -> None:
-    """Attend to one order after the other, until killed."""
+    """Execute one order after the other, until killed."""
     for number in count(1):
         while not (order := text(directory / str(number))):
             time.sleep(0.05)

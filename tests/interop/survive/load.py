@@ -1,6 +1,6 @@
 """A load that verifies: each block carries its address and its generation, and each read is checked.
 
-Runs in the guest too, with nothing but Python's library, on whatever reads and writes blocks.
+Runs in the guest too, with nothing but Python's library, on any block device.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any, Protocol
 _STAMP = struct.Struct("<8sQQQ")
 MAGIC = b"survive\0"
 SLOW_SECONDS = 0.25
-"""A command that takes longer is remembered."""
+"""A command that takes longer is recorded."""
 REMEMBERED = 200
 PIECES = (1, 8, 8, 64)
 """Blocks of a command, drawn at random."""
 
 
 class Device(Protocol):
-    """Whatever has blocks. Both raise an error of their own."""
+    """The Protocol of a block device. Both methods raise :attr:`failure`."""
 
     block_bytes: int
 
     @property
     def failure(self) -> type[Exception]:
-        """What both raise."""
+        """The exception of both methods."""
         ...
 
     async def read(self, first: int, blocks: int) -> bytes:
@@ -45,7 +45,7 @@ def stamp(run: int, block: int, generation: int, block_bytes: int) -> bytes:
 
 
 def describe(data: bytes) -> str:
-    """Say what a block holds in place of what it should, for a message."""
+    """Describe the wrong content of a block, for a message."""
     magic, run, block, generation = _STAMP.unpack_from(data)
     if magic != MAGIC:
         return f"{data[:16].hex()}..."
@@ -56,8 +56,7 @@ def describe(data: bytes) -> str:
 class VerifyingLoad:
     """``workers`` tasks that read and write the ``blocks`` blocks from ``first`` on, each of them its own part.
 
-    A block may hold what was acknowledged last; where the last write failed, that write's content too, since its
-    outcome is not known.
+    A block may hold the last acknowledged content, or that of a later failed write, whose outcome is unknown.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class VerifyingLoad:
         self.reads = self.writes = 0
         self.longest_seconds = 0.0
         self.slow: list[tuple[float, float, str]] = []
-        """Commands that took long: when they began, how long they took, and what they were."""
+        """Slow commands: their beginning, duration and kind."""
         self.errors: list[tuple[float, str]] = []
         self.error_count = 0
         self.wrong: list[tuple[float, str]] = []
@@ -91,14 +90,14 @@ class VerifyingLoad:
             raise RuntimeError(self.errors[0][1])
 
     def start(self) -> None:
-        """Begin."""
+        """Begin the load."""
         share = self._blocks // self._workers
         for index in range(self._workers):
             work = self._work(random.Random(self.run + index), self._first + index * share, share)
             self._tasks.append(asyncio.create_task(work))
 
     async def stop(self) -> None:
-        """Let the commands under way end."""
+        """Send nothing more, and wait for the outstanding commands."""
         self._running = False
         await asyncio.gather(*self._tasks)
 
@@ -171,7 +170,7 @@ class VerifyingLoad:
             where.append((at, what))
 
     def result(self) -> dict[str, Any]:
-        """Return what was done and what went wrong, for ``json.dumps``."""
+        """Return counts and faults, for ``json.dumps``."""
         return {
             "reads": self.reads,
             "writes": self.writes,

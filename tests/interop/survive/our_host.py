@@ -52,7 +52,7 @@ def carried(subsystem: HostSubsystem) -> dict[str, int]:
 
 
 async def main(order: Order) -> None:
-    """Connect with the default timers, attend, disconnect."""
+    """Connect with the default timers, run the load until it ends, disconnect."""
     paths = [PathAddress(*each, "tcp") for each in zip(order.addresses, order.ports, strict=True)]
     async with await connect_multipath(*paths, subnqn=order.nqn, all_paths=True) as subsystem:
         namespace = subsystem.namespace(NSID)

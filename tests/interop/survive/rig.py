@@ -31,7 +31,7 @@ BLOCK_BYTES = 512
 CLOCK_QUESTIONS = 4
 HOST_START_SECONDS = 150.0
 QUIET_SECONDS = 1.5
-"""Under load, before the event."""
+"""Seconds under load before the event."""
 HERE = Path(__file__).parent
 
 
@@ -52,7 +52,7 @@ def inside(arguments: list[str]) -> int:
 
 @dataclass(slots=True)
 class Seen:
-    """What one host says of an event, by its own clock."""
+    """One host's record of an event, by its own clock."""
 
     result: dict[str, Any]
     clock_ahead: float = 0.0
@@ -61,7 +61,7 @@ class Seen:
 
 @dataclass(slots=True)
 class Run:
-    """One event, and what both hosts made of it. Times of this machine's clock."""
+    """One event, and the records of both hosts. Times of this machine's clock."""
 
     event: Event
     caused_at: float
@@ -98,13 +98,13 @@ class OurHost:
         return dict(json.loads(text))
 
     def kill(self) -> None:
-        """End it somehow."""
+        """End the process by any means."""
         if self._process.poll() is None:
             self._process.kill()
 
 
 class KernelHost:
-    """The kernel's host in a guest: a process there that attends to orders."""
+    """The kernel's host in a guest: a process there that executes orders."""
 
     def __init__(self, guest: Guest, share: Path, log: Path) -> None:
         self.guest = guest
@@ -119,7 +119,7 @@ class KernelHost:
         )
 
     def order(self, order: Order) -> None:
-        """Have it connect and begin."""
+        """Send an order: connect and begin."""
         self._number += 1
         place = self._orders / "next"
         place.write_text(json.dumps(asdict(order)))
@@ -152,7 +152,7 @@ class Rig:
         self._say = say
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        self.share = directory.parent / "share"  # of all kernels, since it has the guest's compiled modules
+        self.share = directory.parent / "share"  # for all kernels, since it has the guest's compiled modules
         for each in self.share.glob("stop*"):
             each.unlink()
         (self.share / "python" / "survive").mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ class Rig:
         return self._second
 
     def clock_ahead(self, guest: Guest) -> float:
-        """Return how much a guest's clock is ahead of this machine's: the best of some questions, asked once."""
+        """Return how much a guest's clock is ahead of this machine's: the best of several measurements, made once."""
         if guest not in self._clocks:
             best, ahead = 1e9, 0.0
             for _ in range(CLOCK_QUESTIONS):
@@ -215,7 +215,7 @@ class Rig:
         return self._clocks[guest]
 
     def run(self, event: Event) -> Run:
-        """Let one event happen under both loads. Raises RuntimeError where a host cannot say what came of it."""
+        """Cause one event under both loads. Raises RuntimeError where a host reports no result."""
         kernel = self._second_host() if event.reboots else self._kernel
         where = kernel.guest
         self._stop += 1
@@ -256,7 +256,7 @@ class Rig:
         )  # fmt: skip
 
     def _happen(self, event: Event) -> tuple[float, float]:
-        """Cause and undo; return when, by this machine's clock."""
+        """Cause and undo an event; return the times by this machine's clock."""
         if event.reboots:
             return self._reboot(event)
         caused_at = self._at(event.cause)

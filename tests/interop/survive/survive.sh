@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# survive.sh - what the events need in the target's guest: . /host/survive.sh
-# NQN comes from the driver.  The target lives in a network namespace of its own, two links away from everybody:
+# survive.sh - functions of the events in the target's guest: . /host/survive.sh
+# NQN comes from the driver.  The target lives in a separate network namespace, two links away from its hosts:
 # 10.78.i.2 (target) - 10.78.i.1 (guest) - 10.77.i.2 (guest) - 10.77.i.1 (the machine outside).
 . /job/lib.sh
 set -euo pipefail

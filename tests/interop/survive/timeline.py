@@ -1,4 +1,6 @@
-"""What one host's records of an event come to: when it was noticed, when commands went elsewhere, when all was back."""
+"""The time line of one host's records of an event: when it was noticed, when commands failed over, when all was
+back.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ WELL = {"state": "live", "ana": "optimized"}
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One host's time line. Seconds after the cause, ``back`` after the undo; None: it did not happen."""
+    """One host's time line. Seconds after the cause, ``back`` after the undo; None: never."""
 
     noticed: float | None
     failed_over: float | None
@@ -25,11 +27,11 @@ class Line:
     first_error: str
     error_after: float | None
     faults: list[str]
-    """What should not be."""
+    """Unexpected observations."""
 
 
 def line(run: Run, seen: Seen) -> Line:
-    """Read one host's records."""
+    """Return the time line of one host's records."""
     event, found = run.event, seen.result
     changes = [(at - seen.clock_ahead, key, value) for at, key, value in found["changes"]]
     carried = [(at - seen.clock_ahead, path, count) for at, path, count in found["carried"]]
@@ -55,7 +57,7 @@ def _concerns(event: Event, key: str) -> bool:
 
 
 def _failed_over(run: Run, carried: list[tuple[float, str, int]]) -> float | None:
-    """When another path than the one in use before first completed a command."""
+    """Return when a path other than the one in use before first completed a command."""
     before = [path for at, path, _ in carried if at < run.caused_at]
     if not before:
         return None
@@ -64,7 +66,7 @@ def _failed_over(run: Run, carried: list[tuple[float, str, int]]) -> float | Non
 
 
 def _back(run: Run, changes: list[tuple[float, str, str]]) -> float | None:
-    """When everything was what it was before the event, for good."""
+    """Return when everything was back to the state before the event, for good."""
     now: dict[str, str] = {}
     well_since: float | None = None
     before: dict[str, str] | None = None

@@ -1,4 +1,4 @@
-"""What both hosts do: run the load, note each change of a path, and end when they are told and all is well.
+"""The work of both hosts: run the load, record each change of a path, and end on request when all paths are back.
 
 Runs in the guest too, with nothing but Python's library.
 """
@@ -17,12 +17,12 @@ from .load import Device, VerifyingLoad
 
 POLL_SECONDS = 0.02
 WELL_SECONDS = 2.0
-"""All paths must have been well for so long."""
+"""Seconds for which all paths must have been usable."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a host is told, as JSON on its command line."""
+    """A host's order, as JSON on its command line."""
 
     nqn: str
     addresses: list[str]
@@ -30,17 +30,17 @@ class Order:
     first: int
     blocks: int
     stop: str
-    """This file comes when the event is over; it says how many seconds more the host waits for all paths."""
+    """A file that appears when the event is over; it has the seconds that the host waits further for all paths."""
     ports: list[int] = field(default_factory=lambda: [4420, 4420])
-    """Of each address."""
+    """The port of each address."""
 
 
 Snapshot = dict[str, str]
-"""What can be seen of paths and namespace: ``10.78.1.2 state`` is ``live``, for instance."""
+"""The visible state of paths and namespace: ``10.78.1.2 state`` is ``live``, for instance."""
 
 
 class Timeline:
-    """Changes of a snapshot as they come, and which paths carried commands."""
+    """Changes of a snapshot over time, and the paths that carried commands."""
 
     def __init__(self, look: Callable[[], Snapshot], carried: Callable[[], dict[str, int]]) -> None:
         self.changes: list[tuple[float, str, str]] = []
@@ -50,7 +50,7 @@ class Timeline:
         self._before: dict[str, int] = {}
 
     def poll(self) -> None:
-        """Look once."""
+        """Take one snapshot."""
         at, seen = time.time(), self._look()
         for key in self.now.keys() | seen.keys():
             if self.now.get(key) != seen.get(key):
@@ -89,7 +89,7 @@ async def attend(order: Order, device: Device, timeline: Timeline) -> dict[str, 
 
 
 def told(stop: str) -> float:
-    """Return what the order's file says, 0 while it is not there."""
+    """Return the number in the order's file, 0 without the file."""
     try:
         return float(Path(stop).read_text() or 0)
     except OSError:

@@ -1,4 +1,4 @@
-"""Serving from the command line: what the target's process does with its heap."""
+"""Serving from the command line: the heap of the target's process."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nvmeof.target.cli.serve import serve
 
 
 class Enough(Exception):
-    """The test has seen what it came for."""
+    """Ends the test, which has seen enough."""
 
 
 class Node:
-    """Something that refers to itself."""
+    """An object that refers to itself."""
 
     def __init__(self) -> None:
         self.me = self
 
 
 class StubTarget:
-    """Makes garbage and something that stays while it starts."""
+    """A target that makes garbage and lasting objects while it starts."""
 
     config = SimpleNamespace(max_connections=16)
 
@@ -43,8 +43,8 @@ class StubTarget:
         pass
 
 
-async def test_what_is_there_after_the_start_is_kept_from_the_collector(monkeypatch):
-    """A full collection would look at all of it, every time; what is garbage by then is not kept for ever."""
+async def test_objects_of_the_start_are_hidden_from_the_collector(monkeypatch):
+    """A full collection would visit all of these objects every time; garbage of the start is collected."""
     target = StubTarget()
     seen = []
 

@@ -73,7 +73,7 @@ def test_identify_controller():
     assert (data.ioccsz, data.iorcsz, data.icdoff, data.msdbd) == ((64 + 4096) // 16, 1, 0, 1)
     assert data.vwc == 0b110 and data.ofcs == 1
     assert data.anacap == 0x1F and data.nanagrpid == data.anagrpmax == 32 and data.anatt > 0
-    assert data.cqt == 5000  # one second until the loss of a host is noticed, four for what a backend has begun
+    assert data.cqt == 5000  # one second until the loss of a host is noticed, four for a backend's operations
     assert data.lpa & 0b111 == 0b111 and data.wctemp and data.cctemp > data.wctemp
 
 
@@ -82,7 +82,7 @@ def test_identify_discovery_controller():
     assert data.cntrltype == 2 and data.dctype == 1 and data.oaes == 1 << 31
     assert data.subnqn == "nqn.2014-08.org.nvmexpress.discovery"
     assert data.nn == 0 and data.oncs == 0 and data.sqes == 0
-    assert data.cqt == 0  # no I/O that could go on
+    assert data.cqt == 0  # no I/O that could be outstanding
 
 
 async def test_a_file_has_a_volatile_write_cache(tmp_path):
@@ -109,7 +109,7 @@ def test_identify_namespace(block_bytes, lbads, cns):
     assert data.nguid == target.subsystem.namespaces[1].nguid and data.nvmcap == 1 << 20
 
 
-def test_read_only_namespaces_say_so():
+def test_read_only_namespaces_are_marked():
     target = Target()
     target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), read_only=True))
     queue = target.admin()
@@ -186,7 +186,7 @@ def test_identify_of_a_wrong_length():
 # Log pages
 
 
-def test_supported_log_pages_say_what_works():
+def test_supported_log_pages_lists_the_working_ones():
     target = Target()
     for queue, expected in (
         (target.admin(), {lid for lid, row in LOG_PAGES.items() if row.io}),
@@ -223,7 +223,7 @@ def test_error_log_is_a_ring():
     assert counts == list(range(70, 6, -1))
 
 
-def test_smart_counts_what_was_done():
+def test_smart_counts_commands():
     target = Target(Ramdisk("16M"), Ramdisk("1M"))
     target.subsystem.power_on(target.runtime.time - 7300)
     admin = target.admin()
@@ -266,7 +266,7 @@ def test_effects_log_has_every_command_that_works_and_no_other():
     assert zoned.acs == data.acs
     assert {opcode for opcode in range(256) if zoned.iocs[opcode] != data.iocs[opcode]} == {0x79, 0x7A, 0x7D}
     other = COMMANDS_SUPPORTED_AND_EFFECTS.parse(admin.read_bytes(admin.log_page(5, 4096, cdw14=1 << 24)))
-    assert other.acs == data.acs and not any(other.iocs)  # the command set exists, but not here
+    assert other.acs == data.acs and not any(other.iocs)  # the command set exists, but not on this controller
     completion = admin.log_page(5, 4096, cdw14=9 << 24)
     assert completion.status == Status.INVALID_FIELD and last_location(admin) == 59
 

@@ -1,5 +1,6 @@
-"""Authentication Send and Receive as commands: what a queue takes before its host has authenticated itself, and when it
-ends."""
+"""Authentication Send and Receive as commands: the commands that a queue takes before its host has authenticated
+itself, and the end of the queue.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def host(secret: Any = KEY, controller: Any = None, t_id: int = 0) -> HostExchan
 
 
 def authenticate(queue: TestQueue, one: HostExchange) -> None:
-    """A whole transaction. Raises what the host raises."""
+    """Do a whole transaction. Raises the host's error."""
     assert send(queue, one.negotiate()).status == 0
     challenge = bytes(receive(queue).data)
     assert len(challenge) == 4096, "what was asked for, padded"
@@ -61,7 +62,7 @@ def authenticate(queue: TestQueue, one: HostExchange) -> None:
         assert send(queue, last).status == 0
 
 
-def test_connect_demands_it_on_every_queue_of_that_host():
+def test_connect_requires_authentication_on_every_queue_of_that_host():
     one = target()
     admin = one.queue()
     assert admin.connect() & ~0xFFFF == ATR
@@ -78,7 +79,7 @@ def test_connect_demands_it_on_every_queue_of_that_host():
     assert admin.ctx.figures()["authentication"] == "SHA256, null"
 
 
-def test_who_is_asked():
+def test_hosts_that_must_authenticate():
     one = target()
     assert one.queue().connect(hostnqn=OTHER_HOST) & ~0xFFFF == 0
     assert one.queue().connect(subnqn=DISCOVERY_NQN) & ~0xFFFF == 0
@@ -109,7 +110,7 @@ def test_a_wrong_secret_ends_the_queue_after_the_answer(caplog):
     assert HOST in record.getMessage() and KEY.to_text()[:20] not in caplog.text
 
 
-def test_again_while_the_queue_is_ready():
+def test_authentication_again_while_the_queue_is_ready():
     queue = target().queue()
     queue.connect()
     for t_id in range(MOST_TRANSACTIONS + 3):
@@ -137,7 +138,7 @@ def test_lengths():
     assert receive(queue, 16).status == Status.INVALID_FIELD, "the challenge is longer"
 
 
-def test_a_queue_that_demands_none():
+def test_a_queue_that_requires_no_authentication():
     queue = target().queue()
     queue.connect(hostnqn=OTHER_HOST)
     assert send(queue, host().negotiate()).status == Status.COMMAND_SEQUENCE_ERROR
@@ -157,7 +158,7 @@ def test_a_host_that_takes_too_long(caplog):
     assert HOST in caplog.text
 
 
-def test_a_host_that_has_to_repeat_it(caplog):
+def test_a_host_that_has_to_authenticate_again(caplog):
     one = target(reauthentication_seconds=60.0)
     queue = one.queue()
     queue.connect()

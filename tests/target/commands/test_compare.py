@@ -78,7 +78,7 @@ def test_backend_errors(code, status, dnr, later):
     assert (completion.status, completion.dnr) == (status, dnr)
 
 
-def test_a_namespace_that_goes_while_data_is_on_its_way():
+def test_a_namespace_that_is_removed_while_data_is_in_flight():
     from nvmeof.target.commands.table import execute, prepare
 
     target = Target()

@@ -26,7 +26,7 @@ def copy(queue, slba: int, *sources: tuple[int, int], extra: int = 0, **fields):
 
 
 def across(queue, slba: int, *sources: tuple[int, int, int], extra: int = 0, options: int = 0, **fields):
-    """Descriptors of format 2h: NSID, first block, blocks."""
+    """Return descriptors of format 2h: NSID, first block, blocks."""
     layout = "<I4xQHHHH8x"
     data = b"".join(struct.pack(layout, nsid, start, blocks - 1, 0, 0, options) for nsid, start, blocks in sources)
     return copy_by(queue, slba, data, 2 << 8 | extra, **fields)
@@ -39,7 +39,7 @@ def copy_by(queue, slba: int, data: bytes, extra: int = 0, **fields):
 
 
 def enabled(target: Target):
-    """An admin queue whose host has enabled format 2h, and an I/O queue."""
+    """Return an admin queue whose host has enabled format 2h, and an I/O queue."""
     admin = target.admin()
     assert admin.set_feature(0x16, data=struct.pack("<4xH506x", 1 << 2)).status == 0
     return admin, target.io(admin)
@@ -76,7 +76,7 @@ def test_copy_of_several_ranges(queue):
 )
 @pytest.mark.parametrize("large", [1, 100], ids=["at once", "range by range"])
 def test_sources_that_overlap_the_destination(slba, sources, good, large):
-    """Format 2h forbids it. Format 0h leaves it to the host: each block is one of its sources' blocks."""
+    """Format 2h forbids overlap. Format 0h leaves it to the host: each block is one of its sources' blocks."""
     target = Target(Ramdisk("8M"))
     _, queue = enabled(target)
     slba, sources = slba * large, [(at * large, blocks * large) for at, blocks in sources]
@@ -116,7 +116,7 @@ def test_ranges(queue, slba, sources, status):
         assert queue.read_bytes(read(queue, 0, 1)) == bytes(512), "nothing was begun"
 
 
-def test_the_limits_are_what_identify_says(monkeypatch):
+def test_the_limits_are_those_of_identify(monkeypatch):
     target = Target(Ramdisk("64M"), Ramdisk("64M", block_bytes=4096))
     admin = target.admin()
     controller = IDENTIFY_CONTROLLER.parse(admin.read_bytes(admin.identify(1)))
@@ -170,7 +170,7 @@ def test_error_locations(queue):
 
 
 def test_uncorrectable_blocks(queue):
-    """A source of them is not copied, nor any other of a Copy within the atomic unit."""
+    """A source with such blocks is not copied, nor any other source of a Copy within the atomic unit."""
     write(queue, 0, b"y" * 512 * 8)
     assert queue.command(0x04, nsid=1, cdw10=4, cdw12=0).status == 0
     completion = copy(queue, 100, (0, 4), (5, 1), (2, 3), (6, 1))
@@ -181,7 +181,7 @@ def test_uncorrectable_blocks(queue):
 
 
 def test_the_first_range_that_was_not_copied():
-    """Beyond the atomic unit ranges are copied one by one, and DW0 tells how far it came."""
+    """Beyond the atomic unit ranges are copied one by one, and DW0 is the number of the first that failed."""
     for across_namespaces in (False, True):
         target = Target(Ramdisk("1M"), Ramdisk("1M"))
         _, queue = enabled(target)
@@ -216,7 +216,7 @@ def test_copy_across_namespaces(kinds, blocks):
 
 
 @pytest.mark.parametrize("options", [0, 1 << 15, 0xFFFF])
-def test_every_copy_is_a_fast_one(options):
+def test_every_copy_is_a_fast_copy(options):
     _, queue = enabled(Target(Ramdisk("1M"), Ramdisk("1M")))
     assert across(queue, 0, (2, 0, 1), (1, 9, 1), options=options).status == 0
 
@@ -320,8 +320,8 @@ def test_force_unit_access():
     assert backend.fua == [False, True, True]
 
 
-def test_a_namespace_that_shrinks_meanwhile():
-    """What was checked at the start is checked again for each range."""
+def test_a_namespace_that_shrinks_during_a_copy():
+    """The checks of the start are repeated for each range."""
     target = Target()
     queue = target.io(target.admin())
     sqe = queue.sqe(0x19, bytes(32), nsid=1, cdw10=1024)
@@ -349,8 +349,8 @@ def test_copy_to_and_from_zones():
 
 
 @pytest.mark.parametrize("form", [0, 2])
-def test_a_long_copy_lets_others_have_their_turn(form):
-    """16 MiB would hold up everybody else for milliseconds: it is done in pieces, and can be aborted between two."""
+def test_a_long_copy_yields_to_others(form):
+    """16 MiB would delay all others for milliseconds: the copy is done in pieces, and can be aborted between two."""
     target = Target(Ramdisk("32M"), Ramdisk("32M"))
     _, queue = enabled(target)
     memory = target.subsystem.namespaces[2 if form else 1].memory

@@ -13,14 +13,14 @@ NAMED = re.compile(r"\| (?:[0-9A-F]{3}h )([A-Z_]+) \|")
 
 
 def documented() -> dict[bool, set[str]]:
-    """The statuses that the document names, by DNR."""
+    """Return the statuses that the document names, by DNR."""
     text = (ROOT / "docs" / "do-not-retry.md").read_text()
     _, clear, after = re.split(r"^## (?:Clear|Set).*$", text, flags=re.MULTILINE)
     return {False: set(NAMED.findall(clear)), True: set(NAMED.findall(after))}
 
 
 def refusals() -> dict[bool, set[str]]:
-    """The statuses of all `CommandError(Status.NAME, ...)` of the target, by DNR."""
+    """Return the statuses of all `CommandError(Status.NAME, ...)` of the target, by DNR."""
     found: dict[bool, set[str]] = {False: set(), True: set()}
     for path in (ROOT / "nvmeof" / "target").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

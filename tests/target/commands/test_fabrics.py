@@ -208,7 +208,7 @@ def test_connect_data_of_a_wrong_length():
     assert completion.status == Status.DATA_SGL_LENGTH_INVALID
 
 
-def test_admin_queue_that_goes_takes_its_io_queues_along():
+def test_the_end_of_an_admin_queue_ends_its_io_queues():
     target = Target()
     admin = target.admin()
     first, second = target.io(admin, 1), target.io(admin, 2)
@@ -251,7 +251,7 @@ def test_the_admin_queues_connect_alone_sets_the_keep_alive_timeout():
 
 @pytest.mark.parametrize("cattr", range(16))
 def test_connect_attributes(cattr):
-    """Priority classes mean nothing with round robin; bit 2 disables flow control; bit 3 allows Disconnect."""
+    """Priority classes have no effect with round robin; bit 2 disables flow control; bit 3 allows Disconnect."""
     target = Target()
     admin = target.queue()
     admin.connect(cattr=cattr)

@@ -1,4 +1,6 @@
-"""Get and Set Features: every feature with every SEL, what is refused and where, what a reset and a restart leave."""
+"""Get and Set Features: every feature with every SEL, refusals with their locations, values after a reset and a
+restart.
+"""
 
 from __future__ import annotations
 
@@ -126,14 +128,14 @@ def test_every_feature_with_every_sel(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMED)
-def test_what_a_reset_leaves_unsaved(case):
+def test_unsaved_values_after_a_reset(case):
     target = Target()
     admin = target.admin(kato=0)
     change(admin, case)
     reset(admin)
     assert tell(admin, case) == (new(case) if case.kept else default(case))
     if case.fid != FeatureId.KEEP_ALIVE_TIMER:
-        # Another controller: what is the namespace's is the same there.
+        # Another controller: the values of the namespace are the same there.
         assert tell(target.admin(kato=0), case) == (new(case) if case.kept else default(case))
 
 
@@ -154,7 +156,7 @@ def test_saved_values(case):
         reset(queue)
         assert tell(queue, case) == new(case)
     assert tell(target.admin(), case) == new(case)
-    # What is set after that and not saved lasts until the next reset.
+    # A value that is set after that and not saved lasts until the next reset.
     if case.fid in (0x01, 0x0A) and case.default != case.value:
         assert admin.set_feature(case.fid, case.default).status == 0
         assert tell(admin, case) == default(case) and tell(admin, case, 2) == new(case)
@@ -183,22 +185,22 @@ def test_nsids(case):
             assert last_location(admin) == 4
     else:
         wrong = {1: Status.FEATURE_NOT_NAMESPACE_SPECIFIC, 1025: Status.INVALID_NAMESPACE}
-        assert tell(admin, case, at=1) == new(case), "Get Features tells what is there for all"
+        assert tell(admin, case, at=1) == new(case), "Get Features returns the value for all"
     for other, status in wrong.items():
         assert change(admin, case, to=other).status == status
         assert last_location(admin) == 4
 
 
-def test_what_cannot_be_set_for_all_namespaces():
+def test_features_that_cannot_be_set_for_all_namespaces():
     assert [fid for fid, row in FEATURES.items() if not row.for_all] == [0x03]
 
 
-def test_the_cases_are_all_that_this_module_is_for():
+def test_the_cases_cover_all_features():
     elsewhere = {0x06, 0x0E, 0x15, 0x17, 0x18, 0x19, 0x81, 0x82, 0x83, 0x84}
     assert {case.fid for case in CASES} == set(FEATURES) - elsewhere
 
 
-def test_features_log_says_what_works():
+def test_the_features_log_lists_the_working_ones():
     target = Target()
     for admin, controller in ((target.admin(), "io"), (target.discovery(), "discovery")):
         data = admin.read_bytes(admin.log_page(0x12, 1024))
@@ -361,7 +363,7 @@ def test_write_cache_exists_only_where_something_is_cached():
     assert admin.set_feature(6, 1).status == Status.INVALID_FIELD
 
 
-def test_what_no_feature_can_do():
+def test_unsupported_fields():
     admin = Target().admin()
     for fid in (0x00, 0x08, 0x09, 0x0C, 0x0D, 0x10, 0x12, 0x13, 0xC0, 0xFF):
         assert admin.set_feature(fid, 1).status == Status.INVALID_FIELD
@@ -371,7 +373,7 @@ def test_what_no_feature_can_do():
 
 
 def test_uuid_index_is_ignored():
-    """No feature differs by UUID: the log says so with its bit 19."""
+    """No feature differs by UUID, as bit 19 of the log reports."""
     admin = Target().admin()
     assert admin.command(0x09, cdw10=0x0A, cdw11=1, cdw14=0x7F).status == 0
     assert admin.command(0x0A, cdw10=0x0A, cdw14=0x7F).dw0 == 1
@@ -398,7 +400,7 @@ def test_a_feature_that_cannot_be_changed(monkeypatch):
         standard_tables(Rows(features=(row,)))
 
 
-# Whatever comes
+# Properties
 
 
 SIMPLE = sorted({case.fid for case in CASES if case.data is None} | {0x19})

@@ -59,7 +59,7 @@ def test_there_and_back(ses, size):
 
 @pytest.mark.parametrize("durable", [False, True])
 def test_a_device_does_not_know_of_its_blocks(durable, caplog):
-    """Its data is there at the next start, in blocks of another size unless somebody says so."""
+    """Its data exists at the next start, in blocks of another size unless one is given."""
     device = Ramdisk("1M")
     device.overwrite_to_erase = True
     target = Target(kept(device, Durable()) if durable else device)
@@ -70,7 +70,7 @@ def test_a_device_does_not_know_of_its_blocks(durable, caplog):
     assert ("has blocks of 4096 bytes now" in caplog.text) is not durable
 
 
-def test_the_same_format_erases_and_marks_go():
+def test_the_same_format_erases_data_and_marks():
     target = Target(Ramdisk("1M", block_bytes=4096))
     admin = target.admin()
     io = target.io(admin)
@@ -81,7 +81,7 @@ def test_the_same_format_erases_and_marks_go():
     assert io.ctx.namespaces[1].memory is not None
 
 
-def test_all_that_are_attached():
+def test_all_attached_namespaces():
     target = Target(Ramdisk("1M"), Ramdisk("2M", block_bytes=4096))
     admin = target.admin()
     assert format_nvm(target, admin, 1, ALL).status == 0
@@ -115,7 +115,7 @@ def test_nothing_attached_is_no_error():
         (1 | 3 << 12, 1, Status.SUCCESS, None),
     ],
 )
-def test_what_is_refused(cdw10, nsid, status, where):
+def test_refusals(cdw10, nsid, status, where):
     target = Target()
     target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), read_only=True))
     admin = target.admin()
@@ -154,7 +154,7 @@ def test_the_gates_are_in_order():
     assert names.index("sanitize") < names.index("format_nvm") < names.index("reservation_gate")
 
 
-def test_meanwhile():
+def test_commands_during_a_format():
     target = Target(Ramdisk("256M"), Ramdisk("1M"))
     admin = target.admin()
     io = target.io(admin)
@@ -193,8 +193,8 @@ def test_meanwhile():
     assert read(io, 0, 1, 4096).status == 0
 
 
-def test_a_copy_in_the_middle_goes_no_further():
-    """What has begun is stopped in the namespace itself, whatever part of a command it is."""
+def test_a_copy_in_progress_is_stopped():
+    """The namespace itself stops begun work, whatever part of a command it is."""
     target = Target()
     io = target.io(target.admin())
     namespace = io.ctx.namespaces[1]
@@ -216,7 +216,7 @@ def test_a_copy_in_the_middle_goes_no_further():
     assert namespace.memory is not None
 
 
-def test_hosts_are_told():
+def test_hosts_get_an_event():
     target = Target()
     admin, other = target.admin(), target.admin(cntlid=0xFFFF)
     for each in (admin, other):
@@ -228,7 +228,7 @@ def test_hosts_are_told():
     assert other.read_bytes(other.log_page(4, 4096))[:8] == b"\1\0\0\0\0\0\0\0"
 
 
-def test_events_are_written_down():
+def test_the_persistent_event_log_has_the_format():
     target = Target()
     admin = target.admin()
     before = len(target.subsystem.history)
@@ -253,7 +253,7 @@ def test_a_backend_that_fails(name, code, status):
     assert format_nvm(target, admin, 1).status == 0
 
 
-def test_the_others_are_left_when_one_fails():
+def test_the_other_namespaces_stay_when_one_fails():
     backend = Flawed("1M")
     target = Target(backend, Ramdisk("1M"))
     admin = target.admin()
@@ -263,7 +263,7 @@ def test_the_others_are_left_when_one_fails():
     assert read(target.io(admin), 0, 1, nsid=2).status == 0
 
 
-def test_a_keeper_that_fails():
+def test_a_metadata_store_that_fails():
     metadata_store = Durable()
     target = Target(kept(Ramdisk("1M"), metadata_store))
     admin = target.admin()
@@ -313,7 +313,7 @@ def test_a_zoned_namespace():
 
 
 def test_a_format_that_can_neither_end_nor_be_undone():
-    """Nothing may be written that the next start would erase; another format helps."""
+    """No data may be written that the next start would erase; another format resolves the state."""
 
     class Failing(Durable):
         def put(self, section, value):
@@ -337,7 +337,7 @@ def test_a_format_that_can_neither_end_nor_be_undone():
     assert write(io, 0, b"x" * 4096, 4096).status == 0
 
 
-def test_a_sanitize_operation_puts_an_end_to_it():
+def test_a_sanitize_operation_ends_a_failed_format():
     metadata_store = Durable()
     target = Target(kept(Ramdisk("1M"), metadata_store))
     admin = target.admin()
@@ -369,7 +369,7 @@ def test_an_interrupted_format_goes_on():
     assert metadata_store.get("format") == {"block_bytes": 4096}
 
 
-def test_identify_says_it():
+def test_identify_reports_a_format():
     admin = Target().admin()
     data = IDENTIFY_CONTROLLER.parse(admin.read_bytes(admin.identify(1)))
     assert data.oacs & 0x212 == 0x212
@@ -378,7 +378,7 @@ def test_identify_says_it():
 
 
 @pytest.mark.parametrize("killed", [False, True])
-async def test_a_file_keeps_its_format(tmp_path, killed):
+async def test_a_file_stores_its_format(tmp_path, killed):
     path = tmp_path / "disk"
     backend, target = await file_target(path, size=1 << 20 | 512)
     admin = target.admin()
@@ -428,7 +428,7 @@ class Sequence(RuleBasedStateMachine):
         self.metadata_store = Durable()
         self.backend = kept(Flawed("192M"), self.metadata_store)
         self.pending = None
-        self.wanted = 512  # what the blocks will be when everything has settled
+        self.wanted = 512  # the block size once all jobs have ended
         self.marked: int | None = None  # where a byte was written since the last format
         self.boot()
 

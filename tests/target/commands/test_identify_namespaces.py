@@ -31,7 +31,7 @@ def insert(target: Target, nsid: int, *, attached: bool, csi: int = Csi.NVM, blo
 
 @pytest.fixture
 def target():
-    """Namespace 1 active, 3 allocated; 5 and 7 the same of another I/O command set."""
+    """Return a target: namespace 1 active, 3 allocated; 5 and 7 the same in another I/O command set."""
     target = Target(pool=RamdiskPool("4M"))
     insert(target, 3, attached=False, block_bytes=4096)
     insert(target, 5, attached=True, csi=OTHER)
@@ -46,7 +46,7 @@ def queue(target):
 
 @pytest.fixture
 def other_set(monkeypatch):
-    """Another I/O command set with structures of its own."""
+    """Another I/O command set with separate structures."""
 
     class Structures:
         csi = OTHER
@@ -108,7 +108,7 @@ def test_lists_end_at_1024():
     assert parse_namespace_list(identify(queue, 0x10, 1024)) == list(range(1025, 1101))
 
 
-# Structures of one namespace: of an active one, of an allocated one, of one that is not there, and of impossible ones
+# Structures of one namespace: of an active one, of an allocated one, of one that does not exist, and of invalid NSIDs
 
 ACTIVE, ALLOCATED = (0x00, 0x05, 0x08), (0x11, 0x1B, 0x1F)
 
@@ -138,13 +138,13 @@ def test_structures_of_a_command_set(queue, other_set, cns):
     assert identify(queue, 0x06, csi=OTHER)[0] == 0xBB
 
 
-def test_without_management_there_is_nothing_common():
+def test_without_management_there_is_no_common_namespace():
     queue = Target().admin()
     for cns in (0x00, 0x05):
         assert refused(queue, cns, ALL) == (Status.INVALID_NAMESPACE, 4)
 
 
-def test_what_namespaces_have_in_common(queue):
+def test_the_common_namespace(queue):
     data = IDENTIFY_NAMESPACE.parse(identify(queue, 0x00, ALL))
     assert data.nlbaf == len(LBA_FORMATS) - 1
     assert [1 << item.lbads for item in data.lbaf[: len(LBA_FORMATS)]] == list(LBA_FORMATS)
@@ -242,6 +242,6 @@ def test_structures_that_do_not_exist(queue):
         assert refused(queue, cns, 1) == (Status.INVALID_FIELD, 40), cns
 
 
-def test_what_a_discovery_controller_tells():
+def test_a_discovery_controller():
     queue = Target(pool=RamdiskPool("1M")).discovery()
     assert [cns for cns in range(256) if queue.identify(cns, 1).status == 0] == [Cns.CONTROLLER]

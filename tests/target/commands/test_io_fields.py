@@ -1,4 +1,4 @@
-"""Fields of I/O commands beside range and data: every bit of CDW12, refused with its location or of no effect."""
+"""Fields of I/O commands besides range and data: every bit of CDW12, refused with its location or without effect."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_namespace_zeroes_of_a_read_only_namespace():
 
 
 class Cached(Ramdisk):
-    """Says that it has a volatile cache, and remembers what it was asked for."""
+    """A backend that reports a volatile cache, and records its calls."""
 
     def __init__(self, later: bool) -> None:
         super().__init__("1M")

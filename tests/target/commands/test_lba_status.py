@@ -34,7 +34,7 @@ def lba_status(target, admin, action=TRACKED, slba=0, length=0, *, dwords=1024, 
 
 
 def parsed(admin, completion):
-    """CMPC and the entries: start, blocks, status."""
+    """Return CMPC and the entries: start, blocks, status."""
     data = admin.read_bytes(completion)
     count, cmpc = struct.unpack_from("<IB", data)
     entries = [struct.unpack_from("<QIxB2x", data, 8 + 16 * i) for i in range(count)]
@@ -42,7 +42,7 @@ def parsed(admin, completion):
 
 
 def log(admin):
-    """LSGC, ESTULB, and by NSID the ranges."""
+    """Return LSGC, ESTULB, and by NSID the ranges."""
     data = admin.read_bytes(admin.log_page(0x0E, 4096))
     length, elements, blocks, generation = struct.unpack_from("<IIIxxH", data)
     found, position = {}, 16
@@ -92,7 +92,7 @@ def test_room(dwords, shown, cmpc):
         assert parsed(admin, completion) == (cmpc, [(1, 1, 3), (3, 1, 3), (5, 1, 3)][:shown])
 
 
-def test_a_scan_finds_what_cannot_be_read():
+def test_a_scan_finds_unreadable_blocks():
     backend = Flawed("16M")
     target = Target(backend)
     admin = target.admin()
@@ -115,7 +115,7 @@ def test_a_scan_ends_with_its_queue():
     assert finish(target, scan).status == Status.ABORTED_SQ_DELETION
 
 
-def test_a_scan_goes_no_further_than_its_answer_has_room():
+def test_a_scan_ends_when_the_data_is_full():
     backend = Flawed("64M")
     target = Target(backend)
     admin = target.admin()
@@ -125,7 +125,7 @@ def test_a_scan_goes_no_further_than_its_answer_has_room():
 
 
 @pytest.mark.parametrize("opcode", [0x02, 0x05, 0x0C])
-def test_what_fails_for_a_host_is_remembered_until_it_is_written(opcode):
+def test_blocks_that_failed_for_a_host_are_listed_until_written(opcode):
     backend = Flawed("1M")
     backend.memory, shown = None, backend.memory
     target = Target(backend)
@@ -159,7 +159,7 @@ def test_what_fails_for_a_host_is_remembered_until_it_is_written(opcode):
     ],
 )
 @pytest.mark.parametrize("action", [SCAN, TRACKED])
-def test_what_is_refused(fields, status, where, action):
+def test_refusals(fields, status, where, action):
     target = Target()
     admin = target.admin()
     assert lba_status(target, admin, **{"action": action, **fields}).status == status
@@ -200,7 +200,7 @@ def test_alerts_keep_to_their_interval():
     assert admin.get_feature(0x15).dw0 == 10 | 10 << 16
     completion = admin.set_feature(0x15, 50 | 7 << 16)
     assert (completion.status, completion.dw0) == (0, 50 | 10 << 16)
-    assert admin.get_feature(0x15).dw0 == 50 | 10 << 16, "LSIPI is told, not set"
+    assert admin.get_feature(0x15).dw0 == 50 | 10 << 16, "LSIPI is read-only"
     assert admin.set_feature(0x0B, 1 << 13).status == 0
     events = [alert(admin) for _ in range(3)]
 
@@ -215,7 +215,7 @@ def test_alerts_keep_to_their_interval():
     target.runtime.time += 4
     target.runtime.settle()
     assert events[1].step() is None, "not before the host has read the page"
-    log(admin)  # which starts the interval anew
+    log(admin)  # which starts the interval again
     scan(5)
     target.runtime.time += 4.9
     target.runtime.settle()
@@ -230,7 +230,7 @@ def test_alerts_keep_to_their_interval():
     assert events[2].step() is None, "nothing new"
 
 
-def test_a_reset_forgets_an_alert_that_waits():
+def test_a_reset_drops_a_pending_alert():
     backend = Flawed("1M")
     target = Target(backend)
     admin = target.admin()
@@ -255,7 +255,7 @@ def test_a_reset_forgets_an_alert_that_waits():
     assert event.step().dw0 == 0x0E0502, "at once: no interval has begun"
 
 
-def test_no_alert_for_what_a_host_marks_itself_or_does_not_want():
+def test_no_alert_for_marks_of_the_host_or_without_the_feature():
     backend = Flawed("1M")
     target = Target(backend)
     admin = target.admin()
@@ -268,10 +268,10 @@ def test_no_alert_for_what_a_host_marks_itself_or_does_not_want():
     assert event.step() is None
 
 
-# Marks outlast a restart
+# Marks persist over a restart
 
 
-def test_marks_are_kept():
+def test_marks_are_stored():
     metadata_store = Durable()
     target = Target(kept(Ramdisk("1M"), metadata_store))
     io = target.io(target.admin())
@@ -291,7 +291,7 @@ def test_marks_are_kept():
     assert parsed(admin, lba_status(target, admin)) == (2, [(5, 2, 3), (9, 6, 3), (100, 1, 3)])
 
 
-def test_a_mark_that_cannot_be_kept():
+def test_a_mark_that_cannot_be_stored():
     metadata_store = Durable()
     target = Target(kept(Ramdisk("1M"), metadata_store))
     io = target.io(target.admin())
@@ -310,8 +310,8 @@ def test_a_mark_that_cannot_be_kept():
     + [{"block_bytes": 512, "ranges": each} for each in (1, [[1]], [["a", "b"]], [[-5, 3]], [[7, 7]], [None])]
     + [{"block_bytes": float("inf"), "ranges": [[1, 2]]}],
 )
-def test_marks_that_cannot_be_read_are_told(nonsense):
-    """The old data of blocks that were marked must not come back."""
+def test_stored_marks_that_are_invalid_are_an_error(nonsense):
+    """The old data of marked blocks must not be readable again."""
     metadata_store = Durable()
     metadata_store._values["uncorrectable"] = nonsense
     with pytest.raises(ConfigurationError, match="section 'uncorrectable' of"):
@@ -338,7 +338,7 @@ def test_marks_beyond_the_end_do_not_matter():
 
 @pytest.mark.parametrize("was_killed", [False, True])
 @pytest.mark.parametrize("way", ["write", "zeroes", "deallocate", "copy"])
-async def test_a_file_keeps_its_marks(tmp_path, was_killed, way):
+async def test_a_file_stores_its_marks(tmp_path, was_killed, way):
     path = tmp_path / "disk"
     backend, target = await file_target(path, size="1M")
     admin = target.admin()
@@ -412,7 +412,7 @@ def test_covers(items, start, blocks):
 
 
 def test_allocated_blocks():
-    """Action 02h lists what may hold data: of a ramdisk, the pages that were written."""
+    """Action 02h lists the blocks that may hold data: of a ramdisk, the written pages."""
     target = Target()
     admin = target.admin()
     io = target.io(admin)

@@ -20,7 +20,7 @@ from tests.target.harness import CC_ENABLE, LOG_PAGES, NQN, Target
 ALL = 0xFFFFFFFF
 LSI_OF = {0x09: 1}
 PAGES = sorted(LOG_PAGES.keys() - {0xBF})
-"""But for the one that wants a zoned namespace."""
+"""All log pages except that of zoned namespaces."""
 LID, LSP, NUMDL, NSID = 40, 41, 42, 4
 LSI, LPOL, OT, CSI = 46, 48, 58 | 7 << 8, 59
 
@@ -77,7 +77,7 @@ def read(queue, lid, length, offset=0, **fields):
         ({"lid": 0x0D, "lsp": 0}, Status.COMMAND_SEQUENCE_ERROR, LSP),
     ],
 )
-def test_what_is_refused(fields, status, location):
+def test_refusals(fields, status, location):
     admin = Target(max_transfer_bytes=8192).admin()
     fields = dict(fields)
     completion = read(admin, fields.pop("lid"), fields.pop("length", 512), fields.pop("offset", 0), **fields)
@@ -87,13 +87,13 @@ def test_what_is_refused(fields, status, location):
     assert (error.opcode, error.sqid, error.trtype, error.log_page_version) == (2, 0, 3, 1)
 
 
-def test_fields_that_a_page_does_not_use_are_not_looked_at():
+def test_fields_that_a_page_does_not_use_are_ignored():
     admin = Target().admin()
     assert read(admin, 3, 512, lsp=0x7F, lsi=0xFFFF, cdw14=0x09 << 24).status == 0
     assert read(admin, 7, 512, lsp=0b1010).status == 0, "MCDA counts only with the bit to create"
 
 
-def test_csi_is_not_looked_at_before_the_host_selects_all_command_sets():
+def test_csi_is_ignored_before_the_host_selects_all_command_sets():
     target = Target()
     admin = target.queue()
     admin.connect()
@@ -103,7 +103,7 @@ def test_csi_is_not_looked_at_before_the_host_selects_all_command_sets():
 
 
 def whole(queue, lid, **fields):
-    """A page from its beginning, cut where the rest is zero."""
+    """Read a page from its beginning, cut where the rest is zero."""
     return queue.read_bytes(read(queue, lid, 1 << 17, **fields))
 
 
@@ -111,7 +111,7 @@ def whole(queue, lid, **fields):
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_parts_put_together_are_the_page(lid, data):
-    """Any offsets and lengths; each part is what the whole page has there, and zeroes follow its end."""
+    """Any offsets and lengths: each part equals the whole page there, and zeroes follow its end."""
     row = LOG_PAGES[lid]
     target = Target(Ramdisk("1M"), Ramdisk("1M"))
     queue = target.admin() if row.io else target.discovery()
@@ -153,7 +153,7 @@ def test_the_end_of_a_page(lid):
     assert read(queue, lid, row.whole, beyond, nsid=nsid).status == Status.INVALID_FIELD
 
 
-def test_supported_log_pages_tell_what_each_takes():
+def test_supported_log_pages_has_the_parameters_of_each():
     target = Target()
     for queue, kind in ((target.admin(), "io"), (target.discovery(), "discovery")):
         dwords = struct.unpack("<256I", queue.read_bytes(queue.log_page(0, 1024)))
@@ -301,7 +301,7 @@ def test_endurance_group():
 # SMART
 
 
-def test_what_smart_counts_of_each_command():
+def test_the_smart_counters_of_each_command():
     target = Target(Ramdisk("16M"))
     admin = target.admin()
     queue = target.io(admin)
@@ -417,14 +417,14 @@ def test_entries_of_the_port_only(ports):
     ]
 
 
-def test_nobody_is_told_of_what_it_may_not_use():
+def test_a_host_does_not_see_subsystems_that_it_may_not_use():
     target = Target(allowed_hosts=frozenset({"nqn.2026-01.org.example:friend"}))
     queue = target.discovery()
     page = queue.read_bytes(read(queue, 0x70, 8192, lsp=4))
     assert page[18] == 0 and int.from_bytes(page[8:16], "little") == 1
 
 
-def test_the_generation_tells_of_a_change_between_two_reads(ports):
+def test_the_generation_reports_a_change_between_two_reads(ports):
     target, queue = ports
     before = queue.read_bytes(read(queue, 0x70, 16))
     assert queue.read_bytes(read(queue, 0x70, 16)) == before

@@ -2,23 +2,19 @@ import struct
 
 import pytest
 
-from nvmeof.spec.enums import AnaState, Csi
-from nvmeof.spec.identify import IDENTIFY_CONTROLLER, parse_controller_list, parse_namespace_list
+from nvmeof.spec.identify import IDENTIFY_CONTROLLER
 from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
 from nvmeof.spec.log_pages import ERROR_INFORMATION_ENTRY
-from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
-from nvmeof.target.namespaces.namespace import Namespace, NamespaceIdentifiers
 from nvmeof.target.storage.pools import RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
-from tests.target.harness import CC_ENABLE, IN_CAPSULE, Pending, Target, TestQueue
+from tests.target.harness import IN_CAPSULE, Pending, Target, TestQueue
 from tests.target.management_tools import (
     ALL,
     ATTACH,
     MANAGE,
-    OTHER_HOST,
-    KeeperFails,
+    FailingStore,
     active,
     allocated,
     attach,
@@ -48,7 +44,7 @@ def queue(target):
     return target.admin()
 
 
-# The way of a namespace
+# The life of a namespace
 
 
 def test_a_namespace_is_created_attached_used_detached_and_deleted(target, queue):
@@ -97,13 +93,13 @@ def test_without_a_pool_there_is_no_management():
     assert queue.identify(5, ALL).status == Status.INVALID_NAMESPACE
 
 
-def test_identify_says_that_it_is_there(queue):
+def test_identify_reports_namespace_management(queue):
     data = IDENTIFY_CONTROLLER.parse(queue.read_bytes(queue.identify(1)))
     assert data.oacs & 8 and data.ctratt & (1 << 7 | 1 << 4) == 1 << 7 | 1 << 4 and data.anacap == 0x9F
     effects = queue.read_bytes(queue.log_page(5, 4096))
     for opcode in (MANAGE, ATTACH):
         (entry,) = struct.unpack_from("<I", effects, opcode * 4)
-        assert entry & 0b1001 == 0b1001, "supported, and the inventory changes"
+        assert entry & 0b1001 == 0b1001, "supported, and the namespaces change"
     assert target_discovery_knows_nothing()
 
 
@@ -154,7 +150,7 @@ def test_create_is_checked(queue, fields, status, location):
         assert capacity(queue) == (11 << 20, 10 << 20) and completion.dw0 == 0
 
 
-def test_what_is_missing_is_told_in_the_error_log(queue):
+def test_the_error_log_names_the_missing_space(queue):
     assert create(queue, nsze=30001).status == Status.NAMESPACE_INSUFFICIENT_CAPACITY
     entry = ERROR_INFORMATION_ENTRY.parse(queue.read_bytes(queue.log_page(1, 64)))
     assert entry.cs == 3751 * 4096, "in whole units of allocation"
@@ -255,242 +251,22 @@ def test_a_write_protected_namespace_is_not_deleted(target, queue):
     assert allocated(queue) == [1, 2]
 
 
-def test_what_was_configured_can_be_detached_though_not_deleted(queue):
+def test_a_configured_namespace_can_be_detached_but_not_deleted(queue):
     assert detach(queue, 1).status == 0 and active(queue) == []
     assert delete(queue, 1).status == Status.OPERATION_DENIED
     assert attach(queue, 1).status == 0 and active(queue) == [1]
 
 
-# Attach and detach
+# One operation at a time, each stored before it becomes visible
 
 
-@pytest.mark.parametrize("sel", [0, 1])
-@pytest.mark.parametrize(
-    ("nsid", "status"),
-    [
-        (0, Status.INVALID_NAMESPACE),
-        (3, Status.INVALID_FIELD),
-        (1025, Status.INVALID_NAMESPACE),
-        (ALL, Status.INVALID_NAMESPACE),
-    ],
-)
-def test_the_nsid_of_attachment(queue, sel, nsid, status):
-    assert attach(queue, nsid, sel=sel).status == status
-    assert error(queue).error_location == 4
-
-
-@pytest.mark.parametrize("sel", [0, 1])
-@pytest.mark.parametrize(
-    ("cntlids", "count"),
-    [
-        ((0,), 0),
-        ((1,), 2048),
-        ((1,), 0xFFFF),
-        ((1, 1), None),
-        ((2, 1), None),
-        ((0,), 1),
-        ((3,), None),
-        ((1, 3), None),
-        ((0xFFFF,), None),
-    ],
-)
-def test_controller_lists_are_checked(target, queue, sel, cntlids, count):
-    target.admin()
-    create(queue)
-    if sel:
-        attach(queue, 2, 1, 2)
-    assert attach(queue, 2, *cntlids, sel=sel, count=count).status == Status.CONTROLLER_LIST_INVALID
-    assert error(queue).error_location == DATA
-    assert attached(queue, 2) == ([1, 2] if sel else [])
-
-
-@pytest.mark.parametrize("sel", range(2, 16))
-def test_reserved_operations(queue, sel):
-    assert attach(queue, 1, sel=sel).status == Status.INVALID_FIELD
-    assert error(queue).error_location == 40
-
-
-def test_all_or_none(target, queue):
-    second, third = target.admin(), target.admin()
-    create(queue)
-    assert attach(queue, 2, 2).status == 0
-    assert active(second) == [1, 2] and active(queue) == active(third) == [1]
-    assert attach(queue, 2, 1, 2, 3).status == Status.NAMESPACE_ALREADY_ATTACHED
-    assert error(queue).error_location == 4
-    assert attached(queue, 2) == [2]
-    assert attach(queue, 2, 1, 3).status == 0 and attached(queue, 2) == [1, 2, 3]
-    assert parse_controller_list(queue.read_bytes(queue.identify(0x12, 2, cntid=2))) == [2, 3]
-    assert detach(queue, 2, 2).status == 0
-    assert detach(queue, 2, 1, 2).status == Status.NAMESPACE_NOT_ATTACHED
-    assert error(queue).error_location == 4
-    assert attached(queue, 2) == [1, 3]
-
-
-def test_private_namespaces(target, queue):
-    second = target.admin(hostnqn=OTHER_HOST)
-    create(queue, nmic=0)
-    assert IDENTIFY_NAMESPACE.parse(queue.read_bytes(queue.identify(0x11, 2))).nmic == 0
-    assert queue.read_bytes(queue.identify(0x1F, 2))[1] == 0
-    assert attach(queue, 2, 1, 2).status == Status.NAMESPACE_IS_PRIVATE
-    assert error(queue).error_location == 4
-    assert attach(queue, 2, 2).status == 0
-    assert attach(queue, 2, 1).status == Status.NAMESPACE_IS_PRIVATE
-    assert attach(queue, 2, 2).status == Status.NAMESPACE_ALREADY_ATTACHED
-    assert active(second) == [1, 2]
-    third = target.admin(hostnqn=OTHER_HOST)
-    assert active(third) == [1], "the host's other controller does not get it"
-    second.controller.destroy("gone")
-    fourth = target.admin(hostnqn=OTHER_HOST)
-    assert active(fourth) == [1, 2], "the host that had it comes back"
-    fourth.controller.destroy("gone")
-    assert attach(queue, 2, 1).status == 0, "nobody has it now"
-    assert active(target.admin(hostnqn=OTHER_HOST)) == [1], "and it is not the other's any more"
-
-
-def test_the_limit_of_attached_namespaces():
-    target = Target(pool=RamdiskPool("10M"), max_attached=2)
-    queue = target.admin()
-    create(queue)
-    create(queue)
-    assert attach(queue, 2).status == 0
-    assert attach(queue, 3).status == Status.NAMESPACE_ATTACHMENT_LIMIT_EXCEEDED
-    assert error(queue).error_location == 4
-    assert IDENTIFY_CONTROLLER.parse(queue.read_bytes(queue.identify(1))).maxcna == 2
-    assert detach(queue, 1).status == attach(queue, 3).status == 0 and active(queue) == [2, 3]
-    for _ in range(2):
-        target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M")))
-    assert active(target.admin()) == [2, 3]
-
-
-def test_what_is_lost_is_not_attached(target, queue):
-    create(queue)
-    target.subsystem.set_ana_state(AnaState.PERSISTENT_LOSS)
-    assert attach(queue, 2).status == Status.ANA_ATTACH_FAILED
-    assert error(queue).error_location == 4
-    target.subsystem.move_namespace(2, 3)
-    target.subsystem.set_ana_state(AnaState.INACCESSIBLE, 3)
-    assert attach(queue, 2).status == 0
-    assert read(target.io(queue), 2).status == Status.ANA_INACCESSIBLE
-
-
-def other_set(target: Target, nsid: int) -> None:
-    identifiers = NamespaceIdentifiers.derive("nqn.2026-01.org.example:disk", nsid)
-    target.subsystem.insert(Namespace(nsid, Ramdisk("1M"), identifiers, csi=Csi.KEY_VALUE), attached=False)
-
-
-def test_command_sets_that_are_not_enabled(target):
-    other_set(target, 5)
-    queue, every = target.queue(), target.queue()
-    for each in (queue, every):
-        each.connect()
-    queue.set_property(CC_OFFSET, CC_ENABLE & ~0x70)
-    assert attach(queue, 5).status == Status.IO_COMMAND_SET_NOT_ENABLED
-    assert error(queue).error_location == 4
-    assert attach(queue, 5, 2).status == 0, "a controller that is not enabled yet can have any"
-    every.set_property(CC_OFFSET, CC_ENABLE & ~0x70)
-    assert active(every) == [1] and attached(queue, 5) == [2], "attached, and not active with CC.CSS 000b"
-    every.set_property(CC_OFFSET, 0)
-    every.set_property(CC_OFFSET, CC_ENABLE)
-    assert active(every) == [1, 5]
-    assert every.ctx.namespaces is every.controller.namespaces
-
-
-# What outlives controllers
-
-
-def test_a_host_finds_its_namespaces_again(target, queue):
-    other = target.admin(hostnqn=OTHER_HOST)
-    create(queue)
-    create(queue)
-    attach(queue, 2, 1)
-    attach(queue, 3, 2)
-    detach(queue, 1, 2)
-    for each in (queue, other):
-        each.controller.destroy("gone")
-    assert active(target.admin()) == [1, 2]
-    assert active(target.admin(hostnqn=OTHER_HOST)) == [3]
-    assert active(target.admin(hostnqn="nqn.2026-01.org.example:third")) == [1]
-
-
-def test_a_reset_changes_no_attachment(target, queue):
-    create(queue)
-    attach(queue, 2)
-    detach(queue, 1)
-    queue.set_property(CC_OFFSET, 0x460060)
-    queue.set_property(CC_OFFSET, CC_ENABLE)
-    assert active(queue) == [2]
-
-
-def test_a_change_meets_one_controller_of_a_host_and_those_to_come(target, queue):
-    second = target.admin()
-    create(queue)
-    attach(queue, 2, 1)
-    assert active(second) == [1] and active(target.admin()) == [1, 2]
-
-
-# Events
-
-
-def events(queue: TestQueue) -> list[int]:
-    """The events that are there, and those log pages read."""
-    seen = []
-    while True:
-        result = queue.submit(queue.sqe(0x0C))
-        if isinstance(result, Pending) and result.completion is None:
-            queue.controller.events.abort(queue.cid)
-            result.step()
-            return seen
-        completion = result.completion if isinstance(result, Pending) else result
-        seen.append(completion.dw0)
-        page = completion.dw0 >> 16
-        queue.read_bytes(queue.log_page(page, 4096))
-
-
-ATTACHED_CHANGED, ALLOCATED_CHANGED = 0x040002, 0x1C0902
-
-
-def changed(queue: TestQueue, page: int) -> list[int]:
-    return parse_namespace_list(queue.read_bytes(queue.log_page(page, 4096, rae=True)))
-
-
-def test_events_go_to_those_concerned(target, queue):
-    second = target.admin()
-    for each in (queue, second):
-        each.set_feature(0x0B, 1 << 8 | 1 << 19)
-    create(queue)
-    assert changed(queue, 4) == [] and changed(queue, 0x1C) == [2]
-    assert events(queue) == events(second) == [ALLOCATED_CHANGED]
-    attach(queue, 2, 2)
-    assert events(queue) == [ALLOCATED_CHANGED]
-    assert changed(second, 4) == [2]
-    assert events(second) == [ATTACHED_CHANGED, ALLOCATED_CHANGED]
-    assert changed(second, 4) == changed(second, 0x1C) == []
-    attach(queue, 2, 1)
-    assert events(queue) == [ATTACHED_CHANGED, ALLOCATED_CHANGED] and events(second) == [ALLOCATED_CHANGED]
-    detach(queue, 2, 1)
-    assert events(queue) == [ATTACHED_CHANGED, ALLOCATED_CHANGED] and events(second) == [ALLOCATED_CHANGED]
-    delete(queue, 2)
-    assert events(queue) == [], "who deletes knows"
-    assert events(second) == [ATTACHED_CHANGED, ALLOCATED_CHANGED]
-
-
-def test_events_that_were_not_asked_for(target, queue):
-    create(queue)
-    attach(queue, 2)
-    assert events(queue) == []
-    assert changed(queue, 4) == [2] and changed(queue, 0x1C) == [2], "the logs have it all the same"
-
-
-# One operation at a time, each kept before it shows
-
-
-def failing(fails: bool = True) -> tuple[Target, KeeperFails]:
+def failing(fails: bool = True) -> tuple[Target, FailingStore]:
     pool = RamdiskPool("10M")
-    pool.metadata_store = metadata_store = KeeperFails(fails)
+    pool.metadata_store = metadata_store = FailingStore(fails)
     return Target(pool=pool), metadata_store
 
 
-def test_what_cannot_be_kept_does_not_happen():
+def test_a_change_that_cannot_be_stored_does_not_happen():
     target, metadata_store = failing(False)
     queue = target.admin()
     assert create(queue).dw0 == 2
@@ -499,13 +275,13 @@ def test_what_cannot_be_kept_does_not_happen():
     for completion in (create(queue), delete(queue, 2), attach(queue, 2), detach(queue, 1)):
         assert completion.status == Status.INTERNAL_ERROR and not completion.dnr
         assert allocated(queue) == [1, 2] and active(queue) == [1] and attached(queue, 2) == []
-        assert metadata_store.values["namespaces"] == kept, "what is kept next time is not what failed"
+        assert metadata_store.values["namespaces"] == kept, "the next stored value is not the failed one"
     metadata_store.fails = False
     assert attach(queue, 2).status == 0 and active(queue) == [1, 2]
 
 
 class Slow:
-    """A keeper that is done when the test says so."""
+    """A metadata store that completes when the test says so."""
 
     durable = True
 
@@ -556,7 +332,7 @@ def test_operations_wait_for_each_other():
     assert third.step().status == 0 and active(queue) == [1]
 
 
-def test_who_gives_up_waiting_holds_nobody_up():
+def test_a_cancelled_operation_delays_no_other():
     _, queue, metadata_store = slow_target()
     first = submit_attach(queue, 2, 1)
     given_up = [submit_attach(queue, 2, 1, sel=1) for _ in range(2)]
@@ -570,7 +346,7 @@ def test_who_gives_up_waiting_holds_nobody_up():
     assert last.step().status == 0 and active(queue) == [1]
 
 
-def test_what_happens_while_an_operation_is_kept():
+def test_events_while_an_operation_is_stored():
     target, queue, metadata_store = slow_target()
     second = target.admin()
     pending = submit_attach(queue, 2, 1, 2)
@@ -579,14 +355,14 @@ def test_what_happens_while_an_operation_is_kept():
     metadata_store.futures[0].set_result(None)
     assert pending.step().status == 0
     assert active(queue) == [1, 2, 3] and attached(queue, 2) == [1]
-    assert active(target.admin()) == [1, 2, 3], "what was added meanwhile is attached by default"
+    assert active(target.admin()) == [1, 2, 3], "a namespace added in between is attached by default"
     pending = submit_attach(queue, 3, 1, sel=1)
     target.subsystem.remove_namespace(3)
     metadata_store.futures[1].set_result(None)
     assert pending.step().status == Status.INVALID_FIELD and active(queue) == [1, 2]
 
 
-def test_a_history_is_kept_of_it(target, queue):
+def test_the_persistent_event_log_has_the_changes(target, queue):
     before = len(target.subsystem.history)
     create(queue)
     delete(queue, 2)

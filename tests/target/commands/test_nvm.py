@@ -92,14 +92,14 @@ def test_mdts():
     ],
 )
 @pytest.mark.parametrize("opcode", [0x01, 0x02, 0x08, 0x09])
-def test_namespaces_that_are_not_there(nsid, status, opcode):
+def test_namespaces_that_do_not_exist(nsid, status, opcode):
     queue = io_queue()
     assert queue.command(opcode, length=512, nsid=nsid).status == status
     assert last_error(queue).error_location == 4
 
 
 @pytest.mark.parametrize("opcode", [0x12, 0x1D, 0x7D, 0x80, 0xFF])
-def test_opcodes_that_are_not_there(opcode):
+def test_opcodes_that_do_not_exist(opcode):
     queue = io_queue()
     assert queue.command(opcode, nsid=1).status == Status.INVALID_OPCODE
     assert last_error(queue).error_location == 0
@@ -183,7 +183,7 @@ def test_deallocate_checks_every_range_before_the_first():
     assert queue.read_bytes(read(queue, 0, 1)) == b"\xff" * 512
 
 
-def test_dataset_management_hints_do_nothing():
+def test_dataset_management_hints_have_no_effect():
     queue = io_queue()
     write(queue, 0, b"\xff" * 512)
     assert queue.command(0x09, ranges((0, 1)), nsid=1, cdw10=0, cdw11=3).status == 0
@@ -231,12 +231,12 @@ def test_asymmetric_access(state, status):
     target.subsystem.set_ana_state(state)
     completion = read(queue, 0, 1)
     assert (completion.status, completion.dnr) == (status, False)
-    if state is not AnaState.PERSISTENT_LOSS:  # from which no way leads back
+    if state is not AnaState.PERSISTENT_LOSS:  # a state without an end
         target.subsystem.set_ana_state(AnaState.OPTIMIZED)
         assert read(queue, 0, 1).status == 0
 
 
-def test_namespace_that_goes_while_data_is_on_its_way():
+def test_a_namespace_that_is_removed_while_data_is_in_flight():
     from nvmeof.target.commands.table import execute, prepare
 
     target = Target()
@@ -248,7 +248,7 @@ def test_namespace_that_goes_while_data_is_on_its_way():
 
 
 class Broken(Backend):
-    """Fails with one error, at once or later."""
+    """A backend that fails with one error, at once or later."""
 
     description = "broken"
     capabilities = Capabilities(size_bytes=1 << 20, can_deallocate=True, volatile_cache=True)
@@ -317,7 +317,7 @@ def test_a_defect_in_a_backend_fails_one_command_only(caplog):
 
 
 class Recording(Ramdisk):
-    """Remembers FUA."""
+    """A backend that records FUA."""
 
     def __init__(self) -> None:
         super().__init__("1M")
@@ -344,7 +344,7 @@ def test_force_unit_access_and_write_cache_switched_off():
 
 
 @pytest.mark.parametrize("how", ["dsm", "zeroes", "all"])
-def test_long_deallocation_lets_others_have_their_turn(how):
+def test_a_long_deallocation_yields_to_others(how):
     target = Target(Ramdisk("64M"))
     queue = target.io(target.admin())
     memory = target.subsystem.namespaces[1].memory

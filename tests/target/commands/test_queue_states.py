@@ -1,4 +1,4 @@
-"""Which commands a queue takes before its Connect, until its host has authenticated itself, and when it is ready."""
+"""The commands that a queue takes before its Connect, until its host has authenticated itself, and when it is ready."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nvmeof.target.commands.standard import standard_tables
 from nvmeof.target.core.states import AUTHENTICATION_STATES, LIVE_STATES, ControllerState, QueueState
 from tests.conformance.rawhost import make_sqe
 from tests.target.harness import ADMIN, FABRICS_ADMIN, FABRICS_IO, NVM, ZNS, Target
-from tests.target.queue.test_queue import Wire, statuses
+from tests.target.queue.queue_wire import Wire, statuses
 
 UNCONNECTED, CONNECTED, AUTHENTICATING, READY = QueueState
 UNAUTHENTICATED = (CONNECTED, AUTHENTICATING)
@@ -36,7 +36,7 @@ def fabrics(fctype: int) -> Sqe:
 
 
 @pytest.mark.parametrize("state", UNAUTHENTICATED)
-def test_until_its_host_is_authenticated_a_queue_takes_nothing_else(state):
+def test_until_its_host_is_authenticated_a_queue_takes_authentication_only(state):
     target = Target(tables=TABLES)
     admin = target.admin()
     io = target.io(admin)
@@ -70,7 +70,7 @@ def test_until_its_host_is_authenticated_a_queue_takes_nothing_else(state):
 
 @pytest.mark.parametrize("fctype", [FabricsType.PROPERTY_GET, FabricsType.PROPERTY_SET, FabricsType.DISCONNECT,
                                     COMMAND])  # fmt: skip
-def test_before_connect_a_queue_takes_nothing_but_that(fctype):
+def test_before_connect_a_queue_takes_connect_only(fctype):
     queue = Target(tables=TABLES).queue()
     assert queue.ctx.queue_state is UNCONNECTED
     assert queue.run(fabrics(fctype)).status == Status.COMMAND_SEQUENCE_ERROR
@@ -79,7 +79,7 @@ def test_before_connect_a_queue_takes_nothing_but_that(fctype):
     assert queue.ctx.queue_state is READY
 
 
-def test_every_row_says_in_which_states_it_is_legal():
+def test_every_row_names_its_legal_states():
     rows = [*ADMIN.values(), *NVM.values(), *ZNS.values(), *FABRICS_ADMIN.values(), *FABRICS_IO.values()]
     assert {row.name for row in rows if UNCONNECTED in row.queue_states} == {"Connect"}
     assert all(READY in row.queue_states for row in rows if row.name != "Connect")
@@ -88,7 +88,7 @@ def test_every_row_says_in_which_states_it_is_legal():
 
 
 def test_the_state_of_the_controller_comes_second():
-    """A controller that is not enabled does not make a queue less of a stranger's."""
+    """The state of the queue is checked first, also while the controller is not enabled."""
     admin = Target(tables=TABLES).queue()
     admin.connect()
     assert admin.ctx.state is ControllerState.DISABLED
@@ -98,7 +98,7 @@ def test_the_state_of_the_controller_comes_second():
     assert admin.run(fabrics(COMMAND)).status == 0
 
 
-def test_the_fast_path_goes_by_the_state():
+def test_the_fast_path_checks_the_state():
     target = Target()
     target.admin()
     wire = Wire(target)

@@ -1,4 +1,4 @@
-"""Reservations by commands of several hosts: what is barred, statuses, reports, any sequence of them."""
+"""Reservations by commands of several hosts: conflicts, statuses, reports, any sequence."""
 
 import struct
 from dataclasses import replace
@@ -44,7 +44,7 @@ IO_GROUPS = {
     NvmOpcode.ZONE_APPEND: "write",
     NvmOpcode.RESERVATION_REGISTER: "other",
     NvmOpcode.RESERVATION_REPORT: "other",
-    # What these are refused for depends on keys: they have their own tests.
+    # These are refused depending on keys: they have separate tests.
     NvmOpcode.RESERVATION_ACQUIRE: "other",
     NvmOpcode.RESERVATION_RELEASE: "other",
 }
@@ -66,7 +66,7 @@ def expected(rtype: int, group: str, number: int) -> str:
 
 
 def blocked_status(queue, opcode: int, nsid: int) -> bool:
-    """Whether the gate refuses a command, and how."""
+    """Return the status with which the admission check refuses a command, if it does."""
     spec = ({**NVM, **ZNS} if queue.ctx.qid else ADMIN)[opcode]
     try:
         gate(queue.ctx, spec, queue.sqe(opcode, nsid=nsid))
@@ -81,7 +81,7 @@ def test_every_command_in_every_cell(rtype):
     hosts = reserved(rtype)
     for host in hosts:
         for opcode in (*NVM, *ZNS):
-            group = IO_GROUPS[opcode]  # a new command has to say here what it is to a reservation
+            group = IO_GROUPS[opcode]  # a new command needs its reservation group here
             assert blocked_status(host.io, opcode, 1) == (expected(rtype, group, host.number) == "C"), NvmOpcode(
                 opcode
             ).name
@@ -92,7 +92,7 @@ def test_every_command_in_every_cell(rtype):
 
 
 @pytest.mark.parametrize("rtype", ReservationType)
-def test_data_is_refused_and_let_pass(rtype):
+def test_data_commands_are_refused_and_admitted(rtype):
     hosts = reserved(rtype)
     for host in hosts:
         assert host.read() == (CONFLICT if expected(rtype, "read", host.number) == "C" else 0)
@@ -103,7 +103,7 @@ def test_data_is_refused_and_let_pass(rtype):
 
 @pytest.mark.parametrize("rtype", ReservationType)
 def test_reservation_commands_in_every_cell(rtype):
-    """With the right keys, where the host has one."""
+    """The host uses its right key, where it has one."""
     for number in range(3):
         for group, act in (
             ("acquire", lambda host: host.acquire(rtype, KEYS[host.number])),
@@ -140,7 +140,7 @@ def test_a_zoned_namespace(rtype):
 
 
 def test_a_command_for_all_namespaces():
-    """One that is reserved for others is in its way; Sanitize is always for all."""
+    """One namespace that is reserved for another host is a conflict; Sanitize is always for all."""
     hosts = reserved(WE, Ramdisk("1M"), Ramdisk("1M"))
     flush, everything = hosts[2].io, 0xFFFFFFFF
     assert blocked_status(flush, NvmOpcode.FLUSH, everything)
@@ -153,7 +153,7 @@ def test_a_command_for_all_namespaces():
         hosts[2].admin.controller.detach(1)
         for opcode, group in ADMIN_GROUPS.items():
             row = ADMIN.get(opcode)
-            if row is None:  # one that is not there
+            if row is None:  # one that does not exist
                 row = replace(
                     ADMIN[AdminOpcode.ABORT], opcode=opcode, reservation=Group.READ if group == "read" else Group.WRITE
                 )
@@ -175,7 +175,7 @@ def test_a_command_for_all_namespaces():
 
 @pytest.mark.parametrize("rtype", [WE, EA])
 def test_copies_from_other_namespaces(rtype):
-    """A source is asked for as with a Read, the destination as with a Write."""
+    """A source is checked as for a Read, the destination as for a Write."""
     hosts = reserved(rtype, Ramdisk("1M"), Ramdisk("1M"))
     for host in hosts:
         behavior = bytearray(512)
@@ -191,7 +191,7 @@ def test_copies_from_other_namespaces(rtype):
             assert completion.status == (CONFLICT if expected(rtype, group, host.number) == "C" else 0)
 
 
-def test_permits_are_withdrawn():
+def test_admission_tokens_are_withdrawn():
     hosts = [Host(Target(), number) for number in range(1)]
     namespace = hosts[0].target.subsystem.namespaces[1]
     controller = hosts[0].io.controller
@@ -234,7 +234,7 @@ def test_controllers_of_one_host_are_one_registrant():
         (RELEASE, 1 << 3 | WE << 8, INVALID, SQE.error_location("cdw10", 3)),
         (RELEASE, 1 | 1 << 3, INVALID, SQE.error_location("cdw10", 3)),
         (RELEASE, EA << 8, INVALID, SQE.error_location("cdw10", 8)),
-        # bits that nobody has given a meaning for namespaces like these
+        # bits without a meaning for these namespaces
         (REGISTER, 1 << 4 | 1 << 29, 0, 0),
         (ACQUIRE, 1 << 4 | 1 << 31 | WE << 8, 0, 0),
         (RELEASE, 1 << 4 | 1 << 31 | WE << 8, 0, 0),
@@ -251,7 +251,7 @@ def test_fields(opcode, cdw10, status, location):
         assert last_error(host.io).error_location == location
 
 
-def test_keys_that_do_not_fit():
+def test_wrong_keys():
     hosts = reserved(WE)
 
     def refused(host: Host, completion) -> tuple[int, int]:
@@ -358,7 +358,7 @@ def test_report_for_identifiers_of_64_bits():
 
 
 class Commands(RuleBasedStateMachine):
-    """Any sequence of commands of three hosts, one with two controllers, does what the model does."""
+    """Any sequence of commands of three hosts, one with two controllers, against the model."""
 
     numbers = st.sampled_from(range(3))
     keys = st.sampled_from(range(3))

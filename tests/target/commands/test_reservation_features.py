@@ -1,4 +1,4 @@
-"""What hosts learn of reservations: notifications, features, and Identify."""
+"""Reservations as hosts see them: notifications, features, and Identify."""
 
 import struct
 
@@ -29,7 +29,7 @@ def test_registration_preempted():
     assert kinds(hosts[1]) == kinds(hosts[2]) == []
 
 
-def test_a_controller_that_is_not_attached_is_not_told():
+def test_a_controller_that_is_not_attached_gets_no_notification():
     hosts = reserved(WE)
     second_admin, _ = hosts[0].connect()
     second_admin.controller.detach(1)
@@ -53,7 +53,7 @@ def test_reservation_preempted():
     assert [kinds(host) for host in hosts] == [[PREEMPTED], [], []]
 
 
-def test_counts_and_how_many_more():
+def test_the_counts_of_notifications():
     hosts = reserved(WERO)
     for _ in range(3):
         assert hosts[0].release(WERO, KEYS[0]).status == 0
@@ -62,7 +62,7 @@ def test_counts_and_how_many_more():
     assert hosts[0].release(WERO, KEYS[0]).status == 0
     assert hosts[1].notices() == [(4, RELEASED, 0, 1)]
     assert hosts[0].acquire(WERO, KEYS[0]).status == hosts[0].release(WERO, KEYS[0]).status == 0
-    # a reset empties the queue and starts the count anew
+    # a reset empties the queue and restarts the count
     hosts[1].admin.set_property(0x14, 0x460060)
     hosts[1].admin.set_property(0x14, 0x460061)
     assert hosts[1].notices() == []
@@ -88,7 +88,7 @@ def event(host: Host) -> Pending:
 
 
 def test_events():
-    """One until its page has been read, and one more as long as there are more pages; RAE keeps it from coming."""
+    """One event until its page has been read, and another as long as there are more pages; RAE holds it back."""
     hosts = reserved(WERO)
     pending = event(hosts[1])
 
@@ -142,7 +142,7 @@ def test_mask_statuses():
 
 
 def test_persistence_of_a_ramdisk():
-    """It says that it has none: RESCAP, the feature and the report agree; Linux asks for it all the same."""
+    """A ramdisk reports none: RESCAP, the feature and the report agree; Linux requests it nevertheless."""
     host = reserved(WE)[0]
     assert host.register(KEYS[0], cptpl=3).status == 0
     assert not host.report().persistent

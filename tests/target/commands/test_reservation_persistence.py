@@ -1,4 +1,4 @@
-"""Reservations through a power loss, and Preempt and Abort: what a command waits for before it completes."""
+"""Reservations over a power loss, and Preempt and Abort: the conditions of a command's completion."""
 
 import asyncio
 import errno
@@ -24,14 +24,14 @@ from tests.target.reservation_model import EA, WE, WEAR, WERO
 SET, CLEAR = 3 << 30, 2 << 30
 
 
-class SlowKeeper(MemoryStore):
-    """Durable when told so; `fails`: at once, or when told."""
+class SlowStore(MemoryStore):
+    """A metadata store that is durable when the test says so; `fails`: at once, or when the test says so."""
 
     durable = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.stored: Any = None  # what a power loss leaves
+        self.stored: Any = None  # the state after a power loss
         self.waiting: list[tuple[FakeFuture, Any]] = []
         self.fails = False
 
@@ -56,7 +56,7 @@ class SlowKeeper(MemoryStore):
 
 @pytest.fixture
 def metadata_store():
-    return SlowKeeper()
+    return SlowStore()
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def target(metadata_store):
     return Target(disk)
 
 
-def after_power_loss(metadata_store: SlowKeeper) -> Target:
+def after_power_loss(metadata_store: SlowStore) -> Target:
     disk = Ramdisk("1M")
-    disk.metadata_store = SlowKeeper()
+    disk.metadata_store = SlowStore()
     if metadata_store.stored is not None:
         MemoryStore.put(disk.metadata_store, "reservations", metadata_store.stored)
     return Target(disk)
@@ -87,12 +87,12 @@ def done(command: Pending, status: int = 0) -> None:
     assert command.completion.status == status
 
 
-def finish(metadata_store: SlowKeeper, command: Pending) -> None:
+def finish(metadata_store: SlowStore, command: Pending) -> None:
     metadata_store.finish()
     done(command)
 
 
-def test_nothing_is_kept_without_ptpl(target, metadata_store):
+def test_nothing_is_stored_without_ptpl(target, metadata_store):
     host = Host(target, 0)
     assert host.register(1).status == host.acquire(WE, 1).status == host.clear(1).status == 0
     assert metadata_store.stored is None
@@ -145,8 +145,8 @@ def test_feature_83h(target, metadata_store):
     assert Host(after_power_loss(metadata_store), 0).report().count == 1
 
 
-def test_what_is_told_is_durable(target, metadata_store):
-    """Others are barred at once, but told when it is sure."""
+def test_notified_changes_are_durable(target, metadata_store):
+    """Other hosts are excluded at once, but notified when the change is durable."""
     hosts = [Host(target, 0), Host(target, 1)]
     finish(metadata_store, pending(hosts[0], REGISTER, pack_keys(0, 1), SET))
     finish(metadata_store, pending(hosts[1], REGISTER, pack_keys(0, 2), 0))
@@ -159,7 +159,7 @@ def test_what_is_told_is_durable(target, metadata_store):
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_what_cannot_be_kept_is_taken_back(target, metadata_store, at_once):
+def test_a_change_that_cannot_be_stored_is_undone(target, metadata_store, at_once):
     hosts = [Host(target, 0), Host(target, 1)]
     finish(metadata_store, pending(hosts[0], REGISTER, pack_keys(0, 1), SET))
     admission_token = hosts[1].io.controller.namespaces.admission_token(target.subsystem.namespaces[1])
@@ -178,8 +178,8 @@ def test_what_cannot_be_kept_is_taken_back(target, metadata_store, at_once):
     assert Host(after_power_loss(metadata_store), 0).report().rtype == 0
 
 
-def test_a_release_that_is_taken_back(target, metadata_store):
-    """Who was let in meanwhile is shut out again."""
+def test_a_release_that_is_undone(target, metadata_store):
+    """A host that was admitted in between is excluded again."""
     hosts = [Host(target, 0), Host(target, 1)]
     finish(metadata_store, pending(hosts[0], REGISTER, pack_keys(0, 1), SET))
     finish(metadata_store, pending(hosts[0], ACQUIRE, pack_keys(1, 0), EA << 8))
@@ -193,7 +193,7 @@ def test_a_release_that_is_taken_back(target, metadata_store):
 
 
 def test_a_failure_behind_another_change(target, metadata_store):
-    """The second stands, and so does what it was made of."""
+    """The second change stays, and so does the state that it was based on."""
     host = Host(target, 0)
     finish(metadata_store, pending(host, REGISTER, pack_keys(0, 1), SET))
     first = pending(host, ACQUIRE, pack_keys(1, 0), EA << 8)
@@ -215,7 +215,7 @@ def test_a_repeated_command_is_durable_as_well(target, metadata_store):
     finish(metadata_store, second)
 
 
-def test_keeper_of_somebody_else():
+def test_a_metadata_store_with_foreign_content():
     disk = Ramdisk("1M")
     disk.metadata_store.put("reservations", {"registrants": 5})
     with pytest.raises(ConfigurationError, match="section 'reservations' of"):
@@ -226,7 +226,7 @@ def test_keeper_of_somebody_else():
 
 
 def test_preempt_and_abort_waits():
-    """Until the preempted hosts' commands have ended; other hosts' do not matter."""
+    """The command waits until the preempted hosts' commands have ended; those of other hosts do not count."""
     target = Target()
     hosts = [Host(target, number) for number in range(3)]
     hosts[0].connect()
@@ -244,7 +244,7 @@ def test_preempt_and_abort_waits():
     assert command.step() is None
     slow[1].end()
     done(command)
-    assert hosts[1].preempt(WE, 8, 9).status == 0  # without Abort nothing is waited for
+    assert hosts[1].preempt(WE, 8, 9).status == 0  # without Abort there is no wait
     others.end()
     assert hosts[2].io.ctx.queue.aborted == []
 
@@ -296,7 +296,7 @@ def test_a_file_and_its_reservations(tmp_path, how, rtype):
         before = host.report()
         path = tmp_path / "disk"
         if how == "killed":
-            # What a kill leaves: the files as they are now.
+            # The state after a kill: the files as they are now.
             path = tmp_path / "copy"
             for suffix in ("", ".nvmeof"):
                 shutil.copy(f"{tmp_path}/disk{suffix}", f"{path}{suffix}")
@@ -312,7 +312,7 @@ def test_a_file_and_its_reservations(tmp_path, how, rtype):
         assert completion.status == Status.RESERVATION_CONFLICT
         assert (await host.run(RELEASE, pack_release(5), rtype << 8)).status == 0
         assert (await stranger.run(0x01, bytes(512), 0)).status == 0
-        # Without PTPL nothing is there after the next one.
+        # Without PTPL nothing is stored after the next one.
         assert (await host.run(REGISTER, pack_keys(0, 5), CLEAR)).status == 0
         assert (await host.run(ACQUIRE, pack_keys(5, 0), rtype << 8)).status == 0
         await backend.close()

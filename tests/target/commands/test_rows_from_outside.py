@@ -61,7 +61,7 @@ def left_open():
 
 
 async def outcomes(target):
-    """What a host gets for each of the four: (status, DW0, data)."""
+    """Return the outcome of each of the four commands for a host: (status, DW0, data)."""
     admin, io = await association(target)
     answers = [
         await admin.call(make_sqe(1, PING, cdw10=41)),
@@ -72,7 +72,7 @@ async def outcomes(target):
     return [(answer.status, answer.dw0, answer.data) for answer in answers]
 
 
-async def test_rows_of_others_on_the_wire_of_one_target_of_two():
+async def test_rows_from_outside_on_the_wire_of_one_target_of_two():
     with_rows = {"namespaces": [Ramdisk("1M")], "tables": standard_tables(ROWS)}
     async with running(**with_rows) as target, running(namespaces=[Ramdisk("1M")]) as other:
         assert await outcomes(target) == [(0, 42, b""), (0, 28, b""), (0, 0, b"fortune!"), (0, 3, b"")]
@@ -84,7 +84,7 @@ async def test_rows_of_others_on_the_wire_of_one_target_of_two():
         ]
 
 
-def test_the_logs_and_the_checks_know_them():
+def test_the_logs_and_the_checks_include_them():
     target = Target(tables=standard_tables(ROWS))
     admin = target.admin()
     io = target.io(admin)
@@ -95,13 +95,13 @@ def test_the_logs_and_the_checks_know_them():
     assert effects[1024 + SUM * 4] & 1
     assert admin.read_bytes(admin.log_page(0x00, 1024))[PAGE * 4] & 1
     assert admin.read_bytes(admin.log_page(0x12, 1024))[FEATURE * 4] & 1
-    # A refusal has its logical block in the Error Information log, as the row says.
+    # The entry of a refusal in the Error Information log has the logical block, as the row says.
     assert io.command(SUM, bytes(8), nsid=1, cdw10=5000).status == Status.LBA_OUT_OF_RANGE
     entry = ERROR_INFORMATION_ENTRY.parse(admin.read_bytes(admin.log_page(0x01, 64)))
     assert (entry.lba, entry.opcode) == (5000, SUM)
     assert admin.set_feature(FEATURE, 0x10).status == Status.INVALID_FIELD
     assert admin.set_feature(FEATURE, 7, save=True).status == 0 and admin.get_feature(FEATURE, 2).dw0 == 7
-    # And what stands in the way of data stands in their way.
+    # The admission checks of data apply to these commands too.
     target.subsystem.namespaces[1].block_access(Status.FORMAT_IN_PROGRESS)
     assert io.command(SUM, bytes(8), nsid=1).status == Status.FORMAT_IN_PROGRESS
     assert admin.command(PING).status == 0
@@ -114,7 +114,7 @@ def test_a_command_of_every_io_command_set():
 
 
 class Reads:
-    """What the page below remembers of a controller."""
+    """The state of a controller that the page below has."""
 
     def __init__(self):
         self.count = 0
@@ -139,7 +139,7 @@ def test_a_page_with_state_of_its_own():
     assert admin.read_bytes(admin.log_page(PAGE, 4))[0] == 1
 
 
-def test_two_rows_for_one():
+def test_two_rows_for_one_command():
     with pytest.raises(ValueError, match="Ping: opcode C0h has a row already"):
         standard_tables(ROWS, Rows(admin=ROWS.admin))
     here = CommandRow(opcode=SUM, name="Sum", handler=sum_of, offered=lambda subsystem: False)

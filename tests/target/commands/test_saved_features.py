@@ -1,4 +1,4 @@
-"""What features keep: over resets, restarts and crashes; and rows that take their time."""
+"""Saved features: over resets, restarts and crashes; and rows that complete later."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nvmeof.target.subsystem.subsystem import Subsystem
 from tests.target.commands.test_features import ALL, LABEL, ONE_RANGE
 from tests.target.harness import FEATURES, NQN, Pending, Target, TestQueue
 
-# Rows that take their time
+# Rows that complete later
 
 
 def test_a_value_that_is_set_later(monkeypatch):
@@ -51,8 +51,8 @@ def test_a_value_that_is_set_later(monkeypatch):
     assert load(target.subsystem.metadata_store, 0xD1) is not None
 
 
-class SlowKeeper(MemoryStore):
-    """Fails, at once or later."""
+class SlowStore(MemoryStore):
+    """A metadata store that fails, at once or later."""
 
     def __init__(self, target: Target, *, later: bool) -> None:
         super().__init__()
@@ -77,9 +77,9 @@ class SlowKeeper(MemoryStore):
 
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("works", [False, True])
-def test_saving_that_takes_time_or_fails(later, works):
+def test_a_save_that_takes_time_or_fails(later, works):
     target = Target()
-    metadata_store = target.subsystem.metadata_store = SlowKeeper(target, later=later)
+    metadata_store = target.subsystem.metadata_store = SlowStore(target, later=later)
     admin = target.admin()
     result = admin.submit(admin.sqe(0x09, cdw10=0x0A | 1 << 31, cdw11=1))
     if later:
@@ -93,7 +93,7 @@ def test_saving_that_takes_time_or_fails(later, works):
     assert admin.get_feature(0x0A).dw0 == 0, "it has no effect"
 
 
-# What is kept
+# Stored values
 
 
 def test_values_survive_a_restart(tmp_path):
@@ -119,14 +119,14 @@ def test_values_survive_a_restart(tmp_path):
         assert admin.get_feature(0x03, nsid=1, length=4096).data == ONE_RANGE
         assert admin.get_feature(0x1F, 2, nsid=1, length=256).data == LABEL
         if first:
-            shutil.copytree(directory, after)  # as a crash at this moment would leave it
+            shutil.copytree(directory, after)  # as a crash at this moment would leave the file
         await backend.close()
 
     asyncio.run(life(crashed, first=True))
     asyncio.run(life(after, first=False))
 
 
-def test_what_somebody_else_has_kept_is_no_value():
+def test_foreign_content_is_no_value():
     metadata_store = MemoryStore()
     saved = Saved((1, 2, 3, 4, 5), b"data", Value(7, b"value"))
     save(metadata_store, 0x04, 1, saved)
@@ -146,7 +146,7 @@ def test_what_somebody_else_has_kept_is_no_value():
     assert load(metadata_store, 0x04) is None
 
 
-def test_a_feature_is_forgotten_with_all_of_its_values():
+def test_a_removed_feature_loses_all_of_its_values():
     metadata_store = MemoryStore()
     saved = Saved((1, 0, 0, 0, 0), None, Value(7))
     values = {(0x1F, 0): Value(1), (0x1F, 2): Value(2), (0x05, 0): Value(3)}
@@ -159,8 +159,8 @@ def test_a_feature_is_forgotten_with_all_of_its_values():
     assert not values and metadata_store.get("features") is None
 
 
-def test_saved_values_that_do_not_fit_any_more():
-    """The target is configured in another way now, or is a discovery controller: the defaults are what is left."""
+def test_saved_values_that_are_no_longer_valid():
+    """The target is configured in another way, or is a discovery controller: the defaults remain."""
     target = Target()
     metadata_store = target.subsystem.metadata_store
     for fid, value in ((0x04, 3 << 16), (0x06, 0), (0x81, 1), (0x05, 1), (0xEE, 1), (0x0A, 1)):

@@ -18,7 +18,7 @@ def mark(queue, slba: int, blocks: int, **fields):
 
 
 def unreadable(queue, slba: int, blocks: int) -> bool:
-    """The same answer from all commands that read."""
+    """Check that all commands that read return the same status."""
     statuses = [
         read(queue, slba, blocks).status,
         queue.command(0x0C, **rw(slba, blocks)).status,
@@ -56,7 +56,7 @@ def test_marked_blocks_cannot_be_read():
     ],
     ids=["Write", "Write Zeroes", "Write Zeroes with DEAC", "deallocate"],
 )
-def test_what_is_written_can_be_read_again(rewrite):
+def test_written_blocks_can_be_read_again(rewrite):
     queue = io_queue()
     mark(queue, 10, 4)
     assert rewrite(queue).status == 0
@@ -76,8 +76,8 @@ def test_a_write_that_fails_leaves_the_mark(later):
     assert queue.ctx.namespaces[1].counters.media_errors == 1, "of the write"
 
 
-def test_a_backend_that_finds_out_that_it_cannot_deallocate():
-    """The old data is still there, and stays unreadable, now and when the hint is not even tried any more."""
+def test_a_backend_that_turns_out_not_to_deallocate():
+    """The old data still exists and stays unreadable, also when the hint is no longer tried."""
 
     class Finding(Hidden):
         able = True
@@ -126,7 +126,7 @@ def test_write_uncorrectable_is_checked(fields, status):
     assert (queue.ctx.namespaces[1].memory is None) == (status == 0)
 
 
-def test_marks_are_not_without_limit(monkeypatch):
+def test_marks_are_limited(monkeypatch):
     monkeypatch.setattr(unreadable_blocks, "RANGES_MAX", 3)
     queue = io_queue()
     assert [mark(queue, slba, 1).status for slba in (0, 2, 4)] == [0, 0, 0]
@@ -155,8 +155,8 @@ def test_refreshed_and_marked():
     ],
     ids=["Write", "Write Zeroes", "deallocate", "Copy"],
 )
-def test_writes_cut_no_more_ranges_than_can_be_kept(monkeypatch, replace_one):
-    """A disk of holes would be as many ranges as half its blocks."""
+def test_writes_split_at_most_as_many_ranges_as_can_be_stored(monkeypatch, replace_one):
+    """A disk of holes would have as many ranges as half its blocks."""
     monkeypatch.setattr(unreadable_blocks, "RANGES_MAX", 3)
     queue = io_queue()
     assert mark(queue, 1, 60).status == 0
@@ -165,6 +165,6 @@ def test_writes_cut_no_more_ranges_than_can_be_kept(monkeypatch, replace_one):
     assert len(queue.ctx.namespaces[1].unreadable_blocks.marked) == 6
     assert replace_one(queue, 40).status == Status.CAPACITY_EXCEEDED
     assert unreadable(queue, 40, 1) and not unreadable(queue, 10, 1)
-    for inside in (10, 11, 1, 60, 19):  # none of these cuts
+    for inside in (10, 11, 1, 60, 19):  # none of these cuts a range
         assert replace_one(queue, inside).status == 0
     assert len(queue.ctx.namespaces[1].unreadable_blocks.marked) <= 6

@@ -41,7 +41,7 @@ def test_the_uuid_index_of_get_log_page(queue, lid):
             assert queue.controller.error_log.newest()[0].error_location == 56
 
 
-def test_the_effects_log_tells_of_uuid_selection(target, queue):
+def test_the_effects_log_reports_uuid_selection(target, queue):
     for asked, expected in ((queue, True), (target.discovery(), False)):
         page = asked.read_bytes(asked.command(0x02, length=4096, cdw10=5 | 1023 << 16))
         assert bool(int.from_bytes(page[8:12], "little") & 1 << 19) is expected

@@ -22,7 +22,7 @@ def test_verify_is_counted():
     assert (counters.reads, counters.verifies, counters.blocks_verified) == (0, 1, 7)
 
 
-def test_the_limit_is_what_identify_says():
+def test_the_limit_is_that_of_identify():
     target = Target(Ramdisk("64M"), max_transfer_bytes=8192)
     admin = target.admin()
     limits = IDENTIFY_CONTROLLER_NVM.parse(admin.read_bytes(admin.identify(6)))

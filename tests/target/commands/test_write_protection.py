@@ -109,7 +109,7 @@ def test_admin_commands():
         (1, 1, {"cdw10": 0x84 | 1 << 31}, Status.FEATURE_NOT_SAVEABLE, 43 | 7 << 8),
     ],
 )
-def test_what_is_refused(state, nsid, fields, status, where):
+def test_refusals(state, nsid, fields, status, where):
     target = Target()
     admin = target.admin()
     command = {"nsid": nsid, "cdw10": 0x84, "cdw11": state, **fields}
@@ -126,7 +126,7 @@ def test_all_namespaces():
     assert protection(admin, ALL).status == Status.INVALID_NAMESPACE
 
 
-def test_hosts_are_told():
+def test_hosts_get_an_event():
     target = Target()
     admin, other = target.admin(), target.admin()
     other.set_feature(0x0B, 1 << 8)
@@ -135,7 +135,7 @@ def test_hosts_are_told():
     assert event.step().dw0 == 0x040002
 
 
-def test_configured_read_only_is_something_else():
+def test_a_configured_read_only_namespace_is_not_write_protected():
     target = Target()
     target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), read_only=True))
     admin = target.admin()
@@ -144,7 +144,7 @@ def test_configured_read_only_is_something_else():
     assert nsattr(admin, 2) == 1
 
 
-def test_it_holds_for_all_hosts_and_through_resets():
+def test_protection_holds_for_all_hosts_and_through_resets():
     target = Target()
     admin = target.admin()
     protect(target, admin)
@@ -155,7 +155,7 @@ def test_it_holds_for_all_hosts_and_through_resets():
     assert protection(admin).dw0 == 1
 
 
-def test_what_cannot_be_flushed_is_not_protected():
+def test_a_namespace_that_cannot_be_flushed_is_not_protected():
     backend = Flawed("1M")
     target = Target(backend)
     admin = target.admin()
@@ -164,7 +164,7 @@ def test_what_cannot_be_flushed_is_not_protected():
     assert write(target.io(admin), 0, bytes(512)).status == 0
 
 
-def test_a_keeper_that_fails():
+def test_a_metadata_store_that_fails():
     metadata_store = Durable()
     target = Target(kept(Ramdisk("1M"), metadata_store))
     admin = target.admin()

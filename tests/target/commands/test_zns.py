@@ -1,55 +1,18 @@
-"""The commands of zoned namespaces: fields, reports, limits, refusals with their locations, Identify and logs."""
+"""The commands of zoned namespaces: fields, reports, limits, and refusals with their locations."""
 
 import struct
 
 import pytest
 
-from nvmeof.errors import CommandError, ConfigurationError
-from nvmeof.spec.identify import IDENTIFY_CONTROLLER, parse_namespace_descriptors, parse_namespace_list
-from nvmeof.spec.identify_namespace import IDENTIFY_NAMESPACE
-from nvmeof.spec.properties import CC_OFFSET
 from nvmeof.spec.status import Status
-from nvmeof.spec.zns import (
-    IDENTIFY_NAMESPACE_ZNS,
-    NO_WRITE_POINTER,
-    ZoneAttributes,
-    ZoneSendAction,
-    ZoneState,
-    parse_changed_zones,
-    parse_zone_report,
-)
-from nvmeof.target.commands.table import execute, prepare
+from nvmeof.spec.zns import NO_WRITE_POINTER, ZoneSendAction, ZoneState, parse_zone_report
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry
 from nvmeof.target.namespaces.zone_states import COLUMNS
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig
-from tests.target.harness import CC_ENABLE, IN_CAPSULE, Target
+from tests.target.harness import IN_CAPSULE, Target
+from tests.target.zone_target import CAPACITY, ZONES, io, refused, states, zones_of
 from tests.target.zone_tools import BLOCK, ZONE, append, descriptor, read, receive, rw, send, write
-
-CAPACITY = 48
-ZONES = 32
-
-
-def make(**geometry):
-    given = {"zone_bytes": ZONE * BLOCK, "capacity_bytes": CAPACITY * BLOCK, "extension_bytes": 128, **geometry}
-    target = Target()
-    target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), zoned=ZoneGeometry(**given)))
-    return target
-
-
-def io(target=None, **geometry):
-    target = target or make(**geometry)
-    return target.io(target.admin())
-
-
-def zones_of(queue):
-    return queue.ctx.namespaces[2].zones
-
-
-def refused(queue, completion, status, location=40):
-    assert completion.status == status
-    assert queue.controller.error_log.newest()[0].error_location == location
-
 
 # Writing
 
@@ -101,7 +64,7 @@ def test_boundaries(before, slba, blocks, status):
     assert not status or queue.command(0x04, **rw(slba, blocks)).status == status, "so is Write Uncorrectable"
 
 
-def test_append_tells_where_the_data_went():
+def test_append_returns_the_lba_of_the_data():
     queue = io()
     for expected in (64, 66, 68):
         completion = append(queue, 64, b"%02d" % expected * BLOCK)
@@ -193,7 +156,7 @@ def test_reads_that_must_stay_in_a_zone():
         refused(queue, queue.command(opcode, data, length=length, **rw(ZONE - 1, 2)), Status.ZONED_BOUNDARY_ERROR)
 
 
-def test_what_was_written_before_a_reset_is_gone():
+def test_data_before_a_reset_is_gone():
     queue = io()
     write(queue, 0, b"x" * BLOCK * 4)
     queue.command(0x04, **rw(4, 1))
@@ -301,7 +264,7 @@ def test_too_many_active_zones():
     assert send(queue, ZoneSendAction.RESET, 0).status == 0 and write(queue, 4 * ZONE, bytes(BLOCK)).status == 0
 
 
-def test_the_zone_written_longest_ago_gives_way():
+def test_the_zone_written_longest_ago_is_closed():
     queue = io(max_open=2)
     write(queue, 0, bytes(BLOCK))
     write(queue, ZONE, bytes(BLOCK))
@@ -339,19 +302,6 @@ def test_opening_all_closed_zones_closes_implicitly_opened_ones():
 
 
 # Zone Management Receive
-
-
-def states(queue):
-    """A zone in every state, one of each behind the other from zone 0 on, as the reporting options have them."""
-    zones = zones_of(queue)
-    write(queue, ZONE, bytes(BLOCK))
-    send(queue, ZoneSendAction.OPEN, 2 * ZONE)
-    write(queue, 3 * ZONE, bytes(BLOCK))
-    send(queue, ZoneSendAction.CLOSE, 3 * ZONE)
-    send(queue, ZoneSendAction.FINISH, 4 * ZONE)
-    zones.degrade(zones.zones[5])
-    zones.degrade(zones.zones[6], readable=False)
-    return [ZoneState.EMPTY, *(zone.state for zone in zones.zones[1:7])]
 
 
 @pytest.mark.parametrize("partial", [False, True])
@@ -396,174 +346,3 @@ def test_receive_fields():
     refused(queue, receive(queue, ZONES * ZONE, 64), Status.LBA_OUT_OF_RANGE)
     assert receive(queue, 0, 1 << 20).status == 0
     assert receive(queue, 0, 64, nsid=1).status == Status.INVALID_OPCODE
-
-
-# Identify, events and logs
-
-
-def test_identify():
-    target = make(max_open=4, max_active=6)
-    admin = target.admin()
-    zns = IDENTIFY_NAMESPACE_ZNS.parse(admin.read_bytes(admin.identify(5, 2, csi=2)))
-    assert (zns.zoc, zns.ozcs, zns.mor, zns.mar, zns.rrl, zns.frl) == (0, 1, 3, 5, 0, 0)
-    assert [(each.zsze, each.zdes) for each in zns.lbafe[:3]] == [(64, 2), (8, 2), (0, 0)]
-    common = IDENTIFY_NAMESPACE.parse(admin.read_bytes(admin.identify(0, 2)))
-    assert (common.nsze, common.ncap, common.nuse) == (ZONES * ZONE, ZONES * CAPACITY, ZONES * CAPACITY)
-    assert admin.read_bytes(admin.identify(0x1B, 2, csi=2)) == admin.read_bytes(admin.identify(5, 2, csi=2))
-    descriptors = parse_namespace_descriptors(admin.read_bytes(admin.identify(3, 2)))
-    assert [item.nid for item in descriptors if item.nidt == 4] == [b"\2"]
-    assert admin.identify(5, 1, csi=2).status != 0, "that is not a zoned one"
-    for cns in (7, 0x1A):
-        assert parse_namespace_list(admin.read_bytes(admin.identify(cns, 0, csi=2))) == [2]
-        assert parse_namespace_list(admin.read_bytes(admin.identify(cns, 0))) == [1]
-    assert admin.read_bytes(admin.identify(0x1C, 0, cntid=0xFFFF))[0] == 0b101
-    assert admin.read_bytes(admin.identify(6, 0, csi=2))[0] == 8
-    assert admin.get_feature(0x19).dw0 == 0 and admin.set_feature(0x19, 0).status == 0
-    assert admin.set_feature(0x19, 1).status == Status.IO_COMMAND_SET_COMBINATION_REJECTED
-
-
-def test_identify_without_limits():
-    admin = make(read_across=False).admin()
-    zns = IDENTIFY_NAMESPACE_ZNS.parse(admin.read_bytes(admin.identify(5, 2, csi=2)))
-    assert (zns.ozcs, zns.mor, zns.mar) == (0, 0xFFFFFFFF, 0xFFFFFFFF)
-
-
-def test_a_controller_without_command_sets_does_not_see_zones():
-    target = make()
-    admin = target.queue()
-    admin.connect()
-    admin.set_property(CC_OFFSET, CC_ENABLE & ~0x70)
-    assert admin.csts & 1
-    queue = target.io(admin)
-    assert parse_namespace_list(admin.read_bytes(admin.identify(2))) == [1]
-    assert not any(admin.read_bytes(admin.identify(0, 2)))
-    refused(queue, read(queue, 0, 1), Status.INVALID_FIELD, 4)
-    refused(queue, write(queue, 0, bytes(BLOCK)), Status.INVALID_FIELD, 4)
-    assert append(queue, 0, bytes(BLOCK)).status == Status.INVALID_OPCODE
-    assert queue.command(0x02, length=BLOCK, nsid=1).status == 0
-
-
-def changed(admin, nsid=2, **fields):
-    return parse_changed_zones(admin.read_bytes(admin.log_page(0xBF, 4096, nsid=nsid, **fields)))
-
-
-def test_changed_zones_and_their_event():
-    target = make()
-    admin, other = target.admin(), target.admin()
-    assert IDENTIFY_CONTROLLER.parse(admin.read_bytes(admin.identify(1))).oaes & 1 << 27
-    assert admin.set_feature(0x0B, 1 << 27).status == 0
-    waiting = admin.submit(admin.sqe(0x0C))
-    zones = target.subsystem.namespaces[2].zones
-    zones.degrade(zones.zones[3])
-    zones.recommend(zones.zones[1], ZoneAttributes.RESET_RECOMMENDED)
-    zones.finish(zones.zones[2])
-    completion = waiting.step()
-    assert (completion.dw0, completion.dw1) == (2 | 0xEF << 8 | 0xBF << 16, 2)
-    assert changed(admin, rae=True) == changed(admin) == [ZONE, 2 * ZONE, 3 * ZONE] and changed(admin) == []
-    assert changed(other) == [ZONE, 2 * ZONE, 3 * ZONE], "each controller has its own"
-    queue = target.io(admin)
-    assert [descriptor(queue, zone).za for zone in (1, 2, 3)] == [4, 1, 0]
-    zones.recommend(zones.zones[1], ZoneAttributes.FINISH_RECOMMENDED)
-    assert descriptor(queue, 1).za == 2
-    for zone in zones.zones:
-        zones.recommend(zone, ZoneAttributes(0))
-    assert len(changed(admin)) == ZONES
-    invalid, inactive = Status.INVALID_NAMESPACE, Status.INVALID_FIELD
-    for nsid, status in ((1, invalid), (3, inactive), (0, invalid), (1025, invalid), (0xFFFFFFFF, inactive)):
-        assert admin.log_page(0xBF, 4096, nsid=nsid).status == status
-        assert admin.controller.error_log.newest()[0].error_location == 4
-
-
-def test_more_changed_zones_than_the_log_has_room_for():
-    target = make(zone_bytes=BLOCK, capacity_bytes=None, extension_bytes=0)
-    admin = target.admin()
-    zones = target.subsystem.namespaces[2].zones
-    for zone in zones.zones[:511]:
-        zones.degrade(zone)
-    assert len(changed(admin, rae=True)) == 511
-    zones.degrade(zones.zones[511])
-    page = admin.read_bytes(admin.log_page(0xBF, 4096, nsid=2))
-    assert page == b"\xff\xff".ljust(4096, b"\0")
-
-
-def test_a_reset_of_the_controller_forgets_changed_zones():
-    target = make()
-    admin = target.admin()
-    zones = target.subsystem.namespaces[2].zones
-    zones.degrade(zones.zones[3])
-    admin.set_property(CC_OFFSET, 0)
-    admin.set_property(CC_OFFSET, CC_ENABLE)
-    assert changed(admin) == []
-
-
-# Sizes
-
-
-def test_resize():
-    target = make(max_active=2)
-    queue = io(target)
-    write(queue, ZONE, b"a" * BLOCK)
-    write(queue, 31 * ZONE, b"b" * BLOCK)
-    target.subsystem.resize_namespace(2, (1 << 20) + ZONE * BLOCK + 512)
-    assert len(zones_of(queue)) == 33 and queue.ctx.namespaces[2].size_blocks == 33 * ZONE
-    assert descriptor(queue, 31).wp == 31 * ZONE + 1
-    target.subsystem.resize_namespace(2, 2 * ZONE * BLOCK)
-    assert len(zones_of(queue)) == 2 and zones_of(queue).active == 1
-    refused(queue, write(queue, 2 * ZONE, bytes(BLOCK)), Status.LBA_OUT_OF_RANGE)
-    assert queue.read_bytes(read(queue, ZONE, 1)) == b"a" * BLOCK
-    target.subsystem.resize_namespace(2, 1 << 20)
-    assert descriptor(queue, 31).state is ZoneState.EMPTY
-
-
-def test_sizes_that_cannot_be():
-    target = make()
-    with pytest.raises(ConfigurationError):
-        target.subsystem.resize_namespace(2, ZONE * BLOCK - BLOCK)
-    assert target.subsystem.namespaces[2].backend.capabilities.size_bytes == 1 << 20, "nothing was begun"
-
-
-def test_another_namespace_has_taken_its_place_meanwhile():
-    target = make()
-    queue = io(target)
-    sqes = [
-        (queue.sqe(0x7D, bytes(BLOCK), **rw(0, 1)), memoryview(bytes(BLOCK))),
-        (queue.sqe(0x79, nsid=2, cdw13=3), None),
-        (queue.sqe(0x7A, length=64, nsid=2, cdw12=15), None),
-    ]
-    specs = [prepare(queue.ctx, sqe)[0] for sqe, _ in sqes]
-    target.subsystem.remove_namespace(2)
-    for gone in (True, False):
-        if not gone:
-            target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), nsid=2))
-        for spec, (sqe, data) in zip(specs, sqes, strict=True):
-            status = Status.INVALID_FIELD if gone else Status.INVALID_NAMESPACE
-            refused(queue, execute(queue.ctx, spec, sqe, data), status, 4)
-
-
-def test_zones_that_are_cut_off_while_data_is_on_its_way():
-    target = make()
-    queue = io(target)
-    sqes = [
-        (queue.sqe(0x7D, bytes(BLOCK), **rw(31 * ZONE, 1)), memoryview(bytes(BLOCK))),
-        (queue.sqe(0x79, nsid=2, cdw13=3, cdw10=31 * ZONE), None),
-    ]
-    specs = [prepare(queue.ctx, sqe)[0] for sqe, _ in sqes]
-    target.subsystem.resize_namespace(2, 2 * ZONE * BLOCK)
-    for spec, (sqe, data) in zip(specs, sqes, strict=True):
-        refused(queue, execute(queue.ctx, spec, sqe, data), Status.LBA_OUT_OF_RANGE, 40)
-
-
-def test_there_is_no_zone_beyond_the_last():
-    zones = zones_of(io(make()))
-    for inside in (0, 1):
-        with pytest.raises(CommandError) as refusal:
-            zones.at(len(zones.zones) * ZONE + inside)
-        assert (refusal.value.status, refusal.value.error_location) == (Status.LBA_OUT_OF_RANGE, 40)
-
-
-def test_reset_of_all_zones():
-    target = make()
-    queue = io(target)
-    states(queue)
-    assert target.subsystem.namespaces[2].erased() is None
-    assert all(zone.state is ZoneState.EMPTY and zone.pointer == zone.start for zone in zones_of(queue).zones)

@@ -67,7 +67,7 @@ def test_create_is_checked(target, fields, status):
         assert admin.controller.error_log.newest()[0].error_location == 24
 
 
-def test_what_a_host_can_create_is_told(target):
+def test_identify_reports_what_a_host_can_create(target):
     admin = target.admin()
     for completion in (admin.identify(5, 0xFFFFFFFF, csi=2), admin.identify(0x0A, csi=2)):
         zns = IDENTIFY_NAMESPACE_ZNS.parse(admin.read_bytes(completion))
@@ -82,7 +82,7 @@ def test_not_attached_to_a_controller_without_command_sets(target):
     assert attach(admin, 2).status == Status.IO_COMMAND_SET_NOT_ENABLED
 
 
-async def test_a_pool_in_a_directory_keeps_zones(tmp_path):
+async def test_a_pool_in_a_directory_stores_zones(tmp_path):
     async def life(first):
         subsystem_config = SubsystemConfig(nqn=NQN, pool=FilePool(tmp_path, "1G"))
         ports = (PortConfig(transport="tcp", host="127.0.0.1", port=0),)
@@ -107,7 +107,7 @@ async def test_a_pool_in_a_directory_keeps_zones(tmp_path):
 
 
 async def test_a_file_that_is_formatted_to_other_blocks_keeps_its_zones_apart(tmp_path):
-    """As far as a format has come: with the new block size the zones can be read, and are emptied."""
+    """However far the format has come: with the new block size the zones can be read, and are emptied."""
     geometry = ZoneGeometry(zone_bytes=1 << 20)
     for written in (9, 2, 1):
         backend = FileBackend(tmp_path / "disk", size="4M")

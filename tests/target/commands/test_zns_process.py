@@ -1,4 +1,4 @@
-"""A target with zones as a process of its own: what it says, and what is left of its zones when it is killed."""
+"""A target with zones as a process: its output, and the state of its zones after a kill."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def document(*subsystems: dict[str, Any], ports: Any = ({"portid": 1},), **more:
 
 
 def state(target: Target) -> Any:
-    """All that a file can say of a running target, and the NSIDs that are open."""
+    """Return the state of a running target that a file can describe, and the NSIDs that are open."""
     described = target.administration.describe()
     for each in described["subsystems"]:
         each.pop("controllers")
@@ -46,7 +46,7 @@ def state(target: Target) -> Any:
 
 
 def _optimized_left_out(described: Any) -> Any:
-    """The same without groups that are optimized, which is what a group is that nobody speaks of."""
+    """Return the state without optimized groups, since optimized is the default."""
     for port in described["ports"]:
         port["ana"] = {group: word for group, word in port.get("ana", {}).items() if word != "optimized"}
     return described
@@ -114,7 +114,7 @@ CASES: list[tuple[Any, Any, list[str]]] = [
         document(subsystem(), ports=[{"portid": 1, "subsystems": []}]), document(subsystem()),
         ["port 1 offers all subsystems"],
     ),
-    (  # a listed subsystem that is not there
+    (  # a listed subsystem that does not exist
         document(subsystem(), ports=[{"portid": 1, "subsystems": [TWO]}]),
         document(subsystem(), ports=[{"portid": 1, "subsystems": [ONE]}]),
         ["port 1 offers the listed subsystems alone"],
@@ -153,7 +153,7 @@ def _without_hosts(described: Any) -> Any:
     return described
 
 
-async def test_nothing_changed_is_nothing_done() -> None:
+async def test_an_unchanged_file_changes_nothing() -> None:
     old = document(subsystem(), subsystem(TWO))
     async with Target.from_document(old) as target:
         await target.administration.remove_namespace(1, subnqn=TWO)
@@ -170,7 +170,7 @@ async def test_nothing_changed_is_nothing_done() -> None:
         (document(subsystem(), sockets={"tos": 8}), "sockets can be changed by a restart"),
     ],
 )
-async def test_what_takes_a_restart(new: Any, says: str) -> None:
+async def test_changes_that_take_a_restart(new: Any, says: str) -> None:
     old = document(subsystem())
     async with Target.from_document(old) as target:
         before = state(target)
@@ -221,7 +221,7 @@ documents = st.builds(
 @settings(deadline=None, max_examples=40)
 @given(documents, documents)
 def test_any_two_documents(old: Any, new: Any) -> None:
-    """A target of the first that has taken the difference says what one of the second says."""
+    """A target of the first document with the difference applied describes itself as one of the second."""
 
     async def run() -> None:
         async with Target.from_document(old) as target:

@@ -1,4 +1,4 @@
-"""Configuration files in their three forms: what they mean, and what is said of those that are wrong."""
+"""Configuration files in their three forms: their meaning, and the errors of wrong files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ NVMET: dict[str, Any] = {
         {"nqn": TWO, "attr": {"allow_any_host": "1"}, "allowed_hosts": [], "namespaces": []},
     ],
 }  # fmt: skip
-"""What nvmetcli's save writes on Linux 6.12 with reservations, with names and addresses of examples."""
+"""The output of nvmetcli's save on Linux 6.12 with reservations, with names and addresses of examples."""
 
 
 def test_nvmetcli(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_nvmetcli(tmp_path: Path) -> None:
 
 
 def test_nvmetcli_and_back() -> None:
-    """What is written for nvmetcli, and read again, is the same; and all that configfs has of it is there."""
+    """A file written for nvmetcli is read unchanged, and has every attribute of configfs."""
     document, _ = from_nvmetcli(NVMET)
     written, remarks = to_nvmetcli(to_document(from_document(document)))
     assert remarks == []
@@ -120,7 +120,7 @@ def test_nvmetcli_and_back() -> None:
     assert written["subsystems"][1]["attr"]["allow_any_host"] == "1"
 
 
-def test_what_nvmetcli_has_no_place_for() -> None:
+def test_settings_that_nvmetcli_lacks() -> None:
     document = {
         "version": 1,
         "subsystems": [{"nqn": ONE, "admin_label": "x", "namespaces": [{"nsid": 1, "storage": "file:/x,shared"}]}],
@@ -240,7 +240,7 @@ def test_the_published_schema_is_the_code() -> None:
     assert published == schema(), "python -m nvmeof.target.configuration.schema > docs/target-config.schema.json"
 
 
-def test_the_schema_takes_what_the_code_takes(tmp_path: Path) -> None:
+def test_the_schema_accepts_the_same_documents_as_the_code(tmp_path: Path) -> None:
     checker = jsonschema.Draft202012Validator(schema())
     jsonschema.Draft202012Validator.check_schema(schema())
     checker.validate(to_document(everything(tmp_path)))

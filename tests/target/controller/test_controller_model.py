@@ -1,4 +1,4 @@
-"""Any sequence of writes of CC, NSSR and NSSD against a model of what the specification says."""
+"""Any sequence of writes of CC, NSSR and NSSD against a model of the specification."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WRITABLE = 0x00FFFFF1
 
 @dataclass
 class Model:
-    """Two of these share `whole`, the subsystem's state: SHST of a subsystem shutdown."""
+    """The model of a controller. Two of them share `whole`, the subsystem's state: SHST of a subsystem shutdown."""
 
     cc: int = 0
     ready: bool = False
@@ -34,7 +34,7 @@ class Model:
         return self.ready | self.failed << 1 | shst << 2 | self.reset_seen << 4 | bool(self.whole) << 6
 
     def write_cc(self, value: int) -> bool:
-        """Whether the write is taken. Shutdowns complete at once: memory has nothing to flush."""
+        """Return whether the write is accepted. Shutdowns complete at once: memory has nothing to flush."""
         new, shn, old_shn = value & WRITABLE, value >> 14 & 3, self.cc >> 14 & 3
         enabled, enable = self.cc & 1, new & 1
         if shn == 3 or (enabled and enable and (self.cc ^ new) & FIXED_WHEN_ENABLED):

@@ -62,7 +62,7 @@ def test_ports_and_families():
     assert entries[0].trsvcid == "8009" and [entry.traddr for entry in entries[1:]] == ["192.0.2.9", "198.51.100.7"]
 
 
-def test_what_is_advertised_comes_first():
+def test_advertised_addresses_have_precedence():
     target = Target()
     target.registry.remove_port(1)
     public = port(1, "0.0.0.0", advertised=("203.0.113.5",), advertise_port=4444)
@@ -102,7 +102,7 @@ def test_the_generation_counter_counts_every_change():
     assert log(target)[0] == generations[-1], "nothing changed"
 
 
-def test_the_inventory_refuses_what_makes_no_sense():
+def test_the_registry_refuses_invalid_entries():
     target = Target()
     for call in (
         lambda: target.registry.add_subsystem(target.subsystem),
@@ -133,7 +133,7 @@ def test_removing_a_subsystem_ends_its_associations():
         (("own", "tcp", "tsas", "tcp"), [(4, 0), (3, 0), (3, 1)]),
     ],
 )
-def test_an_mptcp_port_is_told_in_the_forms_that_are_asked_for(forms, told):
+def test_an_mptcp_port_is_announced_in_the_configured_forms(forms, told):
     target = Target()
     target.registry.remove_port(1)
     mptcp = PortInfo(portid=1, transport="mptcp", trtype=4, traddr="0.0.0.0", trsvcid="4420", advertise_as=forms)
@@ -144,7 +144,7 @@ def test_an_mptcp_port_is_told_in_the_forms_that_are_asked_for(forms, told):
     assert [(entry.trtype, entry.tsas[1]) for entry in entries if entry.subnqn == DISCOVERY_NQN] == told
 
 
-def test_a_tcp_port_is_told_once_whatever_is_asked():
+def test_a_tcp_port_is_announced_once_whatever_is_configured():
     target = Target()
     target.registry.remove_port(1)
     target.registry.add_port(port(1, "0.0.0.0", advertise_as=("own", "tcp")))
@@ -181,7 +181,7 @@ def test_a_page_is_built_once_per_generation_host_and_form(monkeypatch):
     assert NQN.encode() not in first.read_bytes(first.log_page(0x70, 1 << 17)) and len(built) == 5
 
 
-def test_pages_that_are_kept_are_few():
+def test_cached_pages_are_few():
     target = Target()
     for number in range(3 * LOGS_CACHED):
         read_discovery_log(target.registry, target.port.seen_at(f"127.0.0.{number}", 4420), HOST)
@@ -191,7 +191,9 @@ def test_pages_that_are_kept_are_few():
 
 
 def told(target: Target, came_to: str, portid: int = 1) -> list[tuple[str, str, int]]:
-    """Address, port and family of each entry of a subsystem for a host that came to an address of a port."""
+    """Return address, port and family of each entry of a subsystem for a host that connected to an address of a
+    port.
+    """
     seen = target.registry.ports[portid]
     _, entries = log(target, seen.seen_at(came_to, seen.trsvcid))
     return [(entry.traddr, entry.trsvcid, entry.adrfam) for entry in entries if entry.subnqn == NQN]
@@ -205,7 +207,7 @@ def with_ports(*ports: PortInfo) -> Target:
     return target
 
 
-def test_a_name_is_told_as_the_addresses_that_are_listened_on():
+def test_a_name_is_announced_as_the_addresses_of_the_listeners():
     target = with_ports(
         port(1, "storage", bound=("192.0.2.1", "2001:db8::1")), port(2, "192.0.2.9", "4421", bound=("192.0.2.9",))
     )
@@ -214,14 +216,14 @@ def test_a_name_is_told_as_the_addresses_that_are_listened_on():
     assert told(target, "2001:db8::1") == [*reversed(name), ("192.0.2.9", "4421", 1)], "first where the host came to"
 
 
-def test_a_wildcard_of_both_families_is_told_in_that_of_the_host():
+def test_a_wildcard_of_both_families_is_announced_in_that_of_the_host():
     target = with_ports(port(1, "::", bound=("::", "0.0.0.0")), port(2, "127.0.0.1", "4421"), port(3, "0::0", "4422"))
     assert told(target, "192.0.2.1") == [("192.0.2.1", "4420", 1)]
     assert told(target, "2001:db8::1") == [("2001:db8::1", "4420", 2), ("2001:db8::1", "4422", 2)]
     assert told(target, "2001:db8::1", 3) == told(target, "2001:db8::1")
 
 
-def test_a_link_local_address_is_told_without_its_interface_and_on_its_link_only():
+def test_a_link_local_address_is_announced_without_its_interface_and_on_its_link_only():
     target = with_ports(
         port(1, "fe80::1%eth0"), port(2, "fe80::2%eth1", "4421"), port(3, "::", "4422"), port(4, "192.0.2.1", "4423")
     )
@@ -232,7 +234,7 @@ def test_a_link_local_address_is_told_without_its_interface_and_on_its_link_only
     assert told(target, "192.0.2.1", 4) == [("192.0.2.1", "4423", 1)]
 
 
-def test_loopback_is_told_on_loopback_only():
+def test_loopback_is_announced_on_loopback_only():
     target = with_ports(
         port(1, "127.0.0.1"), port(2, "localhost", "4421", bound=("::1",)), port(3, "192.0.2.1", "4422")
     )
@@ -251,7 +253,7 @@ def test_a_wildcard_cannot_be_advertised(address):
         PortConfig(advertise_host=address)
 
 
-def test_a_transport_that_no_tcp_host_reaches_is_told_in_its_own_form_alone():
+def test_a_transport_that_no_tcp_host_reaches_is_announced_in_its_own_form_alone():
     memory = PortInfo(portid=1, transport="memory", trtype=254, traddr="memory", trsvcid="1", plain_tcp=False)
     for forms in (memory.advertise_as, ("tcp",)):
         _, entries = log(with_ports(replace(memory, advertise_as=forms)), memory)

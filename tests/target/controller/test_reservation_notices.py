@@ -17,7 +17,7 @@ def take(notices: ReservationNotices) -> tuple[int, int, int, int]:
     return struct.unpack("<QBBxxI48x", page)
 
 
-def test_a_full_queue_counts_what_is_lost():
+def test_a_full_queue_counts_lost_notices():
     notices = ReservationNotices()
     for number in range(NOTICES_MAX + 10):
         notices.add(NotificationType.RESERVATION_RELEASED, number)
@@ -41,7 +41,7 @@ def test_the_count_wraps_to_one():
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from(KINDS)), max_size=40))
 def test_first_in_first_out(steps):
-    """Against a plain list: None takes one."""
+    """The queue against a plain list: None takes one."""
     notices, model, count = ReservationNotices(), [], 0
     for kind in steps:
         if kind is None:

@@ -23,7 +23,7 @@ TELEMETRY_EVENT = 2 | 2 << 8 | 8 << 16
 
 
 class Failing(Ramdisk):
-    """Reads fail."""
+    """A backend whose reads fail."""
 
     memory = None
 
@@ -56,7 +56,7 @@ def test_nothing_was_captured_yet():
     assert raw[380:384] == b"\0\2\0\0"
 
 
-def test_a_capture_is_json_that_tells_of_everything():
+def test_a_capture_is_json_with_all_areas():
     target = Target(Ramdisk("1M"), Ramdisk("2M"))
     admin = target.admin()
     queue = target.io(admin)
@@ -79,7 +79,7 @@ def test_a_capture_is_json_that_tells_of_everything():
     assert third["connections"] == []
 
 
-def test_figures_of_the_connection_are_in_it():
+def test_a_capture_has_figures_of_the_connection():
     target = Target()
     queue = target.queue()
     queue.ctx.connection = lambda: {"rtt_us": 17}
@@ -133,7 +133,7 @@ def test_areas_that_do_not_exist(mcda):
     assert admin.log_page(7, 512, lsp=CREATE | mcda << 1).status == Status.INVALID_FIELD
 
 
-def test_area_4_is_shown_only_while_the_host_knows_it():
+def test_area_4_is_shown_only_while_the_host_supports_it():
     admin = Target().admin()
     enable_area_4(admin)
     assert page(admin, lsp=CREATE)[0].da4lb
@@ -142,7 +142,7 @@ def test_area_4_is_shown_only_while_the_host_knows_it():
     assert header.da4lb == 0 and len(raw) == 512 * (header.da3lb + 1)
 
 
-def test_it_is_bounded(monkeypatch):
+def test_the_page_is_bounded(monkeypatch):
     monkeypatch.setattr(telemetry, "AREA_BYTES_MAX", 300)
     admin = Target().admin()
     header, raw = page(admin, lsp=CREATE)
@@ -150,7 +150,7 @@ def test_it_is_bounded(monkeypatch):
     assert documents(raw, header.da3lb)[1]["left_out"] == "too long"
 
 
-def test_a_long_history_does_not_make_it_long():
+def test_the_page_is_bounded_with_a_long_history():
     target = Target(max_namespaces=1024)
     for _ in range(200):
         target.subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M")))
@@ -161,7 +161,7 @@ def test_a_long_history_does_not_make_it_long():
     assert len(found[1]["namespaces"]) == 64 and len(found[3]["namespaces"]) == 201
 
 
-# What the controller captures by itself
+# Captures of the controller
 
 
 def event_request(admin):
@@ -170,7 +170,7 @@ def event_request(admin):
     return pending
 
 
-def test_a_media_error_is_captured_and_told():
+def test_a_media_error_is_captured_and_reported():
     target = Target(Failing("1M"))
     admin, other = target.admin(), target.admin()
     for each in (admin, other):
@@ -188,7 +188,7 @@ def test_a_media_error_is_captured_and_told():
     assert EventType.HARDWARE_ERROR in kinds and EventType.TELEMETRY_CREATED in kinds
 
 
-def test_rae_keeps_it_available():
+def test_rae_keeps_the_capture_available():
     target = Target(Failing("1M"))
     admin = target.admin()
     admin.set_feature(0x0B, 1 << 10)
@@ -205,7 +205,7 @@ def event_request_done(admin):
     return admin.command(0x0C).dw0
 
 
-def test_more_of_the_same_is_not_captured_for_a_while():
+def test_repeated_errors_are_not_captured_for_a_while():
     target = Target(Failing("1M"))
     admin = target.admin()
     queue = target.io(admin)
@@ -263,7 +263,7 @@ def test_discovery_controllers_have_none():
     assert target.registry.discovery.telemetry is None or not target.registry.discovery.telemetry.areas
 
 
-def test_it_outlives_the_process_but_for_area_4():
+def test_a_capture_outlives_the_process_except_area_4():
     metadata_store = MemoryStore()
     target = Target(Failing("1M"), metadata_store=metadata_store)
     admin = target.admin()
@@ -280,7 +280,7 @@ def test_it_outlives_the_process_but_for_area_4():
 
 
 @pytest.mark.parametrize("kept", [17, {}, {"areas": 3}, {"areas": ["é"], "generation": 1, "reason": ""}, []])
-def test_what_cannot_be_read_is_left_alone(kept, caplog):
+def test_an_unreadable_capture_is_ignored(kept, caplog):
     metadata_store = MemoryStore()
     metadata_store.put("telemetry", kept)
     admin = Target(metadata_store=metadata_store).admin()

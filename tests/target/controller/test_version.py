@@ -21,7 +21,7 @@ IO_CONTROLLER = {
     "io": {0x00, 0x01, 0x02},
     "logs": {0x00, 0x01, 0x02, 0x03, 0x05, 0x12},
     "features": {0x01, 0x02, 0x04, 0x05, 0x07, 0x0A, 0x0B, 0x0F},
-    "identify": {0x00, 0x01, 0x02, 0x03, 0x05, 0x06, 0x07, 0x08, 0x1C},  # 1Ch: CAP.CSS says that sets can be chosen
+    "identify": {0x00, 0x01, 0x02, 0x03, 0x05, 0x06, 0x07, 0x08, 0x1C},  # 1Ch: CAP.CSS has selectable sets
 }
 # With explicit persistent connections (a host may set KATO), and Set Features.
 DISCOVERY_CONTROLLER = {
@@ -31,7 +31,7 @@ DISCOVERY_CONTROLLER = {
     "features": {0x0B, 0x0F},
     "identify": {0x01},
 }
-# Whatever is prohibited on a discovery controller, out of what there is on an I/O controller.
+# Prohibited on a discovery controller, of what an I/O controller has.
 DISCOVERY_PROHIBITED = {
     "admin": {0x0D, 0x10, 0x11, 0x14, 0x15, 0x19, 0x1A, 0x80, 0x81, 0x82, 0x84},
     "logs": {0x02, 0x03, 0x04, 0x06, 0x07, 0x08, 0x09, 0x0C, 0x0D, 0x0E, 0x0F, 0x80, 0x81},
@@ -40,7 +40,7 @@ DISCOVERY_PROHIBITED = {
 FABRICS = {FabricsType.PROPERTY_SET, FabricsType.CONNECT, FabricsType.PROPERTY_GET}
 PROPERTIES = {CAP_OFFSET: 1, VS_OFFSET: 0, CC_OFFSET: 0, CSTS_OFFSET: 0, CRTO_OFFSET: 0}
 
-# Bits of Identify Controller, and the commands, log pages, features and structures that each of them promises.
+# Bits of Identify Controller, and the commands, log pages, features and structures that each bit announces.
 ONCS = {
     Oncs.COMPARE: ("io", {0x05}),
     Oncs.WRITE_UNCORRECTABLE: ("io", {0x04}),
@@ -58,7 +58,7 @@ OACS = {
     Oacs.DEVICE_SELF_TEST: ("admin", {0x14}),
     Oacs.GET_LBA_STATUS: ("admin", {0x86}),
 }
-IMPLIED = {  # a command, and what has to be there with it
+IMPLIED = {  # a command, and what it requires
     0x0D: {"identify": {0x10, 0x11, 0x12, 0x13, 0x1A, 0x1B}, "logs": {0x04}},
     0x14: {"logs": {0x06}},
     0x84: {"logs": {0x81}},
@@ -74,7 +74,7 @@ ENDURANCE_GROUPS = {"logs": {0x09}, "identify": {0x19}}
 
 
 def offered(queue: TestQueue) -> dict[str, set[int]]:
-    """What a controller says that it has."""
+    """Return what a controller announces."""
     controller = queue.controller
     assert controller is not None
     supported = queue.read_bytes(queue.log_page(0x00, 1024))
@@ -112,13 +112,13 @@ def test_version():
         assert told == Vs(2, 1) == Vs.decode(IDENTIFY_CONTROLLER.parse(queue.identify(1).data).ver)
 
 
-def test_what_is_mandatory_is_there(controller):
+def test_mandatory_parts_exist(controller):
     kind, _, have = controller
     for what, needed in (IO_CONTROLLER if kind == "io" else DISCOVERY_CONTROLLER).items():
         assert needed <= have[what], f"{kind}: {what} {sorted(map(hex, needed - have[what]))}"
 
 
-def test_what_is_prohibited_is_not_there(controller):
+def test_prohibited_parts_do_not_exist(controller):
     kind, _, have = controller
     if kind == "discovery":
         assert not have["io"]
@@ -126,8 +126,8 @@ def test_what_is_prohibited_is_not_there(controller):
             assert not prohibited & have[what], f"{what} {sorted(map(hex, prohibited & have[what]))}"
 
 
-def test_what_is_said_to_be_there_answers(controller):
-    """The effects log and the tables agree, and no command that it lists is an Invalid Command Opcode."""
+def test_announced_commands_are_executed(controller):
+    """The effects log and the tables agree, and no listed command is an Invalid Command Opcode."""
     kind, queue, have = controller
     assert have["admin"] <= set(ADMIN if kind == "io" else DISCOVERY) and have["io"] <= set(NVM)
     for opcode in have["admin"]:
@@ -153,7 +153,7 @@ def test_capabilities(controller):
     assert bool(cap.css & 1 << 6) == (0x1C in have["identify"]) or kind == "discovery"
 
 
-def test_identify_promises_what_is_there(controller):
+def test_identify_announces_what_exists(controller):
     kind, queue, have = controller
     data = IDENTIFY_CONTROLLER.parse(queue.read_bytes(queue.identify(1)))
     assert data.cntrltype == (1 if kind == "io" else 2) and data.kas and data.maxcmd

@@ -1,4 +1,4 @@
-"""Awaits that an abort can end, and what is left of them."""
+"""Awaits that an abort can end, and their remains."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ async def _given_up(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["abortable", "uninterruptible"])
-async def test_a_command_that_was_given_up_leaves_nothing_to_the_collector(kind: str) -> None:
-    """The future holds the error, the error its traceback, and that the frames of those who awaited the future."""
+async def test_an_aborted_command_leaves_nothing_to_the_collector(kind: str) -> None:
+    """The future refers to the error, the error to its traceback, and the traceback to the frames that awaited the
+    future.
+    """
     gc.collect()
     gc.disable()
     try:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, AddressShares, connections_most
 
 
-def test_an_address_gets_half_of_what_is_left():
+def test_an_address_gets_half_of_the_rest():
     shares = AddressShares(16)
     taken = [sum(shares.take(address) for _ in range(20)) for address in "abcde"]
     assert taken == [8, 4, 2, 1, 1] and shares.taken == 16
@@ -28,6 +28,6 @@ def test_counts(steps):
         assert shares.taken == sum(counts.values())
 
 
-def test_descriptors_are_left_for_files():
+def test_descriptors_are_reserved_for_files():
     assert connections_most(1024) == 960 and connections_most(-1) == connections_most(1 << 20) == CONNECTIONS_MOST
     assert connections_most(10) == 1

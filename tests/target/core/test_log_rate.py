@@ -15,14 +15,14 @@ def test_a_burst_then_a_rate():
     assert [rate.admit("192.0.2.1:1", 1000.0) for _ in range(3)] == [0, 0, None], "no more than the burst is saved up"
 
 
-def test_many_peers_have_a_limit_together_and_are_not_all_remembered():
+def test_many_peers_share_a_limit_and_are_not_all_stored():
     rate = PeerRate(2, 1.0)
     admitted = [rate.admit(f"192.0.{n >> 8}.{n & 255}:1", 0.0) for n in range(4 * CAUSES_MOST)]
     assert admitted.count(0) == 16 and len(rate._causes) == CAUSES_MOST
 
 
 @pytest.mark.parametrize(("left_out", "text"), [(0, ""), (7, " (7 lines about this peer were left out)")])
-def test_what_is_said_of_them(left_out, text):
+def test_the_text_of_left_out_lines(left_out, text):
     assert left_out_text(left_out) == text
 
 

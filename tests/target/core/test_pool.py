@@ -40,7 +40,7 @@ def test_one_buffer_beyond_the_limit_when_nothing_is_out():
 
 
 def waiter(pool, called, name, length, share=None, out=None):
-    """Ask to be called for `length` bytes, which are taken then."""
+    """Wait for `length` bytes, and take them when called."""
 
     def callback():
         called.append(name)
@@ -62,17 +62,17 @@ def test_waiters_are_called_in_order_once_they_can_be_served():
     pool.forget(forgotten)
     pool.forget(forgotten)
     pool.give(held.pop())
-    assert not called, "nobody overtakes a waiter of the same share"
+    assert not called, "no request overtakes a waiter of the same share"
     pool.give(held.pop())
     assert called == ["large"] and pool.used_bytes == 8192
 
 
-def test_a_share_takes_no_more_than_is_left_free():
+def test_a_share_takes_at_most_as_much_as_stays_free():
     pool, shares = BufferPool(64 << 10, reserve_bytes=8 << 10), [MemoryShare() for _ in range(4)]
     for share in shares:
         while pool.take(4096, share) is not None:
             pass
-    # Half of it, half of the rest and so on; the last one has its first buffer from what is kept for such.
+    # Half of it, half of the rest and so on; the last share gets its first buffer from the reserve.
     assert [share.held_bytes >> 10 for share in shares] == [32, 16, 8, 4]
     assert pool.limit_bytes - pool.used_bytes == 4096
     late = [MemoryShare() for _ in range(4)]
@@ -130,8 +130,10 @@ def test_accounting(steps):
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 20_000), st.booleans()), max_size=80))
-def test_what_shares_hold_is_bounded(steps):
-    """Of every share what it holds is counted, and one that holds nothing is refused only when the reserve is out."""
+def test_the_bytes_of_shares_are_bounded(steps):
+    """The bytes of every share are counted, and a share that holds nothing is refused only when the reserve is
+    empty.
+    """
     pool, shares = BufferPool(64 << 10), [MemoryShare() for _ in range(5)]
     out: list[tuple[memoryview, MemoryShare]] = []
     for number, length, give in steps:

@@ -1,4 +1,4 @@
-"""Slices, with a loop and a clock moved by hand: how much per turn, whose turn, and what may be done at once."""
+"""Slices, with a loop and a clock that the test moves: work per turn, order of owners, and work at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nvmeof.target.core.slices import Slices
 
 
 class Loop:
-    """Work takes the time that it says; a turn calls what was asked for in the one before."""
+    """An event loop whose work takes the time that it states; a turn calls what the turn before has scheduled."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -41,7 +41,7 @@ class Loop:
         return out
 
 
-def test_a_turn_does_what_fits_into_a_slice():
+def test_a_turn_does_as_much_as_fits_in_a_slice():
     loop = Loop()
     for number in range(5):
         loop.add("a", number, 0.4)
@@ -60,7 +60,7 @@ def test_owners_take_turns_whatever_one_has_piled_up():
     assert [loop.turn(), loop.turn()] == [[("many", 1)], [("few", 0)]]
 
 
-def test_of_what_only_goes_on_one_is_let_go_per_turn():
+def test_of_continued_work_one_piece_is_done_per_turn():
     loop = Loop()
     for number in range(3):
         loop.add("a", number, whole=True)
@@ -68,7 +68,7 @@ def test_of_what_only_goes_on_one_is_let_go_per_turn():
     assert loop.turns() == [[("a", 0)], [("b", 0)], [("a", 1)], [("a", 2)], []]
 
 
-def test_what_is_done_at_once_uses_the_slice_of_its_turn():
+def test_work_at_once_uses_the_slice_of_its_turn():
     loop = Loop()
     assert loop.slices.open
     loop.slices.spend(0.9)
@@ -77,10 +77,10 @@ def test_what_is_done_at_once_uses_the_slice_of_its_turn():
     assert not loop.slices.open
     loop.turn()
     assert loop.slices.open, "a new turn"
-    assert loop.turns() == [], "an idle loop is not kept turning"
+    assert loop.turns() == [], "an idle loop does not turn"
 
 
-def test_nothing_overtakes_what_waits():
+def test_nothing_overtakes_waiting_work():
     loop = Loop()
     loop.add("a", 0)
     assert not loop.slices.open
@@ -88,7 +88,7 @@ def test_nothing_overtakes_what_waits():
     assert loop.slices.open
 
 
-def test_work_that_raises_takes_nothing_else_along():
+def test_work_that_raises_stops_no_other():
     loop = Loop()
 
     def broken() -> None:
@@ -102,7 +102,7 @@ def test_work_that_raises_takes_nothing_else_along():
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.0, 0.3, 0.7, 2.0]), st.booleans()), max_size=40))
-def test_all_is_done_in_the_order_of_its_owner_and_no_turn_is_long(work):
+def test_work_is_done_in_the_order_of_its_owner_and_no_turn_is_long(work):
     loop = Loop()
     for number, (owner, seconds, whole) in enumerate(work):
         loop.add(owner, number, seconds, whole=whole)
@@ -144,7 +144,7 @@ def test_reads_and_writes_without_end_leave_something():
     assert max(waited[:3]) < 2e-3
 
 
-def test_what_was_served_before_there_was_work_does_not_count_for_long():
+def test_io_served_before_there_was_work_soon_stops_counting():
     loop = Loop()
     loop.slices.io.served = True
     loop.add("a", 0)

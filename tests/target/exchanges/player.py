@@ -1,7 +1,7 @@
-"""Feed recorded bytes of hosts to a target without sockets and take what it answers, byte for byte.
+"""Feed recorded bytes of hosts to a target without sockets, and return its output byte for byte.
 
-Time stands still but where a command waits; what would be random is fixed. One subsystem has a ramdisk of 512-byte
-blocks, one of 4096-byte blocks, a zoned one, and room for namespaces that hosts make.
+Time passes only while a command waits; random values are fixed. One subsystem has a ramdisk of 512-byte blocks,
+one of 4096-byte blocks, a zoned one, and room for namespaces that hosts make.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ class Line:
         self.queue.ctx = ConnectContext(target.runtime, target.registry, seen, self.queue, peer="192.0.2.9:50000")
         self.reason = ""
 
-    # what a queue asks of its driver
+    # the driver's interface for a queue
     def spawn(self, pending: Awaitable[Completion], done: Callable[[Completion], None]) -> None:
         assert inspect.iscoroutine(pending)
         self.target.waiting.append((pending, done))
 
     def wake(self) -> None:
-        """Output is taken after every input anyway."""
+        """Do nothing: output is taken after every input anyway."""
 
     def wait_for_room(self) -> None:
-        """What waits goes on after every output anyway."""
+        """Do nothing: waiting commands go on after every output anyway."""
 
     def hold_receiving(self, crowded: bool) -> None:
-        """Whatever is recorded is received."""
+        """Do nothing: all recorded bytes are received."""
 
     def finish(self, reason: str, *, fault: bool = False) -> None:
         self.reason = reason
 
     def feed(self, data: bytes) -> bytes:
-        """Give bytes to the queue; return all that it says, after everything that can go on has gone on."""
+        """Give bytes to the queue; return all of its output, after all commands that can proceed have done so."""
         view, out = memoryview(data), bytearray()
         while view and not self.queue.closed:
             buffer = self.connection.next_buffer()
@@ -80,7 +80,7 @@ class Line:
 
 
 class PlayedTarget:
-    """The target that recordings are made of and replayed to."""
+    """The target of recording and replaying."""
 
     def __init__(self) -> None:
         self.runtime = FakeRuntime()
@@ -105,7 +105,7 @@ class PlayedTarget:
         self.registry.add_port(self.port)
 
     def settle(self) -> None:
-        """Let commands that wait and work in the background go on until nothing does."""
+        """Run waiting commands and background work until nothing proceeds."""
         for _ in range(_LONGEST_STEPS):
             moved = self.runtime.turn()
             for each in list(self.waiting):
@@ -122,7 +122,9 @@ class PlayedTarget:
         raise AssertionError("a command goes on for ever")
 
     def play(self, name: str, data: bytes) -> bytes:
-        """Feed bytes to the connection of that name, which is opened when it is new; `digests` in it says so."""
+        """Feed bytes to the connection of that name, which is opened when it is new; `digests` in the name enables
+        digests.
+        """
         if name not in self.lines:
             self.lines[name] = Line(self, "digests" in name)
         return self.lines[name].feed(data)
@@ -148,7 +150,7 @@ def store(exchanges: Iterable[tuple[str, bytes, bytes]], path: Path = RECORDED) 
 
 
 def load(path: Path = RECORDED) -> Iterator[tuple[str, bytes, bytes]]:
-    """Read what `store` has written."""
+    """Read an exchange that `store` has written."""
     for line in lzma.decompress(path.read_bytes()).decode().splitlines():
         name, asked, answered = line.split(" ")
         yield name, bytes.fromhex(asked), bytes.fromhex(answered)

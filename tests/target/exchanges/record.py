@@ -1,7 +1,7 @@
-"""Record exchanges: ``python -m tests.target.exchanges.record``. Do it only before a change that must change no byte.
+"""Record exchanges: ``python -m tests.target.exchanges.record``. Do so only before a change that must change no byte.
 
-The commands are made here by a generator with a fixed seed, from the layouts of `benchmarks.wireformat` (none of the
-package's own codecs); what they get is whatever the target says.
+A generator with a fixed seed makes the commands from the layouts of `benchmarks.wireformat` (none of the package's own
+codecs); the answers of the target are recorded unchecked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def icreq(digests: bool) -> bytes:
 
 
 class Commands:
-    """Makes the capsules of one connection; CIDs count up."""
+    """The capsules of one connection; CIDs count up."""
 
     def __init__(self, digests: bool) -> None:
         self.framing = w.Framing(digests, digests)
@@ -59,7 +59,7 @@ class Commands:
 
 
 def admin_questions(c: Commands) -> Iterator[bytes]:
-    """Everything that can be asked of an admin queue without changing much."""
+    """Return the commands that read through an admin queue without changing much."""
     for offset in (0, 8, 0x14, 0x1C, 0x20, 0x68, 0x100):
         for eight in (False, True):
             yield c.property_get(offset, eight)
@@ -79,7 +79,7 @@ def admin_questions(c: Commands) -> Iterator[bytes]:
 
 
 def admin_changes(c: Commands, rng: random.Random) -> Iterator[bytes]:
-    """Commands that change something, right and wrong ones."""
+    """Return commands that change something, valid and invalid ones."""
     for fid in range(0x100):
         for value in (0, 1, rng.choice(_WORDS)):
             yield c(0x09, rng.choice(_NSIDS), words=(fid | rng.choice((0, 1 << 31)), value))
@@ -92,7 +92,7 @@ def admin_changes(c: Commands, rng: random.Random) -> Iterator[bytes]:
 
 
 def io_commands(c: Commands, rng: random.Random, count: int) -> Iterator[bytes]:
-    """Reads, writes and all the others, at the edges and inside; data is in the capsule."""
+    """Return Reads, Writes and all other I/O commands, at the edges and inside; data is in the capsule."""
     opcodes = (0x00, 0x01, 0x02, 0x04, 0x05, 0x08, 0x09, 0x0C, 0x0D, 0x0E, 0x11, 0x15, 0x18, 0x19, 0x79, 0x7A, 0x7D)
     for _ in range(count):
         opcode = rng.choice(opcodes) if rng.random() < 0.9 else rng.randrange(0x80)
@@ -168,7 +168,7 @@ def script(play: Callable[[str, bytes], bytes]) -> None:
 
 
 def record() -> list[tuple[str, bytes, bytes]]:
-    """Play the script to a new target and return what was said."""
+    """Play the script to a new target and return the exchanges."""
     exchanges: list[tuple[str, bytes, bytes]] = []
     with mock.patch("uuid.uuid4", fixed_uuids()):
         target = PlayedTarget()

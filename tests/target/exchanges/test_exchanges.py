@@ -1,4 +1,4 @@
-"""What the target says to recorded bytes of hosts stays what it was, byte for byte."""
+"""The target answers recorded bytes of hosts with the recorded output, byte for byte."""
 
 from __future__ import annotations
 

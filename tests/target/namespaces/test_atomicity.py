@@ -1,4 +1,4 @@
-"""What Identify says of atomic writes (AWUN, NAWUN, NACWU), with queues that read and write at the same time."""
+"""Atomic writes as Identify reports them (AWUN, NAWUN, NACWU), with queues that read and write at the same time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.protocol.wire import sent, split
 from tests.target.backend_tools import Hidden
 from tests.target.harness import Target
 from tests.target.namespaces.test_namespace_model import Queue
-from tests.target.queue.test_queue import r2ts
+from tests.target.queue.queue_wire import r2ts
 
 UNIT = ATOMIC_WRITE_BYTES // 512
 COPY = 0x19
@@ -34,7 +34,7 @@ def data_of(out):
 
 
 def warm(queue, blocks):
-    """Let the queue's fast path know writes and reads of so many blocks."""
+    """Give the queue's fast path templates of writes and reads of so many blocks."""
     for _ in range(2):
         for cid, ttag, length in r2ts(queue.feed(queue.capsule(io_sqe(90, WRITE, 1000, blocks)))):
             queue.feed(queue.h2c(cid, ttag, 0, bytes(length)))
@@ -68,7 +68,7 @@ def test_no_reader_sees_a_part_of_an_atomic_write(backend, fast_path, size):
 
 @pytest.mark.parametrize("backend", [Ramdisk, Hidden])
 def test_overlapping_atomic_writes_come_one_after_the_other(backend):
-    """The example of the specification: whatever the order of their data, no mixture is left."""
+    """The example of the specification: whatever the order of their data, the result is no mixture."""
     for seed in range(20):
         chance = random.Random(seed)
         _, queues = two_queues(backend("1M"))
@@ -90,7 +90,7 @@ def test_overlapping_atomic_writes_come_one_after_the_other(backend):
 @pytest.mark.parametrize("dgst", [0, 2])
 @pytest.mark.parametrize("taken", [0, 1, 24, 600, 40000, 70000])
 def test_a_read_that_is_sent_in_parts_is_one_reader(dgst, taken):
-    """What the socket did not take of a payload that it took in part is of the same moment."""
+    """The rest of a payload that the socket took in part is of the same moment."""
     target, (reader, writer) = two_queues(Ramdisk("1M"), dgst)
     blocks = UNIT * 2
     connection = reader.connection
@@ -123,7 +123,7 @@ def test_a_read_that_is_sent_in_parts_is_one_reader(dgst, taken):
 
 @pytest.mark.parametrize("nowait", [False, True])
 async def test_a_files_readers_and_writers(tmp_path, nowait):
-    """Real threads: whoever reads, compares or copies sees each write of a unit whole."""
+    """With real threads, each read, compare or copy sees a write of a unit whole."""
     backend = FileBackend(tmp_path / "disk", size="1M", workers=4)
     await backend.open()
     if not nowait:
@@ -147,7 +147,7 @@ async def test_a_files_readers_and_writers(tmp_path, nowait):
             await asyncio.sleep(0)
 
     async def replace() -> None:
-        """A compare-and-write that counts: none is lost to another one."""
+        """Count by compare-and-write: no increment is lost."""
         for _ in range(20):
             while True:
                 lease = backend.acquire_read(size, 512)
@@ -168,7 +168,7 @@ async def test_a_files_readers_and_writers(tmp_path, nowait):
 
 
 async def test_a_copy_within_the_unit_is_one_write():
-    """Its sources are read, then all is written in one step; another queue sees nothing of it before."""
+    """Its sources are read, then all is written in one step; another queue sees none of it before."""
     target, (copier, reader) = two_queues(Hidden("1M"))
     backend = target.subsystem.namespaces[1].backend
     seen = []

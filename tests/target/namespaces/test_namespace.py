@@ -43,7 +43,7 @@ class NamespaceModel(RuleBasedStateMachine):
         return self.loop.run_until_complete(run())
 
     def call(self, operation, slba: int, nlb: int, *, reading: bool = False):
-        """The operation's result, or None after the right refusal of a range beyond the end."""
+        """Return the operation's result, or None after the right refusal of a range beyond the end."""
 
         async def run():
             return await settled(operation())
@@ -137,7 +137,7 @@ class NamespaceModel(RuleBasedStateMachine):
 
     @rule(blocks=st.sampled_from([BLOCKS // 2, BLOCKS]))
     def resize(self, blocks):
-        """To fewer blocks, and back: what comes anew can be read, and holds zeroes."""
+        """Resize to fewer blocks, and back: the new blocks can be read, and hold zeroes."""
         self.backend.resize(blocks * BLOCK)
         self.namespace.refresh()
         self.backend.resize(BLOCKS * BLOCK)

@@ -3,7 +3,7 @@ blocks that cannot be read.
 
 A command takes effect when all of its data is there: at once in memory, and in a file in the order of arrival, for
 overlapping ranges are locked in that order. Where the specification leaves the order of outstanding commands open and a
-file's is another (marks, Copy, Force Unit Access), the others are waited for.
+file's is another (marks, Copy, Force Unit Access), the model waits for the other commands.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.conformance.rawhost import C2H, IN_CAPSULE, R2T, RESPONSE, SUCCESS, T
 from tests.protocol.wire import sent, split
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import HOST, HOSTID, NQN, Target
-from tests.target.queue.test_queue import Wire
+from tests.target.queue.queue_wire import Wire
 
 BLOCKS, QUEUES = 256, 3
 SIZE = BLOCKS * 512
@@ -52,7 +52,7 @@ OK, FAILED, MISSING, UNREADABLE, DIFFERS = 0, 0x09, 0x0A, 0x281, 0x285
 
 
 class Model:
-    """What a namespace is."""
+    """The expected state of a namespace."""
 
     def __init__(self) -> None:
         self.content = bytearray(SIZE)
@@ -78,7 +78,7 @@ class Answer:
 
 @dataclass
 class Command:
-    """What has been sent. `expected` is known once it has taken effect; None: it has not."""
+    """A sent command. `expected` is known once the command has taken effect, None before."""
 
     cid: int
     effect: Callable[[], Answer]
@@ -119,7 +119,7 @@ class Queue(Wire):
         assert self.queue.ctx.qid == self.qid
 
     def hear(self, out: bytes) -> None:
-        """Take what the target sends: R2Ts are noted, answers compared with what is expected."""
+        """Take the target's output: R2Ts are recorded, completions compared with the expected ones."""
         for pdu in split(out):
             if pdu[0] == R2T:
                 cid, ttag, offset, length = struct.unpack_from("<HHII", pdu, 8)
@@ -143,7 +143,7 @@ class Queue(Wire):
 
 
 class Commands(RuleBasedStateMachine):
-    """Sends commands and data; `make` gives the backend."""
+    """A state machine that sends commands and data; `make` returns the backend."""
 
     def make(self) -> Awaitable[Any] | Any:
         return Ramdisk(SIZE)
@@ -171,7 +171,7 @@ class Commands(RuleBasedStateMachine):
 
     def run(self, queue: Queue, raw: bytes, *effective: Command) -> None:
         """Feed a queue; the commands take effect, in this order."""
-        # A file does not order these against what is outstanding.
+        # A file does not order these against outstanding commands.
         settle = self.slow and bool(self.model.bad or any(getattr(each, "apart", False) for each in effective))
 
         async def run() -> None:
@@ -213,7 +213,7 @@ class Commands(RuleBasedStateMachine):
     def send(
         self, index: int, opcode: int, effect: Callable[[], Answer], *, apart: bool = False, **fields: Any
     ) -> None:
-        """A command that is no half: a first half before it is now without a second one."""
+        """Send a command that is no half: a first half before it has then no second one."""
         queue = self.queues[index]
         missed = self.miss(queue)
         command, raw = self.capsule(queue, opcode, effect, **fields)
@@ -386,7 +386,7 @@ class Commands(RuleBasedStateMachine):
             return
         command.effect = lambda: self.write_effect(slba, data)() if first.expected == Answer(OK) else Answer(FAILED)
         first.other = command.other = command
-        # Which of the two is there first does not matter.
+        # The order of their arrival does not matter.
         ready = [first, command] if first.here and command.here else []
         first.pair = command.pair = (first, command)  # type: ignore[attr-defined]
         self.run(queue, raw, *ready)
@@ -399,7 +399,7 @@ class Commands(RuleBasedStateMachine):
 
     @rule(index=queues_, slba=st.integers(0, 20), between=st.sampled_from([READ, WRITE]), value=st.integers(1, 255))
     def second_half_too_late(self, index, slba, between, value):
-        """What comes in between is just like what has been served by the fast path before."""
+        """Send a command between two halves, equal to commands that the fast path has served before."""
         data = bytes([value]) * 4096
 
         def plain():
@@ -435,7 +435,7 @@ class Commands(RuleBasedStateMachine):
     # Checks
 
     def check(self) -> None:
-        """Nothing but what lacks data is outstanding, and the content is as it should be."""
+        """Check that only commands without their data are outstanding, and that the content is right."""
         for queue in self.queues:
             assert all(command.expected is None for command in queue.outstanding.values())
         assert self.stored() == bytes(self.model.content)

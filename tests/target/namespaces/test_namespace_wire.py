@@ -1,4 +1,4 @@
-"""Detaching and deleting while commands are on their way, at a queue of bytes."""
+"""Detaching and deleting while commands are in flight, at a queue fed with bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.protocol.wire import split
 from tests.target.backend_tools import Hidden
 from tests.target.harness import Target
 from tests.target.management_tools import active, attach, create, delete, detach
-from tests.target.queue.test_queue import FIELD, OK, Command, Wire, r2ts, statuses
+from tests.target.queue.queue_wire import FIELD, OK, Command, Wire, r2ts, statuses
 
 LENGTH = 4096
 
 
 class HiddenPool(RamdiskPool):
-    """Of storage that is not seen to be memory: what is written to it is staged."""
+    """A pool whose storage does not show its memory: writes are staged."""
 
     def create(self, name: str, size_bytes: int, block_bytes: int):
         hidden = self._ramdisks[name] = Hidden(size_bytes)
@@ -46,7 +46,7 @@ def read(wire: Wire, nsid: int) -> int | bytes:
 @pytest.mark.parametrize("end", [detach, delete])
 @pytest.mark.parametrize("warm", [False, True])
 def test_data_that_comes_too_late_is_refused(setup, end, warm):
-    """Also when another namespace is there by then; with and without a template of the fast path."""
+    """Also when another namespace has its NSID by then; with and without a template of the fast path."""
     target, admin, wire = setup
     if warm:
         for name, ttag, length in r2ts(wire.feed(Command(WRITE, 1, nsid=2, sgl=TRANSPORT).bytes(wire))):
@@ -58,7 +58,7 @@ def test_data_that_comes_too_late_is_refused(setup, end, warm):
     assert end(admin, 2).status == 0
     nsid = create(admin).dw0
     if end is delete:
-        assert nsid != 2, "nobody takes the old one's number"
+        assert nsid != 2, "no namespace takes the old one's number"
     assert attach(admin, nsid).status == 0
     for name, ttag, length in asked:
         assert statuses(wire.feed(wire.h2c(name, ttag, 0, b"2" * length))) == [(3, FIELD)]

@@ -42,7 +42,7 @@ def refused(call) -> tuple[int, int]:
 @pytest.mark.parametrize("rtype", ReservationType)
 @pytest.mark.parametrize("group", Group)
 def test_every_cell_of_the_table(rtype, group):
-    """Holders are never barred; the rest is the specification's table, of which the model has its own copy."""
+    """Holders are never refused; the rest is the specification's table, of which the model has a separate copy."""
     state = registered((0, 1), (1, 2), rtype=rtype)
     row = BEHAVIOR[{Group.READ: "read", Group.WRITE: "write", Group.OTHER: "other"}[group]]
     column = COLUMNS[rtype]
@@ -58,7 +58,7 @@ def test_every_cell_of_the_table(rtype, group):
 
 
 def test_who_may_write_may_read():
-    """A command that reads and writes is asked as a write alone."""
+    """A command that reads and writes is checked as a write alone."""
     for table in BARRED.values():
         assert table[Group.READ] <= table[Group.WRITE]
 
@@ -92,7 +92,7 @@ def test_a_key_that_is_registered_again():
 
 @pytest.mark.parametrize("rtype", ReservationType)
 @pytest.mark.parametrize("new", ReservationType)
-def test_a_change_of_the_type_is_told_to_who_stays(rtype, new):
+def test_a_change_of_the_type_is_notified_to_remaining_registrants(rtype, new):
     state = registered((0, 1), (1, 2), (2, 3), rtype=rtype)
     everybody = rtype in (WEAR, EAAR)
     outcome = state.preempt(hostid(1), 2, 0 if everybody else 1, new)
@@ -106,14 +106,14 @@ def test_a_change_of_the_type_is_told_to_who_stays(rtype, new):
 
 @pytest.mark.parametrize("rtype", [None, ReservationType.WRITE_EXCLUSIVE, ReservationType.EXCLUSIVE_ACCESS])
 def test_preempting_nobody(rtype):
-    """It is an error only where all registrants hold the reservation."""
+    """Preempting nobody is an error only where all registrants hold the reservation."""
     state = registered((0, 1), (1, 2), rtype=rtype)
     outcome = state.preempt(hostid(1), 2, 77, ReservationType.EXCLUSIVE_ACCESS)
     assert outcome.state == replace(state, generation=3)
     assert not outcome.notices and not outcome.preempted
 
 
-def test_ignoring_a_key_that_is_not_there():
+def test_ignoring_a_key_that_is_not_registered():
     state = Reservations()
     assert state.register(hostid(0), RegisterAction.UNREGISTER, 1, 0, ignore_key=True).state.generation == 1
     replaced = state.register(hostid(0), RegisterAction.REPLACE, 1, 8, ignore_key=True).state
@@ -162,7 +162,7 @@ def test_a_registration_joins_the_holders():
         {"registrants": {}, "type": 5, "holder": ""},
     ],
 )
-def test_documents_that_nobody_made(change):
+def test_invalid_documents(change):
     document = registered((0, 1), rtype=ReservationType.WRITE_EXCLUSIVE).document()
     assert Reservations.from_document(document).holds(hostid(0))
     with pytest.raises(ValueError):
@@ -179,7 +179,7 @@ def test_documents(registrants, rtype):
 
 
 class Actions(RuleBasedStateMachine):
-    """Any sequence of actions of several hosts does what the model does."""
+    """Any sequence of actions of several hosts, against the model."""
 
     def __init__(self) -> None:
         super().__init__()

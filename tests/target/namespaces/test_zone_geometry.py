@@ -1,4 +1,4 @@
-"""The words of a command line that make a namespace a zoned one, and geometries that there can be."""
+"""The words of a command line that make a namespace zoned, and valid geometries."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def test_wrong_words(words):
     "geometry",
     [{"zone_bytes": 2 << 20}, {"zone_bytes": 1000}, {"zone_bytes": 1024, "capacity_bytes": 100}],
 )
-def test_geometries_that_do_not_fit(geometry):
+def test_geometries_that_do_not_match_the_size(geometry):
     with pytest.raises(ConfigurationError):
         Target().subsystem.add_namespace(NamespaceConfig(backend=Ramdisk("1M"), zoned=ZoneGeometry(**geometry)))
 
@@ -58,6 +58,6 @@ def test_too_many_zones():
 
 
 @pytest.mark.parametrize("fields", [{"zone_bytes": 0}, {"max_open": -1}, {"capacity_bytes": 0}])
-def test_geometries_that_make_no_sense(fields):
+def test_invalid_geometries(fields):
     with pytest.raises(ConfigurationError):
         ZoneGeometry(**fields)

@@ -1,4 +1,4 @@
-"""Every cell of the table of zone states, through the machine that goes by it and through commands."""
+"""Every cell of the table of zone states, through the state machine and through commands."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def make(**geometry):
 
 
 def bring(queue, namespace, state: ZoneState, zone: int = 1) -> None:
-    """Put a zone into a state by what a host or the target can do, with something written where that is possible."""
+    """Bring a zone into a state by actions of a host or the target, with written data where possible."""
     zslba = zone * ZONE
     item = namespace.zones.zones[zone]
     if state in (IO, EO, C, F, RO, OFF):
@@ -60,7 +60,7 @@ def test_the_table_is_complete():
     assert OPEN_STATES < ACTIVE_STATES
     for what, states in SELECTED.items():
         assert all(isinstance(TRANSITIONS[what][state], ZoneState) for state in states)
-    # What is for all zones is for those that it changes, but for what is never done to so many: opening empty ones.
+    # An action for all zones is for those that it changes, except that empty zones are never opened in such numbers.
     for what in (ZoneInput.CLOSE, ZoneInput.RESET, ZoneInput.TAKE_OFFLINE):
         changing = {s for s, n in TRANSITIONS[what].items() if isinstance(n, ZoneState) and n is not s}
         assert SELECTED[what] == changing
@@ -151,7 +151,7 @@ def test_reads(state, kind):
 
 @pytest.mark.parametrize("state", COLUMNS)
 def test_filling(state):
-    """The pointer reaches the capacity: full, from every state that can be written."""
+    """The pointer reaches the capacity: the zone is full, from every state that can be written."""
     _, queue, namespace = make()
     bring(queue, namespace, state)
     zone = namespace.zones.zones[1]
@@ -165,7 +165,9 @@ def test_filling(state):
 
 @pytest.mark.parametrize("state", COLUMNS)
 def test_writes_that_fail(state):
-    """From every state that can be written: as if it had not been, but open, or closed where it was to be filled."""
+    """From every state that can be written: the zone is as before, but open, or closed where the write would have
+    filled it.
+    """
     for fill in (False, True):
         _, queue, namespace = make()
         bring(queue, namespace, state)
@@ -198,7 +200,7 @@ def test_a_write_that_fails_in_a_zone_that_has_moved_on(meanwhile):
 
 @pytest.mark.parametrize("state", COLUMNS)
 def test_release(state):
-    """What is implicitly open gives way to another zone; nothing else does."""
+    """Only an implicitly open zone is closed for another zone."""
     _, queue, namespace = make(max_open=1)
     bring(queue, namespace, state)
     completion = write(queue, 3 * ZONE, b"d" * BLOCK)
@@ -224,7 +226,7 @@ def test_degrade_and_lose(state, readable):
 
 @pytest.mark.parametrize("state", COLUMNS)
 def test_restart(state):
-    """The namespace is taken away and comes back: its backend has kept the zones."""
+    """The namespace is removed and comes back: its backend has stored the zones."""
     target, queue, namespace = make()
     bring(queue, namespace, state)
     before = namespace.zones.zones[1].record

@@ -29,7 +29,7 @@ class Refused(Exception):
 
 
 class Model:
-    """The specification in short sentences. `opened` has implicitly opened zones, the last written last."""
+    """The specification in short sentences. `opened`: implicitly opened zones, the last written last."""
 
     def __init__(self) -> None:
         self.state = [S.EMPTY] * ZONES
@@ -188,7 +188,7 @@ class ZonesMachine(RuleBasedStateMachine):
         return [struct.pack("<II", self.serial, number) * (BLOCK // 8) for number in range(count)]
 
     def compare(self, completion, expectation):
-        """Both succeed, or both fail alike; what the model gives then."""
+        """Check that both succeed, or both fail alike; return the model's result."""
         if isinstance(completion, Pending):
             completion = completion.completion
         try:
@@ -261,14 +261,14 @@ class ZonesMachine(RuleBasedStateMachine):
 
     @rule()
     def erase(self) -> None:
-        """A format or sanitize operation."""
+        """Do a format or sanitize operation."""
         assert self.namespace.erased() is None
         self.storage.deallocate(0, ZONES * ZONE * BLOCK)
         self.model = Model()
 
     @rule()
     def restart(self) -> None:
-        """The namespace is taken away and comes back."""
+        """Remove the namespace, and open it again."""
         self.target.subsystem.remove_namespace(2)
         self.target.subsystem.add_namespace(self.config)
         for zone in range(ZONES):
@@ -328,7 +328,7 @@ TestHidden = HiddenMachine.TestCase
 TestHidden.settings = settings(SETTINGS, max_examples=20)
 
 
-def test_the_model_has_all_that_there_is():
+def test_the_model_has_every_action_and_state():
     model = Model()
     with pytest.raises(Refused):
         model.offline(0)

@@ -1,4 +1,4 @@
-"""I/O commands on a context that is built by hand: without a subsystem, a controller or a connection."""
+"""I/O commands on a context that the test builds: without a subsystem, a controller or a connection."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PLAIN, ZONED, OTHER = 1, 2, 3
 
 
 class Seen:
-    """Effects that are only written down."""
+    """Effects that are only recorded."""
 
     def __init__(self) -> None:
         self.refusals: list[Refusal] = []
@@ -73,7 +73,7 @@ def make(nsid: int, backend: Backend, zoned: ZoneGeometry | None = None) -> Name
 
 
 class Worker:
-    """What a process that serves one I/O queue has."""
+    """The objects of a process that serves one I/O queue."""
 
     def __init__(self, *namespaces: Namespace) -> None:
         self.runtime = FakeRuntime()
@@ -135,7 +135,7 @@ def worker() -> Worker:
 A, B = b"a" * 1024, b"b" * 1024
 
 
-def test_data_goes_in_and_comes_out(worker):
+def test_data_is_written_and_read(worker):
     assert worker.run(NvmOpcode.WRITE, A, cdw10=4, cdw12=1).status == 0
     assert worker.read(3, 4) == bytes(512) + A + bytes(512)
     assert worker.run(NvmOpcode.COMPARE, A, cdw10=4, cdw12=1).status == 0
@@ -151,7 +151,7 @@ def test_blocks_are_copied(worker):
     descriptor = struct.pack("<8xQH14x", 0, 3)
     assert worker.run(NvmOpcode.COPY, descriptor, cdw10=16, cdw12=0).status == 0
     assert worker.read(16, 4) == A + B
-    # From another namespace only where the host has enabled that: CDFE is projected.
+    # From another namespace only where the host has enabled it: CDFE is projected.
     across = struct.pack("<I4xQH14x", PLAIN, 0, 3)
     there = {"nsid": OTHER, "cdw10": 0, "cdw12": 2 << 8}
     assert worker.run(NvmOpcode.COPY, across, **there).status == Status.INVALID_FIELD
@@ -193,22 +193,22 @@ def test_a_refused_command_goes_out_as_a_value(worker):
     assert worker.run(NvmOpcode.READ, length=512, cdw10=2048).status and len(worker.effects.refusals) == 2
 
 
-def test_reservations_go_through_the_door(worker):
+def test_reservations_go_through_effects(worker):
     keys = struct.pack("<QQ", 0, 5)
     assert worker.run(NvmOpcode.RESERVATION_REGISTER, keys).status == 0
     keys = struct.pack("<QQ", 5, 0)
     assert worker.run(NvmOpcode.RESERVATION_ACQUIRE, keys, cdw10=1 << 8).status == 0
-    # Preempt and Abort asks that the commands of those who lose their registration are ended.
+    # Preempt and Abort ends the commands of hosts that lose their registration.
     assert worker.run(NvmOpcode.RESERVATION_ACQUIRE, struct.pack("<QQ", 5, 5), cdw10=2 | 1 << 8).status == 0
     assert [(nsid, abort) for nsid, _, abort in worker.effects.outcomes] == [(1, False), (1, False), (1, True)]
     report = worker.run(NvmOpcode.RESERVATION_REPORT, length=128, cdw10=31, cdw11=1)
     assert report.status == 0 and HOSTID in bytes(report.data)
-    # Another host is kept away from what is reserved.
+    # Another host is excluded from reserved blocks.
     worker.ctx.hostid = bytes(15) + b"x"
     assert worker.run(NvmOpcode.WRITE, A, cdw12=1).status == Status.RESERVATION_CONFLICT
 
 
-def test_what_the_projection_forbids(worker):
+def test_commands_that_the_projection_forbids(worker):
     worker.project(ana=AnaAccess(1, {1: AnaState.INACCESSIBLE}))
     assert worker.run(NvmOpcode.READ, length=512).status == Status.ANA_INACCESSIBLE
     worker.project(state=ControllerState.SHUTDOWN)
@@ -237,7 +237,7 @@ def test_without_a_write_cache_every_write_goes_through(worker, monkeypatch, wri
     assert through == [not write_cache, True]
 
 
-def test_what_does_not_complete_at_once_is_busy_time(worker):
+def test_a_command_that_does_not_complete_at_once_is_busy_time(worker):
     worker.run(NvmOpcode.WRITE, A, cdw12=1)
     assert not worker.effects.busy
     assert worker.run(NvmOpcode.COPY, struct.pack("<8xQH14x", 0, 1), cdw10=16).status == 0

@@ -1,4 +1,4 @@
-"""The namespace table: pause, apply an epoch, resume; and what was admitted before."""
+"""The namespace table: pause, apply an epoch, resume; and commands admitted before."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_same_mapping_is_not_taken_apart_again():
 
 
 class Epochs(RuleBasedStateMachine):
-    """Tokens and waiting queues against what the words say."""
+    """Tokens and waiting queues against a plain model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Epochs(RuleBasedStateMachine):
         self.table.pause()
         assert not self.called
         self.table.apply(self.table.epoch + step, {nsid: self.pool[nsid] for nsid in nsids})
-        assert list(self.table) == sorted(nsids) and not self.called, "nobody is called before it is resumed"
+        assert list(self.table) == sorted(nsids) and not self.called, "no queue is called before the table is resumed"
         self.table.resume()
         assert self.called == self.waiting
         self.called, self.waiting = [], []

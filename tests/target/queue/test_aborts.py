@@ -1,4 +1,4 @@
-"""Abort and Cancel: what is ended at once, what later, what not at all; and that it is really without effect then."""
+"""Abort and Cancel: commands that end at once, later or not at all; and that an aborted command has no effect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conformance.rawhost import FLUSH, IN_CAPSULE, READ, TRANSPORT, WRITE,
 from tests.protocol.wire import sent
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import HOST, Target, controller_of
-from tests.target.queue.test_queue import Wire, r2ts, statuses
+from tests.target.queue.queue_wire import Wire, r2ts, statuses
 
 COMPARE, VERIFY, DSM, COPY, CANCEL, ZONE_APPEND = 0x05, 0x0C, 0x09, 0x19, 0x18, 0x7D
 OK, ABORTED = 0, 0x07
@@ -35,7 +35,7 @@ def connect(target: Target, **options) -> Wire:
 
 
 async def drained(wire: Wire) -> bytes:
-    """What is sent until all commands are done."""
+    """Return the output until all commands are done."""
     while wire.driver.tasks:
         await asyncio.wait(wire.driver.tasks)
         await asyncio.sleep(0)
@@ -45,7 +45,7 @@ async def drained(wire: Wire) -> bytes:
 
 
 class Slow(FileBackend):
-    """A file whose threads can be held up."""
+    """A file whose threads the test can hold."""
 
     def __init__(self, path, **options):
         super().__init__(path, size="1M", workers=1, **options)
@@ -54,7 +54,7 @@ class Slow(FileBackend):
         self.begun = threading.Semaphore(0)
 
     def hold(self) -> Operation[None]:
-        """Keep its only thread busy until the gate opens."""
+        """Keep the only thread busy until the gate opens."""
         self.gate.clear()
         operation: Operation[None] = Operation()
 
@@ -82,7 +82,7 @@ async def slow(tmp_path):
 
 
 def one(opcode: int) -> tuple[bytes, bytes]:
-    """A command with its data in the capsule."""
+    """Return a command with its data in the capsule."""
     moves = opcode in (WRITE, COMPARE)
     if opcode in (FLUSH, DSM):
         return make_sqe(7, opcode, nsid=1), b""
@@ -92,7 +92,7 @@ def one(opcode: int) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("opcode", [READ, WRITE, COMPARE, VERIFY, WRITE_ZEROES, FLUSH])
 @pytest.mark.parametrize("how", ["abort", "cancel", "cancel all"])
-async def test_what_no_thread_has_begun(slow, opcode, how):
+async def test_abort_of_a_command_that_no_thread_has_begun(slow, opcode, how):
     """In the threads' queue, or waiting for a range that another operation has locked."""
     target = Target(slow)
     admin = target.admin()
@@ -122,8 +122,8 @@ async def test_what_no_thread_has_begun(slow, opcode, how):
     assert not wire.queue.busy and not wire.queue.ctx.waiting and not wire.queue.ctx.aborting
 
 
-async def test_what_came_together_with_the_end_of_its_queue_is_not_begun(slow):
-    """Its task has not even started when the queue ends."""
+async def test_a_command_received_with_the_end_of_its_queue_is_not_begun(slow):
+    """The task of the command has not even started when the queue ends."""
     target = Target(slow)
     target.admin()
     wire = connect(target)
@@ -141,7 +141,7 @@ async def test_what_came_together_with_the_end_of_its_queue_is_not_begun(slow):
     lease.release()
 
 
-async def test_what_waits_for_a_locked_range(slow):
+async def test_abort_of_a_command_that_waits_for_a_locked_range(slow):
     target = Target(slow)
     admin = target.admin()
     wire = connect(target)
@@ -165,8 +165,8 @@ async def _until(wire: Wire, count: int) -> bytes:
     return out
 
 
-async def test_what_a_thread_has_begun_comes_to_its_end(slow, monkeypatch):
-    """A single system call: it is done, and its status says so, whatever was asked for."""
+async def test_a_command_that_a_thread_has_begun_completes(slow, monkeypatch):
+    """A single system call is executed, and the status reports it, despite the Abort."""
     target = Target(slow)
     admin = target.admin()
     wire = connect(target)
@@ -188,7 +188,7 @@ async def test_what_a_thread_has_begun_comes_to_its_end(slow, monkeypatch):
 
 
 @pytest.mark.parametrize("opcode", [VERIFY, COMPARE, WRITE_ZEROES, COPY])
-async def test_what_works_in_pieces_stops_between_two(slow, monkeypatch, opcode):
+async def test_a_command_done_in_pieces_stops_between_two(slow, monkeypatch, opcode):
     target = Target(slow)
     admin = target.admin()
     wire = connect(target, pool=BufferPool(4 << 20))
@@ -227,7 +227,7 @@ async def test_what_works_in_pieces_stops_between_two(slow, monkeypatch, opcode)
 
 async def test_copy_stops_between_ranges():
     class Stepwise(Hidden):
-        """Copies when it is told to."""
+        """A backend that copies when the test says so."""
 
         def __init__(self, size):
             super().__init__(size)
@@ -255,7 +255,7 @@ async def test_copy_stops_between_ranges():
     assert len(backend.steps) == 2 and not wire.queue.ctx.aborting
 
 
-def test_what_has_been_asked_for_ends_when_it_is_there():
+def test_a_write_whose_data_was_asked_for_ends_when_the_data_arrives():
     target = Target(Hidden("64K"))
     admin = target.admin()
     wire = Wire(target)
@@ -304,7 +304,7 @@ async def test_fused_halves_that_a_thread_has_not_begun(slow, which, expected):
 @pytest.mark.parametrize("opcode", [WRITE, WRITE_ZEROES, ZONE_APPEND, COPY])
 @pytest.mark.parametrize("how", ["abort", "cancel all", "preempted"])
 async def test_a_write_that_has_its_place_in_a_zone(slow, opcode, how):
-    """It is not given up: with a gap before what others have written behind it, the zone would be read only."""
+    """The write is not aborted: a gap before later writes would make the zone read only."""
     target = Target()
     target.subsystem.add_namespace(NamespaceConfig(backend=slow, zoned=ZoneGeometry(zone_bytes=64 << 10)))
     admin = target.admin()
@@ -338,7 +338,7 @@ async def test_a_write_that_has_its_place_in_a_zone(slow, opcode, how):
 
 
 def make_queue() -> Wire:
-    """Commands 1 and 2 for namespace 1 and 3 for namespace 2 wait for memory."""
+    """Return a queue whose commands 1 and 2 for namespace 1 and 3 for namespace 2 wait for memory."""
     pool = BufferPool(16 << 10)
     target = Target(Hidden("64K"), Hidden("64K"))
     target.admin()

@@ -1,4 +1,4 @@
-"""Compare and Write: every arrangement of the halves, their data and their faults, and all that may lie between."""
+"""Compare and Write: every arrangement of the halves, their data and their faults, and of commands between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conformance.rawhost import C2H, IN_CAPSULE, READ, TRANSPORT, WRITE, c
 from tests.protocol.wire import sent, split
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import Target, controller_of
-from tests.target.queue.test_queue import Wire, r2ts, statuses
+from tests.target.queue.queue_wire import Wire, r2ts, statuses
 
 COMPARE, FLUSH = 0x05, 0x00
 FIRST, SECOND = 0x41, 0x42
@@ -28,7 +28,7 @@ A, B, C = (bytes([value]) * 512 for value in b"abc")
 
 
 def half(wire, cid, flags, data=b"", *, opcode=None, slba=0, nsid=1, asked=False, **fields):
-    """One half; `asked`: its data is to be asked for."""
+    """Return one half; `asked`: its data is sent after an R2T."""
     opcode = opcode if opcode is not None else COMPARE if flags == FIRST else WRITE
     blocks = len(data) // 512
     sgl = TRANSPORT if asked else IN_CAPSULE
@@ -94,7 +94,7 @@ NEIGHBOURS = [(READ, 0x40), (WRITE, 0x40), (FLUSH, 0x40), (COMPARE, 0x40), (COMP
 def test_a_first_half_without_its_second(opcode, flags, together, warm):
     """The next command, on the fast path or not, is no second half; the Write that follows has no first."""
     wire = make()
-    if warm:  # the fast path knows these commands
+    if warm:  # the fast path has templates of these commands
         for _ in range(2):
             wire.feed(wire.capsule(io_sqe(50, READ, 0, 1)))
             wire.feed(wire.capsule(io_sqe(51, WRITE, 0, 1, sgl=IN_CAPSULE), bytes(512)))
@@ -182,7 +182,7 @@ def test_errors_of_one_half(first, second, expected):
     assert not wire.queue.busy and not wire.queue.fused.pairs and wire.pool.used_bytes == 0
 
 
-def test_what_cannot_be_fused():
+def test_commands_that_cannot_be_fused():
     wire = make()
     for opcode, flags in ((READ, FIRST), (WRITE, FIRST), (READ, 0x43), (WRITE, 0x43), (COMPARE, 0x43)):
         assert statuses(wire.feed(half(wire, 1, flags, A, opcode=opcode, asked=opcode == READ))) == [(1, FIELD)]
@@ -234,7 +234,7 @@ def test_the_namespace_changes_while_the_data_comes():
 
 
 class Failing(Hidden):
-    """Cannot read, or cannot write."""
+    """A backend that cannot read, or cannot write."""
 
     def __init__(self, size, error):
         super().__init__(size)
@@ -254,7 +254,7 @@ class Failing(Hidden):
         (ZeroDivisionError("a defect"), [0x06, FAILED]),
     ],
 )
-def test_what_the_backend_cannot_do(error, expected):
+def test_errors_of_the_backend(error, expected):
     wire = make(Failing("64K", error))
     out = wire.feed(half(wire, 1, FIRST, bytes(512)) + half(wire, 2, SECOND, A))
     assert statuses(out) == list(zip((1, 2), expected, strict=True))
@@ -281,7 +281,7 @@ def test_the_same_cid_for_both_halves():
 @pytest.mark.parametrize("which", [1, 2])
 @pytest.mark.parametrize("full", [False, True])
 def test_abort_of_a_half_that_waits_for_data(asked, which, full):
-    """At once unless its host sends its data already; the other half has its own end."""
+    """The half ends at once unless its data is already being sent; the other half ends separately."""
     if asked == (False, False):
         return
     target = Target(Ramdisk("64K"))
@@ -340,7 +340,7 @@ def test_a_drained_queue_begins_no_pair():
     assert not wire.feed(half(wire, 2, SECOND, A))
 
 
-def test_identify_says_so():
+def test_identify_reports_fused_operations():
     target = Target()
     admin = target.admin()
     assert IDENTIFY_CONTROLLER.parse(admin.read_bytes(admin.identify(1))).fuses == 1

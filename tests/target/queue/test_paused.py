@@ -1,4 +1,4 @@
-"""Commands that come while the namespaces of their association are being changed."""
+"""Commands that arrive while the namespaces of their association are being changed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from nvmeof.target.core.pool import BufferPool
 from nvmeof.target.storage.ramdisk import Ramdisk
 from tests.conformance.rawhost import make_sqe
 from tests.target.harness import Target
+from tests.target.queue.queue_wire import COMPARE, READ, TRANSPORT, WRITE, Wire, r2ts, sent, statuses
 from tests.target.queue.test_fused import FIRST, SECOND, half
-from tests.target.queue.test_queue import COMPARE, READ, TRANSPORT, WRITE, Wire, r2ts, sent, statuses
 
 BLOCK = 512
 
@@ -77,7 +77,7 @@ def test_they_meet_the_table_of_the_new_epoch():
 @pytest.mark.parametrize("size", [BLOCK, 64 * 1024], ids=["staged", "straight to memory"])
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("stays", [True, False])
-def test_data_that_comes_waits_as_well(size, learned, stays):
+def test_arriving_data_waits_as_well(size, learned, stays):
     paused = Paused(cattr=0)
     wire = paused.wire
     if learned:
@@ -127,7 +127,7 @@ def test_the_halves_of_a_fused_operation():
 def test_reads_that_wait_for_memory():
     paused = Paused(cattr=0, pool=BufferPool(1 << 20))
     namespace = paused.target.subsystem.namespaces[1]
-    namespace.memory = None  # so that what it reads takes memory
+    namespace.memory = None  # so that its data takes memory
     wire = paused.wire
     taken = wire.pool.take(1 << 20, wire.queue.share, fits=True)
     assert wire.feed(paused.read(1)) == b"" and wire.queue.staging.reads

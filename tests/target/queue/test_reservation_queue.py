@@ -1,4 +1,4 @@
-"""What Preempt and Abort does to the commands of a queue."""
+"""The effect of Preempt and Abort on the commands of a queue."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.conformance.rawhost import IN_CAPSULE, READ, WRITE, io_sqe, make_sqe
 from tests.protocol.wire import sent
 from tests.target.backend_tools import Hidden
 from tests.target.harness import HOSTID, Pending, Target
-from tests.target.queue.test_queue import Wire, _with_admin, r2ts, statuses
+from tests.target.queue.queue_wire import Wire, r2ts, statuses, with_admin
 from tests.target.reservation_hosts import ACQUIRE, REGISTER, Host
 from tests.target.reservation_model import EA, WE
 
@@ -19,8 +19,8 @@ OTHER = 3
 
 
 def reserved(*backends, pool: BufferPool | None = None) -> tuple[Target, Wire, Host]:
-    """A queue of the host that holds the reservation, and another registrant."""
-    target = _with_admin(*backends)
+    """Return a queue of the host that holds the reservation, and another registrant."""
+    target = with_admin(*backends)
     wire = Wire(target, pool=pool or BufferPool(64 << 10, reserve_bytes=0))
     for cid, opcode, keys, cdw10 in ((90, REGISTER, pack_keys(0, 5), 0), (91, ACQUIRE, pack_keys(5, 0), EA << 8)):
         sqe = make_sqe(cid, opcode, nsid=1, length=16, sgl=IN_CAPSULE, cdw10=cdw10)
@@ -51,7 +51,7 @@ def test_commands_that_wait_for_memory_are_aborted():
 
 
 @pytest.mark.parametrize("backend", [Ramdisk, Hidden])
-def test_data_that_is_on_its_way_does_not_arrive(backend):
+def test_data_in_flight_is_not_written(backend):
     target, wire, host = reserved(backend("1M"))
     before = bytes(target.subsystem.namespaces[1].backend.acquire_read(0, 8192).view)
     out = wire.feed(wire.capsule(io_sqe(0, WRITE, 0, 8)) + wire.capsule(io_sqe(1, WRITE, 8, 8)))
@@ -65,7 +65,7 @@ def test_data_that_is_on_its_way_does_not_arrive(backend):
     assert not wire.queue.ctx.preempted
 
 
-def test_without_abort_it_is_the_reservation_that_refuses():
+def test_without_abort_the_reservation_refuses():
     _, wire, host = reserved(Hidden("1M"))
     asked = r2ts(wire.feed(wire.capsule(io_sqe(0, WRITE, 0, 8))))
     assert preempt(host, abort=False).status == 0
@@ -74,7 +74,7 @@ def test_without_abort_it_is_the_reservation_that_refuses():
 
 
 class Slow(Hidden):
-    """Reads that complete when they are let."""
+    """A backend whose reads complete when the test says so."""
 
     gate = False
 
@@ -95,7 +95,7 @@ class Slow(Hidden):
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_commands_in_progress_are_waited_for(lost):
-    """Also those whose connection has gone."""
+    """Also commands whose connection has ended."""
     backend = Slow("1M")
     _, wire, host = reserved(backend)
     wire.feed(wire.capsule(io_sqe(0, READ, 0, 8)))
@@ -114,8 +114,8 @@ def test_commands_in_progress_are_waited_for(lost):
 
 @pytest.mark.parametrize("rtype", [WE, EA])
 def test_the_fast_path_ends_with_the_reservation(rtype):
-    """Reads and writes that went by a permit are looked at again, and go by one again."""
-    target = _with_admin(Ramdisk("1M"))
+    """Reads and writes admitted by a token are checked again, and then admitted by a token again."""
+    target = with_admin(Ramdisk("1M"))
     wire = Wire(target)
     host = Host(target, OTHER)
 

@@ -23,7 +23,7 @@ LBA_OUT_OF_RANGE = 0x80
 
 @pytest.fixture(params=["on", "off"])
 def fast_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The fast path forced on or off; yields how many Writes each run took."""
+    """Force the fast path on or off; yield how many Writes each run took."""
     taken: list[int] = []
     if request.param == "off":
         monkeypatch.setattr(FastPath, "learn", lambda self, *arguments, **options: None)
@@ -50,7 +50,7 @@ def write(io: RawHost, cid: int, number: int) -> bytes:
 
 
 async def completions(io: RawHost, count: int) -> dict[int, int]:
-    """The status by CID of so many commands."""
+    """Return the status by CID of ``count`` commands."""
     found = [await io.completion() for _ in range(count)]
     return {cqe.cid: cqe.status for cqe in found}
 
@@ -116,7 +116,7 @@ async def test_a_cid_that_a_run_uses_is_in_use(fast_path: list[int], tmp_path: P
         )
 
 
-async def test_a_connection_that_is_lost_leaves_its_writes_to_end(fast_path: list[int], tmp_path: Path) -> None:
+async def test_writes_of_a_lost_connection_end(fast_path: list[int], tmp_path: Path) -> None:
     path = tmp_path / "image"
     backend = FileBackend(path, size=64 * PAGE)
     async with running(namespaces=[NamespaceConfig(backend=backend)]) as target:
@@ -126,4 +126,4 @@ async def test_a_connection_that_is_lost_leaves_its_writes_to_end(fast_path: lis
         await io.send(b"".join(write(io, cid, cid) for cid in range(1, 7)))
         io.abort()
         await until(lambda: not backend._ranges)
-        await association(target)  # it would wait for what the lost one left behind
+        await association(target)  # a Connect would wait for writes of the lost connection

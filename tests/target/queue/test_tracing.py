@@ -1,4 +1,4 @@
-"""What a target's queue reports: each step of each command once, batches together, and counts that add up."""
+"""The events of a target's queue: each step of each command once, batches together, and counts that add up."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.conformance.rawhost import C2H, FLUSH, IN_CAPSULE, R2T, READ, RESPONS
 from tests.protocol.wire import sent, split
 from tests.target.backend_tools import AsyncDriver, Hidden
 from tests.target.harness import HOST, NQN, Target, controller_of
+from tests.target.queue.queue_wire import BATCHES, CHANGES, Wire, change, r2ts, two_namespaces
 from tests.target.queue.test_aborts import drained
-from tests.target.queue.test_queue import BATCHES, CHANGES, Wire, change, r2ts, two_namespaces
 
 E = TypeVar("E", bound=CommandEvent)
 COMMAND, H2C, FABRICS = 4, 6, 0x7F
@@ -35,7 +35,7 @@ OK, CONFLICT, RANGE = 0, 0x03, 0x80
 
 
 class Events(list[Event]):
-    """A listener that keeps what it is told."""
+    """A listener that records events."""
 
     def __call__(self, event: Event) -> None:
         self.append(event)
@@ -44,7 +44,7 @@ class Events(list[Event]):
         return [event for event in self if isinstance(event, kind)]
 
     def steps(self) -> list[tuple[str, list[int]]]:
-        """Name and CIDs of the events about commands, and forget them."""
+        """Return name and CIDs of the events about commands, and clear the events."""
         found = [(type(event).__name__, list(event.cids)) for event in self if isinstance(event, CommandEvent)]
         self.clear()
         return found
@@ -106,7 +106,7 @@ def test_a_run_of_writes_in_capsules_is_reported_once():
 
 
 @pytest.mark.parametrize("blocks", [8, 256])
-def test_writes_whose_data_is_asked_for_take_their_time(blocks):
+def test_writes_with_r2ts_are_timed(blocks):
     """Staged, and straight to the memory; the first takes the general path, the second the fast path."""
     wire, events = traced()
     events.clear()
@@ -147,8 +147,8 @@ def test_a_cid_in_use_leaves_the_other_command_its_time():
     ]
 
 
-def test_what_waits_for_its_turn_is_admitted_once_and_its_time_counts_from_its_arrival():
-    """Reads that wait until the host has taken others, and what is held behind them."""
+def test_a_waiting_command_is_admitted_once_and_its_time_counts_from_its_arrival():
+    """Reads wait until the host has received others, and commands are held behind them."""
     target = Target(Hidden("8M"))
     target.admin()
     wire, events = traced(target)
@@ -207,7 +207,7 @@ def test_a_fused_pair_is_one_call_of_the_backend():
     ]
 
 
-def test_the_end_tells_what_was_unfinished():
+def test_the_end_reports_unfinished_commands():
     wire, events = traced()
     wire.feed(b"".join(wire.capsule(io_sqe(cid, WRITE, 0, 1)) for cid in range(3)))
     wire.queue.trace.ended("the test is over")
@@ -242,7 +242,7 @@ def test_counts_add_up_to_the_commands(batches, changes, dgst, cattr, size, hidd
         if not hidden:
             change(target, what)
         open_r2ts += r2ts(out)
-        while len(open_r2ts) > 1:  # the data of one command never comes
+        while len(open_r2ts) > 1:  # the data of one command never arrives
             cid, ttag, length = open_r2ts.pop(0)
             pdu = wire.h2c(cid, ttag, 0, bytes(length))
             moved_in += len(pdu)

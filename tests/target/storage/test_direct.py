@@ -41,7 +41,7 @@ async def read(backend: FileBackend, offset: int, length: int) -> bytes:
     return data
 
 
-async def test_what_is_written_is_read_back_whatever_its_alignment(backend: FileBackend) -> None:
+async def test_written_data_is_read_back_whatever_its_alignment(backend: FileBackend) -> None:
     direct = backend.direct
     assert direct is not None and direct.alignment in (512, 4096)
     odd = os.urandom(3 * 512)
@@ -66,7 +66,7 @@ async def test_more_than_one_piece(backend: FileBackend, monkeypatch: pytest.Mon
 
 async def test_a_run_of_writes(backend: FileBackend) -> None:
     assert backend.runs is not None
-    assert backend.runs.read([0], BLOCK) is None  # the device is waited for in a thread
+    assert backend.runs.read([0], BLOCK) is None  # a thread waits for the device
     for length in (BLOCK, 512):
         ended: asyncio.Future[RunErrors] = asyncio.get_running_loop().create_future()
         buffers = [memoryview(bytearray(bytes([number]) * length)) for number in (1, 2, 3)]
@@ -87,7 +87,7 @@ async def test_a_request_that_the_kernel_finds_unaligned_goes_by_the_page_cache(
     assert await read(backend, 0, BLOCK) == b"n" * BLOCK
 
 
-async def test_a_file_system_without_it_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_file_system_without_o_direct_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
     def refuse(path: str, flags: int, *rest: int, **more: int) -> int:

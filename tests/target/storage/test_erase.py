@@ -1,4 +1,4 @@
-"""Erasing memory yields to the event loop: no piece takes it for long."""
+"""Erasing memory yields to the event loop: no piece occupies it for long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 
 class Counting(Ramdisk):
-    """Notes how many bytes change in each turn."""
+    """Records how many bytes change in each turn."""
 
     overwrite_to_erase = True
 
@@ -30,7 +30,7 @@ class Counting(Ramdisk):
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_a_long_erase_lets_others_have_their_turn(secure: bool) -> None:
+def test_a_long_erase_yields_to_others(secure: bool) -> None:
     backend, runtime = Counting(), FakeRuntime()
     reported: list[int] = []
     memory = backend.memory

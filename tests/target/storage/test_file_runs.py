@@ -1,4 +1,4 @@
-"""Runs of a file: what they read and write, what they leave to others, and their locks."""
+"""Runs of a file: the requests that they do and leave, and their locks."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_reads_and_writes_of_a_run(kind: str, path: Path, monkeypatch: pyt
     assert found is not None and found[1] == []
     assert found[0][::BLOCK].tolist() == [3, 4, 9]
     runs.release(found[0])
-    # one buffer with neighbours in it, and each in its own
+    # one buffer with neighbours in it, and each in a separate buffer
     assert await written(backend, [buffer_of(b"a" * BLOCK + b"b" * BLOCK)], [8 * BLOCK, 9 * BLOCK]) == {}
     assert await written(backend, [buffer_of(b"c" * BLOCK), buffer_of(b"d" * BLOCK)], [2 * BLOCK, 0]) == {}
     held = content(path)
@@ -114,7 +114,7 @@ async def test_reads_and_writes_of_a_run(kind: str, path: Path, monkeypatch: pyt
     assert not runs.write([buffer_of(bytes(BLOCK))], [0], BLOCK, lambda errors: None)
 
 
-async def test_a_file_that_has_become_shorter_fails_only_what_lies_beyond(path: Path) -> None:
+async def test_a_file_that_has_become_shorter_fails_only_requests_beyond_its_end(path: Path) -> None:
     backend = FileBackend(path, block_bytes=BLOCK)
     await backend.open()
     os.truncate(path, 32 * BLOCK)
@@ -127,7 +127,7 @@ async def test_a_file_that_has_become_shorter_fails_only_what_lies_beyond(path: 
     await backend.close()
 
 
-async def test_what_overlaps_is_left_to_single_operations(path: Path) -> None:
+async def test_overlapping_requests_are_left_to_single_operations(path: Path) -> None:
     backend = FileBackend(path, block_bytes=BLOCK)
     await backend.open()
     runs = runs_of(backend)
@@ -136,7 +136,7 @@ async def test_what_overlaps_is_left_to_single_operations(path: Path) -> None:
     await asyncio.sleep(0)
     assert runs.read([2 * BLOCK, 6 * BLOCK], BLOCK) is None
     assert not runs.write([buffer_of(bytes(BLOCK))], [6 * BLOCK], BLOCK, lambda errors: None)
-    between = runs.read([2 * BLOCK, 3 * BLOCK], BLOCK)  # inside of the run's outer bounds, and not of the run
+    between = runs.read([2 * BLOCK, 3 * BLOCK], BLOCK)  # within the outer bounds of the run, but not part of it
     assert between is not None
     runs.release(between[0])
     # a single operation waits for the run, and sees all of it
@@ -175,7 +175,7 @@ async def test_an_error_of_one_write_is_its_own(path: Path, monkeypatch: pytest.
     st.integers(1, 4),
     st.booleans(),
 )
-def test_a_run_waits_for_what_a_single_request_would_wait_for(
+def test_a_run_waits_like_a_single_request(
     singles: list[tuple[int, int, bool]], runs: list[list[int]], offsets: list[int], length: int, exclusive: bool
 ) -> None:
     locks = RangeLocks()

@@ -37,7 +37,7 @@ VALUES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def members(of: type[Backend]) -> set[str]:
-    """Every public member that the class itself has or announces."""
+    """Return every public member that the class itself has or declares."""
     own = {name for name in vars(of) if not name.startswith("_")}
     return own | {name for name in inspect.get_annotations(of) if not name.startswith("_")}
 
@@ -46,7 +46,7 @@ def test_a_filter_forwards_every_member() -> None:
     assert members(Backend) - members(BackendFilter) == set()
 
 
-def test_what_is_forwarded_is_what_the_next_one_says() -> None:
+def test_forwarded_values_are_those_of_the_next_backend() -> None:
     disk = Ramdisk("1M")
     both = BackendFilter(disk)
     for name in members(Backend):
@@ -201,7 +201,7 @@ async def test_count_and_log(caplog: pytest.LogCaptureFixture) -> None:
     assert "failed: Input/output error" in lines[-1]
 
 
-def test_rate_charges_what_was_asked() -> None:
+def test_rate_counts_the_requested_bytes() -> None:
     clock = [100.0]
     disk = RateFilter(Ramdisk("1M"), bytes_per_second=1 << 20, now=lambda: clock[0])
     waits = [disk._pay(1 << 18) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Writes with FUA that wait at the same time: one fdatasync for all, and its failure told to each."""
+"""Writes with FUA that wait at the same time: one fdatasync for all, whose failure each of them gets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[FileBackend]:
 
 @pytest.fixture
 def syncs(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[OSError | None]], list[str]]:
-    """Let the next syncs fail as told; return the list of what was called."""
+    """Let the next syncs fail as given; return the list of calls."""
 
     def install(failures: list[OSError | None]) -> list[str]:
         calls: list[str] = []
@@ -62,7 +62,7 @@ def content(backend: FileBackend) -> bytes:
     return backend.path.read_bytes()
 
 
-async def test_one_alone_syncs_its_own_range(
+async def test_a_single_write_syncs_its_own_range(
     backend: FileBackend, syncs: Callable[[list[OSError | None]], list[str]]
 ) -> None:
     calls = syncs([])
@@ -70,7 +70,7 @@ async def test_one_alone_syncs_its_own_range(
     assert calls == ["dsync"] and content(backend)[3 * BLOCK] == 3
 
 
-async def test_those_of_one_turn_of_the_loop_share_a_sync(
+async def test_writes_of_one_turn_of_the_loop_share_a_sync(
     backend: FileBackend, syncs: Callable[[list[OSError | None]], list[str]]
 ) -> None:
     calls = syncs([])
@@ -90,7 +90,7 @@ async def test_a_failed_sync_fails_each_write_of_the_group_and_is_counted_once(
     assert backend.sync_failures == 1
 
 
-async def test_a_write_that_fails_takes_no_other_with_it(backend: FileBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_that_fails_fails_no_other(backend: FileBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.pwritev
 
     def pwritev(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
@@ -104,7 +104,7 @@ async def test_a_write_that_fails_takes_no_other_with_it(backend: FileBackend, m
     assert [getattr(result, "errno", None) for result in results] == [None, errno.ENOSPC, None]
 
 
-async def test_what_comes_during_a_sync_is_the_next_group_and_nothing_else_waits_for_it(
+async def test_writes_during_a_sync_are_the_next_group_and_nothing_else_waits(
     backend: FileBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, began, sync = threading.Event(), asyncio.Event(), os.fdatasync
@@ -134,7 +134,7 @@ async def test_what_comes_during_a_sync_is_the_next_group_and_nothing_else_waits
     await other.close()
 
 
-async def test_closing_waits_for_a_group_and_for_what_waits_behind_its_range(tmp_path: Path) -> None:
+async def test_closing_waits_for_a_group_and_for_operations_behind_its_range(tmp_path: Path) -> None:
     backend = FileBackend(tmp_path / "image", size=64 * BLOCK, block_bytes=BLOCK)
     await backend.open()
     writes = [fua(backend, 1), fua(backend, 1), fua(backend, 2)]
@@ -143,7 +143,7 @@ async def test_closing_waits_for_a_group_and_for_what_waits_behind_its_range(tmp
     assert all(write.done() and write.exception() is None for write in writes)
 
 
-async def test_a_write_that_is_given_up_before_its_group_begins_is_not_written(backend: FileBackend) -> None:
+async def test_a_write_cancelled_before_its_group_begins_is_not_written(backend: FileBackend) -> None:
     waiting = backend.write(5 * BLOCK, memoryview(b"x" * BLOCK), fua=True)
     assert waiting is not None and waiting.abandon()  # type: ignore[attr-defined]
     await fua(backend, 6)
@@ -151,4 +151,4 @@ async def test_a_write_that_is_given_up_before_its_group_begins_is_not_written(b
         await waiting
     assert caught.value.errno == errno.ECANCELED
     assert content(backend)[5 * BLOCK] == 0
-    await settled(backend.write(5 * BLOCK, memoryview(b"y" * BLOCK), fua=True))  # its range is free
+    await settled(backend.write(5 * BLOCK, memoryview(b"y" * BLOCK), fua=True))  # its range is unlocked

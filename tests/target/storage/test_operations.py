@@ -1,4 +1,4 @@
-"""Operations that can be given up, copies onto themselves, and compare-and-write, of all backends."""
+"""Operations that can be abandoned, copies onto themselves, and compare-and-write, of all backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.target.backend_tools import Hidden, read, settled, write
 
 
 class Later(Hidden):
-    """Reads and writes later, as a backend of a third party may."""
+    """A backend whose reads and writes complete later, as one of a third party may."""
 
     async def _lease(self, offset, length):
         await asyncio.sleep(0)
@@ -92,7 +92,7 @@ async def test_a_backend_that_reads_later():
     assert error.value.errno == errno.EOPNOTSUPP
 
 
-async def test_whose_fault_it_is(tmp_path, monkeypatch):
+async def test_an_error_of_the_source_is_distinguished(tmp_path, monkeypatch):
     backend = FileBackend(tmp_path / "disk", size="1M")
     await backend.open()
 
@@ -131,7 +131,7 @@ async def test_an_operation_is_begun_or_abandoned_once():
     assert error.value.errno == errno.ECANCELED
 
 
-async def test_what_is_half_done_is_not_abandoned():
+async def test_a_half_done_operation_is_not_abandoned():
     operation: Operation[None] = Operation()
     operation.half_done = True
     assert not operation.abandon()
@@ -140,7 +140,7 @@ async def test_what_is_half_done_is_not_abandoned():
 
 
 async def test_threads_and_abandons_at_the_same_time():
-    """Whatever the moment: what was abandoned was not done, and what was done was not abandoned."""
+    """At any moment: an abandoned operation was not executed, and an executed one not abandoned."""
     threads = ThreadBatches(4, "test")
     for _ in range(20):
         done: list[int] = []
@@ -158,7 +158,7 @@ async def test_threads_and_abandons_at_the_same_time():
     await threads.close()
 
 
-async def test_a_lock_is_given_back_by_what_was_abandoned(tmp_path):
+async def test_an_abandoned_operation_releases_its_lock(tmp_path):
     backend = FileBackend(tmp_path / "disk", size="1M", workers=1)
     await backend.open()
     lock = backend._ranges.acquire(0, 4096, exclusive=True)

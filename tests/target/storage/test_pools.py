@@ -1,127 +1,28 @@
 import asyncio
 import errno
 import json
-import logging
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-from nvmeof.aio.runtime import AsyncioRuntime
 from nvmeof.errors import CommandError, ConfigurationError
 from nvmeof.spec.enums import Csi
 from nvmeof.spec.namespace_management import NAMESPACE_CREATE
 from nvmeof.spec.status import Status
-from nvmeof.target.commands import table as _table  # noqa: F401  (registers the kinds of namespaces)
 from nvmeof.target.server import Target, TargetConfig
 from nvmeof.target.storage.json_file_store import JsonFileStore
-from nvmeof.target.storage.pools import KEEPER_NAME, FilePool, RamdiskPool
+from nvmeof.target.storage.pools import POOL_FILE, FilePool, RamdiskPool
 from nvmeof.target.storage.ramdisk import Ramdisk
 from nvmeof.target.subsystem.config import NamespaceConfig, SubsystemConfig
 from nvmeof.target.subsystem.management import NewNamespace
 from nvmeof.target.subsystem.namespace_kinds import STANDARD_KINDS, NamespaceKind
 from nvmeof.target.subsystem.subsystem import Subsystem
-
-NQN = "nqn.2026-01.org.example:pool"
-MEGABYTE = 1 << 20
-HOST = "nqn.2026-01.org.example:host"
+from tests.target.storage.pool_tools import HOST, MEGABYTE, NQN, Life, files
 
 
-class Member:
-    """A controller as far as namespaces are concerned."""
-
-    def __init__(self, subsystem: Subsystem, cntlid: int, host_nqn: str = HOST) -> None:
-        self.cntlid = cntlid
-        self.host_nqn = host_nqn
-        self.attached = {}
-        self.ana = subsystem.ana.on(1)
-        subsystem.start_attached(self)
-        subsystem.controllers[cntlid] = self
-
-    def attach(self, *namespaces):
-        self.attached.update((namespace.nsid, namespace) for namespace in namespaces)
-
-    def detach(self, nsid):
-        return self.attached.pop(nsid, None) is not None
-
-    def enabled(self, csi):
-        return True
-
-    def busy_with(self, nsid):
-        return False
-
-    def namespace_changed(self, nsid): ...
-
-    def allocation_changed(self, nsid): ...
-
-
-class Life:
-    """One life of a target with a pool, from its start to its end or to its being killed."""
-
-    def __init__(self, directory: Path, capacity: str = "10M", configured: bool = False) -> None:
-        self.pool = FilePool(directory, capacity)
-        self.configured = configured
-
-    async def __aenter__(self) -> "Life":
-        self.runtime = AsyncioRuntime(logging.getLogger("nvmeof.target"))
-        await self.pool.acquire()
-        namespaces = (NamespaceConfig(backend=Ramdisk("1M")),) if self.configured else ()
-        try:
-            self.subsystem = Subsystem(SubsystemConfig(nqn=NQN, pool=self.pool, namespaces=namespaces))
-            self.manager = self.subsystem.manager
-            await self.manager.open()
-        except BaseException:
-            await self.pool.release()
-            raise
-        self.member = Member(self.subsystem, 1)
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        for backend in self.subsystem.created_backends:
-            await backend.close()
-        await self.pool.release()
-
-    async def create(self, size=MEGABYTE, **fields) -> int:
-        new = NewNamespace(**{"size_bytes": size, "block_bytes": 512, **fields})
-        return await self.manager.create(self.runtime, new)
-
-    async def delete(self, nsid) -> None:
-        await self.manager.delete(self.runtime, nsid)
-
-    async def attach(self, nsid, *cntlids) -> None:
-        await self.manager.attach(self.runtime, nsid, cntlids or (1,))
-
-    async def detach(self, nsid, *cntlids) -> None:
-        await self.manager.detach(self.runtime, nsid, cntlids or (1,))
-
-    async def write(self, nsid, data) -> None:
-        pending = self.subsystem.namespaces[nsid].write(0, memoryview(bytearray(data)), fua=True)
-        if pending is not None:
-            await pending
-
-    async def read(self, nsid) -> bytes:
-        lease = self.subsystem.namespaces[nsid].read(0, 1)
-        lease = lease if not hasattr(lease, "__await__") else await lease
-        data = bytes(lease.view)
-        lease.release()
-        return data
-
-    async def state(self):
-        """All that a host could see."""
-        spaces = {}
-        for nsid, space in self.subsystem.namespaces.items():
-            data = await self.read(nsid)
-            spaces[nsid] = (space.uuid, space.nguid, space.size_blocks, space.block_bytes, space.shared, data)
-        return spaces, sorted(self.member.attached), self.subsystem.unallocated_bytes
-
-
-def files(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
-
-
-async def test_what_was_made_is_found_again(tmp_path):
+async def test_created_namespaces_are_found_again(tmp_path):
     async with Life(tmp_path / "pool") as life:
         assert await life.create() == 1
         assert await life.create(2 * MEGABYTE, block_bytes=4096, shared=False) == 2
@@ -167,79 +68,7 @@ async def test_files_are_sparse_and_go_with_their_namespaces(tmp_path):
         assert (tmp_path / f"{name}.namespace").stat().st_size == 1 << 39
         assert (tmp_path / f"{name}.namespace").stat().st_blocks < 1024
         await life.delete(nsid)
-        assert files(tmp_path) == [KEEPER_NAME]
-
-
-class Killed(BaseException):
-    pass
-
-
-STEPS = ("fsync", "ftruncate", "replace", "unlink", "open")
-
-
-async def _create(life: Life) -> None:
-    await life.create(block_bytes=4096)
-
-
-async def _delete(life: Life) -> None:
-    await life.delete(2)
-
-
-async def _delete_all(life: Life) -> None:
-    await life.delete(None)
-
-
-async def _attach(life: Life) -> None:
-    await life.attach(2)
-
-
-async def _detach(life: Life) -> None:
-    await life.detach(1)
-
-
-@pytest.mark.parametrize("operation", [_create, _delete, _delete_all, _attach, _detach])
-async def test_a_kill_at_any_point_leaves_all_or_nothing(tmp_path, monkeypatch, operation):
-    """A copy is taken before every step that changes the directory: what a process killed there would leave behind."""
-    directory = tmp_path / "pool"
-    copies: list[Path] = []
-
-    def watch(name: str) -> None:
-        real = getattr(os, name)
-
-        def step(*arguments, **options):
-            copy = tmp_path / f"copy{len(copies)}"
-            copies.append(copy)
-            with monkeypatch.context() as patches:
-                for each in STEPS:
-                    patches.setattr(os, each, originals[each])
-                shutil.copytree(directory, copy)
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(os, name, step)
-
-    async with Life(directory) as life:
-        await life.create()
-        await life.create()
-        await life.write(1, b"keep" * 128)
-        await life.attach(1)
-        before = await life.state()
-        originals = {name: getattr(os, name) for name in STEPS}
-        for name in STEPS:
-            watch(name)
-        await operation(life)
-        for name, real in originals.items():
-            monkeypatch.setattr(os, name, real)
-        after = await life.state()
-    assert len(copies) >= 4
-    seen = set()
-    for copy in copies:
-        async with Life(copy) as life:
-            found = await life.state()
-            assert found in (before, after)
-            seen.add(found == after)
-            left = {path.name.partition(".")[0] for path in copy.iterdir()} - {"pool"}
-            assert left == {str(space.uuid) for space in life.subsystem.namespaces.values()}, "nothing half made"
-    assert seen == {False, True}
+        assert files(tmp_path) == [POOL_FILE]
 
 
 async def test_a_pool_is_used_by_one_process(tmp_path):
@@ -255,7 +84,7 @@ async def test_pools_that_cannot_be_used(tmp_path):
         FilePool(tmp_path / "file", "1M")
     with pytest.raises(ConfigurationError, match="not a size"):
         FilePool(tmp_path, "much")
-    (tmp_path / KEEPER_NAME).write_text("{")
+    (tmp_path / POOL_FILE).write_text("{")
     with pytest.raises(ConfigurationError, match="is not a state file of this version"):
         FilePool(tmp_path, "1M")
 
@@ -271,33 +100,33 @@ async def test_pools_that_cannot_be_used(tmp_path):
         {"namespaces": [], "unused": [], "hosts": 5},
     ],
 )
-async def test_damaged_state_is_told(tmp_path, kept):
-    (tmp_path / KEEPER_NAME).write_text(json.dumps({"nvmeof": 1, "kept": {"namespaces": kept}}))
+async def test_damaged_state_is_reported(tmp_path, kept):
+    (tmp_path / POOL_FILE).write_text(json.dumps({"nvmeof": 1, "kept": {"namespaces": kept}}))
     with pytest.raises(ConfigurationError, match="is damaged"):
         await Life(tmp_path).__aenter__()
 
 
-async def test_an_unknown_command_set_and_a_lost_file_are_told(tmp_path):
+async def test_an_unknown_command_set_and_a_lost_file_are_reported(tmp_path):
     async with Life(tmp_path) as life:
         await life.create()
         path = life.pool.path(str(life.subsystem.namespaces[1].uuid))
-    text = (tmp_path / KEEPER_NAME).read_text()
+    text = (tmp_path / POOL_FILE).read_text()
     edited = re.sub(r'"sha256": "\w+", ', "", text.replace('"csi": 0', '"csi": 77'))
-    (tmp_path / KEEPER_NAME).write_text(edited)
+    (tmp_path / POOL_FILE).write_text(edited)
     with pytest.raises(ConfigurationError, match="I/O command set 77"):
         await Life(tmp_path).__aenter__()
-    (tmp_path / KEEPER_NAME).write_text(text)
+    (tmp_path / POOL_FILE).write_text(text)
     path.rename(tmp_path / "away")
     with pytest.raises(ConfigurationError, match=r"is not there.*put it back, or take it out of there"):
         await Life(tmp_path).__aenter__()
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "without its section"])
-async def test_namespaces_whose_list_has_gone(tmp_path, how):
-    """They are not taken for no namespaces."""
+async def test_namespaces_whose_list_is_lost(tmp_path, how):
+    """A lost list does not count as an empty one."""
     async with Life(tmp_path) as life:
         await life.create()
-    metadata_store = tmp_path / KEEPER_NAME
+    metadata_store = tmp_path / POOL_FILE
     before = sorted(each.name for each in tmp_path.iterdir() if each != metadata_store)
     metadata_store.unlink()
     if how != "missing":
@@ -310,8 +139,8 @@ async def test_namespaces_whose_list_has_gone(tmp_path, how):
     assert sorted(each.name for each in tmp_path.iterdir() if each != metadata_store) == before
 
 
-async def test_what_is_kept_of_a_namespace_has_gone(tmp_path):
-    """Without it the namespace would have other blocks, and no protection."""
+async def test_lost_metadata_of_a_namespace(tmp_path):
+    """Without its metadata the namespace would have other blocks, and no protection."""
     async with Life(tmp_path) as life:
         await life.create()
         path = life.pool.path(str(life.subsystem.namespaces[1].uuid))
@@ -324,7 +153,7 @@ async def test_what_is_kept_of_a_namespace_has_gone(tmp_path):
         assert list(life.subsystem.namespaces) == [1]
 
 
-async def test_files_that_nobody_knows_are_left_alone(tmp_path, caplog):
+async def test_unknown_files_are_left_alone(tmp_path, caplog):
     other = tmp_path / "3b241101-e2bb-4255-8caf-4136c566a962.namespace"
     async with Life(tmp_path) as life:
         await life.create()
@@ -347,7 +176,7 @@ async def test_storage_that_cannot_be_made(tmp_path, monkeypatch, code, status):
         with pytest.raises(CommandError) as refused:
             await life.create()
         assert refused.value.status == status
-        assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces
+        assert files(tmp_path) == [POOL_FILE] and not life.subsystem.namespaces
         monkeypatch.undo()
         assert await life.create() == 1
 
@@ -369,7 +198,7 @@ async def test_a_kind_that_cannot_be_made(tmp_path, monkeypatch, failure, status
         with pytest.raises(CommandError) as refused:
             await life.create()
         assert refused.value.status == status
-        assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces and not life.manager.nsids
+        assert files(tmp_path) == [POOL_FILE] and not life.subsystem.namespaces and not life.manager.nsids
         monkeypatch.undo()
         assert await life.create() == 1
         monkeypatch.setitem(STANDARD_KINDS, Csi.NVM, NamespaceKind(Csi.NVM, STANDARD_KINDS[Csi.NVM].check, fails))
@@ -377,7 +206,7 @@ async def test_a_kind_that_cannot_be_made(tmp_path, monkeypatch, failure, status
         await Life(tmp_path).__aenter__()
 
 
-async def test_what_is_configured_meanwhile_gets_another_nsid(tmp_path):
+async def test_a_namespace_configured_later_gets_another_nsid(tmp_path):
     async with Life(tmp_path) as life:
         creating = asyncio.ensure_future(life.create())
         await asyncio.sleep(0)
@@ -401,13 +230,13 @@ async def test_storage_that_cannot_be_removed_is_removed_at_the_next_start(tmp_p
             await life.delete(1)
         assert not life.subsystem.namespaces and len(files(tmp_path)) > 1
     async with Life(tmp_path) as life:
-        assert files(tmp_path) == [KEEPER_NAME] and not life.subsystem.namespaces
+        assert files(tmp_path) == [POOL_FILE] and not life.subsystem.namespaces
 
 
-async def test_what_cannot_be_kept_leaves_no_file(tmp_path, monkeypatch):
+async def test_a_namespace_that_cannot_be_stored_leaves_no_file(tmp_path, monkeypatch):
     async with Life(tmp_path) as life:
         await life.create()
-        kept = (tmp_path / KEEPER_NAME).read_text()
+        kept = (tmp_path / POOL_FILE).read_text()
         calls = []
         real = type(life.pool.metadata_store)._replace
 
@@ -427,7 +256,7 @@ async def test_what_cannot_be_kept_leaves_no_file(tmp_path, monkeypatch):
         monkeypatch.undo()
         await life.attach(1)
         assert len([name for name in files(tmp_path) if name.endswith(".namespace")]) == 1
-        assert kept != (tmp_path / KEEPER_NAME).read_text()
+        assert kept != (tmp_path / POOL_FILE).read_text()
     async with Life(tmp_path) as life:
         assert list(life.subsystem.namespaces) == [1]
 
@@ -445,11 +274,11 @@ async def test_a_target_opens_and_closes_its_pool(tmp_path):
             await target.remove_namespace(2)
             if not first:
                 await target.remove_namespace(1)
-                assert files(tmp_path) == [KEEPER_NAME]
+                assert files(tmp_path) == [POOL_FILE]
 
 
-async def test_hosts_flush_what_is_yet_to_be_made(tmp_path):
-    """They learn when they connect whether there is a volatile write cache."""
+async def test_hosts_flush_namespaces_created_later(tmp_path):
+    """Hosts learn at Connect whether there is a volatile write cache."""
     async with Life(tmp_path) as life:
         assert life.subsystem.volatile_cache and not life.subsystem.namespaces
     assert not Subsystem(SubsystemConfig(nqn=NQN, pool=RamdiskPool("1M"))).volatile_cache
@@ -463,7 +292,7 @@ async def test_memory_does_not_outlive_a_target():
             assert await manager.create(target.runtime, NewNamespace(size_bytes=MEGABYTE, block_bytes=512)) == 1
 
 
-async def test_zoned_namespaces_keep_their_zones(tmp_path):
+async def test_zoned_namespaces_store_their_zones(tmp_path):
     async with Life(tmp_path, "1G") as life:
         kind = STANDARD_KINDS[Csi.ZONED]
         fields = NAMESPACE_CREATE.parse(bytes(4096))
@@ -475,9 +304,9 @@ async def test_zoned_namespaces_keep_their_zones(tmp_path):
         space = life.subsystem.namespaces[nsid]
         assert space.csi == Csi.ZONED
         with pytest.raises(CommandError):
-            await life.write(nsid, b"again" * 512)  # not where the write pointer is
+            await life.write(nsid, b"again" * 512)  # not at the write pointer
         await life.delete(nsid)
-        assert files(tmp_path) == [KEEPER_NAME]
+        assert files(tmp_path) == [POOL_FILE]
 
 
 def test_the_name_of_a_new_directory_is_on_the_media(tmp_path, monkeypatch):
@@ -490,7 +319,7 @@ def test_the_name_of_a_new_directory_is_on_the_media(tmp_path, monkeypatch):
 
 
 async def test_a_full_disk_is_served(tmp_path, monkeypatch, caplog):
-    """Sparse files fill it; to have room again a host has to get at them."""
+    """Sparse files fill the disk; a host needs access to free space."""
     async with Life(tmp_path) as life:
         await life.create()
 
@@ -503,7 +332,7 @@ async def test_a_full_disk_is_served(tmp_path, monkeypatch, caplog):
     assert "its state cannot be stored: No space left on device" in caplog.text
 
 
-async def test_what_cannot_be_cleared_away_keeps_nobody_from_starting(tmp_path, monkeypatch, caplog):
+async def test_files_that_cannot_be_removed_do_not_prevent_a_start(tmp_path, monkeypatch, caplog):
     async with Life(tmp_path) as life:
         await life.create()
         monkeypatch.setattr(FilePool, "_remove_files", lambda self, path: Path("/nowhere/at/all").unlink())

@@ -17,7 +17,7 @@ def resident_pages() -> int:
         return int(file.read().split()[1])
 
 
-def test_a_ramdisk_is_sparse_and_gives_memory_back():
+def test_a_ramdisk_is_sparse_and_releases_memory():
     size = 256 << 20
     before = resident_pages()
     disk = Ramdisk(size)

@@ -1,4 +1,4 @@
-"""Range locks against a model, in chains of any length, and in any number."""
+"""Range locks against a model, in chains of any length and in any number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REQUESTS = st.tuples(st.integers(0, 12), st.integers(1, 6), st.booleans())
 @pytest.mark.parametrize("most", [4, 256])
 @given(steps=st.lists(st.one_of(REQUESTS, st.integers(0, 40)), max_size=60))
 def test_against_a_model(most, steps):
-    """Granted is what overlaps nothing older of another kind; in a shorter line nothing is granted earlier."""
+    """A lock is granted that overlaps no older one of another kind; a shorter queue grants nothing earlier."""
     locks, alive, told = RangeLocks(), [], []
     limit, ranges.MOST_LOCKS = ranges.MOST_LOCKS, most
     try:
@@ -46,9 +46,9 @@ def test_against_a_model(most, steps):
                 )
             ]
             assert [lock for lock in alive if lock.granted] == expected
-            assert set(told) == set(expected) and len(told) == len(expected), "each is told once"
+            assert set(told) == set(expected) and len(told) == len(expected), "each waiter is called once"
             assert len(locks) == len(alive)
-        while alive:  # nobody is forgotten
+        while alive:  # no lock is lost
             lock = next(lock for lock in alive if lock.granted)
             alive.remove(lock)
             locks.release(lock)
@@ -58,8 +58,8 @@ def test_against_a_model(most, steps):
 
 
 @pytest.mark.parametrize("count", [2000])
-async def test_a_chain_of_writes_that_were_given_up(tmp_path, count):
-    """Each waits for the one before it alone, and lets the next one go on when it finds that it was given up."""
+async def test_a_chain_of_cancelled_writes(tmp_path, count):
+    """Each write waits only for the one before it, and grants the next when it finds itself cancelled."""
     backend = FileBackend(tmp_path / "disk", size="16M")
     await backend.open()
     backend._write_nowait = False
@@ -73,8 +73,8 @@ async def test_a_chain_of_writes_that_were_given_up(tmp_path, count):
     await backend.close()
 
 
-def test_as_many_as_hosts_like():
-    """They neither know of each other each, nor take longer and longer."""
+def test_any_number_of_locks():
+    """Neither the references nor the time per lock grow with the number of locks."""
     locks = RangeLocks()
     made = [locks.acquire(0, 512, exclusive=True) for _ in range(10_000)]
     assert sum(len(lock._waiters) for lock in made) <= ranges.MOST_LOCKS**2

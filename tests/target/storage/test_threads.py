@@ -1,4 +1,4 @@
-"""The threads of a file: how many there are, who waits for whom, and who runs first."""
+"""The threads of a file: their number, and the order of waiting calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conformance.rawhost import until
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch):
-    """Of no owner, whatever a test before this one has set: an owner gets a share of the threads."""
+    """Clear the owner that a test before may have set, since an owner gets a share of the threads."""
     monkeypatch.setattr(module, "OWNER", ContextVar("owner", default=None))
 
 
@@ -27,12 +27,12 @@ async def threads():
     assert not any(thread.is_alive() for thread in made._threads)
 
 
-async def test_there_is_one_thread_more_than_are_busy(threads):
+async def test_one_thread_more_than_busy_ones_is_started(threads):
     go_on = threading.Event()
     waiting = []
     for busy in range(4):
         most = min(busy + 1, 4)
-        await until(lambda most=most: len(threads._threads) == most)  # a thread that was without work starts one more
+        await until(lambda most=most: len(threads._threads) == most)  # a thread without work starts one more
         begun = threading.Event()
 
         def call(begun: threading.Event = begun) -> None:
@@ -48,8 +48,8 @@ async def test_there_is_one_thread_more_than_are_busy(threads):
     assert await more == 7 and len(threads._threads) == 4
 
 
-async def test_who_submits_does_not_wait_for_a_thread_to_start(threads, monkeypatch):
-    """A busy core may take milliseconds for that: it is the matter of another thread."""
+async def test_submitting_does_not_wait_for_a_thread_to_start(threads, monkeypatch):
+    """A busy core may take milliseconds for a start, which is left to another thread."""
     starters = []
     start = threading.Thread.start
 
@@ -67,7 +67,7 @@ async def test_who_submits_does_not_wait_for_a_thread_to_start(threads, monkeypa
     assert starters and threading.current_thread() not in starters
 
 
-async def test_a_thread_that_cannot_be_started_is_done_without(threads, monkeypatch, caplog):
+async def test_work_goes_on_without_a_thread_that_cannot_be_started(threads, monkeypatch, caplog):
     def refused(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -77,7 +77,7 @@ async def test_a_thread_that_cannot_be_started_is_done_without(threads, monkeypa
     assert "no further thread for its file" in caplog.text
 
 
-async def test_it_can_be_closed_while_others_wait(threads):
+async def test_threads_can_be_closed_while_calls_wait(threads):
     results = [threads.submit(lambda n=n: n) for n in range(50)]
     await threads.close()
     assert [each.result() for each in results] == list(range(50))
@@ -104,7 +104,7 @@ async def test_threads_go_first_only_where_they_have_something_to_do(threads, mo
 
 
 async def test_a_thread_runs_while_the_loop_goes_round(threads):
-    """Other turns of the loop go on at once, without a moment of waiting; what a thread does is done all the same."""
+    """The turns of the loop follow at once, without waiting; the work of a thread is done nevertheless."""
     done = threads.submit(threading.get_ident)
     for _ in range(10_000):
         if done.done():

@@ -1,4 +1,4 @@
-"""Zones kept in a file: what is found again after an end, a sudden end, and a loss of power."""
+"""Zones stored in a file: their state after an end, a kill, and a loss of power."""
 
 import asyncio
 import errno
@@ -28,7 +28,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def reboot(monkeypatch):
-    """The machine is started again when this is called."""
+    """Return a function that simulates a reboot of the machine."""
     boots = [b"0" * 16]
     monkeypatch.setattr(zone_file, "boot_id", lambda: boots[-1])
     return lambda: boots.append(bytes([boots[-1][0] + 1]) * 16)
@@ -65,7 +65,7 @@ async def test_put_outlives_the_process_but_not_the_power(path, reboot):
     again.abandon()
 
 
-async def test_the_header_speaks_of_first_halves_that_are_right(path, reboot, monkeypatch):
+async def test_the_header_covers_first_halves_that_are_right(path, reboot, monkeypatch):
     store = FileZoneStore(path, LAYOUT, COUNT)
     store.put(0, CLOSED)
     store.abandon()
@@ -87,7 +87,7 @@ async def test_settle_commits_all(path, reboot):
     assert opened(path)[1] == CLOSED
 
 
-async def test_without_a_boot_id_nothing_but_what_was_committed_counts(path, monkeypatch):
+async def test_without_a_boot_id_only_committed_records_count(path, monkeypatch):
     monkeypatch.setattr(zone_file, "_BOOT_ID", path.with_name("nothing"))
     store = FileZoneStore(path, LAYOUT, COUNT)
     store.put(0, CLOSED)
@@ -102,7 +102,7 @@ async def test_commits_come_together_and_in_their_order(path, monkeypatch, reboo
     commit_now = store.commit_now
     monkeypatch.setattr(store, "commit_now", lambda records: (calls.append(dict(records)), commit_now(records)))
     first = store.commit({0: CLOSED})
-    await asyncio.sleep(0)  # it is being written
+    await asyncio.sleep(0)  # the file is being written
     others = [store.commit({0: FULL, 1: FULL}), store.commit({1: CLOSED})]
     await asyncio.gather(first, *others)
     assert calls == [{0: CLOSED}, {0: FULL, 1: CLOSED}]
@@ -134,7 +134,7 @@ async def test_resize(path, reboot):
     assert opened(path, count=5) == [ZoneRecord()] * 5
 
 
-async def test_zones_that_would_be_forgotten(path):
+async def test_zones_that_would_be_lost(path):
     opened(path)
     with pytest.raises(ConfigurationError, match="more than the 3"):
         opened(path, count=3, held=4)
@@ -191,7 +191,7 @@ def test_another_file(path, content):
 
 
 @pytest.mark.parametrize(("offset", "value"), [(0, b"\x09"), (8, b"\xff" * 8)])
-def test_records_that_cannot_be(path, offset, value):
+def test_impossible_records(path, offset, value):
     opened(path)
     with path.open("r+b") as file:
         file.seek(4096 + offset)
@@ -201,8 +201,8 @@ def test_records_that_cannot_be(path, offset, value):
 
 
 @pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "fdatasync", "fsync"])
-def test_the_end_came_while_the_file_was_made(path, monkeypatch, call):
-    """It has its name when all of it is there."""
+def test_a_kill_while_the_file_is_made(path, monkeypatch, call):
+    """The file gets its name when it is complete."""
 
     def end(*arguments):
         raise KeyboardInterrupt
@@ -215,16 +215,16 @@ def test_the_end_came_while_the_file_was_made(path, monkeypatch, call):
 
 
 @pytest.mark.parametrize("missing_bytes", [1, 64, 1 << 20])
-def test_zones_that_were_cut_off_are_told(path, missing_bytes):
-    """They are not empty: there is data in them, which would be written over."""
+def test_zones_that_were_cut_off_are_reported(path, missing_bytes):
+    """Such zones are not empty: their data would be overwritten."""
     opened(path)
     os.truncate(path, max(path.stat().st_size - missing_bytes, 4096))
     with pytest.raises(ConfigurationError, match="has been cut off"):
         opened(path)
 
 
-def test_the_end_came_while_zones_were_dropped(path, monkeypatch):
-    """Zones that are new later are empty, whatever is left of the old ones."""
+def test_a_kill_while_zones_are_dropped(path, monkeypatch):
+    """Zones that are added later are empty, whatever remains of the old ones."""
     store = FileZoneStore(path, LAYOUT, COUNT)
     store.put(COUNT - 1, FULL)
     monkeypatch.setattr(os, "ftruncate", lambda fd, size: (_ for _ in ()).throw(OSError(5, "the end")))
@@ -255,7 +255,7 @@ async def test_a_device_has_no_file_for_zones(tmp_path, monkeypatch):
     await backend.close()
 
 
-def test_a_directory_that_is_not_there(tmp_path):
+def test_a_missing_directory(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot open"):
         opened(tmp_path / "no" / "zones")
 
@@ -311,7 +311,7 @@ async def test_the_backend_has_one_store(tmp_path):
 
 
 def kept_zones(path):
-    """A file of a few zones, and what is right after a restart of the program."""
+    """Return a file of a few zones, and the right state after a restart of the program."""
     layout = ZoneLayout(512, 65536, 49152, 64)
     store = FileZoneStore(path, layout, 3)
     store.put(0, FULL)
@@ -332,7 +332,7 @@ def found_zones(path, layout):
 
 @pytest.mark.parametrize("rebooted", [False, True])
 def test_every_bit_and_every_length(path, reboot, rebooted):
-    """Right, or refused with a sentence that names the file: never another state or write pointer."""
+    """The file is read right, or refused with a sentence that names it: never another state or write pointer."""
     layout, right, extension = kept_zones(path)
     if rebooted:
         reboot()
@@ -367,7 +367,7 @@ def test_records_that_changed_their_places(path):
 
 
 def first_version(data):
-    """The same file as the first version wrote it: without checksums."""
+    """Return the same file as the first version wrote it: without checksums."""
     old = bytearray(data)
     old[15] = 1
     old[64:68] = bytes(4)
@@ -379,7 +379,7 @@ def first_version(data):
 
 
 @pytest.mark.parametrize("rebooted", [False, True])
-def test_a_file_of_the_first_version_is_taken_once(path, reboot, rebooted):
+def test_a_file_of_the_first_version_is_accepted_once(path, reboot, rebooted):
     layout, right, extension = kept_zones(path)
     data = path.read_bytes()
     path.write_bytes(first_version(data))

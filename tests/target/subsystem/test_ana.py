@@ -41,7 +41,7 @@ ALL = 0xFFFFFFFF
 
 
 def on_port(target: Target, portid: int) -> TestQueue:
-    """An admin queue, enabled, of a host that came through another port."""
+    """Return an admin queue, enabled, of a host that connected through another port."""
     port = PortInfo(portid=portid, transport="tcp", trtype=3, traddr="192.0.2.9", trsvcid=str(4420 + portid))
     queue = target.queue(port)
     queue.connect()
@@ -116,7 +116,7 @@ def test_one_lost_port_leaves_all_ports_as_they_were():
 
 
 @pytest.mark.parametrize("group", [0, 33, 0xFFFFFFFF])
-def test_groups_that_cannot_be(group):
+def test_invalid_groups(group):
     target = Target()
     with pytest.raises(ConfigurationError, match="1 to 32"):
         target.subsystem.set_ana_state(AnaState.INACCESSIBLE, group)
@@ -142,7 +142,7 @@ def test_words():
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("opcode", sorted(COMMANDS.nvm))
 def test_io_commands(opcode, state):
-    """NVMe Base 8.1.1.10 exempts admin commands only; Cancel ends what goes elsewhere now."""
+    """NVMe Base 8.1.1.10 exempts admin commands only; Cancel ends commands that now go elsewhere."""
     target = Target()
     queue = target.io(target.admin())
     target.subsystem.set_ana_state(state)
@@ -167,7 +167,7 @@ def test_io_commands(opcode, state):
         assert completion.status >> 8 != 3
 
 
-def test_rows_say_what_they_do():
+def test_rows_name_their_behaviour():
     by_rule: dict[AnaRule, set[str]] = {rule: set() for rule in AnaRule}
     for spec in (*COMMANDS.admin.values(), *COMMANDS.io[Csi.ZONED].values()):
         if spec.nsid not in (NsidRule.UNUSED, NsidRule.ZERO):
@@ -194,7 +194,7 @@ def test_admin_commands(state, nsid):
     assert target.io(queue).command(0, nsid=nsid).status == BARRED[state], "Flush"
 
 
-def test_one_of_all_is_enough():
+def test_one_accessible_namespace_of_all_is_enough():
     target = Target(Ramdisk("1M"), Ramdisk("1M"))
     queue = target.io(target.admin())
     target.subsystem.move_namespace(2, 2)
@@ -213,8 +213,8 @@ def test_features_that_are_not_available(fid, state):
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_features_that_are(state):
-    """What the host sets at every connection, and namespace features that are not saved."""
+def test_features_that_are_available(state):
+    """Features that the host sets at every connection, and namespace features that are not saved."""
     queue = Target().admin()
     queue.ctx.subsystem.set_ana_state(state)
     for nsid in (0, ALL):
@@ -225,12 +225,12 @@ def test_features_that_are(state):
     assert (completion.status == 0x301) == (state is AnaState.PERSISTENT_LOSS)
     saved = queue.set_feature(0x03, data=ranges.ljust(4096, b"\0"), nsid=1, save=True)
     assert saved.status == BARRED.get(state, saved.status) and (saved.status >> 8 != 3 or state in BARRED)
-    assert queue.set_feature(0x84, 1, nsid=1).status == BARRED.get(state, 0), "it is always kept"
+    assert queue.set_feature(0x84, 1, nsid=1).status == BARRED.get(state, 0), "it is always stored"
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_identify(state):
-    """Linux takes a namespace whose NCAP is 0 for gone: NUSE and NVMCAP are what is cleared."""
+    """Linux regards a namespace with NCAP 0 as removed: only NUSE and NVMCAP are cleared."""
     queue = Target().admin()
     queue.ctx.subsystem.set_ana_state(state)
     data = IDENTIFY_NAMESPACE.parse(queue.read_bytes(queue.identify(0, nsid=1)))
@@ -277,7 +277,7 @@ def test_the_event_is_for_the_controllers_of_the_port(state):
     waiting[0].close()
 
 
-def test_a_move_is_told_as_an_ana_change_and_no_other():
+def test_a_move_is_reported_as_an_ana_change_and_no_other():
     target = Target()
     admin = target.admin()
     admin.set_feature(0x0B, 0x900)
@@ -290,7 +290,7 @@ def test_a_move_is_told_as_an_ana_change_and_no_other():
     waiting.close()
 
 
-def test_a_change_that_lasts_is_said_once(caplog):
+def test_a_lasting_change_is_logged_once(caplog):
     target = Target()
     target.admin()
     target.subsystem.set_ana_state(AnaState.CHANGE)
@@ -308,7 +308,7 @@ def test_a_change_that_lasts_is_said_once(caplog):
 
 
 def test_a_group_outlives_a_restart():
-    """That of a namespace which a host has made, as it was asked for and as it was moved."""
+    """The group of a namespace that a host has created, as requested and as moved."""
     pool = RamdiskPool("64M")
     target = Target(pool=pool)
     queue = target.admin()
@@ -322,11 +322,11 @@ def test_a_group_outlives_a_restart():
     assert [namespace.anagrpid for namespace in made] == [1, 4, 6]
 
 
-# All of it, against a model
+# Everything, against a model
 
 
 class AnaMachine(RuleBasedStateMachine):
-    """Two ports, three namespaces, three groups: what each path answers, and what its log says and counts."""
+    """Two ports, three namespaces, three groups: the answers of each path, and states and counts of its log."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,10 +14,10 @@ def test_hosts_differ_from_the_default():
     assert attachments.attached("b", 1) and not attachments.attached("b", 2)
     attachments.remember("a", 1, True)
     attachments.remember("a", 2, False)
-    assert attachments.to_json() == [], "what is the default need not be kept"
+    assert attachments.to_json() == [], "the default need not be stored"
 
 
-def test_a_copy_is_its_own():
+def test_a_copy_is_independent():
     attachments = Attachments()
     attachments.remember("a", 1, True)
     copy = attachments.copy()
@@ -27,7 +27,7 @@ def test_a_copy_is_its_own():
     assert attachments.attached("a", 1) and not attachments.attached("b", 2) and not attachments.attached("a", 3)
 
 
-def test_what_is_kept_comes_back():
+def test_stored_attachments_are_loaded():
     attachments = Attachments()
     attachments.set_default(1, True)
     for host, nsid, attached in (("b", 3, True), ("a", 2, True), ("a", 1, False), ("b", 1, False)):
@@ -46,12 +46,12 @@ def test_what_is_kept_comes_back():
 
 
 @pytest.mark.parametrize("value", [5, [{}], [{"host": "a", "attached": ["x"], "detached": []}], [7]])
-def test_what_cannot_be_loaded(value):
+def test_invalid_attachments(value):
     with pytest.raises((ValueError, TypeError, KeyError)):
         Attachments().load(value)
 
 
-def test_namespaces_that_go_are_forgotten():
+def test_removed_namespaces_are_dropped():
     attachments = Attachments()
     attachments.set_default(1, True)
     for nsid in (1, 2, 3):
@@ -65,7 +65,7 @@ def test_namespaces_that_go_are_forgotten():
     assert attachments.to_json() == [{"host": "b", "attached": [2], "detached": []}]
 
 
-def test_the_longest_forgotten_hosts_make_room(monkeypatch):
+def test_the_least_recent_hosts_are_dropped(monkeypatch):
     monkeypatch.setattr(module, "HOSTS_MAX", 3)
     attachments = Attachments()
     for host in "abc":

@@ -22,7 +22,7 @@ def test_sizes(text, size):
 
 
 @pytest.mark.parametrize("text", ["", "G", "1X", "-1", "0", "1 2", "1.3", "1e3", "0xg", 0, -4])
-def test_what_is_no_size(text):
+def test_invalid_sizes(text):
     with pytest.raises(ConfigurationError):
         parse_size(text)
 
@@ -63,7 +63,7 @@ def test_impossible_subsystems(options):
         SubsystemConfig(**options)
 
 
-def test_other_impossible_things():
+def test_other_invalid_values():
     disk = Ramdisk("1M")
     for wrong in ({"nsid": 0}, {"nguid": b"x"}, {"eui64": b"x"}):
         with pytest.raises(ConfigurationError):
@@ -76,7 +76,7 @@ def test_other_impossible_things():
         TargetConfig(subsystems=(subsystem, subsystem))
     metadata_store = MemoryStore()
     two = [SubsystemConfig(nqn=f"{NQN}{n}", metadata_store=metadata_store) for n in (1, 2)]
-    with pytest.raises(ConfigurationError, match="one keeper"):
+    with pytest.raises(ConfigurationError, match="cannot share a metadata store"):
         TargetConfig(subsystems=tuple(two))
     for label in ("x" * 257, "é" * 129, "two\nlines"):
         with pytest.raises(ConfigurationError, match="label"):

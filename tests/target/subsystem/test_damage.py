@@ -1,4 +1,4 @@
-"""What is kept for the next process, damaged: one sentence that says how to go on, or it is served all the same."""
+"""Damaged stored state: one sentence that says how to continue, or the target is served nevertheless."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ OF_A_SUBSYSTEM: dict[str, Any] = {
 
 
 def parts(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The way to every part of a JSON value."""
+    """Yield the path to every part of a JSON value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path] + [found for key, each in inner for found in parts(each, (*path, key))]
 
@@ -65,7 +65,7 @@ def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
 
 
 def serves(of_subsystem: dict[str, Any], of_namespace: dict[str, Any]) -> bool:
-    """Whether it starts and answers with that; else it has said why."""
+    """Return whether the target starts and answers; if not, check its error."""
     subsystem, namespace = Durable(), Durable()
     subsystem._values, namespace._values = dict(of_subsystem), dict(of_namespace)
     try:
@@ -87,7 +87,7 @@ def serves(of_subsystem: dict[str, Any], of_namespace: dict[str, Any]) -> bool:
     return True
 
 
-def test_what_is_sound_is_served() -> None:
+def test_valid_state_is_served() -> None:
     assert serves({}, {})
     for section, value in OF_A_SUBSYSTEM.items():
         assert serves({section: value}, {})
@@ -101,8 +101,8 @@ FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCh
 
 @FUZZ
 @given(st.data(), JSON)
-def test_any_part_of_what_a_subsystem_keeps_may_be_anything(data: st.DataObject, junk: Any) -> None:
-    """Counts and events are not worth a target that does not start."""
+def test_any_part_of_a_subsystems_state_may_be_anything(data: st.DataObject, junk: Any) -> None:
+    """Damaged counts and events must not prevent a start."""
     section = data.draw(st.sampled_from(sorted(OF_A_SUBSYSTEM)))
     path = data.draw(st.sampled_from(parts(OF_A_SUBSYSTEM[section])))
     served = serves({section: replaced(OF_A_SUBSYSTEM[section], path, junk)}, {})
@@ -111,7 +111,7 @@ def test_any_part_of_what_a_subsystem_keeps_may_be_anything(data: st.DataObject,
 
 @FUZZ
 @given(st.data(), JSON)
-def test_any_part_of_what_a_file_keeps_may_be_anything(data: st.DataObject, junk: Any) -> None:
+def test_any_part_of_a_files_metadata_may_be_anything(data: st.DataObject, junk: Any) -> None:
     section = data.draw(st.sampled_from(sorted(OF_A_FILE)))
     path = data.draw(st.sampled_from(parts(OF_A_FILE[section])))
     serves({}, {section: replaced(OF_A_FILE[section], path, junk)})
@@ -119,7 +119,7 @@ def test_any_part_of_what_a_file_keeps_may_be_anything(data: st.DataObject, junk
 
 @pytest.mark.parametrize("section", sorted(OF_A_FILE))
 @pytest.mark.parametrize("junk", [5, "x", {}, {"x": 1}])
-def test_what_protects_data_is_not_forgotten_unsaid(tmp_path: Path, capsys: Any, section: str, junk: Any) -> None:
+def test_state_that_protects_data_is_not_dropped_silently(tmp_path: Path, capsys: Any, section: str, junk: Any) -> None:
     if section == "features":
         junk = {"84.0": junk} if junk != "x" else junk
     disk = tmp_path / "disk"
@@ -133,7 +133,7 @@ def test_what_protects_data_is_not_forgotten_unsaid(tmp_path: Path, capsys: Any,
 
 @pytest.mark.parametrize("field", ["cdw10", "cdw11"])
 @pytest.mark.parametrize("value", [-1, 1 << 32])
-def test_a_command_that_there_is_not(field: str, value: int) -> None:
+def test_an_unknown_command(field: str, value: int) -> None:
     assert not serves({}, {"sanitize": {**OF_A_FILE["sanitize"], field: value}}) or field == "cdw10"
 
 
@@ -157,7 +157,7 @@ def test_a_command_that_there_is_not(field: str, value: int) -> None:
         "\x00" * 512,
     ],
 )
-def test_a_file_that_is_no_keeper(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_metadata_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state"
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=rf"{path} .*to start with empty state"):
@@ -168,7 +168,7 @@ def test_a_file_that_is_no_keeper(tmp_path: Path, text: str) -> None:
 
 
 def changed_bits(data: bytes) -> Iterator[bytes]:
-    """Each bit changed, one at a time."""
+    """Yield each single-bit change."""
     for index in range(len(data)):
         for bit in range(8):
             yield data[:index] + bytes([data[index] ^ 1 << bit]) + data[index + 1 :]
@@ -183,7 +183,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_every_bit_and_every_length(tmp_path: Path, kind: str) -> None:
-    """Right, or refused with a sentence that names the file: never another value."""
+    """The file is read right, or refused with a sentence that names it: never another value."""
     path, right = tmp_path / "kept", SMALL[kind]
     data = kept_document.build(right).encode()
     path.write_bytes(data)
@@ -200,8 +200,10 @@ def test_every_bit_and_every_length(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_document_without_a_checksum_is_taken_once(tmp_path: Path, caplog: Any, known: bool) -> None:
-    """Of the first version, or edited by hand; not when it has what is not known, by damage or by a newer version."""
+def test_a_document_without_a_checksum_is_accepted_once(tmp_path: Path, caplog: Any, known: bool) -> None:
+    """A document of the first version or edited by hand; not one with unknown parts, by damage or of a newer
+    version.
+    """
     disk, beside = tmp_path / "disk", tmp_path / "disk.nvmeof"
     disk.write_bytes(bytes(8192))
     old = json.dumps({"nvmeof": 1, "kept": {"format" if known else "formbt": {"block_bytes": 4096}}}, indent=1)
@@ -225,7 +227,7 @@ def test_a_document_without_a_checksum_is_taken_once(tmp_path: Path, caplog: Any
     assert asyncio.run(block_bytes()) == 4096 and not caplog.text
 
 
-def test_a_newer_version_is_told_from_damage(tmp_path: Path) -> None:
+def test_a_newer_version_is_distinguished_from_damage(tmp_path: Path) -> None:
     path = tmp_path / "state"
     path.write_text('{"nvmeof": 3, "kept": {"zeal": 1}}')
     with pytest.raises(ConfigurationError, match=rf"{path} was written by a newer version of nvmeof"):
@@ -244,16 +246,16 @@ def test_a_link_to_nothing_is_no_empty_file(tmp_path: Path, what: str) -> None:
 
 
 async def served(option: str) -> None:
-    """A start and a clean end."""
+    """Start the target, and end it in order."""
     async with make_target(Options(trtype="tcp", listen=("127.0.0.1:0",), file=(option,))):
         pass
 
 
-BEGINS_ANEW = {
+STARTS_EMPTY = {
     "lifetime": "is invalid; some counters start from zero",
     "features": "is only partly valid; the other values are the defaults",
 }
-"""What the log says of a section, where it is not that it cannot be read."""
+"""The log's line about a section, where it differs from that of an unreadable one."""
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ BEGINS_ANEW = {
         ("telemetry", {"areas": 5}),
     ],
 )
-def test_what_begins_anew_is_a_line_of_the_log(caplog: Any, section: str, kept: Any) -> None:
+def test_state_that_starts_empty_is_a_line_of_the_log(caplog: Any, section: str, kept: Any) -> None:
     assert serves(OF_A_SUBSYSTEM, {}) and not caplog.text
     assert serves({section: kept}, {})
-    assert BEGINS_ANEW.get(section, "cannot be read") in caplog.text
+    assert STARTS_EMPTY.get(section, "cannot be read") in caplog.text

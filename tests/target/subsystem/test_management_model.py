@@ -90,7 +90,7 @@ class Namespaces(RuleBasedStateMachine):
         known = sorted(self.members)
         return sorted({known[number % len(known)] for number in chosen})
 
-    # What can happen
+    # Rules
 
     @precondition(lambda self: len(self.members) < 5)
     @rule(host=st.sampled_from(HOSTS))
@@ -203,7 +203,7 @@ class Namespaces(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Everybody goes; what was made is found again, what was configured is configured anew."""
+        """Restart the target: created namespaces are found again, configured ones are configured again."""
         for member in self.members.values():
             member.queue.controller.destroy("the target is stopping")
         self.members.clear()
@@ -228,7 +228,7 @@ class Namespaces(RuleBasedStateMachine):
             return
         raise AssertionError("memory is opened at once")
 
-    # What always holds
+    # Invariants
 
     @invariant()
     def lists(self) -> None:

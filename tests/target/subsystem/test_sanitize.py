@@ -33,7 +33,7 @@ def start(target, admin, cdw10=BLOCK_ERASE, cdw11=0):
 
 
 def broken_target(ause=False):
-    """A target whose last sanitize operation has failed."""
+    """Return a target whose last sanitize operation has failed."""
     backend = Flawed("1M")
     target = Target(backend)
     admin = target.admin()
@@ -43,7 +43,7 @@ def broken_target(ause=False):
     return target, admin, backend
 
 
-# What it does
+# Effects
 
 
 @pytest.mark.parametrize("cdw10", [BLOCK_ERASE, OVERWRITE | 1 << 4, OVERWRITE | 2 << 4 | 1 << 8])
@@ -148,7 +148,7 @@ def test_the_fast_path_ends_with_a_sanitize():
     assert io.ctx.namespaces[1].memory is not None
 
 
-def test_events_go_to_the_host_that_started_it():
+def test_events_go_to_the_host_that_started_the_operation():
     target = Target()
     admin, other = target.admin(), target.admin()
     mine, theirs = admin.submit(admin.sqe(0x0C)), other.submit(other.sqe(0x0C))
@@ -158,7 +158,7 @@ def test_events_go_to_the_host_that_started_it():
     assert theirs.step() is None
 
 
-def test_an_event_that_was_not_sent_is_past_when_the_next_begins():
+def test_an_unsent_event_is_dropped_when_the_next_operation_begins():
     target = Target()
     admin = target.admin()
     for _ in range(2):
@@ -169,7 +169,7 @@ def test_an_event_that_was_not_sent_is_past_when_the_next_begins():
     assert event.step() is None
 
 
-def test_a_host_that_has_gone_gets_no_event():
+def test_a_disconnected_host_gets_no_event():
     target = Target()
     admin = target.admin()
     start(target, admin)
@@ -178,7 +178,7 @@ def test_a_host_that_has_gone_gets_no_event():
     assert sanitize_log(target.admin()).sstat & 7 == 1
 
 
-def test_a_reset_does_not_stop_it():
+def test_a_reset_does_not_stop_the_operation():
     target = Target()
     admin = target.admin()
     start(target, admin)
@@ -188,7 +188,7 @@ def test_a_reset_does_not_stop_it():
     assert sanitize_log(admin).sstat & 7 == 1
 
 
-def test_it_is_written_down():
+def test_the_persistent_event_log_has_the_operation():
     target = Target()
     admin = target.admin()
     before = len(target.subsystem.history)
@@ -197,7 +197,7 @@ def test_it_is_written_down():
     assert [event.type for event in target.subsystem.history.events][before:] == [9, 10]
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_it_is_written_down():
         (EXIT | 0x7F8, Status.SUCCESS, None),
     ],
 )
-def test_what_is_refused(cdw10, status, where):
+def test_refusals(cdw10, status, where):
     target = Target()
     admin = target.admin()
     io = target.io(admin)
@@ -253,7 +253,7 @@ def test_write_protected(by_host):
     assert start(target, admin, EXIT).status == 0
 
 
-# Meanwhile: every command that there is, in every state
+# During an operation: every command in every state
 
 
 def states():
@@ -270,7 +270,7 @@ def states():
 
 ADMIN_ALLOWED = {0x02, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x18}
 LOG_PAGES_ALLOWED = {0x01, 0x02, 0x04, 0x0C, 0x80, 0x81}
-"""What the specification lists, and log page 0Ch (ANA)."""
+"""The log pages that the specification lists, and log page 0Ch (ANA)."""
 
 
 def test_every_admin_command_in_every_state():
@@ -308,7 +308,7 @@ def test_events_and_fabrics_commands_go_on():
         assert admin.get_property(0x1C).status == 0
 
 
-def test_error_log_tells_no_lba_meanwhile():
+def test_the_error_log_has_no_lba_during_an_operation():
     target = Target()
     admin = target.admin()
     io = target.io(admin)
@@ -374,7 +374,7 @@ def test_a_failure_and_its_end(ause):
     assert read(io, 0, 1).status == 0
 
 
-def test_a_keeper_that_fails():
+def test_a_metadata_store_that_fails():
     metadata_store = Durable()
     target = Target(kept(Ramdisk("1M"), metadata_store))
     admin = target.admin()
@@ -390,7 +390,7 @@ def test_a_keeper_that_fails():
     assert start(target, admin).status == 0
 
 
-def test_a_failure_that_cannot_be_left():
+def test_a_failure_that_cannot_be_cleared():
     backend, metadata_store = Flawed("1M"), Durable()
     target = Target(kept(backend, metadata_store))
     admin = target.admin()
@@ -407,7 +407,9 @@ def test_a_failure_that_cannot_be_left():
 
 
 class Sequence(RuleBasedStateMachine):
-    """Commands, failures and restarts in any order: data never survives a success, and is never shown in between."""
+    """Commands, failures and restarts in any order: data never survives a success, and is never readable during an
+    operation.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sanitize over restarts: operations go on, failures last, and nothing half erased is shown."""
+"""Sanitize over restarts: operations go on, failures persist, and half erased data is not readable."""
 
 import asyncio
 import json
@@ -37,14 +37,14 @@ def test_an_interrupted_operation_goes_on(kill_after, cdw10):
     assert (log.sstat & 7, log.scdw10) == (1 if done else 2, cdw10)
     if not done:
         assert read(io, 0, 1).status == Status.SANITIZE_IN_PROGRESS
-        target.subsystem.resume(target.runtime)  # another namespace came: no second operation
+        target.subsystem.resume(target.runtime)  # another namespace was added: no second operation
     target.runtime.settle()
     assert sanitize_log(admin).sstat & 7 == 1
     assert not any(io.read_bytes(read(io, 200000, 1)))
     assert metadata_store.get("sanitize")["state"] == "done"
 
 
-def test_what_keeps_nothing_itself_is_known_by_the_subsystem():
+def test_the_subsystem_records_disks_without_metadata():
     metadata_store, backend = Durable(), Ramdisk("128M")
     target = Target(backend, metadata_store=metadata_store)
     admin = target.admin()
@@ -81,7 +81,7 @@ def test_another_disk_in_the_same_place_is_not_erased():
     assert read(target.io(admin), 0, 1).status == 0
 
 
-def test_others_are_left_alone_when_it_goes_on():
+def test_other_namespaces_are_left_alone_when_the_operation_goes_on():
     metadata_store = Durable()
     target = Target(kept(Ramdisk("1M"), metadata_store))
     start(target, target.admin())
@@ -114,15 +114,15 @@ def test_a_failure_outlasts_a_restart(ause, left):
 
 
 @pytest.mark.parametrize("nonsense", [1, {}, {"state": "strange", "cdw10": 1, "cdw11": 0, "left": False}, [1]])
-def test_what_was_kept_and_cannot_be_read_is_told(nonsense):
-    """It may be that everything was to be erased."""
+def test_an_invalid_stored_operation_is_reported(nonsense):
+    """The operation may have been to erase everything."""
     metadata_store = Durable()
     metadata_store._values["sanitize"] = nonsense
     with pytest.raises(ConfigurationError, match="section 'sanitize' of"):
         Target(kept(Ramdisk("1M"), metadata_store))
 
 
-async def test_a_file_is_written_over_and_given_back(tmp_path):
+async def test_a_file_is_overwritten_and_deallocated(tmp_path):
     path = tmp_path / "disk"
     backend, target = await file_target(path, size="8M")
     admin = target.admin()
@@ -171,8 +171,8 @@ async def test_a_server_that_is_killed_goes_on(tmp_path):
     ],
 )
 @pytest.mark.parametrize("how", [{"read_only": True}, {"shared": True}])
-async def test_what_is_half_erased_is_not_shown(tmp_path, section, how):
-    """To who cannot go on with it: the file is served read-only, or another process has it."""
+async def test_a_half_erased_file_is_not_served(tmp_path, section, how):
+    """The target cannot go on erasing: the file is served read-only, or another process has it."""
     path = tmp_path / "disk"
     path.write_bytes(b"x" * 8192)
     (tmp_path / "disk.nvmeof").write_text(json.dumps({"nvmeof": 1, "kept": section}))
@@ -184,7 +184,7 @@ async def test_what_is_half_erased_is_not_shown(tmp_path, section, how):
     await first.close()
 
 
-async def test_what_could_not_be_erased_is_not_shown_read_only(tmp_path):
+async def test_a_file_that_could_not_be_erased_is_not_served_read_only(tmp_path):
     path = tmp_path / "disk"
     path.write_bytes(b"x" * 8192)
     failed = {"sanitize": {"state": "failed", "cdw10": 2, "cdw11": 0, "left": False}}

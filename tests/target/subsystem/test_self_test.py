@@ -23,7 +23,7 @@ def start(target, admin, code=SHORT, nsid=ALL):
 
 
 def results(admin):
-    """Result, code, segment, valid, NSID, LBA and status of those that there are."""
+    """Return result, code, segment, valid, NSID, LBA and status of all results."""
     return [
         (
             each.status & 15,
@@ -45,7 +45,7 @@ def good(code):
 
 @pytest.mark.parametrize("code", [SHORT, EXTENDED])
 @pytest.mark.parametrize("nsid", [0, 1, 2, ALL])
-def test_everything_is_well(code, nsid):
+def test_success(code, nsid):
     target = Target(Ramdisk("512M"), Ramdisk("1M", block_bytes=4096))
     target.runtime.time += 7200
     admin = target.admin()
@@ -83,7 +83,7 @@ def test_progress_and_one_at_a_time():
         (ABORT, 77, Status.SUCCESS, None),
     ],
 )
-def test_what_is_refused(cdw10, nsid, status, where):
+def test_refusals(cdw10, nsid, status, where):
     target = Target()
     admin = target.admin()
     assert start(target, admin, cdw10, nsid).status == status
@@ -94,7 +94,7 @@ def test_what_is_refused(cdw10, nsid, status, where):
 
 
 @pytest.mark.parametrize("block", [0, 1, 77, 100000, 262143])
-def test_a_block_that_cannot_be_read(block):
+def test_an_unreadable_block(block):
     backend = Flawed("128M")
     target = Target(Ramdisk("1M"), backend)
     admin = target.admin()
@@ -114,7 +114,7 @@ def test_a_block_that_a_host_has_marked():
     assert results(admin) == [(7, SHORT, 7, 15, 1, 300, 0x281)]
 
 
-def test_other_errors_are_told_too():
+def test_other_errors_are_reported_too():
     class Gone(Ramdisk):
         def verify(self, offset, length):
             raise OSError(19, "gone")
@@ -148,7 +148,7 @@ def test_a_critical_warning_fails_it():
     assert results(admin) == [(7, SHORT, 2, 0, 0, 0, 0)]
 
 
-# Ends before its time
+# Early ends
 
 
 def aborted(target, admin, code, action, expected):
@@ -218,7 +218,7 @@ def test_resets(code, way):
 
 
 @pytest.mark.parametrize(("nsid", "expected"), [(1, 3), (ALL, 0)])
-def test_a_namespace_goes(nsid, expected):
+def test_a_namespace_is_removed(nsid, expected):
     target = Target(Ramdisk("64M"), Ramdisk("1M"))
     admin = target.admin()
     start(target, admin, EXTENDED, nsid)
@@ -267,7 +267,7 @@ def test_results_and_extended_tests_outlast_a_restart():
 
 
 @pytest.mark.parametrize("nonsense", [1, [], {"results": 5}, {"results": [["x"]]}, {"running": "xy"}, {"running": 3}])
-def test_what_was_kept_may_be_nonsense(nonsense):
+def test_stored_results_may_be_invalid(nonsense):
     metadata_store = Durable()
     metadata_store._values["self-test"] = nonsense
     target = durable(metadata_store, Ramdisk("1M"))
@@ -294,7 +294,7 @@ ACTIONS = ["short", "extended", "abort", "format", "reset", "turn", "settle", "w
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(ACTIONS), max_size=20))
 def test_any_sequence(actions):
-    """At most one test, each start leaves one result, results are never lost and data is never changed."""
+    """At most one test runs, each start leaves one result, results are never lost and data is never changed."""
     target = Target(Ramdisk("64M"))
     admin = target.admin()
     io = target.io(admin)

@@ -1,63 +1,33 @@
 """Run inside `unshare -rnm` by test_namespaces: a target here, a host in a second namespace, several links between.
 
-`scenario.py NAME LINKS` prints one JSON object: what the scenario of that name saw.
+`scenario.py NAME LINKS` prints one JSON object: the results of the scenario of that name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
-import shlex
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 from nvmeof import Ramdisk, Target, connect
 from nvmeof.aio.runloop import run
 from nvmeof.host.client import HostController
 from nvmeof.transport import Address, SocketOptions
-from nvmeof.transport.paths import KernelPaths, PathOptions, diag, sysctl
+from nvmeof.transport.paths import PathOptions, diag
 from nvmeof.transport.paths.driver import flows_of
-from nvmeof.transport.paths.model import Limits, PathRole, parse_path
+from tests.transport.paths import owner_scenarios
+from tests.transport.paths.spaces import endpoints, setup, sh
 
 NQN = "nqn.2026-01.io.nvmeof:target"
 PORT = 4420
 CHUNK = 64 * 1024
 CHUNKS = 128
-
-
-def setup(links: int) -> None:
-    """Two namespaces, `links` veth pairs of 200 Mbit/s: 10.1.N.1 on tN here, 10.1.N.2 on hN there."""
-    lines = ["mount -t tmpfs tmpfs /run", "ip netns add host", "ip link set lo up", "ip -n host link set lo up"]
-    for n in range(1, links + 1):
-        lines += [
-            f"ip link add t{n} type veth peer name h{n} netns host",
-            f"ip addr add 10.1.{n}.1/24 dev t{n}",
-            f"ip link set t{n} up",
-            f"ip -n host addr add 10.1.{n}.2/24 dev h{n}",
-            f"ip -n host link set h{n} up",
-            f"tc qdisc add dev t{n} root tbf rate 200mbit burst 64kb latency 50ms",
-            f"ip netns exec host tc qdisc add dev h{n} root tbf rate 200mbit burst 64kb latency 50ms",
-        ]
-    for line in [*lines, "ip mptcp endpoint show"]:
-        done = subprocess.run(line.split(), capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"SETUP {line}: {done.stderr.strip()}")
-
-
-def sh(line: str) -> str:
-    """What a command prints; it must succeed."""
-    done = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=20)
-    if done.returncode:
-        raise RuntimeError(f"{line}: {done.stderr}")
-    return done.stdout
 
 
 # -- the host's side
@@ -97,24 +67,24 @@ class Load:
 
 
 def flows(controller: HostController) -> list[dict[str, Any]]:
-    """The live subflows of the I/O queue, with what the diagnosis tells."""
+    """Return the live subflows of the I/O queue, with the facts of the diagnosis."""
     endpoint = controller.io_queues[0].private.endpoint
     info = diag.with_diag(endpoint.describe()).as_dict()
     return [flow for flow in info["subflows"] if flow["state"] == "ESTABLISHED"]
 
 
 def socket_of(flow: dict[str, Any]) -> diag.SocketDiag | None:
-    """What the diagnosis tells about a subflow."""
+    """Return the facts of the diagnosis for a subflow."""
     return diag.look_up(Address.parse(flow["local"]), Address.parse(flow["peer"]))
 
 
 def over(controller: HostController, host: str) -> list[dict[str, Any]]:
-    """Those from a local address."""
+    """Return the subflows from a local address."""
     return [flow for flow in flows(controller) if flow["local"].startswith(host + ":")]
 
 
 async def until(condition: Callable[[], object], seconds: float = 15.0) -> float:
-    """How long it took until the condition held; -1: it did not."""
+    """Return how long it took until the condition held; -1 if it did not."""
     started = time.monotonic()
     while time.monotonic() < started + seconds:
         if condition():
@@ -173,8 +143,8 @@ async def host_backup(links: int, path_manager: str | None = None) -> dict[str, 
 
 
 async def host_rules(links: int) -> dict[str, Any]:
-    """Mark and congestion control per path (BPF on a cgroup, which `ip netns exec` has hidden)."""
-    with contextlib.suppress(RuntimeError):  # refused in a user namespace, as the program is
+    """Set mark and congestion control per path (BPF on a cgroup, which `ip netns exec` has hidden)."""
+    with contextlib.suppress(RuntimeError):  # refused in a user namespace, like the program
         sh("mount -t cgroup2 none /sys/fs/cgroup")
     paths = ("10.1.1.2%h1", "10.1.2.2%h2,mark=7,congestion=reno")
     async with await open_host(*paths) as controller:
@@ -227,7 +197,7 @@ async def host_cut_userspace(links: int) -> dict[str, Any]:
 
 
 async def host_cut_first(links: int) -> dict[str, Any]:
-    """The link of the connection's first subflow goes, and comes back."""
+    """Cut the link of the connection's first subflow, and restore it."""
     async with await open_host("auto") as controller:
         await until(lambda: len(flows(controller)) >= links)
         load = Load(controller)
@@ -251,7 +221,7 @@ async def host_ipv6(links: int) -> dict[str, Any]:
 
 
 async def host_silent(links: int) -> dict[str, Any]:
-    """The link stays up at both ends, but nothing gets through."""
+    """Drop all packets of a link that stays up at both ends."""
     drop = "tc filter add dev h2 ingress bpf da bytecode"
     cut = ["tc qdisc add dev h2 clsact", f"{drop} '1,6 0 0 2'"]
     return await _cut_and_restore(None, cut, ["tc qdisc del dev h2 clsact"])
@@ -263,7 +233,7 @@ async def host_silent(links: int) -> dict[str, Any]:
 async def with_host(
     name: str, links: int, *, path_manager: str | None = None, listen: str = f"0.0.0.0:{PORT}"
 ) -> dict[str, Any]:
-    """Serve, and let the host's part run in its namespace."""
+    """Serve, and run the host's part in its namespace."""
     target = Target(
         namespaces=[Ramdisk("64M")],
         listen=listen,
@@ -318,7 +288,7 @@ async def silent(links: int) -> dict[str, Any]:
 
 
 async def ipv6(links: int) -> dict[str, Any]:
-    """The same links with IPv6 addresses; bound to one of them, all are announced."""
+    """Use IPv6 addresses on the same links; bound to one of them, all are announced."""
     for n in range(1, links + 1):
         sh(f"ip addr add fd00:{n}::1/64 dev t{n} nodad")
         sh(f"ip -n host addr add fd00:{n}::2/64 dev h{n} nodad")
@@ -326,7 +296,7 @@ async def ipv6(links: int) -> dict[str, Any]:
 
 
 async def announce_one(links: int) -> dict[str, Any]:
-    """Bound to one address, another is announced: a second listener takes the joins."""
+    """Bind to one address and announce another: a second listener takes the joins."""
     async with Target(
         namespaces=[Ramdisk("64M")],
         listen=f"10.1.1.1:{PORT}",
@@ -341,7 +311,7 @@ async def announce_one(links: int) -> dict[str, Any]:
 
 
 async def announce_later(links: int) -> dict[str, Any]:
-    """A target that announces nothing is told of an address while a host is connected."""
+    """Let a target that announces nothing announce an address while a host is connected."""
     target = Target(namespaces=[Ramdisk("64M")], listen=f"10.1.1.1:{PORT}", subnqn=NQN)
     async with target:
         command = ["ip", "netns", "exec", "host", sys.executable, __file__, "host", "joined", str(links)]
@@ -356,7 +326,7 @@ async def announce_later(links: int) -> dict[str, Any]:
 
 
 async def host_joined(links: int) -> dict[str, Any]:
-    """The host only accepts what is announced."""
+    """Run a host that only accepts announced addresses."""
     sh("ip mptcp limits set subflows 8 add_addr_accepted 8")
     async with await connect("10.1.1.1", PORT, subnqn=NQN, transport="mptcp") as controller:
         seconds = await until(lambda: len(flows(controller)) >= 2, 5)
@@ -364,7 +334,7 @@ async def host_joined(links: int) -> dict[str, Any]:
 
 
 async def announce_and_remove(links: int) -> dict[str, Any]:
-    """Two ports announce an address, one after the other; it is in use until neither does."""
+    """Announce an address by two ports, one after the other; it is in use until neither announces it."""
     target = Target(namespaces=[Ramdisk("64M")], listen=[f"10.1.1.1:{PORT}", f"10.1.1.1:{PORT + 1}"], subnqn=NQN)
     result: dict[str, Any] = {}
 
@@ -385,7 +355,7 @@ async def announce_and_remove(links: int) -> dict[str, Any]:
         await administration.add_path("10.1.2.1%t2")
         await until(lambda: state()["flows"] >= 4)
         assert host.stdout is not None
-        await host.stdout.readline()  # it has seen them too
+        await host.stdout.readline()  # the host has seen both too
         result["both"] = state()
         result["still"] = await administration.remove_path("10.1.2.1", portid=2)
         result["one"] = state()
@@ -397,7 +367,7 @@ async def announce_and_remove(links: int) -> dict[str, Any]:
 
 
 async def host_left(links: int) -> dict[str, Any]:
-    """The host reads all the time while an address is announced and taken back."""
+    """Let the host read all the time while an address is announced and withdrawn."""
     sh("ip mptcp limits set subflows 8 add_addr_accepted 8")
     async with await connect("10.1.1.1", PORT, subnqn=NQN, transport="mptcp") as controller:
         namespace, reads = controller.namespace(1), 0
@@ -417,146 +387,10 @@ async def host_left(links: int) -> dict[str, Any]:
         return {"joined": seen[1], "parted": seen[2], "reads": reads}
 
 
-# -- who owns what
-
-
-def endpoints() -> list[str]:
-    return [line.split()[0] for line in sh("ip mptcp endpoint show").splitlines()]
-
-
-def records() -> list[str]:
-    return [each.name for each in Path("/run/nvmeof").glob("*.json")]
-
-
-def _child(body: str) -> subprocess.Popen[bytes]:
-    """Another process of ours, which is ready when this returns."""
-    start = "from nvmeof.transport.paths import *\nfrom nvmeof.transport.paths.model import *\nimport time\n"
-    child = subprocess.Popen(
-        [sys.executable, "-c", start + body + "\nprint('.', flush=True)\ntime.sleep(60)"], stdout=subprocess.PIPE
-    )
-    assert child.stdout is not None
-    assert child.stdout.read(1) == b"."
-    return child
-
-
-async def crash(links: int) -> dict[str, Any]:
-    """A process dies without a word; the next one takes back what it left, and nothing else."""
-    sh("ip mptcp endpoint add 10.1.3.1 dev t3 signal")  # an administrator's
-    body = (
-        "p = KernelPaths('target'); p.ensure_limits(Limits(5, 6)); p.set_path_manager('userspace');"
-        "[p.add(parse_path(a).endpoint(PathRole.SIGNAL)) for a in ('10.1.1.1%t1', '10.1.2.1%t2', '10.1.3.1%t3')]"
-    )
-    first, second = _child(body), _child(body.replace(", '10.1.2.1%t2'", ""))
-    result: dict[str, Any] = {"both": endpoints(), "limits": sh("ip mptcp limits show").split()}
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    result["left"] = endpoints()
-    with KernelPaths("next") as paths:
-        result["recovered"] = [each.address for each in paths.recover()]
-        result["one_dead"] = endpoints()
-        result["managers"] = [sysctl.path_manager()]
-        holders = {each.endpoint.address: each.holders for each in paths.list()}
-        result["holders"] = {address: len(names) for address, names in holders.items()}
-    second.send_signal(signal.SIGKILL)
-    second.wait()
-    with KernelPaths("next") as paths:
-        paths.add(parse_path("10.1.2.1%t2").endpoint(PathRole.SIGNAL))
-        result["both_dead"] = endpoints()
-        result["managers"].append(sysctl.path_manager())
-        result["limits_then"] = sh("ip mptcp limits show").split()
-    result["at_last"] = endpoints()
-    result["records"] = records()
-    return result
-
-
-async def two_targets(links: int) -> dict[str, Any]:
-    """Two targets announce the same address: it stays until both have ended."""
-
-    def start(port: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "nvmeof.target", "--ramdisk", "8M", "-l", f"0.0.0.0:{port}", "-o", "json"]
-        target = subprocess.Popen([*command, "--mptcp-signal", "10.1.2.1"], stdout=subprocess.PIPE, text=True)
-        assert target.stdout is not None
-        target.stdout.readline()
-        return target
-
-    one, two = start(4420), start(4421)
-    result: dict[str, Any] = {"both": endpoints()}
-    one.terminate()
-    one.wait(10)
-    result["one"] = endpoints()
-    result["limits"] = sh("ip mptcp limits show").split()
-    two.terminate()
-    two.wait(10)
-    result["none"] = endpoints()
-    result["limits_then"] = sh("ip mptcp limits show").split()
-    return result
-
-
-async def changed_meanwhile(links: int) -> dict[str, Any]:
-    """What somebody else changed since is left alone."""
-    with KernelPaths("target") as paths:
-        paths.ensure_limits(Limits(8, 8))
-        endpoint = paths.add(parse_path("10.1.1.1%t1").endpoint(PathRole.SIGNAL))
-        sh(f"ip mptcp endpoint delete id {endpoint.id}")
-        sh("ip mptcp endpoint add 10.1.1.1 dev t1 subflow")
-        sh("ip mptcp limits set subflows 3 add_addr_accepted 3")
-    return {"endpoints": sh("ip mptcp endpoint show"), "limits": sh("ip mptcp limits show").split()}
-
-
 # -- without CAP_NET_ADMIN
-
-
-def _drop_net_admin() -> None:
-    """In the child: exec then gives root all privileges but this one."""
-    PR_CAPBSET_DROP, CAP_NET_ADMIN = 24, 12
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_NET_ADMIN, 0, 0, 0)
-
-
-def _unprivileged(namespace: list[str], *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [*namespace, sys.executable, "-m", "nvmeof.host", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        preexec_fn=_drop_net_admin,
-    )
-    return {"code": done.returncode, "out": done.stdout, "err": done.stderr.splitlines()}
-
-
-async def unprivileged(links: int) -> dict[str, Any]:
-    """Commands in the target's namespace, without the privilege; then with what the administrator was told to run."""
-    result: dict[str, Any] = {
-        "add": _unprivileged([], "paths", "add", "10.1.2.1", "--signal"),
-        "limits": _unprivileged([], "paths", "limits", "8,8"),
-        "list": _unprivileged([], "paths", "list", "-o", "json"),
-    }
-    code = (
-        "import asyncio\nfrom nvmeof.transport import Address\nfrom nvmeof.transport.paths import *\n"
-        "async def main():\n"
-        " s = PathSession(PathRole.SIGNAL, PathOptions(paths=('auto',)), tuple, what='target')\n"
-        " found = await s.start([Address('0.0.0.0', 4420)])\n"
-        " print(len(found)); print('\\n'.join(getattr(s.problem, 'commands', ())))\n"
-        " s.stop()\n"
-        "asyncio.run(main())"
-    )
-
-    def session() -> list[str]:
-        command = [sys.executable, "-c", code]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=20, preexec_fn=_drop_net_admin
-        ).stdout.splitlines()
-
-    result["session"] = session()
-    for line in result["session"][1:]:
-        sh(line)
-    result["then"] = session()
-    result["endpoints"] = endpoints()
-    return result
-
-
 def main() -> None:
     name, *rest = sys.argv[1:]
-    functions: dict[str, Callable[[int], Coroutine[Any, Any, dict[str, Any]]]] = globals()
+    functions: dict[str, Callable[[int], Coroutine[Any, Any, dict[str, Any]]]] = {**vars(owner_scenarios), **globals()}
     if name == "host":
         print(json.dumps(run(functions["host_" + rest[0]](int(rest[1])))))
         return

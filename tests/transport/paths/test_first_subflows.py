@@ -1,4 +1,4 @@
-"""Which subflows a connection began with."""
+"""The subflows with which a connection began."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def flow(port: int, *, token: int = 1, state: str = "ESTABLISHED", host: str = "
     return Flow(token, SubflowInfo(local=Address(host, port), peer=Address("10.1.1.1", 4420), state=state))
 
 
-def test_what_comes_within_two_seconds_came_with_the_connection() -> None:
+def test_subflows_of_the_first_two_seconds_are_first() -> None:
     first = FirstSubflows()
     first.look([[flow(1)]], 100.0)
     first.look([[flow(1), flow(2)]], 101.5)
@@ -21,7 +21,7 @@ def test_what_comes_within_two_seconds_came_with_the_connection() -> None:
     assert flow(1, token=2) not in first
 
 
-def test_what_is_closed_or_not_there_is_no_first_subflow() -> None:
+def test_a_closed_or_missing_subflow_is_no_first_one() -> None:
     first = FirstSubflows()
     first.look([[], [flow(1, state="CLOSE"), flow(2)]], 100.0)
     assert flow(1) not in first
@@ -29,7 +29,7 @@ def test_what_is_closed_or_not_there_is_no_first_subflow() -> None:
 
 
 def test_first_subflows_stay_over_two_addresses() -> None:
-    """So that one is left when the next link goes; of two addresses one can stay."""
+    """One must remain when the next link fails; of two addresses one can stay."""
     first = FirstSubflows()
     four = [flow(number, host=f"10.1.{number}.2") for number in (1, 2, 3, 4)]
     first.look([four, [flow(1, token=2, host="10.1.1.2"), flow(2, token=2, host="10.1.2.2")]], 100.0)
@@ -44,7 +44,7 @@ def test_first_subflows_stay_over_two_addresses() -> None:
     assert not first.spare(two[1:], [flow(9, token=2, host="10.1.1.2")])
 
 
-def test_connections_that_were_not_looked_at_for_longest_are_forgotten() -> None:
+def test_the_least_recently_used_connections_are_dropped() -> None:
     first = FirstSubflows()
     for token in range(module._REMEMBERED):
         first.look([[flow(1, token=token)]], 100.0)

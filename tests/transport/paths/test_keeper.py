@@ -1,4 +1,4 @@
-"""What the keeper decides, with a driver and links that are made up."""
+"""The decisions of the path keeper, with a fake driver and fake links."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEER = Address("10.1.1.1", 4420)
 
 
 class FakeDriver(PathDriver):
-    """Notes what it is told."""
+    """A driver that records its calls."""
 
     name = "fake"
 
@@ -57,7 +57,7 @@ class FakeDriver(PathDriver):
 
 
 class NoEvents:
-    """In place of the netlink socket."""
+    """A replacement of the netlink socket."""
 
     def __init__(self, callback: Callable[[Any], object], lost: Callable[[], object] | None = None) -> None:
         pass
@@ -74,12 +74,12 @@ def flow(host: str, *, dead: bool = False, state: str = "ESTABLISHED", token: in
 
 
 def made_anew(host: str, **values: Any) -> Flow:
-    """A subflow from another port than the first one of its path."""
+    """Return a subflow from another port than the first one of its path."""
     return flow(host, local=Address(host, 2), **values)
 
 
 class World:
-    """Two paths on two links, one keeper; time passes only when told to."""
+    """Two paths on two links, one keeper; time passes only when the test says so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.driver = FakeDriver()
@@ -105,7 +105,7 @@ class World:
         self.keeper._loop = FakeLoop(self.now)  # type: ignore[assignment]
 
     def judge(self, *connections: list[Flow], seconds: float = 1.0) -> list[tuple[str, str]]:
-        """A round, that much later; what the driver was told."""
+        """Do one round, ``seconds`` later; return the calls of the driver."""
         self.pass_time(seconds)
         self.driver.done.clear()
         self.keeper._judge(list(connections))
@@ -147,7 +147,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> Any:
     made.keeper.close()
 
 
-async def test_a_link_goes_and_comes_back(world: World) -> None:
+async def test_a_link_is_cut_and_restored(world: World) -> None:
     assert world.look() == []
     world.up["eth2"] = False
     assert world.look() == [("suspend", "10.1.2.2")]
@@ -184,7 +184,7 @@ async def test_with_only_backup_paths_left_subflows_are_left_to_the_kernel(world
 
 
 async def test_the_last_of_a_connections_first_subflows_is_never_closed(world: World) -> None:
-    """What joins later has a small receive buffer: without one of the first subflows the window collapses."""
+    """A subflow that joins later has a small receive buffer: without one of the first subflows the window collapses."""
     world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
     world.up["eth2"] = False
     assert world.look() == [("suspend", "10.1.2.2")]
@@ -200,11 +200,11 @@ async def test_the_last_of_a_connections_first_subflows_is_never_closed(world: W
     world.up["eth1"] = True
     assert world.look() == []
     world.up["eth2"] = False
-    assert world.look() == [("suspend", "10.1.2.2")], "what was made anew may go again"
+    assert world.look() == [("suspend", "10.1.2.2")], "a new subflow may be closed again"
 
 
-async def test_a_subflow_that_was_left_has_time_to_go_on_when_its_link_is_back(world: World) -> None:
-    """The kernel doubles the time between its tries: the next one may come as late as the link was down."""
+async def test_a_subflow_that_was_left_has_time_to_resume_when_its_link_is_restored(world: World) -> None:
+    """The kernel doubles the time between its tries: the next one may come as long after as the link was down."""
     good, bad = flow("10.1.1.2"), flow("10.1.2.2", dead=True)
     world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
     world.up["eth1"] = world.up["eth2"] = False
@@ -216,7 +216,7 @@ async def test_a_subflow_that_was_left_has_time_to_go_on_when_its_link_is_back(w
     assert world.judge([good, bad], seconds=0.2) == [("suspend", "10.1.2.2")]
 
 
-async def test_a_connection_that_has_but_one_subflow_keeps_it(world: World) -> None:
+async def test_the_only_subflow_of_a_connection_stays(world: World) -> None:
     world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")], [flow("10.1.2.2", token=2)]]
     world.up["eth2"] = False
     assert world.look() == []
@@ -230,7 +230,7 @@ async def test_subflows_that_come_with_a_new_connection_are_its_first(world: Wor
     assert world.look() == [("suspend", "10.1.2.2")]
 
 
-async def test_a_way_that_is_no_path_of_ours_counts_too(world: World) -> None:
+async def test_a_foreign_path_counts_too(world: World) -> None:
     world.paths.pop(0)
     world.flows = [[flow("10.1.1.2"), flow("10.1.2.2")]]
     world.up["eth2"] = False
@@ -238,7 +238,7 @@ async def test_a_way_that_is_no_path_of_ours_counts_too(world: World) -> None:
 
 
 async def test_links_that_go_one_after_the_other_are_looked_at_together(world: World) -> None:
-    """The look waits until 0.1 s passed without an event, 0.5 s at the most."""
+    """The keeper waits until 0.1 s passed without an event, at most 0.5 s."""
     loop = FakeLoop(100.0)
     world.keeper._loop = loop  # type: ignore[assignment]
     world.keeper._soon = None
@@ -250,7 +250,7 @@ async def test_links_that_go_one_after_the_other_are_looked_at_together(world: W
     assert timer.callback == world.keeper._look
 
 
-async def test_events_of_other_links_are_nothing_to_it(world: World) -> None:
+async def test_events_of_other_links_are_ignored(world: World) -> None:
     world.keeper._soon = None
     world.keeper._event(LinkEvent("eth9", False))
     assert world.keeper._soon is None
@@ -265,14 +265,14 @@ async def test_a_silent_path_is_suspended_and_tried_again_with_longer_pauses(wor
     assert world.paths[1].reason == SILENT
     assert world.judge([good], seconds=1) == []
     assert world.judge([good], seconds=1.1) == [("resume", "10.1.2.2")]
-    # its subflow does not come about: again, after 4 s and 8 s
+    # its subflow is not established: again, after 4 s and 8 s
     syn = flow("10.1.2.2", state="SYN_SENT")
     again = [("suspend", "10.1.2.2"), ("resume", "10.1.2.2")]
     assert world.judge([good, syn], seconds=3.9) == []
     assert world.judge([good, syn], seconds=0.2) == again
     assert world.judge([good, syn], seconds=7.9) == []
     assert world.judge([good, syn], seconds=0.2) == again
-    # it works: the pause is the short one again
+    # the path works: the pause is the short one again
     assert world.judge([good, flow("10.1.2.2")]) == []
     assert world.paths[1].pause_seconds == 2
 
@@ -280,7 +280,7 @@ async def test_a_silent_path_is_suspended_and_tried_again_with_longer_pauses(wor
 async def test_the_only_way_is_never_closed(world: World) -> None:
     assert world.judge([flow("10.1.2.2", dead=True)]) == []
     assert world.judge([flow("10.1.1.2", dead=True), flow("10.1.2.2", dead=True)]) == []
-    # one connection has another way, the other has none: what is right for one would cut the other
+    # one connection has another way, the other has none: closing for one would cut the other
     assert world.judge([flow("10.1.1.2"), flow("10.1.2.2", dead=True)], [flow("10.1.2.2", dead=True, token=2)]) == []
 
 
@@ -303,7 +303,7 @@ async def test_a_path_that_was_never_used_is_not_tried_again(world: World) -> No
         assert world.judge([flow("10.1.1.2")], seconds=100) == []
 
 
-async def test_a_dead_subflow_of_no_path_is_closed_by_itself(world: World) -> None:
+async def test_a_dead_subflow_of_no_path_is_closed_alone(world: World) -> None:
     stray = flow("10.9.9.2", dead=True)
     assert world.judge([flow("10.1.1.2"), stray]) == [("close", "10.9.9.2")]
     assert world.judge([stray], seconds=0.1) == []

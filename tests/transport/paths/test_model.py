@@ -1,4 +1,4 @@
-"""Paths as text, limits, and sentences; all without the kernel."""
+"""Paths as text, limits, and messages; all without the kernel."""
 
 from __future__ import annotations
 
@@ -148,13 +148,13 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
         (["localhost", "::1"], []),
     ],
 )
-def test_what_auto_announces(listening: list[str], expected: list[str]) -> None:
+def test_addresses_that_auto_announces(listening: list[str], expected: list[str]) -> None:
     found = interfaces.auto_signal([Address(host, 4420) for host in listening])
     assert [each.address for each in found] == expected
 
 
 @pytest.mark.usefixtures("known")
-def test_where_auto_connects_from() -> None:
+def test_addresses_from_which_auto_connects() -> None:
     assert interfaces.auto_subflow("10.1.2.7") == [PathSpec("10.1.2.1", "eth1"), PathSpec("10.1.1.1", "eth0")]
     assert interfaces.auto_subflow("127.0.0.1") == []
     assert interfaces.auto_subflow("2001:db8::7") == [PathSpec("2001:db8::1", "eth0")]
@@ -186,7 +186,7 @@ def test_whether_a_listener_takes_an_address(address: str, hosts: list[str], exp
         ("10.1.4.1", "eth9", False),
     ],
 )
-def test_which_paths_carry(address: str, device: str | None, expected: bool) -> None:
+def test_paths_that_carry(address: str, device: str | None, expected: bool) -> None:
     assert carries(PathEndpoint(address=address, device=device), KNOWN) is expected
 
 

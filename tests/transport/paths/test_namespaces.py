@@ -21,7 +21,7 @@ pytestmark = [needs_mptcp, pytest.mark.timing]
 
 
 def scenario(name: str, links: int, *, flags: str = "-rnm") -> dict[str, Any]:
-    """What a scenario saw; skips where the machine has not what it needs."""
+    """Return the results of a scenario; skip where the machine cannot run it."""
     pytest.importorskip("pyroute2", reason="pip install 'nvmeof-mptcp[mptcp]'")
     for tool, package in (("unshare", "util-linux"), ("ip", "iproute2"), ("tc", "iproute2")):
         if shutil.which(tool) is None:
@@ -44,7 +44,7 @@ def scenario(name: str, links: int, *, flags: str = "-rnm") -> dict[str, Any]:
 
 
 def sound(result: dict[str, Any]) -> None:
-    """The load met no error and read what it had written, and the namespaces are as they were."""
+    """Check that the load had no error and read what it had written, and that the namespaces are unchanged."""
     assert result["errors"] == []
     assert result["wrong"] == 0
     assert result["rounds"] > 20
@@ -65,14 +65,14 @@ def test_four_paths_all_carry_bytes() -> None:
     assert {flow["congestion"] for flow in flows} == {"cubic"}
     assert set(result["marks"]) == {0x80000005}
     assert [path["address"] for path in result["paths"]] == [f"10.1.{n}.2" for n in range(1, 5)]
-    # what the diagnosis says of the same connection
+    # the facts of the diagnosis for the same connection
     assert result["diag_flows"] == len(flows)
     assert result["by_token"]
     assert result["diag_bytes"] > total * 0.9
 
 
 @pytest.mark.parametrize("name", ["backup", "backup_userspace"])
-def test_backup_is_told_and_obeyed(name: str) -> None:
+def test_backup_is_reported_and_obeyed(name: str) -> None:
     result = scenario(name, 2)
     sound(result)
     assert result["before"], "the backup path has a subflow"
@@ -123,7 +123,7 @@ def test_an_announced_address_gets_a_listener(name: str) -> None:
 
 
 def test_an_announced_address_belongs_to_its_ports() -> None:
-    """It is in use, with its listeners, until no port announces it; a connected host reads on."""
+    """The address is in use, with its listeners, until no port announces it; a connected host reads on."""
     result = scenario("announce_and_remove", 2)
     own = ["10.1.1.1:4420", "10.1.1.1:4421"]
     every = ["10.1.1.1:4420", "10.1.2.1:4420", "10.1.1.1:4421", "10.1.2.1:4421"]
@@ -138,7 +138,7 @@ def test_an_announced_address_belongs_to_its_ports() -> None:
     assert result["left"] == []
 
 
-def test_a_crash_leaves_nothing_for_good() -> None:
+def test_a_crash_leaves_nothing_permanent() -> None:
     result = scenario("crash", 3)
     assert result["both"] == ["10.1.3.1", "10.1.1.1", "10.1.2.1"]
     assert result["limits"] == ["add_addr_accepted", "6", "subflows", "5"]
@@ -161,13 +161,13 @@ def test_two_targets_share_an_address() -> None:
     assert result["limits_then"] == DEFAULT_LIMITS
 
 
-def test_what_others_changed_is_left_alone() -> None:
-    result = scenario("changed_meanwhile", 2)
+def test_changes_of_other_programs_are_left_alone() -> None:
+    result = scenario("changed_by_others", 2)
     assert result["endpoints"].split()[:4] == ["10.1.1.1", "id", "1", "subflow"]
     assert result["limits"] == ["add_addr_accepted", "3", "subflows", "3"]
 
 
-def test_without_the_privilege_a_sentence_says_what_to_run() -> None:
+def test_without_the_privilege_an_error_says_what_to_run() -> None:
     result = scenario("unprivileged", 2)
     add, limits = result["add"], result["limits"]
     assert (add["code"], limits["code"], result["list"]["code"]) == (1, 1, 0)
@@ -194,7 +194,7 @@ def test_mark_and_congestion_control_of_one_path() -> None:
     assert result["seen"] == {"10.1.1.2": ["cubic", 0], "10.1.2.2": ["reno", 7]}
 
 
-def test_without_bpf_the_paths_work_all_the_same() -> None:
+def test_without_bpf_the_paths_work_nevertheless() -> None:
     result = scenario("rules", 2)
     assert set(result["seen"]) == {"10.1.1.2", "10.1.2.2"}
     assert "CAP_BPF" in result["problem"] or "cgroup" in result["problem"]

@@ -65,7 +65,7 @@ def test_commands_on_the_wire() -> None:
         4: socket.inet_pton(socket.AF_INET6, "2001:db8::1"),
         5: struct.pack("=H", 80),
     }
-    # the nested attributes are marked as such, which newer kernels demand
+    # the nested attributes are marked as nested, which newer kernels require
     assert struct.unpack_from("=HH", data, 4)[1] == 0x8001
 
 
@@ -183,7 +183,7 @@ def test_any_reply_is_read(data: bytes) -> None:
 
 
 def test_figures_of_a_real_connection() -> None:
-    """Plain TCP through the loopback: found by its addresses, without any privilege."""
+    """Plain TCP over loopback: found by its addresses, without any privilege."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         client.connect(listener.getsockname())
         found = diag.look_up(Address(*client.getsockname()), Address(*client.getpeername()))

@@ -1,4 +1,4 @@
-"""The record of who added what: its file, its lock, and processes that are gone."""
+"""The record of owners: its file, its lock, and processes that have ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def entry(*holders: str) -> OwnedEndpoint:
     return OwnedEndpoint("10.1.2.1", "eth1", None, int(PathFlag.SIGNAL), list(holders))
 
 
-def test_the_file_lives_as_long_as_something_is_held(tmp_path: Path) -> None:
+def test_the_file_exists_as_long_as_an_entry_is_held(tmp_path: Path) -> None:
     ledger = Ledger("target", directory=tmp_path)
     with ledger.transaction():
         pass
@@ -40,7 +40,7 @@ def test_the_file_lives_as_long_as_something_is_held(tmp_path: Path) -> None:
 
 
 def test_many_processes_at_once(tmp_path: Path) -> None:
-    """Each adds an entry and takes it back, fifty times: none is lost, and at last there is no file."""
+    """Each process adds an entry and removes it, fifty times: no entry is lost, and at last the file is removed."""
     code = (
         "import sys, pathlib\n"
         "from nvmeof.transport.paths.ownership import *\n"
@@ -58,7 +58,7 @@ def test_many_processes_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_is_gone_is_found(tmp_path: Path) -> None:
+def test_an_ended_process_is_found(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
         "from nvmeof.transport.paths.ownership import *\n"
@@ -73,7 +73,7 @@ def test_a_process_that_is_gone_is_found(tmp_path: Path) -> None:
         assert record.dead() == [holder]
 
 
-def test_a_process_id_that_was_given_again_is_no_holder(tmp_path: Path) -> None:
+def test_a_reused_process_id_is_no_holder(tmp_path: Path) -> None:
     ledger = Ledger("target", directory=tmp_path)
     with ledger.transaction() as record:
         record.endpoints.append(entry(ledger.holder))
@@ -95,7 +95,7 @@ def test_a_process_of_another_pid_namespace_counts_as_alive(tmp_path: Path) -> N
         assert record.dead() == []
 
 
-def test_what_a_command_added_is_for_good(tmp_path: Path) -> None:
+def test_entries_of_a_command_are_permanent(tmp_path: Path) -> None:
     ledger = Ledger("command line", permanent=True, directory=tmp_path)
     with ledger.transaction() as record:
         record.endpoints.append(entry(ledger.holder))
@@ -105,7 +105,7 @@ def test_what_a_command_added_is_for_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 9}', '{"version": 1, "holders": {}}', "null"])
-def test_a_damaged_record_is_kept_aside(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_is_moved_aside(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger = Ledger("target", directory=tmp_path)
     ledger.path.write_text(content)
     with ledger.transaction() as record:
@@ -133,12 +133,12 @@ def test_the_file_is_written_when_the_block_fails(tmp_path: Path) -> None:
         ({"port": 1}, False),
     ],
 )
-def test_successors_are_told_apart(change: dict[str, object], expected: bool) -> None:
+def test_successors_are_distinguished(change: dict[str, object], expected: bool) -> None:
     values = {"address": "10.1.2.1", "device": "eth1", "flags": PathFlag.SIGNAL, **change}
     assert entry().is_still(PathEndpoint(**values)) is expected  # type: ignore[arg-type]
 
 
-def test_a_directory_of_somebody_else_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_directory_of_another_user_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NVMEOF_STATE_DIR", str(tmp_path / "mine"))
     assert ownership.state_directory() == tmp_path / "mine"
     assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o700

@@ -15,7 +15,7 @@ from nvmeof.transport.paths.sockops import SubflowRule, assemble
 
 
 def execute(code: bytes, op: int, local_ip4: int) -> tuple[int, list[tuple[int, int, bytes]]]:
-    """Return value, and the calls of bpf_setsockopt as (level, option, value)."""
+    """Return the return value, and the calls of bpf_setsockopt as (level, option, value)."""
     instructions = list(struct.iter_unpack("=BBhi", code))
     registers: list[Any] = [0] * 11
     registers[1], stack, calls, at = "ctx", bytearray(512), [], 0
@@ -60,7 +60,7 @@ RULES = (
 
 @pytest.mark.parametrize("op", range(16))
 @pytest.mark.parametrize("rule", RULES)
-def test_each_address_gets_what_its_rule_says(rule: SubflowRule, op: int) -> None:
+def test_each_address_gets_the_values_of_its_rule(rule: SubflowRule, op: int) -> None:
     expected = []
     if op in (3, 4, 5):  # connecting, connected, accepted
         if rule.mark is not None:

@@ -246,7 +246,7 @@ async def test_tls(tmp_path: Path, client: bool) -> None:
             await NbdBackend(engine.uri).open()
 
 
-async def test_nothing_there(tmp_path: Path) -> None:
+async def test_nothing_listens(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="start the NBD server first"):
         await NbdBackend(f"nbd+unix:///?socket={tmp_path}/none").open()
 
@@ -277,10 +277,10 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-async def test_a_server_that_lies_loses_its_connection(
+async def test_a_server_with_a_wrong_reply_loses_its_connection(
     tmp_path: Path, lie: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A relay in front of nbdkit says something else once; the request is repeated over a new connection."""
+    """A relay in front of nbdkit falsifies one reply; the request is repeated over a new connection."""
     lies = [lie]
     with nbdkit(tmp_path, "memory", str(SIZE)) as engine:
         ended: list[asyncio.Task[Any]] = []

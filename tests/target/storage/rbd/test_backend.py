@@ -79,7 +79,7 @@ async def test_every_operation(image: Cluster) -> None:
         assert await read(backend, 63 << 16, 65536) == data[:65536]
 
 
-async def test_compare_and_write_is_the_engines(image: Cluster) -> None:
+async def test_compare_and_write_is_that_of_the_cluster(image: Cluster) -> None:
     async with opened(image) as one, opened(image) as other:
         zero, old = bytes(512), bytes(512)
 
@@ -93,7 +93,7 @@ async def test_compare_and_write_is_the_engines(image: Cluster) -> None:
             await one.compare_and_write(0, memoryview(bytes(4096)), memoryview(bytes(4096)))
 
 
-async def test_what_one_target_writes_another_reads(image: Cluster) -> None:
+async def test_another_target_reads_written_data(image: Cluster) -> None:
     async with opened(image) as one, opened(image) as other:
         for index in range(20):
             await one.write(4096, memoryview(bytes([index]) * 4096))
@@ -122,7 +122,7 @@ async def test_a_snapshot_is_read_only(image: Cluster) -> None:
         await asyncio.to_thread(image.in_pool, "rbd.Image(pool, 'disk').remove_snap('s')")
 
 
-async def test_a_fenced_client_opens_the_image_anew(image: Cluster) -> None:
+async def test_a_fenced_client_opens_the_image_again(image: Cluster) -> None:
     async with opened(image) as backend:
         await backend.write(0, memoryview(b"x" * 4096))
         await asyncio.to_thread(image.blocklist_all)
@@ -151,7 +151,7 @@ async def test_an_osd_that_does_not_answer(image: Cluster) -> None:
         assert await read(backend, 4096, 4096) == bytes(4096)
 
 
-async def test_what_cannot_be_opened(cluster: Cluster, tmp_path: Path) -> None:
+async def test_images_that_cannot_be_opened(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="the image rbd/none: No such file"):
         await RbdBackend("rbd/none", conf=str(cluster.conf)).open()
     with pytest.raises(ConfigurationError, match="the pool none: No such file"):

@@ -1,4 +1,4 @@
-"""A command whose effect cannot be kept has none: not now, and not after the next start."""
+"""A command whose effect cannot be stored has none: not now, and not after the next start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABEL = b"label".ljust(256, b"\0")
 
 
 class Failing(Durable):
-    """Keeps nothing while it has an `error`, which comes at once or `later`."""
+    """A metadata store that fails while it has an `error`, at once or `later`."""
 
     def __init__(self, values: dict[str, Any] | None = None, *, later: bool = False) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Failing(Durable):
 
 
 class _FailsLater:
-    """Takes the value back and fails when it is awaited; nobody minds when it is not, as with a store's future."""
+    """A result that restores the old value and fails when awaited; like a store's future it need not be awaited."""
 
     def __init__(self, store: Failing, section: str, before: Any, failure: NotKeptError) -> None:
         self._take_back = functools.partial(MemoryStore.put, store, section, before)
@@ -58,10 +58,10 @@ class _FailsLater:
 
 
 class Machine:
-    """A target of one disk, whose keeper can fail; `again` is what the next process has."""
+    """A target of one disk, whose metadata store can fail; `again` is the target of the next process."""
 
     def __init__(self, metadata_store: Failing, subsystem: Failing, disk: Ramdisk | None = None) -> None:
-        self.metadata_store, self.subsystem_keeper = metadata_store, subsystem
+        self.metadata_store, self.subsystem_store = metadata_store, subsystem
         self.disk = disk or Ramdisk("64K")
         self.target = Target(kept(self.disk, metadata_store), metadata_store=subsystem)
         self.target.subsystem.resume(self.target.runtime)
@@ -72,7 +72,7 @@ class Machine:
         again = Ramdisk("64K")
         assert again.memory is not None and self.disk.memory is not None
         again.memory[:] = self.disk.memory
-        return Machine(Failing(self.metadata_store._values), Failing(self.subsystem_keeper._values), again)
+        return Machine(Failing(self.metadata_store._values), Failing(self.subsystem_store._values), again)
 
     def run(self, queue: TestQueue, opcode: int, data: bytes | None = None, **fields: Any) -> Any:
         return finish(self.target, queue.submit(queue.sqe(opcode, data, **fields), data))
@@ -81,7 +81,7 @@ class Machine:
         return self.run(self.io, 0x0D, pack_keys(0, 7), nsid=1, cdw10=cdw10)
 
     def seen(self) -> dict[str, Any]:
-        """What a host sees. A write comes last: it changes what is written, and takes a mark away."""
+        """Return the state that a host sees. A write comes last: it changes the data, and removes a mark."""
         self.target.runtime.settle()
         report = self.run(self.io, 0x0E, nsid=1, cdw10=23, cdw11=1, length=96)
         return {
@@ -147,17 +147,17 @@ def test_all_or_nothing(name: str, code: int, later: bool) -> None:
     before(machine)
     was, was_kept = (
         machine.again().seen(),
-        (dict(machine.metadata_store._values), dict(machine.subsystem_keeper._values)),
+        (dict(machine.metadata_store._values), dict(machine.subsystem_store._values)),
     )
-    machine.metadata_store.error = machine.subsystem_keeper.error = OSError(code, os.strerror(code))
+    machine.metadata_store.error = machine.subsystem_store.error = OSError(code, os.strerror(code))
     completion = command(machine)
     assert (completion.status, completion.dnr) == (Status.INTERNAL_ERROR, False)
     machine.target.runtime.settle()
-    if name != "Sanitize":  # its second keeper may have been asked to put back what was
+    if name != "Sanitize":  # its second metadata store may have been asked to restore the old value
         for section in ("uncorrectable", "features", "reservations", "format"):
             assert machine.metadata_store.get(section) == was_kept[0].get(section)
-            assert machine.subsystem_keeper.get(section) == was_kept[1].get(section)
-    machine.metadata_store.error = machine.subsystem_keeper.error = None
+            assert machine.subsystem_store.get(section) == was_kept[1].get(section)
+    machine.metadata_store.error = machine.subsystem_store.error = None
     again = machine.again()
     assert machine.seen() == was, "now"
     assert again.seen() == was, "after the next start"
@@ -167,7 +167,7 @@ def test_all_or_nothing(name: str, code: int, later: bool) -> None:
 @pytest.mark.parametrize("later", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize(("fid", "value", "save"), [(0x84, 1, False), (0x05, 7, True)])
 def test_all_namespaces_or_none(fid: int, value: int, save: bool, later: bool) -> None:
-    """Set Features for FFFFFFFFh: the first namespace has kept it already when the second cannot."""
+    """Set Features for FFFFFFFFh: the first namespace has stored the value already when the second cannot."""
     stores = [Failing(later=later), Failing(later=later)]
     target = Target(*(kept(Ramdisk("64K"), store) for store in stores))
     admin = target.admin()
@@ -183,8 +183,8 @@ def test_all_namespaces_or_none(fid: int, value: int, save: bool, later: bool) -
     assert [admin.get_feature(fid, nsid=nsid).dw0 for nsid in (1, 2)] == [value, value]
 
 
-async def test_what_was_built_on_a_value_that_failed_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second change holds the first one: if it were kept, so would be what a host was told has failed."""
+async def test_a_change_based_on_a_failed_one_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second change includes the first one: if it were stored, so would be a change that was reported as failed."""
     metadata_store = JsonFileStore(tmp_path / "k", sections=("a", "b"))
     changes: list[int] = []
     value = KeptValue(metadata_store, "a", (0,), list, lambda: changes.append(len(value.now)))
@@ -212,8 +212,8 @@ async def test_what_was_built_on_a_value_that_failed_fails_too(tmp_path: Path, m
     assert changes == [2, 3, 4, 2, 3]
 
 
-async def test_a_name_that_is_not_on_the_media_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file had been replaced when it failed: a kill right after that must not make the change hold."""
+async def test_a_name_that_is_not_on_the_media_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file had been replaced when the command failed: a kill right after that must not make the change last."""
     metadata_store = JsonFileStore(tmp_path / "k", sections="a")
     await metadata_store.put("a", 1)
     fsync = os.fsync
@@ -230,7 +230,7 @@ async def test_a_name_that_is_not_on_the_media_is_put_back(tmp_path: Path, monke
     assert JsonFileStore(metadata_store.path, sections="a").get("a") == 1 == metadata_store.get("a")
 
 
-async def test_what_cannot_be_kept_is_a_line_and_not_many(
+async def test_failed_stores_are_one_line_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     metadata_store = JsonFileStore(tmp_path / "k", sections="a")

@@ -1,4 +1,4 @@
-"""Files, sizes, addresses and block sizes that are not what they seem: said in a sentence, or remembered."""
+"""Files, sizes, addresses and block sizes with surprises: reported in a sentence, or stored."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ NQN = "nqn.2026-01.org.example:disk"
 
 
 async def opened(path: Path, **options: object) -> FileBackend:
-    """Open a file, and close it again: what it said of itself stays."""
+    """Open a file, and close it; return the backend."""
     backend = FileBackend(path, **options)  # type: ignore[arg-type]
     await backend.open()
     await backend.close()
     return backend
 
 
-async def test_a_rest_that_is_no_block_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_partial_last_block_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(1_000_100))
     backend = await opened(path)
     assert backend.capabilities.size_bytes == 1953 * 512
-    assert caplog.messages == [f"{path}: its last 164 bytes are not served: they are no whole block of 512 bytes"]
+    assert caplog.messages == [f"{path}: its last 164 bytes are not served: less than a block of 512 bytes"]
 
 
-async def test_a_size_below_the_files_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_size_below_the_files_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(2 << 20))
     backend = await opened(path, size="1M")
@@ -39,14 +39,14 @@ async def test_a_size_below_the_files_is_said(tmp_path: Path, caplog: pytest.Log
     assert caplog.messages == [f"{path} has 2097152 bytes: only the first 1M are served, as the size says"]
 
 
-async def test_nothing_is_said_of_a_file_as_it_should_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_ordinary_file_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     await opened(tmp_path / "disk", size="1M")
     await opened(tmp_path / "disk")
     await opened(tmp_path / "disk", size="2M")
     assert caplog.messages == []
 
 
-async def test_a_block_size_is_remembered(tmp_path: Path) -> None:
+async def test_a_block_size_is_stored(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     assert (await opened(path, size="1M", block_bytes=4096)).capabilities.block_bytes == 4096
     assert (await opened(path)).capabilities.block_bytes == 4096
@@ -61,7 +61,7 @@ async def test_the_default_block_size_leaves_no_file_behind(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["disk"]  # noqa: PTH208
 
 
-async def test_a_block_size_that_cannot_be_kept_is_said(
+async def test_a_block_size_that_cannot_be_stored_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "disk"
@@ -72,11 +72,11 @@ async def test_a_block_size_that_cannot_be_kept_is_said(
 
     monkeypatch.setattr("nvmeof.target.storage.json_file_store.JsonFileStore._replace", full)
     assert (await opened(path, block_bytes=4096)).capabilities.block_bytes == 4096
-    assert any("block size cannot be kept" in line for line in caplog.messages)
+    assert any("block size cannot be stored" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("link", [False, True])
-async def test_a_file_given_twice_is_said(tmp_path: Path, link: bool) -> None:
+async def test_a_file_given_twice_is_reported(tmp_path: Path, link: bool) -> None:
     path, other = tmp_path / "disk", tmp_path / "other"
     path.write_bytes(bytes(1 << 20))
     if link:
@@ -84,7 +84,7 @@ async def test_a_file_given_twice_is_said(tmp_path: Path, link: bool) -> None:
     target = Target(namespaces=[FileBackend(path), FileBackend(other if link else path)])
     with pytest.raises(ConfigurationError, match="served already by this process: give each file once"):
         await target.start()
-    await opened(path)  # nothing is left of it
+    await opened(path)  # nothing of it remains
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ async def test_a_file_given_twice_is_said(tmp_path: Path, link: bool) -> None:
         (("name-a", 4420), ("name-b", 4420), None),
     ],
 )
-def test_an_address_given_twice_is_said(first: tuple[str, int], second: tuple[str, int], said: str | None) -> None:
+def test_an_address_given_twice_is_reported(first: tuple[str, int], second: tuple[str, int], said: str | None) -> None:
     ports = tuple(PortConfig(host=host, port=port) for host, port in (first, second))
     if said is None:
         TargetConfig(subsystems=(SubsystemConfig(nqn=NQN),), ports=ports)
@@ -109,7 +109,7 @@ def test_an_address_given_twice_is_said(first: tuple[str, int], second: tuple[st
         TargetConfig(subsystems=(SubsystemConfig(nqn=NQN),), ports=ports)
 
 
-async def test_more_memory_than_there_is_is_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_more_memory_than_exists_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     async with Target(namespaces=[Ramdisk("1G"), Ramdisk("64T")]):
         pass
     [said] = [line for line in caplog.messages if "memory" in line]

@@ -1,4 +1,4 @@
-"""What must outlive a process: kept beside the data, replaced as a whole, and honest about failures."""
+"""Metadata that must outlive a process: stored beside the data, replaced atomically, failures reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def opened(path: Path) -> JsonFileStore:
     return JsonFileStore(path, sections="abn")
 
 
-async def test_what_was_put_is_there_for_the_next_process(tmp_path: Path) -> None:
+async def test_stored_values_are_found_by_the_next_process(tmp_path: Path) -> None:
     path = tmp_path / "disk.nvmeof"
     metadata_store = opened(path)
     assert metadata_store.durable and metadata_store.get("a") is None
@@ -34,7 +34,7 @@ async def test_what_was_put_is_there_for_the_next_process(tmp_path: Path) -> Non
     assert not (tmp_path / (metadata_store.path.name + ".new")).exists()
 
 
-async def test_a_file_that_keeps_nothing_goes(tmp_path: Path) -> None:
+async def test_an_empty_file_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "disk.nvmeof"
     metadata_store = opened(path)
     await metadata_store.put("a", 1)
@@ -43,7 +43,7 @@ async def test_a_file_that_keeps_nothing_goes(tmp_path: Path) -> None:
     await metadata_store.put("a", None)
 
 
-async def test_it_is_its_owners(tmp_path: Path) -> None:
+async def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
     metadata_store = opened(tmp_path / "k")
     await metadata_store.put("a", 1)
     assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
@@ -55,8 +55,8 @@ async def test_it_is_its_owners(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink() and opened(tmp_path / "k").get("b") == 3
 
 
-async def test_only_one_holds_it(tmp_path: Path) -> None:
-    """Whoever replaced the file with what it has in memory would undo what the other has kept."""
+async def test_only_one_process_opens_it(tmp_path: Path) -> None:
+    """A second process that replaced the file by its own state would undo the changes of the first."""
     path = tmp_path / "state"
     first, second = opened(path), opened(path)
     first.hold()
@@ -76,12 +76,12 @@ async def test_only_one_holds_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["away/state", ".", "/proc/self/x"])
-def test_where_nothing_can_be_kept(tmp_path: Path, where: str) -> None:
+def test_places_where_nothing_can_be_stored(tmp_path: Path, where: str) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot use .* as a state file|is not a state file of this version"):
         opened(tmp_path / where).hold()
 
 
-def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 40)
@@ -92,7 +92,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
             opened(path)
 
 
-async def test_values_that_come_together_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_values_stored_at_once_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata_store = opened(tmp_path / "k")
     texts: list[str | None] = []
     real = JsonFileStore._replace
@@ -107,7 +107,7 @@ async def test_values_that_come_together_are_written_together(tmp_path: Path, mo
     assert opened(metadata_store.path).get("n") == 49
 
 
-async def test_a_failure_is_told_and_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_is_reported_and_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata_store = opened(tmp_path / "k")
     await metadata_store.put("a", 1)
 
@@ -136,11 +136,11 @@ def test_a_broken_file_is_refused_in_a_sentence(tmp_path: Path, text: str) -> No
     assert path.read_text() == text
 
 
-async def test_a_file_namespace_keeps_beside_its_file(tmp_path: Path) -> None:
+async def test_a_file_namespace_stores_metadata_beside_its_file(tmp_path: Path) -> None:
     backend = FileBackend(tmp_path / "disk.img", size="1M")
     await backend.open()
     saved = backend.metadata_store.put("reservations", [1])
-    await backend.close()  # waits for it
+    await backend.close()  # waits for the write
     assert saved is not None
     await saved
     assert json.loads((tmp_path / "disk.img.nvmeof").read_text())["kept"] == {"reservations": [1]}
@@ -150,7 +150,7 @@ async def test_a_file_namespace_keeps_beside_its_file(tmp_path: Path) -> None:
     await again.close()
 
 
-async def test_what_cannot_outlive_its_process_says_so(tmp_path: Path) -> None:
+async def test_a_store_in_memory_reports_that_it_is_not_durable(tmp_path: Path) -> None:
     ramdisk = Ramdisk("1M")
     assert ramdisk.metadata_store.put("a", 1) is None
     assert ramdisk.metadata_store.get("a") == 1
@@ -170,7 +170,7 @@ async def test_what_cannot_outlive_its_process_says_so(tmp_path: Path) -> None:
 
 
 class Crash(BaseException):
-    """The process ends here."""
+    """The process ends at this point."""
 
 
 CALLS = [(os, "open"), (os, "fsync"), (os, "link"), (os, "fchmod"), (os, "dup2"), (Path, "replace"), (Path, "unlink")]
@@ -179,7 +179,7 @@ CALLS = [(os, "open"), (os, "fsync"), (os, "link"), (os, "fchmod"), (os, "dup2")
 @pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("after", [False, True])
 def test_the_end_at_any_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool, after: bool) -> None:
-    """What was kept is there, or what was to be kept next; before each call into the system and after it."""
+    """The file has the old or the new values, before and after each system call."""
     values: list[dict[str, int]] = [{"a": 1}, {"a": 2, "b": 3}, {}, {"a": 4}]
     for number in range(1, 200):
         path = tmp_path / str(number) / "k"
@@ -224,7 +224,7 @@ def test_the_end_at_any_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h
 
 
 async def test_the_order_that_a_loss_of_power_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new file's content is on the media before it has the name, and the name before anybody is told."""
+    """The content of the new file is on the media before it has the name, and the name before the write is reported."""
     done: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
