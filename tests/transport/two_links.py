@@ -1,11 +1,7 @@
 """Run inside `unshare -rnm` by test_mptcp_paths: a target here, a host in a second namespace, two links between.
 
-<<<<<<< HEAD
 Prints one JSON object: what describe() says at both ends after `bytes` have gone from host to target; with TLS where
 the environment has TLS.
-=======
-Prints one JSON object: the results of describe() at both ends after `bytes` have gone from host to target.
->>>>>>> words
 """
 
 from __future__ import annotations
@@ -82,14 +78,9 @@ def shake_hands(accepted: list[Endpoint], endpoint: Endpoint) -> None:
 
 
 async def as_host(port: int, count: int) -> dict[str, Any]:
-<<<<<<< HEAD
-    """Connect over the first link, send, wait for the target's word, describe."""
+    """Connect over the first link, send, wait for the target's byte, describe."""
     reach = partial(get("mptcp").connect, "10.1.1.1", port, SocketOptions(congestion="cubic"))
     endpoint = await (connect_tls(reach, TlsCredentials(KEY), *NAMES, 10) if TLS else reach())
-=======
-    """Connect over the first link, send, wait for the target's byte, describe."""
-    endpoint = await get("mptcp").connect("10.1.1.1", port, SocketOptions(congestion="cubic"))
->>>>>>> words
     await asyncio.sleep(0.3)  # the target's second address is announced after the connection is established
     await move(endpoint, count, sending=True)
     await move(endpoint, 1, sending=False)

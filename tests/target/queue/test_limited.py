@@ -11,12 +11,13 @@ from nvmeof.target.core.throttle import Throttle
 from nvmeof.target.queue.limited import LimitedQueue
 from nvmeof.target.queue.pacing import RUNNING_MOST
 from nvmeof.target.storage.ramdisk import Ramdisk
-from tests.conformance.rawhost import FLUSH, make_sqe
+from tests.conformance.rawhost import FLUSH, READ, TRANSPORT, WRITE, make_sqe
+from tests.protocol.wire import sent
 from tests.target.backend_tools import Hidden
 from tests.target.core.test_throttle import run_until
 from tests.target.harness import Target
+from tests.target.queue.queue_wire import Wire, r2ts, statuses
 from tests.target.queue.test_fused import FIRST, SECOND, half
-from tests.target.queue.test_queue import READ, TRANSPORT, WRITE, Wire, r2ts, sent, statuses
 
 BLOCK = 512
 

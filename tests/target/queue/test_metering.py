@@ -13,7 +13,7 @@ from nvmeof.target.core.completion import Completion
 from nvmeof.target.meters import Meters
 from nvmeof.target.queue.metering import BOUNDS, NOTES_MOST, CountingMeter, Kind, LatencyMeter, QueueMeter, Tally
 from tests.target.harness import Target
-from tests.target.queue.test_queue import Wire
+from tests.target.queue.queue_wire import Wire
 
 READ, WRITE = 2, 1
 
