@@ -25,6 +25,7 @@ VIOLATIONS = {
     "host.queue": ["nvmeof.host.controller"],
     "target.core.pool": ["nvmeof.target.storage.base"],
     "target.namespaces.namespace": ["nvmeof.target.controller.controller"],
+    "target.server": ["nvmeof.target.control.control"],
     "target.projection.effects": ["nvmeof.target.subsystem.subsystem"],
     "target.commands.io.nvm": ["nvmeof.target.commands.identify.identify", "nvmeof.target.controller.controller"],
     "transport.tcp": ["nvmeof.spec.enums"],

@@ -31,7 +31,7 @@ class Connections(VerbGroup):
         subnqn: Annotated[str | None, "NQN of the subsystem; all unless given"] = None,
         subflows: Annotated[bool, "with the kernel's figures of each subflow"] = False,
     ) -> Table:
-        """List the open connections: whose, since when, transport, digests, TLS, authentication, commands in flight.
+        """List the open connections: whose, since when, transport in use, digests, security, commands in flight.
 
         A connection is a queue; `cntlid` and `host` say which association it belongs to. One that has made no Connect
         has neither. `since` is seconds of the Unix epoch.

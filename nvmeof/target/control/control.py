@@ -22,6 +22,7 @@ logger = logging.getLogger("nvmeof.target.control")
 GROUPS: Final[tuple[type[VerbGroup], ...]] = (
     Process, Subsystems, Namespaces, Hosts, Ports, Ana, Paths, Referrals, Connections, Counters,
 )  # fmt: skip
+_MESSAGE_CHARACTERS: Final = 1000
 
 
 def all_verbs() -> list[Verb]:
@@ -95,7 +96,7 @@ class Control:
             logger.error("%s failed: %s: %s", name, type(error).__name__, error)
             logger.debug("where that happened", exc_info=error)
             text = f"{name} failed by a defect of the target: {type(error).__name__}: {error}"
-            raise RpcError(Code.INTERNAL_ERROR, text) from error
+            raise RpcError(Code.INTERNAL_ERROR, _line(text)) from error
         if verb.changes:
             said = masked(verb, arguments)
             logger.info("%s%s %s", f"{caller}: " if caller else "", name, said)
@@ -114,4 +115,10 @@ def _told(error: NvmeofError | OSError) -> RpcError:
     if isinstance(error, OSError) and not isinstance(error, NvmeofError):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}"
-    return RpcError(code, text, {"type": type(error).__name__})
+    return RpcError(code, _line(text), {"type": type(error).__name__})
+
+
+def _line(text: str) -> str:
+    """Return a message as one printable line, and not longer than a page: it may repeat what a client sent."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_MESSAGE_CHARACTERS])
+    return shown if len(text) <= _MESSAGE_CHARACTERS else f"{shown}…"
