@@ -14,6 +14,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from nvmeof.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
+from nvmeof.security.secret import Secret
 from nvmeof.target.__main__ import cli, main
 from nvmeof.target.cli.ctl.commands import ctl_group
 from nvmeof.target.control import where
@@ -117,6 +118,28 @@ def test_an_error_is_one_sentence_and_an_exit_code(ctl: Ctl, arguments: list[str
     found, out, err = ctl(*arguments)
     assert (found, out) == (code, "")
     assert says in err and err.startswith("nvmeof-target: ") and err.count("\n") == 1
+
+
+def test_files_are_those_of_the_caller_and_secrets_are_not_on_the_command_line(
+    ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk,1.img").write_bytes(bytes(8192))
+    code, out, err = ctl("namespace", "add", "file:disk,,1.img,delay:read=1ms", "--nsid", "40", "-o", "json")
+    assert (code, err) == (0, "") and str(tmp_path / "disk,1.img") in json.loads(out)["backend"]
+    assert ctl("namespace", "remove", "40")[0] == 0
+    code, out, err = ctl("subsystem", "add", OTHER, "--namespaces", "file:disk,,1.img", "-o", "json")
+    assert (code, json.loads(out)["namespaces"]) == (0, 1), err
+    assert ctl("subsystem", "remove", OTHER)[0] == 0
+    secret = Secret(bytes(range(32))).to_text()
+    host = "nqn.2026-01.org.example:host"
+    code, _, err = ctl("host", "keys", host, "--dhchap-key", secret)
+    assert code == EXIT_USAGE and "can be read by every user" in err and secret not in err
+    (tmp_path / "key").write_text(secret)
+    (tmp_path / "key").chmod(0o600)
+    assert ctl("host", "keys", host, "--dhchap-key", "file:key") == (0, "done\n", "")
+    assert host in ctl("host", "list")[1]
+    assert ctl("host", "keys", host)[0] == 0
 
 
 def test_options_of_serving_have_no_place_before_it(capsys: pytest.CaptureFixture[str]) -> None:

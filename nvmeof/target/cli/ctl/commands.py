@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -11,6 +10,7 @@ import click
 from nvmeof.cli.tables import print_json
 from nvmeof.cli.types import AnyType, Number, Seconds
 from nvmeof.target.cli.ctl.calls import call, client, complete, run
+from nvmeof.target.cli.ctl.local import local
 from nvmeof.target.cli.ctl.results import print_result
 from nvmeof.target.cli.ctl.top import top_command
 from nvmeof.target.cli.ctl.watch import watch_command
@@ -110,9 +110,7 @@ def _arguments(verb: Verb, given: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, tuple):
             value = list(value) or None
         if value is not None and (parameter.required or value != parameter.default):
-            arguments[parameter.name] = value
-    if verb.name == "save" and "path" in arguments:
-        arguments["path"] = str(Path(arguments["path"]).absolute())
+            arguments[parameter.name] = local(verb, parameter.name, value)
     return arguments
 
 
