@@ -88,6 +88,7 @@ async def flood(port: int, held: list[socket.socket]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 async def test_ten_thousand_half_open_connections(descriptors: None) -> None:
     held: list[socket.socket] = []
     async with running("tcp", connect_seconds=3600.0, check=False) as target:
