@@ -388,7 +388,7 @@ class NamespaceHead:
             self._fail_over(request, path)
 
     def lost(self, request: HeadRequest, path: RequestPath, error: NvmeofError) -> None:
-        """Fail over a request of a lost path where that is safe, and end it elsewhere."""
+        """Fail over a request of a lost path where that is safe, else end it."""
         assert isinstance(path, NamespacePath)
         path.update()
         if request.cancelled or self.closed is not None:
