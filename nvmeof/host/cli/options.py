@@ -210,13 +210,11 @@ def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[
 
 _TLS = _option("--tls", is_flag=True, help="TLS 1.3 with a pre-shared key.")
 _TLS_MORE = (
-    _option("--concat", is_flag=True, hidden=True, help="Authentication makes the key for TLS."),
-    _option("--tls-identity", type=click.Choice(["0", "1"]), hidden=True, help="Version of the PSK identity."),
-    _option("--tls-compat", is_flag=True, hidden=True, help="Derive keys as libnvme up to 1.14 does."),
-    _option("--tls-suites", metavar="NAME[,NAME...]", hidden=True, help="Cipher suites to offer."),
-    _option("--tls-keylog", metavar="PATH", hidden=True, help="Append the secrets of connections, for tshark."),
+    click.option("--tls-identity", type=click.Choice(["0", "1"]), hidden=True, help="Version of the PSK identity."),
+    click.option("--tls-compat", is_flag=True, hidden=True, help="Derive keys as libnvme up to 1.14 does."),
+    click.option("--tls-suites", metavar="NAME[,NAME...]", hidden=True, help="Cipher suites to offer."),
 )
-"""Rarely wanted: docs/howto/tls.md has them, and help does not."""
+"""For targets of others: docs/howto/tls.md has them, and help does not."""
 _CONNECTION = (
     _option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme's, or our own]"),
     _option("-I", "--hostid", metavar="UUID", help="Host identifier, a UUID."),
@@ -226,7 +224,9 @@ _CONNECTION = (
     ),
     _option("-C", "--dhchap-ctrl-secret", metavar="SOURCE", help="Secret that the controller has to prove."),
     _TLS,
-    _option("--tls-key", "--tls_key", metavar="SOURCE", help="Its key (and --tls): file:PATH, env:NAME or prompt."),
+    _option("--tls-key", "--tls_key", metavar="SOURCE", help="Its key: file:PATH, env:NAME or prompt."),
+    _option("--concat", named=False, is_flag=True, help="Authentication makes that key."),
+    _option("--tls-keylog", named=False, metavar="PATH", help="Secrets of connections, for tshark."),
     *_TLS_MORE,
     _option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
     _option("-G", "--data-digest", is_flag=True, help="Data digests."),
