@@ -15,12 +15,16 @@ import click
 
 
 class GroupedOption(click.Option):
-    """An option of a group. `brief`: help of other commands than the group's own one only names it."""
+    """An option of a group. `brief`: help of other commands than the group's own one only names it; `named`: it does
+    that, else it says nothing of it."""
 
-    def __init__(self, *declarations: Any, group: str = "", brief: bool = False, **attributes: Any) -> None:
+    def __init__(
+        self, *declarations: Any, group: str = "", brief: bool = False, named: bool = True, **attributes: Any
+    ) -> None:
         super().__init__(*declarations, **attributes)
         self.group = group
         self.brief = brief
+        self.named = named
 
 
 class Command(click.Command):
@@ -43,7 +47,8 @@ class Command(click.Command):
             if not group:
                 own.append(record)
             elif isinstance(parameter, GroupedOption) and parameter.brief and not whole:
-                brief.setdefault(group, []).append(max(parameter.opts, key=len))
+                if parameter.named:
+                    brief.setdefault(group, []).append(max(parameter.opts, key=len))
             else:
                 groups.setdefault(group, []).append(record)
         if own:

@@ -29,7 +29,7 @@ _VWC_PRESENT = 1
 
 
 @opt.command("export")
-@opt.controller_options
+@opt.export_options
 @click.argument("more", nargs=-1, metavar="[TARGET]...")
 @subsystem.multipath_options()
 @click.option("-N", "--namespace-id", "nsids", type=U32, multiple=True, metavar="NSID",

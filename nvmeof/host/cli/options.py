@@ -210,6 +210,13 @@ def _places(several: bool, *, required: bool = True, unless: str = "") -> tuple[
     )  # fmt: skip
 
 
+_TLS = _option("--tls", is_flag=True, help="TLS 1.3 with a pre-shared key.")
+_TLS_MORE = (
+    click.option("--tls-identity", type=click.Choice(["0", "1"]), hidden=True, help="Version of the PSK identity."),
+    click.option("--tls-compat", is_flag=True, hidden=True, help="Derive keys as libnvme up to 1.14 does."),
+    click.option("--tls-suites", metavar="NAME[,NAME...]", hidden=True, help="Cipher suites to offer."),
+)
+"""For targets of others: docs/howto/tls.md has them, and help does not."""
 _CONNECTION = (
     _option("-q", "--hostnqn", metavar="NQN", help="Host NQN.  [default: /etc/nvme's, or our own]"),
     _option("-I", "--hostid", metavar="UUID", help="Host identifier, a UUID."),
@@ -218,16 +225,11 @@ _CONNECTION = (
         help="Own secret: file:PATH, env:NAME or prompt.",
     ),
     _option("-C", "--dhchap-ctrl-secret", metavar="SOURCE", help="Secret that the controller has to prove."),
-    _option("--tls", is_flag=True, help="TLS 1.3 with a pre-shared key on every queue."),
-    _option("--tls-key", "--tls_key", metavar="SOURCE", help="The key: file:PATH, env:NAME or prompt; --tls with it."),
-    _option("--concat", is_flag=True, help="Make the TLS key by authentication, each time (with --dhchap-secret)."),
-    _option("--tls-identity", type=Number(0, 1), metavar="N", help="Version of the PSK identity.  [default: 1]"),
-    _option("--tls-compat", is_flag=True, help="Derive keys as libnvme up to 1.14 does (nvme-cli's --compat)."),
-    _option("--tls-suites", metavar="NAME[,NAME...]", help="Cipher suites to offer.  [default: all three]"),
-    _option(
-        "--tls-keylog", metavar="PATH",
-        help="Append the secrets of connections, for tshark.  [default: SSLKEYLOGFILE]",
-    ),
+    _TLS,
+    _option("--tls-key", "--tls_key", metavar="SOURCE", help="Its key: file:PATH, env:NAME or prompt."),
+    _option("--concat", named=False, is_flag=True, help="Authentication makes that key."),
+    _option("--tls-keylog", named=False, metavar="PATH", help="Secrets of connections, for tshark."),
+    *_TLS_MORE,
     _option("-g", "--hdr-digest", is_flag=True, help="Header digests."),
     _option("-G", "--data-digest", is_flag=True, help="Data digests."),
     _option("-T", "--tos", type=U8, metavar="TOS", help="IP type of service, 0 to 255."),
@@ -321,6 +323,12 @@ def port_options(command: F) -> F:
 def controller_options(command: F) -> F:
     """Add the options of a connection to a subsystem, over one path or several."""
     return _apply(command, (*_places(True), *_CONNECTION, *_CONTROLLER, *_PATHS))
+
+
+def export_options(command: F) -> F:
+    """As :func:`controller_options`, for a command whose ``--tls`` is that of its clients; a key implies it here."""
+    connection = tuple(each for each in _CONNECTION if each is not _TLS)
+    return _apply(command, (*_places(True), *connection, *_CONTROLLER, *_PATHS))
 
 
 def optional_controller_options(command: F) -> F:

@@ -77,7 +77,7 @@ def tls_credentials(options: dict[str, Any]) -> TlsCredentials | None:
     version, suites = options.get("tls_identity"), options.get("tls_suites")
     return TlsCredentials(
         key,
-        1 if version is None else version,
+        1 if version is None else int(version),
         Derivation.LIBNVME_1_14 if options.get("tls_compat") else Derivation.RFC8446,
         SUITES if suites is None else parse_suites(suites),
     )
@@ -151,14 +151,13 @@ def gen_tls_key(hmac: int) -> None:
     "-I",
     "--identity",
     "version",
-    type=Number(0, 1),
-    default=1,
+    type=click.Choice(["0", "1"]),
+    default="1",
     show_default=True,
-    metavar="N",
     help="Version of the identity.",
 )
 @click.option("-C", "--compat", is_flag=True, help="The identity that libnvme up to 1.14 derives.")
-def check_tls_key(key: str, hostnqn: str | None, subsysnqn: str | None, version: int, compat: bool) -> None:
+def check_tls_key(key: str, hostnqn: str | None, subsysnqn: str | None, version: str, compat: bool) -> None:
     """Check a TLS key's form and checksum; say what it is, and its identity, and not the key."""
     found = parse_tls_key(getpass.getpass("TLS key: ")) if key == PROMPT else load_tls_key(key)
     if subsysnqn is None:
@@ -167,7 +166,7 @@ def check_tls_key(key: str, hostnqn: str | None, subsysnqn: str | None, version:
         return
     nqn = host_identity(hostnqn, None)[0]
     derivation = Derivation.LIBNVME_1_14 if compat else Derivation.RFC8446
-    print(found.identity(nqn, check_nqn(subsysnqn, "the subsystem NQN"), version=version, derivation=derivation))
+    print(found.identity(nqn, check_nqn(subsysnqn, "the subsystem NQN"), version=int(version), derivation=derivation))
 
 
 COMMANDS: tuple[Any, ...] = (gen_dhchap_key, check_dhchap_key, gen_tls_key, check_tls_key)
