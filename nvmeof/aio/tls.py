@@ -464,12 +464,15 @@ async def connect_tls(
     for index, (psk, suites) in enumerate(attempts):
         endpoint = await reach()
         try:
-            return await _handshake(endpoint, TlsSession(psk, suites, server=False), max(deadline - loop.time(), 0.1))
+            found = await _handshake(endpoint, TlsSession(psk, suites, server=False), max(deadline - loop.time(), 0.1))
         except ConnectTimeout:
             raise
         except TransportError:
             if index + 1 == len(attempts):
                 raise
+        else:
+            credentials.worked(index)
+            return found
     raise AssertionError("credentials have at least one handshake to try")
 
 

@@ -37,6 +37,7 @@ from nvmeof.host.requests import DEFAULT_OPTIONS, Command, CommandPart, RequestO
 from nvmeof.host.results import IdentifyController, IdentifyNamespace
 from nvmeof.runtime import Runtime, sleep
 from nvmeof.security.tls.credentials import TlsCredentials
+from nvmeof.security.tls.key import Derivation
 from nvmeof.spec.connect import CONNECT_DATA
 from nvmeof.spec.enums import (
     CNTLID_DYNAMIC,
@@ -265,7 +266,8 @@ class Controller:
                 f"{self.options.subnqn}: the subsystem demands no authentication, so that there is no key for TLS: "
                 "give the host a key there, or connect without --concat"
             )
-        return self.options.with_changes(tls=TlsCredentials(authentication.generated), concat=False)
+        generated = TlsCredentials(authentication.generated, derivation=Derivation.RFC8446)
+        return self.options.with_changes(tls=generated, concat=False)
 
     @property
     def is_discovery(self) -> bool:

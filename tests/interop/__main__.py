@@ -27,6 +27,7 @@ from . import (  # noqa: F401  (they register themselves)
     checks_mptcp,
     checks_namespaces,
     checks_reservations,
+    checks_tls,
     checks_zns,
 )
 from .bench import CHECKS, Check

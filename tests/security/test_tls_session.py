@@ -13,7 +13,7 @@ from nvmeof.errors import ConfigurationError
 from nvmeof.security.tls import library as openssl
 from nvmeof.security.tls.credentials import TlsCredentials, match_hello
 from nvmeof.security.tls.hello import HelloError, complete_hello, parse_hello
-from nvmeof.security.tls.key import Psk, TlsKey, generate_tls_key
+from nvmeof.security.tls.key import Derivation, Psk, TlsKey, generate_tls_key
 from nvmeof.security.tls.session import BATCH_BYTES, TlsError, TlsSession, _context
 from nvmeof.security.tls.suites import AES_128_GCM, AES_256_GCM, CHACHA20, SUITES, Suite, parse_suites
 from nvmeof.spec.auth import HashId
@@ -288,9 +288,17 @@ def test_nothing_below_tls_1_3() -> None:
 
 
 def test_attempts_of_a_host() -> None:
-    names = [[each.name for each in suites] for _, suites in TlsCredentials(KEY_384).attempts(HOST, SUBSYSTEM)]
-    assert names == [[AES_256_GCM.name], [CHACHA20.name, AES_128_GCM.name]]
-    (attempt,) = TlsCredentials(KEY_256).attempts(HOST, SUBSYSTEM)
+    credentials = TlsCredentials(KEY_384)
+    first, second, third, fourth = credentials.attempts(HOST, SUBSYSTEM)
+    assert [suites for _, suites in (first, second)] == [(AES_256_GCM,), (CHACHA20, AES_128_GCM)]
+    assert [third[0], fourth[0]] == [KEY_384.psk(HOST, SUBSYSTEM, derivation=Derivation.LIBNVME_1_14)] * 2
+    credentials.worked(3)
+    assert credentials.attempts(HOST, SUBSYSTEM) == [fourth, first, second, third]
+    credentials.worked(0)
+    assert credentials.attempts(HOST, SUBSYSTEM)[0] == fourth
+    credentials.worked(2)
+    assert credentials.attempts(HOST, SUBSYSTEM) == [second, first, third, fourth]
+    (attempt,) = TlsCredentials(KEY_256, derivation=Derivation.RFC8446).attempts(HOST, SUBSYSTEM)
     assert attempt[1] == (AES_128_GCM, CHACHA20)
     with pytest.raises(ConfigurationError, match="none of the cipher suites fits a key for SHA256"):
         TlsCredentials(KEY_256, suites=(AES_256_GCM,))

@@ -78,7 +78,7 @@ def tls_credentials(options: dict[str, Any]) -> TlsCredentials | None:
     return TlsCredentials(
         key,
         1 if version is None else int(version),
-        Derivation.LIBNVME_1_14 if options.get("tls_compat") else Derivation.RFC8446,
+        Derivation.LIBNVME_1_14 if options.get("tls_compat") else None,
         SUITES if suites is None else parse_suites(suites),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.tls.hello import HelloError, parse_hello
@@ -11,6 +11,8 @@ from nvmeof.security.tls.key import Derivation, Psk, TlsKey
 from nvmeof.security.tls.suites import AES_256_GCM, CHACHA20, SUITES, Suite, choose
 from nvmeof.spec.auth import HashId
 
+Attempt = tuple[Psk, tuple[Suite, ...]]
+"""One handshake: its PSK, and the cipher suites that are offered with it."""
 Lookup = Callable[[str], Sequence[Psk]]
 """Returns the PSKs that an identity can mean; none for an identity that is not known."""
 
@@ -19,14 +21,18 @@ Lookup = Callable[[str], Sequence[Psk]]
 class TlsCredentials:
     """What a host connects with: ``TlsCredentials(load_tls_key("file:tls.key"))``. ``repr`` does not show the key.
 
-    ``version``: of the identity, 0 or 1. ``derivation``: `Derivation.LIBNVME_1_14` for targets that got their keys from
-    libnvme 1.14 or older. ``suites``: the cipher suites that are offered.
+    ``version``: of the identity, 0 or 1. ``derivation``: how the key is derived, None for both ways in turn: a kernel's
+    target whose keys are from libnvme 1.14 or older (Debian 13's nvme-cli) knows `Derivation.LIBNVME_1_14` alone.
+    ``suites``: the cipher suites that are offered.
     """
 
     key: TlsKey
     version: int = 1
-    derivation: Derivation = Derivation.RFC8446
+    derivation: Derivation | None = None
     suites: tuple[Suite, ...] = SUITES
+    _worked: list[tuple[Derivation, tuple[Suite, ...]]] = field(
+        default_factory=list, init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.version not in (0, 1):
@@ -44,10 +50,21 @@ class TlsCredentials:
         sha256 = tuple(sorted(sha256, key=lambda each: each is not CHACHA20))
         return [each for each in ((AES_256_GCM,) if AES_256_GCM in self.suites else (), sha256) if each]
 
-    def attempts(self, hostnqn: str, subnqn: str) -> list[tuple[Psk, tuple[Suite, ...]]]:
-        """Return the handshakes to try, in order: PSK and suites of each."""
-        psk = self.key.psk(hostnqn, subnqn, version=self.version, derivation=self.derivation)
-        return [(psk, suites) for suites in self._groups()]
+    def attempts(self, hostnqn: str, subnqn: str) -> list[Attempt]:
+        """Return the handshakes to try, in order: the one that worked last is the first."""
+        return [
+            (self.key.psk(hostnqn, subnqn, version=self.version, derivation=derivation), suites)
+            for derivation, suites in self._forms()
+        ]
+
+    def _forms(self) -> list[tuple[Derivation, tuple[Suite, ...]]]:
+        derivations = tuple(Derivation) if self.derivation is None else (self.derivation,)
+        forms = [(derivation, suites) for derivation in derivations for suites in self._groups()]
+        return sorted(forms, key=lambda each: each not in self._worked)
+
+    def worked(self, index: int) -> None:
+        """Take note that the attempt with that index has worked."""
+        self._worked[:] = [self._forms()[index]]
 
 
 def match_hello(message: bytes, lookup: Lookup, suites: Sequence[Suite]) -> tuple[Psk, Suite]:
