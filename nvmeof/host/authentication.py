@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
-from nvmeof.errors import AuthenticationError
+from nvmeof.errors import AuthenticationError, NvmeofError
 from nvmeof.host import sqe_builders
 from nvmeof.host.association import Association
 from nvmeof.host.options import ConnectOptions
@@ -70,7 +71,8 @@ class HostAuthentication:
             last = exchange.finish(await self._receive(queue))
         except ExchangeError as error:
             if exchange is not None and exchange.farewell is not None:
-                await self._send(queue, exchange.farewell)
+                with contextlib.suppress(NvmeofError):  # nvmet closes the connection in place of an answer
+                    await self._send(queue, exchange.farewell)
             raise self._cannot(f"authentication of queue {queue.qid} failed: {error}") from None
         if last is not None:
             await self._send(queue, last)

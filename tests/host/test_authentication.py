@@ -15,16 +15,19 @@ from typing import Any
 import pytest
 
 from nvmeof import AuthenticationError, ConfigurationError, Ramdisk, Target, connect, connect_multipath
+from nvmeof.host.authentication import HostAuthentication
 from nvmeof.host.cli import services
 from nvmeof.host.cli.secrets import host_credentials
 from nvmeof.host.config_files.config_json import read_config
 from nvmeof.host.config_files.discovery_conf import parse_discovery_conf
 from nvmeof.host.options import ConnectOptions
 from nvmeof.host.path import is_final
+from nvmeof.host.queue import Queue
 from nvmeof.security.dh_groups import usable_groups
 from nvmeof.security.dhchap_controller import HostKeys
 from nvmeof.security.dhchap_host import HostCredentials
 from nvmeof.security.secret import generate_secret
+from nvmeof.spec.auth import MessageId
 from nvmeof.spec.enums import DISCOVERY_NQN
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 
@@ -83,6 +86,21 @@ async def test_refusals(credentials: HostCredentials | None, says: str) -> None:
             await connect(**where(target, dhchap=credentials))
         assert NQN in str(caught.value) and is_final(caught.value)
         assert not target.subsystem(NQN).controllers or await _gone(target)
+
+
+async def test_a_controller_that_closes_the_connection_at_failure2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nvmet of Linux 6.12 does, without an answer: the host still tells why it does not go on."""
+
+    async def close(self: HostAuthentication, queue: Queue, message: bytes) -> None:
+        if message[1] == MessageId.FAILURE2:
+            target.connections.abort("as nvmet")
+        await send(self, queue, message)
+
+    send = HostAuthentication._send
+    monkeypatch.setattr(HostAuthentication, "_send", close)
+    async with serving() as target:
+        with pytest.raises(AuthenticationError, match="could not prove that it has its secret"):
+            await connect(**where(target, dhchap=HostCredentials(KEY, generate_secret())))
 
 
 async def _gone(target: Target) -> bool:
