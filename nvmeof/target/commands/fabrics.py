@@ -64,7 +64,9 @@ logger = logging.getLogger(__name__)
 _LONGEST_CONNECT_BYTES = 4096
 """A host may send a whole page for Connect: what follows the 1,024 bytes is not looked at."""
 _MAX_ADMIN_ENTRIES = 4096
+# Numbers: each other value that a flag is joined to would stay in its table of members.
 _AUTHENTICATE = int(Authreq.ATR)
+_AUTHENTICATE_FOR_TLS = int(Authreq.ATR | Authreq.ASCR)
 """A plain number: what an IntFlag makes of each CNTLID that it is joined with would be remembered by its class."""
 _DATA_LAYOUT = layout(CONNECT_DATA)
 
@@ -198,7 +200,7 @@ def _demand_authentication(ctx: ConnectContext, subsystem: Subsystem, accepted: 
         only_channel=only_channel,
     )
     accepted.queue_state = QueueState.CONNECTED
-    return Authreq.ATR | Authreq.ASCR if only_channel else Authreq.ATR
+    return _AUTHENTICATE_FOR_TLS if only_channel else _AUTHENTICATE
 
 
 def _channel(ctx: ConnectContext, subnqn: str, accepted: AdminContext | IoContext) -> Callable[[TlsKey], None] | None:

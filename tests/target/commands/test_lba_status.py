@@ -1,3 +1,4 @@
+import errno
 import struct
 
 import pytest
@@ -423,3 +424,15 @@ def test_allocated_blocks():
     assert parsed(admin, lba_status(target, admin, ALLOCATED, 20, 2)) == (2, [(20, 2, 0)])
     assert parsed(admin, lba_status(target, admin, ALLOCATED, 0, 16)) == (2, [])
     assert parsed(admin, lba_status(target, admin, ALLOCATED, dwords=6)) == (1, [(16, 8, 0)])
+
+
+def test_allocated_blocks_that_the_storage_cannot_tell(monkeypatch):
+    target = Target()
+    admin = target.admin()
+
+    def fails(offset, length):
+        raise OSError(errno.EIO, "the map is gone")
+
+    monkeypatch.setattr(target.subsystem.namespaces[1].backend, "allocated", fails)
+    assert lba_status(target, admin, ALLOCATED).status == Status.UNRECOVERED_READ_ERROR
+    assert lba_status(target, admin).status == Status.SUCCESS

@@ -120,7 +120,7 @@ async def test_keep_alive_timeouts_and_refusals() -> None:
                 each._expired()
             found = await scrape(server)
     assert found.sum("nvmeof_keep_alive_timeouts_total", subsystem=target.subnqn) == 1
-    assert found.sum("nvmeof_command_errors_total", command="connect", status="connect_invalid_host") == 1
+    assert found.sum("nvmeof_command_errors_total", command="connect", status="connect_invalid_parameters") == 1
 
 
 async def test_the_names_of_hosts_are_bounded() -> None:
