@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nvmeof.aio.tls import ServerHandshake, TlsEndpoint, connect_tls
 from nvmeof.errors import AuthenticationError, ConnectTimeout, TransportError
 from nvmeof.security.tls.credentials import TlsCredentials
-from nvmeof.security.tls.key import TlsKey, generate_tls_key
+from nvmeof.security.tls.key import Derivation, TlsKey, generate_tls_key
 from nvmeof.security.tls.session import BATCH_BYTES
 from nvmeof.security.tls.suites import AES_256_GCM, CHACHA20, SUITES, Suite
 from nvmeof.spec.auth import HashId
@@ -214,8 +214,20 @@ async def test_one_answer_for_every_stranger(key: TlsKey | None, says: str) -> N
     server = Server(key)
     with pytest.raises(AuthenticationError, match=r"memory.*refuses the pre-shared key.*decrypt error"):
         await server.connect()
-    (refusal,) = server.results
-    assert isinstance(refusal, TransportError) and says in str(refusal)
+    assert len(server.results) == 2, "the host has tried both derivations"
+    for refusal in server.results:
+        assert isinstance(refusal, TransportError) and says in str(refusal)
+
+
+async def test_a_host_finds_the_derivation_that_a_target_knows() -> None:
+    """As nvmet does, whose keys are from nvme-cli of Debian 13; later connections begin with what has worked."""
+    server = Server()
+    old = [KEY.psk(HOST, SUBSYSTEM, derivation=Derivation.LIBNVME_1_14)]
+    server._lookup = lambda identity: [psk for psk in old if psk.identity == identity]  # type: ignore[method-assign]
+    credentials = TlsCredentials(KEY)
+    for attempts in (2, 3):
+        client = await connect_tls(server.reach, credentials, HOST, SUBSYSTEM, 5)
+        assert client.psk_identity == old[0].identity and len(server.results) == attempts
 
 
 async def test_a_peer_that_does_not_speak_tls() -> None:
