@@ -29,8 +29,8 @@ class ServedSubsystem:
     """Opens what a subsystem consists of, and closes it again: exactly what was opened.
 
     `backends` are those of configured namespaces that are open; the subsystem itself knows those of namespaces that
-    hosts have created. `handed`: what another target has left of it. `unflushed` collects descriptions of backends that could not be flushed at their end: what was
-    written last to them may be lost. It is the target's own list.
+    hosts have created. `handed`: what another target has left of it. `unflushed` collects descriptions of backends that
+    could not be flushed at their end: what was written last to them may be lost. It is the target's own list.
     """
 
     def __init__(
@@ -112,8 +112,7 @@ class ServedSubsystem:
                     await settled(backend.flush())
 
     async def hand_over(self) -> SubsystemState:
-        """Close everything as `close` does, and return what is in memory and no file keeps. Nothing may be in progress.
-        """
+        """Close everything as `close` does, and return what is in memory and no file keeps. Nothing may be in progress."""
         subsystem, config, state = self.subsystem, self.config, SubsystemState()
         known = {**subsystem.namespaces, **subsystem.disabled}
         created = subsystem.manager.nsids if subsystem.manager is not None else frozenset()

@@ -62,8 +62,8 @@ def innermost(backend: Backend) -> Backend:
 
 
 def copied_bytes(backend: Backend) -> int:
-    """Return how many bytes have to be copied to hand a backend over; 0 for one that has nothing in memory, or has it in
-    a memory file."""
+    """Return how many bytes have to be copied to hand a backend over: none of one that has nothing in memory, or has it
+    in a memory file."""
     storage = innermost(backend)
     if not isinstance(storage, Ramdisk) or storage.keep:
         return 0
