@@ -213,7 +213,8 @@ class Restarts:
     async def wait(self, stopping: asyncio.Event) -> Successor | None:
         """Wait until the target shall stop (None), or the next process is ready to take over."""
         stop = asyncio.ensure_future(stopping.wait())
-        await asyncio.wait([stop, self._ready], return_when=asyncio.FIRST_COMPLETED)
+        waiting: list[asyncio.Future[Any]] = [stop, self._ready]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if self._ready.done() and not stopping.is_set():
             await asyncio.sleep(_ANSWER_SECONDS)

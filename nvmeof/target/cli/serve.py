@@ -38,6 +38,7 @@ from nvmeof.target.metrics import page
 from nvmeof.target.metrics.server import MetricsServer, metrics_server
 from nvmeof.target.server import Target
 from nvmeof.target.storage.handed_over import copied_bytes
+from nvmeof.transport import base
 from nvmeof.transport.service_manager import InheritedSocket
 
 MDNS_HOST_CHARACTERS: Final = 40
@@ -85,7 +86,10 @@ def served_settings(loaded: Loaded | None, left: Document) -> TargetSettings:
     document: Document = left["document"]
     if loaded is not None and left["file"] is not None:
         document = merged(document, left["file"], plain_document(loaded.settings))
-    return from_document(document)
+    settings = from_document(document)
+    for port in settings.config.ports:
+        base.get(port.transport)
+    return settings
 
 
 class Serving:
