@@ -96,7 +96,10 @@ def take_over(backend: Backend, state: BackendState) -> None:
     if state.zones is not None:
         storage.zones_in_memory = _zones(state.zones)
     if state.memory is not None and isinstance(storage, Ramdisk):
+        wanted = storage.capabilities.size_bytes
         storage.take_over(state.memory)
+        if storage.capabilities.size_bytes != wanted:  # the file of the configuration says another size by now
+            storage.resize(wanted)
 
 
 def _zones(document: Mapping[str, Any]) -> MemoryZoneStore:
