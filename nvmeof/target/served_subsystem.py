@@ -112,7 +112,7 @@ class ServedSubsystem:
                     await settled(backend.flush())
 
     async def hand_over(self) -> SubsystemState:
-        """Close everything as `close` does, and return what is in memory and no file keeps. Nothing may be in progress."""
+        """Close everything as `close` does, and return what is in memory alone. Nothing may be in progress."""
         subsystem, config, state = self.subsystem, self.config, SubsystemState()
         known = {**subsystem.namespaces, **subsystem.disabled}
         created = subsystem.manager.nsids if subsystem.manager is not None else frozenset()

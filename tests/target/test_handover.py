@@ -24,6 +24,7 @@ from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.handed_over import hand_over, take_over, to_memory_file
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.transport.descriptors import DESCRIPTORS_PER_MESSAGE, Channel
+from tests.target.management_tools import ATTACH, MANAGE, controller_list, create_data
 
 NQN = "nqn.2026-01.org.example:disk"
 BLOCK = b"handed over".ljust(512, b"\0")
@@ -57,7 +58,7 @@ async def successor(target: Target) -> Target:
 
 def config(*namespaces: NamespaceConfig, **options: Any) -> TargetConfig:
     subsystem = SubsystemConfig(nqn=NQN, namespaces=namespaces, **options)
-    return TargetConfig(subsystems=(subsystem,), ports=(PortConfig(transport="tcp", host="127.0.0.1"),))
+    return TargetConfig(subsystems=(subsystem,), ports=(PortConfig(transport="tcp", host="127.0.0.1", port=0),))
 
 
 async def test_memory_reservations_identity_and_numbers(tmp_path: Path) -> None:
@@ -100,18 +101,19 @@ async def test_pools_and_zones_of_memory() -> None:
     await target.start()
     host = target.address.host, target.address.port
     async with await connect(*host, subnqn=NQN, transport="tcp") as controller:
-        nsid = await controller.create_namespace(size_blocks=2048, block_bytes=4096)
-        await controller.attach_namespace(nsid)
+        created = await controller.admin_passthru(MANAGE, data=create_data())
+        nsid = created.result & 0xFFFFFFFF
+        await controller.admin_passthru(ATTACH, nsid=nsid, data=controller_list(controller.cntlid))
         await controller.namespace(nsid).write(7, BLOCK * 8)
         await controller.namespace(1).write(0, BLOCK * 3)
     zones = target.zones(1)
-    assert (zones[0].state, zones[0].written) == (ZoneState.IMPLICITLY_OPEN, 3)
+    assert (zones[0].state, zones[0].written) == (ZoneState.IMPLICITLY_OPENED, 3)
     after = await successor(target)
     try:
         again = after.zones(1)
         assert (again[0].state, again[0].written, again[1].state) == (ZoneState.CLOSED, 3, ZoneState.EMPTY)
         async with await connect(*host, subnqn=NQN, transport="tcp") as controller:
-            assert bytes(await controller.namespace(nsid).read(7)) == BLOCK * 8
+            assert bytes(await controller.namespace(nsid).read(7, 8)) == BLOCK * 8
             await controller.namespace(1).write(3, BLOCK)  # the write pointer
     finally:
         await after.stop()

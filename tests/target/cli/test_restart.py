@@ -98,7 +98,9 @@ async def test_a_verifying_load_goes_on_through_restarts(tmp_path: Path, transpo
             await target.call("restart")
             ready = clock.now
             pid = await target.pid(other_than=pid)
-            await until(lambda: all(each.completed[-1] > ready + 0.15 for each in devices), 20, lambda: target.log)
+            await until(
+                lambda since=ready: all(each.completed[-1] > since + 0.15 for each in devices), 20, lambda: target.log
+            )
             first = [next(at for at in each.completed if at > ready + 0.15) for each in devices]
             gaps = [max(b - a for a, b in zip(each.completed, each.completed[1:], strict=False)) for each in devices]
             pauses.append(max(*gaps, max(first) - ready))
@@ -111,9 +113,8 @@ async def test_a_verifying_load_goes_on_through_restarts(tmp_path: Path, transpo
             assert await load.verify() == 1024
             assert (load.errors, load.wrong) == ([], [])
             assert load.writes > 20
-    print(
-        f"{transport}: longest pauses {', '.join(f'{each:.2f} s' for each in pauses)}; CNTLIDs {used}; stopped for {clock.stopped:.1f} s"
-    )
+    seconds = ", ".join(f"{each:.2f} s" for each in pauses)
+    print(f"{transport}: longest pauses {seconds}; CNTLIDs {used}; this process stood still for {clock.stopped:.1f} s")
     assert len(set(used)) == len(used), "a controller ID of before was given out again"
     assert max(pauses) < 1.0, target.log
     assert len(target.pids) == 4
@@ -179,7 +180,7 @@ async def test_the_new_process_is_killed(tmp_path: Path, point: str) -> None:
         pid, used = await target.pid(), cntlid(host)
         target.end_at(point)
         if point == "checking":
-            with pytest.raises(ControlUsageError, match="ended before it was ready .signal SIGKILL"):
+            with pytest.raises(ControlUsageError, match=r"ended before it was ready \(signal SIGKILL"):
                 await target.call("restart")
         else:
             await target.call("restart")
