@@ -173,7 +173,11 @@ class Restarts:
         """Begin a restart, and return when the new process is ready to take over. Raises `ConfigurationError`."""
         if self.under_way or self._ready.done():
             raise ConfigurationError("a restart is under way already")
-        successor = await asyncio.shield(self._begin())
+        task = self._begin()
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise ConfigurationError("the restart was given up: this process was told to stop, or by Ctrl-C")
+        successor = task.result()
         return {"pid": successor.pid, "before": os.getpid()}
 
     def _begin(self) -> asyncio.Task[Successor]:
@@ -244,12 +248,14 @@ class Predecessor:
     def from_environment(cls) -> Predecessor | None:
         """Take over the channel that the process before has left in the environment; None: it is no restart.
 
-        From then on SIGINT does nothing: Ctrl-C goes to both processes, and is the matter of the one that serves.
+        From then on SIGINT and SIGUSR2 do nothing: both processes may get them, and they are the matter of the one that
+        serves.
         """
         number = os.environ.pop(VARIABLE, "")
         if not number.isdecimal():
             return None
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for each in (signal.SIGINT, signal.SIGUSR2):
+            signal.signal(each, signal.SIG_IGN)
         return cls(Channel.inherited(int(number)))
 
     async def prepare(self, check: Callable[[Document], object]) -> None:

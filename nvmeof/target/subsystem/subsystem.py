@@ -597,6 +597,10 @@ class Subsystem:
         """The controller ID that was allocated last, and those that hosts may believe to have."""
         return self._last_cntlid, self._retired.union(self.controllers)
 
+    def is_retired(self, cntlid: int) -> bool:
+        """Return whether a host may believe to have that controller, of before a restart."""
+        return cntlid in self._retired
+
     def continue_cntlids(self, last: int, used: frozenset[int]) -> None:
         """Go on behind `last`; allocate those in `used`, whose hosts may not know yet that they have ended, only where
         no other is left."""
