@@ -220,11 +220,12 @@ class Restarts:
         waiting: list[asyncio.Future[Any]] = [stop, self._ready]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        if self._ready.done() and not stopping.is_set():
+        if not stopping.is_set():
             await asyncio.sleep(_ANSWER_SECONDS)
-            self.handing_over = True
-            return self._ready.result()
-        return None
+        if stopping.is_set():
+            return None
+        self.handing_over = True
+        return self._ready.result()
 
     async def end(self) -> None:
         """End a restart that has not come so far, since the target stops."""

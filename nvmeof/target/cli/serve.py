@@ -243,7 +243,11 @@ class Serving:
         return {"document": self.target.administration.save(), "file": file}
 
     async def _hand_over(self, sockets: list[InheritedSocket]) -> Handover:
-        handover = await self.target.hand_over(RESTART_DRAIN_SECONDS)
+        try:
+            handover = await self.target.hand_over(RESTART_DRAIN_SECONDS)
+        except BaseException:
+            await self.target.stop()
+            raise
         handover.sockets += sockets
         handover.extra = {
             "file": None if self._reloads is None else self._reloads.document,
@@ -314,8 +318,10 @@ class Serving:
 
 def check_memory(target: Target) -> None:
     """Raise `ConfigurationError` when there is not the memory to copy the ramdisks that have to be copied."""
-    namespaces = [each for subsystem in target.subsystems.values() for each in subsystem.namespaces.values()]
-    needed = sum(copied_bytes(each.backend) for each in namespaces)
+    needed = 0
+    for subsystem in target.subsystems.values():
+        for namespace in (*subsystem.namespaces.values(), *subsystem.disabled.values()):
+            needed += copied_bytes(namespace.backend)
     if not needed:
         return
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
