@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from nvmeof import connect
-from nvmeof.errors import NvmeofError
+from nvmeof import Ramdisk, Target, connect
+from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.host.host_subsystem import HostSubsystem, connect_multipath
 from nvmeof.host.namespace import Namespace
+from nvmeof.target.cli import restart, serve
 from nvmeof.target.control.client import ControlUsageError
 from nvmeof.transport.mptcp import why_no_mptcp
 from tests.interop.survive.load import VerifyingLoad
@@ -267,3 +268,48 @@ async def test_a_target_of_the_command_line(tmp_path: Path, options: list[str]) 
         assert await target.port() == port
         async with await connect("127.0.0.1", port, subnqn=NQN, transport="tcp") as controller:
             assert bytes(await controller.namespace(1).read(0, 1)) == BLOCK
+
+
+# -- what refuses a restart before it begins --------------------------------------------------------------------------
+
+
+async def test_ramdisks_that_do_not_fit_twice_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Target(namespaces=[Ramdisk("1M"), Ramdisk("1M", keep=True)], trtype="tcp") as target:
+        serve.check_memory(target)
+        copied = serve.copied_bytes
+        monkeypatch.setattr(serve, "copied_bytes", lambda backend: copied(backend) << 40)
+        serve.check_memory(target)  # nothing was written
+        for namespace in target.subsystems[target.subnqn].namespaces.values():
+            namespace.backend.write(0, memoryview(BLOCK))
+        with pytest.raises(ConfigurationError, match=r"of ramdisks have to be copied.* ramdisk:SIZE,keep"):
+            serve.check_memory(target)
+        await target.remove_namespace(1)
+        serve.check_memory(target)  # the other is handed over as it is
+
+
+async def test_the_first_process_of_a_container_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    restarts = restart.Restarts({}, dict)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(ConfigurationError, match="start another container"):
+        await restarts.restart()
+    assert not restarts.under_way
+
+
+async def test_a_process_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    restarts = restart.Restarts({}, dict)
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with pytest.raises(ConfigurationError, match="/nowhere/python cannot be started: No such file"):
+        await restarts.restart()
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.orig_argv", ["python", "-c", "raise SystemExit(3)"])
+    with pytest.raises(ConfigurationError, match=r"ended before it was ready \(exit code 3\)"):
+        await restarts.restart()
+    assert not restarts.under_way
+
+
+async def test_a_process_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    restarts = restart.Restarts({}, dict)
+    monkeypatch.setattr("sys.orig_argv", ["python", "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(restart, "READY_SECONDS", 0.3)
+    with pytest.raises(ConfigurationError, match=r"not ready after 0\.3 s"):
+        await restarts.restart()
