@@ -22,6 +22,8 @@ from nvmeof.target.handover import Handover
 from nvmeof.target.namespaces.reservations import Reservations
 from nvmeof.target.storage.file import FileBackend
 from nvmeof.target.storage.handed_over import hand_over, take_over, to_memory_file
+from nvmeof.target.storage.kinds import make_backend
+from nvmeof.target.storage.namespace_text import parse_namespace_text
 from nvmeof.target.subsystem.config import NamespaceConfig, PortConfig, SubsystemConfig, TargetConfig
 from nvmeof.transport.descriptors import DESCRIPTORS_PER_MESSAGE, Channel
 from tests.target.management_tools import ATTACH, MANAGE, controller_list, create_data
@@ -117,6 +119,21 @@ async def test_pools_and_zones_of_memory() -> None:
             await controller.namespace(1).write(3, BLOCK)  # the write pointer
     finally:
         await after.stop()
+
+
+async def test_a_command_in_progress_ends_before_it() -> None:
+    slow = make_backend(parse_namespace_text("ramdisk:1M,delay:write=300ms"))
+    target = Target(config(NamespaceConfig(backend=slow)))
+    await target.start()
+    async with await connect(target.address.host, target.address.port, subnqn=NQN, transport="tcp") as controller:
+        writing = asyncio.create_task(controller.namespace(1).write(5, BLOCK))
+        while not any(driver.queue.running for driver in target.drivers):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        after = await successor(target)
+        await writing  # it was answered
+    async with await connect(after.address.host, after.address.port, subnqn=NQN, transport="tcp") as controller:
+        assert bytes(await controller.namespace(1).read(5)) == BLOCK, "behind a filter nothing was handed over"
+    await after.stop()
 
 
 async def test_cntlids_in_use_come_last() -> None:
