@@ -117,6 +117,12 @@ _COMMANDS: Final = {
     "zone-capacity=48M, max-open=8, max-active=12, zdes=64, read-across=no, any of them.  [default: one of 1G]",
 )
 @click.option(
+    "--keep-ramdisks",
+    is_flag=True,
+    help="Make the ramdisks in memory files, which a restart (SIGUSR2) hands over without copying them "
+    "(docs/howto/restart.md).",
+)
+@click.option(
     "--file",
     multiple=True,
     metavar="PATH[,ZONES]",

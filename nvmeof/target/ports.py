@@ -24,6 +24,8 @@ from nvmeof.transport.options import resolve, to_address
 from nvmeof.transport.paths.interfaces import covered
 from nvmeof.transport.paths.model import PathEndpoint, PathRole, parse_path
 from nvmeof.transport.paths.session import AUTO, PathOptions, PathSession, Prepare
+from nvmeof.transport.service_manager import InheritedSocket
+from nvmeof.transport.sockets import SocketListener
 
 logger = logging.getLogger("nvmeof.target")
 
@@ -186,6 +188,7 @@ class Ports(Mapping[int, Port]):
         self.turns: Turns | None = None
         """The shares of the event loop's time for new connections and other work."""
         self._ports: dict[int, Port] = {}
+        self._held = False
 
     def __getitem__(self, portid: int) -> Port:
         return self._ports[portid]
@@ -257,10 +260,28 @@ class Ports(Mapping[int, Port]):
         if port.announces and options.wanted:
             await port.announce(options, self.cover)
 
+    def hold(self) -> None:
+        """Accept nothing on any port until `go_on`, on listeners to come neither: connections wait in the kernel."""
+        self._held = True
+        for listener in self.listeners:
+            listener.hold()
+
+    def go_on(self) -> None:
+        """Accept again after `hold`."""
+        self._held = False
+        for listener in self.listeners:
+            listener.go_on()
+
+    def hand_over(self) -> list[InheritedSocket]:
+        """Return copies of the listening sockets, for a process that takes the target over."""
+        return [each.hand_over() for each in self.listeners if isinstance(each, SocketListener)]
+
     def _shared(self, listeners: list[Listener]) -> list[Listener]:
         """Let listeners accept in turn with other work."""
         for listener in listeners:
             listener.turns = self.turns
+            if self._held:
+                listener.hold()
         return listeners
 
     def stop(self, port: Port) -> None:

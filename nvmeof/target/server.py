@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from nvmeof.target.core.slices import Slices
 from nvmeof.target.core.tables import Tables
 from nvmeof.target.document import CONNECT_SECONDS, TargetSettings, from_document
 from nvmeof.target.driver import QueueDriver
+from nvmeof.target.handover import Handover, SubsystemState
 from nvmeof.target.meters import Meters
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zoned import ZonedNamespace
@@ -47,6 +48,7 @@ from nvmeof.trace import Trace, join
 from nvmeof.transport.base import Address, Listener, SocketOptions
 from nvmeof.transport.paths.model import PathEndpoint
 from nvmeof.transport.paths.session import PathOptions
+from nvmeof.transport.service_manager import adopt_sockets
 
 logger = logging.getLogger("nvmeof.target")
 
@@ -88,7 +90,8 @@ class Target:
     ``trace``: called with PDUs and the steps of every command; see :mod:`nvmeof.trace`. ``meters``: count the commands
     of every queue; see :mod:`nvmeof.target.metrics`.
     ``audit``: told of connects, refusals, authentications and commands that change what other hosts see; an
-    :class:`~nvmeof.target.audit_log.AuditLog` writes them to a file.
+    :class:`~nvmeof.target.audit_log.AuditLog` writes them to a file. ``handover``: what another target has left
+    (`hand_over`), for the first start; that start accepts no connections until `accept`.
 
     Raises :class:`~nvmeof.errors.ConfigurationError` for options that cannot be used, and on start
     :class:`~nvmeof.errors.TransportError` for an address that cannot be listened on.
@@ -113,6 +116,7 @@ class Target:
         trace: Trace | None = None,
         meters: Meters | None = None,
         audit: Audit | None = None,
+        handover: Handover | None = None,
     ) -> None:
         if config is None:
             config = simple_config(namespaces, subnqn, trtype, listen, allowed_hosts, pool)
@@ -131,6 +135,7 @@ class Target:
         self.slices: Slices
         self._path_options = paths or PathOptions()
         self._started = self._ended = False
+        self._handover = handover
         self._new_run()
 
     @classmethod
@@ -150,6 +155,7 @@ class Target:
         trace: Trace | None = None,
         meters: Meters | None = None,
         audit: Audit | None = None,
+        handover: Handover | None = None,
     ) -> Target:
         """Make the target that settings describe."""
         return cls(
@@ -162,6 +168,7 @@ class Target:
             trace=trace,
             meters=meters,
             audit=audit,
+            handover=handover,
         )
 
     @property
@@ -198,6 +205,7 @@ class Target:
         self.unflushed: list[str] = []
         """Backends that could not be flushed at the end: their last writes may be lost."""
         self._served: dict[str, ServedSubsystem] = {}  # by NQN
+        self._handed: Mapping[str, SubsystemState] = {}  # what another target has left of subsystems, by NQN
         self._closing: dict[str, asyncio.Task[None]] = {}  # those that are being closed, by NQN
         self._timer: asyncio.TimerHandle | None = None
         self._stop_by: float | None = None
@@ -270,6 +278,13 @@ class Target:
         self.registry.started_at = self.loop.time()
         self.connections.most = self.config.max_connections
         self.connections.start(self.runtime, self.slices)
+        handover, self._handover = self._handover, None
+        self._handed = {} if handover is None else handover.subsystems
+        if handover is not None:
+            self.ports.hold()
+            adopt_sockets(handover.sockets)
+            self.registry.generation = handover.generation
+            self.registry.discovery.continue_cntlids(*handover.discovery_cntlids)
         try:
             for subsystem_config in self.config.subsystems:
                 await self.start_subsystem(subsystem_config)
@@ -281,7 +296,12 @@ class Target:
         except BaseException:
             await self.stop()
             raise
+        self._handed = {}
         self._tick()
+
+    def accept(self) -> None:
+        """Accept connections after a start from a handover."""
+        self.ports.go_on()
 
     def limit_rates(self) -> list[str]:
         """Hold queues to the rate limits that there are now; return the peers of those that were there before."""
@@ -305,7 +325,7 @@ class Target:
             raise ConfigurationError(f"the subsystem {config.nqn} exists already")
         if config.has_rate_limits:
             self.connections.limit_rates()
-        served = ServedSubsystem(config, self.runtime, self.unflushed)
+        served = ServedSubsystem(config, self.runtime, self.unflushed, self._handed.get(config.nqn))
         self._served[config.nqn] = served
         try:
             subsystem = await served.open(self.tables[NamespaceKinds], self.ports.values())
@@ -410,10 +430,42 @@ class Target:
         """
         if not self._started:
             return
+        self.ports.close()
+        await self._end_all(drain_seconds)
+        served, self._served = self._served, {}
+        for each in served.values():
+            await each.close()
+        self._started, self._ended = False, True
+
+    async def hand_over(self, drain_seconds: float = DRAIN_SECONDS) -> Handover:
+        """Stop as `stop` does, and return all that another target needs to go on: no connect is refused meanwhile.
+
+        What has not begun of a host's commands is left without an answer, so that it is sent again. Raises
+        ConfigurationError, with nothing changed, for a configuration that cannot be saved.
+        """
+        self.check_runs("it is handed over")
+        for each in self._served.values():
+            await each.flush()
+        document = self.administration.save()
+        self.ports.hold()
+        handover = Handover(document, sockets=self.ports.hand_over())
+        handover.discovery_cntlids = self.registry.discovery.cntlids
+        used = {nqn: subsystem.cntlids for nqn, subsystem in self.subsystems.items()}
+        await self._end_all(drain_seconds)
+        handover.generation = self.registry.generation
+        self.ports.close()
+        served, self._served = self._served, {}
+        for nqn, each in served.items():
+            state = handover.subsystems[nqn] = await each.hand_over()
+            state.cntlids = used.get(nqn, state.cntlids)
+        self._started, self._ended = False, True
+        return handover
+
+    async def _end_all(self, drain_seconds: float) -> None:
+        """Let commands in progress end, and end all associations and background work."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.ports.close()
         receive_by = self.loop.time() + RECEIVE_SECONDS
         if self._stop_by is None:
             self._stop_by = self.loop.time() + drain_seconds
@@ -427,10 +479,6 @@ class Target:
         self.ports.stop_announcing()
         if self._closing:
             await asyncio.wait(list(self._closing.values()))
-        served, self._served = self._served, {}
-        for each in served.values():
-            await each.close()
-        self._started, self._ended = False, True
 
     def _stop_expired(self) -> bool:
         return self._stop_by is not None and self.loop.time() >= self._stop_by

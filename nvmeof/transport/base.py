@@ -280,6 +280,12 @@ class Listener(ABC):
     def close(self) -> None:
         """Stop listening; connections already accepted live on. Idempotent."""
 
+    def hold(self) -> None:  # noqa: B027 - optional for a listener
+        """Accept nothing until `go_on`: connections wait in the kernel, and none is refused. Idempotent."""
+
+    def go_on(self) -> None:  # noqa: B027 - optional for a listener
+        """Accept again after `hold`."""
+
     @abstractmethod
     def describe(self) -> ListenerInfo:
         """Return the facts of this listener."""

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +39,7 @@ class ServiceManager:
     def __init__(self, address: str = "", watchdog_seconds: float = 0.0) -> None:
         self.watchdog_seconds = watchdog_seconds
         self._socket: socket.socket | None = None
+        self._given = address
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         if address[:1] in ("/", "@"):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -79,6 +80,17 @@ class ServiceManager:
         """Say that the service is going to end."""
         self.tell("STOPPING=1", "STATUS=stopping")
 
+    def main_process(self, pid: int) -> None:
+        """Say that another process is the service's main one from now on (sd_notify(3), MAINPID=)."""
+        self.tell(f"MAINPID={pid}")
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables for a process that takes the service over, as the manager would have set them."""
+        if self._socket is None:
+            return {}
+        watchdog = {"WATCHDOG_USEC": str(round(self.watchdog_seconds * 1e6))} if self.watchdog_seconds else {}
+        return {"NOTIFY_SOCKET": self._given, **watchdog}
+
     def alive(self) -> None:
         """Say that the service goes on."""
         self.tell("WATCHDOG=1")
@@ -95,12 +107,15 @@ class ServiceManager:
 
 @dataclass(frozen=True, slots=True)
 class InheritedSocket:
-    """A listening socket of the manager's. `name`: FileDescriptorName= of its unit; `transport`: tcp or mptcp."""
+    """A listening socket of the manager's, or of the process before this one. `name`: FileDescriptorName= of its unit,
+    empty for one of the process before; `transport`: tcp or mptcp."""
 
     name: str
     transport: str
     address: Address
     sock: socket.socket
+    fallback_reason: str | None = None
+    """Why it is a TCP socket although its port was asked to be MPTCP; None where it is what it was asked to be."""
 
     @property
     def dual(self) -> bool:
@@ -154,7 +169,24 @@ def _adopted(descriptor: int, name: str) -> InheritedSocket:
     return found
 
 
-def take_inherited(transport: str, sockaddr: SockAddr) -> socket.socket | None:
+def inherited_socket(descriptor: int, transport: str, address: Address, fallback_reason: str | None) -> InheritedSocket:
+    """Make the listening socket of a descriptor that the process before this one has handed over.
+
+    Raises `TransportError` for one that is no socket.
+    """
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise TransportError(f"the socket at {address} was not handed over: {error.strerror or error}") from error
+    return InheritedSocket("", transport, address, sock, fallback_reason)
+
+
+def adopt_sockets(sockets: Iterable[InheritedSocket]) -> None:
+    """Let listeners find these sockets by their addresses, as those of the service manager."""
+    _inherited.extend(sockets)
+
+
+def take_inherited(transport: str, sockaddr: SockAddr) -> InheritedSocket | None:
     """Return the inherited socket at an address, once; None where there is none.
 
     Raises `TransportError` for one of another transport.
@@ -169,7 +201,7 @@ def take_inherited(transport: str, sockaddr: SockAddr) -> socket.socket | None:
                     f"{other} in the socket unit"
                 )
             _inherited.remove(each)
-            return each.sock
+            return each
     return None
 
 

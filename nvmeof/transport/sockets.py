@@ -35,7 +35,7 @@ from nvmeof.transport.base import (
     say_dropped,
 )
 from nvmeof.transport.options import Resolved, SockAddr
-from nvmeof.transport.service_manager import take_inherited
+from nvmeof.transport.service_manager import InheritedSocket, take_inherited
 
 IOV_MAX: Final = 1024
 """Buffers that one sendmsg takes (include/uapi/linux/uio.h, UIO_MAXIOV); more would be EMSGSIZE."""
@@ -231,6 +231,7 @@ class SocketListener(Listener):
         self.address = setup.to_address(self._on_interface(sock.getsockname()))
         self._count = 0
         self._closed = False
+        self._held = False
         self._pause_seconds = 0.0
         self._resume: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -264,12 +265,32 @@ class SocketListener(Listener):
         if self._accept():
             assert self.turns is not None
             self.turns.add(self, self._accept_in_turn)
-        elif not self._closed and self._resume is None:
+        elif self._resume is None:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Accept when there is something to accept, unless it was told to hold."""
+        if not self._closed and not self._held:
             self._loop.add_reader(self._sock.fileno(), self._readable)
+
+    def hold(self) -> None:
+        if not self._closed and not self._held:
+            self._held = True
+            self._loop.remove_reader(self._sock.fileno())
+
+    def go_on(self) -> None:
+        if self._held:
+            self._held = False
+            if self._resume is None:
+                self._watch()
+
+    def hand_over(self) -> InheritedSocket:
+        """Return a copy of the socket, which goes on listening when this listener is closed."""
+        return InheritedSocket("", self._transport.name, self.address, self._sock.dup(), self._fallback_reason)
 
     def _accept(self) -> bool:
         """Accept a connection; False: there is none now."""
-        if self._closed:
+        if self._closed or self._held:
             return False
         try:
             sock, peer = self._sock.accept()
@@ -315,8 +336,7 @@ class SocketListener(Listener):
 
     def _go_on(self) -> None:
         self._resume = None
-        if not self._closed:
-            self._loop.add_reader(self._sock.fileno(), self._readable)
+        self._watch()
 
     def close(self) -> None:
         if self._closed:
@@ -408,7 +428,7 @@ class SocketTransport(Transport):
     ) -> tuple[socket.socket, str | None]:
         inherited = take_inherited(self.name, sockaddr)
         if inherited is not None:
-            return self._adopt(inherited, options), None
+            return self._adopt(inherited.sock, options), inherited.fallback_reason
         sock, reason = self.open_socket(family)
         try:
             sock.setblocking(False)

@@ -19,6 +19,8 @@ from nvmeof.target.cli.secrets import host_keys, tls_keys
 from nvmeof.target.configuration.files import Loaded, read_configuration
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
 from nvmeof.target.core.metadata import SUBSYSTEM_SECTIONS
+from nvmeof.target.document import TargetSettings
+from nvmeof.target.handover import Handover
 from nvmeof.target.meters import Meters
 from nvmeof.target.namespaces.endurance_group import Pool
 from nvmeof.target.namespaces.zone_geometry import ZoneGeometry, parse_zoned
@@ -62,6 +64,7 @@ class Options:
     advertise: str | None = None
     advertise_as: tuple[str, ...] = ()
     ramdisk: tuple[str, ...] = ()
+    keep_ramdisks: bool = False
     namespace: tuple[str, ...] = ()
     file: tuple[str, ...] = ()
     size: str | None = None
@@ -125,6 +128,10 @@ class Options:
     control: str | None = None
 
 
+def _ramdisk(options: Options, size: str) -> Ramdisk:
+    return Ramdisk(size, block_bytes=options.block_size or DEFAULT_BLOCK_BYTES, keep=options.keep_ramdisks)
+
+
 def _backends(options: Options) -> list[NamespaceConfig]:
     for name, given in (("size", options.size is not None), ("shared", options.shared), ("direct", options.direct)):
         if given and not options.file:
@@ -132,7 +139,7 @@ def _backends(options: Options) -> list[NamespaceConfig]:
     ramdisks = options.ramdisk or (() if options.file or options.namespace or options.capacity else (DEFAULT_RAMDISK,))
     backends: list[tuple[Backend, ZoneGeometry | None]] = []
     for size, zoned in map(parse_zoned, ramdisks):
-        backends.append((Ramdisk(size, block_bytes=options.block_size or DEFAULT_BLOCK_BYTES), zoned))
+        backends.append((_ramdisk(options, size), zoned))
     for path, zoned in map(parse_zoned, options.file):
         file = FileBackend(
             path,
@@ -227,6 +234,17 @@ def make_configured(options: Options, loaded: Loaded, audit: AuditLog | None = N
     if any(port.tls != TLS_OFF for port in loaded.settings.config.ports):
         open_keylog(options.tls_keylog)
     return Target.from_settings(loaded.settings, trace=_trace(options), meters=_meters(options), audit=audit)
+
+
+def make_successor(options: Options, settings: TargetSettings, audit: AuditLog | None, handover: Handover) -> Target:
+    """Make the target that goes on with what another one has left. Raises ConfigurationError."""
+    if options.trtype_code is not None:
+        base.set_trtype_code(options.trtype, options.trtype_code)
+    if any(port.tls != TLS_OFF for port in settings.config.ports):
+        open_keylog(options.tls_keylog)
+    return Target.from_settings(
+        settings, trace=_trace(options), meters=_meters(options), audit=audit, handover=handover
+    )
 
 
 def make_audit_log(options: Options) -> AuditLog | None:

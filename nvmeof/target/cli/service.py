@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from types import TracebackType
 from typing import Final
 
@@ -61,7 +62,7 @@ class Service:
     def started(self, status: str) -> None:
         """Say that everything is served, and from now on that the event loop goes on."""
         for each in close_inherited():
-            logger.warning("the service manager's socket at %s is used by no port: closed", each.address)
+            logger.warning("the inherited socket at %s is used by no port: closed", each.address)
         self._manager.ready(status)
         if self._manager.watchdog_seconds and self._beat is None:
             self._alive()
@@ -70,6 +71,14 @@ class Service:
         """Say so twice per interval: an event loop that is stuck does not."""
         self._manager.alive()
         self._beat = self._loop.call_later(self._manager.watchdog_seconds / 2, self._alive)
+
+    def environment(self) -> dict[str, str]:
+        """Return what the service manager had set in the environment, for a process that takes over."""
+        return self._manager.environment()
+
+    def main_process(self, pid: int) -> None:
+        """Say that another process is the service from now on; 0: this one."""
+        self._manager.main_process(pid or os.getpid())
 
     def reloading(self) -> None:
         """Say that the configuration is read again; `started` says that it was."""

@@ -296,7 +296,10 @@ def _join_association(subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, 
         raise _invalid("qid", f"queue {qid} is beyond the {config.max_io_queues} I/O queues of a controller")
     controller = subsystem.controllers.get(cntlid)
     if controller is None:
-        raise _invalid("cntlid", f"{subsystem.nqn} has no controller {cntlid}")
+        error = _invalid("cntlid", f"{subsystem.nqn} has no controller {cntlid}")
+        # One of before a restart: its host may be about to find out, and shall connect anew (Linux gives up at DNR).
+        error.dnr = not subsystem.is_retired(cntlid)
+        raise error
     if not _same_host(controller, host_nqn):
         raise _invalid("hostnqn", f"host {host_nqn!r} is not the one of controller {cntlid} ({controller.host_nqn!r})")
     if controller.state is not ControllerState.READY:

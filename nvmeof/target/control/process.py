@@ -58,12 +58,14 @@ class Hooks:
     """What the program that runs the target knows of it.
 
     `config_path`: the file of its configuration, where `save` writes unless told otherwise. `reload` reads that file
-    again and returns a sentence for each change. `saved` is called when the file was written.
+    again and returns a sentence for each change. `saved` is called when the file was written. `restart` starts a new
+    process that takes over, and returns who that is when it is ready.
     """
 
     config_path: Path | None = None
     reload: Callable[[], Awaitable[list[str]]] | None = None
     saved: Callable[[], Awaitable[None]] | None = None
+    restart: Callable[[], Awaitable[Facts]] | None = None
 
 
 class Process(VerbGroup):
@@ -145,6 +147,17 @@ class Process(VerbGroup):
         if self._hooks.reload is None:
             raise ConfigurationError("the target was started without --config: there is no file to read again")
         return await self._hooks.reload()
+
+    @verb("restart", changes=True)
+    async def restart(self) -> Facts:
+        """Let a new process take over, with sockets, ramdisks and all else that is in memory; no connect is refused.
+
+        Returns when the new process has read its configuration and is about to take over. When it cannot, nothing is
+        changed. This connection ends then, and the new process has a socket at the same path.
+        """
+        if self._hooks.restart is None:
+            raise ConfigurationError("this target is part of a program, which has no way to restart it")
+        return await self._hooks.restart()
 
     @verb("watch")
     async def watch(

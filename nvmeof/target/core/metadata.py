@@ -57,6 +57,11 @@ class MemoryStore:
         self._values: dict[str, Any] = dict(values or {})
         self.origin = origin
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """All sections, as they are now."""
+        return dict(self._values)
+
     def get(self, section: str) -> Any:
         """Return the value that was put last; None for none."""
         return self._values.get(section)

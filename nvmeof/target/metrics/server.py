@@ -18,7 +18,7 @@ from nvmeof.address import Address, is_wildcard
 from nvmeof.errors import ConfigurationError, TransportError
 from nvmeof.target.metrics.page import Page
 from nvmeof.target.server import Target
-from nvmeof.transport.service_manager import take_inherited
+from nvmeof.transport.service_manager import InheritedSocket, inherited_socket, take_inherited
 
 DEFAULT_PORT: Final = 9950
 REQUEST_SECONDS: Final = 5.0
@@ -66,9 +66,9 @@ class MetricsServer:
         everywhere = is_wildcard(host) and host != "0.0.0.0"
         try:
             inherited = take_inherited("tcp", (host, self._address.port))
-            where: dict[str, Any] = {"sock": inherited}
-            if inherited is None:
-                where = {"host": None if everywhere else host, "port": self._address.port}
+            where: dict[str, Any] = {"host": None if everywhere else host, "port": self._address.port}
+            if inherited is not None:
+                where = {"sock": inherited.sock}
             self._server = await asyncio.start_server(self._serve, limit=REQUEST_BYTES, **where)
         except OSError as error:
             reason = os.strerror(error.errno).lower() if error.errno else error
@@ -86,6 +86,11 @@ class MetricsServer:
             writer.transport.abort()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(server.wait_closed(), 1.0)
+
+    def handed_over(self) -> list[InheritedSocket]:
+        """Return copies of its listening sockets, for a process that takes the target over."""
+        sockets = () if self._server is None else self._server.sockets
+        return [inherited_socket(os.dup(each.fileno()), "tcp", self._address, None) for each in sockets]
 
     async def turn(self) -> None:
         """Wait until the event loop has time for a piece of work."""

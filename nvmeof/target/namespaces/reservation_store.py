@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from nvmeof.errors import CommandError
@@ -35,6 +36,20 @@ class ReservationStore:
     def state(self) -> Reservations:
         """The present registrants and reservation."""
         return self._stored.now
+
+    def document(self) -> dict[str, Any] | None:
+        """Return all registrants and the reservation as a JSON value, for a process that takes the target over; None
+        where there are none."""
+        state = self.state
+        if not (state.registrants or state.generation):
+            return None
+        return {**state.document(), "persistent": state.persistent}
+
+    def take_over(self, document: dict[str, Any]) -> None:
+        """Have what `document` has returned. Raises `ValueError` for another value."""
+        state = Reservations.from_document(document)
+        if state != self.state:
+            self._stored.replace(replace(state, persistent=bool(document.get("persistent"))))
 
     @property
     def durable(self) -> bool:

@@ -193,6 +193,15 @@ class Backend(ABC):
             self._zones = self._make_zone_store(layout, count)
         return self._zones
 
+    @property
+    def zones_in_memory(self) -> MemoryZoneStore | None:
+        """The records of its zones, where they are in memory alone; None: in a file, or there are none."""
+        return self._zones if isinstance(self._zones, MemoryZoneStore) else None
+
+    @zones_in_memory.setter
+    def zones_in_memory(self, zones: MemoryZoneStore) -> None:
+        self._zones = zones
+
     def _make_zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
         return MemoryZoneStore(layout, count)
 

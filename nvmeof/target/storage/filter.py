@@ -20,7 +20,7 @@ from nvmeof.runtime import settled
 from nvmeof.target.core.metadata import MetadataStore
 from nvmeof.target.storage.base import Backend, Capabilities, Lease, Runs
 from nvmeof.target.storage.namespace_text import Element, NamespaceText
-from nvmeof.target.storage.zone_store import ZoneLayout, ZoneStore
+from nvmeof.target.storage.zone_store import MemoryZoneStore, ZoneLayout, ZoneStore
 
 T = TypeVar("T")
 
@@ -56,6 +56,14 @@ class BackendFilter(Backend):
     @property
     def has_zones(self) -> bool:
         return self.next.has_zones
+
+    @property
+    def zones_in_memory(self) -> MemoryZoneStore | None:
+        return self.next.zones_in_memory
+
+    @zones_in_memory.setter
+    def zones_in_memory(self, zones: MemoryZoneStore) -> None:
+        self.next.zones_in_memory = zones
 
     def zone_store(self, layout: ZoneLayout, count: int) -> ZoneStore:
         return self.next.zone_store(layout, count)

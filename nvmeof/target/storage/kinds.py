@@ -50,7 +50,8 @@ Kind = TypeVar("Kind", BackendKind, FilterKind)
 
 
 def _ramdisk(arguments: Arguments) -> Backend:
-    return Ramdisk(arguments.value, block_bytes=arguments.size("block-size") or DEFAULT_BLOCK_BYTES)
+    block_bytes = arguments.size("block-size") or DEFAULT_BLOCK_BYTES
+    return Ramdisk(arguments.value, block_bytes=block_bytes, keep=arguments.flag("keep"))
 
 
 def _file(arguments: Arguments) -> Backend:
@@ -69,7 +70,7 @@ def _file(arguments: Arguments) -> Backend:
 
 
 BACKENDS: Final = {
-    "ramdisk": BackendKind(_ramdisk, ("block-size",), "memory of this process: ramdisk:1G"),
+    "ramdisk": BackendKind(_ramdisk, ("block-size", "keep"), "memory of this process: ramdisk:1G"),
     "file": BackendKind(
         _file,
         ("size", "block-size", "read-only", "shared", "kept", "direct"),

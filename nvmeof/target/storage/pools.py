@@ -11,8 +11,9 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.size_text import format_size, parse_size
@@ -58,6 +59,16 @@ class RamdiskPool:
         """Release the pool's lock and contents."""
         self._ramdisks.clear()
         self.metadata_store = MemoryStore()
+
+    @property
+    def ramdisks(self) -> dict[str, Ramdisk]:
+        """The storage of its namespaces by name."""
+        return dict(self._ramdisks)
+
+    def take_over(self, kept: Mapping[str, Any], ramdisks: Mapping[str, Ramdisk]) -> None:
+        """Have these sections and this storage in place of nothing, before anything is opened."""
+        self.metadata_store = MemoryStore(kept)
+        self._ramdisks = dict(ramdisks)
 
     def create(self, name: str, size_bytes: int, block_bytes: int) -> Backend:
         """Make storage of zeroes by a name that is new."""

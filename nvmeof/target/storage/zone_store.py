@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from nvmeof.size_text import format_size
 from nvmeof.spec.zns import ZoneState
@@ -84,10 +84,24 @@ class MemoryZoneStore:
 
     durable = False
 
-    def __init__(self, layout: ZoneLayout, count: int) -> None:
+    def __init__(
+        self,
+        layout: ZoneLayout,
+        count: int,
+        records: Sequence[ZoneRecord] = (),
+        extensions: Mapping[int, bytes] | None = None,
+    ) -> None:
         self.layout = layout
-        self._records = [ZoneRecord()] * count
-        self._extensions: dict[int, bytes] = {}
+        self._records = list(records) or [ZoneRecord()] * count
+        self._extensions: dict[int, bytes] = dict(extensions or {})
+
+    def document(self) -> dict[str, Any]:
+        """Return layout, records and extensions as a JSON value."""
+        return {
+            "layout": list(self.layout),
+            "records": [[int(each.state), each.attributes, each.written] for each in self._records],
+            "extensions": {str(index): extension.hex() for index, extension in self._extensions.items()},
+        }
 
     def load(self) -> list[ZoneRecord]:
         """Return the records of all zones."""

@@ -139,7 +139,8 @@ class Subsystem:
     are attached to.
 
     `kinds`: the namespaces that hosts can create, where there is a pool. `metadata_store`: state that
-    outlives the process. `history`: the events of the Persistent Event log.
+    outlives the process; `kept`: what it begins with where that is memory. `history`: the events of the Persistent
+    Event log.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Subsystem:
         *,
         discovery: bool = False,
         kinds: Mapping[int, NamespaceKind] = STANDARD_KINDS,
+        kept: Mapping[str, object] | None = None,
     ) -> None:
         self.config = config
         self.nqn = config.nqn
@@ -158,7 +160,7 @@ class Subsystem:
             max_namespaces=config.max_namespaces,
         )
         self.metadata_store: MetadataStore = config.metadata_store or (
-            config.pool.metadata_store if config.pool is not None else MemoryStore()
+            config.pool.metadata_store if config.pool is not None else MemoryStore(kept)
         )
         check_saved(self.metadata_store)
         self.history = History(self.metadata_store)
@@ -195,6 +197,7 @@ class Subsystem:
             managing=config.managing_hosts,
         )
         self._last_cntlid = config.cntlid_min - 1
+        self._retired: frozenset[int] = frozenset()  # CNTLIDs whose hosts may not know yet that they have ended
         self.manager = NamespaceManager(self, config.pool, kinds) if config.pool is not None else None
         for namespace in config.namespaces:
             self.add_namespace(namespace)
@@ -589,13 +592,28 @@ class Subsystem:
             return
         raise CommandError(Status.CONNECT_CONTROLLER_BUSY, dnr=False, message=message)
 
+    @property
+    def cntlids(self) -> tuple[int, frozenset[int]]:
+        """The controller ID that was allocated last, and those that hosts may believe to have."""
+        return self._last_cntlid, self._retired.union(self.controllers)
+
+    def is_retired(self, cntlid: int) -> bool:
+        """Return whether a host may believe to have that controller, of before a restart."""
+        return cntlid in self._retired
+
+    def continue_cntlids(self, last: int, used: frozenset[int]) -> None:
+        """Go on behind `last`; allocate those in `used`, whose hosts may not know yet that they have ended, only where
+        no other is left."""
+        self._last_cntlid, self._retired = last, used
+
     def allocate_cntlid(self) -> int:
         """Allocate the controller ID that was free for longest. Raises Connect's Controller Busy when none is left."""
         first = self.config.cntlid_min
         size = self.config.cntlid_max - first + 1
-        for step in range(1, size + 1):
-            cntlid = first + (self._last_cntlid - first + step) % size
-            if cntlid not in self.controllers:
-                self._last_cntlid = cntlid
-                return cntlid
+        for avoided in (self._retired, frozenset[int]()):
+            for step in range(1, size + 1):
+                cntlid = first + (self._last_cntlid - first + step) % size
+                if cntlid not in self.controllers and cntlid not in avoided:
+                    self._last_cntlid = cntlid
+                    return cntlid
         raise CommandError(Status.CONNECT_CONTROLLER_BUSY, dnr=False, message="all controller IDs are in use")

@@ -259,3 +259,13 @@ def test_connect_attributes(cattr):
     io = target.io(admin, cattr=cattr)
     assert admin.ctx.flow_control == io.ctx.flow_control == (not cattr & 4)
     assert io.command(FABRICS_OPCODE, nsid=8).ends
+
+
+def test_a_queue_of_a_controller_before_a_restart_is_not_refused_for_good():
+    target = Target()
+    target.admin()
+    target.subsystem.continue_cntlids(40, frozenset({7}))
+    for cntlid, dnr in ((7, False), (8, True)):
+        completion = target.queue().try_connect(qid=1, cntlid=cntlid)
+        assert completion.status == Status.CONNECT_INVALID_PARAMETERS
+        assert completion.dnr is dnr, "Linux gives its controller up when DNR is set"

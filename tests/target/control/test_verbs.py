@@ -122,6 +122,15 @@ async def test_reload_and_save_belong_to_a_file(target: Target, tmp_path: Path) 
     assert saved == [True], "another file is not that of --config"
 
 
+async def test_a_restart_belongs_to_a_process(target: Target) -> None:
+    await refused(Control(target), "restart", "part of a program")
+
+    async def restart() -> dict[str, Any]:
+        return {"pid": 2, "before": 1}
+
+    assert await call(Control(target, Hooks(restart=restart)), "restart") == {"pid": 2, "before": 1}
+
+
 async def test_a_program_has_no_connection_to_send_events_to(control: Control) -> None:
     await refused(control, "watch", "events go to connections")
     await refused(control, "watch", "there are no events 'x'", kinds=["x"])
