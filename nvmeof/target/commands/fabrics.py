@@ -145,7 +145,7 @@ def _connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryv
         raise CommandError(Status.CONNECT_INVALID_HOST, message=wrong, dw0=connect_invalid_dw0("hostnqn"))
     qid, sqsize = request.fields.qid, request.fields.sqsize
     flow_control = not request.fields.cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
-    _check_room(ctx, subsystem, named)
+    _check_room(ctx, subsystem, host_nqn)
     accepted: AdminContext | IoContext
     if qid == 0:
         controller = _new_association(ctx, subsystem, wanted_cntlid, host_nqn, hostid, request.fields.kato_ms)
@@ -167,7 +167,7 @@ def _connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryv
 
 def _check_room(ctx: ConnectContext, subsystem: Subsystem, host_nqn: str) -> None:
     """Raise Controller Busy where too many queues wait for their host's authentication already."""
-    if host_nqn in subsystem.hosts.keys and ctx.registry.authentication.full:
+    if host_nqn in subsystem.hosts.keys and ctx.registry.authentication.full(ctx.peer):
         raise CommandError(
             Status.CONNECT_CONTROLLER_BUSY, dnr=False, message="too many queues wait for their host's authentication"
         )
@@ -179,15 +179,15 @@ def _demand_authentication(ctx: ConnectContext, subsystem: Subsystem, accepted: 
     Not on a discovery controller's, as nvmet. On I/O queues too, since a Connect that names a host and a controller is
     otherwise all that it takes to join the association of another.
     """
-    keys = subsystem.hosts.keys.get(accepted.host_nqn)
-    if keys is None or subsystem.discovery or (ctx.secured is not None and ctx.secured.kind == "G"):
+    keys_now = partial(subsystem.hosts.keys.get, accepted.host_nqn)
+    if keys_now() is None or subsystem.discovery or (ctx.secured is not None and ctx.secured.kind == "G"):
         return 0  # a generated TLS key proves that its host has authenticated itself
     only_channel = subsystem.hosts.tls_required and ctx.secured is None
     accepted.authentication = QueueAuthentication(
         ctx.runtime,
         ctx.registry.authentication,
         ctx.queue,
-        keys,
+        keys_now,
         ctx.peer_log,
         peer=ctx.peer,
         hostnqn=accepted.host_nqn,
