@@ -153,7 +153,7 @@ def _connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryv
         association: Association = controller
     else:
         try:
-            association = _join_association(subsystem, qid, sqsize, wanted_cntlid, named)
+            association = _join_association(ctx, subsystem, qid, sqsize, wanted_cntlid, named)
         except CommandError as error:
             _log_failure(ctx, subsystem.controllers.get(wanted_cntlid), request, error, named)
             raise
@@ -269,6 +269,7 @@ def _new_association(
             restore=partial(restore_features, ctx.tables[FeatureTable]),
             periodic=snapshot,
         ),
+        secured=ctx.secured is not None,
     )
 
 
@@ -280,13 +281,16 @@ def _log_failure(
     host_nqn: str,
 ) -> None:
     """Add a refused Connect of an I/O queue to its controller's Error Information log, if the controller is that
-    host's."""
-    if controller is not None and _same_host(controller, host_nqn):
+    host's, and not where that is a claim of somebody else."""
+    claimed = controller is not None and controller.secured and ctx.secured is None
+    if controller is not None and _same_host(controller, host_nqn) and not claimed:
         sqe, qid, trtype = request.sqe, request.fields.qid, ctx.port.trtype
         controller.connect_refused(qid, sqe.cid, error, trtype=trtype, opcode=sqe.opcode)
 
 
-def _join_association(subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, host_nqn: str) -> Association:
+def _join_association(
+    ctx: ConnectContext, subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, host_nqn: str
+) -> Association:
     config = subsystem.config
     if subsystem.discovery:
         raise _invalid("qid", "a discovery controller has no I/O queues")
@@ -297,6 +301,10 @@ def _join_association(subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, 
         raise _invalid("cntlid", f"{subsystem.nqn} has no controller {cntlid}")
     if not _same_host(controller, host_nqn):
         raise _invalid("hostnqn", f"host {host_nqn!r} is not the one of controller {cntlid} ({controller.host_nqn!r})")
+    if controller.secured and ctx.secured is None:
+        # In clear a name is a claim: whoever knows it and guesses a CNTLID would be in the association of another.
+        text = f"controller {cntlid} was connected by TLS, and I/O queue {qid} comes in clear"
+        raise CommandError(Status.CONNECT_INVALID_HOST, message=text, dw0=connect_invalid_dw0("hostnqn"))
     if controller.state is not ControllerState.READY:
         raise CommandError(
             Status.COMMAND_SEQUENCE_ERROR,
