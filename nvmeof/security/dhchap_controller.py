@@ -83,9 +83,9 @@ class ControllerExchange:
     """Authenticates the host of one queue, once or repeatedly; ``step`` tells where it is.
 
     ``keys_now`` returns the keys of the present, with which each transaction begins, or None where the host has none
-    any longer; `keys` are those of the last one. ``in_thread``: runs the exponentiations. ``failure``: why the last exchange failed, a sentence for the log.
-    ``concatenates``: a host may have a TLS key made, or has to (``must_concatenate``); `generated` is that key, once
-    the host has authenticated itself.
+    any longer; `keys` are those of the last one. ``in_thread``: runs the exponentiations. ``failure``: why the last
+    exchange failed, a sentence for the log. ``concatenates``: a host may have a TLS key made, or has to
+    (``must_concatenate``); `generated` is that key, once the host has authenticated itself.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import pytest
 
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST, AddressShares, connections_most, counted_as
 
