@@ -22,8 +22,8 @@ from click.core import ParameterSource
 from nvmeof.aio.runloop import run
 from nvmeof.cli.exit_codes import run_program
 from nvmeof.cli.json_log import JsonFormatter
-from nvmeof.cli.line_log import to_stderr
 from nvmeof.cli.lazy import LazyGroup
+from nvmeof.cli.line_log import to_stderr
 from nvmeof.cli.types import SECONDS, U8, Bytes, Number, Seconds
 from nvmeof.security.words import GROUP_WORDS, HASH_NAMES
 from nvmeof.spec.enums import CNTLID_MAX
