@@ -112,11 +112,20 @@ class Control:
         audit = self.target.audit
         if audit is None or not verb.changes:
             return
-        details: dict[str, str | int] = {"verb": verb.name, "params": json.dumps(masked(verb, arguments), default=str)}
-        if error is not None:
-            details["reason"] = "it had secrets" if verb.secret & set(arguments) else error.message
-            details["code"] = error.code
-        audit(AuditEvent.ADMINISTRATION, granted=error is None, peer=caller or "this program", **details)
+        who, params = caller or "this program", json.dumps(masked(verb, arguments), default=str)
+        if error is None:
+            audit(AuditEvent.ADMINISTRATION, granted=True, peer=who, verb=verb.name, params=params)
+            return
+        reason = "not said: it was given secrets" if verb.secret & set(arguments) else error.message
+        audit(
+            AuditEvent.ADMINISTRATION,
+            granted=False,
+            peer=who,
+            verb=verb.name,
+            params=params,
+            code=error.code,
+            reason=reason,
+        )
 
 
 async def _executed(name: str, method: Callable[..., Awaitable[Any]], arguments: dict[str, Any]) -> Any:
