@@ -50,6 +50,7 @@ _BESIDE_CONFIG: Final = frozenset(
         "quiet",
         "control",
         "tls_keylog",
+        "audit_log",
     }
 )
 """Options that --config leaves to the command line."""

@@ -27,6 +27,7 @@ from nvmeof.target.configuration.files import Loaded
 from nvmeof.target.control import Control, ControlServer
 from nvmeof.target.control.process import Hooks
 from nvmeof.target.control.where import control_path
+from nvmeof.target.core.audit import AuditEvent
 from nvmeof.target.metrics import page
 from nvmeof.target.metrics.server import MetricsServer, metrics_server
 from nvmeof.target.server import Target
@@ -34,6 +35,8 @@ from nvmeof.target.server import Target
 MDNS_HOST_CHARACTERS: Final = 40
 """Of the host's name in an instance name, which may have 63 bytes (RFC 6763, 4.1.1)."""
 
+_AUDITED_CHARACTERS = 2000
+"""Of what a reload has changed; the log has all of it."""
 logger = logging.getLogger("nvmeof.target")
 
 
@@ -204,10 +207,20 @@ class Reloads:
             self._wanted.clear()
             self._service.reloading()
             try:
-                await self.reload()
+                said = await self.reload()
             except NvmeofError as error:
                 logger.error("SIGHUP: %s", error)
+                self._audit(False, str(error))
+            else:
+                self._audit(True, "; ".join(said))
             self._service.started(_status(self._target))
+
+    def _audit(self, granted: bool, text: str) -> None:
+        """Tell the audit log of a reload that a signal has asked for; one by the control is told there."""
+        audit = self._target.audit
+        if audit is not None:
+            reason = text[:_AUDITED_CHARACTERS]
+            audit(AuditEvent.ADMINISTRATION, granted=granted, peer="SIGHUP", verb="reload", reason=reason)
 
     async def reload(self) -> list[str]:
         """Read the file again and apply the difference to what it said before; return a sentence for each change.
