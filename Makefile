@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 QUICK ?=
 KERNELS ?=
 PYTEST_ARGS ?=
+# Pinned versions of packages: CI gives .ci/constraints.txt.
+CONSTRAINTS ?=
+INSTALL = -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .PHONY: run test lint dist bench experiments interop survive kill fuzz lab supported map blocking guard clean help
 
@@ -17,15 +20,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast]'
+	$(BIN)/python $(INSTALL) -e '.[fast]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast,test]'
+	$(BIN)/python $(INSTALL) -e '.[fast,test]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fast,test,lint]'
+	$(BIN)/python $(INSTALL) -e '.[fast,test,lint]'
 	@touch $@
 
 run: $(VENV)/.run   ## the main job from end to end, in seconds
@@ -42,7 +45,7 @@ lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers
 	$(BIN)/lint-imports
 
 $(VENV)/.dist: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'build>=1.0' 'twine>=5.0'
+	$(BIN)/python $(INSTALL) 'build>=1.0' 'twine>=5.0'
 	@touch $@
 
 dist: $(VENV)/.dist  ## a wheel and an sdist in dist/, checked
@@ -77,6 +80,17 @@ kill: $(VENV)/.test ## a target killed (SIGKILL) 100 times under a host that che
 
 fuzz: $(VENV)/.test ## hostile bytes for every parser and server, MINUTES=5 of it; CORPUS= keeps what it finds
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5) $(if $(CORPUS),--corpus $(CORPUS))
+
+.PHONY: constraints audit
+constraints:     ## pin what CI installs, in .ci/constraints.txt; PYTHON=python3.11
+	PYTHON=$(PYTHON) tools/constraints
+
+$(VENV)/.audit: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.7'
+	@touch $@
+
+audit: $(VENV)/.audit ## look up the pinned packages for known vulnerabilities; says so where no database is reached
+	$(BIN)/python tools/audit.py
 
 map: $(BIN)/python ## draw docs/modules.svg and docs/modules.md from the imports
 	$(BIN)/python tools/module_map.py

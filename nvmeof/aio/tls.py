@@ -22,6 +22,9 @@ from nvmeof.transport.base import Buffer, ConnectionInfo, Endpoint, Turns
 
 LINGER_SECONDS: Final = 2.0
 """How long a closed endpoint waits for the peer to take what was sent."""
+IDLE_MOST: Final = 2
+"""Receives of one turn of the loop that bring hardly any data, but what TLS says to itself or records of a byte: who
+sends them without an end gets no more of a turn than others."""
 _BUSY: Final = (BlockingIOError, InterruptedError)
 _ALERT: Final = bytes((0x15, 3, 3, 0, 2, 2, 51))
 """A fatal decrypt_error in clear: the one answer to every ClientHello that is refused, which tells a stranger nothing
@@ -72,6 +75,7 @@ class TlsEndpoint(Endpoint):
         session, inner = self._session, self._inner
         view = memoryview(buffer)
         got, wanted, dry = 0, len(view), False
+        due, idle = 0, 0
         self._more = False
         try:
             while True:
@@ -83,7 +87,9 @@ class TlsEndpoint(Endpoint):
                     if self._unblock():
                         continue
                     break
-                if dry or session.closed_by_peer:
+                if got < due:
+                    idle += 1
+                if dry or session.closed_by_peer or idle > IDLE_MOST:
                     break
                 space = session.space()
                 n = inner.recv_into(space)
@@ -92,6 +98,7 @@ class TlsEndpoint(Endpoint):
                     break
                 session.received(n)
                 dry = n < len(space)  # a further receive would find nothing
+                due = got + n // 16
         except _BUSY:
             if not got:
                 raise

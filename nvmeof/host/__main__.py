@@ -18,6 +18,7 @@ import click
 
 from nvmeof.cli.exit_codes import run_program
 from nvmeof.cli.lazy import LazyGroup
+from nvmeof.cli.line_log import to_stderr
 from nvmeof.host.cli.command_table import COMMANDS
 from nvmeof.host.cli.program import PROGRAM
 from nvmeof.version import __version__
@@ -35,7 +36,7 @@ from nvmeof.version import __version__
 def cli(ctx: click.Context, verbose: int) -> None:
     """Discover, connect to and use NVMe/TCP and NVMe-over-MPTCP subsystems."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format=f"{PROGRAM}: %(message)s", stream=sys.stderr)
+    to_stderr(level, f"{PROGRAM}: %(message)s")
     if not verbose:
         # what it warns of comes as the command's own sentence too
         logging.getLogger("nvmeof.host").setLevel(logging.ERROR)

@@ -50,6 +50,21 @@ class HostAuthentication:
             raise self._cannot("the subsystem demands authentication: give the host's secret with --dhchap-secret")
         return True
 
+    def check_proof(self) -> None:
+        """Check that an admin queue which demands no authentication needs none for the host either.
+
+        Where the host was given the controller's secret, the controller has to prove that it has it: whoever answers
+        in its place would demand nothing. A pre-shared key of TLS is a proof too; a discovery controller has no secret.
+        Raises :class:`AuthenticationError`.
+        """
+        credentials, options = self._options.dhchap, self._options
+        if credentials is None or credentials.controller_key is None or options.tls is not None or options.discovery:
+            return
+        raise self._cannot(
+            "the controller proves nothing, since it demands no authentication: give this host a key there, or "
+            "connect without the controller's secret (--dhchap-ctrl-secret)"
+        )
+
     async def authenticate(self, queue: Queue) -> None:
         """Run one transaction on a connected queue. Raises :class:`AuthenticationError`, one sentence."""
         credentials, options = self._options.dhchap, self._options

@@ -315,6 +315,8 @@ class Controller:
             )
         if demanded:
             await self._authentication.authenticate(queue)
+        elif not queue.qid:
+            self._authentication.check_proof()
         return granted
 
     async def authenticate(self) -> None:

@@ -167,8 +167,8 @@ class HostConnection(Engine):
                     continue
                 if here != data_word:
                     ends = self._whole_data.get(here & 0xFFFFFFFF)
-                    if ends is None:
-                        break
+                    if ends is None or here >> 32 <= TRANSFER_BYTES:
+                        break  # a PLEN without data is an error, which the general path reports
                     data_word, success, plen = here, ends, here >> 32
                     size = plen - TRANSFER_BYTES
                 pair = plen if success else plen + CAPSULE_RESP_BYTES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -81,14 +82,15 @@ class Step(Enum):
 class ControllerExchange:
     """Authenticates the host of one queue, once or repeatedly; ``step`` tells where it is.
 
-    ``in_thread``: runs the exponentiations. ``failure``: why the last exchange failed, a sentence for the log.
-    ``concatenates``: a host may have a TLS key made, or has to (``must_concatenate``); `generated` is that key, once
-    the host has authenticated itself.
+    ``keys_now`` returns the keys of the present, with which each transaction begins, or None where the host has none
+    any longer; `keys` are those of the last one. ``in_thread``: runs the exponentiations. ``failure``: why the last
+    exchange failed, a sentence for the log. ``concatenates``: a host may have a TLS key made, or has to
+    (``must_concatenate``); `generated` is that key, once the host has authenticated itself.
     """
 
     def __init__(
         self,
-        keys: HostKeys,
+        keys_now: Callable[[], HostKeys | None],
         *,
         hostnqn: str,
         subnqn: str,
@@ -99,7 +101,8 @@ class ControllerExchange:
         plain = () if must_concatenate else (SecureChannel.NONE,)
         self._channels = (*plain, SecureChannel.NEW_TLS_PSK) if concatenates else plain
         self.generated: TlsKey | None = None
-        self._keys = keys
+        self._keys_now = keys_now
+        self.keys = keys_now()
         self._hostnqn = hostnqn
         self._subnqn = subnqn
         self._in_thread = in_thread
@@ -169,6 +172,9 @@ class ControllerExchange:
         offer: Any = NEGOTIATE.parse(message)
         self._end(Step.IDLE)
         self._t_id, self.bidirectional, self.generated = offer.t_id, False, None
+        self.keys = keys = self._keys_now()
+        if keys is None:
+            raise ExchangeError(FailureExplanation.FAILED, "the host has no secret here any longer")
         if offer.sc_c not in self._channels:
             raise ExchangeError(FailureExplanation.CONCATENATION_MISMATCH)
         self._sc_c = SecureChannel(offer.sc_c)
@@ -176,8 +182,8 @@ class ControllerExchange:
         if protocol is None:
             raise ExchangeError(FailureExplanation.NOT_USABLE, "the host does not offer DH-HMAC-CHAP")
         hashes, groups = protocol.hashes[: protocol.halen], protocol.groups[: protocol.dhlen]
-        known_hashes = tuple(HashId) if self._keys.hash_id is None else (self._keys.hash_id,)
-        known_groups = usable_groups() if self._keys.group is None else (self._keys.group,)
+        known_hashes = tuple(HashId) if keys.hash_id is None else (keys.hash_id,)
+        known_groups = usable_groups() if keys.group is None else (keys.group,)
         if self._sc_c:  # a key needs a shared secret, and an identity for its hash function
             known_hashes = tuple(each for each in known_hashes if each in SIZES)
             known_groups = tuple(filter(None, known_groups))
@@ -198,7 +204,8 @@ class ControllerExchange:
         if reply.hl != self._hash.size:
             raise ExchangeError(FailureExplanation.INCORRECT_PAYLOAD, f"a response of {reply.hl} bytes")
         shared = await self._shared(reply.dhval)
-        keys, names = self._keys, {"hostnqn": self._hostnqn, "subnqn": self._subnqn}
+        keys, names = self.keys, {"hostnqn": self._hostnqn, "subnqn": self._subnqn}
+        assert keys is not None, "a transaction begins with keys"
         wanted = host_response(
             self._hash,
             keys.key.transformed(self._hostnqn),

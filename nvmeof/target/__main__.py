@@ -23,6 +23,7 @@ from nvmeof.aio.runloop import run
 from nvmeof.cli.exit_codes import run_program
 from nvmeof.cli.json_log import JsonFormatter
 from nvmeof.cli.lazy import LazyGroup
+from nvmeof.cli.line_log import to_stderr
 from nvmeof.cli.types import SECONDS, U8, Bytes, Number, Seconds
 from nvmeof.security.words import GROUP_WORDS, HASH_NAMES
 from nvmeof.spec.enums import CNTLID_MAX
@@ -49,6 +50,7 @@ _BESIDE_CONFIG: Final = frozenset(
         "quiet",
         "control",
         "tls_keylog",
+        "audit_log",
     }
 )
 """Options that --config leaves to the command line."""
@@ -405,7 +407,7 @@ def cli(verbose: bool, quiet: bool, block_size: int | None, **given: Any) -> Non
         _refuse_before_command()
         return
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    to_stderr(level, "%(asctime)s %(message)s", "%H:%M:%S")
     if given["log_format"] == "json":
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter())

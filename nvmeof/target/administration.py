@@ -107,6 +107,7 @@ class Administration:
 
     async def remove_subsystem(self, subnqn: str, *, seconds: float = REMOVE_SECONDS) -> list[str]:
         """End a subsystem's associations, flush its namespaces and close them. Returns what has not ended."""
+        self._target.registry.generated.forget_subsystem(self._subsystem(subnqn).nqn)
         return await self._target.stop_subsystem(self._subsystem(subnqn), self._deadline(seconds))
 
     def _subsystem(self, subnqn: str | None) -> Subsystem:
@@ -275,6 +276,7 @@ class Administration:
         """Remove a host from a subsystem's allowed ones; its associations end."""
         subsystem = self._subsystem(subnqn)
         subsystem.hosts.remove(nqn)
+        self._target.registry.generated.forget(nqn)
         subsystem.end_forbidden()
         self._target.registry.hosts_changed(subsystem.nqn)
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.target.core.audit import AuditEvent
-from nvmeof.target.core.log_rate import PeerRate
+from nvmeof.target.core.log_rate import LogRate
 
 STANDARD_OUTPUT: Final = "-"
 _STRANGERS_BURST, _STRANGERS_PER_SECOND = 50, 1.0
@@ -29,8 +29,9 @@ class AuditLog:
     """Implements :class:`nvmeof.target.core.audit.Audit`: ``Target(config, audit=AuditLog("/var/log/nvmeof.audit"))``.
 
     A line is written before the peer gets its answer. A file is made with mode 0600, and appended to; call `reopen`
-    when it was renamed. What one address causes is bounded, for what was refused and for what was granted by itself:
-    the next line of an address says in `left_out` how many before it were left out. Raises `ConfigurationError` for a
+    when it was renamed. What one address causes is bounded, by event and command and for what was refused and what was
+    granted by itself, so that no line is kept out by those of another kind: the next line of that kind of an address
+    says in `left_out` how many before it were left out. Raises `ConfigurationError` for a
     file that cannot be written; what fails later is a line of the target's log, and the target goes on.
     """
 
@@ -43,8 +44,9 @@ class AuditLog:
     ) -> None:
         self.path = None if os.fspath(where) == STANDARD_OUTPUT else Path(where)
         self._wall_clock, self._clock = wall_clock, clock
-        self._refused = PeerRate(_STRANGERS_BURST, _STRANGERS_PER_SECOND)
-        self._granted = PeerRate(_HOSTS_BURST, _HOSTS_PER_SECOND)
+        self._refused = {each: LogRate(_STRANGERS_BURST, _STRANGERS_PER_SECOND) for each in AuditEvent}
+        self._granted = {each: LogRate(_HOSTS_BURST, _HOSTS_PER_SECOND) for each in AuditEvent}
+        self._torn = False  # the last line was written in part
         self._said: float | None = None
         self.lost = 0
         """Lines that could not be written."""
@@ -78,7 +80,9 @@ class AuditLog:
         self, event: AuditEvent, *, granted: bool, peer: str, host: str = "", subsystem: str = "", **details: str | int
     ) -> None:
         """Write a line, unless the peer has had too many."""
-        left_out = (self._granted if granted else self._refused).admit(peer, self._clock())
+        what = details.get("command") or details.get("verb")
+        rate = (self._granted if granted else self._refused)[event]
+        left_out = rate.admit((what, peer.rpartition(":")[0] or peer), self._clock())
         if left_out is None:
             return
         moment = datetime.fromtimestamp(self._wall_clock(), UTC).isoformat(timespec="milliseconds")
@@ -105,8 +109,10 @@ class AuditLog:
             elif self._fd < 0:
                 raise OSError("it is not open")
             else:
-                data = line.encode()
-                if os.write(self._fd, data) < len(data):
+                data = (b"\n" if self._torn else b"") + line.encode()
+                written = os.write(self._fd, data)
+                self._torn = written < len(data)
+                if self._torn:
                     raise OSError("a line was written in part")
         except (OSError, ValueError) as error:  # ValueError: standard output was closed
             self._failed(error)

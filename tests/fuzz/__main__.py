@@ -12,7 +12,7 @@ import click
 from tests.fuzz.engine import CORPUS, Result, by_chance, guided, keep
 from tests.fuzz.harness import HARNESSES
 
-MODULES = ("tests.fuzz.sans_io", "tests.fuzz.with_loop")
+MODULES = ("tests.fuzz.sans_io", "tests.fuzz.with_loop", "tests.fuzz.control")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import sans_io, with_loop
+from tests.fuzz import control, sans_io, with_loop
 from tests.fuzz.__main__ import main
 from tests.fuzz.engine import MOST_BYTES, by_chance, corpus_of, keep, mutated
 from tests.fuzz.harness import GROWTH_BYTES, HARNESSES, Harness, Violation, growth
 
-NAMES = ("framer", "commands", "authentication", "nbd-negotiation", "target", "nbd")
-assert sans_io and with_loop, "they register what they have"
+NAMES = ("framer", "commands", "authentication", "nbd-negotiation", "target", "nbd", "control")
+assert control and sans_io and with_loop, "they register what they have"
 
 
 @pytest.fixture
@@ -137,3 +137,14 @@ def test_a_module_of_its_own_brings_a_harness(tmp_path: Path, monkeypatch: pytes
 def test_corpora_are_small(name: str) -> None:
     corpus = corpus_of(name)
     assert 3 <= len(corpus) <= 60 and max(map(len, corpus)) <= MOST_BYTES
+
+
+def test_a_defect_of_a_verb_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = HARNESSES["control"]()
+    try:
+        monkeypatch.setattr("nvmeof.target.administration.Administration.add_host", lambda *_, **__: 1 // 0)
+        with pytest.raises(Violation, match="ZeroDivisionError"):
+            for data in some("control", 400):
+                harness.run(data)
+    finally:
+        harness.close()

@@ -201,6 +201,9 @@ class Output:
 
     def set_write_buffer_limits(self, high: int, low: int) -> None: ...
 
+    def get_extra_info(self, name: str) -> Any:
+        return ("192.0.2.1", 40000) if name == "peername" else None
+
     def close(self) -> None:
         self.closed = True
 
@@ -240,7 +243,7 @@ class NbdExport(WithLoop):
         protocol.connection_lost(None)
         while self.server.tasks:
             await asyncio.wait(self.server.tasks, timeout=SECONDS)
-        if self.server.clients or self.server.budget.held_bytes:
+        if self.server.clients or self.server.budget.held_bytes or self.server.negotiating.taken:
             raise Violation("a client that has gone has left something")
         return len(requests) + 2
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nvmeof import AuthenticationError, ConfigurationError, Ramdisk, Target, connect, connect_multipath
+from nvmeof import AuthenticationError, ConfigurationError, Ramdisk, Target, connect, connect_multipath, discover
 from nvmeof.host.authentication import HostAuthentication
 from nvmeof.host.cli import services
 from nvmeof.host.cli.secrets import host_credentials
@@ -115,6 +115,20 @@ async def test_a_host_without_keys_where_they_are_required() -> None:
     async with serving(authentication_required=True) as target:
         with pytest.raises(Exception, match=r"Connect Invalid Parameters|does not exist|SUBNQN"):
             await connect(**where(target, hostnqn=HOSTNQN.replace("1", "2")))
+
+
+async def test_a_controller_that_demands_nothing_proves_nothing() -> None:
+    """Somebody in the place of the target, who has no secret, would say just that."""
+    other = HOSTNQN.replace("1", "2")
+    async with serving() as target:
+        with pytest.raises(AuthenticationError, match="the controller proves nothing") as caught:
+            await connect(**where(target, hostnqn=other, dhchap=HostCredentials(KEY, CONTROLLER_KEY)))
+        assert is_final(caught.value)
+        async with await connect(**where(target, hostnqn=other, dhchap=HostCredentials(KEY))) as controller:
+            assert await controller.namespace(1).read(0, 1)
+        found = where(target, dhchap=HostCredentials(KEY, CONTROLLER_KEY))
+        del found["subnqn"]
+        assert [each.subnqn for each in await discover(**found) if each.is_nvm]
 
 
 async def test_reconnecting_authenticates_again_and_a_changed_secret_ends_it() -> None:

@@ -540,6 +540,24 @@ def test_generated_keys_are_forgotten() -> None:
     assert not kept.find(made[4].identity, 100.0) and kept.find(made[5].identity, 100.0)
 
 
+async def test_generated_keys_go_with_their_host_and_their_subsystem() -> None:
+    """A host that is allowed again, or another subsystem of the same name, demands authentication anew."""
+    other = "nqn.2026-01.org.example:other"
+    async with serving("allowed", allowed_hosts=frozenset({HOSTNQN, OTHER_HOST})) as target:
+        found = target.registry.generated
+
+        def made(hostnqn: str, subnqn: str) -> str:
+            psk = generated_key(HashId.SHA256, b"shared", b"challenges").psk(hostnqn, subnqn)
+            found.add(psk, target.loop.time())
+            return psk.identity
+
+        mine, others, elsewhere = made(HOSTNQN, NQN), made(OTHER_HOST, NQN), made(OTHER_HOST, other)
+        target.administration.remove_host(HOSTNQN)
+        assert not found.find(mine, target.loop.time()) and found.find(others, target.loop.time())
+        await target.administration.remove_subsystem(NQN)
+        assert not found.find(others, target.loop.time()) and found.find(elsewhere, target.loop.time())
+
+
 def test_a_generated_key_by_the_formula() -> None:
     """NVMe Base, generated PSK, written out with hashlib and hmac alone."""
     shared, challenges = bytes(range(200)), bytes(range(64))

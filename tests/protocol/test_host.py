@@ -250,6 +250,10 @@ def test_success_without_all_of_the_data_is_no_success() -> None:
         ("after its end", PLAIN.c2h(1, 0, bytes(64), LAST | SUCCESS) + PLAIN.c2h(1, 0, b"x"), (1, 8)),
         ("DATAL lies", PLAIN.c2h(1, 0, bytes(64))[:16] + b"\x20" + bytes(71), (1, 16)),
         ("PLEN huge", PLAIN.c2h(1, 0, bytes(64))[:4] + b"\xff" * 4 + bytes(64), (1, 16)),
+        ("PLEN 0, for data and its end", PLAIN.c2h(1, 0, bytes(64), LAST | SUCCESS)[:4] + bytes(180), (1, 4)),
+        ("PLEN 0, a response follows", PLAIN.c2h(1, 0, bytes(64), LAST)[:4] + bytes(180), (1, 4)),
+        ("PLEN below its header", PLAIN.c2h(1, 0, bytes(64), LAST)[:4] + b"\x17" + bytes(179), (1, 4)),
+        ("PLEN without data", PLAIN.c2h(1, 0, bytes(64), LAST | SUCCESS)[:4] + b"\x18" + bytes(179), (1, 4)),
     ],
 )
 def test_wrong_c2h_data(name: str, stream: bytes, expected: tuple[int, int]) -> None:

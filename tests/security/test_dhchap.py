@@ -42,7 +42,7 @@ async def at_once(function: Any) -> Any:
 
 
 def controller(keys: HostKeys | None = None) -> ControllerExchange:
-    return ControllerExchange(keys or HostKeys(KEY, CONTROLLER_KEY), **NAMES, in_thread=at_once)
+    return ControllerExchange(lambda: keys or HostKeys(KEY, CONTROLLER_KEY), **NAMES, in_thread=at_once)
 
 
 def host(credentials: HostCredentials | None = None, t_id: int = 3) -> HostExchange:

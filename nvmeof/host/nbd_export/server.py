@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import ssl
 from collections.abc import Coroutine, Mapping, Sequence
@@ -12,21 +11,29 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from nvmeof.address import Address
+from nvmeof.address_shares import AddressShares
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.host.nbd_export.budget import Budget
 from nvmeof.host.nbd_export.disk import ExportedDisk
 from nvmeof.host.nbd_export.transmission import BUFFER_BYTES, Transmission
+from nvmeof.log_rate import LogRate, left_out_text
 from nvmeof.nbd.numbers import NBD_PORT
 from nvmeof.nbd.option_data import NbdProtocolError
 from nvmeof.nbd.server_negotiation import OPTION_MAX_BYTES, ServerNegotiation
 from nvmeof.nbd.steps import ExportFacts, Lookup, Receive, Send, StartTls
+from nvmeof.transport.unix import PrivateListener
 
 log = logging.getLogger("nvmeof.nbd")
 
 MEMORY_BYTES: Final = 128 << 20
 """For the data of all clients' requests together."""
 CLIENTS_MAX: Final = 128
+NEGOTIATING_MAX: Final = 96
+"""Clients on TCP that have not agreed on an export yet, shared out by address: the other places are for those that
+have."""
 NEGOTIATION_SECONDS: Final = 30.0
+LINGER_SECONDS: Final = 1.0
+"""How long a client that has ended its negotiation may take the answers to it."""
 _WRITE_HIGH_BYTES: Final = 1 << 20
 _WRITE_LOW_BYTES: Final = 256 << 10
 _AHEAD_BYTES: Final = BUFFER_BYTES - 2 * OPTION_MAX_BYTES
@@ -105,27 +112,37 @@ class NbdServer:
         self.tls = None if tls is None else tls_required
         self.clients: set[NbdClientProtocol] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.negotiating = AddressShares(NEGOTIATING_MAX)
+        self._rate = LogRate(burst=20, per_second=0.2)
         self._servers: list[asyncio.Server] = []
-        self._paths: list[Path] = []
+        self._listeners: list[PrivateListener] = []
 
     async def listen(self, place: Place) -> str:
-        """Listen at a place; where, with the real port. Raises :class:`TransportError`."""
+        """Listen at a place; where, with the real port. A Unix socket is made with mode 0600, so that nobody else can
+        connect at any moment. Raises :class:`TransportError`, and :class:`ConfigurationError` for a path that cannot be
+        one."""
         loop = asyncio.get_running_loop()
         try:
             if place.path is not None:
-                await _refuse_taken(place.path)
-                server = await loop.create_unix_server(lambda: NbdClientProtocol(self), place.path)
-                self._paths.append(Path(place.path))
+                listener = PrivateListener(place.path)
+                self._listeners.append(listener)
+                server = await loop.create_unix_server(lambda: NbdClientProtocol(self), sock=listener.socket)
                 self._servers.append(server)
                 return str(place)
             assert place.address is not None
             host = place.address.host or None
             server = await loop.create_server(lambda: NbdClientProtocol(self), host, place.address.port)
-        except OSError as error:
-            raise TransportError(f"cannot listen at {place}: {error.strerror or error}") from error
+        except (OSError, TransportError) as error:
+            raise TransportError(f"cannot listen at {place}: {getattr(error, 'strerror', None) or error}") from error
         self._servers.append(server)
         port = server.sockets[0].getsockname()[1]
         return f"tcp:{Address(place.address.host, port)}"
+
+    def say(self, kind: str, address: str, text: str) -> None:
+        """Log what a client has caused, unless there are too many lines of that kind about its address."""
+        left_out = self._rate.admit((kind, address), asyncio.get_running_loop().time())
+        if left_out is not None:
+            log.warning("%s%s", text, left_out_text(left_out))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a request to its end, whatever becomes of its client."""
@@ -144,8 +161,8 @@ class NbdServer:
         """Stop listening, let requests end, disconnect all clients."""
         for server in self._servers:
             server.close()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        for listener in self._listeners:
+            listener.close()
         for client in list(self.clients):
             client.stop()
         while self.tasks:
@@ -154,7 +171,7 @@ class NbdServer:
             client.abort()
             await client.ended.wait()
         self._servers.clear()
-        self._paths.clear()
+        self._listeners.clear()
 
     async def facts(self, name: str) -> ExportFacts | None:
         """Return what an export is now; None for one that is not there."""
@@ -172,16 +189,6 @@ class NbdServer:
         return self.disks.get(name, self.default if not name else None)
 
 
-async def _refuse_taken(path: str) -> None:
-    """Raise `OSError` when somebody listens at that path: asyncio would put our socket in its place."""
-    try:
-        _, writer = await asyncio.open_unix_connection(path)
-    except OSError:
-        return
-    writer.close()
-    raise OSError(errno.EADDRINUSE, "another program listens there; choose another path, or end that program")
-
-
 class NbdClientProtocol(asyncio.BufferedProtocol):
     """One client's connection: negotiation, then transmission."""
 
@@ -196,17 +203,24 @@ class NbdClientProtocol(asyncio.BufferedProtocol):
         self.ended = asyncio.Event()
         """Set when the connection is gone."""
         self._choked = False
+        self._address = ""
+        self._counted = False  # it is one of those that negotiate
 
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are of no class of asyncio's
         self._transport = stream = cast(asyncio.Transport, transport)
-        if len(self._server.clients) >= CLIENTS_MAX:
-            log.warning("an NBD client was refused: there are %d already", CLIENTS_MAX)
+        server, peer = self._server, stream.get_extra_info("peername")
+        remote = isinstance(peer, tuple)
+        self._address = str(peer[0]) if remote else ""
+        if len(server.clients) >= CLIENTS_MAX or (remote and not server.negotiating.take(self._address)):
+            why = f"there are {CLIENTS_MAX} already, or too many of its address have not agreed on an export yet"
+            server.say("refused", self._address, f"an NBD client was refused: {why}")
             stream.abort()
             return
-        self._server.clients.add(self)
+        self._counted = remote
+        server.clients.add(self)
         stream.set_write_buffer_limits(_WRITE_HIGH_BYTES, _WRITE_LOW_BYTES)
         self._server.spawn(self._negotiate())
 
@@ -228,6 +242,7 @@ class NbdClientProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended.set()
         self._server.clients.discard(self)
+        self._agreed()
         self._wake()
         if self._transmission is not None:
             self._transmission.ended()
@@ -239,6 +254,7 @@ class NbdClientProtocol(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._choked = False
+        self._wake()
         if self._transmission is not None:
             self._transmission.flowing()
 
@@ -247,6 +263,20 @@ class NbdClientProtocol(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _agreed(self) -> None:
+        """Count no longer as one of those that negotiate."""
+        if self._counted:
+            self._counted = False
+            self._server.negotiating.give(self._address)
+
+    async def _taken(self) -> None:
+        """Wait until the client has taken the answers to its options: it gets no further ones before."""
+        while self._choked:
+            if self.ended.is_set():
+                raise ConnectionResetError
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
 
     async def _receive(self, count: int) -> bytes:
         while len(self._data) < count:
@@ -280,7 +310,9 @@ class NbdClientProtocol(asyncio.BufferedProtocol):
         disk = None if session is None else server.disk(session.export.name)
         if session is None or disk is None:
             self._transport.close()
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
             return
+        self._agreed()
         self._transmission = Transmission(session, disk, self._transport, server.budget, server.spawn)
         if self._choked:
             self._transmission.choked()
@@ -304,6 +336,7 @@ class NbdClientProtocol(asyncio.BufferedProtocol):
                 answer = await self._receive(step.count)
             elif isinstance(step, Send):
                 self._transport.write(step.data)
+                await self._taken()
             elif isinstance(step, Lookup):
                 answer = await self._server.facts(step.name)
             else:
@@ -333,7 +366,7 @@ class NbdClientProtocol(asyncio.BufferedProtocol):
             self._broken(error)
 
     def _broken(self, error: Exception) -> None:
-        log.warning("an NBD client was disconnected: %s", error)
+        self._server.say("broken", self._address, f"an NBD client was disconnected: {error}")
         self._transport.abort()
 
     def stop(self) -> None:

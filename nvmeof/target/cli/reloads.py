@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from nvmeof.errors import NvmeofError
 from nvmeof.target.cli.options import Options, load
@@ -13,9 +14,14 @@ from nvmeof.target.cli.service import Service
 from nvmeof.target.configuration.difference import apply, difference
 from nvmeof.target.configuration.files import Loaded
 from nvmeof.target.configuration.merge import plain_document
+from nvmeof.target.core.audit import AuditEvent
 from nvmeof.target.server import Target
 
 logger = logging.getLogger("nvmeof.target")
+
+
+_AUDITED_CHARACTERS: Final = 2000
+"""Of what a reload has changed; the log has all of it."""
 
 
 class Reloads:
@@ -69,10 +75,20 @@ class Reloads:
             self._wanted.clear()
             self._service.reloading()
             try:
-                await self.reload()
+                said = await self.reload()
             except NvmeofError as error:
                 logger.error("SIGHUP: %s", error)
+                self._audit(False, str(error))
+            else:
+                self._audit(True, "; ".join(said))
             self._service.started(self._status(self._target))
+
+    def _audit(self, granted: bool, text: str) -> None:
+        """Tell the audit log of a reload that a signal has asked for; one by the control is told there."""
+        audit = self._target.audit
+        if audit is not None:
+            reason = text[:_AUDITED_CHARACTERS]
+            audit(AuditEvent.ADMINISTRATION, granted=granted, peer="SIGHUP", verb="reload", reason=reason)
 
     async def reload(self) -> list[str]:
         """Read the file again and apply the difference to what it said before; return a sentence for each change.

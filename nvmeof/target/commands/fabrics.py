@@ -147,7 +147,7 @@ def _connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryv
         raise CommandError(Status.CONNECT_INVALID_HOST, message=wrong, dw0=connect_invalid_dw0("hostnqn"))
     qid, sqsize = request.fields.qid, request.fields.sqsize
     flow_control = not request.fields.cattr & Cattr.DISABLE_SQ_FLOW_CONTROL
-    _check_room(ctx, subsystem, named)
+    _check_room(ctx, subsystem, host_nqn)
     accepted: AdminContext | IoContext
     if qid == 0:
         controller = _new_association(ctx, subsystem, wanted_cntlid, host_nqn, hostid, request.fields.kato_ms)
@@ -155,7 +155,7 @@ def _connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryv
         association: Association = controller
     else:
         try:
-            association = _join_association(subsystem, qid, sqsize, wanted_cntlid, named)
+            association = _join_association(ctx, subsystem, qid, sqsize, wanted_cntlid, named)
         except CommandError as error:
             _log_failure(ctx, subsystem.controllers.get(wanted_cntlid), request, error, named)
             raise
@@ -169,7 +169,7 @@ def _connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryv
 
 def _check_room(ctx: ConnectContext, subsystem: Subsystem, host_nqn: str) -> None:
     """Raise Controller Busy where too many queues wait for their host's authentication already."""
-    if host_nqn in subsystem.hosts.keys and ctx.registry.authentication.full:
+    if host_nqn in subsystem.hosts.keys and ctx.registry.authentication.full(ctx.peer):
         raise CommandError(
             Status.CONNECT_CONTROLLER_BUSY, dnr=False, message="too many queues wait for their host's authentication"
         )
@@ -181,15 +181,15 @@ def _demand_authentication(ctx: ConnectContext, subsystem: Subsystem, accepted: 
     Not on a discovery controller's, as nvmet. On I/O queues too, since a Connect that names a host and a controller is
     otherwise all that it takes to join the association of another.
     """
-    keys = subsystem.hosts.keys.get(accepted.host_nqn)
-    if keys is None or subsystem.discovery or (ctx.secured is not None and ctx.secured.kind == "G"):
+    keys_now = partial(subsystem.hosts.keys.get, accepted.host_nqn)
+    if keys_now() is None or subsystem.discovery or (ctx.secured is not None and ctx.secured.kind == "G"):
         return 0  # a generated TLS key proves that its host has authenticated itself
     only_channel = subsystem.hosts.tls_required and ctx.secured is None
     accepted.authentication = QueueAuthentication(
         ctx.runtime,
         ctx.registry.authentication,
         ctx.queue,
-        keys,
+        keys_now,
         ctx.peer_log,
         peer=ctx.peer,
         hostnqn=accepted.host_nqn,
@@ -271,6 +271,7 @@ def _new_association(
             restore=partial(restore_features, ctx.tables[FeatureTable]),
             periodic=snapshot,
         ),
+        secured=ctx.secured is not None,
     )
 
 
@@ -282,13 +283,16 @@ def _log_failure(
     host_nqn: str,
 ) -> None:
     """Add a refused Connect of an I/O queue to its controller's Error Information log, if the controller is that
-    host's."""
-    if controller is not None and _same_host(controller, host_nqn):
+    host's, and not where that is a claim of somebody else."""
+    claimed = controller is not None and controller.secured and ctx.secured is None
+    if controller is not None and _same_host(controller, host_nqn) and not claimed:
         sqe, qid, trtype = request.sqe, request.fields.qid, ctx.port.trtype
         controller.connect_refused(qid, sqe.cid, error, trtype=trtype, opcode=sqe.opcode)
 
 
-def _join_association(subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, host_nqn: str) -> Association:
+def _join_association(
+    ctx: ConnectContext, subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, host_nqn: str
+) -> Association:
     config = subsystem.config
     if subsystem.discovery:
         raise _invalid("qid", "a discovery controller has no I/O queues")
@@ -302,6 +306,10 @@ def _join_association(subsystem: Subsystem, qid: int, sqsize: int, cntlid: int, 
         raise error
     if not _same_host(controller, host_nqn):
         raise _invalid("hostnqn", f"host {host_nqn!r} is not the one of controller {cntlid} ({controller.host_nqn!r})")
+    if controller.secured and ctx.secured is None:
+        # In clear a name is a claim: whoever knows it and guesses a CNTLID would be in the association of another.
+        text = f"controller {cntlid} was connected by TLS, and I/O queue {qid} comes in clear"
+        raise CommandError(Status.CONNECT_INVALID_HOST, message=text, dw0=connect_invalid_dw0("hostnqn"))
     if controller.state is not ControllerState.READY:
         raise CommandError(
             Status.COMMAND_SEQUENCE_ERROR,

@@ -146,7 +146,9 @@ def write_configuration(path: Path, document: Document, form: str | None = None)
     text, remarks = format_configuration(document, form or form_of(path))
     new = path.with_name(f".{path.name}.new")
     try:
-        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        new.unlink(missing_ok=True)
+        # A file or link that somebody else has put there is not written to: it may be theirs to read.
+        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "w") as file:
             file.write(text)
             file.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError, NvmeofError, TransportError
 from nvmeof.target.control.jsonrpc import Code, Message, encode
-from nvmeof.transport.unix import UnixSocket, connected_socket
+from nvmeof.transport.unix import UnixSocket, connected_socket, peer_credentials
 
 ANSWER_BYTES: Final = 256 << 20
 """The longest answer that is taken."""
@@ -50,7 +51,8 @@ class ControlClient:
         self._writer: asyncio.StreamWriter
 
     async def open(self) -> None:
-        """Connect. Raises `TransportError`."""
+        """Connect. Raises `TransportError`, also where the socket is of another user: it might take what it is told for
+        its own ends, keys of hosts among it. A client of root talks to all."""
         try:
             self._reader, self._writer = await asyncio.open_unix_connection(
                 sock=await self._connected(), limit=ANSWER_BYTES
@@ -61,6 +63,12 @@ class ControlClient:
             raise TransportError(f"no target listens at {self.path}: it has ended") from None
         except OSError as error:
             raise TransportError(f"the control socket {self.path} cannot be used: {error.strerror or error}") from None
+        uid = peer_credentials(self._writer.get_extra_info("socket").fileno()).uid
+        if os.geteuid() not in (0, uid) and uid != 0:
+            self._writer.close()
+            raise TransportError(
+                f"{self.path} is the socket of user {uid}, who is told nothing: name the socket of your own target"
+            )
 
     async def _connected(self) -> UnixSocket:
         """Connect, again and again for a while when the target is behind with its clients."""
@@ -102,11 +110,11 @@ class ControlClient:
             pass  # the answer, if there is one, says why
         while True:
             message = await self._message()
-            if message.get("method") == "event":
-                self._events.append(message["params"])
-            elif "error" in message:
+            if self._took_event(message):
+                continue
+            if "error" in message:
                 raise _error(message["error"])
-            elif message.get("id") == self._number:
+            if message.get("id") == self._number:
                 return message.get("result")
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
@@ -114,9 +122,15 @@ class ControlClient:
         while True:
             while self._events:
                 yield self._events.popleft()
-            message = await self._message()
-            if message.get("method") == "event":
-                self._events.append(message["params"])
+            self._took_event(await self._message())
+
+    def _took_event(self, message: Message) -> bool:
+        """Keep an event for `events`; False for another message."""
+        if message.get("method") != "event":
+            return False
+        if isinstance(event := message.get("params"), dict):
+            self._events.append(event)
+        return True
 
     async def _message(self) -> Message:
         try:
@@ -127,13 +141,15 @@ class ControlClient:
             raise TransportError(f"{self.path}: an answer has more than {ANSWER_BYTES} bytes") from None
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise TransportError(f"what listens at {self.path} is no control of a target")
         return message
 
 
-def _error(error: Mapping[str, Any]) -> ControlError:
+def _error(error: object) -> ControlError:
+    if not isinstance(error, Mapping):
+        return ControlError(Code.INTERNAL_ERROR, "what listens there answers with an error that has no form")
     code, text = error.get("code", 0), str(error.get("message", "no reason was given"))
     return (ControlUsageError if code in _USAGE else ControlError)(code, text)

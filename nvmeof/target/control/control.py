@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from nvmeof.errors import ConfigurationError, LocalProtocolError, NvmeofError
@@ -15,6 +17,7 @@ from nvmeof.target.control.process import Hooks, Process, Session, masked
 from nvmeof.target.control.schema import ArgumentError, bind
 from nvmeof.target.control.subsystems import Hosts, Subsystems
 from nvmeof.target.control.verbs import Verb, VerbGroup
+from nvmeof.target.core.audit import AuditEvent
 from nvmeof.target.server import Target
 
 logger = logging.getLogger("nvmeof.target.control")
@@ -89,19 +92,53 @@ class Control:
         if verb.takes_session:
             arguments["session"] = session
         try:
-            result = await method(**arguments)
-        except (NvmeofError, OSError) as error:
-            raise _told(error) from error
-        except Exception as error:  # a defect: the caller gets a sentence, and the target goes on
-            logger.error("%s failed: %s: %s", name, type(error).__name__, error)
-            logger.debug("where that happened", exc_info=error)
-            text = f"{name} failed by a defect of the target: {type(error).__name__}: {error}"
-            raise RpcError(Code.INTERNAL_ERROR, _line(text)) from error
+            result = await _executed(name, method, arguments)
+        except RpcError as error:
+            self._audit(verb, arguments, caller, error)
+            raise
+        except asyncio.CancelledError:
+            self._audit(verb, arguments, caller, RpcError(Code.FAILED, "it was given up before its end"))
+            raise
         if verb.changes:
             said = masked(verb, arguments)
             logger.info("%s%s %s", f"{caller}: " if caller else "", name, said)
+            self._audit(verb, arguments, caller)
             self.target.registry.happenings.tell("called", verb=name, params=said, caller=caller)
         return result
+
+    def _audit(self, verb: Verb, arguments: dict[str, Any], caller: str, error: RpcError | None = None) -> None:
+        """Tell the audit log of a call that changes the target; without secrets. An error's reason may name a file,
+        and what it was given that was no secret."""
+        audit = self.target.audit
+        if audit is None or not verb.changes:
+            return
+        who, params = caller or "this program", json.dumps(masked(verb, arguments), default=str)
+        if error is None:
+            audit(AuditEvent.ADMINISTRATION, granted=True, peer=who, verb=verb.name, params=params)
+            return
+        reason = "not said: it was given secrets" if verb.secret & set(arguments) else error.message
+        audit(
+            AuditEvent.ADMINISTRATION,
+            granted=False,
+            peer=who,
+            verb=verb.name,
+            params=params,
+            code=error.code,
+            reason=reason,
+        )
+
+
+async def _executed(name: str, method: Callable[..., Awaitable[Any]], arguments: dict[str, Any]) -> Any:
+    """Return what a verb returns. Raises `RpcError`, whatever goes wrong."""
+    try:
+        return await method(**arguments)
+    except (NvmeofError, OSError) as error:
+        raise _told(error) from error
+    except Exception as error:  # a defect: the caller gets a sentence, and the target goes on
+        logger.error("%s failed: %s: %s", name, type(error).__name__, error)
+        logger.debug("where that happened", exc_info=error)
+        text = f"{name} failed by a defect of the target: {type(error).__name__}: {error}"
+        raise RpcError(Code.INTERNAL_ERROR, _line(text)) from error
 
 
 def _told(error: NvmeofError | OSError) -> RpcError:

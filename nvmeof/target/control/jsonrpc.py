@@ -7,6 +7,7 @@ specification's (5.1); those from -32001 on are this package's.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -95,10 +96,18 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
 
 
+def _finite(text: str) -> float:
+    """Return a number with a fraction or exponent; one that is too large would be no JSON in an answer."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
 def decode(line: bytes) -> Any:
     """Return the JSON value of a line. Raises `RpcError` (parse error) for anything else."""
     try:
-        return json.loads(line.decode(), parse_constant=_refuse_constant)
+        return json.loads(line.decode(), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError:
         raise RpcError(Code.PARSE_ERROR, "a line is UTF-8 text: this one is not") from None
     except json.JSONDecodeError as error:

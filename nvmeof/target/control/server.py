@@ -32,6 +32,7 @@ from nvmeof.target.control.jsonrpc import (
     result,
 )
 from nvmeof.target.control.shares import Shares
+from nvmeof.target.core.audit import AuditEvent
 from nvmeof.target.core.happenings import Facts
 from nvmeof.target.core.log_rate import LogRate, left_out_text
 from nvmeof.transport.unix import PeerCredentials, PrivateListener, peer_credentials
@@ -132,6 +133,8 @@ class ControlServer:
         finally:
             self._tasks.discard(task)
             writer.close()
+            if writer.transport.get_write_buffer_size():  # it would stay for as long as the client likes
+                asyncio.get_running_loop().call_later(LINGER_SECONDS, writer.transport.abort)
 
     def _look_at(self, writer: asyncio.StreamWriter) -> tuple[RpcError | None, PeerCredentials | None]:
         """Return why a client is refused, or who it is."""
@@ -141,6 +144,9 @@ class ControlServer:
         credentials = peer_credentials(writer.get_extra_info("socket").fileno())
         if credentials.uid not in (0, os.geteuid()):
             text = f"user {credentials.uid} may not control this target: its own user and root may"
+            audit = self.control.target.audit
+            if audit is not None:
+                audit(AuditEvent.ADMINISTRATION, granted=False, peer=caller_of(credentials), reason=text)
             return RpcError(Code.FORBIDDEN, text), None
         return None, credentials
 
@@ -169,6 +175,11 @@ class ControlServer:
             logger.warning("a client of the control socket was refused or cut: %s%s", reason, left_out_text(left_out))
 
 
+def caller_of(credentials: PeerCredentials) -> str:
+    """Return who a client is, for the log and the audit log."""
+    return f"user {credentials.uid}, process {credentials.pid}"
+
+
 def _nothing() -> None:
     """End no listening: there is none."""
 
@@ -186,7 +197,7 @@ class _Client:
         self._server = server
         self._reader = reader
         self._writer = writer
-        self._caller = f"user {credentials.uid}, process {credentials.pid}"
+        self._caller = caller_of(credentials)
         self._kinds: frozenset[str] | None = frozenset()
         self._number = 0
         self._end_listening: Callable[[], None] = _nothing

@@ -99,6 +99,7 @@ class Controller:
         port: PortInfo,
         kato_ms: int,
         hooks: ControllerHooks,
+        secured: bool = False,
     ) -> None:
         self.runtime = runtime
         self.subsystem = subsystem
@@ -107,6 +108,8 @@ class Controller:
         self.hostid = hostid
         self.hostid_differs = False  # an I/O queue's Connect with another HOSTID was logged
         self.port = port
+        self.secured = secured
+        """Its admin queue came by TLS: so must the others."""
         self.discovery = subsystem.discovery
         self.cc = 0
         self.ready = False

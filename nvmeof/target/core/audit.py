@@ -16,6 +16,7 @@ class AuditEvent(StrEnum):
     CONNECTION_REFUSED = "connection-refused"  # before any command: too many
     AUTHENTICATION = "authentication"  # of a host, succeeded or failed
     COMMAND = "command"  # that changes what other hosts see, done or refused
+    ADMINISTRATION = "administration"  # a verb of the control that changes the target, done or refused
 
 
 class Audit(Protocol):

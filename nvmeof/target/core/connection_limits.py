@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from nvmeof.address_shares import AddressShares, counted_as
+
+__all__ = (
+    "CONNECTIONS_MOST",
+    "FILES_KEPT",
+    "STRANGERS_MOST",
+    "AddressShares",
+    "connections_most",
+    "counted_as",
+)
+
 STRANGERS_MOST: Final = 2048
 """Connections that have made no Connect yet, of all addresses together."""
 CONNECTIONS_MOST: Final = 16384
@@ -16,31 +27,3 @@ def connections_most(files_most: int) -> int:
     if files_most < 0:
         return CONNECTIONS_MOST
     return max(1, min(CONNECTIONS_MOST, files_most - FILES_KEPT))
-
-
-class AddressShares:
-    """Counts of something by address: an address gets one more while it has fewer than are left free of `most`.
-
-    So one address alone gets half of them, and an address that has none is refused only when all are taken.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.taken = 0
-        self._by_address: dict[str, int] = {}
-
-    def take(self, address: str) -> bool:
-        """Count one more for an address; False: it has its share, or none is left."""
-        here = self._by_address.get(address, 0)
-        if here + 1 > self.most - self.taken:
-            return False
-        self._by_address[address] = here + 1
-        self.taken += 1
-        return True
-
-    def give(self, address: str) -> None:
-        """Release a connection that `take` counted."""
-        here = self._by_address.pop(address) - 1
-        if here:
-            self._by_address[address] = here
-        self.taken -= 1

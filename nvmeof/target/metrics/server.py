@@ -3,7 +3,7 @@
 The library's own server has threads, and a thread that writes a page holds the interpreter's lock for up to 5 ms at a
 time, during which no I/O is served; here the page is written in slices of the loop's time (decision 0029). A client
 gets one answer per connection, as HTTP/1.1 allows (RFC 9112, 9.6), and has `REQUEST_SECONDS` for its request and
-`ANSWER_SECONDS` to take the page; of further clients than `CLIENTS_MOST` each gets 503.
+`ANSWER_SECONDS` to take the page; of further clients than `CLIENTS_MOST`, of which one address has half, each gets 503.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 from typing import Any, Final
 
 from nvmeof.address import Address, is_wildcard
+from nvmeof.address_shares import AddressShares
 from nvmeof.errors import ConfigurationError, TransportError
 from nvmeof.target.metrics.page import Page
 from nvmeof.target.server import Target
@@ -25,6 +26,8 @@ REQUEST_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 10.0
 REQUEST_BYTES: Final = 8192
 CLIENTS_MOST: Final = 16
+_BACKLOG: Final = 32
+"""The event loop takes so many at once, each with a descriptor."""
 _REASONS: Final = {
     200: "OK",
     400: "Bad Request",
@@ -54,6 +57,7 @@ class MetricsServer:
         self._address = address
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
+        self._shares = AddressShares(CLIENTS_MOST)
 
     @property
     def address(self) -> Address:
@@ -69,7 +73,7 @@ class MetricsServer:
             where: dict[str, Any] = {"host": None if everywhere else host, "port": self._address.port}
             if inherited is not None:
                 where = {"sock": inherited.sock}
-            self._server = await asyncio.start_server(self._serve, limit=REQUEST_BYTES, **where)
+            self._server = await asyncio.start_server(self._serve, limit=REQUEST_BYTES, backlog=_BACKLOG, **where)
         except OSError as error:
             reason = os.strerror(error.errno).lower() if error.errno else error
             raise TransportError(f"the metrics cannot listen on {self._address}: {reason}") from error
@@ -99,10 +103,13 @@ class MetricsServer:
         await future
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        crowded = len(self._clients) >= CLIENTS_MOST
+        # What is answered is with the kernel before the connection is closed: else it would stay as long as the client.
+        writer.transport.set_write_buffer_limits(high=0)
+        address = str((writer.get_extra_info("peername") or ("",))[0])
+        taken = self._shares.take(address)
         self._clients.add(writer)
         try:
-            if crowded:
+            if not taken:
                 await self._answer(writer, 503, b"Too many clients at once\n")
             else:
                 await self._serve_one(reader, writer)
@@ -114,6 +121,8 @@ class MetricsServer:
             writer.transport.abort()
         finally:
             self._clients.discard(writer)
+            if taken:
+                self._shares.give(address)
             writer.close()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

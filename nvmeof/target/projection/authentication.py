@@ -10,6 +10,7 @@ from nvmeof.runtime import Runtime
 from nvmeof.security.dhchap_controller import ControllerExchange, HostKeys, Step
 from nvmeof.security.tls.key import TlsKey
 from nvmeof.target.core.audit import AuditEvent
+from nvmeof.target.core.connection_limits import AddressShares
 from nvmeof.target.core.fifo_lock import FifoLock
 from nvmeof.target.core.log_rate import PeerLog, left_out_text
 from nvmeof.target.core.queue_control import QueueControl
@@ -19,7 +20,8 @@ T = TypeVar("T")
 AUTHENTICATION_SECONDS: Final = 10.0
 """How long a host may take from its Connect until it has authenticated itself."""
 MOST_PENDING: Final = 128
-"""How many queues of a target may be connected and not authenticated; a Connect beyond is answered with "busy"."""
+"""How many queues of a target may be connected and not authenticated, shared out by address; a Connect beyond is
+answered with "busy"."""
 MOST_TRANSACTIONS: Final = 4
 """How often a host may begin without having authenticated itself once."""
 
@@ -27,16 +29,32 @@ logger = logging.getLogger("nvmeof.target.authentication")
 
 
 class AuthenticationLimits:
-    """What unauthenticated hosts take of a target: how many queues, and one exponentiation at a time."""
+    """What unauthenticated hosts take of a target: how many queues, by address, and one exponentiation at a time."""
 
     def __init__(self) -> None:
-        self.pending = 0
+        self._shares = AddressShares(MOST_PENDING)
         self.computing = FifoLock()
 
     @property
-    def full(self) -> bool:
-        """Return whether no further queue may wait for its host's authentication."""
-        return self.pending >= MOST_PENDING
+    def pending(self) -> int:
+        """How many queues wait for their host's authentication."""
+        return self._shares.taken
+
+    def full(self, peer: str) -> bool:
+        """Return whether no further queue of a peer, ``192.0.2.1:4420``, may wait for its host's authentication."""
+        return not self._shares.has_room(_address(peer))
+
+    def begin(self, peer: str) -> bool:
+        """Count a queue that waits; False where that peer has its share."""
+        return self._shares.take(_address(peer))
+
+    def end(self, peer: str) -> None:
+        """Take note that a queue which was counted waits no longer."""
+        self._shares.give(_address(peer))
+
+
+def _address(peer: str) -> str:
+    return peer.rpartition(":")[0] or peer
 
 
 class QueueAuthentication:
@@ -45,6 +63,9 @@ class QueueAuthentication:
     `reauthentication_seconds`: how long an authentication is good; 0: for the queue's life. A host that does not repeat
     it in time is named in the log, and its queue ends. `channel` takes the TLS key that a host has made; None: none can
     be made. `only_channel`: the queue is for that alone, and is never ready for other commands.
+
+    `keys_now` returns what the host has to authenticate itself with at that time; None: it has nothing, and must not.
+    A host that has begun with keys that are others in the end has not authenticated itself.
     """
 
     def __init__(
@@ -52,7 +73,7 @@ class QueueAuthentication:
         runtime: Runtime,
         limits: AuthenticationLimits,
         queue: QueueControl,
-        keys: HostKeys,
+        keys_now: Callable[[], HostKeys | None],
         peer_log: PeerLog,
         *,
         peer: str,
@@ -72,8 +93,9 @@ class QueueAuthentication:
         self._names = hostnqn, subnqn, qid
         self._who = f"host {hostnqn} of {subnqn}, queue {qid}"
         self._reauthentication_seconds = reauthentication_seconds
+        self._keys_now = keys_now
         self._exchange = ControllerExchange(
-            keys,
+            keys_now,
             hostnqn=hostnqn,
             subnqn=subnqn,
             in_thread=self._in_thread,
@@ -81,9 +103,9 @@ class QueueAuthentication:
             must_concatenate=only_channel,
         )
         self._pending = True
+        self._counted = limits.begin(peer)  # Connect has looked whether there is room
         self._busy = False
         self._transactions = 0
-        limits.pending += 1
         self._timer = runtime.call_later(AUTHENTICATION_SECONDS, self._late)
 
     @property
@@ -136,6 +158,11 @@ class QueueAuthentication:
         if step is Step.FAILED:
             self._timer.cancel()
             self._warn(f"authentication failed: {self._exchange.failure}")
+        elif step is Step.DONE and self._exchange.keys != self._keys_now():
+            self._timer.cancel()
+            self._exchange.generated = None
+            self._warn("authentication failed: the host's keys were changed meanwhile; its connection is closed")
+            self._queue.close("the host's keys were changed while it authenticated itself")
         elif step is Step.DONE:
             self._succeeded()
 
@@ -187,9 +214,10 @@ class QueueAuthentication:
             logger.warning("%s: %s%s", self._who, text, left_out_text(left_out))
 
     def _release(self) -> None:
-        if self._pending:
-            self._pending = False
-            self._limits.pending -= 1
+        self._pending = False
+        if self._counted:
+            self._counted = False
+            self._limits.end(self._peer)
 
     def ended(self) -> None:
         """Let go when the queue has ended."""

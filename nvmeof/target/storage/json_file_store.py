@@ -26,7 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    """Open a draft for its owner alone, also where one of another mode was left; a link in its place is refused."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)  # of a file of somebody else it fails
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _lock(fd: int) -> None:

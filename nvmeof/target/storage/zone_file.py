@@ -106,7 +106,7 @@ class FileZoneStore:
     def _make(self, path: Path, count: int) -> int:
         """Make a file of empty zones. It has its name when all of it is on the media."""
         new = path.with_name(path.name + ".new")
-        fd = os.open(new, os.O_CLOEXEC | os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = os.open(new, os.O_CLOEXEC | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             self._fd = fd
             self._reserve(0, count)

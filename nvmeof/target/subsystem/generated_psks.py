@@ -33,6 +33,11 @@ class GeneratedPsks:
         for identity in [each for each in self._keys if each.split(" ")[1] == hostnqn]:
             del self._keys[identity]
 
+    def forget_subsystem(self, subnqn: str) -> None:
+        """Take no key for a subsystem any longer: another one may have its name later, with other hosts."""
+        for identity in [each for each in self._keys if each.split(" ")[2] == subnqn]:
+            del self._keys[identity]
+
     def find(self, identity: str, now: float) -> list[Psk]:
         """Return the key of an identity, if it is good still."""
         found = self._keys.get(identity)

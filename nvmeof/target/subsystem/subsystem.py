@@ -66,6 +66,7 @@ class Association(Protocol):
     cntlid: int
     host_nqn: str
     hostid: bytes
+    secured: bool
     attached: dict[int, Namespace]
     hostid_differs: bool
 

@@ -302,7 +302,7 @@ async def test_places(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="write unix:/PATH or tcp:ADDRESS"):
             Place.parse(text)
     async with served(tmp_path) as running:
-        with pytest.raises(TransportError, match="another program listens there"):
+        with pytest.raises(TransportError, match="another process listens at"):
             await running.server.listen(Place(path=str(running.socket)))
         where = await running.server.listen(Place.parse("tcp:127.0.0.1:0"))
         assert where.startswith("tcp:127.0.0.1:") and not where.endswith(":0")

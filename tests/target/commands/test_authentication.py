@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from nvmeof.security.dhchap_controller import HostKeys
+from nvmeof.security.dhchap_controller import HostKeys, Step
 from nvmeof.security.dhchap_host import HostCredentials, HostExchange
 from nvmeof.security.secret import generate_secret
+from nvmeof.security.tls.key import generated_key
 from nvmeof.spec.auth import DhGroupId, HashId, build_negotiate
 from nvmeof.spec.connect import Authreq
 from nvmeof.spec.enums import DISCOVERY_NQN, FABRICS_OPCODE, FabricsType
@@ -185,17 +187,73 @@ def test_a_host_that_only_begins():
 
 def test_half_done_exchanges_are_limited():
     one = target()
-    queues = [one.queue() for _ in range(MOST_PENDING)]
+    queues = [from_address(one, "192.0.2.1") for _ in range(MOST_PENDING // 2)]
     for queue in queues:
         queue.connect()
-    busy = one.queue().try_connect()
+    busy = from_address(one, "192.0.2.1").try_connect()
     assert busy.status == Status.CONNECT_CONTROLLER_BUSY and not busy.dnr
-    assert one.queue().connect(hostnqn=OTHER_HOST), "others are not concerned"
+    assert from_address(one, "192.0.2.1").connect(hostnqn=OTHER_HOST), "others are not concerned"
     queues[0].ctx.detach("lost")
-    assert one.queue().connect() & ATR
+    assert from_address(one, "192.0.2.1").connect() & ATR
     queues[1].ctx.detach("lost")
     queues[1].ctx.detach("lost")
-    assert one.registry.authentication.pending == MOST_PENDING - 1
+    assert one.registry.authentication.pending == MOST_PENDING // 2 - 1
+
+
+@pytest.mark.parametrize("strangers", ["192.0.2.1", "[2001:db8::{:x}]"], ids=["one address", "one network of IPv6"])
+def test_a_stranger_who_knows_a_name_does_not_keep_its_host_out(strangers):
+    one = target()
+    waiting = 0
+    while from_address(one, strangers.format(waiting + 1)).try_connect().status == 0:
+        waiting += 1
+    assert waiting == MOST_PENDING // 2
+    queue = from_address(one, "198.51.100.9")
+    queue.connect()
+    authenticate(queue, host())
+    assert queue.ctx.queue_state is QueueState.READY
+
+
+def from_address(one: Target, address: str) -> TestQueue:
+    queue = one.queue()
+    queue.ctx.peer = f"{address}:40000"
+    return queue
+
+
+@pytest.mark.parametrize("later", [None, HostKeys(OTHER_KEY)], ids=["removed", "another"])
+def test_keys_that_were_taken_back_prove_nothing_any_longer(later, caplog):
+    one = target()
+    ready, halfway = one.queue(), one.queue()
+    ready.connect()
+    authenticate(ready, host())
+    halfway.connect()
+    exchange = host(t_id=1)
+    send(halfway, exchange.negotiate())
+    send(halfway, asyncio.run(exchange.reply(bytes(receive(halfway).data))))
+    one.subsystem.hosts.set_keys(HOST, later)
+    receive(halfway)
+    assert halfway.ctx.queue_state is not QueueState.READY
+    assert halfway.closed == ["the host's keys were changed while it authenticated itself"]
+    assert "keys were changed meanwhile" in caplog.text
+    again = host(t_id=2)
+    assert send(ready, again.negotiate()).status == 0
+    message = receive(ready)
+    if later is None:
+        assert "no secret here any longer" in message.ends
+    else:
+        send(ready, asyncio.run(again.reply(bytes(message.data))))
+        assert "secrets do not match" in receive(ready).ends
+
+
+def test_a_key_for_tls_is_not_made_with_a_secret_that_was_taken_back():
+    one = target()
+    one.port = replace(one.port, tls="allowed")
+    queue = one.queue(one.port)
+    queue.connect()
+    exchange = queue.ctx.authentication._exchange
+    exchange.step, exchange.generated = Step.SUCCESS1, generated_key(HashId.SHA256, b"shared", b"challenges")
+    one.subsystem.hosts.set_keys(HOST, HostKeys(OTHER_KEY))
+    receive(queue)
+    assert len(one.registry.generated) == 0 and exchange.generated is None and queue.closed
 
 
 def test_commands_on_one_queue_do_not_overtake():

@@ -255,8 +255,15 @@ async def test_sighup_and_check(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "nvmeof.target", "--config", str(path)]
     checked = await asyncio.create_subprocess_exec(*program, "--check", stdout=asyncio.subprocess.PIPE)
     assert (await checked.communicate())[0].decode() == f"{path}: good: 1 subsystem, 1 namespace, 1 port\n"
+    audit = tmp_path / "audit"
     process = await asyncio.create_subprocess_exec(
-        *program, "-o", "json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *program,
+        "-o",
+        "json",
+        "--audit-log",
+        str(audit),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None and process.stderr is not None
     try:
@@ -272,6 +279,10 @@ async def test_sighup_and_check(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGHUP)
             line = await _line(process.stderr, "colour")
             assert f"SIGHUP: {path}, line 6: subsystems[0].namespaces[0].colour is no entry" in line
+            told = [json.loads(each) for each in audit.read_text().splitlines()]
+            done, refused = [each for each in told if each["event"] == "administration"]
+            assert (done["outcome"], done["peer"], done["verb"]) == ("granted", "SIGHUP", "reload")
+            assert "namespace 9" in done["reason"] and refused["outcome"] == "refused" and "colour" in refused["reason"]
             assert [each.nsid for each in await controller.namespaces()] == [1, 9]
     finally:
         process.terminate()

@@ -69,3 +69,11 @@ def test_nothing_raises_and_every_answer_is_a_line(data: bytes) -> None:
             said = encode(entry)
             assert said.count(b"\n") == 1 and said.endswith(b"\n")
             assert json.loads(said)["jsonrpc"] == "2.0"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400 + ".0"])
+def test_a_number_beyond_all_floats_is_refused(number: str) -> None:
+    """As an identifier it would come back as Infinity, which is no JSON."""
+    (answer,) = parse(b'{"jsonrpc":"2.0","method":"hello","id":' + number.encode() + b"}").entries
+    assert isinstance(answer, dict) and answer["error"]["code"] == Code.PARSE_ERROR
+    assert b"Infinity" not in encode(answer)

@@ -390,3 +390,31 @@ async def test_two_targets_cannot_have_one_socket(path: Path) -> None:
         with pytest.raises(TransportError, match="another process listens"):
             await ControlServer(server.control, path).start()
         await serves(path)
+
+
+async def test_a_client_that_ends_its_half_and_reads_nothing_is_let_go(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it did not read would keep a descriptor that no limit counts any longer."""
+    monkeypatch.setattr(server_module, "LINGER_SECONDS", 0.1)
+    writers: list[asyncio.StreamWriter] = []
+    serve = server_module._Client.serve
+
+    async def watched(self: Any) -> None:
+        writers.append(self._writer)
+        await serve(self)
+
+    monkeypatch.setattr(server_module._Client, "serve", watched)
+    async with controlled(path) as server:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(path))
+        client.sendall(b'{"jsonrpc":"2.0","id":1,"method":"watch"}\n')
+        await until(lambda: bool(writers) and bool(server.control.target.registry.happenings._listeners))
+        for _ in range(9):
+            server.control.target.registry.happenings.tell("refused", reason="x" * 100_000)
+        assert writers[0].transport.get_write_buffer_size() > 100_000
+        client.shutdown(socket.SHUT_WR)
+        await until(lambda: not server.clients)
+        await until(lambda: writers[0].transport.get_write_buffer_size() == 0)
+        await serves(path)
+        client.close()

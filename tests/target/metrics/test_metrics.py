@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -222,7 +223,7 @@ async def test_clients_that_say_nothing_do_not_keep_others_out(monkeypatch: pyte
     monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.2)
     async with serving(make()) as server:
         address = server.address
-        silent = [await asyncio.open_connection(address.host, address.port) for _ in range(3)]
+        silent = [await asyncio.open_connection(address.host, address.port) for _ in range(2)]
         await asyncio.sleep(0.05)
         assert (await ask(address))[0] == 503
         for reader, _ in silent:
@@ -230,6 +231,51 @@ async def test_clients_that_say_nothing_do_not_keep_others_out(monkeypatch: pyte
         assert (await ask(address))[0] == 200
         for _, writer in silent:
             writer.close()
+
+
+async def test_one_address_does_not_keep_another_out() -> None:
+    async with serving(make()) as server:
+        address = server.address
+        silent = [await asyncio.open_connection(address.host, address.port) for _ in range(server_module.CLIENTS_MOST)]
+        await asyncio.sleep(0.1)
+        assert (await ask(address))[0] == 503
+        other = await asyncio.open_connection(address.host, address.port, local_addr=("127.0.0.2", 0))
+        other[1].write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert (await other[0].read()).startswith(b"HTTP/1.1 200 OK")
+        for _, writer in (*silent, other):
+            writer.close()
+
+
+async def test_a_client_that_does_not_read_its_page_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the kernel takes of the page, no part of it stays in this process for as long as the client likes."""
+    monkeypatch.setattr(server_module, "ANSWER_SECONDS", 0.2)
+    writers: list[asyncio.StreamWriter] = []
+    async with serving(make()) as server:
+        answer = server._answer
+
+        async def watched(writer: asyncio.StreamWriter, *args, **more) -> None:
+            writers.append(writer)
+            await answer(writer, *args, **more)
+
+        monkeypatch.setattr(server, "_answer", watched)
+        clients = []
+        for size in range(2 << 20, 4 << 20, 64 << 10):
+
+            async def chunks(turn, size: int = size):
+                yield bytes(size)
+
+            monkeypatch.setattr(server._page, "chunks", chunks)
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((server.address.host, server.address.port))
+            client.send(b"GET /metrics HTTP/1.1\r\n\r\n")
+            clients.append(client)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(1.0)
+        assert len(writers) == len(clients) and sum(each.transport.get_write_buffer_size() for each in writers) == 0
+        assert server._shares.taken == 0
+        for client in clients:
+            client.close()
 
 
 async def test_what_cannot_be_served() -> None:

@@ -7,6 +7,8 @@ What happens to a request whose connection is lost before its reply:
 - nothing was answered for `timeout` seconds: a change fails with `OutcomeUnknownError` and is never repeated (the
   server may still make it); reads are sent again.
 
+A server that takes connections and loses them at once is tried again as slowly as one that takes none.
+
 When the last connection is lost and data was written since the last flush, the server may have lost that data: the
 `writes_lost` callback says so, and a flush in progress fails.
 """
@@ -21,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from nvmeof.log_rate import LogRate, left_out_text
 from nvmeof.nbd.client_negotiation import ClientSession
 from nvmeof.nbd.numbers import Command, TransmissionFlags
 from nvmeof.nbd.option_data import NbdProtocolError
@@ -34,6 +37,10 @@ logger = logging.getLogger("nvmeof.target")
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
 _CHECK_SECONDS: Final = 0.25
+LINES_AT_ONCE: Final = 10
+"""Lines of the log of one kind that a server may cause in a row; then one in a minute."""
+STABLE_SECONDS: Final = 5.0
+"""A connection that was lost earlier than this did not help: the next one has to wait longer."""
 
 
 class NbdClient:
@@ -65,6 +72,9 @@ class NbdClient:
         self._reconnecting: asyncio.Task[None] | None = None
         self._checking: asyncio.TimerHandle | None = None
         self._closed = True
+        self._pause = 0.0  # before the next attempt to connect
+        self._connected = 0.0  # when a connection was made the last time
+        self._rate = LogRate(LINES_AT_ONCE, 1 / 60)
         self._written = self._flushed = 0  # writes that were answered, and how many of them a flush has covered
 
     @property
@@ -148,7 +158,10 @@ class NbdClient:
         self._connections.remove(connection)
         again = [request for request in connection.requests.values() if not request.done()]
         connection.requests.clear()
-        logger.warning("%s: a connection was lost: %s", self.what, _text(reason))
+        now = asyncio.get_running_loop().time()
+        if now - self._connected >= STABLE_SECONDS:
+            self._pause = 0.0
+        self._say("lost", f"{self.what}: a connection was lost: {_text(reason)}")
         if not self._connections and self._written != self._flushed:
             self._flushed = self._written
             error = OSError(errno.EIO, f"{self.what} went away with writes that were not flushed")
@@ -165,6 +178,12 @@ class NbdClient:
         if not self._closed and (self._reconnecting is None or self._reconnecting.done()):
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
 
+    def _say(self, kind: str, text: str) -> None:
+        """Log what the server has caused, unless it does so again and again."""
+        left_out = self._rate.admit(kind, asyncio.get_running_loop().time())
+        if left_out is not None:
+            logger.warning("%s%s", text, left_out_text(left_out))
+
     def _resend(self, request: NbdRequest) -> None:
         if self._connections:
             min(self._connections, key=_load).send(request)
@@ -172,20 +191,20 @@ class NbdClient:
             self._defer(request)
 
     async def _reconnect(self) -> None:
-        pause, lost_all, said = _FIRST_PAUSE_SECONDS, not self._connections, ""
+        lost_all, said = not self._connections, ""
         while not self._closed:
+            pause, self._pause = self._pause, min(max(2 * self._pause, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+            await asyncio.sleep(pause)
             try:
                 await self._fill()
             except (OSError, NbdProtocolError) as error:
                 if _text(error) != said:
                     said = _text(error)
                     logger.warning("%s cannot be reached, and is tried again and again: %s", self.what, said)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
                 lost_all = lost_all or not self._connections
                 continue
             if self._connections:
-                logger.warning("%s is %s", self.what, "there again" if lost_all else "fully connected again")
+                self._say("back", f"{self.what} is {'there' if lost_all else 'fully connected'} again")
                 return
 
     async def _fill(self) -> None:
@@ -197,6 +216,7 @@ class NbdClient:
                 await connection.disconnect()
                 return
             first = not self._connections
+            self._connected = asyncio.get_running_loop().time()
             self._connections.append(connection)
             if first:
                 self._session_changed(connection.session)

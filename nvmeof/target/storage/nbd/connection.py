@@ -91,8 +91,7 @@ class NbdConnection:
         """Send a request, together with the others of this turn of the event loop."""
         self._cookie = cookie = self._cookie + 1
         request.sent = self._loop.time()
-        request.received = 0
-        request.error = None
+        request.begin_reply()
         self.requests[cookie] = request
         if not self._out:
             self._loop.call_soon(self._flush)

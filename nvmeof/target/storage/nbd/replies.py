@@ -103,7 +103,8 @@ class ReplyParser:
         if error:
             request.error = server_error(error)
         elif request.command == Command.READ:
-            request.received = request.length
+            if not request.cover(0, request.length):
+                raise NbdProtocolError("a simple reply follows chunks of the same read")
             self._take(cookie, request, request.view, True)
             return True
         elif request.command == Command.BLOCK_STATUS:
@@ -144,7 +145,6 @@ class ReplyParser:
             size = length - _OFFSET_BYTES
             self._check_data(request, at, size)
             self._start = body + _OFFSET_BYTES
-            request.received += size
             self._take(cookie, request, request.view[at : at + size], done)
             return True
         if length > _PAYLOAD_MAX_BYTES:
@@ -161,6 +161,8 @@ class ReplyParser:
     def _check_data(request: NbdRequest, at: int, size: int) -> None:
         if request.command != Command.READ or at < 0 or size < 1 or at + size > request.length:
             raise NbdProtocolError("a chunk of data lies outside of the range that was asked for")
+        if not request.cover(at, size):
+            raise NbdProtocolError("the chunks of a read overlap, or are too many")
 
     def _small_chunk(self, request: NbdRequest, chunk: int, payload: bytes, done: bool) -> None:
         if chunk & CHUNK_ERROR:
@@ -173,7 +175,6 @@ class ReplyParser:
             size = int.from_bytes(payload[8:], "big")
             self._check_data(request, at, size)
             request.view[at : at + size] = bytes(size)
-            request.received += size
         elif chunk == Chunk.BLOCK_STATUS:
             identifier, extents = parse_status(payload, extended=False)
             if request.command != Command.BLOCK_STATUS:
