@@ -17,7 +17,7 @@ from nvmeof.target.core.queue_control import QueueControl
 from nvmeof.target.core.states import QueueState
 
 T = TypeVar("T")
-AUTHENTICATION_SECONDS: Final = 10.0
+AUTHENTICATION_SECONDS: Final = 30.0
 """How long a host may take from its Connect until it has authenticated itself."""
 MOST_PENDING: Final = 128
 """How many queues of a target may be connected and not authenticated, shared out by address; a Connect beyond is
