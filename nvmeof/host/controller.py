@@ -235,6 +235,7 @@ class Controller:
         try:
             if self.options.concat:
                 self.options = await self._concatenate()
+                self._authentication = HostAuthentication(association, self.options, self.runtime)
             await self._connect_admin_queue()
             await self._enable()
             await self._learn()
