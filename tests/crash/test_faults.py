@@ -119,7 +119,7 @@ async def test_a_mark_stays_when_a_sync_of_others_has_lost_what_replaces_it(
         await settled(write(offset, data, fua=fua))
         monkeypatch.setattr(os, "fdatasync", broken)
         with pytest.raises(OSError):
-            backend.sync()
+            backend.sync(backend.sync_failures)
         monkeypatch.setattr(os, "fdatasync", sync)
 
     monkeypatch.setattr(backend, "write", lost)

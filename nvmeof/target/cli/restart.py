@@ -220,6 +220,8 @@ class Restarts:
         waiting: list[asyncio.Future[Any]] = [stop, self._ready]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
+        if not self._ready.done():
+            return None
         if not stopping.is_set():
             await asyncio.sleep(_ANSWER_SECONDS)
         if stopping.is_set():

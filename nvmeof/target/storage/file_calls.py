@@ -114,12 +114,13 @@ class FileCalls(Backend):
         end."""
         self._write_fully(data, offset, sync)
 
-    def sync(self) -> None:
-        """Commit all that was written to the media. Raises `OSError`; the failure is counted."""
-        self._sync()
+    def sync(self, since: int) -> None:
+        """Commit all that was written to the media. ``since``: `sync_failures` before the first write that this is to
+        commit. Raises `OSError`; the failure is counted."""
+        self._sync(since)
 
     def _write_fully(self, data: memoryview, offset: int, fua: bool) -> None:
-        sync_after = fua
+        sync_after, since = fua, self.sync_failures
         self._check_inside(offset + len(data))
         while data:
             count = 0
@@ -141,10 +142,12 @@ class FileCalls(Backend):
             data = data[count:]
             offset += count
         if sync_after:
-            self._sync()
+            self._sync(since)
+        elif fua:
+            self._check_committed(since)
 
     def _copy_now(self, source: int, destination: int, length: int, fua: bool, operation: Operation[None]) -> None:
-        piece = memoryview(bytearray(min(length, _PIECE_BYTES)))
+        piece, since = memoryview(bytearray(min(length, _PIECE_BYTES))), self.sync_failures
         starts = range(0, length, _PIECE_BYTES)
         # A destination that overlaps its source is filled from the end, as memmove does.
         for start in starts if destination < source else reversed(starts):
@@ -156,9 +159,10 @@ class FileCalls(Backend):
                 raise SourceError(error.errno, error.strerror) from error
             self._write_fully(part, destination + start, False)
         if fua:
-            self._sync()
+            self._sync(since)
 
     def _zero(self, offset: int, length: int, deallocate: bool, fua: bool, operation: Operation[None]) -> None:
+        since = self.sync_failures
         if not self._zero_fast(offset, length, deallocate):
             end = offset + length
             for start in range(offset, end, len(_ZEROES)):
@@ -166,7 +170,7 @@ class FileCalls(Backend):
                 part = memoryview(_ZEROES)[: min(len(_ZEROES), end - start)]
                 self._write_fully(part, start, False)
         if fua:
-            self._sync()
+            self._sync(since)
 
     def _zero_fast(self, offset: int, length: int, deallocate: bool) -> bool:
         if not self._zero_range:
@@ -199,15 +203,26 @@ class FileCalls(Backend):
             self._capabilities = replace(self.capabilities, can_deallocate=False)
 
     def _flush_now(self) -> None:
-        self._sync()
+        self._sync(self.sync_failures)
 
-    def _sync(self) -> None:
+    def _sync(self, since: int) -> None:
         """Call fdatasync(2). The kernel reports a failure only to the first caller, so it is counted here."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
             self._sync_failed(error)
             raise
+        self._check_committed(since)
+
+    def _check_committed(self, since: int) -> None:
+        """Raise `OSError` when another thread's sync has failed since then.
+
+        The kernel takes the pages that it could not write for clean, those of other writers too: their own sync finds
+        nothing to do, and succeeds.
+        """
+        if self.sync_failures != since:
+            code = (self.sync_error and self.sync_error.errno) or errno.EIO
+            raise OSError(code, "another sync failed while this was written: it may be lost")
 
     def _sync_failed(self, error: OSError) -> None:
         self.sync_error = error

@@ -60,7 +60,7 @@ class GroupCommit:
     def _commit(self, group: list[_Write]) -> None:
         """Write and commit a group, in a thread. What was given up before is left out."""
         file = self._file
-        live = [write for write in group if write.future.begin()]
+        live, since = [write for write in group if write.future.begin()], file.sync_failures
         if len(live) == 1:
             # By itself: nothing else that was written to the file has to wait for the media.
             self._attempt(live, lambda: file.write_fully(live[0].data, live[0].offset, sync=True))
@@ -68,7 +68,7 @@ class GroupCommit:
         self._write(live)
         whole = [write for write in live if write.error is None]
         if whole:
-            self._attempt(whole, file.sync)
+            self._attempt(whole, lambda: file.sync(since))
 
     def _write(self, live: list[_Write]) -> None:
         """Write a group as runs of one length, what cannot be in one by itself."""

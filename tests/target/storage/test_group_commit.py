@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -87,6 +88,36 @@ async def test_a_failed_sync_fails_each_write_of_the_group_and_is_counted_once(
     assert [getattr(result, "errno", None) for result in results] == [errno.EIO] * 3
     assert backend.sync_failures == 1
     await asyncio.gather(*(fua(backend, number) for number in (1, 2)))  # the next group is another one
+    assert backend.sync_failures == 1
+
+
+@pytest.mark.parametrize("together", [1, 3])
+async def test_a_sync_of_others_that_fails_meanwhile_fails_a_write(
+    backend: FileBackend, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """The kernel takes pages of a failed sync for clean: the sync of the write itself would succeed without them."""
+    written, failed, calls = threading.Event(), threading.Event(), list[int]()
+
+    def fdatasync(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == 1:
+            assert written.wait(10)
+            failed.set()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        written.set()
+        assert failed.wait(10)
+        while not backend.sync_failures:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    backend._write_dsync = False
+    flushing = asyncio.ensure_future(settled(backend.flush()))
+    while not calls:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    results = await asyncio.gather(*(fua(backend, number) for number in range(together)), return_exceptions=True)
+    assert [getattr(result, "errno", None) for result in results] == [errno.EIO] * together
+    with pytest.raises(OSError, match="Input/output"):
+        await flushing
     assert backend.sync_failures == 1
 
 
