@@ -170,7 +170,7 @@ def test_a_storage_that_forgets_a_sync_is_found(broken: str, monkeypatch: pytest
         monkeypatch.setattr(os, "RWF_DSYNC", 0)
         turns = [[Command("write", 1, 1, True)]]
     else:
-        monkeypatch.setattr(FileBackend, "_sync", lambda self: None)
+        monkeypatch.setattr(FileBackend, "_sync", lambda self, since: None)
         turns = [[Command("write", 1)], [Command("flush")]]
         if broken == "group":
             turns = [[Command("write", 1, 1, True), Command("write", 2, 1, True)]]

@@ -104,6 +104,11 @@ def test_a_mark_stays_until_what_replaces_it_is_on_the_media(turns: list[list[Co
     marks(turns, seed)
 
 
+def test_a_write_beside_another_that_takes_the_mark_back() -> None:
+    """It is complete when that is stored, not when it is only known."""
+    marks([[("mark", 0, 1)], [("mark", 1, 1), ("write", 0, 1), ("fua", 0, 1)]], 0, most=10_000)
+
+
 def marks(turns: list[list[Command]], seed: int, most: int = 40) -> None:
     with pytest.MonkeyPatch.context() as patch, power(patch, BLOCKS) as it:
         assert not asyncio.run(work(it, turns))
@@ -247,6 +252,6 @@ def test_marks_without_one_of_their_syncs_are_found_to_be_wrong(
 
 
 def test_zones_that_are_stored_before_their_data_are_found_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nvmeof.target.storage.file_calls.FileCalls._sync", lambda self: None)
+    monkeypatch.setattr("nvmeof.target.storage.file_calls.FileCalls._sync", lambda self, since: None)
     with pytest.raises(AssertionError):
         zones([[("append", 0, 3)], [("flush", 0, 0)], [("append", 0, 1)]], 1, most=10_000)

@@ -98,6 +98,11 @@ class KeptValue(Generic[T]):
         self._changed = changed
         metadata_store.watch(section, self._withdraw)
 
+    @property
+    def settled(self) -> T:
+        """The value that is there after a loss of power, or one of those since."""
+        return self._settled
+
     def set(self, value: T) -> Awaitable[None] | None:
         """Let a value hold, and keep it; done when it is on non-volatile media. Raises or ends with `OSError`."""
         if value is not self.now:

@@ -45,7 +45,7 @@ class UnreadableBlocks:
         return self._stored.now
 
     def _count(self) -> None:
-        self.some = bool(self.marked) or bool(self.failing)
+        self.some = bool(self.marked) or bool(self.failing) or self._stored.settled is not self.marked
 
     def _changed(self) -> None:
         self._count()
@@ -103,9 +103,10 @@ class UnreadableBlocks:
         `OSError`."""
         self.failing.remove(start, end)
         self._count()
-        if not self.marked.overlaps(start, end):
-            return None
-        return self._stored.set(self._without(start, end))
+        if self.marked.overlaps(start, end):
+            return self._stored.set(self._without(start, end))
+        # Another write has taken the mark back, and that is not stored yet: after a loss of power it would be there.
+        return self._stored.set(self.marked.copy()) if self._stored.settled.overlaps(start, end) else None
 
     def _without(self, start: int, end: int) -> BlockRanges:
         marked = self.marked.copy()
@@ -113,8 +114,13 @@ class UnreadableBlocks:
         return marked
 
     def concern(self, start: int, end: int) -> bool:
-        """Return whether any of these blocks is marked or failed."""
-        return self.marked.overlaps(start, end) or self.failing.overlaps(start, end)
+        """Return whether any of these blocks is marked or failed, or may be marked again after a loss of power."""
+        if self.marked.overlaps(start, end) or self.failing.overlaps(start, end):
+            return True
+        if self._stored.settled is not self.marked:
+            return self._stored.settled.overlaps(start, end)
+        self._count()  # the last change is stored by now
+        return False
 
     def clip(self, size_blocks: int) -> None:
         """Drop the ranges beyond `size_blocks`, after the namespace has become smaller."""
