@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nvmeof.host.config_files.config_json import read_config
 from .bench import Bench, check
 from .checks import TCP_RAM, expect
 from .guest import REPOSITORY
-from .peers import NQN
+from .peers import HOST_ADDRESS, NQN
 
 OPTIONS = {"nr_io_queues": 2, "keep_alive_tmo": 7, "reconnect_delay": 3, "queue_size": 64}
 SWITCHES = ["-i", "2", "-k", "7", "-c", "3", "-Q", "64"]
@@ -46,7 +47,7 @@ def _theirs(bench: Bench, words: str) -> Any:
     return json.loads(text[text.index("[") :])
 
 
-@check(TCP_RAM, only_ours=True)
+@check(replace(TCP_RAM, options=("--advertise", HOST_ADDRESS)), only_ours=True)
 def config_json(bench: Bench) -> None:
     """`nvmeof-host config` and `nvme config` read, change and use each other's config.json."""
     mine, yours = (bench.guest.share / name for name in ("mine.json", "yours.json"))
