@@ -13,8 +13,8 @@ from nvmeof.host.config_files.config_json import read_config
 
 from .bench import Bench, check
 from .checks import TCP_RAM, expect
-from .guest import REPOSITORY
-from .peers import HOST_ADDRESS, NQN
+from .guest import HOST_ADDRESS, REPOSITORY
+from .peers import NQN
 
 OPTIONS = {"nr_io_queues": 2, "keep_alive_tmo": 7, "reconnect_delay": 3, "queue_size": 64}
 SWITCHES = ["-i", "2", "-k", "7", "-c", "3", "-Q", "64"]
