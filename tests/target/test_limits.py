@@ -210,7 +210,7 @@ class FakeResource:
 def test_open_files(monkeypatch, caplog, soft: int, hard: int, privileged: bool, found: tuple[int, int]) -> None:
     fake = FakeResource(soft, hard, privileged=privileged)
     monkeypatch.setattr(cli_limits, "resource", fake)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO"), caplog.at_level("INFO", logger="nvmeof.target"):
         raise_file_limit(1000)
     assert fake.limits == found
     assert ("--max-connections" in caplog.text) == (found == (1024, 1024))

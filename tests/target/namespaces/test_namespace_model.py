@@ -190,9 +190,11 @@ class Commands(RuleBasedStateMachine):
         self.loop.run_until_complete(run())
 
     async def settled(self) -> None:
-        while any(queue.driver.tasks for queue in self.queues):
-            await asyncio.wait([task for queue in self.queues for task in queue.driver.tasks])
-            await asyncio.sleep(0)
+        while any(queue.driver.tasks or queue.queue.running for queue in self.queues):
+            tasks = [task for queue in self.queues for task in queue.driver.tasks]
+            if tasks:
+                await asyncio.wait(tasks)
+            await asyncio.sleep(0 if tasks else 0.001)  # a run of a file has no task
         for queue in self.queues:
             queue.hear(sent(queue.connection))
 
