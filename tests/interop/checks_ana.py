@@ -99,7 +99,7 @@ def _ana_log(bench: Bench, controller: str) -> dict[int, dict[str, Any]]:
     return {group["grpid"]: group for group in found["ANA DESC LIST "]}
 
 
-@check(TCP_RAM, quick=True, only_ours=True, allow=(r"block nvme\dn\d: no (usable|available) path.*",))
+@check(TCP_RAM, only_ours=True, allow=(r"block nvme\dn\d: no (usable|available) path.*",))
 def ana(bench: Bench) -> None:
     """Two ports, states that change in both directions under fio verify, and a namespace that moves between groups."""
     target = AnaTarget(bench)
