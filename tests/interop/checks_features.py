@@ -50,7 +50,7 @@ echo "$count values and capabilities told"
 """
 
 
-@check(RAM, FILE, quick=1, only_ours=True, allow=_NOISE)
+@check(RAM, FILE, only_ours=True, allow=_NOISE)
 def features(bench: Bench) -> None:
     """get-feature of all identifiers with every SEL, set-feature, and what is saved over a reset and a crash."""
     (bench.directory / "state").unlink(missing_ok=True)
