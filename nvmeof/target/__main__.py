@@ -30,7 +30,7 @@ from nvmeof.spec.enums import CNTLID_MAX
 from nvmeof.target.cli.options import Options
 from nvmeof.target.cli.serve import serve
 from nvmeof.target.core.connection_limits import CONNECTIONS_MOST
-from nvmeof.target.metrics.server import DEFAULT_PORT as METRICS_PORT
+from nvmeof.target.metrics import DEFAULT_PORT as METRICS_PORT
 from nvmeof.target.simple_config import DEFAULT_SUBNQN
 from nvmeof.target.subsystem.config import ADVERTISE_FORMS, TLS_OFF, TLS_POLICIES
 from nvmeof.version import __version__

@@ -13,7 +13,7 @@ import sys
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -29,17 +29,16 @@ from nvmeof.target.cli.restart import Predecessor, Restarts, Successor
 from nvmeof.target.cli.service import Service
 from nvmeof.target.configuration.files import Loaded
 from nvmeof.target.configuration.merge import merged, plain_document
-from nvmeof.target.control import Control, ControlServer
-from nvmeof.target.control.process import Hooks
-from nvmeof.target.control.where import control_path
 from nvmeof.target.document import Document, TargetSettings, from_document
 from nvmeof.target.handover import Handover
-from nvmeof.target.metrics import page
-from nvmeof.target.metrics.server import MetricsServer, metrics_server
 from nvmeof.target.server import Target
 from nvmeof.target.storage.handed_over import copied_bytes
 from nvmeof.transport import base
 from nvmeof.transport.service_manager import InheritedSocket
+
+if TYPE_CHECKING:  # what is asked for is imported then: the start of others does not wait for it
+    from nvmeof.target.control import ControlServer
+    from nvmeof.target.metrics.server import MetricsServer
 
 MDNS_HOST_CHARACTERS: Final = 40
 """Of the host's name in an instance name, which may have 63 bytes (RFC 6763, 4.1.1)."""
@@ -60,6 +59,8 @@ async def serve(options: Options) -> None:
         options.inherited = tuple(service.ports())
         options.metrics = options.metrics or service.metrics_address()
         if options.metrics is not None:
+            from nvmeof.target.metrics import page
+
             page.check_available()
         predecessor = Predecessor.from_environment()
         try:
@@ -185,6 +186,8 @@ class Serving:
         options, target = self._options, self.target
         try:
             if options.metrics is not None:
+                from nvmeof.target.metrics.server import metrics_server
+
                 self._metrics = await metrics_server(target, options.metrics)
             if self._control is not None:
                 await self._control.start()
@@ -309,6 +312,10 @@ class Serving:
 
     def _control_at(self, path: str) -> ControlServer:
         """Return the control socket. Raises `ConfigurationError` for a path that there is none for."""
+        from nvmeof.target.control import Control, ControlServer
+        from nvmeof.target.control.process import Hooks
+        from nvmeof.target.control.where import control_path
+
         reloads, restart = self._reloads, self._restarts.restart
         hooks = Hooks(restart=restart)
         if reloads is not None:

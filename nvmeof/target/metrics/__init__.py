@@ -3,3 +3,9 @@
 It must not be known to what is counted: this package reads the target, its connections and their meters from outside.
 The format is that of the official client library, `prometheus_client`, which is the extra ``metrics``.
 """
+
+from __future__ import annotations
+
+from typing import Final
+
+DEFAULT_PORT: Final = 9950

@@ -17,11 +17,11 @@ from typing import Any, Final
 from nvmeof.address import Address, is_wildcard
 from nvmeof.address_shares import AddressShares
 from nvmeof.errors import ConfigurationError, TransportError
+from nvmeof.target.metrics import DEFAULT_PORT
 from nvmeof.target.metrics.page import Page
 from nvmeof.target.server import Target
 from nvmeof.transport.service_manager import InheritedSocket, inherited_socket, take_inherited
 
-DEFAULT_PORT: Final = 9950
 REQUEST_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 10.0
 REQUEST_BYTES: Final = 8192
