@@ -7,24 +7,29 @@ SHA-512.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 import os
 import secrets
 import stat
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.security.interchange import Interchange
 from nvmeof.spec.auth import HashId
 
 PREFIX: Final = "DHHC-1"
 KEY_SIZES: Final = (32, 48, 64)
 _TRANSFORM_SUFFIX: Final = b"NVMe-over-Fabrics"
-_FORM: Final = f"a secret has the form {PREFIX}:hh:BASE64: as gen-dhchap-key makes it"
+_FORM: Final = Interchange(
+    prefix=PREFIX,
+    numbers=("00", "01", "02", "03"),
+    kind="DH-HMAC-CHAP secret",
+    number="the transformation of a secret is 00, 01, 02 or 03",
+    key="the key of this secret",
+    form=f"a secret has the form {PREFIX}:hh:BASE64: as gen-dhchap-key makes it",
+)
 _MAX_FILE_BYTES: Final = 4096
 
 
@@ -53,8 +58,7 @@ class Secret:
 
     def to_text(self) -> str:
         """Return the secret itself as ``DHHC-1:hh:BASE64:``."""
-        check = zlib.crc32(self.key).to_bytes(4, "little")
-        return f"{PREFIX}:{self.transform or 0:02x}:{base64.b64encode(self.key + check).decode()}:"
+        return _FORM.to_text(self.transform or 0, self.key)
 
     def transformed(self, nqn: str) -> bytes:
         """Return the key as the host or controller of this NQN uses it."""
@@ -70,20 +74,7 @@ def generate_secret(size: int = 32, *, transform: HashId | None = None) -> Secre
 
 def parse_secret(text: str, source: str = "") -> Secret:
     """Read ``DHHC-1:hh:BASE64:``. Raises `ConfigurationError`, in whose message there is nothing of the key."""
-    parts = text.strip().split(":")
-    if len(parts) != 4 or parts[0] != PREFIX or parts[3]:
-        raise ConfigurationError(f"this is no DH-HMAC-CHAP secret: {_FORM}")
-    if parts[1] not in ("00", "01", "02", "03"):
-        raise ConfigurationError(f"the transformation of a secret is 00, 01, 02 or 03: {_FORM}")
-    try:
-        data = base64.b64decode(parts[2], validate=True)
-    except binascii.Error:
-        raise ConfigurationError(f"the key of this secret is no base64: {_FORM}") from None
-    key, check = data[:-4], data[-4:]
-    # Bits of the last character that stand for nothing count too: an encoder leaves them zero.
-    if zlib.crc32(key).to_bytes(4, "little") != check or base64.b64encode(data).decode() != parts[2]:
-        raise ConfigurationError("the key of this secret has a wrong checksum: a character was changed or lost")
-    number = int(parts[1])
+    number, key = _FORM.parse(text)
     return Secret(key, HashId(number) if number else None, source)
 
 

@@ -22,16 +22,15 @@ Expand-Label in another way: see `Derivation`.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import secrets
-import zlib
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
 from nvmeof.errors import ConfigurationError
+from nvmeof.security.interchange import Interchange
 from nvmeof.security.secret import read_source
 from nvmeof.spec.auth import HashId
 
@@ -39,7 +38,14 @@ PREFIX: Final = "NVMeTLSkey-1"
 SIZES: Final = {HashId.SHA256: 32, HashId.SHA384: 48}
 IDENTITY_BYTES_MOST: Final = 521
 """A version 1 identity of SHA-384 with two NQNs of 223 bytes."""
-_FORM: Final = f"a TLS key has the form {PREFIX}:hh:BASE64: as gen-tls-key makes it"
+_FORM: Final = Interchange(
+    prefix=PREFIX,
+    numbers=("00", "01", "02"),
+    kind="TLS key",
+    number="the hash function of a TLS key is 00, 01 or 02",
+    key="this TLS key",
+    form=f"a TLS key has the form {PREFIX}:hh:BASE64: as gen-tls-key makes it",
+)
 _SUFFIX: Final = "NVMe-over-Fabrics"
 
 
@@ -123,8 +129,7 @@ class TlsKey:
 
     def to_text(self) -> str:
         """Return the key itself as ``NVMeTLSkey-1:hh:BASE64:``."""
-        check = zlib.crc32(self.key).to_bytes(4, "little")
-        return f"{PREFIX}:{self.hash_id or 0:02x}:{base64.b64encode(self.key + check).decode()}:"
+        return _FORM.to_text(self.hash_id or 0, self.key)
 
     def retained(self, hostnqn: str, derivation: Derivation = Derivation.RFC8446) -> bytes:
         """Return the retained PSK of a host."""
@@ -199,20 +204,7 @@ def generated_key(hash_id: HashId, shared_secret: bytes, challenges: bytes) -> T
 
 def parse_tls_key(text: str, source: str = "") -> TlsKey:
     """Read ``NVMeTLSkey-1:hh:BASE64:``. Raises `ConfigurationError`, in whose message there is nothing of the key."""
-    parts = text.strip().split(":")
-    if len(parts) != 4 or parts[0] != PREFIX or parts[3]:
-        raise ConfigurationError(f"this is no TLS key: {_FORM}")
-    if parts[1] not in ("00", "01", "02"):
-        raise ConfigurationError(f"the hash function of a TLS key is 00, 01 or 02: {_FORM}")
-    try:
-        data = base64.b64decode(parts[2], validate=True)
-    except binascii.Error:
-        raise ConfigurationError(f"this TLS key is no base64: {_FORM}") from None
-    key, check = data[:-4], data[-4:]
-    # Bits of the last character that stand for nothing count too: an encoder leaves them zero.
-    if zlib.crc32(key).to_bytes(4, "little") != check or base64.b64encode(data).decode() != parts[2]:
-        raise ConfigurationError("this TLS key has a wrong checksum: a character was changed or lost")
-    number = int(parts[1])
+    number, key = _FORM.parse(text)
     return TlsKey(key, HashId(number) if number else None, source)
 
 
