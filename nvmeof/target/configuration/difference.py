@@ -108,6 +108,11 @@ class Plan:
         self.changes: list[Step] = []
         self.removals: list[Step] = []
 
+    def change(self, text: str, verb: Callable[[Any], object], was: object, now: object) -> None:
+        """Add what one verb changes, and takes back with what was before; nothing where both are the same."""
+        if was != now:
+            self.changes.append(Step(text, partial(verb, now), partial(verb, was)))
+
     @property
     def steps(self) -> list[Step]:
         """All steps: what is added, what is changed, what is removed."""
@@ -220,37 +225,19 @@ def _subsystem(target: Changing, plan: Plan, old: SubsystemConfig, new: Subsyste
         do, undo = (partial(target.set_limits, subnqn=nqn, **each) for each in reversed(limits))
         plan.changes.append(Step(text, do, undo))
     hosts = [None if each.any_host else each.allowed_hosts for each in (old, new)]
-    if hosts[0] != hosts[1]:
-        verb = partial(target.set_allowed_hosts, subnqn=nqn)
-        plan.changes.append(Step(f"{nqn}: allowed hosts changed", partial(verb, hosts[1]), partial(verb, hosts[0])))
-    if old.managing_hosts != new.managing_hosts:
-        manage = partial(target.set_managing_hosts, subnqn=nqn)
-        undo = partial(manage, old.managing_hosts)
-        plan.changes.append(Step(f"{nqn}: managing hosts changed", partial(manage, new.managing_hosts), undo))
-    old_keys, new_keys = dict(old.host_keys), dict(new.host_keys)
-    for host in {**old_keys, **new_keys}:
-        if old_keys.get(host) != new_keys.get(host):
-            set_keys = partial(target.set_host_keys, host, subnqn=nqn)
-            undo = partial(set_keys, old_keys.get(host))
-            plan.changes.append(Step(f"{nqn}: keys of {host} changed", partial(set_keys, new_keys.get(host)), undo))
-    _host_limits(target, plan, old, new)
-    old_tls, new_tls = dict(old.tls_keys), dict(new.tls_keys)
-    for host in {**old_tls, **new_tls}:
-        if old_tls.get(host) != new_tls.get(host):
-            set_tls = partial(target.set_tls_key, host, subnqn=nqn)
-            undo = partial(set_tls, old_tls.get(host))
-            plan.changes.append(Step(f"{nqn}: TLS key of {host} changed", partial(set_tls, new_tls.get(host)), undo))
+    allow, manage = (partial(verb, subnqn=nqn) for verb in (target.set_allowed_hosts, target.set_managing_hosts))
+    plan.change(f"{nqn}: allowed hosts changed", allow, *hosts)
+    plan.change(f"{nqn}: managing hosts changed", manage, old.managing_hosts, new.managing_hosts)
+    limits_of = [{None: each.host_limit, **dict(each.host_limits)} for each in (old, new)]
+    for what, verb, (was, now) in (
+        ("keys of {}", target.set_host_keys, (dict(old.host_keys), dict(new.host_keys))),
+        ("rate limit of {}", target.set_host_limit, limits_of),
+        ("TLS key of {}", target.set_tls_key, (dict(old.tls_keys), dict(new.tls_keys))),
+    ):
+        for host in {**was, **now}:
+            text = f"{nqn}: {what.format(host or 'each host')} changed"
+            plan.change(text, partial(verb, host, subnqn=nqn), was.get(host), now.get(host))
     _namespaces(target, plan, nqn, _by(old.namespaces, lambda one: one.nsid), _by(new.namespaces, lambda one: one.nsid))
-
-
-def _host_limits(target: Changing, plan: Plan, old: SubsystemConfig, new: SubsystemConfig) -> None:
-    limits = [{None: each.host_limit, **dict(each.host_limits)} for each in (old, new)]
-    for host in {**limits[0], **limits[1]}:
-        was, now = limits[0].get(host), limits[1].get(host)
-        if was != now:
-            verb = partial(target.set_host_limit, host, subnqn=new.nqn)
-            text = f"{new.nqn}: rate limit of {host or 'each host'} changed"
-            plan.changes.append(Step(text, partial(verb, now), partial(verb, was)))
 
 
 def _plain(value: Any) -> Any:
@@ -270,14 +257,12 @@ def _namespaces(
         old, new = was.get(nsid), now.get(nsid)
         if old is not None and new is not None:
             if _same_namespace(old, new):
-                if old.anagrpid != new.anagrpid:
-                    move = partial(target.move_namespace, nsid, subnqn=nqn)
-                    text = f"{nqn}: namespace {nsid} moved to ANA group {new.anagrpid}"
-                    plan.changes.append(Step(text, partial(move, new.anagrpid), partial(move, old.anagrpid)))
-                if old.rate_limit != new.rate_limit:
-                    verb = partial(target.set_namespace_limit, nsid, subnqn=nqn)
-                    text = f"{nqn}: rate limit of namespace {nsid} changed"
-                    plan.changes.append(Step(text, partial(verb, new.rate_limit), partial(verb, old.rate_limit)))
+                move = partial(target.move_namespace, nsid, subnqn=nqn)
+                plan.change(
+                    f"{nqn}: namespace {nsid} moved to ANA group {new.anagrpid}", move, old.anagrpid, new.anagrpid
+                )
+                limit = partial(target.set_namespace_limit, nsid, subnqn=nqn)
+                plan.change(f"{nqn}: rate limit of namespace {nsid} changed", limit, old.rate_limit, new.rate_limit)
                 if old.enabled != new.enabled:
                     verbs = (target.disable_namespace, target.enable_namespace)
                     do, undo = (partial(verbs[each.enabled], nsid, subnqn=nqn) for each in (new, old))
