@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -17,6 +18,8 @@ from benchmarks.cases import Case, full_grid, quick_grid
 from benchmarks.processes import choose_cores, mptcp_available
 from benchmarks.session import BenchmarkError
 
+P = TypeVar("P", isolation.Plan, offload.Plan, tls.Plan)
+R = TypeVar("R")
 PARTS = ("codec", "connection", "loopback", "mptcp-start", "offload", "tls")
 ALONE = ("isolation",)
 """Parts that run only when they are asked for: they take their time."""
@@ -166,11 +169,7 @@ def _run_isolation(console: Console, outcome: dict[str, Any], options: dict[str,
     cores = choose_cores()
     if cores.server is None:
         raise click.ClickException("the isolation benchmark needs two CPUs: one for the target, one for the load")
-    plan = isolation.QUICK if options["quick"] else isolation.Plan()
-    if options["seconds"] is not None:
-        plan = replace(plan, seconds=options["seconds"])
-    if options["pairs"] is not None:
-        plan = replace(plan, rounds=options["pairs"])
+    plan = _timed(isolation.QUICK if options["quick"] else isolation.Plan(), options)
     match = options["match"] or "*"
     scenarios = [name for name in isolation.SCENARIOS if fnmatch(name, match)]
     if not scenarios:
@@ -183,9 +182,7 @@ def _run_isolation(console: Console, outcome: dict[str, Any], options: dict[str,
         console.print(text, highlight=False, markup=False)
 
     outcome["isolation_plan"] = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
-    results = isolation.run(
-        scenarios, builds, cores, plan, lambda text: console.print(text, highlight=False, markup=False)
-    )
+    results = isolation.run(scenarios, builds, cores, plan, say)
     outcome["isolation"] = results
     isolation.print_results(console, results)
     outcome.setdefault("goals", []).extend(isolation.check_goals(results))
@@ -196,48 +193,43 @@ def _run_start(console: Console, outcome: dict[str, Any], options: dict[str, Any
         console.print("This kernel has no MPTCP: mptcp-start is left out.")
         return
     plan = replace(start.QUICK if options["quick"] else start.FULL, congestion=options["congestion"])
-    try:
-        result = start.run(choose_cores(), plan)
-    except BenchmarkError as error:
-        raise click.ClickException(str(error)) from error
-    outcome["mptcp-start"] = result
-    reached = start.goals(result)
-    outcome["goals"] = [*outcome.get("goals", []), *reached]
+    result = _measured(outcome, "mptcp-start", lambda: start.run(choose_cores(), plan))
     report.print_start(console, result)
-    report.print_goals(console, reached)
+    _conclude(console, outcome, start.goals(result))
 
 
 def _run_offload(console: Console, outcome: dict[str, Any], options: dict[str, Any]) -> None:
-    plan = offload.QUICK if options["quick"] else offload.FULL
-    if options["seconds"] is not None:
-        plan = replace(plan, seconds=options["seconds"])
-    if options["pairs"] is not None:
-        plan = replace(plan, rounds=options["pairs"])
-    try:
-        results = offload.run(plan)
-    except BenchmarkError as error:
-        raise click.ClickException(str(error)) from error
-    outcome["offload"] = results
-    reached = offload.check_goals(results)
-    outcome["goals"] = [*outcome.get("goals", []), *reached]
+    plan = _timed(offload.QUICK if options["quick"] else offload.FULL, options)
+    results = _measured(outcome, "offload", lambda: offload.run(plan))
     offload.print_results(console, results)
-    report.print_goals(console, reached)
+    _conclude(console, outcome, offload.check_goals(results))
 
 
 def _run_tls(console: Console, outcome: dict[str, Any], options: dict[str, Any]) -> None:
-    plan = tls.QUICK if options["quick"] else tls.FULL
-    if options["seconds"] is not None:
-        plan = replace(plan, seconds=options["seconds"])
-    if options["pairs"] is not None:
-        plan = replace(plan, rounds=options["pairs"])
+    plan = _timed(tls.QUICK if options["quick"] else tls.FULL, options)
+    results = _measured(outcome, "tls", lambda: tls.run(choose_cores(), plan))
+    tls.print_results(console, results)
+    _conclude(console, outcome, tls.check_goals(results))
+
+
+def _timed(plan: P, options: dict[str, Any]) -> P:
+    """Return a plan with the seconds and rounds that were asked for."""
+    asked = {"seconds": options["seconds"], "rounds": options["pairs"]}
+    return replace(plan, **{name: value for name, value in asked.items() if value is not None})
+
+
+def _measured(outcome: dict[str, Any], part: str, measure: Callable[[], R]) -> R:
+    """Measure a part and take note of its results."""
     try:
-        results = tls.run(choose_cores(), plan)
+        outcome[part] = results = measure()
     except BenchmarkError as error:
         raise click.ClickException(str(error)) from error
-    outcome["tls"] = results
-    reached = tls.check_goals(results)
-    outcome["goals"] = [*outcome.get("goals", []), *reached]
-    tls.print_results(console, results)
+    return results
+
+
+def _conclude(console: Console, outcome: dict[str, Any], reached: list[dict[str, Any]]) -> None:
+    """Take note of a part's goals, and print them."""
+    outcome.setdefault("goals", []).extend(reached)
     report.print_goals(console, reached)
 
 
