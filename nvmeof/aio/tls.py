@@ -468,17 +468,18 @@ async def connect_tls(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     attempts = credentials.attempts(hostnqn, subnqn)
-    for index, (psk, suites) in enumerate(attempts):
+    for attempt in attempts:
         endpoint = await reach()
         try:
-            found = await _handshake(endpoint, TlsSession(psk, suites, server=False), max(deadline - loop.time(), 0.1))
+            session = TlsSession(attempt.psk, attempt.suites, server=False)
+            found = await _handshake(endpoint, session, max(deadline - loop.time(), 0.1))
         except ConnectTimeout:
             raise
         except TransportError:
-            if index + 1 == len(attempts):
+            if attempt is attempts[-1]:
                 raise
         else:
-            credentials.worked(index)
+            credentials.worked(attempt)
             return found
     raise AssertionError("credentials have at least one handshake to try")
 

@@ -290,13 +290,13 @@ def test_nothing_below_tls_1_3() -> None:
 def test_attempts_of_a_host() -> None:
     credentials = TlsCredentials(KEY_384)
     first, second, third, fourth = credentials.attempts(HOST, SUBSYSTEM)
-    assert [suites for _, suites in (first, second)] == [(AES_256_GCM,), (CHACHA20, AES_128_GCM)]
+    assert [each.suites for each in (first, second)] == [(AES_256_GCM,), (CHACHA20, AES_128_GCM)]
     assert [third[0], fourth[0]] == [KEY_384.psk(HOST, SUBSYSTEM, derivation=Derivation.LIBNVME_1_14)] * 2
-    credentials.worked(3)
+    credentials.worked(fourth)
     assert credentials.attempts(HOST, SUBSYSTEM) == [fourth, first, second, third]
-    credentials.worked(0)
+    credentials.worked(fourth)
     assert credentials.attempts(HOST, SUBSYSTEM)[0] == fourth
-    credentials.worked(2)
+    credentials.worked(second)
     assert credentials.attempts(HOST, SUBSYSTEM) == [second, first, third, fourth]
     (attempt,) = TlsCredentials(KEY_256, derivation=Derivation.RFC8446).attempts(HOST, SUBSYSTEM)
     assert attempt[1] == (AES_128_GCM, CHACHA20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from nvmeof.errors import ConfigurationError
 from nvmeof.security.tls.hello import HelloError, parse_hello
@@ -11,8 +12,15 @@ from nvmeof.security.tls.key import Derivation, Psk, TlsKey
 from nvmeof.security.tls.suites import AES_256_GCM, CHACHA20, SUITES, Suite, choose
 from nvmeof.spec.auth import HashId
 
-Attempt = tuple[Psk, tuple[Suite, ...]]
-"""One handshake: its PSK, and the cipher suites that are offered with it."""
+
+class Attempt(NamedTuple):
+    """One handshake: its PSK, the cipher suites that are offered with it, and how the PSK was derived."""
+
+    psk: Psk
+    suites: tuple[Suite, ...]
+    derivation: Derivation
+
+
 Lookup = Callable[[str], Sequence[Psk]]
 """Returns the PSKs that an identity can mean; none for an identity that is not known."""
 
@@ -52,19 +60,15 @@ class TlsCredentials:
 
     def attempts(self, hostnqn: str, subnqn: str) -> list[Attempt]:
         """Return the handshakes to try, in order: the one that worked last is the first."""
-        return [
-            (self.key.psk(hostnqn, subnqn, version=self.version, derivation=derivation), suites)
-            for derivation, suites in self._forms()
-        ]
+        found = []
+        for derivation in tuple(Derivation) if self.derivation is None else (self.derivation,):
+            psk = self.key.psk(hostnqn, subnqn, version=self.version, derivation=derivation)
+            found += [Attempt(psk, suites, derivation) for suites in self._groups()]
+        return sorted(found, key=lambda each: (each.derivation, each.suites) not in self._worked)
 
-    def _forms(self) -> list[tuple[Derivation, tuple[Suite, ...]]]:
-        derivations = tuple(Derivation) if self.derivation is None else (self.derivation,)
-        forms = [(derivation, suites) for derivation in derivations for suites in self._groups()]
-        return sorted(forms, key=lambda each: each not in self._worked)
-
-    def worked(self, index: int) -> None:
-        """Take note that the attempt with that index has worked."""
-        self._worked[:] = [self._forms()[index]]
+    def worked(self, attempt: Attempt) -> None:
+        """Take note of an attempt that has worked."""
+        self._worked[:] = [(attempt.derivation, attempt.suites)]
 
 
 def match_hello(message: bytes, lookup: Lookup, suites: Sequence[Suite]) -> tuple[Psk, Suite]:
