@@ -229,15 +229,11 @@ def load(options: Options) -> Loaded:
     return loaded
 
 
-def make_configured(options: Options, loaded: Loaded, audit: AuditLog | None = None) -> Target:
-    """Make the target that the file of --config describes. Raises ConfigurationError."""
-    if any(port.tls != TLS_OFF for port in loaded.settings.config.ports):
-        open_keylog(options.tls_keylog)
-    return Target.from_settings(loaded.settings, trace=_trace(options), meters=_meters(options), audit=audit)
-
-
-def make_successor(options: Options, settings: TargetSettings, audit: AuditLog | None, handover: Handover) -> Target:
-    """Make the target that goes on with what another one has left. Raises ConfigurationError."""
+def make_configured(
+    options: Options, settings: TargetSettings, audit: AuditLog | None, handover: Handover | None = None
+) -> Target:
+    """Make the target that settings describe: those of --config, or of the target that this one goes on with
+    (`handover`). Raises ConfigurationError."""
     if options.trtype_code is not None:
         base.set_trtype_code(options.trtype, options.trtype_code)
     if any(port.tls != TLS_OFF for port in settings.config.ports):
@@ -252,15 +248,9 @@ def make_audit_log(options: Options) -> AuditLog | None:
     return None if options.audit_log is None else AuditLog(options.audit_log)
 
 
-def make_target(options: Options, audit: AuditLog | None = None) -> Target:
-    """Make the target from a command line's options. Raises ConfigurationError."""
-    if options.trtype_code is not None:
-        base.set_trtype_code(options.trtype, options.trtype_code)
-    base.get(options.trtype)
+def _subsystem(options: Options) -> SubsystemConfig:
     shortest, longest = (0.0, 0.0) if not options.keep_alive_range else parse_keep_alive_range(options.keep_alive_range)
-    if options.tls != TLS_OFF:
-        open_keylog(options.tls_keylog)
-    subsystem = SubsystemConfig(
+    return SubsystemConfig(
         nqn=options.subnqn,
         serial=options.serial,
         model=options.model,
@@ -286,9 +276,18 @@ def make_target(options: Options, audit: AuditLog | None = None) -> Target:
         admin_label=options.admin_label,
         metadata_store=_state(options),
     )
+
+
+def make_target(options: Options, audit: AuditLog | None = None) -> Target:
+    """Make the target from a command line's options. Raises ConfigurationError."""
+    if options.trtype_code is not None:
+        base.set_trtype_code(options.trtype, options.trtype_code)
+    base.get(options.trtype)
+    if options.tls != TLS_OFF:
+        open_keylog(options.tls_keylog)
     return Target(
         TargetConfig(
-            subsystems=(with_rate_limits(subsystem, options.rate_limit),),
+            subsystems=(with_rate_limits(_subsystem(options), options.rate_limit),),
             ports=tuple(_ports(options)),
             staging_bytes=parse_size(options.memory),
             max_connections=options.max_connections,

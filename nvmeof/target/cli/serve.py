@@ -22,7 +22,7 @@ from nvmeof.cli import streams
 from nvmeof.errors import ConfigurationError, NvmeofError
 from nvmeof.size_text import format_size
 from nvmeof.target.cli.limits import raise_file_limit
-from nvmeof.target.cli.options import Options, load, make_audit_log, make_configured, make_successor, make_target
+from nvmeof.target.cli.options import Options, load, make_audit_log, make_configured, make_target
 from nvmeof.target.cli.reloads import Reloads
 from nvmeof.target.cli.report import facts, remark, say, say_configured, warn
 from nvmeof.target.cli.restart import Predecessor, Restarts, Successor
@@ -117,11 +117,11 @@ class Serving:
         if handover is not None:
             options.metrics = handover.extra["metrics"]
             left = {"document": handover.document, "file": handover.extra["file"]}
-            self.target = make_successor(options, served_settings(loaded, left), audit, handover)
+            self.target = make_configured(options, served_settings(loaded, left), audit, handover)
         elif loaded is None:
             self.target = make_target(options, audit)
         else:
-            self.target = make_configured(options, loaded, audit)
+            self.target = make_configured(options, loaded.settings, audit)
         self._reloads = None if loaded is None else Reloads(self.target, options, loaded, service, _status)
         self._restarts = Restarts(service.environment(), self._running)
         self._control = None if options.control is None else self._control_at(options.control)
