@@ -35,7 +35,7 @@ run: $(VENV)/.run   ## the main job from end to end, in seconds
 	@$(BIN)/python -m nvmeof
 
 test: $(VENV)/.test  ## the everyday test suite
-	$(BIN)/python -m pytest -n 6 -m 'not timing' $(if $(PYTEST_ARGS),$(PYTEST_ARGS),--all-refusals)
+	$(BIN)/python -m pytest -n 4 -m 'not timing' $(if $(PYTEST_ARGS),$(PYTEST_ARGS),--all-refusals)
 	$(BIN)/python -m pytest -m timing $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint  ## ruff, mypy --strict, the layers
