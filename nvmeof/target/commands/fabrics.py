@@ -64,10 +64,9 @@ logger = logging.getLogger(__name__)
 _LONGEST_CONNECT_BYTES = 4096
 """A host may send a whole page for Connect: what follows the 1,024 bytes is not looked at."""
 _MAX_ADMIN_ENTRIES = 4096
-# Numbers: each other value that a flag is joined to would stay in its table of members.
+# Plain numbers: what an IntFlag makes of each CNTLID that it is joined with would be remembered by its class.
 _AUTHENTICATE = int(Authreq.ATR)
 _AUTHENTICATE_FOR_TLS = int(Authreq.ATR | Authreq.ASCR)
-"""A plain number: what an IntFlag makes of each CNTLID that it is joined with would be remembered by its class."""
 _DATA_LAYOUT = layout(CONNECT_DATA)
 
 
@@ -111,26 +110,24 @@ def check_connect(ctx: ConnectContext, request: Decoded[ConnectFields]) -> None:
 def connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryview | None) -> Completion:
     """Make this queue the admin queue of a new controller, or an I/O queue of an existing one. DW0: CNTLID."""
     assert data is not None
-    audit = ctx.peer_log.audit
-    if audit is None:
-        return _connect(ctx, request, data)
-    told = partial(audit, AuditEvent.CONNECT, peer=ctx.peer, queue=request.fields.qid)
+    audit, host, subnqn = ctx.peer_log.audit, "", ""
+    told = None if audit is None else partial(audit, AuditEvent.CONNECT, peer=ctx.peer, queue=request.fields.qid)
     try:
-        _, _, subnqn, named = _connect_data(data)
+        found = _, _, subnqn, host = _connect_data(data)
+        completion = _connect(ctx, request, found)
     except CommandError as error:
-        told(granted=False, status=f"{error.status:#x}", reason=str(error))
+        if told is not None:
+            told(granted=False, host=host, subsystem=subnqn, status=f"{error.status:#x}", reason=str(error))
         raise
-    try:
-        completion = _connect(ctx, request, data)
-    except CommandError as error:
-        told(granted=False, host=named, subsystem=subnqn, status=f"{error.status:#x}", reason=str(error))
-        raise
-    told(granted=True, host=named, subsystem=subnqn, cntlid=completion.dw0 & 0xFFFF)
+    if told is not None:
+        told(granted=True, host=host, subsystem=subnqn, cntlid=completion.dw0 & 0xFFFF)
     return completion
 
 
-def _connect(ctx: ConnectContext, request: Decoded[ConnectFields], data: memoryview) -> Completion:
-    hostid, wanted_cntlid, subnqn, named = _connect_data(data)
+def _connect(
+    ctx: ConnectContext, request: Decoded[ConnectFields], connect_data: tuple[bytes, int, str, str]
+) -> Completion:
+    hostid, wanted_cntlid, subnqn, named = connect_data
     host_nqn = named or unnamed_host(hostid)
     if has_control_characters(named):
         # It goes into log lines.
